@@ -1,0 +1,1 @@
+"""What Celery workers run: the handlers of changes, and what users' own tasks may use."""

@@ -1,0 +1,29 @@
+"""The one base of every error of ours."""
+
+from __future__ import annotations
+
+import re
+from inspect import getdoc
+
+__all__ = ["CDCError", "mask_secrets"]
+
+_PASSWORD_IN_URL = re.compile(r"(?<=://)(?P<user>[^:/@\s]*):[^@\s]*(?=@)")
+_PASSWORD_IN_DSN = re.compile(r"(?P<key>\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE)
+
+
+class CDCError(Exception):
+    """Something in cdc-tasks failed."""
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        """Without `message` the class's docstring is the message; `hint` is the exact command or SQL that mends it."""
+        self.message = mask_secrets(message or getdoc(type(self)) or "")
+        self.hint = mask_secrets(hint) if hint else None
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+def mask_secrets(text: str) -> str:
+    """Return `text` with the passwords of URLs and of `password=…` pairs replaced by `***`."""
+    return _PASSWORD_IN_DSN.sub(r"\g<key>***", _PASSWORD_IN_URL.sub(r"\g<user>:***", text))

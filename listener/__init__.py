@@ -1,0 +1,1 @@
+"""The daemon that turns the database's log into Celery tasks."""
