@@ -1,0 +1,225 @@
+"""A server as a child process: a free port, a fresh directory, a readable error when it does not start."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self
+
+from cdc_tasks.errors import CDCError
+
+__all__ = ["ServerError", "ServerProcess", "free_port"]
+
+_LAUNCHER = Path(__file__).with_name("launch.py")
+# Below the range from which Linux gives ports to outgoing connections: a stopped server finds its port free again.
+_PORTS = range(20000, 32000)
+_LOG_LINES_SHOWN = 25
+
+
+class ServerError(CDCError):
+    """A server did not start."""
+
+
+class ServerProcess(ABC):
+    """One server on 127.0.0.1, its data in a fresh directory that goes away with it.
+
+    Start it from a thread that lives as long as the server shall: the server is killed when that thread ends, however
+    it ends, so that a killed program leaves nothing running (Linux; elsewhere `close` has to be reached).
+    """
+
+    name: str
+    stop_signal: signal.Signals = signal.SIGTERM
+    # What the kernel sends to the server when we are gone without having stopped it.
+    orphan_signal: signal.Signals = signal.SIGKILL
+    start_timeout: float = 60
+    stop_timeout: float = 20
+
+    def __init__(self, *, port: int | None = None) -> None:
+        """Without `port` a free one is picked at the first start, and kept from then on."""
+        self._port = port
+        self._port_is_ours = port is None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._home = tempfile.TemporaryDirectory(
+            prefix=f"cdc-{self.name}-", dir=_temporary_root(), ignore_cleanup_errors=True
+        )
+        self.home = Path(self._home.name)
+        self.data_dir = self.home / "data"
+        self.log_path = self.home / "log"
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where clients connect."""
+
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """The server in the foreground, with an absolute path."""
+
+    @abstractmethod
+    def _is_ready(self) -> bool:
+        """Whether it serves clients now; asked again and again while it starts."""
+
+    def _prepare(self) -> None:
+        """Make `data_dir`, which does not exist yet."""
+        self.data_dir.mkdir()
+
+    def _environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def _owner(self) -> tuple[int, int] | None:
+        """User and group to run as, where it is not ours."""
+        return None
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            self._port = free_port()
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise ServerError(f"{self.name} is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """All that the server wrote so far, over restarts."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def start(self) -> Self:
+        """Start, and return when clients are served; a server that runs already is left alone."""
+        if self.running:
+            return self
+        if not self.data_dir.exists():
+            self._prepare()
+        deadline = time.monotonic() + self.start_timeout
+        while not self._launch_and_wait(deadline):
+            if not self._may_try_again() or time.monotonic() > deadline:
+                raise self._failure()
+            time.sleep(0.1)
+        return self
+
+    def stop(self) -> None:
+        """Ask it to end, insist after `stop_timeout` seconds; its data stay for the next start."""
+        self._end(self.stop_signal, self.stop_timeout)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._end(signal.SIGKILL, self.stop_timeout)
+
+    def restart(self, *, keep_data: bool = True) -> Self:
+        """Stop and start on the same port, with its data or with none."""
+        self.stop()
+        if not keep_data:
+            self.wipe()
+        return self.start()
+
+    def wipe(self) -> None:
+        """Throw away a stopped server's data."""
+        if self.running:
+            raise ServerError(f"{self.name} is running: stop it before its data are thrown away")
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def close(self) -> None:
+        """Stop, and remove all it left on disk."""
+        self.stop()
+        self._home.cleanup()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _launch_and_wait(self, deadline: float) -> bool:
+        """Whether a new process came to serve clients; if not, there is none."""
+        process = self._launch()
+        while process.poll() is None and time.monotonic() < deadline:
+            if self._is_ready():
+                return process.poll() is None
+            time.sleep(0.02)
+        self._end(signal.SIGKILL, self.stop_timeout)
+        return False
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        uid, gid = self._owner() or (-1, -1)
+        launcher = [sys.executable, "-I", "-S", str(_LAUNCHER)]
+        identity = [str(number) for number in (os.getpid(), int(self.orphan_signal), uid, gid)]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*launcher, *identity, *self._command()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C is for the program that started us; it stops us in its order
+            )
+        return self._process
+
+    def _may_try_again(self) -> bool:
+        """Whether what the log says is a matter of bad luck; picks another port where that was it."""
+        if self._port_is_ours and "address already in use" in self._log_end().lower():
+            self._port = free_port()
+            return True
+        return False
+
+    def _end(self, first_signal: signal.Signals, timeout: float) -> None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(first_signal)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _log_end(self) -> str:
+        return "\n".join(self.log.splitlines()[-_LOG_LINES_SHOWN:])
+
+    def _failure(self) -> ServerError:
+        return ServerError(
+            f"{self.name} did not start on 127.0.0.1:{self.port}",
+            hint=f"the end of its log says:\n{self._log_end() or '(nothing)'}",
+        )
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 on which nothing listens now."""
+    for port in random.sample(_PORTS, k=200):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ServerError("no free port on 127.0.0.1 between 20000 and 32000")
+
+
+def _temporary_root() -> str:
+    """Return a directory that other users can pass through: as root, servers run as somebody else."""
+    chosen = Path(tempfile.gettempdir()).resolve()
+    if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in (chosen, *chosen.parents)):
+        return "/tmp"  # noqa: S108 - only the parent of a directory of our own
+    return str(chosen)
