@@ -1,0 +1,180 @@
+"""Real servers for tests: one of each kind a session, started when first asked for; fresh state for every test."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+import redis
+from psycopg2 import sql
+
+from demo.servers import PostgresServer, ValkeyServer
+from tests.servers import DebianPostgresServer, RabbitMQServer, RedisServer
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """A database of a test's own."""
+
+    name: str
+    server: PostgresServer
+    connection: psycopg2.extensions.connection  # superuser, autocommit
+
+    @property
+    def url(self) -> str:
+        return self.server.url_of(self.name)
+
+    def execute(self, statement: str, *arguments: Any) -> None:
+        """Run one statement, or several without arguments, in a transaction of its own."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+
+    def fetch(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+            return cursor.fetchall()
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """Return one more connection, with transactions; the test closes it."""
+        return psycopg2.connect(self.url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """An empty Redis-compatible server: database 0 for Celery, database 1 for the cache."""
+
+    server: ValkeyServer
+    client: redis.Redis
+    cache: redis.Redis
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def cache_url(self) -> str:
+        return self.server.url_of(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """PostgreSQL 18 from the wheel; a test that restarts or breaks a server starts one of its own."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_postgres_server() -> Iterator[DebianPostgresServer]:
+    """PostgreSQL 15 with wal2json, from Debian's packages."""
+    with DebianPostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer]:
+    """Valkey from the wheel."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """Redis from Debian's packages."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[RabbitMQServer]:
+    """RabbitMQ from Debian's packages."""
+    with RabbitMQServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[Database]:
+    """A fresh database on PostgreSQL 18."""
+    yield from _fresh_database(postgres_server)
+
+
+@pytest.fixture
+def debian_database(debian_postgres_server: DebianPostgresServer) -> Iterator[Database]:
+    """A fresh database on PostgreSQL 15, where wal2json is."""
+    yield from _fresh_database(debian_postgres_server)
+
+
+@pytest.fixture(params=["postgres_server", "debian_postgres_server"])
+def any_database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A fresh database: the test runs on each version of PostgreSQL."""
+    yield from _fresh_database(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def broker(valkey_server: ValkeyServer) -> Iterator[Broker]:
+    """An empty Valkey."""
+    yield from _empty_broker(valkey_server)
+
+
+@pytest.fixture(params=["valkey_server", "redis_server"])
+def any_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """An empty broker: the test runs on Valkey and on Redis."""
+    yield from _empty_broker(request.getfixturevalue(request.param))
+
+
+def _fresh_database(server: PostgresServer) -> Iterator[Database]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    administrator = _connect(server.url)
+    _run(administrator, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    connection = _connect(server.url_of(name))
+    try:
+        yield Database(name=name, server=server, connection=connection)
+    finally:
+        connection.close()
+        _drop_database(administrator, name)
+        administrator.close()
+
+
+def _drop_database(administrator: psycopg2.extensions.connection, name: str) -> None:
+    wait_until(lambda: _drop_slots(administrator, name), what=f"the replication slots of {name} to be given up")
+    _run(administrator, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _drop_slots(administrator: psycopg2.extensions.connection, name: str) -> bool:
+    """Whether all are gone; one that is in use is taken from its user, and free a moment later."""
+    with administrator.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = %s AND active", [name]
+        )
+        cursor.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s AND NOT active",
+            [name],
+        )
+        cursor.execute("SELECT count(*) = 0 FROM pg_replication_slots WHERE database = %s", [name])
+        row = cursor.fetchone()
+        return bool(row and row[0])
+
+
+def _connect(url: str) -> psycopg2.extensions.connection:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    return connection
+
+
+def _run(connection: psycopg2.extensions.connection, statement: sql.Composable) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def _empty_broker(server: ValkeyServer) -> Iterator[Broker]:
+    with redis.Redis.from_url(server.url) as client, redis.Redis.from_url(server.url_of(1)) as cache:
+        client.flushall()
+        yield Broker(server=server, client=client, cache=cache)
+        client.flushall()

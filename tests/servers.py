@@ -1,0 +1,142 @@
+"""Servers of the machine's own packages, for tests: what users run, beside what the wheels carry.
+
+`scripts/install-test-servers` installs them on Debian and Ubuntu. Elsewhere they are looked for on the PATH, or where
+the variable that the error names points.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import amqp
+
+from demo.server_process import ServerError, ServerProcess, free_port
+from demo.servers import PostgresServer, ValkeyServer
+
+__all__ = ["DebianPostgresServer", "RabbitMQServer", "RedisServer"]
+
+_SYSTEM_DIRECTORIES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+
+
+class DebianPostgresServer(PostgresServer):
+    """The newest installed PostgreSQL that has wal2json: 15 on Debian 12."""
+
+    name = "postgres-debian"
+
+    def _find_binaries(self) -> Path:
+        if chosen := os.environ.get("CDC_TEST_POSTGRES_BIN"):
+            return Path(chosen)
+        plugins = Path("/usr/lib/postgresql").glob("*/lib/wal2json.so")
+        versions = sorted((plugin.parent.parent for plugin in plugins), key=lambda path: float(path.name))
+        if not versions:
+            raise _missing("PostgreSQL with wal2json", "CDC_TEST_POSTGRES_BIN=/directory/of/postgres")
+        return versions[-1] / "bin"
+
+
+class RedisServer(ValkeyServer):
+    """The machine's own `redis-server`."""
+
+    name = "redis"
+
+    def _find_binary(self) -> Path:
+        return find_program("redis-server", "CDC_TEST_REDIS_SERVER")
+
+
+class RabbitMQServer(ServerProcess):
+    """RabbitMQ as a node of its own: own name, own ports, own port mapper, nothing of `/etc/rabbitmq`."""
+
+    name = "rabbitmq"
+
+    def __init__(self, *, port: int | None = None) -> None:
+        super().__init__(port=port)
+        self._distribution_port = free_port()
+        self._port_mapper = _ErlangPortMapper()
+
+    @property
+    def url(self) -> str:
+        """The URL of the virtual host `/`, as `guest`."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        (self.home / "enabled_plugins").write_text("[].\n")
+        (self.home / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nlog.console.level = info\ndisk_free_limit.absolute = 50MB\n"
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOME": str(self.home),  # the Erlang cookie lives there
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._port_mapper.port),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": str(self.home / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.data_dir),
+            "RABBITMQ_LOG_BASE": str(self.home),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(self.home / "pid"),
+            "RABBITMQ_NODENAME": f"cdc{self._distribution_port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            # The script then becomes the server, instead of watching over it in between.
+            "RUNNING_UNDER_SYSTEMD": "1",
+        }
+
+    def _command(self) -> list[str]:
+        return [str(find_program("rabbitmq-server", "CDC_TEST_RABBITMQ_SERVER"))]
+
+    def _is_ready(self) -> bool:
+        try:
+            with amqp.Connection(host=f"127.0.0.1:{self.port}", connect_timeout=2):
+                return True
+        except (OSError, amqp.exceptions.AMQPError):
+            return False
+
+    def start(self) -> RabbitMQServer:
+        self._port_mapper.start()
+        return super().start()
+
+    def close(self) -> None:
+        super().close()
+        self._port_mapper.close()
+
+
+class _ErlangPortMapper(ServerProcess):
+    """An `epmd` of our own: the node would start one that outlives it."""
+
+    name = "epmd"
+
+    @property
+    def url(self) -> str:
+        return f"epmd://127.0.0.1:{self.port}"
+
+    def _command(self) -> list[str]:
+        epmd = find_program("epmd", "CDC_TEST_EPMD")
+        return [str(epmd), "-port", str(self.port), "-address", "127.0.0.1"]
+
+    def _is_ready(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+
+def find_program(program: str, variable: str) -> Path:
+    """Return the path of a server's program: what `variable` says, or what the system's directories hold."""
+    search = os.pathsep.join([*_SYSTEM_DIRECTORIES, os.environ.get("PATH", "")])
+    found = os.environ.get(variable) or shutil.which(program, path=search)
+    if not found:
+        raise _missing(program, f"{variable}=/path/of/{program}")
+    return Path(found)
+
+
+def _missing(server: str, variable: str) -> ServerError:
+    return ServerError(
+        f"this test needs {server}, which is not on this machine",
+        hint=f"run scripts/install-test-servers (Debian, Ubuntu), or set {variable}",
+    )
