@@ -1,0 +1,66 @@
+"""What a source of changes promises, so that the loop, the commands and the tests need not know which one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cdc_tasks.changes import Change
+from cdc_tasks.errors import CDCError
+
+__all__ = ["Batch", "Gap", "Monitor", "SourceError", "SourceLost"]
+
+
+class SourceError(CDCError):
+    """The database cannot be read as it is; a person has to mend it."""
+
+
+class SourceLost(CDCError):
+    """The connection to the database was lost; trying again may help."""
+
+
+class Gap(CDCError):
+    """The source no longer has changes that were never published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Changes that are published together, in commit order; without any, only the position moves on."""
+
+    changes: Sequence[Change]
+    position: str  # of the last change, or a later point of the log before the next one
+
+
+class Monitor(Protocol):
+    """A reader of one database's log.
+
+    The monitor owns its connections and everything that it makes on the server (slot, publication, lock);
+    the loop owns the order: publish, then acknowledge. Changes come in commit order. Positions are opaque
+    to everybody else: they are stored as the checkpoint and given back. On each replay a change has the
+    position and the id it had.
+
+    `open` and `batches` block; `stop` may be called from any thread or signal handler.
+    """
+
+    def open(self) -> None:
+        """Connect and become the only reader; waits as a standby while another listener is.
+
+        Raises SourceError where a person is needed, Gap where the log is gone, SourceLost otherwise.
+        """
+
+    def batches(self, after: str | None) -> Iterator[Batch]:
+        """Yield batches of what lies beyond `after` (None: all that the source still has for us).
+
+        A lone change is not held back; a large transaction comes in pieces. Ends after `stop`.
+        Raises Gap where `after` lies before the source's oldest log, SourceLost.
+        """
+
+    def acknowledge(self, position: str) -> None:
+        """Let the source forget its log up to `position`, now or a little later; never beyond it."""
+
+    def stop(self) -> None:
+        """Make `open` and `batches` return soon."""
+
+    def close(self) -> None:
+        """Send the last acknowledgement and let go of the source; safe to call twice."""

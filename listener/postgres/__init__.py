@@ -1,0 +1,1 @@
+"""PostgreSQL: logical replication from a slot, decoded into changes."""
