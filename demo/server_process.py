@@ -20,7 +20,8 @@ from cdc_tasks.errors import CDCError
 __all__ = ["ServerError", "ServerProcess", "free_port"]
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
-# Below the range from which Linux gives ports to outgoing connections: a stopped server finds its port free again.
+# Below the range from which Linux gives ports to outgoing connections, so that a stopped server finds its port
+# free again.
 _PORTS = range(20000, 32000)
 _LOG_LINES_SHOWN = 25
 
@@ -32,8 +33,8 @@ class ServerError(CDCError):
 class ServerProcess(ABC):
     """One server on 127.0.0.1, its data in a fresh directory that goes away with it.
 
-    Start it from a thread that lives as long as the server shall: the server is killed when that thread ends, however
-    it ends, so that a killed program leaves nothing running (Linux; elsewhere `close` has to be reached).
+    Start it from a thread that lives as long as the server shall: the server is killed when that thread ends,
+    however it ends, so that a killed program leaves nothing running (Linux; elsewhere `close` has to be reached).
     """
 
     name: str
@@ -62,11 +63,11 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def _command(self) -> list[str]:
-        """The server in the foreground, with an absolute path."""
+        """Return the command that runs the server in the foreground, with an absolute path."""
 
     @abstractmethod
     def _is_ready(self) -> bool:
-        """Whether it serves clients now; asked again and again while it starts."""
+        """Return whether it serves clients now; asked again and again while it starts."""
 
     def _prepare(self) -> None:
         """Make `data_dir`, which does not exist yet."""

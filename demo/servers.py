@@ -44,7 +44,7 @@ class PostgresServer(ServerProcess):
         fsync: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """With `password` clients have to give it (SCRAM); `settings` are server parameters that win over ours."""
+        """With `password` clients have to give it (SCRAM); `settings` are server parameters, before ours."""
         super().__init__(port=port)
         self.password = password
         self.settings = {
@@ -168,7 +168,7 @@ class ValkeyServer(ServerProcess):
         password: str | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        """With `append_only` (AOF) a restart keeps the data, a crash too; `arguments` are the server's own options."""
+        """With `append_only` (AOF) data outlive a restart and a crash; `arguments` are the server's own options."""
         super().__init__(port=port)
         self.append_only = append_only
         self.password = password

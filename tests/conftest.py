@@ -1,4 +1,4 @@
-"""Real servers for tests: one of each kind a session, started when first asked for; fresh state for every test."""
+"""Real servers for tests: one of each kind a session, started when first asked for; fresh state for a test."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ def _fresh_database(server: PostgresServer) -> Iterator[Database]:
 
 
 def _drop_database(administrator: psycopg2.extensions.connection, name: str) -> None:
-    wait_until(lambda: _drop_slots(administrator, name), what=f"the replication slots of {name} to be given up")
+    wait_until(
+        lambda: _drop_slots(administrator, name), what=f"the replication slots of {name} to be given up"
+    )
     _run(administrator, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -151,10 +153,13 @@ def _drop_slots(administrator: psycopg2.extensions.connection, name: str) -> boo
     """Whether all are gone; one that is in use is taken from its user, and free a moment later."""
     with administrator.cursor() as cursor:
         cursor.execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = %s AND active", [name]
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+            " WHERE database = %s AND active",
+            [name],
         )
         cursor.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s AND NOT active",
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+            " WHERE database = %s AND NOT active",
             [name],
         )
         cursor.execute("SELECT count(*) = 0 FROM pg_replication_slots WHERE database = %s", [name])

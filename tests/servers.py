@@ -1,7 +1,7 @@
 """Servers of the machine's own packages, for tests: what users run, beside what the wheels carry.
 
-`scripts/install-test-servers` installs them on Debian and Ubuntu. Elsewhere they are looked for on the PATH, or where
-the variable that the error names points.
+`scripts/install-test-servers` installs them on Debian and Ubuntu. Elsewhere they are looked for on the PATH, or
+where the variable points that the error names.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RabbitMQServer(ServerProcess):
         super()._prepare()
         (self.home / "enabled_plugins").write_text("[].\n")
         (self.home / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nlog.console.level = info\ndisk_free_limit.absolute = 50MB\n"
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\ndisk_free_limit.absolute = 50MB\n"
         )
 
     def _environment(self) -> dict[str, str]:

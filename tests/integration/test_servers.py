@@ -33,9 +33,9 @@ def test_a_fresh_database_is_ready_for_logical_replication(any_database: Databas
 
 def test_wal2json_is_there_on_the_older_postgresql(debian_database: Database) -> None:
     debian_database.execute("SELECT pg_create_logical_replication_slot('wal2json_try', 'wal2json')")
-    assert debian_database.fetch("SELECT plugin FROM pg_replication_slots WHERE slot_name = 'wal2json_try'") == [
-        ("wal2json",)
-    ]
+    assert debian_database.fetch(
+        "SELECT plugin FROM pg_replication_slots WHERE slot_name = 'wal2json_try'"
+    ) == [("wal2json",)]
 
 
 def test_a_broker_is_empty_and_never_evicts(any_broker: Broker) -> None:
@@ -84,7 +84,10 @@ def test_valkey_keeps_its_data_with_aof_until_it_is_wiped() -> None:
 
 
 def test_a_server_that_does_not_start_shows_the_end_of_its_log() -> None:
-    with pytest.raises(ServerError, match="invalid value for parameter"), PostgresServer(settings={"wal_level": "none"}):
+    with (
+        pytest.raises(ServerError, match="invalid value for parameter"),
+        PostgresServer(settings={"wal_level": "none"}),
+    ):
         pass
 
 
@@ -96,7 +99,11 @@ def test_servers_die_with_the_program_that_started_them() -> None:
         "input()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=_CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        cwd=_CHECKOUT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         postgres_pid, valkey_pid, *homes = process.stdout.readline().split()
