@@ -20,8 +20,7 @@ from cdc_tasks.errors import CDCError
 __all__ = ["ServerError", "ServerProcess", "free_port"]
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
-# Below the range from which Linux gives ports to outgoing connections, so that a stopped server finds its port
-# free again.
+# Below the range that Linux gives to outgoing connections: a stopped server finds its port free again.
 _PORTS = range(20000, 32000)
 _LOG_LINES_SHOWN = 25
 
@@ -33,8 +32,9 @@ class ServerError(CDCError):
 class ServerProcess(ABC):
     """One server on 127.0.0.1, its data in a fresh directory that goes away with it.
 
-    Start it from a thread that lives as long as the server shall: the server is killed when that thread ends,
-    however it ends, so that a killed program leaves nothing running (Linux; elsewhere `close` has to be reached).
+    Start it from a thread that lives as long as the server shall: the server is killed when that thread
+    ends, however it ends, so that a killed program leaves nothing running (on Linux; elsewhere `close`
+    has to be reached).
     """
 
     name: str

@@ -168,7 +168,7 @@ class ValkeyServer(ServerProcess):
         password: str | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        """With `append_only` (AOF) data outlive a restart and a crash; `arguments` are the server's own options."""
+        """With `append_only` (AOF) data outlive a crash; `arguments` are the server's own options."""
         super().__init__(port=port)
         self.append_only = append_only
         self.password = password

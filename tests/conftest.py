@@ -1,4 +1,4 @@
-"""Real servers for tests: one of each kind a session, started when first asked for; fresh state for a test."""
+"""Real servers for tests: one of each kind a session, started when first asked for; fresh state each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Servers of the machine's own packages, for tests: what users run, beside what the wheels carry.
 
-`scripts/install-test-servers` installs them on Debian and Ubuntu. Elsewhere they are looked for on the PATH, or
-where the variable points that the error names.
+`scripts/install-test-servers` installs them on Debian and Ubuntu. Elsewhere they are looked for on the
+PATH, or where the variable points that the error names.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def wait_until(
     condition: Callable[[], T], *, timeout: float = 10, what: str = "the condition", every: float = 0.02
 ) -> T:
-    """Return the first true value of `condition`; fail after `timeout` seconds, naming `what` did not come."""
+    """Return the first true value of `condition`; fail after `timeout` seconds, saying `what` is missing."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
