@@ -1,0 +1,158 @@
+"""A change as it came from PostgreSQL's log: kept as the server's text, decoded only where somebody looks."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+
+from cdc_tasks.changes import EventType
+from listener.postgres.table import UNCHANGED, Row, Table
+
+__all__ = ["Transaction", "WALChange", "format_lsn", "parse_lsn"]
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts its timestamps from here
+
+
+class Transaction:
+    """One committed transaction: what its changes have in common, rendered once."""
+
+    __slots__ = ("commit_lsn", "committed_at", "id_head", "position_head", "tail")
+
+    def __init__(self, commit_lsn: int, committed_at: int, source: str) -> None:
+        """`committed_at` in microseconds since 2000-01-01 UTC; `source` names the database cluster."""
+        self.commit_lsn = commit_lsn
+        self.committed_at = _EPOCH + timedelta(microseconds=committed_at)
+        self.id_head = b"%b-%X-" % (source.encode(), commit_lsn)
+        self.position_head = f"{format_lsn(commit_lsn)}:".encode()
+        self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
+
+
+class WALChange:
+    """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
+
+    __slots__ = ("_event", "_new", "_old", "_old_is_key", "ordinal", "relation", "transaction")
+
+    def __init__(
+        self,
+        relation: Table,
+        event: str,
+        old: Row | None,
+        new: Row | None,
+        old_is_key: bool,  # the old row has only the replica identity's columns
+        transaction: Transaction,
+        ordinal: int,
+    ) -> None:
+        self.relation = relation
+        self._event = event
+        self._old = old
+        self._new = new
+        self._old_is_key = old_is_key
+        self.transaction = transaction
+        self.ordinal = ordinal
+
+    def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the argument that a task receives, as JSON with only `columns` in its rows."""
+        relation, transaction, ordinal = self.relation, self.transaction, self.ordinal
+        old, new = self._old, self._new
+        before = b"null" if old is None else relation.render(old, self._old_columns(columns))
+        after = b"null" if new is None else relation.render(new, columns)
+        missing = relation.absent(columns) if self._event == "insert" else self._missing(columns)
+        return b'{"id":"%b%d%b%b,"after":%b,"unavailable":[%b],"position":"%b%d%b' % (
+            transaction.id_head, ordinal, relation.heads[self._event], before, after, missing,
+            transaction.position_head, ordinal, transaction.tail,
+        )  # fmt: skip
+
+    def changed(self, column: str) -> bool | None:
+        """Tell whether the column's value differs from before; None where the source did not send both."""
+        if self._event != "update":
+            return True
+        relation, old, new = self.relation, self._old, self._new
+        place = relation.index.get(column)
+        if place is None or new is None:
+            return None
+        if new[place].__class__ is not bytes and relation.is_missing(new, column):
+            return False  # an unchanged TOAST value
+        if old is None or (self._old_is_key and not relation.columns[place].key):
+            return None
+        return old[place] != new[place]
+
+    @property
+    def schema(self) -> str:
+        return self.relation.schema
+
+    @property
+    def table(self) -> str:
+        return self.relation.name
+
+    @property
+    def event(self) -> EventType:
+        return EventType(self._event)
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        if self._old is None:
+            return None
+        row: dict[str, Any] = json.loads(self.relation.render(self._old, self._old_columns(None)))
+        return row
+
+    @property
+    def after(self) -> dict[str, Any] | None:
+        if self._new is None:
+            return None
+        row: dict[str, Any] = json.loads(self.relation.render(self._new, None))
+        return row
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return (self.after if self._new is not None else self.before) or {}
+
+    @property
+    def unavailable(self) -> tuple[str, ...]:
+        return tuple(json.loads(b"[%b]" % self._missing(None)))
+
+    @property
+    def position(self) -> str:
+        return f"{self.transaction.position_head.decode()}{self.ordinal}"
+
+    @property
+    def committed_at(self) -> datetime:
+        return self.transaction.committed_at
+
+    @property
+    def id(self) -> str:
+        return f"{self.transaction.id_head.decode()}{self.ordinal}"
+
+    def _old_columns(self, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if not self._old_is_key:
+            return columns
+        keys = self.relation.key_columns
+        return keys if columns is None else tuple(name for name in columns if name in keys)
+
+    def _missing(self, columns: tuple[str, ...] | None) -> bytes:
+        """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
+        relation, old, new = self.relation, self._old, self._new
+        keys_only = self._old_is_key and old is not None
+        if not keys_only and (old is None or UNCHANGED not in old) and (new is None or UNCHANGED not in new):
+            return relation.absent(columns)
+        missing = [
+            name
+            for name in (relation.names if columns is None else columns)
+            if (new is not None and relation.is_missing(new, name))
+            or (old is not None and relation.is_missing(old, name))
+            or (keys_only and name not in relation.key_columns)
+        ]
+        return orjson.dumps(missing)[1:-1]
+
+
+def format_lsn(lsn: int) -> str:
+    """Return a log sequence number as PostgreSQL prints it, e.g. 0/16B3748."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def parse_lsn(text: str) -> int:
+    """Read a log sequence number as PostgreSQL prints it; raises ValueError."""
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
