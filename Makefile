@@ -1,0 +1,43 @@
+# What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format servers clean
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to install first (ARGS=--once: ends after the scenario)
+	@echo "==> Starting the demo"
+	@$(BIN)/python -m demo $(ARGS)
+
+test: $(VENV)/.installed-dev servers  ## Every test, against real servers (ARGS="-k words" chooses some)
+	@echo "==> Running the tests"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev  ## Lint, format and types, nothing is changed
+	@echo "==> Linting"
+	@$(BIN)/ruff check .
+	@echo "==> Checking the format"
+	@$(BIN)/ruff format --check .
+	@echo "==> Checking the types"
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## Format the code, and mend what the linter can
+	@echo "==> Formatting"
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+servers:  ## The servers that the tests need beside those from wheels (Debian, Ubuntu: installs them)
+	@echo "==> Looking for the servers of the tests"
+	@scripts/install-test-servers
+
+clean:  ## Throw away the virtual environment and the caches
+	@echo "==> Removing $(VENV) and caches"
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/.installed-%: pyproject.toml scripts/make-venv
+	@scripts/make-venv $(VENV) $*
+	@touch $@
