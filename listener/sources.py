@@ -1,0 +1,45 @@
+"""Which kind of database an address names."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Final
+
+from cdc_tasks.errors import CDCError
+
+__all__ = ["DatabaseType", "UnknownDatabase", "detect_database_type"]
+
+_SCHEME: Final = re.compile(r"(?P<dialect>[a-z0-9]+)(\+[a-z0-9]+)?://", re.IGNORECASE)
+
+
+class DatabaseType(StrEnum):
+    """A family of databases with one kind of log."""
+
+    POSTGRESQL = "postgresql"
+    MYSQL = "mysql"  # MariaDB too
+
+
+class UnknownDatabase(CDCError):
+    """The address names no database that can be watched."""
+
+
+_DIALECTS: Final = {
+    "postgresql": DatabaseType.POSTGRESQL,
+    "postgres": DatabaseType.POSTGRESQL,
+    "mysql": DatabaseType.MYSQL,
+    "mariadb": DatabaseType.MYSQL,
+}
+
+
+def detect_database_type(url: str) -> DatabaseType:
+    """Tell it by the URL's scheme, SQLAlchemy's `dialect+driver://` included; raises UnknownDatabase."""
+    match = _SCHEME.match(url)
+    if not match:
+        raise UnknownDatabase("no URL with a scheme such as postgresql:// or mysql://")
+    dialect = match["dialect"].lower()
+    if dialect not in _DIALECTS:
+        raise UnknownDatabase(
+            f"{dialect}:// is no database that can be watched: postgresql://, mysql:// and mariadb:// are"
+        )
+    return _DIALECTS[dialect]
