@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,6 +45,11 @@ class Change(Protocol):
     def committed_at(self) -> datetime: ...
     @property
     def id(self) -> str: ...
+    @property
+    def kind(self) -> tuple[str, str, str]: ...  # schema, table, event's value
+
+    def changed(self, column: str) -> bool | None: ...
+    def to_json(self, columns: tuple[str, ...] | None = None) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,22 @@ class RowChange:
         """The row as it is now, or as it was before a delete; empty for a truncate."""
         return self.after if self.after is not None else self.before or {}
 
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """What routes are looked up by: schema, table, event's value."""
+        return self.schema, self.table, self.event.value
+
+    def changed(self, column: str) -> bool | None:
+        """Tell whether the column's value differs from before; None where the source did not send both.
+
+        An insert, a delete and a truncate count as a change of every column.
+        """
+        if self.event is not EventType.UPDATE:
+            return True
+        if self.before is None or self.after is None or column not in self.before or column not in self.after:
+            return None
+        return bool(self.before[column] != self.after[column])
+
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> RowChange:
         """Build one from the argument that a task receives; raises KeyError where a field is missing."""
@@ -85,16 +107,26 @@ class RowChange:
             committed_at=datetime.fromisoformat(message["committed_at"]),
         )
 
-    def to_message(self) -> dict[str, Any]:
-        """Return the argument that a task receives, ready for JSON."""
+    def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the argument that a task receives, as JSON with only `columns` in its rows."""
+        return json.dumps(self.to_message(columns), ensure_ascii=False).encode()
+
+    def to_message(self, columns: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Return the argument that a task receives, with only `columns` (None: all) in its rows."""
         return {
             "id": self.id,
             "schema": self.schema,
             "table": self.table,
             "event": self.event.value,
-            "before": self.before,
-            "after": self.after,
-            "unavailable": list(self.unavailable),
+            "before": _only(self.before, columns),
+            "after": _only(self.after, columns),
+            "unavailable": [name for name in self.unavailable if columns is None or name in columns],
             "position": self.position,
             "committed_at": self.committed_at.isoformat(timespec="microseconds"),
         }
+
+
+def _only(row: Mapping[str, Any] | None, columns: tuple[str, ...] | None) -> dict[str, Any] | None:
+    if row is None or columns is None:
+        return None if row is None else dict(row)
+    return {name: row[name] for name in columns if name in row}

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from cdc_tasks.changes import EventType
-from listener.postgres.table import UNCHANGED, Row, Table
+from listener.postgres.table import UNCHANGED, Kind, Row
 
 __all__ = ["Transaction", "WALChange", "format_lsn", "parse_lsn"]
 
@@ -33,20 +33,18 @@ class Transaction:
 class WALChange:
     """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
 
-    __slots__ = ("_event", "_new", "_old", "_old_is_key", "ordinal", "relation", "transaction")
+    __slots__ = ("_kind", "_new", "_old", "_old_is_key", "ordinal", "transaction")
 
     def __init__(
         self,
-        relation: Table,
-        event: str,
+        kind: Kind,
         old: Row | None,
         new: Row | None,
         old_is_key: bool,  # the old row has only the replica identity's columns
         transaction: Transaction,
         ordinal: int,
     ) -> None:
-        self.relation = relation
-        self._event = event
+        self._kind = kind
         self._old = old
         self._new = new
         self._old_is_key = old_is_key
@@ -55,21 +53,21 @@ class WALChange:
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
-        relation, transaction, ordinal = self.relation, self.transaction, self.ordinal
-        old, new = self._old, self._new
+        kind, transaction, ordinal = self._kind, self.transaction, self.ordinal
+        relation, old, new = kind.table, self._old, self._new
         before = b"null" if old is None else relation.render(old, self._old_columns(columns))
         after = b"null" if new is None else relation.render(new, columns)
-        missing = relation.absent(columns) if self._event == "insert" else self._missing(columns)
+        missing = relation.absent(columns) if kind is relation.insert else self._missing(columns)
         return b'{"id":"%b%d%b%b,"after":%b,"unavailable":[%b],"position":"%b%d%b' % (
-            transaction.id_head, ordinal, relation.heads[self._event], before, after, missing,
+            transaction.id_head, ordinal, kind.head, before, after, missing,
             transaction.position_head, ordinal, transaction.tail,
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
         """Tell whether the column's value differs from before; None where the source did not send both."""
-        if self._event != "update":
+        if self._kind.event != "update":
             return True
-        relation, old, new = self.relation, self._old, self._new
+        relation, old, new = self._kind.table, self._old, self._new
         place = relation.index.get(column)
         if place is None or new is None:
             return None
@@ -80,29 +78,33 @@ class WALChange:
         return old[place] != new[place]
 
     @property
+    def kind(self) -> tuple[str, str, str]:
+        return self._kind.name
+
+    @property
     def schema(self) -> str:
-        return self.relation.schema
+        return self._kind.table.schema
 
     @property
     def table(self) -> str:
-        return self.relation.name
+        return self._kind.table.name
 
     @property
     def event(self) -> EventType:
-        return EventType(self._event)
+        return EventType(self._kind.event)
 
     @property
     def before(self) -> dict[str, Any] | None:
         if self._old is None:
             return None
-        row: dict[str, Any] = json.loads(self.relation.render(self._old, self._old_columns(None)))
+        row: dict[str, Any] = json.loads(self._kind.table.render(self._old, self._old_columns(None)))
         return row
 
     @property
     def after(self) -> dict[str, Any] | None:
         if self._new is None:
             return None
-        row: dict[str, Any] = json.loads(self.relation.render(self._new, None))
+        row: dict[str, Any] = json.loads(self._kind.table.render(self._new, None))
         return row
 
     @property
@@ -128,12 +130,12 @@ class WALChange:
     def _old_columns(self, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if not self._old_is_key:
             return columns
-        keys = self.relation.key_columns
+        keys = self._kind.table.key_columns
         return keys if columns is None else tuple(name for name in columns if name in keys)
 
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
-        relation, old, new = self.relation, self._old, self._new
+        relation, old, new = self._kind.table, self._old, self._new
         keys_only = self._old_is_key and old is not None
         if not keys_only and (old is None or UNCHANGED not in old) and (new is None or UNCHANGED not in new):
             return relation.absent(columns)

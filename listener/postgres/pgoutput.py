@@ -42,7 +42,9 @@ class PgOutputDecoder(Decoder):
             ordinal = self.next_ordinal()
             if ordinal is not None:
                 new, _ = split_tuple(payload, 6)
-                changes.append(WALChange(self._table(payload), "insert", None, new, False, self.transaction, ordinal))
+                changes.append(
+                    WALChange(self._table(payload).insert, None, new, False, self.transaction, ordinal)
+                )
         elif kind == _UPDATE:
             ordinal = self.next_ordinal()
             if ordinal is not None:
@@ -52,7 +54,9 @@ class PgOutputDecoder(Decoder):
             if ordinal is not None:
                 old, _ = split_tuple(payload, 6)
                 is_key = payload[5] == _KEY
-                changes.append(WALChange(self._table(payload), "delete", old, None, is_key, self.transaction, ordinal))
+                changes.append(
+                    WALChange(self._table(payload).delete, old, None, is_key, self.transaction, ordinal)
+                )
         elif kind == _BEGIN:
             commit_lsn, committed_at, _xid = _begin(payload)
             return self.begin(commit_lsn, committed_at)
@@ -81,14 +85,14 @@ class PgOutputDecoder(Decoder):
         new, _ = split_tuple(payload, at)
         if marker == _OLD and UNCHANGED in new and old is not None:
             new = [before if value is UNCHANGED else value for value, before in zip(new, old, strict=True)]
-        return WALChange(self._table(payload), "update", old, new, marker == _KEY, self.transaction, ordinal)
+        return WALChange(self._table(payload).update, old, new, marker == _KEY, self.transaction, ordinal)
 
     def _truncated(self, payload: bytes) -> Iterator[WALChange]:
         count, _options = _truncate(payload)
         for oid in Struct(f">{count}I").unpack_from(payload, 6):
             ordinal = self.next_ordinal()
             if ordinal is not None:
-                yield WALChange(self._tables[oid], "truncate", None, None, False, self.transaction, ordinal)
+                yield WALChange(self._tables[oid].truncate, None, None, False, self.transaction, ordinal)
 
     def _announce(self, payload: bytes) -> None:
         (oid,) = _relation_oid(payload)

@@ -11,7 +11,7 @@ import orjson
 
 from listener.postgres.values import Convert, ValueType, converter, verbatim
 
-__all__ = ["UNCHANGED", "Column", "Row", "Table", "split_tuple"]
+__all__ = ["UNCHANGED", "Column", "Kind", "Row", "Table", "split_tuple"]
 
 
 class _Unchanged:
@@ -60,10 +60,40 @@ class Column:
     key: bool  # part of the replica identity
 
 
+class Kind:
+    """What all changes of one table and event have in common, made once."""
+
+    __slots__ = ("event", "head", "name", "table")
+
+    def __init__(self, table: Table, event: str) -> None:
+        self.table = table
+        self.event = event
+        self.name = (table.schema, table.name, event)
+        self.head = b'","schema":%b,"table":%b,"event":"%b","before":' % (
+            orjson.dumps(table.schema),
+            orjson.dumps(table.name),
+            event.encode(),
+        )
+
+
 class Table:
     """One version of a table's definition, as of some place in the log."""
 
-    __slots__ = ("_absent", "_renderers", "columns", "heads", "identity", "index", "key_columns", "name", "names", "schema")
+    __slots__ = (
+        "_absent",
+        "_renderers",
+        "columns",
+        "delete",
+        "identity",
+        "index",
+        "insert",
+        "key_columns",
+        "name",
+        "names",
+        "schema",
+        "truncate",
+        "update",
+    )
 
     def __init__(self, schema: str, name: str, columns: Sequence[Column], *, identity: str) -> None:
         """`identity` is pg_class.relreplident: d, n, f or i."""
@@ -74,10 +104,9 @@ class Table:
         self.names = tuple(column.name for column in self.columns)
         self.key_columns = tuple(column.name for column in self.columns if column.key)
         self.index = {column: place for place, column in enumerate(self.names)}
-        where = b'","schema":%b,"table":%b,"event":"' % (orjson.dumps(schema), orjson.dumps(name))
-        self.heads = {
-            event: b'%b%b","before":' % (where, event.encode()) for event in ("insert", "update", "delete", "truncate")
-        }
+        self.insert, self.update, self.delete, self.truncate = (
+            Kind(self, event) for event in ("insert", "update", "delete", "truncate")
+        )
         self._renderers: dict[tuple[str, ...] | None, Render] = {}
         self._absent: dict[tuple[str, ...] | None, bytes] = {None: b""}
 

@@ -1,0 +1,65 @@
+"""Ready-made conditions for a route's `when=`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cdc_tasks.changes import Change
+
+__all__ = ["When", "became", "changed"]
+
+When = Callable[[Change], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    columns: tuple[str, ...]  # what it looks at: these have to be sent by the source
+
+    def __call__(self, change: Change) -> bool:
+        return any(change.changed(column) is not False for column in self.columns)
+
+    def __repr__(self) -> str:
+        return f"changed({', '.join(map(repr, self.columns))})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Became:
+    columns: tuple[str, ...]
+    value: Any
+
+    def __call__(self, change: Change) -> bool:
+        (column,) = self.columns
+        after = change.after
+        return after is not None and after.get(column) == self.value and change.changed(column) is not False
+
+    def __repr__(self) -> str:
+        return f"became({self.columns[0]!r}, {self.value!r})"
+
+
+def changed(*columns: str) -> When:
+    """Fire where one of `columns` differs from before.
+
+    An insert, a delete and a truncate count as a change of every column. Where the source did not send the
+    old value (PostgreSQL's REPLICA IDENTITY is not FULL) nobody can tell, and it fires: rather once too
+    often than a change lost. `python -m listener check` says which tables that concerns.
+    """
+    if not columns or not all(map(_is_name, columns)):
+        raise TypeError(f"changed{columns!r} needs names of columns, e.g. changed('status')")
+    return _Changed(columns)
+
+
+def became(column: str, value: Any) -> When:
+    """Fire where `column` has now this value and had another one, or the row is new.
+
+    `value` is compared with what a task would receive: `numeric` and timestamps are str. Where the old
+    value is unknown it fires, as `changed` does.
+    """
+    if not _is_name(column):
+        raise TypeError(f"became({column!r}, …) needs the name of a column, e.g. became('status', 'closed')")
+    return _Became((column,), value)
+
+
+def _is_name(column: object) -> bool:
+    return isinstance(column, str) and bool(column)

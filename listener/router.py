@@ -1,0 +1,224 @@
+"""Which change fires which task: pure, no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final, NamedTuple
+
+from kombu.utils.json import dumps
+
+from cdc_tasks.changes import Change, EventType
+from cdc_tasks.errors import CDCError
+from listener.predicates import When, became, changed
+
+__all__ = ["BinlogRouter", "Call", "EventType", "Parked", "Route", "RouteError", "became", "changed"]
+
+_EVERY_EVENT: Final = frozenset(EventType) - {EventType.ALL}
+
+Args = Callable[[Change], Sequence[Any]]
+
+
+class RouteError(CDCError):
+    """A route cannot be registered as it is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Changes of some tables that fire one task."""
+
+    schema: str  # a name, or a glob
+    table: str  # a name, or a glob
+    events: frozenset[EventType]
+    task: str
+    when: When | None
+    args: Args | None  # None: the change itself is the task's one argument
+    columns: tuple[str, ...] | None  # None: all
+    queue: str | None  # None: as Celery's task_routes say
+    coalesce: bool
+    batch: int | None
+    key: str  # names the route in task ids, and survives a reordering of the routes
+
+    def matches(self, schema: str, table: str) -> bool:
+        """Tell whether the route watches this table."""
+        return fnmatchcase(schema, self.schema) and fnmatchcase(table, self.table)
+
+    def arguments(self, change: Change) -> bytes:
+        """Return the task's positional arguments, without the brackets of their JSON list.
+
+        Raises whatever the route's `args` raises, TypeError where its result is no list for JSON.
+        """
+        if self.args is None:
+            return change.to_json(self.columns)
+        values = self.args(change)
+        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+            raise TypeError(f"args= of the route to {self.task} returned {type(values).__name__}, not a list")
+        return dumps(list(values)).encode()[1:-1]
+
+
+class Call(NamedTuple):
+    """One route fired by one change."""
+
+    route: Route
+    change: Change
+    arguments: bytes  # as `Route.arguments` returns them
+
+
+class Parked(NamedTuple):
+    """A change whose route's `when` or `args` raised: kept until a person replays or drops it."""
+
+    route: Route
+    change: Change
+    error: Exception
+
+
+class BinlogRouter:
+    """The table of routes. A change fires every route that matches it, in the order of their registration."""
+
+    def __init__(self) -> None:
+        self._routes: list[Route] = []
+        self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """All routes, in the order of their registration."""
+        return tuple(self._routes)
+
+    def register(
+        self,
+        schema: str,
+        table: str,
+        events: Iterable[EventType | str] | EventType | str,
+        task: str,
+        *,
+        when: When | None = None,
+        args: Args | None = None,
+        columns: Iterable[str] | None = None,
+        queue: str | None = None,
+        coalesce: bool = False,
+        batch: int | None = None,
+    ) -> Route:
+        """Fire `task` on `events` of the tables that match.
+
+        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `when(change)` decides; `args(change)`
+        gives the task's positional arguments; `columns` limits the rows that are sent. With `coalesce`,
+        changes with equal arguments lead to one task; with `batch`, up to so many go to one task as a list.
+
+        Raises RouteError that names the bad value and the cure.
+        """
+        _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
+        _check_callable(when=when, args=args)
+        _check_grouping(task, coalesce=coalesce, batch=batch, args=args)
+        wanted = _events(events)
+        route = Route(
+            schema=schema,
+            table=table,
+            events=wanted,
+            task=task,
+            when=when,
+            args=args,
+            columns=_columns(columns),
+            queue=queue,
+            coalesce=coalesce,
+            batch=batch,
+            key=self._key(schema, table, wanted, task),
+        )
+        self._routes.append(route)
+        self._by_kind.clear()
+        return route
+
+    def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
+        """Return the routes that watch this (schema, table, event), whatever their `when` says."""
+        try:
+            return self._by_kind[kind]
+        except KeyError:
+            schema, table, event = kind
+            found = tuple(
+                each for each in self._routes if event in each.events and each.matches(schema, table)
+            )
+            return self._by_kind.setdefault(kind, found)
+
+    def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
+        """Yield what these changes fire, in their order."""
+        for change in changes:
+            for route in self.routes_for(change.kind):
+                try:
+                    if route.when is not None and not route.when(change):
+                        continue
+                    body = route.arguments(change)
+                except Exception as error:  # a user's code, whatever it raises: the change is kept
+                    yield Parked(route, change, error)
+                else:
+                    yield Call(route, change, body)
+
+    def _key(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
+        """Digest what names the route; routes that are alike in it are told apart by their order."""
+        alike = sum(
+            (each.schema, each.table, each.events, each.task) == (schema, table, events, task)
+            for each in self._routes
+        )
+        name = "\0".join((schema, table, *sorted(events), task, str(alike)))
+        return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+
+
+def _check_name(**names: object) -> None:
+    for what, name in names.items():
+        if not _is_name(name):
+            raise RouteError(
+                f"{what}={name!r} is no name.", hint=f"Give the route a {what} that is not empty."
+            )
+
+
+def _check_callable(**functions: object) -> None:
+    for what, function in functions.items():
+        if function is not None and not callable(function):
+            raise RouteError(f"{what}={function!r} cannot be called.", hint=f"Write {what}=lambda change: …")
+
+
+def _check_grouping(task: str, *, coalesce: bool, batch: int | None, args: Args | None) -> None:
+    if batch is not None and not _is_count(batch):
+        raise RouteError(
+            f"batch={batch!r} of the route to {task} is no number of changes.", hint="Write e.g. batch=500."
+        )
+    if coalesce and batch is not None:
+        raise RouteError(
+            f"The route to {task} has coalesce and batch, which exclude each other.", hint="Leave one out."
+        )
+    if coalesce and args is None:
+        raise RouteError(
+            f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be alike.",
+            hint="Say what it coalesces on, e.g. args=lambda change: [change.table].",
+        )
+
+
+def _events(events: Iterable[EventType | str] | EventType | str) -> frozenset[EventType]:
+    names = [events] if isinstance(events, str) else list(events)
+    try:
+        found = frozenset(EventType(name) for name in names)
+    except ValueError:
+        known = ", ".join(f"EventType.{each.name}" for each in EventType)
+        raise RouteError(f"events={events!r} names no known event.", hint=f"Use some of {known}.") from None
+    if not found:
+        raise RouteError("events=[] would never fire.", hint="Name an event, or use EventType.ALL.")
+    return _EVERY_EVENT if EventType.ALL in found else found
+
+
+def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
+    if columns is None:
+        return None
+    names = (columns,) if isinstance(columns, str) else tuple(columns)
+    if not names or not all(map(_is_name, names)):
+        raise RouteError(
+            f"columns={columns!r} are no names of columns.", hint='Write e.g. columns=["id", "status"].'
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
