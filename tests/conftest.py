@@ -12,6 +12,7 @@ import redis
 from psycopg2 import sql
 
 from demo.servers import PostgresServer, ValkeyServer
+from tests.mysql_servers import MariaDBServer, MySQLServer
 from tests.servers import DebianPostgresServer, RabbitMQServer, RedisServer
 from tests.waiting import wait_until
 
@@ -96,6 +97,20 @@ def redis_server() -> Iterator[RedisServer]:
 def rabbitmq_server() -> Iterator[RabbitMQServer]:
     """RabbitMQ from Debian's packages."""
     with RabbitMQServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaDBServer]:
+    """MariaDB from Debian's packages."""
+    with MariaDBServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[MySQLServer]:
+    """MySQL 9 from Debian unstable, unpacked into the user's cache."""
+    with MySQLServer() as server:
         yield server
 
 

@@ -1,0 +1,149 @@
+"""MariaDB and MySQL for tests, with row-based binlogs that name their columns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import pymysql
+
+from demo.server_process import ServerError, ServerProcess
+from tests.servers import find_program
+
+__all__ = ["MariaDBServer", "MySQLServer"]
+
+_UNPACK_MYSQL = Path(__file__).resolve().parents[1] / "scripts" / "unpack-mysql"
+
+
+class _BinlogServer(ServerProcess):
+    """What the two have in common."""
+
+    def __init__(self, *, port: int | None = None, arguments: Sequence[str] = ()) -> None:
+        """`arguments` are the server's own options, and win over ours."""
+        super().__init__(port=port)
+        self.arguments = list(arguments)
+
+    @property
+    def url(self) -> str:
+        """Where the superuser connects, to no database in particular."""
+        return self.url_of("")
+
+    def url_of(self, database: str, *, user: str = "root") -> str:
+        return f"mysql://{user}@127.0.0.1:{self.port}/{database}"
+
+    @abstractmethod
+    def _make_data(self) -> list[str]:
+        """Return the command that fills `data_dir`, which is there and empty."""
+
+    @abstractmethod
+    def _server(self) -> list[str]:
+        """Return the command of the server without the options that both have."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        result = subprocess.run(self._make_data(), cwd=self.home, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise ServerError(f"{self.name} could not make its data", hint=result.stdout + result.stderr)
+
+    def _command(self) -> list[str]:
+        return [
+            *self._server(),
+            *self._account(),
+            f"--datadir={self.data_dir}",
+            f"--socket={self.home}/socket",
+            f"--pid-file={self.home}/pid",
+            f"--port={self.port}",
+            "--bind-address=127.0.0.1",
+            "--server-id=1",
+            f"--log-bin={self.data_dir}/binlog",
+            "--binlog-format=ROW",
+            "--binlog-row-image=FULL",
+            "--binlog-row-metadata=FULL",
+            "--sync-binlog=0",  # with the next: outlives a crash of the server, not one of the machine
+            "--innodb-flush-log-at-trx-commit=2",
+            *self.arguments,
+        ]
+
+    def _account(self) -> list[str]:
+        """Return the option without which they refuse to run as root."""
+        return ["--user=root"] if os.geteuid() == 0 else []
+
+    def _is_ready(self) -> bool:
+        try:
+            pymysql.connect(host="127.0.0.1", port=self.port, user="root", connect_timeout=5).close()
+        except pymysql.err.OperationalError:
+            return False
+        return True
+
+
+class MariaDBServer(_BinlogServer):
+    """The machine's own MariaDB: 10.11 on Debian 12."""
+
+    name = "mariadb"
+
+    def _make_data(self) -> list[str]:
+        return [
+            str(find_program("mariadb-install-db", "CDC_TEST_MARIADB_INSTALL_DB")),
+            "--no-defaults",
+            *self._account(),
+            f"--datadir={self.data_dir}",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ]
+
+    def _server(self) -> list[str]:
+        return [str(find_program("mariadbd", "CDC_TEST_MARIADB_SERVER")), "--no-defaults"]
+
+
+class MySQLServer(_BinlogServer):
+    """MySQL 9, with GTIDs: `CDC_TEST_MYSQL_SERVER`, or Debian unstable's, unpacked once into the cache."""
+
+    name = "mysql"
+
+    def _make_data(self) -> list[str]:
+        return [*self._server(), *self._account(), "--initialize-insecure", f"--datadir={self.data_dir}"]
+
+    def _server(self) -> list[str]:
+        if chosen := os.environ.get("CDC_TEST_MYSQL_SERVER"):
+            return [chosen, "--no-defaults", *self._options()]
+        root = _unpacked_mysql()
+        libraries = next(root.glob("usr/lib/*-linux-gnu"))
+        # Its own loader and libraries, which are newer than the machine's.
+        loader = next(libraries.glob("ld-linux-*.so.*"))
+        search = f"{libraries}:{root}/usr/lib/mysql/private"
+        share = root / "usr/share/mysql"
+        return [
+            *(str(loader), "--library-path", search, str(root / "usr/sbin/mysqld"), "--no-defaults"),
+            f"--basedir={root}/usr",
+            f"--plugin-dir={root}/usr/lib/mysql/plugin",
+            f"--lc-messages-dir={share}",
+            f"--character-sets-dir={share}/charsets",
+            *self._options(),
+        ]
+
+    def _options(self) -> list[str]:
+        return ["--mysqlx=OFF", "--secure-file-priv=", "--gtid-mode=ON", "--enforce-gtid-consistency=ON"]
+
+
+def _unpacked_mysql() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = cache / "cdc-tasks" / "mysql"
+    try:
+        result = subprocess.run(
+            [str(_UNPACK_MYSQL), str(directory)], capture_output=True, text=True, check=False
+        )
+    except OSError as error:  # no bash
+        raise _missing_mysql(str(error)) from error
+    if result.returncode != 0:
+        raise _missing_mysql(result.stderr)
+    return directory
+
+
+def _missing_mysql(reason: str) -> ServerError:
+    return ServerError(
+        f"this test needs MySQL 9, and Debian's could not be unpacked:\n{reason}",
+        hint="install one and set CDC_TEST_MYSQL_SERVER=/path/of/mysqld",
+    )
