@@ -1,16 +1,16 @@
-"""What the environment says, read in one place: the worker's variables, and the reporting that both sides use."""
+"""What the environment says, read in one place: the worker's variables, and how problems are reported."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdc_tasks.errors import CDCError, mask_secrets
 
-__all__ = ["Settings", "SettingsError", "WorkerSettings", "load", "worker_settings"]
+__all__ = ["BrokerSettings", "Settings", "SettingsError", "WorkerSettings", "load", "worker_settings"]
 
 T = TypeVar("T", bound="Settings")
 
@@ -20,7 +20,7 @@ class SettingsError(CDCError):
 
 
 class Settings(BaseSettings):
-    """A frozen object built once from the environment; each field's description is its documentation and its cure."""
+    """A frozen object built once from the environment; a field's description documents it, and is its cure."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -32,17 +32,45 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _fernet_keys(value: SecretStr) -> SecretStr:
+    from cryptography.fernet import Fernet
+
+    for key in value.get_secret_value().split(","):
+        try:
+            Fernet(key.strip())
+        except ValueError:
+            raise ValueError("must be 32 bytes in URL-safe base64, or several of those") from None
+    return value
+
+
+def _words(value: object) -> object:
+    return (
+        tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+    )
+
+
 RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]
+FernetKeys = Annotated[SecretStr, AfterValidator(_fernet_keys)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # comma-separated
 
 
-class ConnectionSettings(Settings):
+class BrokerSettings(Settings):
+    """Where tasks travel, and which: all that `celeryconfig.py` needs, and so all that Flower needs."""
+
+    celery_broker_url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"),
+        description="Any broker that Celery takes, e.g. redis://localhost:6379/0 or amqp://user:password@host//.",
+    )
+    cdc_task_modules: Words = Field(
+        (), description="Your own modules of tasks, comma-separated, e.g. myapp.tasks,myapp.more_tasks."
+    )
+
+
+class ConnectionSettings(BrokerSettings):
     """The three addresses that listener and workers share."""
 
     database_url: SecretStr = Field(
         description="The database, e.g. postgresql://user:password@host:5432/name or mysql://user:password@host/name."
-    )
-    celery_broker_url: SecretStr = Field(
-        SecretStr("redis://localhost:6379/0"), description="Any broker that Celery takes, e.g. redis://localhost:6379/0."
     )
     cache_url: RedisURL = Field(
         SecretStr("redis://localhost:6379/1"),
@@ -54,15 +82,38 @@ class WorkerSettings(ConnectionSettings):
     """What the tasks need."""
 
     ticket_base_url: str | None = Field(
-        None, pattern=r"^https?://", description="Where a ticket's page is, e.g. https://helpdesk.example.com/tickets."
+        None,
+        pattern=r"^https?://",
+        description="Where a ticket's page is, e.g. https://helpdesk.example.com/tickets.",
     )
-    cdc_secret_key: SecretStr | None = Field(
+    cdc_secret_key: FernetKeys | None = Field(
         None,
         description="Encrypts the tokens of connected accounts; several, comma-separated, to change keys. "
         "Make one: python -m cdc_tasks new-key",
     )
     slack_api_url: str = Field(
         "https://slack.com/api/", pattern=r"^https?://.*/$", description="Slack's Web API; ends with a slash."
+    )
+    teams_hosts: Words = Field(
+        ("*.logic.azure.com", "*.api.powerplatform.com", "*.webhook.office.com"),
+        description="Hosts that a Teams webhook may be on, comma-separated, * for any name.",
+    )
+    teams_allow_loopback: bool = Field(
+        default=False,
+        description="Also take webhooks on this very machine, without TLS: for tests and the demo.",
+    )
+    teams_card: Literal["wrapped", "bare"] = Field(
+        "wrapped",
+        description="`bare` for a Workflow that posts the card itself and not a message that holds it.",
+    )
+    cdc_lost_answer: Literal["send-again", "give-up"] = Field(
+        "send-again",
+        description="When a service may have taken a message but its answer was lost: "
+        "rather twice than never (send-again), or rather never than twice (give-up).",
+    )
+    cdc_log_json: bool = Field(
+        default=False,
+        description="One JSON object a line instead of logs for people.",
     )
 
 
@@ -87,7 +138,11 @@ def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
     cure = f" {field.description}" if field and field.description else ""
     if error["type"] == "missing":
         return f"{name.upper()} is not set.{cure}"
-    return f"{name.upper()}={_shown(field and field.annotation, error['input'])}: {error['msg'].removeprefix('Value error, ')}.{cure}"
+    shown, problem = (
+        _shown(field and field.annotation, error["input"]),
+        error["msg"].removeprefix("Value error, "),
+    )
+    return f"{name.upper()}={shown}: {problem}.{cure}"
 
 
 def _shown(annotation: Any, value: Any) -> str:

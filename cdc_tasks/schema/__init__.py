@@ -24,6 +24,6 @@ def create(engine: Engine) -> None:
 
 
 def _statements(text: str) -> list[str]:
-    """Split at semicolons: our own files have none inside a literal, and their comments are left out first."""
+    """Split at semicolons: our own files have none inside a literal, and comments are left out first."""
     code = "\n".join(line.split("--")[0] for line in text.splitlines())
     return [statement.strip() for statement in code.split(";") if statement.strip()]

@@ -1,0 +1,120 @@
+"""What a person does by hand: keys, accounts, the cache, the sample tables."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from cdc_tasks import logs
+from cdc_tasks.errors import CDCError
+
+__all__ = ["cli", "main"]
+
+cli = typer.Typer(name="python -m cdc_tasks", no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@cli.command("new-key")
+def new_key() -> None:
+    """Print a fresh key for CDC_SECRET_KEY."""
+    from cdc_tasks import vault
+
+    print(vault.new_key())  # noqa: T201  # its output is what it is for
+
+
+@cli.command("rotate-key")
+def rotate_key() -> None:
+    """Seal every account's secret with the first key of CDC_SECRET_KEY; after that the others may go."""
+    from cdc_tasks import accounts, db
+
+    with db.session() as session:
+        _say(f"{accounts.reseal_all(session)} secrets sealed with the first key of CDC_SECRET_KEY.")
+
+
+@cli.command("connect-account")
+def connect_account(
+    email: Annotated[str, typer.Argument(help="The user's e-mail address, as in the table users.")],
+    service: Annotated[str, typer.Argument(help="slack or teams.")],
+    address: Annotated[
+        str | None, typer.Option(help="Slack: a channel or user id; without it the user is found by e-mail.")
+    ] = None,
+) -> None:
+    """Add an account for messages. Its token or webhook URL is asked for, or read from standard input."""
+    from cdc_tasks import accounts, db
+
+    label = "Webhook URL" if service == "teams" else "Token"
+    secret = typer.prompt(label, hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+    with db.session() as session:
+        account_id = accounts.connect(
+            session, email=email, service=service, address=address, secret=SecretStr(secret.strip())
+        )
+    _say(f"Account {account_id} connected: {email} on {service}.")
+
+
+@cli.command("accounts")
+def list_accounts() -> None:
+    """List the connected accounts, without their secrets."""
+    from sqlalchemy import select
+
+    from cdc_tasks import db
+    from cdc_tasks.models import ConnectedAccount
+
+    table = Table("id", "user", "service", "address", "active")
+    with db.session() as session:
+        for account in session.scalars(select(ConnectedAccount).order_by(ConnectedAccount.id)):
+            active = "yes" if account.is_active else "no"
+            table.add_row(str(account.id), account.user.email, account.service, account.address or "", active)
+    Console().print(table)
+
+
+@cli.command("refresh-cache")
+def refresh_cache(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Master tables.", show_default="all of them")
+    ] = None,
+) -> None:
+    """Refresh the master cache here and now, without a worker."""
+    from cdc_tasks import master_cache
+
+    for table in tables or master_cache.TABLE_TO_CACHE_KEYS:
+        _say(master_cache.refresh(table))
+
+
+@cli.command("schema")
+def schema(database: Annotated[Literal["postgresql", "mysql"], typer.Argument()] = "postgresql") -> None:
+    """Print the sample help desk's tables as SQL."""
+    from cdc_tasks.schema import sql
+
+    print(sql(database), end="")  # noqa: T201  # its output is what it is for
+
+
+@cli.command("create-schema")
+def create_schema() -> None:
+    """Make the sample help desk's tables in DATABASE_URL, as far as they are missing."""
+    from cdc_tasks import db
+    from cdc_tasks.schema import create
+
+    create(db.engine())
+    _say("The sample tables are there.")
+
+
+def main() -> None:
+    """Run a command; an error of ours is told without a traceback, and ends with status 1."""
+    logs.configure(level="warning")
+    try:
+        cli()
+    except CDCError as error:
+        Console(stderr=True, soft_wrap=True).print(f"{error}", style="red", markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The Celery app: `celery -A cdc_tasks worker`, and `from cdc_tasks.celery import app` for your own tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import Celery, signals
+
+from cdc_tasks import logs
+from cdc_tasks.settings import SettingsError, worker_settings
+
+if TYPE_CHECKING:
+    from celery import Task
+
+__all__ = ["app"]
+
+app = Celery(
+    "cdc_tasks",
+    task_cls="cdc_tasks.retrying:RetryingTask",
+    include=["cdc_tasks.delivery", "cdc_tasks.master_cache", "cdc_tasks.tickets", "cdc_tasks.users"],
+)
+app.config_from_object(os.environ.get("CELERY_CONFIG_MODULE", "celeryconfig"))
+
+
+@signals.celeryd_init.connect
+def _report_bad_settings(**_: Any) -> None:
+    """All at once and before the first task, and not one by one, each in a task that fails."""
+    try:
+        worker_settings()
+    except SettingsError as error:
+        raise SystemExit(f"{error}") from None
+
+
+@signals.setup_logging.connect
+def _configure_logs(loglevel: int | str = logging.INFO, **_: Any) -> None:
+    level = logging.getLevelName(loglevel) if isinstance(loglevel, int) else loglevel
+    logs.configure(json=worker_settings().cdc_log_json, level=level)
+
+
+@signals.task_prerun.connect
+def _name_the_task(task_id: str, task: Task[Any, Any], **_: Any) -> None:
+    """Every line that a task logs says which task it was."""
+    structlog.contextvars.bind_contextvars(task=task.name, task_id=task_id)
+
+
+@signals.task_postrun.connect
+def _forget_the_task(**_: Any) -> None:
+    structlog.contextvars.unbind_contextvars("task", "task_id")

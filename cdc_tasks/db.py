@@ -1,0 +1,112 @@
+"""The database as tasks see it: one engine per process, errors that say whether trying again may help."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+from sqlalchemy import Engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from cdc_tasks.errors import CDCError
+from cdc_tasks.retrying import TryAgain
+from cdc_tasks.settings import worker_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["DatabaseAway", "engine", "session", "sqlalchemy_url"]
+
+_DRIVERS = {
+    "postgres": "postgresql+psycopg2",
+    "postgresql": "postgresql+psycopg2",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mysql+pymysql",
+}
+_CONNECT_TIMEOUT = 5  # seconds
+_ANSWER_TIMEOUT = 40  # seconds; below the task's time limit
+
+
+class DatabaseAway(TryAgain):
+    """The database did not answer."""
+
+
+class UnknownDatabaseError(CDCError):
+    """DATABASE_URL is of a database that the tasks do not know."""
+
+
+@cache
+def engine() -> Engine:
+    """Return this process's engine, made when first asked for."""
+    url = sqlalchemy_url(worker_settings().database_url.get_secret_value())
+    return sqlalchemy.create_engine(
+        url,
+        connect_args=_connect_args(url),
+        pool_pre_ping=True,  # the server was restarted: notice it now, and not in the middle of a task
+        pool_recycle=1800,  # MySQL and firewalls drop what is idle for long
+        hide_parameters=True,  # values of rows do not belong into an error's text
+    )
+
+
+@contextmanager
+def session() -> Iterator[Session]:
+    """Open a session that is read from, or committed by whoever writes; raises DatabaseAway."""
+    try:
+        with Session(engine()) as opened:
+            yield opened
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise DatabaseAway(f"The database did not answer: {_first_line(error)}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseAway(f"The connection broke: {_first_line(error)}") from error
+        raise
+
+
+def sqlalchemy_url(url: str) -> URL:
+    """Map any DATABASE_URL to the driver that is installed; raises UnknownDatabaseError."""
+    scheme, _, rest = url.partition("://")
+    driver = _DRIVERS.get(scheme.partition("+")[0])
+    if driver is None:
+        raise UnknownDatabaseError(
+            f"DATABASE_URL starts with {scheme}://, which is neither PostgreSQL nor MySQL.",
+            hint="postgresql://user:password@host:5432/name or mysql://user:password@host:3306/name",
+        )
+    mapped = make_url(f"{driver}://{rest}")
+    return mapped.update_query_dict({"charset": "utf8mb4"}) if driver == "mysql+pymysql" else mapped
+
+
+def _connect_args(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "mysql":
+        return {
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "read_timeout": _ANSWER_TIMEOUT,
+            "write_timeout": _ANSWER_TIMEOUT,
+        }
+    # A server that is gone without a word is noticed within half a minute, not after the kernel's two hours.
+    keepalive = {
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 25000,
+    }
+    return {"connect_timeout": _CONNECT_TIMEOUT, **keepalive}
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def _leave_the_parents_connections() -> None:
+    """Drop them unclosed: a connection that two processes speak on is garbage to both."""
+    if engine.cache_info().currsize:
+        engine().dispose(close=False)
+        engine.cache_clear()
+
+
+os.register_at_fork(after_in_child=_leave_the_parents_connections)

@@ -1,0 +1,230 @@
+"""Master tables in Redis: `get("roles")` for readers, `refresh_master_cache` for routes and for hands.
+
+A key holds a JSON array of the table's rows, each an object of column and value, in the order of `id`.
+
+Two refreshes of one table may overlap, and the one that read first may be the last to write. Time stamps,
+log positions and tickets do not tell whose read was the newer: all of them are taken before or after the
+read, never with it. So none is compared. A refresh asks, before it reads, who wrote last; its write is
+taken only if that is still so. Then whatever is in the cache was written, and therefore read, before this
+read began: the new rows are the newer ones, on every database whose queries see what was committed
+before them (a primary, not a replica). If somebody else did write meanwhile, there are two cases:
+
+- The other began after this refresh did. It has seen all that this one was asked for: nothing left to do.
+- The other began earlier. Nobody can say whose rows are newer: read again. That ends, since each of those who
+  began earlier writes once.
+
+Who began when is told by tickets from Redis' own clock: they go on even if Redis forgets the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import sqlalchemy
+import structlog
+
+from cdc_tasks import cache, db
+from cdc_tasks.celery import app
+from cdc_tasks.errors import CDCError
+from cdc_tasks.master_rows import JsonArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = [
+    "TABLE_TO_CACHE_KEYS",
+    "CacheKey",
+    "get",
+    "refresh",
+    "refresh_all_master_caches",
+    "refresh_master_cache",
+]
+
+log = structlog.get_logger()
+
+_UNFINISHED_TTL = 120  # seconds; what a refresh that died leaves behind is gone after that
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """One key that a table feeds."""
+
+    name: str  # the key in Redis; what readers ask for is the part after "master:"
+    keep: Callable[[Mapping[str, Any]], bool] = lambda _row: True  # which rows belong into it
+
+
+# Your own tables: `TABLE_TO_CACHE_KEYS["countries"] = [CacheKey("master:countries")]`, in a module that
+# CDC_TASK_MODULES names. A table outside the search path is `schema.table`.
+TABLE_TO_CACHE_KEYS: dict[str, list[CacheKey]] = {
+    "departments": [CacheKey("master:departments")],
+    "priorities": [CacheKey("master:priorities")],
+    "roles": [CacheKey("master:roles")],
+    "statuses": [
+        CacheKey("master:statuses"),
+        CacheKey("master:statuses:open", keep=lambda row: not row.get("is_closed")),
+    ],
+}
+
+
+class UnknownTableError(CDCError):
+    """This table feeds no key of the master cache."""
+
+
+@app.task(name="cdc_tasks.refresh_master_cache")
+def refresh_master_cache(table: str) -> str:
+    """Put fresh rows of `table` into each key that it feeds."""
+    return refresh(table)
+
+
+@app.task(name="cdc_tasks.refresh_all_master_caches")
+def refresh_all_master_caches() -> str:
+    """Refresh every table, each in a task of its own."""
+    for table in TABLE_TO_CACHE_KEYS:
+        refresh_master_cache.delay(table)
+    return f"{len(TABLE_TO_CACHE_KEYS)} refreshes queued"
+
+
+def get(name: str) -> list[dict[str, Any]]:
+    """Return the rows of `master:<name>`, read from the database where Redis has none."""
+    key = f"master:{name}"
+    table = _table_of(key)
+    for _ in range(3):  # a key can be evicted as soon as it is there
+        with cache.errors_translated():
+            found = cache.client().get(key)
+        if found is not None:
+            rows: list[dict[str, Any]] = orjson.loads(found)
+            return rows
+        refresh(table)
+    raise cache.CacheAway(f"Redis does not keep {key}: is its memory full?")
+
+
+def refresh(table: str) -> str:
+    """Read `table` and replace its keys in one step; returns what came of it. Raises UnknownTableError."""
+    keys = _keys_of(table)
+    while True:
+        attempt = _begin(table)
+        rows = _read(table, keys, attempt)
+        outcome = _replace(table, keys, attempt)
+        if outcome != "again":
+            log.info("master cache refreshed", table=table, rows=rows, outcome=outcome)
+            return f"{outcome}: {rows} rows of {table}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    ticket: str  # of this refresh: greater than that of any that began before
+    written: str  # the ticket of whoever had written last when this refresh began; empty: nobody
+
+
+# KEYS: the last ticket given out, the ticket of the last write
+_BEGIN = """
+local time = redis.call('TIME')
+local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+local ticket = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
+redis.call('SET', KEYS[1], ticket)
+return {ticket, redis.call('GET', KEYS[2]) or ''}
+"""
+
+# KEYS: the ticket of the last write, then pairs of fresh rows and the key that they are for
+# ARGV: my ticket, the ticket of the last write when I began
+_REPLACE = """
+local written = redis.call('GET', KEYS[1]) or ''
+if written == ARGV[1] then return 'written' end  -- the answer got lost, and the client asked again
+
+local outcome = 'written'
+if written ~= ARGV[2] then
+    outcome = (tonumber(written) or 0) > tonumber(ARGV[1]) and 'superseded' or 'again'
+end
+for i = 2, #KEYS, 2 do
+    if redis.call('EXISTS', KEYS[i]) == 0 and outcome == 'written' then outcome = 'again' end
+end
+for i = 2, #KEYS, 2 do
+    if outcome == 'written' then
+        redis.call('RENAME', KEYS[i], KEYS[i + 1])
+        redis.call('PERSIST', KEYS[i + 1])
+    else
+        redis.call('DEL', KEYS[i])
+    end
+end
+if outcome == 'written' then redis.call('SET', KEYS[1], ARGV[1]) end
+return outcome
+"""
+
+
+def _begin(table: str) -> _Attempt:
+    with cache.errors_translated():
+        ticket, written = cache.client().register_script(_BEGIN)(
+            keys=[_begun_key(table), _written_key(table)]
+        )
+    return _Attempt(ticket=ticket.decode(), written=written.decode())
+
+
+def _read(table: str, keys: list[CacheKey], attempt: _Attempt) -> int:
+    """Stream the rows into Redis, beside the keys that readers see: no table has to fit into memory here."""
+    arrays = [(key.keep, JsonArray(_fresh_key(key, attempt), ttl=_UNFINISHED_TTL)) for key in keys]
+    count = 0
+    for row in _rows(table):
+        count += 1
+        for keep, array in arrays:
+            if keep(row):
+                array.append(row)
+    for _, array in arrays:
+        array.close()
+    return count
+
+
+def _replace(table: str, keys: list[CacheKey], attempt: _Attempt) -> str:
+    pairs = [name for key in keys for name in (_fresh_key(key, attempt), key.name)]
+    with cache.errors_translated():
+        outcome = cache.client().register_script(_REPLACE)(
+            keys=[_written_key(table), *pairs], args=[attempt.ticket, attempt.written]
+        )
+    return str(outcome.decode())
+
+
+def _rows(table: str) -> Iterator[dict[str, Any]]:
+    schema, _, name = table.rpartition(".")
+    query = (
+        sqlalchemy.select(sqlalchemy.text("*"))
+        .select_from(sqlalchemy.table(name, schema=schema or None))
+        .order_by(sqlalchemy.column("id"))
+    )
+    with db.session() as session:  # one statement: one snapshot, whatever the isolation level
+        for row in session.execute(query, execution_options={"yield_per": 1000}).mappings():
+            yield dict(row)
+
+
+def _keys_of(table: str) -> list[CacheKey]:
+    if not isinstance(table, str):
+        raise UnknownTableError(
+            "refresh_master_cache takes the name of a table.",
+            hint='router.register(…, "cdc_tasks.refresh_master_cache", args=lambda change: [change.table])',
+        )
+    if table not in TABLE_TO_CACHE_KEYS:
+        raise UnknownTableError(
+            f"{table!r} feeds no key of the master cache; these do: {', '.join(TABLE_TO_CACHE_KEYS)}.",
+            hint=f'TABLE_TO_CACHE_KEYS["{table}"] = [CacheKey("master:{table}")]',
+        )
+    return TABLE_TO_CACHE_KEYS[table]
+
+
+def _table_of(key: str) -> str:
+    for table, keys in TABLE_TO_CACHE_KEYS.items():
+        if key in (each.name for each in keys):
+            return table
+    known = ", ".join(each.name for keys in TABLE_TO_CACHE_KEYS.values() for each in keys)
+    raise UnknownTableError(f"No table feeds {key!r}; there are: {known}.")
+
+
+def _begun_key(table: str) -> str:
+    return f"cdc:master-cache:{table}:begun"
+
+
+def _written_key(table: str) -> str:
+    return f"cdc:master-cache:{table}:written"
+
+
+def _fresh_key(key: CacheKey, attempt: _Attempt) -> str:
+    return f"cdc:master-cache:fresh:{key.name}:{attempt.ticket}"

@@ -1,0 +1,131 @@
+"""Microsoft Teams: an Adaptive Card to the webhook of a Workflow, whose URL is the account's secret.
+
+https://learn.microsoft.com/en-us/microsoftteams/platform/webhooks-and-connectors/how-to/add-incoming-webhook
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pymsteams
+import requests
+import urllib3
+
+from cdc_tasks.settings import worker_settings
+from cdc_tasks.social import TIMEOUT, AnswerLost, NotSent, Recipient, Refused, Unavailable, failure_of
+
+if TYPE_CHECKING:
+    from cdc_tasks.messages import Message
+
+__all__ = ["card", "check", "send"]
+
+_LIMIT = 28_000  # bytes of the whole message
+_HEADING, _TITLE, _FACT, _FACTS = (
+    150,
+    500,
+    100,
+    10,
+)  # characters that stay below it, even where each takes 12 bytes
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>])")
+
+
+def send(recipient: Recipient, message: Message) -> None:
+    """Post the card to the account's webhook, once its URL is seen to be one."""
+    check(recipient)
+    post = pymsteams.connectorcard(recipient.secret.get_secret_value(), http_timeout=TIMEOUT)
+    post.payload = _wrapped(card(message)) if worker_settings().teams_card == "wrapped" else card(message)
+    if len(json.dumps(post.payload)) > _LIMIT:
+        raise Refused("Teams takes no card of more than 28 kB.")
+    try:
+        post.send()
+    except pymsteams.TeamsWebhookException:
+        answer = post.last_http_response
+        raise failure_of(answer.status_code, answer.headers.get("Retry-After"), "Teams") from None
+    except requests.RequestException as error:
+        raise _failure(error) from None  # its text has the whole URL in it
+    if post.last_http_response.history:
+        raise Refused(
+            "Teams: the webhook's URL leads elsewhere.", hint="connect the account again, with a URL of today"
+        )
+
+
+def check(recipient: Recipient) -> None:
+    """Raise Refused for a URL that is not on a host of TEAMS_HOSTS: a worker can reach what others cannot."""
+    settings = worker_settings()
+    try:
+        url = urlsplit(recipient.secret.get_secret_value().strip())
+        host = url.hostname or ""
+    except ValueError:
+        raise Refused("This is not a URL.") from None
+    if settings.teams_allow_loopback and host in _LOOPBACK and url.scheme in {"http", "https"}:
+        return
+    if url.scheme != "https":
+        raise Refused("A webhook's URL starts with https://.")
+    if not any(fnmatch(host, pattern.lower()) for pattern in settings.teams_hosts):
+        raise Refused(
+            f"{host!r} is not a host of webhooks.",
+            hint=f"if it is: TEAMS_HOSTS={','.join([*settings.teams_hosts, host])}",
+        )
+
+
+def card(message: Message) -> dict[str, Any]:
+    """Show the message as an Adaptive Card, well within the size that Teams takes."""
+    title = {"type": "TextRun", "text": _cut(message.title, _TITLE), "weight": "Bolder"}
+    heading = {
+        "type": "TextBlock",
+        "text": _plain(_cut(message.heading, _HEADING)),
+        "size": "Large",
+        "wrap": True,
+    }
+    body: list[dict[str, Any]] = [heading, {"type": "RichTextBlock", "inlines": [title]}]
+    if message.facts:
+        facts = [
+            {"title": _plain(_cut(fact.name, _FACT)), "value": _plain(_cut(fact.value, _FACT)) or "-"}
+            for fact in message.facts[:_FACTS]
+        ]
+        body.append({"type": "FactSet", "facts": facts})
+    found: dict[str, Any] = {
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.4",
+        "fallbackText": _cut(message.text, _TITLE),
+        "msteams": {"width": "Full"},
+        "body": body,
+    }
+    if message.link and len(message.link) <= 2 * _TITLE:
+        found["actions"] = [{"type": "Action.OpenUrl", "title": "Open", "url": message.link}]
+    return found
+
+
+def _wrapped(content: dict[str, Any]) -> dict[str, Any]:
+    attachment = {
+        "contentType": "application/vnd.microsoft.card.adaptive",
+        "contentUrl": None,
+        "content": content,
+    }
+    return {"type": "message", "attachments": [attachment]}
+
+
+def _plain(text: str) -> str:
+    """Escape what a TextBlock or a FactSet would take for Markdown: a title must not become a link."""
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _failure(error: requests.RequestException) -> NotSent | AnswerLost:
+    """Tell whether the card may have arrived; of the error only its name is kept."""
+    never_sent = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    if isinstance(error, never_sent) or isinstance(reason, urllib3.exceptions.NewConnectionError):
+        return Unavailable(f"Teams was not reached: {type(reason or error).__name__}.")
+    if isinstance(error, requests.exceptions.InvalidURL):
+        return Refused("This is not a URL.")
+    return AnswerLost(f"Teams' answer was lost: {type(error).__name__}.")
