@@ -43,8 +43,14 @@ class Monitor(Protocol):
     `open` and `batches` block; `stop` may be called from any thread or signal handler.
     """
 
-    def open(self) -> None:
+    @property
+    def source(self) -> str:
+        """What names the database in checkpoints and in the ids of its changes; known once open."""
+
+    def open(self, *, resumes: bool) -> None:
         """Connect and become the only reader; waits as a standby while another listener is.
+
+        `resumes` tells that something was published before: then a source that knows nothing of us is a Gap.
 
         Raises SourceError where a person is needed, Gap where the log is gone, SourceLost otherwise.
         """

@@ -1,0 +1,227 @@
+"""PostgreSQL's write-ahead log as a Monitor: one slot, one publication, one reader."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from time import monotonic
+from typing import NamedTuple
+
+import structlog
+from psycopg2.extras import LogicalReplicationConnection
+
+from listener.monitor import Batch, Gap, SourceError
+from listener.postgres.catalogue import TypeCatalogue
+from listener.postgres.change import WALChange, format_lsn, parse_lsn
+from listener.postgres.connection import Connection, connect, connect_replication, translated
+from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
+from listener.postgres.errors import SlotInUse
+from listener.postgres.pgoutput import PgOutputDecoder
+from listener.postgres.publication import ensure_publication
+from listener.postgres.slot import Slot, create_slot, drop_slot, read_slot
+from listener.postgres.stream import ReplicationStream
+from listener.postgres.wal2json import Wal2JsonDecoder
+from listener.router import Route
+from listener.wakeup import Wakeup
+
+__all__ = ["PostgresWALMonitor"]
+
+log = structlog.get_logger()
+
+_MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batches
+_TICK = 0.25  # seconds between two looks at what is due while nothing comes
+_ACKNOWLEDGE_EVERY = 0.5  # seconds; see `_read`
+_IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not concern us
+_STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
+
+
+class _Done(NamedTuple):
+    """Once `commit_lsn` is published, the server may forget its log before `end_lsn`."""
+
+    commit_lsn: int
+    end_lsn: int
+
+
+class PostgresWALMonitor:
+    """Reads one database's changes through a logical replication slot; fulfils `listener.monitor.Monitor`."""
+
+    source: str  # the cluster's system identifier, in hexadecimal; known once open
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        slot: str,
+        publication: str,
+        routes: Sequence[Route],
+        plugin: str = "pgoutput",
+        batch_size: int = 1000,
+        failover: bool = False,
+        accept_gap: bool = False,
+    ) -> None:
+        """`batch_size` in changes; `failover` and `accept_gap` as the settings and the command line have them."""
+        self._database_url = database_url
+        self._slot = slot
+        self._publication = publication
+        self._routes = routes
+        self._plugin = plugin
+        self._batch_size = batch_size
+        self._failover = failover
+        self._accept_gap = accept_gap
+        self._wakeup = Wakeup()
+        self._done: deque[_Done] = deque()
+        self._in_transaction = False
+        self._acknowledgeable = 0
+        self._acknowledged_at = 0.0
+        self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
+        self._idle_at = 0.0
+        self._stream: ReplicationStream
+        self._decoder: Decoder
+        self._close: Callable[[], None] = lambda: None
+
+    def open(self, *, resumes: bool) -> None:
+        """Become the only reader of the slot; see `Monitor.open`."""
+        said = False
+        while not self._wakeup.is_set:
+            try:
+                return self._open(resumes=resumes)
+            except SlotInUse as error:
+                if not said:
+                    log.info("standby", slot=self._slot, reason=error.message)
+                    said = True
+                self._wakeup.wait(_STANDBY_EVERY)
+
+    def batches(self, after: str | None) -> Iterator[Batch]:
+        """Yield what lies beyond `after`; see `Monitor.batches`."""
+        position = WALPosition.parse(after) if after else WALPosition(0, 0)
+        self._check_reachable(position)
+        self._decoder.skip_to(position)
+        while not self._wakeup.is_set:
+            changes: list[WALChange] = []
+            self._read(changes)
+            if changes:
+                position = WALPosition(changes[-1].transaction.commit_lsn, changes[-1].ordinal)
+            elif (idle := self._idle()) is not None:
+                position = max(position, idle)
+            else:
+                self._stream.wait(_TICK)
+            yield Batch(changes, str(position))
+
+    def acknowledge(self, position: str) -> None:
+        """Let the server forget its log up to `position`, half a second later at most."""
+        published = WALPosition.parse(position).commit_lsn
+        while self._done and self._done[0].commit_lsn <= published:
+            self._acknowledgeable = self._done.popleft().end_lsn
+        now = monotonic()
+        if now - self._acknowledged_at >= _ACKNOWLEDGE_EVERY:
+            self._acknowledged_at = now
+            self._stream.acknowledge(self._acknowledgeable)
+
+    def stop(self) -> None:
+        """Make `open` and `batches` return soon."""
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Let go of the slot."""
+        close, self._close = self._close, lambda: None
+        close()
+
+    def _read(self, changes: list[WALChange]) -> None:
+        """Read what the server has for us right now, up to a batch.
+
+        psycopg2 takes it on itself to acknowledge a keepalive's position when what we acknowledged explicitly
+        reaches the last message. The messages of a transaction that began before that, and committed after
+        other ones that are not published yet, look to it as if they did: there the batch ends. Acknowledging
+        seldom keeps this rare.
+        """
+        read, decode, acknowledged = self._stream.read, self._decoder.decode, self._stream.flushed
+        full, size = self._batch_size, 0
+        with translated():
+            while len(changes) < full and size < _MAX_BYTES:
+                message = read()
+                if message is None:
+                    return
+                payload = message.payload
+                size += len(payload)
+                boundary = decode(payload, changes)
+                if boundary is not None:
+                    self._note(boundary)
+                    if changes and message.data_start <= acknowledged:
+                        return
+
+    def _note(self, boundary: Begin | Commit) -> None:
+        if isinstance(boundary, Begin):
+            self._in_transaction = True
+            return
+        self._in_transaction = False
+        self._read_up_to = boundary.end_lsn
+        self._done.append(_Done(self._decoder.transaction.commit_lsn, boundary.end_lsn))
+
+    def _idle(self) -> WALPosition | None:
+        """Return how far the log has moved without concerning us, now and then: the server may forget that too."""
+        server_position, now = self._stream.server_position, monotonic()
+        if self._in_transaction or server_position <= self._read_up_to or now - self._idle_at < _IDLE_EVERY:
+            return None
+        self._idle_at = now
+        self._read_up_to = server_position
+        position = WALPosition.before(server_position)
+        self._done.append(_Done(position.commit_lsn, server_position))
+        return position
+
+    def _open(self, *, resumes: bool) -> None:
+        self.close()
+        with closing(connect(self._database_url)) as connection:
+            self._prepare(connection, resumes=resumes)
+        replication = connect_replication(self._database_url)
+        try:
+            self.source, self._current = _identify(replication)
+            self._decoder, options = self._choose_plugin()
+            stream = ReplicationStream(replication, self._wakeup)
+            stream.start(self._slot, options)
+        except BaseException:
+            replication.close()
+            raise
+        self._begin(stream)
+        log.info("streaming", slot=self._slot, plugin=self._plugin)
+
+    def _begin(self, stream: ReplicationStream) -> None:
+        self._stream = stream
+        self._done.clear()
+        self._in_transaction = False
+        self._acknowledgeable = self._read_up_to = 0
+
+        def close() -> None:
+            with closing(stream):
+                stream.acknowledge(self._acknowledgeable)
+
+        self._close = close
+
+    def _prepare(self, connection: Connection, *, resumes: bool) -> None:
+        """Make what is missing on the server: first the publication, then the slot."""
+        slot = read_slot(connection, self._slot)
+        ...
+
+    def _choose_plugin(self) -> tuple[Decoder, dict[str, str]]:
+        catalogue = TypeCatalogue(partial(connect, self._database_url))
+        if self._plugin == "wal2json":
+            return Wal2JsonDecoder(catalogue, source=self.source), Wal2JsonDecoder.OPTIONS
+        options = {"proto_version": "1", "publication_names": f'"{self._publication}"'}
+        return PgOutputDecoder(catalogue.resolve, source=self.source), options
+
+    def _check_reachable(self, after: WALPosition) -> None:
+        if after.commit_lsn > self._current:
+            raise SourceError(
+                f"The checkpoint {after} lies beyond the end of the database's log, {format_lsn(self._current)}: "
+                "the database was restored from an earlier state, or is another one.",
+                hint="Start over from the slot's position: python -m listener run --accept-gap",
+            )
+
+
+def _identify(replication: LogicalReplicationConnection) -> tuple[str, int]:
+    """Return the cluster's name and the end of its log (manual, "Streaming Replication Protocol")."""
+    with translated(), replication.cursor() as cursor:
+        cursor.execute("IDENTIFY_SYSTEM")
+        system, _timeline, current, _database = cursor.fetchone()
+        return f"{int(system):x}", parse_lsn(current)

@@ -1,0 +1,108 @@
+"""A replication connection: messages come, acknowledgements go, and it lives on whatever the rest is doing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from select import select
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg2
+from psycopg2.extras import LogicalReplicationConnection
+from psycopg2.sql import SQL, Identifier, Literal
+
+from listener.monitor import SourceLost
+from listener.postgres.connection import translated
+from listener.wakeup import Wakeup
+
+__all__ = ["ReplicationStream"]
+
+# The server drops us after wal_sender_timeout, 60 s unless set, without a word from us.
+_FEEDBACK_EVERY = 10.0
+# We ask for an answer with each word of ours; without one for so long the connection is half-open.
+_SILENCE = 35.0
+
+
+class ReplicationStream:
+    """Messages of one slot.
+
+    psycopg2's `read_message` holds the interpreter's lock from start to end, as `send_feedback` does: that is
+    why the thread that keeps the connection alive needs no lock of ours.
+    """
+
+    def __init__(self, connection: LogicalReplicationConnection, wakeup: Wakeup) -> None:
+        self._connection = connection
+        self._cursor: Any = connection.cursor()
+        self._wakeup = wakeup
+        self._closed = threading.Event()
+        self._heard = monotonic()
+        self._keeper = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
+        self.flushed = 0  # acknowledged explicitly
+
+    def start(self, slot: str, options: dict[str, str]) -> None:
+        """Start replication; raises SlotInUse where another listener has it, SourceError, Gap, SourceLost."""
+        pairs = SQL(", ").join(
+            SQL("{} {}").format(Identifier(key), Literal(value)) for key, value in options.items()
+        )
+        command = SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(Identifier(slot), pairs)
+        with translated():
+            self._cursor.start_replication_expert(command, decode=False, status_interval=_FEEDBACK_EVERY)
+        self._heard = monotonic()
+        self._keeper.start()
+
+    @property
+    def read(self) -> Callable[[], Any]:
+        """Return the function that returns the next message (`payload`, `data_start`), None where there is none yet.
+
+        It raises psycopg2.Error: whoever calls it in a loop translates outside of the loop.
+        """
+        read: Callable[[], Any] = self._cursor.read_message
+        return read
+
+    @property
+    def server_position(self) -> int:
+        """How far the server has read its log for us: what is before it and not here did not concern us."""
+        return int(self._cursor.wal_end)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a message, at most so long; raises SourceLost where the server has been silent for too long."""
+        with translated():
+            readable, _, _ = select([self._connection, self._wakeup], [], [], seconds)
+            answered = self._cursor.io_timestamp > self._cursor.feedback_timestamp
+        now = monotonic()
+        if readable or answered:
+            self._heard = now
+        elif now - self._heard > _SILENCE:
+            raise SourceLost(f"PostgreSQL has not answered for {_SILENCE:.0f} seconds.")
+
+    def acknowledge(self, lsn: int) -> None:
+        """Let the server forget its log before `lsn`."""
+        if lsn > self.flushed:
+            with translated():
+                self._cursor.send_feedback(write_lsn=lsn, flush_lsn=lsn, apply_lsn=lsn, force=True)
+            self.flushed = lsn
+
+    def close(self) -> None:
+        """Close the connection; safe to call twice."""
+        self._closed.set()
+        self._connection.close()
+        if self._keeper.is_alive():
+            self._keeper.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep_alive(self) -> None:
+        """Send word to the server while the reader is busy elsewhere: a broker that is away, a slow predicate."""
+        while not self._closed.wait(_FEEDBACK_EVERY):
+            try:
+                self._cursor.send_feedback(reply=True, force=True)
+            except psycopg2.Error:
+                return  # the reader meets the same, and tells

@@ -1,0 +1,39 @@
+"""The page that you edit: which change fires which task.
+
+Copy it into your own code and point CDC_ROUTES to it, or change it here. `python -m listener routes` prints
+what it says, `python -m listener check` holds it against the database.
+"""
+
+from __future__ import annotations
+
+from listener.router import BinlogRouter, EventType, changed
+
+__all__ = ["MASTER_TABLES", "setup_router"]
+
+MASTER_TABLES = ("roles", "departments", "priorities", "statuses")
+
+
+def setup_router() -> BinlogRouter:
+    """Return the routes of the help desk."""
+    router = BinlogRouter()
+    router.register("public", "tickets", [EventType.INSERT], "cdc_tasks.notify_ticket_insert", columns=["id"])
+    router.register(
+        "public",
+        "tickets",
+        [EventType.UPDATE],
+        "cdc_tasks.notify_ticket_update",
+        when=changed("assigned_to_id", "status", "priority"),
+        columns=["id", "assigned_to_id", "status", "priority"],
+    )
+    router.register("public", "users", [EventType.INSERT], "cdc_tasks.welcome_user", columns=["id"])
+    for table in MASTER_TABLES:
+        router.register(
+            "public",
+            table,
+            EventType.ALL,
+            "cdc_tasks.refresh_master_cache",
+            args=lambda change: [change.table],
+            columns=["id"],
+            coalesce=True,
+        )
+    return router

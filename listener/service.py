@@ -1,0 +1,79 @@
+"""The loop: read, route, publish, acknowledge; and what happens when the source goes away."""
+
+from __future__ import annotations
+
+import random
+
+import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from listener.monitor import Monitor, SourceLost
+from listener.publisher import CheckpointMoved, Publisher, Stopped
+from listener.router import BinlogRouter
+from listener.wakeup import Wakeup
+
+__all__ = ["Listener"]
+
+log = structlog.get_logger()
+
+
+class Listener:
+    """Hands the changes of one source to one broker until it is told to stop."""
+
+    def __init__(self, monitor: Monitor, router: BinlogRouter, publisher: Publisher) -> None:
+        self._monitor = monitor
+        self._router = router
+        self._publisher = publisher
+        self._wakeup = Wakeup()
+        self._until_open = Retrying(
+            retry=retry_if_exception_type(SourceLost),
+            wait=wait_random_exponential(multiplier=0.2, max=15),
+            sleep=self._sleep,
+            before_sleep=_say_away,
+            reraise=True,
+        )
+
+    def run(self) -> None:
+        """Run until `stop`; raises CDCError where a person is needed, with nothing acknowledged that is not published."""
+        try:
+            while not self._wakeup.is_set:
+                self._until_open.copy()(self._open)
+                self._stream()
+        except Stopped:
+            log.info("stopped while waiting")
+        finally:
+            self._monitor.close()
+            self._publisher.close()
+
+    def stop(self) -> None:
+        """Finish the batch in hand, acknowledge it, and return from `run`; may be called from a signal handler."""
+        self._wakeup.set()
+        self._monitor.stop()
+        self._publisher.stop()
+
+    def _open(self) -> None:
+        self._monitor.open(resumes=self._publisher.checkpoint() is not None)
+
+    def _stream(self) -> None:
+        """Read on until the source is lost or we are stopped."""
+        try:
+            self._pump()
+        except (SourceLost, CheckpointMoved) as error:
+            log.warning("reading again", reason=error.message)
+            self._wakeup.wait(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
+        finally:
+            self._monitor.close()
+
+    def _pump(self) -> None:
+        for batch in self._monitor.batches(after=self._publisher.checkpoint(self._monitor.source)):
+            self._publisher.publish(self._router.tasks_for(batch.changes), checkpoint=batch.position)
+            self._monitor.acknowledge(batch.position)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._wakeup.wait(seconds):
+            raise Stopped
+
+
+def _say_away(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("source is away", attempt=state.attempt_number, error=str(error))
