@@ -20,6 +20,7 @@ test: $(VENV)/.installed-dev servers  ## Every test, against real servers (ARGS=
 check: $(VENV)/.installed-dev  ## Lint, format and types, nothing is changed
 	@echo "==> Linting"
 	@$(BIN)/ruff check .
+	@$(BIN)/shellcheck .ci/run scripts/* docker/*/*.sh
 	@echo "==> Checking the format"
 	@$(BIN)/ruff format --check .
 	@echo "==> Checking the types"

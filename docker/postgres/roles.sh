@@ -1,0 +1,17 @@
+#!/bin/sh
+# Runs once, when the database is made: one role for each side, with what it needs and no more.
+# Neither is a superuser, neither can write, and the listener cannot even read a table: what it sees is the
+# publication's tables, as they change.
+set -eu
+psql --set=ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
+  --set=listener_password="$LISTENER_PASSWORD" --set=worker_password="$WORKER_PASSWORD" <<'SQL'
+CREATE ROLE cdc_listener LOGIN REPLICATION PASSWORD :'listener_password';
+CREATE ROLE cdc_worker LOGIN PASSWORD :'worker_password';
+
+REVOKE ALL ON DATABASE :"DBNAME" FROM PUBLIC;
+GRANT CONNECT ON DATABASE :"DBNAME" TO cdc_listener, cdc_worker;
+
+-- Workers load tickets, users, accounts and the master tables.
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO cdc_worker;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO cdc_worker;
+SQL

@@ -1,0 +1,155 @@
+"""docker-compose.yml and the Dockerfile, held against the specification and against the project."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from flower.options import default_options
+
+from cdc_tasks.settings import WorkerSettings
+from listener.settings import ListenerSettings
+from tests.compose import CHECKOUT, dockerfile_stages, load_compose, variables_of_compose
+
+_OUR_SERVICES = ("worker", "listener", "flower")
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> dict[str, str]:
+    """What `scripts/make-env` writes into `.env`."""
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(CHECKOUT / "scripts" / "make-env", tmp_path / "scripts")
+    subprocess.run([script], check=True)
+    lines = (tmp_path / ".env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+
+@pytest.fixture
+def services(secrets: dict[str, str]) -> dict[str, Any]:
+    return load_compose(secrets)
+
+
+def test_the_compose_file_follows_the_compose_specification() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*command, "docker-compose.yml"], cwd=CHECKOUT, check=True)
+
+
+def test_the_env_file_has_what_the_compose_file_asks_for_and_nobody_else_may_read_it(
+    secrets: dict[str, str], tmp_path: Path
+) -> None:
+    assert set(secrets) == variables_of_compose()
+    Fernet(secrets["CDC_SECRET_KEY"])
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+
+
+def test_an_env_file_that_is_there_is_kept(secrets: dict[str, str], tmp_path: Path) -> None:
+    subprocess.run([tmp_path / "scripts" / "make-env"], check=True)
+    assert f"REDIS_PASSWORD={secrets['REDIS_PASSWORD']}\n" in (tmp_path / ".env").read_text()
+
+
+def test_every_variable_of_our_containers_is_one_that_somebody_reads(services: dict[str, Any]) -> None:
+    settings = {*WorkerSettings.model_fields, *ListenerSettings.model_fields}
+    known = {name.upper() for name in settings} | {f"FLOWER_{name.upper()}" for name in default_options}
+    for name in _OUR_SERVICES:
+        assert set(services[name]["environment"]) <= known
+
+
+def test_every_file_that_is_mounted_exists(services: dict[str, Any]) -> None:
+    mounted = [volume.split(":")[0] for volume in services["postgres"]["volumes"]]
+    files = [path for path in mounted if path.startswith("./")]
+    assert files
+    assert all((CHECKOUT / path).is_file() for path in files)
+
+
+def test_nothing_starts_before_what_it_needs_is_healthy(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert service["healthcheck"]["test"]
+        for needed, how in service.get("depends_on", {}).items():
+            assert how == {"condition": "service_healthy"}
+            assert needed in services
+    assert (
+        set(services["worker"]["depends_on"])
+        == set(services["listener"]["depends_on"])
+        == {"postgres", "redis"}
+    )
+
+
+def test_only_flower_is_reachable_from_outside_and_only_from_this_machine_with_a_password(
+    services: dict[str, Any], secrets: dict[str, str]
+) -> None:
+    assert {name for name, service in services.items() if "ports" in service} == {"flower"}
+    assert services["flower"]["ports"] == ["127.0.0.1:5555:5555"]
+    assert services["flower"]["environment"]["FLOWER_BASIC_AUTH"] == f"admin:{secrets['FLOWER_PASSWORD']}"
+
+
+def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret() -> None:
+    *_, final = dockerfile_stages()
+    assert ("USER", "10001") in final
+    text = (CHECKOUT / "Dockerfile").read_text()
+    assert not any(word in text for word in ("PASSWORD", "SECRET", "TOKEN", "ARG "))
+
+
+def test_docker_sees_only_what_the_image_is_made_of() -> None:
+    lines = (CHECKOUT / ".dockerignore").read_text().splitlines()
+    assert lines[1] == "*"
+    allowed = {line[1:] for line in lines if line.startswith("!")}
+    sources = [
+        source
+        for stage in dockerfile_stages()
+        for instruction, argument in stage
+        if instruction == "COPY" and not argument.startswith("--from")
+        for source in argument.split()[:-1]
+    ]
+    assert allowed == set(sources)
+
+
+def test_what_the_dockerfile_builds_has_every_command_that_the_containers_run(
+    services: dict[str, Any], tmp_path: Path
+) -> None:
+    venv = _replay_build_stage(tmp_path)
+    path = f"{venv / 'bin'}:/usr/bin:/bin"
+    for name in _OUR_SERVICES:
+        command = [*services[name]["command"], "--help"]
+        # Away from the checkout, where only what is installed counts.
+        environment = {"PATH": path, **services[name]["environment"]}
+        program = shutil.which(command[0], path=path)
+        assert program is not None
+        assert Path(program).parent == venv / "bin"
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+
+def _replay_build_stage(directory: Path) -> Path:
+    """Run the first stage's instructions in `directory`; returns the virtual environment that comes out."""
+    image_venv, venv = "/opt/cdc-tasks", directory / "venv"
+    source = directory / "src"
+    source.mkdir()
+    # What the image would download is taken from where these tests run.
+    environment = {**os.environ, "PATH": f"{venv / 'bin'}:{os.environ['PATH']}", "PIP_NO_DEPS": "1"}
+    environment.pop("PYTHONPATH", None)
+    for instruction, argument in dockerfile_stages()[0]:
+        if instruction == "COPY":
+            *names, _target = argument.split()
+            for name in names:
+                _copy(CHECKOUT / name, source)
+        elif instruction == "RUN":
+            command = [part.replace(image_venv, str(venv)) for part in shlex.split(argument)]
+            command[0] = sys.executable if command[0] == "python" else command[0]
+            subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
+    packages = next((venv / "lib").glob("python*")) / "site-packages"
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return venv
+
+
+def _copy(path: Path, target: Path) -> None:
+    if path.is_dir():
+        shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(path, target)
