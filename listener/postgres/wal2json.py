@@ -1,0 +1,214 @@
+"""wal2json's messages, format-version 2: JSON to changes, nothing else.
+
+What JSON did to the values is undone, so that a row is the server's text again, as with pgoutput. What cannot
+be undone: wal2json before 2.6 writes NaN and Infinity as null.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, lru_cache
+from typing import Any, Final
+
+from listener.postgres.change import WALChange, parse_lsn
+from listener.postgres.decoder import Begin, Commit, Decoder
+from listener.postgres.definitions import TableDefinitions, TableName
+from listener.postgres.table import UNCHANGED, Column, Table
+from listener.postgres.values import ValueType
+
+__all__ = ["NUMBERS_AS_STRINGS", "OPTIONS", "Wal2JsonDecoder"]
+
+# Without types: a type's name with a quote in it makes the JSON invalid. Without a filter on tables: ordinals
+# must stay what they are when routes change.
+OPTIONS: Final = {
+    "format-version": "2",
+    "include-lsn": "true",
+    "include-timestamp": "true",
+    "include-types": "false",
+    "include-type-oids": "true",
+}
+# Since wal2json 2.6, for NaN and Infinity; an older one refuses it with SQLSTATE 22023.
+NUMBERS_AS_STRINGS: Final = {"numeric-data-types-as-string": "true"}
+
+_ACTION = len('{"action":"')
+_BEGIN, _COMMIT, _LOGICAL_MESSAGE = ord("B"), ord("C"), ord("M")
+_INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_BYTEA = "17"
+
+# Rows of tables that nobody watches are dropped without reading what follows.
+_names = re.compile(r'"schema":("(?:[^"\\]|\\.)*"),"table":("(?:[^"\\]|\\.)*")').search
+
+_Types = dict[str, str]  # of columns, as OIDs, in the table's order
+_Values = dict[str, bytes | None]
+
+
+class Wal2JsonDecoder(Decoder):
+    """Decodes one replication connection's messages; drops the rows of tables that no route watches."""
+
+    def __init__(
+        self,
+        resolve_type: Callable[[int], ValueType],
+        definitions: TableDefinitions,
+        watches: Callable[[str, str], bool],
+        *,
+        source: str,
+    ) -> None:
+        """`watches` tells of schema and table whether a route is interested."""
+        super().__init__(source=source)
+        self._resolve_type = resolve_type
+        self._definitions = definitions
+        self._watches = watches
+        self._committed_at = 0  # microseconds since 2000-01-01 UTC
+        self._compiled = lru_cache(maxsize=1000)(self._compile)
+
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+        action = payload[_ACTION]
+        if action in {_INSERT, _UPDATE, _DELETE, _TRUNCATE}:
+            ordinal = self.next_ordinal()
+            change = None if ordinal is None else self._change(action, payload, ordinal)
+            if change is not None:
+                changes.append(change)
+        elif action == _BEGIN:
+            message = json.loads(payload)
+            self._committed_at = (datetime.fromisoformat(message["timestamp"]) - _EPOCH) // _MICROSECOND
+            return self.begin(parse_lsn(message["lsn"]), self._committed_at)
+        elif action == _COMMIT:
+            return self.commit(parse_lsn(json.loads(payload)["nextlsn"]))
+        elif action != _LOGICAL_MESSAGE:
+            raise self.unknown(f"message {payload[:40]!r}")
+        return None
+
+    def _change(self, action: int, payload: bytes, ordinal: int) -> WALChange | None:
+        text = payload.decode(self._codec, "surrogateescape")
+        table = _table_name(text)
+        name = self._reported_as(table)
+        if name is None:
+            return None
+        if action == _TRUNCATE:
+            return self._truncate(table, name, ordinal)
+        message = json.loads(text, parse_int=str, parse_float=str)  # a number keeps each of its digits
+        if action == _INSERT:
+            return self._insert(name, message, ordinal)
+        if action == _UPDATE:
+            return self._update(table, name, message, ordinal)
+        return self._delete(table, name, message, ordinal)
+
+    def _insert(self, name: TableName, message: Mapping[str, Any], ordinal: int) -> WALChange:
+        types, new = _read(message["columns"])
+        kind = self._table(name, types).insert
+        return WALChange(kind, None, [*new.values()], False, self.transaction, ordinal)
+
+    def _update(
+        self, table: TableName, name: TableName, message: Mapping[str, Any], ordinal: int
+    ) -> WALChange:
+        types, new = _read(message["columns"])
+        old_types, old = _read(message.get("identity", ()))
+        if old.keys() >= new.keys():  # REPLICA IDENTITY FULL: also has what is missing in the new row
+            kind = self._table(name, old_types).update
+            values = [new.get(column, value) for column, value in old.items()]
+            return WALChange(kind, [*old.values()], values, False, self.transaction, ordinal)
+        types |= self._unsent(table, types)
+        kind = self._table(name, types, tuple(old)).update
+        # pgoutput sends the old key only where it has changed, wal2json always.
+        key_changed = any(new.get(column) != value for column, value in old.items())
+        before = [old.get(column) for column in types] if key_changed else None
+        after = [new.get(column, UNCHANGED) for column in types]
+        return WALChange(kind, before, after, key_changed, self.transaction, ordinal)
+
+    def _delete(
+        self, table: TableName, name: TableName, message: Mapping[str, Any], ordinal: int
+    ) -> WALChange:
+        types, old = _read(message["identity"])
+        types |= {column: oid for column, oid in self._columns(table).items() if column not in types}
+        is_key = len(types) > len(old)
+        kind = self._table(name, types, tuple(old)).delete
+        before = [old.get(column) for column in types]
+        return WALChange(kind, before, None, is_key, self.transaction, ordinal)
+
+    def _truncate(self, table: TableName, name: TableName, ordinal: int) -> WALChange | None:
+        if table != name:
+            return None  # pgoutput tells nothing either of a partition alone
+        kind = self._table(name, self._columns(table)).truncate
+        return WALChange(kind, None, None, False, self.transaction, ordinal)
+
+    def _reported_as(self, table: TableName) -> TableName | None:
+        """Return the topmost watched table that this one is a part of, itself included."""
+        if not self._watches_partitions:
+            return table if self._watches(*table) else None
+        ancestors = self._definitions.of(table, self._committed_at).ancestors
+        return next((name for name in reversed(ancestors) if self._watches(*name)), None)
+
+    def _columns(self, table: TableName) -> _Types:
+        definition = self._definitions.of(table, self._committed_at)
+        return {column.name: str(column.type_oid) for column in definition.columns}
+
+    def _unsent(self, table: TableName, sent: _Types) -> _Types:
+        """Return the columns that were left out of a new row because their TOAST values did not change."""
+        known = self._definitions.known(table)
+        if known is None or any(column.toastable and column.name not in sent for column in known.columns):
+            known = self._definitions.of(table, self._committed_at)
+        return {
+            column.name: str(column.type_oid)
+            for column in known.columns
+            if column.toastable and column.name not in sent
+        }
+
+    def _table(self, name: TableName, types: _Types, key: tuple[str, ...] = ()) -> Table:
+        return self._compiled(name, tuple(types.items()), key)
+
+    def _compile(self, name: TableName, types: tuple[tuple[str, str], ...], key: tuple[str, ...]) -> Table:
+        columns = [
+            # wal2json prints an OID as if it had a sign.
+            Column(_clean(column), self._resolve_type(int(oid) & 0xFFFFFFFF), column in key)
+            for column, oid in types
+        ]
+        return Table(*name, columns, identity="d" if key else "f")
+
+    @cached_property
+    def _watches_partitions(self) -> bool:
+        return any(self._watches(*name) for name in self._definitions.partitioned())
+
+    @cached_property
+    def _codec(self) -> str:
+        """Python's name of the messages' encoding: wal2json writes in the database's own."""
+        return self._definitions.codec()
+
+
+def _table_name(text: str) -> TableName:
+    found = _names(text)
+    if found is None:
+        raise Decoder.unknown(f"message {text[:40]!r}")
+    return _clean(json.loads(found[1])), _clean(json.loads(found[2]))
+
+
+def _read(columns: Iterable[Mapping[str, Any]]) -> tuple[_Types, _Values]:
+    """Return types and values, by column, of what the message has as a list of columns."""
+    types: _Types = {}
+    values: _Values = {}
+    for column in columns:
+        name = column["name"]
+        types[name] = column["typeoid"]
+        values[name] = _server_text(column["value"], column["typeoid"])
+    return types, values
+
+
+def _server_text(value: Any, type_oid: str) -> bytes | None:
+    if value is None:
+        return None
+    if value is True:
+        return b"t"
+    if value is False:
+        return b"f"
+    text: bytes = value.encode(errors="surrogateescape")
+    return rb"\x" + text if type_oid == _BYTEA else text
+
+
+def _clean(name: str) -> str:
+    """Return the name with bytes that are not of the encoding as the pgoutput decoder shows them."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
