@@ -1,140 +1,75 @@
-"""What PostgreSQL's catalogue says about the tables that the routes name."""
+"""What the log does not say about types: asked of the server's catalogue once, and remembered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
+from listener.postgres.builtin_types import BUILTIN, Kind, ValueType
 from listener.postgres.connection import Connection, fetch
 
-__all__ = ["Identity", "ReplicaIdentity", "Table", "TableName", "read_tables"]
+__all__ = ["TypeCatalogue"]
 
-TableName = tuple[str, str]  # schema, table
-
-
-class Identity(StrEnum):
-    """What an UPDATE or DELETE says about the old row: `pg_class.relreplident`."""
-
-    DEFAULT = "d"  # the primary key
-    NOTHING = "n"
-    FULL = "f"
-    INDEX = "i"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaIdentity:
-    """One table's, or one partition's: a partition does not share its parent's."""
-
-    table: TableName
-    identity: Identity
-    key: tuple[str, ...]  # the columns of the identity's index; empty where it has none
-
-    @property
-    def identifies_rows(self) -> bool:
-        """Whether the application's UPDATE and DELETE go on working when they are published."""
-        return self.identity is Identity.FULL or bool(self.key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table as it is now, or something else that has a table's name."""
-
-    name: TableName
-    kind: str  # pg_class.relkind: r table, p partitioned table, v view, m materialized view, f foreign table
-    is_logged: bool
-    columns: tuple[str, ...]
-    stored_generated: frozenset[str]
-    virtual_generated: frozenset[str]
-    ancestors: tuple[TableName, ...]  # what this is a partition of, the nearest first
-    own_identity: ReplicaIdentity
-    partitions: tuple[ReplicaIdentity, ...]  # those that hold rows
-
-    @property
-    def is_publishable(self) -> bool:
-        return self.kind in "rp" and self.is_logged
-
-    @property
-    def is_partitioned(self) -> bool:
-        return self.kind == "p"
-
-    @property
-    def identities(self) -> tuple[ReplicaIdentity, ...]:
-        """Those that hold when a row changes."""
-        return self.partitions if self.is_partitioned else (self.own_identity,)
-
-    @property
-    def key(self) -> frozenset[str]:
-        """All columns that say which row it is, in any partition."""
-        return frozenset(column for each in self.identities for column in each.key)
-
-
-def read_tables(connection: Connection, wanted: Callable[[str, str], bool]) -> tuple[Table, ...]:
-    """Return the tables, views and the like of which `wanted(schema, name)` is true, by name."""
-    oids = [oid for oid, schema, name in fetch(connection, _NAMES) if wanted(schema, name)]
-    own: dict[int, ReplicaIdentity] = {}
-    partitions: dict[int, list[ReplicaIdentity]] = {}
-    for root, oid, schema, name, kind, identity, key in fetch(connection, _IDENTITIES, [oids]):
-        found = ReplicaIdentity(table=(schema, name), identity=Identity(identity), key=tuple(key))
-        if oid == root:
-            own[root] = found
-        elif kind != "p":
-            partitions.setdefault(root, []).append(found)
-    return tuple(
-        Table(
-            name=own[oid].table,
-            kind=kind,
-            is_logged=is_logged,
-            columns=tuple(columns),
-            stored_generated=frozenset(stored),
-            virtual_generated=frozenset(virtual),
-            ancestors=tuple((schema, name) for schema, name in ancestors),
-            own_identity=own[oid],
-            partitions=tuple(partitions.get(oid, ())),
-        )
-        for oid, kind, is_logged, columns, stored, virtual, ancestors in fetch(connection, _DETAILS, [oids])
-        if oid in own  # else made or dropped meanwhile
-    )
-
-
-_NAMES: Final = """
-SELECT c.oid, n.nspname, c.relname
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
-  AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'
+_DEPENDENCIES: Final = """
+WITH RECURSIVE needed AS (
+    SELECT %s::oid AS oid
+    UNION
+    SELECT CASE WHEN typtype = 'd' THEN typbasetype ELSE typelem END
+    FROM needed JOIN pg_catalog.pg_type USING (oid)
+    WHERE typtype = 'd' OR typoutput = 'pg_catalog.array_out'::pg_catalog.regproc
+)
+SELECT oid::bigint, typtype::text, typbasetype::bigint, typelem::bigint, typdelim::text,
+       typoutput = 'pg_catalog.array_out'::pg_catalog.regproc
+FROM needed JOIN pg_catalog.pg_type USING (oid)
 """
 
-# Which index identifies a row is what RelationGetIndexList in PostgreSQL's relcache.c says: a primary key
-# that is deferrable does not count.
-_IDENTITIES: Final = """
-SELECT root.oid, c.oid, n.nspname, c.relname, c.relkind, c.relreplident, ARRAY(
-    SELECT a.attname::text
-    FROM pg_index i JOIN pg_attribute a
-      ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
-    WHERE i.indrelid = c.oid AND (i.indisvalid OR c.relkind = 'p') AND i.indimmediate
-      AND (c.relreplident = 'd' AND i.indisprimary OR c.relreplident = 'i' AND i.indisreplident)
-    ORDER BY a.attnum)
-FROM unnest(%s::oid[]) AS root(oid)
-CROSS JOIN LATERAL (SELECT root.oid UNION SELECT relid FROM pg_partition_tree(root.oid)) AS member(oid)
-JOIN pg_class c ON c.oid = member.oid
-JOIN pg_namespace n ON n.oid = c.relnamespace
-ORDER BY n.nspname, c.relname
-"""
+_KINDS: Final[Mapping[str, Kind]] = {"c": "composite", "e": "enum", "r": "range", "m": "range"}
 
-_DETAILS: Final = """
-SELECT c.oid, c.relkind, c.relpersistence = 'p',
-  ARRAY(SELECT attname::text FROM pg_attribute
-        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),
-  ARRAY(SELECT attname::text FROM pg_attribute
-        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = 's'),
-  ARRAY(SELECT attname::text FROM pg_attribute
-        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = 'v'),
-  ARRAY(SELECT ARRAY[an.nspname::text, ac.relname::text]
-        FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS a(oid, nth)
-        JOIN pg_class ac ON ac.oid = a.oid JOIN pg_namespace an ON an.oid = ac.relnamespace
-        WHERE ac.oid <> c.oid ORDER BY a.nth)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.oid = ANY (%s::oid[])
-ORDER BY n.nspname, c.relname
-"""
+
+class _Row(NamedTuple):
+    oid: int
+    kind: str
+    base: int
+    element: int
+    delimiter: str
+    is_array: bool
+
+
+class TypeCatalogue:
+    """Knows every type by its OID: the built-in ones by heart, the others from the server.
+
+    What a type is made of never changes, so nothing is asked twice. A type that was dropped since is
+    "unknown": its values are the server's text.
+    """
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        """`connect` opens an ordinary session; it is called when there is something to ask."""
+        self._connect = connect
+        self._known = dict(BUILTIN)
+
+    def resolve(self, oid: int) -> ValueType:
+        """Return the type; raises SourceError, SourceLost."""
+        known = self._known.get(oid)
+        return known or self._build(oid, self._ask(oid))
+
+    def _ask(self, oid: int) -> dict[int, _Row]:
+        connection = self._connect()
+        try:
+            return {row.oid: row for row in map(_Row._make, fetch(connection, _DEPENDENCIES, [oid]))}
+        finally:
+            connection.close()
+
+    def _build(self, oid: int, rows: Mapping[int, _Row]) -> ValueType:
+        """Return the type, having remembered it and what it is made of."""
+        if oid in self._known:
+            return self._known[oid]
+        row = rows.get(oid)
+        if row is None:
+            value_type = ValueType(oid, "unknown")
+        elif row.kind == "d":
+            value_type = ValueType(oid, "domain", self._build(row.base, rows))
+        elif row.is_array:
+            value_type = ValueType(oid, "array", self._build(row.element, rows), row.delimiter.encode())
+        else:
+            value_type = ValueType(oid, _KINDS.get(row.kind, "base"))
+        return self._known.setdefault(oid, value_type)
