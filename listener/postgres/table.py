@@ -9,6 +9,7 @@ from typing import Final
 
 import orjson
 
+from listener import json_text
 from listener.postgres.values import Convert, ValueType, converter, verbatim
 
 __all__ = ["UNCHANGED", "Column", "Kind", "Row", "Table", "split_tuple"]
@@ -118,11 +119,10 @@ class Table:
             renderer = self._renderers[columns] = self._compile(columns)
         try:
             return renderer(row)
-        except TypeError:
-            if UNCHANGED not in row:
-                raise
+        except (AttributeError, TypeError, UnicodeDecodeError):
+            # A value that is not there, or text that is not UTF-8: rare, so they are met this way.
             present = tuple(name for name in columns or self.names if not self.is_missing(row, name))
-            return self._compile(present)(row)
+            return self._compile(present, careful=True)(row)
 
     def absent(self, columns: tuple[str, ...] | None) -> bytes:
         """Return, as the inside of a JSON list, those of `columns` that the table does not have."""
@@ -137,20 +137,28 @@ class Table:
         place = self.index.get(name)
         return place is None or row[place] is UNCHANGED
 
-    def _compile(self, columns: tuple[str, ...] | None) -> Render:
-        """Write the function that renders one row: for a hot path, a loop over columns costs twice as much."""
+    def _compile(self, columns: tuple[str, ...] | None, *, careful: bool = False) -> Render:
+        """Write the function that renders one row: for a hot path, a loop over columns costs twice as much.
+
+        Where the text is already JSON, and where it is a plain string, not even a call is left; unless
+        `careful`, the result raises UnicodeDecodeError where a string is not UTF-8.
+        """
         wanted = self.names if columns is None else tuple(name for name in columns if name in self.index)
         template = b"{" + b",".join(_quoted(name) + b":%b" for name in wanted) + b"}"
-        converts: dict[str, Convert] = {}
+        known: dict[str, object] = {"template": template, "dumps": orjson.dumps}
         values = []
         for name in wanted:
             place = self.index[name]
             convert = converter(self.columns[place].type)
-            converts[f"c{place}"] = convert
-            value = "v" if convert is verbatim else f"c{place}(v)"
-            values.append(f"b'null' if (v := row[{place}]) is None else {value}")
-        source = f"lambda row: template % ({''.join(f'{value}, ' for value in values)})"
-        render: Render = eval(source, {"template": template, **converts})  # noqa: S307 - only places, no outside text
+            if convert is verbatim:
+                value = "v"
+            elif convert is json_text.string and not careful:
+                value = "dumps(v.decode())"
+            else:
+                known[f"convert{place}"] = convert
+                value = f"convert{place}(v)"
+            values.append(f"b'null' if (v := row[{place}]) is None else {value}, ")
+        render: Render = eval(f"lambda row: template % ({''.join(values)})", known)  # noqa: S307 - places, no outside text
         return render
 
 
