@@ -47,6 +47,8 @@ class Change(Protocol):
     def id(self) -> str: ...
     @property
     def kind(self) -> tuple[str, str, str]: ...  # schema, table, event's value
+    @property
+    def stamp(self) -> tuple[bytes, bytes]: ...  # id and position, encoded
 
     def changed(self, column: str) -> bool | None: ...
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes: ...
@@ -80,6 +82,11 @@ class RowChange:
     def kind(self) -> tuple[str, str, str]:
         """What routes are looked up by: schema, table, event's value."""
         return self.schema, self.table, self.event.value
+
+    @property
+    def stamp(self) -> tuple[bytes, bytes]:
+        """Its id and its position, as messages carry them."""
+        return self.id.encode(), self.position.encode()
 
     def changed(self, column: str) -> bool | None:
         """Tell whether the column's value differs from before; None where the source did not send both.

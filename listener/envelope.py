@@ -7,6 +7,7 @@ import re
 from base64 import b64decode
 from binascii import b2a_base64
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -58,13 +59,12 @@ class Envelopes:
         message["body"] = _BODY
         message["properties"]["delivery_tag"] = _TAG
         text = dumps(message)
-        places = [_PLACES[found] for found in _AGAIN.findall(text)]
+        pick = itemgetter(*(_PLACES[found] for found in _AGAIN.findall(text)))
         template = _AGAIN.sub("%b", text.replace("%", "%%")).encode()
 
         def seal(arguments: bytes, task_id: bytes, position: bytes) -> bytes:
             body = b2a_base64(b"%b%b%b" % (head, arguments, tail), newline=False)
-            values = (body, task_id, position, b"%b.%b" % (task_id, run))
-            return template % tuple([values[place] for place in places])
+            return template % pick((body, task_id, position, b"%b.%b" % (task_id, run)))
 
         run = _RUN.encode()
         return Envelope(tuple(key for key, _ in caught), seal)

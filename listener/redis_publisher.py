@@ -91,8 +91,8 @@ class RedisPublisher:
             envelope = made.get((route.key, kind))
             if envelope is None:
                 envelope = made[route.key, kind] = self._envelopes.make(route, kind)
-            task_id = f"{change.id}-{route.key}".encode()
-            message = envelope.seal(arguments, task_id, change.position.encode())
+            change_id, position = change.stamp
+            message = envelope.seal(arguments, b"%b-%b" % (change_id, route.key_bytes), position)
             for key in envelope.keys:
                 queues[key].append(message)
         pushes: list[Command] = [("LPUSH", key, *messages) for key, messages in queues.items()]

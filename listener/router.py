@@ -40,22 +40,11 @@ class Route:
     coalesce: bool
     batch: int | None
     key: str  # names the route in task ids, and survives a reordering of the routes
+    key_bytes: bytes  # the same, as messages carry it
 
     def matches(self, schema: str, table: str) -> bool:
         """Tell whether the route watches this table."""
         return fnmatchcase(schema, self.schema) and fnmatchcase(table, self.table)
-
-    def arguments(self, change: Change) -> bytes:
-        """Return the task's positional arguments, without the brackets of their JSON list.
-
-        Raises whatever the route's `args` raises, TypeError where its result is no list for JSON.
-        """
-        if self.args is None:
-            return change.to_json(self.columns)
-        values = self.args(change)
-        if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-            raise TypeError(f"args= of the route to {self.task} returned {type(values).__name__}, not a list")
-        return dumps(list(values)).encode()[1:-1]
 
 
 class Call(NamedTuple):
@@ -63,7 +52,7 @@ class Call(NamedTuple):
 
     route: Route
     change: Change
-    arguments: bytes  # as `Route.arguments` returns them
+    arguments: bytes  # JSON of the task's positional arguments, without the list's brackets
 
 
 class Parked(NamedTuple):
@@ -112,6 +101,7 @@ class BinlogRouter:
         _check_callable(when=when, args=args)
         _check_grouping(task, coalesce=coalesce, batch=batch, args=args)
         wanted = _events(events)
+        key = self._key(schema, table, wanted, task)
         route = Route(
             schema=schema,
             table=table,
@@ -123,7 +113,8 @@ class BinlogRouter:
             queue=queue,
             coalesce=coalesce,
             batch=batch,
-            key=self._key(schema, table, wanted, task),
+            key=key,
+            key_bytes=key.encode(),
         )
         self._routes.append(route)
         self._by_kind.clear()
@@ -142,13 +133,15 @@ class BinlogRouter:
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
         """Yield what these changes fire, in their order."""
+        routes_for = self.routes_for
         for change in changes:
-            for route in self.routes_for(change.kind):
+            for route in routes_for(change.kind):
+                when, args = route.when, route.args
                 try:
-                    if route.when is not None and not route.when(change):
+                    if when is not None and not when(change):
                         continue
-                    body = route.arguments(change)
-                except Exception as error:  # a user's code, whatever it raises: the change is kept
+                    body = change.to_json(route.columns) if args is None else _listed(route, args(change))
+                except Exception as error:  # noqa: BLE001 - a user's code, whatever it raises: the change is kept
                     yield Parked(route, change, error)
                 else:
                     yield Call(route, change, body)
@@ -214,6 +207,13 @@ def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
             f"columns={columns!r} are no names of columns.", hint='Write e.g. columns=["id", "status"].'
         )
     return tuple(dict.fromkeys(names))
+
+
+def _listed(route: Route, values: object) -> bytes:
+    """Return what a route's `args` gave as JSON, without the list's brackets."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise TypeError(f"args= of the route to {route.task} returned {type(values).__name__}, not a list")
+    return dumps(list(values)).encode()[1:-1]
 
 
 def _is_name(value: object) -> bool:

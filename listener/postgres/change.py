@@ -25,15 +25,15 @@ class Transaction:
         """`committed_at` in microseconds since 2000-01-01 UTC; `source` names the database cluster."""
         self.commit_lsn = commit_lsn
         self.committed_at = _EPOCH + timedelta(microseconds=committed_at)
-        self.id_head = b"%b-%X-" % (source.encode(), commit_lsn)
-        self.position_head = f"{format_lsn(commit_lsn)}:".encode()
+        self.id_head = b"%b-%X-%%d" % (source.encode(), commit_lsn)
+        self.position_head = f"{format_lsn(commit_lsn)}:%d".encode()
         self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
 
 
 class WALChange:
     """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
 
-    __slots__ = ("_kind", "_new", "_old", "_old_is_key", "ordinal", "transaction")
+    __slots__ = ("_kind", "_new", "_old", "_old_is_key", "ordinal", "stamp", "transaction")
 
     def __init__(
         self,
@@ -50,17 +50,19 @@ class WALChange:
         self._old_is_key = old_is_key
         self.transaction = transaction
         self.ordinal = ordinal
+        # Its id and position: each task that it fires needs them.
+        self.stamp = transaction.id_head % ordinal, transaction.position_head % ordinal
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
-        kind, transaction, ordinal = self._kind, self.transaction, self.ordinal
-        relation, old, new = kind.table, self._old, self._new
-        before = b"null" if old is None else relation.render(old, self._old_columns(columns))
-        after = b"null" if new is None else relation.render(new, columns)
-        missing = relation.absent(columns) if kind is relation.insert else self._missing(columns)
-        return b'{"id":"%b%d%b%b,"after":%b,"unavailable":[%b],"position":"%b%d%b' % (
-            transaction.id_head, ordinal, kind.head, before, after, missing,
-            transaction.position_head, ordinal, transaction.tail,
+        kind, old, new = self._kind, self._old, self._new
+        table = kind.table
+        change_id, position = self.stamp
+        before = b"null" if old is None else table.render(old, self._old_columns(columns))
+        after = b"null" if new is None else table.render(new, columns)
+        missing = table.absent(columns) if kind is table.insert else self._missing(columns)
+        return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
+            change_id, kind.head, before, after, missing, position, self.transaction.tail,
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
@@ -117,7 +119,7 @@ class WALChange:
 
     @property
     def position(self) -> str:
-        return f"{self.transaction.position_head.decode()}{self.ordinal}"
+        return self.stamp[1].decode()
 
     @property
     def committed_at(self) -> datetime:
@@ -125,7 +127,7 @@ class WALChange:
 
     @property
     def id(self) -> str:
-        return f"{self.transaction.id_head.decode()}{self.ordinal}"
+        return self.stamp[0].decode()
 
     def _old_columns(self, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if not self._old_is_key:

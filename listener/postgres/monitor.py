@@ -13,7 +13,7 @@ import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
 from listener.monitor import Batch, Gap, SourceError
-from listener.postgres.catalogue import TypeCatalogue
+from listener.postgres.type_catalogue import TypeCatalogue
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import Connection, connect, connect_replication, translated
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
@@ -208,7 +208,7 @@ class PostgresWALMonitor:
         if self._plugin == "wal2json":
             return Wal2JsonDecoder(catalogue, source=self.source), Wal2JsonDecoder.OPTIONS
         options = {"proto_version": "1", "publication_names": f'"{self._publication}"'}
-        return PgOutputDecoder(catalogue.resolve, source=self.source), options
+        return PgOutputDecoder(catalogue, source=self.source), options
 
     def _check_reachable(self, after: WALPosition) -> None:
         if after.commit_lsn > self._current:
