@@ -1,0 +1,169 @@
+"""The replication slot on real servers: made, found, lost, in use."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demo.servers import PostgresServer
+from listener.monitor import SourceError, SourceLost
+from listener.postgres.connection import connect, connect_replication, translated
+from listener.postgres.errors import SlotInUse
+from listener.postgres.slot import (
+    Slot,
+    check_slot,
+    create_slot,
+    drop_slot,
+    gap_of,
+    open_transactions,
+    read_slot,
+)
+from listener.wakeup import Wakeup
+from tests.servers import DebianPostgresServer
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from listener.postgres.connection import Connection
+    from tests.conftest import Database
+
+
+@pytest.fixture
+def connection(any_database: Database) -> Iterator[Connection]:
+    with contextlib.closing(connect(any_database.url)) as opened:
+        yield opened
+
+
+def _found(connection: Connection, name: str) -> Slot:
+    slot = read_slot(connection, name)
+    assert slot is not None
+    return slot
+
+
+def test_a_slot_that_was_made_is_found_with_all_the_server_knows(
+    connection: Connection, any_database: Database
+) -> None:
+    name = any_database.name
+    assert read_slot(connection, name) is None
+    create_slot(connection, name, "pgoutput")
+    any_database.execute("CREATE TABLE filler AS SELECT generate_series(1, 10000)")
+    slot = _found(connection, name)
+    assert (slot.kind, slot.plugin, slot.database, slot.active_pid) == ("logical", "pgoutput", name, None)
+    assert slot.wal_status == "reserved"
+    assert not slot.is_lost
+    assert gap_of(slot) is None
+    assert slot.retained_bytes is not None
+    assert slot.unconfirmed_bytes is not None
+    assert slot.retained_bytes >= slot.unconfirmed_bytes > 100_000
+    check_slot(slot, plugin="pgoutput", database=name)
+    drop_slot(connection, name)
+    assert read_slot(connection, name) is None
+
+
+@pytest.mark.parametrize(
+    ("making", "told"),
+    [
+        ("SELECT pg_create_physical_replication_slot(%s)", "is physical"),
+        (
+            "SELECT pg_create_logical_replication_slot(%s, 'test_decoding')",
+            "made for the plugin test_decoding",
+        ),
+    ],
+)
+def test_somebody_elses_slot_of_our_name_is_refused(
+    connection: Connection, any_database: Database, making: str, told: str
+) -> None:
+    name = any_database.name
+    any_database.execute(making, name)
+    try:
+        with pytest.raises(SourceError, match=told) as raised:
+            check_slot(_found(connection, name), plugin="pgoutput", database=name)
+        assert f"SELECT pg_drop_replication_slot('{name}');" in str(raised.value)
+    finally:
+        drop_slot(connection, name)
+
+
+def test_a_slot_of_another_database_is_refused(connection: Connection, any_database: Database) -> None:
+    create_slot(connection, any_database.name, "pgoutput")
+    with pytest.raises(SourceError, match=f"belongs to the database {any_database.name}, not to elsewhere"):
+        check_slot(_found(connection, any_database.name), plugin="pgoutput", database="elsewhere")
+
+
+@pytest.mark.parametrize("server_class", [PostgresServer, DebianPostgresServer])
+def test_a_slot_that_the_server_gave_up_is_a_gap_with_both_its_ends(
+    server_class: type[PostgresServer],
+) -> None:
+    settings = {"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    with server_class(settings=settings) as server, contextlib.closing(connect(server.url)) as connection:
+        create_slot(connection, "ours", "pgoutput")
+        before = _found(connection, "ours").confirmed_flush_lsn
+        with connection.cursor() as cursor:
+            for _ in range(4):
+                cursor.execute("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'x', 'y')")
+            cursor.execute("CHECKPOINT")
+        lost = _found(connection, "ours")
+        assert lost.is_lost
+        gap = gap_of(lost)
+        assert gap is not None
+        assert f"committed after {before}" in gap.message
+        assert f"starts after {lost.current_lsn}" in gap.message
+        assert "--accept-gap" in str(gap.hint)
+        drop_slot(connection, "ours")
+
+
+def test_a_slot_waits_for_open_transactions_and_the_wait_can_be_ended(
+    connection: Connection, any_database: Database
+) -> None:
+    any_database.execute("CREATE TABLE written (number int)")
+    with contextlib.closing(any_database.connect()) as other:
+        with other.cursor() as cursor:
+            cursor.execute("INSERT INTO written VALUES (1)")
+        assert open_transactions(connection) == [other.info.backend_pid]
+        wakeup = Wakeup()
+        ended = threading.Timer(0.5, wakeup.set)
+        ended.start()
+        with pytest.raises(SourceLost, match="cancel"):
+            create_slot(connection, any_database.name, "pgoutput", wakeup=wakeup)
+        assert read_slot(connection, any_database.name) is None
+
+        making = threading.Thread(target=create_slot, args=(connection, any_database.name, "pgoutput"))
+        making.start()
+        wait_until(
+            lambda: any_database.fetch(
+                "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+            ),
+            what="the slot to wait for the transaction",
+        )
+        other.rollback()
+    making.join()
+    assert read_slot(connection, any_database.name) is not None
+
+
+def test_a_slot_in_use_is_not_dropped(connection: Connection, any_database: Database) -> None:
+    any_database.execute("CREATE PUBLICATION nothing")
+    create_slot(connection, any_database.name, "pgoutput")
+    with contextlib.closing(connect_replication(any_database.url)) as reader:
+        with translated(), reader.cursor() as cursor:
+            cursor.start_replication(
+                slot_name=any_database.name, options={"proto_version": "1", "publication_names": "nothing"}
+            )
+        with pytest.raises(SlotInUse):
+            drop_slot(connection, any_database.name)
+        assert _found(connection, any_database.name).active_pid == reader.info.backend_pid
+
+
+def test_a_failover_slot_is_made_where_the_server_knows_them(
+    database: Database, debian_database: Database
+) -> None:
+    with contextlib.closing(connect(database.url)) as connection:
+        create_slot(connection, database.name, "pgoutput", failover=True)
+        assert _found(connection, database.name).failover is True
+    with contextlib.closing(connect(debian_database.url)) as connection:
+        with pytest.raises(SourceError, match="17"):
+            create_slot(connection, debian_database.name, "pgoutput", failover=True)
+        create_slot(connection, debian_database.name, "pgoutput")
+        assert _found(connection, debian_database.name).failover is None
