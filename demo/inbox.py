@@ -1,0 +1,236 @@
+"""An inbox that stands in for Slack and for Microsoft Teams, with a page that shows what arrives."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Inbox", "Message"]
+
+_KEPT = 500  # messages that the page can still show
+_LARGEST_BODY = 1 << 20  # bytes
+_LARGEST_CARD = 28 * 1024  # bytes; what Teams takes
+# Nothing from outside, and nothing that a message could bring along.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message that a person would see now."""
+
+    number: int  # 1, 2, 3, … in the order of arrival
+    service: str  # slack, teams
+    to: str  # an e-mail address, a channel, or the name in a webhook's URL
+    text: str  # what a lock screen would show
+    content: dict[str, Any]  # Slack: the arguments of chat.postMessage; Teams: the Adaptive Card
+    at: float  # time.monotonic() when the request had been read
+    clock: str  # the same as ISO 8601
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the page needs."""
+        return {
+            "number": self.number,
+            "service": self.service,
+            "to": self.to,
+            "content": self.content,
+            "clock": self.clock,
+        }
+
+
+class Inbox:
+    """A server on 127.0.0.1, in threads of this process; `on_message` is called in one of them."""
+
+    def __init__(self, on_message: Callable[[Message], None] = lambda _message: None) -> None:
+        self._on_message = on_message
+        self._messages: deque[Message] = deque(maxlen=_KEPT)
+        self._numbers = itertools.count(1)
+        self._people: dict[str, str] = {}  # Slack's user id: e-mail address
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.inbox = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.05], daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """The page."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def slack_api_url(self) -> str:
+        """What SLACK_API_URL has to be."""
+        return f"{self.url}/api/"
+
+    def teams_webhook(self, name: str) -> str:
+        """Return a webhook's URL as a Workflow has it; `name` is shown as the recipient."""
+        return f"{self.url}/workflows/{quote(name, safe='')}/triggers/manual/paths/invoke?sig=secret"
+
+    def messages(self, after: int = 0) -> list[Message]:
+        """Return what arrived after the message of this number, oldest first."""
+        with self._lock:
+            return [message for message in self._messages if message.number > after]
+
+    def receive(self, service: str, to: str, text: str, content: dict[str, Any]) -> None:
+        """Take a message in."""
+        with self._lock:
+            message = Message(
+                number=next(self._numbers),
+                service=service,
+                to=self._people.get(to, to),
+                text=text,
+                content=content,
+                at=time.monotonic(),
+                clock=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            )
+            self._messages.append(message)
+        self._on_message(message)
+
+    def user_id(self, email: str) -> str:
+        """Return the user id of an address, which stays the same; everybody has one here."""
+        letters = "".join(letter for letter in email.partition("@")[0].upper() if letter.isalnum())
+        user_id = f"U0{letters}"
+        with self._lock:
+            while self._people.setdefault(user_id, email) != email:
+                user_id += "X"
+        return user_id
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    inbox: Inbox
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that left in the middle: a browser's tab was closed."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path == "/":
+            self._answer(200, files(__package__).joinpath("inbox.html").read_bytes(), "text/html")
+        elif url.path == "/messages":
+            after = int("".join(filter(str.isdigit, url.query)) or 0)
+            found = [message.to_json() for message in self.server.inbox.messages(after)]
+            self._answer_json(200, found)
+        elif url.path.startswith("/tickets/"):
+            self._answer(200, b"Here would be the ticket's page in your own application.\n", "text/plain")
+        else:
+            self._answer(404, b"Not found\n", "text/plain")
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > _LARGEST_BODY:
+            self.close_connection = True
+            return self._answer(413, b"Too large\n", "text/plain")
+        body = self.rfile.read(length)
+        path = urlsplit(self.path).path
+        if path.startswith("/api/"):
+            return self._answer_json(200, self._slack(path.removeprefix("/api/"), body))
+        if path.startswith("/workflows/"):
+            return self._teams(unquote(path.split("/")[2]), body)
+        return self._answer(404, b"Not found\n", "text/plain")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: the terminal belongs to the scenario."""
+
+    def _slack(self, method: str, body: bytes) -> dict[str, Any]:
+        """Answer as https://docs.slack.dev/apis/web-api says: errors too come with status 200."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not token.startswith("xox"):
+            return {"ok": False, "error": "invalid_auth" if token else "not_authed"}
+        try:
+            arguments = _arguments(self.headers.get("Content-Type", ""), body)
+        except ValueError:
+            return {"ok": False, "error": "invalid_json"}
+        if method == "auth.test":
+            return {"ok": True, "team": "demo", "user": "cdc-tasks", "user_id": "U0CDCTASKS"}
+        if method == "users.lookupByEmail":
+            email = str(arguments.get("email", ""))
+            found = {"id": self.server.inbox.user_id(email), "profile": {"email": email}}
+            return {"ok": True, "user": found} if "@" in email else {"ok": False, "error": "users_not_found"}
+        if method == "chat.postMessage":
+            return self._posted(arguments)
+        return {"ok": False, "error": "unknown_method"}
+
+    def _posted(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        channel, text = str(arguments.get("channel") or ""), str(arguments.get("text") or "")
+        blocks = arguments.get("blocks") or []
+        if not channel:
+            return {"ok": False, "error": "channel_not_found"}
+        if not text and not blocks:
+            return {"ok": False, "error": "no_text"}
+        if not isinstance(blocks, list) or len(blocks) > 50:
+            return {"ok": False, "error": "invalid_blocks"}
+        content = {"text": text, "blocks": blocks}
+        self.server.inbox.receive("slack", channel, _unescaped(text), content)
+        return {"ok": True, "channel": channel, "ts": f"{time.time():.6f}", "message": content}
+
+    def _teams(self, name: str, body: bytes) -> None:
+        """Answer as the trigger "When a Teams webhook request is received" does: 202, and no body."""
+        try:
+            payload = json.loads(body)
+            card = payload["attachments"][0]["content"] if "attachments" in payload else payload
+            is_card = card["type"] == "AdaptiveCard"
+        except (ValueError, LookupError, TypeError):
+            is_card = False
+        if not is_card:
+            return self._answer_json(400, {"error": {"code": "TriggerInputSchemaMismatch"}})
+        if len(body) > _LARGEST_CARD:
+            return self._answer_json(413, {"error": {"code": "RequestEntityTooLarge"}})
+        self.server.inbox.receive("teams", name, str(card.get("fallbackText", "")), card)
+        return self._answer(202, b"", "text/plain")
+
+    def _answer_json(self, status: int, value: object) -> None:
+        self._answer(status, json.dumps(value).encode(), "application/json")
+
+    def _answer(self, status: int, content: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def _arguments(content_type: str, body: bytes) -> dict[str, Any]:
+    """Read a form or JSON, whichever it is; raises ValueError."""
+    if content_type.startswith("application/json"):
+        arguments = json.loads(body)
+        if not isinstance(arguments, dict):
+            raise ValueError("no object")
+        return arguments
+    form: dict[str, Any] = {name: values[0] for name, values in parse_qs(body.decode()).items()}
+    return {**form, "blocks": json.loads(form["blocks"])} if "blocks" in form else form
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
