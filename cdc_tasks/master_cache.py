@@ -18,10 +18,10 @@ Who began when is told by tickets from Redis' own clock: they go on even if Redi
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import sqlalchemy
 import structlog
 
@@ -94,7 +94,7 @@ def get(name: str) -> list[dict[str, Any]]:
         with cache.errors_translated():
             found = cache.client().get(key)
         if found is not None:
-            rows: list[dict[str, Any]] = orjson.loads(found)
+            rows: list[dict[str, Any]] = json.loads(found)  # orjson would round big integers
             return rows
         refresh(table)
     raise cache.CacheAway(f"Redis does not keep {key}: is its memory full?")

@@ -70,7 +70,7 @@ class SendRecord:
         """Begin to send, if nobody else has; raises TryAgain while another worker is at it, and CacheAway."""
         with cache.errors_translated():
             said, held = cache.client().register_script(_CLAIM)(
-                keys=[self._key], args=[self._holder, _HELD * 1000, _KEPT]
+                keys=[self._key], args=[self._holder, int(_HELD * 1000), _KEPT]
             )
         if said == b"busy":
             raise TryAgain("Another worker is sending this message, or died doing so.", after=held / 1000)

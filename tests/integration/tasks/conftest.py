@@ -1,0 +1,54 @@
+"""What the tests of the tasks share: a help desk, and services that answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdc_tasks import cache, db, vault
+from cdc_tasks.celery import app
+from cdc_tasks.settings import worker_settings
+from tests.helpdesk import HelpDesk
+from tests.social_stub import SocialStub
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Broker, Database
+
+
+@pytest.fixture
+def social() -> Iterator[SocialStub]:
+    with SocialStub() as stub:
+        yield stub
+
+
+@pytest.fixture
+def helpdesk(database: Database, broker: Broker, social: SocialStub) -> HelpDesk:
+    return HelpDesk.open(database, broker, social)
+
+
+@pytest.fixture
+def worker(helpdesk: HelpDesk) -> Iterator[Worker]:
+    with Worker(helpdesk.environment) as running:
+        yield running
+
+
+@pytest.fixture
+def in_process(helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch) -> Iterator[HelpDesk]:
+    """Let this very process be a worker's, as far as settings, database and cache go."""
+    for name, value in helpdesk.environment.items():
+        monkeypatch.setenv(name, value)
+    _forget()
+    app.conf.broker_url = helpdesk.broker.url
+    yield helpdesk
+    db.engine().dispose()
+    cache.client().close()
+    _forget()
+
+
+def _forget() -> None:
+    for cached in (worker_settings, db.engine, cache.client, vault._keys):
+        cached.cache_clear()

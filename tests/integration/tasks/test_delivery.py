@@ -1,0 +1,172 @@
+"""One message to one account: what happens when its service, its account or its worker fails."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdc_tasks.delivery import MaybeSentError, deliver
+from cdc_tasks.settings import worker_settings
+from cdc_tasks.social import AnswerLost, RateLimited, Refused, Unavailable
+from cdc_tasks.vault import VaultError
+from tests.social_stub import Drop, Error, RateLimit, Status
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    from tests.helpdesk import HelpDesk
+    from tests.social_stub import SocialStub
+
+
+@pytest.fixture
+def account_id(in_process: HelpDesk) -> int:
+    in_process.insert_ticket(assigned_to_id=in_process.ANNA)
+    return in_process.connect_slack(in_process.ANNA, "C0ANNA")
+
+
+def test_one_persons_failing_account_neither_blocks_nor_repeats_anothers_message(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0GONE")  # never heals
+    helpdesk.connect_teams(helpdesk.ANNA, "anna")
+    helpdesk.connect_slack(helpdesk.MONA, "C0MONA")  # heals
+    social.fail("C0MONA", Status(503), RateLimit(1), Drop(posted=False))
+
+    helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
+
+    wait_until(lambda: social.to("C0MONA"), timeout=30, what="the message that was tried again")
+    wait_until(lambda: "channel_not_found" in worker.log, what="the refusal in the log")
+    assert [(each.to, each.heading) for each in social.posted] == [
+        ("anna", "New Ticket"),
+        ("C0MONA", "Manager: New Ticket"),
+    ]
+    assert social.attempts == {"C0GONE": 1, "anna": 1, "C0MONA": 4}
+
+
+def test_the_wait_is_as_long_as_the_service_says_and_blocks_no_worker(
+    helpdesk: HelpDesk, social: SocialStub
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
+    social.fail("C0ANNA", RateLimit(4))
+    with Worker(helpdesk.environment, concurrency=1):
+        helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
+        wait_until(lambda: social.attempts["C0ANNA"], what="the first attempt")
+        refused = time.monotonic()
+        helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL))
+        wait_until(lambda: len(social.posted) == 2, timeout=20, what="both messages")
+
+    assert [each.to for each in social.posted] == ["C0CARL", "C0ANNA"]
+    assert 4 <= social.posted[1].at - refused < 9
+
+
+def test_a_change_that_is_replayed_sends_nothing_twice(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
+    insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
+    for _ in range(3):
+        helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+
+    wait_until(lambda: len(worker.events("nothing sent")) == 2, what="two that find it sent")
+    assert len(social.posted) == 1
+    assert {line["reason"] for line in worker.events("nothing sent")} == {"it was sent before"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (RateLimit(7), RateLimited),
+        (Status(503), Unavailable),
+        (Error("service_unavailable"), Unavailable),
+        (Error("ratelimited"), RateLimited),
+        (Error("channel_not_found"), Refused),
+        (Error("account_inactive"), Refused),
+        (Status(404), Refused),
+        (Status(500), AnswerLost),
+        (Error("internal_error"), AnswerLost),
+        (Drop(posted=True), AnswerLost),
+    ],
+)
+def test_slacks_failures_are_told_apart(
+    in_process: HelpDesk, account_id: int, fault: Error, expected: type[Exception]
+) -> None:
+    in_process.social.fail("C0ANNA", fault)
+    with pytest.raises(expected) as caught:
+        deliver(account_id, "new_ticket", 1, "change")
+    assert type(caught.value) is expected
+    assert "xoxb" not in str(caught.value)
+    if isinstance(fault, RateLimit) and isinstance(caught.value, RateLimited):
+        assert caught.value.after == 7
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (RateLimit(7), RateLimited),
+        (Status(503), Unavailable),
+        (Status(400), Refused),
+        (Status(502), AnswerLost),
+        (Drop(posted=True), AnswerLost),
+    ],
+)
+def test_teams_failures_are_told_apart_and_keep_the_url_secret(
+    in_process: HelpDesk, fault: Status, expected: type[Exception]
+) -> None:
+    in_process.insert_ticket(assigned_to_id=in_process.ANNA)
+    account = in_process.connect_teams(in_process.ANNA, "anna")
+    in_process.social.fail("anna", fault)
+    with pytest.raises(expected) as caught:
+        deliver(account, "new_ticket", 1, "change")
+    assert type(caught.value) is expected
+    assert "the-secret-part" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("service", ["slack", "teams"])
+def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpDesk, service: str) -> None:
+    in_process.insert_ticket(assigned_to_id=in_process.ANNA)
+    connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
+    account = connect(in_process.ANNA, "C0ANNA")
+    in_process.social.close()
+    with pytest.raises(Unavailable):
+        deliver(account, "new_ticket", 1, "change")
+
+
+def test_a_revoked_token_is_refused_with_what_to_do(in_process: HelpDesk, account_id: int) -> None:
+    in_process.social.revoked.add("xoxb-good")
+    with pytest.raises(Refused, match=r"token_revoked\.\n  connect the account again"):
+        deliver(account_id, "new_ticket", 1, "change")
+
+
+def test_a_lost_answer_leads_to_another_message_if_that_is_wanted(
+    in_process: HelpDesk, account_id: int
+) -> None:
+    in_process.social.fail("C0ANNA", Drop(posted=True))
+    with pytest.raises(AnswerLost):
+        deliver(account_id, "new_ticket", 1, "change")
+    assert deliver(account_id, "new_ticket", 1, "change") == "sent to slack"
+    assert len(in_process.social.posted) == 2
+
+
+def test_a_lost_answer_is_the_end_if_that_is_wanted(
+    in_process: HelpDesk, account_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDC_LOST_ANSWER", "give-up")
+    worker_settings.cache_clear()
+    in_process.social.fail("C0ANNA", Drop(posted=True))
+    with pytest.raises(AnswerLost):
+        deliver(account_id, "new_ticket", 1, "change")
+    for _ in range(2):
+        with pytest.raises(MaybeSentError, match="CDC_LOST_ANSWER"):
+            deliver(account_id, "new_ticket", 1, "change")
+    assert len(in_process.social.posted) == 1
+
+
+def test_a_secret_that_no_key_opens_is_an_error_with_its_cure(in_process: HelpDesk, account_id: int) -> None:
+    in_process.database.execute("UPDATE connected_accounts SET secret = 'not ours'")
+    with pytest.raises(VaultError, match="rotate-key"):
+        deliver(account_id, "new_ticket", 1, "change")

@@ -1,0 +1,255 @@
+"""The master cache equals the tables, for every reader at every moment."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cdc_tasks import db, master_cache
+from cdc_tasks.master_cache import TABLE_TO_CACHE_KEYS, CacheKey
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.helpdesk import HelpDesk
+    from tests.worker import Worker
+
+
+def test_a_refresh_puts_the_rows_of_the_table_in_the_order_of_their_ids(in_process: HelpDesk) -> None:
+    in_process.database.execute("INSERT INTO roles (id, name) VALUES (2, 'Agent'), (1, 'Admin')")
+
+    master_cache.refresh("roles")
+
+    assert _cached(in_process, "master:roles") == [
+        {"id": 1, "name": "Admin", "description": None},
+        {"id": 2, "name": "Agent", "description": None},
+    ]
+
+
+def test_one_table_feeds_several_keys(in_process: HelpDesk) -> None:
+    master_cache.refresh("statuses")
+
+    assert [row["name"] for row in _cached(in_process, "master:statuses")] == [
+        "open",
+        "in progress",
+        "closed",
+    ]
+    assert [row["name"] for row in _cached(in_process, "master:statuses:open")] == ["open", "in progress"]
+
+
+def test_a_table_without_rows_is_an_empty_list(in_process: HelpDesk) -> None:
+    master_cache.refresh("departments")
+    assert _cached(in_process, "master:departments") == []
+    assert master_cache.get("departments") == []
+
+
+def test_a_reader_who_finds_nothing_in_redis_gets_the_rows_all_the_same(in_process: HelpDesk) -> None:
+    in_process.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
+
+    assert [row["name"] for row in master_cache.get("roles")] == ["Admin"]
+    assert [row["name"] for row in master_cache.get("statuses:open")] == ["open", "in progress"]
+    in_process.broker.cache.flushall()
+    assert [row["name"] for row in master_cache.get("roles")] == ["Admin"]
+
+
+def test_keys_do_not_expire_and_nothing_else_is_left_behind(in_process: HelpDesk) -> None:
+    master_cache.refresh("statuses")
+    master_cache.refresh("statuses")
+
+    cache = in_process.broker.cache
+    assert {key.decode() for key in cache.scan_iter()} == {
+        "master:statuses",
+        "master:statuses:open",
+        "cdc:master-cache:statuses:begun",
+        "cdc:master-cache:statuses:written",
+    }
+    assert {cache.ttl(key) for key in cache.scan_iter()} == {-1}
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(in_process: HelpDesk) -> None:
+    with pytest.raises(master_cache.UnknownTableError, match="roles, statuses"):
+        master_cache.refresh("rolls")
+    with pytest.raises(master_cache.UnknownTableError, match="master:roles"):
+        master_cache.get("rolls")
+    with pytest.raises(master_cache.UnknownTableError, match=r"args=lambda change: \[change.table\]"):
+        master_cache.refresh({"table": "roles", "after": {"name": "private"}})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def slow_first_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The first refresh has read its rows and stops before it writes them, until it is told to go on."""
+    has_read, go_on = threading.Event(), threading.Event()
+    replace = master_cache._replace
+
+    def replace_later(*arguments: Any) -> str:
+        if not has_read.is_set():
+            has_read.set()
+            assert go_on.wait(20)
+        return replace(*arguments)
+
+    monkeypatch.setattr(master_cache, "_replace", replace_later)
+    yield has_read, go_on
+    go_on.set()
+
+
+def test_an_older_read_that_ends_last_does_not_overwrite_a_newer_one(
+    in_process: HelpDesk, slow_first_read: tuple[threading.Event, threading.Event]
+) -> None:
+    has_read, go_on = slow_first_read
+    in_process.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
+    outcomes: list[str] = []
+    older = threading.Thread(target=lambda: outcomes.append(master_cache.refresh("roles")))
+    older.start()
+    assert has_read.wait(20)
+    in_process.database.execute("UPDATE roles SET name = 'Super Admin'")
+    assert master_cache.refresh("roles") == "written: 1 rows of roles"
+
+    go_on.set()
+    older.join()
+
+    assert outcomes == ["superseded: 1 rows of roles"]
+    assert [row["name"] for row in master_cache.get("roles")] == ["Super Admin"]
+
+
+def test_a_read_that_began_earlier_but_may_be_newer_is_done_again(
+    in_process: HelpDesk,
+    slow_first_read: tuple[threading.Event, threading.Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first to begin writes last, but read before; the second began later and must not be lost."""
+    has_read, go_on = slow_first_read
+    in_process.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
+    early = threading.Thread(target=master_cache.refresh, args=["roles"])
+    early.start()
+    assert has_read.wait(20)
+    late = master_cache._begin("roles")  # begins while the early one is not done
+    go_on.set()
+    early.join()  # and the early one writes meanwhile
+    in_process.database.execute("UPDATE roles SET name = 'Super Admin'")
+    keys = TABLE_TO_CACHE_KEYS["roles"]
+    master_cache._read("roles", keys, late)
+
+    assert master_cache._replace("roles", keys, late) == "again"
+    master_cache.refresh("roles")
+    assert [row["name"] for row in master_cache.get("roles")] == ["Super Admin"]
+
+
+def test_a_redis_that_forgot_everything_meanwhile_ends_with_the_rows_all_the_same(
+    in_process: HelpDesk, slow_first_read: tuple[threading.Event, threading.Event]
+) -> None:
+    has_read, go_on = slow_first_read
+    refreshing = threading.Thread(target=master_cache.refresh, args=["statuses"])
+    refreshing.start()
+    assert has_read.wait(20)
+    in_process.broker.cache.flushall()
+    go_on.set()
+    refreshing.join()
+
+    assert len(_cached(in_process, "master:statuses")) == 3
+
+
+def test_many_refreshes_at_once_never_take_a_reader_back_and_end_with_the_newest(
+    in_process: HelpDesk,
+) -> None:
+    in_process.database.execute("INSERT INTO roles (id, name, description) VALUES (1, 'counter', '0')")
+    master_cache.refresh("roles")
+    stop = threading.Event()
+    seen: list[int] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            [row] = json.loads(
+                in_process.broker.cache.get("master:roles") or b"[]"
+            )  # an empty key fails here
+            seen.append(int(row["description"]))
+
+    def change_and_refresh() -> None:
+        for _ in range(25):
+            with db.engine().begin() as connection:
+                connection.exec_driver_sql("UPDATE roles SET description = description::int + 1")
+            master_cache.refresh("roles")
+
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=change_and_refresh) for _ in range(4)]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    reader.join()
+
+    assert seen == sorted(seen)
+    assert master_cache.get("roles")[0]["description"] == "100"
+
+
+def test_a_hundred_thousand_rows_are_cached_and_readers_never_see_a_part_of_them(
+    in_process: HelpDesk,
+) -> None:
+    in_process.database.execute(
+        "INSERT INTO roles (name, description)"
+        " SELECT 'Role ' || n, repeat('x', 50) FROM generate_series(1, 100000) n"
+    )
+    master_cache.refresh("roles")
+    in_process.database.execute("INSERT INTO roles (name) VALUES ('One more')")
+    lengths: set[int] = set()
+    refreshing = threading.Thread(target=master_cache.refresh, args=["roles"])
+    refreshing.start()
+    while refreshing.is_alive():
+        lengths.add(in_process.broker.cache.strlen("master:roles"))
+    refreshing.join()
+
+    rows = master_cache.get("roles")
+    assert len(rows) == 100001
+    assert rows[-1]["name"] == "One more"
+    assert len(lengths) <= 2
+    assert 0 not in lengths
+
+
+def test_values_are_cached_as_changes_have_them(
+    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLE_TO_CACHE_KEYS, "kinds", [CacheKey("master:kinds")])
+    in_process.database.execute(
+        """
+        CREATE TABLE kinds (id int, price numeric, day date, moment timestamptz, raw bytea,
+                            data jsonb, tags text[], token uuid);
+        INSERT INTO kinds VALUES (1, 12.30, '2026-11-22', '2026-11-22 12:00:00.5+02', '\\x0102',
+                                  '{"big": 123456789012345678901234567890}', '{a,NULL}',
+                                  'b9a1f9a5-58d3-4a7a-8a0c-0b2a6b0f6f4e')
+        """
+    )
+    assert master_cache.get("kinds") == [
+        {
+            "id": 1,
+            "price": "12.30",
+            "day": "2026-11-22",
+            "moment": "2026-11-22T10:00:00.500000+00:00",
+            "raw": "AQI=",
+            "data": {"big": 123456789012345678901234567890},
+            "tags": ["a", None],
+            "token": "b9a1f9a5-58d3-4a7a-8a0c-0b2a6b0f6f4e",
+        }
+    ]
+
+
+def test_a_worker_refreshes_one_table_and_all_of_them(helpdesk: HelpDesk, worker: Worker) -> None:
+    helpdesk.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
+    helpdesk.send("cdc_tasks.refresh_master_cache", "roles", queue="cache")
+    wait_until(lambda: _cached(helpdesk, "master:roles"), what="the roles to be cached")
+    helpdesk.database.execute("UPDATE roles SET name = 'Super Admin'")
+
+    helpdesk.send("cdc_tasks.refresh_all_master_caches", queue="cache")
+
+    wait_until(lambda: "Super Admin" in str(_cached(helpdesk, "master:roles")), what="the roles to be fresh")
+    names = {key.name for keys in TABLE_TO_CACHE_KEYS.values() for key in keys}
+    wait_until(
+        lambda: all(helpdesk.broker.cache.exists(name) for name in names), what="every key to be there"
+    )
+
+
+def _cached(helpdesk: HelpDesk, key: str) -> Any:
+    return json.loads(helpdesk.broker.cache.get(key) or b"null")

@@ -1,0 +1,142 @@
+"""A ticket changes, and the people whom it concerns are told, by a real worker."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cdc_tasks.changes import EventType
+from cdc_tasks.tickets import notify_ticket_insert
+from tests.helpdesk import change
+from tests.social_stub import Error, Status
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.helpdesk import HelpDesk
+    from tests.social_stub import SocialStub
+    from tests.worker import Worker
+
+
+def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accounts(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    helpdesk.connect_teams(helpdesk.ANNA, "anna")
+    helpdesk.connect_slack(helpdesk.MONA, "U0MONA")
+    helpdesk.connect_teams(helpdesk.VERA, "vera")
+
+    helpdesk.send(
+        "cdc_tasks.notify_ticket_insert",
+        helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA, priority="High"),
+    )
+
+    wait_until(lambda: len(social.posted) == 4, what="four messages")
+    assert sorted((each.service, each.to, each.heading) for each in social.posted) == [
+        ("slack", "C0ANNA", "New Ticket"),
+        ("slack", "U0MONA", "Manager: New Ticket"),
+        ("teams", "anna", "New Ticket"),
+        ("teams", "vera", "Manager: New Ticket"),
+    ]
+    for message in social.posted:
+        for told in (
+            "TKT-00001",
+            "Printer on fire",
+            "Anna",
+            "Carl",
+            "High",
+            "open",
+            "helpdesk.example.com/tickets/1",
+        ):
+            assert told in message.text
+
+
+def test_an_update_says_what_changed_from_what_to_what(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    helpdesk.connect_slack(helpdesk.MONA, "C0MONA")
+    helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
+
+    helpdesk.send(
+        "cdc_tasks.notify_ticket_update",
+        helpdesk.update_ticket(1, status="in progress", priority="Urgent", assigned_to_id=helpdesk.ANNA),
+    )
+
+    wait_until(lambda: len(social.posted) == 2, what="two messages")
+    assert [each.heading for each in social.to("C0ANNA")] == ["Ticket Updated"]
+    assert [each.heading for each in social.to("C0MONA")] == ["Manager: Ticket Updated"]
+    for message in social.posted:
+        for told in ("Carl → Anna", "open → in progress", "Normal → Urgent"):
+            assert told in message.text
+
+
+def test_without_the_old_row_an_update_says_what_is_now(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA)
+
+    helpdesk.send(
+        "cdc_tasks.notify_ticket_update", replace(helpdesk.update_ticket(1, status="closed"), before=None)
+    )
+
+    wait_until(lambda: social.posted, what="a message")
+    assert "closed" in social.posted[0].text
+    assert "→" not in social.posted[0].text
+
+
+def test_a_ring_of_managers_does_no_harm(helpdesk: HelpDesk, social: SocialStub, worker: Worker) -> None:
+    helpdesk.database.execute("UPDATE users SET manager_id = %s WHERE id = %s", helpdesk.ANNA, helpdesk.VERA)
+    for user_id in (helpdesk.ANNA, helpdesk.MONA, helpdesk.VERA):
+        helpdesk.connect_slack(user_id, f"C0{user_id}")
+
+    helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
+
+    wait_until(lambda: len(worker.events("message sent")) == 3, what="three messages")
+    assert sorted(each.to for each in social.posted) == ["C01", "C02", "C03"]
+    assert [each.heading for each in social.to("C03")] == ["New Ticket"]
+
+
+def test_a_new_user_is_welcomed(helpdesk: HelpDesk, social: SocialStub, worker: Worker) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, None)
+
+    helpdesk.send("cdc_tasks.welcome_user", change(EventType.INSERT, "users", after={"id": helpdesk.ANNA}))
+
+    wait_until(lambda: social.posted, what="a message")
+    assert social.posted[0].to == "U0ANNA"  # found by e-mail
+    assert social.posted[0].heading == "Welcome"
+    assert "Anna" in social.posted[0].text
+
+
+def test_no_name_no_title_and_no_token_is_in_the_workers_log(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA", token="xoxb-very-secret")
+    helpdesk.connect_teams(helpdesk.ANNA, "anna")
+    social.fail("anna", Status(503))
+    social.fail("C0ANNA", Error("invalid_auth"))
+    helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
+    wait_until(lambda: worker.events("message sent"), timeout=20, what="the message that was tried again")
+    for secret in ("xoxb", "the-secret-part", "Printer", "Anna", "anna@example.com"):
+        assert secret not in worker.log
+
+
+def test_the_messages_that_wait_hold_ids_and_show_no_row(in_process: HelpDesk) -> None:
+    in_process.connect_slack(in_process.ANNA, "C0ANNA")
+    insert = in_process.insert_ticket(assigned_to_id=in_process.ANNA)
+    notify_ticket_insert(insert.to_message())
+    notify_ticket_insert.delay(insert.to_message())
+
+    [retried, delivery] = [
+        json.loads(each) for each in in_process.broker.client.lrange("notifications", 0, -1)
+    ]
+    assert json.loads(b64decode(delivery["body"]))[1] == {
+        "account_id": 1,
+        "kind": "new_ticket",
+        "subject_id": 1,
+        "change_id": insert.id,
+        "changed": None,
+    }
+    assert retried["headers"]["argsrepr"] == f"('<insert of public.tickets, {insert.id}>',)"

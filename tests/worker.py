@@ -1,0 +1,75 @@
+"""A real Celery worker, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+class Worker:
+    """`celery -A cdc_tasks worker` in a process group of its own, its log in a file."""
+
+    def __init__(self, environment: Mapping[str, str], *arguments: str, concurrency: int = 2) -> None:
+        self._environment = {**os.environ, **environment, "CDC_LOG_JSON": "true", "PYTHONUNBUFFERED": "1"}
+        # No other worker is there to be greeted, which would take a second.
+        self._arguments = ["-c", str(concurrency), "--without-mingle", *arguments]
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=".worker.log")  # noqa: SIM115  # closed in `__exit__`
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "celery", "-A", "cdc_tasks", "worker", "--loglevel", "info"]
+        self.process = subprocess.Popen(
+            [*command, *self._arguments],
+            cwd=_CHECKOUT,
+            env=self._environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        wait_until(self._is_ready, timeout=40, what="the worker to be ready")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._log.close()
+
+    def stop(self) -> int:
+        """Ask it to end, as an init system would, and return its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, to the whole group: no process has time for a last word."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def log(self) -> str:
+        return Path(self._log.name).read_text()
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Return what the tasks logged under this name."""
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def _is_ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the worker ended at once:\n{self.log}")
+        return " ready." in self.log
