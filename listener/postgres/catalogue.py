@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from listener.postgres.connection import Connection, fetch
 
-__all__ = ["Identity", "ReplicaIdentity", "Table", "TableName", "read_tables"]
+__all__ = ["Identity", "ReplicaIdentity", "Table", "TableName", "read_names", "read_tables"]
 
 TableName = tuple[str, str]  # schema, table
 
@@ -70,12 +70,16 @@ class Table:
         return frozenset(column for each in self.identities for column in each.key)
 
 
-def read_tables(connection: Connection, wanted: Callable[[str, str], bool]) -> tuple[Table, ...]:
-    """Return the tables, views and the like of which `wanted(schema, name)` is true, by name."""
-    oids = [oid for oid, schema, name in fetch(connection, _NAMES) if wanted(schema, name)]
+def read_names(connection: Connection) -> dict[int, TableName]:
+    """Return all tables, views and the like by their OIDs."""
+    return {oid: (schema, name) for oid, schema, name in fetch(connection, _NAMES)}
+
+
+def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...]:
+    """Return those of them that are still there, in the order of their names."""
     own: dict[int, ReplicaIdentity] = {}
     partitions: dict[int, list[ReplicaIdentity]] = {}
-    for root, oid, schema, name, kind, identity, key in fetch(connection, _IDENTITIES, [oids]):
+    for root, oid, schema, name, kind, identity, key in fetch(connection, _IDENTITIES, [list(oids)]):
         found = ReplicaIdentity(table=(schema, name), identity=Identity(identity), key=tuple(key))
         if oid == root:
             own[root] = found
@@ -93,7 +97,9 @@ def read_tables(connection: Connection, wanted: Callable[[str, str], bool]) -> t
             own_identity=own[oid],
             partitions=tuple(partitions.get(oid, ())),
         )
-        for oid, kind, is_logged, columns, stored, virtual, ancestors in fetch(connection, _DETAILS, [oids])
+        for oid, kind, is_logged, columns, stored, virtual, ancestors in fetch(
+            connection, _DETAILS, [list(oids)]
+        )
         if oid in own  # else made or dropped meanwhile
     )
 

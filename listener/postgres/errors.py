@@ -15,8 +15,12 @@ import psycopg2
 
 from cdc_tasks.errors import CDCError
 from listener.monitor import Gap, SourceError, SourceLost
+from listener.postgres.identifiers import quoted
 
-__all__ = ["PermissionDenied", "SlotInUse", "translate"]
+__all__ = ["ACCEPT_GAP", "PermissionDenied", "SlotInUse", "translate"]
+
+
+ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
 
 
 class PermissionDenied(SourceError):
@@ -157,7 +161,7 @@ _RULES: Final = (
     ),
     _Rule(
         Gap,
-        "To go on without what is missing: python -m listener run --accept-gap",
+        ACCEPT_GAP,
         text=r"can no longer (get changes|access)|(replication slot|publication) .* does not exist",
         sqlstates=("42704", "55000"),
     ),
@@ -198,9 +202,4 @@ def _primary(error: psycopg2.Error) -> str:
 
 def _named(parameters: Mapping[str, Any]) -> dict[str, str]:
     role = parameters.get("user") or "ROLE"
-    return {"role": _quoted(role), "database": _quoted(parameters.get("dbname") or role)}
-
-
-def _quoted(name: str) -> str:
-    """Quote an identifier where SQL wants it, so that what is shown stays easy to read."""
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+    return {"role": quoted(role), "database": quoted(parameters.get("dbname") or role)}

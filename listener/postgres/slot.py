@@ -11,6 +11,7 @@ import structlog
 
 from listener.monitor import Gap, SourceError
 from listener.postgres.connection import Connection, execute, fetch, fetch_value
+from listener.postgres.errors import ACCEPT_GAP
 from listener.wakeup import Wakeup
 
 __all__ = ["Slot", "check_slot", "create_slot", "drop_slot", "gap_of", "open_transactions", "read_slot"]
@@ -114,7 +115,7 @@ def gap_of(slot: Slot) -> Gap | None:
     return Gap(
         f"The server has given up the replication slot {slot.name} ({reason}). What was committed after "
         f"{last} and was not published is gone from its log; a new slot starts after {slot.current_lsn}.",
-        hint="To go on without it: python -m listener run --accept-gap\n"
+        hint=f"{ACCEPT_GAP}\n"
         "So that it does not happen again: ALTER SYSTEM SET max_slot_wal_keep_size = '100GB';",
     )
 

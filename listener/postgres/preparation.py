@@ -1,0 +1,69 @@
+"""What has to be right, or be made, on the server before we read from it: tables, publication, slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from listener.findings import Finding, raise_problems
+from listener.monitor import Gap
+from listener.postgres.catalogue import read_names, read_tables
+from listener.postgres.connection import Connection
+from listener.postgres.errors import ACCEPT_GAP
+from listener.postgres.publication import ensure_publication, plan_publication, read_publication
+from listener.postgres.slot import Slot, gap_of
+from listener.postgres.table_findings import find_in_tables
+from listener.postgres.watched import Watched, watched_tables
+from listener.router import Route
+
+__all__ = ["find_gap", "look_at_tables", "prepare_publication"]
+
+
+def find_gap(
+    connection: Connection, slot: Slot | None, *, name: str, publication: str | None, resumes: bool
+) -> Gap | None:
+    """Return the gap between what was published and what the server still has for us.
+
+    `slot` is what the server has under `name`; `publication` is None for a plugin that needs none;
+    `resumes` is `Monitor.open`'s.
+    """
+    if slot is None:
+        return _slot_is_gone(name) if resumes else None
+    if lost := gap_of(slot):
+        return lost
+    if publication is not None and read_publication(connection, publication) is None:
+        # What is older than the publication is skipped without a word by version 18, and stops those before.
+        return Gap(
+            f"The publication {publication} is gone. What was committed after {slot.confirmed_flush_lsn} "
+            f"and before it is made again (now: {slot.current_lsn}) cannot be read.",
+            hint=ACCEPT_GAP,
+        )
+    return None
+
+
+def _slot_is_gone(name: str) -> Gap:
+    return Gap(
+        f"The replication slot {name} is gone: what was committed since the checkpoint cannot be read.",
+        hint=f"If this is a new listener, give it a CDC_NAME of its own. {ACCEPT_GAP}",
+    )
+
+
+def prepare_publication(connection: Connection, name: str, routes: Sequence[Route]) -> None:
+    """Make the publication what the routes need, once the tables are what they have to be.
+
+    To be called before the slot is made, and not while another listener reads: it relies on the publication.
+    Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
+    """
+    findings, watched = look_at_tables(connection, routes)
+    raise_problems(findings)
+    ensure_publication(connection, name, plan_publication(watched, connection.info.server_version))
+
+
+def look_at_tables(
+    connection: Connection, routes: Sequence[Route]
+) -> tuple[list[Finding], tuple[Watched, ...]]:
+    """Return what there is to say about the routes' tables, and those that are to be watched."""
+    known = read_names(connection)
+    oids = [oid for oid, name in known.items() if any(route.matches(*name) for route in routes)]
+    tables = read_tables(connection, oids)
+    version = connection.info.server_version
+    return list(find_in_tables(routes, tables, known.values(), version)), watched_tables(routes, tables)
