@@ -36,6 +36,7 @@ NUMBERS_AS_STRINGS: Final = {"numeric-data-types-as-string": "true"}
 _ACTION = len('{"action":"')
 _BEGIN, _COMMIT, _LOGICAL_MESSAGE = ord("B"), ord("C"), ord("M")
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
+_CHANGES = frozenset({_INSERT, _UPDATE, _DELETE, _TRUNCATE})
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -68,8 +69,14 @@ class Wal2JsonDecoder(Decoder):
         self._compiled = lru_cache(maxsize=1000)(self._compile)
 
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+        try:
+            return self._decode(payload, changes)
+        except (LookupError, ValueError) as error:
+            raise self.unknown(f"wal2json message {payload[:60]!r}") from error
+
+    def _decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         action = payload[_ACTION]
-        if action in {_INSERT, _UPDATE, _DELETE, _TRUNCATE}:
+        if action in _CHANGES:
             ordinal = self.next_ordinal()
             change = None if ordinal is None else self._change(action, payload, ordinal)
             if change is not None:
@@ -81,7 +88,7 @@ class Wal2JsonDecoder(Decoder):
         elif action == _COMMIT:
             return self.commit(parse_lsn(json.loads(payload)["nextlsn"]))
         elif action != _LOGICAL_MESSAGE:
-            raise self.unknown(f"message {payload[:40]!r}")
+            raise ValueError(action)
         return None
 
     def _change(self, action: int, payload: bytes, ordinal: int) -> WALChange | None:
@@ -109,17 +116,16 @@ class Wal2JsonDecoder(Decoder):
     ) -> WALChange:
         types, new = _read(message["columns"])
         old_types, old = _read(message.get("identity", ()))
-        if old.keys() >= new.keys():  # REPLICA IDENTITY FULL: also has what is missing in the new row
-            kind = self._table(name, old_types).update
-            values = [new.get(column, value) for column, value in old.items()]
-            return WALChange(kind, [*old.values()], values, False, self.transaction, ordinal)
+        types |= old_types
         types |= self._unsent(table, types)
         kind = self._table(name, types, tuple(old)).update
-        # pgoutput sends the old key only where it has changed, wal2json always.
-        key_changed = any(new.get(column) != value for column, value in old.items())
-        before = [old.get(column) for column in types] if key_changed else None
-        after = [new.get(column, UNCHANGED) for column in types]
-        return WALChange(kind, before, after, key_changed, self.transaction, ordinal)
+        # With REPLICA IDENTITY FULL the old row also has what is missing in the new one.
+        row: dict[str, Any] = {**dict.fromkeys(types, UNCHANGED), **old, **new}
+        is_key = len(old) < len(types)
+        # pgoutput sends an old key only where it has changed, wal2json always.
+        is_told = not is_key or any(row[column] != value for column, value in old.items())
+        before = [old.get(column) for column in types] if is_told else None
+        return WALChange(kind, before, [*row.values()], is_key and is_told, self.transaction, ordinal)
 
     def _delete(
         self, table: TableName, name: TableName, message: Mapping[str, Any], ordinal: int
@@ -183,7 +189,7 @@ class Wal2JsonDecoder(Decoder):
 def _table_name(text: str) -> TableName:
     found = _names(text)
     if found is None:
-        raise Decoder.unknown(f"message {text[:40]!r}")
+        raise ValueError("no table")
     return _clean(json.loads(found[1])), _clean(json.loads(found[2]))
 
 
