@@ -44,7 +44,7 @@ class _Booleans(dict[bytes, bytes]):
 
 
 def _float(text: bytes) -> bytes:
-    if text[-1] <= 57:  # a digit, and not the last letter of NaN, Infinity and -Infinity
+    if text[-1:].isdigit():  # and not the last letter of NaN, Infinity and -Infinity
         return text
     return _quoted(text)
 

@@ -64,7 +64,7 @@ class Wal2JsonDecoder(Decoder):
         super().__init__(source=source)
         self._resolve_type = resolve_type
         self._definitions = definitions
-        self._watches = watches
+        self._watches = lru_cache(maxsize=10_000)(watches)
         self._committed_at = 0  # microseconds since 2000-01-01 UTC
         self._compiled = lru_cache(maxsize=1000)(self._compile)
 
