@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -12,17 +12,15 @@ from typing import NamedTuple
 import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
-from listener.monitor import Batch, Gap, SourceError
-from listener.postgres.type_catalogue import TypeCatalogue
+from listener.monitor import Batch, SourceError, SourceLost
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import Connection, connect, connect_replication, translated
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
 from listener.postgres.errors import SlotInUse
-from listener.postgres.pgoutput import PgOutputDecoder
-from listener.postgres.publication import ensure_publication
-from listener.postgres.slot import Slot, create_slot, drop_slot, read_slot
+from listener.postgres.plugins import PluginName, open_plugin
+from listener.postgres.preparation import find_gap, prepare_publication
+from listener.postgres.slot import check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
-from listener.postgres.wal2json import Wal2JsonDecoder
 from listener.router import Route
 from listener.wakeup import Wakeup
 
@@ -56,7 +54,7 @@ class PostgresWALMonitor:
         slot: str,
         publication: str,
         routes: Sequence[Route],
-        plugin: str = "pgoutput",
+        plugin: PluginName = "pgoutput",
         batch_size: int = 1000,
         failover: bool = False,
         accept_gap: bool = False,
@@ -73,13 +71,14 @@ class PostgresWALMonitor:
         self._wakeup = Wakeup()
         self._done: deque[_Done] = deque()
         self._in_transaction = False
+        self._current = 0  # the end of the server's log when we came
         self._acknowledgeable = 0
         self._acknowledged_at = 0.0
         self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
         self._idle_at = 0.0
         self._stream: ReplicationStream
         self._decoder: Decoder
-        self._close: Callable[[], None] = lambda: None
+        self._open_things = ExitStack()
 
     def open(self, *, resumes: bool) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
@@ -95,8 +94,8 @@ class PostgresWALMonitor:
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
-        position = WALPosition.parse(after) if after else WALPosition(0, 0)
-        self._check_reachable(position)
+        position = self._reachable(WALPosition.parse(after)) if after else WALPosition(0, 0)
+        self._accept_gap = False  # the one that was meant, and none that comes later
         self._decoder.skip_to(position)
         while not self._wakeup.is_set:
             changes: list[WALChange] = []
@@ -125,8 +124,7 @@ class PostgresWALMonitor:
 
     def close(self) -> None:
         """Let go of the slot."""
-        close, self._close = self._close, lambda: None
-        close()
+        self._open_things.close()
 
     def _read(self, changes: list[WALChange]) -> None:
         """Read what the server has for us right now, up to a batch.
@@ -172,56 +170,71 @@ class PostgresWALMonitor:
 
     def _open(self, *, resumes: bool) -> None:
         self.close()
-        with closing(connect(self._database_url)) as connection:
+        connect_here = partial(connect, self._database_url)
+        with closing(connect_here()) as connection:
             self._prepare(connection, resumes=resumes)
-        replication = connect_replication(self._database_url)
-        try:
+        with ExitStack() as stack:
+            replication = stack.enter_context(closing(connect_replication(self._database_url)))
             self.source, self._current = _identify(replication)
-            self._decoder, options = self._choose_plugin()
-            stream = ReplicationStream(replication, self._wakeup)
-            stream.start(self._slot, options)
-        except BaseException:
-            replication.close()
-            raise
-        self._begin(stream)
+            plugin = open_plugin(
+                self._plugin,
+                connect_here,
+                publication=self._publication,
+                routes=self._routes,
+                source=self.source,
+            )
+            stack.callback(plugin.close)
+            self._decoder = plugin.decoder
+            self._stream = stack.enter_context(ReplicationStream(replication, self._wakeup))
+            self._stream.start(self._slot, plugin.options)
+            self._done.clear()
+            self._in_transaction = False
+            self._acknowledgeable = self._read_up_to = 0
+            stack.callback(self._acknowledge_the_rest)
+            self._open_things = stack.pop_all()
         log.info("streaming", slot=self._slot, plugin=self._plugin)
 
-    def _begin(self, stream: ReplicationStream) -> None:
-        self._stream = stream
-        self._done.clear()
-        self._in_transaction = False
-        self._acknowledgeable = self._read_up_to = 0
-
-        def close() -> None:
-            with closing(stream):
-                stream.acknowledge(self._acknowledgeable)
-
-        self._close = close
+    def _acknowledge_the_rest(self) -> None:
+        # A server that is gone will send it again, and the checkpoint knows better.
+        with suppress(SourceLost):
+            self._stream.acknowledge(self._acknowledgeable)
 
     def _prepare(self, connection: Connection, *, resumes: bool) -> None:
         """Make what is missing on the server: first the publication, then the slot."""
         slot = read_slot(connection, self._slot)
-        ...
+        if slot and slot.active_pid:
+            raise SlotInUse(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
+        publication = self._publication if self._plugin == "pgoutput" else None
+        gap = find_gap(connection, slot, name=self._slot, publication=publication, resumes=resumes)
+        if gap and not self._accept_gap:
+            raise gap
+        if publication:
+            prepare_publication(connection, publication, self._routes)
+        if gap:
+            log.error("gap_accepted", gap=gap.message)
+            if slot:
+                drop_slot(connection, self._slot)
+        if gap or slot is None:
+            create_slot(connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup)
+        else:
+            check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
 
-    def _choose_plugin(self) -> tuple[Decoder, dict[str, str]]:
-        catalogue = TypeCatalogue(partial(connect, self._database_url))
-        if self._plugin == "wal2json":
-            return Wal2JsonDecoder(catalogue, source=self.source), Wal2JsonDecoder.OPTIONS
-        options = {"proto_version": "1", "publication_names": f'"{self._publication}"'}
-        return PgOutputDecoder(catalogue, source=self.source), options
-
-    def _check_reachable(self, after: WALPosition) -> None:
-        if after.commit_lsn > self._current:
-            raise SourceError(
-                f"The checkpoint {after} lies beyond the end of the database's log, {format_lsn(self._current)}: "
-                "the database was restored from an earlier state, or is another one.",
-                hint="Start over from the slot's position: python -m listener run --accept-gap",
-            )
+    def _reachable(self, after: WALPosition) -> WALPosition:
+        """Return from where to go on; raises SourceError where the log does not reach that far."""
+        if after.commit_lsn <= self._current:
+            return after
+        if self._accept_gap:
+            return WALPosition(0, 0)
+        raise SourceError(
+            f"The checkpoint {after} lies beyond the end of the database's log, {format_lsn(self._current)}: "
+            "the database was restored from an earlier state.",
+            hint="Go on from where the replication slot is: python -m listener run --accept-gap",
+        )
 
 
 def _identify(replication: LogicalReplicationConnection) -> tuple[str, int]:
     """Return the cluster's name and the end of its log (manual, "Streaming Replication Protocol")."""
     with translated(), replication.cursor() as cursor:
         cursor.execute("IDENTIFY_SYSTEM")
-        system, _timeline, current, _database = cursor.fetchone()
+        (system, _timeline, current, _database), *_ = cursor.fetchall()
         return f"{int(system):x}", parse_lsn(current)

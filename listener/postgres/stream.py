@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from select import select
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg2
+import psycopg2.errors
 from psycopg2.extras import LogicalReplicationConnection
-from psycopg2.sql import SQL, Identifier, Literal
+from psycopg2.sql import SQL, Composed, Identifier, Literal
 
 from listener.monitor import SourceLost
 from listener.postgres.connection import translated
@@ -41,14 +42,21 @@ class ReplicationStream:
         self._keeper = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
         self.flushed = 0  # acknowledged explicitly
 
-    def start(self, slot: str, options: dict[str, str]) -> None:
-        """Start replication; raises SlotInUse where another listener has it, SourceError, Gap, SourceLost."""
-        pairs = SQL(", ").join(
-            SQL("{} {}").format(Identifier(key), Literal(value)) for key, value in options.items()
-        )
-        command = SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(Identifier(slot), pairs)
+    def start(self, slot: str, options: Sequence[Mapping[str, str]]) -> None:
+        """Start replication with the first of `options` that the server's plugin takes.
+
+        Raises SlotInUse where another listener has the slot, SourceError, Gap, SourceLost.
+        """
         with translated():
-            self._cursor.start_replication_expert(command, decode=False, status_interval=_FEEDBACK_EVERY)
+            for place, each in enumerate(options, start=1):
+                try:
+                    self._cursor.start_replication_expert(
+                        _start_command(slot, each), decode=False, status_interval=_FEEDBACK_EVERY
+                    )
+                    break
+                except psycopg2.errors.InvalidParameterValue:
+                    if place == len(options):
+                        raise
         self._heard = monotonic()
         self._keeper.start()
 
@@ -69,7 +77,7 @@ class ReplicationStream:
     def wait(self, seconds: float) -> None:
         """Wait for a message, at most so long; raises SourceLost where the server has been silent for too long."""
         with translated():
-            readable, _, _ = select([self._connection, self._wakeup], [], [], seconds)
+            readable, _, _ = select([self._connection.fileno(), self._wakeup.fileno()], [], [], seconds)
             answered = self._cursor.io_timestamp > self._cursor.feedback_timestamp
         now = monotonic()
         if readable or answered:
@@ -106,3 +114,10 @@ class ReplicationStream:
                 self._cursor.send_feedback(reply=True, force=True)
             except psycopg2.Error:
                 return  # the reader meets the same, and tells
+
+
+def _start_command(slot: str, options: Mapping[str, str]) -> Composed:
+    pairs = SQL(", ").join(
+        SQL("{} {}").format(Identifier(key), Literal(value)) for key, value in options.items()
+    )
+    return SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(Identifier(slot), pairs)

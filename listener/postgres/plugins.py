@@ -1,0 +1,52 @@
+"""The two output plugins, each with its decoder and what it is to be told at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from listener.postgres import wal2json
+from listener.postgres.connection import Connection
+from listener.postgres.decoder import Decoder
+from listener.postgres.definitions import TableDefinitions
+from listener.postgres.pgoutput import PgOutputDecoder
+from listener.postgres.type_catalogue import TypeCatalogue
+from listener.router import Route
+
+__all__ = ["Plugin", "PluginName", "open_plugin"]
+
+PluginName = Literal["pgoutput", "wal2json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """What one replication connection needs to know."""
+
+    decoder: Decoder
+    options: tuple[dict[str, str], ...]  # for START_REPLICATION: the first that the server takes
+    close: Callable[[], None]
+
+
+def open_plugin(
+    name: PluginName,
+    connect: Callable[[], Connection],
+    *,
+    publication: str,
+    routes: Sequence[Route],
+    source: str,
+) -> Plugin:
+    """Return the plugin, ready for one connection; `connect` opens an ordinary session for the catalogue."""
+    resolve_type = TypeCatalogue(connect).resolve
+    if name == "pgoutput":
+        quoted = '"' + publication.replace('"', '""') + '"'
+        options = {"proto_version": "1", "publication_names": quoted}
+        return Plugin(PgOutputDecoder(resolve_type, source=source), (options,), lambda: None)
+    definitions = TableDefinitions(connect)
+
+    def watches(schema: str, table: str) -> bool:
+        return any(route.matches(schema, table) for route in routes)
+
+    decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source)
+    candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
+    return Plugin(decoder, candidates, definitions.close)
