@@ -208,8 +208,7 @@ class PostgresWALMonitor:
         gap = find_gap(connection, slot, name=self._slot, publication=publication, resumes=resumes)
         if gap and not self._accept_gap:
             raise gap
-        if publication:
-            prepare_publication(connection, publication, self._routes)
+        prepare_publication(connection, publication, self._routes)
         if gap:
             log.error("gap_accepted", gap=gap.message)
             if slot:

@@ -47,15 +47,17 @@ def _slot_is_gone(name: str) -> Gap:
     )
 
 
-def prepare_publication(connection: Connection, name: str, routes: Sequence[Route]) -> None:
+def prepare_publication(connection: Connection, name: str | None, routes: Sequence[Route]) -> None:
     """Make the publication what the routes need, once the tables are what they have to be.
 
-    To be called before the slot is made, and not while another listener reads: it relies on the publication.
+    Without a name only the tables are looked at: a plugin that needs no publication skips rows as well that
+    have no key. To be called before the slot is made, and not while another listener reads: it relies on the publication.
     Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
     """
     findings, watched = look_at_tables(connection, routes)
     raise_problems(findings)
-    ensure_publication(connection, name, plan_publication(watched, connection.info.server_version))
+    if name is not None:
+        ensure_publication(connection, name, plan_publication(watched, connection.info.server_version))
 
 
 def look_at_tables(
