@@ -19,10 +19,10 @@ _MARKS = {b"{": b"[", b"}": b"]"}
 def array_converter(element: Callable[[bytes], bytes], delimiter: bytes) -> Callable[[bytes], bytes]:
     """Return the converter of arrays of what `element` converts; it raises ValueError on what is no array."""
     special = re.escape(delimiter)
-    # The three groups: a quoted element, a plain one, a mark.
-    tokens = re.compile(
-        rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"|([^{}"%b]+)|([{}%b])' % (special, special), re.DOTALL
-    ).finditer
+    # The three groups: an element in its quotes, a plain one, a mark.
+    find_tokens = re.compile(
+        rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")|([^{}"%b]+)|([{}%b])' % (special, special), re.DOTALL
+    ).findall
 
     def convert(text: bytes) -> bytes:
         if text.startswith(b"["):
@@ -30,20 +30,19 @@ def array_converter(element: Callable[[bytes], bytes], delimiter: bytes) -> Call
         if not (text.startswith(b"{") and text.endswith(b"}")):
             raise ValueError("not an array")
         if b'"' in text or b"{" in text[1:]:
-            return b"".join(map(convert_token, tokens(text)))
+            return b"".join([convert_token(*token) for token in find_tokens(text)])
         if text == b"{}":
             return b"[]"
         return b"[%b]" % b",".join(map(convert_plain, text[1:-1].split(delimiter)))
 
-    def convert_plain(text: bytes) -> bytes:
-        return b"null" if text == b"NULL" else element(text)
-
-    def convert_token(token: re.Match[bytes]) -> bytes:
-        quoted, plain, mark = token.groups()
+    def convert_token(quoted: bytes, plain: bytes, mark: bytes) -> bytes:
         if mark:
             return _MARKS.get(mark, b",")
         if plain:
             return convert_plain(plain)
-        return element(_ESCAPE.sub(rb"\1", quoted) if b"\\" in quoted else quoted)
+        return element(_ESCAPE.sub(rb"\1", quoted[1:-1]) if b"\\" in quoted else quoted[1:-1])
+
+    def convert_plain(text: bytes) -> bytes:
+        return b"null" if text == b"NULL" else element(text)
 
     return convert
