@@ -1,4 +1,4 @@
-"""The database of docker-compose.yml, made by its own scripts on a real server: each role can do what it must."""
+"""The database of docker-compose.yml, made by its own scripts on a real server: each role can do its part."""
 
 from __future__ import annotations
 
