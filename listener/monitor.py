@@ -48,7 +48,7 @@ class Monitor(Protocol):
         """What names the database in checkpoints and in the ids of its changes; known once open."""
 
     def open(self, *, resumes: bool) -> None:
-        """Connect and become the only reader; waits as a standby while another listener is.
+        """Connect and become the only reader; waits as a standby while another listener is, until `stop`.
 
         `resumes` tells that something was published before: then a source that knows nothing of us is a Gap.
 

@@ -38,7 +38,8 @@ class Listener:
         try:
             while not self._wakeup.is_set:
                 self._until_open.copy()(self._open)
-                self._stream()
+                if not self._wakeup.is_set:
+                    self._stream()
         except Stopped:
             log.info("stopped while waiting")
         finally:
