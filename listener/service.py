@@ -34,7 +34,7 @@ class Listener:
         )
 
     def run(self) -> None:
-        """Run until `stop`; raises CDCError where a person is needed, with nothing acknowledged that is not published."""
+        """Run until `stop`; raises CDCError where a person is needed. Nothing unpublished is ever acknowledged."""
         try:
             while not self._wakeup.is_set:
                 self._until_open.copy()(self._open)

@@ -85,12 +85,14 @@ class PostgresWALMonitor:
         said = False
         while not self._wakeup.is_set:
             try:
-                return self._open(resumes=resumes)
+                self._open(resumes=resumes)
             except SlotInUse as error:
                 if not said:
                     log.info("standby", slot=self._slot, reason=error.message)
                     said = True
                 self._wakeup.wait(_STANDBY_EVERY)
+            else:
+                return
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`; see `Monitor.batches`."""

@@ -1,0 +1,212 @@
+"""Which change fires which task, and what a bad registration is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cdc_tasks.changes import EventType, RowChange
+from cdc_tasks.testing import assert_fires, assert_fires_nothing, row_change
+from listener.router import BinlogRouter, Call, Parked, RouteError, became, changed
+
+TICKET = {"id": 123, "title": "Fix bug", "status": "open"}
+
+
+def router_with(*routes: tuple[Any, ...], **options: Any) -> BinlogRouter:
+    router = BinlogRouter()
+    for route in routes:
+        router.register(*route, **options)
+    return router
+
+
+def test_a_change_fires_each_route_that_watches_its_table_and_event_in_order_of_registration() -> None:
+    router = router_with(
+        ("public", "tickets", [EventType.INSERT], "first"),
+        ("public", "tickets", EventType.ALL, "second"),
+        ("public", "tickets", [EventType.DELETE], "not.this"),
+        ("other", "tickets", EventType.ALL, "nor.this"),
+    )
+    fired = list(router.tasks_for([row_change("tickets", "insert", after=TICKET)]))
+    assert [each.route.task for each in fired] == ["first", "second"]
+
+
+def test_a_task_gets_the_change_as_its_one_argument() -> None:
+    router = router_with(("public", "tickets", "insert", "task"))
+    change = row_change("tickets", "insert", after=TICKET)
+    (call,) = router.tasks_for([change])
+    assert isinstance(call, Call)
+    assert json.loads(b"[%b]" % call.arguments) == [change.to_message()]
+
+
+def test_columns_limit_the_rows_that_are_sent() -> None:
+    router = router_with(("public", "tickets", "update", "task"), columns=["id", "status"])
+    change = row_change(
+        "tickets", "update", before=TICKET, after=TICKET | {"status": "closed"}, unavailable=["body"]
+    )
+    (call,) = router.tasks_for([change])
+    message = json.loads(call.arguments)
+    assert (message["before"], message["after"]) == (
+        {"id": 123, "status": "open"},
+        {"id": 123, "status": "closed"},
+    )
+    assert message["unavailable"] == []
+
+
+@pytest.mark.parametrize("pattern", ["tickets_*", "tickets_20??", "tickets_[0-9]*", "*"])
+def test_globs_in_table_names_match_tables(pattern: str) -> None:
+    router = router_with(("public", pattern, "insert", "task"))
+    assert_fires(router, row_change("tickets_2026", "insert", after=TICKET), "task")
+
+
+def test_a_glob_does_not_match_another_schema() -> None:
+    router = router_with(("public", "*", "insert", "task"))
+    assert_fires_nothing(router, row_change("tickets", "insert", after=TICKET, schema="private"))
+
+
+def test_names_are_case_sensitive_as_in_the_servers() -> None:
+    router = router_with(("public", "Tickets", "insert", "task"))
+    assert_fires_nothing(router, row_change("tickets", "insert", after=TICKET))
+
+
+def test_changed_fires_only_where_the_column_differs() -> None:
+    router = router_with(("public", "tickets", "update", "task"), when=changed("status", "title"))
+    assert_fires(
+        router, row_change("tickets", "update", before=TICKET, after=TICKET | {"title": "x"}), "task"
+    )
+    assert_fires_nothing(router, row_change("tickets", "update", before=TICKET, after=TICKET))
+
+
+def test_changed_fires_where_the_old_value_is_unknown() -> None:
+    router = router_with(("public", "tickets", "update", "task"), when=changed("status"))
+    assert_fires(router, row_change("tickets", "update", after=TICKET), "task")
+    assert_fires(router, row_change("tickets", "update", before={"id": 1}, after=TICKET), "task")
+
+
+def test_became_fires_once_a_value_is_reached_and_not_while_it_stays() -> None:
+    router = router_with(("public", "tickets", EventType.ALL, "task"), when=became("status", "closed"))
+    closed = TICKET | {"status": "closed"}
+    assert_fires(router, row_change("tickets", "update", before=TICKET, after=closed), "task")
+    assert_fires(router, row_change("tickets", "insert", after=closed), "task")
+    assert_fires_nothing(
+        router, row_change("tickets", "update", before=closed, after=closed | {"title": "x"})
+    )
+    assert_fires_nothing(router, row_change("tickets", "update", before=closed, after=TICKET))
+    assert_fires_nothing(router, row_change("tickets", "delete", before=closed))
+
+
+def test_args_give_the_positional_arguments() -> None:
+    router = router_with(("public", "roles", EventType.ALL, "refresh"), args=lambda change: [change.table, 1])
+    assert_fires(router, row_change("roles", "truncate"), "refresh", args=["roles", 1])
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ({"when": lambda change: change.after["nope"]}, KeyError),
+        ({"args": lambda change: [change.after["nope"]]}, KeyError),
+        ({"args": lambda _: "roles"}, TypeError),
+        ({"args": lambda _: None}, TypeError),
+        ({"args": lambda _: [object()]}, TypeError),
+    ],
+)
+def test_a_change_whose_predicate_or_args_raises_is_parked_and_stops_nobody_else(
+    option: dict[str, Any], error: type[Exception]
+) -> None:
+    router = router_with(("public", "tickets", "insert", "broken"), **option)
+    router.register("public", "tickets", "insert", "sound")
+    parked, call = router.tasks_for([row_change("tickets", "insert", after=TICKET)])
+    assert isinstance(parked, Parked)
+    assert isinstance(parked.error, error)
+    assert isinstance(call, Call)
+    assert call.route.task == "sound"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (("", "t", "insert", "task"), {}, "schema=''"),
+        (("public", " ", "insert", "task"), {}, "table=' '"),
+        (("public", "t", "insert", ""), {}, "task=''"),
+        (("public", "t", "insert", None), {}, "task=None"),
+        (("public", "t", "upsert", "task"), {}, "upsert"),
+        (("public", "t", [], "task"), {}, "events=[]"),
+        (("public", "t", "insert", "task"), {"when": "status"}, "when='status'"),
+        (("public", "t", "insert", "task"), {"args": ["table"]}, "args=['table']"),
+        (("public", "t", "insert", "task"), {"columns": []}, "columns=[]"),
+        (("public", "t", "insert", "task"), {"columns": [1]}, "columns=[1]"),
+        (("public", "t", "insert", "task"), {"queue": ""}, "queue=''"),
+        (("public", "t", "insert", "task"), {"batch": 0}, "batch=0"),
+        (("public", "t", "insert", "task"), {"batch": True}, "batch=True"),
+        (("public", "t", "insert", "task"), {"coalesce": True}, "args="),
+        (
+            ("public", "t", "insert", "task"),
+            {"coalesce": True, "args": list, "batch": 5},
+            "coalesce and batch",
+        ),
+    ],
+)
+def test_a_bad_registration_names_the_value_and_the_cure(
+    arguments: tuple[Any, ...], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RouteError) as caught:
+        BinlogRouter().register(*arguments, **options)
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("predicate", [changed, lambda: changed(""), lambda: became("", 1)])
+def test_a_predicate_without_a_column_is_refused(predicate: Any) -> None:
+    with pytest.raises(TypeError, match="column"):
+        predicate()
+
+
+def test_a_routes_key_survives_new_neighbours_and_differs_between_twins() -> None:
+    alone = router_with(("public", "tickets", "insert", "task"))
+    crowded = router_with(("public", "a", "insert", "x"), ("public", "tickets", "insert", "task"))
+    twins = router_with(("public", "tickets", "insert", "task"), ("public", "tickets", "insert", "task"))
+    assert alone.routes[0].key == crowded.routes[1].key == twins.routes[0].key != twins.routes[1].key
+
+
+def test_a_message_becomes_the_change_again() -> None:
+    change = row_change("tickets", "update", before={"id": 1}, after=TICKET, unavailable=["title"])
+    assert RowChange.from_message(json.loads(change.to_json())) == change
+
+
+def test_the_assertion_tells_what_did_fire() -> None:
+    router = router_with(("public", "tickets", "insert", "sound"))
+    router.register("public", "tickets", "insert", "broken", when=lambda change: change.after["nope"])
+    with pytest.raises(AssertionError) as caught:
+        assert_fires(router, row_change("tickets", "insert", after=TICKET), "task")
+    text = str(caught.value)
+    assert "insert on public.tickets fires task 0 times, not 1" in text
+    assert "'title': 'Fix bug'" in text
+    assert "broken: parked, because of KeyError('nope')" in text
+
+
+def test_the_assertion_tells_that_nothing_fired() -> None:
+    with pytest.raises(AssertionError, match="Nothing fired"):
+        assert_fires(BinlogRouter(), row_change("tickets", "insert", after=TICKET), "task")
+
+
+def test_the_negative_assertion_tells_what_did_fire() -> None:
+    router = router_with(("public", "tickets", "insert", "task"))
+    with pytest.raises(AssertionError, match="task"):
+        assert_fires_nothing(router, row_change("tickets", "insert", after=TICKET))
+
+
+@pytest.mark.parametrize(
+    ("event", "rows"),
+    [
+        ("insert", {"before": {}, "after": {}}),
+        ("insert", {}),
+        ("update", {"before": {}}),
+        ("delete", {"before": {}, "after": {}}),
+        ("truncate", {"after": {}}),
+        ("all", {"after": {}}),
+    ],
+)
+def test_a_change_that_no_source_would_send_is_refused(event: str, rows: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"before|after|all"):
+        row_change("tickets", event, **rows)
