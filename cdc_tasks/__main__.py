@@ -15,7 +15,13 @@ from cdc_tasks.errors import CDCError
 
 __all__ = ["cli", "main"]
 
-cli = typer.Typer(name="python -m cdc_tasks", no_args_is_help=True, add_completion=False, help=__doc__)
+cli = typer.Typer(
+    name="python -m cdc_tasks",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
+    help=__doc__,
+)
 
 
 @cli.command("new-key")

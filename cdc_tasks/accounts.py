@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
+from sqlalchemy.orm import lazyload
 
 from cdc_tasks import vault
 from cdc_tasks.errors import CDCError
@@ -13,8 +14,6 @@ from cdc_tasks.models import ConnectedAccount, User
 from cdc_tasks.social import Recipient, adapter_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pydantic import SecretStr
     from sqlalchemy.orm import Session
 
@@ -68,10 +67,9 @@ def connect(session: Session, *, email: str, service: str, address: str | None, 
 
 def reseal_all(session: Session) -> int:
     """Seal every secret with the first key of CDC_SECRET_KEY; returns how many. Raises VaultError."""
-    accounts: Iterable[ConnectedAccount] = session.scalars(select(ConnectedAccount).with_for_update())
-    count = 0
+    query = select(ConnectedAccount).options(lazyload(ConnectedAccount.user)).with_for_update()
+    accounts = session.scalars(query).all()
     for account in accounts:
         account.secret = vault.reseal(account.secret)
-        count += 1
     session.commit()
-    return count
+    return len(accounts)

@@ -37,6 +37,10 @@ class DatabaseAway(TryAgain):
     """The database did not answer."""
 
 
+class DatabaseRefusedError(CDCError):
+    """The database did not do as asked, and would not do so later."""
+
+
 class UnknownDatabaseError(CDCError):
     """DATABASE_URL is of a database that the tasks do not know."""
 
@@ -56,7 +60,7 @@ def engine() -> Engine:
 
 @contextmanager
 def session() -> Iterator[Session]:
-    """Open a session that is read from, or committed by whoever writes; raises DatabaseAway."""
+    """Open a session; who writes commits. Raises DatabaseAway and DatabaseRefusedError."""
     try:
         with Session(engine()) as opened:
             yield opened
@@ -65,7 +69,10 @@ def session() -> Iterator[Session]:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseAway(f"The connection broke: {_first_line(error)}") from error
-        raise
+        raise DatabaseRefusedError(
+            f"The database refused: {_first_line(error)}",
+            hint="is it the right database? The sample's tables: python -m cdc_tasks create-schema",
+        ) from error
 
 
 def sqlalchemy_url(url: str) -> URL:

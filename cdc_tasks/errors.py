@@ -15,7 +15,7 @@ class CDCError(Exception):
     """Something in cdc-tasks failed."""
 
     def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
-        """Without `message` the class's docstring is the message; `hint` is the exact command or SQL that mends it."""
+        """Without `message` the class's docstring is it; `hint` is the exact command or SQL that mends it."""
         self.message = mask_secrets(message or getdoc(type(self)) or "")
         self.hint = mask_secrets(hint) if hint else None
         super().__init__(self.message)

@@ -20,7 +20,7 @@ class SettingsError(CDCError):
 
 
 class Settings(BaseSettings):
-    """A frozen object built once from the environment; a field's description documents it, and is its cure."""
+    """A frozen object built once from the environment; a field's description is its document and cure."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 

@@ -95,10 +95,12 @@ class HelpDesk:
         )
         return change(EventType.UPDATE, "tickets", before=before, after=after)
 
-    def send(self, task: str, *arguments: Any, queue: str = "notifications") -> str:
+    def send(
+        self, task: str, *arguments: Any, queue: str = "notifications", broker_url: str | None = None
+    ) -> str:
         """Send a task as the listener does, by its name."""
         plain = [each.to_message() if isinstance(each, RowChange) else each for each in arguments]
-        with Celery("tests", broker=self.broker.url, set_as_current=False) as app:
+        with Celery("tests", broker=broker_url or self.broker.url, set_as_current=False) as app:
             return str(app.send_task(task, plain, queue=queue).id)
 
 

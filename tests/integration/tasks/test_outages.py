@@ -1,0 +1,66 @@
+"""A server that a task needs is away: the task waits, and is done when the server is back."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from demo.servers import PostgresServer, ValkeyServer
+from tests.conftest import Database
+from tests.helpdesk import HelpDesk
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    from tests.conftest import Broker
+    from tests.social_stub import SocialStub
+
+
+def test_tasks_wait_for_a_database_that_is_away(broker: Broker, social: SocialStub) -> None:
+    with PostgresServer() as server, closing(psycopg2.connect(server.url)) as connection:
+        connection.autocommit = True
+        helpdesk = HelpDesk.open(
+            Database(name="postgres", server=server, connection=connection), broker, social
+        )
+        helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+        insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA)
+        with Worker(helpdesk.environment) as worker:
+            server.stop()
+            helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+            helpdesk.send("cdc_tasks.refresh_master_cache", "statuses", queue="cache")
+            wait_until(lambda: worker.log.count("DatabaseAway") >= 2, timeout=20, what="both tasks to wait")
+            server.start()
+
+            wait_until(lambda: social.to("C0ANNA"), timeout=30, what="the message")
+            found = wait_until(lambda: broker.cache.get("master:statuses"), timeout=30, what="the statuses")
+            assert len(json.loads(found)) == 3
+
+
+def test_a_message_waits_for_the_record_of_what_was_sent(helpdesk: HelpDesk, social: SocialStub) -> None:
+    """Without the record it might be sent twice."""
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA)
+    with ValkeyServer() as server, Worker({**helpdesk.environment, "CACHE_URL": server.url_of(1)}) as worker:
+        server.stop()
+        helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+        wait_until(lambda: "CacheAway" in worker.log, timeout=20, what="the task to wait")
+        assert social.posted == []
+        server.start()
+        wait_until(lambda: social.to("C0ANNA"), timeout=30, what="the message")
+
+
+def test_a_broker_that_restarts_keeps_its_tasks_and_gets_its_workers_back(
+    helpdesk: HelpDesk, social: SocialStub
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA)
+    with ValkeyServer(append_only=True) as server:
+        environment = {**helpdesk.environment, "CELERY_BROKER_URL": server.url}
+        with Worker(environment) as worker:
+            server.restart()
+            wait_until(lambda: worker.log.count("Connected to") == 2, timeout=30, what="the worker to return")
+            helpdesk.send("cdc_tasks.notify_ticket_insert", insert, broker_url=server.url)
+            wait_until(lambda: social.to("C0ANNA"), timeout=20, what="the message")
