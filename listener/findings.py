@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError
 
-__all__ = ["Finding", "State", "raise_problems"]
+__all__ = ["Finding", "State", "finding_from", "raise_problems"]
 
 
 class State(StrEnum):
@@ -27,6 +28,11 @@ class Finding:
     state: State = State.OK
     found: str
     cure: str = ""  # the exact SQL or command, ready to paste; empty where all is well
+
+
+def finding_from(what: str, error: CDCError, state: State = State.PROBLEM) -> Finding:
+    """Return what an error says as a finding."""
+    return Finding(what=what, state=state, found=error.message, cure=error.hint or "")
 
 
 def raise_problems(findings: Iterable[Finding]) -> None:

@@ -15,12 +15,10 @@ import psycopg2
 
 from cdc_tasks.errors import CDCError
 from listener.monitor import Gap, SourceError, SourceLost
+from listener.postgres.cures import ACCEPT_GAP, LOGICAL, PRIMARY, REPLICATION, SENDERS, SLOTS, TLS
 from listener.postgres.identifiers import quoted
 
-__all__ = ["ACCEPT_GAP", "PermissionDenied", "SlotInUse", "translate"]
-
-
-ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
+__all__ = ["PermissionDenied", "SlotInUse", "translate"]
 
 
 class PermissionDenied(SourceError):
@@ -86,8 +84,7 @@ _RULES: Final = (
     ),
     _Rule(
         SourceError,
-        "Write ?sslmode=verify-full&sslrootcert=/path/of/ca.crt in DATABASE_URL, with the certificate of the "
-        "authority that signed the server's, and the host as the server's certificate names it.",
+        TLS,
         text=r"certificate|SSL error: (?!unexpected eof)",
     ),
     _Rule(
@@ -103,35 +100,30 @@ _RULES: Final = (
     # What the server allows and has room for.
     _Rule(
         PermissionDenied,
-        "ALTER ROLE {role} REPLICATION;   (on Amazon RDS: GRANT rds_replication TO {role};)",
+        REPLICATION,
         text=r"replication role to|permission denied to (start WAL sender|use replication slots)",
         sqlstates=("42501",),
     ),
     _Rule(
         SourceError,
-        "ALTER SYSTEM SET wal_level = 'logical';   then restart PostgreSQL"
-        " (on Amazon RDS: rds.logical_replication = 1 in the parameter group)",
+        LOGICAL,
         text=r'logical decoding requires "?wal_level',
         sqlstates=("55000",),
     ),
     _Rule(
         SourceError,
-        "Drop a slot that nobody needs:\n"
-        "  SELECT slot_name, active, restart_lsn FROM pg_replication_slots;\n"
-        "  SELECT pg_drop_replication_slot('NAME');\n"
-        "or make room: ALTER SYSTEM SET max_replication_slots = 20;   then restart PostgreSQL",
+        SLOTS,
         text=r'replication slots are in use|slots can only be used if "?max_replication_slots',
         sqlstates=("53400", "55000"),
     ),
     _Rule(
         SourceError,
-        "ALTER SYSTEM SET max_wal_senders = 10;   then restart PostgreSQL",
+        SENDERS,
         text=r'exceeds "?max_wal_senders"? \(currently 0\)',
     ),
     _Rule(
         SourceLost,  # the seat of our own lost connection is free again after wal_sender_timeout
-        "Who has them: SELECT pid, application_name, client_addr, state FROM pg_stat_replication;\n"
-        "Make room: ALTER SYSTEM SET max_wal_senders = 20;   then restart PostgreSQL",
+        SENDERS,
         text=r'exceeds "?max_wal_senders',
     ),
     _Rule(
@@ -148,7 +140,7 @@ _RULES: Final = (
     ),
     _Rule(
         SourceLost,  # a failover may be on its way
-        "Name the primary in DATABASE_URL, or several hosts and ?target_session_attrs=read-write.",
+        PRIMARY,
         text=r"recovery|read-only",
         sqlstates=("25006", "55000", "0A000"),
     ),

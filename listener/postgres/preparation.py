@@ -8,7 +8,7 @@ from listener.findings import Finding, raise_problems
 from listener.monitor import Gap
 from listener.postgres.catalogue import read_names, read_tables
 from listener.postgres.connection import Connection
-from listener.postgres.errors import ACCEPT_GAP
+from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.publication import ensure_publication, plan_publication, read_publication
 from listener.postgres.slot import Slot, gap_of
 from listener.postgres.table_findings import find_in_tables
@@ -50,9 +50,9 @@ def _slot_is_gone(name: str) -> Gap:
 def prepare_publication(connection: Connection, name: str | None, routes: Sequence[Route]) -> None:
     """Make the publication what the routes need, once the tables are what they have to be.
 
-    Without a name only the tables are looked at: a plugin that needs no publication skips rows as well that
-    have no key. To be called before the slot is made, and not while another listener reads: it relies on the publication.
-    Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
+    Without a name only the tables are looked at: wal2json needs no publication, but it too leaves out changes
+    of rows that have no key. To be called before the slot is made, and not while another listener reads, which
+    relies on the publication as it is. Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
     """
     findings, watched = look_at_tables(connection, routes)
     raise_problems(findings)

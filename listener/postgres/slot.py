@@ -11,7 +11,7 @@ import structlog
 
 from listener.monitor import Gap, SourceError
 from listener.postgres.connection import Connection, execute, fetch, fetch_value
-from listener.postgres.errors import ACCEPT_GAP
+from listener.postgres.cures import ACCEPT_GAP
 from listener.wakeup import Wakeup
 
 __all__ = ["Slot", "check_slot", "create_slot", "drop_slot", "gap_of", "open_transactions", "read_slot"]

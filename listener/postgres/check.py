@@ -1,0 +1,178 @@
+"""Whether this PostgreSQL is ready: everything that could keep the listener from running, before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cdc_tasks.errors import CDCError
+from listener.findings import Finding, State, finding_from
+from listener.monitor import SourceLost
+from listener.postgres.check_server import check_room, check_server
+from listener.postgres.connection import Connection, connect, execute, fetch
+from listener.postgres.preparation import find_gap, look_at_tables
+from listener.postgres.publication import plan_publication, read_publication, statements_for
+from listener.postgres.slot import Slot, check_slot, open_transactions, read_slot
+from listener.postgres.watched import Watched
+from listener.router import Route
+
+__all__ = ["Wanted", "check_postgres"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the listener will ask the server for."""
+
+    slot: str
+    publication: str
+    plugin: str
+    failover: bool
+    routes: Sequence[Route]
+    lag_alarm: int  # bytes of log kept for us that are worth a warning
+    resumes: bool  # something was published before
+
+
+def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
+    """Yield what was found, problem or not; never raises CDCError."""
+    try:
+        with closing(connect(url)) as connection:
+            yield Finding(what="connection", found=_address(connection))
+            slot = read_slot(connection, wanted.slot)
+            yield from check_server(connection)
+            yield from check_room(connection, url, slot)
+            yield from _check_slot(connection, wanted, slot)
+            yield from _check_plugin(connection, wanted, slot)
+            findings, watched = look_at_tables(connection, wanted.routes)
+            yield from findings
+            if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
+                yield _check_publication(connection, wanted, watched)
+    except CDCError as error:
+        yield finding_from("connection", error)
+
+
+def _address(connection: Connection) -> str:
+    info = connection.info
+    return f"{info.user} at {info.host}:{info.port}/{info.dbname}"
+
+
+def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+    what = f"slot {wanted.slot}"
+    publication = wanted.publication if wanted.plugin == "pgoutput" else None
+    gap = find_gap(connection, slot, name=wanted.slot, publication=publication, resumes=wanted.resumes)
+    if gap:
+        yield finding_from(what, gap)
+    elif slot is None:
+        waits = open_transactions(connection)
+        found = "will be made at the first start"
+        if waits:
+            found += (
+                f", once the transactions that are open now have ended (pid {', '.join(map(str, waits))})"
+            )
+        yield Finding(what=what, found=found)
+    else:
+        yield from _check_found_slot(connection, wanted, slot)
+
+
+def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Iterator[Finding]:
+    what = f"slot {slot.name}"
+    try:
+        check_slot(slot, plugin=wanted.plugin, database=connection.info.dbname)
+    except CDCError as error:
+        yield finding_from(what, error)
+        return
+    free = f"a listener reads from it (pid {slot.active_pid})" if slot.active_pid else "nobody reads from it"
+    yield Finding(what=what, found=f"{free}; {_megabytes(slot.retained_bytes)} of log kept")
+    if slot.wal_status == "unreserved":
+        found, cure = (
+            "about to be lost",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
+        )
+        yield Finding(what=what, state=State.WARNING, found=found, cure=cure)
+    elif (slot.retained_bytes or 0) > wanted.lag_alarm:
+        found = f"{_megabytes(slot.retained_bytes)} of log kept, more than CDC_LAG_ALARM"
+        cure = "Is the listener running, and is the broker there? python -m listener status"
+        yield Finding(what=what, state=State.WARNING, found=found, cure=cure)
+
+
+def _megabytes(size: int | None) -> str:
+    return f"{(size or 0) / 1e6:,.1f} MB"
+
+
+def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+    """Try it in a slot of the moment: there is no list of the output plugins that a server has."""
+    if wanted.failover and connection.info.server_version < 17_00_00:
+        found, cure = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
+        yield Finding(what="CDC_SLOT_FAILOVER", state=State.PROBLEM, found=found, cure=cure)
+    if wanted.plugin == "pgoutput" or slot is not None:
+        return
+    what = f"plugin {wanted.plugin}"
+    try:
+        # It is loaded first; only then begins the wait for open transactions, which tells nothing.
+        execute(connection, "SET statement_timeout = '2s'")
+        fetch(
+            connection,
+            _TRY_PLUGIN,
+            [f"{wanted.slot[:50]}_check_{connection.info.backend_pid}", wanted.plugin],
+        )
+    except SourceLost:
+        yield Finding(what=what, found="installed")
+    except CDCError as error:
+        yield finding_from(what, error)
+    else:
+        yield Finding(what=what, found="installed")
+    finally:
+        execute(connection, "RESET statement_timeout")
+
+
+_TRY_PLUGIN: Final = (
+    "SELECT pg_drop_replication_slot(slot_name) FROM pg_create_logical_replication_slot(%s, %s, true)"
+)
+
+
+def _check_publication(connection: Connection, wanted: Wanted, watched: Sequence[Watched]) -> Finding:
+    what = f"publication {wanted.publication}"
+    found = read_publication(connection, wanted.publication)
+    plan = plan_publication(watched, connection.info.server_version)
+    if found == plan:
+        return Finding(what=what, found=f"has what the routes need: {len(plan.tables)} tables")
+    if found is not None and found.suffices_for(plan):
+        return Finding(what=what, found="has what the routes need, and more")
+    obstacle = _obstacle(connection, wanted, watched, exists=found is not None)
+    if obstacle is None:
+        return Finding(what=what, found="will be made" if found is None else "will be brought up to date")
+    sql = "\n".join(
+        f"{statement.as_string(connection)};" for statement in statements_for(wanted.publication, found, plan)
+    )
+    cure = f"Let the owner of the tables, or a superuser, run:\n{sql}"
+    return Finding(what=what, state=State.PROBLEM, found=obstacle, cure=cure)
+
+
+_MAY: Final = """
+SELECT rolsuper, has_database_privilege(current_database(), 'CREATE'),
+  coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = %(publication)s), true),
+  ARRAY(SELECT n.nspname || '.' || c.relname
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE (n.nspname, c.relname) IN %(tables)s AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1)
+FROM pg_roles WHERE rolname = current_user
+"""
+
+
+def _obstacle(
+    connection: Connection, wanted: Wanted, watched: Sequence[Watched], *, exists: bool
+) -> str | None:
+    """Return why our role may not make or change the publication."""
+    names: Any = tuple(each.table.name for each in watched) or (("", ""),)
+    rows = fetch(connection, _MAY, {"publication": wanted.publication, "tables": names})
+    ((is_superuser, may_create, owns_publication, not_owned),) = rows
+    role = connection.info.user
+    if is_superuser:
+        return None
+    if not exists and not may_create:
+        return f"is not there, and {role} may not CREATE in this database"
+    if not owns_publication:
+        return f"lacks something, and {role} does not own it"
+    if not_owned:
+        return f"is not as the routes need it, and {role} does not own {', '.join(not_owned)}"
+    return None
