@@ -23,14 +23,24 @@ def variables_of_compose() -> set[str]:
 
 def load_compose(variables: Mapping[str, str]) -> dict[str, Any]:
     """Return the file's services, with `${NAME}` and `$$` replaced as Compose does."""
-
-    def value(match: re.Match[str]) -> str:
-        if match["dollar"]:
-            return "$"
-        return variables.get(match["name"]) or match["default"] or ""
-
-    services: dict[str, Any] = yaml.safe_load(_VARIABLE.sub(value, _COMPOSE.read_text()))["services"]
+    services: dict[str, Any] = _replaced(yaml.safe_load(_COMPOSE.read_text())["services"], variables)
     return services
+
+
+def _replaced(node: Any, variables: Mapping[str, str]) -> Any:
+    if isinstance(node, str):
+        return _VARIABLE.sub(lambda match: _value(match, variables), node)
+    if isinstance(node, list):
+        return [_replaced(item, variables) for item in node]
+    if isinstance(node, dict):
+        return {key: _replaced(value, variables) for key, value in node.items()}
+    return node
+
+
+def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
+    if match["dollar"]:
+        return "$"
+    return variables.get(match["name"]) or match["default"] or ""
 
 
 def dockerfile_stages() -> list[list[tuple[str, str]]]:
