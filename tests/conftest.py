@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -144,10 +145,11 @@ def any_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     yield from _empty_broker(request.getfixturevalue(request.param))
 
 
-def _fresh_database(server: PostgresServer) -> Iterator[Database]:
+def _fresh_database(server: PostgresServer, *, encoding: str = "UTF8") -> Iterator[Database]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     administrator = _connect(server.url)
-    _run(administrator, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    create = sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0")
+    _run(administrator, create.format(sql.Identifier(name), sql.Literal(encoding)))
     connection = _connect(server.url_of(name))
     try:
         yield Database(name=name, server=server, connection=connection)
@@ -155,6 +157,9 @@ def _fresh_database(server: PostgresServer) -> Iterator[Database]:
         connection.close()
         _drop_database(administrator, name)
         administrator.close()
+
+
+fresh_database = contextmanager(_fresh_database)
 
 
 def _drop_database(administrator: psycopg2.extensions.connection, name: str) -> None:

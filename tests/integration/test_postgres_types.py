@@ -1,0 +1,331 @@
+"""Every type of PostgreSQL, from a real server to the JSON that a task gets."""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from listener.postgres.builtin_types import BUILTIN
+from listener.postgres.connection import connect
+from listener.postgres.type_catalogue import TypeCatalogue
+from tests.conftest import fresh_database
+from tests.postgres_source import PLUGINS, PostgresSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Database
+
+DIGITS: Final = "7" * 400
+
+# type, literal, what a task gets
+CASES: Final[list[tuple[str, str, Any]]] = [
+    ("bool", "true", True),
+    ("int2", "-32768", -32768),
+    ("int4", "2147483647", 2147483647),
+    ("int8", "-9223372036854775808", -9223372036854775808),
+    ("oid", "4294967295", 4294967295),
+    ("float4", "0.1", 0.1),
+    ("float8", "0.30000000000000004", 0.30000000000000004),
+    ("numeric", f"{DIGITS}.000100", f"{DIGITS}.000100"),
+    ("text", 'a "b" \\ \n \t é 日本 😀', 'a "b" \\ \n \t é 日本 😀'),
+    ("varchar", "", ""),
+    ("bpchar", "x", "x"),
+    ("name", "a name", "a name"),
+    ('"char"', "c", "c"),
+    ("bytea", "\\x00ff10", base64.b64encode(b"\x00\xff\x10").decode()),
+    ("date", "2026-11-22", "2026-11-22"),
+    ("time", "10:00:00.5", "10:00:00.500000"),
+    ("timetz", "10:00:00+05:30", "10:00:00+05:30"),
+    ("timestamp", "2026-11-22 10:00:00.000001", "2026-11-22T10:00:00.000001"),
+    ("timestamptz", "2026-11-22 10:00:00+02", "2026-11-22T08:00:00+00:00"),
+    ("interval", "1 year -2 days 03:04:05.6", "1 year -2 days +03:04:05.6"),
+    ("json", '{"b":  [1.0, 12345678901234567890]}', {"b": [1.0, 12345678901234567890]}),
+    ("jsonb", '{"b": null, "a": "\\u00e9"}', {"a": "é", "b": None}),
+    ("jsonpath", "$.a[*]", '$."a"[*]'),
+    ("xml", "<a b='1'>x</a>", "<a b='1'>x</a>"),
+    ("uuid", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
+    ("bit", "1", "1"),
+    ("varbit", "10101", "10101"),
+    ("money", "-12.5", "-$12.50"),
+    ("inet", "::1/64", "::1/64"),
+    ("cidr", "10.0.0.0/8", "10.0.0.0/8"),
+    ("macaddr", "08:00:2b:01:02:03", "08:00:2b:01:02:03"),
+    ("macaddr8", "08:00:2b:01:02:03:04:05", "08:00:2b:01:02:03:04:05"),
+    ("point", "(1,2.5)", "(1,2.5)"),
+    ("lseg", "[(1,2),(3,4)]", "[(1,2),(3,4)]"),
+    ("box", "(3,4),(1,2)", "(3,4),(1,2)"),
+    ("path", "((1,2),(3,4))", "((1,2),(3,4))"),
+    ("polygon", "((1,2),(3,4))", "((1,2),(3,4))"),
+    ("line", "{1,2,3}", "{1,2,3}"),
+    ("circle", "<(1,2),3>", "<(1,2),3>"),
+    ("tsvector", "a:1 fat:2", "'a':1 'fat':2"),
+    ("tsquery", "fat & !cat", "'fat' & !'cat'"),
+    ("int4range", "[1,10]", "[1,11)"),
+    ("int8range", "empty", "empty"),
+    ("numrange", "(,1.5]", "(,1.5]"),
+    ("daterange", "[2026-01-01,2026-01-02]", "[2026-01-01,2026-01-03)"),
+    ("tsrange", "[2026-01-01 10:00,)", '["2026-01-01 10:00:00",)'),
+    ("tstzrange", "[2026-01-01 10:00+02,)", '["2026-01-01 08:00:00+00",)'),
+    ("int4multirange", "{[1,3),[5,7)}", "{[1,3),[5,7)}"),
+    ("int8multirange", "{}", "{}"),
+    ("nummultirange", "{[1.5,2.5)}", "{[1.5,2.5)}"),
+    ("datemultirange", "{[2026-01-01,2026-01-03)}", "{[2026-01-01,2026-01-03)}"),
+    ("tsmultirange", "{[2026-01-01 10:00,)}", '{["2026-01-01 10:00:00",)}'),
+    ("tstzmultirange", "{[2026-01-01 10:00+00,)}", '{["2026-01-01 10:00:00+00",)}'),
+    ("pg_lsn", "16/B374D848", "16/B374D848"),
+    ("pg_snapshot", "10:20:10,14", "10:20:10,14"),
+    ("txid_snapshot", "10:20:10,14", "10:20:10,14"),
+    ("xid", "7", "7"),
+    ("xid8", "7", "7"),
+    ("cid", "7", "7"),
+    ("tid", "(1,2)", "(1,2)"),
+    ("int2vector", "1 2", "1 2"),
+    ("oidvector", "1 2", "1 2"),
+    ("refcursor", "a cursor", "a cursor"),
+    ("regclass", "pg_catalog.pg_class", "pg_class"),
+    ("regcollation", '"C"', '"C"'),
+    ("regconfig", "simple", "simple"),
+    ("regdictionary", "simple", "simple"),
+    ("regnamespace", "public", "public"),
+    ("regoper", "pg_catalog.||/", "||/"),
+    ("regoperator", "*(int4,int4)", "*(integer,integer)"),
+    ("regproc", "pg_catalog.now", "now"),
+    ("regprocedure", "abs(int4)", "abs(integer)"),
+    ("regrole", "postgres", "postgres"),
+    ("regtype", "int4", "integer"),
+    ("aclitem", "postgres=r/postgres", "postgres=r/postgres"),
+]
+
+# What the server uses within itself, and does not let anybody write.
+NOT_FOR_USERS: Final = {
+    "cstring",
+    "gtsvector",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_ndistinct",
+    "pg_node_tree",
+}
+
+# As above; each is one more value of a type that is there already.
+SPECIAL_CASES: Final[list[tuple[str, str, Any]]] = [
+    ("bool", "false", False),
+    ("numeric(10,2)", "1.5", "1.50"),
+    ("numeric", "0.00000000000000000000000000001", "0.00000000000000000000000000001"),
+    ("float8", "-0", 0),
+    ("float8", "1e300", 1e300),
+    ("char(3)", "a", "a  "),
+    ("bytea", "", ""),
+    ("bit(3)", "101", "101"),
+    ("date", "infinity", "infinity"),
+    ("date", "0044-03-15 BC", "0044-03-15 BC"),
+    ("date", "5874897-12-31", "5874897-12-31"),
+    ("time", "24:00", "24:00:00"),
+    ("time(0)", "10:00", "10:00:00"),
+    ("timestamp", "-infinity", "-infinity"),
+    ("timestamp", "0044-03-15 10:00:00.123 BC", "0044-03-15 10:00:00.123 BC"),
+    ("timestamp", "10000-01-01", "10000-01-01 00:00:00"),
+    ("timestamptz", "infinity", "infinity"),
+    ("timestamptz", "1883-11-18 12:03:58-04:56:02", "1883-11-18T17:00:00+00:00"),
+    ("timestamptz", "2026-11-22 10:00:00.12+00", "2026-11-22T10:00:00.120000+00:00"),
+    ("jsonb", f"[{'9' * 4300}]", [10**4300 - 1]),
+    ("jsonb", f"[{'9' * 4301}]", f"[{'9' * 4301}]"),
+    ("json", "null", None),
+    ("jsonb", '{"__type__": "x", "__value__": 1}', '{"__type__": "x", "__value__": 1}'),
+    ("json", "[" * 300 + "]" * 300, "[" * 300 + "]" * 300),
+    ("int4[]", "{{1,NULL},{3,4}}", [[1, None], [3, 4]]),
+    ("int4[]", "[0:1]={1,2}", [1, 2]),
+    ("text[]", '{"a,b","{c}",NULL,"null","","q\\"\\\\"}', ["a,b", "{c}", None, "null", "", 'q"\\']),
+    ("float8[]", "{NaN,Infinity,1.5}", ["NaN", "Infinity", 1.5]),
+    ("box[]", "{(3,4),(1,2);(1,1),(0,0)}", ["(3,4),(1,2)", "(1,1),(0,0)"]),
+    ("int2vector[]", '{"1 2","3"}', ["1 2", "3"]),
+]
+
+# wal2json before 2.6 writes these as null.
+NOT_A_NUMBER: Final[list[tuple[str, str, Any]]] = [
+    ("numeric", "NaN", "NaN"),
+    ("numeric", "-Infinity", "-Infinity"),
+    ("float4", "NaN", "NaN"),
+    ("float8", "Infinity", "Infinity"),
+]
+
+
+@pytest.fixture(params=PLUGINS, ids="-".join)
+def source(request: pytest.FixtureRequest) -> Iterator[PostgresSource]:
+    fixture, plugin = request.param
+    with PostgresSource(request.getfixturevalue(fixture), plugin) as source:
+        yield source
+
+
+@contextmanager
+def source_of_encoding(source: PostgresSource, encoding: str) -> Iterator[PostgresSource]:
+    """Another database on the source's server, read through the same plugin."""
+    with (
+        fresh_database(source.database.server, encoding=encoding) as database,
+        PostgresSource(database, source.plugin) as other,
+    ):
+        yield other
+
+
+def test_every_type_that_a_column_can_have_is_tried_here(any_database: Database) -> None:
+    rows = any_database.fetch(
+        "SELECT oid::regtype::text FROM pg_type WHERE typtype IN ('b', 'r', 'm') AND typcategory <> 'A'"
+        " AND typnamespace = 'pg_catalog'::regnamespace"
+    )
+    names = any_database.fetch("SELECT unnest(%s::text[])::regtype::text", [name for name, *_ in CASES])
+    assert {name for (name,) in rows} <= {name for (name,) in names} | NOT_FOR_USERS | {"character", "bit"}
+
+
+def test_the_types_known_by_heart_are_the_server_s(any_database: Database) -> None:
+    rows = any_database.fetch(
+        "SELECT oid::bigint FROM pg_type WHERE typnamespace = 'pg_catalog'::regnamespace AND oid < 10000"
+        " AND typtype IN ('b', 'r', 'm') AND typelem NOT IN (SELECT oid FROM pg_type WHERE typtype = 'c')"
+    )
+    oids = {oid for (oid,) in rows}
+    assert oids <= BUILTIN.keys()
+    catalogue = TypeCatalogue(lambda: connect(any_database.url))
+    catalogue._known.clear()
+    for oid in oids:
+        assert catalogue.resolve(oid) == BUILTIN[oid]
+
+
+@pytest.mark.parametrize("as_array", [False, True], ids=["alone", "in an array"])
+def test_every_type(source: PostgresSource, as_array: bool) -> None:
+    cases = _cases_for(source)
+    if as_array:
+        cases = [
+            (f"{type_}[]", _array_of(type_, literal), [expected, None])
+            for type_, literal, expected in cases
+            if not type_.endswith("[]")
+        ]
+    assert _round_trip(source, cases) == {f"c{n}": expected for n, (_, _, expected) in enumerate(cases)}
+
+
+def test_wal2json_before_2_6_does_not_tell_nan_and_infinity_from_null(debian_database: Database) -> None:
+    with PostgresSource(debian_database, "wal2json") as source:
+        assert set(_round_trip(source, NOT_A_NUMBER).values()) == {None}
+
+
+def test_null_is_null_whatever_the_type(source: PostgresSource) -> None:
+    cases = [(type_, None, None) for type_, _, _ in _cases_for(source)]
+    assert set(_round_trip(source, cases).values()) == {None}
+
+
+def test_types_of_the_user_s_own(source: PostgresSource) -> None:
+    source.execute(
+        "CREATE EXTENSION hstore; CREATE EXTENSION citext",
+        "CREATE TYPE mood AS ENUM ('sad', 'o''k', 'very \"happy\"')",
+        "CREATE TYPE pair AS (a int, b text)",
+        "CREATE TYPE moods AS RANGE (subtype = text)",
+        "CREATE DOMAIN positive AS int CHECK (value > 0)",
+        "CREATE DOMAIN price AS numeric(10, 2)",
+        "CREATE DOMAIN bigger AS positive CHECK (value > 100)",
+        "CREATE DOMAIN numbers AS bigger[]",
+        "CREATE DOMAIN blob AS bytea; CREATE DOMAIN flag AS bool; CREATE DOMAIN document AS jsonb",
+        "CREATE DOMAIN measure AS float8; CREATE DOMAIN moment AS timestamptz; CREATE DOMAIN boxes AS box[]",
+    )
+    cases = [
+        ("mood", 'very "happy"', 'very "happy"'),
+        ("mood[]", '{sad,NULL,"very \\"happy\\""}', ["sad", None, 'very "happy"']),
+        ("pair", '(1,"a ""b""")', '(1,"a ""b""")'),
+        ("pair[]", '{"(1,x)"}', ["(1,x)"]),
+        ("moods", "[a,b)", "[a,b)"),
+        ("positive", "7", 7),
+        ("positive[]", "{7,NULL}", [7, None]),
+        ("price", "1.5", "1.50"),
+        ("price", "NaN", "NaN"),
+        ("bigger", "101", 101),
+        ("numbers", "{101,102}", [101, 102]),
+        ("numbers[]", '{"{101}",NULL}', [[101], None]),
+        ("blob", "\\x00ff", "AP8="),
+        ("flag", "true", True),
+        ("flag[]", "{t,f}", [True, False]),
+        ("document", '{"a": 1}', {"a": 1}),
+        ("measure", "NaN", "NaN"),
+        ("measure", "1.5", 1.5),
+        ("moment", "2026-01-01 10:00+02", "2026-01-01T08:00:00+00:00"),
+        ("boxes", "{(3,4),(1,2);(1,1),(0,0)}", ["(3,4),(1,2)", "(1,1),(0,0)"]),
+        ("hstore", "a=>1", '"a"=>"1"'),
+        ("hstore[]", '{"\\"a\\"=>\\"1\\""}', ['"a"=>"1"']),
+        ("citext", "CaSe", "CaSe"),
+    ]
+    expected = {f"c{n}": value for n, (_, _, value) in enumerate(cases)}
+    assert _round_trip(source, cases) == expected
+
+
+def test_values_do_not_depend_on_the_settings_of_database_and_role(source: PostgresSource) -> None:
+    name = source.database.name
+    for setting in (
+        "DateStyle = 'German'",
+        "IntervalStyle = 'iso_8601'",
+        "TimeZone = 'Asia/Kolkata'",
+        "extra_float_digits = -5",
+        "bytea_output = 'escape'",
+        "client_encoding = 'LATIN1'",
+    ):
+        source.execute(f"ALTER DATABASE {name} SET {setting}")
+    cases = [
+        case
+        for case in CASES
+        if case[0] in {"timestamptz", "date", "interval", "float8", "bytea", "text", "timestamp"}
+    ]
+    assert _round_trip(source, cases) == {f"c{n}": expected for n, (_, _, expected) in enumerate(cases)}
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP"])
+def test_a_database_of_another_encoding(source: PostgresSource, encoding: str) -> None:
+    text = "Größe" if encoding == "LATIN1" else "日本"
+    with source_of_encoding(source, encoding) as other:
+        other.execute(f'CREATE TABLE "t_{text}" (id int PRIMARY KEY, "{text}" text)')
+        other.watch("t_*")
+        other.execute(f"INSERT INTO \"t_{text}\" VALUES (1, '{text} 1')")
+        (change,) = other.changes(1)
+        assert (change.table, change.after) == (f"t_{text}", {"id": 1, text: f"{text} 1"})
+
+
+def test_a_database_without_an_encoding_gives_text_whatever_its_bytes(source: PostgresSource) -> None:
+    with source_of_encoding(source, "SQL_ASCII") as other:
+        other.execute("CREATE TABLE things (id int PRIMARY KEY, a text, b text[], c json)")
+        other.watch("things")
+        other.execute(
+            r"""INSERT INTO things VALUES (1, E'caf\xe9', ARRAY[E'\xe9', 'e'], E'["\xe9"]')""",
+            r"INSERT INTO things VALUES (2, E'caf\xc3\xa9', NULL, NULL)",
+        )
+        first, second = other.changes(2)
+        assert first.after == {"id": 1, "a": r"caf\xe9", "b": [r"\xe9", "e"], "c": r'["\xe9"]'}
+        assert second.after == {"id": 2, "a": "café", "b": None, "c": None}
+
+
+def _cases_for(source: PostgresSource) -> list[tuple[str, Any, Any]]:
+    """Return what this server and plugin can do."""
+    cases = CASES + SPECIAL_CASES + ([] if source.plugin == "wal2json" else NOT_A_NUMBER)
+    ((has_xml,),) = source.database.fetch(
+        "SELECT setting LIKE '%libxml%' FROM pg_config() WHERE name = 'CONFIGURE'"
+    )
+    return cases if has_xml else [case for case in cases if case[0] != "xml"]
+
+
+def _round_trip(source: PostgresSource, cases: list[tuple[str, Any, Any]]) -> dict[str, Any]:
+    """Insert a row with all of the literals, and return it as a task gets it."""
+    columns = ", ".join(f"c{n} {type_}" for n, (type_, _, _) in enumerate(cases))
+    source.execute(f"CREATE TABLE things (id int PRIMARY KEY, {columns})")
+    source.watch("things")
+    values = ", ".join(["%s"] * len(cases))
+    source.database.execute(f"INSERT INTO things VALUES (1, {values})", *[literal for _, literal, _ in cases])
+    (change,) = source.changes(1)
+    row: dict[str, Any] = json.loads(change.to_json())["after"]
+    assert row == change.after
+    assert row.pop("id") == 1
+    return row
+
+
+def _array_of(type_: str, literal: str) -> str:
+    delimiter = ";" if type_ == "box" else ","
+    escaped = literal.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{{"{escaped}"{delimiter}NULL}}'
