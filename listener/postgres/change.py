@@ -33,21 +33,19 @@ class Transaction:
 class WALChange:
     """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
 
-    __slots__ = ("_kind", "_new", "_old", "_old_is_key", "ordinal", "stamp", "transaction")
+    __slots__ = ("_kind", "_new", "_old", "ordinal", "stamp", "transaction")
 
     def __init__(
         self,
         kind: Kind,
         old: Row | None,
         new: Row | None,
-        old_is_key: bool,  # the old row has only the replica identity's columns
         transaction: Transaction,
         ordinal: int,
     ) -> None:
         self._kind = kind
         self._old = old
         self._new = new
-        self._old_is_key = old_is_key
         self.transaction = transaction
         self.ordinal = ordinal
         # Its id and position: each task that it fires needs them.
@@ -75,7 +73,7 @@ class WALChange:
             return None
         if new[place].__class__ is not bytes and relation.is_missing(new, column):
             return False  # an unchanged TOAST value
-        if old is None or (self._old_is_key and not relation.columns[place].key):
+        if old is None or (self._kind.old_is_key and not relation.columns[place].key):
             return None
         return old[place] != new[place]
 
@@ -130,7 +128,7 @@ class WALChange:
         return self.stamp[0].decode()
 
     def _old_columns(self, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if not self._old_is_key:
+        if not self._kind.old_is_key:
             return columns
         keys = self._kind.table.key_columns
         return keys if columns is None else tuple(name for name in columns if name in keys)
@@ -138,7 +136,7 @@ class WALChange:
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
         relation, old, new = self._kind.table, self._old, self._new
-        keys_only = self._old_is_key and old is not None
+        keys_only = self._kind.old_is_key and old is not None
         if not keys_only and (old is None or UNCHANGED not in old) and (new is None or UNCHANGED not in new):
             return relation.absent(columns)
         missing = [

@@ -28,7 +28,7 @@ class WALPosition(NamedTuple):
 
     @classmethod
     def before(cls, lsn: int) -> WALPosition:
-        """The last position before `lsn`: records start at multiples of 8, so nothing stands there itself."""
+        """Return the last position before `lsn`: records start at multiples of 8, so no change has it."""
         return cls(lsn - 1, 0)
 
 
@@ -84,7 +84,7 @@ class Decoder(ABC):
         return Commit(end_lsn)
 
     def next_ordinal(self) -> int | None:
-        """Number the next change of the transaction; None for one that was published before."""
+        """Return the number of the transaction's next change; None if it was published before."""
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         return ordinal if ordinal > self._published_up_to else None

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from struct import Struct
 
-from listener.postgres.change import Transaction, WALChange
+from listener.postgres.change import WALChange
 from listener.postgres.decoder import Begin, Commit, Decoder
-from listener.postgres.table import UNCHANGED, Column, Row, Table, split_tuple
+from listener.postgres.table import UNCHANGED, Column, Table, split_tuple
 from listener.postgres.values import ValueType
 
 __all__ = ["PgOutputDecoder"]
@@ -19,7 +19,8 @@ __all__ = ["PgOutputDecoder"]
 _BEGIN, _COMMIT, _RELATION = ord("B"), ord("C"), ord("R")
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
 _IGNORED = frozenset(b"OYM")  # origin, type (the catalogue knows more), logical message
-_KEY, _OLD = ord("K"), ord("O")
+_ROWS = frozenset({_INSERT, _UPDATE, _DELETE})
+_NEW, _KEY = ord("N"), ord("K")  # which tuple follows; the third, O, is the whole old row
 
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
 _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit time
@@ -38,25 +39,10 @@ class PgOutputDecoder(Decoder):
 
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         kind = payload[0]
-        if kind == _INSERT:
+        if kind in _ROWS:
             ordinal = self.next_ordinal()
             if ordinal is not None:
-                new, _ = split_tuple(payload, 6)
-                changes.append(
-                    WALChange(self._table(payload).insert, None, new, False, self.transaction, ordinal)
-                )
-        elif kind == _UPDATE:
-            ordinal = self.next_ordinal()
-            if ordinal is not None:
-                changes.append(self._update(payload, ordinal))
-        elif kind == _DELETE:
-            ordinal = self.next_ordinal()
-            if ordinal is not None:
-                old, _ = split_tuple(payload, 6)
-                is_key = payload[5] == _KEY
-                changes.append(
-                    WALChange(self._table(payload).delete, old, None, is_key, self.transaction, ordinal)
-                )
+                changes.append(self._row(kind, payload, ordinal))
         elif kind == _BEGIN:
             commit_lsn, committed_at, _xid = _begin(payload)
             return self.begin(commit_lsn, committed_at)
@@ -71,28 +57,33 @@ class PgOutputDecoder(Decoder):
             raise self.unknown(f"message {payload[:1]!r}")
         return None
 
-    def _table(self, payload: bytes) -> Table:
+    def _row(self, kind: int, payload: bytes, ordinal: int) -> WALChange:
         (oid,) = _relation_oid(payload)
-        return self._tables[oid]
-
-    def _update(self, payload: bytes, ordinal: int) -> WALChange:
-        old: Row | None = None
-        at = 6
-        marker = payload[5]
-        if marker in (_KEY, _OLD):
-            old, at = split_tuple(payload, 6)
-            at += 1
-        new, _ = split_tuple(payload, at)
-        if marker == _OLD and UNCHANGED in new and old is not None:
+        table, marker = self._tables[oid], payload[5]
+        if kind == _INSERT:
+            new, _ = split_tuple(payload, 6)
+            return WALChange(table.insert, None, new, self.transaction, ordinal)
+        if kind == _DELETE:
+            old, _ = split_tuple(payload, 6)
+            event = table.delete_by_key if marker == _KEY else table.delete
+            return WALChange(event, old, None, self.transaction, ordinal)
+        if marker == _NEW:
+            new, _ = split_tuple(payload, 6)
+            return WALChange(table.update, None, new, self.transaction, ordinal)
+        old, at = split_tuple(payload, 6)
+        new, _ = split_tuple(payload, at + 1)
+        if marker == _KEY:
+            return WALChange(table.update_by_key, old, new, self.transaction, ordinal)
+        if UNCHANGED in new:  # the old row has what did not change
             new = [before if value is UNCHANGED else value for value, before in zip(new, old, strict=True)]
-        return WALChange(self._table(payload).update, old, new, marker == _KEY, self.transaction, ordinal)
+        return WALChange(table.update, old, new, self.transaction, ordinal)
 
     def _truncated(self, payload: bytes) -> Iterator[WALChange]:
         count, _options = _truncate(payload)
         for oid in Struct(f">{count}I").unpack_from(payload, 6):
             ordinal = self.next_ordinal()
             if ordinal is not None:
-                yield WALChange(self._tables[oid].truncate, None, None, False, self.transaction, ordinal)
+                yield WALChange(self._tables[oid].truncate, None, None, self.transaction, ordinal)
 
     def _announce(self, payload: bytes) -> None:
         (oid,) = _relation_oid(payload)

@@ -10,7 +10,7 @@ from typing import Final
 import orjson
 
 from listener import json_text
-from listener.postgres.values import Convert, ValueType, converter, verbatim
+from listener.postgres.values import ValueType, converter, verbatim
 
 __all__ = ["UNCHANGED", "Column", "Kind", "Row", "Table", "split_tuple"]
 
@@ -24,7 +24,7 @@ class _Unchanged:
 
 UNCHANGED: Final = _Unchanged()
 
-Row = Sequence[bytes | None | _Unchanged]  # in the order of the table's columns: text, NULL, not sent
+Row = Sequence[bytes | _Unchanged | None]  # in the order of the table's columns: text, NULL, not sent
 Render = Callable[[Row], bytes]
 
 _TEXT, _NULL = ord("t"), ord("n")
@@ -32,9 +32,9 @@ _PAD = b"\0\0\0\0"  # lets kind and length be read at once even where the last c
 _kind_and_length = Struct(">BI").unpack_from
 
 
-def split_tuple(data: bytes, start: int) -> tuple[list[bytes | None | _Unchanged], int]:
+def split_tuple(data: bytes, start: int) -> tuple[list[bytes | _Unchanged | None], int]:
     """Cut a TupleData (manual, "Logical Replication Message Formats") into its values; returns them and its end."""
-    row: list[bytes | None | _Unchanged] = []
+    row: list[bytes | _Unchanged | None] = []
     add = row.append
     count = data[start] << 8 | data[start + 1]
     data += _PAD
@@ -64,11 +64,13 @@ class Column:
 class Kind:
     """What all changes of one table and event have in common, made once."""
 
-    __slots__ = ("event", "head", "name", "table")
+    __slots__ = ("event", "head", "name", "old_is_key", "table")
 
-    def __init__(self, table: Table, event: str) -> None:
+    def __init__(self, table: Table, event: str, *, old_is_key: bool = False) -> None:
+        """`old_is_key`: the old row has only the columns of the replica identity."""
         self.table = table
         self.event = event
+        self.old_is_key = old_is_key
         self.name = (table.schema, table.name, event)
         self.head = b'","schema":%b,"table":%b,"event":"%b","before":' % (
             orjson.dumps(table.schema),
@@ -85,6 +87,7 @@ class Table:
         "_renderers",
         "columns",
         "delete",
+        "delete_by_key",
         "identity",
         "index",
         "insert",
@@ -94,6 +97,7 @@ class Table:
         "schema",
         "truncate",
         "update",
+        "update_by_key",
     )
 
     def __init__(self, schema: str, name: str, columns: Sequence[Column], *, identity: str) -> None:
@@ -107,6 +111,9 @@ class Table:
         self.index = {column: place for place, column in enumerate(self.names)}
         self.insert, self.update, self.delete, self.truncate = (
             Kind(self, event) for event in ("insert", "update", "delete", "truncate")
+        )
+        self.update_by_key, self.delete_by_key = (
+            Kind(self, event, old_is_key=True) for event in ("update", "delete")
         )
         self._renderers: dict[tuple[str, ...] | None, Render] = {}
         self._absent: dict[tuple[str, ...] | None, bytes] = {None: b""}

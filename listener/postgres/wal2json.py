@@ -109,7 +109,7 @@ class Wal2JsonDecoder(Decoder):
     def _insert(self, name: TableName, message: Mapping[str, Any], ordinal: int) -> WALChange:
         types, new = _read(message["columns"])
         kind = self._table(name, types).insert
-        return WALChange(kind, None, [*new.values()], False, self.transaction, ordinal)
+        return WALChange(kind, None, [*new.values()], self.transaction, ordinal)
 
     def _update(
         self, table: TableName, name: TableName, message: Mapping[str, Any], ordinal: int
@@ -118,30 +118,31 @@ class Wal2JsonDecoder(Decoder):
         old_types, old = _read(message.get("identity", ()))
         types |= old_types
         types |= self._unsent(table, types)
-        kind = self._table(name, types, tuple(old)).update
         # With REPLICA IDENTITY FULL the old row also has what is missing in the new one.
         row: dict[str, Any] = {**dict.fromkeys(types, UNCHANGED), **old, **new}
         is_key = len(old) < len(types)
         # pgoutput sends an old key only where it has changed, wal2json always.
         is_told = not is_key or any(row[column] != value for column, value in old.items())
         before = [old.get(column) for column in types] if is_told else None
-        return WALChange(kind, before, [*row.values()], is_key and is_told, self.transaction, ordinal)
+        known = self._table(name, types, tuple(old))
+        kind = known.update_by_key if is_key and is_told else known.update
+        return WALChange(kind, before, [*row.values()], self.transaction, ordinal)
 
     def _delete(
         self, table: TableName, name: TableName, message: Mapping[str, Any], ordinal: int
     ) -> WALChange:
         types, old = _read(message["identity"])
         types |= {column: oid for column, oid in self._columns(table).items() if column not in types}
-        is_key = len(types) > len(old)
-        kind = self._table(name, types, tuple(old)).delete
+        known = self._table(name, types, tuple(old))
+        kind = known.delete_by_key if len(types) > len(old) else known.delete
         before = [old.get(column) for column in types]
-        return WALChange(kind, before, None, is_key, self.transaction, ordinal)
+        return WALChange(kind, before, None, self.transaction, ordinal)
 
     def _truncate(self, table: TableName, name: TableName, ordinal: int) -> WALChange | None:
         if table != name:
             return None  # pgoutput tells nothing either of a partition alone
         kind = self._table(name, self._columns(table)).truncate
-        return WALChange(kind, None, None, False, self.transaction, ordinal)
+        return WALChange(kind, None, None, self.transaction, ordinal)
 
     def _reported_as(self, table: TableName) -> TableName | None:
         """Return the topmost watched table that this one is a part of, itself included."""
