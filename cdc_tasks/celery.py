@@ -10,7 +10,7 @@ import structlog
 from celery import Celery, signals
 
 from cdc_tasks import logs
-from cdc_tasks.settings import SettingsError, worker_settings
+from cdc_tasks.settings import LogSettings, SettingsError, load, worker_settings
 
 if TYPE_CHECKING:
     from celery import Task
@@ -37,7 +37,7 @@ def _report_bad_settings(**_: Any) -> None:
 @signals.setup_logging.connect
 def _configure_logs(loglevel: int | str = logging.INFO, **_: Any) -> None:
     level = logging.getLevelName(loglevel) if isinstance(loglevel, int) else loglevel
-    logs.configure(json=worker_settings().cdc_log_json, level=level)
+    logs.configure(json=load(LogSettings).cdc_log_format == "json", level=level)
 
 
 @signals.task_prerun.connect

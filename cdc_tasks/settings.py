@@ -10,7 +10,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdc_tasks.errors import CDCError, mask_secrets
 
-__all__ = ["BrokerSettings", "Settings", "SettingsError", "WorkerSettings", "load", "worker_settings"]
+__all__ = [
+    "BrokerSettings",
+    "LogSettings",
+    "Settings",
+    "SettingsError",
+    "WorkerSettings",
+    "load",
+    "worker_settings",
+]
 
 T = TypeVar("T", bound="Settings")
 
@@ -78,7 +86,19 @@ class ConnectionSettings(BrokerSettings):
     )
 
 
-class WorkerSettings(ConnectionSettings):
+class LogSettings(Settings):
+    """How log lines look; for workers `--loglevel` of Celery says how many there are."""
+
+    cdc_log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people (text) or for machines (json)."
+    )
+    cdc_log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="The least severe log lines that the listener shows: debug, info, warning or error.",
+    )
+
+
+class WorkerSettings(LogSettings, ConnectionSettings):
     """What the tasks need."""
 
     ticket_base_url: str | None = Field(
@@ -110,10 +130,6 @@ class WorkerSettings(ConnectionSettings):
         "send-again",
         description="When a service may have taken a message but its answer was lost: "
         "rather twice than never (send-again), or rather never than twice (give-up).",
-    )
-    cdc_log_json: bool = Field(
-        default=False,
-        description="One JSON object a line instead of logs for people.",
     )
 
 

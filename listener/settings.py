@@ -8,7 +8,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from pydantic import AfterValidator, ByteSize, Field, SecretStr
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.settings import ConnectionSettings, Settings, load
+from cdc_tasks.settings import ConnectionSettings, LogSettings, Settings, load
 from listener.sources import DatabaseType, detect_database_type
 
 __all__ = ["ListenerSettings", "LogSettings", "RouteSettings", "load"]
@@ -29,18 +29,6 @@ def _known_broker(url: SecretStr) -> SecretStr:
     if scheme not in TRANSPORT_ALIASES:
         raise ValueError(f"Celery has no broker transport {scheme!r}")
     return url
-
-
-class LogSettings(Settings):
-    """How the log lines look."""
-
-    cdc_log_format: Literal["text", "json"] = Field(
-        "text",
-        description="Log lines for people (text) or for machines (json, as --json-logs).",
-    )
-    cdc_log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least severe log lines that are shown: debug, info, warning or error."
-    )
 
 
 class RouteSettings(Settings):

@@ -23,7 +23,7 @@ class Worker:
     """`celery -A cdc_tasks worker` in a process group of its own, its log in a file."""
 
     def __init__(self, environment: Mapping[str, str], *arguments: str, concurrency: int = 2) -> None:
-        self._environment = {**os.environ, **environment, "CDC_LOG_JSON": "true", "PYTHONUNBUFFERED": "1"}
+        self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
         # No other worker is there to be greeted, which would take a second.
         self._arguments = ["-c", str(concurrency), "--without-mingle", *arguments]
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".worker.log")  # noqa: SIM115  # closed in `__exit__`
