@@ -61,6 +61,9 @@ def connect_replication(url: str) -> LogicalReplicationConnection:
         connection: LogicalReplicationConnection = psycopg2.connect(
             **parameters, connection_factory=LogicalReplicationConnection
         )
+        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+            # Such a database holds any bytes, and the server would stop at the first that are not UTF-8.
+            connection.set_client_encoding("SQL_ASCII")
     return connection
 
 
