@@ -34,6 +34,7 @@ class PostgresSource:
     database: Database
     plugin: PluginName
     _monitor: PostgresWALMonitor | None = None
+    _position: str | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def watch(self, *tables: str, schema: str = "public") -> None:
@@ -49,8 +50,12 @@ class PostgresSource:
             plugin=self.plugin,
         )
         self._stack.callback(self._monitor.close)
-        self._monitor.open(resumes=False)
-        self._batches = self._monitor.batches(None)
+        self._monitor.open(resumes=self._position is not None)
+        self._batches = self._monitor.batches(self._position)
+
+    def stop(self) -> None:
+        """Stop the monitor; `watch` starts another that goes on from there."""
+        self._stack.close()
 
     def execute(self, *statements: str) -> None:
         """Run each statement in a transaction of its own."""
@@ -64,6 +69,7 @@ class PostgresSource:
         deadline = time.monotonic() + timeout
         for batch in self._batches:
             found.extend(batch.changes)
+            self._position = batch.position
             self._monitor.acknowledge(batch.position)
             if len(found) >= count:
                 break
