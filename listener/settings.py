@@ -51,6 +51,10 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         ConnectionSettings.model_fields["celery_broker_url"].default,
         description=ConnectionSettings.model_fields["celery_broker_url"].description,
     )
+    celery_config_module: str = Field(
+        "celeryconfig",
+        description="The module with Celery's settings; yours starts with: from celeryconfig import *",
+    )
     cdc_name: str = Field(
         "cdc_tasks",
         pattern=_NAME,

@@ -52,7 +52,9 @@ def prepare_publication(connection: Connection, name: str | None, routes: Sequen
 
     Without a name only the tables are looked at: wal2json needs no publication, but it too leaves out changes
     of rows that have no key. To be called before the slot is made, and not while another listener reads, which
-    relies on the publication as it is. Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
+    relies on the publication as it is.
+
+    Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
     """
     findings, watched = look_at_tables(connection, routes)
     raise_problems(findings)

@@ -1,0 +1,158 @@
+"""The listener turns committed rows of a database into Celery tasks."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import structlog
+import typer
+
+from cdc_tasks import logs
+from cdc_tasks.errors import CDCError
+from listener.settings import ListenerSettings, LogSettings, RouteSettings, load
+
+if TYPE_CHECKING:
+    from listener.findings import Finding
+    from listener.service import Listener
+
+__all__ = ["cli", "main"]
+
+log = structlog.get_logger()
+
+
+def _variables() -> str:
+    """Return a line for each variable, for `--help`."""
+    fields = ListenerSettings.model_fields.items()
+    return "\n\n".join(["Environment:", *(f"{name.upper()}: {field.description}" for name, field in fields)])
+
+
+cli = typer.Typer(
+    name="python -m listener",
+    help=f"{__doc__} Without a command it runs.",
+    epilog=_variables(),
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
+)
+
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@cli.callback()
+def start(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        run()
+
+
+@cli.command()
+def run(
+    *,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Go on without changes that the database no longer has.")
+    ] = False,
+    json_logs: Annotated[
+        bool, typer.Option("--json-logs", help="One JSON object a line, as CDC_LOG_FORMAT=json.")
+    ] = False,
+    log_level: Annotated[
+        LogLevel | None, typer.Option("--log-level", help="Instead of CDC_LOG_LEVEL.")
+    ] = None,
+) -> None:
+    """Run until told to stop. SIGTERM and Ctrl-C end it when the batch in hand is published."""
+    from listener.loading import load_router
+    from listener.wiring import make_listener
+
+    log_settings = load(LogSettings)
+    logs.configure(
+        json=json_logs or log_settings.cdc_log_format == "json", level=log_level or log_settings.cdc_log_level
+    )
+    try:
+        settings = load(ListenerSettings)
+        router = load_router(settings.cdc_routes)
+        listener = make_listener(settings, router, accept_gap=accept_gap)
+        _stop_on_signals(listener)
+        log.info("starting", name=settings.cdc_name, routes=len(router.routes))
+        listener.run()
+    except CDCError as error:
+        log.error("failed", error=error.message, cure=error.hint)  # noqa: TRY400 - a person needs no traceback
+        raise typer.Exit(1) from error
+    log.info("stopped", name=settings.cdc_name)
+
+
+def _stop_on_signals(listener: Listener) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: listener.stop())
+
+
+@cli.command()
+def check(*, as_json: AsJSON = False) -> None:
+    """Tell whether everything is ready, and of each problem how to mend it. Exit status 1 if there is one."""
+    from listener.console import print_json, show_findings
+    from listener.findings import State
+
+    findings = list(_findings(load(ListenerSettings)))
+    is_ready = all(each.state is not State.PROBLEM for each in findings)
+    if as_json:
+        fields = ("what", "state", "found", "cure")
+        print_json(
+            {"ready": is_ready, "findings": [{f: getattr(each, f) for f in fields} for each in findings]}
+        )
+    else:
+        show_findings(findings)
+    raise typer.Exit(0 if is_ready else 1)
+
+
+def _findings(settings: ListenerSettings) -> Iterator[Finding]:
+    from listener.findings import finding_from
+    from listener.loading import load_router
+    from listener.wiring import check_everything
+
+    try:
+        router = load_router(settings.cdc_routes)
+    except CDCError as error:
+        yield finding_from("routes", error)
+        return
+    yield from check_everything(settings, router)
+
+
+@cli.command()
+def routes(*, as_json: AsJSON = False) -> None:
+    """Print the table of routes; needs neither database nor broker."""
+    from listener.console import describe_route, print_json, show_routes
+    from listener.loading import load_router
+
+    router = load_router(load(RouteSettings).cdc_routes)
+    if as_json:
+        print_json([describe_route(route) for route in router.routes])
+    else:
+        show_routes(router.routes)
+
+
+@cli.command()
+def status(*, as_json: AsJSON = False) -> None:
+    """Tell how far the listener is: position, lag, slot. Exit status 1 where no listener reads."""
+    from listener.console import describe_status, print_json, show_status
+    from listener.wiring import read_status
+
+    found = read_status(load(ListenerSettings))
+    if as_json:
+        print_json(describe_status(found))
+    else:
+        show_status(found)
+    raise typer.Exit(0 if found.is_healthy else 1)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is told in words, with its cure."""
+    try:
+        cli()
+    except CDCError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Whether the broker and the cache are there, keep what they are given, and whether workers take it from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Final
+
+from celery import Celery
+from celery.exceptions import QueueNotFound
+from kombu import Connection
+from redis.exceptions import ResponseError
+
+from cdc_tasks.errors import CDCError
+from listener.findings import Finding, State, finding_from
+from listener.publisher import BrokerAway
+from listener.redis_connection import RedisConnection
+from listener.router import Route
+
+__all__ = ["check_broker", "check_cache"]
+
+_AWAY: Final = "Start it, or correct {variable}."
+_ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are there
+
+
+def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
+    """Yield what was found; never raises CDCError."""
+    yield from _check_queues(app, routes)
+    with app.connection_for_write() as connection:
+        address = connection.as_uri()  # without the password
+        is_redis = connection.transport.driver_type == "redis"
+        problem = _reach_redis(app) if is_redis else _reach(connection)
+    if problem:
+        yield problem
+        return
+    yield Finding(what="broker", found=address)
+    if is_redis:
+        yield from _check_redis(app, durability)
+    elif durability != "memory":
+        found, cure = (
+            f"CDC_DURABILITY={durability} is for a Redis broker",
+            "Take CDC_DURABILITY out of the environment.",
+        )
+        yield Finding(what="durability", state=State.PROBLEM, found=found, cure=cure)
+    yield from _check_workers(app, routes)
+
+
+def check_cache(url: str) -> Iterator[Finding]:
+    """Yield whether the Redis of CACHE_URL is there."""
+    try:
+        _ask(RedisConnection.of_cache(url), ("PING",))
+    except CDCError as error:
+        yield _away("cache", error, "CACHE_URL")
+    else:
+        yield Finding(what="cache", found="answers")
+
+
+def _reach(connection: Connection) -> Finding | None:
+    errors: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
+    try:
+        connection.ensure_connection(
+            max_retries=1, interval_start=0, timeout=5, reraise_as_library_errors=False
+        )
+    except errors as error:
+        return _away("broker", BrokerAway(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
+    return None
+
+
+def _reach_redis(app: Celery) -> Finding | None:
+    try:
+        _ask(RedisConnection.of_broker(app), ("PING",))
+    except CDCError as error:
+        return _away("broker", error, "CELERY_BROKER_URL")
+    return None
+
+
+def _away(what: str, error: CDCError, variable: str) -> Finding:
+    found = finding_from(what, error)
+    return (
+        found
+        if found.cure
+        else Finding(what=what, state=State.PROBLEM, found=found.found, cure=_AWAY.format(variable=variable))
+    )
+
+
+def _ask(redis: RedisConnection, command: Sequence[str]) -> Any:
+    """Return the answer to one command, None where the server refuses it; raises BrokerAway, BrokerError."""
+    try:
+        (answer,) = redis.send([command])
+    finally:
+        redis.close()
+    return None if isinstance(answer, ResponseError) else answer
+
+
+def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
+    info = _info(_ask(RedisConnection.of_broker(app), ("INFO",)))
+    if info.get("aof_enabled") == "0":
+        yield Finding(
+            what="broker's disk",
+            state=State.PROBLEM if durability == "fsync" else State.WARNING,
+            found="no append-only file: a restart of the broker loses the tasks in its queues",
+            cure="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE",
+        )
+    elif info:
+        yield Finding(what="broker's disk", found="append-only file")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield Finding(
+            what="broker's memory",
+            state=State.WARNING,
+            found=f"{policy}: a full broker throws tasks away",
+            cure="redis-cli CONFIG SET maxmemory-policy noeviction   and: redis-cli CONFIG REWRITE",
+        )
+    elif info:
+        yield Finding(what="broker's memory", found=policy)
+    yield from _check_durability(app, info, durability)
+
+
+def _info(answer: bytes | None) -> Mapping[str, str]:
+    lines = (answer or b"").decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _check_durability(app: Celery, info: Mapping[str, str], durability: str) -> Iterator[Finding]:
+    what = f"CDC_DURABILITY={durability}"
+    if durability == "fsync" and not _knows(app, "WAITAOF"):
+        found, cure = (
+            "the broker has no WAITAOF",
+            "Upgrade to Redis 7.2 or Valkey, or set CDC_DURABILITY=memory.",
+        )
+        yield Finding(what=what, state=State.PROBLEM, found=found, cure=cure)
+    elif durability == "replicated" and info.get("connected_slaves") == "0":
+        found, cure = "the broker has no replica", "Start one with --replicaof, or set CDC_DURABILITY=memory."
+        yield Finding(what=what, state=State.PROBLEM, found=found, cure=cure)
+    else:
+        yield Finding(what=what, found="can be had")
+
+
+def _knows(app: Celery, command: str) -> bool:
+    answer = _ask(RedisConnection.of_broker(app), ("COMMAND", "INFO", command))
+    return bool(answer and answer[0])
+
+
+def _check_queues(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
+    unknown = {}
+    for route in routes:
+        try:
+            _queue_of(app, route)
+        except QueueNotFound:
+            unknown[route.queue] = route
+    for queue, route in unknown.items():
+        yield Finding(
+            what=f"route to {route.task}",
+            state=State.PROBLEM,
+            found=f"there is no queue {queue}; there are {', '.join(sorted(app.amqp.queues))}",
+            cure="Correct the route's queue=, or add the queue to task_queues in celeryconfig.py.",
+        )
+
+
+def _queue_of(app: Celery, route: Route) -> str:
+    options = {} if route.queue is None else {"queue": route.queue}
+    return str(app.amqp.router.route(options, route.task)["queue"].name)
+
+
+def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
+    """Ask the workers that run now; that none does may be on purpose."""
+    inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
+    registered = inspect.registered()
+    if not registered:
+        found, cure = "none answers", "celery -A cdc_tasks worker"
+        yield Finding(what="workers", state=State.WARNING, found=found, cure=cure)
+        return
+    known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
+    taken = {queue["name"] for queues in (inspect.active_queues() or {}).values() for queue in queues}
+    findings = [*_check_tasks(routes, known), *_check_consumers(app, routes, taken)]
+    yield from findings or [Finding(what="workers", found=f"{len(registered)} know all tasks of the routes")]
+
+
+def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
+    for task in dict.fromkeys(route.task for route in routes):
+        if task not in known:
+            close = get_close_matches(task, known, n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            yield Finding(
+                what=f"route to {task}",
+                state=State.WARNING,
+                found=f"no running worker knows this task.{meant}",
+                cure="Correct the route, or name the task's module in CDC_TASK_MODULES and restart the workers.",
+            )
+
+
+def _check_consumers(app: Celery, routes: Sequence[Route], taken: set[str]) -> Iterator[Finding]:
+    for queue in dict.fromkeys(
+        _queue_of(app, route) for route in routes if route.queue in {None, *app.amqp.queues}
+    ):
+        if queue not in taken:
+            found, cure = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
+            yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, cure=cure)

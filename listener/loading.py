@@ -1,0 +1,42 @@
+"""Finding the routes that CDC_ROUTES names."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+
+from listener.router import BinlogRouter, RouteError
+
+__all__ = ["load_router"]
+
+
+def load_router(reference: str) -> BinlogRouter:
+    """Return the router at `module:attribute`, called if it is a function; raises RouteError.
+
+    The working directory is looked in first, as `python -m` does.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    module, _, attribute = reference.partition(":")
+    try:
+        found = attrgetter(attribute)(import_module(module))
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+        raise _unusable(reference, f"there is no module {module} in {here} or on the Python path") from error
+    except AttributeError as error:
+        raise _unusable(reference, str(error)) from error
+    router = found() if callable(found) else found
+    if not isinstance(router, BinlogRouter):
+        raise _unusable(reference, f"it is {type(router).__name__}, not a BinlogRouter")
+    return router
+
+
+def _unusable(reference: str, problem: str) -> RouteError:
+    return RouteError(
+        f"CDC_ROUTES={reference} cannot be used: {problem}.",
+        hint="Name a BinlogRouter, or a function that returns one: CDC_ROUTES=myapp.routes:setup_router",
+    )

@@ -1,0 +1,59 @@
+"""What PostgreSQL knows of the listener."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Final
+
+from listener.postgres.connection import connect, fetch_value
+from listener.postgres.slot import Slot, read_slot
+from listener.status import Reader, SourceStatus
+
+__all__ = ["read_postgres_status"]
+
+_LAG: Final = "SELECT greatest(0, %s::pg_lsn - greatest(%s::pg_lsn, %s::pg_lsn))::bigint"
+
+
+def read_postgres_status(url: str, slot_name: str, checkpoint: str | None) -> SourceStatus:
+    """Return how far the server and its slot are; raises SourceError, SourceLost."""
+    with closing(connect(url)) as connection:
+        slot = read_slot(connection, slot_name)
+        if slot is None:
+            current = fetch_value(connection, "SELECT pg_current_wal_lsn()::text")
+            return _never_started(slot_name, current)
+        lag = slot.unconfirmed_bytes
+        if checkpoint is not None:
+            published = checkpoint.partition(":")[0]
+            # What is acknowledged is published too, and may lie a little further: behind the last commit.
+            lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
+    reader, detail = _reader(slot)
+    return SourceStatus(
+        reader=reader,
+        detail=detail,
+        current=slot.current_lsn,
+        acknowledged=slot.confirmed_flush_lsn,
+        lag_bytes=lag,
+        retained_bytes=slot.retained_bytes,
+        safe_bytes=slot.safe_bytes,
+    )
+
+
+def _never_started(slot_name: str, current: str) -> SourceStatus:
+    return SourceStatus(
+        reader=Reader.NEVER_STARTED,
+        detail=f"there is no replication slot {slot_name}",
+        current=current,
+        acknowledged=None,
+        lag_bytes=None,
+        retained_bytes=None,
+        safe_bytes=None,
+    )
+
+
+def _reader(slot: Slot) -> tuple[Reader, str]:
+    if slot.is_lost:
+        return Reader.LOST, f"slot {slot.name} is lost: {slot.invalidation_reason or slot.wal_status}"
+    if slot.active_pid is not None:
+        return Reader.RUNNING, f"slot {slot.name}, read by the server's process {slot.active_pid}"
+    since = f" since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
+    return Reader.NONE, f"slot {slot.name}, read by nobody{since}"

@@ -1,0 +1,121 @@
+"""Putting the parts together as the settings say: the only place that knows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from celery import Celery
+
+from cdc_tasks.errors import CDCError
+from listener.check_broker import check_broker, check_cache
+from listener.findings import Finding
+from listener.monitor import Monitor, SourceError
+from listener.postgres.check import Wanted, check_postgres
+from listener.postgres.monitor import PostgresWALMonitor
+from listener.postgres.status import read_postgres_status
+from listener.publisher import BrokerError, Publisher
+from listener.redis_connection import RedisConnection
+from listener.redis_publisher import RedisPublisher
+from listener.router import BinlogRouter
+from listener.service import Listener
+from listener.settings import ListenerSettings
+from listener.sources import DatabaseType
+from listener.status import SavedPosition, Status, read_saved_position
+
+__all__ = ["celery_app", "check_everything", "checkpoint_store", "make_listener", "read_status"]
+
+
+def celery_app(settings: ListenerSettings) -> Celery:
+    """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
+    app = Celery("listener")
+    app.config_from_object(settings.celery_config_module)
+    return app
+
+
+def make_listener(settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool) -> Listener:
+    """Return the listener, not yet connected to anything."""
+    monitor = _monitor(settings, router, accept_gap=accept_gap)
+    return Listener(monitor, router, _publisher(settings))
+
+
+def _monitor(settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool) -> Monitor:
+    _require_postgres(settings)
+    return PostgresWALMonitor(
+        settings.database_url.get_secret_value(),
+        slot=settings.slot,
+        publication=settings.publication,
+        routes=router.routes,
+        plugin=settings.cdc_plugin,
+        batch_size=settings.cdc_batch_size,
+        failover=settings.cdc_slot_failover,
+        accept_gap=accept_gap,
+    )
+
+
+def _require_postgres(settings: ListenerSettings) -> None:
+    if settings.database_type is DatabaseType.MYSQL:
+        raise SourceError(
+            "MySQL and MariaDB cannot be watched yet.",
+            hint="Use a database whose DATABASE_URL is postgresql://…",
+        )
+
+
+def _publisher(settings: ListenerSettings) -> Publisher:
+    app = celery_app(settings)
+    if not _is_redis(app):
+        raise BrokerError(
+            "The listener publishes to Redis and Valkey only.",
+            hint="CELERY_BROKER_URL=redis://localhost:6379/0",
+        )
+    return RedisPublisher(app, name=settings.cdc_name, durability=settings.cdc_durability)
+
+
+def _is_redis(app: Celery) -> bool:
+    with app.connection_for_write() as connection:
+        return bool(connection.transport.driver_type == "redis")
+
+
+def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
+    """Return the connection to where checkpoint and parked changes are: the broker, if it is Redis."""
+    app = celery_app(settings)
+    if _is_redis(app):
+        return RedisConnection.of_broker(app)
+    return RedisConnection.of_cache(settings.cache_url.get_secret_value())
+
+
+def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
+    """Yield what there is to say about database, broker, cache and workers."""
+    app = celery_app(settings)
+    yield from check_broker(app, router.routes, durability=settings.cdc_durability)
+    yield from check_cache(settings.cache_url.get_secret_value())
+    _require_postgres(settings)
+    wanted = Wanted(
+        slot=settings.slot,
+        publication=settings.publication,
+        plugin=settings.cdc_plugin,
+        failover=settings.cdc_slot_failover,
+        routes=router.routes,
+        lag_alarm=settings.cdc_lag_alarm,
+        resumes=_saved(settings).position is not None,
+    )
+    yield from check_postgres(settings.database_url.get_secret_value(), wanted)
+
+
+def _saved(settings: ListenerSettings) -> SavedPosition:
+    """Return what is saved, nothing where the broker is away: that is told elsewhere."""
+    try:
+        return read_saved_position(checkpoint_store(settings), settings.cdc_name)
+    except CDCError:
+        return SavedPosition(None, None, 0)
+
+
+def read_status(settings: ListenerSettings) -> Status:
+    """Return how far the listener is; raises CDCError where database or broker does not tell."""
+    _require_postgres(settings)
+    saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
+    return Status(
+        name=settings.cdc_name,
+        source=read_postgres_status(settings.database_url.get_secret_value(), settings.slot, saved.position),
+        saved=saved,
+        lag_alarm=settings.cdc_lag_alarm,
+    )
