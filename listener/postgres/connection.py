@@ -13,10 +13,20 @@ from psycopg2.extensions import parse_dsn
 from psycopg2.extras import LogicalReplicationConnection
 from psycopg2.sql import Composable
 
+from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError
 from listener.postgres.errors import translate
 
-__all__ = ["Connection", "connect", "connect_replication", "execute", "fetch", "fetch_value", "translated"]
+__all__ = [
+    "Connection",
+    "connect",
+    "connect_replication",
+    "execute",
+    "fetch",
+    "fetch_value",
+    "is_shutting_down",
+    "translated",
+]
 
 _DRIVER: Final = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)", re.IGNORECASE)
 
@@ -65,6 +75,15 @@ def connect_replication(url: str) -> LogicalReplicationConnection:
             # Such a database holds any bytes, and the server would stop at the first that are not UTF-8.
             connection.set_client_encoding("SQL_ASCII")
     return connection
+
+
+def is_shutting_down(url: str) -> bool:
+    """Ask the server; the driver has no SQLSTATE for it, so this goes by its English words."""
+    try:
+        connect(url).close()
+    except CDCError as error:
+        return "shutting down" in error.message
+    return False
 
 
 def connection_parameters(url: str) -> dict[str, Any]:

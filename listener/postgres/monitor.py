@@ -14,7 +14,14 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from listener.monitor import Batch, SourceError, SourceLost
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
-from listener.postgres.connection import Connection, connect, connect_replication, translated
+from listener.postgres.connection import (
+    Connection,
+    connect,
+    connect_replication,
+    fetch_value,
+    is_shutting_down,
+    translated,
+)
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
 from listener.postgres.errors import SlotInUse
 from listener.postgres.plugins import PluginName, open_plugin
@@ -33,6 +40,8 @@ _TICK = 0.25  # seconds between two looks at what is due while nothing comes
 _ACKNOWLEDGE_EVERY = 0.5  # seconds; see `_read`
 _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not concern us
 _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
+
+_SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
 
 class _Done(NamedTuple):
@@ -175,6 +184,7 @@ class PostgresWALMonitor:
         connect_here = partial(connect, self._database_url)
         with closing(connect_here()) as connection:
             self._prepare(connection, resumes=resumes)
+            sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
         with ExitStack() as stack:
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
             self.source, self._current = _identify(replication)
@@ -187,7 +197,14 @@ class PostgresWALMonitor:
             )
             stack.callback(plugin.close)
             self._decoder = plugin.decoder
-            self._stream = stack.enter_context(ReplicationStream(replication, self._wakeup))
+            self._stream = stack.enter_context(
+                ReplicationStream(
+                    replication,
+                    self._wakeup,
+                    sender_timeout=sender_timeout,
+                    is_shutting_down=partial(is_shutting_down, self._database_url),
+                )
+            )
             self._stream.start(self._slot, plugin.options)
             self._done.clear()
             self._in_transaction = False

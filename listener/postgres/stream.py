@@ -20,10 +20,10 @@ from listener.wakeup import Wakeup
 
 __all__ = ["ReplicationStream"]
 
-# The server drops us after wal_sender_timeout, 60 s unless set, without a word from us.
+# Seconds between two words to the server, at most: it drops us after wal_sender_timeout without one.
 _FEEDBACK_EVERY = 10.0
-# We ask for an answer with each word of ours; without one for so long the connection is half-open.
-_SILENCE = 35.0
+# We ask for an answer with each word of ours; after so many without one the connection is half-open.
+_UNANSWERED = 3.5
 
 
 class ReplicationStream:
@@ -33,12 +33,23 @@ class ReplicationStream:
     why the thread that keeps the connection alive needs no lock of ours.
     """
 
-    def __init__(self, connection: LogicalReplicationConnection, wakeup: Wakeup) -> None:
+    def __init__(
+        self,
+        connection: LogicalReplicationConnection,
+        wakeup: Wakeup,
+        *,
+        sender_timeout: float,
+        is_shutting_down: Callable[[], bool],
+    ) -> None:
+        """`sender_timeout` is the server's wal_sender_timeout in seconds, 0 for none."""
         self._connection = connection
+        self._is_shutting_down = is_shutting_down
+        self._every = min(_FEEDBACK_EVERY, sender_timeout / 3) if sender_timeout else _FEEDBACK_EVERY
         self._cursor: Any = connection.cursor()
         self._wakeup = wakeup
         self._closed = threading.Event()
         self._heard = monotonic()
+        self._looked = 0  # how often somebody asked for messages
         self._keeper = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
         self.flushed = 0  # acknowledged explicitly
 
@@ -51,7 +62,7 @@ class ReplicationStream:
             for place, each in enumerate(options, start=1):
                 try:
                     self._cursor.start_replication_expert(
-                        _start_command(slot, each), decode=False, status_interval=_FEEDBACK_EVERY
+                        _start_command(slot, each), decode=False, status_interval=max(self._every, 1.0)
                     )
                     break
                 except psycopg2.errors.InvalidParameterValue:
@@ -62,10 +73,11 @@ class ReplicationStream:
 
     @property
     def read(self) -> Callable[[], Any]:
-        """Return the function that returns the next message (`payload`, `data_start`), None where there is none yet.
+        """The function that returns the next message (`payload`, `data_start`), None where there is none yet.
 
         It raises psycopg2.Error: whoever calls it in a loop translates outside of the loop.
         """
+        self._looked += 1
         read: Callable[[], Any] = self._cursor.read_message
         return read
 
@@ -82,8 +94,8 @@ class ReplicationStream:
         now = monotonic()
         if readable or answered:
             self._heard = now
-        elif now - self._heard > _SILENCE:
-            raise SourceLost(f"PostgreSQL has not answered for {_SILENCE:.0f} seconds.")
+        elif now - self._heard > _UNANSWERED * self._every:
+            raise SourceLost(f"PostgreSQL has not answered for {now - self._heard:.0f} seconds.")
 
     def acknowledge(self, lsn: int) -> None:
         """Let the server forget its log before `lsn`."""
@@ -108,12 +120,21 @@ class ReplicationStream:
         self.close()
 
     def _keep_alive(self) -> None:
-        """Send word to the server while the reader is busy elsewhere: a broker that is away, a slow predicate."""
-        while not self._closed.wait(_FEEDBACK_EVERY):
+        """Send word to the server while the reader is busy elsewhere: a broker that is away, a slow predicate.
+
+        A server that shuts down waits until all it sent is acknowledged, however long that takes. Of a reader
+        that is busy nobody knows how long: so the server is let go.
+        """
+        seen = self._looked
+        while not self._closed.wait(self._every):
             try:
+                if self._looked == seen and self._is_shutting_down():
+                    self._connection.close()
+                    return
                 self._cursor.send_feedback(reply=True, force=True)
             except psycopg2.Error:
                 return  # the reader meets the same, and tells
+            seen = self._looked
 
 
 def _start_command(slot: str, options: Mapping[str, str]) -> Composed:
