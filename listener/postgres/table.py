@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from struct import Struct
 from typing import Final
 
@@ -84,6 +85,7 @@ class Table:
 
     __slots__ = (
         "_absent",
+        "_careful",
         "_renderers",
         "columns",
         "delete",
@@ -116,6 +118,7 @@ class Table:
             Kind(self, event, old_is_key=True) for event in ("update", "delete")
         )
         self._renderers: dict[tuple[str, ...] | None, Render] = {}
+        self._careful = lru_cache(maxsize=100)(partial(self._compile, careful=True))
         self._absent: dict[tuple[str, ...] | None, bytes] = {None: b""}
 
     def render(self, row: Row, columns: tuple[str, ...] | None) -> bytes:
@@ -129,7 +132,7 @@ class Table:
         except (AttributeError, TypeError, UnicodeDecodeError):
             # A value that is not there, or text that is not UTF-8: rare, so they are met this way.
             present = tuple(name for name in columns or self.names if not self.is_missing(row, name))
-            return self._compile(present, careful=True)(row)
+            return self._careful(present)(row)
 
     def absent(self, columns: tuple[str, ...] | None) -> bytes:
         """Return, as the inside of a JSON list, those of `columns` that the table does not have."""
