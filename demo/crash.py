@@ -1,0 +1,109 @@
+"""The last step: the listener dies by SIGKILL while rows are written, and nobody misses a message."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from cdc_tasks.errors import CDCError
+from demo.witness import Message, TaskEnded, TaskReceived
+
+if TYPE_CHECKING:
+    from demo.narrator import Narrator
+    from demo.stack import Stack
+    from demo.witness import Sighting
+
+__all__ = ["Crash", "CrashError"]
+
+_ROWS, _KILLED_AFTER, _STARTED_AFTER = 20, 7, 14
+_PATIENCE: Final = 60.0  # seconds for all messages to come
+_SERVICES: Final = ("slack", "teams")
+_TASK: Final = "cdc_tasks.notify_ticket_insert"
+_INSERT: Final = "INSERT INTO tickets (title, assigned_to_id) VALUES ('ROW', 2)"
+_ROW: Final = re.compile(r"Row (\d+) of")
+
+
+class CrashError(CDCError):
+    """A change was lost, or had its effect twice."""
+
+
+class Crash:
+    """Writes rows, kills and starts the listener in between, and counts what comes of them."""
+
+    def __init__(self, stack: Stack, narrator: Narrator) -> None:
+        self._stack = stack
+        self._narrator = narrator
+        self._tasks: list[str] = []  # ids, in the order in which a worker got them
+        self._running: set[str] = set()
+        self._messages: Counter[tuple[str, int]] = Counter()  # service, row
+
+    def play(self) -> None:
+        """Play it; raises CrashError with what is missing and what came twice."""
+        self._narrator.step(
+            "The listener is killed while rows are written, and started again",
+            sql=f"{_statement(1)};\n-- and so on: {_ROWS} transactions",
+        )
+        started_again = self._write()
+        self._stack.listener.wait()
+        # A row that comes last: when its messages are there, any repeat of an earlier one is there too.
+        self._insert(_ROWS + 1)
+        self._count()
+        self._judge(time.monotonic() - started_again)
+
+    def _write(self) -> float:
+        """Write the rows; returns time.monotonic() of the listener's second start."""
+        listener, started_again = self._stack.listener, 0.0
+        for row in range(1, _ROWS + 1):
+            self._insert(row)
+            if row == _KILLED_AFTER:
+                self._narrator.shell(f"kill -KILL {listener.pid}  # the listener, after {row} rows")
+                listener.kill()
+            if row == _STARTED_AFTER:
+                self._narrator.shell(f"python -m listener  # again, after {row} rows")
+                started_again = time.monotonic()
+                listener.launch()
+        return started_again
+
+    def _insert(self, row: int) -> None:
+        self._stack.sample.execute(_statement(row))
+
+    def _count(self) -> None:
+        for sighting in self._stack.sightings(patience=_PATIENCE):
+            self._take(sighting)
+            if len(self._messages) == len(_SERVICES) * (_ROWS + 1) and not self._running:
+                return
+
+    def _take(self, sighting: Sighting) -> None:
+        match sighting:
+            case TaskReceived():
+                self._running.add(sighting.id)
+                if sighting.name == _TASK:
+                    self._tasks.append(sighting.id)
+            case TaskEnded():
+                self._running.discard(sighting.id)
+            case Message() if found := _ROW.search(sighting.text):
+                self._messages[sighting.service, int(found[1])] += 1
+
+    def _judge(self, seconds: float) -> None:
+        rows = range(1, _ROWS + 2)
+        missing = [
+            (service, row) for service in _SERVICES for row in rows if not self._messages[service, row]
+        ]
+        twice = [each for each, count in self._messages.items() if count > 1]
+        repeated = [each for each, count in Counter(self._tasks).items() if count > 1]
+        if missing or twice or repeated:
+            raise CrashError(
+                f"missing: {missing}; twice: {twice}; tasks that came again: {repeated}",
+                hint=self._stack.last_words,
+            )
+        self._narrator.note(
+            f"{_ROWS} tickets, {len(set(self._tasks)) - 1} tasks, {_ROWS} messages on Slack, {_ROWS} on Teams:"
+            f" all there {seconds:.1f} s after the listener's start"
+        )
+        self._narrator.proof("Nothing is missing, and nothing came twice.")
+
+
+def _statement(row: int) -> str:
+    return _INSERT.replace("ROW", f"Row {row} of {_ROWS}")

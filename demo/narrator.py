@@ -1,0 +1,159 @@
+"""What the demo prints: each step with its SQL, and each thing that follows from it when it happens."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from demo.witness import CacheChanged, TaskEnded, TaskReceived
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from demo.stack import Stack
+    from demo.witness import Message, Sighting
+
+__all__ = ["Narrator", "Since"]
+
+_WIDTH: Final = 110
+_LONGEST: Final = 700  # characters of a cached value that are shown
+_STATES: Final = {"SUCCESS": "green", "FAILURE": "bold red", "RETRY": "yellow"}
+_SERVICES: Final = {"slack": ("Slack", "magenta"), "teams": ("Teams", "blue")}
+_IDEAS: Final = (
+    "INSERT INTO tickets (title, assigned_to_id) VALUES ('My own ticket', 2)",
+    "UPDATE tickets SET status = 'closed' WHERE id = 1",
+    "INSERT INTO roles (name) VALUES ('Auditor')",
+)
+
+
+class Since(NamedTuple):
+    """The moment from which an effect is counted."""
+
+    at: float  # time.monotonic()
+    what: str  # happened then: "commit"
+
+
+class Narrator:
+    """Prints for a terminal, or plainly for a log."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        if not self._console.is_terminal or self._console.width > _WIDTH:
+            self._console.width = _WIDTH
+        self._steps = 0
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a person looks on, who has to be able to follow."""
+        return self._console.is_terminal
+
+    def starting(self, what: str) -> None:
+        self._console.print(f"[dim]Starting[/] {what} …")
+
+    def running(self, stack: Stack, seconds: float) -> None:
+        """Say where to look."""
+        self._console.print(f"All running after {seconds:.1f} s.\n")
+        self._line("Inbox", "cyan", Text(stack.inbox.url, style="bold underline"))
+        self._line("Flower", "cyan", Text(stack.flower.url, style="bold underline"))
+
+    def step(self, title: str, *, sql: str | None = None) -> None:
+        """Begin a step, with the SQL that is going to be run."""
+        self._steps += 1
+        title = f" {self._steps}  {title} "
+        self._console.print("", Rule(Text(title, style="bold"), align="left", style="dim"))
+        if sql:
+            self._line(
+                "SQL",
+                "yellow",
+                Syntax(sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True),
+            )
+
+    def shell(self, command: str) -> None:
+        """Say what is run in a shell, or could be."""
+        self._line("$", "yellow", Text(command, style="bold"))
+
+    def tell(self, sighting: Sighting, *, since: Since | None = None) -> None:
+        """Print what was seen, and how long after `since`."""
+        match sighting:
+            case TaskReceived():
+                self._received(sighting)
+            case TaskEnded():
+                self._ended(sighting)
+            case CacheChanged():
+                self._cache(sighting, _after(since, sighting.at))
+            case _:
+                self._message(sighting, _after(since, sighting.at))
+
+    def clock(self) -> None:
+        """Begin something that was not announced, with the time of day."""
+        title = Text(f" {datetime.now().astimezone():%H:%M:%S} ", style="bold")
+        self._console.print("", Rule(title, align="left", style="dim"))
+
+    def note(self, text: str) -> None:
+        """Print a line that sums up."""
+        self._line("", "", Text(text))
+
+    def proof(self, text: str) -> None:
+        """Print what has been shown."""
+        self._line("✓", "bold green", Text(text, style="bold green"))
+
+    def invite(self, stack: Stack) -> None:
+        """Tell how to go on by hand."""
+        title = Text(" Try it yourself, in another terminal ", style="bold")
+        self._console.print("", Rule(title, align="left", style="dim"))
+        for statement in _IDEAS:
+            self._console.print(
+                f'{stack.addresses.psql} -c "{statement}"', style="bold", soft_wrap=True, markup=False
+            )
+        self._console.print(
+            f"\nWhat comes of it is shown here, at {stack.inbox.url} and at {stack.flower.url}."
+        )
+        self._console.print("Ctrl-C ends the demo and removes everything.\n")
+
+    def ending(self) -> None:
+        self._console.print("\n[dim]Ending: the listener, Flower, the worker, the servers …[/]")
+
+    def ended(self) -> None:
+        self._console.print("[dim]Nothing is left running.[/]")
+
+    def _received(self, task: TaskReceived) -> None:
+        if task.arguments.startswith("<"):  # sent by the listener, which names the change
+            table, event, position = task.arguments.strip("<>").rsplit(" ", 2)
+            change = Text.assemble((f"{event} ", "bold"), f"of {table}", (f"  at {position}", "dim"))
+            self._line("change", "cyan", change)
+
+    def _ended(self, task: TaskEnded) -> None:
+        text = Text.assemble(
+            f"{task.name}  ", (task.state, _STATES[task.state]), (f"  {task.outcome}", "dim")
+        )
+        ran = None if task.seconds is None else f"ran {task.seconds * 1000:.0f} ms"
+        self._line("task", "cyan", text, ran)
+
+    def _message(self, message: Message, since: str | None) -> None:
+        label, style = _SERVICES[message.service]
+        self._line(label, f"bold {style}", Text.assemble((message.to, "bold"), f"  {message.text}"), since)
+
+    def _cache(self, change: CacheChanged, since: str | None) -> None:
+        self._line("cache", "bold green", Text(change.key, style="bold"), since)
+        for when, value in (("before", change.before), ("after", change.after)):
+            shown = "(no such key)" if value is None else value
+            text = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}… ({len(shown)} characters)"
+            self._line(when, "dim", Text(text, style="dim" if when == "before" else ""))
+
+    def _line(self, label: str, style: str, content: RenderableType, right: str | None = None) -> None:
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(width=8, justify="right", style=style, no_wrap=True)
+        line.add_column(ratio=1, overflow="fold")
+        line.add_column(justify="right", style="bold", no_wrap=True)
+        line.add_row(label, content, right or "")
+        self._console.print(line)
+
+
+def _after(since: Since | None, at: float) -> str | None:
+    return None if since is None else f"{(at - since.at) * 1000:.0f} ms after {since.what}"
