@@ -5,18 +5,27 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import structlog
 import typer
 
 from cdc_tasks import logs
 from cdc_tasks.errors import CDCError
+from listener import parked_commands
+from listener.console import (
+    describe_route,
+    describe_status,
+    print_json,
+    show_findings,
+    show_routes,
+    show_status,
+)
+from listener.findings import Finding, State, finding_from
+from listener.loading import load_router
+from listener.service import Listener
 from listener.settings import ListenerSettings, LogSettings, RouteSettings, load
-
-if TYPE_CHECKING:
-    from listener.findings import Finding
-    from listener.service import Listener
+from listener.wiring import check_everything, make_listener, read_status
 
 __all__ = ["cli", "main"]
 
@@ -37,6 +46,7 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
 )
+cli.add_typer(parked_commands.cli, name="parked")
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -62,9 +72,6 @@ def run(
     ] = None,
 ) -> None:
     """Run until told to stop. SIGTERM and Ctrl-C end it when the batch in hand is published."""
-    from listener.loading import load_router
-    from listener.wiring import make_listener
-
     log_settings = load(LogSettings)
     logs.configure(
         json=json_logs or log_settings.cdc_log_format == "json", level=log_level or log_settings.cdc_log_level
@@ -90,9 +97,6 @@ def _stop_on_signals(listener: Listener) -> None:
 @cli.command()
 def check(*, as_json: AsJSON = False) -> None:
     """Tell whether everything is ready, and of each problem how to mend it. Exit status 1 if there is one."""
-    from listener.console import print_json, show_findings
-    from listener.findings import State
-
     findings = list(_findings(load(ListenerSettings)))
     is_ready = all(each.state is not State.PROBLEM for each in findings)
     if as_json:
@@ -106,10 +110,6 @@ def check(*, as_json: AsJSON = False) -> None:
 
 
 def _findings(settings: ListenerSettings) -> Iterator[Finding]:
-    from listener.findings import finding_from
-    from listener.loading import load_router
-    from listener.wiring import check_everything
-
     try:
         router = load_router(settings.cdc_routes)
     except CDCError as error:
@@ -121,9 +121,6 @@ def _findings(settings: ListenerSettings) -> Iterator[Finding]:
 @cli.command()
 def routes(*, as_json: AsJSON = False) -> None:
     """Print the table of routes; needs neither database nor broker."""
-    from listener.console import describe_route, print_json, show_routes
-    from listener.loading import load_router
-
     router = load_router(load(RouteSettings).cdc_routes)
     if as_json:
         print_json([describe_route(route) for route in router.routes])
@@ -134,9 +131,6 @@ def routes(*, as_json: AsJSON = False) -> None:
 @cli.command()
 def status(*, as_json: AsJSON = False) -> None:
     """Tell how far the listener is: position, lag, slot. Exit status 1 where no listener reads."""
-    from listener.console import describe_status, print_json, show_status
-    from listener.wiring import read_status
-
     found = read_status(load(ListenerSettings))
     if as_json:
         print_json(describe_status(found))

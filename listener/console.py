@@ -12,10 +12,19 @@ from rich.table import Table
 
 from cdc_tasks.changes import EventType
 from listener.findings import Finding, State
+from listener.parked import ParkedChange
 from listener.router import Route
 from listener.status import Status
 
-__all__ = ["describe_route", "describe_status", "print_json", "show_findings", "show_routes", "show_status"]
+__all__ = [
+    "describe_route",
+    "describe_status",
+    "print_json",
+    "show_findings",
+    "show_parked",
+    "show_routes",
+    "show_status",
+]
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red"}
 
@@ -71,6 +80,21 @@ def describe_route(route: Route) -> Mapping[str, str]:
 def _called(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", None)
     return repr(function) if name is None else name.replace("<lambda>", "lambda").rpartition(".<locals>.")[2]
+
+
+def show_parked(parked: Iterable[ParkedChange]) -> None:
+    """Print a line for each parked change, without its row."""
+    table = _table("id", "committed at", "table", "event", "task", "error")
+    for each in parked:
+        change = each.change
+        row = (
+            each.id,
+            f"{change.committed_at:%Y-%m-%d %H:%M:%S}",
+            f"{change.schema}.{change.table}",
+            change.event,
+        )
+        table.add_row(*map(escape, (*row, each.task, each.error)))
+    _console().print(table)
 
 
 def show_status(status: Status) -> None:

@@ -13,7 +13,7 @@ import redis
 from cdc_tasks.changes import RowChange
 from listener.router import BinlogRouter, Parked, Route, RouteError
 
-__all__ = ["ParkedChange", "parked_key", "read_parked", "store_parked"]
+__all__ = ["ParkedChange", "parked_key", "parse_parked", "read_parked", "store_parked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +62,17 @@ def store_parked(key: str, parked: Iterable[Parked]) -> list[tuple[str | bytes, 
 def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:
     """Yield what is parked, in no particular order."""
     for task_id, record in client.hscan_iter(key):
-        fields = json.loads(record)
-        yield ParkedChange(
-            id=task_id.decode(),
-            task=fields["task"],
-            route=fields["route"],
-            error=fields["error"],
-            parked_at=datetime.fromisoformat(fields["parked_at"]),
-            change=RowChange.from_message(fields["change"]),
-        )
+        yield parse_parked(task_id, record)
+
+
+def parse_parked(task_id: bytes, record: bytes) -> ParkedChange:
+    """Return what one field of the hash says."""
+    fields = json.loads(record)
+    return ParkedChange(
+        id=task_id.decode(),
+        task=fields["task"],
+        route=fields["route"],
+        error=fields["error"],
+        parked_at=datetime.fromisoformat(fields["parked_at"]),
+        change=RowChange.from_message(fields["change"]),
+    )

@@ -1,0 +1,167 @@
+"""Changes that a route could not take: list them, look at them, replay or drop them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from celery import Celery
+from redis.exceptions import ResponseError
+
+from cdc_tasks.errors import CDCError
+from listener.console import print_json, show_parked
+from listener.envelope import argsrepr
+from listener.loading import load_router
+from listener.parked import ParkedChange, parked_key, parse_parked
+from listener.redis_connection import Command, RedisConnection
+from listener.router import BinlogRouter, Call, Parked
+from listener.settings import ListenerSettings, load
+from listener.wiring import celery_app, checkpoint_store
+
+__all__ = ["cli"]
+
+cli = typer.Typer(help=__doc__, no_args_is_help=True)
+
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Those with these ids.")]
+All = Annotated[bool, typer.Option("--all", help="All of them, or all of --task.")]
+
+_PAGE = "500"  # how many are read from Redis in one go
+
+
+class NotParked(CDCError):
+    """There is no such parked change."""
+
+
+class _Store:
+    """What is parked under CDC_NAME."""
+
+    def __init__(self, redis: RedisConnection, name: str) -> None:
+        self._redis = redis
+        self._key = parked_key(redis.prefixed(f"cdc:{name}"))
+
+    def __iter__(self) -> Iterator[ParkedChange]:
+        cursor: bytes | str = "0"
+        while True:
+            cursor, fields = self._ask("HSCAN", self._key, cursor, "COUNT", _PAGE)
+            for task_id, record in zip(fields[::2], fields[1::2], strict=True):
+                yield parse_parked(task_id, record)
+            if cursor == b"0":
+                return
+
+    def get(self, task_id: str) -> ParkedChange:
+        record = self._ask("HGET", self._key, task_id)
+        if record is None:
+            raise NotParked(
+                f"{task_id} is not parked.", hint="What is parked: python -m listener parked list"
+            )
+        return parse_parked(task_id.encode(), record)
+
+    def remove(self, task_id: str) -> None:
+        self._ask("HDEL", self._key, task_id)
+
+    def _ask(self, *command: str | bytes) -> Any:
+        words: Command = command
+        (answer,) = self._redis.send([words])
+        if isinstance(answer, ResponseError):
+            raise self._redis.refusal(answer)
+        return answer
+
+
+@contextmanager
+def _opened(settings: ListenerSettings) -> Iterator[_Store]:
+    redis = checkpoint_store(settings)
+    try:
+        yield _Store(redis, settings.cdc_name)
+    finally:
+        redis.close()
+
+
+def _chosen(
+    store: _Store, ids: Sequence[str] | None, task: str | None, *, everything: bool
+) -> list[ParkedChange]:
+    """Return those that the arguments name, in the order of the log."""
+    if ids:
+        return [store.get(task_id) for task_id in ids]
+    if not everything:
+        raise typer.BadParameter("name some ids, or say --all")
+    return sorted((each for each in store if task in {None, each.task}), key=_order)
+
+
+def _order(parked: ParkedChange) -> tuple[Any, ...]:
+    return parked.change.committed_at, parked.parked_at, parked.id
+
+
+@cli.command("list")
+def list_parked(*, task: OfTask = None, as_json: AsJSON = False) -> None:
+    """List what is parked, the oldest first."""
+    with _opened(load(ListenerSettings)) as store:
+        found = _chosen(store, None, task, everything=True)
+    if as_json:
+        print_json([_described(each) for each in found])
+    else:
+        show_parked(found)
+
+
+@cli.command()
+def show(parked_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Show one with its error and its row, as JSON."""
+    with _opened(load(ListenerSettings)) as store:
+        print_json(_described(store.get(parked_id)))
+
+
+def _described(parked: ParkedChange) -> dict[str, Any]:
+    return {
+        "id": parked.id,
+        "task": parked.task,
+        "error": parked.error,
+        "parked_at": parked.parked_at.isoformat(),
+        "change": parked.change.to_message(),
+    }
+
+
+@cli.command()
+def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
+    """Give them to their routes again, as these are now. The tasks have the ids that they would have had."""
+    settings = load(ListenerSettings)
+    router, app, failed = load_router(settings.cdc_routes), celery_app(settings), 0
+    with _opened(settings) as store:
+        for parked in _chosen(store, ids, task, everything=everything):
+            fired = _fire(parked, router)
+            if isinstance(fired, Parked):
+                failed += 1
+                typer.echo(f"{parked.id}: stays parked: {fired.error!r}", err=True)
+                continue
+            if fired:
+                _send(app, parked, fired)
+            store.remove(parked.id)  # behind the sending: rather twice with one id than never
+            typer.echo(f"{parked.id}: {f'sent to {parked.task}' if fired else 'does not fire any more'}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _fire(parked: ParkedChange, router: BinlogRouter) -> Call | Parked | None:
+    route = parked.find_route(router)
+    return next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
+
+
+def _send(app: Celery, parked: ParkedChange, call: Call) -> None:
+    arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
+    route = call.route
+    if route.batch is not None:
+        arguments = [arguments if route.args is None else [arguments]]
+    options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
+    shown = argsrepr(parked.change.kind, parked.change.position)
+    app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
+
+
+@cli.command()
+def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
+    """Throw them away for good."""
+    with _opened(load(ListenerSettings)) as store:
+        for parked in _chosen(store, ids, task, everything=everything):
+            store.remove(parked.id)
+            typer.echo(f"{parked.id}: dropped")
