@@ -77,6 +77,18 @@ def confirmed(database: Database) -> int:
     return parse_lsn(lsn)
 
 
+def acknowledge_all(database: Database, monitor: PostgresWALMonitor, batches: Iterator[Batch]) -> None:
+    goal = current(database)
+
+    def acknowledged() -> bool:
+        batch = next(batches)
+        assert not batch.changes
+        monitor.acknowledge(batch.position)
+        return confirmed(database) >= goal
+
+    wait_until(acknowledged, what="the slot to move on")
+
+
 def active(database: Database) -> bool:
     rows = database.fetch("SELECT active FROM pg_replication_slots WHERE slot_name = %s", database.name)
     return bool(rows[0][0])
@@ -109,10 +121,11 @@ def test_a_replayed_change_has_the_id_and_the_position_that_it_had(items: Databa
 def test_what_is_not_acknowledged_comes_again_and_what_is_does_not(items: Database) -> None:
     with opened(items) as monitor:
         items.execute(ROWS, 1, 1)
-        (batch,) = take(monitor.batches(after=None), 1)
-        monitor.acknowledge(batch.position)
+        batches = monitor.batches(after=None)
+        take(batches, 1)
+        acknowledge_all(items, monitor, batches)
         items.execute(ROWS, 2, 2)
-        take(monitor.batches(after=None), 1)
+        take(batches, 1)
     with opened(items, resumes=True) as monitor:
         assert ids(changes_of(take(monitor.batches(after=None), 1))) == [2]
 
@@ -122,15 +135,7 @@ def test_a_database_whose_watched_tables_are_idle_lets_its_log_go(items: Databas
         batches = monitor.batches(after=None)
         for number in range(5):
             items.execute("INSERT INTO other VALUES (%s)", number)
-        goal = current(items)
-
-        def acknowledged() -> bool:
-            batch = next(batches)
-            assert not batch.changes
-            monitor.acknowledge(batch.position)
-            return confirmed(items) >= goal
-
-        wait_until(acknowledged, what="the slot to move on")
+        acknowledge_all(items, monitor, batches)
 
 
 def test_nothing_is_acknowledged_that_was_not_said_to_be_published(items: Database) -> None:
@@ -154,14 +159,8 @@ def test_a_transaction_that_began_before_the_last_acknowledgement_ends_the_batch
         items.execute(ROWS, 1, 1)
         batches = monitor.batches(after=None)
         (first,) = take(batches, 1)
-        start = confirmed(items)
-
-        def acknowledged() -> bool:
-            monitor.acknowledge(next(batches).position)
-            return confirmed(items) > start
-
-        monitor.acknowledge(first.position)  # beyond the first row of the two open transactions
-        wait_until(acknowledged, what="the acknowledgement")
+        assert ids(list(first.changes)) == [1]
+        acknowledge_all(items, monitor, batches)  # beyond the first row of the two open transactions
         old.commit()
         older.commit()
         wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 3, what="the rows")
