@@ -1,18 +1,15 @@
-"""Waiting out a server that is away, full or starting: back-off with jitter, until it is back or we are told to stop."""
+"""Waiting out a server that is away, full or starting, with back-off and jitter, until it is back or we are stopped."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-import redis
 import structlog
-from kombu.exceptions import OperationalError
-from redis.exceptions import AuthenticationError, AuthorizationError, ResponseError
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from listener.publisher import BrokerError, NotDurable, Stopped
+from listener.publisher import BrokerAway, Stopped
+from listener.wakeup import Wakeup
 
 __all__ = ["Patience"]
 
@@ -20,81 +17,48 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-# What Redis says while it cannot take a write, and may again later.
-_FOR_NOW = (
-    "OOM",
-    "READONLY",
-    "LOADING",
-    "BUSY",
-    "MISCONF",
-    "MASTERDOWN",
-    "NOREPLICAS",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-)
+_SAY_EVERY = 20  # attempts, unless the reason is another one
 
 
 class Patience:
     """Does something again and again while what it needs is away."""
 
     def __init__(self, what: str, *, longest: float = 5.0) -> None:
-        """`what` names the server in logs; `longest` bounds the seconds between two attempts."""
+        """Name the server in logs as `what`; wait `longest` seconds at most between two attempts."""
         self._what = what
-        self._stopped = threading.Event()
+        self._wakeup = Wakeup()
+        self._said = ""  # why we wait, as the log has it
         self._retrying = Retrying(
-            retry=retry_if_exception(_is_passing),
+            retry=retry_if_exception_type(BrokerAway),
             wait=wait_random_exponential(multiplier=0.05, max=longest),
-            sleep=self._sleep,
+            sleep=self.sleep,
             before_sleep=self._say,
             reraise=True,
         )
 
     def until_done(self, action: Callable[[], T]) -> T:
-        """Return what `action` returns, at last; raises BrokerError where waiting cannot help, Stopped after `stop`."""
+        """Return what `action` returns, at last; raises Stopped after `stop` if it is still in vain."""
         try:
             return action()
-        except Exception as error:
-            if not _is_passing(error):
-                raise _translated(error) from error
-        try:
-            result = self._retrying.copy()(action)
-        except Exception as error:
-            raise _translated(error) from error
-        log.info("back", what=self._what)
+        except BrokerAway:
+            pass  # most often the connection went stale, and a new one does
+        result = self._retrying.copy()(action)
+        if self._said:
+            self._said = ""
+            log.info("back", what=self._what)
         return result
 
     def stop(self) -> None:
         """End a wait soon; may be called from a signal handler."""
-        self._stopped.set()
+        self._wakeup.set()
 
-    def _sleep(self, seconds: float) -> None:
-        if self._stopped.wait(seconds):
+    def sleep(self, seconds: float) -> None:
+        """Wait so long; raises Stopped after `stop`."""
+        if self._wakeup.wait(seconds):
             raise Stopped
 
     def _say(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if state.attempt_number == 1 or state.attempt_number % 20 == 0:
-            log.warning("waiting", what=self._what, attempt=state.attempt_number, error=str(error))
-
-
-def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
-        return False
-    if isinstance(error, ResponseError):
-        return str(error).startswith(_FOR_NOW) or type(error).__name__ in {
-            "OutOfMemoryError",
-            "ReadOnlyError",
-        }
-    return isinstance(
-        error, (redis.ConnectionError, redis.TimeoutError, OSError, OperationalError, NotDurable)
-    )
-
-
-def _translated(error: Exception) -> Exception:
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
-        return BrokerError(
-            f"The broker refuses us: {error}.", hint="Correct the user and password in CELERY_BROKER_URL."
-        )
-    if isinstance(error, redis.RedisError):
-        return BrokerError(f"The broker refuses a command: {error}.")
-    return error
+        reason = str(state.outcome.exception()) if state.outcome else ""
+        if reason != self._said or state.attempt_number % _SAY_EVERY == 0:
+            log.warning("waiting", what=self._what, attempt=state.attempt_number, error=reason)
+            self._said = reason

@@ -1,82 +1,186 @@
-"""One connection to the Redis that Celery's broker settings describe: TLS, password, database, Sentinel, socket."""
+"""One connection to Redis or Valkey: to the broker that Celery's settings describe, or to a URL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
 
+import redis
 from celery import Celery
-from redis.exceptions import ResponseError
+from kombu.exceptions import OperationalError
+from redis import exceptions
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
 
-__all__ = ["RedisConnection"]
+from listener.publisher import BrokerAway, BrokerError
+
+__all__ = ["Command", "RedisConnection", "broker_channel", "translated"]
 
 Command = Sequence[str | bytes]
+
+# Without them an answer that never comes would be waited for for ever; the user's own settings go before.
+_TIMEOUTS: Final = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
+
+# What a server says while it cannot take a write, and may again later: some with a class, some in words.
+_FOR_NOW: Final = (
+    exceptions.BusyLoadingError,
+    exceptions.ClusterDownError,
+    exceptions.MasterDownError,
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+    exceptions.TryAgainError,
+)
+_FOR_NOW_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")
 
 
 class RedisConnection:
     """Sends commands as they are, many in one go; whatever fails closes it, so that nobody reads a stale answer."""
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._broker: Any = None
-        self._channel: Any = None
+    def __init__(self, connect: Callable[[ExitStack], Any], *, prefix: str, variable: str) -> None:
+        """`connect` leaves on the stack what has to be closed; `variable` is where the address comes from."""
+        self._connect = connect
+        self._prefix = prefix
+        self._variable = variable
         self._connection: Any = None
+        self._stack = ExitStack()
+
+    @classmethod
+    def of_broker(cls, app: Celery) -> RedisConnection:
+        """Return one to Celery's broker: TLS, password, database, Sentinel, socket and key prefix as it has them."""
+        options = app.conf.broker_transport_options or {}
+
+        def connect(stack: ExitStack) -> Any:
+            channel = stack.enter_context(broker_channel(app))
+            return channel.client.connection_pool.get_connection()
+
+        return cls(connect, prefix=options.get("global_keyprefix", ""), variable="CELERY_BROKER_URL")
+
+    @classmethod
+    def of_cache(cls, url: str) -> RedisConnection:
+        """Return one to the Redis of CACHE_URL."""
+
+        def connect(stack: ExitStack) -> Any:
+            pool = redis.ConnectionPool.from_url(url, **_TIMEOUTS)
+            stack.callback(pool.disconnect)
+            return pool.get_connection()
+
+        return cls(connect, prefix="", variable="CACHE_URL")
 
     @property
     def is_open(self) -> bool:
         """Whether the connection of the last `send` is still there."""
         return self._connection is not None
 
+    @property
+    def timeout(self) -> float:
+        """Return how many seconds an answer may take."""
+        return self._connection.socket_timeout or _TIMEOUTS["socket_timeout"]
+
     def prefixed(self, key: str) -> str:
         """Return `key` behind the prefix that Celery's settings give all keys of the broker."""
-        prefix = (self._app.conf.broker_transport_options or {}).get("global_keyprefix", "")
-        return f"{prefix}{key}"
+        return f"{self._prefix}{key}"
+
+    def open(self) -> None:
+        """Connect, if we are not; raises what `send` raises."""
+        if self._connection is None:
+            try:
+                with translated(self._variable):
+                    self._connection = self._connect(self._stack)
+            except ValueError as error:
+                self.close()
+                raise BrokerError(f"{self._variable} or celeryconfig.py is wrong: {error}.") from error
+            except BaseException:
+                self.close()
+                raise
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one go and return their answers, errors of single commands among them.
 
-        Raises redis.ConnectionError, redis.TimeoutError, kombu's OperationalError; then nobody knows what was done.
+        Raises BrokerAway: then nobody knows what was done; BrokerError where waiting cannot help.
         """
+        self.open()
+        connection = self._connection
         try:
-            connection = self._connection = self._connection or self._connect()
-            connection.send_packed_command([_encoded(command) for command in commands])
-            return [_answer(connection) for _ in commands]
+            with translated(self._variable):
+                # No check of its health: that would connect anew without a word, and forget a WATCH.
+                connection.send_packed_command([_encoded(each) for each in commands], check_health=False)
+                return [_answer(connection) for _ in commands]
         except BaseException:
             self.close()
             raise
 
-    def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Do what `send` does, and raise the first error among the answers."""
-        answers = self.send(commands)
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise answer
-        return answers
+    def refusal(self, error: ResponseError) -> BrokerAway | BrokerError:
+        """Return what an error that the server answered with means."""
+        return _refusal(error, self._variable)
 
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.disconnect()
-        channel, self._channel = self._channel, None
-        broker, self._broker = self._broker, None
-        if channel is not None:
-            channel.close()
-        if broker is not None:
-            broker.release()
+        self._stack.close()
 
-    def _connect(self) -> Any:
-        self._broker = self._app.connection_for_write()
-        self._channel = self._broker.channel()
-        connection = self._channel.client.connection_pool.get_connection()
-        # Without a time-out, an answer that never comes would be waited for for ever.
-        if connection.socket_timeout is None:
-            connection.socket_timeout = 5.0
-        return connection
+
+@contextmanager
+def broker_channel(app: Celery) -> Iterator[Any]:
+    """Open a channel of kombu's to Celery's broker; it is not tried twice, nor waited for."""
+    options = {**_TIMEOUTS, **(app.conf.broker_transport_options or {})}
+    with app.connection_for_write(transport_options=options) as broker:
+        broker.ensure_connection(
+            max_retries=len(broker.alt) or 1,
+            interval_start=0,
+            interval_max=0,
+            reraise_as_library_errors=False,
+        )
+        with broker.channel() as channel:
+            yield channel
+
+
+@contextmanager
+def translated(variable: str) -> Iterator[None]:
+    """Raise BrokerAway for what passes, BrokerError for what a person has to mend."""
+    try:
+        yield
+    except (AuthenticationError, AuthorizationError) as error:
+        raise BrokerError(
+            f"Redis refuses us: {error}.", hint=f"Correct the user and password in {variable}."
+        ) from error
+    except ResponseError as error:
+        raise _refusal(error, variable) from error
+    except (redis.RedisError, OSError, OperationalError) as error:
+        if certificate := _bad_certificate(error):
+            raise BrokerError(
+                f"The certificate of Redis does not pass: {certificate.verify_message}.",
+                hint=f"Correct the host in {variable}, or ssl_ca_certs in broker_use_ssl of celeryconfig.py.",
+            ) from error
+        raise BrokerAway(f"{type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise BrokerError(
+            f"Redis cannot be reached as {variable} and celeryconfig.py say: {error}."
+        ) from error
+
+
+def _refusal(error: ResponseError, variable: str) -> BrokerAway | BrokerError:
+    text = str(error)
+    if isinstance(error, _FOR_NOW) or text.startswith(_FOR_NOW_WORDS):
+        return BrokerAway(f"Redis: {error}")
+    hint = None
+    if isinstance(error, NoPermissionError):
+        hint = f"Allow it to the user of {variable}: ACL SETUSER <user> ~* +@read +@write +@transaction +@connection"
+    elif "WRONGTYPE" in text:
+        hint = "Something else has that key: redis-cli RENAME it, or choose another name for the queue."
+    return BrokerError(f"Redis refuses a command: {error}.", hint=hint)
+
+
+def _bad_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _encoded(command: Command) -> bytes:
-    """Return a command as the server reads it (RESP's array of bulk strings); redis-py's own takes ten times as long."""
+    """Return a command as the server reads it, an array of bulk strings; redis-py's own takes ten times as long."""
     pieces = [b"*%d\r\n" % len(command)]
     for word in command:
         value = word.encode() if isinstance(word, str) else word
@@ -88,4 +192,6 @@ def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as error:
+        if str(error).startswith("Protocol error"):  # the server hangs up: no other answer will come
+            raise
         return error

@@ -12,11 +12,13 @@ import socket
 from pathlib import Path
 
 import amqp
+import redis
 
 from demo.server_process import ServerError, ServerProcess, free_port
 from demo.servers import PostgresServer, ValkeyServer
+from tests.waiting import wait_until
 
-__all__ = ["DebianPostgresServer", "RabbitMQServer", "RedisServer"]
+__all__ = ["DebianPostgresServer", "RabbitMQServer", "RedisServer", "SentinelServer"]
 
 _SYSTEM_DIRECTORIES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
@@ -43,6 +45,54 @@ class RedisServer(ValkeyServer):
 
     def _find_binary(self) -> Path:
         return find_program("redis-server", "CDC_TEST_REDIS_SERVER")
+
+
+class SentinelServer(ServerProcess):
+    """One Sentinel that watches a master on 127.0.0.1, and alone decides that it is gone."""
+
+    name = "sentinel"
+
+    def __init__(self, master_port: int, *, master: str = "mymaster") -> None:
+        super().__init__()
+        self._master = master
+        self._master_port = master_port
+
+    @property
+    def url(self) -> str:
+        return f"sentinel://127.0.0.1:{self.port}"
+
+    def wait_for_replica(self) -> None:
+        """Return when it knows of a replica that it could promote."""
+        with self._client() as client:
+            wait_until(
+                lambda: any(not each["is_sdown"] for each in client.sentinel_slaves(self._master)),
+                what="Sentinel to know the replica",
+            )
+
+    def _client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=5)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"sentinel monitor {self._master} 127.0.0.1 {self._master_port} 1",
+            f"sentinel down-after-milliseconds {self._master} 500",
+            f"sentinel failover-timeout {self._master} 5000",
+        ]
+        (self.home / "sentinel.conf").write_text("\n".join([*lines, ""]))
+
+    def _command(self) -> list[str]:
+        binary = find_program("redis-server", "CDC_TEST_REDIS_SERVER")
+        return [str(binary), str(self.home / "sentinel.conf"), "--sentinel"]
+
+    def _is_ready(self) -> bool:
+        try:
+            with self._client() as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
 
 
 class RabbitMQServer(ServerProcess):

@@ -1,0 +1,190 @@
+"""The checkpoint in Redis, and what is written with it: one atomic step, done exactly once.
+
+The step is a MULTI on a connection that WATCHes the checkpoint, and it leaves its own mark there. An answer
+that is lost leaves it unknown whether the step was done: the mark, read back, tells. A write of a former
+connection that is still under way cannot slip in afterwards: either it moves the checkpoint and our next step
+fails, or ours does and it fails. The same holds off a second listener with our name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+import structlog
+from redis.exceptions import ResponseError
+
+from listener.patience import Patience
+from listener.publisher import BrokerAway, BrokerError, CheckpointMoved
+from listener.redis_connection import Command, RedisConnection
+
+__all__ = ["Checkpoint"]
+
+log = structlog.get_logger()
+
+# What follows a step on its connection, and answers with how many disks or replicas have it.
+_DURABLE: Final[dict[str, tuple[str, ...]]] = {
+    "memory": (),
+    "fsync": ("WAITAOF", "1", "0"),
+    "replicated": ("WAIT", "1"),
+}
+_CURE: Final = {
+    "fsync": "It needs Redis 7.2 or any Valkey with its append-only file: redis-cli CONFIG SET appendonly yes",
+    "replicated": "It needs the address of a master in CELERY_BROKER_URL, and a replica.",
+}
+_MISSING: Final = {
+    "fsync": "The batch is not on the broker's disk yet.",
+    "replicated": "No replica of the broker has the batch yet.",
+}
+_LONGEST_WAIT: Final = 1.0  # seconds for the disk or the replica; then it is asked again
+
+
+class _Found(NamedTuple):
+    """What the checkpoint says."""
+
+    position: str | None
+    source: str | None
+    mark: str | None  # of the step that wrote it
+
+
+class _Step(NamedTuple):
+    commands: Sequence[Command]  # the last one writes the checkpoint
+    position: str
+    mark: str
+    asking: Sequence[Command]  # asked right behind it
+
+
+class Checkpoint:
+    """A position that moves together with what is written to Redis; waits out a server that is away."""
+
+    def __init__(
+        self, redis: RedisConnection, patience: Patience, *, name: str, durability: str = "memory"
+    ) -> None:
+        """`name` is CDC_NAME; `durability` is memory, fsync or replicated."""
+        self._redis = redis
+        self._patience = patience
+        self._durability = durability
+        self._marks = (f"{run}:{number}" for run in [uuid4().hex[:12]] for number in count(1))
+        self._known = _Found(None, None, None)
+        self._source: str | None = None
+        self.key = redis.prefixed(f"cdc:{name}:checkpoint")
+
+    @property
+    def position(self) -> str | None:
+        """The last position whose tasks the broker holds, as far as we know."""
+        return self._known.position
+
+    def read(self, source: str | None) -> str | None:
+        """Return the position; raises BrokerError where it is another database's."""
+        self._source = source
+        self._redis.close()
+        self._known = self._patience.until_done(self._open)
+        return self._known.position
+
+    def write(
+        self, commands: Sequence[Command], position: str, *, asking: Sequence[Command] = ()
+    ) -> list[Any]:
+        """Run the commands and move the checkpoint to `position` in one atomic step; returns the answers to `asking`.
+
+        Raises CheckpointMoved where it is not where we left it; then nothing was written.
+        """
+        mark = next(self._marks)
+        moved = self._store(position, mark)
+        step = _Step([*commands, moved], position, mark, asking)
+        answers = self._patience.until_done(lambda: self._attempt(step))
+        self._known = _Found(position, self._source, mark)
+        return answers
+
+    def _attempt(self, step: _Step) -> list[Any]:
+        try:
+            return self._do(step)
+        except BaseException:
+            self._redis.close()  # whatever it was: the next attempt starts with what the checkpoint says
+            raise
+
+    def _do(self, step: _Step) -> list[Any]:
+        commands = step.commands
+        if not self._redis.is_open:
+            found = self._open()
+            if found.mark == step.mark:  # the answer was lost, and not the step
+                commands = commands[-1:]
+            elif found.mark != self._known.mark:
+                raise self._moved(found)
+        durable = self._durable()
+        answers = self._redis.send(
+            [("MULTI",), *commands, ("EXEC",), *durable, *step.asking, *self._watching()]
+        )
+        done, *rest = answers[len(commands) + 1 :]
+        if isinstance(done, ResponseError):
+            raise self._redis.refusal(next(each for each in answers if isinstance(each, ResponseError)))
+        found = _found(rest[-1])
+        if found.mark != step.mark:
+            raise self._moved(found)
+        if done is None:
+            raise BrokerAway("The step of a former connection came through late.")
+        self._check_each(done, commands)
+        self._check_durable(rest[: len(durable)])
+        return rest[len(durable) : -2]
+
+    def _durable(self) -> list[Command]:
+        words = _DURABLE[self._durability]
+        wait = min(_LONGEST_WAIT, self._redis.timeout / 2)
+        return [(*words, str(int(wait * 1000)))] if words else []
+
+    def _check_durable(self, answers: list[Any], *, at_start: bool = False) -> None:
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise BrokerError(
+                    f"CDC_DURABILITY={self._durability} cannot be had from this Redis: {answer}.",
+                    hint=_CURE[self._durability],
+                )
+            count = answer[0] if isinstance(answer, list) else answer
+            if count < 1 and not at_start:
+                raise BrokerAway(_MISSING[self._durability])
+
+    def _check_each(self, done: list[Any], commands: Sequence[Command]) -> None:
+        """Take the checkpoint back where one of the commands failed although the others were run."""
+        for answer, command in zip(done, commands, strict=True):
+            if isinstance(answer, ResponseError):
+                position, _, mark = self._known
+                self._redis.send([self._store(position or "", mark or "")])
+                raise BrokerError(
+                    f"Redis did not take all of a batch, and it was not acknowledged: {command[0]!r} of "
+                    f"{command[1]!r}: {answer}",
+                    hint=f"See what that key is, and rename it: redis-cli TYPE {command[1]!r}",
+                )
+
+    def _store(self, position: str, mark: str) -> Command:
+        now = datetime.now(UTC).isoformat()
+        source = self._source or ""
+        return "HSET", self.key, "position", position, "source", source, "mark", mark, "at", now
+
+    def _open(self) -> _Found:
+        """Watch the checkpoint on a fresh connection, and return it."""
+        self._redis.open()
+        answers = self._redis.send([*self._durable(), *self._watching()])
+        self._check_durable(answers[:-2], at_start=True)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise self._redis.refusal(answer)
+        found = _found(answers[-1])
+        if found.source and self._source and found.source != self._source:
+            raise BrokerError(
+                f"The checkpoint {self.key} is that of another database: {found.source}, not {self._source}.",
+                hint="Give each database a CDC_NAME of its own. If this one replaces it: "
+                f"redis-cli DEL {self.key}",
+            )
+        return found
+
+    def _watching(self) -> list[Command]:
+        return [("WATCH", self.key), ("HMGET", self.key, "position", "source", "mark")]
+
+    def _moved(self, found: _Found) -> CheckpointMoved:
+        return CheckpointMoved(f"The broker's checkpoint is {found.position}; we left it at {self.position}.")
+
+
+def _found(values: list[bytes | None]) -> _Found:
+    return _Found(*(value.decode() if value else None for value in values))

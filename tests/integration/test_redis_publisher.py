@@ -1,0 +1,186 @@
+"""A batch and its checkpoint are in Redis together, once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from listener.parked import parked_key, read_parked
+from listener.publisher import BrokerError, CheckpointMoved
+from listener.router import BinlogRouter, EventType
+from tests.publishing import (
+    SOURCE,
+    change,
+    changes,
+    fire,
+    ids,
+    messages,
+    position,
+    redis_publisher,
+    router_to,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Broker
+
+
+@pytest.fixture
+def checkpoint_key() -> str:
+    return "cdc:test:checkpoint"
+
+
+@pytest.fixture
+def small_bulk(broker: Broker) -> Iterator[None]:
+    broker.client.config_set("proto-max-bulk-len", 1024 * 1024)
+    yield
+    broker.client.config_set("proto-max-bulk-len", 512 * 1024 * 1024)
+
+
+def test_changes_are_in_the_queue_in_their_order(any_broker: Broker) -> None:
+    router = router_to()
+    with redis_publisher(any_broker.url) as publisher:
+        for first in (1, 101, 201):
+            publisher.publish(fire(router, changes(first, first + 99)), checkpoint=position(first + 99))
+    assert ids(any_broker.client, "celery") == list(range(1, 301))
+
+
+def test_the_checkpoint_is_what_was_published_last(any_broker: Broker) -> None:
+    router = router_to()
+    with redis_publisher(any_broker.url) as publisher:
+        assert publisher.checkpoint(SOURCE) is None
+        publisher.publish(fire(router, [change(1)]), checkpoint=position(1))
+        publisher.publish((), checkpoint="0/FF:0")
+    with redis_publisher(any_broker.url) as publisher:
+        assert publisher.checkpoint(SOURCE) == "0/FF:0"
+
+
+def test_the_batch_and_its_checkpoint_are_one_step(broker: Broker) -> None:
+    with redis_publisher(broker.url) as publisher, broker.client.monitor() as monitor:
+        publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
+        broker.client.echo("end")
+        seen = []
+        for each in monitor.listen():
+            if "end" in each["command"]:
+                break
+            seen.append(each["command"].split()[0])
+    start = len(seen) - seen[::-1].index("MULTI") - 1
+    assert seen[start : start + 6] == ["MULTI", "LPUSH", "HSET", "EXEC", "WATCH", "HMGET"]
+
+
+def test_nothing_new_costs_no_word_to_the_broker(broker: Broker) -> None:
+    with redis_publisher(broker.url) as publisher:
+        publisher.publish((), checkpoint=position(1))
+        before = broker.client.info("stats")["total_commands_processed"]
+        for _ in range(100):
+            publisher.publish((), checkpoint=position(1))
+        assert broker.client.info("stats")["total_commands_processed"] == before + 1
+
+
+def test_a_prefix_before_all_keys_holds_for_the_checkpoint_too(broker: Broker) -> None:
+    options = {"global_keyprefix": "helpdesk:"}
+    with redis_publisher(broker.url, broker_transport_options=options) as publisher:
+        publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
+    assert broker.client.exists("helpdesk:celery", "helpdesk:cdc:test:checkpoint") == 2
+    assert all(key.startswith(b"helpdesk:") for key in broker.client.scan_iter())
+
+
+def test_another_listener_with_our_name_moves_the_checkpoint_and_ours_stops_before_it_doubles_anything(
+    any_broker: Broker,
+) -> None:
+    router = router_to()
+    with redis_publisher(any_broker.url) as first, redis_publisher(any_broker.url) as second:
+        first.publish(fire(router, [change(1)]), checkpoint=position(1))
+        with pytest.raises(CheckpointMoved):
+            second.publish(fire(router, [change(1)]), checkpoint=position(1))
+        assert second.checkpoint(SOURCE) == position(1)
+        second.publish(fire(router, [change(2)]), checkpoint=position(2))
+        with pytest.raises(CheckpointMoved):
+            first.publish(fire(router, [change(2)]), checkpoint=position(2))
+    assert ids(any_broker.client, "celery") == [1, 2]
+
+
+def test_another_listener_that_only_moves_the_checkpoint_within_a_position_is_noticed(
+    broker: Broker, checkpoint_key: str
+) -> None:
+    """The position alone would not tell it."""
+    with redis_publisher(broker.url) as publisher:
+        publisher.publish((), checkpoint=position(1))
+        broker.client.hset(checkpoint_key, mapping={"position": position(1), "mark": "somebody else's"})
+        with pytest.raises(CheckpointMoved):
+            publisher.publish(fire(router_to(), [change(2)]), checkpoint=position(2))
+    assert not broker.client.exists("celery")
+
+
+def test_listeners_of_other_names_do_not_meet(broker: Broker) -> None:
+    router = router_to()
+    with redis_publisher(broker.url, name="one") as one, redis_publisher(broker.url, name="two") as two:
+        one.publish(fire(router, [change(1)]), checkpoint=position(1))
+        two.publish(fire(router, [change(2)]), checkpoint=position(2))
+        one.publish(fire(router, [change(3)]), checkpoint=position(3))
+    assert ids(broker.client, "celery") == [1, 2, 3]
+
+
+def test_the_checkpoint_of_another_database_is_an_error_with_the_command_that_mends_it(
+    broker: Broker, checkpoint_key: str
+) -> None:
+    with redis_publisher(broker.url) as publisher:
+        publisher.publish((), checkpoint=position(1))
+        with pytest.raises(BrokerError, match="another database") as raised:
+            publisher.checkpoint("beef")
+    assert f"redis-cli DEL {checkpoint_key}" in (raised.value.hint or "")
+
+
+def test_a_change_that_a_route_could_not_take_is_parked_in_the_same_step(broker: Broker) -> None:
+    router = BinlogRouter()
+    router.register("public", "tickets", EventType.ALL, "tests.good")
+    router.register(
+        "public", "tickets", EventType.ALL, "tests.bad", args=lambda change: [change.row["missing"]]
+    )
+    with redis_publisher(broker.url) as publisher:
+        publisher.publish(fire(router, changes(1, 3)), checkpoint=position(3))
+    assert ids(broker.client, "celery") == [1, 2, 3]
+    parked = sorted(
+        read_parked(broker.client, parked_key("cdc:test")), key=lambda each: each.change.row["id"]
+    )
+    assert [each.change for each in parked] == changes(1, 3)
+    assert {each.task for each in parked} == {"tests.bad"}
+    assert parked[0].error == "KeyError: 'missing'"
+    assert parked[0].find_route(router) is router.routes[1]
+
+
+def test_a_queue_that_turns_into_something_else_stops_us_with_the_checkpoint_where_it_was(
+    broker: Broker, checkpoint_key: str
+) -> None:
+    router = router_to()
+    with redis_publisher(broker.url) as publisher:
+        publisher.publish(fire(router, [change(1)]), checkpoint=position(1))
+        broker.client.delete("celery")
+        broker.client.hset("celery", "not", "a queue")
+        with pytest.raises(BrokerError, match=r"LPUSH.*celery.*WRONGTYPE") as raised:
+            publisher.publish(fire(router, [change(2)]), checkpoint=position(2))
+        assert "redis-cli TYPE 'celery'" in (raised.value.hint or "")
+        assert broker.client.hget(checkpoint_key, "position") == position(1).encode()
+        broker.client.delete("celery")
+        assert publisher.checkpoint(SOURCE) == position(1)
+        publisher.publish(fire(router, [change(2)]), checkpoint=position(2))
+    assert ids(broker.client, "celery") == [2]
+
+
+@pytest.mark.usefixtures("small_bulk")
+def test_a_message_that_is_too_large_for_redis_is_an_error_and_not_tried_for_ever(broker: Broker) -> None:
+    with redis_publisher(broker.url) as publisher, pytest.raises(BrokerError, match="bulk length"):
+        publisher.publish(fire(router_to(), [change(1, text="x" * 2**20)]), checkpoint=position(1))
+
+
+def test_two_messages_with_one_task_id_can_be_unacknowledged_side_by_side(broker: Broker) -> None:
+    """Kombu keys them by delivery tag: a task that is sent again has another one."""
+    for _run in range(2):
+        broker.client.delete("cdc:test:checkpoint")
+        with redis_publisher(broker.url) as publisher:
+            publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
+    first, second = messages(broker.client, "celery")
+    assert first["headers"]["id"] == second["headers"]["id"]
+    assert first["properties"]["delivery_tag"] != second["properties"]["delivery_tag"]

@@ -1,0 +1,236 @@
+"""A broker that fails in the middle of a batch: nothing is lost, nothing is doubled, and it goes on by itself."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from demo.servers import ValkeyServer
+from listener.publisher import CheckpointMoved, Stopped
+from tests.proxy import Fault, Proxy
+from tests.publishing import SOURCE, change, changes, fire, ids, position, redis_publisher, router_to
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, MutableMapping
+
+    import redis
+
+    from listener.redis_publisher import RedisPublisher
+    from tests.conftest import Broker
+
+_IMPATIENT = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5}
+
+
+@pytest.fixture
+def proxy(any_broker: Broker) -> Iterator[Proxy]:
+    with Proxy(any_broker.server.port) as running:
+        yield running
+
+
+def _url(proxy: Proxy) -> str:
+    return f"redis://127.0.0.1:{proxy.port}/0"
+
+
+@contextmanager
+def _in_background(action: Callable[[], None]) -> Iterator[Future[None]]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(action)
+
+
+def _publish(publisher: RedisPublisher, first: int, last: int) -> None:
+    for number in range(first, last + 1):
+        publisher.publish(fire(router_to(), [change(number)]), checkpoint=position(number))
+
+
+def _waits(logs: list[MutableMapping[str, Any]], why: str) -> bool:
+    return any(why in str(line.get("error")) for line in logs if line["event"] == "waiting")
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.LOSE_REQUEST, Fault.LOSE_ANSWER, Fault.HOLD_ANSWER, Fault.HOLD_REQUEST]
+)
+@pytest.mark.parametrize("at", [b"MULTI", b"WATCH"])
+def test_a_lost_answer_loses_and_doubles_nothing(
+    fault: Fault, at: bytes, proxy: Proxy, any_broker: Broker
+) -> None:
+    with redis_publisher(_url(proxy), broker_transport_options=_IMPATIENT) as publisher:
+        _publish(publisher, 1, 1)
+        proxy.fail(fault, at=at)
+        _publish(publisher, 2, 3)
+        assert proxy.faults == 1
+    assert ids(any_broker.client, "celery") == [1, 2, 3]
+
+
+def test_an_answer_that_is_lost_again_and_again_doubles_nothing(proxy: Proxy, any_broker: Broker) -> None:
+    with redis_publisher(_url(proxy)) as publisher:
+        for number in range(1, 6):
+            proxy.fail(Fault.LOSE_ANSWER, at=b"MULTI")
+            proxy.fail(Fault.LOSE_ANSWER, at=b"WATCH")  # while it reads back whether the step was done
+            _publish(publisher, number, number)
+            assert proxy.faults == 2 * number
+    assert ids(any_broker.client, "celery") == [1, 2, 3, 4, 5]
+
+
+def test_a_write_of_a_former_connection_that_comes_late_is_not_done(proxy: Proxy, any_broker: Broker) -> None:
+    with redis_publisher(_url(proxy)) as publisher:
+        _publish(publisher, 1, 1)
+        proxy.fail(Fault.DELAY_REQUEST, at=b"MULTI")
+        _publish(publisher, 2, 2)
+        proxy.release()
+        _publish(publisher, 3, 3)
+    assert ids(any_broker.client, "celery") == [1, 2, 3]
+
+
+def test_connections_that_are_cut_at_any_moment_lose_and_double_nothing(
+    proxy: Proxy, any_broker: Broker
+) -> None:
+    with (
+        redis_publisher(_url(proxy), broker_transport_options=_IMPATIENT) as publisher,
+        _in_background(lambda: _publish(publisher, 1, 500)) as publishing,
+    ):
+        while not publishing.done():
+            before = any_broker.client.llen("celery")
+            proxy.cut()
+            wait_until(
+                lambda before=before: publishing.done() or any_broker.client.llen("celery") > before + 20,
+                what="some more changes",
+            )
+        publishing.result()
+    assert ids(any_broker.client, "celery") == list(range(1, 501))
+
+
+def test_a_full_broker_is_waited_for(any_broker: Broker) -> None:
+    with redis_publisher(any_broker.url) as publisher, capture_logs() as logs:
+        _publish(publisher, 1, 1)
+        any_broker.client.config_set("maxmemory", 1)
+        try:
+            with _in_background(lambda: _publish(publisher, 2, 2)) as publishing:
+                wait_until(lambda: _waits(logs, "maxmemory"), what="it to wait for memory")
+                assert not publishing.done()
+                any_broker.client.config_set("maxmemory", 0)
+        finally:
+            any_broker.client.config_set("maxmemory", 0)
+    assert ids(any_broker.client, "celery") == [1, 2]
+    assert logs[-1]["event"] == "back"
+
+
+def test_a_broker_that_fills_up_in_the_middle_of_a_batch_takes_all_of_it_or_nothing(
+    any_broker: Broker,
+) -> None:
+    """A plain pipeline would have left the part that still found room."""
+    any_broker.client.config_set("maxmemory", any_broker.client.info("memory")["used_memory"] + 2**20)
+    try:
+        with redis_publisher(any_broker.url) as publisher, capture_logs() as logs:
+            calls = fire(router_to(), changes(1, 2000, text="x" * 1000))
+            with _in_background(lambda: publisher.publish(calls, checkpoint=position(2000))) as publishing:
+                wait_until(
+                    lambda: _waits(logs, "maxmemory") or publishing.done(), what="it to wait or to end"
+                )
+                assert any_broker.client.llen("celery") in {0, 2000}
+                any_broker.client.config_set("maxmemory", 0)
+    finally:
+        any_broker.client.config_set("maxmemory", 0)
+    assert ids(any_broker.client, "celery") == list(range(1, 2001))
+
+
+def test_a_broker_that_became_a_replica_is_waited_for(any_broker: Broker) -> None:
+    with redis_publisher(any_broker.url) as publisher, capture_logs() as logs:
+        _publish(publisher, 1, 1)
+        any_broker.client.replicaof("127.0.0.1", "1")
+        try:
+            with _in_background(lambda: _publish(publisher, 2, 2)) as publishing:
+                wait_until(lambda: _waits(logs, "read only"), what="it to wait for a master")
+                assert not publishing.done()
+                any_broker.client.replicaof("NO", "ONE")
+        finally:
+            any_broker.client.replicaof("NO", "ONE")
+    assert ids(any_broker.client, "celery") == [1, 2]
+
+
+def test_a_broker_that_is_killed_and_restarted_with_its_log_has_every_change_once() -> None:
+    with ValkeyServer(append_only=True) as server, redis_publisher(server.url) as publisher:
+        client = _client(server)
+        with _in_background(lambda: _publish(publisher, 1, 1000)) as publishing:
+            for _round in range(4):
+                before = client.llen("celery")
+                wait_until(lambda before=before: client.llen("celery") > before + 100, what="some changes")
+                server.kill()
+                server.start()
+            publishing.result(60)
+        assert ids(client, "celery") == list(range(1, 1001))
+
+
+def test_a_broker_that_still_loads_its_data_is_waited_for() -> None:
+    slow = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    with ValkeyServer(append_only=True, arguments=slow) as server, redis_publisher(server.url) as publisher:
+        client = _client(server)
+        _publish(publisher, 1, 1)
+        client.mset({f"key{number}": "value" for number in range(1500)})
+        client.bgrewriteaof()
+        wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], what="the rewrite")
+        server.stop()
+        # `start` returns when all is loaded, and has to be called by the thread that outlives the server.
+        with ThreadPoolExecutor(1) as pool, capture_logs() as logs:
+            pool.submit(_publish, publisher, 2, 2)
+            server.start()
+        assert _waits(logs, "loading the dataset")
+        assert ids(client, "celery") == [1, 2]
+
+
+def test_a_broker_that_comes_back_without_its_data_is_noticed() -> None:
+    with ValkeyServer() as server, redis_publisher(server.url) as publisher:
+        _publish(publisher, 1, 1)
+        server.restart(keep_data=False)
+        with pytest.raises(CheckpointMoved):
+            _publish(publisher, 2, 2)
+        assert publisher.checkpoint(SOURCE) is None
+        _publish(publisher, 1, 2)
+        assert ids(_client(server), "celery") == [1, 2]
+
+
+def test_a_broker_that_is_emptied_under_us_is_noticed(any_broker: Broker) -> None:
+    with redis_publisher(any_broker.url) as publisher:
+        _publish(publisher, 1, 1)
+        any_broker.client.flushall()
+        with pytest.raises(CheckpointMoved):
+            _publish(publisher, 2, 2)
+    assert not any_broker.client.exists("celery")
+
+
+def test_stopping_while_the_broker_is_away_ends_the_wait(proxy: Proxy, any_broker: Broker) -> None:
+    with redis_publisher(_url(proxy)) as publisher, capture_logs() as logs:
+        proxy.refuse()
+        with _in_background(lambda: _publish(publisher, 1, 1)) as publishing:
+            wait_until(lambda: _waits(logs, ""), what="it to wait")
+            publisher.stop()
+            with pytest.raises(Stopped):
+                publishing.result(10)
+    assert not any_broker.client.exists("celery")
+
+
+def test_a_batch_in_hand_is_still_published_after_stop(broker: Broker) -> None:
+    with redis_publisher(broker.url) as publisher:
+        publisher.stop()
+        _publish(publisher, 1, 1)
+    assert ids(broker.client, "celery") == [1]
+
+
+def test_one_cut_is_no_news(proxy: Proxy) -> None:
+    with redis_publisher(_url(proxy)) as publisher, capture_logs() as logs:
+        _publish(publisher, 1, 1)
+        proxy.cut()
+        _publish(publisher, 2, 2)
+    assert not logs
+
+
+def _client(server: ValkeyServer) -> redis.Redis:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return redis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 3))
