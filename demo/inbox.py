@@ -24,7 +24,7 @@ _KEPT = 500  # messages that the page can still show
 _LARGEST_BODY = 1 << 20  # bytes
 _LARGEST_CARD = 28 * 1024  # bytes; what Teams takes
 # Nothing from outside, and nothing that a message could bring along.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _arguments(content_type: str, body: bytes) -> dict[str, Any]:
     """Read a form or JSON, whichever it is; raises ValueError."""
     if content_type.startswith("application/json"):
-        arguments = json.loads(body)
+        arguments = json.loads(body or "{}")
         if not isinstance(arguments, dict):
             raise ValueError("no object")
         return arguments
