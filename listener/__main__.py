@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import structlog
@@ -22,10 +23,11 @@ from listener.console import (
     show_status,
 )
 from listener.findings import Finding, State, finding_from
+from listener.lag_alarm import LagAlarm
 from listener.loading import load_router
 from listener.service import Listener
 from listener.settings import ListenerSettings, LogSettings, RouteSettings, load
-from listener.wiring import check_everything, make_listener, read_status
+from listener.wiring import check_everything, make_listener, read_source_status, read_status
 
 __all__ = ["cli", "main"]
 
@@ -82,7 +84,8 @@ def run(
         listener = make_listener(settings, router, accept_gap=accept_gap)
         _stop_on_signals(listener)
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
-        listener.run()
+        with LagAlarm(partial(read_source_status, settings), settings.cdc_lag_alarm):
+            listener.run()
     except CDCError as error:
         log.error("failed", error=error.message, cure=error.hint)  # noqa: TRY400 - a person needs no traceback
         raise typer.Exit(1) from error

@@ -20,9 +20,16 @@ from listener.router import BinlogRouter
 from listener.service import Listener
 from listener.settings import ListenerSettings
 from listener.sources import DatabaseType
-from listener.status import SavedPosition, Status, read_saved_position
+from listener.status import SavedPosition, SourceStatus, Status, read_saved_position
 
-__all__ = ["celery_app", "check_everything", "checkpoint_store", "make_listener", "read_status"]
+__all__ = [
+    "celery_app",
+    "check_everything",
+    "checkpoint_store",
+    "make_listener",
+    "read_source_status",
+    "read_status",
+]
 
 
 def celery_app(settings: ListenerSettings) -> Celery:
@@ -111,11 +118,16 @@ def _saved(settings: ListenerSettings) -> SavedPosition:
 
 def read_status(settings: ListenerSettings) -> Status:
     """Return how far the listener is; raises CDCError where database or broker does not tell."""
-    _require_postgres(settings)
     saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
     return Status(
         name=settings.cdc_name,
-        source=read_postgres_status(settings.database_url.get_secret_value(), settings.slot, saved.position),
+        source=read_source_status(settings, saved.position),
         saved=saved,
         lag_alarm=settings.cdc_lag_alarm,
     )
+
+
+def read_source_status(settings: ListenerSettings, published: str | None = None) -> SourceStatus:
+    """Return what the database says; `published` is the checkpoint, where it is known."""
+    _require_postgres(settings)
+    return read_postgres_status(settings.database_url.get_secret_value(), settings.slot, published)
