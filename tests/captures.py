@@ -199,9 +199,6 @@ class _Recorded(TableDefinitions):
     def partitioned(self) -> frozenset[TableName]:
         return frozenset(table.ancestors[-1] for table in self._tables if len(table.ancestors) > 1)
 
-    def codec(self) -> str:
-        return "utf-8"
-
     def _ask(self, table: TableName) -> TableDefinition:
         found = [each for each in self._tables if each.ancestors[0] == table]
         return found[0] if found else TableDefinition(columns=(), ancestors=(table,), as_of=2**62)

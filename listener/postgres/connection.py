@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812 - the driver's class has a lower-case name
-from psycopg2.extensions import parse_dsn
+from psycopg2.extensions import encodings, parse_dsn
 from psycopg2.extras import LogicalReplicationConnection
 from psycopg2.sql import Composable
 
@@ -25,6 +25,7 @@ __all__ = [
     "fetch",
     "fetch_value",
     "is_shutting_down",
+    "log_codec",
     "translated",
 ]
 
@@ -71,10 +72,20 @@ def connect_replication(url: str) -> LogicalReplicationConnection:
         connection: LogicalReplicationConnection = psycopg2.connect(
             **parameters, connection_factory=LogicalReplicationConnection
         )
-        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            # Such a database holds any bytes, and the server would stop at the first that are not UTF-8.
+        if (encoding := _server_encoding(connection)) != "UTF8" and encoding in encodings:
+            # As it is: the server would stop at the first bytes for which UTF-8 has no character.
             connection.set_client_encoding("SQL_ASCII")
     return connection
+
+
+def log_codec(connection: LogicalReplicationConnection) -> str:
+    """Return Python's name of the encoding in which the log's texts come."""
+    encoding = _server_encoding(connection)
+    return "utf-8" if encoding in {"UTF8", "SQL_ASCII"} else encodings.get(encoding, "utf-8")
+
+
+def _server_encoding(connection: Connection) -> str:
+    return connection.info.parameter_status("server_encoding") or "UTF8"
 
 
 def is_shutting_down(url: str) -> bool:

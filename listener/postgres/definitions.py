@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from psycopg2.extensions import encodings
-
-from listener.postgres.connection import Connection, fetch, fetch_value
+from listener.postgres.connection import Connection, fetch
 
 __all__ = ["ColumnDefinition", "TableDefinition", "TableDefinitions", "TableName"]
 
@@ -84,11 +82,6 @@ class TableDefinitions:
     def partitioned(self) -> frozenset[TableName]:
         """Return the tables that have partitions; raises SourceError, SourceLost."""
         return frozenset((schema, name) for schema, name in fetch(self._open(), _PARTITIONED))
-
-    def codec(self) -> str:
-        """Return Python's name of the database's encoding; raises SourceError, SourceLost."""
-        encoding = fetch_value(self._open(), "SHOW server_encoding")
-        return "utf-8" if encoding == "SQL_ASCII" else encodings.get(encoding, "utf-8")
 
     def close(self) -> None:
         """Close the session; safe to call twice."""

@@ -20,6 +20,7 @@ from listener.postgres.connection import (
     connect_replication,
     fetch_value,
     is_shutting_down,
+    log_codec,
     translated,
 )
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
@@ -194,6 +195,7 @@ class PostgresWALMonitor:
                 publication=self._publication,
                 routes=self._routes,
                 source=self.source,
+                codec=log_codec(replication),
             )
             stack.callback(plugin.close)
             self._decoder = plugin.decoder

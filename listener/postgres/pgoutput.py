@@ -11,7 +11,7 @@ from struct import Struct
 
 from listener.postgres.change import WALChange
 from listener.postgres.decoder import Begin, Commit, Decoder
-from listener.postgres.table import UNCHANGED, Column, Table, split_tuple
+from listener.postgres.table import UNCHANGED, Column, Row, Table, split_tuple
 from listener.postgres.values import ValueType
 
 __all__ = ["PgOutputDecoder"]
@@ -28,13 +28,20 @@ _relation_oid = Struct(">xI").unpack_from
 _truncate = Struct(">xIB").unpack_from  # number of relations, options
 _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
 
+_Split = Callable[[bytes, int], tuple[Row, int]]
+
 
 class PgOutputDecoder(Decoder):
     """Decodes one replication connection's messages: relations are announced per connection."""
 
-    def __init__(self, resolve_type: Callable[[int], ValueType], *, source: str) -> None:
+    def __init__(
+        self, resolve_type: Callable[[int], ValueType], *, source: str, codec: str = "utf-8"
+    ) -> None:
+        """`codec` is Python's name of the encoding in which texts come."""
         super().__init__(source=source)
         self._resolve_type = resolve_type
+        self._codec = codec
+        self._split: _Split = split_tuple if codec == "utf-8" else _recoding(codec)
         self._tables: dict[int, Table] = {}
 
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
@@ -58,20 +65,21 @@ class PgOutputDecoder(Decoder):
         return None
 
     def _row(self, kind: int, payload: bytes, ordinal: int) -> WALChange:
+        split = self._split
         (oid,) = _relation_oid(payload)
         table, marker = self._tables[oid], payload[5]
         if kind == _INSERT:
-            new, _ = split_tuple(payload, 6)
+            new, _ = split(payload, 6)
             return WALChange(table.insert, None, new, self.transaction, ordinal)
         if kind == _DELETE:
-            old, _ = split_tuple(payload, 6)
+            old, _ = split(payload, 6)
             event = table.delete_by_key if marker == _KEY else table.delete
             return WALChange(event, old, None, self.transaction, ordinal)
         if marker == _NEW:
-            new, _ = split_tuple(payload, 6)
+            new, _ = split(payload, 6)
             return WALChange(table.update, None, new, self.transaction, ordinal)
-        old, at = split_tuple(payload, 6)
-        new, _ = split_tuple(payload, at + 1)
+        old, at = split(payload, 6)
+        new, _ = split(payload, at + 1)
         if marker == _KEY:
             return WALChange(table.update_by_key, old, new, self.transaction, ordinal)
         if UNCHANGED in new:  # the old row has what did not change
@@ -87,23 +95,35 @@ class PgOutputDecoder(Decoder):
 
     def _announce(self, payload: bytes) -> None:
         (oid,) = _relation_oid(payload)
-        schema, at = _text(payload, 5)
-        name, at = _text(payload, at)
+        schema, at = self._text(payload, 5)
+        name, at = self._text(payload, at)
         identity = chr(payload[at])
         count = payload[at + 1] << 8 | payload[at + 2]
         at += 3
         columns = []
         for _ in range(count):
             key = bool(payload[at] & 1)
-            column, at = _text(payload, at + 1)
+            column, at = self._text(payload, at + 1)
             type_oid, _modifier = _column_type(payload, at)
             at += 8
             columns.append(Column(column, self._resolve_type(type_oid), key))
         # An empty schema name stands for pg_catalog.
         self._tables[oid] = Table(schema or "pg_catalog", name, columns, identity=identity)
 
+    def _text(self, payload: bytes, start: int) -> tuple[str, int]:
+        """Read a zero-terminated string; returns it and the place behind its end."""
+        end = payload.index(0, start)
+        return payload[start:end].decode(self._codec, "backslashreplace"), end + 1
 
-def _text(payload: bytes, start: int) -> tuple[str, int]:
-    """Read a zero-terminated string; returns it and the place behind its end."""
-    end = payload.index(0, start)
-    return payload[start:end].decode(errors="backslashreplace"), end + 1
+
+def _recoding(codec: str) -> _Split:
+    """Return a `split_tuple` that makes UTF-8 of the texts."""
+
+    def split(data: bytes, start: int) -> tuple[Row, int]:
+        row, end = split_tuple(data, start)
+        return [
+            value.decode(codec, "backslashreplace").encode() if isinstance(value, bytes) else value
+            for value in row
+        ], end
+
+    return split

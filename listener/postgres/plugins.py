@@ -35,18 +35,22 @@ def open_plugin(
     publication: str,
     routes: Sequence[Route],
     source: str,
+    codec: str,
 ) -> Plugin:
-    """Return the plugin, ready for one connection; `connect` opens an ordinary session for the catalogue."""
+    """Return the plugin, ready for one connection.
+
+    `connect` opens an ordinary session for the catalogue; `codec` is Python's name of the encoding of the log's texts.
+    """
     resolve_type = TypeCatalogue(connect).resolve
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'
         options = {"proto_version": "1", "publication_names": quoted}
-        return Plugin(PgOutputDecoder(resolve_type, source=source), (options,), lambda: None)
+        return Plugin(PgOutputDecoder(resolve_type, source=source, codec=codec), (options,), lambda: None)
     definitions = TableDefinitions(connect)
 
     def watches(schema: str, table: str) -> bool:
         return any(route.matches(schema, table) for route in routes)
 
-    decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source)
+    decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source, codec=codec)
     candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
     return Plugin(decoder, candidates, definitions.close)

@@ -59,12 +59,14 @@ class Wal2JsonDecoder(Decoder):
         watches: Callable[[str, str], bool],
         *,
         source: str,
+        codec: str = "utf-8",
     ) -> None:
-        """`watches` tells of schema and table whether a route is interested."""
+        """`watches` tells of schema and table whether a route is interested; `codec` as Python names encodings."""
         super().__init__(source=source)
         self._resolve_type = resolve_type
         self._definitions = definitions
         self._watches = lru_cache(maxsize=10_000)(watches)
+        self._codec = codec
         self._committed_at = 0  # microseconds since 2000-01-01 UTC
         self._compiled = lru_cache(maxsize=1000)(self._compile)
 
@@ -180,11 +182,6 @@ class Wal2JsonDecoder(Decoder):
     @cached_property
     def _watches_partitions(self) -> bool:
         return any(self._watches(*name) for name in self._definitions.partitioned())
-
-    @cached_property
-    def _codec(self) -> str:
-        """Python's name of the messages' encoding: wal2json writes in the database's own."""
-        return self._definitions.codec()
 
 
 def _table_name(text: str) -> TableName:

@@ -289,6 +289,16 @@ def test_a_database_of_another_encoding(source: PostgresSource, encoding: str) -
         assert (change.table, change.after) == (f"t_{text}", {"id": 1, text: f"{text} 1"})
 
 
+def test_bytes_for_which_utf_8_has_no_character_do_not_stop_the_stream(source: PostgresSource) -> None:
+    with source_of_encoding(source, "WIN1252") as other:
+        other.execute("CREATE TABLE things (id int PRIMARY KEY, a text)")
+        other.watch("things")
+        other.execute(
+            "INSERT INTO things VALUES (1, 'Größe €')", "INSERT INTO things VALUES (2, 'ö' || chr(129))"
+        )
+        assert [change.row["a"] for change in other.changes(2)] == ["Größe €", r"ö\x81"]
+
+
 def test_a_database_without_an_encoding_gives_text_whatever_its_bytes(source: PostgresSource) -> None:
     with source_of_encoding(source, "SQL_ASCII") as other:
         other.execute("CREATE TABLE things (id int PRIMARY KEY, a text, b text[], c json)")

@@ -28,6 +28,18 @@ def test_a_message_of_an_unknown_kind_stops_the_listener() -> None:
         decoder.decode(b"?what is this", [])
 
 
+def test_texts_of_another_encoding_are_read_in_it() -> None:
+    (capture, *_) = captures("rows")
+    decoder = PgOutputDecoder(BUILTIN.__getitem__, source="c0ffee", codec="cp1252")
+    changes: list[WALChange] = []
+    for payload in capture.payloads():
+        decoder.decode(
+            payload.replace(b"first", b"f\xfcr \x81").replace(b"tickets", b"gr\xf6\xdfen"), changes
+        )
+    assert changes[0].table == "größen"
+    assert changes[0].after == {"id": 1, "title": r"für \x81", "done": False}
+
+
 def test_types_are_asked_for_once_a_relation_message_and_not_for_rows() -> None:
     asked: list[int] = []
 

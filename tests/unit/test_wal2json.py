@@ -26,17 +26,13 @@ _COMMITTED_AT = 848_656_800_500_000  # the same in microseconds since 2000
 class Definitions(TableDefinitions):
     """A catalogue that a test writes; counts how often it is asked."""
 
-    def __init__(self, *tables: TableDefinition, codec: str = "utf-8") -> None:
+    def __init__(self, *tables: TableDefinition) -> None:
         super().__init__(_no_server)
         self.tables = {table.ancestors[0]: table for table in tables}
         self.asked = 0
-        self._the_codec = codec
 
     def partitioned(self) -> frozenset[TableName]:
         return frozenset(name for table in self.tables.values() for name in table.ancestors[1:])
-
-    def codec(self) -> str:
-        return self._the_codec
 
     def _ask(self, table: TableName) -> TableDefinition:
         self.asked += 1
@@ -51,8 +47,11 @@ def decode(
     *messages: bytes,
     definitions: Definitions | None = None,
     watches: Callable[[str, str], bool] = lambda *_: True,
+    codec: str = "utf-8",
 ) -> list[WALChange]:
-    decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions or Definitions(), watches, source="c0ffee")
+    decoder = Wal2JsonDecoder(
+        BUILTIN.__getitem__, definitions or Definitions(), watches, source="c0ffee", codec=codec
+    )
     changes: list[WALChange] = []
     for message in (_BEGIN, *messages):
         decoder.decode(message, changes)
@@ -192,7 +191,7 @@ def test_a_truncated_partition_is_told_of_only_where_it_is_itself_watched() -> N
 
 def test_a_database_of_another_encoding_is_read_in_it() -> None:
     raw = message("I", "Größe", columns=[column("ä", 25, "ö")]).decode().encode("latin-1")
-    (change,) = decode(raw, definitions=Definitions(codec="latin-1"))
+    (change,) = decode(raw, codec="latin-1")
     assert (change.table, change.after) == ("Größe", {"ä": "ö"})
 
 
