@@ -207,13 +207,15 @@ class PostgresWALMonitor:
                     is_shutting_down=partial(is_shutting_down, self._database_url),
                 )
             )
-            self._stream.start(self._slot, plugin.options)
+            taken = self._stream.start(self._slot, plugin.options)
             self._done.clear()
             self._in_transaction = False
             self._acknowledgeable = self._read_up_to = 0
             stack.callback(self._acknowledge_the_rest)
             self._open_things = stack.pop_all()
         log.info("streaming", slot=self._slot, plugin=self._plugin)
+        if taken is not plugin.options[0]:
+            log.warning("old_plugin", plugin=self._plugin, lacks=plugin.lacks_when_old)
 
     def _acknowledge_the_rest(self) -> None:
         # A server that is gone will send it again, and the checkpoint knows better.

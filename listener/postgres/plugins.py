@@ -26,6 +26,7 @@ class Plugin:
     decoder: Decoder
     options: tuple[dict[str, str], ...]  # for START_REPLICATION: the first that the server takes
     close: Callable[[], None]
+    lacks_when_old: str = ""  # what is amiss where the server does not take the first options
 
 
 def open_plugin(
@@ -53,4 +54,5 @@ def open_plugin(
 
     decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source, codec=codec)
     candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
-    return Plugin(decoder, candidates, definitions.close)
+    lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"
+    return Plugin(decoder, candidates, definitions.close, lacks)

@@ -53,16 +53,16 @@ class ReplicationStream:
         self._keeper = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
         self.flushed = 0  # acknowledged explicitly
 
-    def start(self, slot: str, options: Sequence[Mapping[str, str]]) -> None:
-        """Start replication with the first of `options` that the server's plugin takes.
+    def start(self, slot: str, options: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
+        """Start replication with the first of `options` that the server's plugin takes, and return them.
 
         Raises SlotInUse where another listener has the slot, SourceError, Gap, SourceLost.
         """
         with translated():
-            for place, each in enumerate(options, start=1):
+            for place, taken in enumerate(options, start=1):
                 try:
                     self._cursor.start_replication_expert(
-                        _start_command(slot, each), decode=False, status_interval=max(self._every, 1.0)
+                        _start_command(slot, taken), decode=False, status_interval=max(self._every, 1.0)
                     )
                     break
                 except psycopg2.errors.InvalidParameterValue:
@@ -70,6 +70,7 @@ class ReplicationStream:
                         raise
         self._heard = monotonic()
         self._keeper.start()
+        return taken
 
     @property
     def read(self) -> Callable[[], Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from structlog.testing import capture_logs
 
 from listener.postgres.builtin_types import BUILTIN
 from listener.postgres.connection import connect
@@ -207,9 +208,11 @@ def test_every_type(source: PostgresSource, as_array: bool) -> None:
     assert _round_trip(source, cases) == {f"c{n}": expected for n, (_, _, expected) in enumerate(cases)}
 
 
-def test_wal2json_before_2_6_does_not_tell_nan_and_infinity_from_null(debian_database: Database) -> None:
-    with PostgresSource(debian_database, "wal2json") as source:
+def test_wal2json_before_2_6_cannot_tell_nan_from_null_and_the_log_says_so(debian_database: Database) -> None:
+    with capture_logs() as logs, PostgresSource(debian_database, "wal2json") as source:
         assert set(_round_trip(source, NOT_A_NUMBER).values()) == {None}
+    (warning,) = (entry for entry in logs if entry["event"] == "old_plugin")
+    assert "NaN and Infinity" in warning["lacks"]
 
 
 def test_null_is_null_whatever_the_type(source: PostgresSource) -> None:
