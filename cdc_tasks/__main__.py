@@ -52,6 +52,7 @@ def connect_account(
     """Add an account for messages. Its token or webhook URL is asked for, or read from standard input."""
     from cdc_tasks import accounts, db
 
+    _load_tasks()
     label = "Webhook URL" if service == "teams" else "Token"
     secret = typer.prompt(label, hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
     with db.session() as session:
@@ -86,6 +87,7 @@ def refresh_cache(
     """Refresh the master cache here and now, without a worker."""
     from cdc_tasks import master_cache
 
+    _load_tasks()
     for table in tables or master_cache.TABLE_TO_CACHE_KEYS:
         _say(master_cache.refresh(table))
 
@@ -116,6 +118,13 @@ def main() -> None:
     except CDCError as error:
         Console(stderr=True, soft_wrap=True).print(f"{error}", style="red", markup=False, highlight=False)
         raise SystemExit(1) from None
+
+
+def _load_tasks() -> None:
+    """Import what a worker imports: your own services and cache keys come with CDC_TASK_MODULES."""
+    from cdc_tasks.celery import app
+
+    app.loader.import_default_modules()
 
 
 def _say(text: str) -> None:

@@ -12,11 +12,12 @@ from kombu.exceptions import OperationalError
 from cdc_tasks import accounts, db, messages
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
+from cdc_tasks.failures import AnswerLost, NotSent
 from cdc_tasks.messages import Message, Occasion
 from cdc_tasks.retrying import TryAgain
 from cdc_tasks.sent import Claim, SendRecord
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import AnswerLost, NotSent, adapter_for
+from cdc_tasks.social import adapter_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

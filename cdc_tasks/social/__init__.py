@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import pkgutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.retrying import TryAgain
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from cdc_tasks.messages import Message
 
-__all__ = [
-    "Adapter",
-    "AnswerLost",
-    "NotSent",
-    "RateLimited",
-    "Recipient",
-    "Refused",
-    "Unavailable",
-    "adapter_for",
-]
+__all__ = ["TIMEOUT", "Adapter", "Recipient", "adapter_for", "register"]
 
 TIMEOUT = 10  # seconds, for a connection and for each answer
 
@@ -42,10 +29,11 @@ class Recipient:
 
 
 class Adapter(Protocol):
-    """A module of this package. It owns its connections, keeps no state, and blocks for seconds at most.
+    """A service: a module of this package, or of yours that calls `register`.
 
-    Errors of its library do not leave it: they carry tokens and URLs. What leaves it says what is known:
-    NotSent in one of its three forms, or AnswerLost. Without an error the service has the message.
+    It owns its connections, keeps no state between calls, and blocks for seconds at most. Errors of its library
+    do not leave it: they carry tokens and URLs. What leaves it are those of `cdc_tasks.failures`, which say what
+    is known of the message. Without an error the service has it.
     """
 
     def send(self, recipient: Recipient, message: Message) -> None:
@@ -55,62 +43,25 @@ class Adapter(Protocol):
         """Raise Refused where the account can be seen to be wrong without sending anything."""
 
 
-class NotSent(CDCError):
-    """The service did not take the message."""
-
-
-class Refused(NotSent):
-    """The service will never take this message: a revoked token, an unknown channel."""
-
-
-class Unavailable(NotSent, TryAgain):
-    """The service is away, or has an error of its own."""
-
-
-class RateLimited(Unavailable):
-    """The service wants us to slow down, and says for how long."""
-
-
-class AnswerLost(TryAgain):
-    """The service may have the message or not: the connection broke before its answer came."""
-
-
-def failure_of(status: int, retry_after: str | None, what: str) -> NotSent | AnswerLost:
-    """Tell what an HTTP status says about the message; `what` is for people, and names the service.
-
-    A 503 is a refusal to begin; behind any other 5xx the message may have been posted.
-    """
-    after = _seconds(retry_after)
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return RateLimited(f"{what}: too many messages.", after=after if after is not None else 30)
-    if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.REQUEST_TIMEOUT}:
-        return Unavailable(f"{what}: HTTP {status}.", after=after)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return AnswerLost(f"{what}: HTTP {status}.", after=after)
-    return Refused(f"{what}: HTTP {status}.")
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a date."""
-    if not retry_after:
-        return None
-    try:
-        return max(float(retry_after), 0)
-    except ValueError:
-        pass
-    try:
-        return max((parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds(), 0)
-    except (ValueError, TypeError):  # TypeError: a date without a zone
-        return None
+_registered: dict[str, Adapter] = {}
 
 
 class UnknownServiceError(CDCError):
     """There is no adapter for this service."""
 
 
+def register(service: str, adapter: Adapter) -> None:
+    """Add a service of your own, from a module that CDC_TASK_MODULES names."""
+    _registered[service] = adapter
+
+
 def adapter_for(service: str) -> Adapter:
-    """Return the module of this name; raises UnknownServiceError."""
-    services = [module.name for module in pkgutil.iter_modules(__path__)]
-    if service not in services:
-        raise UnknownServiceError(f"There is no service {service!r}; there are: {', '.join(services)}.")
-    return cast("Adapter", import_module(f"{__name__}.{service}"))
+    """Return the service's adapter; raises UnknownServiceError."""
+    ours = [module.name for module in pkgutil.iter_modules(__path__)]
+    if service in ours:
+        return cast("Adapter", import_module(f"{__name__}.{service}"))
+    if service in _registered:
+        return _registered[service]
+    raise UnknownServiceError(
+        f"There is no service {service!r}; there are: {', '.join([*ours, *_registered])}."
+    )

@@ -12,8 +12,9 @@ from urllib.error import URLError
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError, SlackClientError
 
+from cdc_tasks.failures import AnswerLost, NotSent, Refused, Unavailable, failure_of
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import TIMEOUT, AnswerLost, NotSent, Recipient, Refused, Unavailable, failure_of
+from cdc_tasks.social import TIMEOUT, Recipient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,14 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["blocks", "check", "send"]
 
-_TEXT, _HEADER, _SECTION, _FIELD, _FIELDS, _URL = (
-    4000,
-    150,
-    3000,
-    2000,
-    10,
-    3000,
-)  # characters; fields a section
+# Characters; and how many fields a section may have.
+_TEXT, _HEADER, _SECTION, _FIELD, _URL, _FIELDS = 4000, 150, 3000, 2000, 3000, 10
 
 _NOT_NOW = {"service_unavailable", "request_timeout", "team_added_to_org"}
 _PERHAPS_DONE = {"fatal_error", "internal_error"}  # "it's possible some aspect of the operation succeeded"

@@ -15,8 +15,9 @@ import pymsteams
 import requests
 import urllib3
 
+from cdc_tasks.failures import AnswerLost, NotSent, Refused, Unavailable, failure_of
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import TIMEOUT, AnswerLost, NotSent, Recipient, Refused, Unavailable, failure_of
+from cdc_tasks.social import TIMEOUT, Recipient
 
 if TYPE_CHECKING:
     from cdc_tasks.messages import Message
@@ -24,12 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["card", "check", "send"]
 
 _LIMIT = 28_000  # bytes of the whole message
-_HEADING, _TITLE, _FACT, _FACTS = (
-    150,
-    500,
-    100,
-    10,
-)  # characters that stay below it, even where each takes 12 bytes
+# Characters that stay below it together, even where each takes 12 bytes: an emoji in JSON.
+_HEADING, _TITLE, _FALLBACK, _NAME, _VALUE, _FACTS, _URL = 100, 300, 150, 40, 100, 10, 1000
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>])")
 
@@ -85,7 +82,7 @@ def card(message: Message) -> dict[str, Any]:
     body: list[dict[str, Any]] = [heading, {"type": "RichTextBlock", "inlines": [title]}]
     if message.facts:
         facts = [
-            {"title": _plain(_cut(fact.name, _FACT)), "value": _plain(_cut(fact.value, _FACT)) or "-"}
+            {"title": _plain(_cut(fact.name, _NAME)), "value": _plain(_cut(fact.value, _VALUE)) or "-"}
             for fact in message.facts[:_FACTS]
         ]
         body.append({"type": "FactSet", "facts": facts})
@@ -93,11 +90,11 @@ def card(message: Message) -> dict[str, Any]:
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",
         "version": "1.4",
-        "fallbackText": _cut(message.text, _TITLE),
+        "fallbackText": _cut(message.text, _FALLBACK),
         "msteams": {"width": "Full"},
         "body": body,
     }
-    if message.link and len(message.link) <= 2 * _TITLE:
+    if message.link and len(message.link) <= _URL:
         found["actions"] = [{"type": "Action.OpenUrl", "title": "Open", "url": message.link}]
     return found
 

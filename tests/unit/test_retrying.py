@@ -4,8 +4,8 @@ import pytest
 from celery.exceptions import Reject, Retry
 
 from cdc_tasks.celery import app
+from cdc_tasks.failures import AnswerLost, RateLimited, Refused, Unavailable, failure_of
 from cdc_tasks.retrying import LONGEST_WAIT, RetryingTask, TryAgain, described, seconds_to_wait
-from cdc_tasks.social import AnswerLost, RateLimited, Refused, Unavailable, failure_of
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def in_process(helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     for name, value in helpdesk.environment.items():
         monkeypatch.setenv(name, value)
     _forget()
+    app.loader.import_default_modules()
     app.conf.broker_url = helpdesk.broker.url
     yield helpdesk
     db.engine().dispose()

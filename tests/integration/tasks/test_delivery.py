@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.delivery import MaybeSentError, deliver
+from cdc_tasks.failures import AnswerLost, RateLimited, Refused, Unavailable
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import AnswerLost, RateLimited, Refused, Unavailable
 from cdc_tasks.vault import VaultError
 from tests.social_stub import Drop, Error, RateLimit, Status
 from tests.waiting import wait_until

@@ -11,6 +11,7 @@ import psycopg2
 from demo.servers import PostgresServer, ValkeyServer
 from tests.conftest import Database
 from tests.helpdesk import HelpDesk
+from tests.social_stub import RateLimit
 from tests.waiting import wait_until
 from tests.worker import Worker
 
@@ -50,6 +51,19 @@ def test_a_message_waits_for_the_record_of_what_was_sent(helpdesk: HelpDesk, soc
         assert social.posted == []
         server.start()
         wait_until(lambda: social.to("C0ANNA"), timeout=30, what="the message")
+
+
+def test_a_worker_that_is_asked_to_end_gives_back_what_waits_for_its_next_try(
+    helpdesk: HelpDesk, social: SocialStub
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    social.fail("C0ANNA", RateLimit(60))
+    with Worker(helpdesk.environment) as worker:
+        helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
+        wait_until(lambda: "RateLimited" in worker.log, what="the wait to begin")
+        assert worker.stop() == 0
+    assert helpdesk.broker.client.llen("notifications") == 1
+    assert helpdesk.broker.client.hlen("unacked") == 0
 
 
 def test_a_broker_that_restarts_keeps_its_tasks_and_gets_its_workers_back(
