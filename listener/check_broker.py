@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from celery import Celery
-from celery.exceptions import QueueNotFound
 from kombu import Connection
 from redis.exceptions import ResponseError
 
@@ -16,6 +15,7 @@ from listener.findings import Finding, State, finding_from
 from listener.publisher import BrokerAway
 from listener.redis_connection import RedisConnection
 from listener.router import Route
+from listener.task_message import make_message
 
 __all__ = ["check_broker", "check_cache"]
 
@@ -25,7 +25,7 @@ _ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are th
 
 def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
     """Yield what was found; never raises CDCError."""
-    yield from _check_queues(app, routes)
+    yield from _check_messages(app, routes)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
         is_redis = connection.transport.driver_type == "redis"
@@ -141,25 +141,21 @@ def _knows(app: Celery, command: str) -> bool:
     return bool(answer and answer[0])
 
 
-def _check_queues(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
-    unknown = {}
+def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
+    """Look for routes whose tasks could not be sent, a queue that does not exist for one."""
     for route in routes:
         try:
-            _queue_of(app, route)
-        except QueueNotFound:
-            unknown[route.queue] = route
-    for queue, route in unknown.items():
-        yield Finding(
-            what=f"route to {route.task}",
-            state=State.PROBLEM,
-            found=f"there is no queue {queue}; there are {', '.join(sorted(app.amqp.queues))}",
-            cure="Correct the route's queue=, or add the queue to task_queues in celeryconfig.py.",
-        )
+            make_message(app, route, (route.schema, route.table, next(iter(route.events)).value))
+        except CDCError as error:
+            yield finding_from(f"route to {route.task}", error)
 
 
-def _queue_of(app: Celery, route: Route) -> str:
-    options = {} if route.queue is None else {"queue": route.queue}
-    return str(app.amqp.router.route(options, route.task)["queue"].name)
+def _queue_of(app: Celery, route: Route) -> str | None:
+    try:
+        _, options = make_message(app, route, (route.schema, route.table, ""))
+    except CDCError:
+        return None
+    return str(options["queue"].name) if "queue" in options else None
 
 
 def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
@@ -190,9 +186,7 @@ def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
 
 
 def _check_consumers(app: Celery, routes: Sequence[Route], taken: set[str]) -> Iterator[Finding]:
-    for queue in dict.fromkeys(
-        _queue_of(app, route) for route in routes if route.queue in {None, *app.amqp.queues}
-    ):
+    for queue in dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))):
         if queue not in taken:
             found, cure = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
             yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, cure=cure)

@@ -13,12 +13,12 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.errors import CDCError
 from listener.console import print_json, show_parked
-from listener.envelope import argsrepr
 from listener.loading import load_router
 from listener.parked import ParkedChange, parked_key, parse_parked
 from listener.redis_connection import Command, RedisConnection
-from listener.router import BinlogRouter, Call, Parked
+from listener.router import BinlogRouter, Call, Parked, RouteError
 from listener.settings import ListenerSettings, load
+from listener.task_message import argsrepr
 from listener.wiring import celery_app, checkpoint_store
 
 __all__ = ["cli"]
@@ -132,9 +132,9 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
     with _opened(settings) as store:
         for parked in _chosen(store, ids, task, everything=everything):
             fired = _fire(parked, router)
-            if isinstance(fired, Parked):
+            if isinstance(fired, Exception):
                 failed += 1
-                typer.echo(f"{parked.id}: stays parked: {fired.error!r}", err=True)
+                typer.echo(f"{parked.id}: stays parked: {type(fired).__name__}: {fired}", err=True)
                 continue
             if fired:
                 _send(app, parked, fired)
@@ -143,9 +143,14 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
     raise typer.Exit(1 if failed else 0)
 
 
-def _fire(parked: ParkedChange, router: BinlogRouter) -> Call | Parked | None:
-    route = parked.find_route(router)
-    return next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
+def _fire(parked: ParkedChange, router: BinlogRouter) -> Call | Exception | None:
+    """Return what the change's route makes of it now: a task, nothing, or an error again."""
+    try:
+        route = parked.find_route(router)
+    except RouteError as error:
+        return error
+    fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
+    return fired.error if isinstance(fired, Parked) else fired
 
 
 def _send(app: Celery, parked: ParkedChange, call: Call) -> None:

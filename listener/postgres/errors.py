@@ -139,6 +139,12 @@ _RULES: Final = (
         sqlstates=("58P01",),
     ),
     _Rule(
+        SourceError,
+        "ALTER SYSTEM SET output_plugin_libraries = 'pgoutput', 'wal2json'; SELECT pg_reload_conf();",
+        text=r"may not be used as an output plugin",  # newer minor releases list those that may
+        sqlstates=("42501",),
+    ),
+    _Rule(
         SourceLost,  # a failover may be on its way
         PRIMARY,
         text=r"recovery|read-only",
