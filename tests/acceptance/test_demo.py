@@ -1,0 +1,217 @@
+"""`python -m demo` as a newcomer meets it: as root and as anybody, and however it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psycopg2
+import pytest
+
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.conftest import Broker, Database
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+# Become `nobody`; only to see what the checkout and the interpreter are, wherever root has put them, it stays root.
+_AS_NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
+)
+_INVITATION = "Try it yourself"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Demo:
+    """The demo as a process, its output line by line, and every process that it has led to."""
+
+    def __init__(self, *arguments: str, via: Sequence[str] = (), **environment: str) -> None:
+        self._mark = f"mark-{uuid.uuid4().hex}"
+        kept = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+        self.process = subprocess.Popen(
+            [*via, sys.executable, "-m", "demo", *arguments],
+            cwd=_CHECKOUT,
+            env={**kept, **environment, "DEMO_TEST_MARK": self._mark, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    def wait_for(self, text: str) -> None:
+        """Wait until it is printed; the demo must not end before."""
+        wait_until(
+            lambda: text in self.output or self.process.poll() is not None, timeout=120, what=repr(text)
+        )
+        assert text in self.output, self.output
+
+    def end(self) -> int:
+        """Wait for its end, and return its exit status."""
+        status = self.process.wait(120)
+        self._reader.join()
+        return status
+
+    def processes(self) -> dict[int, str]:
+        """Return each process that has it for an ancestor and its command, whoever is their parent now."""
+        found = {}
+        for process in Path("/proc").iterdir():
+            try:
+                if process.name.isdigit() and self._mark.encode() in (process / "environ").read_bytes():
+                    found[int(process.name)] = (
+                        (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    )
+            except OSError:  # it has ended, or is somebody else's
+                continue
+        return found
+
+    def pid_of(self, words: str) -> int:
+        """Return the process whose command has these words in it; of several the eldest."""
+        return min(pid for pid, command in self.processes().items() if words in command)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
+
+
+def assert_nothing_runs(demo: Demo) -> None:
+    wait_until(lambda: not demo.processes(), timeout=15, what="every process of the demo to be gone")
+
+
+def assert_the_story_was_told(output: str) -> None:
+    assert len(re.findall(r"\d+ ms after commit", output)) >= 8
+    unwrapped = " ".join(re.sub(r"\d+ ms after commit", "", output).split())
+    for words in (
+        "INSERT INTO tickets (title, priority, assigned_to_id, created_by_id)",
+        "insert of public.tickets",
+        "cdc_tasks.notify_ticket_insert SUCCESS",
+        "anna@example.com New Ticket: TKT-00001 Printer on fire",
+        "Mona Manager: New Ticket: TKT-00001 Printer on fire",
+        "nora@example.com Welcome",
+        "open → in progress",
+        "Anna → Nora",
+        '"name":"Super Admin"',
+        "celery -A cdc_tasks call cdc_tasks.refresh_master_cache",
+        "kill -KILL",
+        "Nothing is missing, and nothing came twice.",
+    ):
+        assert words in unwrapped, output
+    assert re.search(r"Inbox http://127\.0\.0\.1:\d+", output)
+    assert re.search(r"Flower http://127\.0\.0\.1:\d+", output)
+
+
+def test_the_whole_story_is_told_once_on_embedded_servers_and_nothing_is_left() -> None:
+    with Demo("--once") as demo:
+        assert demo.end() == 0, demo.output
+        assert_the_story_was_told(demo.output)
+        assert_nothing_runs(demo)
+
+
+def test_somebody_who_is_not_root_sees_the_same() -> None:
+    with Demo("--once", via=_AS_NOBODY if os.geteuid() == 0 else (), HOME="/nonexistent") as demo:
+        demo.wait_for("All running after")
+        assert 0 not in {Path(f"/proc/{pid}").stat().st_uid for pid in demo.processes()}
+        assert demo.end() == 0, demo.output
+        assert_the_story_was_told(demo.output)
+
+
+def test_the_servers_that_the_environment_names_are_used_and_left_as_they_were(
+    database: Database, broker: Broker
+) -> None:
+    addresses = {"DATABASE_URL": database.url, "CELERY_BROKER_URL": broker.url, "CACHE_URL": broker.cache_url}
+    with Demo("--once", **addresses) as demo:
+        assert demo.end() == 0, demo.output
+
+    assert_the_story_was_told(demo.output)
+    assert "Starting PostgreSQL" not in demo.output
+    assert "Starting Valkey" not in demo.output
+    assert database.fetch("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+    assert (
+        database.fetch("SELECT slot_name FROM pg_replication_slots WHERE database = %s", database.name) == []
+    )
+    assert database.fetch("SELECT pubname FROM pg_publication") == []
+    assert list(broker.client.scan_iter("*cdc_demo*")) == []
+
+
+def test_tables_that_are_not_the_demos_are_not_touched(database: Database, broker: Broker) -> None:
+    database.execute("CREATE TABLE tickets (mine text); INSERT INTO tickets VALUES ('precious')")
+
+    with Demo("--once", DATABASE_URL=database.url, CELERY_BROKER_URL=broker.url) as demo:
+        assert demo.end() == 1
+
+    assert "has tables of its own where the demo's would be: tickets" in demo.output
+    assert "Traceback" not in demo.output
+    assert database.fetch("SELECT mine FROM tickets") == [("precious",)]
+
+
+def test_a_change_made_by_hand_after_the_story_is_shown_and_ctrl_c_ends_it_all() -> None:
+    with Demo() as demo:
+        demo.wait_for(_INVITATION)
+        demo.wait_for("Auditor")
+        url = re.search(r"postgresql://\S+", demo.output)
+        assert url is not None
+        connection = psycopg2.connect(url[0])
+        with connection, connection.cursor() as cursor:
+            cursor.execute("INSERT INTO tickets (title, assigned_to_id) VALUES ('By hand', 2)")
+        connection.close()
+        demo.wait_for("Manager: New Ticket: TKT-00023 By hand")
+
+        demo.process.send_signal(signal.SIGINT)
+
+        assert demo.end() == 0
+        assert "Nothing is left running." in demo.output
+        assert_nothing_runs(demo)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_lives_on_when_the_demo_is_killed(number: signal.Signals) -> None:
+    with Demo() as demo:
+        demo.wait_for("All running after")
+        assert len(demo.processes()) > 5
+
+        demo.process.send_signal(number)
+        demo.end()
+
+        assert_nothing_runs(demo)
+
+
+def test_a_message_that_does_not_come_is_a_clear_error() -> None:
+    with Demo("--once") as demo:
+        demo.wait_for("All running after")
+        os.kill(demo.pid_of("celery -A cdc_tasks worker"), signal.SIGKILL)
+
+        assert demo.end() == 1
+
+        assert "the worker has ended by itself" in demo.output
+        assert "the end of its log" in demo.output
+        assert "Traceback" not in demo.output
+        assert_nothing_runs(demo)
