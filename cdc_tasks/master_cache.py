@@ -75,7 +75,9 @@ class UnknownTableError(CDCError):
 @app.task(name="cdc_tasks.refresh_master_cache")
 def refresh_master_cache(table: str) -> str:
     """Put fresh rows of `table` into each key that it feeds."""
-    return refresh(table)
+    outcome = refresh(table)
+    log.info("master cache refreshed", table=table, outcome=outcome)
+    return outcome
 
 
 @app.task(name="cdc_tasks.refresh_all_master_caches")
@@ -108,7 +110,6 @@ def refresh(table: str) -> str:
         rows = _read(table, keys, attempt)
         outcome = _replace(table, keys, attempt)
         if outcome != "again":
-            log.info("master cache refreshed", table=table, rows=rows, outcome=outcome)
             return f"{outcome}: {rows} rows of {table}"
 
 

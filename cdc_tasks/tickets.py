@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import structlog
@@ -90,11 +91,15 @@ def ticket_data(ticket: Ticket) -> TicketData:
         created_by=ticket.created_by.name if ticket.created_by else None,
         priority=ticket.priority,
         status=ticket.status,
-        created_at=ticket.created_at.isoformat() if ticket.created_at else None,
+        created_at=_in_utc(ticket.created_at).isoformat() if ticket.created_at else None,
     )
     if base := worker_settings().ticket_base_url:
         data["link"] = f"{base.rstrip('/')}/{ticket.id}"
     return data
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is None else moment.astimezone(UTC)  # MySQL's have no zone
 
 
 def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | None) -> str:
@@ -149,8 +154,13 @@ def _current_facts(data: TicketData, *, leave_out: Collection[str]) -> tuple[Fac
         "status": Fact("Status", data["status"] or "none"),
         "priority": Fact("Priority", data["priority"] or "none"),
         "created_by_id": Fact("Created by", data["created_by"] or "unknown"),
+        "created_at": Fact("Created", _readable(data["created_at"])),
     }
     return tuple(fact for column, fact in facts.items() if column not in leave_out)
+
+
+def _readable(moment: str | None) -> str:
+    return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M %Z}".strip() if moment else "unknown"
 
 
 def _named(session: Session, column: str, value: Any) -> str:
