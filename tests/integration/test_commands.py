@@ -1,0 +1,329 @@
+"""The listener's commands as an operator types them, on a real database and a real broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.servers import ValkeyServer
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Broker, Database
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_ROUTES = "tests.routes_for_commands"
+
+
+class Operator:
+    """Somebody at a shell."""
+
+    def __init__(self, **environment: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "CELERY_"))}
+        self.environment = {**kept, **environment}
+
+    def types(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m listener …`, and return what it wrote and how it ended."""
+        return subprocess.run(
+            [sys.executable, "-W", "error::ResourceWarning", "-m", "listener", *arguments],
+            cwd=_CHECKOUT,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def asks(self, *arguments: str, **environment: str) -> Any:
+        """Return the JSON that a command answers with."""
+        done = self.types(*arguments, "--json", **environment)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    @contextmanager
+    def running(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+        """Run it in the background; killed at the end if it still runs."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "listener", *arguments],
+            cwd=_CHECKOUT,
+            env={**self.environment, **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def operator(database: Database, broker: Broker) -> Operator:
+    """An operator with a database that has a table, an empty broker, and a name of their own."""
+    database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
+    return Operator(
+        DATABASE_URL=database.url,
+        CELERY_BROKER_URL=broker.url,
+        CACHE_URL=broker.cache_url,
+        CDC_NAME=database.name,
+        CDC_ROUTES=f"{_ROUTES}:setup",
+    )
+
+
+def _tasks(broker: Broker, queue: str) -> list[dict[str, Any]]:
+    return [json.loads(message) for message in reversed(broker.client.lrange(queue, 0, -1))]
+
+
+def test_help_names_every_command_and_every_variable() -> None:
+    from listener.settings import ListenerSettings
+
+    told = Operator().types("--help").stdout
+    for word in ("run", "check", "routes", "status", "parked"):
+        assert word in told
+    assert [name for name in ListenerSettings.model_fields if name.upper() not in told] == []
+    for command in (["run"], ["check"], ["routes"], ["status"], ["parked"], ["parked", "replay"]):
+        done = Operator().types(*command, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status"])
+def test_settings_that_cannot_be_used_are_all_told_at_once(command: str) -> None:
+    done = Operator(CDC_NAME="Not This", CDC_PLUGIN="other").types(command)
+    assert done.returncode == 1
+    for variable in ("DATABASE_URL", "CDC_NAME", "CDC_PLUGIN"):
+        assert variable in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_routes_are_shown_without_database_and_broker() -> None:
+    operator = Operator(CDC_ROUTES=f"{_ROUTES}:routes")
+    assert operator.asks("routes") == [
+        {
+            "table": "public.roles",
+            "events": "INSERT, UPDATE, DELETE, TRUNCATE",
+            "task": "tests.refresh",
+            "when": "",
+            "argument": "_table",
+            "columns": "all",
+            "queue": "",
+            "grouping": "coalesce",
+        },
+        {
+            "table": "public.roles",
+            "events": "UPDATE",
+            "task": "tests.renamed",
+            "when": "changed('name')",
+            "argument": "the change",
+            "columns": "id",
+            "queue": "",
+            "grouping": "",
+        },
+        {
+            "table": "public.roles",
+            "events": "INSERT",
+            "task": "tests.many",
+            "when": "",
+            "argument": "the change",
+            "columns": "all",
+            "queue": "bulk",
+            "grouping": "batch of 500",
+        },
+    ]
+    table = operator.types("routes").stdout
+    assert "tests.refresh" in table
+    assert "batch of 500" in table
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("nowhere.routes:setup", "there is no module nowhere.routes"),
+        (f"{_ROUTES}:nothing", "has no attribute 'nothing'"),
+        (f"{_ROUTES}:no_router", "it is dict, not a BinlogRouter"),
+    ],
+)
+def test_routes_that_are_not_there_are_told_with_the_way_to_name_them(reference: str, told: str) -> None:
+    done = Operator(CDC_ROUTES=reference).types("routes")
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "CDC_ROUTES=myapp.routes:setup_router" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, broker: Broker) -> None:
+    checked = operator.asks("check")
+    assert checked["ready"], checked
+    before = operator.types("status")
+    assert (before.returncode, "never started" in before.stdout) == (1, True)
+
+    with operator.running() as listener:
+        _wait_for_a_reader(database)
+        database.execute("INSERT INTO roles VALUES (1, 'Auditor'); UPDATE roles SET name = 'Admin'")
+        wait_until(lambda: broker.client.llen("celery") == 2, what="two tasks in the default queue")
+        assert [each["headers"]["task"] for each in _tasks(broker, "celery")] == [
+            "tests.renamed",
+            "tests.refresh",
+        ]
+        assert broker.client.llen("bulk") == 1
+
+        status = wait_until(lambda: _caught_up(operator), what="the listener to have caught up")
+        assert status["listener"] == "running"
+        assert status["checkpoint"]
+        assert status["alarms"] == []
+        assert f"slot {database.name}" in operator.types("status").stdout
+        assert operator.asks("check")["ready"]
+
+        listener.send_signal(signal.SIGTERM)
+        assert listener.wait(timeout=10) == 0
+    stopped = operator.types("status")
+    assert (stopped.returncode, "nobody" in stopped.stdout) == (1, True)
+
+
+def _wait_for_a_reader(database: Database) -> None:
+    active = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
+    wait_until(lambda: database.fetch(active, database.name), timeout=30, what="the listener to read")
+
+
+def _caught_up(operator: Operator) -> Any:
+    status = operator.asks("status")
+    return status if status["lag_bytes"] == 0 else None
+
+
+def test_an_interrupt_ends_it_too_and_json_logs_are_json(operator: Operator, database: Database) -> None:
+    with operator.running("run", "--json-logs", "--log-level", "debug") as listener:
+        assert listener.stderr is not None
+        lines = []
+        for line in listener.stderr:
+            lines.append(json.loads(line))
+            if lines[-1]["event"] == "streaming":
+                listener.send_signal(signal.SIGINT)
+        assert listener.wait(timeout=10) == 0
+    assert [each["event"] for each in lines if each["event"] in {"starting", "stopped"}] == [
+        "starting",
+        "stopped",
+    ]
+    assert {"timestamp", "level"} <= lines[0].keys()
+    assert "postgresql://" not in json.dumps(lines)
+
+
+def test_problems_are_shown_with_what_to_paste_and_fail_the_command(
+    operator: Operator, database: Database
+) -> None:
+    database.execute("ALTER TABLE roles DROP CONSTRAINT roles_pkey; ALTER TABLE roles DROP COLUMN name")
+    done = operator.types(
+        "check", CDC_PLUGIN="wal2json", CELERY_BROKER_URL="redis://user:broker-secret@127.0.0.1:1/0"
+    )
+    assert done.returncode == 1
+    assert "\n  ALTER TABLE public.roles REPLICA IDENTITY FULL;\n" in done.stdout
+    assert "public.roles has no column name" in done.stdout
+    assert "Start it, or correct CELERY_BROKER_URL." in done.stdout
+    assert "secret" not in done.stdout + done.stderr
+    ran = operator.types("run")
+    assert ran.returncode == 1
+    assert "ALTER TABLE public.roles REPLICA IDENTITY FULL;" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
+    with ValkeyServer(arguments=["--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru"]) as careless:
+        url = {"CELERY_BROKER_URL": careless.url}
+        findings = {each["what"]: each for each in operator.asks("check", **url)["findings"]}
+        assert findings["broker's disk"]["state"] == findings["broker's memory"]["state"] == "warning"
+        assert "CONFIG SET appendonly yes" in findings["broker's disk"]["cure"]
+        assert "CONFIG SET maxmemory-policy noeviction" in findings["broker's memory"]["cure"]
+        for durability, what in (("fsync", "broker's disk"), ("replicated", "CDC_DURABILITY=replicated")):
+            checked = operator.asks("check", CDC_DURABILITY=durability, **url)
+            assert [each["what"] for each in checked["findings"] if each["state"] == "problem"] == [what]
+    with ValkeyServer(append_only=True) as careful:
+        checked = operator.asks("check", CDC_DURABILITY="fsync", CELERY_BROKER_URL=careful.url)
+        assert checked["ready"], checked
+
+
+def test_a_cache_that_is_away_and_a_queue_that_is_not_there_are_problems(operator: Operator) -> None:
+    checked = operator.asks("check", CACHE_URL="redis://127.0.0.1:1/0", CDC_ROUTES=f"{_ROUTES}:to_no_queue")
+    problems = {each["what"]: each for each in checked["findings"] if each["state"] == "problem"}
+    assert problems.keys() == {"cache", "route to tests.many"}
+    assert "balk" in problems["route to tests.many"]["found"]
+
+
+def test_a_gap_stops_it_until_it_is_accepted(operator: Operator, database: Database, broker: Broker) -> None:
+    with operator.running() as listener:
+        _wait_for_a_reader(database)
+        database.execute("INSERT INTO roles VALUES (1, 'a')")
+        wait_until(lambda: broker.client.llen("bulk") == 1, what="the first task")
+        listener.send_signal(signal.SIGTERM)
+        assert listener.wait(timeout=10) == 0
+    database.execute("SELECT pg_drop_replication_slot(%s)", database.name)
+    database.execute("INSERT INTO roles VALUES (2, 'missed')")
+    stopped = operator.types("run")
+    assert stopped.returncode == 1
+    assert "--accept-gap" in stopped.stderr
+    assert not operator.asks("check")["ready"]
+    with operator.running("run", "--accept-gap"):
+        _wait_for_a_reader(database)
+        database.execute("INSERT INTO roles VALUES (3, 'b')")
+        wait_until(lambda: broker.client.llen("bulk") == 2, what="the task after the gap")
+
+
+def test_a_second_listener_waits_says_so_and_takes_over(
+    operator: Operator, database: Database, broker: Broker
+) -> None:
+    with operator.running() as first:
+        _wait_for_a_reader(database)
+        with operator.running("run", "--json-logs") as second:
+            assert second.stderr is not None
+            events = (json.loads(line)["event"] for line in second.stderr)
+            assert "standby" in iter(events)
+            first.send_signal(signal.SIGKILL)
+            assert "streaming" in iter(events)
+            database.execute("INSERT INTO roles VALUES (1, 'a')")
+            wait_until(lambda: broker.client.llen("bulk") == 1, what="a task of the second listener")
+
+
+def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
+    operator: Operator, database: Database, broker: Broker
+) -> None:
+    operator.environment["CDC_ROUTES"] = f"{_ROUTES}:failing"
+    with operator.running():
+        _wait_for_a_reader(database)
+        database.execute("INSERT INTO roles VALUES (1, NULL), (2, 'named')")
+        wait_until(lambda: broker.client.llen("celery") == 1, what="the task that works")
+        parked = operator.asks("parked", "list")
+    assert [(each["task"], each["change"]["after"]["id"]) for each in parked] == [
+        ("tests.named", 1),
+        ("tests.wrong", 1),
+        ("tests.wrong", 2),
+    ]
+    assert operator.asks("status")["parked"] == 3
+    assert "3 changes are parked" in operator.types("status").stdout
+    first, *_, last = (each["id"] for each in parked)
+    listed = operator.types("parked", "list", "--task", "tests.wrong").stdout
+    assert last in listed
+    assert first not in listed
+    shown = json.loads(operator.types("parked", "show", first).stdout)
+    assert shown["error"].startswith("TypeError")
+    assert shown["change"]["after"] == {"id": 1, "name": None}
+
+    again = operator.types("parked", "replay", "--all")
+    assert again.returncode == 1
+    assert again.stderr.count("stays parked") == 3
+    mended = {"CDC_ROUTES": f"{_ROUTES}:mended"}
+    replayed = operator.types("parked", "replay", first, **mended)
+    assert (replayed.returncode, replayed.stdout) == (0, f"{first}: sent to tests.named\n")
+    task = _tasks(broker, "celery")[-1]
+    assert task["headers"]["id"] == first
+    assert "roles insert" in task["headers"]["argsrepr"]
+    assert operator.types("parked", "replay", first).returncode == 1
+
+    assert operator.types("parked", "drop").returncode == 2
+    assert operator.types("parked", "drop", "--all").stdout.count("dropped") == 2
+    assert operator.asks("parked", "list") == []

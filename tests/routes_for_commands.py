@@ -1,0 +1,55 @@
+"""Routes of other people's making, as CDC_ROUTES names them in tests of the commands."""
+
+from __future__ import annotations
+
+from cdc_tasks.changes import Change
+from listener.router import BinlogRouter, EventType, changed
+
+__all__ = ["failing", "mended", "no_router", "routes", "setup", "to_no_queue"]
+
+
+def setup() -> BinlogRouter:
+    """Return routes to the help desk's tables."""
+    router = BinlogRouter()
+    router.register("public", "roles", EventType.ALL, "tests.refresh", args=_table, coalesce=True)
+    router.register(
+        "public", "roles", [EventType.UPDATE], "tests.renamed", when=changed("name"), columns=["id"]
+    )
+    router.register("public", "roles", [EventType.INSERT], "tests.many", batch=500, queue="bulk")
+    return router
+
+
+def _table(change: Change) -> list[str]:
+    return [change.table]
+
+
+routes = setup()
+no_router = {"a": "mistake"}
+
+
+def to_no_queue() -> BinlogRouter:
+    """Return a route whose queue is misspelt."""
+    router = BinlogRouter()
+    router.register("public", "roles", EventType.INSERT, "tests.many", queue="balk")
+    return router
+
+
+def failing() -> BinlogRouter:
+    """Return a route whose function fails on rows that it does not expect, and one that is wrong for good."""
+    router = BinlogRouter()
+    router.register(
+        "public", "roles", EventType.INSERT, "tests.named", args=lambda change: [len(change.row["name"])]
+    )
+    router.register(
+        "public", "roles", EventType.INSERT, "tests.wrong", when=lambda change: change.row["nothing"]
+    )
+    return router
+
+
+def mended() -> BinlogRouter:
+    """Return the same routes, the first of which now takes every row."""
+    router = BinlogRouter()
+    router.register(
+        "public", "roles", EventType.INSERT, "tests.named", args=lambda change: [change.row["name"]]
+    )
+    return router
