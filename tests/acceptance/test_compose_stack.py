@@ -60,6 +60,14 @@ class Container(ServerProcess):
         # Docker sets HOSTNAME; FLOWER_PORT is what the mapping of ports would do.
         return {"PATH": path, "HOSTNAME": socket.gethostname(), "FLOWER_PORT": str(self.port), **given}
 
+    def run(self, program: str, *arguments: str) -> None:
+        """Run a command beside it, as `docker compose exec` does."""
+        command = [str(Path(sys.executable).with_name(program)), *arguments]
+        result = subprocess.run(
+            command, env=self._environment(), cwd=self.home, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+
     def _is_ready(self) -> bool:
         return is_healthy(self._service, self._environment(), self._here)
 
@@ -120,14 +128,16 @@ def test_the_containers_become_healthy_in_their_order_and_do_the_whole_job(
         "@redis:6379": f"@127.0.0.1:{broker.port}",
     }
     with ExitStack() as stack:
-        for name in ("worker", "listener", "flower"):
-            container = stack.enter_context(Container(name, addresses))
+        _worker, listener, flower = (
+            stack.enter_context(Container(name, addresses)) for name in ("worker", "listener", "flower")
+        )
+        listener.run("cdc-listener", "check")
         superuser = postgres.url_of("helpdesk")
         _execute(superuser, "INSERT INTO roles (name) VALUES ('Auditor')")
         cache = stack.enter_context(redis.Redis.from_url(broker.url_of(1)))
         wait_until(lambda: b"Auditor" in (cache.get("master:roles") or b""), timeout=20, what="the cache")
-        assert _status_of(container.url) == 401
-        assert _status_of(container.url, f"admin:{_SECRETS['FLOWER_PASSWORD']}") == 200
+        assert _status_of(flower.url) == 401
+        assert _status_of(flower.url, f"admin:{_SECRETS['FLOWER_PASSWORD']}") == 200
 
 
 def _status_of(url: str, login: str = "") -> int:
