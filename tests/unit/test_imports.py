@@ -17,7 +17,9 @@ def imported_by(package: str) -> set[tuple[str, str]]:
     found = set()
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
+            if isinstance(node, ast.ImportFrom) and node.module in {"cdc_tasks", "listener", "demo"}:
+                found |= {(str(path.relative_to(ROOT)), f"{node.module}.{name.name}") for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
                 found.add((str(path.relative_to(ROOT)), node.module))
             elif isinstance(node, ast.Import):
                 found |= {(str(path.relative_to(ROOT)), name.name) for name in node.names}
