@@ -1,0 +1,93 @@
+"""The pages on settings and operating say what the code does, no more and no less."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import ByteSize, SecretStr
+from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
+
+from cdc_tasks.settings import WorkerSettings
+from listener.__main__ import cli
+from listener.settings import ListenerSettings
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_SETTINGS_PAGE = (_CHECKOUT / "docs" / "settings.md").read_text()
+_ROW = re.compile(r"^\| `(?P<variable>[A-Z_]+)` \| (?P<default>.*?) \|", re.MULTILINE)
+_READ_DIRECTLY = re.compile(r"""environ(?:\.get\(|\[)\s*["'](\w+)""")
+_COMMAND = re.compile(r"(?:^\$ |`)(?:python -m listener|cdc-listener)((?: [^`\n]*)?)(?:`|$)", re.MULTILINE)
+
+# Flower reads these by itself; they are told because nobody should go without.
+_OF_OTHERS = {"FLOWER_BASIC_AUTH"}
+
+
+def _fields() -> dict[str, FieldInfo]:
+    fields = {**WorkerSettings.model_fields, **ListenerSettings.model_fields}
+    return {name.upper(): field for name, field in fields.items()}
+
+
+def _read_directly() -> set[str]:
+    files = [
+        *_CHECKOUT.glob("*config.py"),
+        *(_CHECKOUT / "cdc_tasks").rglob("*.py"),
+        *(_CHECKOUT / "listener").rglob("*.py"),
+    ]
+    return {name for file in files for name in _READ_DIRECTLY.findall(file.read_text())}
+
+
+def test_every_variable_in_the_code_is_documented_and_the_other_way_round() -> None:
+    documented = {row["variable"] for row in _ROW.finditer(_SETTINGS_PAGE)}
+    assert documented == _fields().keys() | _read_directly() | _OF_OTHERS
+
+
+def test_the_documented_defaults_are_the_codes() -> None:
+    documented = {row["variable"]: row["default"].strip("`") for row in _ROW.finditer(_SETTINGS_PAGE)}
+    assert {name: documented[name] for name in _fields()} == {
+        name: _shown(field.default) for name, field in _fields().items()
+    }
+
+
+def _shown(default: Any) -> str:
+    if default in {None, (), PydanticUndefined}:
+        return "–"  # noqa: RUF001 - a dash, as in every table of the docs
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, ByteSize):
+        return default.human_readable(separator="").replace(".0", "")
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+@pytest.mark.parametrize("page", ["docs/operating.md", "docs/settings.md"])
+def test_every_command_and_option_on_the_page_exists(page: str) -> None:
+    for arguments in _COMMAND.findall((_CHECKOUT / page).read_text()):
+        asked = CliRunner().invoke(cli, [*shlex.split(arguments), "--help"])
+        assert asked.exit_code == 0, asked.output
+
+
+def test_every_field_of_the_status_is_explained() -> None:
+    page = (_CHECKOUT / "docs" / "operating.md").read_text()
+    told = set(re.findall(r"`(\w+)`", page))
+    from listener.console import describe_status
+    from listener.status import Reader, SavedPosition, SourceStatus, Status
+
+    source = SourceStatus(
+        reader=Reader.NONE,
+        detail="",
+        current="",
+        acknowledged=None,
+        lag_bytes=0,
+        retained_bytes=0,
+        safe_bytes=None,
+    )
+    status = Status(name="", source=source, saved=SavedPosition(None, None, 0), lag_alarm=1)
+    assert describe_status(status).keys() - told <= {"name", "detail", "end_of_log"}
