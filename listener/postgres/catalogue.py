@@ -50,6 +50,7 @@ class Table:
     ancestors: tuple[TableName, ...]  # what this is a partition of, the nearest first
     own_identity: ReplicaIdentity
     partitions: tuple[ReplicaIdentity, ...]  # those that hold rows
+    listed_in: tuple[str, ...] = ()  # publications that have a list of its columns
 
     @property
     def is_publishable(self) -> bool:
@@ -94,10 +95,11 @@ def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...
             stored_generated=frozenset(stored),
             virtual_generated=frozenset(virtual),
             ancestors=tuple((schema, name) for schema, name in ancestors),
+            listed_in=tuple(publications),
             own_identity=own[oid],
             partitions=tuple(partitions.get(oid, ())),
         )
-        for oid, kind, is_logged, columns, stored, virtual, ancestors in fetch(
+        for oid, kind, is_logged, columns, stored, virtual, ancestors, publications in fetch(
             connection, _DETAILS, [list(oids)]
         )
         if oid in own  # else made or dropped meanwhile
@@ -139,7 +141,9 @@ SELECT c.oid, c.relkind, c.relpersistence = 'p',
   ARRAY(SELECT ARRAY[an.nspname::text, ac.relname::text]
         FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS a(oid, nth)
         JOIN pg_class ac ON ac.oid = a.oid JOIN pg_namespace an ON an.oid = ac.relnamespace
-        WHERE ac.oid <> c.oid ORDER BY a.nth)
+        WHERE ac.oid <> c.oid ORDER BY a.nth),
+  ARRAY(SELECT p.pubname::text FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+        WHERE r.prrelid = c.oid AND jsonb_typeof(to_jsonb(r) -> 'prattrs') = 'array' ORDER BY p.pubname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = ANY (%s::oid[])
 ORDER BY n.nspname, c.relname

@@ -9,7 +9,7 @@ from typing import Final
 from cdc_tasks.changes import EventType
 from listener.findings import Finding, State
 from listener.postgres.catalogue import Identity, Table, TableName
-from listener.postgres.identifiers import quoted_table
+from listener.postgres.identifiers import quoted, quoted_table
 from listener.postgres.watched import Watched, is_glob, watched_tables
 from listener.router import Route
 
@@ -133,7 +133,7 @@ def _find_in_identity(watched: Watched, published: frozenset[EventType], version
     partial = [each.table for each in table.identities if each.identity is not Identity.FULL]
     if lacking:
         found = f"no primary key in {_names(lacking)}: the application's own UPDATE and DELETE would fail"
-        yield _problem(table, found, "Add a primary key, or:\n" + _set_identity(lacking, "FULL"))
+        yield _problem(table, found, "Add a primary key, or:\n" + _make_full(table, lacking))
     elif table.is_partitioned and not table.own_identity.identifies_rows:
         found = "no primary key: UPDATE and DELETE will fail in a partition that is added later"
         cure = "Add a primary key, or run for each new partition: ALTER TABLE … REPLICA IDENTITY FULL;"
@@ -143,7 +143,7 @@ def _find_in_identity(watched: Watched, published: frozenset[EventType], version
         yield _problem(table, found, _set_identity(full, "DEFAULT"))
     if table.own_identity.identity is Identity.FULL and partial:
         found = "REPLICA IDENTITY FULL, but not in each partition: old values would come out as NULL"
-        yield _problem(table, found, _set_identity(partial, "FULL"))
+        yield _problem(table, found, _make_full(table, partial))
 
 
 def _problem(table: Table, found: str, cure: str) -> Finding:
@@ -178,8 +178,19 @@ def _old_values(route: Route, table: Table, found: str, partial: Sequence[TableN
         found=f"{_names([table.name])}: {found}",
         cure="A table with virtual generated columns cannot have REPLICA IDENTITY FULL."
         if table.virtual_generated
-        else _set_identity(partial, "FULL"),
+        else _make_full(table, partial),
     )
+
+
+def _make_full(table: Table, tables: Sequence[TableName]) -> str:
+    """Return the SQL; with a list of columns still published, the application's UPDATE and DELETE would fail."""
+    if not table.listed_in:
+        return _set_identity(tables, "FULL")
+    name = quoted_table(table.name)
+    publications = [quoted(each) for each in table.listed_in]
+    drops = [f"ALTER PUBLICATION {each} DROP TABLE ONLY {name};" for each in publications]
+    adds = [f"ALTER PUBLICATION {each} ADD TABLE ONLY {name};" for each in publications]
+    return "\n".join(["BEGIN;", *drops, _set_identity(tables, "FULL"), *adds, "COMMIT;"])
 
 
 def _set_identity(tables: Sequence[TableName], identity: str) -> str:

@@ -187,6 +187,24 @@ def test_routes_that_need_old_values_get_the_sql_that_puts_them_in_the_log(any_d
     assert [each.state for each in Findings(any_database.url, router).all if each.state is not OK] == []
 
 
+def test_the_sql_for_old_values_keeps_the_application_going_while_columns_are_listed(
+    any_database: Database,
+) -> None:
+    any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY, status text, title text)")
+    any_database.execute("INSERT INTO tickets VALUES (1)")
+    router = _router(("tickets", UPDATE, "id"), when=changed("status"))
+    with contextlib.closing(connect(any_database.url)) as connection:
+        prepare_publication(connection, "ours", router.routes)
+        cure = Findings(any_database.url, router).about("whether status changed").cure
+        any_database.execute(cure)
+        any_database.execute("UPDATE tickets SET status = 'new'")
+        assert Findings(any_database.url, router)["publication ours"].found.startswith(
+            "has what the routes need"
+        )
+        prepare_publication(connection, "ours", router.routes)
+    any_database.execute("UPDATE tickets SET status = 'old'; DELETE FROM tickets")
+
+
 def test_a_route_to_a_partition_is_told_under_which_name_its_changes_come(any_database: Database) -> None:
     any_database.execute(
         """CREATE TABLE events (day int) PARTITION BY RANGE (day);
