@@ -73,7 +73,7 @@ def seconds_to_wait(error: TryAgain, retries: int) -> float:
 
 
 def described(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Return a `repr` that has no row data in it: a change is told by its table, event and id."""
+    """Return a `repr` that has no row data in it: of a change table, event and id, of any other dict its keys."""
     if isinstance(arguments, dict):
         return saferepr({name: _shown(value) for name, value in arguments.items()})
     return saferepr(tuple(_shown(value) for value in arguments))
@@ -84,6 +84,8 @@ def _shown(value: Any) -> Any:
         return f"<{len(value)} changes of {value[0]['schema']}.{value[0]['table']}, first {value[0]['id']}>"
     if _is_change(value):
         return f"<{value['event']} of {value['schema']}.{value['table']}, {value['id']}>"
+    if isinstance(value, dict):
+        return f"<{', '.join(map(str, value))}>"
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -132,28 +133,30 @@ class Narrator:
         text = Text.assemble(
             f"{task.name}  ", (task.state, _STATES[task.state]), (f"  {task.outcome}", "dim")
         )
-        ran = None if task.seconds is None else f"ran {task.seconds * 1000:.0f} ms"
-        self._line("task", "cyan", text, ran)
+        ran = "" if task.seconds is None else f"ran {task.seconds * 1000:.0f} ms"
+        self._line("task", "cyan", text, Text(ran, style="dim"))
 
-    def _message(self, message: Message, since: str | None) -> None:
+    def _message(self, message: Message, after: Text | None) -> None:
         label, style = _SERVICES[message.service]
-        self._line(label, f"bold {style}", Text.assemble((message.to, "bold"), f"  {message.text}"), since)
+        self._line(label, f"bold {style}", Text.assemble((message.to, "bold"), f"  {message.text}"), after)
 
-    def _cache(self, change: CacheChanged, since: str | None) -> None:
-        self._line("cache", "bold green", Text(change.key, style="bold"), since)
+    def _cache(self, change: CacheChanged, after: Text | None) -> None:
+        self._line("cache", "bold green", Text(change.key, style="bold"), after)
         for when, value in (("before", change.before), ("after", change.after)):
-            shown = "(no such key)" if value is None else value
+            shown = "(no such key)" if value is None else json.dumps(json.loads(value), ensure_ascii=False)
             text = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}… ({len(shown)} characters)"
             self._line(when, "dim", Text(text, style="dim" if when == "before" else ""))
 
-    def _line(self, label: str, style: str, content: RenderableType, right: str | None = None) -> None:
+    def _line(self, label: str, style: str, content: RenderableType, right: Text | None = None) -> None:
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(width=8, justify="right", style=style, no_wrap=True)
         line.add_column(ratio=1, overflow="fold")
-        line.add_column(justify="right", style="bold", no_wrap=True)
-        line.add_row(label, content, right or "")
+        line.add_column(justify="right", no_wrap=True)
+        line.add_row(label, content, right)
         self._console.print(line)
 
 
-def _after(since: Since | None, at: float) -> str | None:
-    return None if since is None else f"{(at - since.at) * 1000:.0f} ms after {since.what}"
+def _after(since: Since | None, at: float) -> Text | None:
+    if since is None:
+        return None
+    return Text(f"{(at - since.at) * 1000:.0f} ms after {since.what}", style="bold green")

@@ -111,7 +111,7 @@ def _servers(cleanup: ExitStack, say: Callable[[str], None]) -> Addresses:
         say("PostgreSQL")
         postgres = cleanup.enter_context(PostgresServer())
         database = postgres.url
-        psql = f"{shutil.which('psql') or postgres.binaries / 'psql'} {database}"
+        psql = f"{'psql' if shutil.which('psql') else postgres.binaries / 'psql'} {database}"
     if not broker or not cache:
         say("Valkey")
         valkey = cleanup.enter_context(ValkeyServer())

@@ -119,7 +119,7 @@ def assert_the_story_was_told(output: str) -> None:
         "nora@example.com Welcome",
         "open → in progress",
         "Anna → Nora",
-        '"name":"Super Admin"',
+        '"name": "Super Admin"',
         "celery -A cdc_tasks call cdc_tasks.refresh_master_cache",
         "kill -KILL",
         "Nothing is missing, and nothing came twice.",

@@ -55,6 +55,7 @@ def test_a_change_is_shown_by_its_name_and_other_arguments_as_they_are() -> None
     }
     assert described((change,)) == "('<insert of public.users, abc>',)"
     assert described(([change, change],)) == "('<2 changes of public.users, first abc>',)"
+    assert described({"changed": {"status": ["open", "closed"]}}) == "{'changed': '<status>'}"
     assert described(("roles", 1, [])) == "('roles', 1, [])"
     assert described({"change": change, "n": 1}) == "{'change': '<insert of public.users, abc>', 'n': 1}"
 
