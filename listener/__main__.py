@@ -84,7 +84,7 @@ def run(
         listener = make_listener(settings, router, accept_gap=accept_gap)
         _stop_on_signals(listener)
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
-        with LagAlarm(partial(read_source_status, settings), settings.cdc_lag_alarm):
+        with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
             listener.run()
     except CDCError as error:
         log.error("failed", error=error.message, cure=error.hint)  # noqa: TRY400 - a person needs no traceback
@@ -134,7 +134,8 @@ def routes(*, as_json: AsJSON = False) -> None:
 @cli.command()
 def status(*, as_json: AsJSON = False) -> None:
     """Tell how far the listener is: position, lag, slot. Exit status 1 where no listener reads."""
-    found = read_status(load(ListenerSettings))
+    settings = load(ListenerSettings)
+    found = read_status(settings, load_router(settings.cdc_routes))
     if as_json:
         print_json(describe_status(found))
     else:

@@ -102,7 +102,7 @@ def show_status(status: Status) -> None:
     console = _console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
-        if name != "alarms":
+        if name not in {"alarms", "unseen"}:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
     console.print(table)
     for alarm in status.alarms:
@@ -123,6 +123,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "lag_seconds": status.lag_seconds,
         "retained_bytes": source.retained_bytes,
         "safe_bytes": source.safe_bytes,
+        "unseen": list(source.unseen),
         "parked": saved.parked,
         "alarms": list(status.alarms),
     }

@@ -38,6 +38,8 @@ class LagAlarm:
         except CDCError as error:
             log.debug("lag_unknown", reason=error.message)  # the loop meets the same, and tells
             return
+        if source.unseen:
+            log.error("tables_unseen", tables=source.unseen, cure="Restart the listener.")
         retained, safe = source.retained_bytes or 0, source.safe_bytes
         if retained > self._limit or (safe is not None and safe < retained):
             self._is_on = True

@@ -36,6 +36,7 @@ class SourceStatus:
     lag_bytes: int | None  # of log that is not published yet
     retained_bytes: int | None  # of log that is kept for us
     safe_bytes: int | None  # how much more may be written before the source gives us up; None: without limit
+    unseen: tuple[str, ...] = ()  # tables that routes name, and whose changes do not come to the listener
 
 
 class SavedPosition(NamedTuple):
@@ -79,6 +80,8 @@ class Status:
             yield f"the database keeps {source.retained_bytes:,} bytes of log for us, more than CDC_LAG_ALARM"
         if source.safe_bytes is not None and source.safe_bytes < (source.retained_bytes or 0):
             yield f"after {source.safe_bytes:,} more bytes of log the database gives us up"
+        if source.unseen:
+            yield f"changes of {', '.join(source.unseen)} do not come: restart the listener"
         if self.saved.parked:
             yield f"{self.saved.parked} changes are parked: python -m listener parked list"
 
@@ -96,9 +99,7 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
         if isinstance(answer, ResponseError):
             raise redis.refusal(answer)
     (position, as_of, at), parked = answers
-    known = (
-        as_of or at
-    )  # without the first: when the checkpoint was moved, which is the same but in a backlog
+    known = as_of or at  # without the first: when it was moved, which is the same unless there is a backlog
     return SavedPosition(
         position.decode() if position else None,
         datetime.fromisoformat(known.decode()) if known else None,

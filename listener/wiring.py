@@ -116,18 +116,26 @@ def _saved(settings: ListenerSettings) -> SavedPosition:
         return SavedPosition(None, None, 0)
 
 
-def read_status(settings: ListenerSettings) -> Status:
+def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
     """Return how far the listener is; raises CDCError where database or broker does not tell."""
     saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
     return Status(
         name=settings.cdc_name,
-        source=read_source_status(settings, saved.position),
+        source=read_source_status(settings, router, saved.position),
         saved=saved,
         lag_alarm=settings.cdc_lag_alarm,
     )
 
 
-def read_source_status(settings: ListenerSettings, published: str | None = None) -> SourceStatus:
+def read_source_status(
+    settings: ListenerSettings, router: BinlogRouter, published: str | None = None
+) -> SourceStatus:
     """Return what the database says; `published` is the checkpoint, where it is known."""
     _require_postgres(settings)
-    return read_postgres_status(settings.database_url.get_secret_value(), settings.slot, published)
+    return read_postgres_status(
+        settings.database_url.get_secret_value(),
+        settings.slot,
+        published,
+        publication=settings.publication if settings.cdc_plugin == "pgoutput" else None,
+        routes=router.routes,
+    )

@@ -47,8 +47,12 @@ class Publication:
             self.events >= wanted.events
             and (self.via_root or not wanted.via_root)
             and (self.generated_columns or not wanted.generated_columns)
-            and all(self._has(table, columns) for table, columns in wanted.tables.items())
+            and not self.lacks(wanted)
         )
+
+    def lacks(self, wanted: Publication) -> list[TableName]:
+        """Return the wanted tables that are not published, or not with all the columns."""
+        return [table for table, columns in wanted.tables.items() if not self._has(table, columns)]
 
     def _has(self, table: TableName, columns: frozenset[str] | None) -> bool:
         if self.all_tables or (table[0] in self.schemas and table not in self.tables):

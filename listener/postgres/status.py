@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Final
 
-from listener.postgres.connection import connect, fetch_value
+from listener.postgres.connection import Connection, connect, fetch_value
+from listener.postgres.preparation import look_at_tables
+from listener.postgres.publication import plan_publication, read_publication
 from listener.postgres.slot import Slot, read_slot
+from listener.router import Route
 from listener.status import Reader, SourceStatus
 
 __all__ = ["read_postgres_status"]
@@ -14,8 +18,19 @@ __all__ = ["read_postgres_status"]
 _LAG: Final = "SELECT greatest(0, %s::pg_lsn - greatest(%s::pg_lsn, %s::pg_lsn))::bigint"
 
 
-def read_postgres_status(url: str, slot_name: str, checkpoint: str | None) -> SourceStatus:
-    """Return how far the server and its slot are; raises SourceError, SourceLost."""
+def read_postgres_status(
+    url: str,
+    slot_name: str,
+    checkpoint: str | None,
+    *,
+    publication: str | None = None,
+    routes: Sequence[Route] = (),
+) -> SourceStatus:
+    """Return how far the server and its slot are; raises SourceError, SourceLost.
+
+    With a `publication` it is compared with what the routes need now: tables may have been made anew, or taken
+    out of it, while the listener runs.
+    """
     with closing(connect(url)) as connection:
         slot = read_slot(connection, slot_name)
         if slot is None:
@@ -26,7 +41,10 @@ def read_postgres_status(url: str, slot_name: str, checkpoint: str | None) -> So
             published = checkpoint.partition(":")[0]
             # What is acknowledged is published too, and may lie a little further: behind the last commit.
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
-    reader, detail = _reader(slot)
+        reader, detail = _reader(slot)
+        unseen: tuple[str, ...] = ()
+        if publication is not None and reader is Reader.RUNNING:
+            unseen = _unseen(connection, publication, routes)
     return SourceStatus(
         reader=reader,
         detail=detail,
@@ -35,7 +53,16 @@ def read_postgres_status(url: str, slot_name: str, checkpoint: str | None) -> So
         lag_bytes=lag,
         retained_bytes=slot.retained_bytes,
         safe_bytes=slot.safe_bytes,
+        unseen=unseen,
     )
+
+
+def _unseen(connection: Connection, name: str, routes: Sequence[Route]) -> tuple[str, ...]:
+    _, watched = look_at_tables(connection, routes)
+    wanted = plan_publication(watched, connection.info.server_version)
+    found = read_publication(connection, name)
+    missing = wanted.tables if found is None else found.lacks(wanted)
+    return tuple(".".join(table) for table in missing)
 
 
 def _never_started(slot_name: str, current: str) -> SourceStatus:

@@ -198,6 +198,21 @@ def _caught_up(operator: Operator) -> Any:
     return status if status["lag_bytes"] == 0 else None
 
 
+def test_a_table_that_was_made_anew_behind_the_listeners_back_is_an_alarm(
+    operator: Operator, database: Database
+) -> None:
+    with operator.running():
+        _wait_for_a_reader(database)
+        assert operator.asks("status")["unseen"] == []
+        database.execute("DROP TABLE roles; CREATE TABLE roles (id int PRIMARY KEY, name text)")
+        status = operator.asks("status")
+        assert status["unseen"] == ["public.roles"]
+        assert any("restart the listener" in alarm for alarm in status["alarms"])
+    with operator.running():
+        _wait_for_a_reader(database)
+        assert operator.asks("status")["unseen"] == []
+
+
 def test_an_interrupt_ends_it_too_and_json_logs_are_json(operator: Operator, database: Database) -> None:
     with operator.running("run", "--json-logs", "--log-level", "debug") as listener:
         assert listener.stderr is not None
