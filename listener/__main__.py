@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import structlog
@@ -145,6 +146,8 @@ def status(*, as_json: AsJSON = False) -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is told in words, with its cure."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does: that is where people have their routes
     try:
         cli()
     except CDCError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -13,20 +12,16 @@ __all__ = ["load_router"]
 
 
 def load_router(reference: str) -> BinlogRouter:
-    """Return the router at `module:attribute`, called if it is a function; raises RouteError.
-
-    The working directory is looked in first, as `python -m` does.
-    """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    """Return the router at `module:attribute`, called if it is a function; raises RouteError."""
     module, _, attribute = reference.partition(":")
     try:
         found = attrgetter(attribute)(import_module(module))
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # something that the module itself imports
-        raise _unusable(reference, f"there is no module {module} in {here} or on the Python path") from error
+        raise _unusable(
+            reference, f"there is no module {module} in {Path.cwd()} or on the Python path"
+        ) from error
     except AttributeError as error:
         raise _unusable(reference, str(error)) from error
     router = found() if callable(found) else found

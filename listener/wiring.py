@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from celery import Celery
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.settings import SettingsError
 from listener.check_broker import check_broker, check_cache
 from listener.findings import Finding
 from listener.monitor import Monitor, SourceError
 from listener.postgres.check import Wanted, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from listener.publisher import BrokerError, Publisher
+from listener.publisher import BrokerAway, BrokerError, Publisher
 from listener.redis_connection import RedisConnection
 from listener.redis_publisher import RedisPublisher
 from listener.router import BinlogRouter
@@ -35,7 +36,13 @@ __all__ = [
 def celery_app(settings: ListenerSettings) -> Celery:
     """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
     app = Celery("listener")
-    app.config_from_object(settings.celery_config_module)
+    try:
+        app.config_from_object(settings.celery_config_module, force=True)
+    except ImportError as error:
+        raise SettingsError(
+            f"CELERY_CONFIG_MODULE={settings.celery_config_module} cannot be imported: {error}.",
+            hint="Write a module that starts with: from celeryconfig import *",
+        ) from error
     return app
 
 
@@ -118,7 +125,10 @@ def _saved(settings: ListenerSettings) -> SavedPosition:
 
 def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
     """Return how far the listener is; raises CDCError where database or broker does not tell."""
-    saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
+    try:
+        saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
+    except BrokerAway as error:
+        raise BrokerAway(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
     return Status(
         name=settings.cdc_name,
         source=read_source_status(settings, router, saved.position),

@@ -160,8 +160,9 @@ _RULES: Final = (
     _Rule(
         Gap,
         ACCEPT_GAP,
-        text=r"can no longer (get changes|access)|(replication slot|publication) .* does not exist",
-        sqlstates=("42704", "55000"),
+        text=r"can no longer (get changes|access)|(replication slot|publication) .* does not exist"
+        r"|WAL segment .* has already been removed",
+        sqlstates=("42704", "55000", "58P01", "XX000"),
     ),
     _Rule(PermissionDenied, "Let the owner, or a superuser, do it.", sqlstates=("42501",)),
 )
