@@ -1,0 +1,141 @@
+"""What MySQL's and MariaDB's errors mean for an operator, each with the command that mends it."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+from typing import Final
+
+import pymysql
+
+from cdc_tasks.errors import CDCError
+from listener.monitor import Gap, SourceError, SourceLost
+
+__all__ = ["ACCEPT_GAP", "PermissionDenied", "ServerIdTaken", "grant", "translate", "translate_dump"]
+
+ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
+
+_LOST: Final = frozenset(
+    {
+        *(1040, 1203, 1226),  # no connection left
+        *(
+            1053,
+            1077,
+            1152,
+            1158,
+            1159,
+            1160,
+            1161,
+            1184,
+            1189,
+            1190,
+            1927,
+            4031,
+        ),  # shutting down, killed, cut
+        *(1205, 1213, 1317, 3024, 1969),  # a lock, a deadlock, interrupted
+        *(2002, 2003, 2005, 2006, 2013, 2014, 2055),  # the driver's own
+    }
+)
+
+
+class PermissionDenied(SourceError):
+    """The account may not do this."""
+
+
+class ServerIdTaken(SourceError):
+    """Another replica uses our server_id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    error: type[CDCError]
+    codes: tuple[int, ...]
+    hint: str  # may name {user}
+    text: str = ""
+
+    def applies(self, code: int, text: str) -> bool:
+        return code in self.codes and re.search(self.text, text, re.IGNORECASE) is not None
+
+
+_TLS_CURE: Final = (
+    "Write ?ssl_ca=/path/of/ca.pem in DATABASE_URL, with the certificate of the authority that signed the server's, "
+    "and the host as the server's certificate names it."
+)
+
+_RULES: Final = (
+    _Rule(
+        SourceError,
+        (1045, 1698),
+        "Check user and password in DATABASE_URL (write each of : / ? # [ ] @ % in them as %XX), "
+        "or set a new one: ALTER USER {user} IDENTIFIED BY '…';",
+    ),
+    _Rule(SourceError, (3159,), "The server wants TLS: " + _TLS_CURE),
+    _Rule(SourceError, (2003, 2026), _TLS_CURE, text=r"\[SSL|certificate"),
+    _Rule(SourceError, (1130, 1129), "Let the listener's host in: CREATE USER {user} …; or: FLUSH HOSTS;"),
+    _Rule(SourceError, (1049, 1044), "Check the database's name in DATABASE_URL."),
+    _Rule(SourceError, (1381,), "Start the server with log_bin and binlog_format=ROW."),
+    _Rule(
+        SourceLost, (2002, 2003, 2005), "Is the server running there? Check host and port in DATABASE_URL."
+    ),
+)
+
+# What a server says when it is asked for its log: error 1236 with a text.
+_DUMP_RULES: Final = (
+    _Rule(
+        ServerIdTaken,
+        (1236,),
+        "Give the listener a server_id of its own: CDC_SERVER_ID=…, different from each replica's.",
+        text=r"same server_uuid/server_id",
+    ),
+    _Rule(
+        Gap,
+        (1236,),
+        ACCEPT_GAP,
+        text=r"purged|not in the (master|source)'s binlog|Could not find first log|more GTIDs than|"
+        r"position > file size|impossible position|Could not find GTID state|has been purged",
+    ),
+    _Rule(
+        SourceError,
+        (1236,),
+        "SET GLOBAL max_allowed_packet = 1073741824;",
+        text=r"max_allowed_packet",
+    ),
+    _Rule(
+        SourceError, (1236,), "Start the server with log_bin and binlog_format=ROW.", text=r"log is not open"
+    ),
+    _Rule(SourceError, (1236,), "SET GLOBAL server_id = 1;", text=r"server.id was not set"),
+)
+
+
+def grant(user: str) -> str:
+    """Return the statement that gives the account all it needs on the server."""
+    return f"GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user};"
+
+
+def translate(error: pymysql.Error, user: str) -> CDCError:
+    """Return the error in our words; `user` is the account as SQL names it."""
+    code, text = _parts(error)
+    told = f"The database says: {text} ({code})" if code else f"The database says: {text}"
+    if code in {1227, 1142, 1143, 1370, 1044}:
+        return PermissionDenied(told, hint=grant(user))
+    for rule in (*_RULES, *_DUMP_RULES):
+        if rule.applies(code, text):
+            return rule.error(told, hint=rule.hint.format(user=user))
+    if code in _LOST or isinstance(error, pymysql.err.InterfaceError):
+        return SourceLost(told)
+    return SourceError(told)
+
+
+def translate_dump(code: int, text: str, user: str) -> CDCError:
+    """Return in our words what the server sent in place of the log."""
+    return translate(pymysql.err.OperationalError(code, text), user)
+
+
+def _parts(error: pymysql.Error) -> tuple[int, str]:
+    original = getattr(error, "original_exception", None)
+    if isinstance(original, ssl.SSLError):
+        return 2026, f"[SSL] {original}"
+    if len(error.args) >= 2 and isinstance(error.args[0], int):
+        return error.args[0], str(error.args[1])
+    return 0, str(error)

@@ -1,0 +1,138 @@
+"""What `check` says of a MySQL or MariaDB server, and `run` refuses to start with: each with the SQL that mends it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from listener.findings import Finding, State
+from listener.mysql.connection import Connection, account, fetch
+from listener.mysql.errors import PermissionDenied, grant
+from listener.mysql.server import Server
+from listener.router import Route
+
+__all__ = ["denied", "find_in_grants", "find_in_server", "find_in_tables"]
+
+_OLDEST: Final = {"mysql": (8, 0, 14), "mariadb": (10, 5, 0)}  # where a log can name its columns
+_SHORT_RETENTION: Final = 24 * 3600  # seconds
+_REPLICATION: Final = re.compile(r"ALL PRIVILEGES|REPLICATION SLAVE\b|REPLICATION REPLICA\b")
+_STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|SUPER\b")
+
+
+def find_in_server(server: Server) -> Iterator[Finding]:
+    """Look at the server's variables."""
+    yield _version(server)
+    yield _must_be(server, "log_bin", "ON", "Start the server with log_bin; then restart it.")
+    yield _must_be(server, "binlog_format", "ROW", _setting(server, "binlog_format", "ROW"))
+    metadata = server.variable("binlog_row_metadata") or "missing"
+    cure = _setting(server, "binlog_row_metadata", "FULL")
+    yield _finding("binlog_row_metadata", metadata, State.OK if metadata == "FULL" else State.PROBLEM, cure)
+    image = server.variable("binlog_row_image")
+    cure = _setting(server, "binlog_row_image", "FULL")
+    yield _finding("binlog_row_image", image, State.OK if image == "FULL" else State.WARNING, cure)
+    number = server.variable("server_id")
+    cure = _setting(server, "server_id", "1")
+    yield _finding("server_id", number, State.PROBLEM if number == "0" else State.OK, cure)
+    yield _gtid(server)
+    yield _retention(server)
+
+
+def find_in_grants(connection: Connection[Any]) -> Iterator[Finding]:
+    """Look at what our account may do."""
+    who = account(connection)
+    grants = "\n".join(str(row[0]) for row in fetch(connection, "SHOW GRANTS"))
+    for what, pattern in (("REPLICATION SLAVE", _REPLICATION), ("REPLICATION CLIENT", _STATUS)):
+        given = pattern.search(grants) is not None
+        state = State.OK if given else State.PROBLEM
+        yield _finding(
+            f"privilege {what}", "granted" if given else f"not granted to {who}", state, grant(who)
+        )
+
+
+def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iterator[Finding]:
+    """Look for the tables and columns that the routes name."""
+    columns: dict[tuple[str, str], set[str]] = {}
+    rows = fetch(
+        connection,
+        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS"
+        " WHERE TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')",
+    )
+    for schema, table, column in rows:
+        columns.setdefault((str(schema), str(table)), set()).add(str(column))
+    for route in routes:
+        found = [name for name in columns if route.matches(*name)]
+        what = f"table {route.schema}.{route.table}"
+        if not found:
+            known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
+            yield _finding(
+                what,
+                "there is none that the account may read",
+                State.PROBLEM,
+                f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
+                f"or: GRANT SELECT ON `{route.schema}`.* TO {account(connection)};",
+            )
+            continue
+        missing = _missing_columns(route, (columns[name] for name in found))
+        cure = f"Correct columns= of the route of {route.task}."
+        state = State.PROBLEM if missing else State.OK
+        yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, cure)
+
+
+def denied(error: PermissionDenied) -> Finding:
+    """Return what could not even be looked at."""
+    return Finding(what="privileges", state=State.PROBLEM, found=error.message, cure=error.hint or "")
+
+
+def _version(server: Server) -> Finding:
+    oldest = _OLDEST[server.kind]
+    enough = server.version >= oldest
+    cure = f"Upgrade to {'.'.join(map(str, oldest))} or later: older logs do not name their columns."
+    return _finding("version", server.version_text, State.OK if enough else State.PROBLEM, cure)
+
+
+def _must_be(server: Server, name: str, value: str, cure: str) -> Finding:
+    found = server.variable(name)
+    return _finding(name, found, State.OK if found == value else State.PROBLEM, cure)
+
+
+def _gtid(server: Server) -> Finding:
+    if server.has_gtids:
+        return _finding("GTIDs", "on", State.OK, "")
+    return _finding(
+        "GTIDs",
+        "off: after a failover to a replica the listener cannot go on where it was",
+        State.WARNING,
+        "SET PERSIST enforce_gtid_consistency = ON; and gtid_mode, step by step, to ON"
+        " (manual: Enabling GTID Transactions Online)",
+    )
+
+
+def _retention(server: Server) -> Finding:
+    seconds = int(float(server.variable("binlog_expire_logs_seconds") or 0))
+    seconds = seconds or int(float(server.variable("expire_logs_days") or 0) * 86400)
+    if not seconds or server.variable("binlog_expire_logs_auto_purge") == "OFF":
+        return _finding("log retention", "until it is purged by hand", State.OK, "")
+    return _finding(
+        "log retention",
+        f"{seconds / 3600:g} hours: a listener that is away for longer misses changes",
+        State.WARNING if seconds < _SHORT_RETENTION else State.OK,
+        _setting(server, "binlog_expire_logs_seconds", "604800"),
+    )
+
+
+def _missing_columns(route: Route, tables: Iterable[set[str]]) -> list[str]:
+    wanted = set(route.columns or ())
+    for columns in tables:
+        wanted -= columns
+    return sorted(wanted)
+
+
+def _setting(server: Server, name: str, value: str) -> str:
+    if server.is_mariadb:
+        return f"SET GLOBAL {name} = {value};   and {name} = {value} under [mariadb] in the server's configuration"
+    return f"SET PERSIST {name} = {value};"
+
+
+def _finding(what: str, found: str, state: State, cure: str) -> Finding:
+    return Finding(what=what, found=found or "not known", state=state, cure="" if state is State.OK else cure)

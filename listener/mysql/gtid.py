@@ -1,0 +1,152 @@
+"""Sets of global transaction ids: MySQL's per server and tag, MariaDB's per domain. Pure values.
+
+Sources: MySQL's manual, "GTID Format and Storage"; MariaDB's, "Global Transaction ID".
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from typing import Final, Protocol, Self
+
+__all__ = ["GTIDSet", "MariaDBGTIDs", "MySQLGTIDs"]
+
+_SOURCE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TAG: Final = re.compile(r"[a-z_][a-z0-9_]{0,31}")
+
+
+class GTIDSet(Protocol):
+    """The transactions that were read completely; grows one by one."""
+
+    def add(self, gtid: str) -> None: ...
+    def __contains__(self, gtid: str) -> bool: ...
+    def size(self) -> int:
+        """A number that grows with each transaction."""
+
+
+class MySQLGTIDs:
+    """`uuid:1-5:7,uuid:tag:1-3`: any transactions of any servers."""
+
+    def __init__(self, text: str = "") -> None:
+        """Read what the server prints; raises ValueError."""
+        self._intervals: dict[str, list[list[int]]] = {}  # by "uuid" or "uuid:tag": [first, last], ascending
+        for part in filter(None, re.sub(r"\s", "", text).split(",")):
+            source, *rest = part.lower().split(":")
+            if not _SOURCE.fullmatch(source) or not rest:
+                raise ValueError(part)
+            name = source
+            for each in rest:
+                if _TAG.fullmatch(each):
+                    name = f"{source}:{each}"
+                    continue
+                first, _, last = each.partition("-")
+                self._add(name, int(first), int(last or first))
+
+    def add(self, gtid: str) -> None:
+        """Add one transaction, `uuid:number` or `uuid:tag:number`."""
+        name, _, number = gtid.rpartition(":")
+        intervals = self._intervals.get(name)
+        if intervals and intervals[-1][1] + 1 == (n := int(number)):
+            intervals[-1][1] = n  # nearly always
+        else:
+            self._add(name, int(number), int(number))
+
+    def __contains__(self, gtid: str) -> bool:
+        name, _, number = gtid.rpartition(":")
+        wanted = int(number)
+        return any(first <= wanted <= last for first, last in self._intervals.get(name, ()))
+
+    def __str__(self) -> str:
+        return ",".join(
+            f"{name}:{':'.join(f'{first}-{last}' if last > first else str(first) for first, last in intervals)}"
+            for name, intervals in sorted(self._intervals.items())
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MySQLGTIDs) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @property
+    def is_tagged(self) -> bool:
+        return any(":" in name for name in self._intervals)
+
+    def size(self) -> int:
+        return sum(last - first + 1 for each in self._intervals.values() for first, last in each)
+
+    def union(self, other: Self) -> MySQLGTIDs:
+        return MySQLGTIDs(",".join(filter(None, (str(self), str(other)))))
+
+    def minus(self, other: MySQLGTIDs) -> MySQLGTIDs:
+        """Return what is in this set and not in the other."""
+        left = MySQLGTIDs()
+        for name, intervals in self._intervals.items():
+            holes = other._intervals.get(name, [])
+            for first, last in intervals:
+                at = first
+                for hole_first, hole_last in holes:
+                    if hole_last < at or hole_first > last:
+                        continue
+                    if hole_first > at:
+                        left._add(name, at, hole_first - 1)
+                    at = hole_last + 1
+                if at <= last:
+                    left._add(name, at, last)
+        return left
+
+    def _add(self, name: str, first: int, last: int) -> None:
+        if first < 1 or last < first:
+            raise ValueError(f"{first}-{last}")
+        intervals = self._intervals.setdefault(name, [])
+        at = bisect_right(intervals, [first])
+        intervals.insert(at, [first, last])
+        merged: list[list[int]] = []
+        for each in intervals:
+            if merged and each[0] <= merged[-1][1] + 1:
+                merged[-1][1] = max(merged[-1][1], each[1])
+            else:
+                merged.append(each)
+        self._intervals[name] = merged
+
+
+class MariaDBGTIDs:
+    """`0-1-17,1-2-4`: how far each domain was read; within a domain the numbers ascend, whoever gave them."""
+
+    def __init__(self, text: str = "") -> None:
+        """Read what the server prints; raises ValueError."""
+        self._last: dict[int, tuple[int, int]] = {}  # domain -> server, number
+        for part in filter(None, re.sub(r"\s", "", text).split(",")):
+            domain, server, number = map(int, part.split("-"))
+            self._last[domain] = server, number
+
+    def add(self, gtid: str) -> None:
+        """Move on to a transaction, `domain-server-number`."""
+        domain, server, number = gtid.split("-")
+        self._last[int(domain)] = int(server), int(number)
+
+    def __contains__(self, gtid: str) -> bool:
+        domain, _, number = map(int, gtid.split("-"))
+        return domain in self._last and number <= self._last[domain][1]
+
+    def __str__(self) -> str:
+        return ",".join(
+            f"{domain}-{server}-{number}" for domain, (server, number) in sorted(self._last.items())
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MariaDBGTIDs) and self._last == other._last
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def size(self) -> int:
+        return sum(number for _, number in self._last.values())
+
+    def domains_beyond(self, other: MariaDBGTIDs) -> list[str]:
+        """Return our places in those domains in which `other` has not come so far."""
+        return [
+            f"{domain}-{server}-{number}"
+            for domain, (server, number) in sorted(self._last.items())
+            if f"{domain}-{server}-{number}" not in other
+        ]

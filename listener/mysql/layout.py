@@ -1,0 +1,165 @@
+"""How a column's value stands in a row, and what makes JSON of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from listener.mysql import json_binary, values
+from listener.mysql.charsets import BINARY, Charsets
+from listener.mysql.table_map import Column, ColumnType
+from listener.mysql.values import Convert
+
+__all__ = ["Layout", "layout_of"]
+
+_T = ColumnType
+_FIXED_CODE: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+class Layout(NamedTuple):
+    """One column's part of a row."""
+
+    code: str  # of `struct`, little-endian: of the value, or of its length
+    size: int  # of that, in bytes
+    counted: bool  # the value stands behind its length
+    convert: Convert  # what was read -> JSON; never raises but for text that is not of its character set
+    is_integer: bool = False  # what was read is an int, and its JSON the number
+    is_utf8: bool = False  # what was read is text in UTF-8
+
+
+def layout_of(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
+    """Return the column's layout; `special` names the MariaDB types that a log does not tell (`catalogue.py`).
+
+    Raises ValueError where nothing behind the column can be read.
+    """
+    kind, metadata = column.type, column.metadata
+    if kind in _INTEGERS:
+        code, size = _INTEGERS[kind]
+        return Layout(code.upper() if column.unsigned else code, size, False, _integer, is_integer=True)
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind in _BY_METADATA:
+        return _BY_METADATA[kind](column)
+    if kind in {_T.ENUM, _T.SET}:
+        return _labelled(column, charsets)
+    if kind in _BLOBS:
+        return _text(_counted(metadata[0]), column, charsets, special)
+    if kind is _T.BLOB_COMPRESSED:
+        return _compressed(_text(_counted(metadata[0]), column, charsets, special))
+    if kind is _T.VARCHAR_COMPRESSED:
+        return _compressed(_text(_counted(_count_size(metadata)), column, charsets, special))
+    if kind in {_T.VARCHAR, _T.VAR_STRING}:
+        return _text(_counted(_count_size(metadata)), column, charsets, special)
+    if kind is _T.STRING:
+        return _string(column, charsets, special)
+    raise ValueError(f"a column of type {kind}")
+
+
+def _integer(value: int) -> bytes:
+    return b"%d" % value
+
+
+def _fixed(size: int, convert: Convert) -> Layout:
+    return Layout(f"{size}s", size, False, convert)
+
+
+def _counted(size: int, convert: Convert = values.base64) -> Layout:
+    return Layout({1: "B", 2: "H", 3: "3s", 4: "I"}[size], size, True, convert)
+
+
+def _count_size(metadata: bytes) -> int:
+    return 2 if int.from_bytes(metadata, "little") > 255 else 1
+
+
+def _with_fraction(size: int, convert: Callable[[int], Convert]) -> Callable[[Column], Layout]:
+    """A temporal type whose metadata is the number of digits of its fraction."""
+
+    def layout(column: Column) -> Layout:
+        digits = column.metadata[0]
+        return _fixed(size + (digits + 1) // 2, convert(digits))
+
+    return layout
+
+
+def _decimal(column: Column) -> Layout:
+    precision, scale = column.metadata
+    return _fixed(values.decimal_size(precision, scale), values.decimal(precision, scale))
+
+
+def _bit(column: Column) -> Layout:
+    bits, whole = column.metadata
+    return _fixed(whole + (bits > 0), values.bits(whole * 8 + bits))
+
+
+def _medium(column: Column) -> Layout:
+    return _fixed(3, values.medium(unsigned=column.unsigned))
+
+
+_INTEGERS: Final = {_T.TINY: ("b", 1), _T.SHORT: ("h", 2), _T.LONG: ("i", 4), _T.LONGLONG: ("q", 8)}
+_PLAIN: Final = {
+    _T.FLOAT: Layout("f", 4, False, values.float4),
+    _T.DOUBLE: Layout("d", 8, False, values.float8),
+    _T.YEAR: Layout("B", 1, False, values.year),
+    _T.DATE: _fixed(3, values.plain_date),
+    _T.NEWDATE: _fixed(3, values.plain_date),
+    _T.TIME: _fixed(3, values.time_old),
+    _T.DATETIME: Layout("Q", 8, False, values.datetime_old),
+    _T.TIMESTAMP: Layout("I", 4, False, values.timestamp_old),
+}
+_BY_METADATA: Final[dict[ColumnType, Callable[[Column], Layout]]] = {
+    _T.INT24: _medium,
+    _T.NEWDECIMAL: _decimal,
+    _T.BIT: _bit,
+    _T.DATETIME2: _with_fraction(5, values.datetime2),
+    _T.TIMESTAMP2: _with_fraction(4, values.timestamp2),
+    _T.TIME2: _with_fraction(3, values.time2),
+    _T.GEOMETRY: lambda column: _counted(column.metadata[0]),
+    _T.VECTOR: lambda column: _counted(column.metadata[0]),
+    _T.JSON: lambda column: _counted(column.metadata[0], json_binary.document),
+}
+_BLOBS: Final = frozenset({_T.BLOB, _T.TINY_BLOB, _T.MEDIUM_BLOB, _T.LONG_BLOB})
+
+
+def _labelled(column: Column, charsets: Charsets) -> Layout:
+    size = column.metadata[1]
+    if column.labels is None:  # a table that nobody watches, or `Table` has refused it
+        return _fixed(size, values.base64)
+    decode = charsets.decoder(column.collation) if column.collation else bytes.decode
+    labels = tuple(decode(label) for label in column.labels)
+    if column.type is _T.ENUM:
+        return Layout(_FIXED_CODE[size], size, False, values.enumerated(labels))
+    return _fixed(size, values.members(labels))
+
+
+def _string(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
+    """CHAR and BINARY; their greatest length in bytes is spread over the metadata's two."""
+    length = ((column.metadata[0] & 0x30 ^ 0x30) << 4) + column.metadata[1]
+    counted = _counted(2 if length > 255 else 1)
+    kind = special.get(column.name)
+    if kind == "uuid":
+        return counted._replace(convert=values.uuid)
+    if kind in {"inet4", "inet6"}:
+        return counted._replace(convert=partial(values.inet, size=length))
+    if charsets.name(column.collation or 63) == BINARY:
+        return counted._replace(convert=values.padded(length))
+    return _text(counted, column, charsets, special)
+
+
+def _text(counted: Layout, column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
+    collation = column.collation or 63
+    if charsets.name(collation) == BINARY:
+        return counted
+    if special.get(column.name) == "json":
+        return counted._replace(convert=values.text_or_document)
+    decode = charsets.decoder(collation)
+    return counted._replace(
+        convert=lambda value: orjson.dumps(decode(value)), is_utf8=charsets.is_utf8(collation)
+    )
+
+
+def _compressed(layout: Layout) -> Layout:
+    convert: Any = values.uncompressed(layout.convert)
+    return layout._replace(convert=convert, is_utf8=False)

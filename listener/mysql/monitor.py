@@ -1,0 +1,199 @@
+"""MySQL's and MariaDB's binlog as a Monitor: one lock, one replica's connection."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from time import monotonic
+from typing import Final
+
+import structlog
+
+from listener.findings import raise_problems
+from listener.monitor import Batch, SourceLost
+from listener.mysql.change import BinlogChange
+from listener.mysql.charsets import Charsets
+from listener.mysql.connection import connect
+from listener.mysql.decoder import Decoder
+from listener.mysql.errors import ServerIdTaken
+from listener.mysql.findings import find_in_server
+from listener.mysql.lock import ListenerLock
+from listener.mysql.position import BinlogPosition
+from listener.mysql.preparation import starting_position
+from listener.mysql.server import Server, current_position, read_server
+from listener.mysql.stream import BinlogStream
+from listener.mysql.tables import Tables
+from listener.router import Route
+from listener.wakeup import Wakeup
+
+__all__ = ["BinlogMonitor", "derived_server_id"]
+
+log = structlog.get_logger()
+
+_MAX_BYTES: Final = 1_000_000  # of events in a batch: wide rows come in smaller batches
+_TICK: Final = 0.25  # seconds between two looks at what is due while nothing comes
+_STANDBY_EVERY: Final = 1.0  # seconds between two looks at whether the other listener is gone
+
+
+class BinlogMonitor:
+    """Reads one server's changes as a replica does; fulfils `listener.monitor.Monitor`.
+
+    The server keeps its log for as long as it is told to (binlog_expire_logs_seconds) and knows nothing of us:
+    there is nothing to acknowledge.
+    """
+
+    source: str  # mysql or mariadb: with GTIDs a checkpoint holds on each server of a group; known once open
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        name: str,
+        routes: Sequence[Route],
+        server_id: int | None = None,
+        batch_size: int = 1000,
+        from_start: bool = False,
+        accept_gap: bool = False,
+    ) -> None:
+        """`name` is CDC_NAME; `server_id` None: derived from it; `batch_size` in changes.
+
+        `from_start`: without a checkpoint read the oldest log first. `accept_gap` as the command line has it.
+        """
+        self._database_url = database_url
+        self._name = name
+        self._routes = routes
+        self._server_id = server_id or derived_server_id(name)
+        self._batch_size = batch_size
+        self._from_start = from_start
+        self._accept_gap = accept_gap
+        self._wakeup = Wakeup()
+        self._open_things = ExitStack()
+        self._server: Server
+        self._charsets: Charsets
+        self._lock: ListenerLock
+        self._current: BinlogPosition  # the end of the log when we came
+        self._stream: BinlogStream
+        self._decoder: Decoder
+
+    def open(self, *, resumes: bool) -> None:  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
+        """Become the only reader; see `Monitor.open`."""
+        self.close()
+        with ExitStack() as stack:
+            with closing(connect(self._database_url)) as connection:
+                self._server = read_server(connection)
+                raise_problems(find_in_server(self._server))
+                self._charsets = Charsets(partial(connect, self._database_url), connection)
+            self.source = self._server.kind
+            self._lock = ListenerLock(self._database_url, self._name)
+            stack.callback(self._lock.close)
+            if not self._wait_for_lock():
+                return
+            with closing(connect(self._database_url)) as connection:
+                self._current = current_position(connection, self._server)
+            self._open_things = stack.pop_all()
+
+    def batches(self, after: str | None) -> Iterator[Batch]:
+        """Yield what lies beyond `after`; see `Monitor.batches`."""
+        if self._wakeup.is_set:
+            return
+        position = self._start(after)
+        yield Batch(
+            [], str(position)
+        )  # what was committed before we came is not what a crash shall bring back
+        stream, decoder = self._stream, self._decoder
+        while not self._wakeup.is_set:
+            changes: list[BinlogChange] = []
+            self._read(changes)
+            self._lock.check()
+            if not changes:
+                stream.wait(_TICK)
+            yield Batch(changes, str(decoder.position))
+
+    def acknowledge(self, position: str) -> None:
+        """Nothing to do: the server does not keep its log for us."""
+
+    def stop(self) -> None:
+        """Make `open` and `batches` return soon."""
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Let go of the lock and the connections."""
+        self._open_things.close()
+
+    def _wait_for_lock(self) -> bool:
+        said = False
+        while not self._lock.take():
+            if not said:
+                log.info("standby", name=self._name, reason="Another listener with this CDC_NAME is running.")
+                said = True
+            if self._wakeup.wait(_STANDBY_EVERY):
+                return False
+        return True
+
+    def _start(self, after: str | None) -> BinlogPosition:
+        """Connect as a replica at the right place, and return it."""
+        with closing(connect(self._database_url)) as connection:
+            start = starting_position(
+                connection,
+                self._server,
+                after=BinlogPosition.parse(after) if after else None,
+                current=self._current,
+                from_start=self._from_start,
+                accept_gap=self._accept_gap,
+            )
+        tables = Tables(
+            partial(connect, self._database_url),
+            self._charsets,
+            self._routes,
+            mariadb=self._server.is_mariadb,
+        )
+        self._decoder = Decoder(
+            mariadb=self._server.is_mariadb,
+            describe=tables.describe,
+            after=start,
+            accepts_gap_until=self._current if self._accept_gap else None,
+        )
+        self._accept_gap = False  # the one that was meant, and none that comes later
+        self._stream = BinlogStream(
+            self._database_url, server_id=self._server_id, name=self._name, wakeup=self._wakeup
+        )
+        self._open_things.callback(self._stream.close)
+        self._stream.start(self._server, start)
+        log.info("streaming", position=str(start), server=self._server.version_text)
+        return start
+
+    def _read(self, changes: list[BinlogChange]) -> None:
+        """Read what the server has for us right now, up to a batch."""
+        decoder = self._decoder
+        decode, full, size = decoder.decode, self._batch_size, 0
+        deadline = monotonic() + _TICK
+        while len(changes) < full and size < _MAX_BYTES:
+            if decoder.inner is not None:
+                event = next(decoder.inner, None)
+                if event is None:
+                    decoder.inner = None
+                    continue
+            else:
+                event = self._next()
+                if event is None:
+                    return
+            size += len(event)
+            decode(event, changes)
+            if not changes and monotonic() > deadline:
+                return  # a long stretch that does not concern us
+
+    def _next(self) -> bytes | None:
+        try:
+            return self._stream.read()
+        except ServerIdTaken as error:
+            # Our own successor, where the session with our lock was lost first.
+            if self._lock.is_lost or not self._lock.is_mine():
+                raise SourceLost(error.message) from error
+            raise
+
+
+def derived_server_id(name: str) -> int:
+    """Return a server_id of 31 bits that depends on CDC_NAME alone: other replicas mostly have small ones."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") >> 1 | 1 << 30

@@ -1,0 +1,228 @@
+"""A replica's connection: events of the binlog come, as bytes. The one place that touches mysql-replication."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from select import select
+from struct import Struct
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import NAMESPACE_URL, uuid5
+from zlib import crc32
+
+from pymysqlreplication import BinLogStreamReader
+
+from listener.monitor import SourceError, SourceLost
+from listener.mysql.compressed import NO_CHECKSUM
+from listener.mysql.connection import Connection, connect, execute, translated
+from listener.mysql.errors import translate_dump
+from listener.mysql.gtid import MySQLGTIDs
+from listener.mysql.position import BinlogPosition
+from listener.mysql.server import Server
+from listener.wakeup import Wakeup
+
+__all__ = ["BinlogStream", "is_intact", "replica_uuid"]
+
+_HEARTBEAT: Final = 5  # seconds between two words of a server that has no changes for us
+_SILENCE: Final = 20.0  # without a word for so long, the connection is half-open
+_CHUNK: Final = 256 * 1024
+_FULL_PACKET: Final = 0xFFFFFF  # the next packet goes on where this one ends
+_EVENT, _EOF, _ERROR = 0x00, 0xFE, 0xFF
+_ROTATE, _FORMAT = 4, 15
+_ARTIFICIAL: Final = 0x20
+
+_error = Struct("<xH").unpack_from
+_SQLSTATE = re.compile(rb"#.{5}")
+
+
+class BinlogStream:
+    """Events from one place of the log on; `read` does not wait, `wait` does."""
+
+    def __init__(self, url: str, *, server_id: int, name: str, wakeup: Wakeup) -> None:
+        """`name` is CDC_NAME: it tells our own former connection from another replica's."""
+        self._connection: Connection[Any] = connect(url, read_timeout=60)
+        self._server_id = server_id
+        self._name = name
+        self._wakeup = wakeup
+        self._buffer = b""
+        self._at = 0
+        self._chunks: list[bytes] = []  # what came behind the buffer
+        self._missing = 1  # bytes until something can be done with them
+        self._has_checksums = True
+        self._silent = 0.0  # seconds that we have waited since the last word
+        self._socket: socket.socket
+
+    def start(self, server: Server, position: BinlogPosition) -> None:
+        """Ask for the log from `position` on; raises SourceError, Gap and SourceLost, also later while reading."""
+        with translated(self._connection):
+            reader = self._reader(server, position)
+            # The library's own iterator would reconnect by itself, leave out what it does not know, and decode
+            # each event: it is left at the place where it has made a replica of the connection.
+            reader._BinLogStreamReader__connect_to_stream()  # noqa: SLF001
+        self._socket = self._connection._sock  # type: ignore[attr-defined]  # noqa: SLF001 - taken over from here
+        self._socket.setblocking(False)
+
+    def read(self) -> bytes | None:
+        """Return the next event with its header, None where there is none yet; raises as `start` does."""
+        payload = self._next_packet()
+        if payload is None:
+            return None
+        if payload[0] == _EVENT:
+            return self._checked(payload[1:])
+        if payload[0] == _ERROR:
+            (code,) = _error(payload)
+            text = _SQLSTATE.sub(b"", payload[3:], count=1).decode(errors="replace")
+            raise translate_dump(code, text, "CURRENT_USER()")
+        if payload[0] == _EOF:
+            raise SourceLost("The server ended the stream of its binlog.")
+        raise SourceError(f"The server sent a packet of an unknown kind: {payload[0]:#x}.")
+
+    def wait(self, seconds: float) -> None:
+        """Wait for an event, at most so long; raises SourceLost where the server has been silent for too long."""
+        if self._missing <= 0 or self._pending():
+            return
+        began = monotonic()
+        with translated(self._connection):
+            readable, _, _ = select([self._socket, self._wakeup], [], [], seconds)
+        self._silent = 0.0 if readable else self._silent + monotonic() - began
+        if self._silent > _SILENCE:
+            raise SourceLost(f"The database has not been heard of for {_SILENCE:.0f} seconds.")
+
+    def close(self) -> None:
+        """Close the connection; safe to call twice."""
+        self._connection._force_close()  # type: ignore[attr-defined]  # noqa: SLF001 - no word of farewell: it would not be read
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reader(self, server: Server, position: BinlogPosition) -> BinLogStreamReader:
+        """Return the library's reader, set up for our connection and for the place to start at."""
+        execute(self._connection, "SET @master_binlog_checksum = 'CRC32'")
+        execute(self._connection, "SET @slave_uuid = %s, @replica_uuid = %s", [self._uuid, self._uuid])
+        file, offset = position.file, position.offset
+        if position.restart:
+            file, _, start = position.restart.rpartition(":")
+            offset = int(start)
+        place: dict[str, Any] = {"log_file": file, "log_pos": offset, "resume_stream": True}
+        if position.gtids is not None:
+            place = {"auto_position": position.gtids}
+            if not server.is_mariadb:
+                place = {"auto_position": _library_set(MySQLGTIDs(position.gtids))}
+        return BinLogStreamReader(
+            connection_settings={"read_timeout": 2 * _HEARTBEAT},
+            server_id=self._server_id,
+            blocking=True,
+            is_mariadb=server.is_mariadb,
+            slave_heartbeat=_HEARTBEAT,
+            report_slave={"hostname": f"cdc-tasks-{self._name}"[:60]},
+            pymysql_wrapper=lambda **_: self._connection,
+            enable_logging=False,
+            **place,
+        )
+
+    def _checked(self, event: bytes) -> bytes:
+        """Return the event with a checksum at its end, whether the server has them or not."""
+        kind = event[4]
+        if kind == _FORMAT:
+            self._has_checksums = event[-5] == 1
+            return event
+        if (
+            kind == _ROTATE and event[17] & _ARTIFICIAL
+        ):  # of the server's own making, perhaps before any other
+            return event if is_intact(event) else event + NO_CHECKSUM
+        if not self._has_checksums:
+            return event + NO_CHECKSUM
+        if not is_intact(event):
+            raise SourceLost(f"An event of kind {kind} came damaged: its checksum is wrong.")
+        return event
+
+    @property
+    def _uuid(self) -> str:
+        return replica_uuid(self._name)
+
+    def _next_packet(self) -> bytes | None:
+        if self._missing > 0 and not self._receive():
+            return None
+        buffer, at = self._buffer, self._at
+        left = len(buffer) - at
+        if left < 5:
+            self._missing = 5 - left
+            return self._next_packet() if self._receive() else None
+        length = buffer[at] | buffer[at + 1] << 8 | buffer[at + 2] << 16
+        if length == _FULL_PACKET:
+            return self._large_packet()
+        end = at + 4 + length
+        if end > len(buffer):
+            self._missing = end - len(buffer)
+            return self._next_packet() if self._receive() else None
+        self._at = end
+        return buffer[at + 4 : end]
+
+    def _large_packet(self) -> bytes | None:
+        """Put an event of 16 MB and more together from its packets."""
+        buffer, at = self._buffer, self._at
+        parts = []
+        while True:
+            if at + 4 > len(buffer):
+                self._missing = at + 4 - len(buffer)
+                break
+            length = buffer[at] | buffer[at + 1] << 8 | buffer[at + 2] << 16
+            end = at + 4 + length
+            if end > len(buffer):
+                self._missing = end - len(buffer)
+                break
+            parts.append(buffer[at + 4 : end])
+            at = end
+            if length < _FULL_PACKET:
+                self._at = at
+                return b"".join(parts)
+        return self._next_packet() if self._receive() else None
+
+    def _receive(self) -> bool:
+        """Take in what has come; tells whether the missing bytes are there."""
+        while self._missing > 0:
+            try:
+                chunk = self._socket.recv(max(_CHUNK, min(self._missing, 1 << 24)))
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return False
+            except OSError as error:
+                raise SourceLost(f"The connection to the database broke: {error}") from error
+            if not chunk:
+                raise SourceLost("The database closed the connection.")
+            self._chunks.append(chunk)
+            self._missing -= len(chunk)
+        self._buffer = b"".join((self._buffer[self._at :], *self._chunks))
+        self._chunks.clear()
+        self._at = 0
+        return True
+
+    def _pending(self) -> int:
+        """Bytes that TLS has taken from the socket already."""
+        return self._socket.pending() if isinstance(self._socket, ssl.SSLSocket) else 0
+
+
+def replica_uuid(name: str) -> str:
+    """Return what a listener calls itself among a server's replicas: the same on each of its connections."""
+    return str(uuid5(NAMESPACE_URL, f"cdc-tasks:{name}"))
+
+
+def is_intact(event: bytes) -> bool:
+    """Tell whether the checksum at the end of an event is right."""
+    return crc32(event[:-4]) == int.from_bytes(event[-4:], "little")
+
+
+def _library_set(gtids: MySQLGTIDs) -> str:
+    if gtids.is_tagged:
+        raise SourceError(
+            "The server has tagged GTIDs, which this version cannot ask for.",
+            hint="Commit without tags: SET gtid_next = 'AUTOMATIC'.",
+        )
+    return str(gtids)

@@ -1,0 +1,105 @@
+"""Tables as the log describes them, made ready to read: with what the routes want, and what only the catalogue knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from listener.monitor import SourceError
+from listener.mysql.catalogue import needs_catalogue, special_types
+from listener.mysql.charsets import Charsets
+from listener.mysql.connection import Connection
+from listener.mysql.errors import ACCEPT_GAP
+from listener.mysql.layout import layout_of
+from listener.mysql.table import Table
+from listener.mysql.table_map import ColumnType, TableMap, parse_table_map
+from listener.router import Route
+
+__all__ = ["FULL_METADATA", "Tables"]
+
+FULL_METADATA = (
+    "SET PERSIST binlog_row_metadata = 'FULL';   (MariaDB: SET GLOBAL, and in the server's configuration)"
+)
+
+
+class Tables:
+    """Makes a `Table` of each description in the log."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection[Any]],
+        charsets: Charsets,
+        routes: Sequence[Route],
+        *,
+        mariadb: bool,
+    ) -> None:
+        self._connect = connect
+        self._charsets = charsets
+        self._routes = routes
+        self._mariadb = mariadb
+
+    def describe(self, body: bytes) -> Table | None:
+        """Return the table; None for one that nobody watches and that cannot be read.
+
+        Raises SourceError where rows of a watched table would have no names, or cannot be read.
+        """
+        try:
+            table_map = parse_table_map(body, mariadb=self._mariadb)
+        except ValueError as error:
+            table_map = _named(body)
+            if self._is_watched(table_map):
+                raise _unreadable(table_map, error) from error
+            return None
+        watched = self._is_watched(table_map)
+        if watched:
+            _check_metadata(table_map)
+        try:
+            layouts = [
+                layout_of(column, self._charsets, self._special(table_map) if watched else {})
+                for column in table_map.columns
+            ]
+        except (KeyError, ValueError) as error:
+            if watched:
+                raise _unreadable(table_map, error) from error
+            return None
+        return Table(table_map, layouts, is_watched=watched)
+
+    def _is_watched(self, table: TableMap) -> bool:
+        return any(route.matches(table.schema, table.name) for route in self._routes)
+
+    def _special(self, table: TableMap) -> Mapping[str, str]:
+        if not self._mariadb or not needs_catalogue(table):
+            return {}
+        with closing(self._connect()) as connection:
+            return special_types(connection, table)
+
+
+def _check_metadata(table: TableMap) -> None:
+    lacks_labels = any(
+        column.labels is None and column.type in {ColumnType.ENUM, ColumnType.SET} for column in table.columns
+    )
+    if not table.has_names or lacks_labels:
+        raise SourceError(
+            f"The log has rows of {table.schema}.{table.name} without the names of its columns:"
+            " binlog_row_metadata is not FULL.",
+            hint=f"{FULL_METADATA}\nWhat was logged before cannot be read. {ACCEPT_GAP}",
+        )
+
+
+def _named(body: bytes) -> TableMap:
+    """Return as much of a description as can be read whatever its columns are."""
+    end = 1 + body[0]
+    start = end + 2
+    return TableMap(
+        schema=body[1:end].decode(errors="backslashreplace"),
+        name=body[start : start + body[end + 1]].decode(errors="backslashreplace"),
+        columns=(),
+    )
+
+
+def _unreadable(table: TableMap, error: Exception) -> SourceError:
+    return SourceError(
+        f"Rows of {table.schema}.{table.name} cannot be read: {error}.",
+        hint=f"Update cdc-tasks, and report this with the server's version. {ACCEPT_GAP}",
+    )
