@@ -48,15 +48,15 @@ def test_a_slot_says_who_reads_and_how_much_is_left(any_database: Database) -> N
 
 
 def test_a_lost_slot_says_so_and_one_that_is_about_to_be_lost_warns() -> None:
-    settings = {"max_slot_wal_keep_size": "20MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    settings = {"max_slot_wal_keep_size": "64MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
     with PostgresServer(settings=settings) as server, closing(connect(server.url)) as connection:
         create_slot(connection, "ours", "pgoutput")
         with connection.cursor() as cursor:
-            for _ in range(2):
+            for _ in range(3):
                 cursor.execute("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'x', 'y')")
             close = _status(read_postgres_status(server.url, "ours", None))
             assert any("more bytes of log the database gives us up" in alarm for alarm in close.alarms)
-            for _ in range(4):
+            for _ in range(6):
                 cursor.execute("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'x', 'y')")
             cursor.execute("CHECKPOINT")
         lost = _status(read_postgres_status(server.url, "ours", None))
