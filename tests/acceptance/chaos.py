@@ -1,0 +1,174 @@
+"""Attacks on the whole system: the listener, the broker, the database and the network fail while clients write.
+
+    make chaos ARGS="--kills 200 --seed 7"
+
+Prints its seed. Exit status 1, and what is wrong, unless every committed change is in the queues exactly once, in
+commit order, with the values that were committed.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Final, Literal
+
+import typer
+
+from demo.server_process import ServerProcess
+from tests.acceptance.network import Cable
+from tests.acceptance.parking import POINTS
+from tests.acceptance.world import World
+from tests.acceptance.writers import Writers
+
+__all__ = [
+    "FAULTS",
+    "TOWARDS",
+    "Attack",
+    "attack",
+    "attack_broker",
+    "attack_database",
+    "attack_listener",
+    "disturb",
+    "kill_at",
+]
+
+Target = Literal["listener", "broker", "database", "network", "all"]
+Attack = Callable[[World], str]
+
+# --- Attacks: each returns what was done ------------------------------------------------------------------
+
+
+def attack_listener(world: World) -> str:
+    """SIGKILL at a random moment, or parked at a named point; now and then SIGTERM, which ends it in order."""
+    dice = world.dice
+    kind = dice.choices(["start", "work", "point", "end"], [10, 30, 55, 5])[0]
+    if kind == "point":
+        return kill_at(world, dice.choice(POINTS), hit=dice.randint(1, 8))
+    if kind == "start":
+        world.start_listener()
+        time.sleep(dice.uniform(0, 2))
+        world.kill_listener()
+        return "listener killed while it started"
+    world.wait_for_streaming()
+    time.sleep(dice.uniform(0, 1))
+    if kind == "end":
+        world.end_listener()
+        return "listener ended with SIGTERM"
+    world.kill_listener()
+    return "listener killed at work"
+
+
+def kill_at(world: World, point: str, *, hit: int, patience: float = 5) -> str:
+    """SIGKILL to a listener that parked at a point; or wherever it is, should it not come there in time."""
+    parked = world.start_listener((point, hit)).wait_parked(seconds=patience)
+    world.kill_listener()
+    return f"listener killed: {point}" if parked else "listener killed at work"
+
+
+def attack_broker(world: World) -> str:
+    """SIGKILL to the broker, which comes back with what is in its append-only file."""
+    return _crash(world, world.broker)
+
+
+def attack_database(world: World) -> str:
+    """SIGKILL to the database, which comes back and recovers."""
+    return _crash(world, world.database)
+
+
+def _crash(world: World, server: ServerProcess) -> str:
+    world.wait_for_progress()
+    time.sleep(world.dice.uniform(0, 0.5))
+    away = world.dice.choice([0, 0.2, 1.5])
+    server.kill()
+    time.sleep(away)
+    server.start()
+    return f"{server.name} killed"
+
+
+def attack_network(world: World) -> str:
+    """Stall, reset, half-close, refuse, or cut within a message; towards the database, the broker or both."""
+    dice = world.dice
+    # Seven seconds are longer than the listener waits for the broker's answer: what was held comes late.
+    return disturb(world, dice.choice(list(FAULTS)), dice.choice(list(TOWARDS)), dice.choice([0.1, 1, 7]))
+
+
+def disturb(world: World, fault: str, towards: str, seconds: float) -> str:
+    world.wait_for_progress()
+    cables = world.cables[TOWARDS[towards]]
+    for cable in cables:
+        FAULTS[fault](cable)
+    time.sleep(seconds)
+    for cable in cables:
+        cable.mend()
+    return f"network {fault}: {towards}"
+
+
+TOWARDS: Final = {"database": slice(0, 1), "broker": slice(1, 2), "both": slice(0, 2)}
+FAULTS: Final[dict[str, Callable[[Cable], None]]] = {
+    "stalled": lambda cable: cable.stall(new_ones=True),
+    "stalled, not for new connections": lambda cable: cable.stall(new_ones=False),
+    "reset": Cable.reset,
+    "half-closed to the server": lambda cable: cable.half_close(to_server=True),
+    "half-closed to the listener": lambda cable: cable.half_close(to_server=False),
+    "refused": Cable.refuse,
+    "cut within a message": lambda cable: cable.cut_after(50_000),
+}
+
+_ATTACKS: Final[dict[Target, Sequence[Attack]]] = {
+    "listener": [attack_listener],
+    "broker": [attack_broker],
+    "database": [attack_database],
+    "network": [attack_network],
+    "all": [attack_listener, attack_broker, attack_database, attack_network],
+}
+
+
+def attack(
+    world: World,
+    attacks: Iterable[Attack],
+    *,
+    seed: int,
+    rows_per_second: int = 1000,
+    said: Callable[[str], None] = print,
+) -> Counter[str]:
+    """Attack while clients write; returns what was done how often."""
+    done: Counter[str] = Counter()
+    with Writers(world.database.url, seed=seed, rows_per_second=rows_per_second):
+        for number, each in enumerate(attacks, start=1):
+            what = each(world)
+            done[what] += 1
+            said(f"{number}: {what}; {world.published()} messages")
+    return done
+
+
+def main(
+    *,
+    kills: Annotated[int, typer.Option(help="How many attacks on each target.")] = 200,
+    seed: Annotated[
+        int | None, typer.Option(help="Makes the same decisions again; random if not given.")
+    ] = None,
+    target: Annotated[Target, typer.Option(help="What is attacked.")] = "listener",
+) -> None:
+    """Kill again and again while clients write, then hold the queues against what was committed."""
+    seed = random.randrange(10**6) if seed is None else seed
+    typer.echo(f"seed {seed}: make chaos ARGS='--kills {kills} --seed {seed} --target {target}'")
+    with World(seed=seed) as world:
+        attacks = (world.dice.choice(_ATTACKS[target]) for _ in range(kills))
+        for what, count in sorted(attack(world, attacks, seed=seed, said=typer.echo).items()):
+            typer.echo(f"{count:6} x {what}")
+        typer.echo("committed: " + ", ".join(f"{n} {event}" for event, n in world.ledger.count().items()))
+        found = world.settle()
+    for fault in found[:50]:
+        typer.echo(fault)
+    typer.echo(
+        f"{len(found)} faults" if found else "each committed change is there exactly once, in commit order"
+    )
+    raise typer.Exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,33 @@
+"""The routes that the listener has under attack; `checker.EXPECTED` says in other words what has to come of them."""
+
+from __future__ import annotations
+
+from listener.router import BinlogRouter, EventType, changed
+
+__all__ = ["setup_router"]
+
+
+def setup_router() -> BinlogRouter:
+    router = BinlogRouter()
+    router.register("public", "accounts", EventType.ALL, "chaos.accounts", queue="bulk")
+    router.register("public", "events", EventType.ALL, "chaos.events", queue="bulk")
+    router.register(
+        "public",
+        "accounts",
+        EventType.UPDATE,
+        "chaos.opened",
+        when=changed("open"),
+        columns=["id", "open", "version"],
+        queue="notifications",
+    )
+    router.register("public", "events", EventType.INSERT, "chaos.new_events", batch=50, queue="celery")
+    router.register(
+        "public",
+        "accounts",
+        [EventType.INSERT, EventType.UPDATE, EventType.DELETE],
+        "chaos.owner",
+        args=lambda change: [change.row["owner"]],
+        coalesce=True,
+        queue="cache",
+    )
+    return router

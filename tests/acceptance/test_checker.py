@@ -1,0 +1,145 @@
+"""The checker itself: what it must notice, on a queue made here."""
+
+from __future__ import annotations
+
+import ast
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.checker import EXPECTED, Message, faults, read_message
+from tests.acceptance.ledger import Committed
+
+Queues = dict[str, list[Message]]
+
+_COMMITTED = [
+    Committed(position=(0x10, 0), table="events", event="insert", before=None, after={"id": 1, "body": "a"}),
+    Committed(position=(0x10, 1), table="events", event="delete", before={"id": 1, "body": "a"}, after=None),
+    Committed(position=(0x20, 0), table="events", event="truncate", before=None, after=None),
+]
+
+
+def _change(commit: int, number: int, event: str, **more: Any) -> dict[str, Any]:
+    position = f"0/{commit:X}:{number}"
+    change = {"schema": "public", "table": "events", "event": event, "position": position}
+    return {**change, "before": None, "after": None, "unavailable": [], **more}
+
+
+def _message(task: str, argument: Any, position: str) -> Message:
+    raw = {
+        "body": b64encode(json.dumps([[argument], {}, {}]).encode()).decode(),
+        "headers": {
+            "id": f"{position}-{task}",
+            "task": task,
+            "argsrepr": f"<public.events insert {position}>",
+        },
+        "properties": {"delivery_tag": f"{position}-{task}.1", "body_encoding": "base64"},
+    }
+    return read_message(json.dumps(raw).encode())
+
+
+def _right() -> Queues:
+    changes = [
+        _change(0x10, 0, "insert", after={"id": 1, "body": "a"}),
+        _change(0x10, 1, "delete", before={"id": 1}, unavailable=["body"]),
+        _change(0x20, 0, "truncate"),
+    ]
+    return {
+        "bulk": [_message("chaos.events", change, change["position"]) for change in changes],
+        "celery": [_message("chaos.new_events", changes[:1], "0/10:0")],
+        "notifications": [],
+        "cache": [],
+    }
+
+
+def _forge(queues: Queues, **values: Any) -> None:
+    queues["bulk"][0].arguments[0].update(values)
+
+
+def _gap_at_the_end(queues: Queues) -> None:
+    queues["bulk"].pop()
+
+
+def _gap_within_a_transaction(queues: Queues) -> None:
+    del queues["bulk"][0]
+
+
+def _repeat(queues: Queues) -> None:
+    queues["bulk"].append(queues["bulk"][-1])
+
+
+def _repeat_under_another_id(queues: Queues) -> None:
+    queues["bulk"].append(replace(queues["bulk"][-1], id="another", tag="another"))
+
+
+def _swap(queues: Queues) -> None:
+    queues["bulk"].reverse()
+
+
+def _invent(queues: Queues) -> None:
+    queues["bulk"].append(_message("chaos.events", _change(0x30, 0, "insert"), "0/30:0"))
+
+
+def _wrong_value(queues: Queues) -> None:
+    _forge(queues, after={"id": 1, "body": "b"})
+
+
+def _null_for_a_value_that_was_not_sent(queues: Queues) -> None:
+    queues["bulk"][1].arguments[0].update(before={"id": 1, "body": None}, unavailable=[])
+
+
+def _wrong_event(queues: Queues) -> None:
+    _forge(queues, event="update")
+
+
+def _nothing_at_all(queues: Queues) -> None:
+    queues.update({queue: [] for queue in EXPECTED})
+
+
+def _empty_batch(queues: Queues) -> None:
+    queues["celery"].append(_message("chaos.new_events", [], "0/20:0"))
+
+
+def test_a_queue_that_has_each_change_once_in_order_has_no_fault() -> None:
+    assert faults(_right(), _COMMITTED) == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (_gap_at_the_end, "gap"),
+        (_gap_within_a_transaction, "gap"),
+        (_repeat, "repeat"),
+        (_repeat_under_another_id, "repeat"),
+        (_swap, "order"),
+        (_invent, "invented"),
+        (_wrong_value, "content"),
+        (_null_for_a_value_that_was_not_sent, "content"),
+        (_wrong_event, "content"),
+        (_nothing_at_all, "gap"),
+        (_empty_batch, "a batch of 0"),
+    ],
+)
+def test_what_is_wrong_in_a_queue_is_noticed(harm: Callable[[Queues], None], said: str) -> None:
+    queues = _right()
+    harm(queues)
+    found = faults(queues, _COMMITTED)
+    assert any(said in fault for fault in found), found
+
+
+def test_repeats_with_their_own_ids_pass_only_where_the_broker_allows_them() -> None:
+    queues = _right()
+    queues["bulk"].append(replace(queues["bulk"][-1], tag="another"))
+    assert faults(queues, _COMMITTED, repeats=True) == []
+
+
+@pytest.mark.parametrize("module", ["checker", "ledger"])
+def test_the_checker_shares_no_code_with_the_listener(module: str) -> None:
+    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text())
+    imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith(("listener", "cdc_tasks")) for name in imported)
