@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from cdc_tasks import logs
+from cdc_tasks import dead_letter_commands, logs
 from cdc_tasks.errors import CDCError
 
 __all__ = ["cli", "main"]
@@ -22,6 +22,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
     help=__doc__,
 )
+cli.add_typer(dead_letter_commands.cli, name="dead-letters")
 
 
 @cli.command("new-key")

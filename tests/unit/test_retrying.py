@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import Reject, Retry
 
+from cdc_tasks.base_task import RetryingTask, described
 from cdc_tasks.celery import app
 from cdc_tasks.failures import AnswerLost, RateLimited, Refused, Unavailable, failure_of
-from cdc_tasks.retrying import LONGEST_WAIT, RetryingTask, TryAgain, described, seconds_to_wait
+from cdc_tasks.retrying import LONGEST_WAIT, TryAgain, seconds_to_wait
 
 
 @pytest.mark.parametrize(
