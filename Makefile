@@ -38,6 +38,8 @@ format: $(VENV)/.installed-dev  ## Format the code, and mend what the linter can
 servers:  ## The servers that the tests need beside those from wheels (Debian, Ubuntu: installs them)
 	@echo "==> Looking for the servers of the tests"
 	@scripts/install-test-servers
+	@[ -n "$$CDC_TEST_MYSQL_SERVER" ] || scripts/unpack-mysql >/dev/null || \
+		echo "    no MySQL: its tests fail; install one and set CDC_TEST_MYSQL_SERVER=/path/of/mysqld" >&2
 
 clean:  ## Throw away the virtual environment and the caches
 	@echo "==> Removing $(VENV) and caches"

@@ -129,17 +129,13 @@ class MySQLServer(_BinlogServer):
 
 
 def _unpacked_mysql() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "cdc-tasks" / "mysql"
     try:
-        result = subprocess.run(
-            [str(_UNPACK_MYSQL), str(directory)], capture_output=True, text=True, check=False
-        )
+        result = subprocess.run([str(_UNPACK_MYSQL)], capture_output=True, text=True, check=False)
     except OSError as error:  # no bash
         raise _missing_mysql(str(error)) from error
     if result.returncode != 0:
         raise _missing_mysql(result.stderr)
-    return directory
+    return Path(result.stdout.strip())
 
 
 def _missing_mysql(reason: str) -> ServerError:
