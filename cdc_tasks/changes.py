@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-__all__ = ["Change", "EventType", "RowChange"]
+__all__ = ["Change", "EventType", "RowChange", "position_key"]
 
 
 class EventType(StrEnum):
@@ -131,6 +131,30 @@ class RowChange:
             "position": self.position,
             "committed_at": self.committed_at.isoformat(timespec="microseconds"),
         }
+
+
+def position_key(position: str) -> tuple[str, str]:
+    """Return (log, place) of a change's position: of one log the places compare as texts.
+
+    Those of different logs do not compare: after a failover MySQL counts anew, under another name. Raises ValueError.
+    """
+    place, _, ordinal = position.rpartition(":")
+    log, number = _place(place)
+    return log, f"{number:032x}.{int(ordinal):08x}"
+
+
+def _place(place: str) -> tuple[str, int]:
+    if "/" in place:  # PostgreSQL's LSN
+        high, low = place.split("/")
+        return "", int(high, 16) << 32 | int(low, 16)
+    log, _, number = place.rpartition(":")
+    if not log:  # MariaDB's GTID: domain-server-number
+        domain, _, number = place.split("-")
+        return domain, int(number)
+    name, _, file = log.rpartition(".")
+    if name and file.isdigit():  # binlog.000003:1234
+        return name, int(file) << 64 | int(number)
+    return log, int(number)  # MySQL's GTID: server[:tag]:number
 
 
 def _only(row: Mapping[str, Any] | None, columns: tuple[str, ...] | None) -> dict[str, Any] | None:
