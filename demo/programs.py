@@ -78,6 +78,7 @@ class Worker(Program):
     arguments: ClassVar = [
         *("-m", "celery", "-A", "cdc_tasks", "worker"),
         *("--hostname=demo@%h", "--concurrency=2", "--loglevel=INFO"),
+        "--without-mingle",  # there are no neighbours, and waiting for their answer takes a second
     ]
     ready_line = " ready."
 
