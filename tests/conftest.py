@@ -14,6 +14,7 @@ from psycopg2 import sql
 
 from demo.servers import PostgresServer, ValkeyServer
 from tests.mysql_servers import MariaDBServer, MySQLServer
+from tests.mysql_source import MySQLDatabase, MySQLSource
 from tests.servers import DebianPostgresServer, RabbitMQServer, RedisServer
 from tests.waiting import wait_until
 
@@ -134,6 +135,31 @@ def any_database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 @pytest.fixture
+def mariadb_database(mariadb_server: MariaDBServer) -> Iterator[MySQLDatabase]:
+    """A fresh database on MariaDB."""
+    yield from _fresh_mysql_database(mariadb_server)
+
+
+@pytest.fixture
+def mysql_database(mysql_server: MySQLServer) -> Iterator[MySQLDatabase]:
+    """A fresh database on MySQL."""
+    yield from _fresh_mysql_database(mysql_server)
+
+
+@pytest.fixture(params=["mariadb_server", "mysql_server"])
+def any_mysql(request: pytest.FixtureRequest) -> Iterator[MySQLDatabase]:
+    """A fresh database: the test runs on MariaDB and on MySQL."""
+    yield from _fresh_mysql_database(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def source(any_mysql: MySQLDatabase) -> Iterator[MySQLSource]:
+    """The same, ready to be watched."""
+    with MySQLSource(any_mysql, name=any_mysql.name) as source:
+        yield source
+
+
+@pytest.fixture
 def broker(valkey_server: ValkeyServer) -> Iterator[Broker]:
     """An empty Valkey."""
     yield from _empty_broker(valkey_server)
@@ -160,6 +186,16 @@ def _fresh_database(server: PostgresServer, *, encoding: str = "UTF8") -> Iterat
 
 
 fresh_database = contextmanager(_fresh_database)
+
+
+def _fresh_mysql_database(server: MariaDBServer | MySQLServer) -> Iterator[MySQLDatabase]:
+    database = MySQLDatabase(name=f"test_{uuid.uuid4().hex[:12]}", server=server)
+    server_itself = MySQLDatabase(name="mysql", server=server)
+    server_itself.execute(f"CREATE DATABASE {database.name}")
+    try:
+        yield database
+    finally:
+        server_itself.execute(f"DROP DATABASE {database.name}")
 
 
 def _drop_database(administrator: psycopg2.extensions.connection, name: str) -> None:

@@ -71,7 +71,8 @@ class Decoder:
         self._described: dict[bytes, Table | None] = {}
         self._sources: dict[bytes, str] = {}  # a server's uuid, as text
         self._prepared: dict[str, tuple[Spool, BinlogPosition, str]] = {}  # XA transactions by their name
-        self._spool: Spool | None = None
+        self._spool: Spool | None = None  # of the transaction that is being prepared
+        self._replayed: Spool | None = None
         self._open = False
         self._gtid, self._start, self._committed, self._standalone = "", 0, 0, False
         self._ordinal, self._published_up_to = 0, -1.0
@@ -117,6 +118,16 @@ class Decoder:
             file=self._file, offset=self._offset, server=self._server,
             gtids=gtids, restart=restart, published=published,
         )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of what is kept on disk."""
+        for spool in (self._spool, self._replayed, *(each[0] for each in self._prepared.values())):
+            if spool is not None:
+                spool.close()
+
+    def _replay(self, spool: Spool) -> None:
+        self._replayed = spool
+        self.inner = _with_end(spool.events())
 
     def _make_handlers(self) -> dict[int, Callable[[bytes, list[BinlogChange]], None]]:
         return {
@@ -337,10 +348,12 @@ class Decoder:
             spool = self._forget_prepared(name)
             self._outer_end = int.from_bytes(event[13:17], "little")
             if verb == "COMMIT" and spool is not None and self._published_up_to != _ALL:
-                self.inner = _with_end(spool.events())
+                self._replay(spool)
                 return
             if verb == "COMMIT" and spool is None and self._published_up_to != _ALL:
                 log.error("prepared_before_start", transaction=name, position=self._place)
+            if spool is not None:
+                spool.close()
             self._commit(event, changes)
 
     def _xa_prepare(self, event: bytes, changes: list[BinlogChange]) -> None:
@@ -350,7 +363,7 @@ class Decoder:
             raise SourceError(f"The log has a prepared transaction at {self._place} whose start is missing.")
         if one_phase:
             self._outer_end = int.from_bytes(event[13:17], "little")
-            self.inner = _with_end(spool.events())
+            self._replay(spool)
             return
         known = self._after.gtids if self._catching_up else self._gtids
         start = BinlogPosition(

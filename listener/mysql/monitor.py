@@ -155,6 +155,7 @@ class BinlogMonitor:
             after=start,
             accepts_gap_until=self._current if self._accept_gap else None,
         )
+        self._open_things.callback(self._decoder.close)
         self._accept_gap = False  # the one that was meant, and none that comes later
         self._stream = BinlogStream(
             self._database_url, server_id=self._server_id, name=self._name, wakeup=self._wakeup

@@ -1,0 +1,121 @@
+"""A MySQL or MariaDB database with a monitor on it: what is committed comes out as changes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import pymysql
+
+from listener.mysql.monitor import BinlogMonitor
+from listener.router import BinlogRouter, EventType
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cdc_tasks.changes import Change
+    from tests.mysql_servers import MariaDBServer, MySQLServer
+
+__all__ = ["MySQLDatabase", "MySQLSource"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MySQLDatabase:
+    """A database of a test's own, on MySQL or MariaDB."""
+
+    name: str
+    server: MariaDBServer | MySQLServer
+
+    @property
+    def url(self) -> str:
+        return self.server.url_of(self.name)
+
+    @property
+    def is_mariadb(self) -> bool:
+        return self.server.name == "mariadb"
+
+    def connect(self, *, autocommit: bool = True) -> pymysql.connections.Connection[Any]:
+        """Return one more session in UTC; the test closes it."""
+        return pymysql.connect(
+            host="127.0.0.1",
+            port=self.server.port,
+            user="root",
+            database=self.name,
+            charset="utf8mb4",
+            autocommit=autocommit,
+            init_command="SET time_zone = '+00:00'",
+        )
+
+    def execute(self, *statements: str, setting: str | None = None) -> None:
+        """Run these in one session, each committed by itself but for what BEGIN opens; after `SET SESSION setting`."""
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
+            for statement in (*([f"SET SESSION {setting}"] if setting else []), *statements):
+                cursor.execute(statement)
+
+    def fetch(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+            return list(cursor.fetchall())
+
+
+@dataclass
+class MySQLSource:
+    """Watch a database; leave it to stop the monitor."""
+
+    database: MySQLDatabase
+    name: str = "test"
+    position: str | None = None
+    _monitor: BinlogMonitor | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def watch(self, *tables: str, **options: Any) -> None:
+        """Start the monitor, with a route for all events of each of these tables (names or globs)."""
+        router = BinlogRouter()
+        for table in tables or ("*",):
+            router.register(self.database.name, table, EventType.ALL, "a.task")
+        self._monitor = BinlogMonitor(self.database.url, name=self.name, routes=router.routes, **options)
+        self._stack.callback(self._monitor.close)
+        self._monitor.open(resumes=self.position is not None)
+        self._batches = self._monitor.batches(self.position)
+        self.position = next(self._batches).position
+
+    def stop(self) -> None:
+        """Stop the monitor; `watch` starts another that goes on from there."""
+        self._stack.close()
+
+    def execute(self, *statements: str, setting: str | None = None) -> None:
+        self.database.execute(*statements, setting=setting)
+
+    def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
+        """Return the next `count` changes; fail where others come, or none."""
+        found: list[Change] = []
+        deadline = time.monotonic() + timeout
+        for batch in self._batches:
+            found.extend(batch.changes)
+            self.position = batch.position
+            if len(found) >= count:
+                break
+            assert time.monotonic() < deadline, f"{len(found)} of {count} changes came within {timeout:g} s"
+        assert len(found) == count, [each.to_json() for each in found]
+        return found
+
+    def rest(self) -> list[Change]:
+        """Return what comes until the log has nothing more for us."""
+        found: list[Change] = []
+        for batch in self._batches:
+            found.extend(batch.changes)
+            self.position = batch.position
+            if not batch.changes:
+                break
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
