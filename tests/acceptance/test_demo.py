@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from pathlib import Path
@@ -38,11 +39,20 @@ class Demo:
 
     def __init__(self, *arguments: str, via: Sequence[str] = (), **environment: str) -> None:
         self._mark = f"mark-{uuid.uuid4().hex}"
+        self._home = tempfile.TemporaryDirectory(prefix="cdc-demo-", dir="/tmp", ignore_cleanup_errors=True)
+        self.home = Path(self._home.name)  # all that it writes; what a SIGKILL leaves behind goes with it
+        self.home.chmod(0o777)
         kept = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
         self.process = subprocess.Popen(
             [*via, sys.executable, "-m", "demo", *arguments],
             cwd=_CHECKOUT,
-            env={**kept, **environment, "DEMO_TEST_MARK": self._mark, "PYTHONUNBUFFERED": "1"},
+            env={
+                **kept,
+                "TMPDIR": str(self.home),
+                "DEMO_TEST_MARK": self._mark,
+                "PYTHONUNBUFFERED": "1",
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -62,6 +72,7 @@ class Demo:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
+        self._home.cleanup()
 
     @property
     def output(self) -> str:
@@ -134,6 +145,7 @@ def test_the_whole_story_is_told_once_on_embedded_servers_and_nothing_is_left() 
         assert demo.end() == 0, demo.output
         assert_the_story_was_told(demo.output)
         assert_nothing_runs(demo)
+        assert list(demo.home.iterdir()) == []
 
 
 def test_somebody_who_is_not_root_sees_the_same() -> None:
