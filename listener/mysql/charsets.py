@@ -81,8 +81,7 @@ class Charsets:
         """Return the 256 characters of a character set, U+FFFE for those that it does not have."""
         with closing(self._connect()) as connection:
             query = " UNION ALL ".join(
-                f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)"
-                for byte in range(256)
+                f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)" for byte in range(256)
             )
             characters = [row[0] for row in fetch(connection, query)]
         return "".join(

@@ -46,6 +46,10 @@ class PermissionDenied(SourceError):
 class ServerIdTaken(SourceError):
     """Another replica uses our server_id."""
 
+    @classmethod
+    def by(cls, server_id: int, whom: str) -> ServerIdTaken:
+        return cls(f"The server_id {server_id} is taken by {whom}.", hint=_SERVER_ID_CURE)
+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -80,14 +84,11 @@ _RULES: Final = (
     ),
 )
 
+_SERVER_ID_CURE: Final = "Give the listener a server_id of its own: CDC_SERVER_ID=…, different from the server's and each replica's."
+
 # What a server says when it is asked for its log: error 1236 with a text.
 _DUMP_RULES: Final = (
-    _Rule(
-        ServerIdTaken,
-        (1236,),
-        "Give the listener a server_id of its own: CDC_SERVER_ID=…, different from each replica's.",
-        text=r"same server_uuid/server_id",
-    ),
+    _Rule(ServerIdTaken, (1236, 4052), _SERVER_ID_CURE, text=r"same server_uuid/server_id"),
     _Rule(
         Gap,
         (1236,),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -15,15 +15,15 @@ from listener.findings import raise_problems
 from listener.monitor import Batch, SourceLost
 from listener.mysql.change import BinlogChange
 from listener.mysql.charsets import Charsets
-from listener.mysql.connection import connect
+from listener.mysql.connection import Connection, connect
 from listener.mysql.decoder import Decoder
 from listener.mysql.errors import ServerIdTaken
 from listener.mysql.findings import find_in_server
 from listener.mysql.lock import ListenerLock
 from listener.mysql.position import BinlogPosition
 from listener.mysql.preparation import starting_position
-from listener.mysql.server import Server, current_position, read_server
-from listener.mysql.stream import BinlogStream
+from listener.mysql.server import Server, current_position, read_server, replicas
+from listener.mysql.stream import BinlogStream, replica_uuid
 from listener.mysql.tables import Tables
 from listener.router import Route
 from listener.wakeup import Wakeup
@@ -143,6 +143,7 @@ class BinlogMonitor:
                 from_start=self._from_start,
                 accept_gap=self._accept_gap,
             )
+            self._check_server_id(connection)
         tables = Tables(
             partial(connect, self._database_url),
             self._charsets,
@@ -164,6 +165,14 @@ class BinlogMonitor:
         self._stream.start(self._server, start)
         log.info("streaming", position=str(start), server=self._server.version_text)
         return start
+
+    def _check_server_id(self, connection: Connection[Any]) -> None:
+        mine = str(self._server_id)
+        if mine == self._server.variable("server_id"):
+            raise ServerIdTaken.by(self._server_id, "the server itself")
+        other = replicas(connection, self._server).get(self._server_id)
+        if other and other != replica_uuid(self._name):
+            raise ServerIdTaken.by(self._server_id, f"the replica {other}")
 
     def _read(self, changes: list[BinlogChange]) -> None:
         """Read what the server has for us right now, up to a batch."""
@@ -189,8 +198,9 @@ class BinlogMonitor:
         try:
             return self._stream.read()
         except ServerIdTaken as error:
-            # Our own successor, where the session with our lock was lost first.
-            if self._lock.is_lost or not self._lock.is_mine():
+            # Whoever comes last with a server_id gets the log. Where the lock is not ours any more it is our own
+            # successor, and we are the standby; else a stranger: we do not take it from them in turn.
+            if not self._lock.is_mine():
                 raise SourceLost(error.message) from error
             raise
 

@@ -9,10 +9,20 @@ from typing import Any
 
 from listener.monitor import SourceError
 from listener.mysql.connection import Connection, fetch, fetch_value
+from listener.mysql.errors import PermissionDenied
 from listener.mysql.gtid import MariaDBGTIDs, MySQLGTIDs
 from listener.mysql.position import BinlogPosition
 
-__all__ = ["LogFile", "Server", "current_position", "gtid_position", "log_files", "read_server", "start_of"]
+__all__ = [
+    "LogFile",
+    "Server",
+    "current_position",
+    "gtid_position",
+    "log_files",
+    "read_server",
+    "replicas",
+    "start_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,19 @@ def start_of(connection: Connection[Any], server: Server) -> BinlogPosition:
 def gtid_position(connection: Connection[Any], file: str, offset: int) -> str:
     """Return MariaDB's GTID position at a place of its log."""
     return _text(fetch_value(connection, "SELECT BINLOG_GTID_POS(%s, %s)", [file, offset]))
+
+
+def replicas(connection: Connection[Any], server: Server) -> dict[int, str]:
+    """Return the uuids of the replicas that are connected, by their server_id; MariaDB's have none.
+
+    Empty where MariaDB does not let the account see them.
+    """
+    old = server.is_mariadb or server.version < (8, 0, 22)
+    try:
+        rows = fetch(connection, "SHOW SLAVE HOSTS" if old else "SHOW REPLICAS")
+    except PermissionDenied:
+        return {}
+    return {int(row[0]): "" if server.is_mariadb else str(row[-1]) for row in rows}
 
 
 def _text(value: Any) -> str:

@@ -219,10 +219,17 @@ def is_intact(event: bytes) -> bool:
     return crc32(event[:-4]) == int.from_bytes(event[-4:], "little")
 
 
-def _library_set(gtids: MySQLGTIDs) -> str:
+class _LibrarySet(list[str]):
+    """A set that the library takes for one even where it is empty: it would start at the newest log instead."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _library_set(gtids: MySQLGTIDs) -> _LibrarySet:
     if gtids.is_tagged:
         raise SourceError(
             "The server has tagged GTIDs, which this version cannot ask for.",
             hint="Commit without tags: SET gtid_next = 'AUTOMATIC'.",
         )
-    return str(gtids)
+    return _LibrarySet(filter(None, str(gtids).split(",")))
