@@ -8,9 +8,9 @@ fails, or ours does and it fails. The same holds off a second listener with our 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from itertools import count
+from itertools import chain, count
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -51,8 +51,8 @@ class _Found(NamedTuple):
 
 
 class _Step(NamedTuple):
-    commands: Sequence[Command]  # the last one writes the checkpoint
-    position: str
+    commands: Callable[[], Iterable[Command]]
+    move: Command  # writes the checkpoint
     mark: str
     asking: Sequence[Command]  # asked right behind it
 
@@ -85,15 +85,20 @@ class Checkpoint:
         return self._known.position
 
     def write(
-        self, commands: Sequence[Command], position: str, *, asking: Sequence[Command] = ()
+        self,
+        commands: Callable[[], Iterable[Command]],
+        position: str,
+        *,
+        asking: Sequence[Command] = (),
     ) -> list[Any]:
         """Run the commands and move the checkpoint to `position` in one atomic step; returns the answers to `asking`.
+
+        The commands are made anew for each attempt, while they are being sent.
 
         Raises CheckpointMoved where it is not where we left it; then nothing was written.
         """
         mark = next(self._marks)
-        moved = self._store(position, mark)
-        step = _Step([*commands, moved], position, mark, asking)
+        step = _Step(commands, self._store(position, mark), mark, asking)
         answers = self._patience.until_done(lambda: self._attempt(step))
         self._known = _Found(position, self._source, mark)
         return answers
@@ -110,14 +115,13 @@ class Checkpoint:
         if not self._redis.is_open:
             found = self._open()
             if found.mark == step.mark:  # the answer was lost, and not the step
-                commands = commands[-1:]
+                commands = _nothing
             elif found.mark != self._known.mark:
                 raise self._moved(found)
         durable = self._durable()
-        answers = self._redis.send(
-            [("MULTI",), *commands, ("EXEC",), *durable, *step.asking, *self._watching()]
-        )
-        done, *rest = answers[len(commands) + 1 :]
+        behind = [*durable, *step.asking, *self._watching()]
+        answers = self._redis.send(chain([("MULTI",)], commands(), [step.move, ("EXEC",)], behind))
+        done, *rest = answers[-len(behind) - 1 :]
         if isinstance(done, ResponseError):
             raise self._redis.refusal(next(each for each in answers if isinstance(each, ResponseError)))
         found = _found(rest[-1])
@@ -125,7 +129,8 @@ class Checkpoint:
             raise self._moved(found)
         if done is None:
             raise BrokerAway("The step of a former connection came through late.")
-        self._check_each(done, commands)
+        if any(isinstance(answer, ResponseError) for answer in done):
+            raise self._taken_back(done, [*commands(), step.move])
         self._check_durable(rest[: len(durable)])
         return rest[len(durable) : -2]
 
@@ -145,17 +150,18 @@ class Checkpoint:
             if count < 1 and not at_start:
                 raise BrokerAway(_MISSING[self._durability])
 
-    def _check_each(self, done: list[Any], commands: Sequence[Command]) -> None:
-        """Take the checkpoint back where one of the commands failed although the others were run."""
-        for answer, command in zip(done, commands, strict=True):
-            if isinstance(answer, ResponseError):
-                position, _, mark = self._known
-                self._redis.send([self._store(position or "", mark or "")])
-                raise BrokerError(
-                    f"Redis did not take all of a batch, and it was not acknowledged: {command[0]!r} of "
-                    f"{command[1]!r}: {answer}",
-                    hint=f"See what that key is, and rename it: redis-cli TYPE {command[1]!r}",
-                )
+    def _taken_back(self, done: list[Any], commands: Sequence[Command]) -> BrokerError:
+        """Take the checkpoint back: one of the commands failed, although the others were run."""
+        answer, command = next(
+            pair for pair in zip(done, commands, strict=True) if isinstance(pair[0], ResponseError)
+        )
+        position, _, mark = self._known
+        self._redis.send([self._store(position or "", mark or "")])
+        return BrokerError(
+            f"Redis did not take all of a batch, and it was not acknowledged: {command[0]!r} of "
+            f"{command[1]!r}: {answer}",
+            hint=f"See what that key is, and rename it: redis-cli TYPE {command[1]!r}",
+        )
 
     def _store(self, position: str, mark: str) -> Command:
         now = datetime.now(UTC).isoformat()
@@ -183,7 +189,11 @@ class Checkpoint:
         return [("WATCH", self.key), ("HMGET", self.key, "position", "source", "mark")]
 
     def _moved(self, found: _Found) -> CheckpointMoved:
-        return CheckpointMoved(f"The broker's checkpoint is {found.position}; we left it at {self.position}.")
+        return CheckpointMoved(f"The checkpoint is {found.position}; we left it at {self.position}.")
+
+
+def _nothing() -> Iterable[Command]:
+    return ()
 
 
 def _found(values: list[bytes | None]) -> _Found:

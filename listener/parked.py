@@ -9,11 +9,14 @@ from datetime import UTC, datetime
 
 import orjson
 import redis
+import structlog
 
 from cdc_tasks.changes import RowChange
 from listener.router import BinlogRouter, Parked, Route, RouteError
 
-__all__ = ["ParkedChange", "parked_key", "parse_parked", "read_parked", "store_parked"]
+__all__ = ["ParkedChange", "parked_key", "parse_parked", "read_parked", "say_parked", "store_parked"]
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +54,25 @@ def store_parked(key: str, parked: Iterable[Parked]) -> list[tuple[str | bytes, 
         record = {
             "task": route.task,
             "route": route.key,
-            "error": f"{type(error).__name__}: {error}",
+            # Some have half of a surrogate pair in their text, which is not UTF-8.
+            "error": f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode(),
             "parked_at": now,
             "change": orjson.Fragment(change.to_json()),
         }
         fields += [f"{change.id}-{route.key}", orjson.dumps(record)]
     return [("HSET", key, *fields)] if fields else []
+
+
+def say_parked(parked: Iterable[Parked]) -> None:
+    """Log them, without the error's text: there may be a row's values in it."""
+    for route, change, error in parked:
+        log.error(
+            "parked",
+            task=route.task,
+            position=change.position,
+            error=type(error).__name__,
+            hint="python -m listener parked list",
+        )
 
 
 def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:

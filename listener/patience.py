@@ -57,6 +57,10 @@ class Patience:
         if self._wakeup.wait(seconds):
             raise Stopped
 
+    def check(self) -> None:
+        """Raise Stopped after `stop`."""
+        self.sleep(0)
+
     def _say(self, state: RetryCallState) -> None:
         reason = str(state.outcome.exception()) if state.outcome else ""
         if reason != self._said or state.attempt_number % _SAY_EVERY == 0:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from redis import exceptions
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
 
 from listener.publisher import BrokerAway, BrokerError
+from listener.tls import bad_certificate
 
 __all__ = ["Command", "RedisConnection", "broker_channel", "translated"]
 
@@ -32,6 +32,10 @@ _FOR_NOW: Final = (
     exceptions.TryAgainError,
 )
 _FOR_NOW_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")
+
+_CHUNK = (
+    50_000  # bytes: below what makes the allocator ask the system for pages, and give them back, each time
+)
 
 
 class RedisConnection:
@@ -94,7 +98,7 @@ class RedisConnection:
                 self.close()
                 raise
 
-    def send(self, commands: Sequence[Command]) -> list[Any]:
+    def send(self, commands: Iterable[Command]) -> list[Any]:
         """Send commands in one go and return their answers, errors of single commands among them.
 
         Raises BrokerAway: then nobody knows what was done; BrokerError where waiting cannot help.
@@ -103,12 +107,23 @@ class RedisConnection:
         connection = self._connection
         try:
             with translated(self._variable):
-                # No check of its health: that would connect anew without a word, and forget a WATCH.
-                connection.send_packed_command([_encoded(each) for each in commands], check_health=False)
-                return [_answer(connection) for _ in commands]
+                awaited = 0
+                for count, text in _chunks(commands):
+                    # No check of its health: that would connect anew without a word, and forget a WATCH.
+                    connection.send_packed_command([text], check_health=False)
+                    awaited += count
+                return [_answer(connection) for _ in range(awaited)]
         except BaseException:
             self.close()
             raise
+
+    def ask(self, commands: Iterable[Command]) -> list[Any]:
+        """Do what `send` does, and raise the first error among the answers in our words."""
+        answers = self.send(commands)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise self.refusal(answer)
+        return answers
 
     def refusal(self, error: ResponseError) -> BrokerAway | BrokerError:
         """Return what an error that the server answered with means."""
@@ -149,7 +164,7 @@ def translated(variable: str) -> Iterator[None]:
     except ResponseError as error:
         raise _refusal(error, variable) from error
     except (redis.RedisError, OSError, OperationalError) as error:
-        if certificate := _bad_certificate(error):
+        if certificate := bad_certificate(error):
             raise BrokerError(
                 f"The certificate of Redis does not pass: {certificate.verify_message}.",
                 hint=f"Correct the host in {variable}, or ssl_ca_certs in broker_use_ssl of celeryconfig.py.",
@@ -173,10 +188,17 @@ def _refusal(error: ResponseError, variable: str) -> BrokerAway | BrokerError:
     return BrokerError(f"Redis refuses a command: {error}.", hint=hint)
 
 
-def _bad_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return error
+def _chunks(commands: Iterable[Command]) -> Iterator[tuple[int, bytes]]:
+    """Yield the commands as the server reads them, in pieces, each with the number of its commands."""
+    size, pieces = 0, list[bytes]()
+    for command in commands:
+        pieces.append(_encoded(command))
+        size += len(pieces[-1])
+        if size >= _CHUNK:
+            yield len(pieces), b"".join(pieces)
+            size, pieces = 0, []
+    if pieces:
+        yield len(pieces), b"".join(pieces)
 
 
 def _encoded(command: Command) -> bytes:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
-import structlog
 from celery import Celery
 
 from listener.checkpoint import Checkpoint
 from listener.envelope import Envelope, Envelopes
-from listener.gather import Task, group
-from listener.parked import parked_key, store_parked
+from listener.gather import Gatherer
+from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
 from listener.redis_connection import Command, RedisConnection
 from listener.router import Call, Parked, Route
 
 __all__ = ["RedisPublisher"]
 
-log = structlog.get_logger()
+_AT_ONCE = 50  # messages in a command: the broker reads one while the next is made
 
 
 class RedisPublisher:
@@ -30,23 +30,25 @@ class RedisPublisher:
         self._patience = Patience("broker")
         self._checkpoint = Checkpoint(self._redis, self._patience, name=name, durability=durability)
         self._parked_key = parked_key(self._redis.prefixed(f"cdc:{name}"))
+        self._held_key = self._redis.prefixed(f"cdc:{name}:held")
+        self._gatherer = Gatherer(self._held_key)
         self._envelopes = Envelopes(app)
         self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
     def checkpoint(self, source: str | None = None) -> str | None:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
         self._made.clear()  # a broker that was emptied does not know the queues any more
-        return self._checkpoint.read(source)
+        return self._patience.until_done(lambda: self._read(source))
 
     def publish(self, fired: Iterable[Call | Parked], *, checkpoint: str) -> None:
         """Make the broker hold these tasks, the parked changes, and the checkpoint, in one atomic step."""
-        tasks, parked = group(fired)
-        if not tasks and not parked and checkpoint == self._checkpoint.position:
+        tasks, parked, keeping = self._gatherer.gather(fired)
+        if not (tasks or parked or keeping) and checkpoint == self._checkpoint.position:
             return
-        pushes = self._patience.until_done(lambda: self._pushes(tasks))
-        self._checkpoint.write([*pushes, *store_parked(self._parked_key, parked)], checkpoint)
-        for each in parked:
-            log.error("parked", task=each.route.task, position=each.change.position, error=repr(each.error))
+        keeping += store_parked(self._parked_key, parked)
+        envelopes = [self._envelope(route, change.kind) for route, change, _ in tasks]
+        self._checkpoint.write(lambda: chain(_pushes(tasks, envelopes), keeping), checkpoint)
+        say_parked(parked)
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon."""
@@ -56,23 +58,35 @@ class RedisPublisher:
         """Let go of the broker."""
         self._redis.close()
 
-    def _pushes(self, tasks: list[Task]) -> list[Command]:
-        """Return the commands that put the tasks' messages where Celery would."""
+    def _read(self, source: str | None) -> str | None:
+        """Read the checkpoint, and what a former listener held back, on the connection that watches it."""
+        position = self._checkpoint.read(source)
+        ask = self._redis.ask
+        (held,) = ask([("HVALS", self._held_key)])
+        self._gatherer.restore(held, lambda key: ask([("LRANGE", key, "0", "-1")])[0])
+        return position
+
+    def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
+        envelope = self._made.get((route.key, kind))
+        if envelope is None:
+            envelope = self._patience.until_done(lambda: self._envelopes.make(route, kind))
+            self._made[route.key, kind] = envelope
+        return envelope
+
+
+def _pushes(tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
+    """Yield the commands that put the tasks' messages where Celery would: made while they are being sent."""
+    expiries: dict[Command, None] = {}
+    for start in range(0, len(tasks), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
         queues: dict[str, list[bytes]] = defaultdict(list)
-        expiries: dict[Command, None] = {}
-        for route, change, arguments in tasks:
-            envelope = self._envelope(route, change.kind)
+        for (route, change, arguments), envelope in zip(tasks[part], envelopes[part], strict=True):
             change_id, position = change.stamp
             message = envelope.seal(arguments, b"%b-%b" % (change_id, route.key_bytes), position)
             for key in envelope.keys:
                 queues[key].append(message)
             if envelope.expiries:
                 expiries.update(dict.fromkeys(envelope.expiries))
-        pushes: list[Command] = [("LPUSH", key, *messages) for key, messages in queues.items()]
-        return [*pushes, *expiries]
-
-    def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
-        envelope = self._made.get((route.key, kind))
-        if envelope is None:
-            envelope = self._made[route.key, kind] = self._envelopes.make(route, kind)
-        return envelope
+        for key, messages in queues.items():
+            yield "LPUSH", key, *messages
+    yield from expiries

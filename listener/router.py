@@ -14,7 +14,17 @@ from cdc_tasks.changes import Change, EventType
 from cdc_tasks.errors import CDCError
 from listener.predicates import When, became, changed
 
-__all__ = ["BinlogRouter", "Call", "EventType", "Parked", "Route", "RouteError", "became", "changed"]
+__all__ = [
+    "BinlogRouter",
+    "Call",
+    "EventType",
+    "Origin",
+    "Parked",
+    "Route",
+    "RouteError",
+    "became",
+    "changed",
+]
 
 _EVERY_EVENT: Final = frozenset(EventType) - {EventType.ALL}
 
@@ -47,12 +57,32 @@ class Route:
         return fnmatchcase(schema, self.schema) and fnmatchcase(table, self.table)
 
 
+class Origin(NamedTuple):
+    """The change that names a task, when nothing else of it is needed any more."""
+
+    kind: tuple[str, str, str]  # schema, table, event's value
+    stamp: tuple[bytes, bytes]  # id and position, encoded
+
+    @property
+    def id(self) -> str:
+        return self.stamp[0].decode()
+
+    @property
+    def position(self) -> str:
+        return self.stamp[1].decode()
+
+
 class Call(NamedTuple):
-    """One route fired by one change."""
+    """One route fired by one change, or by several that it stands for."""
 
     route: Route
-    change: Change
+    change: Change | Origin
     arguments: bytes  # JSON of the task's positional arguments, without the list's brackets
+
+    @property
+    def id(self) -> str:
+        """The task's id: from the change's and the route, so that a replayed task has the id it had."""
+        return f"{self.change.id}-{self.route.key}"
 
 
 class Parked(NamedTuple):
