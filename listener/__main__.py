@@ -67,6 +67,12 @@ def run(
     accept_gap: Annotated[
         bool, typer.Option("--accept-gap", help="Go on without changes that the database no longer has.")
     ] = False,
+    from_start: Annotated[
+        bool,
+        typer.Option(
+            "--from-start", help="MySQL and MariaDB: at the first start read the oldest log first, not from now on."
+        ),
+    ] = False,
     json_logs: Annotated[
         bool, typer.Option("--json-logs", help="One JSON object a line, as CDC_LOG_FORMAT=json.")
     ] = False,
@@ -82,7 +88,7 @@ def run(
     try:
         settings = load(ListenerSettings)
         router = load_router(settings.cdc_routes)
-        listener = make_listener(settings, router, accept_gap=accept_gap)
+        listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
         _stop_on_signals(listener)
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
         with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):

@@ -11,6 +11,9 @@ from cdc_tasks.settings import SettingsError
 from listener.check_broker import check_broker, check_cache
 from listener.findings import Finding
 from listener.monitor import Monitor, SourceError
+from listener.mysql.check import check_mysql
+from listener.mysql.monitor import BinlogMonitor, derived_server_id
+from listener.mysql.status import read_mysql_status
 from listener.postgres.check import Wanted, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
@@ -46,14 +49,32 @@ def celery_app(settings: ListenerSettings) -> Celery:
     return app
 
 
-def make_listener(settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool) -> Listener:
+def make_listener(
+    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool = False
+) -> Listener:
     """Return the listener, not yet connected to anything."""
-    monitor = _monitor(settings, router, accept_gap=accept_gap)
+    monitor = _monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
     return Listener(monitor, router, _publisher(settings))
 
 
-def _monitor(settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool) -> Monitor:
-    _require_postgres(settings)
+def _monitor(
+    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool
+) -> Monitor:
+    if settings.database_type is DatabaseType.MYSQL:
+        return BinlogMonitor(
+            settings.database_url.get_secret_value(),
+            name=settings.cdc_name,
+            routes=router.routes,
+            server_id=settings.cdc_server_id,
+            batch_size=settings.cdc_batch_size,
+            from_start=from_start,
+            accept_gap=accept_gap,
+        )
+    if from_start:
+        raise SourceError(
+            "PostgreSQL has no log from before its replication slot.",
+            hint="Run without --from-start: reading begins where the slot was made.",
+        )
     return PostgresWALMonitor(
         settings.database_url.get_secret_value(),
         slot=settings.slot,
@@ -64,14 +85,6 @@ def _monitor(settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bo
         failover=settings.cdc_slot_failover,
         accept_gap=accept_gap,
     )
-
-
-def _require_postgres(settings: ListenerSettings) -> None:
-    if settings.database_type is DatabaseType.MYSQL:
-        raise SourceError(
-            "MySQL and MariaDB cannot be watched yet.",
-            hint="Use a database whose DATABASE_URL is postgresql://…",
-        )
 
 
 def _publisher(settings: ListenerSettings) -> Publisher:
@@ -102,7 +115,15 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     app = celery_app(settings)
     yield from check_broker(app, router.routes, durability=settings.cdc_durability)
     yield from check_cache(settings.cache_url.get_secret_value())
-    _require_postgres(settings)
+    if settings.database_type is DatabaseType.MYSQL:
+        yield from check_mysql(
+            settings.database_url.get_secret_value(),
+            name=settings.cdc_name,
+            server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
+            routes=router.routes,
+            checkpoint=_saved(settings).position,
+        )
+        return
     wanted = Wanted(
         slot=settings.slot,
         publication=settings.publication,
@@ -141,7 +162,9 @@ def read_source_status(
     settings: ListenerSettings, router: BinlogRouter, published: str | None = None
 ) -> SourceStatus:
     """Return what the database says; `published` is the checkpoint, where it is known."""
-    _require_postgres(settings)
+    if settings.database_type is DatabaseType.MYSQL:
+        checkpoint = published or _saved(settings).position
+        return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
     return read_postgres_status(
         settings.database_url.get_secret_value(),
         settings.slot,

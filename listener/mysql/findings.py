@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from listener.findings import Finding, State
 from listener.mysql.connection import Connection, account, fetch
-from listener.mysql.errors import PermissionDenied, grant
+from listener.mysql.errors import grant
 from listener.mysql.server import Server
 from listener.router import Route
 
-__all__ = ["denied", "find_in_grants", "find_in_server", "find_in_tables"]
+__all__ = ["find_in_grants", "find_in_server", "find_in_tables"]
 
 _OLDEST: Final = {"mysql": (8, 0, 14), "mariadb": (10, 5, 0)}  # where a log can name its columns
 _SHORT_RETENTION: Final = 24 * 3600  # seconds
@@ -68,7 +68,7 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
             yield _finding(
                 what,
                 "there is none that the account may read",
-                State.PROBLEM,
+                State.WARNING if _is_glob(route) else State.PROBLEM,
                 f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
                 f"or: GRANT SELECT ON `{route.schema}`.* TO {account(connection)};",
             )
@@ -77,11 +77,6 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
         cure = f"Correct columns= of the route of {route.task}."
         state = State.PROBLEM if missing else State.OK
         yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, cure)
-
-
-def denied(error: PermissionDenied) -> Finding:
-    """Return what could not even be looked at."""
-    return Finding(what="privileges", state=State.PROBLEM, found=error.message, cure=error.hint or "")
 
 
 def _version(server: Server) -> Finding:
@@ -126,6 +121,11 @@ def _missing_columns(route: Route, tables: Iterable[set[str]]) -> list[str]:
     for columns in tables:
         wanted -= columns
     return sorted(wanted)
+
+
+def _is_glob(route: Route) -> bool:
+    """Tell whether the route may watch tables that are not there yet."""
+    return any(character in name for name in (route.schema, route.table) for character in "*?[")
 
 
 def _setting(server: Server, name: str, value: str) -> str:

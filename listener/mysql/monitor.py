@@ -18,7 +18,7 @@ from listener.mysql.charsets import Charsets
 from listener.mysql.connection import Connection, connect
 from listener.mysql.decoder import Decoder
 from listener.mysql.errors import ServerIdTaken
-from listener.mysql.findings import find_in_server
+from listener.mysql.findings import find_in_server, find_in_tables
 from listener.mysql.lock import ListenerLock
 from listener.mysql.position import BinlogPosition
 from listener.mysql.preparation import starting_position
@@ -83,7 +83,7 @@ class BinlogMonitor:
         with ExitStack() as stack:
             with closing(connect(self._database_url)) as connection:
                 self._server = read_server(connection)
-                raise_problems(find_in_server(self._server))
+                raise_problems([*find_in_server(self._server), *find_in_tables(connection, self._routes)])
                 self._charsets = Charsets(partial(connect, self._database_url), connection)
             self.source = self._server.kind
             self._lock = ListenerLock(self._database_url, self._name)

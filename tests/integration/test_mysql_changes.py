@@ -183,7 +183,9 @@ def test_a_prepared_transaction_comes_when_it_is_committed(source: MySQLSource) 
                    "XA PREPARE 'a','b',7")  # fmt: skip
     source.execute("XA START 'r'", "INSERT INTO people (id) VALUES (8)", "XA END 'r'", "XA PREPARE 'r'")
     source.execute("INSERT INTO people (id) VALUES (3)", "XA ROLLBACK 'r'", "XA COMMIT 'a','b',7")
-    source.execute("XA START 'o'", "INSERT INTO people (id) VALUES (4)", "XA END 'o'", "XA COMMIT 'o' ONE PHASE")
+    source.execute(
+        "XA START 'o'", "INSERT INTO people (id) VALUES (4)", "XA END 'o'", "XA COMMIT 'o' ONE PHASE"
+    )
     assert [each.row["id"] for each in source.changes(4)] == [3, 1, 2, 4]
 
 
@@ -290,7 +292,9 @@ def test_compressed_transactions_are_read(source: MySQLSource) -> None:
 
 
 def test_a_row_larger_than_a_packet_comes_whole(source: MySQLSource) -> None:
-    source.execute("CREATE TABLE t (id int PRIMARY KEY, a longtext)", "SET GLOBAL max_allowed_packet = 1073741824")
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, a longtext)", "SET GLOBAL max_allowed_packet = 1073741824"
+    )
     source.watch()
     for size in (16_777_100, 16_777_215 - 60, 40_000_000):
         source.execute(f"INSERT INTO t VALUES ({size}, repeat('x', {size}))")

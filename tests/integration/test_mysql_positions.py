@@ -244,5 +244,3 @@ def _purge(source: MySQLSource, newest: str) -> None:
         return source.database.fetch("SHOW BINARY LOGS")[0][0] == newest
 
     wait_until(purged, what="the logs to be purged", timeout=30)
-
-

@@ -1,0 +1,54 @@
+"""What MySQL or MariaDB knows of the listener."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+from listener.mysql.connection import connect, fetch_value
+from listener.mysql.lock import lock_name
+from listener.mysql.position import BinlogPosition
+from listener.mysql.server import LogFile, Server, current_position, log_files, read_server
+from listener.status import Reader, SourceStatus
+
+__all__ = ["read_mysql_status"]
+
+
+def read_mysql_status(url: str, name: str, checkpoint: str | None) -> SourceStatus:
+    """Return how far the server is; `name` is CDC_NAME. Raises SourceError, SourceLost."""
+    with closing(connect(url)) as connection:
+        server = read_server(connection)
+        current = current_position(connection, server)
+        reader = fetch_value(connection, "SELECT IS_USED_LOCK(%s)", [lock_name(name)])
+        files = log_files(connection)
+    lag = (
+        None
+        if checkpoint is None
+        else _bytes_between(server, BinlogPosition.parse(checkpoint), current, files)
+    )
+    return SourceStatus(
+        reader=_reader(reader, checkpoint),
+        detail=f"lock {lock_name(name)}, held by {f'session {reader}' if reader else 'nobody'}",
+        current=f"{current.file}:{current.offset}",
+        acknowledged=None,  # the server keeps its log for as long as it is told to, and does not ask us
+        lag_bytes=lag,
+        retained_bytes=lag,
+        safe_bytes=None,
+    )
+
+
+def _reader(session: int | None, checkpoint: str | None) -> Reader:
+    if session:
+        return Reader.RUNNING
+    return Reader.NEVER_STARTED if checkpoint is None else Reader.NONE
+
+
+def _bytes_between(
+    server: Server, after: BinlogPosition, current: BinlogPosition, files: Sequence[LogFile]
+) -> int | None:
+    """Return how much log lies between; None where the checkpoint is of another server's log."""
+    if after.server != server.name or after.file_number > current.file_number:
+        return None
+    numbered = [(BinlogPosition(file=file.name, offset=4).file_number, file.size) for file in files]
+    between = sum(size for number, size in numbered if after.file_number <= number < current.file_number)
+    return max(0, between - after.offset + current.offset)
