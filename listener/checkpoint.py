@@ -88,6 +88,7 @@ class Checkpoint:
         self,
         commands: Callable[[], Iterable[Command]],
         position: str,
+        as_of: datetime | None = None,
         *,
         asking: Sequence[Command] = (),
     ) -> list[Any]:
@@ -98,7 +99,7 @@ class Checkpoint:
         Raises CheckpointMoved where it is not where we left it; then nothing was written.
         """
         mark = next(self._marks)
-        step = _Step(commands, self._store(position, mark), mark, asking)
+        step = _Step(commands, self._store(position, mark, as_of), mark, asking)
         answers = self._patience.until_done(lambda: self._attempt(step))
         self._known = _Found(position, self._source, mark)
         return answers
@@ -163,10 +164,16 @@ class Checkpoint:
             hint=f"See what that key is, and rename it: redis-cli TYPE {command[1]!r}",
         )
 
-    def _store(self, position: str, mark: str) -> Command:
-        now = datetime.now(UTC).isoformat()
-        source = self._source or ""
-        return "HSET", self.key, "position", position, "source", source, "mark", mark, "at", now
+    def _store(self, position: str, mark: str, as_of: datetime | None = None) -> Command:
+        now = datetime.now(UTC)
+        fields = {
+            "position": position,
+            "source": self._source or "",
+            "mark": mark,
+            "at": now.isoformat(),
+            "as_of": (as_of or now).isoformat(),
+        }
+        return "HSET", self.key, *chain.from_iterable(fields.items())
 
     def _open(self) -> _Found:
         """Watch the checkpoint on a fresh connection, and return it."""

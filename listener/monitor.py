@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from cdc_tasks.changes import Change
@@ -30,6 +31,7 @@ class Batch:
 
     changes: Sequence[Change]
     position: str  # of the last change, or a later point of the log before the next one
+    as_of: datetime | None = None  # when the last change was committed; None where nothing is new
 
 
 class Monitor(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Protocol
 
 from cdc_tasks.errors import CDCError
@@ -42,8 +43,13 @@ class Publisher(Protocol):
         another database.
         """
 
-    def publish(self, fired: Iterable[Call | Parked], *, checkpoint: str) -> None:
-        """Make the broker hold these tasks, the parked changes, and the checkpoint."""
+    def publish(
+        self, fired: Iterable[Call | Parked], *, checkpoint: str, as_of: datetime | None = None
+    ) -> None:
+        """Make the broker hold these tasks, the parked changes, and the checkpoint.
+
+        `as_of` is when the last change was committed: the checkpoint carries it for whoever asks for the lag.
+        """
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon; may be called from a signal handler."""

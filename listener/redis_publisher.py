@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from itertools import chain
 
 from celery import Celery
@@ -24,14 +25,22 @@ _AT_ONCE = 50  # messages in a command: the broker reads one while the next is m
 class RedisPublisher:
     """Publishes to the Redis that Celery's own broker settings describe."""
 
-    def __init__(self, app: Celery, *, name: str, durability: str = "memory") -> None:
-        """`name` is CDC_NAME; `durability` is memory, fsync or replicated."""
+    def __init__(
+        self,
+        app: Celery,
+        *,
+        name: str,
+        durability: str = "memory",
+        coalesce_interval: float = 0.5,
+        batch_wait: float = 1.0,
+    ) -> None:
+        """Take the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
         self._patience = Patience("broker")
         self._checkpoint = Checkpoint(self._redis, self._patience, name=name, durability=durability)
         self._parked_key = parked_key(self._redis.prefixed(f"cdc:{name}"))
         self._held_key = self._redis.prefixed(f"cdc:{name}:held")
-        self._gatherer = Gatherer(self._held_key)
+        self._gatherer = Gatherer(self._held_key, interval=coalesce_interval, longest=batch_wait)
         self._envelopes = Envelopes(app)
         self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
@@ -40,14 +49,16 @@ class RedisPublisher:
         self._made.clear()  # a broker that was emptied does not know the queues any more
         return self._patience.until_done(lambda: self._read(source))
 
-    def publish(self, fired: Iterable[Call | Parked], *, checkpoint: str) -> None:
+    def publish(
+        self, fired: Iterable[Call | Parked], *, checkpoint: str, as_of: datetime | None = None
+    ) -> None:
         """Make the broker hold these tasks, the parked changes, and the checkpoint, in one atomic step."""
         tasks, parked, keeping = self._gatherer.gather(fired)
         if not (tasks or parked or keeping) and checkpoint == self._checkpoint.position:
             return
         keeping += store_parked(self._parked_key, parked)
         envelopes = [self._envelope(route, change.kind) for route, change, _ in tasks]
-        self._checkpoint.write(lambda: chain(_pushes(tasks, envelopes), keeping), checkpoint)
+        self._checkpoint.write(lambda: chain(_pushes(tasks, envelopes), keeping), checkpoint, as_of)
         say_parked(parked)
 
     def stop(self) -> None:

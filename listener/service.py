@@ -67,7 +67,8 @@ class Listener:
 
     def _pump(self) -> None:
         for batch in self._monitor.batches(after=self._publisher.checkpoint(self._monitor.source)):
-            self._publisher.publish(self._router.tasks_for(batch.changes), checkpoint=batch.position)
+            fired = self._router.tasks_for(batch.changes)
+            self._publisher.publish(fired, checkpoint=batch.position, as_of=batch.as_of)
             self._monitor.acknowledge(batch.position)
 
     def _sleep(self, seconds: float) -> None:

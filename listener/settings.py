@@ -93,6 +93,15 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         le=100_000,
         description="At most so many changes are published at a time, which bounds the memory.",
     )
+    cdc_batch_wait: float = Field(
+        1.0,
+        ge=0.25,
+        le=3600,
+        description="Seconds that a change of a route with batch= waits for others, at most.",
+    )
+    cdc_coalesce_interval: float = Field(
+        0.5, gt=0, le=3600, description="Seconds between two tasks of a route with coalesce=True, at least."
+    )
     cdc_max_queue: int | None = Field(
         None, ge=1, description="Reading pauses while a queue is longer than this; if not set, it never does."
     )

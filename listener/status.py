@@ -91,17 +91,16 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
     prefix = redis.prefixed(f"cdc:{name}")
     try:
         answers = redis.send(
-            [("HMGET", f"{prefix}:checkpoint", "position", "as_of", "at"), ("HLEN", parked_key(prefix))]
+            [("HMGET", f"{prefix}:checkpoint", "position", "as_of"), ("HLEN", parked_key(prefix))]
         )
     finally:
         redis.close()
     for answer in answers:
         if isinstance(answer, ResponseError):
             raise redis.refusal(answer)
-    (position, as_of, at), parked = answers
-    known = as_of or at  # without the first: when it was moved, which is the same unless there is a backlog
+    (position, as_of), parked = answers
     return SavedPosition(
         position.decode() if position else None,
-        datetime.fromisoformat(known.decode()) if known else None,
+        datetime.fromisoformat(as_of.decode()) if as_of else None,
         parked,
     )

@@ -94,7 +94,13 @@ def _publisher(settings: ListenerSettings) -> Publisher:
             "The listener publishes to Redis and Valkey only.",
             hint="CELERY_BROKER_URL=redis://localhost:6379/0",
         )
-    return RedisPublisher(app, name=settings.cdc_name, durability=settings.cdc_durability)
+    return RedisPublisher(
+        app,
+        name=settings.cdc_name,
+        durability=settings.cdc_durability,
+        coalesce_interval=settings.cdc_coalesce_interval,
+        batch_wait=settings.cdc_batch_wait,
+    )
 
 
 def _is_redis(app: Celery) -> bool:

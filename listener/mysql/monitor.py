@@ -109,7 +109,7 @@ class BinlogMonitor:
             self._lock.check()
             if not changes:
                 stream.wait(_TICK)
-            yield Batch(changes, str(decoder.position))
+            yield Batch(changes, str(decoder.position), changes[-1].committed_at if changes else None)
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""

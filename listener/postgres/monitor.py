@@ -118,7 +118,7 @@ class PostgresWALMonitor:
                 position = max(position, idle)
             else:
                 self._stream.wait(_TICK)
-            yield Batch(changes, str(position))
+            yield Batch(changes, str(position), changes[-1].committed_at if changes else None)
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
