@@ -1,0 +1,81 @@
+"""Coalesced and batched routes from commit to queue, through the loop, and through its end in the middle."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from listener.postgres.monitor import PostgresWALMonitor
+from listener.redis_publisher import RedisPublisher
+from listener.router import BinlogRouter, EventType
+from listener.service import Listener
+from tests.publishing import celery_app, messages
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Broker, Database
+
+
+def make_listener(database: Database, broker: Broker, router: BinlogRouter, **options: Any) -> Listener:
+    monitor = PostgresWALMonitor(
+        database.url, slot=database.name, publication="cdc", routes=router.routes, batch_size=500
+    )
+    return Listener(monitor, router, RedisPublisher(celery_app(broker.url), name=database.name, **options))
+
+
+@contextmanager
+def running(listener: Listener, database: Database) -> Iterator[None]:
+    thread = threading.Thread(target=listener.run)
+    thread.start()
+    query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
+    wait_until(lambda: database.fetch(query, database.name), what="the listener")
+    try:
+        yield
+    finally:
+        listener.stop()
+        thread.join(10)
+
+
+def test_many_updates_in_one_or_in_many_transactions_lead_to_few_refreshes_the_last_after_the_last_change(
+    database: Database, broker: Broker
+) -> None:
+    database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
+    router = BinlogRouter()
+    router.register(
+        "public", "roles", EventType.ALL, "tests.refresh", args=lambda change: [change.table], coalesce=True
+    )
+    with running(make_listener(database, broker, router), database):
+        database.execute("INSERT INTO roles SELECT g, 'r' FROM generate_series(1, 5000) g")
+        for number in range(300):
+            database.execute("UPDATE roles SET name = 'x' WHERE id = %s", number)
+        wait_until(
+            lambda: not broker.client.exists(f"cdc:{database.name}:held"), what="nothing to be held back"
+        )
+        wait_until(
+            lambda: len(messages(broker.client, "celery")) >= 2, what="the refresh after the last change"
+        )
+        count = len(messages(broker.client, "celery"))
+    assert count <= 5
+
+
+def test_batches_survive_the_listeners_end_in_order_and_complete(database: Database, broker: Broker) -> None:
+    database.execute("CREATE TABLE events (id int PRIMARY KEY)")
+    router = BinlogRouter()
+    router.register("public", "events", EventType.INSERT, "tests.index", batch=400)
+    with running(make_listener(database, broker, router, batch_wait=600), database):
+        database.execute("INSERT INTO events SELECT g FROM generate_series(1, 1000) g")
+        wait_until(lambda: len(messages(broker.client, "celery")) == 2, what="the full batches")
+        key = f"cdc:{database.name}:held:{router.routes[0].key}"
+        wait_until(lambda: broker.client.llen(key) == 200, what="the rest to be kept")
+    with running(make_listener(database, broker, router), database):
+        wait_until(lambda: len(messages(broker.client, "celery")) == 3, what="the rest")
+    arrived = [
+        change["after"]["id"]
+        for message in messages(broker.client, "celery")
+        for change in message["body"][0][0]
+    ]
+    assert arrived == list(range(1, 1001))
+    assert broker.client.keys("*held*") == []
