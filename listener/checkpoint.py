@@ -104,6 +104,14 @@ class Checkpoint:
         self._known = _Found(position, self._source, mark)
         return answers
 
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the answers to commands that change nothing; raises BrokerAway, BrokerError."""
+        if not self._redis.is_open:
+            found = self._open()  # whoever writes next relies on the watch
+            if found.mark != self._known.mark:
+                raise self._moved(found)
+        return self._redis.ask(commands)
+
     def _attempt(self, step: _Step) -> list[Any]:
         try:
             return self._do(step)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 
+import structlog
 from celery import Celery
 
 from listener.checkpoint import Checkpoint
@@ -19,6 +20,9 @@ from listener.router import Call, Parked, Route
 
 __all__ = ["RedisPublisher"]
 
+log = structlog.get_logger()
+
+_LOOK_EVERY = 0.2  # seconds between two looks at a queue that is too long
 _AT_ONCE = 50  # messages in a command: the broker reads one while the next is made
 
 
@@ -33,6 +37,7 @@ class RedisPublisher:
         durability: str = "memory",
         coalesce_interval: float = 0.5,
         batch_wait: float = 1.0,
+        max_queue: int | None = None,
     ) -> None:
         """Take the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
@@ -41,6 +46,7 @@ class RedisPublisher:
         self._parked_key = parked_key(self._redis.prefixed(f"cdc:{name}"))
         self._held_key = self._redis.prefixed(f"cdc:{name}:held")
         self._gatherer = Gatherer(self._held_key, interval=coalesce_interval, longest=batch_wait)
+        self._max_queue = max_queue
         self._envelopes = Envelopes(app)
         self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
@@ -58,8 +64,14 @@ class RedisPublisher:
             return
         keeping += store_parked(self._parked_key, parked)
         envelopes = [self._envelope(route, change.kind) for route, change, _ in tasks]
-        self._checkpoint.write(lambda: chain(_pushes(tasks, envelopes), keeping), checkpoint, as_of)
+        lengths = self._checkpoint.write(
+            lambda: chain(_pushes(tasks, envelopes), keeping),
+            checkpoint,
+            as_of,
+            asking=self._asking_lengths(),
+        )
         say_parked(parked)
+        self._wait_for_room(lengths)
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon."""
@@ -68,6 +80,22 @@ class RedisPublisher:
     def close(self) -> None:
         """Let go of the broker."""
         self._redis.close()
+
+    def _asking_lengths(self) -> list[Command]:
+        if self._max_queue is None:
+            return []
+        keys = dict.fromkeys(key for envelope in self._made.values() for key in envelope.keys)
+        return [("LLEN", key) for key in keys]
+
+    def _wait_for_room(self, lengths: Sequence[int]) -> None:
+        """Pause while a queue is longer than CDC_MAX_QUEUE: what waits in the database's log waits on its disk."""
+        limit = self._max_queue
+        if limit is None or max(lengths, default=0) <= limit:
+            return
+        log.warning("paused", longest_queue=max(lengths), cdc_max_queue=limit)
+        while max(self._patience.until_done(lambda: self._checkpoint.ask(self._asking_lengths()))) > limit:
+            self._patience.sleep(_LOOK_EVERY)
+        log.info("resumed")
 
     def _read(self, source: str | None) -> str | None:
         """Read the checkpoint, and what a former listener held back, on the connection that watches it."""

@@ -103,7 +103,7 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         0.5, gt=0, le=3600, description="Seconds between two tasks of a route with coalesce=True, at least."
     )
     cdc_max_queue: int | None = Field(
-        None, ge=1, description="Reading pauses while a queue is longer than this; if not set, it never does."
+        None, ge=1, description="On Redis, reading pauses while a queue is longer than this; if not set, it never does."
     )
     cdc_lag_alarm: ByteSize = Field(
         ByteSize(1024**3),

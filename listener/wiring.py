@@ -100,6 +100,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
         durability=settings.cdc_durability,
         coalesce_interval=settings.cdc_coalesce_interval,
         batch_wait=settings.cdc_batch_wait,
+        max_queue=settings.cdc_max_queue,
     )
 
 

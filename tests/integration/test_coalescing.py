@@ -37,6 +37,7 @@ def running(listener: Listener, database: Database) -> Iterator[None]:
     finally:
         listener.stop()
         thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_many_updates_in_one_or_in_many_transactions_lead_to_few_refreshes_the_last_after_the_last_change(
@@ -79,3 +80,29 @@ def test_batches_survive_the_listeners_end_in_order_and_complete(database: Datab
     ]
     assert arrived == list(range(1, 1001))
     assert broker.client.keys("*held*") == []
+
+
+def test_reading_pauses_while_the_queue_is_too_long_and_goes_on_by_itself(
+    database: Database, broker: Broker
+) -> None:
+    database.execute("CREATE TABLE events (id int PRIMARY KEY)")
+    router = BinlogRouter()
+    router.register("public", "events", EventType.INSERT, "tests.index")
+    taken = []
+    with running(make_listener(database, broker, router, max_queue=700), database):
+        database.execute("INSERT INTO events SELECT g FROM generate_series(1, 3000) g")
+        while len(taken) < 3000:
+            wait_until(lambda: broker.client.llen("celery"), what="more messages")
+            assert broker.client.llen("celery") <= 1200  # the limit, and a batch
+            taken += broker.client.rpop("celery", 300)
+    assert len(set(taken)) == 3000
+
+
+def test_a_listener_that_pauses_can_be_stopped(database: Database, broker: Broker) -> None:
+    database.execute("CREATE TABLE events (id int PRIMARY KEY)")
+    router = BinlogRouter()
+    router.register("public", "events", EventType.INSERT, "tests.index")
+    with running(make_listener(database, broker, router, max_queue=100), database):
+        database.execute("INSERT INTO events SELECT g FROM generate_series(1, 3000) g")
+        wait_until(lambda: broker.client.llen("celery") == 500, what="the first batch")
+    assert broker.client.llen("celery") == 500
