@@ -104,5 +104,5 @@ def test_a_listener_that_pauses_can_be_stopped(database: Database, broker: Broke
     router.register("public", "events", EventType.INSERT, "tests.index")
     with running(make_listener(database, broker, router, max_queue=100), database):
         database.execute("INSERT INTO events SELECT g FROM generate_series(1, 3000) g")
-        wait_until(lambda: broker.client.llen("celery") == 500, what="the first batch")
-    assert broker.client.llen("celery") == 500
+        wait_until(lambda: broker.client.llen("celery") > 100, what="the first batches")
+    assert broker.client.llen("celery") <= 600  # the limit, and a batch
