@@ -1,0 +1,316 @@
+"""Every type of MySQL and MariaDB, as JSON that says what the server would, and what PostgreSQL's would."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from tests.mysql_source import MySQLSource
+from tests.postgres_source import PostgresSource
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+    from tests.mysql_source import MySQLDatabase
+
+_NUMBERS = [
+    ("tinyint", "-128", -128),
+    ("tinyint unsigned", "255", 255),
+    ("boolean", "TRUE", 1),
+    ("smallint", "-32768", -32768),
+    ("smallint unsigned", "65535", 65535),
+    ("mediumint", "-8388608", -8388608),
+    ("mediumint unsigned", "16777215", 16777215),
+    ("int", "-2147483648", -(2**31)),
+    ("int unsigned", "4294967295", 2**32 - 1),
+    ("bigint", "-9223372036854775808", -(2**63)),
+    ("bigint unsigned", "18446744073709551615", 2**64 - 1),
+    ("float", "0.1", 0.1),
+    ("float", "-3.40282e38", -3.40282e38),
+    ("float", "16777216", 16777216.0),
+    ("double", "0.1", 0.1),
+    ("double", "-1.7976931348623157e308", -1.7976931348623157e308),
+    ("year", "2026", 2026),
+    ("year", "0", 0),
+    ("year", "1901", 1901),
+    ("decimal(5,2)", "0", "0.00"),
+    ("decimal(5,2)", "-0.05", "-0.05"),
+    ("decimal(10,0)", "-12", "-12"),
+    ("decimal(9,9)", "0.123456789", "0.123456789"),
+    ("decimal(65,30)", "-" + "9" * 35 + "." + "1" * 30, "-" + "9" * 35 + "." + "1" * 30),
+    ("decimal(65,0)", "9" * 65, "9" * 65),
+    ("decimal(20,11) unsigned", "123456789.12345678901", "123456789.12345678901"),
+    ("bit(1)", "b'1'", "1"),
+    ("bit(11)", "b'101'", "00000000101"),
+    ("bit(64)", "b'1'", "1".rjust(64, "0")),
+]
+_TIMES = [
+    ("date", "'2026-11-22'", "2026-11-22"),
+    ("date", "'1000-01-01'", "1000-01-01"),
+    ("date", "'0000-00-00'", "0000-00-00"),
+    ("date", "'2026-00-00'", "2026-00-00"),
+    ("datetime", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00"),
+    ("datetime", "'0000-00-00 00:00:00'", "0000-00-00 00:00:00"),
+    ("datetime(3)", "'2026-00-00 10:00:00.5'", "2026-00-00 10:00:00.500"),
+    ("datetime(1)", "'2026-11-22 10:00:00.5'", "2026-11-22T10:00:00.500000"),
+    ("datetime(4)", "'2026-11-22 10:00:00.1234'", "2026-11-22T10:00:00.123400"),
+    ("datetime(6)", "'9999-12-31 23:59:59.999999'", "9999-12-31T23:59:59.999999"),
+    ("datetime(6)", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00"),
+    ("timestamp NULL", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00+00:00"),
+    ("timestamp(2) NULL", "'1970-01-01 00:00:01.25'", "1970-01-01T00:00:01.250000+00:00"),
+    ("timestamp(6) NULL", "'2038-01-19 03:14:07.123456'", "2038-01-19T03:14:07.123456+00:00"),
+    ("timestamp NULL", "'0000-00-00 00:00:00'", "0000-00-00 00:00:00"),
+    ("time", "'10:00:00'", "10:00:00"),
+    ("time", "'-838:59:59'", "-838:59:59"),
+    ("time(2)", "'-00:00:00.25'", "-00:00:00.250000"),
+    ("time(3)", "'-100:00:01.125'", "-100:00:01.125000"),
+    ("time(6)", "'838:59:58.999999'", "838:59:58.999999"),
+    ("time(6)", "'-00:00:00.000001'", "-00:00:00.000001"),
+]
+_TEXTS = [
+    ("char(10)", "'ab'", "ab"),
+    ("char(255)", "repeat('ü', 255)", "ü" * 255),
+    ("varchar(10)", "''", ""),
+    ("varchar(300)", "'a\"b\\\\c'", 'a"b\\c'),
+    ("tinytext", "'text'", "text"),
+    ("text", "'Grüße 🙂'", "Grüße 🙂"),
+    ("mediumtext", "repeat('x', 70000)", "x" * 70000),
+    ("longtext", "'text'", "text"),
+    ("enum('x','ÿ','z')", "'ÿ'", "ÿ"),
+    ("enum('x','y') CHARACTER SET latin1", "''", ""),
+    ("set('a','b','ü')", "'a,ü'", "a,ü"),
+    ("set('a','b')", "''", ""),
+    ("enum('ä','ö') CHARACTER SET latin1", "'ö'", "ö"),
+    ("binary(4)", "'a'", base64.b64encode(b"a\0\0\0").decode()),
+    ("varbinary(10)", "x'00ff'", "AP8="),
+    ("tinyblob", "x'00ff'", "AP8="),
+    ("blob", "''", ""),
+    ("mediumblob", "x'00ff'", "AP8="),
+    ("longblob", "x'00ff'", "AP8="),
+]
+_DOCUMENTS = [
+    '{"a": [1, -2, 2.5, 1e300, null, true, false, "x\\"y"], "ü": {}, "": []}',
+    "18446744073709551615",
+    '"text"',
+    "null",
+    "[]",
+    json.dumps(list(range(70000))),
+    json.dumps({f"key {number}": "x" * 100 for number in range(1000)}),
+]
+
+
+def _cells(cases: list[tuple[str, str, Any]]) -> tuple[str, str, dict[str, Any]]:
+    columns = ", ".join(f"c{place} {kind}" for place, (kind, _, _) in enumerate(cases))
+    values = ", ".join(value for _, value, _ in cases)
+    return columns, values, {f"c{place}": expected for place, (_, _, expected) in enumerate(cases)}
+
+
+@pytest.mark.parametrize("cases", [_NUMBERS, _TIMES, _TEXTS], ids=["numbers", "times", "texts"])
+def test_each_type_has_its_form(source: MySQLSource, cases: list[tuple[str, str, Any]]) -> None:
+    columns, values, expected = _cells(cases)
+    source.execute(f"CREATE TABLE t ({columns}) CHARACTER SET utf8mb4")
+    source.watch()
+    nulls = ", ".join("NULL" for _ in cases)
+    source.execute(f"INSERT INTO t VALUES ({values}), ({nulls})", setting="sql_mode = ''")
+    found, empty = source.changes(2)
+    assert found.after == expected
+    assert empty.after == dict.fromkeys(expected)
+
+
+def test_json_is_the_value_itself(source: MySQLSource) -> None:
+    source.execute("CREATE TABLE t (id int AUTO_INCREMENT PRIMARY KEY, a json)")
+    source.watch()
+    source.execute(
+        *("INSERT INTO t (a) VALUES ('" + text.replace("\\", "\\\\") + "')" for text in _DOCUMENTS)
+    )
+    found = [each.row["a"] for each in source.changes(len(_DOCUMENTS))]
+    assert found == [json.loads(text) for text in _DOCUMENTS]
+
+
+def test_json_may_hold_values_of_sql_types(mysql_database: MySQLDatabase) -> None:
+    with MySQLSource(mysql_database, name=mysql_database.name) as source:
+        source.execute("CREATE TABLE t (a json)")
+        source.watch()
+        source.execute(
+            "INSERT INTO t VALUES (JSON_ARRAY(12.50, CAST('2026-11-22 10:00:00.5' AS DATETIME(1)),"
+            " CAST('2026-11-22' AS DATE), CAST('-10:00:00' AS TIME), x'00ff'))"
+        )
+        ((text,),) = source.database.fetch("SELECT a FROM t")
+        (change,) = source.changes(1)
+        assert change.row["a"] == json.loads(text)
+
+
+def test_partial_updates_of_json_are_put_together(mysql_database: MySQLDatabase) -> None:
+    with MySQLSource(mysql_database, name=mysql_database.name) as source:
+        document = {"a": [1, 2, {"b c": 3}], "pad": "x" * 500, "n": 1, "ü.ü": {"y": 1}}
+        source.execute(
+            "CREATE TABLE t (id int PRIMARY KEY, o json, a json)",
+            f"INSERT INTO t VALUES (1, '[1]', '{json.dumps(document, ensure_ascii=False)}')",
+        )
+        source.watch()
+        updates = [
+            "JSON_SET(a, '$.a[2].\"b c\"', 'new')",
+            "JSON_REMOVE(a, '$.a[0]')",
+            "JSON_SET(a, '$.n', JSON_OBJECT('deep', JSON_ARRAY(1, 2)), '$.added', 7)",
+            "JSON_ARRAY_INSERT(a, '$.a[0]', 'first')",
+            "JSON_REPLACE(a, '$.\"ü.ü\".y', NULL)",
+            "JSON_REMOVE(a, '$.pad')",
+        ]
+        expected = []
+        for update in updates:
+            source.execute(f"UPDATE t SET a = {update}", setting="binlog_row_value_options = 'PARTIAL_JSON'")
+            expected.append(json.loads(source.database.fetch("SELECT a FROM t")[0][0]))
+        found = source.changes(len(updates))
+        assert [each.after and each.after["a"] for each in found] == expected
+        assert [each.before and each.before["a"] for each in found] == [document, *expected[:-1]]
+        assert all(each.row["o"] == [1] for each in found)
+
+
+def test_mariadbs_own_types_are_told_by_its_catalogue(mariadb_database: MySQLDatabase) -> None:
+    from tests.mysql_source import MySQLSource
+
+    uuids = [
+        "123e4567-e89b-12d3-a456-426655440000",
+        "f47ac10b-58cc-4372-a567-0e02b2c3d479",
+        "017f22e2-79b0-7cc3-98c4-dc0c0c07398f",
+        "1ec9414c-232a-6b00-b3c8-9e6bdeced846",
+        "00000000-0000-0000-0000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "12345678-1234-3234-0234-123456789abc",
+    ]
+    rng = random.Random(7)
+    uuids += [str(UUID(int=rng.getrandbits(128), version=1 + place % 5)) for place in range(200)]
+    addresses = ["::", "2001:db8::ff00:42:8329", "::ffff:192.0.2.1", "fe80::1", "1:2:3:4:5:6:7:8"]
+    with MySQLSource(mariadb_database, name=mariadb_database.name) as source:
+        source.execute(
+            "CREATE TABLE t (id int PRIMARY KEY AUTO_INCREMENT, u uuid, i inet6, b binary(16), f inet4)"
+        )
+        source.watch()
+        rows = [
+            f"('{each}', '{addresses[place % 5]}', 'a', '192.0.2.{place % 250}')"
+            for place, each in enumerate(uuids)
+        ]
+        source.execute(f"INSERT INTO t (u, i, b, f) VALUES {', '.join(rows)}")
+        expected = source.database.fetch("SELECT CAST(u AS char), CAST(i AS char), CAST(f AS char) FROM t")
+        found = source.changes(len(uuids))
+        assert [(each.row["u"], each.row["i"], each.row["f"]) for each in found] == expected
+        assert found[0].row["b"] == base64.b64encode(b"a".ljust(16, b"\0")).decode()
+
+
+def test_mariadbs_compressed_columns_are_read(mariadb_database: MySQLDatabase) -> None:
+    with MySQLSource(mariadb_database, name=mariadb_database.name) as source:
+        source.execute(
+            "CREATE TABLE t (id int PRIMARY KEY, a text COMPRESSED, b varchar(2000) COMPRESSED, c blob COMPRESSED)"
+            " CHARACTER SET latin1"
+        )
+        source.watch()
+        long = "é" * 1000
+        source.execute(f"INSERT INTO t VALUES (1, '{long}', '{long}', '{'x' * 999}'), (2, '', 'é', NULL)")
+        first, second = source.changes(2)
+        assert first.after == {
+            "id": 1, "a": long, "b": long, "c": base64.b64encode(b"x" * 999).decode(),
+        }  # fmt: skip
+        assert second.after == {"id": 2, "a": "", "b": "é", "c": None}
+
+
+def test_geometry_is_the_servers_own_bytes(source: MySQLSource) -> None:
+    source.execute("CREATE TABLE t (a geometry, b point)")
+    source.watch()
+    source.execute("INSERT INTO t VALUES (ST_GeomFromText('LINESTRING(0 0, 1 1)'), POINT(1, 2))")
+    (change,) = source.changes(1)
+    ((a, b),) = source.database.fetch("SELECT a, b FROM t")
+    assert change.after == {"a": base64.b64encode(a).decode(), "b": base64.b64encode(b).decode()}
+
+
+def test_generated_and_invisible_columns_are_there(source: MySQLSource) -> None:
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, s int AS (id + 1) STORED, v int AS (id + 2) VIRTUAL,"
+        " i int INVISIBLE DEFAULT 7)"
+    )
+    source.watch()
+    source.execute("INSERT INTO t (id) VALUES (1)")
+    (change,) = source.changes(1)
+    assert change.after == {"id": 1, "s": 2, "v": 3, "i": 7}
+
+
+def test_text_of_every_character_set_is_as_the_server_has_it(source: MySQLSource) -> None:
+    charsets = [
+        (str(name), int(length))
+        for name, length in source.database.fetch(
+            "SELECT CHARACTER_SET_NAME, MAXLEN FROM information_schema.CHARACTER_SETS"
+            " WHERE CHARACTER_SET_NAME NOT IN ('binary', 'filename') ORDER BY 1"
+        )
+    ]
+    source.execute(*(f"CREATE TABLE t_{name} (a text CHARACTER SET {name})" for name, _ in charsets))
+    source.watch()
+    sample = "ABC xyz 019 äöüß éèñ ÅØ çšž αβγ ЖЯѣ שלום ไทย 日本語 カタカナ 한국어 中文繁體 €~\\ 🙂"
+    source.execute(*(f"INSERT IGNORE INTO t_{name} VALUES ('{sample}')" for name, _ in charsets))
+    one_byte = ", ".join(str(byte) for byte in range(1, 256))
+    single = [name for name, length in charsets if length == 1 and name != "ascii"]
+    source.execute(
+        *(f"INSERT INTO t_{name} VALUES (CONVERT(CHAR({one_byte}) USING {name}))" for name in single),
+        setting="sql_mode = ''",
+    )
+    found = source.changes(len(charsets) + len(single), timeout=60)
+    wrong = {}
+    for change in found:
+        stored = {row[0] for row in source.database.fetch(f"SELECT a FROM {change.table}")}
+        # For a byte that stands for no character the server has a question mark; we say which byte it is.
+        ours = re.sub(r"\\x[0-9a-f]{2}", "?", change.row["a"])
+        if ours not in stored:
+            wrong[change.table] = (ours, stored)
+    assert not wrong
+
+
+def test_text_that_is_not_of_its_character_set_does_not_stop_the_stream(
+    mariadb_database: MySQLDatabase,
+) -> None:
+    with MySQLSource(mariadb_database, name=mariadb_database.name) as source:
+        source.execute(
+            "CREATE TABLE t (id int, a text CHARACTER SET latin1)", "INSERT INTO t VALUES (1, x'e9ff')"
+        )
+        source.watch()
+        # The old way to change what bytes are taken for; no server looks at them.
+        source.execute("ALTER TABLE t MODIFY a blob", "SET @bytes = (SELECT a FROM t)")
+        source.execute("ALTER TABLE t MODIFY a text CHARACTER SET ucs2", setting="sql_mode = ''")
+        source.execute("UPDATE t SET id = 2")
+        assert source.changes(1)[0].row["id"] == 2
+
+
+_SAME = [
+    ("integer", "integer", "7"),
+    ("bigint", "bigint", "-9007199254740993"),
+    ("numeric(10,2)", "decimal(10,2)", "-0.50"),
+    ("real", "float", "0.1"),
+    ("double precision", "double", "1e-7"),
+    ("text", "text", "'Grüße \"x\" \\\\'"),
+    ("date", "date", "'2026-11-22'"),
+    ("timestamp", "datetime(6)", "'2026-11-22 10:00:00.5'"),
+    ("timestamp", "datetime", "'2026-11-22 10:00:00'"),
+    ("timestamptz", "timestamp(6) NULL", "'2026-11-22 10:00:00.123456'"),
+    ("time", "time(6)", "'10:00:00.25'"),
+    ("json", "json", '\'{"a": [1, null, "x"]}\''),
+    ("bit(5)", "bit(5)", "b'00101'"),
+]
+
+
+def test_the_same_row_is_the_same_json_as_postgresqls(source: MySQLSource, database: Database) -> None:
+    def row(place: int) -> str:
+        return ", ".join(f"c{number} {case[place]}" for number, case in enumerate(_SAME))
+
+    values = ", ".join(case[2] for case in _SAME)
+    source.execute(f"CREATE TABLE t (id integer PRIMARY KEY, {row(1)})")
+    source.watch()
+    source.execute(f"INSERT INTO t VALUES (1, {values})")
+    (ours,) = source.changes(1)
+    with PostgresSource(database, "pgoutput") as postgres:
+        postgres.execute(f"CREATE TABLE t (id integer PRIMARY KEY, {row(0)})")
+        postgres.watch("t")
+        postgres.execute(f"INSERT INTO t VALUES (1, {values.replace(chr(92) * 2, chr(92))})")
+        (theirs,) = postgres.changes(1)
+        assert ours.after == theirs.after
