@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check format servers clean
+.PHONY: help demo test chaos bench check format servers clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,10 @@ test: $(VENV)/.installed-dev servers  ## Every test, against real servers (ARGS=
 chaos: $(VENV)/.installed-dev servers  ## Kill it 200 times while clients write (ARGS="--kills 50 --seed 7 --target broker")
 	@echo "==> Attacking"
 	@$(BIN)/python -m tests.acceptance.chaos $(ARGS)
+
+bench: $(VENV)/.installed-dev servers  ## Ours beside others, into docs/benchmarks.md (ARGS="--quick --output /tmp/bench" for a look)
+	@echo "==> Measuring"
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: $(VENV)/.installed-dev  ## Lint, format and types, nothing is changed
 	@echo "==> Linting"

@@ -1,0 +1,1 @@
+"""Ours beside others', on one server, the same rows, in turn: `make bench`."""

@@ -1,0 +1,132 @@
+"""How long after its commit a change is in the queue, and its task runs; how soon the listener starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from base64 import b64decode
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Final, TypedDict
+
+from benchmarks.routes import QUEUE
+from benchmarks.stage import Stage
+from benchmarks.tasks import read_notes
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+__all__ = ["BINS", "Latency", "time_start", "time_to_queue", "time_to_task"]
+
+BINS: Final = (0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 1000)  # upper ends, in milliseconds
+
+_WARM: Final = 2.0  # seconds whose messages are not counted
+
+
+class Latency(TypedDict):
+    """Milliseconds between a commit, as the server notes it, and what was waited for."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+    worst: float
+    histogram: list[int]  # how many, by `BINS`
+
+
+def time_to_queue(per_second: int, seconds: float, said: Callable[[str], None]) -> Latency:
+    """Commit single rows; note when each message comes to a client that waits at the queue."""
+    with Stage() as stage, stage.listener() as listener:
+        listener.wait_for("streaming")
+        writing = stage.write_steadily(per_second, seconds + _WARM)
+        arrived = _pop_all(stage, writing)
+        listener.stop()
+    return _summary([(when, _committed_at(message)) for when, message in arrived], said)
+
+
+def time_to_task(per_second: int, seconds: float, said: Callable[[str], None]) -> Latency:
+    """Commit single rows; each task notes when its body runs, in a prefork worker with two processes."""
+    with TemporaryDirectory() as directory, Stage() as stage:
+        notes = Path(directory) / "notes"
+        with Worker(worker_environment(stage, notes), "-Q", QUEUE), stage.listener() as listener:
+            listener.wait_for("streaming")
+            stage.write_steadily(per_second, seconds + _WARM).wait()
+            (count,) = stage.fetch("SELECT count(*) FROM tickets")[0]
+            wait_until(lambda: len(read_notes(notes)) == count, timeout=60, what="every task to run")
+            listener.stop()
+        return _summary([(ran, committed) for ran, committed, _ in read_notes(notes)], said)
+
+
+def time_start(rounds: int, said: Callable[[str], None]) -> list[float]:
+    """Return the seconds from the listener's start until a change that waited for it is in the queue."""
+    found = []
+    with Stage() as stage:
+        with stage.listener() as listener:
+            listener.wait_for("streaming")
+            listener.stop()
+        for _ in range(rounds):
+            stage.fill("tickets", 1, transaction=1)
+            stage.broker.delete(QUEUE)
+            start = time.monotonic()
+            with stage.listener() as listener:
+                wait_until(lambda: stage.queued() > 0, timeout=60, what="the first change", every=0.002)
+                found.append(round(time.monotonic() - start, 3))
+                listener.stop()
+    said(f"start to first change: {median(found):.2f} s")
+    return found
+
+
+def worker_environment(stage: Stage, notes: Path) -> dict[str, str]:
+    """Return what a worker of `benchmarks.tasks` is told."""
+    return {
+        "DATABASE_URL": stage.postgres.url,
+        "CELERY_BROKER_URL": stage.valkey.url,
+        "CACHE_URL": stage.valkey.url_of(1),
+        "CDC_TASK_MODULES": "benchmarks.tasks",
+        "BENCH_NOTES": str(notes),
+    }
+
+
+def _pop_all(stage: Stage, writing: subprocess.Popen[bytes]) -> list[tuple[float, bytes]]:
+    """Return (time, message) of all that comes while `writing` runs, and a second more."""
+    arrived: list[tuple[float, bytes]] = []
+    while True:
+        message = stage.broker.brpop([QUEUE], timeout=1)
+        if message:
+            arrived.append((time.time(), message[1]))
+        elif writing.poll() is not None:
+            return arrived
+
+
+def _committed_at(message: bytes) -> float:
+    ((change,), _, _) = json.loads(b64decode(json.loads(message)["body"]))
+    return datetime.fromisoformat(change["committed_at"]).timestamp()
+
+
+def _summary(pairs: Sequence[tuple[float, float]], said: Callable[[str], None]) -> Latency:
+    first = min(committed for _, committed in pairs)
+    waits = sorted((arrived - committed) * 1000 for arrived, committed in pairs if committed >= first + _WARM)
+    latency: Latency = {
+        "count": len(waits),
+        "p50": _quantile(waits, 0.5),
+        "p95": _quantile(waits, 0.95),
+        "p99": _quantile(waits, 0.99),
+        "worst": round(waits[-1], 2),
+        "histogram": _histogram(waits),
+    }
+    said("latency: " + ", ".join(f"{name} {latency[name]} ms" for name in ("p50", "p95", "p99", "worst")))
+    return latency
+
+
+def _quantile(ordered: Sequence[float], part: float) -> float:
+    return round(ordered[min(int(len(ordered) * part), len(ordered) - 1)], 2)
+
+
+def _histogram(waits: Sequence[float]) -> list[int]:
+    counts = [0] * len(BINS)
+    for wait in waits:
+        counts[next((place for place, end in enumerate(BINS) if wait <= end), len(BINS) - 1)] += 1
+    return counts

@@ -1,0 +1,48 @@
+"""How much memory the listener needs for transactions of any size, and how much processor time for nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from benchmarks.readings import cpu_seconds, peak_memory
+from benchmarks.routes import QUEUE
+from benchmarks.stage import Stage
+from tests.waiting import wait_until
+
+__all__ = ["idle_share", "peak_by_transaction"]
+
+_AT_LEAST: Final = 50_000  # rows in all, so that small transactions come in full batches too
+
+
+def peak_by_transaction(sizes: Sequence[int], said: Callable[[str], None]) -> dict[str, float]:
+    """Return the listener's peak memory in MB, by rows in a transaction; each in a process of its own."""
+    found = {}
+    with Stage() as stage:
+        with stage.listener() as listener:
+            listener.wait_for("streaming")
+            listener.stop()
+        for size in sizes:
+            rows = max(size, _AT_LEAST // size * size)
+            stage.fill("tickets", rows, transaction=size)
+            with stage.listener() as listener:
+                wait_until(lambda rows=rows: stage.queued() >= rows, timeout=900, what=f"{rows} tasks")
+                found[str(size)] = round(peak_memory(listener.process.pid), 1)
+                listener.stop()
+            stage.broker.unlink(QUEUE)
+            said(f"transactions of {size:9,} rows: {found[str(size)]} MB at the peak")
+    return found
+
+
+def idle_share(seconds: float, said: Callable[[str], None]) -> float:
+    """Return the percentage of a core that the listener uses while nothing happens."""
+    with Stage() as stage, stage.listener() as listener:
+        listener.wait_for("streaming")
+        time.sleep(3)
+        before = cpu_seconds(listener.process.pid)
+        time.sleep(seconds)
+        share = (cpu_seconds(listener.process.pid) - before) / seconds * 100
+        listener.stop()
+    said(f"idle: {share:.2f} % of a core")
+    return round(share, 2)

@@ -1,0 +1,155 @@
+"""The page in `docs/` and its charts, from what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from string import Template
+from typing import Any
+
+from benchmarks import charts
+from benchmarks.debezium import VERSIONS
+from benchmarks.latency import BINS
+
+__all__ = ["write"]
+
+_PAGE = Path(__file__).with_name("report.md")
+_OURS, _FLOOR = "cdc-tasks", "pg_recvlogical"
+_WIDTHS = {"narrow": "3 columns", "tickets": "9 columns", "wide": "41 columns"}
+
+Results = Mapping[str, Any]
+
+
+def write(results: Results, directory: Path) -> None:
+    """Write `benchmarks.md`, and beside it `benchmarks/` with the charts and all that was measured."""
+    pictures = directory / "benchmarks"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (pictures / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    for name, picture in _charts(results).items():
+        (pictures / f"{name}.svg").write_text(picture)
+    page = Template(_PAGE.read_text()).substitute(_facts(results))
+    (directory / "benchmarks.md").write_text(page)
+
+
+def _charts(results: Results) -> dict[str, str]:
+    throughput = {name: each["rate"] for name, each in results["throughput"].items()}
+    latency = {"queue": "into the queue, 1,000 a second", "task": "until its task runs, 200 a second"}
+    return {
+        "throughput": charts.bars(
+            "Changes a second (9 columns, transactions of 100)", throughput, unit="/s", best=_OURS
+        ),
+        "width": charts.columns(
+            "Changes a second by the width of a row",
+            {_WIDTHS[table]: _rates(found) for table, found in results["width"].items()},
+            unit="/s",
+            below="transactions of 100 rows",
+        ),
+        "transactions": charts.columns(
+            "Changes a second by the size of a transaction",
+            {f"{int(size):,}": _rates(found) for size, found in results["transactions"].items()},
+            unit="/s",
+            below="rows in a transaction",
+        ),
+        "memory": charts.line(
+            "The listener's memory at its peak",
+            {f"{int(size):,}": value for size, value in results["memory"]["peak"].items()},
+            unit="MB",
+            below="rows in a transaction",
+            limit=100,
+        ),
+        **{
+            f"latency-{what}": charts.columns(
+                f"From commit {title}", _bins(results["latency"][what]), unit="%", below="milliseconds, up to"
+            )
+            for what, title in latency.items()
+        },
+    }
+
+
+def _rates(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return our rate first, so that it has the first colour."""
+    return {name: found[name]["rate"] for name in sorted(found, key=lambda name: name != _OURS)}
+
+
+def _bins(latency: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    counts = latency["histogram"]
+    last = max(place for place, count in enumerate(counts) if count)
+    shares = [100 * count / latency["count"] for count in counts]
+    names = [*(f"{end:g}" for end in BINS[:-1]), "more"]
+    return {name: {"share": share} for name, share in zip(names[: last + 1], shares, strict=False)}
+
+
+def _facts(results: Results) -> dict[str, str]:
+    about = results["about"]
+    return {
+        "machine": about["machine"],
+        "date": about["date"],
+        "postgres": about["postgres"],
+        "minutes": "20",
+        "rows": f"{about['rows']:,}",
+        "rounds": str(about["rounds"]),
+        "debezium": ", ".join(version.replace("==", " ") for version in VERSIONS),
+        "throughput_table": _throughput_table(results["throughput"]),
+        "width_table": _sweep_table("columns", results["width"], lambda table: _WIDTHS[table]),
+        "transactions_table": _sweep_table("rows", results["transactions"], lambda size: f"{int(size):,}"),
+        "latency_table": _latency_table(results["latency"]),
+        "start": f"{median(results['latency']['start']):.2f}",
+        "memory_table": _table(
+            ["rows in a transaction", "MB at the peak"],
+            [[f"{int(size):,}", f"{value:.0f}"] for size, value in results["memory"]["peak"].items()],
+        ),
+        "idle": f"{results['memory']['idle']:.2f}",
+        "workers_table": _table(
+            ["", "tasks/s", "rows/s"],
+            [
+                [name, f"{each['tasks_per_second']:,}", f"{each['rows_per_second']:,}"]
+                for name, each in results["workers"].items()
+            ],
+        ),
+    }
+
+
+def _throughput_table(found: Mapping[str, Any]) -> str:
+    ours = found[_OURS]["rate"]
+    return _table(
+        ["", "changes/s", "slowest to fastest", "cdc-tasks is", "own CPU, µs a change", "peak memory, MB"],
+        [
+            [
+                f"**{name}**" if name == _OURS else name,
+                f"{each['rate']:,}",
+                f"{min(each['rates']):,} to {max(each['rates']):,}",
+                "" if name == _OURS else f"{_ratio(ours / each['rate'])} x",
+                f"{each['cpu']:.1f}",
+                f"{each['memory']:.0f}",
+            ]
+            for name, each in found.items()
+        ],
+    )
+
+
+def _sweep_table(what: str, found: Mapping[str, Any], title: Any) -> str:
+    names = list(next(iter(found.values())))
+    rows = [[title(key), *(f"{each[name]['rate']:,}" for name in names)] for key, each in found.items()]
+    return _table([what, *(f"{name}, changes/s" for name in names)], rows)
+
+
+def _latency_table(found: Mapping[str, Any]) -> str:
+    rows = [
+        [title, *(f"{found[what][part]:.1f}" for part in ("p50", "p95", "p99", "worst"))]
+        for what, title in {
+            "queue": "commit to queue, 1,000/s",
+            "task": "commit to task, 200/s",
+        }.items()
+    ]
+    return _table(["milliseconds", "half of them", "95 %", "99 %", "the slowest"], rows)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2f}" if value < 1 else f"{value:.1f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

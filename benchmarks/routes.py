@@ -1,0 +1,26 @@
+"""The routes that the listener has while it is measured."""
+
+from __future__ import annotations
+
+from listener.router import BinlogRouter, EventType, became, changed
+
+__all__ = ["every_row", "in_batches"]
+
+QUEUE = "bulk"
+TABLES = ("narrow", "tickets", "wide")
+
+
+def every_row() -> BinlogRouter:
+    """One task for each new row, past a predicate; and a route that never fires."""
+    router = BinlogRouter()
+    for table in TABLES:
+        router.register("public", table, EventType.INSERT, "bench.row", when=changed("id"), queue=QUEUE)
+    router.register("public", "tickets", EventType.UPDATE, "bench.closed", when=became("status", "closed"))
+    return router
+
+
+def in_batches() -> BinlogRouter:
+    """One task for 500 new rows."""
+    router = BinlogRouter()
+    router.register("public", "tickets", EventType.INSERT, "bench.rows", batch=500, queue=QUEUE)
+    return router

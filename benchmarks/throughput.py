@@ -1,0 +1,146 @@
+"""How many rows a second each contender gets through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import median
+from typing import Final, TypedDict
+
+from benchmarks.contenders import ALL, Contender, Debezium, Ours, Recvlogical, Run
+from benchmarks.readings import cpu_seconds, peak_memory
+from benchmarks.stage import Stage
+
+__all__ = ["Drained", "compare", "measure_rows", "vary_transactions", "vary_width"]
+
+_EVERY: Final = 0.01  # seconds between two looks
+_WARM: Final = 0.25  # of the rows, before the clock starts: a JVM's first ones are its slowest
+_PATIENCE: Final = 900.0  # seconds
+
+TRANSACTIONS: Final = (1, 10, 100, 1_000, 100_000)
+
+
+class Drained(TypedDict):
+    """One contender, over all rounds."""
+
+    rates: list[float]  # rows a second, of each round
+    rate: float  # the median
+    cpu: float  # microseconds of its own processor time for a row, the median
+    memory: float  # MB, at its peak over all rounds
+
+
+@dataclass(frozen=True)
+class _Rows:
+    count: int
+    transaction: int = 100  # rows in each
+    table: str = "tickets"
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.table}, {self.transaction:,} at a time"
+
+
+@dataclass(frozen=True)
+class _Result:
+    rate: float
+    cpu: float
+    memory: float
+
+
+def compare(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, Drained]:
+    """Let all read the same rows."""
+    return measure_rows(ALL, rows, rounds, said)
+
+
+def vary_width(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
+    """Return what it is for tables of 3, 9 and 41 columns."""
+    return {
+        table: _measure(_FAST, _Rows(rows, table=table), rounds, said)
+        for table in ("narrow", "tickets", "wide")
+    }
+
+
+def vary_transactions(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
+    """Return what it is for transactions of 1 to 100,000 rows."""
+    return {
+        str(size): _measure(_FAST, _Rows(max(rows, size), transaction=size), rounds, said)
+        for size in TRANSACTIONS
+    }
+
+
+_FAST: Final[tuple[Contender, ...]] = tuple(
+    each for each in ALL if isinstance(each, (Recvlogical, Ours, Debezium))
+)
+
+
+def measure_rows(
+    contenders: Sequence[Contender], rows: int, rounds: int, said: Callable[[str], None]
+) -> dict[str, Drained]:
+    """Let these read the same rows in transactions of 100, in turn, in another order each round."""
+    return _measure(contenders, _Rows(rows), rounds, said)
+
+
+def _measure(
+    contenders: Sequence[Contender],
+    rows: _Rows,
+    rounds: int,
+    said: Callable[[str], None],
+) -> dict[str, Drained]:
+    results: dict[str, list[_Result]] = {each.name: [] for each in contenders}
+    with Stage() as stage:
+        for each in contenders:
+            each.prepare(stage)
+        for number in range(rounds):
+            stage.fill(rows.table, rows.count, transaction=rows.transaction)
+            for each in _rotated(contenders, number):
+                result = _drain(each, stage, int(rows.count * each.share))
+                results[each.name].append(result)
+                said(f"{rows}, round {number + 1}: {each.name:15} {result.rate:9,.0f}/s")
+    return {name: _summary(found) for name, found in results.items()}
+
+
+def _rotated(contenders: Sequence[Contender], by: int) -> Iterable[Contender]:
+    by %= len(contenders)
+    return [*contenders[by:], *contenders[:by]]
+
+
+def _drain(contender: Contender, stage: Stage, rows: int) -> _Result:
+    """Let one read `rows` rows; returns its rate without the warm-up."""
+    run = contender.start(stage)
+    try:
+        samples, cpu, memory = _watch(run, rows)
+    finally:
+        run.end()
+    contender.skip_the_rest(stage)
+    end, total = samples[-1]
+    warm, done = next((sample for sample in samples[:-1] if sample[1] >= total * _WARM), samples[0])
+    return _Result((1 - done / total) * rows / (end - warm), cpu / rows * 1e6, memory)
+
+
+def _watch(run: Run, rows: int) -> tuple[list[tuple[float, float]], float, float]:
+    """Return (time, progress) until it is done; the processor time that it used meanwhile, and its peak memory."""
+    samples: list[tuple[float, float]] = []
+    pid, cpu, before, memory = run.process.pid, 0.0, None, 0.0
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        done = run.is_done(rows)
+        samples.append((time.monotonic(), run.progress()))
+        if done:
+            return samples, cpu - (before or 0.0), memory
+        if run.process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"{run} ended, or stands still, at {samples[-1][1]:,.0f} of {rows:,}")
+        with suppress(ProcessLookupError):  # it has just ended
+            cpu, memory = cpu_seconds(pid), peak_memory(pid)
+        if before is None and samples[-1][1]:
+            before = cpu  # from here on: to start up is measured elsewhere
+        time.sleep(_EVERY)
+
+
+def _summary(results: Sequence[_Result]) -> Drained:
+    return {
+        "rates": [round(each.rate) for each in results],
+        "rate": round(median(each.rate for each in results)),
+        "cpu": round(median(each.cpu for each in results), 2),
+        "memory": round(max(each.memory for each in results), 1),
+    }

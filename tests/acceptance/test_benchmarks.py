@@ -1,0 +1,72 @@
+"""The benchmarks can be run by a stranger; what they measure is no matter of passing or failing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks import report
+from benchmarks.contenders import ALL
+from benchmarks.latency import BINS
+from benchmarks.memory import peak_by_transaction
+from benchmarks.throughput import measure_rows
+
+
+def _said(_text: str) -> None:
+    """Nobody listens."""
+
+
+@pytest.mark.timeout(180)
+def test_each_contender_that_needs_no_java_reads_all_its_rows() -> None:
+    contenders = [each for each in ALL if each.name != "Debezium"]
+    found = measure_rows(contenders, 2_000, 2, _said)
+    assert {name: len(each["rates"]) for name, each in found.items()} == {each.name: 2 for each in contenders}
+    assert all(rate > 0 for each in found.values() for rate in each["rates"])
+
+
+def test_the_listener_stays_below_100_mb_whatever_the_size_of_a_transaction() -> None:
+    found = peak_by_transaction([100, 50_000], _said)
+    assert max(found.values()) < 100
+    assert found["50000"] < found["100"] + 10
+
+
+def test_the_page_and_its_charts_are_written(tmp_path: Path) -> None:
+    report.write(_results(), tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "| **cdc-tasks** | 50,000 |" in page
+    assert "| Debezium | 10,000 | 9,000 to 11,000 | 5.0 x |" in page
+    pictures = {path.name for path in (tmp_path / "benchmarks").glob("*.svg")}
+    assert {name for name in pictures if f"(benchmarks/{name})" in page} == pictures
+    for name in pictures:
+        ET.parse(tmp_path / "benchmarks" / name)
+    assert json.loads((tmp_path / "benchmarks" / "results.json").read_text()) == _results()
+
+
+def _results() -> dict[str, Any]:
+    rates = {"pg_recvlogical": 100_000, "cdc-tasks": 50_000, "Debezium": 10_000}
+    drained = {
+        name: {"rates": [int(rate * 0.9), int(rate * 1.1)], "rate": rate, "cpu": 10.0, "memory": 50.0}
+        for name, rate in rates.items()
+    }
+    latency = {
+        "count": 10,
+        "p50": 1.5,
+        "p95": 2.0,
+        "p99": 3.0,
+        "worst": 4.0,
+        "histogram": [0, 5, 5] + [0] * (len(BINS) - 3),
+    }
+    worked = {"rows": 10, "tasks": 10, "tasks_per_second": 100, "rows_per_second": 100}
+    return {
+        "about": {"machine": "2 cores", "date": "2026-11-22", "postgres": "15", "rows": 1000, "rounds": 2},
+        "throughput": drained,
+        "width": {"narrow": drained, "tickets": drained, "wide": drained},
+        "transactions": {"1": drained, "100": drained},
+        "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
+        "memory": {"peak": {"100": 75.0, "1000000": 76.0}, "idle": 0.1},
+        "workers": {"one by one": worked, "batch=500": worked},
+    }
