@@ -204,6 +204,11 @@ class Checkpoint:
         return [("WATCH", self.key), ("HMGET", self.key, "position", "source", "mark")]
 
     def _moved(self, found: _Found) -> CheckpointMoved:
+        if found.position is None:
+            return CheckpointMoved(
+                f"The checkpoint is gone; we left it at {self.position}. Redis has lost its data, and with it the "
+                "tasks that were waiting. What the source still has for us is published again."
+            )
         return CheckpointMoved(f"The checkpoint is {found.position}; we left it at {self.position}.")
 
 

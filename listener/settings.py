@@ -102,8 +102,17 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     cdc_coalesce_interval: float = Field(
         0.5, gt=0, le=3600, description="Seconds between two tasks of a route with coalesce=True, at least."
     )
+    cdc_replay_window: float = Field(
+        0.0,
+        ge=0,
+        le=7 * 86_400,
+        description="PostgreSQL: seconds of log that are kept although published, to publish them again to a broker "
+        "that lost its data. The log takes room on the database's disk.",
+    )
     cdc_max_queue: int | None = Field(
-        None, ge=1, description="On Redis, reading pauses while a queue is longer than this; if not set, it never does."
+        None,
+        ge=1,
+        description="On Redis, reading pauses while a queue is longer than this; if not set, it never does.",
     )
     cdc_lag_alarm: ByteSize = Field(
         ByteSize(1024**3),

@@ -83,6 +83,7 @@ def _monitor(
         plugin=settings.cdc_plugin,
         batch_size=settings.cdc_batch_size,
         failover=settings.cdc_slot_failover,
+        replay_window=settings.cdc_replay_window,
         accept_gap=accept_gap,
     )
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from time import monotonic
-from typing import NamedTuple
 
 import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
 from listener.monitor import Batch, SourceError, SourceLost
+from listener.postgres.acknowledgements import Acknowledgements
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import (
     Connection,
@@ -45,13 +44,6 @@ _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener 
 _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
 
-class _Done(NamedTuple):
-    """Once `commit_lsn` is published, the server may forget its log before `end_lsn`."""
-
-    commit_lsn: int
-    end_lsn: int
-
-
 class PostgresWALMonitor:
     """Reads one database's changes through a logical replication slot; fulfils `listener.monitor.Monitor`."""
 
@@ -67,6 +59,7 @@ class PostgresWALMonitor:
         plugin: PluginName = "pgoutput",
         batch_size: int = 1000,
         failover: bool = False,
+        replay_window: float = 0.0,
         accept_gap: bool = False,
     ) -> None:
         """`batch_size` in changes; `failover` and `accept_gap` as the settings and the command line have them."""
@@ -77,12 +70,14 @@ class PostgresWALMonitor:
         self._plugin = plugin
         self._batch_size = batch_size
         self._failover = failover
+        self._replay_window = replay_window
         self._accept_gap = accept_gap
         self._wakeup = Wakeup()
-        self._done: deque[_Done] = deque()
+        self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._in_transaction = False
         self._current = 0  # the end of the server's log when we came
-        self._acknowledgeable = 0
+        self._confirmed = 0  # what the server had been told of it
+        self._is_new = False  # there was no slot before us
         self._acknowledged_at = 0.0
         self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
         self._idle_at = 0.0
@@ -107,15 +102,19 @@ class PostgresWALMonitor:
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
         position = self._reachable(WALPosition.parse(after)) if after else WALPosition(0, 0)
+        self._warn_of_loss(position)
+        if after is None:  # a checkpoint from the start on: then one that is missing tells a lost broker
+            position = WALPosition.before(self._confirmed)
+            yield Batch((), str(position))
         self._accept_gap = False  # the one that was meant, and none that comes later
         self._decoder.skip_to(position)
         while not self._wakeup.is_set:
             changes: list[WALChange] = []
             self._read(changes)
             if changes:
-                position = WALPosition(changes[-1].transaction.commit_lsn, changes[-1].ordinal)
-            elif (idle := self._idle()) is not None:
-                position = max(position, idle)
+                position = self._position_of(changes[-1])
+            elif (idle := self._idle()) > position:
+                position = idle
             else:
                 self._stream.wait(_TICK)
             yield Batch(changes, str(position), changes[-1].committed_at if changes else None)
@@ -123,12 +122,10 @@ class PostgresWALMonitor:
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
         published = WALPosition.parse(position).commit_lsn
-        while self._done and self._done[0].commit_lsn <= published:
-            self._acknowledgeable = self._done.popleft().end_lsn
-        now = monotonic()
+        lsn, now = self._acknowledgements.published(published), monotonic()
         if now - self._acknowledged_at >= _ACKNOWLEDGE_EVERY:
             self._acknowledged_at = now
-            self._stream.acknowledge(self._acknowledgeable)
+            self._stream.acknowledge(lsn)
 
     def stop(self) -> None:
         """Make `open` and `batches` return soon."""
@@ -167,18 +164,24 @@ class PostgresWALMonitor:
             return
         self._in_transaction = False
         self._read_up_to = boundary.end_lsn
-        self._done.append(_Done(self._decoder.transaction.commit_lsn, boundary.end_lsn))
+        self._acknowledgements.ended(self._decoder.transaction.commit_lsn, boundary.end_lsn)
 
-    def _idle(self) -> WALPosition | None:
-        """Return how far the log has moved without concerning us, now and then: the server may forget that too."""
+    def _position_of(self, change: WALChange) -> WALPosition:
+        """Return the end of its transaction where that was read: no acknowledgement goes beyond the checkpoint."""
+        if self._in_transaction or self._read_up_to <= change.transaction.commit_lsn:
+            return WALPosition(change.transaction.commit_lsn, change.ordinal)
+        return WALPosition.before(self._read_up_to)
+
+    def _idle(self) -> WALPosition:
+        """Return how far we have read, also of log that does not concern us: the server may forget that too."""
         server_position, now = self._stream.server_position, monotonic()
-        if self._in_transaction or server_position <= self._read_up_to or now - self._idle_at < _IDLE_EVERY:
-            return None
-        self._idle_at = now
-        self._read_up_to = server_position
-        position = WALPosition.before(server_position)
-        self._done.append(_Done(position.commit_lsn, server_position))
-        return position
+        if self._in_transaction:
+            return WALPosition(0, 0)
+        if server_position > self._read_up_to and now - self._idle_at >= _IDLE_EVERY:
+            self._idle_at = now
+            self._read_up_to = server_position
+            self._acknowledgements.ended(server_position - 1, server_position)
+        return WALPosition.before(self._read_up_to)
 
     def _open(self, *, resumes: bool) -> None:
         self.close()
@@ -208,9 +211,9 @@ class PostgresWALMonitor:
                 )
             )
             taken = self._stream.start(self._slot, plugin.options)
-            self._done.clear()
+            self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = False
-            self._acknowledgeable = self._read_up_to = 0
+            self._read_up_to = 0
             stack.callback(self._acknowledge_the_rest)
             self._open_things = stack.pop_all()
         log.info("streaming", slot=self._slot, plugin=self._plugin)
@@ -220,7 +223,7 @@ class PostgresWALMonitor:
     def _acknowledge_the_rest(self) -> None:
         # A server that is gone will send it again, and the checkpoint knows better.
         with suppress(SourceLost):
-            self._stream.acknowledge(self._acknowledgeable)
+            self._stream.acknowledge(self._acknowledgements.lsn)
 
     def _prepare(self, connection: Connection, *, resumes: bool) -> None:
         """Make what is missing on the server: first the publication, then the slot."""
@@ -236,10 +239,25 @@ class PostgresWALMonitor:
             log.error("gap_accepted", gap=gap.message)
             if slot:
                 drop_slot(connection, self._slot)
-        if gap or slot is None:
+        self._is_new = bool(gap) or slot is None
+        if self._is_new:
             create_slot(connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup)
-        else:
+        elif slot:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
+        ready = read_slot(connection, self._slot)
+        self._confirmed = parse_lsn((ready and ready.confirmed_flush_lsn) or "0/0")
+
+    def _warn_of_loss(self, after: WALPosition) -> None:
+        """Say what a broker that has lost its data, or has an old copy of it, makes of our acknowledgements."""
+        if after < WALPosition.before(self._confirmed) and not self._is_new:
+            log.error(
+                "broker_behind",
+                checkpoint=str(after),
+                acknowledged=format_lsn(self._confirmed),
+                reason="The broker's checkpoint is older than what the database was told: it was restarted without "
+                "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
+                cure="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
+            )
 
     def _reachable(self, after: WALPosition) -> WALPosition:
         """Return from where to go on; raises SourceError where the log does not reach that far."""
