@@ -5,6 +5,7 @@ that starts with `from celeryconfig import *` and name it in CELERY_CONFIG_MODUL
 """
 
 from kombu import Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from cdc_tasks.settings import BrokerSettings, load
 
@@ -28,13 +29,18 @@ if _is_rabbitmq:
         "max_retries": 3,
     }
 elif _scheme in {"redis", "rediss", "sentinel", "unix", "socket"}:
+    # kombu's own loses a message with a worker that dies at the wrong moment.
+    for _alias in ("redis", "rediss"):
+        TRANSPORT_ALIASES[_alias] = "cdc_tasks.redis_transport:Transport"
+    TRANSPORT_ALIASES["sentinel"] = "cdc_tasks.redis_transport:SentinelTransport"
     broker_transport_options = {
         "socket_timeout": 5,
         "socket_connect_timeout": 5,
         "health_check_interval": 5,
-        # A task of a worker that died comes back after this. Longer than any task and any wait for a retry:
-        # they would run twice.
-        "visibility_timeout": 900,
+        # A task of a worker that died, or has hung for so long, comes back after this many seconds. A worker that
+        # lives says every ten seconds that it still has its tasks, however long they run or wait.
+        "visibility_timeout": 60,
+        "unacked_restore_interval": 5,
     }
 
 # --- Messages ---------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
@@ -77,6 +79,32 @@ def list_accounts() -> None:
             active = "yes" if account.is_active else "no"
             table.add_row(str(account.id), account.user.email, account.service, account.address or "", active)
     Console().print(table)
+
+
+@cli.command("health")
+def health(
+    *,
+    worker: Annotated[
+        str | None,
+        typer.Option(help="Its name, as `celery status` has it.", show_default="the one on this machine"),
+    ] = None,
+    any_worker: Annotated[bool, typer.Option("--any", help="Whichever worker is first to answer.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=1)] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Send a task through the broker and the worker, and wait for its answer. Exit status 1 if none comes."""
+    from cdc_tasks import health
+
+    _load_tasks()
+    found = health.check(None if any_worker else worker or health.own_worker(), timeout=timeout)
+    if as_json:
+        print(json.dumps(asdict(found)))  # noqa: T201  # its output is what it is for
+        return
+    _say(f"{found.worker} answered after {found.milliseconds} ms.")
+    if found.dead_letters:
+        _say(f"{found.dead_letters} dead letters: python -m cdc_tasks dead-letters list")
+    if found.parked:
+        _say(f"{found.parked} changes that no route could take: python -m listener parked list")
 
 
 @cli.command("refresh-cache")

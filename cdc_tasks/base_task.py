@@ -11,13 +11,16 @@ from celery.utils.saferepr import saferepr
 
 from cdc_tasks import dead_letters
 from cdc_tasks.cache import CacheAway
-from cdc_tasks.retrying import MOST_KILLS, MOST_TRIES, TryAgain, may_try_again, seconds_to_wait
+from cdc_tasks.redis_transport import LOST
+from cdc_tasks.retrying import MOST_KILLS, MOST_LOSSES, MOST_TRIES, TryAgain, may_try_again, seconds_to_wait
 from cdc_tasks.worker_lost import KILLS, KilledWorkersError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["RetryingTask", "described"]
+
+_LOSSES = (LOST, "x-delivery-count")  # what our Redis transport and RabbitMQ's quorum queues count
 
 
 class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
@@ -42,7 +45,9 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
             raise
 
     def _refuse_what_kills_workers(self) -> None:
-        if int((self.request.headers or {}).get(KILLS, 0)) >= MOST_KILLS:
+        headers = self.request.headers or {}
+        lost = max(int(headers.get(name, 0)) for name in _LOSSES)
+        if int(headers.get(KILLS, 0)) >= MOST_KILLS or lost >= MOST_LOSSES:
             raise KilledWorkersError
 
     def _give_up(self, error: Exception) -> None:
@@ -55,7 +60,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
     def _later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject:
         request = self.request
         wait = seconds_to_wait(error, request.retries)
-        headers = dict(request.headers or {})
+        headers = {name: value for name, value in (request.headers or {}).items() if name not in _LOSSES}
         if error.counts:
             attempt = {
                 "at": datetime.now(UTC).isoformat(timespec="milliseconds"),

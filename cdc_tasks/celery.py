@@ -20,7 +20,13 @@ __all__ = ["app"]
 app = Celery(
     "cdc_tasks",
     task_cls="cdc_tasks.base_task:RetryingTask",
-    include=["cdc_tasks.delivery", "cdc_tasks.master_cache", "cdc_tasks.tickets", "cdc_tasks.users"],
+    include=[
+        "cdc_tasks.delivery",
+        "cdc_tasks.health",
+        "cdc_tasks.master_cache",
+        "cdc_tasks.tickets",
+        "cdc_tasks.users",
+    ],
 )
 app.config_from_object(os.environ.get("CELERY_CONFIG_MODULE", "celeryconfig"))
 

@@ -56,6 +56,10 @@ class Worker:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def pause(self, *, on: bool = True) -> None:
+        """Let it hang, as on a machine that is out of memory, or go on."""
+        os.killpg(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)
+
     @property
     def log(self) -> str:
         return Path(self._log.name).read_text()

@@ -30,7 +30,7 @@ def test_a_message_that_must_wait_waits_in_the_broker_and_arrives(
     with Worker(environment) as worker:
         monkeypatch.setenv("CELERY_BROKER_URL", rabbitmq_server.url)
         with Celery("tests", set_as_current=False) as app:
-            app.config_from_object(_fresh_celeryconfig())
+            app.config_from_object(fresh_celeryconfig())
             insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA).to_message()
             app.send_task("cdc_tasks.notify_ticket_insert", [insert])
         wait_until(lambda: social.posted, timeout=30, what="the message that was tried again")
@@ -38,7 +38,7 @@ def test_a_message_that_must_wait_waits_in_the_broker_and_arrives(
         assert social.attempts["C0ANNA"] == 2
 
 
-def _fresh_celeryconfig() -> ModuleType:
+def fresh_celeryconfig() -> ModuleType:
     """Load it for the broker that the environment names now, whatever this process has loaded before."""
     spec = spec_from_file_location("celeryconfig_for_rabbitmq", Path(__file__).parents[3] / "celeryconfig.py")
     assert spec is not None

@@ -1,0 +1,294 @@
+"""kombu's Redis transport, without its two gaps: a worker that dies loses no message, and holds none up for long.
+
+kombu takes a message off its queue (BRPOP) and notes it in `unacked` a moment later. A worker that is killed in between
+takes it along, and so does a connection that breaks. Here one script does both, so that a message is always in a queue
+or in `unacked`. A script cannot wait, so an idle worker waits with a command that leaves the message where it is.
+
+A worker also says every few seconds that it still holds what it holds. What nobody has spoken for within the
+visibility timeout goes back to its queue: that timeout has to be longer than a pause of a worker's main process, and
+not, as with kombu alone, longer than any task and any wait.
+
+Keys and messages are kombu's own: workers, listeners and Flower with kombu's transport may use the same broker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from queue import Empty
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+from kombu.log import get_logger
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from redis.exceptions import NoScriptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["LOST", "SentinelTransport", "Transport"]
+
+LOST: Final = "cdc_lost"  # the message header that counts the workers that were gone with the message
+
+_WAIT: Final = 0.05  # seconds that an idle worker waits on one queue before it looks at all of them again
+_AT_ONCE: Final = 100  # messages of dead workers that go back in one sweep
+
+logger = get_logger(__name__)
+
+# KEYS: unacked, unacked_index, the queues in the order in which to look
+# ARGV: for each queue whether its messages are acknowledged
+_CLAIM = """
+local function address(message)
+    local properties = cjson.decode(message)['properties']
+    local where = properties['delivery_info']
+    local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
+    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key
+end
+for i = 3, #KEYS do
+    local message = redis.call('RPOP', KEYS[i])
+    if message then
+        local is_kombus, tag, where = pcall(address, message)
+        if is_kombus and ARGV[i - 2] == '1' then
+            local time = redis.call('TIME')
+            redis.call('HSET', KEYS[1], tag, '[' .. message .. ',' .. where .. ']')
+            redis.call('ZADD', KEYS[2], time[1] .. '.' .. string.format('%06d', time[2]), tag)
+        end
+        return {i - 3, message}
+    end
+end
+return false
+"""
+
+# KEYS: unacked_index; ARGV: delivery tags
+_RENEW = """
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+for _, tag in ipairs(ARGV) do redis.call('ZADD', KEYS[1], 'XX', now, tag) end
+"""
+
+# KEYS: unacked, unacked_index; ARGV: the visibility timeout in seconds, how many
+_ABANDONED = """
+local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', redis.call('TIME')[1] - ARGV[1], 'LIMIT', 0, ARGV[2])
+local found = {}
+for _, tag in ipairs(tags) do
+    local message = redis.call('HGET', KEYS[1], tag)
+    if message then
+        table.insert(found, tag)
+        table.insert(found, message)
+        table.insert(found, redis.call('ZSCORE', KEYS[2], tag))
+    else
+        redis.call('ZREM', KEYS[2], tag)
+    end
+end
+return found
+"""
+
+# KEYS: unacked, unacked_index, queues; ARGV: a delivery tag, the score that it had, the message to go back
+_GIVE_BACK = """
+if redis.call('ZSCORE', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end  -- somebody has spoken for it
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+for i = 3, #KEYS do redis.call('RPUSH', KEYS[i], ARGV[3]) end
+return 1
+"""
+
+_CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
+
+
+class QoS(kombu_redis.QoS):
+    """What a worker holds."""
+
+    channel: Any  # the stubs know public things only
+    _delivered: Any
+    _dirty: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._swept_at = float("-inf")
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a message as held; one that was claimed is in `unacked` already."""
+        if delivery_tag == self.channel.claimed:
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def renew(self) -> None:
+        """Say that this worker still holds what it holds."""
+        held = [tag for tag in list(self._delivered) if tag not in self._dirty]
+        for start in range(0, len(held), 1000):
+            self._run(_RENEW, [self.unacked_index_key], held[start : start + 1000])
+
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:  # noqa: ARG002
+        """Give back what workers held that are gone; any worker does it for all."""
+        if monotonic() - self._swept_at < self.channel.unacked_restore_interval:
+            return
+        self._swept_at = monotonic()
+        keys = [self.unacked_key, self.unacked_index_key]
+        found = self._run(_ABANDONED, keys, [int(self.visibility_timeout), _AT_ONCE])
+        for tag, held, score in zip(found[::3], found[1::3], found[2::3], strict=True):
+            message, exchange, routing_key = loads(bytes_to_str(held))
+            _mark_lost(message, float(score))
+            queues = self.channel.places(message, exchange, routing_key)
+            if self._run(_GIVE_BACK, [*keys, *queues], [tag, score, dumps(message)]):
+                logger.warning(
+                    "a worker is gone; its task is back in the queue: %s", message["headers"].get("id")
+                )
+
+    def _run(self, script: str, keys: Iterable[str], arguments: Iterable[Any]) -> Any:
+        # Not with the channel's own client, which would put the prefix before the first key alone.
+        plain = redis.Redis(connection_pool=self.channel.pool)
+        prefixed = [f"{self.channel.global_keyprefix}{key}" for key in keys]
+        return plain.register_script(script)(keys=prefixed, args=list(arguments))
+
+
+class _ClaimingChannel:
+    """Before kombu's channel in a class's bases: how it takes a message from a queue."""
+
+    QoS: Any = QoS
+    claimed: str | None = None  # the delivery tag of the message that is being delivered
+    _waiting = False  # the command under way is the wait, not the claim
+    _nothing_there = False  # the last claim found all queues empty
+    _script_is_known = True
+    _latest_queue: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unacknowledged: set[str] = set()  # queues whose messages nobody acknowledges
+        super().__init__(*args, **kwargs)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001
+        if no_ack:
+            self._unacknowledged.add(queue)
+        else:
+            self._unacknowledged.discard(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+
+    def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Send a claim, or, where the last one found nothing, a wait for the queue that was the last to have some.
+
+        A message in another queue is found when the wait is over.
+        """
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self._waiting = self._nothing_there
+        if self._waiting:
+            queue = self._latest_queue if self._latest_queue in queues else queues[0]
+            key = f"{self.global_keyprefix}{queue}"
+            self.client.connection.send_command("BLMOVE", key, key, "RIGHT", "RIGHT", _WAIT)
+        else:
+            self._asked = [queue for _ in self.priority_steps for queue in queues]
+            self.client.connection.send_command(*self._claim(queues))
+
+    def _claim(self: Any, queues: list[str]) -> list[Any]:
+        places = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        keys = [
+            f"{self.global_keyprefix}{key}" for key in (self.unacked_key, self.unacked_index_key, *places)
+        ]
+        acknowledged = ["0" if queue in self._unacknowledged else "1" for queue in self._asked]
+        script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
+        return [*script, len(keys), *keys, *acknowledged]
+
+    def _brpop_read(self: Any, **_: Any) -> bool:
+        """Read what `_brpop_start` asked for; raises Empty where there is no message."""
+        try:
+            answer = self._read_answer()
+            if self._waiting or answer is None:
+                self._nothing_there = not self._waiting and self._script_is_known
+                raise Empty
+            number, content = answer
+            self._deliver_claimed(self._asked[number], loads(bytes_to_str(content)))
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _read_answer(self: Any) -> Any:
+        connection = self.client.connection
+        try:
+            answer = connection.read_response()
+        except NoScriptError:  # Redis has restarted
+            self._script_is_known = False
+            return None
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+        self._script_is_known = True
+        return answer
+
+    def _deliver_claimed(self: Any, queue: str, message: dict[str, Any]) -> None:
+        self._nothing_there = False
+        self._latest_queue = queue
+        self._queue_cycle.rotate(queue)
+        self.claimed = None if queue in self._unacknowledged else message["properties"]["delivery_tag"]
+        try:
+            self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own does
+        finally:
+            self.claimed = None
+
+    def places(self: Any, message: dict[str, Any], exchange: str, routing_key: str) -> list[str]:
+        """Return the Redis lists that such a message goes to."""
+        priority = self._get_message_priority(message, reverse=False)
+        return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
+
+    def maybe_renew(self: Any) -> None:
+        """Renew what is held; a connection that is broken is healed elsewhere."""
+        try:
+            self.qos.renew()
+        except self.connection_errors:
+            logger.debug("renewing failed, will be tried again", exc_info=True)
+
+
+class Channel(_ClaimingChannel, kombu_redis.Channel):
+    """A channel to one Redis."""
+
+
+class SentinelChannel(_ClaimingChannel, kombu_redis.SentinelChannel):
+    """A channel to the Redis that Sentinel names."""
+
+
+class _RenewingTransport:
+    """Before kombu's transport in a class's bases: what a worker does every few seconds."""
+
+    _renewing: Any = None  # the timer
+
+    def register_with_event_loop(self: Any, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        if self._renewing is not None:
+            self._renewing.cancel()
+        lease = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
+        self._renewing = loop.call_repeatedly(min(lease / 6, 60), self._renew)
+
+    def _renew(self: Any) -> None:
+        for channel in list(self.channels):
+            channel.maybe_renew()
+
+
+class Transport(_RenewingTransport, kombu_redis.Transport):
+    """In the place of kombu's `redis://` and `rediss://`."""
+
+    Channel = Channel
+
+
+class SentinelTransport(_RenewingTransport, kombu_redis.SentinelTransport):
+    """In the place of kombu's `sentinel://`."""
+
+    Channel = SentinelChannel
+
+
+def _mark_lost(message: dict[str, Any], last_seen: float) -> None:
+    """Note in its headers that a message was delivered before, and if it had started, that its worker is gone."""
+    headers = message["headers"]
+    headers["redelivered"] = message["properties"]["delivery_info"]["redelivered"] = True
+    if not _was_waiting(headers.get("eta"), last_seen):
+        headers[LOST] = int(headers.get(LOST, 0)) + 1
+
+
+def _was_waiting(eta: str | None, last_seen: float) -> bool:
+    return eta is not None and datetime.fromisoformat(eta).timestamp() > last_seen

@@ -1,0 +1,133 @@
+"""Workers die, and connections break, at the worst moment: no message is lost, and none is sent twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+
+from tests.forked_workers import ForkedWorkers
+from tests.proxy import Fault, Proxy
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    from tests.helpdesk import HelpDesk
+
+# So many each on Redis and on RabbitMQ; CDC_TEST_KILLS=300 for a long run.
+_KILLS = int(os.environ.get("CDC_TEST_KILLS", "5"))
+
+
+@pytest.fixture
+def environment(helpdesk: HelpDesk) -> dict[str, str]:
+    return {
+        **helpdesk.environment,
+        "CDC_TASK_MODULES": "tests.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.short_lease",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "taking", "is_lost"),
+    [("tests.plain_kombu", b"BRPOP", True), ("tests.short_lease", b"RPOP', KEYS[i]", False)],
+    ids=["with kombu's transport", "with ours"],
+)
+def test_a_message_that_broke_off_on_its_way_to_a_worker(
+    helpdesk: HelpDesk, environment: dict[str, str], settings: str, taking: bytes, is_lost: bool
+) -> None:
+    """What a worker has asked Redis for, and then dies, or its connection does: the answer goes nowhere."""
+    helpdesk.broker.client.script_flush()
+    with Proxy(helpdesk.broker.server.port) as proxy:
+        through = f"redis://127.0.0.1:{proxy.port}/0"
+        helpdesk.send("killed.note", 1, queue="bulk")
+        proxy.fail(Fault.LOSE_ANSWER, at=taking)
+        with Worker(
+            {**environment, "CELERY_BROKER_URL": through, "CELERY_CONFIG_MODULE": settings}, "-Q", "bulk"
+        ):
+            wait_until(lambda: proxy.faults, what="the answer to be lost")
+            helpdesk.send("killed.note", 2, queue="bulk")
+            wait_until(lambda: _noted(helpdesk).get("2"), timeout=20, what="the next message")
+            if is_lost:
+                assert _noted(helpdesk) == {"2": 1}
+                client = helpdesk.broker.client
+                assert (client.llen("bulk"), client.hlen("unacked")) == (0, 0)  # it is nowhere
+            else:
+                wait_until(
+                    lambda: _noted(helpdesk) == {"1": 1, "2": 1}, timeout=15, what="the message to come back"
+                )
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("broker_kind", ["redis", "rabbitmq"])
+def test_workers_killed_under_load_lose_nothing_and_send_nothing_twice(
+    helpdesk: HelpDesk, environment: dict[str, str], broker_kind: str, request: pytest.FixtureRequest
+) -> None:
+    helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
+    if broker_kind == "rabbitmq":
+        environment["CELERY_BROKER_URL"] = request.getfixturevalue("rabbitmq_server").url
+    environment |= {"CDC_LOST_ANSWER": "give-up", "CDC_RATES": "slack=0:0"}
+    notes = tickets = 0
+    with _sender(environment) as sender, ForkedWorkers(environment) as workers:
+        for _ in range(_KILLS):
+            for notes in range(notes + 1, notes + 41):  # noqa: B020  # it goes on counting
+                sender.send_task("killed.note", [notes], queue="bulk")
+            for _ in range(2):
+                tickets += 1
+                insert = helpdesk.insert_ticket(
+                    f"Ticket {tickets}", assigned_to_id=helpdesk.CARL
+                ).to_message()
+                sender.send_task("cdc_tasks.notify_ticket_insert", [insert], queue="notifications")
+            before = _progress(helpdesk)
+            worker = workers.start()
+            wait_until(lambda: _progress(helpdesk) > before, timeout=30, what="the worker to work")  # noqa: B023
+            time.sleep(random.uniform(0, 0.3))
+            workers.kill(worker)
+        workers.start()
+        wait_until(lambda: len(_noted(helpdesk)) == notes, timeout=120, what="all notes", every=0.2)
+        wait_until(lambda: _settled(helpdesk) >= tickets, timeout=120, what="all messages", every=0.2)
+    posted = Counter(each.payload["blocks"][1]["text"]["text"] for each in helpdesk.social.posted)
+    unsure = [each for each in _letters(helpdesk) if each["error"].startswith("MaybeSentError")]
+    assert len(unsure) == len(_letters(helpdesk))
+    assert set(posted.values()) == {1}
+    assert tickets - len(unsure) <= len(posted) <= tickets
+
+
+def _settled(helpdesk: HelpDesk) -> int:
+    """How many messages were sent, or given up since nobody knows whether they were."""
+    done = sum(1 for key in helpdesk.broker.cache.scan_iter("cdc:sent:*") if _is_sent(helpdesk, key))
+    return done + len(_letters(helpdesk))
+
+
+def _is_sent(helpdesk: HelpDesk, key: bytes) -> bool:
+    return bool(helpdesk.broker.cache.hexists(key, "sent"))
+
+
+def _letters(helpdesk: HelpDesk) -> list[dict[str, Any]]:
+    return [json.loads(each) for each in helpdesk.broker.cache.hvals("cdc:dead-letters")]
+
+
+def _progress(helpdesk: HelpDesk) -> int:
+    return sum(_noted(helpdesk).values()) + len(helpdesk.social.posted)
+
+
+def _noted(helpdesk: HelpDesk) -> dict[str, int]:
+    found = helpdesk.broker.cache.hgetall("noted")
+    return {number.decode(): int(times) for number, times in found.items()}
+
+
+def _sender(environment: dict[str, str]) -> Celery:
+    """What the listener is to Celery: an app with the same settings and no tasks."""
+    from tests.integration.tasks.test_rabbitmq import fresh_celeryconfig
+
+    app = Celery("tests", set_as_current=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELERY_BROKER_URL", environment["CELERY_BROKER_URL"])
+        app.config_from_object(fresh_celeryconfig())
+        app.conf.broker_url  # noqa: B018  # reads the settings now
+    return app
