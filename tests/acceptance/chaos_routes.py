@@ -28,6 +28,6 @@ def setup_router() -> BinlogRouter:
         "chaos.owner",
         args=lambda change: [change.row["owner"]],
         coalesce=True,
-        queue="cache",
+        queue="bulk",
     )
     return router

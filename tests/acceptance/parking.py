@@ -21,6 +21,7 @@ _DEEP: Final = 3_000  # changes into a transaction: that is in the middle of a l
 
 POINTS: Final = (
     "before_publish",
+    "half_sent",  # the broker has a part of a large batch's commands, which it is not to run without the rest
     "sent",  # the broker has, or will have, the batch and its checkpoint; we don't know yet
     "after_publish",  # which on Redis is: after the checkpoint
     "before_acknowledge",
@@ -67,15 +68,15 @@ def _install(parking: _Parking) -> None:
 
     published = False  # since the last acknowledgement
 
-    def publish(wrapped: Callable[..., None], self: Any, fired: Any, *, checkpoint: str) -> None:
+    def publish(wrapped: Callable[..., None], self: Any, fired: Any, *, checkpoint: str, **more: Any) -> None:
         nonlocal published
         calls = list(fired)
         if not calls:  # only the position moves on
-            return wrapped(self, calls, checkpoint=checkpoint)
+            return wrapped(self, calls, checkpoint=checkpoint, **more)
         parking.reach("before_publish")
         if _is_deep(checkpoint):
             parking.reach("inside_large_before")
-        wrapped(self, calls, checkpoint=checkpoint)
+        wrapped(self, calls, checkpoint=checkpoint, **more)
         published = True
         parking.reach("after_publish")
         if _is_deep(checkpoint):
@@ -97,6 +98,8 @@ def _install(parking: _Parking) -> None:
         wrapped(self, pieces, **keywords)
         if any(b"\r\nEXEC\r\n" in piece for piece in pieces):
             parking.reach("sent")
+        elif any(b"\r\nLPUSH\r\n" in piece for piece in pieces):
+            parking.reach("half_sent")
 
     _wrap(RedisPublisher, "publish", publish)
     _wrap(PostgresWALMonitor, "acknowledge", acknowledge)

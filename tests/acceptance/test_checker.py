@@ -53,7 +53,6 @@ def _right() -> Queues:
         "bulk": [_message("chaos.events", change, change["position"]) for change in changes],
         "celery": [_message("chaos.new_events", changes[:1], "0/10:0")],
         "notifications": [],
-        "cache": [],
     }
 
 
@@ -101,6 +100,14 @@ def _nothing_at_all(queues: Queues) -> None:
     queues.update({queue: [] for queue in EXPECTED})
 
 
+def _nothing_after_the_last_change(queues: Queues) -> None:
+    change = _change(0x20, 0, "insert", table="accounts", after={"id": 1, "owner": 7})
+    queues["bulk"] += [
+        _message("chaos.owner", 7, "0/10:0"),
+        _message("chaos.accounts", change, change["position"]),
+    ]
+
+
 def _empty_batch(queues: Queues) -> None:
     queues["celery"].append(_message("chaos.new_events", [], "0/20:0"))
 
@@ -122,6 +129,7 @@ def test_a_queue_that_has_each_change_once_in_order_has_no_fault() -> None:
         (_null_for_a_value_that_was_not_sent, "content"),
         (_wrong_event, "content"),
         (_nothing_at_all, "gap"),
+        (_nothing_after_the_last_change, "owner 7 changed"),
         (_empty_batch, "a batch of 0"),
     ],
 )

@@ -126,13 +126,13 @@ class World:
 
     def _wait_for_end(self, client: redis.Redis, position: tuple[int, int]) -> None:
         def is_there() -> bool:
-            newest = client.lindex("bulk", 0)
-            return newest is not None and read_message(newest).position >= position
+            newest = map(read_message, client.lrange("bulk", 0, 100))  # coalesced tasks may be on top
+            return any(message.position >= position for message in newest)
 
         self._wait(is_there, what="come to the end of the log")
         sizes = [-1, self.published()]
         while sizes[-1] != sizes[-2]:  # nor is anything held back to fill a batch
-            time.sleep(1)
+            time.sleep(2)
             sizes.append(self.published())
 
     def _wait(self, condition: Callable[[], bool], *, what: str) -> None:
