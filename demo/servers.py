@@ -7,6 +7,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,6 +153,14 @@ class PostgresServer(ServerProcess):
         except (psycopg2.OperationalError, FileNotFoundError, IndexError):
             return False
 
+    def kill(self) -> None:
+        # Its children would serve their sessions for another moment.
+        children = _children_of(self.pid) if self.running else []
+        super().kill()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
     def _may_try_again(self) -> bool:
         # Children of a killed server need a moment to notice.
         return "pre-existing shared memory block" in self._log_end() or super()._may_try_again()
@@ -210,6 +219,17 @@ class ValkeyServer(ServerProcess):
                 return bool(client.ping()) and client.info("server")["process_id"] == self.pid
         except (redis.ConnectionError, redis.TimeoutError):  # away, or still loading its data
             return False
+
+
+def _children_of(pid: int) -> list[int]:
+    """Return what Linux tells of them; elsewhere nothing."""
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            # proc(5): the parent is the second field after the name, which is in parentheses and may hold any.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                children.append(int(stat.parent.name))
+    return children
 
 
 def _package_dir(package: str) -> Path:
