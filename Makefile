@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Most tests wait for servers: two side by side take half the time. Each has servers of its own.
+JOBS ?= 2
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +17,7 @@ demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to i
 
 test: $(VENV)/.installed-dev servers  ## Every test, against real servers (ARGS="-k words" chooses some)
 	@echo "==> Running the tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 chaos: $(VENV)/.installed-dev servers  ## Kill it 200 times while clients write (ARGS="--kills 50 --seed 7 --target broker")
 	@echo "==> Attacking"
