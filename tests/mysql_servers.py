@@ -55,6 +55,7 @@ class _BinlogServer(ServerProcess):
             f"--datadir={self.data_dir}",
             f"--socket={self.home}/socket",
             f"--pid-file={self.home}/pid",
+            f"--tmpdir={self.home}",
             f"--port={self.port}",
             "--bind-address=127.0.0.1",
             "--server-id=1",
@@ -90,6 +91,7 @@ class MariaDBServer(_BinlogServer):
             "--no-defaults",
             *self._account(),
             f"--datadir={self.data_dir}",
+            f"--tmpdir={self.home}",  # two that share one delete each other's files
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         ]

@@ -1,0 +1,14 @@
+"""The routes that the listener has while it is killed on MySQL and MariaDB: every change of the tables, in one queue."""
+
+from __future__ import annotations
+
+from listener.router import BinlogRouter, EventType
+
+__all__ = ["setup_router"]
+
+
+def setup_router() -> BinlogRouter:
+    router = BinlogRouter()
+    router.register("chaos", "accounts", EventType.ALL, "chaos.accounts", queue="bulk")
+    router.register("chaos", "events", EventType.ALL, "chaos.events", queue="bulk")
+    return router
