@@ -10,10 +10,21 @@ from typing import NamedTuple
 __all__ = ["Acknowledgements"]
 
 
+_STEPS = 1000  # a window is released in so many steps: a transaction of its own takes no memory
+
+
 class _Ended(NamedTuple):
     """Once `commit_lsn` is published, the log before `end_lsn` is of no use to us."""
 
     commit_lsn: int
+    end_lsn: int
+
+
+class _Published(NamedTuple):
+    """By `at` all of the log before `end_lsn` was published; `since` is when the first of it was."""
+
+    since: float
+    at: float
     end_lsn: int
 
 
@@ -25,7 +36,7 @@ class Acknowledgements:
         self._window = replay_window
         self._clock = clock
         self._ended: deque[_Ended] = deque()  # in the order of the log
-        self._published: deque[tuple[float, int]] = deque()  # when, and the end of the log that goes with it
+        self._published: deque[_Published] = deque()  # in the order of the times
         self.lsn = 0  # what may be acknowledged now
 
     def ended(self, commit_lsn: int, end_lsn: int) -> None:
@@ -36,7 +47,13 @@ class Acknowledgements:
         """Note that all up to `commit_lsn` is published; returns what may be acknowledged."""
         now = self._clock()
         while self._ended and self._ended[0].commit_lsn <= commit_lsn:
-            self._published.append((now, self._ended.popleft().end_lsn))
-        while self._published and self._published[0][0] <= now - self._window:
-            self.lsn = self._published.popleft()[1]
+            self._note(now, self._ended.popleft().end_lsn)
+        while self._published and self._published[0].at <= now - self._window:
+            self.lsn = self._published.popleft().end_lsn
         return self.lsn
+
+    def _note(self, now: float, end_lsn: int) -> None:
+        since = now
+        if self._published and now - self._published[-1].since < self._window / _STEPS:
+            since = self._published.pop().since
+        self._published.append(_Published(since, now, end_lsn))

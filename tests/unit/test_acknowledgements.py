@@ -1,0 +1,53 @@
+"""How much of its log the server may forget."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+from listener.postgres.acknowledgements import Acknowledgements
+
+
+class _Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_is_published_may_be_forgotten_up_to_its_transactions_end() -> None:
+    acknowledgements = Acknowledgements(replay_window=0)
+    acknowledgements.ended(10, 15)
+    acknowledgements.ended(20, 25)
+    assert acknowledgements.published(9) == 0
+    assert acknowledgements.published(10) == 15
+    assert acknowledgements.published(19) == 15
+    assert acknowledgements.published(30) == 25
+
+
+def test_with_a_replay_window_it_is_forgotten_that_much_later_and_never_earlier() -> None:
+    clock = _Clock()
+    acknowledgements = Acknowledgements(replay_window=60, clock=clock)
+    acknowledgements.ended(10, 15)
+    assert acknowledgements.published(10) == 0
+    clock.now += 59
+    acknowledgements.ended(20, 25)
+    assert acknowledgements.published(20) == 0
+    clock.now += 2
+    assert acknowledgements.published(20) == 15
+    clock.now += 60
+    assert acknowledgements.published(20) == 25
+
+
+def test_a_long_replay_window_takes_no_memory_for_each_transaction() -> None:
+    clock = _Clock()
+    acknowledgements = Acknowledgements(replay_window=3600, clock=clock)
+    tracemalloc.start()
+    try:
+        for commit in range(1, 200_000):
+            clock.now += 0.001
+            acknowledgements.ended(commit, commit + 1)
+            acknowledgements.published(commit)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 1_000_000
