@@ -12,12 +12,13 @@ from kombu.exceptions import OperationalError
 from cdc_tasks import accounts, db, messages
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
-from cdc_tasks.failures import AnswerLost, NotSent
+from cdc_tasks.failures import AnswerLost, NotSent, RateLimited
 from cdc_tasks.messages import Message, Occasion
-from cdc_tasks.retrying import TryAgain
+from cdc_tasks.pace import Turn
+from cdc_tasks.retrying import TryAgain, may_try_again
 from cdc_tasks.sent import Claim, SendRecord
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import adapter_for
+from cdc_tasks.social import adapter_for, rate_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,24 +39,29 @@ class MaybeSentError(CDCError):
 
 
 @app.task(name="cdc_tasks.deliver")
-def deliver(
+def deliver(  # noqa: PLR0917  # a task's arguments come by name
     account_id: int,
     kind: str,
     subject_id: int,
     change_id: str,
     changed: dict[str, list[Any]] | None = None,
+    position: str | None = None,
 ) -> str:
     """Send one message to one account, unless it was sent before; what it says is read from the database."""
     pairs = None if changed is None else {column: (old, new) for column, (old, new) in changed.items()}
-    occasion = Occasion(kind=kind, subject_id=subject_id, change_id=change_id, changed=pairs)
+    occasion = Occasion(
+        kind=kind, subject_id=subject_id, change_id=change_id, changed=pairs, position=position
+    )
+    turn = _turn(occasion, account_id)
     with db.session() as session:
         account = accounts.load(session, account_id)
         message = messages.compose(session, occasion)
     if account is None or message is None:
+        turn.leave()
         return _nothing_sent(
             occasion, account_id, "the account is gone" if account is None else "its subject is gone"
         )
-    if not _send_once(account, message, SendRecord(_delivery_id(occasion, account_id))):
+    if not _send_in_turn(account, message, turn):
         return _nothing_sent(occasion, account_id, "it was sent before")
     log.info("message sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
     return f"sent to {account.service}"
@@ -75,6 +81,8 @@ def notify_users(session: Session, user_ids: Iterable[int], occasion: Occasion) 
 
 
 def _queue(occasion: Occasion, account_id: int) -> None:
+    turn = _turn(occasion, account_id)
+    turn.expect()
     try:
         deliver.apply_async(
             kwargs={
@@ -83,16 +91,41 @@ def _queue(occasion: Occasion, account_id: int) -> None:
                 "subject_id": occasion.subject_id,
                 "change_id": occasion.change_id,
                 "changed": occasion.changed,
+                "position": occasion.position,
             },
-            task_id=_delivery_id(occasion, account_id),
+            task_id=turn.delivery_id,
         )
     except OperationalError as error:
         raise BrokerAway(f"The broker did not take a task: {error}") from error
 
 
-def _delivery_id(occasion: Occasion, account_id: int) -> str:
-    """Return the same id whenever the same change leads to the same message to the same account."""
-    return str(uuid5(NAMESPACE_URL, f"cdc_tasks:{occasion.change_id}:{occasion.kind}:{account_id}"))
+def _turn(occasion: Occasion, account_id: int) -> Turn:
+    """Make it with the same id whenever the same change leads to the same message to the same account."""
+    name = f"cdc_tasks:{occasion.change_id}:{occasion.kind}:{account_id}"
+    return Turn(
+        account_id=account_id, position=occasion.position, delivery_id=str(uuid5(NAMESPACE_URL, name))
+    )
+
+
+def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bool:
+    """Send, or tell that it was sent before; raises NotYet, and what `_send_once` raises."""
+    record = SendRecord(turn.delivery_id)
+    if not record.is_sent():
+        turn.take(account, rate_of(account.service))
+    try:
+        is_sent = _send_once(account, message, record)
+    except TryAgain as error:
+        if may_try_again(error, deliver.request, deliver.max_retries):
+            wait = 2.0**deliver.request.retries if error.after is None else error.after
+            turn.comes_back(account, wait, hold_up_the_channel=isinstance(error, RateLimited))
+        else:
+            turn.leave()
+        raise
+    except Exception:
+        turn.leave()
+        raise
+    turn.leave()
+    return is_sent
 
 
 def _send_once(account: accounts.Account, message: Message, record: SendRecord) -> bool:

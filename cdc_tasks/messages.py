@@ -45,6 +45,7 @@ class Occasion:
     subject_id: int  # of the ticket, the user, …
     change_id: str
     changed: Mapping[str, tuple[Any, Any]] | None = None  # column: before, after; None: not known
+    position: str | None = None  # of the change: messages to one account go out in this order
 
 
 Composer = Callable[[Session, Occasion], Message | None]

@@ -66,6 +66,11 @@ class SendRecord:
         self._key = f"cdc:sent:{delivery_id}"
         self._holder = uuid4().hex
 
+    def is_sent(self) -> bool:
+        """Tell whether the service has it for certain; raises CacheAway."""
+        with cache.errors_translated():
+            return bool(cache.client().hexists(self._key, "sent"))
+
     def claim(self) -> Claim:
         """Begin to send, if nobody else has; raises TryAgain while another worker is at it, and CacheAway."""
         with cache.errors_translated():

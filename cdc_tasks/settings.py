@@ -57,8 +57,26 @@ def _words(value: object) -> object:
     )
 
 
+def _rates(value: object) -> object:
+    """Read `slack=1:5,teams=2:10`: messages a second to one channel, and to the service."""
+    if not isinstance(value, str):
+        return value
+    rates = {}
+    for word in value.split(","):
+        service, _, numbers = word.strip().partition("=")
+        channel, _, whole = numbers.partition(":")
+        try:
+            rates[service] = (float(channel), float(whole))
+        except ValueError:
+            raise ValueError(f"{word.strip()!r} is not of the form service=channel:service") from None
+        if min(rates[service]) < 0:
+            raise ValueError(f"{word.strip()!r} has a rate below 0")
+    return rates
+
+
 RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]
 FernetKeys = Annotated[SecretStr, AfterValidator(_fernet_keys)]
+Rates = Annotated[dict[str, tuple[float, float]], NoDecode, BeforeValidator(_rates)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # comma-separated
 
 
@@ -130,6 +148,11 @@ class WorkerSettings(LogSettings, ConnectionSettings):
         "send-again",
         description="When a service may have taken a message but its answer was lost: "
         "rather twice than never (send-again), or rather never than twice (give-up).",
+    )
+    cdc_rates: Rates = Field(
+        {},
+        description="Messages a second to one channel, and to a whole service, over all workers, 0 without limit, "
+        "e.g. slack=1:5,teams=2:10 (which is the default).",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -110,10 +111,10 @@ def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | 
             return _nothing_sent(ticket_id, "the ticket is gone")
         if ticket.assigned_to_id is None:
             return _nothing_sent(ticket_id, "the ticket has no assignee")
-        occasion = Occasion(kind=kind, subject_id=ticket_id, change_id=change.id, changed=changed)
-        for_managers = Occasion(
-            kind=f"manager_{kind}", subject_id=ticket_id, change_id=change.id, changed=changed
+        occasion = Occasion(
+            kind=kind, subject_id=ticket_id, change_id=change.id, changed=changed, position=change.position
         )
+        for_managers = replace(occasion, kind=f"manager_{kind}")
         count = notify_users(session, [ticket.assigned_to_id], occasion)
         count += notify_users(session, get_manager_ids(ticket.assigned_to_id, session), for_managers)
     log.info("messages queued", kind=kind, ticket_id=ticket_id, messages=count)

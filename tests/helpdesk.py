@@ -53,6 +53,7 @@ class HelpDesk:
             "CDC_SECRET_KEY": self.key,
             "SLACK_API_URL": self.social.slack_api_url,
             "TEAMS_ALLOW_LOOPBACK": "true",
+            "CDC_RATES": "slack=0:0,teams=0:0",  # nobody here minds
             "TICKET_BASE_URL": "https://helpdesk.example.com/tickets",
         }
 

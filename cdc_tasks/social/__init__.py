@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from cdc_tasks.messages import Message
 
-__all__ = ["TIMEOUT", "Adapter", "Recipient", "adapter_for", "register"]
+__all__ = ["TIMEOUT", "Adapter", "Rate", "Recipient", "adapter_for", "rate_of", "register"]
 
 TIMEOUT = 10  # seconds, for a connection and for each answer
 
@@ -28,12 +29,20 @@ class Recipient:
     email: str
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Messages a second, over all workers; 0: no limit."""
+
+    channel: float = 0
+    service: float = 0
+
+
 class Adapter(Protocol):
     """A service: a module of this package, or of yours that calls `register`.
 
     It owns its connections, keeps no state between calls, and blocks for seconds at most. Errors of its library
     do not leave it: they carry tokens and URLs. What leaves it are those of `cdc_tasks.failures`, which say what
-    is known of the message. Without an error the service has it.
+    is known of the message. Without an error the service has it. It may have a `RATE`; CDC_RATES goes before that.
     """
 
     def send(self, recipient: Recipient, message: Message) -> None:
@@ -65,3 +74,11 @@ def adapter_for(service: str) -> Adapter:
     raise UnknownServiceError(
         f"There is no service {service!r}; there are: {', '.join([*ours, *_registered])}."
     )
+
+
+def rate_of(service: str) -> Rate:
+    """Return how fast messages may go to the service; raises UnknownServiceError."""
+    chosen = worker_settings().cdc_rates.get(service)
+    if chosen is not None:
+        return Rate(*chosen)
+    return cast("Rate", getattr(adapter_for(service), "RATE", Rate()))

@@ -14,7 +14,7 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 
 from cdc_tasks.failures import AnswerLost, NotSent, Refused, Unavailable, failure_of
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import TIMEOUT, Recipient
+from cdc_tasks.social import TIMEOUT, Rate, Recipient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from cdc_tasks.messages import Fact, Message
 
-__all__ = ["blocks", "check", "send"]
+__all__ = ["RATE", "blocks", "check", "send"]
+
+# https://docs.slack.dev/apis/web-api/rate-limits: one a second a channel, some hundreds a minute a workspace.
+RATE = Rate(channel=1, service=5)
 
 # Characters; and how many fields a section may have.
 _TEXT, _HEADER, _SECTION, _FIELD, _URL, _FIELDS = 4000, 150, 3000, 2000, 3000, 10

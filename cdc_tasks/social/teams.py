@@ -17,12 +17,14 @@ import urllib3
 
 from cdc_tasks.failures import AnswerLost, NotSent, Refused, Unavailable, failure_of
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import TIMEOUT, Recipient
+from cdc_tasks.social import TIMEOUT, Rate, Recipient
 
 if TYPE_CHECKING:
     from cdc_tasks.messages import Message
 
-__all__ = ["card", "check", "send"]
+__all__ = ["RATE", "card", "check", "send"]
+
+RATE = Rate(channel=2, service=10)  # Teams: four requests a second
 
 _LIMIT = 28_000  # bytes of the whole message
 # Characters that stay below it together, even where each takes 12 bytes: an emoji in JSON.

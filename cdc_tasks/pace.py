@@ -1,0 +1,155 @@
+"""How fast messages go out, over all workers: so many a second to a channel and to a service, in the order of commits.
+
+Each account has a lane: its messages, sorted by the position of the change that they are about. Only the first in a
+lane may send, and only once its slot has come: the next free moment of its channel, and then of its service. Who must
+wait is told for how long, and its task comes back then; no worker waits meanwhile. Redis decides, in one step and by
+its own clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from cdc_tasks import cache
+from cdc_tasks.changes import position_key
+from cdc_tasks.retrying import LONGEST_WAIT, NotYet
+
+if TYPE_CHECKING:
+    from cdc_tasks.accounts import Account
+    from cdc_tasks.social import Rate
+
+__all__ = ["Turn"]
+
+# Seconds past the time for which a message was expected back. Then it counts as gone, with its worker, and those behind
+# it go on. Longer than a task may run, and than the broker needs to bring one back.
+_PATIENCE = 75
+
+# A lane is a sorted set of messages, and a hash: until when each is waited for, and which slot it has.
+_LANE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local lane, told, me, patience = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2])
+local function wait_for(member, back)
+    redis.call('HSET', told, member, back + patience)
+    redis.call('EXPIRE', told, 86400)
+    redis.call('EXPIRE', lane, 86400)
+end
+local function forget(member)
+    redis.call('ZREM', lane, member)
+    redis.call('HDEL', told, member, 'channel ' .. member, 'service ' .. member)
+end
+"""
+
+# ARGV: me, patience
+_EXPECT = f"""{_LANE}
+redis.call('ZADD', lane, 'NX', 0, me)
+wait_for(me, now)
+"""
+
+# KEYS: lane, told, the channel's next free moment, the service's; ARGV: me, patience, milliseconds between two messages
+# to the channel, to the service, the longest wait
+_TAKE = f"""{_LANE}
+redis.call('ZADD', lane, 0, me)
+local first = redis.call('ZRANGE', lane, 0, 0)[1]
+while first ~= me and tonumber(redis.call('HGET', told, first) or 0) < now do
+    forget(first)
+    first = redis.call('ZRANGE', lane, 0, 0)[1]
+end
+
+local between = {{channel = tonumber(ARGV[3]), service = tonumber(ARGV[4])}}
+local function slot(what, key)  -- mine, reserved when I first ask
+    local mine = tonumber(redis.call('HGET', told, what .. ' ' .. me))
+    if mine then return mine end
+    mine = math.max(now, tonumber(redis.call('GET', key) or 0))
+    redis.call('SET', key, mine + between[what], 'PX', mine + between[what] - now + 1)
+    redis.call('HSET', told, what .. ' ' .. me, mine)
+    return mine
+end
+
+local wait = 0
+if first ~= me then
+    local back = tonumber(redis.call('HGET', told, first)) - patience
+    wait = math.max(back - now, 0) + math.max(redis.call('ZRANK', lane, me) * between.channel, 100)
+else
+    if between.channel > 0 then wait = slot('channel', KEYS[3]) - now end
+    if wait <= 0 and between.service > 0 then wait = slot('service', KEYS[4]) - now end
+    if wait <= 0 then  -- some come late, and then the next one is not to come too soon after
+        wait = math.max(redis.call('PTTL', KEYS[3] .. ':used'), redis.call('PTTL', KEYS[4] .. ':used'))
+    end
+    if wait <= 0 then
+        if between.channel > 0 then redis.call('SET', KEYS[3] .. ':used', 1, 'PX', between.channel) end
+        if between.service > 0 then redis.call('SET', KEYS[4] .. ':used', 1, 'PX', between.service) end
+    end
+end
+wait = math.min(wait, tonumber(ARGV[5]))
+wait_for(me, now + math.max(wait, 0))
+return wait
+"""
+
+# KEYS: lane, told, the channel's next free moment; ARGV: me, patience, milliseconds, whether all of the channel waits
+_COMES_BACK = f"""{_LANE}
+redis.call('HDEL', told, 'channel ' .. me, 'service ' .. me)
+wait_for(me, now + ARGV[3])
+if ARGV[4] == 'all' and now + ARGV[3] > tonumber(redis.call('GET', KEYS[3]) or 0) then
+    redis.call('SET', KEYS[3], now + ARGV[3], 'PX', ARGV[3])
+end
+"""
+
+# ARGV: me, patience
+_LEAVE = f"""{_LANE}
+forget(me)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One message's place among those to the same account."""
+
+    account_id: int
+    position: str | None  # of the change; without one it goes before the others
+    delivery_id: str
+
+    def expect(self) -> None:
+        """Say that this message will come: those of later changes wait for it. Raises CacheAway."""
+        self._run(_EXPECT)
+
+    def take(self, account: Account, rate: Rate) -> None:
+        """Go on if this message may be sent now; raises NotYet, which says when it may, and CacheAway."""
+        between = [_milliseconds_between(rate.channel), _milliseconds_between(rate.service)]
+        places = [_channel(account), f"cdc:pace:{account.service}"]
+        wait = self._run(_TAKE, *between, int(LONGEST_WAIT * 1000), more_keys=places)
+        if wait > 0:
+            raise NotYet("It is not this message's turn.", after=wait / 1000)
+
+    def comes_back(self, account: Account, seconds: float, *, hold_up_the_channel: bool) -> None:
+        """Say that this message is tried again then, and whether nothing may go to its channel before."""
+        what = "all" if hold_up_the_channel else "this one"
+        milliseconds = int(min(max(seconds, 0.001), LONGEST_WAIT) * 1000)
+        self._run(_COMES_BACK, milliseconds, what, more_keys=[_channel(account)])
+
+    def leave(self) -> None:
+        """Let those behind it go on: this message is sent, or will never be."""
+        self._run(_LEAVE)
+
+    def _run(self, script: str, *arguments: Any, more_keys: list[str] | None = None) -> Any:
+        place = position_key(self.position)[1] if self.position else ""
+        lane = f"cdc:lane:{self.account_id}"
+        keys = [lane, f"{lane}:told", *(more_keys or [])]
+        with cache.errors_translated():
+            return cache.client().register_script(script)(
+                keys=keys, args=[f"{place} {self.delivery_id}", _PATIENCE * 1000, *arguments]
+            )
+
+
+def _milliseconds_between(rate: float) -> int:
+    return ceil(1000 / rate) if rate else 0
+
+
+def _channel(account: Account) -> str:
+    """Return the key of what the service limits: several accounts may lead to one channel."""
+    to = account.recipient
+    channel = to.address or f"{to.secret.get_secret_value()} {to.email}"
+    return f"cdc:pace:{account.service}:{sha256(channel.encode()).hexdigest()[:16]}"
