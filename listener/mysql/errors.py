@@ -84,7 +84,9 @@ _RULES: Final = (
     ),
 )
 
-_SERVER_ID_CURE: Final = "Give the listener a server_id of its own: CDC_SERVER_ID=…, different from the server's and each replica's."
+_SERVER_ID_CURE: Final = (
+    "Give the listener a server_id of its own: CDC_SERVER_ID=…, unlike the server's and each replica's."
+)
 
 # What a server says when it is asked for its log: error 1236 with a text.
 _DUMP_RULES: Final = (

@@ -99,17 +99,20 @@ class BinlogMonitor:
         if self._wakeup.is_set:
             return
         position = self._start(after)
-        yield Batch(
-            [], str(position)
-        )  # what was committed before we came is not what a crash shall bring back
+        # At once: what was committed before we came is not what a crash shall bring back.
+        yield Batch([], str(position))
         stream, decoder = self._stream, self._decoder
         while not self._wakeup.is_set:
             changes: list[BinlogChange] = []
-            self._read(changes)
+            if not self._read(changes):
+                return  # we are to stop, and do not know yet whether they are rolled back: they come again
             self._lock.check()
             if not changes:
                 stream.wait(_TICK)
-            yield Batch(changes, str(decoder.position), changes[-1].committed_at if changes else None)
+            decoder.progress.give()
+            yield Batch(
+                changes, str(decoder.progress.position), changes[-1].committed_at if changes else None
+            )
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""
@@ -174,25 +177,36 @@ class BinlogMonitor:
         if other and other != replica_uuid(self._name):
             raise ServerIdTaken.by(self._server_id, f"the replica {other}")
 
-    def _read(self, changes: list[BinlogChange]) -> None:
-        """Read what the server has for us right now, up to a batch."""
+    def _read(self, changes: list[BinlogChange]) -> bool:
+        """Read what the server has for us right now, up to a batch; tells whether it may be given away."""
         decoder = self._decoder
         decode, full, size = decoder.decode, self._batch_size, 0
         deadline = monotonic() + _TICK
         while len(changes) < full and size < _MAX_BYTES:
-            if decoder.inner is not None:
-                event = next(decoder.inner, None)
-                if event is None:
+            event = self._next_inner() if decoder.inner is not None else self._next()
+            if event is None:
+                if decoder.inner is not None:
                     decoder.inner = None
                     continue
-            else:
-                event = self._next()
-                if event is None:
-                    return
+                break
             size += len(event)
             decode(event, changes)
             if not changes and monotonic() > deadline:
-                return  # a long stretch that does not concern us
+                break  # a long stretch that does not concern us
+        return not (changes and decoder.needs_end) or self._read_to_the_end(changes)
+
+    def _next_inner(self) -> bytes | None:
+        return next(self._decoder.inner, None) if self._decoder.inner is not None else None
+
+    def _read_to_the_end(self, changes: list[BinlogChange]) -> bool:
+        """Put the rest of a transaction aside until it is certain that it was committed; False where we are to stop."""
+        while not self._wakeup.is_set:
+            event = self._next()
+            if event is None:
+                self._stream.wait(_TICK)
+            elif self._decoder.put_aside(event, changes):
+                return True
+        return False
 
     def _next(self) -> bytes | None:
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from struct import Struct
 from tempfile import SpooledTemporaryFile
 from typing import Final
 
-__all__ = ["Spool"]
+__all__ = ["Spool", "xid_of"]
 
 _IN_MEMORY: Final = 4_000_000  # bytes
+
+_xid = Struct("<BIII").unpack_from  # committed in one phase, format, lengths of the name's two parts
 
 
 class Spool:
@@ -21,6 +24,15 @@ class Spool:
         self._file.write(len(event).to_bytes(4, "little"))
         self._file.write(event)
 
+    @property
+    def size(self) -> int:
+        return self._file.tell()
+
+    def cut(self, size: int) -> None:
+        """Forget what came after it had this size."""
+        self._file.seek(size)
+        self._file.truncate()
+
     def events(self) -> Iterator[bytes]:
         """Yield them; once."""
         self._file.seek(0)
@@ -30,3 +42,10 @@ class Spool:
 
     def close(self) -> None:
         self._file.close()
+
+
+def xid_of(event: bytes) -> tuple[str, bool]:
+    """Read an XA_PREPARE event: the name as the statements have it (X'616263',X'',1), committed in one phase or not."""
+    one_phase, kind, first, second = _xid(event, 19)
+    data = event[32 : 32 + first + second]
+    return f"X'{data[:first].hex()}',X'{data[first:].hex()}',{kind}", bool(one_phase)

@@ -86,7 +86,7 @@ class BinlogStream:
             return
         began = monotonic()
         with translated(self._connection):
-            readable, _, _ = select([self._socket, self._wakeup], [], [], seconds)
+            readable, _, _ = select([self._socket.fileno(), self._wakeup.fileno()], [], [], seconds)
         self._silent = 0.0 if readable else self._silent + monotonic() - began
         if self._silent > _SILENCE:
             raise SourceLost(f"The database has not been heard of for {_SILENCE:.0f} seconds.")

@@ -1,4 +1,4 @@
-"""Tables as the log describes them, made ready to read: with what the routes want, and what only the catalogue knows."""
+"""Tables as the log describes them, made ready to read, with what only the catalogue knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from listener.monitor import SourceError
 from listener.mysql.catalogue import needs_catalogue, special_types
 from listener.mysql.charsets import Charsets
 from listener.mysql.connection import Connection
-from listener.mysql.errors import ACCEPT_GAP
 from listener.mysql.layout import layout_of
 from listener.mysql.table import Table
 from listener.mysql.table_map import ColumnType, TableMap, parse_table_map
@@ -81,9 +80,9 @@ def _check_metadata(table: TableMap) -> None:
     )
     if not table.has_names or lacks_labels:
         raise SourceError(
-            f"The log has rows of {table.schema}.{table.name} without the names of its columns:"
+            f"rows of {table.schema}.{table.name} without the names of its columns:"
             " binlog_row_metadata is not FULL.",
-            hint=f"{FULL_METADATA}\nWhat was logged before cannot be read. {ACCEPT_GAP}",
+            hint=f"{FULL_METADATA}\nWhat was logged before cannot be read.",
         )
 
 
@@ -100,6 +99,6 @@ def _named(body: bytes) -> TableMap:
 
 def _unreadable(table: TableMap, error: Exception) -> SourceError:
     return SourceError(
-        f"Rows of {table.schema}.{table.name} cannot be read: {error}.",
-        hint=f"Update cdc-tasks, and report this with the server's version. {ACCEPT_GAP}",
+        f"rows of {table.schema}.{table.name} that cannot be read: {error}.",
+        hint="Update cdc-tasks, and report this with the server's version.",
     )

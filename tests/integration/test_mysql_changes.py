@@ -128,6 +128,22 @@ def test_a_rollback_that_is_in_the_log_takes_its_rows_back(source: MySQLSource) 
     assert [each.row["id"] for each in source.changes(2)] == [2, 4]
 
 
+def test_a_large_transaction_that_is_rolled_back_in_the_log_does_not_come_in_part(source: MySQLSource) -> None:
+    source.execute(_TABLE)
+    source.watch("people", batch_size=10)
+    temporary = ("CREATE TEMPORARY TABLE t (id int)", "DROP TEMPORARY TABLE t")
+    rows = [f"INSERT INTO people (id) VALUES ({n * 10}), ({n * 10 + 1})" for n in range(30)]
+    source.execute("BEGIN", *rows, *temporary, "ROLLBACK")
+    source.execute(
+        "BEGIN", "SAVEPOINT a", *rows[:10], *temporary, "ROLLBACK TO a", *rows[:8], "SAVEPOINT b", *rows[8:20],
+        *temporary, "ROLLBACK TO b", *rows[20:], "COMMIT",
+    )  # fmt: skip
+    numbers = [n * 10 + more for n in (*range(8), *range(20, 30)) for more in (0, 1)]
+    found = source.changes(36)
+    assert [each.row["id"] for each in found] == numbers
+    assert [int(each.position.rpartition(":")[2]) for each in found] == list(range(36))
+
+
 def test_truncate_comes_as_one_change_of_the_table(source: MySQLSource) -> None:
     source.execute(_TABLE, "CREATE TABLE `od``d näme` (id int)")
     source.watch()

@@ -1,0 +1,177 @@
+"""Which transaction is being read, how far, and what was published before a restart."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+
+from listener.mysql.change import BinlogChange, Transaction
+from listener.mysql.gtid import GTIDSet, MariaDBGTIDs, MySQLGTIDs
+from listener.mysql.position import BinlogPosition
+
+__all__ = ["ALL", "Progress"]
+
+log = structlog.get_logger()
+
+ALL: Final = float("inf")  # ordinals: the whole transaction
+
+
+class Progress:
+    """The place in the log, from one transaction to the next; leaves out what `after` covers."""
+
+    def __init__(self, after: BinlogPosition, *, mariadb: bool) -> None:
+        published = after.gtids if after.published is None else after.published
+        self.gtids: GTIDSet | None = None
+        if published is not None:
+            self.gtids = MariaDBGTIDs(published) if mariadb else MySQLGTIDs(published)
+        self.file = after.file  # that is being read
+        self.is_open = False  # a transaction
+        self.is_standalone = False  # it has one statement, and no end of its own
+        self.ordinal = 0  # of its next change
+        self.published_up_to: float = -1  # ordinal of its last change that was published before we came
+        self.gtid, self.start = "", 0
+        self.outer_end = 0  # where it ends, where the event that ends it does not say
+        self._after = after
+        self._server = after.server
+        self._catching_up = True
+        self._committed = 0
+        self._transaction: Transaction | None = None
+        self._done_file, self._done_offset = after.file, after.offset
+        self._pending: dict[str, BinlogPosition] = {}  # where transactions begin that are prepared
+        self._savepoints: dict[bytes, int] = {}
+        self._given: tuple[Transaction | None, int] = None, 0
+
+    @property
+    def place(self) -> str:
+        """Where we are, for a person."""
+        return f"{self.file}:{self.start}" + (f" ({self.gtid})" if self.gtid else "")
+
+    @property
+    def here(self) -> BinlogPosition:
+        """Where the transaction begins, with what was published before it."""
+        gtids = self._after.gtids if self._catching_up else self._gtids_text()
+        return BinlogPosition(file=self.file, offset=self.start, server=self._server, gtids=gtids)
+
+    @property
+    def position(self) -> BinlogPosition:
+        """Behind the last change that was decoded, or behind what did not concern us."""
+        if self._catching_up:
+            return self._after
+        gtids = self._gtids_text()
+        restart, published = "", None
+        if self._pending and not isinstance(self.gtids, MySQLGTIDs):
+            oldest = min(self._pending.values())
+            restart, published = f"{oldest.file}:{oldest.offset}", gtids
+            gtids = oldest.gtids
+        within = self.is_open and self.ordinal > 0
+        return BinlogPosition(
+            file=self.file if within else self._done_file,
+            offset=self.start if within else self._done_offset,
+            ordinal=self.ordinal - 1 if within else -1,
+            server=self._server,
+            gtids=gtids,
+            gtid=self.gtid if within else "",
+            restart=restart,
+            published=published,
+        )
+
+    @property
+    def transaction(self) -> Transaction:
+        """What the changes of the transaction have in common."""
+        if self._transaction is None:
+            self._transaction = Transaction(
+                gtid=self.gtid if self.gtids is not None else "",
+                file=self.file,
+                offset=self.start,
+                committed=self._committed,
+                server=self._server,
+            )
+        return self._transaction
+
+    def rotate(self, file: str, offset: int) -> None:
+        """Go on in another file of the log."""
+        self.file = self._done_file = file
+        self._done_offset = offset
+
+    def begin(self, gtid: str, *, end: int, size: int, committed: int, standalone: bool) -> None:
+        """Start a transaction with an event that ends at `end`; `committed` in microseconds since 1970."""
+        if self.is_open:  # the last one had no end of its own
+            self.finish(self.start)
+        self.start = end - size if end else self._done_offset
+        self.gtid, self._committed = gtid, committed
+        self.is_open, self.is_standalone = True, standalone
+        self.ordinal = self.outer_end = 0
+        self._transaction = None
+        self.published_up_to = self._published_before() if self._catching_up else -1
+
+    def finish(self, offset: int) -> None:
+        """End the transaction; `offset` is behind it."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._savepoints.clear()
+        if self.published_up_to == ALL:
+            return
+        self._done_file, self._done_offset = self.file, self.outer_end or offset or self.start
+        if self.gtids is not None and self.gtid:
+            self.gtids.add(self.gtid)
+
+    def abandon(self, changes: list[BinlogChange]) -> None:
+        """Forget a transaction that a crash of the server has left without its end."""
+        if self.is_open:
+            self.take_back(changes, 0)
+            self.is_open = False
+
+    def mark(self, savepoint: bytes) -> None:
+        self._savepoints[savepoint] = self.ordinal
+
+    def take_back_to(self, savepoint: bytes, changes: list[BinlogChange]) -> None:
+        self.take_back(changes, self._savepoints.get(savepoint, 0))
+
+    def take_back(self, changes: list[BinlogChange], ordinal: int) -> None:
+        """Forget the changes from `ordinal` on: the transaction was rolled back so far."""
+        while changes and changes[-1].transaction is self._transaction and changes[-1].ordinal >= ordinal:
+            changes.pop()
+        transaction, given = self._given
+        if transaction is not None and transaction is self._transaction and given > ordinal:
+            log.error("rolled_back_after_publishing", position=self.place)
+        self.ordinal = min(self.ordinal, ordinal)
+
+    def prepare(self, name: str) -> str:
+        """End the first phase of an XA transaction; returns its GTID, to be given back to `settle`."""
+        self._pending[name] = self.here
+        gtid = self.gtid
+        if isinstance(self.gtids, MySQLGTIDs):
+            # A set can have a hole: after a restart the server sends this one again.
+            self.gtid = ""
+        return gtid
+
+    def settle(self, name: str, gtid: str) -> None:
+        """Forget that the XA transaction was prepared: its second phase has come."""
+        self._pending.pop(name, None)
+        if gtid and isinstance(self.gtids, MySQLGTIDs):
+            self.gtids.add(gtid)
+
+    def give(self) -> None:
+        """Say that all changes so far are given away: they cannot be taken back any more."""
+        if self.is_open:
+            self._given = self._transaction, self.ordinal
+
+    def _gtids_text(self) -> str | None:
+        return None if self.gtids is None else str(self.gtids)
+
+    def _published_before(self) -> float:
+        """Return the last ordinal of this transaction that was published before we came."""
+        after = self._after
+        if self._is_published():
+            return ALL
+        self._catching_up = False
+        if self.gtids is not None:
+            return after.ordinal if after.gtid and after.gtid == self.gtid else -1
+        return after.ordinal if (self.file, self.start) == (after.file, after.offset) else -1
+
+    def _is_published(self) -> bool:
+        if self.gtids is not None:
+            return self.gtid in self.gtids
+        return BinlogPosition(file=self.file, offset=self.start, ordinal=self._after.ordinal) < self._after

@@ -1,0 +1,180 @@
+"""Events that hold rows: tables are described, then come their rows, inserted, updated or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from listener.monitor import SourceError
+from listener.mysql import compressed
+from listener.mysql.change import BinlogChange
+from listener.mysql.json_binary import patch
+from listener.mysql.progress import ALL, Progress
+from listener.mysql.table import ABSENT, Image, Row, Table
+from listener.mysql.table_map import packed_integer
+
+__all__ = ["Describe", "RowReader"]
+
+Describe = Callable[[bytes], Table | None]
+"""A TABLE_MAP's body to the table; None for one that nobody watches and whose rows cannot be read.
+Raises SourceError for one that is watched."""
+
+_DUMMY_TABLE: Final = b"\xff\xff\xff\0\0\0"
+_PARTIAL_UPDATE: Final = 39
+_UPDATES: Final = frozenset({24, 31, _PARTIAL_UPDATE, 167, 170})
+_VERSION_2: Final = frozenset({30, 31, 32, _PARTIAL_UPDATE, 169, 170, 171})
+_FIRST_COMPRESSED: Final = 166
+
+
+class _Rows(NamedTuple):
+    """One event with rows, uncompressed."""
+
+    table: Table
+    event: bytes
+    at: int  # where its rows begin
+    image: Image  # of the old rows, where there are two
+    new_image: Image
+
+
+class RowReader:
+    """Knows the tables of one connection, and reads rows into changes."""
+
+    def __init__(self, describe: Describe, progress: Progress) -> None:
+        self._describe = describe
+        self._progress = progress
+        self._tables: dict[bytes, Table | None] = {}  # by the number that a file of the log gives them
+        self._described: dict[bytes, Table | None] = {}
+
+    def forget_numbers(self) -> None:
+        """Start with another file of the log."""
+        self._tables.clear()
+
+    def table_map(self, event: bytes) -> None:
+        """Read a table's description; raises SourceError where rows of a watched table could not be read."""
+        body = event[27:-4]
+        number = event[19:25]
+        self._tables[number] = None
+        if body not in self._described:
+            self._described[body] = self._describe(body)
+        self._tables[number] = self._described[body]
+
+    def inserted(self, event: bytes, changes: list[BinlogChange]) -> None:
+        rows = self._rows_of(event)
+        if rows is None:
+            return
+        table, event, at, image, _ = rows
+        readers, nulls, end = image.readers, image.nulls, len(event) - 4
+        kind, transaction, add = table.insert, self._progress.transaction, changes.append
+        ordinal, after = self._progress.ordinal, self._after(table)
+        while at < end:
+            row, at = readers[event[at : at + nulls]](event, at)
+            if ordinal > after:
+                add(BinlogChange(kind, None, row, transaction, ordinal))
+            ordinal += 1
+        self._progress.ordinal = ordinal
+
+    def deleted(self, event: bytes, changes: list[BinlogChange]) -> None:
+        rows = self._rows_of(event)
+        if rows is None:
+            return
+        table, event, at, image, _ = rows
+        readers, nulls, end = image.readers, image.nulls, len(event) - 4
+        kind, transaction, add = table.delete, self._progress.transaction, changes.append
+        ordinal, after = self._progress.ordinal, self._after(table)
+        while at < end:
+            row, at = readers[event[at : at + nulls]](event, at)
+            if ordinal > after:
+                add(BinlogChange(kind, row, None, transaction, ordinal))
+            ordinal += 1
+        self._progress.ordinal = ordinal
+
+    def updated(self, event: bytes, changes: list[BinlogChange]) -> None:
+        rows = self._rows_of(event)
+        if rows is None:
+            return
+        table, event, at, image, new_image = rows
+        is_partial, is_complete = event[4] == _PARTIAL_UPDATE, new_image.is_complete
+        end = len(event) - 4
+        kind, transaction, add = table.update, self._progress.transaction, changes.append
+        ordinal, after = self._progress.ordinal, self._after(table)
+        while at < end:
+            old, at = image.readers[event[at : at + image.nulls]](event, at)
+            places: list[int] = []
+            if is_partial:
+                places, at = _partial_columns(event, at, table.json_places)
+            new, at = new_image.readers[event[at : at + new_image.nulls]](event, at)
+            if ordinal > after:
+                if places:
+                    new = _patched(old, new, places)
+                if not is_complete:
+                    new = _filled(old, new)
+                add(BinlogChange(kind, old, new, transaction, ordinal))
+            ordinal += 1
+        self._progress.ordinal = ordinal
+
+    def truncated(self, schema: str, name: str, changes: list[BinlogChange]) -> None:
+        progress = self._progress
+        table = self._describe(b"".join((_counted(schema), _counted(name), b"\0\0")))
+        if table is not None and progress.ordinal > self._after(table):
+            changes.append(BinlogChange(table.truncate, None, None, progress.transaction, progress.ordinal))
+        progress.ordinal += 1
+
+    def _after(self, table: Table) -> float:
+        """Return the ordinal up to which changes are left out."""
+        return self._progress.published_up_to if table.is_watched else ALL
+
+    def _rows_of(self, event: bytes) -> _Rows | None:
+        """Return None where nobody watches and nothing can be read."""
+        kind, number = event[4], event[19:25]
+        if number == _DUMMY_TABLE:
+            return None
+        try:
+            table = self._tables[number]
+        except KeyError:
+            raise SourceError(
+                "rows of a table that it did not describe.",
+                hint="Update cdc-tasks, and report this with the server's version.",
+            ) from None
+        if table is None:
+            return None
+        at = 27 + (int.from_bytes(event[27:29], "little") if kind in _VERSION_2 else 0)
+        count, at = packed_integer(event, at)
+        size = (count + 7) // 8
+        image = new_image = table.image(event[at : at + size])
+        at += size
+        if kind in _UPDATES:
+            new_image = table.image(event[at : at + size])
+            at += size
+        if kind >= _FIRST_COMPRESSED:
+            event = compressed.uncompress_rest(event, at)
+        return _Rows(table, event, at, image, new_image)
+
+
+def _counted(name: str) -> bytes:
+    encoded = name.encode()
+    return b"%c%b\0" % (len(encoded), encoded)
+
+
+def _partial_columns(event: bytes, at: int, places: list[int]) -> tuple[list[int], int]:
+    """Return which JSON columns of a row hold differences and not documents, and where the row begins."""
+    options, at = packed_integer(event, at)
+    if not options & 1:
+        return [], at
+    size = (len(places) + 7) // 8
+    bitmap = int.from_bytes(event[at : at + size], "little")
+    return [place for bit, place in enumerate(places) if bitmap >> bit & 1], at + size
+
+
+def _patched(old: Row, new: Row, places: list[int]) -> Row:
+    row = list(new)
+    for place in places:
+        if row[place] is None or row[place] is ABSENT:
+            continue
+        whole = isinstance(old[place], bytes)
+        row[place] = patch(old[place], row[place]) if whole else ABSENT
+    return tuple(row)
+
+
+def _filled(old: Row, new: Row) -> Row:
+    """Take what an incomplete row image leaves out from the old row: it did not change."""
+    return tuple(was if value is ABSENT else value for was, value in zip(old, new, strict=True))
