@@ -112,7 +112,7 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     cdc_max_queue: int | None = Field(
         None,
         ge=1,
-        description="On Redis, reading pauses while a queue is longer than this; if not set, it never does.",
+        description="Reading pauses while a queue is longer than this; if not set, it never does.",
     )
     cdc_lag_alarm: ByteSize = Field(
         ByteSize(1024**3),

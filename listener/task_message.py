@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Final
 
 import orjson
@@ -64,17 +63,16 @@ def split_body(body: bytes, content_type: str) -> tuple[bytes, bytes]:
         )
     if ID.encode() in body:
         raise EnvelopeError(
-            "Tasks would be sent in Celery's old protocol.", hint="Leave task_protocol out of celeryconfig.py."
+            "Tasks would be sent in Celery's old protocol.",
+            hint="Leave task_protocol out of celeryconfig.py.",
         )
     head, _, tail = body.partition(json.dumps(_ARGUMENT).encode())
     return head, tail
 
 
-def durable_queues(app: Celery) -> Iterator[Queue]:
-    """Yield the queues that a worker declares when it starts, and that outlive it."""
-    for queue in app.amqp.queues.values():
-        if not isinstance(queue, Broadcast):
-            yield queue
+def durable_queues(app: Celery) -> list[Queue]:
+    """Return the queues that a worker declares when it starts, and that outlive it."""
+    return [queue for queue in app.amqp.queues.values() if not isinstance(queue, Broadcast)]
 
 
 def argsrepr(kind: tuple[str, str, str], position: str) -> str:

@@ -10,6 +10,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.settings import SettingsError
 from listener.check_broker import check_broker, check_cache
 from listener.findings import Finding
+from listener.kombu_publisher import KombuPublisher
 from listener.monitor import Monitor, SourceError
 from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
@@ -17,7 +18,7 @@ from listener.mysql.status import read_mysql_status
 from listener.postgres.check import Wanted, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from listener.publisher import BrokerAway, BrokerError, Publisher
+from listener.publisher import BrokerAway, Publisher
 from listener.redis_connection import RedisConnection
 from listener.redis_publisher import RedisPublisher
 from listener.router import BinlogRouter
@@ -91,9 +92,11 @@ def _monitor(
 def _publisher(settings: ListenerSettings) -> Publisher:
     app = celery_app(settings)
     if not _is_redis(app):
-        raise BrokerError(
-            "The listener publishes to Redis and Valkey only.",
-            hint="CELERY_BROKER_URL=redis://localhost:6379/0",
+        return KombuPublisher(
+            app,
+            settings.cache_url.get_secret_value(),
+            name=settings.cdc_name,
+            max_queue=settings.cdc_max_queue,
         )
     return RedisPublisher(
         app,

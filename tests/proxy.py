@@ -97,6 +97,7 @@ class Proxy:
                     self._track({client, server}, False)
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        seen = b""  # of the request, so far: a trigger may come in two pieces
         while True:
             readable, _, _ = select.select([client, server], [], [])
             for source in readable:
@@ -105,11 +106,13 @@ class Proxy:
                     return
                 if source is server:
                     client.sendall(data)
-                elif fault := self._due(data):
+                    seen = b""
+                elif fault := self._due(seen + data):
                     self._apply(fault, data, client, server)
                     return
                 else:
                     server.sendall(data)
+                    seen = data[-100:]
 
     def _due(self, data: bytes) -> Fault | None:
         with self._lock:

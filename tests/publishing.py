@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from listener.redis_publisher import RedisPublisher
 from listener.router import BinlogRouter, Call, Parked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from concurrent.futures import Future
 
     import redis
 
@@ -26,10 +28,12 @@ __all__ = [
     "changes",
     "fire",
     "ids",
+    "in_background",
     "messages",
     "position",
     "redis_publisher",
     "router_to",
+    "waits",
 ]
 
 SOURCE = "7f00"
@@ -73,6 +77,18 @@ def router_to(task: str = "tests.task", *, table: str = "tickets", **options: An
 
 def fire(router: BinlogRouter, fired_by: Iterable[RowChange]) -> list[Call | Parked]:
     return list(router.tasks_for(fired_by))
+
+
+@contextmanager
+def in_background(action: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """Run it in a thread of its own, and wait for its end at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(action)
+
+
+def waits(logs: Iterable[Mapping[str, Any]], why: str = "") -> bool:
+    """Return whether a log line says that the publisher waits, and why."""
+    return any(why in str(line.get("error")) for line in logs if line["event"] == "waiting")
 
 
 def messages(client: redis.Redis, key: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import amqp
@@ -145,6 +146,12 @@ class RabbitMQServer(ServerProcess):
                 return True
         except (OSError, amqp.exceptions.AMQPError):
             return False
+
+    def control(self, *arguments: str) -> str:
+        """Run `rabbitmqctl` on this node, and return what it says."""
+        command = [str(find_program("rabbitmqctl", "CDC_TEST_RABBITMQCTL")), "--quiet", *arguments]
+        environment = self._environment()
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     def start(self) -> RabbitMQServer:
         self._port_mapper.start()

@@ -1,0 +1,90 @@
+"""Tasks to RabbitMQ and to whatever else kombu speaks with: at least once, with equal task ids.
+
+The broker has a batch first, the checkpoint in CACHE_URL's Redis follows: after a crash between the two the
+batch is sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import structlog
+from celery import Celery
+
+from listener.checkpoint import Checkpoint
+from listener.gather import group
+from listener.kombu_message import Message, Sealed, sealing
+from listener.kombu_sender import KombuSender
+from listener.parked import parked_key, say_parked, store_parked
+from listener.patience import Patience
+from listener.redis_connection import RedisConnection
+from listener.router import Call, Parked
+
+__all__ = ["KombuPublisher"]
+
+log = structlog.get_logger()
+
+_LOOK_EVERY = 0.5  # seconds between two looks at a queue that is too long
+
+
+class KombuPublisher:
+    """Publishes to the broker of Celery's settings through kombu; fulfils `listener.publisher.Publisher`."""
+
+    def __init__(self, app: Celery, cache_url: str, *, name: str, max_queue: int | None = None) -> None:
+        """Keep the checkpoint under `name`, which is CDC_NAME, in the Redis of `cache_url`."""
+        self._max_queue = max_queue
+        self._app = app
+        self._patience, cache_patience = self._patiences = Patience("broker"), Patience("cache")
+        self._sender = KombuSender(app, self._patience)
+        self._redis = RedisConnection.of_cache(cache_url)
+        self._checkpoint = Checkpoint(self._redis, cache_patience, name=name)
+        self._parked_key = parked_key(f"cdc:{name}")
+        self._sealed: dict[tuple[str, tuple[str, str, str]], Sealed] = {}
+
+    def checkpoint(self, source: str | None = None) -> str | None:
+        """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
+        return self._checkpoint.read(source)
+
+    def publish(
+        self, fired: Iterable[Call | Parked], *, checkpoint: str, as_of: datetime | None = None
+    ) -> None:
+        """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
+        tasks, parked = group(fired)
+        if tasks:
+            messages = {task.id: self._message(task) for task in tasks}
+            self._patience.until_done(lambda: self._sender.send(messages))
+        else:
+            self._sender.keep_alive()
+        if tasks or parked or checkpoint != self._checkpoint.position:
+            self._checkpoint.write(lambda: store_parked(self._parked_key, parked), checkpoint, as_of)
+        say_parked(parked)
+        if tasks and self._max_queue is not None:
+            self._wait_for_room(self._max_queue)
+
+    def stop(self) -> None:
+        """Make a waiting `publish` raise Stopped soon."""
+        for patience in self._patiences:
+            patience.stop()
+
+    def close(self) -> None:
+        """Let go of broker and Redis."""
+        self._sender.close()
+        self._redis.close()
+
+    def _wait_for_room(self, limit: int) -> None:
+        """Pause while a queue is longer than CDC_MAX_QUEUE: what waits in the database's log waits on its disk."""
+        length = self._patience.until_done(self._sender.longest_queue)
+        if length <= limit:
+            return
+        log.warning("paused", longest_queue=length, cdc_max_queue=limit)
+        while self._patience.until_done(self._sender.longest_queue) > limit:
+            self._patience.sleep(_LOOK_EVERY)
+        log.info("resumed")
+
+    def _message(self, task: Call) -> Message:
+        kind = task.change.kind
+        seal = self._sealed.get((task.route.key, kind))
+        if seal is None:
+            seal = self._sealed[task.route.key, kind] = sealing(self._app, task.route, kind)
+        return seal(task.arguments, task.id, task.change.position)

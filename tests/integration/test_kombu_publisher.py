@@ -1,0 +1,179 @@
+"""RabbitMQ has every task at least once, each with the id that it has on every replay."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kombu import Exchange, Queue
+from structlog.testing import capture_logs
+
+from listener.parked import parked_key, read_parked
+from listener.publisher import CheckpointMoved
+from listener.router import BinlogRouter, EventType
+from tests.publishing import SOURCE, celery_app, change, changes, fire, in_background, position, router_to
+from tests.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, publisher_of, row_ids
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from listener.kombu_publisher import KombuPublisher
+    from tests.conftest import Broker
+    from tests.servers import RabbitMQServer
+
+
+@pytest.fixture
+def queue() -> str:
+    """A queue of the test's own: the server is shared."""
+    return f"queue-{uuid.uuid4().hex[:8]}"
+
+
+def _publish(publisher: KombuPublisher, first: int, last: int) -> None:
+    for number in range(first, last + 1):
+        publisher.publish(fire(router_to(), [change(number)]), checkpoint=position(number))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"task_routes": {"tests.*": {"priority": 5}}},
+        {"task_default_delivery_mode": "transient"},
+        {"task_compression": "gzip"},
+        {"broker_transport_options": {"confirm_publish": True}},
+        {"result_backend": "rpc://"},
+        {"task_send_sent_event": True},
+    ],
+    ids=str,
+)
+def test_a_message_is_the_one_that_celery_sends_with(
+    settings: dict[str, Any], rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    _assert_equal_to_celerys(
+        celery_app(rabbitmq_server.url, task_default_queue=queue, **settings), rabbitmq_server, broker, queue
+    )
+
+
+def test_a_message_is_the_one_that_celery_sends_through_a_topic_exchange(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    exchange = Exchange(f"exchange-{queue}", type="topic")
+    app = celery_app(
+        rabbitmq_server.url,
+        task_queues=[Queue(queue, exchange, routing_key="ticket.#", queue_arguments=QUORUM)],
+        task_routes={"tests.*": {"exchange": exchange.name, "routing_key": "ticket.new"}},
+    )
+    with app.connection_for_write() as connection:
+        app.amqp.queues[queue](connection.default_channel).declare()
+    _assert_equal_to_celerys(app, rabbitmq_server, broker, queue)
+
+
+def _assert_equal_to_celerys(app: Celery, server: RabbitMQServer, broker: Broker, queue: str) -> None:
+    router = router_to()
+    event = change(1, title='A 100 % "quoted" Ünïcode\n\ttitle', big=2**70, nothing=None)
+    with publisher_of(app, broker) as publisher:
+        publisher.publish(fire(router, [event]), checkpoint=event.position)
+    task_id = f"{event.id}-{router.routes[0].key}"
+    with app.connection_for_write() as connection:
+        app.send_task("tests.task", [event.to_message()], task_id=task_id, connection=connection)
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        bound = app.amqp.queues[queue](channel)
+        ours, celerys = (bound.get(no_ack=True, accept=["json"]) for _ in range(2))
+    celerys.headers.update(argsrepr="<public.tickets insert 0/1:0>", kwargsrepr="{}")
+    assert ours.decode() == celerys.decode()
+    assert ours.properties == celerys.properties
+    assert ours.delivery_info["routing_key"] == celerys.delivery_info["routing_key"]
+
+
+def test_a_number_goes_through_as_it_is(rabbitmq_server: RabbitMQServer, broker: Broker, queue: str) -> None:
+    """Nothing on the way reads it: not even a float's last digit changes."""
+    router = router_to(args=lambda _change: [1.10, 2**70])
+    with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
+        publisher.publish(fire(router, [change(1)]), checkpoint=position(1))
+    with open_channel(rabbitmq_server) as channel:
+        assert channel.basic_get(queue, no_ack=True).body.startswith("[[1.1, 1180591620717411303424],")
+
+
+def test_a_batch_arrives_in_its_order_and_outlives_the_broker(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
+        publisher.publish(fire(router_to(), changes(1, 2000)), checkpoint=position(2000))
+    found = drain(rabbitmq_server, queue)
+    assert row_ids(found) == list(range(1, 2001))
+    assert {message["delivery_mode"] for message in found} == {2}
+
+
+def test_queues_are_declared_as_the_settings_say(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
+        _publish(publisher, 1, 1)
+    listed = rabbitmq_server.control("list_queues", "name", "type", "durable")
+    assert f"{queue}\tquorum\ttrue" in listed
+
+
+def test_the_checkpoint_and_what_is_parked_are_in_the_cache(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    router = BinlogRouter()
+    router.register(
+        "public", "tickets", EventType.ALL, "tests.bad", args=lambda change: [change.row["missing"]]
+    )
+    with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
+        publisher.publish(fire(router, changes(1, 2)), checkpoint=position(2))
+    with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
+        assert publisher.checkpoint(SOURCE) == position(2)
+    assert len(list(read_parked(broker.cache, parked_key("cdc:test")))) == 2
+
+
+def test_another_listener_with_our_name_is_noticed(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    with (
+        kombu_publisher(rabbitmq_server.url, broker, queue) as first,
+        kombu_publisher(rabbitmq_server.url, broker, queue) as second,
+    ):
+        _publish(first, 1, 1)
+        with pytest.raises(CheckpointMoved):
+            _publish(second, 1, 1)
+
+
+def test_a_change_that_is_published_again_has_the_task_id_it_had(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    for _run in range(2):
+        with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
+            _publish(publisher, 1, 3)
+        broker.cache.flushall()
+    found = [message["correlation_id"] for message in drain(rabbitmq_server, queue)]
+    assert found[:3] == found[3:]
+    assert len(set(found)) == 3
+
+
+def test_reading_pauses_while_a_queue_is_too_long(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    calls = fire(router_to(), changes(1, 50))
+    with (
+        kombu_publisher(rabbitmq_server.url, broker, queue, max_queue=30) as publisher,
+        capture_logs() as logs,
+        in_background(lambda: publisher.publish(calls, checkpoint=position(50))) as publishing,
+    ):
+        wait_until(lambda: any(line["event"] == "paused" for line in logs), what="the pause")
+        assert not publishing.done()
+        assert row_ids(drain(rabbitmq_server, queue)) == list(range(1, 51))
+        publishing.result(10)
+        assert logs[-1]["event"] == "resumed"
+
+
+def test_other_brokers_that_kombu_speaks_with(broker: Broker) -> None:
+    app = celery_app("memory://")
+    with publisher_of(app, broker) as publisher:
+        publisher.publish(fire(router_to(), changes(1, 3)), checkpoint=position(3))
+        with app.connection_for_write() as connection:
+            queue = connection.SimpleQueue("celery")
+            assert [queue.get(timeout=1).payload[0][0]["after"]["id"] for _ in range(3)] == [1, 2, 3]
+    assert broker.cache.hget("cdc:test:checkpoint", "position") == position(3).encode()
