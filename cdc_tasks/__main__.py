@@ -81,6 +81,35 @@ def list_accounts() -> None:
     Console().print(table)
 
 
+@cli.command("preferences")
+def set_preferences(
+    email: Annotated[str, typer.Argument(help="The user's e-mail address, as in the table users.")],
+    *,
+    mute: Annotated[
+        list[str] | None, typer.Option(help="A kind of message not to send; repeat it for more.")
+    ] = None,
+    unmute: Annotated[list[str] | None, typer.Option(help="A kind to send again.")] = None,
+    manager_copies: Annotated[
+        bool | None,
+        typer.Option(help='The "Manager:" messages about the tickets of others.', show_default="as it is"),
+    ] = None,
+    quiet: Annotated[
+        str | None,
+        typer.Option(help="Quiet hours, such as 22:00-07:00, after which waiting messages are sent; `none`."),
+    ] = None,
+    time_zone: Annotated[str | None, typer.Option(help="Of the quiet hours, such as Europe/Berlin.")] = None,
+) -> None:
+    """Show or set what a user wants to hear of, and when."""
+    from cdc_tasks import db, preferences
+
+    _load_tasks()
+    wishes = preferences.Wishes(
+        mute=mute or [], unmute=unmute or [], manager_copies=manager_copies, quiet=quiet, time_zone=time_zone
+    )
+    with db.session() as session:
+        _say(preferences.change(session, email, wishes))
+
+
 @cli.command("health")
 def health(
     *,

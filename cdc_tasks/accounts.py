@@ -25,6 +25,7 @@ class Account:
     """An account that can be sent to."""
 
     id: int
+    user_id: int
     service: str
     recipient: Recipient
 
@@ -48,7 +49,7 @@ def load(session: Session, account_id: int) -> Account | None:
         return None
     secret = vault.open_sealed(row.secret)
     recipient = Recipient(address=row.address, secret=secret, email=row.user.email)
-    return Account(id=row.id, service=row.service, recipient=recipient)
+    return Account(id=row.id, user_id=row.user_id, service=row.service, recipient=recipient)
 
 
 def connect(session: Session, *, email: str, service: str, address: str | None, secret: SecretStr) -> int:

@@ -9,18 +9,14 @@ import celery
 from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.utils.saferepr import saferepr
 
-from cdc_tasks import dead_letters
+from cdc_tasks import dead_letters, suspects
 from cdc_tasks.cache import CacheAway
-from cdc_tasks.redis_transport import LOST
-from cdc_tasks.retrying import MOST_KILLS, MOST_LOSSES, MOST_TRIES, TryAgain, may_try_again, seconds_to_wait
-from cdc_tasks.worker_lost import KILLS, KilledWorkersError
+from cdc_tasks.retrying import MOST_TRIES, TryAgain, may_try_again, seconds_to_wait
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["RetryingTask", "described"]
-
-_LOSSES = (LOST, "x-delivery-count")  # what our Redis transport and RabbitMQ's quorum queues count
 
 
 class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
@@ -32,8 +28,8 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            self._refuse_what_kills_workers()
-            return self.run(*args, **kwargs)
+            with suspects.watched(self.request):
+                return self.run(*args, **kwargs)
         except TaskPredicate:  # a retry or a rejection that the task itself asked for
             raise
         except Exception as error:
@@ -43,12 +39,6 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
                 raise self._later(error) from error
             self._give_up(error)
             raise
-
-    def _refuse_what_kills_workers(self) -> None:
-        headers = self.request.headers or {}
-        lost = max(int(headers.get(name, 0)) for name in _LOSSES)
-        if int(headers.get(KILLS, 0)) >= MOST_KILLS or lost >= MOST_LOSSES:
-            raise KilledWorkersError
 
     def _give_up(self, error: Exception) -> None:
         """Keep a dead letter; where that cannot be had now, the task comes again: it must not be lost."""
@@ -60,7 +50,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
     def _later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject:
         request = self.request
         wait = seconds_to_wait(error, request.retries)
-        headers = {name: value for name, value in (request.headers or {}).items() if name not in _LOSSES}
+        headers = dict(request.headers or {})
         if error.counts:
             attempt = {
                 "at": datetime.now(UTC).isoformat(timespec="milliseconds"),

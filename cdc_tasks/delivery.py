@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -9,13 +10,13 @@ import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from cdc_tasks import accounts, db, messages
+from cdc_tasks import accounts, db, messages, preferences
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
 from cdc_tasks.failures import AnswerLost, NotSent, RateLimited
 from cdc_tasks.messages import Message, Occasion
 from cdc_tasks.pace import Turn
-from cdc_tasks.retrying import TryAgain, may_try_again
+from cdc_tasks.retrying import NotYet, TryAgain, may_try_again
 from cdc_tasks.sent import Claim, SendRecord
 from cdc_tasks.settings import worker_settings
 from cdc_tasks.social import adapter_for, rate_of
@@ -56,11 +57,15 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
     with db.session() as session:
         account = accounts.load(session, account_id)
         message = messages.compose(session, occasion)
+        quiet = preferences.of_user(session, account.user_id).quiet_for(datetime.now(UTC)) if account else 0
     if account is None or message is None:
         turn.leave()
         return _nothing_sent(
             occasion, account_id, "the account is gone" if account is None else "its subject is gone"
         )
+    if quiet:
+        turn.comes_back(account, quiet, hold_up_the_channel=False)
+        raise NotYet("These are the user's quiet hours.", after=quiet)
     if not _send_in_turn(account, message, turn):
         return _nothing_sent(occasion, account_id, "it was sent before")
     log.info("message sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
@@ -71,6 +76,9 @@ def notify_users(session: Session, user_ids: Iterable[int], occasion: Occasion) 
     """Queue a message to every account of these users, and return how many; raises BrokerAway."""
     count = 0
     for user_id in user_ids:
+        if (unwanted := preferences.of_user(session, user_id).says_no_to(occasion.kind)) is not None:
+            _nothing_sent(occasion, None, unwanted, user_id=user_id)
+            continue
         account_ids = accounts.ids_for_user(session, user_id)
         if not account_ids:
             _nothing_sent(occasion, None, "the user has no connected account", user_id=user_id)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from cdc_tasks.errors import CDCError
 
-__all__ = ["Fact", "Message", "Occasion", "compose", "composes"]
+__all__ = ["Fact", "Message", "Occasion", "compose", "composes", "kinds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,11 @@ def composes(*kinds: str) -> Callable[[Composer], Composer]:
         return composer
 
     return register
+
+
+def kinds() -> list[str]:
+    """Return the kinds of messages that there are."""
+    return sorted(_composers)
 
 
 def compose(session: Session, occasion: Occasion) -> Message | None:

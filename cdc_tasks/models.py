@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, time
 
 from sqlalchemy import BigInteger, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-__all__ = ["Base", "ConnectedAccount", "Ticket", "User"]
+__all__ = ["Base", "ConnectedAccount", "NotificationPreferences", "Ticket", "User"]
 
 
 class Base(DeclarativeBase):
@@ -57,3 +57,16 @@ class ConnectedAccount(Base):
     is_active: Mapped[bool]
 
     user: Mapped[User] = relationship(lazy="joined")
+
+
+class NotificationPreferences(Base):
+    """What a person wants to hear of, and when; who has none hears of everything at any time."""
+
+    __tablename__ = "notification_preferences"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    muted_kinds: Mapped[str] = mapped_column(default="")  # comma-separated
+    manager_copies: Mapped[bool] = mapped_column(default=True)
+    quiet_from: Mapped[time | None]
+    quiet_until: Mapped[time | None]
+    time_zone: Mapped[str] = mapped_column(default="UTC")

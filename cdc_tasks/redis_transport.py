@@ -14,7 +14,6 @@ Keys and messages are kombu's own: workers, listeners and Flower with kombu's tr
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 from queue import Empty
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -30,9 +29,7 @@ from redis.exceptions import NoScriptError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["LOST", "SentinelTransport", "Transport"]
-
-LOST: Final = "cdc_lost"  # the message header that counts the workers that were gone with the message
+__all__ = ["SentinelTransport", "Transport"]
 
 _WAIT: Final = 0.05  # seconds that an idle worker waits on one queue before it looks at all of them again
 _AT_ONCE: Final = 100  # messages of dead workers that go back in one sweep
@@ -132,7 +129,8 @@ class QoS(kombu_redis.QoS):
         found = self._run(_ABANDONED, keys, [int(self.visibility_timeout), _AT_ONCE])
         for tag, held, score in zip(found[::3], found[1::3], found[2::3], strict=True):
             message, exchange, routing_key = loads(bytes_to_str(held))
-            _mark_lost(message, float(score))
+            message["headers"]["redelivered"] = True
+            message["properties"]["delivery_info"]["redelivered"] = True
             queues = self.channel.places(message, exchange, routing_key)
             if self._run(_GIVE_BACK, [*keys, *queues], [tag, score, dumps(message)]):
                 logger.warning(
@@ -280,15 +278,3 @@ class SentinelTransport(_RenewingTransport, kombu_redis.SentinelTransport):
     """In the place of kombu's `sentinel://`."""
 
     Channel = SentinelChannel
-
-
-def _mark_lost(message: dict[str, Any], last_seen: float) -> None:
-    """Note in its headers that a message was delivered before, and if it had started, that its worker is gone."""
-    headers = message["headers"]
-    headers["redelivered"] = message["properties"]["delivery_info"]["redelivered"] = True
-    if not _was_waiting(headers.get("eta"), last_seen):
-        headers[LOST] = int(headers.get(LOST, 0)) + 1
-
-
-def _was_waiting(eta: str | None, last_seen: float) -> bool:
-    return eta is not None and datetime.fromisoformat(eta).timestamp() > last_seen

@@ -23,7 +23,7 @@ __all__ = [
 LONGEST_WAIT = 600.0  # seconds; what waits longer comes back, looks, and waits on
 MOST_TRIES = 15  # after the first: about an hour of waiting
 MOST_KILLS = 3  # of worker processes, by one task
-MOST_LOSSES = 10  # of whole workers: others that were at work in them count as well
+MOST_LOSSES = 10  # of whole workers, which may have died for another reason
 
 
 class TryAgain(CDCError):

@@ -18,19 +18,14 @@ from cdc_tasks import dead_letters
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.errors import CDCError
 from cdc_tasks.retrying import MOST_KILLS
+from cdc_tasks.suspects import KILLS
 
 if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
 
-__all__ = ["KILLS", "BoundedRequest", "KilledWorkersError"]
+__all__ = ["BoundedRequest"]
 
 log = structlog.get_logger()
-
-KILLS = "cdc_kills"  # the message header that counts the workers that died with this task
-
-
-class KilledWorkersError(CDCError):
-    """Each worker that had this task died. Memory? A crash in a C extension? Then it was not tried any more."""
 
 
 class BoundedRequest(Request):

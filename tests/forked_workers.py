@@ -85,3 +85,12 @@ class ForkedWorkers:
     @property
     def log(self) -> str:
         return Path(self._log.name).read_text()
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether the process is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

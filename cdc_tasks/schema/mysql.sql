@@ -65,5 +65,16 @@ CREATE TABLE IF NOT EXISTS connected_accounts (
     FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4;
 
+-- What a person wants to hear of, and when: set it with `python -m cdc_tasks preferences`. Who has no row hears of all.
+CREATE TABLE IF NOT EXISTS notification_preferences (
+    user_id         bigint NOT NULL PRIMARY KEY,
+    muted_kinds     varchar(1000) NOT NULL DEFAULT '',  -- comma-separated: new_ticket, ticket_updated, welcome, …
+    manager_copies  boolean NOT NULL DEFAULT true,      -- the "Manager:" messages
+    quiet_from      time,                               -- what comes in quiet hours is sent when they end
+    quiet_until     time,
+    time_zone       varchar(100) NOT NULL DEFAULT 'UTC',
+    FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4;
+
 INSERT IGNORE INTO statuses (name, is_closed) VALUES ('open', false), ('in progress', false), ('closed', true);
 INSERT IGNORE INTO priorities (name, `rank`) VALUES ('Low', 10), ('Normal', 20), ('High', 30), ('Urgent', 40);

@@ -61,6 +61,16 @@ CREATE TABLE IF NOT EXISTS connected_accounts (
 );
 CREATE INDEX IF NOT EXISTS connected_accounts_user_id ON connected_accounts (user_id);
 
+-- What a person wants to hear of, and when: set it with `python -m cdc_tasks preferences`. Who has no row hears of all.
+CREATE TABLE IF NOT EXISTS notification_preferences (
+    user_id         bigint PRIMARY KEY REFERENCES users (id) ON DELETE CASCADE,
+    muted_kinds     text NOT NULL DEFAULT '',         -- comma-separated: new_ticket, ticket_updated, welcome, …
+    manager_copies  boolean NOT NULL DEFAULT true,    -- the "Manager:" messages
+    quiet_from      time,                             -- what comes in quiet hours is sent when they end
+    quiet_until     time,
+    time_zone       text NOT NULL DEFAULT 'UTC'
+);
+
 INSERT INTO statuses (name, is_closed) VALUES ('open', false), ('in progress', false), ('closed', true)
     ON CONFLICT (name) DO NOTHING;
 INSERT INTO priorities (name, rank) VALUES ('Low', 10), ('Normal', 20), ('High', 30), ('Urgent', 40)

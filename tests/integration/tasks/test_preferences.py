@@ -1,0 +1,90 @@
+"""A person says what to hear of, and when, and on which accounts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdc_tasks.schema import sql
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.helpdesk import HelpDesk
+    from tests.social_stub import SocialStub
+    from tests.worker import Worker
+
+_CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def test_all_accounts_hear_of_what_is_wanted_and_of_nothing_else(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
+    helpdesk.connect_slack(helpdesk.ANNA, "C0HOME")
+    helpdesk.connect_teams(helpdesk.ANNA, "anna")
+    helpdesk.connect_slack(helpdesk.MONA, "C0MONA")
+    helpdesk.connect_slack(helpdesk.VERA, "C0VERA")
+    assert "copies for managers: no" in _set(helpdesk, "mona@example.com", "--no-manager-copies")
+    assert "muted: ticket_updated" in _set(helpdesk, "anna@example.com", "--mute", "ticket_updated")
+
+    ticket = helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA)
+    helpdesk.send("cdc_tasks.notify_ticket_insert", ticket)
+    wait_until(lambda: len(social.posted) == 4, timeout=20, what="the news")
+    helpdesk.send("cdc_tasks.notify_ticket_update", helpdesk.update_ticket(ticket.row["id"], status="closed"))
+    wait_until(lambda: len(social.posted) == 5, what="the update")
+
+    assert {each.to for each in social.posted[:4]} == {"C0ANNA", "C0HOME", "anna", "C0VERA"}
+    assert social.posted[4].to == "C0VERA"
+    reasons = {(each.get("user_id"), each["reason"]) for each in worker.events("nothing sent")}
+    assert (helpdesk.ANNA, "the user has muted these") in reasons
+    assert (helpdesk.MONA, "the user wants no copies for managers") in reasons
+
+
+def test_what_comes_in_quiet_hours_is_sent_when_they_end(
+    helpdesk: HelpDesk, social: SocialStub, worker: Worker
+) -> None:
+    helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
+    end = datetime.now(UTC) + timedelta(seconds=6)
+    helpdesk.database.execute(
+        "INSERT INTO notification_preferences (user_id, quiet_from, quiet_until) VALUES (%s, %s, %s)",
+        helpdesk.CARL,
+        (end - timedelta(hours=8)).time(),
+        end.time(),
+    )
+    for title in ("First", "Second"):
+        insert = helpdesk.insert_ticket(title, assigned_to_id=helpdesk.CARL)
+        helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+    wait_until(lambda: worker.log.count("quiet hours") >= 2, timeout=6, what="both to wait")
+    assert social.attempts["C0CARL"] == 0
+    wait_until(lambda: len(social.posted) == 2, timeout=20, what="both messages")
+    assert datetime.now(UTC) >= end - timedelta(seconds=1)
+    assert ["First" in each.text for each in social.posted] == [True, False]
+
+
+def test_preferences_are_set_by_hand_and_nonsense_is_refused(helpdesk: HelpDesk) -> None:
+    helpdesk.database.execute(sql("postgresql"))  # once more: it touches nothing that is there
+    told = _set(helpdesk, "anna@example.com", "--quiet", "22:00-07:00", "--time-zone", "Europe/Berlin")
+    assert "quiet hours: 22:00 to 07:00 Europe/Berlin" in told
+    assert "quiet hours: none" in _set(helpdesk, "anna@example.com", "--quiet", "none", "--mute", "welcome")
+    assert "muted: nothing" in _set(helpdesk, "anna@example.com", "--unmute", "welcome")
+    assert "new_ticket" in _set(helpdesk, "anna@example.com", "--mute", "lies", status=1)
+    assert "22:00-07:00" in _set(helpdesk, "anna@example.com", "--quiet", "at night", status=1)
+    assert "Nowhere" in _set(helpdesk, "anna@example.com", "--time-zone", "Nowhere/Land", status=1)
+    assert "No user" in _set(helpdesk, "nobody@example.com", status=1)
+
+
+def _set(helpdesk: HelpDesk, *arguments: str, status: int = 0) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "cdc_tasks", "preferences", *arguments],
+        env={**os.environ, **helpdesk.environment},
+        cwd=_CHECKOUT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == status, result.stderr
+    return result.stderr
