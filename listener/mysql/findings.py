@@ -104,9 +104,8 @@ def _gtid(server: Server) -> Finding:
 
 
 def _retention(server: Server) -> Finding:
-    seconds = int(float(server.variable("binlog_expire_logs_seconds") or 0))
-    seconds = seconds or int(float(server.variable("expire_logs_days") or 0) * 86400)
-    if not seconds or server.variable("binlog_expire_logs_auto_purge") == "OFF":
+    seconds = server.retention
+    if seconds is None:
         return _finding("log retention", "until it is purged by hand", State.OK, "")
     return _finding(
         "log retention",

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Final
 
 import structlog
@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 _MAX_BYTES: Final = 1_000_000  # of events in a batch: wide rows come in smaller batches
 _TICK: Final = 0.25  # seconds between two looks at what is due while nothing comes
+_WARN_EVERY: Final = 60.0  # seconds
 _STANDBY_EVERY: Final = 1.0  # seconds between two looks at whether the other listener is gone
 
 
@@ -70,6 +71,7 @@ class BinlogMonitor:
         self._accept_gap = accept_gap
         self._wakeup = Wakeup()
         self._open_things = ExitStack()
+        self._warned_at = float("-inf")
         self._server: Server
         self._charsets: Charsets
         self._lock: ListenerLock
@@ -109,6 +111,8 @@ class BinlogMonitor:
             self._lock.check()
             if not changes:
                 stream.wait(_TICK)
+            if changes:
+                self._watch_retention(changes[-1])
             decoder.progress.give()
             yield Batch(
                 changes, str(decoder.progress.position), changes[-1].committed_at if changes else None
@@ -194,6 +198,16 @@ class BinlogMonitor:
             if not changes and monotonic() > deadline:
                 break  # a long stretch that does not concern us
         return not (changes and decoder.needs_end) or self._read_to_the_end(changes)
+
+    def _watch_retention(self, newest: BinlogChange) -> None:
+        """Warn while what is read is so old that the server may soon purge what comes next."""
+        kept, now = self._server.retention, monotonic()
+        if kept is None or now - self._warned_at < _WARN_EVERY:
+            return
+        age = time() - newest.transaction.committed / 1_000_000
+        if age > kept / 2:
+            self._warned_at = now
+            log.warning("log_soon_purged", age_seconds=int(age), kept_seconds=kept, position=newest.position)
 
     def _next_inner(self) -> bytes | None:
         return next(self._decoder.inner, None) if self._decoder.inner is not None else None

@@ -64,11 +64,13 @@ class Progress:
             oldest = min(self._pending.values())
             restart, published = f"{oldest.file}:{oldest.offset}", gtids
             gtids = oldest.gtids
-        within = self.is_open and self.ordinal > 0
+        # Never back behind what was published before we came, while its transaction is read once more.
+        ordinal = max(self.ordinal - 1, self.published_up_to) if self.is_open else -1
+        within = ordinal >= 0
         return BinlogPosition(
             file=self.file if within else self._done_file,
             offset=self.start if within else self._done_offset,
-            ordinal=self.ordinal - 1 if within else -1,
+            ordinal=int(ordinal),
             server=self._server,
             gtids=gtids,
             gtid=self.gtid if within else "",

@@ -68,6 +68,13 @@ class Server:
     def kind(self) -> str:
         return "mariadb" if self.is_mariadb else "mysql"
 
+    @property
+    def retention(self) -> int | None:
+        """Seconds for which it keeps its log; None where a person purges it."""
+        seconds = int(float(self.variable("binlog_expire_logs_seconds") or 0))
+        seconds = seconds or int(float(self.variable("expire_logs_days") or 0) * 86400)
+        return seconds if seconds and self.variable("binlog_expire_logs_auto_purge") != "OFF" else None
+
     def variable(self, name: str) -> str:
         """Return a variable's value, empty where the server does not have it."""
         return self.variables.get(name, "")

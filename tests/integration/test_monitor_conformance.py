@@ -1,0 +1,242 @@
+"""What every source promises (`listener.monitor.Monitor`), held against each of them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cdc_tasks.changes import RowChange, position_key
+from listener.mysql.monitor import BinlogMonitor
+from listener.postgres.monitor import PostgresWALMonitor
+from listener.router import BinlogRouter, EventType
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cdc_tasks.changes import Change
+    from listener.monitor import Monitor
+
+_TABLE = "CREATE TABLE t (id integer PRIMARY KEY, name varchar(50), amount {decimal})"
+
+
+@dataclass
+class Source:
+    """One database, and monitors that watch its table `t`."""
+
+    database: Any
+    schema: str
+    make: Callable[[BinlogRouter], Monitor]
+    stack: ExitStack
+
+    def monitor(self) -> Monitor:
+        router = BinlogRouter()
+        router.register(self.schema, "t", EventType.ALL, "a.task")
+        monitor = self.make(router)
+        self.stack.callback(monitor.close)
+        return monitor
+
+    def execute(self, *statements: str) -> None:
+        for statement in statements:
+            self.database.execute(statement)
+
+
+@pytest.fixture(params=["database", "debian_database", "mariadb_database", "mysql_database"])
+def source(request: pytest.FixtureRequest) -> Iterator[Source]:
+    database = request.getfixturevalue(request.param)
+    postgres = not hasattr(database, "is_mariadb")
+
+    def make(router: BinlogRouter) -> Monitor:
+        if postgres:
+            return PostgresWALMonitor(
+                database.url,
+                slot=database.name,
+                publication="cdc_tasks",
+                routes=router.routes,
+                batch_size=100,
+            )
+        return BinlogMonitor(database.url, name=database.name, routes=router.routes, batch_size=100)
+
+    with ExitStack() as stack:
+        found = Source(database, "public" if postgres else database.name, make, stack)
+        found.execute(_TABLE.format(decimal="numeric(10,2)" if postgres else "decimal(10,2)"))
+        if postgres:
+            found.execute("ALTER TABLE t REPLICA IDENTITY FULL")
+        yield found
+
+
+def _read(monitor: Monitor, after: str | None, count: int) -> tuple[list[Change], str]:
+    """Return so many changes, and the position behind them."""
+    found: list[Change] = []
+    deadline = time.monotonic() + 30
+    for batch in monitor.batches(after):
+        found.extend(batch.changes)
+        monitor.acknowledge(batch.position)
+        if len(found) >= count:
+            assert len(found) == count
+            return found, batch.position
+        assert time.monotonic() < deadline, f"{len(found)} of {count} changes"
+    raise AssertionError("the batches ended")
+
+
+def _start(monitor: Monitor, *, resumes: bool = False) -> str:
+    """Open it and return its first position."""
+    monitor.open(resumes=resumes)
+    return next(iter(monitor.batches(None))).position
+
+
+def test_changes_are_the_same_on_every_source(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(resumes=False)
+    batches = monitor.batches(None)
+    next(batches)
+    source.execute(
+        "INSERT INTO t VALUES (1, 'Ada', 12.5), (2, NULL, NULL)",
+        "UPDATE t SET name = 'Bob' WHERE id = 2",
+        "DELETE FROM t WHERE id = 1",
+        "TRUNCATE TABLE t",
+    )
+    found: list[Change] = []
+    for batch in batches:
+        found.extend(batch.changes)
+        if len(found) >= 5:
+            break
+    first, second = {"id": 1, "name": "Ada", "amount": "12.50"}, {"id": 2, "name": None, "amount": None}
+    assert [(each.event.value, each.before, each.after) for each in found] == [
+        ("insert", None, first),
+        ("insert", None, second),
+        ("update", second, {**second, "name": "Bob"}),
+        ("delete", first, None),
+        ("truncate", None, None),
+    ]
+    assert {(each.schema, each.table) for each in found} == {(source.schema, "t")}
+    for each in found:
+        message = RowChange.from_message(json.loads(each.to_json()))
+        assert (message.id, message.position, message.row) == (each.id, each.position, dict(each.row))
+        assert message.committed_at == each.committed_at
+        assert abs((datetime.now(UTC) - each.committed_at).total_seconds()) < 60
+        assert each.stamp == (each.id.encode(), each.position.encode())
+        assert each.kind == (each.schema, each.table, each.event.value)
+    assert [each.changed("name") for each in found] == [True, True, True, True, True]
+    assert [each.changed("amount") for each in found] == [True, True, False, True, True]
+
+
+def test_positions_ascend_and_ids_differ(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(resumes=False)
+    batches = monitor.batches(None)
+    next(batches)
+    source.execute(*(f"INSERT INTO t (id) VALUES ({n}), ({n + 1})" for n in range(0, 40, 2)))
+    found: list[Change] = []
+    for batch in batches:
+        found.extend(batch.changes)
+        if len(found) >= 40:
+            break
+    keys = [position_key(each.position) for each in found]
+    assert keys == sorted(keys)
+    assert len({each.id for each in found}) == 40
+
+
+def test_a_replay_gives_the_same_ids_and_a_restart_goes_on_behind_what_was_published(source: Source) -> None:
+    monitor = source.monitor()
+    start = _start(monitor)
+    monitor.close()
+    source.execute("INSERT INTO t (id) VALUES (1)", "INSERT INTO t (id) VALUES (2), (3), (4)")
+    seen: list[list[tuple[str, str, int]]] = []
+    for _ in range(2):
+        monitor = source.monitor()
+        monitor.open(resumes=True)
+        found, end = [], start
+        for batch in monitor.batches(start):
+            found += [(each.id, each.position, each.row["id"]) for each in batch.changes]
+            end = batch.position
+            if len(found) == 4:
+                break
+        seen.append(found)
+        monitor.close()
+    assert seen[0] == seen[1]
+    source.execute("INSERT INTO t (id) VALUES (5)")
+    monitor = source.monitor()
+    monitor.open(resumes=True)
+    found, _ = _read(monitor, end, 1)
+    assert [each.row["id"] for each in found] == [5]
+
+
+def test_a_large_transaction_comes_in_pieces_and_goes_on_in_the_middle(source: Source) -> None:
+    monitor = source.monitor()
+    start = _start(monitor)
+    monitor.close()
+    rows = ", ".join(f"({number})" for number in range(5000))
+    source.execute(f"INSERT INTO t (id) VALUES {rows}")
+    monitor = source.monitor()
+    monitor.open(resumes=True)
+    first: list[int] = []
+    for batch in monitor.batches(start):
+        assert len(batch.changes) < 2500
+        first += [each.row["id"] for each in batch.changes]
+        if len(first) > 1000:
+            break
+    monitor.close()
+    monitor = source.monitor()
+    monitor.open(resumes=True)
+    found, _ = _read(monitor, batch.position, 5000 - len(first))
+    assert first + [each.row["id"] for each in found] == list(range(5000))
+
+
+def test_empty_batches_come_while_nothing_happens(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(resumes=False)
+    started = time.monotonic()
+    for _, batch in zip(range(4), monitor.batches(None), strict=False):
+        assert not batch.changes
+    assert time.monotonic() - started < 5
+
+
+def test_stop_ends_the_batches_and_a_standby(source: Source) -> None:
+    monitor, standby = source.monitor(), source.monitor()
+    monitor.open(resumes=False)
+    ended = threading.Event()
+
+    def read() -> None:
+        for _ in monitor.batches(None):
+            pass
+        ended.set()
+
+    waiting = threading.Thread(target=lambda: standby.open(resumes=False))
+    threading.Thread(target=read).start()
+    waiting.start()
+    time.sleep(0.5)
+    assert waiting.is_alive()
+    standby.stop()
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    monitor.stop()
+    assert ended.wait(10)
+
+
+def test_a_standby_takes_over(source: Source) -> None:
+    monitor, standby = source.monitor(), source.monitor()
+    position = _start(monitor)
+    waiting = threading.Thread(target=lambda: standby.open(resumes=True))
+    waiting.start()
+    wait_until(waiting.is_alive, what="the standby to wait")
+    monitor.close()
+    waiting.join(timeout=20)
+    assert not waiting.is_alive()
+    source.execute("INSERT INTO t (id) VALUES (1)")
+    found, _ = _read(standby, position, 1)
+    assert found[0].row["id"] == 1
+
+
+def test_closing_twice_is_fine(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(resumes=False)
+    with closing(monitor):
+        monitor.close()

@@ -1,0 +1,53 @@
+"""Sets of GTIDs as values."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.mysql.gtid import MariaDBGTIDs, MySQLGTIDs
+
+_A = "9a42f625-e678-11f1-9477-02fc00000001"
+_B = "00000000-e678-11f1-9477-02fc00000001"
+
+
+@pytest.mark.parametrize(
+    ("given_text", "text"),
+    [
+        ("", ""),
+        (f"{_A}:1-5:7", f"{_A}:1-5:7"),
+        (f"{_A}:7:1-3:4-5,\n{_B}:1", f"{_B}:1,{_A}:1-5:7"),
+        (f"{_A.upper()}:1:tag:1-2", f"{_A}:1,{_A}:tag:1-2"),
+    ],
+)
+def test_a_set_is_printed_as_the_server_has_it(given_text: str, text: str) -> None:
+    assert str(MySQLGTIDs(given_text)) == text
+
+
+@given(st.lists(st.integers(1, 40)), st.lists(st.integers(1, 40)))
+def test_sets_are_sets(first: list[int], second: list[int]) -> None:
+    one, other = MySQLGTIDs(), MySQLGTIDs()
+    for number in first:
+        one.add(f"{_A}:{number}")
+    for number in second:
+        other.add(f"{_A}:{number}")
+    assert one.size() == len(set(first))
+    assert one.union(other).size() == len({*first, *second})
+    left = one.minus(other)
+    assert [number for number in range(1, 41) if f"{_A}:{number}" in left] == sorted(set(first) - set(second))
+    assert MySQLGTIDs(str(one)) == one
+
+
+@pytest.mark.parametrize("text", ["x", f"{_A}", f"{_A}:5-3", f"{_A}:0", f"{_A}:x y"])
+def test_what_is_no_set_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # whatever it says
+        MySQLGTIDs(text)
+
+
+def test_a_domain_of_mariadb_is_at_its_last_number() -> None:
+    gtids = MariaDBGTIDs("1-2-4,0-1-17")
+    gtids.add("0-3-18")
+    assert str(gtids) == "0-3-18,1-2-4"
+    assert ("0-1-18" in gtids, "0-1-19" in gtids, "7-1-1" in gtids) == (True, False, False)
+    assert gtids.domains_beyond(MariaDBGTIDs("0-1-18")) == ["1-2-4"]
