@@ -151,6 +151,8 @@ class Checkpoint:
     def _check_durable(self, answers: list[Any], *, at_start: bool = False) -> None:
         for answer in answers:
             if isinstance(answer, ResponseError):
+                if "replica instances" in str(answer):
+                    raise BrokerAway(f"Redis is a replica at present: {answer}")
                 raise BrokerError(
                     f"CDC_DURABILITY={self._durability} cannot be had from this Redis: {answer}.",
                     hint=_CURE[self._durability],

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,11 +11,22 @@ from structlog.testing import capture_logs
 from demo.servers import ValkeyServer
 from listener.publisher import CheckpointMoved, Stopped
 from tests.proxy import Fault, Proxy
-from tests.publishing import SOURCE, change, changes, fire, ids, position, redis_publisher, router_to
+from tests.publishing import (
+    SOURCE,
+    change,
+    changes,
+    fire,
+    ids,
+    in_background,
+    position,
+    redis_publisher,
+    router_to,
+    waits,
+)
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableMapping
+    from collections.abc import Iterator
 
     import redis
 
@@ -36,19 +46,9 @@ def _url(proxy: Proxy) -> str:
     return f"redis://127.0.0.1:{proxy.port}/0"
 
 
-@contextmanager
-def _in_background(action: Callable[[], None]) -> Iterator[Future[None]]:
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(action)
-
-
 def _publish(publisher: RedisPublisher, first: int, last: int) -> None:
     for number in range(first, last + 1):
         publisher.publish(fire(router_to(), [change(number)]), checkpoint=position(number))
-
-
-def _waits(logs: list[MutableMapping[str, Any]], why: str) -> bool:
-    return any(why in str(line.get("error")) for line in logs if line["event"] == "waiting")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_connections_that_are_cut_at_any_moment_lose_and_double_nothing(
 ) -> None:
     with (
         redis_publisher(_url(proxy), broker_transport_options=_IMPATIENT) as publisher,
-        _in_background(lambda: _publish(publisher, 1, 500)) as publishing,
+        in_background(lambda: _publish(publisher, 1, 500)) as publishing,
     ):
         while not publishing.done():
             before = any_broker.client.llen("celery")
@@ -109,8 +109,8 @@ def test_a_full_broker_is_waited_for(any_broker: Broker) -> None:
         _publish(publisher, 1, 1)
         any_broker.client.config_set("maxmemory", 1)
         try:
-            with _in_background(lambda: _publish(publisher, 2, 2)) as publishing:
-                wait_until(lambda: _waits(logs, "maxmemory"), what="it to wait for memory")
+            with in_background(lambda: _publish(publisher, 2, 2)) as publishing:
+                wait_until(lambda: waits(logs, "maxmemory"), what="it to wait for memory")
                 assert not publishing.done()
                 any_broker.client.config_set("maxmemory", 0)
         finally:
@@ -127,10 +127,8 @@ def test_a_broker_that_fills_up_in_the_middle_of_a_batch_takes_all_of_it_or_noth
     try:
         with redis_publisher(any_broker.url) as publisher, capture_logs() as logs:
             calls = fire(router_to(), changes(1, 2000, text="x" * 1000))
-            with _in_background(lambda: publisher.publish(calls, checkpoint=position(2000))) as publishing:
-                wait_until(
-                    lambda: _waits(logs, "maxmemory") or publishing.done(), what="it to wait or to end"
-                )
+            with in_background(lambda: publisher.publish(calls, checkpoint=position(2000))) as publishing:
+                wait_until(lambda: waits(logs, "maxmemory") or publishing.done(), what="it to wait or to end")
                 assert any_broker.client.llen("celery") in {0, 2000}
                 any_broker.client.config_set("maxmemory", 0)
     finally:
@@ -143,8 +141,8 @@ def test_a_broker_that_became_a_replica_is_waited_for(any_broker: Broker) -> Non
         _publish(publisher, 1, 1)
         any_broker.client.replicaof("127.0.0.1", "1")
         try:
-            with _in_background(lambda: _publish(publisher, 2, 2)) as publishing:
-                wait_until(lambda: _waits(logs, "read only"), what="it to wait for a master")
+            with in_background(lambda: _publish(publisher, 2, 2)) as publishing:
+                wait_until(lambda: waits(logs, "read only"), what="it to wait for a master")
                 assert not publishing.done()
                 any_broker.client.replicaof("NO", "ONE")
         finally:
@@ -155,7 +153,7 @@ def test_a_broker_that_became_a_replica_is_waited_for(any_broker: Broker) -> Non
 def test_a_broker_that_is_killed_and_restarted_with_its_log_has_every_change_once() -> None:
     with ValkeyServer(append_only=True) as server, redis_publisher(server.url) as publisher:
         client = _client(server)
-        with _in_background(lambda: _publish(publisher, 1, 1000)) as publishing:
+        with in_background(lambda: _publish(publisher, 1, 1000)) as publishing:
             for _round in range(4):
                 before = client.llen("celery")
                 wait_until(lambda before=before: client.llen("celery") > before + 100, what="some changes")
@@ -178,7 +176,7 @@ def test_a_broker_that_still_loads_its_data_is_waited_for() -> None:
         with ThreadPoolExecutor(1) as pool, capture_logs() as logs:
             pool.submit(_publish, publisher, 2, 2)
             server.start()
-        assert _waits(logs, "loading the dataset")
+        assert waits(logs, "loading the dataset")
         assert ids(client, "celery") == [1, 2]
 
 
@@ -205,8 +203,8 @@ def test_a_broker_that_is_emptied_under_us_is_noticed(any_broker: Broker) -> Non
 def test_stopping_while_the_broker_is_away_ends_the_wait(proxy: Proxy, any_broker: Broker) -> None:
     with redis_publisher(_url(proxy)) as publisher, capture_logs() as logs:
         proxy.refuse()
-        with _in_background(lambda: _publish(publisher, 1, 1)) as publishing:
-            wait_until(lambda: _waits(logs, ""), what="it to wait")
+        with in_background(lambda: _publish(publisher, 1, 1)) as publishing:
+            wait_until(lambda: waits(logs), what="it to wait")
             publisher.stop()
             with pytest.raises(Stopped):
                 publishing.result(10)
