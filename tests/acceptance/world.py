@@ -129,7 +129,9 @@ class World:
             newest = map(read_message, client.lrange("bulk", 0, 100))  # coalesced tasks may be on top
             return any(message.position >= position for message in newest)
 
-        self._wait(is_there, what="come to the end of the log")
+        while not is_there():  # however long the way, it must not stand still
+            before = self.published()
+            self._wait(lambda before=before: is_there() or self.published() > before, what="go on")
         sizes = [-1, self.published()]
         while sizes[-1] != sizes[-2]:  # nor is anything held back to fill a batch
             time.sleep(2)
