@@ -85,6 +85,7 @@ task_default_queue_type = "quorum" if _is_rabbitmq else "classic"
 task_create_missing_queues = False
 task_routes = {
     "cdc_tasks.refresh_*": {"queue": "cache"},
+    "cdc_tasks.refill_*": {"queue": "cache"},
     "cdc_tasks.bulk.*": {"queue": "bulk"},
     "cdc_tasks.*": {"queue": "notifications"},
 }

@@ -21,7 +21,7 @@ from cdc_tasks.settings import worker_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DatabaseAway", "engine", "session", "sqlalchemy_url"]
+__all__ = ["DatabaseAway", "DatabaseRefusedError", "engine", "session", "sqlalchemy_url"]
 
 _DRIVERS = {
     "postgres": "postgresql+psycopg2",

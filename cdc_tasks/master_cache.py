@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 import structlog
+from celery import signals
 
 from cdc_tasks import cache, db
 from cdc_tasks.celery import app
@@ -37,6 +38,7 @@ __all__ = [
     "TABLE_TO_CACHE_KEYS",
     "CacheKey",
     "get",
+    "refill_master_caches",
     "refresh",
     "refresh_all_master_caches",
     "refresh_master_cache",
@@ -44,6 +46,7 @@ __all__ = [
 
 log = structlog.get_logger()
 
+_STALE = 3600  # seconds; a refill that no worker has taken by then is not needed any more
 _UNFINISHED_TTL = 120  # seconds; what a refresh that died leaves behind is gone after that
 
 
@@ -86,6 +89,39 @@ def refresh_all_master_caches() -> str:
     for table in TABLE_TO_CACHE_KEYS:
         refresh_master_cache.delay(table)
     return f"{len(TABLE_TO_CACHE_KEYS)} refreshes queued"
+
+
+@app.task(name="cdc_tasks.refill_master_caches")
+def refill_master_caches() -> str:
+    """Refresh the tables that have a key missing in Redis; sent when a worker starts and finds some missing."""
+    refilled = [table for table in TABLE_TO_CACHE_KEYS if _is_missing(table) and _refill(table)]
+    return f"refilled: {', '.join(refilled) or 'nothing'}"
+
+
+@signals.worker_ready.connect
+def _refill_an_empty_redis(**_: Any) -> None:
+    """Ask for it in a task, which is tried again where the database or Redis is away."""
+    try:
+        is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
+    except cache.CacheAway:
+        is_full = False
+    if not is_full:
+        refill_master_caches.apply_async(expires=_STALE)
+
+
+def _is_missing(table: str) -> bool:
+    names = [key.name for key in TABLE_TO_CACHE_KEYS[table]]
+    with cache.errors_translated():
+        return int(cache.client().exists(*names)) < len(names)
+
+
+def _refill(table: str) -> bool:
+    try:
+        log.info("master cache refilled", table=table, outcome=refresh(table))
+    except db.DatabaseRefusedError as error:  # not every database has each of the sample's tables
+        log.warning("master cache not refilled", table=table, error=error.message)
+        return False
+    return True
 
 
 def get(name: str) -> list[dict[str, Any]]:
