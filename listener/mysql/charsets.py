@@ -107,7 +107,6 @@ def _read_names(connection: Connection[Any]) -> dict[int, str]:
         )
     }
     table = tables[0] if "ID" in columns else tables[1]
-    rows = fetch(
-        connection, f"SELECT ID, CHARACTER_SET_NAME FROM information_schema.{table} WHERE ID IS NOT NULL"
-    )
+    query = f"SELECT ID, CHARACTER_SET_NAME FROM information_schema.{table} WHERE ID IS NOT NULL"  # noqa: S608 - one of the two above
+    rows = fetch(connection, query)
     return {int(number): str(name) for number, name in rows}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import Final
+from typing import Final, NoReturn
 
 import structlog
 
@@ -77,12 +77,9 @@ class Decoder:
         if self._spool is not None and event[4] in _OF_ROWS:
             self._spool.add(event)
             return
-        handler = self._handlers.get(event[4])
+        handler = self._handlers.get(event[4], self._unknown)
         try:
-            if handler is not None:
-                handler(event, changes)
-            elif event[4] not in _WITHOUT_MEANING and not event[17] & _IGNORABLE:
-                raise SourceError(f"an event of a kind that is not known: {event[4]}", hint=_UPDATE)
+            handler(event, changes)
         except (ValueError, KeyError, IndexError) as error:
             self._refuse(SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE))
         except (SourceError, Gap) as error:
@@ -157,6 +154,10 @@ class Decoder:
             **dict.fromkeys((25, 32, 168, 171), rows.deleted),
         }
 
+    def _unknown(self, event: bytes, _changes: Changes) -> None:
+        if event[4] not in _WITHOUT_MEANING and not event[17] & _IGNORABLE:
+            raise SourceError(f"an event of a kind that is not known: {event[4]}", hint=_UPDATE)
+
     def _refuse(self, error: CDCError) -> None:
         """Raise it with the place, unless it is a part of the gap that was accepted."""
         if self.progress.published_up_to == ALL:
@@ -201,7 +202,7 @@ class Decoder:
         # Standalone unless a BEGIN follows.
         self._begin(gtid, event, committed, standalone=True)
 
-    def _tagged_gtid(self) -> None:
+    def _tagged_gtid(self) -> NoReturn:
         raise SourceError("a GTID with a tag, which cannot be read", hint="SET gtid_next = 'AUTOMATIC';")
 
     def _mariadb_gtid(self, event: bytes) -> None:
@@ -263,16 +264,14 @@ class Decoder:
             if self.progress.is_standalone:
                 self._commit(event)
 
-    def _hidden(self) -> None:
-        self._refuse(
-            Gap(
-                "a statement that changes rows, logged as a statement: its rows are missing.",
-                hint="SET PERSIST binlog_format = 'ROW';   (MariaDB: SET GLOBAL), and end the sessions"
-                " that have it otherwise.",
-            )
+    def _hidden(self) -> NoReturn:
+        raise Gap(
+            "a statement that changes rows, logged as a statement: its rows are missing.",
+            hint="SET PERSIST binlog_format = 'ROW';   (MariaDB: SET GLOBAL), and end the sessions"
+            " that have it otherwise.",
         )
 
-    def _incident(self) -> None:
+    def _incident(self) -> NoReturn:
         raise Gap("an incident: the server lost a part of it.", hint="See the server's error log.")
 
     # Transactions in two phases.

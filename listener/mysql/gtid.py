@@ -21,7 +21,7 @@ class GTIDSet(Protocol):
     def add(self, gtid: str) -> None: ...
     def __contains__(self, gtid: str) -> bool: ...
     def size(self) -> int:
-        """A number that grows with each transaction."""
+        """Return a number that grows with each transaction."""
 
 
 class MySQLGTIDs:

@@ -158,7 +158,7 @@ def _variable_length(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _opaque(kind: int, value: bytes) -> bytes:
-    """A value of an SQL type inside a document, as MySQL prints it."""
+    """Return a value of an SQL type inside a document, as MySQL prints it."""
     if kind in _DECIMALS:
         return decimal(value[0], value[1])(value[2:])[1:-1]
     if kind in _TIMES | _DATES | _DATETIMES:

@@ -35,7 +35,7 @@ def layout_of(column: Column, charsets: Charsets, special: Mapping[str, str]) ->
 
     Raises ValueError where nothing behind the column can be read.
     """
-    kind, metadata = column.type, column.metadata
+    kind = column.type
     if kind in _INTEGERS:
         code, size = _INTEGERS[kind]
         return Layout(code.upper() if column.unsigned else code, size, False, _integer, is_integer=True)
@@ -45,17 +45,7 @@ def layout_of(column: Column, charsets: Charsets, special: Mapping[str, str]) ->
         return _BY_METADATA[kind](column)
     if kind in {_T.ENUM, _T.SET}:
         return _labelled(column, charsets)
-    if kind in _BLOBS:
-        return _text(_counted(metadata[0]), column, charsets, special)
-    if kind is _T.BLOB_COMPRESSED:
-        return _compressed(_text(_counted(metadata[0]), column, charsets, special))
-    if kind is _T.VARCHAR_COMPRESSED:
-        return _compressed(_text(_counted(_count_size(metadata)), column, charsets, special))
-    if kind in {_T.VARCHAR, _T.VAR_STRING}:
-        return _text(_counted(_count_size(metadata)), column, charsets, special)
-    if kind is _T.STRING:
-        return _string(column, charsets, special)
-    raise ValueError(f"a column of type {kind}")
+    return _string(column, charsets, special) if kind is _T.STRING else _long(column, charsets, special)
 
 
 def _integer(value: int) -> bytes:
@@ -70,12 +60,8 @@ def _counted(size: int, convert: Convert = values.base64) -> Layout:
     return Layout({1: "B", 2: "H", 3: "3s", 4: "I"}[size], size, True, convert)
 
 
-def _count_size(metadata: bytes) -> int:
-    return 2 if int.from_bytes(metadata, "little") > 255 else 1
-
-
 def _with_fraction(size: int, convert: Callable[[int], Convert]) -> Callable[[Column], Layout]:
-    """A temporal type whose metadata is the number of digits of its fraction."""
+    """Return the layout of a temporal type whose metadata is the number of digits of its fraction."""
 
     def layout(column: Column) -> Layout:
         digits = column.metadata[0]
@@ -120,7 +106,8 @@ _BY_METADATA: Final[dict[ColumnType, Callable[[Column], Layout]]] = {
     _T.VECTOR: lambda column: _counted(column.metadata[0]),
     _T.JSON: lambda column: _counted(column.metadata[0], json_binary.document),
 }
-_BLOBS: Final = frozenset({_T.BLOB, _T.TINY_BLOB, _T.MEDIUM_BLOB, _T.LONG_BLOB})
+_BLOBS: Final = frozenset({_T.BLOB, _T.TINY_BLOB, _T.MEDIUM_BLOB, _T.LONG_BLOB, _T.BLOB_COMPRESSED})
+_VARCHARS: Final = frozenset({_T.VARCHAR, _T.VAR_STRING, _T.VARCHAR_COMPRESSED})
 
 
 def _labelled(column: Column, charsets: Charsets) -> Layout:
@@ -132,6 +119,19 @@ def _labelled(column: Column, charsets: Charsets) -> Layout:
     if column.type is _T.ENUM:
         return Layout(_FIXED_CODE[size], size, False, values.enumerated(labels))
     return _fixed(size, values.members(labels))
+
+
+def _long(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
+    """VARCHAR, TEXT and BLOB, and those that MariaDB has compressed."""
+    kind, metadata = column.type, column.metadata
+    if kind in _BLOBS:
+        counted = _counted(metadata[0])
+    elif kind in _VARCHARS:
+        counted = _counted(2 if int.from_bytes(metadata, "little") > 255 else 1)
+    else:
+        raise ValueError(f"a column of type {kind}")
+    layout = _text(counted, column, charsets, special)
+    return _compressed(layout) if kind in {_T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED} else layout
 
 
 def _string(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:

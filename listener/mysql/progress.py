@@ -30,7 +30,7 @@ class Progress:
         self.is_standalone = False  # it has one statement, and no end of its own
         self.ordinal = 0  # of its next change
         self.published_up_to: float = -1  # ordinal of its last change that was published before we came
-        self.gtid, self.start = "", 0
+        self.gtid, self.start = "", after.offset
         self.outer_end = 0  # where it ends, where the event that ends it does not say
         self._after = after
         self._server = after.server

@@ -126,10 +126,8 @@ class Table:
                 continue
             place = self.index[name]
             value, layout = row[place], self.layouts[place]
-            if value is None:
-                text = b"null"
-            else:
-                text = json_text.string(value) if layout.is_utf8 else layout.convert(value)
+            convert = json_text.string if layout.is_utf8 else layout.convert
+            text = b"null" if value is None else convert(value)
             parts.append(b"%b:%b" % (orjson.dumps(name), text))
         return b"{%b}" % b",".join(parts)
 

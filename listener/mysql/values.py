@@ -66,7 +66,7 @@ def medium(*, unsigned: bool) -> Convert:
 
 
 def float4(value: float) -> bytes:
-    """The shortest decimal that is this number in four bytes."""
+    """Return the shortest decimal that is this number in four bytes."""
     wanted = _float4(value)
     for digits in (6, 7, 8):
         text = f"{value:.{digits}g}"
@@ -86,12 +86,12 @@ def year(value: int) -> bytes:
 
 
 def bits(length: int) -> Convert:
-    """A string of zeros and ones, as PostgreSQL's bit(n)."""
+    """Return what makes a string of zeros and ones, as PostgreSQL's bit(n)."""
     return lambda value: b'"%b"' % f"{int.from_bytes(value, 'big'):0{length}b}".encode()
 
 
 def decimal(precision: int, scale: int) -> Convert:
-    """Groups of nine digits in four bytes each; the first bit is the sign, and a negative one has all bits turned."""
+    """Read groups of nine digits in four bytes each; the first bit is the sign, a negative one has all bits turned."""
     integral = precision - scale
     widths = [integral % 9] * bool(integral % 9) + [9] * (integral // 9)
     widths += [9] * (scale // 9) + [scale % 9] * bool(scale % 9)
@@ -216,7 +216,7 @@ def _microseconds(fraction: bytes, digits: int) -> int:
 
 
 def _own_fraction(micro: int, digits: int) -> bytes:
-    """The fraction as the server prints it, with as many digits as the column has."""
+    """Return the fraction as the server prints it, with as many digits as the column has."""
     return (b".%06d" % micro)[: digits + 1] if digits else b""
 
 
@@ -252,7 +252,7 @@ def uuid(value: bytes) -> bytes:
 
 
 def _is_swapped(data: bytes) -> bool:
-    """The variant tells, at the place where it is in a swapped one; versions 6 and later are kept as they are."""
+    """Tell by the variant, where it is in a swapped one; versions 6 and later are kept as they are."""
     return bool(data[6] & 0x80) and data[8] >> 4 < 6
 
 

@@ -1,4 +1,4 @@
-"""The routes that the listener has while it is killed on MySQL and MariaDB: every change of the tables, in one queue."""
+"""The routes that the listener has while it is killed on MySQL and MariaDB: every change, in one queue."""
 
 from __future__ import annotations
 

@@ -228,12 +228,16 @@ def test_a_server_id_that_is_taken_is_noticed_and_not_fought_over(own: MySQLSour
     other = BinlogMonitor(own.database.url, name="another", routes=(), server_id=4711)
     try:
         with pytest.raises(ServerIdTaken) as caught:
-            other.open(resumes=False)
-            for _ in zip(other.batches(None), range(100), strict=False):
-                own.rest()
+            _read_both(other, own)
     finally:
         other.close()
     assert "CDC_SERVER_ID" in (caught.value.hint or "")
+
+
+def _read_both(other: BinlogMonitor, own: MySQLSource) -> None:
+    other.open(resumes=False)
+    for _ in zip(other.batches(None), range(100), strict=False):
+        own.rest()
 
 
 def _purge(source: MySQLSource, newest: str) -> None:

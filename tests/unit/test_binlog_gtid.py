@@ -39,7 +39,7 @@ def test_sets_are_sets(first: list[int], second: list[int]) -> None:
     assert MySQLGTIDs(str(one)) == one
 
 
-@pytest.mark.parametrize("text", ["x", f"{_A}", f"{_A}:5-3", f"{_A}:0", f"{_A}:x y"])
+@pytest.mark.parametrize("text", ["x", f"{_A}", f"{_A}:5-3", f"{_A}:0", f"{_A}:1-x"])
 def test_what_is_no_set_is_an_error(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # whatever it says
         MySQLGTIDs(text)

@@ -32,7 +32,7 @@ def test_the_position_never_goes_back_while_a_published_part_is_read_again(
     assert progress.position.ordinal == 11
     progress.finish(300)
     assert progress.position == BinlogPosition(
-        file="binlog.000001", offset=300, server="1", gtids=before.replace("4", "5")
+        file="binlog.000001", offset=300, server="1", gtids=before[:-1] + "5"
     )
 
 
