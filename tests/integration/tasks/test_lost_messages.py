@@ -89,7 +89,7 @@ def test_workers_killed_under_load_lose_nothing_and_send_nothing_twice(
         environment["CELERY_BROKER_URL"] = request.getfixturevalue("rabbitmq_server").url
     environment |= {"CDC_LOST_ANSWER": "give-up", "CDC_RATES": "slack=0:0"}
     notes = tickets = 0
-    with _sender(environment) as sender, ForkedWorkers(environment) as workers:
+    with sender_of(environment) as sender, ForkedWorkers(environment) as workers:
         for _ in range(_KILLS):
             for notes in range(notes + 1, notes + 41):  # noqa: B020  # it goes on counting
                 sender.send_task("killed.note", [notes], queue="bulk")
@@ -137,7 +137,7 @@ def _noted(helpdesk: HelpDesk) -> dict[str, int]:
     return {number.decode(): int(times) for number, times in found.items()}
 
 
-def _sender(environment: dict[str, str]) -> Celery:
+def sender_of(environment: dict[str, str]) -> Celery:
     """What the listener is to Celery: an app with the same settings and no tasks."""
     from tests.integration.tasks.test_rabbitmq import fresh_celeryconfig
 
