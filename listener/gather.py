@@ -19,6 +19,7 @@ from listener.router import Call, Origin, Parked, Route
 
 __all__ = ["Gathered", "Gatherer", "group"]
 
+_MAX_BYTES = 1_000_000  # of arguments in a batch: wide rows come in smaller batches
 _TICK = 0.25  # seconds between two looks at what is due: see `Monitor.batches`
 
 _CoalescedOn = tuple[str, bytes]  # the route's key, the arguments
@@ -35,13 +36,27 @@ class Gathered(NamedTuple):
 @dataclass(slots=True)
 class _OpenBatch:
     route: Route
-    origin: Origin  # of the first change: names the task
+    origin: Origin  # of the first change
     opened_at: float
     items: list[bytes] = field(default_factory=list)
     kept: int = 0  # how many of them are in Redis
+    size: int = 0  # in bytes
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.items) == self.route.batch or self.size >= _MAX_BYTES
+
+    def add(self, item: bytes) -> None:
+        self.items.append(item)
+        self.size += len(item)
 
     def to_call(self) -> Call:
-        return Call(self.route, self.origin, b"[%b]" % b",".join(self.items))
+        """Return the task, named after its first change and how many follow: a repeat may hold more, or fewer."""
+        origin, more = self.origin, len(self.items) - 1
+        if more:
+            change_id, position = origin.stamp
+            origin = Origin(origin.kind, (b"%b+%d" % (change_id, more), position))
+        return Call(self.route, origin, b"[%b]" % b",".join(self.items))
 
 
 class Gatherer:
@@ -79,6 +94,12 @@ class Gatherer:
                 gathered.keeping.extend(self._keep_batch(batch))
         return gathered
 
+    def gather_all(self) -> Gathered:
+        """Return what is held back, due or not."""
+        gathered = Gathered([], [], [])
+        self._release(gathered, self._clock() + self._interval + self._longest)
+        return gathered
+
     def restore(self, held: Iterable[bytes], items_of: Callable[[str], list[bytes]]) -> None:
         """Take over what a former listener held back: all of it is due at once.
 
@@ -96,7 +117,8 @@ class Gatherer:
             else:
                 items = items_of(self._items_key(route))
                 opened_at = self._clock() - self._longest
-                self._batches[route.key] = _OpenBatch(route, origin, opened_at, items, len(items))
+                size = sum(map(len, items))
+                self._batches[route.key] = _OpenBatch(route, origin, opened_at, items, len(items), size)
 
     def _release(self, gathered: Gathered, now: float) -> None:
         """Let go of what has waited long enough."""
@@ -119,8 +141,8 @@ class Gatherer:
         if batch is None:
             origin = Origin(call.change.kind, call.change.stamp)
             batch = self._batches[route.key] = _OpenBatch(route, origin, now)
-        batch.items.append(_item(call))
-        if len(batch.items) == route.batch:
+        batch.add(_item(call))
+        if batch.is_full:
             self._close(batch, gathered)
 
     def _close(self, batch: _OpenBatch, gathered: Gathered) -> None:

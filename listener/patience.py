@@ -52,6 +52,10 @@ class Patience:
         """End a wait soon; may be called from a signal handler."""
         self._wakeup.set()
 
+    @property
+    def is_stopped(self) -> bool:
+        return self._wakeup.is_set
+
     def sleep(self, seconds: float) -> None:
         """Wait so long; raises Stopped after `stop`."""
         if self._wakeup.wait(seconds):

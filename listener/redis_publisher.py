@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import chain
 
 import structlog
 from celery import Celery
 
+from cdc_tasks.errors import CDCError
 from listener.checkpoint import Checkpoint
 from listener.envelope import Envelope, Envelopes
 from listener.gather import Gatherer
 from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
+from listener.publisher import Stopped
 from listener.redis_connection import Command, RedisConnection
 from listener.router import Call, Parked, Route
 
@@ -47,6 +50,7 @@ class RedisPublisher:
         self._held_key = self._redis.prefixed(f"cdc:{name}:held")
         self._gatherer = Gatherer(self._held_key, interval=coalesce_interval, longest=batch_wait)
         self._max_queue = max_queue
+        self._is_settled = False  # what the gatherer holds back is what Redis holds with the checkpoint
         self._envelopes = Envelopes(app)
         self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
@@ -59,17 +63,14 @@ class RedisPublisher:
         self, fired: Iterable[Call | Parked], *, checkpoint: str, as_of: datetime | None = None
     ) -> None:
         """Make the broker hold these tasks, the parked changes, and the checkpoint, in one atomic step."""
+        self._is_settled = False
         tasks, parked, keeping = self._gatherer.gather(fired)
         if not (tasks or parked or keeping) and checkpoint == self._checkpoint.position:
+            self._is_settled = True
             return
         keeping += store_parked(self._parked_key, parked)
-        envelopes = [self._envelope(route, change.kind) for route, change, _ in tasks]
-        lengths = self._checkpoint.write(
-            lambda: chain(_pushes(tasks, envelopes), keeping),
-            checkpoint,
-            as_of,
-            asking=self._asking_lengths(),
-        )
+        lengths = self._write(tasks, keeping, checkpoint, as_of)
+        self._is_settled = True
         say_parked(parked)
         self._wait_for_room(lengths)
 
@@ -78,8 +79,29 @@ class RedisPublisher:
         self._patience.stop()
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Let go of the broker; after `stop`, hand over before what is held back, if that is to be had at once."""
+        if self._patience.is_stopped and self._is_settled:
+            with suppress(CDCError, Stopped):  # it is kept, and goes out at the next start
+                self._hand_over()
         self._redis.close()
+
+    def _hand_over(self) -> None:
+        tasks, _, keeping = self._gatherer.gather_all()
+        position = self._checkpoint.position
+        if tasks and position is not None:
+            self._write(tasks, keeping, position)
+
+    def _write(
+        self, tasks: list[Call], keeping: list[Command], checkpoint: str, as_of: datetime | None = None
+    ) -> list[int]:
+        """Do it in one atomic step; returns the lengths of the queues."""
+        envelopes = [self._envelope(route, change.kind) for route, change, _ in tasks]
+        return self._checkpoint.write(
+            lambda: chain(_pushes(tasks, envelopes), keeping),
+            checkpoint,
+            as_of,
+            asking=self._asking_lengths(),
+        )
 
     def _asking_lengths(self) -> list[Command]:
         if self._max_queue is None:
@@ -103,6 +125,7 @@ class RedisPublisher:
         ask = self._redis.ask
         (held,) = ask([("HVALS", self._held_key)])
         self._gatherer.restore(held, lambda key: ask([("LRANGE", key, "0", "-1")])[0])
+        self._is_settled = True
         return position
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:

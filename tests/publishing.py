@@ -106,10 +106,17 @@ def ids(client: redis.Redis, key: str) -> list[int]:
 
 @contextmanager
 def redis_publisher(
-    url: str, *, name: str = "test", durability: str = "memory", **settings: Any
+    url: str,
+    *,
+    name: str = "test",
+    durability: str = "memory",
+    options: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Iterator[RedisPublisher]:
     """Open a publisher as the loop does, with its checkpoint read."""
-    publisher = RedisPublisher(celery_app(url, **settings), name=name, durability=durability)
+    publisher = RedisPublisher(
+        celery_app(url, **settings), name=name, durability=durability, **(options or {})
+    )
     try:
         publisher.checkpoint(SOURCE)
         yield publisher

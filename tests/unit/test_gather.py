@@ -120,11 +120,45 @@ def test_a_full_batch_goes_out_in_order_and_the_rest_waits(gatherer: Gatherer, c
     assert gatherer.gather(()).tasks == []
 
 
-def test_a_batch_is_named_after_its_first_change(gatherer: Gatherer) -> None:
-    calls = fired(index_router(2), "events", 1, 2)
-    (task,) = gatherer.gather(calls).tasks
+def test_a_batch_is_named_after_its_first_change_and_how_many_follow(
+    gatherer: Gatherer, clock: Clock
+) -> None:
+    """On a broker that may get it twice, the second one can end elsewhere: it is another task then."""
+    router = index_router(3)
+    calls = fired(router, "events", 1, 2, 3)
+    (full,) = gatherer.gather(calls).tasks
+    gatherer.gather(calls[:2])
+    clock.now += 1
+    (early,) = gatherer.gather(()).tasks
+    gatherer.gather(calls[:1])
+    clock.now += 1
+    (lone,) = gatherer.gather(()).tasks
     assert isinstance(calls[0], Call)
-    assert task.id == calls[0].id
+    change_id, key = calls[0].change.id, router.routes[0].key
+    assert [each.id for each in (full, early, lone)] == [
+        f"{change_id}+2-{key}",
+        f"{change_id}+1-{key}",
+        f"{change_id}-{key}",
+    ]
+
+
+def test_a_batch_of_wide_rows_goes_out_before_it_takes_much_memory(gatherer: Gatherer) -> None:
+    router = index_router(1000)
+    wide = [row_change("events", "insert", after={"id": n, "text": "x" * 100_000}) for n in range(25)]
+    tasks = gatherer.gather(router.tasks_for(wide)).tasks
+    assert [len(ids_of(call)) for call in tasks] == [10, 10]
+
+
+def test_at_the_end_all_goes_out_due_or_not(gatherer: Gatherer) -> None:
+    store, router = Store(), index_router(3)
+    router.register("public", "roles", "insert", "refresh", args=lambda change: [change.table], coalesce=True)
+    store.run(gatherer.gather(fired(router, "events", 1, 2) + fired(router, "roles", 1)).keeping)
+    store.run(gatherer.gather(fired(router, "roles", 2)).keeping)
+    gathered = gatherer.gather_all()
+    store.run(gathered.keeping)
+    assert [task.route.task for task in gathered.tasks] == ["index", "refresh"]
+    assert store.records == {}
+    assert store.lists == {}
 
 
 def test_with_args_a_batch_is_a_list_of_argument_lists(gatherer: Gatherer) -> None:
