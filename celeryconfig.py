@@ -113,6 +113,9 @@ worker_enable_soft_shutdown_on_idle = True
 # Whatever a library leaks ends here.
 worker_max_tasks_per_child = 1000
 
+# A message that no task is for is kept as a dead letter. Celery would drop it, and log the row that is in it.
+worker_consumer = "cdc_tasks.consumer:Consumer"
+
 # --- Seeing -----------------------------------------------------------------------------------------------
 
 # Flower lives from these. The event at sending costs the listener a factor of five, so there is none.

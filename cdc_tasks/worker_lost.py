@@ -16,7 +16,6 @@ from celery.worker.request import Request
 
 from cdc_tasks import dead_letters
 from cdc_tasks.cache import CacheAway
-from cdc_tasks.errors import CDCError
 from cdc_tasks.retrying import MOST_KILLS
 from cdc_tasks.suspects import KILLS
 
@@ -59,16 +58,3 @@ def _keep_what_was_killed(sender: Any, exception: Exception, task_id: str, **mor
         failed = Context(id=task_id, args=more["args"], kwargs=more["kwargs"])
         context = sender.request if sender.request.id else failed
         _kept(sender.name, context, exception, more["einfo"])
-
-
-@signals.task_unknown.connect
-def _keep_what_nobody_knows(message: Any, exc: Exception, name: str, id: str, **_: Any) -> None:  # noqa: A002
-    """No module of this worker has such a task; Celery drops the message."""
-    args, kwargs, _embedded = message.payload
-    context = Context(id=id, args=args, kwargs=kwargs, delivery_info=message.delivery_info)
-    unknown = CDCError(
-        f"No task of this worker is named {name}.",
-        hint="is its module named in CDC_TASK_MODULES of every worker? Then: python -m cdc_tasks dead-letters replay",
-    )
-    unknown.__cause__ = exc
-    _kept(name, context, unknown, unknown)

@@ -56,7 +56,7 @@ def test_the_documented_defaults_are_the_codes() -> None:
 
 
 def _shown(default: Any) -> str:
-    if default in (None, (), {}, PydanticUndefined):  # noqa: PLR6201  # a dict has no hash
+    if default in (None, (), {}, PydanticUndefined):  # a dict has no hash
         return "–"  # noqa: RUF001 - a dash, as in every table of the docs
     if isinstance(default, SecretStr):
         return default.get_secret_value()

@@ -47,7 +47,11 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
         helpdesk.send("faulty.retries_out", queue="celery"): ("faulty.retries_out", "Unavailable", 3),
         helpdesk.send("faulty.kills", queue="celery"): ("faulty.kills", "WorkerLostError", 3),
         helpdesk.send("faulty.hangs", queue="celery"): ("faulty.hangs", "TimeLimitExceeded", 1),
-        helpdesk.send("faulty.unknown", {"a": 1}, queue="celery"): ("faulty.unknown", "CDCError", 1),
+        helpdesk.send("faulty.unknown", {"a": "a row"}, queue="celery"): (
+            "faulty.unknown",
+            "UnknownTaskError",
+            1,
+        ),
     }
     wait_until(lambda: _number(helpdesk) == len(sent), timeout=30, what="a dead letter each")
 
@@ -60,7 +64,8 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
     assert int(helpdesk.broker.cache.get("killed") or 0) == 3
     by_task = {each["task"]: each for each in letters.values()}
     assert (by_task["faulty.counts"]["args"], by_task["faulty.counts"]["queue"]) == (["n"], "bulk")
-    assert by_task["faulty.unknown"]["args"] == [{"a": 1}]
+    assert by_task["faulty.unknown"]["args"] == [{"a": "a row"}]
+    assert "a row" not in worker.log
     assert "ValueError" in by_task["faulty.counts"]["traceback"]
     assert [each["error"] for each in by_task["faulty.retries_out"]["attempts"]] == [
         "Unavailable: the service is away"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.helpdesk import HelpDesk
 
 # So many each on Redis and on RabbitMQ; CDC_TEST_KILLS=300 for a long run.
-_KILLS = int(os.environ.get("CDC_TEST_KILLS", "5"))
+_KILLS = int(os.environ.get("CDC_TEST_KILLS", "4"))
 
 
 @pytest.fixture
