@@ -67,7 +67,8 @@ class Checkpoint:
         self._redis = redis
         self._patience = patience
         self._durability = durability
-        self._marks = (f"{run}:{number}" for run in [uuid4().hex[:12]] for number in count(1))
+        self._run = f"{uuid4().hex[:12]}:"
+        self._marks = (f"{self._run}{number}" for number in count(1))
         self._known = _Found(None, None, None)
         self._source: str | None = None
         self.key = redis.prefixed(f"cdc:{name}:checkpoint")
@@ -206,12 +207,20 @@ class Checkpoint:
         return [("WATCH", self.key), ("HMGET", self.key, "position", "source", "mark")]
 
     def _moved(self, found: _Found) -> CheckpointMoved:
-        if found.position is None:
-            return CheckpointMoved(
-                f"The checkpoint is gone; we left it at {self.position}. Redis has lost its data, and with it the "
-                "tasks that were waiting. What the source still has for us is published again."
-            )
-        return CheckpointMoved(f"The checkpoint is {found.position}; we left it at {self.position}.")
+        """Say whether Redis lost data, or another listener has our name."""
+        lost = None
+        if found.mark is None:
+            lost = "The checkpoint is gone"
+        elif found.mark.startswith(self._run):
+            lost = f"The checkpoint went back to {found.position}"
+        if lost is None:
+            return CheckpointMoved(f"The checkpoint is {found.position}; we left it at {self.position}.")
+        reason = (
+            f"{lost}; we left it at {self.position}. Redis has lost its data, or has an old copy of it, and with "
+            "it the tasks that were waiting. What the source still has for us is published again."
+        )
+        log.error("broker_lost_data", reason=reason)
+        return CheckpointMoved(reason)
 
 
 def _nothing() -> Iterable[Command]:

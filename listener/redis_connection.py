@@ -21,6 +21,7 @@ Command = Sequence[str | bytes]
 
 # Without them an answer that never comes would be waited for for ever; the user's own settings go before.
 _TIMEOUTS: Final = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
+_LONGEST_WORD: Final = 512 * 1024 * 1024  # bytes, unless proto-max-bulk-len says otherwise
 
 # What a server says while it cannot take a write, and may again later: some with a class, some in words.
 _FOR_NOW: Final = (
@@ -48,6 +49,7 @@ class RedisConnection:
         self._variable = variable
         self._connection: Any = None
         self._stack = ExitStack()
+        self._longest = _LONGEST_WORD
 
     @classmethod
     def of_broker(cls, app: Celery) -> RedisConnection:
@@ -91,6 +93,7 @@ class RedisConnection:
             try:
                 with translated(self._variable):
                     self._connection = self._connect(self._stack)
+                    self._longest = _longest_word(self._connection)
             except ValueError as error:
                 self.close()
                 raise BrokerError(f"{self._variable} or celeryconfig.py is wrong: {error}.") from error
@@ -108,7 +111,7 @@ class RedisConnection:
         try:
             with translated(self._variable):
                 awaited = 0
-                for count, text in _chunks(commands):
+                for count, text in _chunks(commands, self._longest):
                     # No check of its health: that would connect anew without a word, and forget a WATCH.
                     connection.send_packed_command([text], check_health=False)
                     awaited += count
@@ -188,11 +191,20 @@ def _refusal(error: ResponseError, variable: str) -> BrokerAway | BrokerError:
     return BrokerError(f"Redis refuses a command: {error}.", hint=hint)
 
 
-def _chunks(commands: Iterable[Command]) -> Iterator[tuple[int, bytes]]:
-    """Yield the commands as the server reads them, in pieces, each with the number of its commands."""
+def _chunks(commands: Iterable[Command], longest: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the commands as the server reads them, in pieces, each with the number of its commands.
+
+    Raises BrokerError for what is longer than `longest` bytes: the server would hang up, most often without a word.
+    """
     size, pieces = 0, list[bytes]()
     for command in commands:
         pieces.append(_encoded(command))
+        if len(pieces[-1]) > longest and (length := max(map(len, command))) > longest:
+            raise BrokerError(
+                f"A message of {length} bytes is too large for Redis, which takes {longest}.",
+                hint="Send fewer columns (columns= of the route), or allow it: "
+                f"redis-cli CONFIG SET proto-max-bulk-len {2 * length}",
+            )
         size += len(pieces[-1])
         if size >= _CHUNK:
             yield len(pieces), b"".join(pieces)
@@ -208,6 +220,15 @@ def _encoded(command: Command) -> bytes:
         value = word.encode() if isinstance(word, str) else word
         pieces.append(b"$%d\r\n%b\r\n" % (len(value), value))
     return b"".join(pieces)
+
+
+def _longest_word(connection: Any) -> int:
+    """Return how many bytes the server takes in one message; its default where we may not ask."""
+    connection.send_packed_command([_encoded(("CONFIG", "GET", "proto-max-bulk-len"))], check_health=False)
+    answer = _answer(connection)
+    if not answer or isinstance(answer, ResponseError):
+        return _LONGEST_WORD
+    return int(next(iter(answer.values())) if isinstance(answer, dict) else answer[1])  # RESP3, RESP2
 
 
 def _answer(connection: Any) -> Any:

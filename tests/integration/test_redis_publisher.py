@@ -171,8 +171,9 @@ def test_a_queue_that_turns_into_something_else_stops_us_with_the_checkpoint_whe
 
 @pytest.mark.usefixtures("small_bulk")
 def test_a_message_that_is_too_large_for_redis_is_an_error_and_not_tried_for_ever(broker: Broker) -> None:
-    with redis_publisher(broker.url) as publisher, pytest.raises(BrokerError, match="bulk length"):
+    with redis_publisher(broker.url) as publisher, pytest.raises(BrokerError, match="too large") as raised:
         publisher.publish(fire(router_to(), [change(1, text="x" * 2**20)]), checkpoint=position(1))
+    assert "redis-cli CONFIG SET proto-max-bulk-len" in (raised.value.hint or "")
 
 
 def test_two_messages_with_one_task_id_can_be_unacknowledged_side_by_side(broker: Broker) -> None:

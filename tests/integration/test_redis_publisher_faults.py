@@ -191,6 +191,34 @@ def test_a_broker_that_comes_back_without_its_data_is_noticed() -> None:
         assert ids(_client(server), "celery") == [1, 2]
 
 
+def test_a_broker_that_comes_back_with_an_old_copy_of_its_data_is_noticed_and_said() -> None:
+    with ValkeyServer() as server, redis_publisher(server.url) as publisher, capture_logs() as logs:
+        _publish(publisher, 1, 2)
+        _client(server).save()
+        _publish(publisher, 3, 4)
+        server.kill()
+        server.start()
+        with pytest.raises(CheckpointMoved):
+            _publish(publisher, 5, 5)
+        (said,) = (line for line in logs if line["event"] == "broker_lost_data")
+        assert f"went back to {position(2)}; we left it at {position(4)}" in said["reason"]
+        assert publisher.checkpoint(SOURCE) == position(2)
+        _publish(publisher, 3, 5)
+        assert ids(_client(server), "celery") == [1, 2, 3, 4, 5]
+
+
+def test_another_listener_that_took_over_is_no_loss(any_broker: Broker) -> None:
+    with (
+        redis_publisher(any_broker.url) as ours,
+        redis_publisher(any_broker.url) as others,
+        capture_logs() as logs,
+    ):
+        _publish(others, 1, 1)
+        with pytest.raises(CheckpointMoved):
+            _publish(ours, 1, 1)
+    assert not [line for line in logs if line["event"] == "broker_lost_data"]
+
+
 def test_a_broker_that_is_emptied_under_us_is_noticed(any_broker: Broker) -> None:
     with redis_publisher(any_broker.url) as publisher:
         _publish(publisher, 1, 1)
