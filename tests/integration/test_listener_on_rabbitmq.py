@@ -1,0 +1,68 @@
+"""The listener as a user starts it, with RabbitMQ as its broker and the project's own Celery settings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.rabbitmq import drain, open_channel, row_ids
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.conftest import Broker, Database
+    from tests.servers import RabbitMQServer
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_ROUTES = """
+from listener.router import BinlogRouter, EventType
+
+def setup_router():
+    router = BinlogRouter()
+    router.register("public", "items", EventType.INSERT, "tests.task", queue="bulk")
+    return router
+"""
+
+
+def test_committed_rows_arrive_in_their_order_over_a_restart_of_the_listener(
+    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, tmp_path: Path
+) -> None:
+    database.execute("CREATE TABLE items (id int PRIMARY KEY)")
+    (tmp_path / "rabbit_routes.py").write_text(_ROUTES)
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database.url,
+        "CELERY_BROKER_URL": rabbitmq_server.url,
+        "CACHE_URL": broker.cache_url,
+        "CDC_NAME": f"rabbit_{uuid.uuid4().hex[:8]}",
+        "CDC_ROUTES": "rabbit_routes:setup_router",
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{_CHECKOUT}",
+    }
+    with open_channel(rabbitmq_server) as channel:
+        channel.queue_delete("bulk")
+    _run(environment, database, broker, first=1, last=1500)
+    _run(environment, database, broker, first=1501, last=2000)
+    assert row_ids(drain(rabbitmq_server, "bulk")) == list(range(1, 2001))
+
+
+def _run(environment: dict[str, str], database: Database, broker: Broker, *, first: int, last: int) -> None:
+    """Let a listener publish these rows, and stop it as an init system does."""
+    listener = subprocess.Popen([sys.executable, "-m", "listener", "run"], cwd=_CHECKOUT, env=environment)
+    try:
+        name = environment["CDC_NAME"]
+        active = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
+        wait_until(lambda: database.fetch(active, name), what="the listener", timeout=40)
+        database.execute(f"INSERT INTO items SELECT generate_series({first}, {last})")
+        end = database.fetch("SELECT pg_current_wal_lsn()")[0][0]
+        passed = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND confirmed_flush_lsn >= %s"
+        wait_until(lambda: database.fetch(passed, name, end), what="the acknowledgement", timeout=40)
+        assert broker.cache.hexists(f"cdc:{name}:checkpoint", "position")
+        listener.send_signal(signal.SIGTERM)
+        assert listener.wait(20) == 0
+    finally:
+        listener.kill()
+        listener.wait()
