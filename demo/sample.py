@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sample", "SampleError"]
 
-# Children first: in this order they can be dropped.
-_TABLES = ("connected_accounts", "tickets", "users", "departments", "roles", "priorities", "statuses")
+# The last made first: in this order they can be dropped.
+_TABLES = tuple(reversed(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", schema.sql("postgresql"))))
 # A table that only the demo makes: where it is, the others are the demo's too.
 _MARK = "cdc_demo"
 _ROWS = (
