@@ -8,9 +8,9 @@ import pytest
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
-from listener.task_message import EnvelopeError
 from listener.publisher import BrokerError
 from listener.redis_publisher import RedisPublisher
+from listener.task_message import EnvelopeError
 from tests.publishing import celery_app, change, fire, messages, position, router_to
 
 if TYPE_CHECKING:
