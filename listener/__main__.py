@@ -70,7 +70,8 @@ def run(
     from_start: Annotated[
         bool,
         typer.Option(
-            "--from-start", help="MySQL and MariaDB: at the first start read the oldest log first, not from now on."
+            "--from-start",
+            help="MySQL and MariaDB: at the first start read the oldest log first, not from now on.",
         ),
     ] = False,
     json_logs: Annotated[

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 def test_a_slot_that_keeps_too_much_log_raises_the_alarm_until_it_is_over(database: Database) -> None:
     database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", database.name)
     database.execute("CREATE TABLE filler AS SELECT repeat(md5(g::text), 30) FROM generate_series(1, 2000) g")
-    with structlog.testing.capture_logs() as logs:
-        with LagAlarm(lambda: read_postgres_status(database.url, database.name, None), 100_000, every=0.05):
-            wait_until(lambda: [each for each in logs if each["event"] == "lag"], what="the alarm")
-            database.execute("SELECT pg_drop_replication_slot(%s)", database.name)
-            wait_until(lambda: [each for each in logs if each["event"] == "lag_over"], what="its end")
+    with (
+        structlog.testing.capture_logs() as logs,
+        LagAlarm(lambda: read_postgres_status(database.url, database.name, None), 100_000, every=0.05),
+    ):
+        wait_until(lambda: [each for each in logs if each["event"] == "lag"], what="the alarm")
+        database.execute("SELECT pg_drop_replication_slot(%s)", database.name)
+        wait_until(lambda: [each for each in logs if each["event"] == "lag_over"], what="its end")
     assert logs[0]["retained_bytes"] > 100_000
 
 

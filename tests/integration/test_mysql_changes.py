@@ -128,7 +128,9 @@ def test_a_rollback_that_is_in_the_log_takes_its_rows_back(source: MySQLSource) 
     assert [each.row["id"] for each in source.changes(2)] == [2, 4]
 
 
-def test_a_large_transaction_that_is_rolled_back_in_the_log_does_not_come_in_part(source: MySQLSource) -> None:
+def test_a_large_transaction_that_is_rolled_back_in_the_log_does_not_come_in_part(
+    source: MySQLSource,
+) -> None:
     source.execute(_TABLE)
     source.watch("people", batch_size=10)
     temporary = ("CREATE TEMPORARY TABLE t (id int)", "DROP TEMPORARY TABLE t")

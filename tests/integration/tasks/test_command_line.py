@@ -87,7 +87,7 @@ def test_celery_call_refreshes_one_table(helpdesk: HelpDesk, worker: Worker) -> 
 
 
 def test_a_database_without_the_tables_is_said_with_what_to_do(helpdesk: HelpDesk) -> None:
-    helpdesk.database.execute("DROP TABLE connected_accounts, tickets, users")
+    helpdesk.database.execute("DROP TABLE connected_accounts, notification_preferences, tickets, users")
     result = _run(helpdesk, "accounts", status=1)
     assert "create-schema" in result.stderr
     assert "Traceback" not in result.stderr
