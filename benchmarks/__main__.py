@@ -33,7 +33,7 @@ class _Plan:
         self._sweep_rows = 20_000 if quick else 200_000
         self._sweep_rounds = min(self.rounds, 3)
         self._seconds = 5 if quick else 30
-        self._quick = quick
+        self.quick = quick
 
     def throughput(self, say: Say) -> Any:
         return compare(self.rows, self.rounds, say)
@@ -52,11 +52,11 @@ class _Plan:
         }
 
     def memory(self, say: Say) -> Any:
-        sizes = (100, 1_000, 10_000, 100_000) if self._quick else (100, 1_000, 10_000, 100_000, 1_000_000)
+        sizes = (100, 1_000, 10_000, 100_000) if self.quick else (100, 1_000, 10_000, 100_000, 1_000_000)
         return {"peak": peak_by_transaction(sizes, say), "idle": idle_share(self._seconds * 2, say)}
 
     def workers(self, say: Say) -> Any:
-        return work(2_000 if self._quick else 10_000, say)
+        return work(2_000 if self.quick else 10_000, say)
 
 
 _PARTS = ("throughput", "width", "transactions", "latency", "memory", "workers")
@@ -99,6 +99,7 @@ def _about(plan: _Plan) -> dict[str, Any]:
         "postgres": postgres,
         "rows": plan.rows,
         "rounds": plan.rounds,
+        "quick": plan.quick,
     }
 
 

@@ -62,7 +62,14 @@ def _results() -> dict[str, Any]:
     }
     worked = {"rows": 10, "tasks": 10, "tasks_per_second": 100, "rows_per_second": 100}
     return {
-        "about": {"machine": "2 cores", "date": "2026-11-22", "postgres": "15", "rows": 1000, "rounds": 2},
+        "about": {
+            "machine": "2 cores",
+            "date": "2026-11-22",
+            "postgres": "15",
+            "rows": 1000,
+            "rounds": 2,
+            "quick": False,
+        },
         "throughput": drained,
         "width": {"narrow": drained, "tickets": drained, "wide": drained},
         "transactions": {"1": drained, "100": drained},

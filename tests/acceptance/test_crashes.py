@@ -84,7 +84,7 @@ def test_the_same_holds_on_debians_servers_with_wal2json() -> None:
     ) as world:
         points = ["sent", "after_publish", "inside_large_before", "after_acknowledge"]
         kills = [partial(kill_at, point=point, hit=2, patience=20) for point in points]
-        attack(world, [*kills, attack_broker, attack_database], seed=_SEED)
+        attack(world, [*kills, attack_broker, attack_database], seed=_SEED, rows_per_second=300)
         assert world.settle() == []
 
 
