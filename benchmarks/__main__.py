@@ -80,11 +80,10 @@ def main(
         results[part] = getattr(plan, part)(typer.echo)
         if part == "throughput" or "about" not in results:
             results["about"] = _about(plan)
+        report.keep(results, output)
     missing = [part for part in _PARTS if part not in results]
     if missing:
         typer.echo(f"not measured yet, so no page is written: {', '.join(missing)}")
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(results, indent=1) + "\n")
         return
     report.write(results, output)
     typer.echo(f"written: {output / 'benchmarks.md'}")

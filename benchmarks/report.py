@@ -13,7 +13,7 @@ from benchmarks import charts
 from benchmarks.debezium import VERSIONS
 from benchmarks.latency import BINS
 
-__all__ = ["write"]
+__all__ = ["keep", "write"]
 
 _PAGE = Path(__file__).with_name("report.md")
 _OURS = "cdc-tasks"
@@ -25,13 +25,19 @@ Results = Mapping[str, Any]
 
 def write(results: Results, directory: Path) -> None:
     """Write `benchmarks.md`, and beside it `benchmarks/` with the charts and all that was measured."""
-    pictures = directory / "benchmarks"
-    pictures.mkdir(parents=True, exist_ok=True)
-    (pictures / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    pictures = keep(results, directory)
     for name, picture in _charts(results).items():
         (pictures / f"{name}.svg").write_text(picture)
     page = Template(_PAGE.read_text()).substitute(_facts(results))
     (directory / "benchmarks.md").write_text(page)
+
+
+def keep(results: Results, directory: Path) -> Path:
+    """Write down what was measured, where the charts go; returns that place."""
+    pictures = directory / "benchmarks"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (pictures / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    return pictures
 
 
 def _charts(results: Results) -> dict[str, str]:
