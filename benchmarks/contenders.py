@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import debezium
 from benchmarks.routes import QUEUE
 from benchmarks.stage import PUBLICATION, Stage
+from tests.acceptance.listener_process import mortal
 from tests.waiting import wait_until
 
 __all__ = ["ALL", "Contender", "Run"]
@@ -95,8 +96,15 @@ class HandWritten(Contender):
     share = 1 / 20
 
     def start(self, stage: Stage) -> Run:
-        arguments = ["-m", "benchmarks.handwritten", stage.postgres.url, stage.valkey.url, self.slot]
-        return _HandWritten(subprocess.Popen([sys.executable, *arguments], cwd=_CHECKOUT), stage)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.handwritten",
+            stage.postgres.url,
+            stage.valkey.url,
+            self.slot,
+        ]
+        return _HandWritten(subprocess.Popen(mortal(command), cwd=_CHECKOUT), stage)
 
 
 @dataclass
@@ -125,7 +133,7 @@ class Recvlogical(Contender):
             f"--endpos={end}",
         ]
         program = stage.postgres.binaries / "pg_recvlogical"
-        return _Writing(subprocess.Popen([str(program), *options]), output)
+        return _Writing(subprocess.Popen(mortal([str(program), *options])), output)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 from benchmarks.stage import PUBLICATION, Stage
+from tests.acceptance.listener_process import mortal
 
 __all__ = ["VERSIONS", "install", "start"]
 
@@ -74,7 +75,7 @@ def start(stage: Stage, slot: str) -> subprocess.Popen[str]:
     settings.write_text(json.dumps(properties))
     logging.write_text(_QUIET)
     return subprocess.Popen(
-        [str(install()), str(_READER), str(settings), str(logging)],
+        mortal([str(install()), str(_READER), str(settings), str(logging)]),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

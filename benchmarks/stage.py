@@ -12,7 +12,7 @@ import redis
 
 from benchmarks.routes import QUEUE, TABLES
 from demo.servers import PostgresServer, ValkeyServer
-from tests.acceptance.listener_process import ListenerProcess
+from tests.acceptance.listener_process import ListenerProcess, mortal
 from tests.servers import DebianPostgresServer
 
 __all__ = ["PUBLICATION", "Stage"]
@@ -150,7 +150,7 @@ class Stage:
             str(script),
         ]
         return subprocess.Popen(
-            [str(self.postgres.binaries / "pgbench"), *options, self.postgres.url],
+            mortal([str(self.postgres.binaries / "pgbench"), *options, self.postgres.url]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -9,16 +9,32 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from tests.waiting import wait_until
 
-__all__ = ["ListenerProcess"]
+__all__ = ["ListenerProcess", "mortal"]
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
+_LAUNCHER = _CHECKOUT / "demo" / "launch.py"
+
+
+def mortal(command: Sequence[str]) -> list[str]:
+    """Return a command that ends with us, however we end: a killed test leaves nothing running."""
+    parent, as_who_we_are = str(os.getpid()), ["-1", "-1"]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        str(_LAUNCHER),
+        parent,
+        str(int(signal.SIGKILL)),
+        *as_who_we_are,
+        *command,
+    ]
 
 
 class ListenerProcess:
@@ -35,7 +51,7 @@ class ListenerProcess:
         else:
             command += ["listener", "run"]
         self.process = subprocess.Popen(
-            command,
+            mortal(command),
             cwd=_CHECKOUT,
             env=self._environment,
             stdout=self._log,
