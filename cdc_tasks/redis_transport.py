@@ -120,6 +120,18 @@ class QoS(kombu_redis.QoS):
         for start in range(0, len(held), 1000):
             self._run(_RENEW, [self.unacked_index_key], held[start : start + 1000])
 
+    def restore_unacked(self, client: Any = None) -> None:
+        """Give back what is held. Where Redis is away, it comes back when nobody speaks for it any more."""
+        try:
+            super().restore_unacked(client)
+        except (
+            redis.RedisError,
+            OSError,
+            AttributeError,
+        ) as error:  # the last: kombu has let go of its connection
+            logger.warning("Redis is away; what this worker held comes back in a while (%r)", error)
+        self._delivered.clear()
+
     def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:  # noqa: ARG002
         """Give back what workers held that are gone; any worker does it for all."""
         if monotonic() - self._swept_at < self.channel.unacked_restore_interval:

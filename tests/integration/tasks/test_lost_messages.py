@@ -73,10 +73,10 @@ def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
             wait_until(lambda: not is_alive(worker), timeout=20, what="the worker to die")  # noqa: B023
         workers.start()
         letters = wait_until(lambda: _letters(helpdesk), timeout=20, what="the letter")
+        wait_until(lambda: not helpdesk.broker.client.hlen("unacked"), timeout=20, what="all else to be done")
     assert [(each["id"], each["error"].partition(":")[0]) for each in letters] == [
         (task_id, "KilledWorkersError")
     ]
-    assert helpdesk.broker.client.hlen("unacked") == 0
 
 
 @pytest.mark.timeout(1800)

@@ -71,10 +71,13 @@ def test_a_broker_that_restarts_keeps_its_tasks_and_gets_its_workers_back(
 ) -> None:
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
     insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA)
+    social.fail("C0ANNA", RateLimit(1))
     with ValkeyServer(append_only=True) as server:
         environment = {**helpdesk.environment, "CELERY_BROKER_URL": server.url}
-        with Worker(environment) as worker:
-            server.restart()
-            wait_until(lambda: worker.log.count("Connected to") == 2, timeout=30, what="the worker to return")
+        with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.short_lease"}) as worker:
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert, broker_url=server.url)
-            wait_until(lambda: social.to("C0ANNA"), timeout=20, what="the message")
+            wait_until(lambda: "RateLimited" in worker.log, what="a task that the worker holds")
+            server.restart()
+            wait_until(lambda: worker.log.count("Connected to") >= 2, timeout=30, what="the worker to return")
+            wait_until(lambda: social.to("C0ANNA"), timeout=30, what="the message")
+    assert len(social.posted) == 1

@@ -138,5 +138,6 @@ def test_the_messages_that_wait_hold_ids_and_show_no_row(in_process: HelpDesk) -
         "subject_id": 1,
         "change_id": insert.id,
         "changed": None,
+        "position": insert.position,
     }
     assert retried["headers"]["argsrepr"] == f"('<insert of public.tickets, {insert.id}>',)"
