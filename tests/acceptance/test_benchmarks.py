@@ -23,7 +23,7 @@ def _said(_text: str) -> None:
 @pytest.mark.timeout(180)
 def test_each_contender_that_needs_no_java_reads_all_its_rows() -> None:
     contenders = [each for each in ALL if each.name != "Debezium"]
-    found = measure_rows(contenders, 2_000, 2, _said)
+    found = measure_rows(contenders, 40_000, 2, _said)
     assert {name: len(each["rates"]) for name, each in found.items()} == {each.name: 2 for each in contenders}
     assert all(rate > 0 for each in found.values() for rate in each["rates"])
 

@@ -173,7 +173,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
             "tests.renamed",
             "tests.refresh",
         ]
-        assert broker.client.llen("bulk") == 1
+        wait_until(lambda: broker.client.llen("bulk") == 1, what="the batch that is not full")
 
         status = wait_until(lambda: _caught_up(operator), what="the listener to have caught up")
         assert status["listener"] == "running"
