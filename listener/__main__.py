@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def run(
         router = load_router(settings.cdc_routes)
         listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
         _stop_on_signals(listener)
+        _spare_the_collector()
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
         with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
             listener.run()
@@ -98,6 +100,15 @@ def run(
         log.error("failed", error=error.message, cure=error.hint)  # noqa: TRY400 - a person needs no traceback
         raise typer.Exit(1) from error
     log.info("stopped", name=settings.cdc_name)
+
+
+def _spare_the_collector() -> None:
+    """Look for garbage in circles seldom: a batch makes tens of thousands of objects, and not one circle.
+
+    With Python's own thresholds a sixth of the time goes into looking through them.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _stop_on_signals(listener: Listener) -> None:
