@@ -163,9 +163,10 @@ class BinlogRouter:
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
         """Yield what these changes fire, in their order."""
-        routes_for = self.routes_for
+        known = self._by_kind
         for change in changes:
-            for route in routes_for(change.kind):
+            kind = change.kind
+            for route in known.get(kind) or self.routes_for(kind):
                 when, args = route.when, route.args
                 try:
                     if when is not None and not when(change):
