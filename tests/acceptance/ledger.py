@@ -132,15 +132,21 @@ class Ledger:
     def _commits(self) -> dict[str, int]:
         """Return where the log has each transaction's commit, by the transaction's number.
 
-        `pg_waldump` ends with an error where the log ends: what counts is that each transaction is found.
+        `pg_waldump` ends with an error where the log ends: what counts is that each transaction is found. It is
+        told the files: of its own choice it looks into any, also into one that the server made for later.
         """
         program, directory = self._server.binaries / "pg_waldump", self._server.data_dir / "pg_wal"
-        command = [program, "--path", directory, "--rmgr=Transaction", "--start", self._start]
+        command = [program, "--path", directory, "--rmgr=Transaction", "--start", self._start, *self._files()]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         commits = {xid: int(high, 16) << 32 | int(low, 16) for xid, high, low in _found(result.stdout)}
         if missing := self._transactions() - commits.keys():
             raise AssertionError(f"no commit in the log of {sorted(missing)[:5]}: {result.stderr}")
         return commits
+
+    def _files(self) -> tuple[str, str]:
+        with self._connect() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_walfile_name(%s), pg_walfile_name(pg_current_wal_lsn())", [self._start])
+            return cursor.fetchone()
 
     def _transactions(self) -> set[str]:
         with self._connect() as connection, connection.cursor() as cursor:
