@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.redis_publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from listener.service import Listener
+from tests.listening import running
 from tests.publishing import celery_app, messages
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Broker, Database
 
 
@@ -24,20 +21,6 @@ def make_listener(database: Database, broker: Broker, router: BinlogRouter, **op
         database.url, slot=database.name, publication="cdc", routes=router.routes, batch_size=500
     )
     return Listener(monitor, router, RedisPublisher(celery_app(broker.url), name=database.name, **options))
-
-
-@contextmanager
-def running(listener: Listener, database: Database) -> Iterator[None]:
-    thread = threading.Thread(target=listener.run)
-    thread.start()
-    query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
-    wait_until(lambda: database.fetch(query, database.name), what="the listener")
-    try:
-        yield
-    finally:
-        listener.stop()
-        thread.join(10)
-    assert not thread.is_alive()
 
 
 def test_many_updates_in_one_or_in_many_transactions_lead_to_few_refreshes_the_last_after_the_last_change(

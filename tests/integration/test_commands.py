@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
+from tests.listening import wait_for_reader
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
     assert (before.returncode, "never started" in before.stdout) == (1, True)
 
     with operator.running() as listener:
-        _wait_for_a_reader(database)
+        wait_for_reader(database, database.name, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, 'Auditor'); UPDATE roles SET name = 'Admin'")
         wait_until(lambda: broker.client.llen("celery") == 2, what="two tasks in the default queue")
         assert [each["headers"]["task"] for each in _tasks(broker, "celery")] == [
@@ -188,11 +189,6 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
     assert (stopped.returncode, "nobody" in stopped.stdout) == (1, True)
 
 
-def _wait_for_a_reader(database: Database) -> None:
-    active = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
-    wait_until(lambda: database.fetch(active, database.name), timeout=30, what="the listener to read")
-
-
 def _caught_up(operator: Operator) -> Any:
     status = operator.asks("status")
     return status if status["lag_bytes"] == 0 else None
@@ -202,14 +198,14 @@ def test_a_table_that_was_made_anew_behind_the_listeners_back_is_an_alarm(
     operator: Operator, database: Database
 ) -> None:
     with operator.running():
-        _wait_for_a_reader(database)
+        wait_for_reader(database, database.name, timeout=30)
         assert operator.asks("status")["unseen"] == []
         database.execute("DROP TABLE roles; CREATE TABLE roles (id int PRIMARY KEY, name text)")
         status = operator.asks("status")
         assert status["unseen"] == ["public.roles"]
         assert any("restart the listener" in alarm for alarm in status["alarms"])
     with operator.running():
-        _wait_for_a_reader(database)
+        wait_for_reader(database, database.name, timeout=30)
         assert operator.asks("status")["unseen"] == []
 
 
@@ -272,7 +268,7 @@ def test_a_cache_that_is_away_and_a_queue_that_is_not_there_are_problems(operato
 
 def test_a_gap_stops_it_until_it_is_accepted(operator: Operator, database: Database, broker: Broker) -> None:
     with operator.running() as listener:
-        _wait_for_a_reader(database)
+        wait_for_reader(database, database.name, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, 'a')")
         wait_until(lambda: broker.client.llen("bulk") == 1, what="the first task")
         listener.send_signal(signal.SIGTERM)
@@ -284,7 +280,7 @@ def test_a_gap_stops_it_until_it_is_accepted(operator: Operator, database: Datab
     assert "--accept-gap" in stopped.stderr
     assert not operator.asks("check")["ready"]
     with operator.running("run", "--accept-gap"):
-        _wait_for_a_reader(database)
+        wait_for_reader(database, database.name, timeout=30)
         database.execute("INSERT INTO roles VALUES (3, 'b')")
         wait_until(lambda: broker.client.llen("bulk") == 2, what="the task after the gap")
 
@@ -293,7 +289,7 @@ def test_a_second_listener_waits_says_so_and_takes_over(
     operator: Operator, database: Database, broker: Broker
 ) -> None:
     with operator.running() as first:
-        _wait_for_a_reader(database)
+        wait_for_reader(database, database.name, timeout=30)
         with operator.running("run", "--json-logs") as second:
             assert second.stderr is not None
             events = (json.loads(line)["event"] for line in second.stderr)
@@ -309,7 +305,7 @@ def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
 ) -> None:
     operator.environment["CDC_ROUTES"] = f"{_ROUTES}:failing"
     with operator.running():
-        _wait_for_a_reader(database)
+        wait_for_reader(database, database.name, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, NULL), (2, 'named')")
         wait_until(lambda: broker.client.llen("celery") == 1, what="the task that works")
         parked = operator.asks("parked", "list")

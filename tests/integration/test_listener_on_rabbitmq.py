@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.listening import wait_for_reader
 from tests.rabbitmq import drain, open_channel, row_ids
 from tests.waiting import wait_until
 
@@ -54,8 +55,7 @@ def _run(environment: dict[str, str], database: Database, broker: Broker, *, fir
     listener = subprocess.Popen([sys.executable, "-m", "listener", "run"], cwd=_CHECKOUT, env=environment)
     try:
         name = environment["CDC_NAME"]
-        active = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
-        wait_until(lambda: database.fetch(active, name), what="the listener", timeout=40)
+        wait_for_reader(database, name, timeout=40)
         database.execute(f"INSERT INTO items SELECT generate_series({first}, {last})")
         end = database.fetch("SELECT pg_current_wal_lsn()")[0][0]
         passed = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND confirmed_flush_lsn >= %s"

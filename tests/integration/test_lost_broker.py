@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -14,33 +12,21 @@ from listener.postgres.monitor import PostgresWALMonitor
 from listener.redis_publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from listener.service import Listener
+from tests.listening import running
 from tests.publishing import celery_app, ids
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Database
 
 
-@contextmanager
-def running(database: Database, url: str, **options: Any) -> Iterator[None]:
+def listener_on(database: Database, url: str, **options: Any) -> Listener:
     router = BinlogRouter()
     router.register("public", "items", EventType.INSERT, "tests.task")
     monitor = PostgresWALMonitor(
         database.url, slot=database.name, publication="cdc", routes=router.routes, **options
     )
-    listener = Listener(monitor, router, RedisPublisher(celery_app(url), name=database.name))
-    thread = threading.Thread(target=listener.run)
-    thread.start()
-    query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
-    wait_until(lambda: database.fetch(query, database.name), what="the listener")
-    try:
-        yield
-    finally:
-        listener.stop()
-        thread.join(10)
-    assert not thread.is_alive()
+    return Listener(monitor, router, RedisPublisher(celery_app(url), name=database.name))
 
 
 def insert(database: Database, *numbers: int) -> None:
@@ -58,7 +44,7 @@ def test_within_the_replay_window_all_is_published_again(database: Database) -> 
     with (
         ValkeyServer() as broker,
         structlog.testing.capture_logs() as logs,
-        running(database, broker.url, replay_window=600),
+        running(listener_on(database, broker.url, replay_window=600), database),
     ):
         insert(database, 1, 2, 3)
         wait_until(lambda: arrived(broker.url) == [1, 2, 3], what="the tasks")
@@ -71,24 +57,24 @@ def test_within_the_replay_window_all_is_published_again(database: Database) -> 
 def test_a_broker_that_lost_its_data_while_no_listener_ran_is_said_and_mended(database: Database) -> None:
     database.execute("CREATE TABLE items (id int PRIMARY KEY)")
     with ValkeyServer() as broker:
-        with running(database, broker.url, replay_window=600):
+        with running(listener_on(database, broker.url, replay_window=600), database):
             insert(database, 1, 2, 3)
             wait_until(lambda: arrived(broker.url) == [1, 2, 3], what="the tasks")
         broker.restart(keep_data=False)
-        with running(database, broker.url, replay_window=600):
+        with running(listener_on(database, broker.url, replay_window=600), database):
             wait_until(lambda: arrived(broker.url) == [1, 2, 3], what="the tasks again")
 
 
 def test_without_a_window_the_loss_is_said_and_what_comes_next_is_published_once(database: Database) -> None:
     database.execute("CREATE TABLE items (id int PRIMARY KEY)")
     with ValkeyServer() as broker, structlog.testing.capture_logs() as logs:
-        with running(database, broker.url):
+        with running(listener_on(database, broker.url), database):
             insert(database, 1)
             wait_until(lambda: arrived(broker.url) == [1], what="the task")
             wait_until(lambda: acknowledged_all(database), what="the acknowledgement")
         assert not [each for each in logs if each["event"] == "broker_behind"]
         broker.restart(keep_data=False)
-        with running(database, broker.url):
+        with running(listener_on(database, broker.url), database):
             wait_until(
                 lambda: [each for each in logs if each["event"] == "broker_behind"], what="the warning"
             )
@@ -100,7 +86,7 @@ def test_an_ordinary_restart_warns_of_nothing(database: Database) -> None:
     database.execute("CREATE TABLE items (id int PRIMARY KEY)")
     with ValkeyServer() as broker, structlog.testing.capture_logs() as logs:
         for number in range(1, 4):
-            with running(database, broker.url):
+            with running(listener_on(database, broker.url), database):
                 insert(database, number)
                 wait_until(lambda: len(arrived(broker.url)) == number, what="the task")  # noqa: B023
                 wait_until(lambda: acknowledged_all(database), what="the acknowledgement")
