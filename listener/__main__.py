@@ -89,7 +89,7 @@ def run(
     )
     try:
         settings = load(ListenerSettings)
-        router = load_router(settings.cdc_routes)
+        router = load_router(settings.cdc_routes, settings.source_url)
         listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
         _stop_on_signals(listener)
         _spare_the_collector()
@@ -133,7 +133,7 @@ def check(*, as_json: AsJSON = False) -> None:
 
 def _findings(settings: ListenerSettings) -> Iterator[Finding]:
     try:
-        router = load_router(settings.cdc_routes)
+        router = load_router(settings.cdc_routes, settings.source_url)
     except CDCError as error:
         yield finding_from("routes", error)
         return
@@ -143,7 +143,8 @@ def _findings(settings: ListenerSettings) -> Iterator[Finding]:
 @cli.command()
 def routes(*, as_json: AsJSON = False) -> None:
     """Print the table of routes; needs neither database nor broker."""
-    router = load_router(load(RouteSettings).cdc_routes)
+    settings = load(RouteSettings)
+    router = load_router(settings.cdc_routes, settings.source_url)
     if as_json:
         print_json([describe_route(route) for route in router.routes])
     else:
@@ -154,7 +155,7 @@ def routes(*, as_json: AsJSON = False) -> None:
 def status(*, as_json: AsJSON = False) -> None:
     """Tell how far the listener is: position, lag, slot. Exit status 1 where no listener reads."""
     settings = load(ListenerSettings)
-    found = read_status(settings, load_router(settings.cdc_routes))
+    found = read_status(settings, load_router(settings.cdc_routes, settings.source_url))
     if as_json:
         print_json(describe_status(found))
     else:

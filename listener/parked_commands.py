@@ -128,7 +128,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
 def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Give them to their routes again, as these are now. The tasks have the ids that they would have had."""
     settings = load(ListenerSettings)
-    router, app, failed = load_router(settings.cdc_routes), celery_app(settings), 0
+    router, app, failed = load_router(settings.cdc_routes, settings.source_url), celery_app(settings), 0
     with _opened(settings) as store:
         for parked in _chosen(store, ids, task, everything=everything):
             fired = _fire(parked, router)

@@ -13,22 +13,26 @@ __all__ = ["MASTER_TABLES", "setup_router"]
 MASTER_TABLES = ("roles", "departments", "priorities", "statuses")
 
 
-def setup_router() -> BinlogRouter:
-    """Return the routes of the help desk."""
+def setup_router(schema: str = "public") -> BinlogRouter:
+    """Return the routes of the help desk.
+
+    The listener gives `schema` where there is such a parameter: `public` on PostgreSQL, on MySQL and MariaDB the
+    database that DATABASE_URL names.
+    """
     router = BinlogRouter()
-    router.register("public", "tickets", [EventType.INSERT], "cdc_tasks.notify_ticket_insert", columns=["id"])
+    router.register(schema, "tickets", [EventType.INSERT], "cdc_tasks.notify_ticket_insert", columns=["id"])
     router.register(
-        "public",
+        schema,
         "tickets",
         [EventType.UPDATE],
         "cdc_tasks.notify_ticket_update",
         when=changed("assigned_to_id", "status", "priority"),
         columns=["id", "assigned_to_id", "status", "priority"],
     )
-    router.register("public", "users", [EventType.INSERT], "cdc_tasks.welcome_user", columns=["id"])
+    router.register(schema, "users", [EventType.INSERT], "cdc_tasks.welcome_user", columns=["id"])
     for table in MASTER_TABLES:
         router.register(
-            "public",
+            schema,
             table,
             EventType.ALL,
             "cdc_tasks.refresh_master_cache",

@@ -39,6 +39,14 @@ class RouteSettings(Settings):
         pattern=r"^[\w.]+:[\w.]+$",
         description="module:attribute of a BinlogRouter, or of a function that returns one.",
     )
+    database_url: SecretStr | None = Field(
+        None, description="What a routes function that has a parameter `schema` is given follows from it."
+    )
+
+    @property
+    def source_url(self) -> str | None:
+        """DATABASE_URL, where it is set."""
+        return self.database_url.get_secret_value() if self.database_url else None
 
 
 class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):

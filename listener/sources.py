@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from cdc_tasks.errors import CDCError
 
-__all__ = ["DatabaseType", "UnknownDatabase", "detect_database_type"]
+__all__ = ["DatabaseType", "UnknownDatabase", "detect_database_type", "home_schema"]
 
 _SCHEME: Final = re.compile(r"(?P<dialect>[a-z0-9]+)(\+[a-z0-9]+)?://", re.IGNORECASE)
 
@@ -43,3 +44,19 @@ def detect_database_type(url: str) -> DatabaseType:
             f"{dialect}:// is no database that can be watched: postgresql://, mysql:// and mariadb:// are"
         )
     return _DIALECTS[dialect]
+
+
+def home_schema(url: str) -> str:
+    """Return the schema in which an application has its tables: `public`, on MySQL the database that the URL names.
+
+    Raises UnknownDatabase, also where a URL of MySQL names no database.
+    """
+    if detect_database_type(url) is DatabaseType.POSTGRESQL:
+        return "public"
+    database = unquote(urlsplit(url).path.lstrip("/"))
+    if not database:
+        raise UnknownDatabase(
+            "DATABASE_URL names no database, and the routes are about the tables of one.",
+            hint="Write mysql://host:port/database, or name the schema in routes of your own.",
+        )
+    return database
