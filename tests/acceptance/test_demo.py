@@ -42,6 +42,8 @@ class Demo:
         self._home = tempfile.TemporaryDirectory(prefix="cdc-demo-", dir="/tmp", ignore_cleanup_errors=True)
         self.home = Path(self._home.name)  # all that it writes; what a SIGKILL leaves behind goes with it
         self.home.chmod(0o777)
+        # A shell's background jobs ignore Ctrl-C, and so would the demo.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         kept = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
         self.process = subprocess.Popen(
             [*via, sys.executable, "-m", "demo", *arguments],
