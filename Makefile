@@ -11,7 +11,7 @@ JOBS ?= 2
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to install first (ARGS=--once: ends after the scenario)
+demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to install first (ARGS="--once --database mariadb")
 	@echo "==> Starting the demo"
 	@$(BIN)/python -m demo $(ARGS)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cdc_tasks import logs
 from cdc_tasks.errors import CDCError
+from demo.databases import DatabaseKind
 from demo.narrator import Narrator
 
 if TYPE_CHECKING:
@@ -32,11 +33,19 @@ class Ended(BaseException):
 def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="End with status 0 after the scenario.")] = False,
+    database: Annotated[
+        DatabaseKind | None,
+        typer.Option(
+            "--database",
+            help="What to start: postgresql (the default, from a wheel); mariadb, which has to be installed; "
+            "mysql, unpacked from Debian's packages.",
+        ),
+    ] = None,
 ) -> None:
     """Watch plain SQL become Slack and Teams messages and a fresh cache, through the real programs.
 
-    PostgreSQL and Valkey are started from Python wheels, unless DATABASE_URL and CELERY_BROKER_URL (and
-    CACHE_URL) name others. Everything ends and goes away with Ctrl-C.
+    The database and Valkey are started, unless DATABASE_URL and CELERY_BROKER_URL (and CACHE_URL) name others:
+    PostgreSQL, MySQL or MariaDB. Everything ends and goes away with Ctrl-C.
     """
     logs.configure(level="warning")
     narrator = Narrator()
@@ -44,7 +53,7 @@ def demo(
         if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
             signal.signal(each, _end)
     try:
-        _run(narrator, once=once)
+        _run(narrator, once=once, database=database)
     except Ended as ended:
         narrator.ended()
         # Ctrl-C is how a demo ends; a supervisor that sent SIGTERM wants to hear of it.
@@ -52,11 +61,11 @@ def demo(
     narrator.ended()
 
 
-def _run(narrator: Narrator, *, once: bool) -> None:
+def _run(narrator: Narrator, *, once: bool, database: DatabaseKind | None) -> None:
     from demo import scenario, stack  # heavy: `--help` need not wait for it
 
     begun = time.monotonic()
-    with stack.started(narrator.starting) as running:
+    with stack.started(narrator.starting, database) as running:
         try:
             narrator.running(running, time.monotonic() - begun)
             scenario.play(running, narrator)

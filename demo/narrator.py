@@ -110,7 +110,7 @@ class Narrator:
         self._console.print("", Rule(title, align="left", style="dim"))
         for statement in _IDEAS:
             self._console.print(
-                f'{stack.addresses.psql} -c "{statement}"', style="bold", soft_wrap=True, markup=False
+                f'{stack.addresses.sql} "{statement}"', style="bold", soft_wrap=True, markup=False
             )
         self._console.print(
             f"\nWhat comes of it is shown here, at {stack.inbox.url} and at {stack.flower.url}."

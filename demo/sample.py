@@ -24,6 +24,12 @@ __all__ = ["Sample", "SampleError"]
 _TABLES = tuple(reversed(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", schema.sql("postgresql"))))
 # A table that only the demo makes: where it is, the others are the demo's too.
 _MARK = "cdc_demo"
+# How an empty database is made, and how its URL begins.
+_EMPTY = {
+    "postgresql": ("createdb", "postgresql"),
+    "mysql": ("mysqladmin create", "mysql"),
+    "mariadb": ("mariadb-admin create", "mysql"),
+}
 _ROWS = (
     "INSERT INTO departments (name) VALUES ('Support'), ('Engineering')",
     "INSERT INTO roles (name) VALUES ('Admin'), ('Agent')",
@@ -91,9 +97,10 @@ class Sample:
         tables = self._tables()
         taken = sorted(tables.intersection(_TABLES))
         if taken and _MARK not in tables:
+            create, scheme = _EMPTY[self._engine.dialect.name]
             raise SampleError(
                 f"DATABASE_URL's database has tables of its own where the demo's would be: {', '.join(taken)}",
-                hint="give the demo an empty one: createdb cdc_demo, and DATABASE_URL=postgresql://…/cdc_demo",
+                hint=f"give the demo an empty one: {create} cdc_demo, and DATABASE_URL={scheme}://…/cdc_demo",
             )
 
     def _remove_replication(self, connection: Connection) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import shutil
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,14 +13,17 @@ import redis
 
 from cdc_tasks import db, master_cache, vault
 from cdc_tasks.celery import app
+from demo.databases import open_database
 from demo.inbox import Inbox
 from demo.programs import Flower, Listener, Worker
 from demo.sample import Sample
-from demo.servers import PostgresServer, ValkeyServer
+from demo.servers import ValkeyServer
 from demo.witness import Sighting, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from demo.databases import DatabaseKind
 
 __all__ = ["Addresses", "Stack", "started"]
 
@@ -37,7 +39,7 @@ class Addresses:
     database: str
     broker: str
     cache: str
-    psql: str  # the command that people type, as far as the URL
+    sql: str  # the command that people type before a statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +75,15 @@ class Stack:
 
 
 @contextmanager
-def started(say: Callable[[str], None]) -> Iterator[Stack]:
+def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Iterator[Stack]:
     """Start it all and, at the end, stop it in the opposite order; `say` is told what is started.
 
-    Servers that the environment names are used, the others are started. Call it in the main thread: what
-    is started ends with the thread. Raises CDCError.
+    Servers that the environment names are used, the others are started: a database of `kind`, else PostgreSQL.
+    Call it in the main thread: what is started ends with the thread. Raises CDCError.
     """
     sightings: queue.SimpleQueue[Sighting] = queue.SimpleQueue()
     with ExitStack() as cleanup:
-        addresses = _servers(cleanup, say)
+        addresses = _servers(cleanup, say, kind)
         inbox = cleanup.enter_context(Inbox(sightings.put))
         _become_the_only_settings(_environment(addresses, inbox))
         sample = _sample(cleanup, addresses, inbox)
@@ -104,19 +106,14 @@ def started(say: Callable[[str], None]) -> Iterator[Stack]:
         )
 
 
-def _servers(cleanup: ExitStack, say: Callable[[str], None]) -> Addresses:
-    database, broker, cache = map(os.environ.get, ("DATABASE_URL", "CELERY_BROKER_URL", "CACHE_URL"))
-    psql = 'psql "$DATABASE_URL"'
-    if not database:
-        say("PostgreSQL")
-        postgres = cleanup.enter_context(PostgresServer())
-        database = postgres.url
-        psql = f"{'psql' if shutil.which('psql') else postgres.binaries / 'psql'} {database}"
+def _servers(cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind | None) -> Addresses:
+    database = open_database(cleanup, say, kind)
+    broker, cache = map(os.environ.get, ("CELERY_BROKER_URL", "CACHE_URL"))
     if not broker or not cache:
         say("Valkey")
         valkey = cleanup.enter_context(ValkeyServer())
         broker, cache = broker or valkey.url, cache or valkey.url_of(1)
-    return Addresses(database=database, broker=broker, cache=cache, psql=psql)
+    return Addresses(database=database.url, broker=broker, cache=cache, sql=database.sql)
 
 
 def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:

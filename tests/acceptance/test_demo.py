@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.conftest import Broker, Database
+    from tests.mysql_source import MySQLDatabase
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 # Become `nobody`; only to see what the checkout and the interpreter are, wherever root has put them, it stays root.
@@ -120,12 +121,12 @@ def assert_nothing_runs(demo: Demo) -> None:
     wait_until(lambda: not demo.processes(), timeout=15, what="every process of the demo to be gone")
 
 
-def assert_the_story_was_told(output: str) -> None:
+def assert_the_story_was_told(output: str, *, schema: str = "public") -> None:
     assert len(re.findall(r"\d+ ms after commit", output)) >= 8
     unwrapped = " ".join(re.sub(r"\d+ ms after commit", "", output).split())
     for words in (
         "INSERT INTO tickets (title, priority, assigned_to_id, created_by_id)",
-        "insert of public.tickets",
+        f"insert of {schema}.tickets",
         "cdc_tasks.notify_ticket_insert SUCCESS",
         "anna@example.com New Ticket: TKT-00001 Printer on fire",
         "Mona Manager: New Ticket: TKT-00001 Printer on fire",
@@ -174,6 +175,51 @@ def test_the_servers_that_the_environment_names_are_used_and_left_as_they_were(
     )
     assert database.fetch("SELECT pubname FROM pg_publication") == []
     assert list(broker.client.scan_iter("*cdc_demo*")) == []
+
+
+def test_the_same_story_is_told_on_a_mariadb_that_is_started_for_anybody() -> None:
+    arguments = ("--once", "--database", "mariadb")
+    with Demo(*arguments, via=_AS_NOBODY if os.geteuid() == 0 else (), HOME="/nonexistent") as demo:
+        assert demo.end() == 0, demo.output
+        assert_the_story_was_told(demo.output, schema="helpdesk")
+        assert_nothing_runs(demo)
+        assert list(demo.home.iterdir()) == []
+
+
+def test_a_mysql_that_the_environment_names_is_used_and_left_as_it_was(
+    mysql_database: MySQLDatabase, broker: Broker
+) -> None:
+    addresses = {
+        "DATABASE_URL": mysql_database.url,
+        "CELERY_BROKER_URL": broker.url,
+        "CACHE_URL": broker.cache_url,
+    }
+    with Demo("--once", **addresses) as demo:
+        assert demo.end() == 0, demo.output
+
+    assert_the_story_was_told(demo.output, schema=mysql_database.name)
+    assert "Starting MySQL" not in demo.output
+    assert mysql_database.fetch("SHOW TABLES") == []
+    for redis in (broker.client, broker.cache):
+        assert list(redis.scan_iter("*cdc_demo*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (["mariadb"], {"CDC_TEST_MARIADB_INSTALL_DB": "/nowhere"}, "apt-get install mariadb-server"),
+        (["mysql"], {"CDC_TEST_MYSQL_SERVER": "/nowhere"}, "CDC_TEST_MYSQL_SERVER=/path/of/mysqld"),
+        (["mysql"], {"DATABASE_URL": "postgresql://here/demo"}, "Leave out one of them"),
+        (["mariadb"], {"DATABASE_URL": "mysql://here/"}, "names no database"),
+    ],
+)
+def test_a_database_that_cannot_be_had_is_told_with_what_to_do(
+    arguments: list[str], environment: dict[str, str], told: str
+) -> None:
+    with Demo("--once", "--database", *arguments, **environment) as demo:
+        assert demo.end() == 1
+        assert told in demo.output
+        assert "Traceback" not in demo.output
 
 
 def test_tables_that_are_not_the_demos_are_not_touched(database: Database, broker: Broker) -> None:
