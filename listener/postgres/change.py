@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from cdc_tasks.changes import EventType
-from listener.postgres.table import UNCHANGED, Kind, Row
+from listener.postgres.table import NOT_PLAIN, Kind, Old
+from listener.postgres.tuple_data import UNCHANGED, Row
 
 __all__ = ["Transaction", "WALChange", "format_lsn", "parse_lsn"]
 
@@ -33,7 +34,7 @@ class Transaction:
 class WALChange:
     """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
 
-    __slots__ = ("_kind", "_new", "_old", "ordinal", "stamp", "transaction")
+    __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class WALChange:
         ordinal: int,
     ) -> None:
         self._kind = kind
+        self.kind = kind.name
         self._old = old
         self._new = new
         self.transaction = transaction
@@ -53,14 +55,21 @@ class WALChange:
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
-        kind, old, new = self._kind, self._old, self._new
-        table = kind.table
+        kind = self._kind
         change_id, position = self.stamp
-        before = b"null" if old is None else table.render(old, self._old_columns(columns))
-        after = b"null" if new is None else table.render(new, columns)
-        missing = table.absent(columns) if kind is table.insert else self._missing(columns)
+        try:
+            write = kind.writers.get(columns) or kind.compile(columns)
+            return write(self._old, self._new, change_id, position, self.transaction.tail)
+        except NOT_PLAIN:
+            return self._to_json_with_care(columns)
+
+    def _to_json_with_care(self, columns: tuple[str, ...] | None) -> bytes:
+        kind, old, new = self._kind, self._old, self._new
+        change_id, position = self.stamp
+        before = b"null" if old is None else kind.table.render(old, kind.old_columns(columns))
+        after = b"null" if new is None else kind.table.render(new, columns)
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
-            change_id, kind.head, before, after, missing, position, self.transaction.tail,
+            change_id, kind.head, before, after, self._missing(columns), position, self.transaction.tail,
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
@@ -73,13 +82,9 @@ class WALChange:
             return None
         if new[place].__class__ is not bytes and relation.is_missing(new, column):
             return False  # an unchanged TOAST value
-        if old is None or (self._kind.old_is_key and not relation.columns[place].key):
+        if old is None or (self._kind.old is Old.KEY and not relation.columns[place].key):
             return None
         return old[place] != new[place]
-
-    @property
-    def kind(self) -> tuple[str, str, str]:
-        return self._kind.name
 
     @property
     def schema(self) -> str:
@@ -97,7 +102,7 @@ class WALChange:
     def before(self) -> dict[str, Any] | None:
         if self._old is None:
             return None
-        row: dict[str, Any] = json.loads(self._kind.table.render(self._old, self._old_columns(None)))
+        row: dict[str, Any] = json.loads(self._kind.table.render(self._old, self._kind.old_columns(None)))
         return row
 
     @property
@@ -127,16 +132,10 @@ class WALChange:
     def id(self) -> str:
         return self.stamp[0].decode()
 
-    def _old_columns(self, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if not self._kind.old_is_key:
-            return columns
-        keys = self._kind.table.key_columns
-        return keys if columns is None else tuple(name for name in columns if name in keys)
-
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
         relation, old, new = self._kind.table, self._old, self._new
-        keys_only = self._kind.old_is_key and old is not None
+        keys_only = self._kind.old is Old.KEY
         if not keys_only and (old is None or UNCHANGED not in old) and (new is None or UNCHANGED not in new):
             return relation.absent(columns)
         missing = [

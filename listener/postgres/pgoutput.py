@@ -11,7 +11,8 @@ from struct import Struct
 
 from listener.postgres.change import WALChange
 from listener.postgres.decoder import Begin, Commit, Decoder
-from listener.postgres.table import UNCHANGED, Column, Row, Table, split_tuple
+from listener.postgres.table import Column, Kind, Table
+from listener.postgres.tuple_data import UNCHANGED, Row, splitting
 from listener.postgres.values import ValueType
 
 __all__ = ["PgOutputDecoder"]
@@ -24,11 +25,8 @@ _NEW, _KEY = ord("N"), ord("K")  # which tuple follows; the third, O, is the who
 
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
 _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit time
-_relation_oid = Struct(">xI").unpack_from
 _truncate = Struct(">xIB").unpack_from  # number of relations, options
 _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
-
-_Split = Callable[[bytes, int], tuple[Row, int]]
 
 
 class PgOutputDecoder(Decoder):
@@ -41,15 +39,24 @@ class PgOutputDecoder(Decoder):
         super().__init__(source=source)
         self._resolve_type = resolve_type
         self._codec = codec
-        self._split: _Split = split_tuple if codec == "utf-8" else _recoding(codec)
-        self._tables: dict[int, Table] = {}
+        self._split, self._split_both = splitting(codec)
+        self._tables: dict[bytes, Table] = {}  # by OID, as messages carry it
 
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         kind = payload[0]
         if kind in _ROWS:
-            ordinal = self.next_ordinal()
-            if ordinal is not None:
-                changes.append(self._row(kind, payload, ordinal))
+            ordinal = self._ordinal
+            self._ordinal = ordinal + 1
+            if ordinal > self._published_up_to:
+                table = self._tables[payload[1:5]]
+                if kind == _INSERT:
+                    event, old, new = table.insert, None, self._split(payload, 6)
+                elif kind == _UPDATE:
+                    event, old, new = self._updated(table, payload)
+                else:
+                    event = table.delete_by_key if payload[5] == _KEY else table.delete
+                    old, new = self._split(payload, 6), None
+                changes.append(WALChange(event, old, new, self.transaction, ordinal))
         elif kind == _BEGIN:
             commit_lsn, committed_at, _xid = _begin(payload)
             return self.begin(commit_lsn, committed_at)
@@ -64,37 +71,27 @@ class PgOutputDecoder(Decoder):
             raise self.unknown(f"message {payload[:1]!r}")
         return None
 
-    def _row(self, kind: int, payload: bytes, ordinal: int) -> WALChange:
-        split = self._split
-        (oid,) = _relation_oid(payload)
-        table, marker = self._tables[oid], payload[5]
-        if kind == _INSERT:
-            new, _ = split(payload, 6)
-            return WALChange(table.insert, None, new, self.transaction, ordinal)
-        if kind == _DELETE:
-            old, _ = split(payload, 6)
-            event = table.delete_by_key if marker == _KEY else table.delete
-            return WALChange(event, old, None, self.transaction, ordinal)
+    def _updated(self, table: Table, payload: bytes) -> tuple[Kind, Row | None, Row]:
+        marker = payload[5]
         if marker == _NEW:
-            new, _ = split(payload, 6)
-            return WALChange(table.update, None, new, self.transaction, ordinal)
-        old, at = split(payload, 6)
-        new, _ = split(payload, at + 1)
+            return table.update_alone, None, self._split(payload, 6)
+        old, new = self._split_both(payload, 6)
         if marker == _KEY:
-            return WALChange(table.update_by_key, old, new, self.transaction, ordinal)
+            return table.update_by_key, old, new
         if UNCHANGED in new:  # the old row has what did not change
             new = [before if value is UNCHANGED else value for value, before in zip(new, old, strict=True)]
-        return WALChange(table.update, old, new, self.transaction, ordinal)
+        return table.update, old, new
 
     def _truncated(self, payload: bytes) -> Iterator[WALChange]:
         count, _options = _truncate(payload)
-        for oid in Struct(f">{count}I").unpack_from(payload, 6):
+        for at in range(6, 6 + 4 * count, 4):
             ordinal = self.next_ordinal()
             if ordinal is not None:
-                yield WALChange(self._tables[oid].truncate, None, None, self.transaction, ordinal)
+                table = self._tables[payload[at : at + 4]]
+                yield WALChange(table.truncate, None, None, self.transaction, ordinal)
 
     def _announce(self, payload: bytes) -> None:
-        (oid,) = _relation_oid(payload)
+        oid = payload[1:5]
         schema, at = self._text(payload, 5)
         name, at = self._text(payload, at)
         identity = chr(payload[at])
@@ -114,16 +111,3 @@ class PgOutputDecoder(Decoder):
         """Read a zero-terminated string; returns it and the place behind its end."""
         end = payload.index(0, start)
         return payload[start:end].decode(self._codec, "backslashreplace"), end + 1
-
-
-def _recoding(codec: str) -> _Split:
-    """Return a `split_tuple` that makes UTF-8 of the texts."""
-
-    def split(data: bytes, start: int) -> tuple[Row, int]:
-        row, end = split_tuple(data, start)
-        return [
-            value.decode(codec, "backslashreplace").encode() if isinstance(value, bytes) else value
-            for value in row
-        ], end
-
-    return split

@@ -4,53 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import lru_cache, partial
-from struct import Struct
 from typing import Final
 
 import orjson
 
 from listener import json_text
+from listener.postgres.tuple_data import UNCHANGED, Row
 from listener.postgres.values import ValueType, converter, verbatim
 
-__all__ = ["UNCHANGED", "Column", "Kind", "Row", "Table", "split_tuple"]
+__all__ = ["NOT_PLAIN", "Column", "Kind", "Old", "Table"]
 
+_Names = tuple[str, ...] | None  # of columns; None: all
+_Render = Callable[[Row], bytes]
+_Write = Callable[[Row | None, Row | None, bytes, bytes, bytes], bytes]
 
-class _Unchanged:
-    """Marks a value that the server did not send, because it did not change: not NULL."""
-
-    def __repr__(self) -> str:
-        return "UNCHANGED"
-
-
-UNCHANGED: Final = _Unchanged()
-
-Row = Sequence[bytes | _Unchanged | None]  # in the order of the table's columns: text, NULL, not sent
-Render = Callable[[Row], bytes]
-
-_TEXT, _NULL = ord("t"), ord("n")
-_PAD = b"\0\0\0\0"  # lets kind and length be read at once even where the last column has no length
-_kind_and_length = Struct(">BI").unpack_from
-
-
-def split_tuple(data: bytes, start: int) -> tuple[list[bytes | _Unchanged | None], int]:
-    """Cut a TupleData (manual, "Logical Replication Message Formats") into its values; returns them and its end."""
-    row: list[bytes | _Unchanged | None] = []
-    add = row.append
-    count = data[start] << 8 | data[start + 1]
-    data += _PAD
-    at = start + 2
-    for _ in range(count):
-        kind, length = _kind_and_length(data, at)
-        if kind == _TEXT:
-            at += 5
-            end = at + length
-            add(data[at:end])
-            at = end
-        else:
-            add(None if kind == _NULL else UNCHANGED)
-            at += 1
-    return row, at
+# What compiled functions raise where a value is not there, or a text is not UTF-8: rare, so it is met this way.
+NOT_PLAIN: Final = (AttributeError, TypeError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +33,57 @@ class Column:
     key: bool  # part of the replica identity
 
 
+class Old(Enum):
+    """What a change has of the old row."""
+
+    NOTHING = auto()
+    KEY = auto()  # the columns of the replica identity
+    ALL = auto()
+
+
 class Kind:
     """What all changes of one table and event have in common, made once."""
 
-    __slots__ = ("event", "head", "name", "old_is_key", "table")
+    __slots__ = ("_has_new", "event", "head", "name", "old", "table", "writers")
 
-    def __init__(self, table: Table, event: str, *, old_is_key: bool = False) -> None:
-        """`old_is_key`: the old row has only the columns of the replica identity."""
+    def __init__(self, table: Table, event: str, old: Old = Old.NOTHING, *, has_new: bool = True) -> None:
+        """`has_new`: there is a new row."""
         self.table = table
         self.event = event
-        self.old_is_key = old_is_key
+        self.old = old
         self.name = (table.schema, table.name, event)
         self.head = b'","schema":%b,"table":%b,"event":"%b","before":' % (
             orjson.dumps(table.schema),
             orjson.dumps(table.name),
             event.encode(),
         )
+        self.writers: dict[_Names, _Write] = {}  # by the columns that they write: see `compile`
+        self._has_new = has_new
+
+    def old_columns(self, columns: _Names) -> _Names:
+        """Return those of `columns` that the old row has."""
+        if self.old is not Old.KEY:
+            return columns
+        keys = self.table.key_columns
+        return keys if columns is None else tuple(name for name in columns if name in keys)
+
+    def compile(self, columns: _Names) -> _Write:
+        """Write the function that makes JSON of a whole change, with `columns` in its rows; it raises NOT_PLAIN.
+
+        It takes the old row, the new row, the id, the position, and the end of the JSON.
+        """
+        table = self.table
+        old, olds = table.outline("old", self.old_columns(columns)) if self.old is not Old.NOTHING else _NULL
+        new, news = table.outline("new", columns) if self._has_new else _NULL
+        known = table.key_columns if self.old is Old.KEY else table.names
+        missing = [name for name in (table.names if columns is None else columns) if name not in known]
+        template = b'{"id":"%%b%b%b,"after":%b,"unavailable":%b,"position":"%%b%%b' % (
+            _literal(self.head), old, new, _literal(orjson.dumps(missing)),
+        )  # fmt: skip
+        filling = ", ".join(("change_id", *olds, *news, "position", "tail"))
+        write: _Write = table.compiled("old, new, change_id, position, tail", template, filling)
+        self.writers[columns] = write
+        return write
 
 
 class Table:
@@ -86,6 +92,7 @@ class Table:
     __slots__ = (
         "_absent",
         "_careful",
+        "_known",
         "_renderers",
         "columns",
         "delete",
@@ -99,6 +106,7 @@ class Table:
         "schema",
         "truncate",
         "update",
+        "update_alone",
         "update_by_key",
     )
 
@@ -111,30 +119,32 @@ class Table:
         self.names = tuple(column.name for column in self.columns)
         self.key_columns = tuple(column.name for column in self.columns if column.key)
         self.index = {column: place for place, column in enumerate(self.names)}
-        self.insert, self.update, self.delete, self.truncate = (
-            Kind(self, event) for event in ("insert", "update", "delete", "truncate")
-        )
-        self.update_by_key, self.delete_by_key = (
-            Kind(self, event, old_is_key=True) for event in ("update", "delete")
-        )
-        self._renderers: dict[tuple[str, ...] | None, Render] = {}
+        self.insert = Kind(self, "insert")
+        self.update_alone = Kind(self, "update")
+        self.update_by_key = Kind(self, "update", Old.KEY)
+        self.update = Kind(self, "update", Old.ALL)
+        self.delete_by_key = Kind(self, "delete", Old.KEY, has_new=False)
+        self.delete = Kind(self, "delete", Old.ALL, has_new=False)
+        self.truncate = Kind(self, "truncate", has_new=False)
+        self._renderers: dict[_Names, _Render] = {}
         self._careful = lru_cache(maxsize=100)(partial(self._compile, careful=True))
-        self._absent: dict[tuple[str, ...] | None, bytes] = {None: b""}
+        self._absent: dict[_Names, bytes] = {None: b""}
+        self._known: dict[str, Callable[..., bytes]] = {"dumps": orjson.dumps}
+        self._known |= {f"convert{at}": converter(column.type) for at, column in enumerate(self.columns)}
 
-    def render(self, row: Row, columns: tuple[str, ...] | None) -> bytes:
-        """Return `row` as a JSON object of `columns` (None: all), without those that are missing."""
+    def render(self, row: Row, columns: _Names) -> bytes:
+        """Return `row` as a JSON object of `columns`, without those that are missing."""
         try:
             renderer = self._renderers[columns]
         except KeyError:
             renderer = self._renderers[columns] = self._compile(columns)
         try:
             return renderer(row)
-        except (AttributeError, TypeError, UnicodeDecodeError):
-            # A value that is not there, or text that is not UTF-8: rare, so they are met this way.
+        except NOT_PLAIN:
             present = tuple(name for name in columns or self.names if not self.is_missing(row, name))
             return self._careful(present)(row)
 
-    def absent(self, columns: tuple[str, ...] | None) -> bytes:
+    def absent(self, columns: _Names) -> bytes:
         """Return, as the inside of a JSON list, those of `columns` that the table does not have."""
         try:
             return self._absent[columns]
@@ -147,30 +157,40 @@ class Table:
         place = self.index.get(name)
         return place is None or row[place] is UNCHANGED
 
-    def _compile(self, columns: tuple[str, ...] | None, *, careful: bool = False) -> Render:
-        """Write the function that renders one row: for a hot path, a loop over columns costs twice as much.
+    def outline(self, row: str, columns: _Names, *, careful: bool = False) -> tuple[bytes, list[str]]:
+        """Return a template of a JSON object of `columns`, and the expressions that fill it in from the variable `row`.
 
-        Where the text is already JSON, and where it is a plain string, not even a call is left; unless
-        `careful`, the result raises UnicodeDecodeError where a string is not UTF-8.
+        For a hot path: a loop over columns would cost twice as much. Where the text is already JSON, and where
+        it is a plain string, not even a call is left; unless `careful`, bytes that are not UTF-8 are an error.
         """
         wanted = self.names if columns is None else tuple(name for name in columns if name in self.index)
-        template = b"{" + b",".join(_quoted(name) + b":%b" for name in wanted) + b"}"
-        known: dict[str, object] = {"template": template, "dumps": orjson.dumps}
+        template = b"{" + b",".join(_literal(orjson.dumps(name)) + b":%b" for name in wanted) + b"}"
         values = []
-        for name in wanted:
-            place = self.index[name]
-            convert = converter(self.columns[place].type)
+        for place in map(self.index.__getitem__, wanted):
+            convert = self._known[f"convert{place}"]
             if convert is verbatim:
                 value = "v"
             elif convert is json_text.string and not careful:
                 value = "dumps(v.decode())"
             else:
-                known[f"convert{place}"] = convert
                 value = f"convert{place}(v)"
-            values.append(f"b'null' if (v := row[{place}]) is None else {value}, ")
-        render: Render = eval(f"lambda row: template % ({''.join(values)})", known)  # noqa: S307 - places, no outside text
-        return render
+            values.append(f"b'null' if (v := {row}[{place}]) is None else {value}")
+        return template, values
+
+    def compiled(self, parameters: str, template: bytes, filling: str) -> Callable[..., bytes]:
+        """Return the function of `parameters` that fills the template in."""
+        code = f"lambda {parameters}: template % ({filling},)"
+        function: Callable[..., bytes] = eval(code, {**self._known, "template": template})  # noqa: S307 - places, no outside text
+        return function
+
+    def _compile(self, columns: _Names, *, careful: bool = False) -> _Render:
+        template, values = self.outline("row", columns, careful=careful)
+        return self.compiled("row", template, ", ".join(values)) if values else lambda _row: b"{}"
 
 
-def _quoted(name: str) -> bytes:
-    return orjson.dumps(name).replace(b"%", b"%%")
+_NULL: Final[tuple[bytes, list[str]]] = (b"null", [])
+
+
+def _literal(text: bytes) -> bytes:
+    """Return `text` as a template has it."""
+    return text.replace(b"%", b"%%")

@@ -16,7 +16,8 @@ from typing import Any, Final
 from listener.postgres.change import WALChange, parse_lsn
 from listener.postgres.decoder import Begin, Commit, Decoder
 from listener.postgres.definitions import TableDefinitions, TableName
-from listener.postgres.table import UNCHANGED, Column, Table
+from listener.postgres.table import Column, Table
+from listener.postgres.tuple_data import UNCHANGED
 from listener.postgres.values import ValueType
 
 __all__ = ["NUMBERS_AS_STRINGS", "OPTIONS", "Wal2JsonDecoder"]
@@ -125,9 +126,11 @@ class Wal2JsonDecoder(Decoder):
         is_key = len(old) < len(types)
         # pgoutput sends an old key only where it has changed, wal2json always.
         is_told = not is_key or any(row[column] != value for column, value in old.items())
-        before = [old.get(column) for column in types] if is_told else None
         known = self._table(name, types, tuple(old))
-        kind = known.update_by_key if is_key and is_told else known.update
+        if not is_told:
+            return WALChange(known.update_alone, None, [*row.values()], self.transaction, ordinal)
+        kind = known.update_by_key if is_key else known.update
+        before = [old.get(column) for column in types]
         return WALChange(kind, before, [*row.values()], self.transaction, ordinal)
 
     def _delete(

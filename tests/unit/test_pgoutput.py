@@ -6,20 +6,52 @@ from struct import pack
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from listener.monitor import SourceError
 from listener.postgres.builtin_types import BUILTIN, ValueType
 from listener.postgres.pgoutput import PgOutputDecoder
-from listener.postgres.table import UNCHANGED, split_tuple
+from listener.postgres.tuple_data import UNCHANGED, split_tuple, split_tuples
 from tests.captures import captures
 
 if TYPE_CHECKING:
     from listener.postgres.change import WALChange
+    from listener.postgres.tuple_data import Row
 
 
-def test_a_tuple_is_cut_into_text_null_and_not_sent() -> None:
-    data = pack(">H", 4) + b"t" + pack(">I", 2) + b"ab" + b"n" + b"u" + b"t" + pack(">I", 0)
-    assert split_tuple(b"?" + data, 1) == ([b"ab", None, UNCHANGED, b""], 1 + len(data))
+# Long and short, and lengths whose bytes look like the head of a text: 0x74 is "t".
+_text = st.one_of(
+    st.binary(max_size=8).map(lambda text: text.replace(b"\0", b"t")),
+    st.sampled_from([0, 1, 0x73, 0x74, 0x75, 255, 256, 0x174, 0x7400, 0x7474, 0x740000]).map(
+        lambda size: b"t" * size
+    ),
+)
+_values = st.lists(st.one_of(_text, st.none(), st.just(UNCHANGED)), max_size=8)
+
+
+def _tuple_data(values: Row) -> bytes:
+    """Return it as the server sends it."""
+    data = pack(">H", len(values))
+    for value in values:
+        if isinstance(value, bytes):
+            data += b"t" + pack(">I", len(value)) + value
+        else:
+            data += b"n" if value is None else b"u"
+    return data
+
+
+@given(_values)
+def test_a_tuple_is_cut_into_text_null_and_not_sent(values: Row) -> None:
+    assert split_tuple(b"t" + _tuple_data(values), 1) == values
+
+
+@given(_values, _values)
+def test_two_tuples_of_as_many_columns_are_cut(old: Row, new: Row) -> None:
+    count = min(len(old), len(new))
+    old, new = old[:count], new[:count]
+    data = b"t" + _tuple_data(old) + b"N" + _tuple_data(new)
+    assert split_tuples(data, 1) == (old, new)
 
 
 def test_a_message_of_an_unknown_kind_stops_the_listener() -> None:

@@ -1,0 +1,98 @@
+"""Rows as pgoutput sends them: bytes to the server's texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+__all__ = ["UNCHANGED", "Row", "Splitting", "split_tuple", "split_tuples", "splitting"]
+
+
+class _Unchanged:
+    """Marks a value that the server did not send, because it did not change: not NULL."""
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED: Final = _Unchanged()
+
+Row = Sequence[bytes | _Unchanged | None]  # in the order of the table's columns: text, NULL, not sent
+
+_TEXT, _NULL = ord("t"), ord("n")
+_SHORT_TEXT = b"t\0\0\0"  # the head of at most 255 bytes: the last byte of their number follows
+_BETWEEN = 3  # bytes between two tuples' values: which tuple follows, and its number of columns
+_PAD = b"\0\0\0\0"  # lets kind and length be read at once even where the last column has no length
+_kind_and_length = Struct(">BI").unpack_from
+
+
+def split_tuple(data: bytes, start: int) -> Row:
+    """Cut the TupleData at the end of a message (manual, "Logical Replication Message Formats") into its values.
+
+    No text has a zero byte in it: where there are as many heads of short texts as columns, there is nothing else.
+    """
+    parts = data[start + 2 :].split(_SHORT_TEXT)
+    if len(parts) - 1 == data[start] << 8 | data[start + 1]:
+        del parts[0]
+        return [part[1:] for part in parts]
+    row, _ = _split_any(data, start)
+    return row
+
+
+def split_tuples(data: bytes, start: int) -> tuple[Row, Row]:
+    """Cut two TupleData of as many columns at the end of a message, an old one and a new one, into their values."""
+    count = data[start] << 8 | data[start + 1]
+    parts = data[start + 2 :].split(_SHORT_TEXT)
+    if count and len(parts) - 1 == 2 * count:
+        del parts[0]
+        row = [part[1:] for part in parts]
+        row[count - 1] = row[count - 1][:-_BETWEEN]
+        return row[:count], row[count:]
+    old, at = _split_any(data, start)
+    return old, split_tuple(data, at + 1)
+
+
+def _split_any(data: bytes, start: int) -> tuple[Row, int]:
+    """Cut a TupleData with whatever is in it into its values; returns them and its end."""
+    row: list[bytes | _Unchanged | None] = []
+    add = row.append
+    count = data[start] << 8 | data[start + 1]
+    data += _PAD
+    at = start + 2
+    for _ in range(count):
+        kind, length = _kind_and_length(data, at)
+        if kind == _TEXT:
+            at += 5
+            end = at + length
+            add(data[at:end])
+            at = end
+        else:
+            add(None if kind == _NULL else UNCHANGED)
+            at += 1
+    return row, at
+
+
+class Splitting(NamedTuple):
+    """How tuples are cut, by the encoding that their texts are in."""
+
+    one: Callable[[bytes, int], Row]
+    two: Callable[[bytes, int], tuple[Row, Row]]
+
+
+def splitting(codec: str) -> Splitting:
+    """Return what cuts tuples into texts of UTF-8; `codec` is Python's name of the encoding in which they come."""
+    if codec == "utf-8":
+        return Splitting(split_tuple, split_tuples)
+
+    def recode(row: Row) -> Row:
+        return [
+            value.decode(codec, "backslashreplace").encode() if isinstance(value, bytes) else value
+            for value in row
+        ]
+
+    def split_both(data: bytes, start: int) -> tuple[Row, Row]:
+        old, new = split_tuples(data, start)
+        return recode(old), recode(new)
+
+    return Splitting(lambda data, start: recode(split_tuple(data, start)), split_both)
