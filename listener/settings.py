@@ -114,8 +114,8 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         0.0,
         ge=0,
         le=7 * 86_400,
-        description="PostgreSQL: seconds of log that are kept although published, to publish them again to a broker "
-        "that lost its data. The log takes room on the database's disk.",
+        description="A broker that lost its data is given again what was published in so many seconds before. "
+        "PostgreSQL keeps that much more log on its disk; MySQL and MariaDB have it anyway.",
     )
     cdc_max_queue: int | None = Field(
         None,

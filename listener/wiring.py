@@ -8,10 +8,12 @@ from celery import Celery
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.settings import SettingsError
+from listener.bookmark import Bookmark, bookmark_key, read_bookmark
 from listener.check_broker import check_broker, check_cache
-from listener.findings import Finding
+from listener.findings import Finding, State
 from listener.kombu_publisher import KombuPublisher
 from listener.monitor import Monitor, SourceError
+from listener.mysql.bookmarked import BookmarkedMonitor
 from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
@@ -62,7 +64,7 @@ def _monitor(
     settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool
 ) -> Monitor:
     if settings.database_type is DatabaseType.MYSQL:
-        return BinlogMonitor(
+        reader = BinlogMonitor(
             settings.database_url.get_secret_value(),
             name=settings.cdc_name,
             routes=router.routes,
@@ -71,6 +73,12 @@ def _monitor(
             from_start=from_start,
             accept_gap=accept_gap,
         )
+        bookmark = Bookmark(
+            settings.cache_url.get_secret_value(),
+            name=settings.cdc_name,
+            replay_window=settings.cdc_replay_window,
+        )
+        return BookmarkedMonitor(reader, bookmark)
     if from_start:
         raise SourceError(
             "PostgreSQL has no log from before its replication slot.",
@@ -127,12 +135,13 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_broker(app, router.routes, durability=settings.cdc_durability)
     yield from check_cache(settings.cache_url.get_secret_value())
     if settings.database_type is DatabaseType.MYSQL:
+        yield from _lost_checkpoint(settings)
         yield from check_mysql(
             settings.database_url.get_secret_value(),
             name=settings.cdc_name,
             server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
             routes=router.routes,
-            checkpoint=_saved(settings).position,
+            checkpoint=_place_in_binlog(settings),
         )
         return
     wanted = Wanted(
@@ -147,12 +156,33 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
 
 
+def _lost_checkpoint(settings: ListenerSettings) -> Iterator[Finding]:
+    if _saved(settings).position is None and (bookmark := _place_in_binlog(settings)):
+        yield Finding(
+            what="broker's data",
+            state=State.WARNING,
+            found=f"there is no checkpoint, though the listener has been at {bookmark}: the broker has lost its data",
+            cure="The listener goes on there. If this is to be a first start: redis-cli -u CACHE_URL DEL "
+            f"{bookmark_key(settings.cdc_name)}",
+        )
+
+
 def _saved(settings: ListenerSettings) -> SavedPosition:
     """Return what is saved, nothing where the broker is away: that is told elsewhere."""
     try:
         return read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except CDCError:
         return SavedPosition(None, None, 0)
+
+
+def _place_in_binlog(settings: ListenerSettings) -> str | None:
+    """Return the checkpoint, or the bookmark where the broker has none."""
+    if (saved := _saved(settings).position) is not None:
+        return saved
+    try:
+        return read_bookmark(settings.cache_url.get_secret_value(), settings.cdc_name)
+    except CDCError:
+        return None
 
 
 def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
@@ -174,7 +204,7 @@ def read_source_status(
 ) -> SourceStatus:
     """Return what the database says; `published` is the checkpoint, where it is known."""
     if settings.database_type is DatabaseType.MYSQL:
-        checkpoint = published or _saved(settings).position
+        checkpoint = published or _place_in_binlog(settings)
         return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
     return read_postgres_status(
         settings.database_url.get_secret_value(),

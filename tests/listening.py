@@ -6,6 +6,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from listener.mysql.lock import lock_name
+from tests.mysql_source import MySQLDatabase
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from listener.service import Listener
     from tests.conftest import Database
 
-__all__ = ["running", "wait_for_reader"]
+__all__ = ["running", "wait_for_reader", "wait_for_replica"]
 
 
 def wait_for_reader(database: Database, slot: str, *, timeout: float = 10) -> None:
@@ -26,13 +28,32 @@ def wait_for_reader(database: Database, slot: str, *, timeout: float = 10) -> No
     wait_until(lambda: database.fetch(query, slot), what="the listener to read", timeout=timeout)
 
 
+def wait_for_replica(database: MySQLDatabase, name: str, *, timeout: float = 10) -> None:
+    """Return when what is committed from now on is read by the listener with this CDC_NAME.
+
+    The server may still show the connection of a former one: ours is younger than the lock that it holds.
+    """
+
+    def reads() -> bool:
+        ((session,),) = database.fetch("SELECT IS_USED_LOCK(%s)", lock_name(name))
+        commands = {row[0]: str(row[4]) for row in database.fetch("SHOW PROCESSLIST")}
+        return session is not None and any(
+            command.startswith("Binlog Dump") and number > session for number, command in commands.items()
+        )
+
+    wait_until(reads, what="the listener to read", timeout=timeout)
+
+
 @contextmanager
-def running(listener: Listener, database: Database) -> Iterator[None]:
-    """Run it on the slot that has the database's name."""
+def running(listener: Listener, database: Database | MySQLDatabase) -> Iterator[None]:
+    """Run it under the database's name."""
     thread = threading.Thread(target=listener.run)
     thread.start()
     try:
-        wait_for_reader(database, database.name)
+        if isinstance(database, MySQLDatabase):
+            wait_for_replica(database, database.name)
+        else:
+            wait_for_reader(database, database.name)
         yield
     finally:
         listener.stop()

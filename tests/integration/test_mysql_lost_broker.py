@@ -1,0 +1,232 @@
+"""A broker that comes back without its data, on MySQL and MariaDB: said, and mended from the binlog."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+import structlog
+
+from demo.servers import ValkeyServer
+from listener.bookmark import Bookmark, read_bookmark
+from listener.monitor import Gap
+from listener.mysql.bookmarked import BookmarkedMonitor
+from listener.mysql.monitor import BinlogMonitor
+from listener.mysql.position import BinlogPosition
+from listener.redis_publisher import RedisPublisher
+from listener.router import BinlogRouter, EventType
+from listener.service import Listener
+from tests.listening import running, wait_for_replica
+from tests.publishing import celery_app, ids
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Broker
+    from tests.mysql_source import MySQLDatabase
+
+
+@pytest.fixture
+def items(any_mysql: MySQLDatabase) -> MySQLDatabase:
+    any_mysql.execute("CREATE TABLE items (id int PRIMARY KEY)")
+    return any_mysql
+
+
+@pytest.fixture
+def lossy() -> Iterator[ValkeyServer]:
+    """A broker of the test's own, which forgets everything when it is restarted."""
+    with ValkeyServer() as server:
+        yield server
+
+
+def listener_on(
+    database: MySQLDatabase, broker_url: str, cache_url: str, *, replay_window: float = 0, **options: Any
+) -> Listener:
+    router = BinlogRouter()
+    router.register(database.name, "items", EventType.INSERT, "tests.task")
+    reader = BinlogMonitor(database.url, name=database.name, routes=router.routes, **options)
+    bookmark = Bookmark(cache_url, name=database.name, replay_window=replay_window)
+    publisher = RedisPublisher(celery_app(broker_url), name=database.name)
+    return Listener(BookmarkedMonitor(reader, bookmark), router, publisher)
+
+
+def insert(database: MySQLDatabase, *numbers: int) -> None:
+    database.execute(*(f"INSERT INTO items VALUES ({number})" for number in numbers))
+
+
+def wait_for_tasks(url: str, expected: list[int]) -> None:
+    def arrived() -> bool:
+        with redis.Redis.from_url(url) as client:
+            return ids(client, "celery") == expected
+
+    wait_until(arrived, what=f"the tasks {expected}", timeout=20)
+
+
+def events(logs: list[Any], name: str) -> list[Any]:
+    return [each for each in logs if each["event"] == name]
+
+
+def wait_for_bookmark(database: MySQLDatabase, cache_url: str) -> None:
+    """Wait until all that is committed by now is behind the bookmark."""
+    statement = "SHOW MASTER STATUS" if database.is_mariadb else "SHOW BINARY LOG STATUS"
+    file, offset = database.fetch(statement)[0][:2]
+    end = BinlogPosition(file=file, offset=offset)
+    wait_until(
+        lambda: BinlogPosition.parse(read_bookmark(cache_url, database.name) or "none.0:0:0") >= end,
+        what="the bookmark",
+    )
+
+
+def test_while_the_listener_runs_what_comes_next_is_published_once(
+    items: MySQLDatabase, lossy: ValkeyServer
+) -> None:
+    # The cache is lost too: what is left is what the listener itself knows.
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(listener_on(items, lossy.url, lossy.url_of(1)), items),
+    ):
+        insert(items, 1, 2)
+        wait_for_tasks(lossy.url, [1, 2])
+        lossy.stop()
+        insert(items, 3)
+        lossy.wipe()
+        lossy.start()
+        insert(items, 4)
+        wait_for_tasks(lossy.url, [3, 4])
+    assert events(logs, "broker_lost_data")
+    assert events(logs, "broker_behind")
+
+
+def test_while_no_listener_runs_nothing_that_is_committed_meanwhile_is_lost(
+    items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
+) -> None:
+    with running(listener_on(items, lossy.url, broker.cache_url), items):
+        insert(items, 1)
+        wait_for_tasks(lossy.url, [1])
+    insert(items, 2)
+    lossy.restart(keep_data=False)
+    insert(items, 3)
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(listener_on(items, lossy.url, broker.cache_url), items),
+    ):
+        wait_for_tasks(lossy.url, [2, 3])
+    (said,) = events(logs, "broker_behind")
+    assert said["log_level"] == "error"
+    assert "the bookmark" in said["reason"]
+    assert not events(logs, "first_start")
+
+
+def test_within_the_replay_window_what_the_broker_held_is_published_again(
+    items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
+) -> None:
+    with running(listener_on(items, lossy.url, broker.cache_url, replay_window=600), items):
+        insert(items, 1, 2)
+        wait_for_tasks(lossy.url, [1, 2])
+        lossy.restart(keep_data=False)
+        insert(items, 3)
+        wait_for_tasks(lossy.url, [1, 2, 3])
+    lossy.restart(keep_data=False)
+    with running(listener_on(items, lossy.url, broker.cache_url, replay_window=600), items):
+        wait_for_tasks(lossy.url, [1, 2, 3])
+
+
+def test_a_broker_with_an_old_copy_of_its_data_is_said_and_gets_what_it_lacks(
+    items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
+) -> None:
+    with running(listener_on(items, lossy.url, broker.cache_url), items):
+        insert(items, 1)
+        wait_for_tasks(lossy.url, [1])
+    with redis.Redis.from_url(lossy.url) as client:
+        key = f"cdc:{items.name}:checkpoint"
+        old = client.hgetall(key)
+        with running(listener_on(items, lossy.url, broker.cache_url), items):
+            insert(items, 2)
+            wait_for_tasks(lossy.url, [1, 2])
+            wait_for_bookmark(items, broker.cache_url)
+        client.hset(key, mapping=old)
+        client.lpop("celery")
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(listener_on(items, lossy.url, broker.cache_url), items),
+    ):
+        wait_for_tasks(lossy.url, [1, 2])
+    (said,) = events(logs, "broker_behind")
+    assert "its checkpoint" in said["reason"]
+
+
+def test_log_that_was_purged_meanwhile_is_a_gap(
+    items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
+) -> None:
+    with running(listener_on(items, lossy.url, broker.cache_url), items):
+        insert(items, 1)
+        wait_for_tasks(lossy.url, [1])
+    insert(items, 2)
+    items.execute("FLUSH BINARY LOGS")
+    newest = items.fetch("SHOW BINARY LOGS")[-1][0]
+    wait_until(lambda: purged(items, newest), what="the old logs to be gone")
+    insert(items, 3)
+    lossy.restart(keep_data=False)
+    with pytest.raises(Gap, match="purged"):
+        listener_on(items, lossy.url, broker.cache_url).run()
+    with running(listener_on(items, lossy.url, broker.cache_url, accept_gap=True), items):
+        wait_for_tasks(lossy.url, [3])
+
+
+def purged(database: MySQLDatabase, newest: str) -> bool:
+    """Whether it has; a file that a replica has just let go of cannot be purged at once."""
+    database.execute(f"PURGE BINARY LOGS TO '{newest}'")
+    return bool(database.fetch("SHOW BINARY LOGS")[0][0] == newest)
+
+
+def test_a_first_start_says_that_it_is_one_and_an_ordinary_one_says_nothing(
+    items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        for number in range(1, 4):
+            with running(listener_on(items, lossy.url, broker.cache_url), items):
+                insert(items, number)
+                wait_for_tasks(lossy.url, list(range(1, number + 1)))
+    assert len(events(logs, "first_start")) == 1
+    assert not events(logs, "broker_behind")
+
+
+def test_a_first_start_waits_for_the_cache_which_alone_may_know_better(
+    items: MySQLDatabase, lossy: ValkeyServer
+) -> None:
+    with ValkeyServer() as cache, structlog.testing.capture_logs() as logs:
+        cache.stop()
+        listener = listener_on(items, lossy.url, cache.url)
+        thread = threading.Thread(target=listener.run)
+        thread.start()
+        try:
+            wait_until(lambda: events(logs, "waiting"), what="the listener to wait")
+            assert not events(logs, "streaming")
+            cache.start()
+            wait_for_replica(items, items.name)
+            insert(items, 1)
+            wait_for_tasks(lossy.url, [1])
+        finally:
+            listener.stop()
+            thread.join(10)
+        assert [each["what"] for each in events(logs, "back")] == ["cache"]
+
+
+def test_a_cache_that_is_away_holds_up_nothing_else(items: MySQLDatabase, lossy: ValkeyServer) -> None:
+    with ValkeyServer() as cache:
+        with running(listener_on(items, lossy.url, cache.url), items):
+            insert(items, 1)
+            wait_for_tasks(lossy.url, [1])
+            cache.stop()
+            insert(items, 2)
+            wait_for_tasks(lossy.url, [1, 2])
+        with (
+            structlog.testing.capture_logs() as logs,
+            running(listener_on(items, lossy.url, cache.url), items),
+        ):
+            insert(items, 3)
+            wait_for_tasks(lossy.url, [1, 2, 3])
+        assert events(logs, "bookmark_not_kept")
