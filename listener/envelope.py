@@ -22,8 +22,8 @@ from listener.task_message import ID, POSITION, EnvelopeError, durable_queues, m
 
 __all__ = ["Envelope", "Envelopes"]
 
-_BODY, _TAG = "cdc-0body", "cdc-0tag"
-_PLACES: Final = (_BODY, ID, POSITION, _TAG)
+_BODY = "cdc-0body"
+_PLACES: Final = (_BODY, ID, POSITION)
 _AGAIN: Final = re.compile("|".join(_PLACES))
 
 
@@ -32,7 +32,7 @@ class Envelope(NamedTuple):
 
     keys: tuple[str, ...]  # the Redis lists that such a message goes to
     expiries: tuple[Command, ...]  # what follows for a queue that goes away when it is not used
-    seal: Callable[[bytes, bytes, bytes], bytes]  # (arguments, task id, position) -> message
+    seal: Callable[[bytes, bytes, bytes], bytes]  # (arguments, the change's id, position) -> message
 
 
 class Envelopes:
@@ -55,7 +55,7 @@ class Envelopes:
         _check(route.task, commands)
         pushes = {key: message for name, key, message in commands if name == "lpush"}
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
-        return Envelope(tuple(pushes), expiries, _sealing(next(iter(pushes.values()))))
+        return Envelope(tuple(pushes), expiries, _sealing(next(iter(pushes.values())), route))
 
 
 _Commands = list[tuple[str, str, Any]]  # name, key, value
@@ -95,21 +95,20 @@ def _check(task: str, commands: _Commands) -> None:
         )
 
 
-def _sealing(text: str) -> Callable[[bytes, bytes, bytes], bytes]:
+def _sealing(text: str, route: Route) -> Callable[[bytes, bytes, bytes], bytes]:
     """Return the function that makes messages like the one caught."""
     message = json.loads(text)
     head, tail = split_body(_body(message), message["content-type"])
     message["body"] = _BODY
-    message["properties"]["delivery_tag"] = _TAG
-    text = dumps(message)
-    pick = itemgetter(*(_PLACES.index(found) for found in _AGAIN.findall(text)))
-    template = _AGAIN.sub("%b", text.replace("%", "%%")).encode()
     # Tells these messages from earlier ones with the same task ids: kombu keys what is unacknowledged by delivery tag.
-    tag = b"%%b.%b" % uuid4().hex[:8].encode()
+    message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
+    text = dumps(message).replace("%", "%%")
+    pick = itemgetter(*(_PLACES.index(found) for found in _AGAIN.findall(text)))
+    template = _AGAIN.sub("%b", text.replace(ID, f"{ID}-{route.key}")).encode()
 
-    def seal(arguments: bytes, task_id: bytes, position: bytes) -> bytes:
-        body = b2a_base64(b"%b%b%b" % (head, arguments, tail), newline=False)
-        message: bytes = template % pick((body, task_id, position, tag % task_id))
+    def seal(arguments: bytes, change_id: bytes, position: bytes) -> bytes:
+        body = b2a_base64(head + arguments + tail, newline=False)
+        message: bytes = template % pick((body, change_id, position))
         return message
 
     return seal

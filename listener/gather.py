@@ -82,12 +82,12 @@ class Gatherer:
         for each in fired:
             if isinstance(each, Parked):
                 gathered.parked.append(each)
-            elif each.route.batch is not None:
-                self._add(each, gathered, now)
+            elif not each.route.is_grouped:
+                tasks.append(each)
             elif each.route.coalesce:
                 self._coalesce(each, at_once, gathered, now)
             else:
-                tasks.append(each)
+                self._add(each, gathered, now)
         tasks.extend(at_once.values())
         for batch in self._batches.values():
             if batch.kept < len(batch.items):
@@ -224,6 +224,6 @@ def _restored(record: dict[str, Any]) -> tuple[Route, Origin]:
         coalesce=record["batch"] is None,
         batch=record["batch"],
         key=record["route"],
-        key_bytes=record["route"].encode(),
+        is_grouped=True,
     )
     return route, Origin(kind, (record["id"].encode(), record["position"].encode()))

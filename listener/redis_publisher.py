@@ -95,7 +95,7 @@ class RedisPublisher:
         self, tasks: list[Call], keeping: list[Command], checkpoint: str, as_of: datetime | None = None
     ) -> list[int]:
         """Do it in one atomic step; returns the lengths of the queues."""
-        envelopes = [self._envelope(route, change.kind) for route, change, _ in tasks]
+        envelopes = self._envelopes_of(tasks)
         return self._checkpoint.write(
             lambda: chain(_pushes(tasks, envelopes), keeping),
             checkpoint,
@@ -128,6 +128,17 @@ class RedisPublisher:
         self._is_settled = True
         return position
 
+    def _envelopes_of(self, tasks: Iterable[Call]) -> list[Envelope]:
+        """Return each task's, made before anything is written: that talks to the broker."""
+        envelopes = []
+        last: tuple[Route, tuple[str, str, str]] | None = None
+        for route, change, _ in tasks:
+            kind = change.kind
+            if last is None or route is not last[0] or kind is not last[1]:  # most are like the one before
+                envelope, last = self._envelope(route, kind), (route, kind)
+            envelopes.append(envelope)
+        return envelopes
+
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
         envelope = self._made.get((route.key, kind))
         if envelope is None:
@@ -142,13 +153,12 @@ def _pushes(tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Co
     for start in range(0, len(tasks), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         queues: dict[str, list[bytes]] = defaultdict(list)
-        for (route, change, arguments), envelope in zip(tasks[part], envelopes[part], strict=True):
-            change_id, position = change.stamp
-            message = envelope.seal(arguments, b"%b-%b" % (change_id, route.key_bytes), position)
-            for key in envelope.keys:
+        for (_, change, arguments), (keys, more, seal) in zip(tasks[part], envelopes[part], strict=True):
+            message = seal(arguments, *change.stamp)
+            for key in keys:
                 queues[key].append(message)
-            if envelope.expiries:
-                expiries.update(dict.fromkeys(envelope.expiries))
+            if more:
+                expiries.update(dict.fromkeys(more))
         for key, messages in queues.items():
             yield "LPUSH", key, *messages
     yield from expiries
