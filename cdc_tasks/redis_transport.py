@@ -2,7 +2,7 @@
 
 kombu takes a message off its queue (BRPOP) and notes it in `unacked` a moment later. A worker that is killed in between
 takes it along, and so does a connection that breaks. Here one script does both, so that a message is always in a queue
-or in `unacked`. A script cannot wait, so an idle worker waits with a command that leaves the message where it is.
+or in `unacked`. A script cannot wait: how an idle worker does is in `cdc_tasks/redis_doorbells.py`.
 
 A worker also says every few seconds that it still holds what it holds. What nobody has spoken for within the
 visibility timeout goes back to its queue: that timeout has to be longer than a pause of a worker's main process, and
@@ -26,12 +26,14 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import NoScriptError
 
+from cdc_tasks.redis_doorbells import Doorbells, Poller
+from cdc_tasks.redis_silence import Vigilant
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["SentinelTransport", "Transport"]
 
-_WAIT: Final = 0.05  # seconds that an idle worker waits on one queue before it looks at all of them again
 _AT_ONCE: Final = 100  # messages of dead workers that go back in one sweep
 
 logger = get_logger(__name__)
@@ -128,7 +130,7 @@ class QoS(kombu_redis.QoS):
             redis.RedisError,
             OSError,
             AttributeError,
-        ) as error:  # the last: kombu has let go of its connection
+        ) as error:  # the last: kombu has no connection any more
             logger.warning("Redis is away; what this worker held comes back in a while (%r)", error)
         self._delivered.clear()
 
@@ -160,14 +162,14 @@ class _ClaimingChannel:
     """Before kombu's channel in a class's bases: how it takes a message from a queue."""
 
     QoS: Any = QoS
+    max_connections = 200  # not opened, but allowed: there is one for each queue
     claimed: str | None = None  # the delivery tag of the message that is being delivered
-    _waiting = False  # the command under way is the wait, not the claim
     _nothing_there = False  # the last claim found all queues empty
     _script_is_known = True
-    _latest_queue: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unacknowledged: set[str] = set()  # queues whose messages nobody acknowledges
+        self.doorbells = Doorbells(self)
         super().__init__(*args, **kwargs)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001
@@ -178,23 +180,21 @@ class _ClaimingChannel:
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
-        """Send a claim, or, where the last one found nothing, a wait for the queue that was the last to have some.
-
-        A message in another queue is found when the wait is over.
-        """
+        """Send a claim, or, where the last one found nothing, wait until a doorbell rings."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
+        if self._nothing_there:
+            self.doorbells.wait_at(queues)
+            return
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        self._waiting = self._nothing_there
-        if self._waiting:
-            queue = self._latest_queue if self._latest_queue in queues else queues[0]
-            key = f"{self.global_keyprefix}{queue}"
-            self.client.connection.send_command("BLMOVE", key, key, "RIGHT", "RIGHT", _WAIT)
-        else:
-            self._asked = [queue for _ in self.priority_steps for queue in queues]
-            self.client.connection.send_command(*self._claim(queues))
+        self._asked = [queue for _ in self.priority_steps for queue in queues]
+        self.client.connection.send_command(*self._claim(queues))
+
+    def look_again(self) -> None:
+        """Send a claim the next time: there may be a message now."""
+        self._nothing_there = False
 
     def _claim(self: Any, queues: list[str]) -> list[Any]:
         places = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
@@ -209,8 +209,8 @@ class _ClaimingChannel:
         """Read what `_brpop_start` asked for; raises Empty where there is no message."""
         try:
             answer = self._read_answer()
-            if self._waiting or answer is None:
-                self._nothing_there = not self._waiting and self._script_is_known
+            if answer is None:
+                self._nothing_there = self._script_is_known
                 raise Empty
             number, content = answer
             self._deliver_claimed(self._asked[number], loads(bytes_to_str(content)))
@@ -233,8 +233,6 @@ class _ClaimingChannel:
         return answer
 
     def _deliver_claimed(self: Any, queue: str, message: dict[str, Any]) -> None:
-        self._nothing_there = False
-        self._latest_queue = queue
         self._queue_cycle.rotate(queue)
         self.claimed = None if queue in self._unacknowledged else message["properties"]["delivery_tag"]
         try:
@@ -247,6 +245,14 @@ class _ClaimingChannel:
         priority = self._get_message_priority(message, reverse=False)
         return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
 
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        self.doorbells.forget(connection)
+        super()._on_connection_disconnect(connection)  # type: ignore[misc]
+
+    def _close_clients(self) -> None:
+        self.doorbells.close()
+        super()._close_clients()  # type: ignore[misc]
+
     def maybe_renew(self: Any) -> None:
         """Renew what is held; a connection that is broken is healed elsewhere."""
         try:
@@ -255,11 +261,11 @@ class _ClaimingChannel:
             logger.debug("renewing failed, will be tried again", exc_info=True)
 
 
-class Channel(_ClaimingChannel, kombu_redis.Channel):
+class Channel(_ClaimingChannel, Vigilant, kombu_redis.Channel):
     """A channel to one Redis."""
 
 
-class SentinelChannel(_ClaimingChannel, kombu_redis.SentinelChannel):
+class SentinelChannel(_ClaimingChannel, Vigilant, kombu_redis.SentinelChannel):
     """A channel to the Redis that Sentinel names."""
 
 
@@ -267,6 +273,11 @@ class _RenewingTransport:
     """Before kombu's transport in a class's bases: what a worker does every few seconds."""
 
     _renewing: Any = None  # the timer
+    cycle: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
 
     def register_with_event_loop(self: Any, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)  # type: ignore[misc]
