@@ -56,7 +56,9 @@ class ForkedWorkers:
         )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: object, *_: object) -> None:
+        if failure:
+            sys.stderr.write(self.log[-20_000:])  # pytest shows it
         for pid in list(self._alive):
             self.kill(pid)
         assert self._warm.stdin is not None
@@ -75,6 +77,11 @@ class ForkedWorkers:
         pid = int(self._warm.stdout.readline())
         self._alive.append(pid)
         return pid
+
+    def pause(self, pid: int) -> None:
+        """SIGSTOP: what it is sent from now on reaches its sockets, and nobody reads it."""
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGSTOP)
 
     def kill(self, pid: int) -> None:
         """SIGKILL, to the worker and its pool: nobody has time for a last word."""

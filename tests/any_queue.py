@@ -1,0 +1,5 @@
+"""Celery's settings, with a queue for each name that `-Q` has."""
+
+from celeryconfig import *  # noqa: F403
+
+task_create_missing_queues = True

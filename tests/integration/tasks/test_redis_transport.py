@@ -1,0 +1,52 @@
+"""How a worker that has nothing to do comes to its next message."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from celery import Celery
+
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    from tests.helpdesk import HelpDesk
+
+_QUEUES = ("celery", "notifications", "cache", "bulk")
+
+
+def test_a_message_in_any_queue_wakes_an_idle_worker_which_does_not_look_again_and_again(
+    helpdesk: HelpDesk,
+) -> None:
+    cache = helpdesk.broker.cache
+    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.deaf_doorbells"}):
+        for number, queue in enumerate(_QUEUES * 3):
+            wait_until(lambda: _blocked(helpdesk) > len(_QUEUES), what="the worker to wait at each queue")
+            helpdesk.send("killed.note", number, queue=queue)
+            wait_until(partial(cache.hexists, "noted", str(number)), what=f"what is in {queue}")
+
+
+def test_a_message_with_a_priority_is_found_although_nothing_wakes_the_worker(helpdesk: HelpDesk) -> None:
+    with (
+        Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}),
+        Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
+    ):
+        wait_until(lambda: _blocked(helpdesk) > len(_QUEUES), what="the worker to wait at each queue")
+        app.send_task("killed.note", [1], queue="bulk", priority=9)
+        wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), what="the message")
+
+
+def test_a_worker_with_more_queues_than_kombu_has_connections_waits_at_each(helpdesk: HelpDesk) -> None:
+    queues = [f"queue-{number}" for number in range(30)]
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.deaf_doorbells"}
+    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.any_queue"}, "-Q", ",".join(queues)):
+        wait_until(lambda: _blocked(helpdesk) > len(queues), what="the worker to wait at each queue")
+        for number, queue in enumerate(queues):
+            helpdesk.send("killed.note", number, queue=queue)
+        wait_until(lambda: helpdesk.broker.cache.hlen("noted") == len(queues), what="all messages")
+
+
+def _blocked(helpdesk: HelpDesk) -> int:
+    """How many connections wait for a message; the queue of health checks is one of them."""
+    return int(helpdesk.broker.client.info("clients")["blocked_clients"])
