@@ -11,6 +11,7 @@ import typer
 from celery import Celery
 from redis.exceptions import ResponseError
 
+from cdc_tasks.changes import position_key
 from cdc_tasks.errors import CDCError
 from listener.console import print_json, show_parked
 from listener.loading import load_router
@@ -93,7 +94,8 @@ def _chosen(
 
 
 def _order(parked: ParkedChange) -> tuple[Any, ...]:
-    return parked.change.committed_at, parked.parked_at, parked.id
+    change = parked.change
+    return change.committed_at, position_key(change.position), parked.id
 
 
 @cli.command("list")

@@ -11,6 +11,7 @@ import pymysql
 
 from listener.mysql.monitor import BinlogMonitor
 from listener.router import BinlogRouter, EventType
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -59,6 +60,17 @@ class MySQLDatabase:
         with closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(statement, arguments or None)
             return list(cursor.fetchall())
+
+    def purge_logs(self) -> None:
+        """Let the server forget all of its log up to now."""
+        self.execute("FLUSH BINARY LOGS")
+        newest = self.fetch("SHOW BINARY LOGS")[-1][0]
+        # A file that a replica has just let go of cannot be purged at once.
+        wait_until(lambda: self._is_purged_to(newest), what="the old logs to be gone")
+
+    def _is_purged_to(self, newest: str) -> bool:
+        self.execute(f"PURGE BINARY LOGS TO '{newest}'")
+        return bool(self.fetch("SHOW BINARY LOGS")[0][0] == newest)
 
 
 @dataclass

@@ -8,14 +8,14 @@ from listener.router import BinlogRouter, EventType, changed
 __all__ = ["failing", "mended", "no_router", "routes", "setup", "to_no_queue"]
 
 
-def setup() -> BinlogRouter:
+def setup(schema: str = "public") -> BinlogRouter:
     """Return routes to the help desk's tables."""
     router = BinlogRouter()
-    router.register("public", "roles", EventType.ALL, "tests.refresh", args=_table, coalesce=True)
+    router.register(schema, "roles", EventType.ALL, "tests.refresh", args=_table, coalesce=True)
     router.register(
-        "public", "roles", [EventType.UPDATE], "tests.renamed", when=changed("name"), columns=["id"]
+        schema, "roles", [EventType.UPDATE], "tests.renamed", when=changed("name"), columns=["id"]
     )
-    router.register("public", "roles", [EventType.INSERT], "tests.many", batch=500, queue="bulk")
+    router.register(schema, "roles", [EventType.INSERT], "tests.many", batch=500, queue="bulk")
     return router
 
 
@@ -27,29 +27,29 @@ routes = setup()
 no_router = {"a": "mistake"}
 
 
-def to_no_queue() -> BinlogRouter:
+def to_no_queue(schema: str = "public") -> BinlogRouter:
     """Return a route whose queue is misspelt."""
     router = BinlogRouter()
-    router.register("public", "roles", EventType.INSERT, "tests.many", queue="balk")
+    router.register(schema, "roles", EventType.INSERT, "tests.many", queue="balk")
     return router
 
 
-def failing() -> BinlogRouter:
+def failing(schema: str = "public") -> BinlogRouter:
     """Return a route whose function fails on rows that it does not expect, and one that is wrong for good."""
     router = BinlogRouter()
     router.register(
-        "public", "roles", EventType.INSERT, "tests.named", args=lambda change: [len(change.row["name"])]
+        schema, "roles", EventType.INSERT, "tests.named", args=lambda change: [len(change.row["name"])]
     )
     router.register(
-        "public", "roles", EventType.INSERT, "tests.wrong", when=lambda change: change.row["nothing"]
+        schema, "roles", EventType.INSERT, "tests.wrong", when=lambda change: change.row["nothing"]
     )
     return router
 
 
-def mended() -> BinlogRouter:
+def mended(schema: str = "public") -> BinlogRouter:
     """Return the same routes, the first of which now takes every row."""
     router = BinlogRouter()
     router.register(
-        "public", "roles", EventType.INSERT, "tests.named", args=lambda change: [change.row["name"]]
+        schema, "roles", EventType.INSERT, "tests.named", args=lambda change: [change.row["name"]]
     )
     return router

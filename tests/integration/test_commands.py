@@ -3,68 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from demo.servers import ValkeyServer
 from tests.listening import wait_for_reader
+from tests.operators import ROUTES, Operator, tasks_in
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Broker, Database
-
-_CHECKOUT = Path(__file__).resolve().parents[2]
-_ROUTES = "tests.routes_for_commands"
-
-
-class Operator:
-    """Somebody at a shell."""
-
-    def __init__(self, **environment: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "CELERY_"))}
-        self.environment = {**kept, **environment}
-
-    def types(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run `python -m listener …`, and return what it wrote and how it ended."""
-        return subprocess.run(
-            [sys.executable, "-W", "error::ResourceWarning", "-m", "listener", *arguments],
-            cwd=_CHECKOUT,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def asks(self, *arguments: str, **environment: str) -> Any:
-        """Return the JSON that a command answers with."""
-        done = self.types(*arguments, "--json", **environment)
-        assert done.stdout, done.stderr
-        return json.loads(done.stdout)
-
-    @contextmanager
-    def running(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        """Run it in the background; killed at the end if it still runs."""
-        with subprocess.Popen(
-            [sys.executable, "-m", "listener", *arguments],
-            cwd=_CHECKOUT,
-            env={**self.environment, **environment},
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
 
 
 @pytest.fixture
@@ -76,12 +26,8 @@ def operator(database: Database, broker: Broker) -> Operator:
         CELERY_BROKER_URL=broker.url,
         CACHE_URL=broker.cache_url,
         CDC_NAME=database.name,
-        CDC_ROUTES=f"{_ROUTES}:setup",
+        CDC_ROUTES=f"{ROUTES}:setup",
     )
-
-
-def _tasks(broker: Broker, queue: str) -> list[dict[str, Any]]:
-    return [json.loads(message) for message in reversed(broker.client.lrange(queue, 0, -1))]
 
 
 def test_help_names_every_command_and_every_variable() -> None:
@@ -106,7 +52,7 @@ def test_settings_that_cannot_be_used_are_all_told_at_once(command: str) -> None
 
 
 def test_routes_are_shown_without_database_and_broker() -> None:
-    operator = Operator(CDC_ROUTES=f"{_ROUTES}:routes")
+    operator = Operator(CDC_ROUTES=f"{ROUTES}:routes")
     assert operator.asks("routes") == [
         {
             "table": "public.roles",
@@ -148,8 +94,8 @@ def test_routes_are_shown_without_database_and_broker() -> None:
     ("reference", "told"),
     [
         ("nowhere.routes:setup", "there is no module nowhere.routes"),
-        (f"{_ROUTES}:nothing", "has no attribute 'nothing'"),
-        (f"{_ROUTES}:no_router", "it is dict, not a BinlogRouter"),
+        (f"{ROUTES}:nothing", "has no attribute 'nothing'"),
+        (f"{ROUTES}:no_router", "it is dict, not a BinlogRouter"),
     ],
 )
 def test_routes_that_are_not_there_are_told_with_the_way_to_name_them(reference: str, told: str) -> None:
@@ -170,7 +116,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
         wait_for_reader(database, database.name, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, 'Auditor'); UPDATE roles SET name = 'Admin'")
         wait_until(lambda: broker.client.llen("celery") == 2, what="two tasks in the default queue")
-        assert [each["headers"]["task"] for each in _tasks(broker, "celery")] == [
+        assert [each["headers"]["task"] for each in tasks_in(broker, "celery")] == [
             "tests.renamed",
             "tests.refresh",
         ]
@@ -260,7 +206,7 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
 
 
 def test_a_cache_that_is_away_and_a_queue_that_is_not_there_are_problems(operator: Operator) -> None:
-    checked = operator.asks("check", CACHE_URL="redis://127.0.0.1:1/0", CDC_ROUTES=f"{_ROUTES}:to_no_queue")
+    checked = operator.asks("check", CACHE_URL="redis://127.0.0.1:1/0", CDC_ROUTES=f"{ROUTES}:to_no_queue")
     problems = {each["what"]: each for each in checked["findings"] if each["state"] == "problem"}
     assert problems.keys() == {"cache", "route to tests.many"}
     assert "balk" in problems["route to tests.many"]["found"]
@@ -303,7 +249,7 @@ def test_a_second_listener_waits_says_so_and_takes_over(
 def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
     operator: Operator, database: Database, broker: Broker
 ) -> None:
-    operator.environment["CDC_ROUTES"] = f"{_ROUTES}:failing"
+    operator.environment["CDC_ROUTES"] = f"{ROUTES}:failing"
     with operator.running():
         wait_for_reader(database, database.name, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, NULL), (2, 'named')")
@@ -327,10 +273,10 @@ def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
     again = operator.types("parked", "replay", "--all")
     assert again.returncode == 1
     assert again.stderr.count("stays parked") == 3
-    mended = {"CDC_ROUTES": f"{_ROUTES}:mended"}
+    mended = {"CDC_ROUTES": f"{ROUTES}:mended"}
     replayed = operator.types("parked", "replay", first, **mended)
     assert (replayed.returncode, replayed.stdout) == (0, f"{first}: sent to tests.named\n")
-    task = _tasks(broker, "celery")[-1]
+    task = tasks_in(broker, "celery")[-1]
     assert task["headers"]["id"] == first
     assert "roles insert" in task["headers"]["argsrepr"]
     assert operator.types("parked", "replay", first).returncode == 1

@@ -1,0 +1,194 @@
+"""The listener's commands as an operator types them, on a real MariaDB and a real MySQL."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.servers import ValkeyServer
+from tests.listening import wait_for_replica
+from tests.operators import ROUTES, Operator, tasks_in
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.conftest import Broker
+    from tests.mysql_source import MySQLDatabase
+
+
+@pytest.fixture
+def operator(any_mysql: MySQLDatabase, broker: Broker) -> Operator:
+    """An operator with a database that has a table, an empty broker, and a name of their own."""
+    any_mysql.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
+    return Operator(
+        DATABASE_URL=any_mysql.url,
+        CELERY_BROKER_URL=broker.url,
+        CACHE_URL=broker.cache_url,
+        CDC_NAME=any_mysql.name,
+        CDC_ROUTES=f"{ROUTES}:setup",
+    )
+
+
+def _wait(database: MySQLDatabase) -> None:
+    wait_for_replica(database, database.name, timeout=30)
+
+
+def _caught_up(operator: Operator) -> Any:
+    status = operator.asks("status")
+    return status if status["lag_bytes"] == 0 else None
+
+
+def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLDatabase, broker: Broker) -> None:
+    checked = operator.asks("check")
+    assert checked["ready"], checked
+    assert {each["table"] for each in operator.asks("routes")} == {f"{any_mysql.name}.roles"}
+    before = operator.types("status")
+    assert (before.returncode, "never started" in before.stdout) == (1, True)
+
+    with operator.running() as listener:
+        _wait(any_mysql)
+        any_mysql.execute("INSERT INTO roles VALUES (1, 'Auditor')", "UPDATE roles SET name = 'Admin'")
+        wait_until(lambda: broker.client.llen("celery") == 2, what="two tasks in the default queue")
+        wait_until(lambda: broker.client.llen("bulk") == 1, what="the batch that is not full")
+        assert {each["headers"]["task"] for each in tasks_in(broker, "celery")} == {
+            "tests.refresh",
+            "tests.renamed",
+        }
+
+        status = wait_until(lambda: _caught_up(operator), what="the listener to have caught up", timeout=30)
+        assert (status["listener"], status["alarms"], status["lag_seconds"]) == ("running", [], 0.0)
+        assert status["checkpoint"].startswith("binlog.")
+        assert operator.types("status").returncode == 0
+        assert operator.asks("check")["ready"]
+
+        listener.send_signal(signal.SIGTERM)
+        assert listener.wait(timeout=10) == 0
+    stopped = operator.types("status")
+    assert (stopped.returncode, "held by nobody" in stopped.stdout) == (1, True)
+
+
+def test_problems_are_shown_with_what_to_paste_and_fail_the_command(
+    operator: Operator, any_mysql: MySQLDatabase
+) -> None:
+    any_mysql.execute(
+        f"CREATE USER {any_mysql.name}@'%' IDENTIFIED BY 'db-secret'",
+        f"GRANT SELECT ON {any_mysql.name}.* TO {any_mysql.name}@'%'",
+    )
+    poor = any_mysql.url.replace("//root@", f"//{any_mysql.name}:db-secret@")
+    try:
+        done = operator.types(
+            "check", DATABASE_URL=poor, CELERY_BROKER_URL="redis://:broker-secret@127.0.0.1:1/0"
+        )
+        ran = operator.types("run", DATABASE_URL=poor)
+    finally:
+        any_mysql.execute(f"DROP USER {any_mysql.name}@'%'")
+    assert done.returncode == ran.returncode == 1
+    assert "GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO" in done.stdout
+    assert "Start it, or correct CELERY_BROKER_URL." in done.stdout
+    for text in (done.stdout + done.stderr, ran.stdout + ran.stderr):
+        assert "secret" not in text
+        assert "Traceback" not in text
+    of_postgres = operator.types("check", CDC_ROUTES=f"{ROUTES}:routes")
+    assert of_postgres.returncode == 1
+    assert "table public.roles" in of_postgres.stdout
+    assert "the schema is the database's name; there are: " in of_postgres.stdout
+    assert any_mysql.name in of_postgres.stdout
+
+
+def test_reading_begins_with_the_oldest_log_where_that_is_asked_for_and_json_logs_are_json(
+    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
+) -> None:
+    any_mysql.execute("INSERT INTO roles VALUES (1, 'before')")
+    with operator.running("run", "--from-start", "--json-logs") as listener:
+        wait_until(lambda: broker.client.llen("bulk") == 1, what="the row of before", timeout=30)
+        listener.send_signal(signal.SIGINT)
+        assert listener.wait(timeout=10) == 0
+        assert listener.stderr is not None
+        lines = [json.loads(line) for line in listener.stderr]
+    assert [each["event"] for each in lines] == ["starting", "streaming", "first_start", "stopped"]
+    assert "mysql://" not in json.dumps(lines)
+
+
+def test_a_gap_stops_it_until_it_is_accepted(
+    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
+) -> None:
+    with operator.running() as listener:
+        _wait(any_mysql)
+        any_mysql.execute("INSERT INTO roles VALUES (1, 'a')")
+        wait_until(lambda: broker.client.llen("bulk") == 1, what="the first task")
+        listener.send_signal(signal.SIGTERM)
+        assert listener.wait(timeout=10) == 0
+    any_mysql.execute("INSERT INTO roles VALUES (2, 'missed')")
+    any_mysql.purge_logs()
+    stopped = operator.types("run")
+    assert stopped.returncode == 1
+    assert "--accept-gap" in stopped.stderr
+    assert "purged" in stopped.stderr
+    assert not operator.asks("check")["ready"]
+    with operator.running("run", "--accept-gap"):
+        _wait(any_mysql)
+        any_mysql.execute("INSERT INTO roles VALUES (3, 'b')")
+        wait_until(lambda: broker.client.llen("bulk") == 2, what="the task after the gap")
+
+
+def test_a_second_listener_waits_says_so_and_takes_over(
+    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
+) -> None:
+    with operator.running() as first:
+        _wait(any_mysql)
+        with operator.running("run", "--json-logs") as second:
+            assert second.stderr is not None
+            events = (json.loads(line)["event"] for line in second.stderr)
+            assert "standby" in iter(events)
+            first.send_signal(signal.SIGKILL)
+            assert "streaming" in iter(events)
+            any_mysql.execute("INSERT INTO roles VALUES (1, 'a')")
+            wait_until(lambda: broker.client.llen("bulk") == 1, what="a task of the second listener")
+
+
+def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
+    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
+) -> None:
+    operator.environment["CDC_ROUTES"] = f"{ROUTES}:failing"
+    with operator.running():
+        _wait(any_mysql)
+        named = ", ".join(f"({number}, 'named')" for number in range(2, 13))
+        any_mysql.execute(f"INSERT INTO roles VALUES (1, NULL), {named}")
+        wait_until(lambda: broker.client.llen("celery") == 11, what="the tasks that work")
+        parked = operator.asks("parked", "list")
+    assert [each["change"]["after"]["id"] for each in parked] == [1, *range(1, 13)]
+    assert operator.asks("status")["parked"] == 13
+    (first,) = (each["id"] for each in parked if each["task"] == "tests.named")
+    shown = json.loads(operator.types("parked", "show", first).stdout)
+    assert shown["change"]["after"] == {"id": 1, "name": None}
+
+    mended = {"CDC_ROUTES": f"{ROUTES}:mended"}
+    replayed = operator.types("parked", "replay", first, **mended)
+    assert (replayed.returncode, replayed.stdout) == (0, f"{first}: sent to tests.named\n")
+    assert tasks_in(broker, "celery")[-1]["headers"]["id"] == first
+    assert operator.types("parked", "drop", "--all").stdout.count("dropped") == 12
+    assert operator.asks("parked", "list") == []
+
+
+def test_a_broker_that_lost_its_data_is_told_by_check_and_status_and_mended_by_run(
+    operator: Operator, any_mysql: MySQLDatabase
+) -> None:
+    with ValkeyServer() as lossy:
+        operator.environment["CELERY_BROKER_URL"] = lossy.url
+        with operator.running() as listener:
+            _wait(any_mysql)
+            listener.send_signal(signal.SIGTERM)
+            assert listener.wait(timeout=10) == 0
+        lossy.restart(keep_data=False)
+        any_mysql.execute("INSERT INTO roles VALUES (1, 'meanwhile')")
+
+        (told,) = [each for each in operator.asks("check")["findings"] if each["what"] == "broker's data"]
+        assert (told["state"], "has lost its data" in told["found"]) == ("warning", True)
+        assert operator.asks("status")["listener"] == "none"
+        with operator.running("run", "--json-logs") as listener:
+            assert listener.stderr is not None
+            assert "broker_behind" in (json.loads(line)["event"] for line in listener.stderr)
+            wait_until(lambda: operator.asks("status")["checkpoint"], what="a checkpoint", timeout=30)
+        assert "broker's data" not in {each["what"] for each in operator.asks("check")["findings"]}
