@@ -32,7 +32,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
                 return self.run(*args, **kwargs)
         except TaskPredicate:  # a retry or a rejection that the task itself asked for
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a task raises: it is raised again, or retried
             if self.request.called_directly or self.request.is_eager:
                 raise
             if isinstance(error, TryAgain) and may_try_again(error, self.request, self.max_retries):

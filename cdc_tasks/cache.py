@@ -11,7 +11,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from cdc_tasks.retrying import TryAgain
-from cdc_tasks.settings import worker_settings
+from cdc_tasks.settings import RedisSettings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ class CacheAway(TryAgain):
 def client() -> redis.Redis:
     """Return this process's client; safe in threads and after a fork."""
     return redis.Redis.from_url(
-        worker_settings().cache_url.get_secret_value(),
+        load(RedisSettings).cache_url.get_secret_value(),
         socket_timeout=5,
         socket_connect_timeout=5,
         health_check_interval=15,

@@ -26,6 +26,7 @@ __all__ = [
     "DeadLetter",
     "UnknownLetterError",
     "count",
+    "count_by_task",
     "described_error",
     "every",
     "forget",
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 ATTEMPTS = "cdc_attempts"  # the message header in which a task's history travels
 
 _KEY = "cdc:dead-letters"  # a hash: task id, letter
+_COUNTS = "cdc:dead-letters:by-task"  # a hash: task, number; letters are too large to be read for each scrape
 _LONGEST_HISTORY = 30
 _LONGEST_ERROR = 1_000  # characters
 _LONGEST_TRACEBACK = 20_000
@@ -47,10 +49,17 @@ _LONGEST_TRACEBACK = 20_000
 # What a replayed message is not to take over: it starts anew.
 _OF_ONE_TRY = {"expires", "retries", "task_id", "headers"}
 
-# KEYS: the letters; ARGV: an id, the letter as it was read
+# KEYS: the letters, the numbers; ARGV: an id, the letter, its task
+_KEEP = """
+if redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) == 1 then redis.call('HINCRBY', KEYS[2], ARGV[3], 1) end
+"""
+
+# KEYS: the letters, the numbers; ARGV: an id, the letter as it was read, its task
 _FORGET = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-return redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+if redis.call('HINCRBY', KEYS[2], ARGV[3], -1) <= 0 then redis.call('HDEL', KEYS[2], ARGV[3]) end
+return 1
 """
 
 
@@ -106,8 +115,7 @@ def with_attempt(headers: Mapping[str, Any], attempt: Mapping[str, Any]) -> dict
 
 def keep(letter: DeadLetter) -> None:
     """Store it, in the place of an earlier one of the same task; raises CacheAway."""
-    with cache.errors_translated():
-        cache.client().hset(_KEY, letter.id, json.dumps(asdict(letter), default=str))
+    _run(_KEEP, letter)
     log.error(
         "task gave up",
         dead_letter=letter.id,
@@ -142,8 +150,21 @@ def count() -> int:
         return int(cache.client().hlen(_KEY))
 
 
+def count_by_task() -> dict[str, int]:
+    """Return how many there are of each task; raises CacheAway."""
+    with cache.errors_translated():
+        found: dict[Any, Any] = cache.client().hgetall(_COUNTS)
+    return {task.decode(): int(number) for task, number in found.items()}
+
+
 def forget(letter: DeadLetter) -> bool:
     """Remove it, unless the task has failed again meanwhile; tells whether it was removed."""
-    as_read = json.dumps(asdict(letter), default=str)
+    return bool(_run(_FORGET, letter))
+
+
+def _run(script: str, letter: DeadLetter) -> Any:
+    text = json.dumps(asdict(letter), default=str)
     with cache.errors_translated():
-        return bool(cache.client().register_script(_FORGET)(keys=[_KEY], args=[letter.id, as_read]))
+        return cache.client().register_script(script)(
+            keys=[_KEY, _COUNTS], args=[letter.id, text, letter.task]
+        )

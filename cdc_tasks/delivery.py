@@ -129,7 +129,7 @@ def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bo
         else:
             turn.leave()
         raise
-    except Exception:
+    except Exception:  # whatever an adapter raises, it gives up, and those behind it go on
         turn.leave()
         raise
     turn.leave()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import redis
 
 from cdc_tasks import cache
-from cdc_tasks.settings import worker_settings
+from cdc_tasks.settings import RedisSettings, load
 
 __all__ = ["counts"]
 
 
 def counts() -> dict[str, int]:
     """Return CDC_NAME: changes, from the broker where it is Redis, else from CACHE_URL; raises CacheAway."""
-    url = worker_settings().celery_broker_url.get_secret_value()
+    url = load(RedisSettings).celery_broker_url.get_secret_value()
     if not url.startswith(("redis://", "rediss://", "unix://")):
         return _counts(cache.client())
     with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:

@@ -13,6 +13,7 @@ from cdc_tasks.errors import CDCError, mask_secrets
 __all__ = [
     "BrokerSettings",
     "LogSettings",
+    "RedisSettings",
     "Settings",
     "SettingsError",
     "WorkerSettings",
@@ -92,15 +93,20 @@ class BrokerSettings(Settings):
     )
 
 
-class ConnectionSettings(BrokerSettings):
+class RedisSettings(BrokerSettings):
+    """Where tasks travel, and where tasks keep what they must know: all that needs no database."""
+
+    cache_url: RedisURL = Field(
+        SecretStr("redis://localhost:6379/1"),
+        description="Redis for the master cache, and for checkpoints where the broker is not Redis.",
+    )
+
+
+class ConnectionSettings(RedisSettings):
     """The three addresses that listener and workers share."""
 
     database_url: SecretStr = Field(
         description="The database, e.g. postgresql://user:password@host:5432/name or mysql://user:password@host/name."
-    )
-    cache_url: RedisURL = Field(
-        SecretStr("redis://localhost:6379/1"),
-        description="Redis for the master cache, and for checkpoints where the broker is not Redis.",
     )
 
 

@@ -1,0 +1,89 @@
+"""What waits for a person, as Prometheus reads it from Flower."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from typer.testing import CliRunner
+
+from cdc_tasks import dead_letters
+from cdc_tasks.__main__ import cli
+from demo.programs import Flower
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.helpdesk import HelpDesk
+
+
+def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
+    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither needs a database to tell it, nor a password to be asked."""
+    in_process.broker.client.hset("cdc:shop:parked", mapping={"one": "{}", "two": "{}"})
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", "admin:flower-password")
+    environment = {**in_process.environment, "CDC_TASK_MODULES": "tests.faulty_tasks"}
+    with ExitStack() as stack:
+        stack.enter_context(Worker(environment))
+        with monkeypatch.context() as without_database:
+            without_database.delenv("DATABASE_URL")
+            flower = stack.enter_context(Flower())
+        assert _numbers(flower) == {"parked_changes shop": 2, "redis_up": 1}
+
+        for _ in range(3):
+            in_process.send("faulty.fails", {}, queue="celery")
+        first = in_process.send("faulty.counts", "n", queue="bulk")
+        wait_until(lambda: _numbers(flower).get("dead_letters faulty.fails") == 3, what="the letters")
+        wait_until(lambda: _numbers(flower).get("dead_letters faulty.counts") == 1, what="one more")
+
+        in_process.broker.cache.set("cure", 1)
+        assert _run("dead-letters", "replay", first) == 0
+        assert _run("dead-letters", "replay", "--task", "faulty.fails") == 0  # they fail again
+        wait_until(
+            lambda: (
+                _numbers(flower) == {"dead_letters faulty.fails": 3, "parked_changes shop": 2, "redis_up": 1}
+            ),
+            what="one letter less",
+        )
+
+
+def test_a_letter_that_is_kept_twice_counts_once(in_process: HelpDesk) -> None:
+    letter = dead_letters.DeadLetter(
+        id="an-id",
+        task="a.task",
+        args=[],
+        kwargs={},
+        queue=None,
+        error="",
+        traceback="",
+        failed_at="",
+        worker=None,
+    )
+    for _ in range(2):
+        dead_letters.keep(letter)
+    assert dead_letters.count_by_task() == {"a.task": 1}
+    assert dead_letters.forget(letter)
+    assert not dead_letters.forget(letter)
+    assert dead_letters.count_by_task() == {}
+
+
+def test_a_redis_that_is_away_is_a_number_too(in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_URL", "redis://127.0.0.1:1/0")
+    with Flower() as flower:
+        assert _numbers(flower) == {"redis_up": 0}
+
+
+def _numbers(flower: Flower) -> dict[str, float]:
+    with urllib.request.urlopen(f"{flower.url}/metrics", timeout=20) as answer:
+        page = answer.read().decode()
+    lines = re.findall(r'^cdc_(\w+)(?:\{\w+="(.*)"\})? (\S+)$', page, re.MULTILINE)
+    return {f"{name} {label}".strip(): float(number) for name, label, number in lines}
+
+
+def _run(*arguments: str) -> int:
+    return CliRunner().invoke(cli, arguments).exit_code
