@@ -198,6 +198,9 @@ def _fresh_mysql_database(server: MariaDBServer | MySQLServer) -> Iterator[MySQL
         server_itself.execute(f"DROP DATABASE {database.name}")
 
 
+fresh_mysql_database = contextmanager(_fresh_mysql_database)
+
+
 def _drop_database(administrator: psycopg2.extensions.connection, name: str) -> None:
     wait_until(
         lambda: _drop_slots(administrator, name), what=f"the replication slots of {name} to be given up"

@@ -18,21 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker
-    from tests.mysql_servers import MariaDBServer
+    from tests.mysql_source import MySQLDatabase
     from tests.social_stub import SocialStub
 
 
 @pytest.fixture
 def connection(
-    mariadb_server: MariaDBServer, broker: Broker, social: SocialStub, monkeypatch: pytest.MonkeyPatch
+    any_mysql: MySQLDatabase, broker: Broker, social: SocialStub, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[sqlalchemy.Connection]:
-    """A fresh help desk on MariaDB; this process is a worker's as far as settings go."""
-    administrator = sqlalchemy.create_engine(db.sqlalchemy_url(mariadb_server.url))
-    with administrator.begin() as connection:
-        connection.exec_driver_sql("DROP DATABASE IF EXISTS helpdesk")
-        connection.exec_driver_sql("CREATE DATABASE helpdesk CHARACTER SET utf8mb4")
-    administrator.dispose()
-    monkeypatch.setenv("DATABASE_URL", mariadb_server.url_of("helpdesk"))
+    """A fresh help desk on MariaDB and on MySQL; this process is a worker's as far as settings go."""
+    monkeypatch.setenv("DATABASE_URL", any_mysql.url)
     monkeypatch.setenv("CACHE_URL", broker.cache_url)
     monkeypatch.setenv("CDC_SECRET_KEY", vault.new_key())
     monkeypatch.setenv("SLACK_API_URL", social.slack_api_url)
@@ -50,9 +45,7 @@ def connection(
         cached.cache_clear()
 
 
-def test_a_message_is_written_from_mariadbs_rows(
-    connection: sqlalchemy.Connection, social: SocialStub
-) -> None:
+def test_a_message_is_written_from_the_rows(connection: sqlalchemy.Connection, social: SocialStub) -> None:
     connection.exec_driver_sql(
         "INSERT INTO users (id, name, email, manager_id) VALUES"
         " (1, 'Móna 🎫', 'mona@example.com', NULL), (2, 'Anna', 'anna@example.com', 1)"
@@ -74,7 +67,7 @@ def test_a_message_is_written_from_mariadbs_rows(
         assert told in social.posted[0].text
 
 
-def test_the_master_cache_is_filled_from_mariadb(connection: sqlalchemy.Connection) -> None:
+def test_the_master_cache_is_filled(connection: sqlalchemy.Connection) -> None:
     assert [row["name"] for row in master_cache.get("priorities")] == ["Low", "Normal", "High", "Urgent"]
     connection.exec_driver_sql("UPDATE priorities SET name = 'Now' WHERE name = 'Urgent'")
     master_cache.refresh("priorities")
