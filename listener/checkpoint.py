@@ -9,6 +9,7 @@ fails, or ours does and it fails. The same holds off a second listener with our 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from typing import Any, Final, NamedTuple
@@ -51,6 +52,7 @@ class _Found(NamedTuple):
 
 
 class _Step(NamedTuple):
+    position: str
     commands: Callable[[], Iterable[Command]]
     move: Command  # writes the checkpoint
     mark: str
@@ -70,6 +72,10 @@ class Checkpoint:
         self._run = f"{uuid4().hex[:12]}:"
         self._marks = (f"{self._run}{number}" for number in count(1))
         self._known = _Found(None, None, None)
+        self._step: _Step | None = None  # started, and not settled yet
+        self._sent: Callable[[], Iterable[Command]] | None = (
+            None  # what went with it on the connection that is open
+        )
         self._source: str | None = None
         self.key = redis.prefixed(f"cdc:{name}:checkpoint")
 
@@ -81,28 +87,40 @@ class Checkpoint:
     def read(self, source: str | None) -> str | None:
         """Return the position; raises BrokerError where it is another database's."""
         self._source = source
+        self._step = self._sent = None
         self._redis.close()
         self._known = self._patience.until_done(self._open)
         return self._known.position
 
-    def write(
+    def start(
         self,
         commands: Callable[[], Iterable[Command]],
         position: str,
         as_of: datetime | None = None,
         *,
         asking: Sequence[Command] = (),
-    ) -> list[Any]:
-        """Run the commands and move the checkpoint to `position` in one atomic step; returns the answers to `asking`.
+    ) -> None:
+        """Send the commands and the checkpoint's move to `position` as one atomic step, the one before being settled.
 
-        The commands are made anew for each attempt, while they are being sent.
-
-        Raises CheckpointMoved where it is not where we left it; then nothing was written.
+        The commands are made anew for each attempt, while they are being sent. Waits for nothing: a server that
+        is away is `settle`'s to wait for. Raises what `settle` raises.
         """
         mark = next(self._marks)
-        step = _Step(commands, self._store(position, mark, as_of), mark, asking)
+        step = _Step(position, commands, self._store(position, mark, as_of), mark, asking)
+        with suppress(BrokerAway):
+            self._send(step)
+        self._step = step
+
+    def settle(self) -> list[Any]:
+        """Return when the step that was started is done, with the answers to what it asked.
+
+        Raises CheckpointMoved where the checkpoint is not where we left it; then nothing was written.
+        """
+        step, self._step = self._step, None
+        if step is None:
+            return []
         answers = self._patience.until_done(lambda: self._attempt(step))
-        self._known = _Found(position, self._source, mark)
+        self._known = _Found(step.position, self._source, step.mark)
         return answers
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
@@ -121,17 +139,12 @@ class Checkpoint:
             raise
 
     def _do(self, step: _Step) -> list[Any]:
-        commands = step.commands
-        if not self._redis.is_open:
-            found = self._open()
-            if found.mark == step.mark:  # the answer was lost, and not the step
-                commands = _nothing
-            elif found.mark != self._known.mark:
-                raise self._moved(found)
-        durable = self._durable()
-        behind = [*durable, *step.asking, *self._watching()]
-        answers = self._redis.send(chain([("MULTI",)], commands(), [step.move, ("EXEC",)], behind))
-        done, *rest = answers[-len(behind) - 1 :]
+        if self._sent is None or not self._redis.is_open:
+            self._send(step)
+        answers, commands = self._redis.finish(), self._sent or _nothing
+        self._sent = None
+        behind = len(self._behind(step))
+        done, *rest = answers[-behind - 1 :]
         if isinstance(done, ResponseError):
             raise self._redis.refusal(next(each for each in answers if isinstance(each, ResponseError)))
         found = _found(rest[-1])
@@ -141,8 +154,24 @@ class Checkpoint:
             raise BrokerAway("The step of a former connection came through late.")
         if any(isinstance(answer, ResponseError) for answer in done):
             raise self._taken_back(done, [*commands(), step.move])
-        self._check_durable(rest[: len(durable)])
-        return rest[len(durable) : -2]
+        durable = len(self._durable())
+        self._check_durable(rest[:durable])
+        return rest[durable:-2]
+
+    def _send(self, step: _Step) -> None:
+        self._sent, commands = None, step.commands
+        if not self._redis.is_open:
+            found = self._open()
+            if found.mark == step.mark:  # the answer was lost, and not the step
+                commands = _nothing
+            elif found.mark != self._known.mark:
+                raise self._moved(found)
+        self._redis.start(chain([("MULTI",)], commands(), [step.move, ("EXEC",)], self._behind(step)))
+        self._sent = commands
+
+    def _behind(self, step: _Step) -> list[Command]:
+        """Return what is sent behind a step."""
+        return [*self._durable(), *step.asking, *self._watching()]
 
     def _durable(self) -> list[Command]:
         words = _DURABLE[self._durability]

@@ -47,8 +47,13 @@ class KombuPublisher:
         return self._checkpoint.read(source)
 
     def publish(
-        self, fired: Iterable[Call | Parked], *, checkpoint: str, as_of: datetime | None = None
-    ) -> None:
+        self,
+        fired: Iterable[Call | Parked],
+        *,
+        checkpoint: str,
+        as_of: datetime | None = None,
+        ahead: bool = False,  # noqa: ARG002 - it has the broker's confirmation, and not before
+    ) -> str | None:
         """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
         tasks, parked = group(fired)
         if tasks:
@@ -57,10 +62,16 @@ class KombuPublisher:
         else:
             self._sender.keep_alive()
         if tasks or parked or checkpoint != self._checkpoint.position:
-            self._checkpoint.write(lambda: store_parked(self._parked_key, parked), checkpoint, as_of)
+            self._checkpoint.start(lambda: store_parked(self._parked_key, parked), checkpoint, as_of)
+            self._checkpoint.settle()
         say_parked(parked)
         if tasks and self._max_queue is not None:
             self._wait_for_room(self._max_queue)
+        return self._checkpoint.position
+
+    def settle(self) -> str | None:
+        """Return the last position whose tasks the broker holds: nothing is published ahead."""
+        return self._checkpoint.position
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon."""

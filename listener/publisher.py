@@ -31,9 +31,8 @@ class Stopped(Exception):
 class Publisher(Protocol):
     """Hands tasks to the broker and keeps the checkpoint.
 
-    `publish` returns only once the broker holds all of them together with the checkpoint; it waits out a
-    broker that is away, full or slow, and raises BrokerError only where waiting cannot help, CheckpointMoved
-    where another listener took over, Stopped after `stop`. On Redis it is one atomic step.
+    It waits out a broker that is away, full or slow, and raises BrokerError only where waiting cannot help,
+    CheckpointMoved where another listener took over, Stopped after `stop`.
     """
 
     def checkpoint(self, source: str | None = None) -> str | None:
@@ -44,12 +43,22 @@ class Publisher(Protocol):
         """
 
     def publish(
-        self, fired: Iterable[Call | Parked], *, checkpoint: str, as_of: datetime | None = None
-    ) -> None:
-        """Make the broker hold these tasks, the parked changes, and the checkpoint.
+        self,
+        fired: Iterable[Call | Parked],
+        *,
+        checkpoint: str,
+        as_of: datetime | None = None,
+        ahead: bool = False,
+    ) -> str | None:
+        """Make the broker hold these tasks, the parked changes, and the checkpoint: on Redis in one atomic step.
 
         `as_of` is when the last change was committed: the checkpoint carries it for whoever asks for the lag.
+        With `ahead` it may return before the broker has answered, and the next call waits for that. Returns the
+        last position whose tasks the broker is known to hold.
         """
+
+    def settle(self) -> str | None:
+        """Wait for what was published ahead; returns the last position whose tasks the broker holds."""
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon; may be called from a signal handler."""

@@ -48,6 +48,7 @@ class RedisConnection:
         self._prefix = prefix
         self._variable = variable
         self._connection: Any = None
+        self._awaited = 0  # answers
         self._stack = ExitStack()
         self._longest = _LONGEST_WORD
 
@@ -106,22 +107,36 @@ class RedisConnection:
 
         Raises BrokerAway: then nobody knows what was done; BrokerError where waiting cannot help.
         """
+        self.start(commands)
+        return self.finish()
+
+    def start(self, commands: Iterable[Command]) -> None:
+        """Send commands whose answers `finish` will return; raises what `send` raises."""
         self.open()
         connection = self._connection
         try:
             with translated(self._variable):
-                awaited = 0
                 for count, text in _chunks(commands, self._longest):
                     # No check of its health: that would connect anew without a word, and forget a WATCH.
                     connection.send_packed_command([text], check_health=False)
-                    awaited += count
+                    self._awaited += count
+        except BaseException:
+            self.close()
+            raise
+
+    def finish(self) -> list[Any]:
+        """Return the answers to what was started; raises what `send` raises."""
+        connection, awaited = self._connection, self._awaited
+        self._awaited = 0
+        try:
+            with translated(self._variable):
                 return [_answer(connection) for _ in range(awaited)]
         except BaseException:
             self.close()
             raise
 
     def ask(self, commands: Iterable[Command]) -> list[Any]:
-        """Do what `send` does, and raise the first error among the answers in our words."""
+        """Send commands and return their answers; raises the first error among them in our words."""
         answers = self.send(commands)
         for answer in answers:
             if isinstance(answer, ResponseError):
@@ -135,6 +150,7 @@ class RedisConnection:
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""
         connection, self._connection = self._connection, None
+        self._awaited = 0
         if connection is not None:
             connection.disconnect()
         self._stack.close()

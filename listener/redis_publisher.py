@@ -17,7 +17,7 @@ from listener.envelope import Envelope, Envelopes
 from listener.gather import Gatherer
 from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
-from listener.publisher import Stopped
+from listener.publisher import CheckpointMoved, Stopped
 from listener.redis_connection import Command, RedisConnection
 from listener.router import Call, Parked, Route
 
@@ -50,29 +50,47 @@ class RedisPublisher:
         self._held_key = self._redis.prefixed(f"cdc:{name}:held")
         self._gatherer = Gatherer(self._held_key, interval=coalesce_interval, longest=batch_wait)
         self._max_queue = max_queue
-        self._is_settled = False  # what the gatherer holds back is what Redis holds with the checkpoint
+        self._is_settled = False  # what is held back goes with the checkpoint that Redis has, or is to have
+        self._parked: list[Parked] = []  # with what was published ahead
         self._envelopes = Envelopes(app)
         self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
     def checkpoint(self, source: str | None = None) -> str | None:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
+        with suppress(CheckpointMoved):  # it is read anew
+            self.settle()
         self._made.clear()  # a broker that was emptied does not know the queues any more
         return self._patience.until_done(lambda: self._read(source))
 
     def publish(
-        self, fired: Iterable[Call | Parked], *, checkpoint: str, as_of: datetime | None = None
-    ) -> None:
+        self,
+        fired: Iterable[Call | Parked],
+        *,
+        checkpoint: str,
+        as_of: datetime | None = None,
+        ahead: bool = False,
+    ) -> str | None:
         """Make the broker hold these tasks, the parked changes, and the checkpoint, in one atomic step."""
         self._is_settled = False
         tasks, parked, keeping = self._gatherer.gather(fired)
-        if not (tasks or parked or keeping) and checkpoint == self._checkpoint.position:
-            self._is_settled = True
-            return
-        keeping += store_parked(self._parked_key, parked)
-        lengths = self._write(tasks, keeping, checkpoint, as_of)
+        self.settle()
+        if tasks or parked or keeping or checkpoint != self._checkpoint.position:
+            self._parked = parked
+            self._start(tasks, [*keeping, *store_parked(self._parked_key, parked)], checkpoint, as_of)
         self._is_settled = True
+        return self._checkpoint.position if ahead else self.settle()
+
+    def settle(self) -> str | None:
+        """Wait for what was published ahead; see `Publisher.settle`."""
+        try:
+            lengths = self._checkpoint.settle()
+        except BaseException:
+            self._is_settled = False
+            raise
+        parked, self._parked = self._parked, []
         say_parked(parked)
         self._wait_for_room(lengths)
+        return self._checkpoint.position
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon."""
@@ -86,17 +104,17 @@ class RedisPublisher:
         self._redis.close()
 
     def _hand_over(self) -> None:
+        position = self.settle()
         tasks, _, keeping = self._gatherer.gather_all()
-        position = self._checkpoint.position
         if tasks and position is not None:
-            self._write(tasks, keeping, position)
+            self._start(tasks, keeping, position)
+            self.settle()
 
-    def _write(
+    def _start(
         self, tasks: list[Call], keeping: list[Command], checkpoint: str, as_of: datetime | None = None
-    ) -> list[int]:
-        """Do it in one atomic step; returns the lengths of the queues."""
+    ) -> None:
         envelopes = self._envelopes_of(tasks)
-        return self._checkpoint.write(
+        self._checkpoint.start(
             lambda: chain(_pushes(tasks, envelopes), keeping),
             checkpoint,
             as_of,

@@ -66,10 +66,18 @@ class Listener:
             self._monitor.close()
 
     def _pump(self) -> None:
-        for batch in self._monitor.batches(after=self._publisher.checkpoint(self._monitor.source)):
+        publisher, monitor = self._publisher, self._monitor
+        for batch in monitor.batches(after=publisher.checkpoint(monitor.source)):
             fired = self._router.tasks_for(batch.changes)
-            self._publisher.publish(fired, checkpoint=batch.position, as_of=batch.as_of)
-            self._monitor.acknowledge(batch.position)
+            # The next batch is read while the broker takes this one in; where none comes, there is time to wait.
+            ahead = bool(batch.changes)
+            held = publisher.publish(fired, checkpoint=batch.position, as_of=batch.as_of, ahead=ahead)
+            self._acknowledge(held)
+        self._acknowledge(publisher.settle())
+
+    def _acknowledge(self, position: str | None) -> None:
+        if position is not None:
+            self._monitor.acknowledge(position)
 
     def _sleep(self, seconds: float) -> None:
         if self._wakeup.wait(seconds):

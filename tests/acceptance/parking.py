@@ -23,7 +23,7 @@ POINTS: Final = (
     "before_publish",
     "half_sent",  # the broker has a part of a large batch's commands, which it is not to run without the rest
     "sent",  # the broker has, or will have, the batch and its checkpoint; we don't know yet
-    "after_publish",  # which on Redis is: after the checkpoint
+    "after_publish",  # the same, and what is next is about to be read
     "before_acknowledge",
     "after_acknowledge",
     "inside_large_before",  # publishing a piece of a large transaction
@@ -68,7 +68,7 @@ def _install(parking: _Parking) -> None:
 
     published = False  # since the last acknowledgement
 
-    def publish(wrapped: Callable[..., None], self: Any, fired: Any, *, checkpoint: str, **more: Any) -> None:
+    def publish(wrapped: Callable[..., Any], self: Any, fired: Any, *, checkpoint: str, **more: Any) -> Any:
         nonlocal published
         calls = list(fired)
         if not calls:  # only the position moves on
@@ -76,12 +76,12 @@ def _install(parking: _Parking) -> None:
         parking.reach("before_publish")
         if _is_deep(checkpoint):
             parking.reach("inside_large_before")
-        wrapped(self, calls, checkpoint=checkpoint, **more)
+        held = wrapped(self, calls, checkpoint=checkpoint, **more)
         published = True
         parking.reach("after_publish")
         if _is_deep(checkpoint):
             parking.reach("inside_large_after")
-        return None
+        return held
 
     def acknowledge(wrapped: Callable[..., None], self: Any, position: str) -> None:
         nonlocal published

@@ -102,6 +102,28 @@ def test_another_listener_with_our_name_moves_the_checkpoint_and_ours_stops_befo
     assert ids(any_broker.client, "celery") == [1, 2]
 
 
+def test_what_was_published_ahead_counts_as_held_when_the_broker_has_answered(broker: Broker) -> None:
+    router = router_to()
+    with redis_publisher(broker.url) as publisher:
+        assert publisher.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True) is None
+        held = publisher.publish(fire(router, [change(2)]), checkpoint=position(2), ahead=True)
+        assert held == position(1)
+        assert publisher.settle() == position(2)
+    assert ids(broker.client, "celery") == [1, 2]
+
+
+def test_a_listener_that_is_ahead_stops_before_it_doubles_what_another_one_published(broker: Broker) -> None:
+    router = router_to()
+    with redis_publisher(broker.url) as first, redis_publisher(broker.url) as second:
+        second.publish(fire(router, [change(1)]), checkpoint=position(1))
+        first.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True)
+        with pytest.raises(CheckpointMoved):
+            first.publish(fire(router, [change(2)]), checkpoint=position(2), ahead=True)
+        assert first.checkpoint(SOURCE) == position(1)
+        first.publish(fire(router, [change(2)]), checkpoint=position(2))
+    assert ids(broker.client, "celery") == [1, 2]
+
+
 def test_another_listener_that_only_moves_the_checkpoint_within_a_position_is_noticed(
     broker: Broker, checkpoint_key: str
 ) -> None:

@@ -47,8 +47,10 @@ def _url(proxy: Proxy) -> str:
 
 
 def _publish(publisher: RedisPublisher, first: int, last: int) -> None:
+    """Publish as the listener does: it goes on while the broker's answer is on its way."""
     for number in range(first, last + 1):
-        publisher.publish(fire(router_to(), [change(number)]), checkpoint=position(number))
+        publisher.publish(fire(router_to(), [change(number)]), checkpoint=position(number), ahead=True)
+    assert publisher.settle() == position(last)
 
 
 @pytest.mark.parametrize(
