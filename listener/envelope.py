@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from binascii import b2a_base64
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
@@ -15,6 +14,7 @@ from uuid import uuid4
 from celery import Celery
 from kombu import Producer
 from kombu.utils.json import dumps
+from pybase64 import b64encode
 
 from listener.redis_connection import Command, broker_channel, translated
 from listener.router import Route
@@ -107,7 +107,7 @@ def _sealing(text: str, route: Route) -> Callable[[bytes, bytes, bytes], bytes]:
     template = _AGAIN.sub("%b", text.replace(ID, f"{ID}-{route.key}")).encode()
 
     def seal(arguments: bytes, change_id: bytes, position: bytes) -> bytes:
-        body = b2a_base64(head + arguments + tail, newline=False)
+        body = b64encode(head + arguments + tail)
         message: bytes = template % pick((body, change_id, position))
         return message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -22,6 +23,7 @@ Row = Sequence[bytes | _Unchanged | None]  # in the order of the table's columns
 
 _TEXT, _NULL = ord("t"), ord("n")
 _SHORT_TEXT = b"t\0\0\0"  # the head of at most 255 bytes: the last byte of their number follows
+_past_length = itemgetter(slice(1, None))  # what follows such a head, without that byte
 _BETWEEN = 3  # bytes between two tuples' values: which tuple follows, and its number of columns
 _PAD = b"\0\0\0\0"  # lets kind and length be read at once even where the last column has no length
 _kind_and_length = Struct(">BI").unpack_from
@@ -35,7 +37,7 @@ def split_tuple(data: bytes, start: int) -> Row:
     parts = data[start + 2 :].split(_SHORT_TEXT)
     if len(parts) - 1 == data[start] << 8 | data[start + 1]:
         del parts[0]
-        return [part[1:] for part in parts]
+        return list(map(_past_length, parts))
     row, _ = _split_any(data, start)
     return row
 
@@ -46,7 +48,7 @@ def split_tuples(data: bytes, start: int) -> tuple[Row, Row]:
     parts = data[start + 2 :].split(_SHORT_TEXT)
     if count and len(parts) - 1 == 2 * count:
         del parts[0]
-        row = [part[1:] for part in parts]
+        row = list(map(_past_length, parts))
         row[count - 1] = row[count - 1][:-_BETWEEN]
         return row[:count], row[count:]
     old, at = _split_any(data, start)

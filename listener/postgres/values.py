@@ -9,9 +9,11 @@ The texts are those of a session with `DateStyle=ISO`, `IntervalStyle=postgres`,
 from __future__ import annotations
 
 import re
-from binascii import b2a_base64, unhexlify
+from binascii import unhexlify
 from collections.abc import Callable
 from functools import cache
+
+from pybase64 import b64encode
 
 from listener import json_text
 from listener.postgres.arrays import array_converter
@@ -105,7 +107,7 @@ _TIMETZ = re.compile(rb"(\d\d:\d\d:\d\d)(\.\d+)?([+-]\d\d)(:\d\d(?::\d\d)?)?").f
 def _bytea(text: bytes) -> bytes:
     if not text.startswith(b"\\x"):
         raise ValueError("not the hex form")
-    return b'"%b"' % b2a_base64(unhexlify(text[2:]), newline=False)
+    return b'"%b"' % b64encode(unhexlify(text[2:]))
 
 
 def _or_text(convert: Convert) -> Convert:
