@@ -16,7 +16,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.failures import AnswerLost, NotSent, RateLimited
 from cdc_tasks.messages import Message, Occasion
 from cdc_tasks.pace import Turn
-from cdc_tasks.retrying import NotYet, TryAgain, may_try_again
+from cdc_tasks.retrying import NotYet, TryAgain, may_try_again, seconds_without_spread
 from cdc_tasks.sent import Claim, SendRecord
 from cdc_tasks.settings import worker_settings
 from cdc_tasks.social import adapter_for, rate_of
@@ -64,7 +64,7 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
             occasion, account_id, "the account is gone" if account is None else "its subject is gone"
         )
     if quiet:
-        turn.comes_back(account, quiet, hold_up_the_channel=False)
+        turn.comes_back(quiet)
         raise NotYet("These are the user's quiet hours.", after=quiet)
     if not _send_in_turn(account, message, turn):
         return _nothing_sent(occasion, account_id, "it was sent before")
@@ -111,7 +111,7 @@ def _turn(occasion: Occasion, account_id: int) -> Turn:
     """Make it with the same id whenever the same change leads to the same message to the same account."""
     name = f"cdc_tasks:{occasion.change_id}:{occasion.kind}:{account_id}"
     return Turn(
-        account_id=account_id, position=occasion.position, delivery_id=str(uuid5(NAMESPACE_URL, name))
+        lane=f"account:{account_id}", position=occasion.position, delivery_id=str(uuid5(NAMESPACE_URL, name))
     )
 
 
@@ -124,8 +124,8 @@ def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bo
         is_sent = _send_once(account, message, record)
     except TryAgain as error:
         if may_try_again(error, deliver.request, deliver.max_retries):
-            wait = 2.0**deliver.request.retries if error.after is None else error.after
-            turn.comes_back(account, wait, hold_up_the_channel=isinstance(error, RateLimited))
+            wait = seconds_without_spread(error, deliver.request.retries)
+            turn.comes_back(wait, hold_up=account if isinstance(error, RateLimited) else None)
         else:
             turn.leave()
         raise

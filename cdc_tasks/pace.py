@@ -4,10 +4,14 @@ Each account has a lane: its messages, sorted by the position of the change that
 lane may send, and only once its slot has come: the next free moment of its channel, and then of its service. Who must
 wait is told for how long, and its task comes back then; no worker waits meanwhile. Redis decides, in one step and by
 its own clock.
+
+The tasks that queue a ticket's messages have a lane too, the ticket's: one that is tried again, or whose worker was
+killed, is not overtaken by those of later changes.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
@@ -15,13 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from cdc_tasks import cache
 from cdc_tasks.changes import position_key
-from cdc_tasks.retrying import LONGEST_WAIT, NotYet
+from cdc_tasks.retrying import LONGEST_WAIT, NotYet, TryAgain, may_try_again, seconds_without_spread
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celery.app.task import Task
+
     from cdc_tasks.accounts import Account
     from cdc_tasks.social import Rate
 
-__all__ = ["Turn"]
+__all__ = ["Turn", "in_turn"]
 
 # Seconds past the time for which a message was expected back. Then it counts as gone, with its worker, and those behind
 # it go on. Longer than a task may run, and than the broker needs to bring one back.
@@ -106,9 +114,9 @@ forget(me)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One message's place among those to the same account."""
+    """One message's place among those to the same account, or one task's among those on the same row."""
 
-    account_id: int
+    lane: str
     position: str | None  # of the change; without one it goes before the others
     delivery_id: str
 
@@ -118,17 +126,24 @@ class Turn:
 
     def take(self, account: Account, rate: Rate) -> None:
         """Go on if this message may be sent now; raises NotYet, which says when it may, and CacheAway."""
-        between = [_milliseconds_between(rate.channel), _milliseconds_between(rate.service)]
-        places = [_channel(account), f"cdc:pace:{account.service}"]
+        between = (_milliseconds_between(rate.channel), _milliseconds_between(rate.service))
+        self._take(between, [_channel(account), f"cdc:pace:{account.service}"])
+
+    def take_freely(self) -> None:
+        """Go on if nothing earlier is under way, however fast; raises NotYet and CacheAway."""
+        self._take((0, 0), ["cdc:pace:none", "cdc:pace:none"])
+
+    def _take(self, between: tuple[int, int], places: list[str]) -> None:
         wait = self._run(_TAKE, *between, int(LONGEST_WAIT * 1000), more_keys=places)
         if wait > 0:
-            raise NotYet("It is not this message's turn.", after=wait / 1000)
+            raise NotYet("It is not this one's turn.", after=wait / 1000)
 
-    def comes_back(self, account: Account, seconds: float, *, hold_up_the_channel: bool) -> None:
-        """Say that this message is tried again then, and whether nothing may go to its channel before."""
-        what = "all" if hold_up_the_channel else "this one"
+    def comes_back(self, seconds: float, *, hold_up: Account | None = None) -> None:
+        """Say that this one is tried again then; nothing goes to the channel of `hold_up` before."""
+        what = "this one" if hold_up is None else "all"
+        place = "cdc:pace:none" if hold_up is None else _channel(hold_up)
         milliseconds = int(min(max(seconds, 0.001), LONGEST_WAIT) * 1000)
-        self._run(_COMES_BACK, milliseconds, what, more_keys=[_channel(account)])
+        self._run(_COMES_BACK, milliseconds, what, more_keys=[place])
 
     def leave(self) -> None:
         """Let those behind it go on: this message is sent, or will never be."""
@@ -136,12 +151,30 @@ class Turn:
 
     def _run(self, script: str, *arguments: Any, more_keys: list[str] | None = None) -> Any:
         place = position_key(self.position)[1] if self.position else ""
-        lane = f"cdc:lane:{self.account_id}"
+        lane = f"cdc:lane:{self.lane}"
         keys = [lane, f"{lane}:told", *(more_keys or [])]
         with cache.errors_translated():
             return cache.client().register_script(script)(
                 keys=keys, args=[f"{place} {self.delivery_id}", _PATIENCE * 1000, *arguments]
             )
+
+
+@contextmanager
+def in_turn(turn: Turn, task: Task[Any, Any]) -> Iterator[None]:
+    """Begin only when no earlier task of the lane is under way, and let later ones wait; raises NotYet, CacheAway."""
+    turn.take_freely()
+    try:
+        yield
+    except TryAgain as error:
+        if may_try_again(error, task.request, task.max_retries):
+            turn.comes_back(seconds_without_spread(error, task.request.retries))
+        else:
+            turn.leave()
+        raise
+    except Exception:  # whatever it is, this task gives up, and those behind it go on
+        turn.leave()
+        raise
+    turn.leave()
 
 
 def _milliseconds_between(rate: float) -> int:

@@ -18,6 +18,7 @@ __all__ = [
     "TryAgain",
     "may_try_again",
     "seconds_to_wait",
+    "seconds_without_spread",
 ]
 
 LONGEST_WAIT = 600.0  # seconds; what waits longer comes back, looks, and waits on
@@ -50,6 +51,11 @@ def may_try_again(error: Exception, request: Context, most_tries: int | None) ->
     if not isinstance(error, TryAgain):
         return False
     return not error.counts or most_tries is None or request.retries < most_tries
+
+
+def seconds_without_spread(error: TryAgain, retries: int) -> float:
+    """Return about what `seconds_to_wait` does."""
+    return min(2.0**retries if error.after is None else error.after, LONGEST_WAIT)
 
 
 def seconds_to_wait(error: TryAgain, retries: int) -> float:

@@ -14,12 +14,14 @@ from cdc_tasks.changes import RowChange
 from cdc_tasks.delivery import notify_users
 from cdc_tasks.messages import Fact, Message, Occasion, composes
 from cdc_tasks.models import Ticket, User
+from cdc_tasks.pace import Turn, in_turn
 from cdc_tasks.settings import worker_settings
 from cdc_tasks.users import get_manager_ids
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from celery import Task
     from sqlalchemy.orm import Session
 
 __all__ = [
@@ -55,20 +57,23 @@ class TicketData(TypedDict):
     link: NotRequired[str]  # where TICKET_BASE_URL is set
 
 
-@app.task(name="cdc_tasks.notify_ticket_insert")
-def notify_ticket_insert(change: dict[str, Any]) -> str:
+@app.task(name="cdc_tasks.notify_ticket_insert", bind=True)
+def notify_ticket_insert(self: Task[Any, Any], change: dict[str, Any]) -> str:
     """Tell the assignee of a new ticket, and the assignee's managers."""
-    return _notify(RowChange.from_message(change), "new_ticket", None)
+    insert = RowChange.from_message(change)
+    with in_turn(_turn(insert), self):
+        return _notify(insert, "new_ticket", None)
 
 
-@app.task(name="cdc_tasks.notify_ticket_update")
-def notify_ticket_update(change: dict[str, Any]) -> str:
+@app.task(name="cdc_tasks.notify_ticket_update", bind=True)
+def notify_ticket_update(self: Task[Any, Any], change: dict[str, Any]) -> str:
     """Tell the assignee, and the assignee's managers, what has changed from what to what."""
     update = RowChange.from_message(change)
     changed = changes_worth_telling(update)
     if changed == {}:
         return _nothing_sent(update.row["id"], "nothing worth telling has changed")
-    return _notify(update, "ticket_updated", changed)
+    with in_turn(_turn(update), self):
+        return _notify(update, "ticket_updated", changed)
 
 
 def changes_worth_telling(update: RowChange) -> dict[str, tuple[Any, Any]] | None:
@@ -101,6 +106,10 @@ def ticket_data(ticket: Ticket) -> TicketData:
 
 def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC)  # MySQL's have no zone
+
+
+def _turn(change: RowChange) -> Turn:
+    return Turn(lane=f"ticket:{change.row['id']}", position=change.position, delivery_id=change.id)
 
 
 def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | None) -> str:

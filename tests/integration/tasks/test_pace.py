@@ -93,7 +93,7 @@ def test_a_message_that_never_comes_holds_up_the_others_for_a_while_only(
     monkeypatch.setattr("cdc_tasks.pace._PATIENCE", 1)
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
-    Turn(account_id=account, position="0/1:0", delivery_id="lost").expect()
+    Turn(lane=f"account:{account}", position="0/1:0", delivery_id="lost").expect()
     with pytest.raises(NotYet):
         deliver(account, "new_ticket", 1, "b", position="0/2:0")
     wait_until(lambda: _is_sent(account, "b", "0/2:0"), timeout=5, what="the others to go on")
@@ -106,7 +106,7 @@ def test_a_message_that_is_refused_lets_the_next_one_go_at_once(
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
     social.fail("C0ANNA", Status(404))
     for position in ("0/1:0", "0/2:0"):
-        Turn(account_id=account, position=position, delivery_id=position).leave()
+        Turn(lane=f"account:{account}", position=position, delivery_id=position).leave()
     with pytest.raises(Exception, match="404"):
         deliver(account, "new_ticket", 1, "a", position="0/1:0")
     assert deliver(account, "new_ticket", 1, "b", position="0/2:0") == "sent to slack"
