@@ -47,9 +47,20 @@ class _BinlogServer(ServerProcess):
 
     def create_database(self, name: str) -> str:
         """Make an empty one, and return its URL."""
-        with closing(self._connect()) as connection, connection.cursor() as cursor:
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         return self.url_of(name)
+
+    def connect(self, database: str | None = None) -> pymysql.connections.Connection[pymysql.cursors.Cursor]:
+        """Return a session of the superuser's that commits each statement; the caller closes it."""
+        return pymysql.connect(
+            host="127.0.0.1",
+            port=self.port,
+            user="root",
+            database=database,
+            connect_timeout=5,
+            autocommit=True,
+        )
 
     @abstractmethod
     def _make_data(self) -> list[str]:
@@ -92,13 +103,10 @@ class _BinlogServer(ServerProcess):
 
     def _is_ready(self) -> bool:
         try:
-            self._connect().close()
+            self.connect().close()
         except pymysql.err.OperationalError:
             return False
         return True
-
-    def _connect(self) -> pymysql.connections.Connection[pymysql.cursors.Cursor]:
-        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", connect_timeout=5)
 
 
 class MariaDBServer(_BinlogServer):

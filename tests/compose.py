@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["CHECKOUT", "dockerfile_stages", "load_compose", "variables_of_compose"]
+from demo.mysql_servers import MySQLServer
+
+__all__ = ["CHECKOUT", "dockerfile_stages", "initialized_mysql", "load_compose", "variables_of_compose"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _COMPOSE = CHECKOUT / "docker-compose.yml"
@@ -54,3 +60,40 @@ def dockerfile_stages() -> list[list[tuple[str, str]]]:
             stages.append([])
         stages[-1].append((instruction, argument.strip()))
     return stages
+
+
+@contextmanager
+def initialized_mysql(
+    environment: Mapping[str, str], arguments: Sequence[str] = ()
+) -> Iterator[tuple[MySQLServer, dict[str, str]]]:
+    """Run a MySQL whose data the scripts of the compose file have made, as the image lets them.
+
+    Beside it come the variables with which the container's commands find it, its client among them.
+    """
+    with MySQLServer(arguments=arguments) as server:
+        server.create_database(environment["MYSQL_DATABASE"])
+        there = {
+            **environment,
+            "PATH": f"{_client_directory(server)}:{os.environ['PATH']}",
+            "MYSQL_ROOT_PASSWORD": "",  # the image would have set it before
+        }
+        schema = (CHECKOUT / "cdc_tasks/schema/mysql.sql").read_bytes()
+        client = ["mysql", "--user=root", environment["MYSQL_DATABASE"]]
+        for command, text in ((client, schema), (["docker/mysql/roles.sh"], b"")):
+            done = subprocess.run(
+                command, cwd=CHECKOUT, env=there, input=text, capture_output=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+        yield server, there
+
+
+def _client_directory(server: MySQLServer) -> Path:
+    """Return a directory with a `mysql` that finds the server, as in its container."""
+    client = shutil.which("mysql") or shutil.which("mariadb")
+    assert client, "this test needs a client: install mariadb-client, or MySQL's"
+    directory = server.home / "bin"
+    directory.mkdir()
+    script = directory / "mysql"
+    script.write_text(f'#!/bin/sh\nexec {client} --no-defaults --host=127.0.0.1 --port={server.port} "$@"\n')
+    script.chmod(0o755)
+    return directory

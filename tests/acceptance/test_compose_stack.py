@@ -20,9 +20,10 @@ import psycopg2
 import pytest
 import redis
 
+from demo.mysql_servers import MySQLServer
 from demo.server_process import ServerProcess
 from demo.servers import PostgresServer
-from tests.compose import CHECKOUT, load_compose, variables_of_compose
+from tests.compose import CHECKOUT, initialized_mysql, load_compose, variables_of_compose
 from tests.servers import RedisServer
 from tests.waiting import wait_until
 
@@ -107,6 +108,15 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="module")
+def mysql() -> Iterator[MySQLServer]:
+    service = _SERVICES["mysql"]
+    with initialized_mysql(service["environment"], service["command"]) as (server, environment):
+        assert is_healthy(service, environment)
+        assert not is_healthy(service, {**environment, "WORKER_PASSWORD": "another"})
+        yield server
+
+
+@pytest.fixture(scope="module")
 def broker() -> Iterator[RedisServer]:
     service = _SERVICES["redis"]
     line = service["command"][-1].replace("$REDIS_PASSWORD", service["environment"]["REDIS_PASSWORD"])
@@ -138,6 +148,22 @@ def test_the_containers_become_healthy_in_their_order_and_do_the_whole_job(
         wait_until(lambda: b"Auditor" in (cache.get("master:roles") or b""), timeout=20, what="the cache")
         assert _status_of(flower.url) == 401
         assert _status_of(flower.url, f"admin:{_SECRETS['FLOWER_PASSWORD']}") == 200
+
+
+def test_those_of_the_profile_mysql_do_it_too(mysql: MySQLServer, broker: RedisServer) -> None:
+    addresses = {"@mysql:3306": f"@127.0.0.1:{mysql.port}", "@redis:6379": f"@127.0.0.1:{broker.port}"}
+    with ExitStack() as stack:
+        client = stack.enter_context(redis.Redis.from_url(broker.url))
+        client.flushall()  # of the other profile's: one database at a time
+        _worker, listener = (
+            stack.enter_context(Container(name, addresses)) for name in ("mysql-worker", "mysql-listener")
+        )
+        listener.run("cdc-listener", "check")
+        connection = stack.enter_context(closing(mysql.connect("helpdesk")))
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO roles (name) VALUES ('Auditor')")
+        cache = stack.enter_context(redis.Redis.from_url(broker.url_of(1)))
+        wait_until(lambda: b"Auditor" in (cache.get("master:roles") or b""), timeout=20, what="the cache")
 
 
 def _status_of(url: str, login: str = "") -> int:

@@ -19,7 +19,8 @@ from cdc_tasks.settings import WorkerSettings
 from listener.settings import ListenerSettings
 from tests.compose import CHECKOUT, dockerfile_stages, load_compose, variables_of_compose
 
-_OUR_SERVICES = ("worker", "listener", "flower")
+_OUR_SERVICES = ("worker", "listener", "mysql-worker", "mysql-listener", "flower")
+_DATABASES = {"postgresql": "postgres", "mysql": "mysql"}  # the server's service, by profile
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def test_the_compose_file_follows_the_compose_specification() -> None:
 def test_the_env_file_has_what_the_compose_file_asks_for_and_nobody_else_may_read_it(
     secrets: dict[str, str], tmp_path: Path
 ) -> None:
-    assert set(secrets) == variables_of_compose()
+    assert set(secrets) == {*variables_of_compose(), "COMPOSE_PROFILES"}
+    assert secrets["COMPOSE_PROFILES"] == "postgresql"
     Fernet(secrets["CDC_SECRET_KEY"])
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
 
@@ -53,6 +55,18 @@ def test_the_env_file_has_what_the_compose_file_asks_for_and_nobody_else_may_rea
 def test_an_env_file_that_is_there_is_kept(secrets: dict[str, str], tmp_path: Path) -> None:
     subprocess.run([tmp_path / "scripts" / "make-env"], check=True)
     assert f"REDIS_PASSWORD={secrets['REDIS_PASSWORD']}\n" in (tmp_path / ".env").read_text()
+
+
+def test_an_env_file_of_an_earlier_version_gets_what_it_lacks(
+    secrets: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines() if "MYSQL" not in line))
+    subprocess.run([tmp_path / "scripts" / "make-env"], check=True)
+    lines = dict(line.split("=", 1) for line in file.read_text().splitlines() if not line.startswith("#"))
+    assert lines.keys() == secrets.keys()
+    assert lines["REDIS_PASSWORD"] == secrets["REDIS_PASSWORD"]
+    assert lines["MYSQL_ROOT_PASSWORD"]
 
 
 def test_every_variable_of_our_containers_is_one_that_somebody_reads(services: dict[str, Any]) -> None:
@@ -63,10 +77,12 @@ def test_every_variable_of_our_containers_is_one_that_somebody_reads(services: d
 
 
 def test_every_file_that_is_mounted_exists(services: dict[str, Any]) -> None:
-    mounted = [volume.split(":")[0] for volume in services["postgres"]["volumes"]]
-    files = [path for path in mounted if path.startswith("./")]
-    assert files
-    assert all((CHECKOUT / path).is_file() for path in files)
+    for server in _DATABASES.values():
+        mounted = [volume.split(":")[0] for volume in services[server]["volumes"]]
+        files = [path for path in mounted if path.startswith("./")]
+        assert len(files) == 2
+        assert all((CHECKOUT / path).is_file() for path in files)
+        assert os.access(CHECKOUT / files[1], os.X_OK)
 
 
 def test_nothing_starts_before_what_it_needs_is_healthy(services: dict[str, Any]) -> None:
@@ -75,11 +91,23 @@ def test_nothing_starts_before_what_it_needs_is_healthy(services: dict[str, Any]
         for needed, how in service.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"}
             assert needed in services
-    assert (
-        set(services["worker"]["depends_on"])
-        == set(services["listener"]["depends_on"])
-        == {"postgres", "redis"}
-    )
+    for prefix, database in (("", "postgres"), ("mysql-", "mysql")):
+        for name in ("worker", "listener"):
+            assert set(services[f"{prefix}{name}"]["depends_on"]) == {database, "redis"}
+
+
+@pytest.mark.parametrize("profile", _DATABASES)
+def test_a_profile_has_one_database_one_listener_and_workers_of_its_own(
+    services: dict[str, Any], profile: str
+) -> None:
+    chosen = {name for name, each in services.items() if profile in each.get("profiles", [profile])}
+    assert len(chosen) == 5
+    assert chosen & set(_DATABASES.values()) == {_DATABASES[profile]}
+    for name in chosen:
+        assert set(services[name].get("depends_on", {})) <= chosen
+        url = services[name]["environment"].get("DATABASE_URL", "")
+        assert not url or url.startswith(f"{profile}://")
+        assert not url or f"@{_DATABASES[profile]}:" in url
 
 
 def test_only_flower_is_reachable_from_outside_and_only_from_this_machine_with_a_password(
