@@ -11,7 +11,7 @@ from cdc_tasks.delivery import MaybeSentError, deliver
 from cdc_tasks.failures import AnswerLost, RateLimited, Refused, Unavailable
 from cdc_tasks.settings import worker_settings
 from cdc_tasks.vault import VaultError
-from tests.social_stub import Drop, Error, RateLimit, Status
+from tests.social_stub import Drop, Error, RateLimit, Slow, Status
 from tests.waiting import wait_until
 from tests.worker import Worker
 
@@ -75,6 +75,25 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
     assert {line["reason"] for line in worker.events("nothing sent")} == {"it was sent before"}
 
 
+def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, social: SocialStub) -> None:
+    helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
+    social.fail("C0CARL", Slow(2))  # while one waits for its answer, the other comes
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    with (
+        Worker(environment, "-n", "one@%h", concurrency=1) as one,
+        Worker(environment, "-n", "two@%h", concurrency=1) as two,
+    ):
+        insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
+        for _ in range(2):
+            helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+        wait_until(lambda: "Another worker is sending" in one.log + two.log, what="the other to come")
+        wait_until(
+            lambda: one.events("nothing sent") + two.events("nothing sent"), timeout=20, what="it to give way"
+        )
+        assert len(one.events("message sent") + two.events("message sent")) == 1
+    assert social.attempts["C0CARL"] == len(social.posted) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
@@ -134,6 +153,20 @@ def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpD
     in_process.social.close()
     with pytest.raises(Unavailable):
         deliver(account, "new_ticket", 1, "change")
+
+
+@pytest.mark.parametrize("service", ["slack", "teams"])
+def test_a_service_that_is_too_slow_may_have_got_the_message(
+    in_process: HelpDesk, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"cdc_tasks.social.{service}.TIMEOUT", 0.3)
+    in_process.insert_ticket(assigned_to_id=in_process.ANNA)
+    connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
+    account = connect(in_process.ANNA, "C0ANNA")
+    in_process.social.fail("C0ANNA", Slow(1))
+    with pytest.raises(AnswerLost):
+        deliver(account, "new_ticket", 1, "change")
+    assert len(in_process.social.posted) == 1
 
 
 def test_a_revoked_token_is_refused_with_what_to_do(in_process: HelpDesk, account_id: int) -> None:
