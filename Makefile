@@ -45,7 +45,7 @@ servers:  ## The servers that the tests need beside those from wheels (Debian, U
 	@echo "==> Looking for the servers of the tests"
 	@scripts/install-test-servers
 	@[ -n "$$CDC_TEST_MYSQL_SERVER" ] || scripts/unpack-mysql >/dev/null || \
-		echo "    no MySQL: its tests fail; install one and set CDC_TEST_MYSQL_SERVER=/path/of/mysqld" >&2
+		echo "    no MySQL: its tests fail; set CDC_TEST_MYSQL_SERVER=/path/of/mysqld, or CDC_TEST_MYSQL_URL (docs/design.md)" >&2
 
 clean:  ## Throw away the virtual environment and the caches
 	@echo "==> Removing $(VENV) and caches"

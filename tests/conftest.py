@@ -13,7 +13,7 @@ import redis
 from psycopg2 import sql
 
 from demo.servers import PostgresServer, ValkeyServer
-from tests.mysql_servers import MariaDBServer, MySQLServer
+from tests.mysql_servers import GivenMySQLServer, MariaDBServer, MySQLServer, shared_mysql_server
 from tests.mysql_source import MySQLDatabase, MySQLSource
 from tests.servers import DebianPostgresServer, RabbitMQServer, RedisServer
 from tests.waiting import wait_until
@@ -110,9 +110,9 @@ def mariadb_server() -> Iterator[MariaDBServer]:
 
 
 @pytest.fixture(scope="session")
-def mysql_server() -> Iterator[MySQLServer]:
-    """MySQL 9 from Debian unstable, unpacked into the user's cache."""
-    with MySQLServer() as server:
+def mysql_server() -> Iterator[GivenMySQLServer | MySQLServer]:
+    """The server of CDC_TEST_MYSQL_URL, or MySQL 9 from Debian unstable, unpacked into the user's cache."""
+    with shared_mysql_server() as server:
         yield server
 
 
@@ -188,7 +188,9 @@ def _fresh_database(server: PostgresServer, *, encoding: str = "UTF8") -> Iterat
 fresh_database = contextmanager(_fresh_database)
 
 
-def _fresh_mysql_database(server: MariaDBServer | MySQLServer) -> Iterator[MySQLDatabase]:
+def _fresh_mysql_database(
+    server: GivenMySQLServer | MariaDBServer | MySQLServer,
+) -> Iterator[MySQLDatabase]:
     database = MySQLDatabase(name=f"test_{uuid.uuid4().hex[:12]}", server=server)
     server_itself = MySQLDatabase(name="mysql", server=server)
     server_itself.execute(f"CREATE DATABASE {database.name}")

@@ -1,7 +1,62 @@
-"""MariaDB and MySQL for tests: those of the demo."""
+"""MariaDB and MySQL for tests: those of the demo, or a MySQL that is there already."""
 
 from __future__ import annotations
 
-from demo.mysql_servers import MariaDBServer, MySQLServer
+import os
+from contextlib import closing
+from typing import Self
 
-__all__ = ["MariaDBServer", "MySQLServer"]
+from demo.mysql_servers import MariaDBServer, MySQLServer
+from demo.server_process import ServerError
+from listener.findings import raise_problems
+from listener.mysql.connection import Address, connect
+from listener.mysql.findings import find_in_server
+from listener.mysql.server import read_server
+
+__all__ = ["GivenMySQLServer", "MariaDBServer", "MySQLServer", "shared_mysql_server"]
+
+
+class GivenMySQLServer:
+    """The server of CDC_TEST_MYSQL_URL, for the tests that need one which runs.
+
+    Those that stop one, or set it up in their own way, start a `MySQLServer` all the same.
+    """
+
+    name: str  # mysql or mariadb
+
+    def __init__(self, url: str) -> None:
+        """`url` is the administrator's: tests make databases and users, and set global variables for a moment."""
+        self._address = Address.parse(url)
+        self.url = url
+
+    @property
+    def port(self) -> int:
+        return self._address.port
+
+    def url_of(self, database: str, *, user: str | None = None) -> str:
+        """Return a database's URL; `user`, with its password behind a colon, in the administrator's stead."""
+        address, question, options = self.url.partition("?")
+        scheme, _, rest = address.partition("://")
+        login, _, place = rest.rpartition("@")
+        return f"{scheme}://{user or login}@{place.partition('/')[0]}/{database}{question}{options}"
+
+    def __enter__(self) -> Self:
+        with closing(connect(self.url)) as connection:
+            server = read_server(connection)
+        raise_problems(list(find_in_server(server)))
+        if not server.has_gtids:
+            raise ServerError(
+                "the server of CDC_TEST_MYSQL_URL has no GTIDs",
+                hint="start it with gtid_mode=ON and enforce_gtid_consistency=ON",
+            )
+        self.name = server.kind
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def shared_mysql_server() -> GivenMySQLServer | MySQLServer:
+    """Return the one that tests share: CDC_TEST_MYSQL_URL's, or one that is to be started."""
+    url = os.environ.get("CDC_TEST_MYSQL_URL")
+    return GivenMySQLServer(url) if url else MySQLServer()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pymysql
 
+from listener.mysql.connection import Address
 from listener.mysql.monitor import BinlogMonitor
 from listener.router import BinlogRouter, EventType
 from tests.waiting import wait_until
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cdc_tasks.changes import Change
-    from tests.mysql_servers import MariaDBServer, MySQLServer
+    from tests.mysql_servers import GivenMySQLServer, MariaDBServer, MySQLServer
 
 __all__ = ["MySQLDatabase", "MySQLSource"]
 
@@ -27,7 +28,7 @@ class MySQLDatabase:
     """A database of a test's own, on MySQL or MariaDB."""
 
     name: str
-    server: MariaDBServer | MySQLServer
+    server: GivenMySQLServer | MariaDBServer | MySQLServer
 
     @property
     def url(self) -> str:
@@ -39,14 +40,17 @@ class MySQLDatabase:
 
     def connect(self, *, autocommit: bool = True) -> pymysql.connections.Connection[Any]:
         """Return one more session in UTC; the test closes it."""
+        address = Address.parse(self.url)
         return pymysql.connect(
-            host="127.0.0.1",
-            port=self.server.port,
-            user="root",
+            host=address.host,
+            port=address.port,
+            user=address.user,
+            password=address.password.encode(),
             database=self.name,
             charset="utf8mb4",
             autocommit=autocommit,
             init_command="SET time_zone = '+00:00'",
+            local_infile=True,
         )
 
     def execute(self, *statements: str, setting: str | None = None) -> None:

@@ -10,6 +10,8 @@ from listener.monitor import Gap, SourceError
 from tests.mysql_source import MySQLSource
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cdc_tasks.changes import Change
     from tests.mysql_source import MySQLDatabase
 
@@ -67,13 +69,12 @@ def test_replace_and_on_duplicate_key_come_as_what_they_did(source: MySQLSource)
     ]
 
 
-def test_load_data_comes_as_rows(source: MySQLSource) -> None:
-    source.execute(_TABLE)
-    file = source.database.server.home / "people.tsv"
+def test_load_data_comes_as_rows(source: MySQLSource, tmp_path: Path) -> None:
+    source.execute(_TABLE, "SET GLOBAL local_infile = ON")
+    file = tmp_path / "people.tsv"
     file.write_text("1\tAda\t36\n2\tBob\t\\N\n")
-    file.chmod(0o644)
     source.watch("people")
-    source.execute(f"LOAD DATA INFILE '{file}' INTO TABLE people")
+    source.execute(f"LOAD DATA LOCAL INFILE '{file}' INTO TABLE people")
     assert [each.after for each in source.changes(2)] == [_person(1, "Ada", 36), _person(2, "Bob")]
 
 

@@ -76,7 +76,7 @@ def test_problems_are_shown_with_what_to_paste_and_fail_the_command(
         f"CREATE USER {any_mysql.name}@'%' IDENTIFIED BY 'db-secret'",
         f"GRANT SELECT ON {any_mysql.name}.* TO {any_mysql.name}@'%'",
     )
-    poor = any_mysql.url.replace("//root@", f"//{any_mysql.name}:db-secret@")
+    poor = any_mysql.server.url_of(any_mysql.name, user=f"{any_mysql.name}:db-secret")
     try:
         done = operator.types(
             "check", DATABASE_URL=poor, CELERY_BROKER_URL="redis://:broker-secret@127.0.0.1:1/0"

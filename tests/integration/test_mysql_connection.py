@@ -58,7 +58,7 @@ def account(any_mysql: MySQLDatabase) -> Iterator[MySQLDatabase]:
 
 
 def _url(database: MySQLDatabase, password: str = "p%40%3A%2F%C3%9F") -> str:
-    return database.url.replace("root@", f"cdc:{password}@").removesuffix(database.name)
+    return database.server.url_of("", user=f"cdc:{password}")
 
 
 def test_check_names_the_missing_privileges_with_the_grant_and_then_is_content(
