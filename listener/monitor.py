@@ -32,6 +32,7 @@ class Batch:
     changes: Sequence[Change]
     position: str  # of the last change, or a later point of the log before the next one
     as_of: datetime | None = None  # when the last change was committed; None where nothing is new
+    settle: bool = True  # the broker is to hold all of it before the next batch is asked for
 
 
 class Monitor(Protocol):

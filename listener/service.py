@@ -69,8 +69,7 @@ class Listener:
         publisher, monitor = self._publisher, self._monitor
         for batch in monitor.batches(after=publisher.checkpoint(monitor.source)):
             fired = self._router.tasks_for(batch.changes)
-            # The next batch is read while the broker takes this one in; where none comes, there is time to wait.
-            ahead = bool(batch.changes)
+            ahead = not batch.settle  # the next is read while the broker takes this one in
             held = publisher.publish(fired, checkpoint=batch.position, as_of=batch.as_of, ahead=ahead)
             self._acknowledge(held)
         self._acknowledge(publisher.settle())

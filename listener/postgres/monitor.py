@@ -75,6 +75,8 @@ class PostgresWALMonitor:
         self._wakeup = Wakeup()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._in_transaction = False
+        self._began_at = 0  # where the log has its first change
+        self._is_ahead = False  # the last batch may not be held by the broker yet
         self._current = 0  # the end of the server's log when we came
         self._confirmed = 0  # what the server had been told of it
         self._is_new = False  # there was no slot before us
@@ -110,14 +112,18 @@ class PostgresWALMonitor:
         self._decoder.skip_to(position)
         while not self._wakeup.is_set:
             changes: list[WALChange] = []
-            self._read(changes)
+            goes_on = self._read(changes)
             if changes:
                 position = self._position_of(changes[-1])
-            elif (idle := self._idle()) > position:
+                self._is_ahead = goes_on
+                yield Batch(changes, str(position), changes[-1].committed_at, settle=not goes_on)
+                continue
+            if (idle := self._idle()) > position:
                 position = idle
-            else:
+            elif not self._is_ahead:
                 self._stream.wait(_TICK)
-            yield Batch(changes, str(position), changes[-1].committed_at if changes else None)
+            self._is_ahead = False
+            yield Batch((), str(position))
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
@@ -135,32 +141,36 @@ class PostgresWALMonitor:
         """Let go of the slot."""
         self._open_things.close()
 
-    def _read(self, changes: list[WALChange]) -> None:
-        """Read what the server has for us right now, up to a batch.
+    def _read(self, changes: list[WALChange]) -> bool:
+        """Read what the server has for us right now, up to a batch; tell whether one may read on before it is held.
 
         psycopg2 takes it on itself to acknowledge a keepalive's position when what we acknowledged explicitly
         reaches the last message. The messages of a transaction that began before that, and committed after
-        other ones that are not published yet, look to it as if they did: there the batch ends. Acknowledging
-        seldom keeps this rare.
+        other ones that are not published yet, look to it as if they did: there the batch ends, and what came
+        before is to be held. Acknowledging seldom keeps this rare.
         """
         read, decode, acknowledged = self._stream.read, self._decoder.decode, self._stream.flushed
         full, size = self._batch_size, 0
+        if self._is_ahead and self._in_transaction and self._began_at <= acknowledged:
+            return False
         with translated():
             while len(changes) < full and size < _MAX_BYTES:
                 message = read()
                 if message is None:
-                    return
+                    return True
                 payload = message.payload
                 size += len(payload)
                 boundary = decode(payload, changes)
                 if boundary is not None:
-                    self._note(boundary)
-                    if changes and message.data_start <= acknowledged:
-                        return
+                    self._note(boundary, message.data_start)
+                    if (changes or self._is_ahead) and message.data_start <= acknowledged:
+                        return False
+        return True
 
-    def _note(self, boundary: Begin | Commit) -> None:
+    def _note(self, boundary: Begin | Commit, data_start: int) -> None:
         if isinstance(boundary, Begin):
             self._in_transaction = True
+            self._began_at = data_start
             return
         self._in_transaction = False
         self._read_up_to = boundary.end_lsn
@@ -212,7 +222,7 @@ class PostgresWALMonitor:
             )
             taken = self._stream.start(self._slot, plugin.options)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
-            self._in_transaction = False
+            self._in_transaction = self._is_ahead = False
             self._read_up_to = 0
             stack.callback(self._acknowledge_the_rest)
             self._open_things = stack.pop_all()

@@ -165,7 +165,44 @@ def test_a_transaction_that_began_before_the_last_acknowledgement_ends_the_batch
         older.commit()
         wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 3, what="the rows")
         rest = take(batches, 2)
-        assert [ids(list(batch.changes)) for batch in rest] == [[100], [200]]
+        assert [(ids(list(batch.changes)), batch.settle) for batch in rest] == [([100], True), ([200], False)]
+
+
+def test_before_a_transaction_that_began_before_the_last_acknowledgement_all_is_settled(
+    items: Database,
+) -> None:
+    """The server could be told otherwise that what is on its way to the broker may be forgotten."""
+    with opened(items) as monitor, items.connect() as old:
+        old.cursor().execute(ROWS, (100, 102))
+        items.execute(ROWS, 1, 1)
+        batches = monitor.batches(after=None)
+        take(batches, 1)
+        acknowledge_all(items, monitor, batches)
+        items.execute(ROWS, 2, 2)
+        (second,) = take(batches, 1)
+        assert not second.settle
+        old.commit()
+        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 5, what="the rows")
+        before, batch = next(batches), next(batches)
+        assert (before.changes, before.settle) == ((), True)
+        assert ids(list(batch.changes)) == [100, 101, 102]
+
+
+def test_in_a_transaction_that_began_before_an_acknowledgement_each_piece_is_settled(items: Database) -> None:
+    with opened(items, batch_size=2) as monitor, items.connect() as old:
+        batches = monitor.batches(after=None)
+        next(batches)
+        old.cursor().execute(ROWS, (100, 105))
+        items.execute(ROWS, 1, 1)
+        (first,) = take(batches, 1)
+        old.commit()
+        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 7, what="the rows")
+        (piece,) = take(batches, 2)
+        assert (ids(list(piece.changes)), piece.settle) == ([100, 101], False)
+        monitor.acknowledge(first.position)  # beyond the first row of the transaction that is being read
+        rest = [next(batches) for _ in range(4)]
+        assert [ids(list(batch.changes)) for batch in rest] == [[], [102, 103], [], [104, 105]]
+        assert [batch.settle for batch in rest if not batch.changes] == [True, True]
 
 
 def test_the_connection_lives_on_while_the_reader_is_busy_elsewhere(items: Database) -> None:
