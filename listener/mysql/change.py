@@ -10,7 +10,7 @@ import orjson
 
 from cdc_tasks.changes import EventType
 from listener.mysql.table import ABSENT, Kind, Row
-from listener.mysql.values import iso_day
+from listener.mysql.values import iso_second
 
 __all__ = ["BinlogChange", "Transaction"]
 
@@ -31,21 +31,16 @@ class Transaction:
         place = gtid or f"{file}:{offset}"
         # With the time, since numbers and files start again after a RESET.
         name = gtid or f"{server}:{file}:{offset}"
-        self.id_head = f"{name.replace(':', '-')}-{committed:X}-%d".encode()
-        self.position_head = f"{place}:%d".encode()
+        self.id_head = f"{name.replace(':', '-')}-{committed:X}-".encode()
+        self.position_head = f"{place}:".encode()
         seconds, micro = divmod(committed, 1_000_000)
-        days, second = divmod(seconds, 86400)
-        minute, second = divmod(second, 60)
-        hour, minute = divmod(minute, 60)
-        self.tail = b'","committed_at":"%bT%02d:%02d:%02d.%06d+00:00"}' % (
-            iso_day(days), hour, minute, second, micro,
-        )  # fmt: skip
+        self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
 
 
 class BinlogChange:
     """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
 
-    __slots__ = ("_kind", "_new", "_old", "ordinal", "stamp", "transaction")
+    __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
 
     def __init__(
         self, kind: Kind, old: Row | None, new: Row | None, transaction: Transaction, ordinal: int
@@ -53,10 +48,12 @@ class BinlogChange:
         self._kind = kind
         self._old = old
         self._new = new
+        self.kind = kind.name
         self.transaction = transaction
         self.ordinal = ordinal
         # Its id and position: each task that it fires needs them.
-        self.stamp = transaction.id_head % ordinal, transaction.position_head % ordinal
+        number = b"%d" % ordinal
+        self.stamp = transaction.id_head + number, transaction.position_head + number
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
@@ -65,8 +62,9 @@ class BinlogChange:
         change_id, position = self.stamp
         before = b"null" if old is None else table.render(old, columns)
         after = b"null" if new is None else table.render(new, columns)
+        missing = table.absent(columns) if kind.is_whole else self._missing(columns)
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
-            change_id, kind.head, before, after, self._missing(columns), position, self.transaction.tail,
+            change_id, kind.head, before, after, missing, position, self.transaction.tail,
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
@@ -82,10 +80,6 @@ class BinlogChange:
         if old is ABSENT:
             return None
         return bool(old != new)
-
-    @property
-    def kind(self) -> tuple[str, str, str]:
-        return self._kind.name
 
     @property
     def schema(self) -> str:

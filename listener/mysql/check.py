@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
+from listener.mysql.birth import birth_of_log
 from listener.mysql.connection import Connection, account, connect, fetch
 from listener.mysql.findings import find_in_grants, find_in_server, find_in_tables
 from listener.mysql.gaps import find_gap
 from listener.mysql.position import BinlogPosition
+from listener.mysql.preparation import birth_at
 from listener.mysql.server import Server, current_position, log_files, read_server, replicas, start_of
 from listener.mysql.stream import replica_uuid
 from listener.router import Route
@@ -34,7 +37,8 @@ def check_mysql(
             yield from find_in_grants(connection)
             yield from find_in_tables(connection, routes)
             if server.variable("log_bin") == "ON":
-                yield from _find_in_log(connection, server, name, server_id, checkpoint)
+                yield _server_id(connection, server, name, server_id)
+                yield _checkpoint(url, connection, server, checkpoint)
     except CDCError as error:
         yield finding_from("connection", error)
 
@@ -54,23 +58,27 @@ def _encryption(connection: Connection[Any]) -> Finding:
     )
 
 
-def _find_in_log(
-    connection: Connection[Any], server: Server, name: str, server_id: int, checkpoint: str | None
-) -> Iterator[Finding]:
-    current = current_position(connection, server)
+def _server_id(connection: Connection[Any], server: Server, name: str, server_id: int) -> Finding:
     other = replicas(connection, server).get(server_id)
     if str(server_id) == server.variable("server_id") or (other and other != replica_uuid(name)):
         cure = "CDC_SERVER_ID=…, different from the server's and each replica's"
-        yield Finding(what="CDC_SERVER_ID", state=State.PROBLEM, found=f"{server_id} is taken", cure=cure)
-    else:
-        yield Finding(what="CDC_SERVER_ID", found=str(server_id))
+        return Finding(what="CDC_SERVER_ID", state=State.PROBLEM, found=f"{server_id} is taken", cure=cure)
+    return Finding(what="CDC_SERVER_ID", found=str(server_id))
+
+
+def _checkpoint(url: str, connection: Connection[Any], server: Server, checkpoint: str | None) -> Finding:
+    current = current_position(connection, server)
     if checkpoint is None:
-        yield Finding(what="checkpoint", found=f"none: reading will begin at {current.file}:{current.offset}")
-        return
-    oldest = start_of(connection, server)
-    after = BinlogPosition.parse(checkpoint)
-    gap = find_gap(server, after, files=log_files(connection), oldest=oldest, current=current)
+        return Finding(
+            what="checkpoint", found=f"none: reading will begin at {current.file}:{current.offset}"
+        )
+    after, oldest, files = (
+        BinlogPosition.parse(checkpoint),
+        start_of(connection, server),
+        log_files(connection),
+    )
+    born = birth_at(server, after, files, partial(birth_of_log, url))
+    gap = find_gap(server, after, files=files, oldest=oldest, current=current, born=born)
     if gap:
-        yield finding_from("checkpoint", gap)
-    else:
-        yield Finding(what="checkpoint", found=f"{after.file}:{after.offset}, and the log reaches that far")
+        return finding_from("checkpoint", gap)
+    return Finding(what="checkpoint", found=f"{after.file}:{after.offset}, and the log reaches that far")

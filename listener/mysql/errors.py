@@ -101,6 +101,13 @@ _DUMP_RULES: Final = (
     _Rule(
         SourceError,
         (1236,),
+        "SET GLOBAL gtid_mode = 'ON_PERMISSIVE';   (before OFF: 'OFF_PERMISSIVE'), until the listener has read what "
+        "was committed before the mode was changed; then go on to the mode that you want.",
+        text=r"Cannot replicate (anonymous|GTID.transaction)",
+    ),
+    _Rule(
+        SourceError,
+        (1236,),
         "SET GLOBAL max_allowed_packet = 1073741824;",
         text=r"max_allowed_packet",
     ),

@@ -29,12 +29,17 @@ def find_gap(
     files: Sequence[LogFile],
     oldest: BinlogPosition,
     current: BinlogPosition,
+    born: int,
 ) -> Gap | None:
     """Return what lies between the checkpoint and what the server still has.
 
-    `oldest` and `current` are the start and the end of its log. Raises SourceLost where a replica, after a
-    failover perhaps, has not come as far as the checkpoint yet.
+    `oldest` and `current` are the start and the end of its log, `born` is when the checkpoint's file was begun.
+    Raises SourceLost where a replica, after a failover perhaps, has not come as far as the checkpoint yet.
     """
+    if after.born and born and after.born != born:
+        return _gap(
+            f"{_RESET}: {after.file} is not the file that the checkpoint {after.file}:{after.offset} was in."
+        )
     if after.gtids is None or not server.has_gtids:
         return _gap_in_files(server, after, files)
     ahead = _ahead(after, current, mariadb=server.is_mariadb)

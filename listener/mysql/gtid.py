@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from struct import Struct
 from typing import Final, Protocol, Self
+from uuid import UUID
 
 __all__ = ["GTIDSet", "MariaDBGTIDs", "MySQLGTIDs"]
 
 _SOURCE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_pairs = Struct("<QQ")
 _TAG: Final = re.compile(r"[a-z_][a-z0-9_]{0,31}")
 
 
@@ -68,9 +71,39 @@ class MySQLGTIDs:
     def __hash__(self) -> int:
         return hash(str(self))
 
-    @property
-    def is_tagged(self) -> bool:
-        return any(":" in name for name in self._intervals)
+    @classmethod
+    def decoded(cls, data: bytes) -> Self:
+        """Read a set from a PREVIOUS_GTIDS event, with tags or without."""
+        head = int.from_bytes(data[:8], "little")
+        is_tagged = bool(head >> 56)
+        gtids, at = cls(), 8
+        for _ in range(head >> 8 & (1 << 48) - 1 if is_tagged else head):
+            name = str(UUID(bytes=data[at : at + 16]))
+            at += 16
+            if is_tagged:
+                end = at + 1 + (data[at] >> 1)
+                name += f":{data[at + 1 : end].decode()}" if end > at + 1 else ""
+                at = end
+            count = int.from_bytes(data[at : at + 8], "little")
+            for first, behind in _pairs.iter_unpack(data[at + 8 : at + 8 + 16 * count]):
+                gtids._add(name, first, behind - 1)
+            at += 8 + 16 * count
+        return gtids
+
+    def encoded(self) -> bytes:
+        """Return the set as a replica sends it; one with tags as MySQL 8.3 and later understand it."""
+        is_tagged = any(":" in name for name in self._intervals)
+        parts = [_tagged_head(len(self._intervals)) if is_tagged else _u64(len(self._intervals))]
+        for name, intervals in sorted(self._intervals.items()):
+            source, _, tag = name.partition(":")
+            parts.append(bytes.fromhex(source.replace("-", "")))
+            if is_tagged:
+                parts.append(
+                    b"%c%b" % (len(tag) << 1, tag.encode())
+                )  # a length below 64 in the form of many lengths
+            parts.append(_u64(len(intervals)))
+            parts.extend(_u64(first) + _u64(last + 1) for first, last in intervals)
+        return b"".join(parts)
 
     def size(self) -> int:
         return sum(last - first + 1 for each in self._intervals.values() for first, last in each)
@@ -110,29 +143,36 @@ class MySQLGTIDs:
         self._intervals[name] = merged
 
 
+def _u64(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+def _tagged_head(count: int) -> bytes:
+    """Return the number of parts between two bytes that say that they have tags."""
+    return _u64(1 << 56 | count << 8 | 1)
+
+
 class MariaDBGTIDs:
     """`0-1-17,1-2-4`: how far each domain was read; within a domain the numbers ascend, whoever gave them."""
 
     def __init__(self, text: str = "") -> None:
         """Read what the server prints; raises ValueError."""
-        self._last: dict[int, tuple[int, int]] = {}  # domain -> server, number
+        self._last: dict[str, str] = {}  # domain -> server-number
         for part in filter(None, re.sub(r"\s", "", text).split(",")):
             domain, server, number = map(int, part.split("-"))
-            self._last[domain] = server, number
+            self._last[str(domain)] = f"{server}-{number}"
 
     def add(self, gtid: str) -> None:
         """Move on to a transaction, `domain-server-number`."""
-        domain, server, number = gtid.split("-")
-        self._last[int(domain)] = int(server), int(number)
+        domain, _, rest = gtid.partition("-")
+        self._last[domain] = rest
 
     def __contains__(self, gtid: str) -> bool:
-        domain, _, number = map(int, gtid.split("-"))
-        return domain in self._last and number <= self._last[domain][1]
+        domain, _, rest = gtid.partition("-")
+        return domain in self._last and _number(rest) <= _number(self._last[domain])
 
     def __str__(self) -> str:
-        return ",".join(
-            f"{domain}-{server}-{number}" for domain, (server, number) in sorted(self._last.items())
-        )
+        return ",".join(self._places())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MariaDBGTIDs) and self._last == other._last
@@ -141,12 +181,15 @@ class MariaDBGTIDs:
         return hash(str(self))
 
     def size(self) -> int:
-        return sum(number for _, number in self._last.values())
+        return sum(map(_number, self._last.values()))
 
     def domains_beyond(self, other: MariaDBGTIDs) -> list[str]:
         """Return our places in those domains in which `other` has not come so far."""
-        return [
-            f"{domain}-{server}-{number}"
-            for domain, (server, number) in sorted(self._last.items())
-            if f"{domain}-{server}-{number}" not in other
-        ]
+        return [place for place in self._places() if place not in other]
+
+    def _places(self) -> list[str]:
+        return [f"{domain}-{self._last[domain]}" for domain in sorted(self._last, key=int)]
+
+
+def _number(rest: str) -> int:
+    return int(rest.rpartition("-")[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from time import monotonic, time
 from typing import Any, Final
@@ -13,6 +13,7 @@ import structlog
 
 from listener.findings import raise_problems
 from listener.monitor import Batch, SourceLost
+from listener.mysql.birth import birth_of_log
 from listener.mysql.change import BinlogChange
 from listener.mysql.charsets import Charsets
 from listener.mysql.connection import Connection, connect
@@ -77,6 +78,7 @@ class BinlogMonitor:
         self._lock: ListenerLock
         self._current: BinlogPosition  # the end of the log when we came
         self._stream: BinlogStream
+        self._events: Iterator[bytes | None]
         self._decoder: Decoder
 
     def open(self, *, resumes: bool) -> None:  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
@@ -106,7 +108,9 @@ class BinlogMonitor:
         stream, decoder = self._stream, self._decoder
         while not self._wakeup.is_set:
             changes: list[BinlogChange] = []
-            if not self._read(changes):
+            with self._standing_back():
+                is_certain = self._read(changes)
+            if not is_certain:
                 return  # we are to stop, and do not know yet whether they are rolled back: they come again
             self._lock.check()
             if not changes:
@@ -149,6 +153,7 @@ class BinlogMonitor:
                 current=self._current,
                 from_start=self._from_start,
                 accept_gap=self._accept_gap,
+                born=partial(birth_of_log, self._database_url),
             )
             self._check_server_id(connection)
         tables = Tables(
@@ -170,6 +175,7 @@ class BinlogMonitor:
         )
         self._open_things.callback(self._stream.close)
         self._stream.start(self._server, start)
+        self._events = self._stream.events()
         log.info("streaming", position=str(start), server=self._server.version_text)
         return start
 
@@ -187,7 +193,7 @@ class BinlogMonitor:
         decode, full, size = decoder.decode, self._batch_size, 0
         deadline = monotonic() + _TICK
         while len(changes) < full and size < _MAX_BYTES:
-            event = self._next_inner() if decoder.inner is not None else self._next()
+            event = next(decoder.inner or self._events, None)
             if event is None:
                 if decoder.inner is not None:
                     decoder.inner = None
@@ -209,25 +215,26 @@ class BinlogMonitor:
             self._warned_at = now
             log.warning("log_soon_purged", age_seconds=int(age), kept_seconds=kept, position=newest.position)
 
-    def _next_inner(self) -> bytes | None:
-        return next(self._decoder.inner, None) if self._decoder.inner is not None else None
-
     def _read_to_the_end(self, changes: list[BinlogChange]) -> bool:
         """Put the rest of a transaction aside until it is certain that it was committed; False where we are to stop."""
         while not self._wakeup.is_set:
-            event = self._next()
+            event = next(self._events)
             if event is None:
                 self._stream.wait(_TICK)
             elif self._decoder.put_aside(event, changes):
                 return True
         return False
 
-    def _next(self) -> bytes | None:
+    @contextmanager
+    def _standing_back(self) -> Iterator[None]:
+        """Tell a stranger with our server_id from our own successor.
+
+        Whoever comes last with a server_id gets the log. Where the lock is not ours any more it is our own
+        successor, and we are the standby; else a stranger: we do not take it from them in turn.
+        """
         try:
-            return self._stream.read()
+            yield
         except ServerIdTaken as error:
-            # Whoever comes last with a server_id gets the log. Where the lock is not ours any more it is our own
-            # successor, and we are the standby; else a stranger: we do not take it from them in turn.
             if not self._lock.is_mine():
                 raise SourceLost(error.message) from error
             raise

@@ -11,7 +11,7 @@ __all__ = ["BinlogPosition"]
 @total_ordering
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinlogPosition:
-    """A place between two changes; printed as `binlog.000003:1234:5 server=… gtids=… in=…`.
+    """A place between two changes; printed as `binlog.000003:1234:5 server=… born=… gtids=… in=…`.
 
     A log is read from the start of a transaction on: `file` and `offset` are such a start, and what is before
     it was published. `ordinal` is the last published change of the transaction that starts there, -1 for none.
@@ -21,6 +21,9 @@ class BinlogPosition:
     offset: int
     ordinal: int = -1
     server: str = ""  # whose file: its server_uuid, on MariaDB its server_id
+    born: int = (
+        0  # when the file was begun, in seconds since 1970: tells it from one after a RESET; 0 unknown
+    )
     gtids: str | None = None  # all transactions that were published completely; None where there are no GTIDs
     gtid: str = ""  # of the transaction that was published in part
     # Where transactions were prepared that are not committed yet, and that have to be read again after a restart:
@@ -30,6 +33,8 @@ class BinlogPosition:
 
     def __str__(self) -> str:
         words = [f"{self.file}:{self.offset}:{self.ordinal}", f"server={self.server}"]
+        if self.born:
+            words.append(f"born={self.born}")
         if self.gtids is not None:
             words.append(f"gtids={self.gtids}")
         if self.gtid:
@@ -51,6 +56,7 @@ class BinlogPosition:
             offset=int(offset),
             ordinal=int(ordinal),
             server=words.get("server", ""),
+            born=int(words.get("born", 0)),
             gtids=words.get("gtids"),
             gtid=words.get("in", ""),
             restart=words.get("restart", ""),

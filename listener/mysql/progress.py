@@ -16,6 +16,8 @@ log = structlog.get_logger()
 
 ALL: Final = float("inf")  # ordinals: the whole transaction
 
+_FIRST: Final = 4  # the offset of a file's first event
+
 
 class Progress:
     """The place in the log, from one transaction to the next; leaves out what `after` covers."""
@@ -26,6 +28,8 @@ class Progress:
         if published is not None:
             self.gtids = MariaDBGTIDs(published) if mariadb else MySQLGTIDs(published)
         self.file = after.file  # that is being read
+        self.born = after.born  # when it was begun
+        self._executed: MySQLGTIDs | None = None  # all GTIDs before this file, while we go by files
         self.is_open = False  # a transaction
         self.is_standalone = False  # it has one statement, and no end of its own
         self.ordinal = 0  # of its next change
@@ -51,7 +55,9 @@ class Progress:
     def here(self) -> BinlogPosition:
         """Where the transaction begins, with what was published before it."""
         gtids = self._after.gtids if self._catching_up else self._gtids_text()
-        return BinlogPosition(file=self.file, offset=self.start, server=self._server, gtids=gtids)
+        return BinlogPosition(
+            file=self.file, offset=self.start, server=self._server, born=self.born, gtids=gtids
+        )
 
     @property
     def position(self) -> BinlogPosition:
@@ -67,11 +73,13 @@ class Progress:
         # Never back behind what was published before we came, while its transaction is read once more.
         ordinal = max(self.ordinal - 1, self.published_up_to) if self.is_open else -1
         within = ordinal >= 0
+        file = self.file if within else self._done_file
         return BinlogPosition(
-            file=self.file if within else self._done_file,
+            file=file,
             offset=self.start if within else self._done_offset,
             ordinal=int(ordinal),
             server=self._server,
+            born=self.born if file == self.file else 0,
             gtids=gtids,
             gtid=self.gtid if within else "",
             restart=restart,
@@ -95,17 +103,37 @@ class Progress:
         """Go on in another file of the log."""
         self.file = self._done_file = file
         self._done_offset = offset
+        self.born = 0
+        self._executed = None
+
+    def learn(self, executed: MySQLGTIDs) -> None:
+        """Take in which transactions came before this file, where the server knows GTIDs and we go by files."""
+        began_inside = self._catching_up and self.file == self._after.file and self._after.offset > _FIRST
+        if self.gtids is None and not began_inside:
+            self._executed = executed
 
     def begin(self, gtid: str, *, end: int, size: int, committed: int, standalone: bool) -> None:
         """Start a transaction with an event that ends at `end`; `committed` in microseconds since 1970."""
         if self.is_open:  # the last one had no end of its own
             self.finish(self.start)
+        self._follow_mode(gtid)
         self.start = end - size if end else self._done_offset
         self.gtid, self._committed = gtid, committed
         self.is_open, self.is_standalone = True, standalone
         self.ordinal = self.outer_end = 0
         self._transaction = None
         self.published_up_to = self._published_before() if self._catching_up else -1
+
+    def _follow_mode(self, gtid: str) -> None:
+        """Go by GTIDs from their first one on, where all that came before is known; and by files without one."""
+        if gtid:
+            if self.gtids is None and self._executed is not None and not self._pending:
+                self.gtids = self._executed
+                log.info("gtids_are_on", position=self.place, gtids=str(self.gtids))
+            self._executed = None
+        elif self.gtids is not None and not self._catching_up:
+            self.gtids = None
+            log.warning("gtids_are_off", position=self.place)
 
     def finish(self, offset: int) -> None:
         """End the transaction; `offset` is behind it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from listener.monitor import SourceError
 from listener.mysql import compressed
@@ -26,14 +26,9 @@ _VERSION_2: Final = frozenset({30, 31, 32, _PARTIAL_UPDATE, 169, 170, 171})
 _FIRST_COMPRESSED: Final = 166
 
 
-class _Rows(NamedTuple):
-    """One event with rows, uncompressed."""
-
-    table: Table
-    event: bytes
-    at: int  # where its rows begin
-    image: Image  # of the old rows, where there are two
-    new_image: Image
+# The table, the event uncompressed, where its rows begin, and what reads them: the old ones, where there are two, and
+# the new ones.
+_Rows = tuple[Table, bytes, int, Image, Image]
 
 
 class RowReader:
@@ -49,14 +44,14 @@ class RowReader:
         """Start with another file of the log."""
         self._tables.clear()
 
-    def table_map(self, event: bytes) -> None:
+    def table_map(self, event: bytes, _changes: list[BinlogChange]) -> None:
         """Read a table's description; raises SourceError where rows of a watched table could not be read."""
-        body = event[27:-4]
-        number = event[19:25]
-        self._tables[number] = None
-        if body not in self._described:
-            self._described[body] = self._describe(body)
-        self._tables[number] = self._described[body]
+        number, body = event[19:25], event[27:-4]
+        try:
+            self._tables[number] = self._described[body]
+        except KeyError:
+            self._tables[number] = None
+            self._tables[number] = self._described[body] = self._describe(body)
 
     def inserted(self, event: bytes, changes: list[BinlogChange]) -> None:
         rows = self._rows_of(event)
@@ -64,7 +59,8 @@ class RowReader:
             return
         table, event, at, image, _ = rows
         readers, nulls, end = image.readers, image.nulls, len(event) - 4
-        kind, transaction, add = table.insert, self._progress.transaction, changes.append
+        kind = table.insert if image.is_complete else table.insert.in_part
+        transaction, add = self._progress.transaction, changes.append
         ordinal, after = self._progress.ordinal, self._after(table)
         while at < end:
             row, at = readers[event[at : at + nulls]](event, at)
@@ -79,7 +75,8 @@ class RowReader:
             return
         table, event, at, image, _ = rows
         readers, nulls, end = image.readers, image.nulls, len(event) - 4
-        kind, transaction, add = table.delete, self._progress.transaction, changes.append
+        kind = table.delete if image.is_complete else table.delete.in_part
+        transaction, add = self._progress.transaction, changes.append
         ordinal, after = self._progress.ordinal, self._after(table)
         while at < end:
             row, at = readers[event[at : at + nulls]](event, at)
@@ -94,8 +91,9 @@ class RowReader:
             return
         table, event, at, image, new_image = rows
         is_partial, is_complete = event[4] == _PARTIAL_UPDATE, new_image.is_complete
-        end = len(event) - 4
-        kind, transaction, add = table.update, self._progress.transaction, changes.append
+        is_whole, end = is_complete and image.is_complete and not is_partial, len(event) - 4
+        kind = table.update if is_whole else table.update.in_part
+        transaction, add = self._progress.transaction, changes.append
         ordinal, after = self._progress.ordinal, self._after(table)
         while at < end:
             old, at = image.readers[event[at : at + image.nulls]](event, at)
@@ -147,7 +145,7 @@ class RowReader:
             at += size
         if kind >= _FIRST_COMPRESSED:
             event = compressed.uncompress_rest(event, at)
-        return _Rows(table, event, at, image, new_image)
+        return table, event, at, image, new_image
 
 
 def _counted(name: str) -> bytes:

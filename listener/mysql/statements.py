@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["Query", "emptied_table", "hides_rows", "parse_query"]
+__all__ = ["BACK_TO", "SAVEPOINT", "Query", "emptied_table", "hides_rows", "is_begin", "parse_query"]
 
-# Sizes of the status variables that stand before the one with the character set.
-_STATUS_SIZES: Final = {0: 4, 1: 8, 3: 4}
-_COUNTED: Final = {6}
-_CATALOG, _CHARSET = 2, 4
+SAVEPOINT, BACK_TO = b"SAVEPOINT ", b"ROLLBACK TO "
+
+_BEGIN: Final = b"BEGIN"
+_CHECKSUM: Final = 4
 
 _COMMENT = re.compile(r"/\*(?!!|M!).*?\*/|^\s*#[^\n]*\n|^\s*-- [^\n]*\n", re.DOTALL | re.MULTILINE)
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.|\"\")*\"|`(?:[^`]|``)*`", re.DOTALL)
@@ -54,19 +54,23 @@ class Query(NamedTuple):
 
     schema: str  # the session's own
     text: bytes
-    charset: int  # the number of the collation that it is written in; 0 unknown
 
     def decoded(self) -> str:
         return self.text.decode(errors="backslashreplace")
 
 
+def is_begin(event: bytes) -> bool:
+    """Tell whether a QUERY event is a plain BEGIN, without a look at the rest of it."""
+    rest = len(event) - 33 - len(_BEGIN) - _CHECKSUM  # is the schema's name and the status variables
+    return event[-9:-4] == _BEGIN and event[27] + event[30] + (event[31] << 8) == rest
+
+
 def parse_query(event: bytes, end: int) -> Query:
     """Read a QUERY event; `end` is where its checksum begins."""
     schema_length = event[27]
-    status_length = int.from_bytes(event[30:32], "little")
-    at = 32 + status_length
+    at = 32 + int.from_bytes(event[30:32], "little")
     schema = event[at : at + schema_length].decode(errors="backslashreplace")
-    return Query(schema, event[at + schema_length + 1 : end], _charset(event[32:at]))
+    return Query(schema, event[at + schema_length + 1 : end])
 
 
 def emptied_table(query: Query) -> tuple[str, str] | None:
@@ -94,20 +98,3 @@ def hides_rows(query: Query) -> bool:
 
 def _plain(name: str) -> str:
     return name[1:-1].replace("``", "`") if name.startswith("`") else name
-
-
-def _charset(status: bytes) -> int:
-    at = 0
-    while at < len(status):
-        kind = status[at]
-        if kind == _CHARSET:
-            return int.from_bytes(status[at + 1 : at + 3], "little")
-        if kind in _STATUS_SIZES:
-            at += 1 + _STATUS_SIZES[kind]
-        elif kind in _COUNTED:
-            at += 2 + status[at + 1]
-        elif kind == _CATALOG:
-            at += 3 + status[at + 1]
-        else:
-            break
-    return 0

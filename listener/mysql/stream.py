@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from collections.abc import Iterator
 from select import select
 from struct import Struct
 from time import monotonic
@@ -15,6 +16,7 @@ from zlib import crc32
 
 from pymysqlreplication import BinLogStreamReader
 
+from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError, SourceLost
 from listener.mysql.compressed import NO_CHECKSUM
 from listener.mysql.connection import Connection, connect, execute, translated
@@ -24,22 +26,27 @@ from listener.mysql.position import BinlogPosition
 from listener.mysql.server import Server
 from listener.wakeup import Wakeup
 
-__all__ = ["BinlogStream", "is_intact", "replica_uuid"]
+__all__ = ["BinlogStream", "replica_uuid"]
 
 _HEARTBEAT: Final = 5  # seconds between two words of a server that has no changes for us
 _SILENCE: Final = 20.0  # without a word for so long, the connection is half-open
 _CHUNK: Final = 256 * 1024
 _FULL_PACKET: Final = 0xFFFFFF  # the next packet goes on where this one ends
 _EVENT, _EOF, _ERROR = 0x00, 0xFE, 0xFF
+_DUMP_GTID, _THROUGH_GTID = 0x1E, 4  # a command, and its flag
 _ROTATE, _FORMAT = 4, 15
 _ARTIFICIAL: Final = 0x20
 
+_INTACT: Final = 0x2144DF1C  # what CRC-32 makes of anything that ends with its own CRC-32
+
 _error = Struct("<xH").unpack_from
+_word = Struct("<I").unpack_from
+_dump_head = Struct("<HIIQI").pack
 _SQLSTATE = re.compile(rb"#.{5}")
 
 
 class BinlogStream:
-    """Events from one place of the log on; `read` does not wait, `wait` does."""
+    """Events from one place of the log on; `events` does not wait, `wait` does."""
 
     def __init__(self, url: str, *, server_id: int, name: str, wakeup: Wakeup) -> None:
         """`name` is CDC_NAME: it tells our own former connection from another replica's."""
@@ -47,9 +54,7 @@ class BinlogStream:
         self._server_id = server_id
         self._name = name
         self._wakeup = wakeup
-        self._buffer = b""
-        self._at = 0
-        self._chunks: list[bytes] = []  # what came behind the buffer
+        self._chunks: list[bytes] = []  # what came and was not looked at
         self._missing = 1  # bytes until something can be done with them
         self._has_checksums = True
         self._silent = 0.0  # seconds that we have waited since the last word
@@ -61,24 +66,39 @@ class BinlogStream:
             reader = self._reader(server, position)
             # The library's own iterator would reconnect by itself, leave out what it does not know, and decode
             # each event: it is left at the place where it has made a replica of the connection.
-            reader._BinLogStreamReader__connect_to_stream()  # noqa: SLF001
+            if position.gtids is None or server.is_mariadb:
+                reader._BinLogStreamReader__connect_to_stream()  # noqa: SLF001
+            else:  # it knows of no tags in GTIDs
+                execute(self._connection, "SET @master_heartbeat_period = %s", [_HEARTBEAT * 1_000_000_000])
+                reader._stream_connection = self._connection  # noqa: SLF001
+                reader._register_slave()  # noqa: SLF001
+                request = _dump_request(self._server_id, MySQLGTIDs(position.gtids))
+                self._connection._execute_command(_DUMP_GTID, request)  # type: ignore[attr-defined]  # noqa: SLF001
         self._socket = self._connection._sock  # type: ignore[attr-defined]  # noqa: SLF001 - taken over from here
         self._socket.setblocking(False)
 
-    def read(self) -> bytes | None:
-        """Return the next event with its header, None where there is none yet; raises as `start` does."""
-        payload = self._next_packet()
-        if payload is None:
-            return None
-        if payload[0] == _EVENT:
-            return self._checked(payload[1:])
-        if payload[0] == _ERROR:
-            (code,) = _error(payload)
-            text = _SQLSTATE.sub(b"", payload[3:], count=1).decode(errors="replace")
-            raise translate_dump(code, text, "CURRENT_USER()")
-        if payload[0] == _EOF:
-            raise SourceLost("The server ended the stream of its binlog.")
-        raise SourceError(f"The server sent a packet of an unknown kind: {payload[0]:#x}.")
+    def events(self) -> Iterator[bytes | None]:
+        """Yield the events, each with its header and a checksum, and None where there is none yet; without end.
+
+        Raises as `start` does. To be called once.
+        """
+        buffer, at = b"", 0
+        while True:
+            length = _word(buffer, at)[0] & _FULL_PACKET if at + 4 < len(buffer) else 1
+            end = at + 4 + length if length < _FULL_PACKET else _end_of_large(buffer, at)
+            if end > len(buffer):
+                self._missing = end - len(buffer)
+                while not self._receive():
+                    yield None
+                buffer, at = b"".join((buffer[at:], *self._chunks)), 0
+                self._chunks.clear()
+                continue
+            if buffer[at + 4] != _EVENT:
+                raise _refusal(buffer[at + 4 : end])
+            event = buffer[at + 5 : end] if length < _FULL_PACKET else _joined(buffer, at)
+            at = end
+            is_plain = self._has_checksums and crc32(event) == _INTACT and event[4] != _FORMAT
+            yield event if is_plain else self._checked(event)
 
     def wait(self, seconds: float) -> None:
         """Wait for an event, at most so long; raises SourceLost where the server has been silent for too long."""
@@ -114,8 +134,6 @@ class BinlogStream:
         place: dict[str, Any] = {"log_file": file, "log_pos": offset, "resume_stream": True}
         if position.gtids is not None:
             place = {"auto_position": position.gtids}
-            if not server.is_mariadb:
-                place = {"auto_position": _library_set(MySQLGTIDs(position.gtids))}
         return BinLogStreamReader(
             connection_settings={"read_timeout": 2 * _HEARTBEAT},
             server_id=self._server_id,
@@ -137,54 +155,16 @@ class BinlogStream:
         if (
             kind == _ROTATE and event[17] & _ARTIFICIAL
         ):  # of the server's own making, perhaps before any other
-            return event if is_intact(event) else event + NO_CHECKSUM
+            return event if crc32(event) == _INTACT else event + NO_CHECKSUM
         if not self._has_checksums:
             return event + NO_CHECKSUM
-        if not is_intact(event):
+        if crc32(event) != _INTACT:
             raise SourceLost(f"An event of kind {kind} came damaged: its checksum is wrong.")
         return event
 
     @property
     def _uuid(self) -> str:
         return replica_uuid(self._name)
-
-    def _next_packet(self) -> bytes | None:
-        if self._missing > 0 and not self._receive():
-            return None
-        buffer, at = self._buffer, self._at
-        left = len(buffer) - at
-        if left < 5:
-            self._missing = 5 - left
-            return self._next_packet() if self._receive() else None
-        length = buffer[at] | buffer[at + 1] << 8 | buffer[at + 2] << 16
-        if length == _FULL_PACKET:
-            return self._large_packet()
-        end = at + 4 + length
-        if end > len(buffer):
-            self._missing = end - len(buffer)
-            return self._next_packet() if self._receive() else None
-        self._at = end
-        return buffer[at + 4 : end]
-
-    def _large_packet(self) -> bytes | None:
-        """Put an event of 16 MB and more together from its packets."""
-        buffer, at = self._buffer, self._at
-        parts = []
-        while True:
-            if at + 4 > len(buffer):
-                self._missing = at + 4 - len(buffer)
-                break
-            length = buffer[at] | buffer[at + 1] << 8 | buffer[at + 2] << 16
-            end = at + 4 + length
-            if end > len(buffer):
-                self._missing = end - len(buffer)
-                break
-            parts.append(buffer[at + 4 : end])
-            at = end
-            if length < _FULL_PACKET:
-                self._at = at
-                return b"".join(parts)
-        return self._next_packet() if self._receive() else None
 
     def _receive(self) -> bool:
         """Take in what has come; tells whether the missing bytes are there."""
@@ -199,9 +179,6 @@ class BinlogStream:
                 raise SourceLost("The database closed the connection.")
             self._chunks.append(chunk)
             self._missing -= len(chunk)
-        self._buffer = b"".join((self._buffer[self._at :], *self._chunks))
-        self._chunks.clear()
-        self._at = 0
         return True
 
     def _pending(self) -> int:
@@ -214,22 +191,39 @@ def replica_uuid(name: str) -> str:
     return str(uuid5(NAMESPACE_URL, f"cdc-tasks:{name}"))
 
 
-def is_intact(event: bytes) -> bool:
-    """Tell whether the checksum at the end of an event is right."""
-    return crc32(event[:-4]) == int.from_bytes(event[-4:], "little")
+def _refusal(payload: bytes) -> CDCError:
+    """Return what a packet that is no event means."""
+    if payload[0] == _ERROR:
+        (code,) = _error(payload)
+        text = _SQLSTATE.sub(b"", payload[3:], count=1).decode(errors="replace")
+        return translate_dump(code, text, "CURRENT_USER()")
+    if payload[0] == _EOF:
+        return SourceLost("The server ended the stream of its binlog.")
+    return SourceError(f"The server sent a packet of an unknown kind: {payload[0]:#x}.")
 
 
-class _LibrarySet(list[str]):
-    """A set that the library takes for one even where it is empty: it would start at the newest log instead."""
+def _end_of_large(buffer: bytes, at: int) -> int:
+    """Return where an event of 16 MB and more ends, or a place behind the buffer where that is not known yet."""
+    while at + 4 <= len(buffer):
+        length = _word(buffer, at)[0] & _FULL_PACKET
+        at += 4 + length
+        if length < _FULL_PACKET:
+            return at
+    return at + 4
 
-    def __bool__(self) -> bool:
-        return True
+
+def _joined(buffer: bytes, at: int) -> bytes:
+    """Return the event that begins here, put together from its packets."""
+    parts, length = [], _FULL_PACKET
+    while length == _FULL_PACKET:
+        length = _word(buffer, at)[0] & _FULL_PACKET
+        parts.append(buffer[at + 4 : at + 4 + length])
+        at += 4 + length
+    return b"".join(parts)[1:]
 
 
-def _library_set(gtids: MySQLGTIDs) -> _LibrarySet:
-    if gtids.is_tagged:
-        raise SourceError(
-            "The server has tagged GTIDs, which this version cannot ask for.",
-            hint="Commit without tags: SET gtid_next = 'AUTOMATIC'.",
-        )
-    return _LibrarySet(filter(None, str(gtids).split(",")))
+def _dump_request(server_id: int, done: MySQLGTIDs) -> bytes:
+    """Return the body of COM_BINLOG_DUMP_GTID: everything but the transactions that are done, oldest log first."""
+    encoded = done.encoded()
+    no_file, start = 0, 4
+    return _dump_head(_THROUGH_GTID, server_id, no_file, start, len(encoded)) + encoded

@@ -35,11 +35,14 @@ _MOST_READERS: Final = 64
 class Kind:
     """What all changes of one table and event have in common, made once."""
 
-    __slots__ = ("event", "head", "name", "table")
+    __slots__ = ("event", "head", "in_part", "is_whole", "name", "table")
 
-    def __init__(self, table: Table, event: str) -> None:
+    def __init__(self, table: Table, event: str, *, is_whole: bool = True) -> None:
+        """`is_whole`: no column is absent from its rows; `in_part` is the same for rows where one may be."""
         self.table = table
         self.event = event
+        self.is_whole = is_whole
+        self.in_part = Kind(table, event, is_whole=False) if is_whole else self
         self.name = (table.schema, table.name, event)
         self.head = b'","schema":%b,"table":%b,"event":"%b","before":' % (
             orjson.dumps(table.schema),

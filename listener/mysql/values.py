@@ -11,7 +11,7 @@ import ipaddress
 import zlib
 from binascii import b2a_base64
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from struct import Struct
 
@@ -45,7 +45,7 @@ __all__ = [
 
 Convert = Callable[..., bytes]
 
-_EPOCH = date(1970, 1, 1)
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the zone is written by whoever knows it
 _DATETIME_OFFSET = 0x8000000000
 _DECIMAL_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 _float4 = Struct("<f").pack
@@ -146,9 +146,14 @@ def datetime2(digits: int) -> Convert:
 
 def timestamp2(digits: int) -> Convert:
     """Seconds since 1970 in UTC."""
-    return lambda value: timestamp(
-        int.from_bytes(value[:4], "big"), _microseconds(value[4:], digits) if digits else 0, digits
-    )
+    fraction_bits = (digits + 1) // 2 * 8
+    mask, unit = (1 << fraction_bits) - 1, 10 ** (6 - fraction_bits // 4)
+
+    def convert(value: bytes) -> bytes:
+        number = int.from_bytes(value, "big")
+        return timestamp(number >> fraction_bits, (number & mask) * unit, digits)
+
+    return convert
 
 
 def timestamp_old(value: int) -> bytes:
@@ -158,18 +163,15 @@ def timestamp_old(value: int) -> bytes:
 def timestamp(seconds: int, micro: int, digits: int) -> bytes:
     if not seconds and not micro:
         return b'"0000-00-00 00:00:00%b"' % _own_fraction(0, digits)
-    days, second = divmod(seconds, 86400)
-    minute, second = divmod(second, 60)
-    hour, minute = divmod(minute, 60)
     if micro:
-        return b'"%bT%02d:%02d:%02d.%06d+00:00"' % (iso_day(days), hour, minute, second, micro)
-    return b'"%bT%02d:%02d:%02d+00:00"' % (iso_day(days), hour, minute, second)
+        return b'"%b.%06d+00:00"' % (iso_second(seconds), micro)
+    return b'"%b+00:00"' % iso_second(seconds)
 
 
 @lru_cache(maxsize=4096)
-def iso_day(days: int) -> bytes:
-    """Return the date so many days after 1970-01-01."""
-    return (_EPOCH + timedelta(days=days)).isoformat().encode()
+def iso_second(seconds: int) -> bytes:
+    """Return date and time so many seconds after 1970: many rows are of the same second."""
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat().encode()
 
 
 def time2(digits: int) -> Convert:

@@ -39,6 +39,11 @@ def test_sets_are_sets(first: list[int], second: list[int]) -> None:
     assert MySQLGTIDs(str(one)) == one
 
 
+@pytest.mark.parametrize("text", ["", f"{_A}:1-5:7,{_B}:3", f"{_A}:1-5:7,{_A}:blue:2-3,{_B}:{'t' * 32}:1"])
+def test_a_set_is_read_as_it_was_encoded(text: str) -> None:
+    assert MySQLGTIDs.decoded(MySQLGTIDs(text).encoded()) == MySQLGTIDs(text)
+
+
 @pytest.mark.parametrize("text", ["x", f"{_A}", f"{_A}:5-3", f"{_A}:0", f"{_A}:1-x"])
 def test_what_is_no_set_is_an_error(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # whatever it says

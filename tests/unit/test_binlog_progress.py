@@ -65,6 +65,7 @@ def test_what_was_published_before_a_prepared_transaction_is_left_out() -> None:
     [
         "binlog.000003:1234:-1 server=1 gtids=",
         "binlog.000003:1234:5 server=1",
+        "binlog.000003:1234:5 server=1 born=1795365648",
         f"mysql-bin.000003:1234:5 server={_GTID} gtids={_GTID}:1-4 in={_GTID}:5",
     ],
 )

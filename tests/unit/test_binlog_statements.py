@@ -8,7 +8,7 @@ from listener.mysql.statements import Query, emptied_table, hides_rows
 
 
 def _query(text: str) -> Query:
-    return Query("shop", text.encode(), 255)
+    return Query("shop", text.encode())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,185 @@
+"""What may change under a listener: GTIDs with tags, GTIDs switched on and off, logs that were reset or grow old."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from listener.monitor import Gap, SourceError
+from listener.mysql.birth import birth_of_log
+from listener.mysql.position import BinlogPosition
+from tests.mysql_servers import MariaDBServer, MySQLServer
+from tests.mysql_source import MySQLDatabase, MySQLSource
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FILES = ("--gtid-mode=OFF", "--enforce-gtid-consistency=OFF")
+_ON = ("OFF_PERMISSIVE", "ON_PERMISSIVE", "ON")
+_OFF = ("ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF")
+
+
+def _source(server: MariaDBServer | MySQLServer) -> MySQLSource:
+    nowhere = MySQLDatabase(name="", server=server)
+    nowhere.execute("DROP DATABASE IF EXISTS shop", "CREATE DATABASE shop")
+    source = MySQLSource(MySQLDatabase(name="shop", server=server))
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    return source
+
+
+@pytest.fixture(params=["mariadb", "mysql", "mysql without GTIDs"])
+def own(request: pytest.FixtureRequest) -> Iterator[MySQLSource]:
+    """A table on a server that a test may spoil."""
+    server = MariaDBServer() if request.param == "mariadb" else MySQLServer()
+    server.arguments.extend(_FILES if request.param.endswith("without GTIDs") else ())
+    with server, _source(server) as source:
+        yield source
+
+
+@pytest.fixture
+def without_gtids() -> Iterator[MySQLSource]:
+    """The same on a MySQL on which GTIDs are off, for now."""
+    with MySQLServer(arguments=_FILES) as server, _source(server) as source:
+        yield source
+
+
+def _insert(source: MySQLSource, *numbers: int) -> None:
+    source.execute(*(f"INSERT INTO t VALUES ({number})" for number in numbers))
+
+
+def _numbers(source: MySQLSource, count: int) -> list[int]:
+    return [each.row["id"] for each in source.changes(count)]
+
+
+def _reset(source: MySQLSource) -> None:
+    source.execute("RESET MASTER" if source.database.is_mariadb else "RESET BINARY LOGS AND GTIDS")
+
+
+def _switch(source: MySQLSource, *modes: str) -> None:
+    source.execute(
+        "SET GLOBAL enforce_gtid_consistency = ON", *(f"SET GLOBAL gtid_mode = {mode}" for mode in modes)
+    )
+
+
+def test_gtids_with_tags_are_read_and_asked_for(mysql_database: MySQLDatabase) -> None:
+    longest = "t" * 32
+    with MySQLSource(mysql_database) as source:
+        source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        source.watch()
+        source.execute(
+            "INSERT INTO t VALUES (1)",
+            "SET gtid_next = 'AUTOMATIC:blue'",
+            "INSERT INTO t VALUES (2)",
+            "INSERT INTO t VALUES (3)",
+            "SET gtid_next = 'AUTOMATIC'",
+            "INSERT INTO t VALUES (4)",
+        )
+        changes = source.changes(4)
+        assert [each.row["id"] for each in changes] == [1, 2, 3, 4]
+        (server,) = {each.position.split(":")[0] for each in changes}
+        numbers = [each.position.removeprefix(f"{server}:") for each in changes]
+        assert numbers[1].startswith("blue:")
+        assert int(numbers[2].split(":")[1]) == int(numbers[1].split(":")[1]) + 1
+        assert abs(changes[1].committed_at.timestamp() - time.time()) < 60
+        source.rest()
+        source.stop()
+        source.execute(f"SET gtid_next = 'AUTOMATIC:{longest}'", "INSERT INTO t VALUES (5)")
+        source.watch()
+        (last,) = source.changes(1)
+        assert last.position == f"{server}:{longest}:1:0"
+        source.rest()
+        source.stop()
+        source.watch()
+        assert source.rest() == []
+
+
+def test_gtids_that_are_switched_on_later_are_gone_by_from_then_on(without_gtids: MySQLSource) -> None:
+    source = without_gtids
+    source.watch()
+    _insert(source, 1)
+    assert source.changes(1)[0].position.startswith("binlog.")
+    _switch(source, *_ON)
+    _insert(source, 2, 3)
+    changes = source.changes(2)
+    assert [each.row["id"] for each in changes] == [2, 3]
+    ((server,),) = source.database.fetch("SELECT @@server_uuid")
+    assert [each.position for each in changes] == [f"{server}:1:0", f"{server}:2:0"]
+    assert source.position is not None
+    assert BinlogPosition.parse(source.position).gtids is not None
+    source.stop()
+    _insert(source, 4)
+    source.watch()
+    assert _numbers(source, 1) == [4]
+
+
+def test_gtids_may_be_switched_on_and_off_while_the_listener_is_away(without_gtids: MySQLSource) -> None:
+    source = without_gtids
+    source.watch()
+    _insert(source, 1)
+    assert _numbers(source, 1) == [1]
+    source.stop()
+    _insert(source, 2)
+    _switch(source, *_ON)
+    _insert(source, 3)
+    source.watch()
+    with pytest.raises(SourceError, match="anonymous") as caught:
+        source.changes(1)
+    assert "gtid_mode = 'ON_PERMISSIVE'" in (caught.value.hint or "")
+    source.stop()
+    _switch(source, "ON_PERMISSIVE")
+    source.watch()
+    assert _numbers(source, 2) == [2, 3]
+    source.stop()
+    _switch(source, *_OFF)
+    _insert(source, 4)
+    source.watch()
+    assert _numbers(source, 1) == [4]
+    assert source.position is not None
+    assert BinlogPosition.parse(source.position).gtids is None
+
+
+def test_a_reset_is_a_gap_even_where_the_new_log_reaches_as_far(own: MySQLSource) -> None:
+    own.watch()
+    _insert(own, 1)
+    assert _numbers(own, 1) == [1]
+    own.stop()
+    born = _birth(own)
+    # A file's birth is known to the second.
+    wait_until(lambda: time.time() >= born + 1, timeout=5, what="the next second")
+    _reset(own)
+    new = list(range(10, 40))
+    _insert(own, *new)
+    assert own.position is not None
+    ((_, size, *_),) = own.database.fetch("SHOW BINARY LOGS")
+    assert size > BinlogPosition.parse(own.position).offset
+    with pytest.raises(Gap, match="reset"):
+        own.watch()
+    own.stop()
+    own.watch(accept_gap=True)
+    assert _numbers(own, len(new)) == new
+
+
+def _birth(source: MySQLSource) -> int:
+    newest = source.database.fetch("SHOW BINARY LOGS")[-1][0]
+    return birth_of_log(source.database.url, newest)
+
+
+def test_changes_that_are_so_old_that_the_log_is_soon_purged_are_warned_of(
+    own: MySQLSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.execute("SET GLOBAL binlog_expire_logs_seconds = 3600")
+    own.watch()
+    with capture_logs() as logs:
+        _insert(own, 1)
+        assert _numbers(own, 1) == [1]
+        assert not [each for each in logs if each["event"] == "log_soon_purged"]
+        monkeypatch.setattr("listener.mysql.monitor.time", lambda: time.time() + 3000)
+        _insert(own, 2, 3)
+        assert _numbers(own, 2) == [2, 3]
+    (warning,) = [each for each in logs if each["event"] == "log_soon_purged"]
+    assert warning["kept_seconds"] == 3600
+    assert 3000 <= warning["age_seconds"] <= 3600
