@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks import report
+from benchmarks import binlog, report
 from benchmarks.latency import time_start, time_to_queue, time_to_task
 from benchmarks.memory import idle_share, peak_by_transaction
-from benchmarks.stage import Stage
+from benchmarks.postgres_stage import PostgresStage
 from benchmarks.throughput import compare, vary_transactions, vary_width
 from benchmarks.workers import work
 
@@ -30,6 +30,7 @@ class _Plan:
     def __init__(self, *, quick: bool, rounds: int | None) -> None:
         self.rounds = rounds or (1 if quick else 5)
         self.rows = 40_000 if quick else 400_000
+        self._memory_sizes = (100, 1_000, 10_000, 100_000, *(() if quick else (1_000_000,)))
         self._sweep_rows = 20_000 if quick else 200_000
         self._sweep_rounds = min(self.rounds, 3)
         self._seconds = 5 if quick else 30
@@ -52,13 +53,21 @@ class _Plan:
         }
 
     def memory(self, say: Say) -> Any:
-        sizes = (100, 1_000, 10_000, 100_000) if self.quick else (100, 1_000, 10_000, 100_000, 1_000_000)
-        return {"peak": peak_by_transaction(sizes, say), "idle": idle_share(self._seconds * 2, say)}
+        peak = peak_by_transaction(PostgresStage(), self._memory_sizes, say)
+        return {"peak": peak, "idle": idle_share(self._seconds * 2, say)}
 
     def workers(self, say: Say) -> Any:
         return work(2_000 if self.quick else 10_000, say)
 
+    def on_binlog(self, database: str, part: str, say: Say) -> Any:
+        """Measure one of `_BINLOG_PARTS` on MySQL or MariaDB."""
+        if part == "memory":
+            return binlog.peak(database, self._memory_sizes, say)
+        return binlog.compare(database, self.rows, self.rounds, say)
 
+
+_DATABASES = ("postgresql", *binlog.DATABASES)
+_BINLOG_PARTS = ("throughput", "memory")
 _PARTS = ("throughput", "width", "transactions", "latency", "memory", "workers")
 
 
@@ -66,21 +75,24 @@ def main(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Short runs: to see that it works.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="How often each contender runs.")] = None,
+    database: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(_DATABASES)}; repeatable; all of them.")
+    ] = None,
     only: Annotated[str, typer.Option(help=f"Some of {','.join(_PARTS)}.")] = ",".join(_PARTS),
     output: Annotated[Path, typer.Option(help="Where benchmarks.md goes.")] = _DOCS,
 ) -> None:
-    """Measure, and write benchmarks.md with its charts."""
+    """Measure, and write benchmarks.md with its charts; on MySQL and MariaDB only throughput and memory."""
     plan = _Plan(quick=quick, rounds=rounds)
     known = output / "benchmarks" / "results.json"
     results = json.loads(known.read_text()) if known.exists() else {}
-    for part in only.split(","):
-        if part not in _PARTS:
-            raise typer.BadParameter(f"{part!r} is none of {', '.join(_PARTS)}", param_hint="--only")
-        typer.echo(f"--- {part}")
-        results[part] = getattr(plan, part)(typer.echo)
-        if part == "throughput" or "about" not in results:
-            results["about"] = _about(plan)
-        report.keep(results, output)
+    parts = _some(only.split(","), _PARTS, "--only")
+    for each in _some(database or _DATABASES, _DATABASES, "--database"):
+        for part in parts:
+            if each != "postgresql" and part not in _BINLOG_PARTS:
+                continue
+            typer.echo(f"--- {each}: {part}")
+            _measure(plan, each, part, results)
+            report.keep(results, output)
     missing = [part for part in _PARTS if part not in results]
     if missing:
         typer.echo(f"not measured yet, so no page is written: {', '.join(missing)}")
@@ -89,13 +101,34 @@ def main(
     typer.echo(f"written: {output / 'benchmarks.md'}")
 
 
+def _some(wanted: Sequence[str], known: Sequence[str], option: str) -> Sequence[str]:
+    for each in wanted:
+        if each not in known:
+            raise typer.BadParameter(f"{each!r} is none of {', '.join(known)}", param_hint=option)
+    return wanted
+
+
+def _measure(plan: _Plan, database: str, part: str, results: dict[str, Any]) -> None:
+    if database == "postgresql":
+        results[part] = getattr(plan, part)(typer.echo)
+        if part == "throughput" or "about" not in results:
+            results["about"] = _about(plan)
+        return
+    of_server = results.setdefault(database, {})
+    of_server[part] = plan.on_binlog(database, part, typer.echo)
+    if part == "throughput" or "about" not in of_server:
+        of_server["about"] = {**_circumstances(plan), "version": binlog.version(database)}
+
+
 def _about(plan: _Plan) -> dict[str, Any]:
-    with Stage() as stage:
-        postgres = stage.version
+    with PostgresStage() as stage:
+        return {**_circumstances(plan), "postgres": stage.version}
+
+
+def _circumstances(plan: _Plan) -> dict[str, Any]:
     return {
         "machine": f"{os.cpu_count()} cores ({_processor()}), {platform.system()}, Python {platform.python_version()}",
         "date": datetime.now(UTC).date().isoformat(),
-        "postgres": postgres,
         "rows": plan.rows,
         "rounds": plan.rounds,
         "quick": plan.quick,

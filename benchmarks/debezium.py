@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.stage import PUBLICATION, Stage
 from tests.acceptance.listener_process import mortal
 
 __all__ = ["VERSIONS", "install", "start"]
@@ -52,32 +52,31 @@ def install() -> Path:
     return python
 
 
-def start(stage: Stage, slot: str) -> subprocess.Popen[str]:
-    """Start the reader; it prints a line for each batch: how many events so far."""
-    properties = {
+def start(
+    home: Path, properties: Mapping[str, str], *, offset: tuple[object, object] | None = None
+) -> subprocess.Popen[str]:
+    """Start the reader in the directory `home`; it prints a line for each batch: how many events so far.
+
+    `offset`, the key and the value that Kafka Connect would have kept, says where it goes on.
+    """
+    storage, offsets = "org.apache.kafka.connect.storage.MemoryOffsetBackingStore", home / "debezium.offsets"
+    if offset:
+        storage = "org.apache.kafka.connect.storage.FileOffsetBackingStore"
+    told = {
         "name": "bench",
-        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
-        "database.hostname": "127.0.0.1",
-        "database.port": str(stage.postgres.port),
-        "database.user": "postgres",
-        "database.password": "",
-        "database.dbname": "postgres",
         "topic.prefix": "bench",
-        "plugin.name": "pgoutput",
-        "slot.name": slot,
-        "publication.name": PUBLICATION,
-        "publication.autocreate.mode": "disabled",
-        "snapshot.mode": "no_data",
-        "offset.storage": "org.apache.kafka.connect.storage.MemoryOffsetBackingStore",
+        "offset.storage": storage,
+        "offset.storage.file.filename": str(offsets),
         **_TUNING,
+        **properties,
     }
-    settings, logging = stage.valkey.home / "debezium.json", stage.valkey.home / "log4j2.properties"
-    settings.write_text(json.dumps(properties))
+    settings, logging = home / "debezium.json", home / "log4j2.properties"
+    settings.write_text(json.dumps({"properties": told, "offset": offset}))
     logging.write_text(_QUIET)
     return subprocess.Popen(
         mortal([str(install()), str(_READER), str(settings), str(logging)]),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=stage.valkey.home,
+        cwd=home,
     )

@@ -13,8 +13,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Final, TypedDict
 
+from benchmarks.postgres_stage import PostgresStage
 from benchmarks.routes import QUEUE
-from benchmarks.stage import Stage
 from benchmarks.tasks import read_notes
 from tests.waiting import wait_until
 from tests.worker import Worker
@@ -39,7 +39,7 @@ class Latency(TypedDict):
 
 def time_to_queue(per_second: int, seconds: float, said: Callable[[str], None]) -> Latency:
     """Commit single rows; note when each message comes to a client that waits at the queue."""
-    with Stage() as stage, stage.listener() as listener:
+    with PostgresStage() as stage, stage.listener() as listener:
         listener.wait_for("streaming")
         writing = stage.write_steadily(per_second, seconds + _WARM)
         arrived = _pop_all(stage, writing)
@@ -49,7 +49,7 @@ def time_to_queue(per_second: int, seconds: float, said: Callable[[str], None]) 
 
 def time_to_task(per_second: int, seconds: float, said: Callable[[str], None]) -> Latency:
     """Commit single rows; each task notes when its body runs, in a prefork worker with two processes."""
-    with TemporaryDirectory() as directory, Stage() as stage:
+    with TemporaryDirectory() as directory, PostgresStage() as stage:
         notes = Path(directory) / "notes"
         with Worker(worker_environment(stage, notes), "-Q", QUEUE), stage.listener() as listener:
             listener.wait_for("streaming")
@@ -63,7 +63,7 @@ def time_to_task(per_second: int, seconds: float, said: Callable[[str], None]) -
 def time_start(rounds: int, said: Callable[[str], None]) -> list[float]:
     """Return the seconds from the listener's start until a change that waited for it is in the queue."""
     found = []
-    with Stage() as stage:
+    with PostgresStage() as stage:
         with stage.listener() as listener:
             listener.wait_for("streaming")
             listener.stop()
@@ -79,7 +79,7 @@ def time_start(rounds: int, said: Callable[[str], None]) -> list[float]:
     return found
 
 
-def worker_environment(stage: Stage, notes: Path) -> dict[str, str]:
+def worker_environment(stage: PostgresStage, notes: Path) -> dict[str, str]:
     """Return what a worker of `benchmarks.tasks` is told."""
     return {
         "DATABASE_URL": stage.postgres.url,
@@ -90,7 +90,7 @@ def worker_environment(stage: Stage, notes: Path) -> dict[str, str]:
     }
 
 
-def _pop_all(stage: Stage, writing: subprocess.Popen[bytes]) -> list[tuple[float, bytes]]:
+def _pop_all(stage: PostgresStage, writing: subprocess.Popen[bytes]) -> list[tuple[float, bytes]]:
     """Return (time, message) of all that comes while `writing` runs, and a second more."""
     arrived: list[tuple[float, bytes]] = []
     while True:

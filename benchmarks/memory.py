@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from benchmarks.postgres_stage import PostgresStage
 from benchmarks.readings import cpu_seconds, peak_memory
 from benchmarks.routes import QUEUE
 from benchmarks.stage import Stage
@@ -16,10 +17,13 @@ __all__ = ["idle_share", "peak_by_transaction"]
 _AT_LEAST: Final = 50_000  # rows in all, so that small transactions come in full batches too
 
 
-def peak_by_transaction(sizes: Sequence[int], said: Callable[[str], None]) -> dict[str, float]:
-    """Return the listener's peak memory in MB, by rows in a transaction; each in a process of its own."""
+def peak_by_transaction(stage: Stage, sizes: Sequence[int], said: Callable[[str], None]) -> dict[str, float]:
+    """Return the listener's peak memory in MB, by rows in a transaction; each in a process of its own.
+
+    Opens the stage, and closes it.
+    """
     found = {}
-    with Stage() as stage:
+    with stage:
         with stage.listener() as listener:
             listener.wait_for("streaming")
             listener.stop()
@@ -37,7 +41,7 @@ def peak_by_transaction(sizes: Sequence[int], said: Callable[[str], None]) -> di
 
 def idle_share(seconds: float, said: Callable[[str], None]) -> float:
     """Return the percentage of a core that the listener uses while nothing happens."""
-    with Stage() as stage, stage.listener() as listener:
+    with PostgresStage() as stage, stage.listener() as listener:
         listener.wait_for("streaming")
         time.sleep(3)
         before = cpu_seconds(listener.process.pid)

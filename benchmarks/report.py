@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from string import Template
 from typing import Any
 
-from benchmarks import charts
+from benchmarks import binlog_report, charts
 from benchmarks.debezium import VERSIONS
 from benchmarks.latency import BINS
+from benchmarks.tables import ratio, table
 
 __all__ = ["keep", "write"]
 
@@ -72,6 +73,7 @@ def _charts(results: Results) -> dict[str, str]:
             )
             for what, title in latency.items()
         },
+        **binlog_report.pictures(results),
     }
 
 
@@ -103,12 +105,13 @@ def _facts(results: Results) -> dict[str, str]:
         "transactions_table": _sweep_table("rows", results["transactions"], lambda size: f"{int(size):,}"),
         "latency_table": _latency_table(results["latency"]),
         "start": f"{median(results['latency']['start']):.2f}",
-        "memory_table": _table(
+        "memory_table": table(
             ["rows in a transaction", "MB at the peak"],
             [[f"{int(size):,}", f"{value:.0f}"] for size, value in results["memory"]["peak"].items()],
         ),
+        "binlog": binlog_report.section(results),
         "idle": f"{results['memory']['idle']:.2f}",
-        "workers_table": _table(
+        "workers_table": table(
             ["", "tasks/s", "rows/s"],
             [
                 [name, f"{each['tasks_per_second']:,}", f"{each['rows_per_second']:,}"]
@@ -120,14 +123,14 @@ def _facts(results: Results) -> dict[str, str]:
 
 def _throughput_table(found: Mapping[str, Any]) -> str:
     ours = found[_OURS]["rate"]
-    return _table(
+    return table(
         ["", "changes/s", "slowest to fastest", "cdc-tasks is", "own CPU, µs a change", "peak memory, MB"],
         [
             [
                 f"**{name}**" if name == _OURS else name,
                 f"{each['rate']:,}",
                 f"{min(each['rates']):,} to {max(each['rates']):,}",
-                "" if name == _OURS else f"{_ratio(ours / each['rate'])} x",
+                "" if name == _OURS else f"{ratio(ours / each['rate'])} x",
                 f"{each['cpu']:.1f}",
                 f"{each['memory']:.0f}",
             ]
@@ -139,7 +142,7 @@ def _throughput_table(found: Mapping[str, Any]) -> str:
 def _sweep_table(what: str, found: Mapping[str, Any], title: Any) -> str:
     names = list(next(iter(found.values())))
     rows = [[title(key), *(f"{each[name]['rate']:,}" for name in names)] for key, each in found.items()]
-    return _table([what, *(f"{name}, changes/s" for name in names)], rows)
+    return table([what, *(f"{name}, changes/s" for name in names)], rows)
 
 
 def _latency_table(found: Mapping[str, Any]) -> str:
@@ -150,13 +153,4 @@ def _latency_table(found: Mapping[str, Any]) -> str:
             "task": "commit to task, 200/s",
         }.items()
     ]
-    return _table(["milliseconds", "half of them", "95 %", "99 %", "the slowest"], rows)
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2f}" if value < 1 else f"{value:.1f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(["milliseconds", "half of them", "95 %", "99 %", "the slowest"], rows)

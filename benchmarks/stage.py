@@ -1,76 +1,38 @@
-"""The servers and the rows that everything is measured with."""
+"""The servers and the rows that everything is measured with: what all databases have in common."""
 
 from __future__ import annotations
 
-import subprocess
 import time
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Self
 
-import psycopg2
 import redis
 
-from benchmarks.routes import QUEUE, TABLES
-from demo.servers import PostgresServer, ValkeyServer
-from tests.acceptance.listener_process import ListenerProcess, mortal
-from tests.servers import DebianPostgresServer
+from benchmarks.routes import QUEUE
+from demo.servers import ValkeyServer
+from tests.acceptance.listener_process import ListenerProcess
 
-__all__ = ["PUBLICATION", "Stage"]
+__all__ = ["DESCRIPTION", "TITLE", "Stage"]
 
-PUBLICATION = "bench"
-
-_SETTINGS = {  # nothing here is about one contender: a server that is not short of memory, and writes no page twice
-    "shared_buffers": "512MB",
-    "max_wal_size": "8GB",
-    "logical_decoding_work_mem": "64MB",
-    "autovacuum": "off",
-}
-
-_SCHEMA = """
-CREATE TABLE narrow (id bigserial PRIMARY KEY, number int, name text);
-CREATE TABLE tickets (
-  id bigserial PRIMARY KEY, title text, assigned_to_id bigint, created_by bigint, status text, priority text,
-  created_at timestamptz, flag bool, description text
-);
-CREATE TABLE wide (
-  id bigserial PRIMARY KEY, {columns}
-);
-"""
-_WIDE = {
-    "int": "n",
-    "text": "'some text of thirty characters'",
-    "timestamptz": "now()",
-    "numeric(12,2)": "n / 7.0",
-}
-_WIDE_COLUMNS = {f"{kind[:3]}_{number}": kind for number in range(10) for kind in _WIDE}
-
-_DESCRIPTION = "'some longer description text here, with sixty characters or so.....'"
-_VALUES = {
-    "narrow": ("number, name", "n, 'item ' || n"),
-    "tickets": (
-        "title, assigned_to_id, created_by, status, priority, created_at, flag, description",
-        f"'Fix the bug in the frobnicator', 5, 17, 'open', 'high', now(), true, {_DESCRIPTION}",
-    ),
-    "wide": (", ".join(_WIDE_COLUMNS), ", ".join(_WIDE[kind] for kind in _WIDE_COLUMNS.values())),
-}
+TITLE = "Fix the bug in the frobnicator"
+DESCRIPTION = "some longer description text here, with sixty characters or so....."
 
 
-class Stage:
-    """A PostgreSQL with wal2json (Debian's) without fsync, a Valkey without a file, three tables and a publication."""
+class Stage(ABC):
+    """A database, and a Valkey without a file."""
+
+    routes = "every_row"
 
     def __init__(self) -> None:
-        self.postgres: PostgresServer = DebianPostgresServer(settings=_SETTINGS)
         self.valkey = ValkeyServer()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(self.postgres)
             stack.enter_context(self.valkey)
             self.broker = stack.enter_context(redis.Redis.from_url(self.valkey.url))
-            columns = ", ".join(f"{name} {kind}" for name, kind in _WIDE_COLUMNS.items())
-            self.run(_SCHEMA.format(columns=columns))
-            self.run(f"CREATE PUBLICATION {PUBLICATION} FOR TABLE {', '.join(TABLES)}")
+            self._open(stack)
             self._stack = stack.pop_all()
         return self
 
@@ -78,35 +40,22 @@ class Stage:
         self._stack.close()
 
     @property
+    @abstractmethod
+    def url(self) -> str:
+        """The database, as DATABASE_URL has it."""
+
+    @property
+    @abstractmethod
     def version(self) -> str:
-        return str(self.fetch("SHOW server_version")[0][0]).split()[0]
+        """The database server's."""
 
-    def fetch(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-        connection = psycopg2.connect(self.postgres.url)
-        connection.autocommit = True
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(query, arguments or None)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+    @abstractmethod
+    def _open(self, stack: ExitStack) -> None:
+        """Start the database and make the tables."""
 
-    def run(self, statement: str, *arguments: object) -> None:
-        self.fetch(statement, *arguments)
-
+    @abstractmethod
     def fill(self, table: str, rows: int, *, transaction: int) -> None:
         """Insert so many rows, so many in each transaction."""
-        columns, values = _VALUES[table]
-        self.run(f"""
-            DO $$
-            BEGIN
-              FOR i IN 1 .. {rows // transaction} LOOP
-                INSERT INTO {table} ({columns}) SELECT {values} FROM generate_series(1, {transaction}) AS n;
-                COMMIT;
-              END LOOP;
-            END $$
-        """)  # noqa: S608 - names and values of our own
-        self.run("CHECKPOINT")
 
     def queued(self) -> int:
         """Return how many tasks wait in the queue."""
@@ -119,38 +68,14 @@ class Stage:
             time.sleep(1)
             before, now = now, self.queued()
 
-    def listener(self, routes: str = "every_row", **more: str) -> ListenerProcess:
+    def listener(self, routes: str = "", **more: str) -> ListenerProcess:
         """Start our listener."""
         environment = {
-            "DATABASE_URL": self.postgres.url,
+            "DATABASE_URL": self.url,
             "CELERY_BROKER_URL": self.valkey.url,
             "CACHE_URL": self.valkey.url_of(1),
             "CDC_NAME": "ours",
-            "CDC_ROUTES": f"benchmarks.routes:{routes}",
+            "CDC_ROUTES": f"benchmarks.routes:{routes or self.routes}",
             **more,
         }
         return ListenerProcess(environment)
-
-    def write_steadily(self, per_second: int, seconds: float) -> subprocess.Popen[bytes]:
-        """Start `pgbench`, which commits so many rows a second, one in each transaction."""
-        columns, values = _VALUES["tickets"]
-        script = self.postgres.home / "insert.sql"
-        script.write_text(f"INSERT INTO tickets ({columns}) VALUES ({values});\n")  # noqa: S608 - of our own
-        options = [
-            "-n",
-            "-c",
-            "4",
-            "-j",
-            "1",
-            "-R",
-            str(per_second),
-            "-T",
-            str(int(seconds)),
-            "-f",
-            str(script),
-        ]
-        return subprocess.Popen(
-            mortal([str(self.postgres.binaries / "pgbench"), *options, self.postgres.url]),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
-from typing import Final, TypedDict
+from typing import Final, TypedDict, TypeVar
 
-from benchmarks.contenders import ALL, Contender, Debezium, Ours, Recvlogical, Run
+from benchmarks import postgres_contenders
+from benchmarks.contenders import Contender, Run
+from benchmarks.postgres_stage import PostgresStage
 from benchmarks.readings import cpu_seconds, peak_memory
 from benchmarks.stage import Stage
 
-__all__ = ["Drained", "compare", "measure_rows", "vary_transactions", "vary_width"]
+__all__ = ["Drained", "Rows", "compare", "measure", "vary_transactions", "vary_width"]
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
 
 _EVERY: Final = 0.01  # seconds between two looks
 _WARM: Final = 0.25  # of the rows, before the clock starts: a JVM's first ones are its slowest
@@ -32,7 +36,9 @@ class Drained(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
+    """What everybody reads."""
+
     count: int
     transaction: int = 100  # rows in each
     table: str = "tickets"
@@ -50,45 +56,38 @@ class _Result:
 
 def compare(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, Drained]:
     """Let all read the same rows."""
-    return measure_rows(ALL, rows, rounds, said)
+    return measure(PostgresStage(), postgres_contenders.ALL, Rows(rows), rounds, said)
 
 
 def vary_width(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
     """Return what it is for tables of 3, 9 and 41 columns."""
     return {
-        table: _measure(_FAST, _Rows(rows, table=table), rounds, said)
-        for table in ("narrow", "tickets", "wide")
+        table: _measure_fast(Rows(rows, table=table), rounds, said) for table in ("narrow", "tickets", "wide")
     }
 
 
 def vary_transactions(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
     """Return what it is for transactions of 1 to 100,000 rows."""
     return {
-        str(size): _measure(_FAST, _Rows(max(rows, size), transaction=size), rounds, said)
+        str(size): _measure_fast(Rows(max(rows, size), transaction=size), rounds, said)
         for size in TRANSACTIONS
     }
 
 
-_FAST: Final[tuple[Contender, ...]] = tuple(
-    each for each in ALL if isinstance(each, (Recvlogical, Ours, Debezium))
-)
+def _measure_fast(rows: Rows, rounds: int, said: Callable[[str], None]) -> dict[str, Drained]:
+    return measure(PostgresStage(), postgres_contenders.FAST, rows, rounds, said)
 
 
-def measure_rows(
-    contenders: Sequence[Contender], rows: int, rounds: int, said: Callable[[str], None]
-) -> dict[str, Drained]:
-    """Let these read the same rows in transactions of 100, in turn, in another order each round."""
-    return _measure(contenders, _Rows(rows), rounds, said)
-
-
-def _measure(
-    contenders: Sequence[Contender],
-    rows: _Rows,
+def measure(
+    stage: AnyStage,
+    contenders: Sequence[Contender[AnyStage]],
+    rows: Rows,
     rounds: int,
     said: Callable[[str], None],
 ) -> dict[str, Drained]:
+    """Let these read the same rows, in turn, in another order each round; opens the stage, and closes it."""
     results: dict[str, list[_Result]] = {each.name: [] for each in contenders}
-    with Stage() as stage:
+    with stage:
         for each in contenders:
             each.prepare(stage)
         for number in range(rounds):
@@ -100,12 +99,12 @@ def _measure(
     return {name: _summary(found) for name, found in results.items()}
 
 
-def _rotated(contenders: Sequence[Contender], by: int) -> Iterable[Contender]:
+def _rotated(contenders: Sequence[Contender[AnyStage]], by: int) -> Iterable[Contender[AnyStage]]:
     by %= len(contenders)
     return [*contenders[by:], *contenders[:by]]
 
 
-def _drain(contender: Contender, stage: Stage, rows: int) -> _Result:
+def _drain(contender: Contender[AnyStage], stage: AnyStage, rows: int) -> _Result:
     """Let one read `rows` rows; returns its rate without the warm-up."""
     run = contender.start(stage)
     try:

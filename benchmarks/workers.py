@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TypedDict
 
 from benchmarks.latency import worker_environment
+from benchmarks.postgres_stage import PostgresStage
 from benchmarks.routes import QUEUE
-from benchmarks.stage import Stage
 from benchmarks.tasks import read_notes
 from tests.waiting import wait_until
 from tests.worker import Worker
@@ -35,7 +35,7 @@ def work(rows: int, said: Callable[[str], None]) -> dict[str, Worked]:
 
 
 def _work(routes: str, rows: int, said: Callable[[str], None]) -> Worked:
-    with TemporaryDirectory() as directory, Stage() as stage:
+    with TemporaryDirectory() as directory, PostgresStage() as stage:
         with stage.listener(routes) as listener:
             listener.wait_for("streaming")
             stage.fill("tickets", rows, transaction=1_000)

@@ -9,11 +9,13 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import report
-from benchmarks.contenders import ALL
+from benchmarks import binlog, report
+from benchmarks.binlog_stage import BinlogStage
 from benchmarks.latency import BINS
 from benchmarks.memory import peak_by_transaction
-from benchmarks.throughput import measure_rows
+from benchmarks.postgres_contenders import ALL
+from benchmarks.postgres_stage import PostgresStage
+from benchmarks.throughput import Rows, measure
 
 
 def _said(_text: str) -> None:
@@ -23,13 +25,28 @@ def _said(_text: str) -> None:
 @pytest.mark.timeout(180)
 def test_each_contender_that_needs_no_java_reads_all_its_rows() -> None:
     contenders = [each for each in ALL if each.name != "Debezium"]
-    found = measure_rows(contenders, 40_000, 2, _said)
+    found = measure(PostgresStage(), contenders, Rows(40_000), 2, _said)
     assert {name: len(each["rates"]) for name, each in found.items()} == {each.name: 2 for each in contenders}
     assert all(rate > 0 for each in found.values() for rate in each["rates"])
 
 
 def test_the_listener_stays_below_100_mb_whatever_the_size_of_a_transaction() -> None:
-    found = peak_by_transaction([100, 50_000], _said)
+    found = peak_by_transaction(PostgresStage(), [100, 50_000], _said)
+    assert max(found.values()) < 100
+    assert found["50000"] < found["100"] + 10
+
+
+@pytest.mark.parametrize("database", binlog.DATABASES)
+def test_each_contender_reads_all_the_rows_of_a_binlog(database: str) -> None:
+    server, everybody = binlog.DATABASES[database]
+    contenders = [each for each in everybody if each.name != "Debezium"]
+    found = measure(BinlogStage(server()), contenders, Rows(5_000, transaction=1), 2, _said)
+    assert {name: len(each["rates"]) for name, each in found.items()} == {each.name: 2 for each in contenders}
+
+
+@pytest.mark.parametrize("database", binlog.DATABASES)
+def test_the_memory_is_bounded_on_a_binlog_too(database: str) -> None:
+    found = binlog.peak(database, [100, 50_000], _said)
     assert max(found.values()) < 100
     assert found["50000"] < found["100"] + 10
 
@@ -39,6 +56,8 @@ def test_the_page_and_its_charts_are_written(tmp_path: Path) -> None:
     page = (tmp_path / "benchmarks.md").read_text()
     assert "| **cdc-tasks** | 50,000 |" in page
     assert "| Debezium | 10,000 | 9,000 to 11,000 | 5.0 x |" in page
+    assert "| 1 | Debezium | 10,000 | 9,000 to 11,000 | 5.0 x |" in page
+    assert "| MB at the peak | 85 | 86 |" in page
     pictures = {path.name for path in (tmp_path / "benchmarks").glob("*.svg")}
     assert {name for name in pictures if f"(benchmarks/{name})" in page} == pictures
     for name in pictures:
@@ -76,4 +95,9 @@ def _results() -> dict[str, Any]:
         "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
         "memory": {"peak": {"100": 75.0, "1000000": 76.0}, "idle": 0.1},
         "workers": {"one by one": worked, "batch=500": worked},
+        "mysql": {
+            "about": {"version": "9.7.4", "date": "2026-11-22", "rows": 1000, "rounds": 2, "quick": True},
+            "throughput": {"100": drained, "1": drained},
+            "memory": {"100": 85.0, "1000000": 86.0},
+        },
     }
