@@ -36,10 +36,10 @@ def inner_events(event: bytes) -> Iterator[bytes]:
         if field == _COMPRESSION:
             compression, _ = packed_integer(event, at)
         at += length
-    payload = event[at:-4]
+    payload = memoryview(event)[at:-4]
     if compression not in {_ZSTD, _NONE}:
         raise ValueError(f"a transaction compressed in the way {compression}")
-    return _cut([payload] if compression == _NONE else _unpack(payload))
+    return _cut(_chunks(payload) if compression == _NONE else _unpack(payload))
 
 
 def uncompress_rest(event: bytes, at: int) -> bytes:
@@ -53,12 +53,16 @@ def uncompress_rest(event: bytes, at: int) -> bytes:
     return b"%b%b%b" % (event[:at], zlib.decompress(event[at + 1 + (head & 7) : -4]), NO_CHECKSUM)
 
 
-def _unpack(payload: bytes) -> Iterator[bytes]:
+def _unpack(payload: memoryview) -> Iterator[bytes]:
     unpacker = zstandard.ZstdDecompressor().read_to_iter(payload, write_size=_CHUNK)
     yield from unpacker
 
 
-def _cut(chunks: list[bytes] | Iterator[bytes]) -> Iterator[bytes]:
+def _chunks(payload: memoryview) -> Iterator[bytes]:
+    return (bytes(payload[at : at + _CHUNK]) for at in range(0, len(payload), _CHUNK))
+
+
+def _cut(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Cut what comes in pieces of any size into events."""
     rest = b""
     for chunk in chunks:

@@ -48,7 +48,6 @@ _IGNORABLE: Final = 0x80  # a flag: whoever does not know the event may go on
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
 _STANDALONE, _PREPARED = 0x01, 0x40  # flags of MariaDB's GTID event
 _QUERY, _XID = 2, 16
-_END_OF_TRANSACTION: Final = b"\0\0\0\0\x10" + bytes(14) + compressed.NO_CHECKSUM  # as an XID event ends one
 
 # STOP, INTVAR, RAND, USER_VAR, HEARTBEAT, IGNORABLE, ROWS_QUERY, TRANSACTION_CONTEXT, VIEW_CHANGE,
 # HEARTBEAT_V2; MariaDB's ANNOTATE_ROWS, BINLOG_CHECKPOINT, GTID_LIST, START_ENCRYPTION (the server decrypts).
@@ -129,12 +128,10 @@ class Decoder:
             4: self._rotate,
             15: self._format,
             16: self._commit,
-            17: self._hidden,  # LOAD DATA as a statement
-            18: self._hidden,
+            **dict.fromkeys((17, 18), self._hidden),  # LOAD DATA as a statement
             19: rows.table_map,
             26: self._incident,
-            33: self._mysql_gtid,
-            34: self._mysql_gtid,
+            **dict.fromkeys((33, 34), self._mysql_gtid),
             35: self._previous_gtids,
             38: self._xa_prepare,
             40: self._payload,
@@ -296,13 +293,8 @@ class Decoder:
         """Let come next what was put aside; the transaction ends with `event`."""
         self.progress.outer_end = _end_of(event)
         self._aside.keep_open(spool)
-        self.inner = _with_end(spool.events())
+        self.inner = spool.events()
 
 
 def _end_of(event: bytes) -> int:
     return int.from_bytes(event[13:17], "little")
-
-
-def _with_end(events: Iterator[bytes]) -> Iterator[bytes]:
-    yield from events
-    yield _END_OF_TRANSACTION

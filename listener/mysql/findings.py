@@ -15,6 +15,9 @@ from listener.router import Route
 __all__ = ["find_in_grants", "find_in_server", "find_in_tables"]
 
 _OLDEST: Final = {"mysql": (8, 0, 14), "mariadb": (10, 5, 0)}  # where a log can name its columns
+_WHOLE: Final = frozenset(
+    {"FULL", "FULL_NODUP"}
+)  # the other one (MariaDB 11.4) says in the new row what changed
 _SHORT_RETENTION: Final = 24 * 3600  # seconds
 _REPLICATION: Final = re.compile(r"ALL PRIVILEGES|REPLICATION SLAVE\b|REPLICATION REPLICA\b")
 _STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|SUPER\b")
@@ -30,7 +33,7 @@ def find_in_server(server: Server) -> Iterator[Finding]:
     yield _finding("binlog_row_metadata", metadata, State.OK if metadata == "FULL" else State.PROBLEM, cure)
     image = server.variable("binlog_row_image")
     cure = _setting(server, "binlog_row_image", "FULL")
-    yield _finding("binlog_row_image", image, State.OK if image == "FULL" else State.WARNING, cure)
+    yield _finding("binlog_row_image", image, State.OK if image in _WHOLE else State.WARNING, cure)
     number = server.variable("server_id")
     cure = _setting(server, "server_id", "1")
     yield _finding("server_id", number, State.PROBLEM if number == "0" else State.OK, cure)

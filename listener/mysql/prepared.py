@@ -7,9 +7,12 @@ from struct import Struct
 from tempfile import SpooledTemporaryFile
 from typing import Final
 
+from listener.mysql.compressed import NO_CHECKSUM
+
 __all__ = ["Spool", "xid_of"]
 
 _IN_MEMORY: Final = 4_000_000  # bytes
+_END: Final = b"\0\0\0\0\x10" + bytes(14) + NO_CHECKSUM  # as an XID event ends a transaction
 
 _xid = Struct("<BIII").unpack_from  # committed in one phase, format, lengths of the name's two parts
 
@@ -34,11 +37,12 @@ class Spool:
         self._file.truncate()
 
     def events(self) -> Iterator[bytes]:
-        """Yield them; once."""
+        """Yield them, and the end of the transaction; once."""
         self._file.seek(0)
         while head := self._file.read(4):
             yield self._file.read(int.from_bytes(head, "little"))
         self.close()
+        yield _END
 
     def close(self) -> None:
         self._file.close()

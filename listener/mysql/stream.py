@@ -95,8 +95,12 @@ class BinlogStream:
                 continue
             if buffer[at + 4] != _EVENT:
                 raise _refusal(buffer[at + 4 : end])
-            event = buffer[at + 5 : end] if length < _FULL_PACKET else _joined(buffer, at)
-            at = end
+            if length < _FULL_PACKET:
+                event = buffer[at + 5 : end]
+                at = end
+            else:
+                event = _joined(buffer, at)
+                buffer, at = buffer[end:], 0  # not to be held while the event is read
             is_plain = self._has_checksums and crc32(event) == _INTACT and event[4] != _FORMAT
             yield event if is_plain else self._checked(event)
 
@@ -214,12 +218,13 @@ def _end_of_large(buffer: bytes, at: int) -> int:
 
 def _joined(buffer: bytes, at: int) -> bytes:
     """Return the event that begins here, put together from its packets."""
-    parts, length = [], _FULL_PACKET
+    view, parts = memoryview(buffer), [memoryview(buffer)[at + 5 : at + 4 + _FULL_PACKET]]
+    length = _FULL_PACKET
     while length == _FULL_PACKET:
+        at += 4 + _FULL_PACKET
         length = _word(buffer, at)[0] & _FULL_PACKET
-        parts.append(buffer[at + 4 : at + 4 + length])
-        at += 4 + length
-    return b"".join(parts)[1:]
+        parts.append(view[at + 4 : at + 4 + length])
+    return b"".join(parts)
 
 
 def _dump_request(server_id: int, done: MySQLGTIDs) -> bytes:

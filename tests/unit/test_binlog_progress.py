@@ -46,6 +46,14 @@ def test_without_gtids_the_transaction_is_found_by_its_place() -> None:
     assert progress.published_up_to == -1
 
 
+def test_an_end_without_a_place_leaves_the_position_at_the_start_of_the_transaction() -> None:
+    """MariaDB writes 0 there since 11.4: it goes on by GTID."""
+    progress = Progress(BinlogPosition.parse("binlog.000001:100:-1 server=1 gtids=0-1-4"), mariadb=True)
+    _begin(progress, "0-1-5", end=350)
+    progress.finish(0)
+    assert (progress.position.offset, progress.position.gtids) == (progress.start, "0-1-5")
+
+
 def test_what_was_published_before_a_prepared_transaction_is_left_out() -> None:
     text = "binlog.000001:500:-1 server=1 gtids=0-1-4 restart=binlog.000001:100 published=0-1-9"
     after = BinlogPosition.parse(text)
