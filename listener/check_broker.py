@@ -17,7 +17,7 @@ from listener.redis_connection import RedisConnection
 from listener.router import Route
 from listener.task_message import make_message
 
-__all__ = ["check_broker", "check_cache"]
+__all__ = ["check_broker", "check_cache", "redis_info"]
 
 _AWAY: Final = "Start it, or correct {variable}."
 _ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are there
@@ -93,7 +93,7 @@ def _ask(redis: RedisConnection, command: Sequence[str]) -> Any:
 
 
 def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
-    info = _info(_ask(RedisConnection.of_broker(app), ("INFO",)))
+    info = redis_info(RedisConnection.of_broker(app))
     if info.get("aof_enabled") == "0":
         yield Finding(
             what="broker's disk",
@@ -116,8 +116,9 @@ def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
     yield from _check_durability(app, info, durability)
 
 
-def _info(answer: bytes | None) -> Mapping[str, str]:
-    lines = (answer or b"").decode().splitlines()
+def redis_info(redis: RedisConnection) -> Mapping[str, str]:
+    """Return what INFO says, nothing where we may not ask; raises BrokerAway, BrokerError."""
+    lines = (_ask(redis, ("INFO",)) or b"").decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 

@@ -8,9 +8,10 @@ from celery import Celery
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.settings import SettingsError
-from listener.bookmark import Bookmark, bookmark_key, read_bookmark
+from listener.bookmark import Bookmark, read_bookmark
+from listener.check_bookmark import check_bookmark
 from listener.check_broker import check_broker, check_cache
-from listener.findings import Finding, State
+from listener.findings import Finding
 from listener.kombu_publisher import KombuPublisher
 from listener.monitor import Monitor, SourceError
 from listener.mysql.bookmarked import BookmarkedMonitor
@@ -135,7 +136,12 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_broker(app, router.routes, durability=settings.cdc_durability)
     yield from check_cache(settings.cache_url.get_secret_value())
     if settings.database_type is DatabaseType.MYSQL:
-        yield from _lost_checkpoint(settings)
+        yield from check_bookmark(
+            checkpoint_store(settings),
+            settings.cache_url.get_secret_value(),
+            name=settings.cdc_name,
+            checkpoint=_saved(settings).position,
+        )
         yield from check_mysql(
             settings.database_url.get_secret_value(),
             name=settings.cdc_name,
@@ -154,17 +160,6 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
         resumes=_saved(settings).position is not None,
     )
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
-
-
-def _lost_checkpoint(settings: ListenerSettings) -> Iterator[Finding]:
-    if _saved(settings).position is None and (bookmark := _place_in_binlog(settings)):
-        yield Finding(
-            what="broker's data",
-            state=State.WARNING,
-            found=f"there is no checkpoint, though the listener has been at {bookmark}: the broker has lost its data",
-            cure="The listener goes on there. If this is to be a first start: redis-cli -u CACHE_URL DEL "
-            f"{bookmark_key(settings.cdc_name)}",
-        )
 
 
 def _saved(settings: ListenerSettings) -> SavedPosition:

@@ -21,12 +21,22 @@ if TYPE_CHECKING:
 @pytest.fixture
 def operator(any_mysql: MySQLDatabase, broker: Broker) -> Operator:
     """An operator with a database that has a table, an empty broker, and a name of their own."""
-    any_mysql.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
+    return _operator(any_mysql, broker)
+
+
+@pytest.fixture
+def operator_on_mariadb(mariadb_database: MySQLDatabase, broker: Broker) -> Operator:
+    """The same on MariaDB alone, for what does not depend on the server."""
+    return _operator(mariadb_database, broker)
+
+
+def _operator(database: MySQLDatabase, broker: Broker) -> Operator:
+    database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
     return Operator(
-        DATABASE_URL=any_mysql.url,
+        DATABASE_URL=database.url,
         CELERY_BROKER_URL=broker.url,
         CACHE_URL=broker.cache_url,
-        CDC_NAME=any_mysql.name,
+        CDC_NAME=database.name,
         CDC_ROUTES=f"{ROUTES}:setup",
     )
 
@@ -43,6 +53,8 @@ def _caught_up(operator: Operator) -> Any:
 def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLDatabase, broker: Broker) -> None:
     checked = operator.asks("check")
     assert checked["ready"], checked
+    (bookmark,) = [each for each in checked["findings"] if each["what"] == "bookmark"]
+    assert (bookmark["state"], "CONFIG SET appendonly yes" in bookmark["cure"]) == ("warning", True)
     assert {each["table"] for each in operator.asks("routes")} == {f"{any_mysql.name}.roles"}
     before = operator.types("status")
     assert (before.returncode, "never started" in before.stdout) == (1, True)
@@ -70,38 +82,38 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLData
 
 
 def test_problems_are_shown_with_what_to_paste_and_fail_the_command(
-    operator: Operator, any_mysql: MySQLDatabase
+    operator_on_mariadb: Operator, mariadb_database: MySQLDatabase
 ) -> None:
-    any_mysql.execute(
-        f"CREATE USER {any_mysql.name}@'%' IDENTIFIED BY 'db-secret'",
-        f"GRANT SELECT ON {any_mysql.name}.* TO {any_mysql.name}@'%'",
+    mariadb_database.execute(
+        f"CREATE USER {mariadb_database.name}@'%' IDENTIFIED BY 'db-secret'",
+        f"GRANT SELECT ON {mariadb_database.name}.* TO {mariadb_database.name}@'%'",
     )
-    poor = any_mysql.server.url_of(any_mysql.name, user=f"{any_mysql.name}:db-secret")
+    poor = mariadb_database.server.url_of(mariadb_database.name, user=f"{mariadb_database.name}:db-secret")
     try:
-        done = operator.types(
+        done = operator_on_mariadb.types(
             "check", DATABASE_URL=poor, CELERY_BROKER_URL="redis://:broker-secret@127.0.0.1:1/0"
         )
-        ran = operator.types("run", DATABASE_URL=poor)
+        ran = operator_on_mariadb.types("run", DATABASE_URL=poor)
     finally:
-        any_mysql.execute(f"DROP USER {any_mysql.name}@'%'")
+        mariadb_database.execute(f"DROP USER {mariadb_database.name}@'%'")
     assert done.returncode == ran.returncode == 1
     assert "GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO" in done.stdout
     assert "Start it, or correct CELERY_BROKER_URL." in done.stdout
     for text in (done.stdout + done.stderr, ran.stdout + ran.stderr):
         assert "secret" not in text
         assert "Traceback" not in text
-    of_postgres = operator.types("check", CDC_ROUTES=f"{ROUTES}:routes")
+    of_postgres = operator_on_mariadb.types("check", CDC_ROUTES=f"{ROUTES}:routes")
     assert of_postgres.returncode == 1
     assert "table public.roles" in of_postgres.stdout
     assert "the schema is the database's name; there are: " in of_postgres.stdout
-    assert any_mysql.name in of_postgres.stdout
+    assert mariadb_database.name in of_postgres.stdout
 
 
 def test_reading_begins_with_the_oldest_log_where_that_is_asked_for_and_json_logs_are_json(
-    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
+    operator_on_mariadb: Operator, mariadb_database: MySQLDatabase, broker: Broker
 ) -> None:
-    any_mysql.execute("INSERT INTO roles VALUES (1, 'before')")
-    with operator.running("run", "--from-start", "--json-logs") as listener:
+    mariadb_database.execute("INSERT INTO roles VALUES (1, 'before')")
+    with operator_on_mariadb.running("run", "--from-start", "--json-logs") as listener:
         wait_until(lambda: broker.client.llen("bulk") == 1, what="the row of before", timeout=30)
         listener.send_signal(signal.SIGINT)
         assert listener.wait(timeout=10) == 0
@@ -149,27 +161,27 @@ def test_a_second_listener_waits_says_so_and_takes_over(
 
 
 def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
-    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
+    operator_on_mariadb: Operator, mariadb_database: MySQLDatabase, broker: Broker
 ) -> None:
-    operator.environment["CDC_ROUTES"] = f"{ROUTES}:failing"
-    with operator.running():
-        _wait(any_mysql)
+    operator_on_mariadb.environment["CDC_ROUTES"] = f"{ROUTES}:failing"
+    with operator_on_mariadb.running():
+        _wait(mariadb_database)
         named = ", ".join(f"({number}, 'named')" for number in range(2, 13))
-        any_mysql.execute(f"INSERT INTO roles VALUES (1, NULL), {named}")
+        mariadb_database.execute(f"INSERT INTO roles VALUES (1, NULL), {named}")
         wait_until(lambda: broker.client.llen("celery") == 11, what="the tasks that work")
-        parked = operator.asks("parked", "list")
+        parked = operator_on_mariadb.asks("parked", "list")
     assert [each["change"]["after"]["id"] for each in parked] == [1, *range(1, 13)]
-    assert operator.asks("status")["parked"] == 13
+    assert operator_on_mariadb.asks("status")["parked"] == 13
     (first,) = (each["id"] for each in parked if each["task"] == "tests.named")
-    shown = json.loads(operator.types("parked", "show", first).stdout)
+    shown = json.loads(operator_on_mariadb.types("parked", "show", first).stdout)
     assert shown["change"]["after"] == {"id": 1, "name": None}
 
     mended = {"CDC_ROUTES": f"{ROUTES}:mended"}
-    replayed = operator.types("parked", "replay", first, **mended)
+    replayed = operator_on_mariadb.types("parked", "replay", first, **mended)
     assert (replayed.returncode, replayed.stdout) == (0, f"{first}: sent to tests.named\n")
     assert tasks_in(broker, "celery")[-1]["headers"]["id"] == first
-    assert operator.types("parked", "drop", "--all").stdout.count("dropped") == 12
-    assert operator.asks("parked", "list") == []
+    assert operator_on_mariadb.types("parked", "drop", "--all").stdout.count("dropped") == 12
+    assert operator_on_mariadb.asks("parked", "list") == []
 
 
 def test_a_broker_that_lost_its_data_is_told_by_check_and_status_and_mended_by_run(
@@ -184,7 +196,9 @@ def test_a_broker_that_lost_its_data_is_told_by_check_and_status_and_mended_by_r
         lossy.restart(keep_data=False)
         any_mysql.execute("INSERT INTO roles VALUES (1, 'meanwhile')")
 
-        (told,) = [each for each in operator.asks("check")["findings"] if each["what"] == "broker's data"]
+        findings = {each["what"]: each for each in operator.asks("check")["findings"]}
+        assert findings["bookmark"]["state"] == "ok"
+        told = findings["broker's data"]
         assert (told["state"], "has lost its data" in told["found"]) == ("warning", True)
         assert operator.asks("status")["listener"] == "none"
         with operator.running("run", "--json-logs") as listener:
