@@ -11,6 +11,7 @@ import pymysql
 
 from listener.mysql.connection import Address
 from listener.mysql.monitor import BinlogMonitor
+from listener.mysql.position import BinlogPosition
 from listener.router import BinlogRouter, EventType
 from tests.waiting import wait_until
 
@@ -64,6 +65,12 @@ class MySQLDatabase:
         with closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(statement, arguments or None)
             return list(cursor.fetchall())
+
+    def end_of_log(self) -> BinlogPosition:
+        """Return where the next transaction will be."""
+        statement = "SHOW MASTER STATUS" if self.is_mariadb else "SHOW BINARY LOG STATUS"
+        file, offset = self.fetch(statement)[0][:2]
+        return BinlogPosition(file=file, offset=offset)
 
     def purge_logs(self) -> None:
         """Let the server forget all of its log up to now."""

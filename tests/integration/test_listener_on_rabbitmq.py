@@ -10,7 +10,11 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.listening import wait_for_reader
+import pytest
+
+from listener.mysql.position import BinlogPosition
+from tests.listening import wait_for_reader, wait_for_replica
+from tests.mysql_source import MySQLDatabase
 from tests.rabbitmq import drain, open_channel, row_ids
 from tests.waiting import wait_until
 
@@ -22,16 +26,22 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _ROUTES = """
 from listener.router import BinlogRouter, EventType
 
-def setup_router():
+def setup_router(schema):
     router = BinlogRouter()
-    router.register("public", "items", EventType.INSERT, "tests.task", queue="bulk")
+    router.register(schema, "items", EventType.INSERT, "tests.task", queue="bulk")
     return router
 """
 
 
+@pytest.mark.parametrize("source", ["database", "mariadb_database"])
 def test_committed_rows_arrive_in_their_order_over_a_restart_of_the_listener(
-    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, tmp_path: Path
+    request: pytest.FixtureRequest,
+    source: str,
+    broker: Broker,
+    rabbitmq_server: RabbitMQServer,
+    tmp_path: Path,
 ) -> None:
+    database: Database | MySQLDatabase = request.getfixturevalue(source)
     database.execute("CREATE TABLE items (id int PRIMARY KEY)")
     (tmp_path / "rabbit_routes.py").write_text(_ROUTES)
     environment = {
@@ -50,19 +60,45 @@ def test_committed_rows_arrive_in_their_order_over_a_restart_of_the_listener(
     assert row_ids(drain(rabbitmq_server, "bulk")) == list(range(1, 2001))
 
 
-def _run(environment: dict[str, str], database: Database, broker: Broker, *, first: int, last: int) -> None:
+def _run(
+    environment: dict[str, str],
+    database: Database | MySQLDatabase,
+    broker: Broker,
+    *,
+    first: int,
+    last: int,
+) -> None:
     """Let a listener publish these rows, and stop it as an init system does."""
     listener = subprocess.Popen([sys.executable, "-m", "listener", "run"], cwd=_CHECKOUT, env=environment)
     try:
         name = environment["CDC_NAME"]
-        wait_for_reader(database, name, timeout=40)
-        database.execute(f"INSERT INTO items SELECT generate_series({first}, {last})")
-        end = database.fetch("SELECT pg_current_wal_lsn()")[0][0]
-        passed = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND confirmed_flush_lsn >= %s"
-        wait_until(lambda: database.fetch(passed, name, end), what="the acknowledgement", timeout=40)
+        if isinstance(database, MySQLDatabase):
+            _insert_into_mysql(database, broker, name, range(first, last + 1))
+        else:
+            _insert_into_postgres(database, name, first, last)
         assert broker.cache.hexists(f"cdc:{name}:checkpoint", "position")
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(20) == 0
     finally:
         listener.kill()
         listener.wait()
+
+
+def _insert_into_postgres(database: Database, name: str, first: int, last: int) -> None:
+    wait_for_reader(database, name, timeout=40)
+    database.execute(f"INSERT INTO items SELECT generate_series({first}, {last})")
+    end = database.fetch("SELECT pg_current_wal_lsn()")[0][0]
+    passed = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND confirmed_flush_lsn >= %s"
+    wait_until(lambda: database.fetch(passed, name, end), what="the acknowledgement", timeout=40)
+
+
+def _insert_into_mysql(database: MySQLDatabase, broker: Broker, name: str, numbers: range) -> None:
+    wait_for_replica(database, name, timeout=40)
+    database.execute(f"INSERT INTO items VALUES {', '.join(f'({number})' for number in numbers)}")
+    end = database.end_of_log()
+
+    def passed() -> bool:
+        checkpoint = broker.cache.hget(f"cdc:{name}:checkpoint", "position") or b"none.0:0:0"
+        return BinlogPosition.parse(checkpoint.decode()) >= end
+
+    wait_until(passed, what="the checkpoint", timeout=40)

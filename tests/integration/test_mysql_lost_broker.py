@@ -71,9 +71,7 @@ def events(logs: list[Any], name: str) -> list[Any]:
 
 def wait_for_bookmark(database: MySQLDatabase, cache_url: str) -> None:
     """Wait until all that is committed by now is behind the bookmark."""
-    statement = "SHOW MASTER STATUS" if database.is_mariadb else "SHOW BINARY LOG STATUS"
-    file, offset = database.fetch(statement)[0][:2]
-    end = BinlogPosition(file=file, offset=offset)
+    end = database.end_of_log()
     wait_until(
         lambda: BinlogPosition.parse(read_bookmark(cache_url, database.name) or "none.0:0:0") >= end,
         what="the bookmark",
