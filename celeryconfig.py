@@ -19,9 +19,18 @@ broker_url = _settings.celery_broker_url.get_secret_value()
 # A broker that is away, at the start or later, is waited for: for ever, since giving up helps nobody.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-# A half-open connection is noticed within seconds; with the defaults a worker never recovers from one.
-broker_heartbeat = 10
+# A half-open connection is noticed within seconds; with the defaults a worker never recovers from one. RabbitMQ gives
+# what it has sent there to others after two heartbeats.
+broker_heartbeat = 4
 if _is_rabbitmq:
+    # kombu's own waits for a confirmation for ever.
+    for _alias in ("amqp", "pyamqp"):
+        TRANSPORT_ALIASES[_alias] = "cdc_tasks.rabbitmq_transport:Transport"
+    TRANSPORT_ALIASES["amqps"] = "cdc_tasks.rabbitmq_transport:SSLTransport"
+    # The queue for `celery inspect`: were it the connection's own, a worker whose connection broke without a word could
+    # not have it again before RabbitMQ has noticed as well, and would end.
+    control_queue_exclusive = False
+    control_queue_durable = True
     broker_transport_options = {
         "confirm_publish": True,  # off by default: the broker may drop a message without a word
         "read_timeout": 10,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import celery
+import structlog
 from celery.exceptions import Reject, Retry, TaskPredicate
 from celery.utils.saferepr import saferepr
 
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["RetryingTask", "described"]
+
+log = structlog.get_logger()
+
+_BREATH = 1.0  # seconds, so that a task which goes back to its queue at once does not come again and again
 
 
 class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
@@ -64,8 +71,10 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
             self.retry(exc=error, countdown=wait, headers=headers)
         except Retry as retry:
             return retry
-        except Reject:
+        except Reject as rejected:
             # The broker did not take the retry. Celery would drop the task; ours stays in the queue.
+            log.warning("the broker did not take the retry", of_task=self.name, error=repr(rejected.args[0]))
+            time.sleep(_BREATH)
             return Reject("the broker did not take the retry", requeue=True)
         raise AssertionError("Task.retry raises")  # pragma: no cover
 
@@ -73,6 +82,10 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
         """Send the task; what Flower shows of its arguments names a change, and not what is in the row."""
+        if options.get("countdown") and self.app.conf.task_default_queue_type == "quorum":
+            options["countdown"] = ceil(
+                options["countdown"]
+            )  # RabbitMQ counts in seconds; Celery fails below one
         options.setdefault("argsrepr", described(args or ()))
         options.setdefault("kwargsrepr", described(kwargs or {}))
         return super().apply_async(args, kwargs, **options)

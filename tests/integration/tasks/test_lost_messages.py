@@ -11,14 +11,16 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery
 
 from tests.forked_workers import ForkedWorkers, is_alive
+from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.proxy import Fault, Proxy
 from tests.waiting import wait_until
 from tests.worker import Worker
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from tests.helpdesk import HelpDesk
 
 # So many each on Redis and on RabbitMQ; CDC_TEST_KILLS=300 for a long run.
@@ -181,15 +183,3 @@ def _letters(helpdesk: HelpDesk) -> list[dict[str, Any]]:
 def _noted(helpdesk: HelpDesk) -> dict[str, int]:
     found = helpdesk.broker.cache.hgetall("noted")
     return {number.decode(): int(times) for number, times in found.items()}
-
-
-def sender_of(environment: dict[str, str]) -> Celery:
-    """What the listener is to Celery: an app with the same settings and no tasks."""
-    from tests.integration.tasks.test_rabbitmq import fresh_celeryconfig
-
-    app = Celery("tests", set_as_current=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CELERY_BROKER_URL", environment["CELERY_BROKER_URL"])
-        app.config_from_object(fresh_celeryconfig())
-        app.conf.broker_url  # noqa: B018  # reads the settings now
-    return app

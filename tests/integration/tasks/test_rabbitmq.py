@@ -38,6 +38,32 @@ def test_a_message_that_must_wait_waits_in_the_broker_and_arrives(
         assert social.attempts["C0ANNA"] == 2
 
 
+def test_a_wait_of_less_than_a_second_counts_as_a_try_and_ends(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    """RabbitMQ's delays are in whole seconds, and Celery refuses none."""
+    environment = {
+        **helpdesk.environment,
+        "CELERY_BROKER_URL": rabbitmq_server.url,
+        "CDC_TASK_MODULES": "tests.faulty_tasks",
+    }
+    with Worker(environment) as worker, sender_of(environment) as sender:
+        sender.send_task("faulty.retries_out", queue="celery")  # it waits for 0.1 s
+        [line] = wait_until(lambda: worker.events("task gave up"), timeout=20, what="the last try")
+        assert line["tries"] == 3
+        assert "did not take the retry" not in worker.log
+
+
+def sender_of(environment: dict[str, str]) -> Celery:
+    """What the listener is to Celery: an app with the same settings and no tasks."""
+    app = Celery("tests", set_as_current=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELERY_BROKER_URL", environment["CELERY_BROKER_URL"])
+        app.config_from_object(fresh_celeryconfig())
+        app.conf.broker_url  # noqa: B018  # reads the settings now
+    return app
+
+
 def fresh_celeryconfig() -> ModuleType:
     """Load it for the broker that the environment names now, whatever this process has loaded before."""
     spec = spec_from_file_location("celeryconfig_for_rabbitmq", Path(__file__).parents[3] / "celeryconfig.py")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.tasks.test_lost_messages import sender_of
+from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.social_stub import RateLimit
 from tests.waiting import wait_until
 from tests.worker import Worker
