@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import binlog, report
+from benchmarks.grouping import group
 from benchmarks.latency import time_start, time_to_queue, time_to_task
 from benchmarks.memory import idle_share, peak_by_transaction
 from benchmarks.postgres_stage import PostgresStage
@@ -59,6 +60,9 @@ class _Plan:
     def workers(self, say: Say) -> Any:
         return work(2_000 if self.quick else 10_000, say)
 
+    def grouping(self, say: Say) -> Any:
+        return group(say)
+
     def on_binlog(self, database: str, part: str, say: Say) -> Any:
         """Measure one of `_BINLOG_PARTS` on MySQL or MariaDB."""
         if part == "memory":
@@ -68,7 +72,7 @@ class _Plan:
 
 _DATABASES = ("postgresql", *binlog.DATABASES)
 _BINLOG_PARTS = ("throughput", "memory")
-_PARTS = ("throughput", "width", "transactions", "latency", "memory", "workers")
+_PARTS = ("throughput", "width", "transactions", "latency", "memory", "grouping", "workers")
 
 
 def main(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,14 +18,14 @@ AnyStage = TypeVar("AnyStage", bound=Stage)
 
 
 @dataclass
-class Run:
+class Run(ABC):
     """A program that reads now."""
 
     process: subprocess.Popen[Any]
 
+    @abstractmethod
     def progress(self) -> float:
         """How far it is, in a unit of its own that grows as rows are done."""
-        raise NotImplementedError
 
     def is_done(self, rows: int) -> bool:
         return self.progress() >= rows
@@ -43,14 +43,20 @@ class Counting(Run):
     def __init__(self, process: subprocess.Popen[str]) -> None:
         super().__init__(process)
         self._count = 0
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def progress(self) -> float:
         return self._count
 
+    def end(self) -> None:
+        super().end()
+        self._reader.join()
+
     def _read(self) -> None:
-        for line in self.process.stdout or ():
-            self._count = int(line)
+        with self.process.stdout or nullcontext(()) as lines:
+            for line in lines:
+                self._count = int(line)
 
 
 class Contender(ABC, Generic[AnyStage]):

@@ -111,6 +111,13 @@ def _facts(results: Results) -> dict[str, str]:
         ),
         "binlog": binlog_report.section(results),
         "idle": f"{results['memory']['idle']:.2f}",
+        "grouping_table": table(
+            ["", "changes", "written in", "tasks"],
+            [
+                [name, f"{each['changes']:,}", f"{each['seconds']:.1f} s", f"{each['tasks']:,}"]
+                for name, each in results["grouping"].items()
+            ],
+        ),
         "workers_table": table(
             ["", "tasks/s", "rows/s"],
             [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from listener.router import BinlogRouter, EventType, became, changed
 
-__all__ = ["every_row", "every_ticket", "in_batches"]
+__all__ = ["coalesced", "every_row", "every_ticket", "in_batches"]
 
 QUEUE = "bulk"
 TABLES = ("narrow", "tickets", "wide")
@@ -24,6 +24,22 @@ def in_batches() -> BinlogRouter:
     """One task for 500 new rows."""
     router = BinlogRouter()
     router.register("public", "tickets", EventType.INSERT, "bench.rows", batch=500, queue=QUEUE)
+    return router
+
+
+def coalesced() -> BinlogRouter:
+    """One task for all that changes in the table, and none more for a while."""
+    router = BinlogRouter()
+    router.register(
+        "public",
+        "tickets",
+        EventType.UPDATE,
+        "bench.refresh",
+        args=lambda change: [change.table],
+        columns=["id"],
+        coalesce=True,
+        queue=QUEUE,
+    )
     return router
 
 

@@ -1,0 +1,78 @@
+"""How many tasks `coalesce=True` and `batch=` make of how many changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypedDict
+
+from benchmarks.postgres_stage import PostgresStage
+from benchmarks.routes import QUEUE
+
+__all__ = ["Grouped", "group"]
+
+_ROWS = 10_000
+
+_ONE_BY_ONE = f"""
+    DO $$
+    BEGIN
+      FOR i IN 1 .. {_ROWS} LOOP
+        UPDATE tickets SET status = 'one by one' WHERE id = i;
+        COMMIT;
+      END LOOP;
+    END $$
+"""  # noqa: S608 - a number of our own
+
+
+class Grouped(TypedDict):
+    """What became of some changes."""
+
+    changes: int
+    transactions: int
+    seconds: float  # that the writing took
+    tasks: int
+
+
+def group(said: Callable[[str], None]) -> dict[str, Grouped]:
+    """Return it for 10,000 updates of one table that is coalesced, and for ten times the rows with `batch=500`."""
+    found: dict[str, Grouped] = {}
+    with PostgresStage() as stage:
+        stage.fill("tickets", _ROWS, transaction=_ROWS)
+        with stage.listener("coalesced") as listener:
+            listener.wait_for("streaming")
+            for transactions, statement in (
+                (1, "UPDATE tickets SET status = 'all at once'"),
+                (_ROWS, _ONE_BY_ONE),
+            ):
+                name = (
+                    f"coalesce, {transactions:,} transactions"
+                    if transactions > 1
+                    else "coalesce, 1 transaction"
+                )
+                found[name] = _count(
+                    stage, lambda statement=statement: stage.run(statement), _ROWS, transactions
+                )
+            listener.stop()
+        with stage.listener("in_batches") as listener:
+            listener.wait_for("streaming")
+            rows = 10 * _ROWS
+            fill = lambda: stage.fill("tickets", rows, transaction=1_000)  # noqa: E731 - like the statements above
+            found["batch=500"] = _count(stage, fill, rows, rows // 1_000)
+            listener.stop()
+    for name, each in found.items():
+        said(f"{name}: {each['changes']:,} changes in {each['seconds']:.1f} s, {each['tasks']:,} tasks")
+    return found
+
+
+def _count(stage: PostgresStage, write: Callable[[], None], changes: int, transactions: int) -> Grouped:
+    stage.broker.unlink(QUEUE)
+    begun = time.monotonic()
+    write()
+    seconds = time.monotonic() - begun
+    stage.wait_until_quiet()
+    return {
+        "changes": changes,
+        "transactions": transactions,
+        "seconds": round(seconds, 2),
+        "tasks": stage.queued(),
+    }
