@@ -6,9 +6,8 @@ An event of a kind that is not known here stops the stream, unless the server ma
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
-from struct import Struct
-from struct import error as StructError  # noqa: N812 - it is one
 from typing import Final, NoReturn
 
 import structlog
@@ -42,7 +41,7 @@ log = structlog.get_logger()
 Changes = list[BinlogChange]
 Handler = Callable[[bytes, Changes], None]
 
-_size_and_end = Struct("<II").unpack_from
+_size_and_end = struct.Struct("<II").unpack_from
 
 _IGNORABLE: Final = 0x80  # a flag: whoever does not know the event may go on
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
@@ -66,11 +65,12 @@ class Decoder:
         mariadb: bool,
         describe: Describe,
         after: BinlogPosition,
+        server: str = "",
         accepts_gap_until: BinlogPosition | None = None,
     ) -> None:
-        """Leave out, with a word in the log, what cannot be read and stands before `accepts_gap_until`."""
+        """`server`: see `Progress`. What cannot be read before `accepts_gap_until` is left out, and the log says so."""
         self.inner: Iterator[bytes] | None = None  # events inside the last one: to be decoded next
-        self.progress = Progress(after, mariadb=mariadb)
+        self.progress = Progress(after, mariadb=mariadb, server=server)
         self._rows = RowReader(describe, self.progress)
         self._aside = Aside(self.progress)
         self._accepts_gap_until = accepts_gap_until
@@ -86,7 +86,7 @@ class Decoder:
             return
         try:
             self._handlers[kind](event, changes)
-        except (ValueError, LookupError, StructError) as error:
+        except (ValueError, LookupError, struct.error) as error:
             self._refuse(SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE))
         except (SourceError, Gap) as error:
             self._refuse(error)

@@ -166,6 +166,7 @@ class BinlogMonitor:
             mariadb=self._server.is_mariadb,
             describe=tables.describe,
             after=start,
+            server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,
         )
         self._open_things.callback(self._decoder.close)

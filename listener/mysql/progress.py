@@ -22,7 +22,8 @@ _FIRST: Final = 4  # the offset of a file's first event
 class Progress:
     """The place in the log, from one transaction to the next; leaves out what `after` covers."""
 
-    def __init__(self, after: BinlogPosition, *, mariadb: bool) -> None:
+    def __init__(self, after: BinlogPosition, *, mariadb: bool, server: str = "") -> None:
+        """`server` is whose log is read, where it is another than that of `after`: after a failover."""
         published = after.gtids if after.published is None else after.published
         self.gtids: GTIDSet | None = None
         if published is not None:
@@ -37,11 +38,11 @@ class Progress:
         self.gtid, self.start = "", after.offset
         self.outer_end = 0  # where it ends, where the event that ends it does not say
         self._after = after
-        self._server = after.server
+        self._server = server or after.server
         self._catching_up = True
         self._committed = 0
         self._transaction: Transaction | None = None
-        self._done_file, self._done_offset = after.file, after.offset
+        self._done_server, self._done_file, self._done_offset = after.server, after.file, after.offset
         self._pending: dict[str, BinlogPosition] = {}  # where transactions begin that are prepared
         self._savepoints: dict[bytes, int] = {}
         self._given: tuple[Transaction | None, int] = None, 0
@@ -73,13 +74,13 @@ class Progress:
         # Never back behind what was published before we came, while its transaction is read once more.
         ordinal = max(self.ordinal - 1, self.published_up_to) if self.is_open else -1
         within = ordinal >= 0
-        file = self.file if within else self._done_file
+        server, file = (self._server, self.file) if within else (self._done_server, self._done_file)
         return BinlogPosition(
             file=file,
             offset=self.start if within else self._done_offset,
             ordinal=int(ordinal),
-            server=self._server,
-            born=self.born if file == self.file else 0,
+            server=server,
+            born=self.born if (server, file) == (self._server, self.file) else 0,
             gtids=gtids,
             gtid=self.gtid if within else "",
             restart=restart,
@@ -101,8 +102,8 @@ class Progress:
 
     def rotate(self, file: str, offset: int) -> None:
         """Go on in another file of the log."""
-        self.file = self._done_file = file
-        self._done_offset = offset
+        self.file = file
+        self._done_server, self._done_file, self._done_offset = self._server, file, offset
         self.born = 0
         self._executed = None
 
@@ -143,7 +144,8 @@ class Progress:
         self._savepoints.clear()
         if self.published_up_to == ALL:
             return
-        self._done_file, self._done_offset = self.file, self.outer_end or offset or self.start
+        end = self.outer_end or offset or self.start
+        self._done_server, self._done_file, self._done_offset = self._server, self.file, end
         if self.gtids is not None and self.gtid:
             self.gtids.add(self.gtid)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from listener.mysql.position import BinlogPosition
 from tests.mysql_servers import MariaDBServer, MySQLServer
 from tests.mysql_source import MySQLDatabase, MySQLSource
 from tests.waiting import wait_until
@@ -60,6 +61,18 @@ def test_reading_goes_on_at_the_replica_with_the_ids_that_changes_had(
         source.watch()
         source.execute("INSERT INTO t VALUES (3)")
         assert [each.row["id"] for each in source.changes(1)] == [3]
+        source.rest()
+        end = source.position
+    assert end is not None
+    assert BinlogPosition.parse(end).server == _name(replica)  # whose files they are now
+    with MySQLSource(replica, position=end) as source:
+        source.watch()
+        assert source.rest() == []
+
+
+def _name(database: MySQLDatabase) -> str:
+    variable = "server_id" if database.is_mariadb else "server_uuid"
+    return str(database.fetch(f"SELECT @@{variable}")[0][0])
 
 
 def _count(database: MySQLDatabase) -> int:
