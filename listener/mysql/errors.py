@@ -108,6 +108,12 @@ _DUMP_RULES: Final = (
     _Rule(
         SourceError,
         (1236,),
+        "If the log was reset, start the listener again: it says what is missing. Else see the server's error log.",
+        text=r"I/O error reading log event",
+    ),
+    _Rule(
+        SourceError,
+        (1236,),
         "SET GLOBAL max_allowed_packet = 1073741824;",
         text=r"max_allowed_packet",
     ),

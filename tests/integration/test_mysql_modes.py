@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from listener.monitor import Gap, SourceError
+from listener.monitor import Gap, SourceError, SourceLost
 from listener.mysql.birth import birth_of_log
 from listener.mysql.position import BinlogPosition
 from tests.mysql_servers import MariaDBServer, MySQLServer
@@ -161,6 +161,19 @@ def test_a_reset_is_a_gap_even_where_the_new_log_reaches_as_far(own: MySQLSource
     own.stop()
     own.watch(accept_gap=True)
     assert _numbers(own, len(new)) == new
+
+
+def test_a_reset_under_a_listener_is_noticed_too(own: MySQLSource) -> None:
+    own.watch()
+    _insert(own, 1)
+    assert _numbers(own, 1) == [1]
+    _reset(own)
+    _insert(own, *range(10, 40))
+    with pytest.raises((SourceError, SourceLost)):
+        own.changes(30)
+    own.stop()
+    with pytest.raises(Gap, match="reset"):
+        own.watch()
 
 
 def _birth(source: MySQLSource) -> int:
