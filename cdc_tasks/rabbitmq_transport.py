@@ -12,7 +12,7 @@ from kombu.transport import pyamqp
 
 __all__ = ["SSLTransport", "Transport"]
 
-_PATIENCE: Final = 5.0  # seconds; RabbitMQ has written a message to disk long before that
+_PATIENCE: Final = 3.0  # seconds; RabbitMQ has written a message to disk long before that
 
 
 class _Channel(pyamqp.Channel):

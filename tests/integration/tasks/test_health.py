@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.acceptance.network import Cable
+from tests.integration.tasks.test_rabbitmq import sender_of
+from tests.waiting import wait_until
 from tests.worker import Worker
 
 if TYPE_CHECKING:
@@ -81,12 +84,14 @@ def test_a_broker_connection_that_is_cut_without_a_word_heals_within_15_seconds(
         direct, port = (server := request.getfixturevalue("rabbitmq_server")).url, server.port
     with Cable(port) as cable:
         through = direct.replace(f":{port}", f":{cable.port}")
-        with Worker({**helpdesk.environment, "CELERY_BROKER_URL": through}):
-            environment = {**helpdesk.environment, "CELERY_BROKER_URL": direct}
+        environment = {**helpdesk.environment, "CELERY_BROKER_URL": direct}
+        with Worker({**environment, "CELERY_BROKER_URL": through}), sender_of(environment) as sender:
             _health(environment)
             cable.stall(new_ones=False)  # packets vanish, nobody hears of it
             began = time.monotonic()
-            _health(environment, "--timeout", "40")
+            sender.send_task("cdc_tasks.answer_health", ["it-heals"], queue="celery")
+            answered = partial(helpdesk.broker.cache.exists, "cdc:health:it-heals")
+            wait_until(answered, timeout=30, what="the answer")
             assert time.monotonic() - began < 15
 
 
