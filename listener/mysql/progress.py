@@ -117,7 +117,8 @@ class Progress:
         """Start a transaction with an event that ends at `end`; `committed` in microseconds since 1970."""
         if self.is_open:  # the last one had no end of its own
             self.finish(self.start)
-        self._follow_mode(gtid)
+        if self._executed is not None or not gtid:
+            self._follow_mode(gtid)
         self.start = end - size if end else self._done_offset
         self.gtid, self._committed = gtid, committed
         self.is_open, self.is_standalone = True, standalone

@@ -54,34 +54,28 @@ class RowReader:
             self._tables[number] = self._described[body] = self._describe(body)
 
     def inserted(self, event: bytes, changes: list[BinlogChange]) -> None:
-        rows = self._rows_of(event)
-        if rows is None:
-            return
-        table, event, at, image, _ = rows
-        readers, nulls, end = image.readers, image.nulls, len(event) - 4
-        kind = table.insert if image.is_complete else table.insert.in_part
-        transaction, add = self._progress.transaction, changes.append
-        ordinal, after = self._progress.ordinal, self._after(table)
-        while at < end:
-            row, at = readers[event[at : at + nulls]](event, at)
-            if ordinal > after:
-                add(BinlogChange(kind, None, row, transaction, ordinal))
-            ordinal += 1
-        self._progress.ordinal = ordinal
+        self._read_single(event, changes, is_new=True)
 
     def deleted(self, event: bytes, changes: list[BinlogChange]) -> None:
+        self._read_single(event, changes, is_new=False)
+
+    def _read_single(self, event: bytes, changes: list[BinlogChange], *, is_new: bool) -> None:
+        """Read rows that are new, or else were deleted: of each there is but one image."""
         rows = self._rows_of(event)
         if rows is None:
             return
         table, event, at, image, _ = rows
         readers, nulls, end = image.readers, image.nulls, len(event) - 4
-        kind = table.delete if image.is_complete else table.delete.in_part
+        kind = table.insert if is_new else table.delete
+        if not image.is_complete:
+            kind = kind.in_part
         transaction, add = self._progress.transaction, changes.append
         ordinal, after = self._progress.ordinal, self._after(table)
         while at < end:
             row, at = readers[event[at : at + nulls]](event, at)
             if ordinal > after:
-                add(BinlogChange(kind, row, None, transaction, ordinal))
+                old, new = None if is_new else row, row if is_new else None
+                add(BinlogChange(kind, old, new, transaction, ordinal))
             ordinal += 1
         self._progress.ordinal = ordinal
 
