@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import orjson
 
-from cdc_tasks.changes import EventType
+from listener.logged_change import LoggedChange
 from listener.mysql.table import ABSENT, Kind, Row
 from listener.mysql.values import iso_second
 
@@ -37,23 +35,10 @@ class Transaction:
         self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
 
 
-class BinlogChange:
-    """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
+class BinlogChange(LoggedChange[Kind, Transaction, Row]):
+    """A change of MySQL's or MariaDB's."""
 
-    __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
-
-    def __init__(
-        self, kind: Kind, old: Row | None, new: Row | None, transaction: Transaction, ordinal: int
-    ) -> None:
-        self._kind = kind
-        self._old = old
-        self._new = new
-        self.kind = kind.name
-        self.transaction = transaction
-        self.ordinal = ordinal
-        # Its id and position: each task that it fires needs them.
-        number = b"%d" % ordinal
-        self.stamp = transaction.id_head + number, transaction.position_head + number
+    __slots__ = ()
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
@@ -82,50 +67,13 @@ class BinlogChange:
         return bool(old != new)
 
     @property
-    def schema(self) -> str:
-        return self._kind.table.schema
-
-    @property
-    def table(self) -> str:
-        return self._kind.table.name
-
-    @property
-    def event(self) -> EventType:
-        return EventType(self._kind.event)
-
-    @property
-    def before(self) -> dict[str, Any] | None:
-        return self._decoded(self._old)
-
-    @property
-    def after(self) -> dict[str, Any] | None:
-        return self._decoded(self._new)
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return (self.after if self._new is not None else self.before) or {}
-
-    @property
-    def unavailable(self) -> tuple[str, ...]:
-        return tuple(json.loads(b"[%b]" % self._missing(None)))
-
-    @property
-    def position(self) -> str:
-        return self.stamp[1].decode()
-
-    @property
     def committed_at(self) -> datetime:
         return _EPOCH + timedelta(microseconds=self.transaction.committed)
 
-    @property
-    def id(self) -> str:
-        return self.stamp[0].decode()
+    def _old_json(self, row: Row) -> bytes:
+        return self._kind.table.render(row, None)
 
-    def _decoded(self, row: Row | None) -> dict[str, Any] | None:
-        if row is None:
-            return None
-        decoded: dict[str, Any] = json.loads(self._kind.table.render(row, None))
-        return decoded
+    _new_json = _old_json
 
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import orjson
 
-from cdc_tasks.changes import EventType
+from listener.logged_change import LoggedChange
 from listener.postgres.table import NOT_PLAIN, Kind, Old
 from listener.postgres.tuple_data import UNCHANGED, Row
 
@@ -26,32 +24,15 @@ class Transaction:
         """`committed_at` in microseconds since 2000-01-01 UTC; `source` names the database cluster."""
         self.commit_lsn = commit_lsn
         self.committed_at = _EPOCH + timedelta(microseconds=committed_at)
-        self.id_head = b"%b-%X-%%d" % (source.encode(), commit_lsn)
-        self.position_head = f"{format_lsn(commit_lsn)}:%d".encode()
+        self.id_head = b"%b-%X-" % (source.encode(), commit_lsn)
+        self.position_head = f"{format_lsn(commit_lsn)}:".encode()
         self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
 
 
-class WALChange:
-    """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
+class WALChange(LoggedChange[Kind, Transaction, Row]):
+    """A change of PostgreSQL's."""
 
-    __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
-
-    def __init__(
-        self,
-        kind: Kind,
-        old: Row | None,
-        new: Row | None,
-        transaction: Transaction,
-        ordinal: int,
-    ) -> None:
-        self._kind = kind
-        self.kind = kind.name
-        self._old = old
-        self._new = new
-        self.transaction = transaction
-        self.ordinal = ordinal
-        # Its id and position: each task that it fires needs them.
-        self.stamp = transaction.id_head % ordinal, transaction.position_head % ordinal
+    __slots__ = ()
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
@@ -87,50 +68,14 @@ class WALChange:
         return old[place] != new[place]
 
     @property
-    def schema(self) -> str:
-        return self._kind.table.schema
-
-    @property
-    def table(self) -> str:
-        return self._kind.table.name
-
-    @property
-    def event(self) -> EventType:
-        return EventType(self._kind.event)
-
-    @property
-    def before(self) -> dict[str, Any] | None:
-        if self._old is None:
-            return None
-        row: dict[str, Any] = json.loads(self._kind.table.render(self._old, self._kind.old_columns(None)))
-        return row
-
-    @property
-    def after(self) -> dict[str, Any] | None:
-        if self._new is None:
-            return None
-        row: dict[str, Any] = json.loads(self._kind.table.render(self._new, None))
-        return row
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return (self.after if self._new is not None else self.before) or {}
-
-    @property
-    def unavailable(self) -> tuple[str, ...]:
-        return tuple(json.loads(b"[%b]" % self._missing(None)))
-
-    @property
-    def position(self) -> str:
-        return self.stamp[1].decode()
-
-    @property
     def committed_at(self) -> datetime:
         return self.transaction.committed_at
 
-    @property
-    def id(self) -> str:
-        return self.stamp[0].decode()
+    def _old_json(self, row: Row) -> bytes:
+        return self._kind.table.render(row, self._kind.old_columns(None))
+
+    def _new_json(self, row: Row) -> bytes:
+        return self._kind.table.render(row, None)
 
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""

@@ -1,0 +1,115 @@
+"""A change as a source logged it: kept as it came, decoded only where somebody looks."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from cdc_tasks.changes import EventType
+
+__all__ = ["LoggedChange"]
+
+
+class _Table(Protocol):
+    schema: str
+    name: str
+
+
+class _Kind(Protocol):
+    name: tuple[str, str, str]
+    event: str
+
+    @property
+    def table(self) -> _Table: ...
+
+
+class _Transaction(Protocol):
+    id_head: bytes
+    position_head: bytes
+
+
+KindT = TypeVar("KindT", bound=_Kind)
+TransactionT = TypeVar("TransactionT", bound=_Transaction)
+RowT = TypeVar("RowT", bound=Sequence[Any])
+
+
+class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
+    """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
+
+    __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
+
+    def __init__(
+        self, kind: KindT, old: RowT | None, new: RowT | None, transaction: TransactionT, ordinal: int
+    ) -> None:
+        self._kind = kind
+        self._old = old
+        self._new = new
+        self.kind = kind.name
+        self.transaction = transaction
+        self.ordinal = ordinal
+        # Its id and position: each task that it fires needs them.
+        number = b"%d" % ordinal
+        self.stamp = transaction.id_head + number, transaction.position_head + number
+
+    @abstractmethod
+    def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the argument that a task receives, as JSON with only `columns` in its rows."""
+
+    @abstractmethod
+    def changed(self, column: str) -> bool | None:
+        """Tell whether the column's value differs from before; None where the source did not send both."""
+
+    @property
+    @abstractmethod
+    def committed_at(self) -> datetime: ...
+
+    @property
+    def schema(self) -> str:
+        return self._kind.table.schema
+
+    @property
+    def table(self) -> str:
+        return self._kind.table.name
+
+    @property
+    def event(self) -> EventType:
+        return EventType(self._kind.event)
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        return None if self._old is None else json.loads(self._old_json(self._old))
+
+    @property
+    def after(self) -> dict[str, Any] | None:
+        return None if self._new is None else json.loads(self._new_json(self._new))
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return (self.after if self._new is not None else self.before) or {}
+
+    @property
+    def unavailable(self) -> tuple[str, ...]:
+        return tuple(json.loads(b"[%b]" % self._missing(None)))
+
+    @property
+    def position(self) -> str:
+        return self.stamp[1].decode()
+
+    @property
+    def id(self) -> str:
+        return self.stamp[0].decode()
+
+    @abstractmethod
+    def _old_json(self, row: RowT) -> bytes:
+        """Return all that there is of an old row."""
+
+    @abstractmethod
+    def _new_json(self, row: RowT) -> bytes:
+        """Return all that there is of a new row."""
+
+    @abstractmethod
+    def _missing(self, columns: tuple[str, ...] | None) -> bytes:
+        """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
