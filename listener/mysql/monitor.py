@@ -106,6 +106,7 @@ class BinlogMonitor:
         # At once: what was committed before we came is not what a crash shall bring back.
         yield Batch([], str(position))
         stream, decoder = self._stream, self._decoder
+        is_ahead = False  # the broker may not hold the last batch yet: the next one settles it
         while not self._wakeup.is_set:
             changes: list[BinlogChange] = []
             with self._standing_back():
@@ -113,14 +114,14 @@ class BinlogMonitor:
             if not is_certain:
                 return  # we are to stop, and do not know yet whether they are rolled back: they come again
             self._lock.check()
-            if not changes:
-                stream.wait(_TICK)
             if changes:
                 self._watch_retention(changes[-1])
+            elif not is_ahead:
+                stream.wait(_TICK)
+            is_ahead = bool(changes)
             decoder.progress.give()
-            yield Batch(
-                changes, str(decoder.progress.position), changes[-1].committed_at if changes else None
-            )
+            as_of = changes[-1].committed_at if changes else None
+            yield Batch(changes, str(decoder.progress.position), as_of, settle=not changes)
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""
