@@ -56,6 +56,9 @@ def _numbers(source: MySQLSource, count: int) -> list[int]:
 
 
 def _reset(source: MySQLSource) -> None:
+    newest = source.database.fetch("SHOW BINARY LOGS")[-1][0]
+    born = birth_of_log(source.database.url, newest)  # is known to the second
+    wait_until(lambda: time.time() >= born + 1, timeout=5, what="the next second")
     source.execute("RESET MASTER" if source.database.is_mariadb else "RESET BINARY LOGS AND GTIDS")
 
 
@@ -147,9 +150,6 @@ def test_a_reset_is_a_gap_even_where_the_new_log_reaches_as_far(own: MySQLSource
     _insert(own, 1)
     assert _numbers(own, 1) == [1]
     own.stop()
-    born = _birth(own)
-    # A file's birth is known to the second.
-    wait_until(lambda: time.time() >= born + 1, timeout=5, what="the next second")
     _reset(own)
     new = list(range(10, 40))
     _insert(own, *new)
@@ -174,11 +174,6 @@ def test_a_reset_under_a_listener_is_noticed_too(own: MySQLSource) -> None:
     own.stop()
     with pytest.raises(Gap, match="reset"):
         own.watch()
-
-
-def _birth(source: MySQLSource) -> int:
-    newest = source.database.fetch("SHOW BINARY LOGS")[-1][0]
-    return birth_of_log(source.database.url, newest)
 
 
 def test_changes_that_are_so_old_that_the_log_is_soon_purged_are_warned_of(
