@@ -112,6 +112,7 @@ def test_problems_are_shown_with_what_to_paste_and_fail_the_command(
 def test_reading_begins_with_the_oldest_log_where_that_is_asked_for_and_json_logs_are_json(
     operator_on_mariadb: Operator, mariadb_database: MySQLDatabase, broker: Broker
 ) -> None:
+    mariadb_database.purge_logs()  # of other tests, with what stops a listener
     mariadb_database.execute("INSERT INTO roles VALUES (1, 'before')")
     with operator_on_mariadb.running("run", "--from-start", "--json-logs") as listener:
         wait_until(lambda: broker.client.llen("bulk") == 1, what="the row of before", timeout=30)
