@@ -75,19 +75,19 @@ class RedisPublisher:
         tasks, parked, keeping = self._gatherer.gather(fired)
         self.settle()
         if tasks or parked or keeping or checkpoint != self._checkpoint.position:
-            self._parked = parked
             self._start(tasks, [*keeping, *store_parked(self._parked_key, parked)], checkpoint, as_of)
+            self._parked = parked
         self._is_settled = True
         return self._checkpoint.position if ahead else self.settle()
 
     def settle(self) -> str | None:
         """Wait for what was published ahead; see `Publisher.settle`."""
+        parked, self._parked = self._parked, []
         try:
             lengths = self._checkpoint.settle()
         except BaseException:
             self._is_settled = False
             raise
-        parked, self._parked = self._parked, []
         say_parked(parked)
         self._wait_for_room(lengths)
         return self._checkpoint.position

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from listener.parked import parked_key, read_parked
 from listener.publisher import BrokerError, CheckpointMoved
@@ -171,6 +172,24 @@ def test_a_change_that_a_route_could_not_take_is_parked_in_the_same_step(broker:
     assert {each.task for each in parked} == {"tests.bad"}
     assert parked[0].error == "KeyError: 'missing'"
     assert parked[0].find_route(router) is router.routes[1]
+
+
+def test_a_parked_change_is_told_once_it_is_kept(broker: Broker) -> None:
+    router = BinlogRouter()
+    router.register(
+        "public", "tickets", EventType.ALL, "tests.bad", when=lambda change: change.row["missing"]
+    )
+    with redis_publisher(broker.url) as first, redis_publisher(broker.url) as second, capture_logs() as logs:
+        second.publish((), checkpoint=position(1))
+        first.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True)
+        with pytest.raises(CheckpointMoved):
+            first.settle()
+        assert first.checkpoint(SOURCE) == position(1)
+        assert not logs
+        first.publish(fire(router, [change(2)]), checkpoint=position(2), ahead=True)
+        assert not logs
+        first.settle()
+    assert [(each["event"], each["position"]) for each in logs] == [("parked", position(2))]
 
 
 def test_a_queue_that_turns_into_something_else_stops_us_with_the_checkpoint_where_it_was(
