@@ -127,7 +127,8 @@ def _watch(run: Run, rows: int) -> tuple[list[tuple[float, float]], float, float
         samples.append((time.monotonic(), run.progress()))
         if done:
             return samples, cpu - (before or 0.0), memory
-        if run.process.poll() is not None or time.monotonic() > deadline:
+        ended = run.process.poll() is not None and not run.is_done(rows)
+        if ended or time.monotonic() > deadline:
             raise AssertionError(f"{run} ended, or stands still, at {samples[-1][1]:,.0f} of {rows:,}")
         with suppress(ProcessLookupError):  # it has just ended
             cpu, memory = cpu_seconds(pid), peak_memory(pid)
