@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypedDict
 
 from benchmarks.postgres_stage import PostgresStage
@@ -24,11 +25,17 @@ _ONE_BY_ONE = f"""
 """  # noqa: S608 - a number of our own
 
 
+# What is written to a table that is coalesced.
+_UPDATES = {
+    "coalesce, 1 transaction": "UPDATE tickets SET status = 'all at once'",
+    f"coalesce, {_ROWS:,} transactions": _ONE_BY_ONE,
+}
+
+
 class Grouped(TypedDict):
     """What became of some changes."""
 
     changes: int
-    transactions: int
     seconds: float  # that the writing took
     tasks: int
 
@@ -40,39 +47,23 @@ def group(said: Callable[[str], None]) -> dict[str, Grouped]:
         stage.fill("tickets", _ROWS, transaction=_ROWS)
         with stage.listener("coalesced") as listener:
             listener.wait_for("streaming")
-            for transactions, statement in (
-                (1, "UPDATE tickets SET status = 'all at once'"),
-                (_ROWS, _ONE_BY_ONE),
-            ):
-                name = (
-                    f"coalesce, {transactions:,} transactions"
-                    if transactions > 1
-                    else "coalesce, 1 transaction"
-                )
-                found[name] = _count(
-                    stage, lambda statement=statement: stage.run(statement), _ROWS, transactions
-                )
+            for name, statement in _UPDATES.items():
+                found[name] = _count(stage, partial(stage.run, statement), _ROWS)
             listener.stop()
         with stage.listener("in_batches") as listener:
             listener.wait_for("streaming")
             rows = 10 * _ROWS
-            fill = lambda: stage.fill("tickets", rows, transaction=1_000)  # noqa: E731 - like the statements above
-            found["batch=500"] = _count(stage, fill, rows, rows // 1_000)
+            found["batch=500"] = _count(stage, partial(stage.fill, "tickets", rows, transaction=1_000), rows)
             listener.stop()
     for name, each in found.items():
         said(f"{name}: {each['changes']:,} changes in {each['seconds']:.1f} s, {each['tasks']:,} tasks")
     return found
 
 
-def _count(stage: PostgresStage, write: Callable[[], None], changes: int, transactions: int) -> Grouped:
+def _count(stage: PostgresStage, write: Callable[[], None], changes: int) -> Grouped:
     stage.broker.unlink(QUEUE)
     begun = time.monotonic()
     write()
     seconds = time.monotonic() - begun
     stage.wait_until_quiet()
-    return {
-        "changes": changes,
-        "transactions": transactions,
-        "seconds": round(seconds, 2),
-        "tasks": stage.queued(),
-    }
+    return {"changes": changes, "seconds": round(seconds, 2), "tasks": stage.queued()}

@@ -83,9 +83,8 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
     ) -> Any:
         """Send the task; what Flower shows of its arguments names a change, and not what is in the row."""
         if options.get("countdown") and self.app.conf.task_default_queue_type == "quorum":
-            options["countdown"] = ceil(
-                options["countdown"]
-            )  # RabbitMQ counts in seconds; Celery fails below one
+            # RabbitMQ counts in seconds; Celery fails below one.
+            options["countdown"] = ceil(options["countdown"])
         options.setdefault("argsrepr", described(args or ()))
         options.setdefault("kwargsrepr", described(kwargs or {}))
         return super().apply_async(args, kwargs, **options)

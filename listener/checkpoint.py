@@ -73,9 +73,7 @@ class Checkpoint:
         self._marks = (f"{self._run}{number}" for number in count(1))
         self._known = _Found(None, None, None)
         self._step: _Step | None = None  # started, and not settled yet
-        self._sent: Callable[[], Iterable[Command]] | None = (
-            None  # what went with it on the connection that is open
-        )
+        self._sent: Callable[[], Iterable[Command]] | None = None  # what went with it on the open connection
         self._source: str | None = None
         self.key = redis.prefixed(f"cdc:{name}:checkpoint")
 

@@ -12,11 +12,8 @@ __all__ = ["birth_of_log"]
 
 _DUMP: Final = 0x12  # COM_BINLOG_DUMP
 _FORMAT: Final = 15
-_AS_A_TOOL: Final = (
-    4,
-    1,
-    0,
-)  # from the file's start, without waiting at its end, as no replica: like mysqlbinlog
+# From the file's start, without waiting at its end, as no replica: like mysqlbinlog.
+_AS_A_TOOL: Final = (4, 1, 0)
 
 _request = Struct("<IHI").pack
 

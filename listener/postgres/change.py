@@ -38,8 +38,8 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
         kind = self._kind
         change_id, position = self.stamp
+        write = kind.writers.get(columns) or kind.compile(columns)
         try:
-            write = kind.writers.get(columns) or kind.compile(columns)
             return write(self._old, self._new, change_id, position, self.transaction.tail)
         except NOT_PLAIN:
             return self._to_json_with_care(columns)

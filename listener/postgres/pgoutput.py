@@ -45,7 +45,7 @@ class PgOutputDecoder(Decoder):
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         kind = payload[0]
         if kind in _ROWS:
-            ordinal = self._ordinal
+            ordinal = self._ordinal  # `next_ordinal`, without a call for each row
             self._ordinal = ordinal + 1
             if ordinal > self._published_up_to:
                 table = self._tables[payload[1:5]]
