@@ -13,13 +13,6 @@ __all__ = ["Acknowledgements"]
 _STEPS = 1000  # a window is released in so many steps: a transaction of its own takes no memory
 
 
-class _Ended(NamedTuple):
-    """Once `commit_lsn` is published, the log before `end_lsn` is of no use to us."""
-
-    commit_lsn: int
-    end_lsn: int
-
-
 class _Published(NamedTuple):
     """By `at` all of the log before `end_lsn` was published; `since` is when the first of it was."""
 
@@ -35,19 +28,22 @@ class Acknowledgements:
         """`replay_window` in seconds: so long a broker that lost its data can be given it again."""
         self._window = replay_window
         self._clock = clock
-        self._ended: deque[_Ended] = deque()  # in the order of the log
+        self._ended: deque[int] = deque()  # in the order of the log
         self._published: deque[_Published] = deque()  # in the order of the times
         self.lsn = 0  # what may be acknowledged now
 
-    def ended(self, commit_lsn: int, end_lsn: int) -> None:
+    def ended(self, end_lsn: int) -> None:
         """Note the end of a transaction, or of a stretch of log that does not concern us."""
-        self._ended.append(_Ended(commit_lsn, end_lsn))
+        self._ended.append(end_lsn)
 
-    def published(self, commit_lsn: int) -> int:
-        """Note that all up to `commit_lsn` is published; returns what may be acknowledged."""
+    def published(self, up_to: int) -> int:
+        """Note that the log is published up to and with this place; returns what may be acknowledged.
+
+        A place within a transaction's commit tells that a part of it is published: its end is not.
+        """
         now = self._clock()
-        while self._ended and self._ended[0].commit_lsn <= commit_lsn:
-            self._note(now, self._ended.popleft().end_lsn)
+        while self._ended and self._ended[0] <= up_to + 1:
+            self._note(now, self._ended.popleft())
         while self._published and self._published[0].at <= now - self._window:
             self.lsn = self._published.popleft().end_lsn
         return self.lsn

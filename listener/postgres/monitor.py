@@ -174,11 +174,11 @@ class PostgresWALMonitor:
             return
         self._in_transaction = False
         self._read_up_to = boundary.end_lsn
-        self._acknowledgements.ended(self._decoder.transaction.commit_lsn, boundary.end_lsn)
+        self._acknowledgements.ended(boundary.end_lsn)
 
     def _position_of(self, change: WALChange) -> WALPosition:
         """Return the end of its transaction where that was read: no acknowledgement goes beyond the checkpoint."""
-        if self._in_transaction or self._read_up_to <= change.transaction.commit_lsn:
+        if self._read_up_to <= change.transaction.commit_lsn:
             return WALPosition(change.transaction.commit_lsn, change.ordinal)
         return WALPosition.before(self._read_up_to)
 
@@ -190,7 +190,7 @@ class PostgresWALMonitor:
         if server_position > self._read_up_to and now - self._idle_at >= _IDLE_EVERY:
             self._idle_at = now
             self._read_up_to = server_position
-            self._acknowledgements.ended(server_position - 1, server_position)
+            self._acknowledgements.ended(server_position)
         return WALPosition.before(self._read_up_to)
 
     def _open(self, *, resumes: bool) -> None:

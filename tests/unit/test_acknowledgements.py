@@ -16,26 +16,26 @@ class _Clock:
 
 def test_what_is_published_may_be_forgotten_up_to_its_transactions_end() -> None:
     acknowledgements = Acknowledgements(replay_window=0)
-    acknowledgements.ended(10, 15)
-    acknowledgements.ended(20, 25)
-    assert acknowledgements.published(9) == 0
-    assert acknowledgements.published(10) == 15
-    assert acknowledgements.published(19) == 15
+    acknowledgements.ended(15)
+    acknowledgements.ended(25)
+    assert acknowledgements.published(13) == 0
+    assert acknowledgements.published(14) == 15
+    assert acknowledgements.published(20) == 15
     assert acknowledgements.published(30) == 25
 
 
 def test_with_a_replay_window_it_is_forgotten_that_much_later_and_never_earlier() -> None:
     clock = _Clock()
     acknowledgements = Acknowledgements(replay_window=60, clock=clock)
-    acknowledgements.ended(10, 15)
-    assert acknowledgements.published(10) == 0
+    acknowledgements.ended(15)
+    assert acknowledgements.published(14) == 0
     clock.now += 59
-    acknowledgements.ended(20, 25)
-    assert acknowledgements.published(20) == 0
+    acknowledgements.ended(25)
+    assert acknowledgements.published(24) == 0
     clock.now += 2
-    assert acknowledgements.published(20) == 15
+    assert acknowledgements.published(24) == 15
     clock.now += 60
-    assert acknowledgements.published(20) == 25
+    assert acknowledgements.published(24) == 25
 
 
 def test_a_long_replay_window_takes_no_memory_for_each_transaction() -> None:
@@ -43,10 +43,10 @@ def test_a_long_replay_window_takes_no_memory_for_each_transaction() -> None:
     acknowledgements = Acknowledgements(replay_window=3600, clock=clock)
     tracemalloc.start()
     try:
-        for commit in range(1, 200_000):
+        for end in range(1, 200_000):
             clock.now += 0.001
-            acknowledgements.ended(commit, commit + 1)
-            acknowledgements.published(commit)
+            acknowledgements.ended(end)
+            acknowledgements.published(end)
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

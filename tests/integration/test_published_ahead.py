@@ -1,0 +1,36 @@
+"""What the server is told while a batch that was published ahead is not known to be held yet."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from cdc_tasks.changes import EventType
+from listener.postgres.change import parse_lsn
+from listener.postgres.monitor import PostgresWALMonitor
+from listener.router import BinlogRouter
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+
+def test_the_end_of_a_large_transaction_is_not_acknowledged_for_its_beginning(database: Database) -> None:
+    database.execute("CREATE TABLE items (id bigint PRIMARY KEY)")
+    router = BinlogRouter()
+    router.register("public", "items", EventType.ALL, "task")
+    monitor = PostgresWALMonitor(
+        database.url, slot=database.name, publication="cdc", routes=router.routes, batch_size=2
+    )
+    with closing(monitor):
+        monitor.open(resumes=False)
+        batches = monitor.batches(None)
+        next(batches)
+        database.execute("INSERT INTO items SELECT generate_series(1, 3)")
+        beginning = next(batch for batch in batches if batch.changes)
+        rest = next(batches)
+        assert [(len(batch.changes), batch.settle) for batch in (beginning, rest)] == [(2, False), (1, False)]
+        monitor.acknowledge(beginning.position)  # what the broker holds for sure when the rest is on its way
+    ((confirmed,),) = database.fetch(
+        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = %s", database.name
+    )
+    assert parse_lsn(confirmed) <= parse_lsn(beginning.position.partition(":")[0])
