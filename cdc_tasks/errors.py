@@ -7,7 +7,7 @@ from inspect import getdoc
 
 __all__ = ["CDCError", "mask_secrets"]
 
-_PASSWORD_IN_URL = re.compile(r"(?<=://)(?P<user>[^:/@\s]*):[^@\s]*(?=@)")
+_PASSWORD_IN_URL = re.compile(r"(?<=://)(?P<user>[^:/@\s]*):\S*(?=@)")  # it may have an @ itself
 _PASSWORD_IN_DSN = re.compile(r"(?P<key>\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE)
 
 

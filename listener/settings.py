@@ -25,7 +25,10 @@ def _watchable(url: SecretStr) -> SecretStr:
 
 
 def _known_broker(url: SecretStr) -> SecretStr:
-    scheme = url.get_secret_value().partition("://")[0].partition("+")[0]
+    scheme, found, _ = url.get_secret_value().partition("://")
+    if not found:  # and not a word of it: there may be a password in it
+        raise ValueError("no URL with a scheme such as redis:// or amqp://")
+    scheme = scheme.partition("+")[0]
     if scheme not in TRANSPORT_ALIASES:
         raise ValueError(f"Celery has no broker transport {scheme!r}")
     return url

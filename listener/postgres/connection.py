@@ -101,7 +101,8 @@ def connection_parameters(url: str) -> dict[str, Any]:
     """Return libpq's parameters for a URL, SQLAlchemy's `postgresql+psycopg2://` included."""
     try:
         given = parse_dsn(_DRIVER.sub(r"\1", url))
-        int(given.get("port", 0))
+        for port in given.get("port", "").split(","):  # one for each host
+            int(port or 0)
     except (psycopg2.ProgrammingError, ValueError):
         # The driver's own words would show a part of the password.
         raise SourceError(
