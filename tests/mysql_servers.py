@@ -13,7 +13,19 @@ from listener.mysql.connection import Address, connect
 from listener.mysql.findings import find_in_server
 from listener.mysql.server import read_server
 
-__all__ = ["GivenMySQLServer", "MariaDBServer", "MySQLServer", "shared_mysql_server"]
+__all__ = [
+    "KINDS",
+    "WITHOUT_GTIDS",
+    "GivenMySQLServer",
+    "MariaDBServer",
+    "MySQLServer",
+    "server_of_kind",
+    "shared_mysql_server",
+]
+
+WITHOUT_GTIDS = ("--gtid-mode=OFF", "--enforce-gtid-consistency=OFF")
+# What a listener's position is made of differs between these.
+KINDS = ("mariadb", "mysql", "mysql without GTIDs")
 
 
 class GivenMySQLServer:
@@ -60,3 +72,10 @@ def shared_mysql_server() -> GivenMySQLServer | MySQLServer:
     """Return the one that tests share: CDC_TEST_MYSQL_URL's, or one that is to be started."""
     url = os.environ.get("CDC_TEST_MYSQL_URL")
     return GivenMySQLServer(url) if url else MySQLServer()
+
+
+def server_of_kind(kind: str) -> MariaDBServer | MySQLServer:
+    """Return one of `KINDS`, for the caller to start."""
+    if kind == "mariadb":
+        return MariaDBServer()
+    return MySQLServer(arguments=WITHOUT_GTIDS if kind == "mysql without GTIDs" else ())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pymysql
 
+from listener.mysql.birth import birth_of_log
 from listener.mysql.connection import Address
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.position import BinlogPosition
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cdc_tasks.changes import Change
     from tests.mysql_servers import GivenMySQLServer, MariaDBServer, MySQLServer
 
-__all__ = ["MySQLDatabase", "MySQLSource"]
+__all__ = ["MySQLDatabase", "MySQLSource", "NumberSource"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,22 @@ class MySQLDatabase:
     def purge_logs(self) -> None:
         """Let the server forget all of its log up to now."""
         self.execute("FLUSH BINARY LOGS")
-        newest = self.fetch("SHOW BINARY LOGS")[-1][0]
+        self.purge_logs_before(self.newest_log())
+
+    def purge_logs_before(self, file: str) -> None:
+        """Let the server forget all that is older than this file of its log."""
         # A file that a replica has just let go of cannot be purged at once.
-        wait_until(lambda: self._is_purged_to(newest), what="the old logs to be gone")
+        wait_until(lambda: self._is_purged_to(file), what="the old logs to be gone", timeout=30)
+
+    def newest_log(self) -> str:
+        """Return the name of the file that is written to."""
+        return str(self.fetch("SHOW BINARY LOGS")[-1][0])
+
+    def reset_log(self) -> None:
+        """Let the server begin its log anew, and be told from the one before: its birth is known to the second."""
+        born = birth_of_log(self.url, self.newest_log())
+        wait_until(lambda: time.time() >= born + 1, what="the next second")
+        self.execute("RESET MASTER" if self.is_mariadb else "RESET BINARY LOGS AND GTIDS")
 
     def _is_purged_to(self, newest: str) -> bool:
         self.execute(f"PURGE BINARY LOGS TO '{newest}'")
@@ -142,3 +156,26 @@ class MySQLSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+class NumberSource(MySQLSource):
+    """A source whose table `t` holds nothing but numbers, on a server that a test may spoil."""
+
+    @classmethod
+    def on(cls, server: MariaDBServer | MySQLServer) -> Self:
+        """Make its database and table anew."""
+        name = "own"
+        MySQLDatabase(name="", server=server).execute(
+            f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}"
+        )
+        source = cls(MySQLDatabase(name=name, server=server), name=name)
+        source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        return source
+
+    def insert(self, *numbers: int) -> None:
+        """Each in a transaction of its own."""
+        self.execute(*(f"INSERT INTO t VALUES ({number})" for number in numbers))
+
+    def numbers(self, count: int) -> list[int]:
+        """Return those of the next `count` changes."""
+        return [each.row["id"] for each in self.changes(count)]

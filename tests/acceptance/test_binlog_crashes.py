@@ -15,28 +15,27 @@ import redis
 from tests.acceptance.binlog_ledger import TABLES, committed, journal
 from tests.acceptance.binlog_writers import BinlogWriters
 from tests.acceptance.listener_process import ListenerProcess
-from tests.mysql_servers import MariaDBServer, MySQLServer
+from tests.mysql_servers import server_of_kind
 from tests.mysql_source import MySQLDatabase
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
+    from tests.mysql_servers import MariaDBServer, MySQLServer
 
 pytestmark = pytest.mark.timeout(400)
 
 _SEED = 20261122
 _KILLS = {"mariadb": 20, "mysql": 20, "mysql without GTIDs": 8, "mysql, compressed": 8}
-_FILES = ("--gtid-mode=OFF", "--enforce-gtid-consistency=OFF")
 
 
 @pytest.mark.parametrize("kind", _KILLS)
 def test_each_change_is_queued_once_in_commit_order_while_the_listener_is_killed(
     kind: str, broker: Broker
 ) -> None:
-    server = MariaDBServer() if kind == "mariadb" else MySQLServer()
-    if kind == "mysql without GTIDs":
-        server.arguments.extend(_FILES)
-    if kind == "mysql, compressed":
+    compressed = kind == "mysql, compressed"
+    server = server_of_kind("mysql" if compressed else kind)
+    if compressed:
         server.arguments.append("--binlog-transaction-compression=ON")
     with server:
         database = _prepare(server)
@@ -62,7 +61,7 @@ def test_each_change_is_queued_once_in_commit_order_while_the_listener_is_killed
             )
             time.sleep(1)
             assert last.stop() == 0
-        if kind == "mysql, compressed":
+        if compressed:
             _check_without_order(broker.client, journal(database))
         else:
             _check(broker.client, committed(database, start), truth_count)

@@ -9,60 +9,34 @@ import pytest
 from structlog.testing import capture_logs
 
 from listener.monitor import Gap, SourceError, SourceLost
-from listener.mysql.birth import birth_of_log
 from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import MariaDBServer, MySQLServer
-from tests.mysql_source import MySQLDatabase, MySQLSource
-from tests.waiting import wait_until
+from tests.mysql_servers import KINDS, WITHOUT_GTIDS, MySQLServer, server_of_kind
+from tests.mysql_source import MySQLSource, NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_FILES = ("--gtid-mode=OFF", "--enforce-gtid-consistency=OFF")
+    from tests.mysql_source import MySQLDatabase
+
 _ON = ("OFF_PERMISSIVE", "ON_PERMISSIVE", "ON")
 _OFF = ("ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF")
 
 
-def _source(server: MariaDBServer | MySQLServer) -> MySQLSource:
-    nowhere = MySQLDatabase(name="", server=server)
-    nowhere.execute("DROP DATABASE IF EXISTS shop", "CREATE DATABASE shop")
-    source = MySQLSource(MySQLDatabase(name="shop", server=server))
-    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
-    return source
-
-
-@pytest.fixture(params=["mariadb", "mysql", "mysql without GTIDs"])
-def own(request: pytest.FixtureRequest) -> Iterator[MySQLSource]:
-    """A table on a server that a test may spoil."""
-    server = MariaDBServer() if request.param == "mariadb" else MySQLServer()
-    server.arguments.extend(_FILES if request.param.endswith("without GTIDs") else ())
-    with server, _source(server) as source:
+@pytest.fixture(params=KINDS)
+def own(request: pytest.FixtureRequest) -> Iterator[NumberSource]:
+    """A table of numbers on a server of the test's own."""
+    with server_of_kind(request.param) as server, NumberSource.on(server) as source:
         yield source
 
 
 @pytest.fixture
-def without_gtids() -> Iterator[MySQLSource]:
+def without_gtids() -> Iterator[NumberSource]:
     """The same on a MySQL on which GTIDs are off, for now."""
-    with MySQLServer(arguments=_FILES) as server, _source(server) as source:
+    with MySQLServer(arguments=WITHOUT_GTIDS) as server, NumberSource.on(server) as source:
         yield source
 
 
-def _insert(source: MySQLSource, *numbers: int) -> None:
-    source.execute(*(f"INSERT INTO t VALUES ({number})" for number in numbers))
-
-
-def _numbers(source: MySQLSource, count: int) -> list[int]:
-    return [each.row["id"] for each in source.changes(count)]
-
-
-def _reset(source: MySQLSource) -> None:
-    newest = source.database.fetch("SHOW BINARY LOGS")[-1][0]
-    born = birth_of_log(source.database.url, newest)  # is known to the second
-    wait_until(lambda: time.time() >= born + 1, timeout=5, what="the next second")
-    source.execute("RESET MASTER" if source.database.is_mariadb else "RESET BINARY LOGS AND GTIDS")
-
-
-def _switch(source: MySQLSource, *modes: str) -> None:
+def _switch(source: NumberSource, *modes: str) -> None:
     source.execute(
         "SET GLOBAL enforce_gtid_consistency = ON", *(f"SET GLOBAL gtid_mode = {mode}" for mode in modes)
     )
@@ -100,13 +74,13 @@ def test_gtids_with_tags_are_read_and_asked_for(mysql_database: MySQLDatabase) -
         assert source.rest() == []
 
 
-def test_gtids_that_are_switched_on_later_are_gone_by_from_then_on(without_gtids: MySQLSource) -> None:
+def test_gtids_that_are_switched_on_later_are_gone_by_from_then_on(without_gtids: NumberSource) -> None:
     source = without_gtids
     source.watch()
-    _insert(source, 1)
+    source.insert(1)
     assert source.changes(1)[0].position.startswith("binlog.")
     _switch(source, *_ON)
-    _insert(source, 2, 3)
+    source.insert(2, 3)
     changes = source.changes(2)
     assert [each.row["id"] for each in changes] == [2, 3]
     ((server,),) = source.database.fetch("SELECT @@server_uuid")
@@ -114,20 +88,20 @@ def test_gtids_that_are_switched_on_later_are_gone_by_from_then_on(without_gtids
     assert source.position is not None
     assert BinlogPosition.parse(source.position).gtids is not None
     source.stop()
-    _insert(source, 4)
+    source.insert(4)
     source.watch()
-    assert _numbers(source, 1) == [4]
+    assert source.numbers(1) == [4]
 
 
-def test_gtids_may_be_switched_on_and_off_while_the_listener_is_away(without_gtids: MySQLSource) -> None:
+def test_gtids_may_be_switched_on_and_off_while_the_listener_is_away(without_gtids: NumberSource) -> None:
     source = without_gtids
     source.watch()
-    _insert(source, 1)
-    assert _numbers(source, 1) == [1]
+    source.insert(1)
+    assert source.numbers(1) == [1]
     source.stop()
-    _insert(source, 2)
+    source.insert(2)
     _switch(source, *_ON)
-    _insert(source, 3)
+    source.insert(3)
     source.watch()
     with pytest.raises(SourceError, match="anonymous") as caught:
         source.changes(1)
@@ -135,24 +109,24 @@ def test_gtids_may_be_switched_on_and_off_while_the_listener_is_away(without_gti
     source.stop()
     _switch(source, "ON_PERMISSIVE")
     source.watch()
-    assert _numbers(source, 2) == [2, 3]
+    assert source.numbers(2) == [2, 3]
     source.stop()
     _switch(source, *_OFF)
-    _insert(source, 4)
+    source.insert(4)
     source.watch()
-    assert _numbers(source, 1) == [4]
+    assert source.numbers(1) == [4]
     assert source.position is not None
     assert BinlogPosition.parse(source.position).gtids is None
 
 
-def test_a_reset_is_a_gap_even_where_the_new_log_reaches_as_far(own: MySQLSource) -> None:
+def test_a_reset_is_a_gap_even_where_the_new_log_reaches_as_far(own: NumberSource) -> None:
     own.watch()
-    _insert(own, 1)
-    assert _numbers(own, 1) == [1]
+    own.insert(1)
+    assert own.numbers(1) == [1]
     own.stop()
-    _reset(own)
+    own.database.reset_log()
     new = list(range(10, 40))
-    _insert(own, *new)
+    own.insert(*new)
     assert own.position is not None
     ((_, size, *_),) = own.database.fetch("SHOW BINARY LOGS")
     assert size > BinlogPosition.parse(own.position).offset
@@ -160,15 +134,15 @@ def test_a_reset_is_a_gap_even_where_the_new_log_reaches_as_far(own: MySQLSource
         own.watch()
     own.stop()
     own.watch(accept_gap=True)
-    assert _numbers(own, len(new)) == new
+    assert own.numbers(len(new)) == new
 
 
-def test_a_reset_under_a_listener_is_noticed_too(own: MySQLSource) -> None:
+def test_a_reset_under_a_listener_is_noticed_too(own: NumberSource) -> None:
     own.watch()
-    _insert(own, 1)
-    assert _numbers(own, 1) == [1]
-    _reset(own)
-    _insert(own, *range(10, 40))
+    own.insert(1)
+    assert own.numbers(1) == [1]
+    own.database.reset_log()
+    own.insert(*range(10, 40))
     with pytest.raises((SourceError, SourceLost)):
         own.changes(30)
     own.stop()
@@ -177,17 +151,17 @@ def test_a_reset_under_a_listener_is_noticed_too(own: MySQLSource) -> None:
 
 
 def test_changes_that_are_so_old_that_the_log_is_soon_purged_are_warned_of(
-    own: MySQLSource, monkeypatch: pytest.MonkeyPatch
+    own: NumberSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own.execute("SET GLOBAL binlog_expire_logs_seconds = 3600")
     own.watch()
     with capture_logs() as logs:
-        _insert(own, 1)
-        assert _numbers(own, 1) == [1]
+        own.insert(1)
+        assert own.numbers(1) == [1]
         assert not [each for each in logs if each["event"] == "log_soon_purged"]
         monkeypatch.setattr("listener.mysql.monitor.time", lambda: time.time() + 3000)
-        _insert(own, 2, 3)
-        assert _numbers(own, 2) == [2, 3]
+        own.insert(2, 3)
+        assert own.numbers(2) == [2, 3]
     (warning,) = [each for each in logs if each["event"] == "log_soon_purged"]
     assert warning["kept_seconds"] == 3600
     assert 3000 <= warning["age_seconds"] <= 3600
