@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from demo.mysql_servers import MySQLServer
+from tests.mysql_servers import MySQLServer
 
 __all__ = ["CHECKOUT", "dockerfile_stages", "initialized_mysql", "load_compose", "variables_of_compose"]
 

@@ -20,10 +20,10 @@ import psycopg2
 import pytest
 import redis
 
-from demo.mysql_servers import MySQLServer
 from demo.server_process import ServerProcess
 from demo.servers import PostgresServer
 from tests.compose import CHECKOUT, initialized_mysql, load_compose, variables_of_compose
+from tests.mysql_servers import MySQLServer
 from tests.servers import RedisServer
 from tests.waiting import wait_until
 

@@ -9,11 +9,11 @@ from typing import Any
 import pymysql
 import pytest
 
-from demo.mysql_servers import MySQLServer
 from listener.findings import State
 from listener.loading import load_router
 from listener.mysql.check import check_mysql
 from tests.compose import initialized_mysql, load_compose, variables_of_compose
+from tests.mysql_servers import MySQLServer
 
 _SECRETS = {name: f"the '{name.lower()}' \\ of %s" for name in variables_of_compose()}
 _SERVICE: dict[str, Any] = load_compose(_SECRETS)["mysql"]
