@@ -50,6 +50,7 @@ class Table:
     ancestors: tuple[TableName, ...]  # what this is a partition of, the nearest first
     own_identity: ReplicaIdentity
     partitions: tuple[ReplicaIdentity, ...]  # those that hold rows
+    silent: tuple[TableName, ...]  # partitions whose changes are in no log: foreign, or unlogged
     listed_in: tuple[str, ...] = ()  # publications that have a list of its columns
 
     @property
@@ -68,7 +69,7 @@ class Table:
     @property
     def key(self) -> frozenset[str]:
         """All columns that say which row it is, in any partition."""
-        return frozenset(column for each in self.identities for column in each.key)
+        return frozenset(column for each in (self.own_identity, *self.partitions) for column in each.key)
 
 
 def read_names(connection: Connection) -> dict[int, TableName]:
@@ -80,12 +81,15 @@ def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...
     """Return those of them that are still there, in the order of their names."""
     own: dict[int, ReplicaIdentity] = {}
     partitions: dict[int, list[ReplicaIdentity]] = {}
-    for root, oid, schema, name, kind, identity, key in fetch(connection, _IDENTITIES, [list(oids)]):
+    silent: dict[int, list[TableName]] = {}
+    for root, oid, schema, name, kind, has_log, identity, key in fetch(connection, _IDENTITIES, [list(oids)]):
         found = ReplicaIdentity(table=(schema, name), identity=Identity(identity), key=tuple(key))
         if oid == root:
             own[root] = found
-        elif kind != "p":
+        elif has_log:
             partitions.setdefault(root, []).append(found)
+        elif kind != "p":
+            silent.setdefault(root, []).append(found.table)
     return tuple(
         Table(
             name=own[oid].table,
@@ -98,6 +102,7 @@ def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...
             listed_in=tuple(publications),
             own_identity=own[oid],
             partitions=tuple(partitions.get(oid, ())),
+            silent=tuple(silent.get(oid, ())),
         )
         for oid, kind, is_logged, columns, stored, virtual, ancestors, publications in fetch(
             connection, _DETAILS, [list(oids)]
@@ -116,7 +121,8 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
 # Which index identifies a row is what RelationGetIndexList in PostgreSQL's relcache.c says: a primary key
 # that is deferrable does not count.
 _IDENTITIES: Final = """
-SELECT root.oid, c.oid, n.nspname, c.relname, c.relkind, c.relreplident, ARRAY(
+SELECT root.oid, c.oid, n.nspname, c.relname, c.relkind, c.relkind = 'r' AND c.relpersistence = 'p',
+  c.relreplident, ARRAY(
     SELECT a.attname::text
     FROM pg_index i JOIN pg_attribute a
       ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])

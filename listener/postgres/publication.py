@@ -122,15 +122,16 @@ def statements_for(name: str, found: Publication | None, wanted: Publication) ->
     if found is None:
         what = SQL("FOR TABLE {} ").format(tables) if wanted.tables else SQL("")
         return [SQL("CREATE PUBLICATION {} {}WITH ({})").format(publication, what, options)]
+    # The options first: without publish_via_partition_root a partitioned table's columns cannot be listed.
+    statements = [SQL("ALTER PUBLICATION {} SET ({})").format(publication, options)]
     if found.all_tables:
-        return [SQL("ALTER PUBLICATION {} SET ({})").format(publication, options)]
-    statements = []
+        return statements
     if wanted.tables:
         statements.append(SQL("ALTER PUBLICATION {} SET TABLE {}").format(publication, tables))
     elif found.tables:
         gone = SQL(", ").join(_table(table, None) for table in sorted(found.tables))
         statements.append(SQL("ALTER PUBLICATION {} DROP TABLE {}").format(publication, gone))
-    return [*statements, SQL("ALTER PUBLICATION {} SET ({})").format(publication, options)]
+    return statements
 
 
 def _table(name: TableName, columns: frozenset[str] | None) -> Composable:

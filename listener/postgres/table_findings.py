@@ -33,7 +33,11 @@ def find_in_tables(
     watched = watched_tables(routes, tables)
     published = frozenset[EventType]().union(*(each.events for each in watched))
     for each in watched:
-        findings = [*_find_in_identity(each, published, version), *_find_in_old_values(each)]
+        findings = [
+            *_find_in_identity(each, published, version),
+            *_find_in_old_values(each),
+            *_find_in_silent(each.table),
+        ]
         yield from findings or [_well(each)]
 
 
@@ -169,6 +173,13 @@ def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
         if sent and route.events == {EventType.DELETE}:
             found = f"a DELETE says nothing of {_list(sent)}, only {_list(table.key)}"
             yield _old_values(route, table, found, partial)
+
+
+def _find_in_silent(table: Table) -> Iterator[Finding]:
+    if table.silent:
+        found = f"what changes in {_names(table.silent)} is in no log: foreign, or unlogged"
+        cure = "ALTER TABLE … SET LOGGED; or watch what is foreign on its own server."
+        yield Finding(what=_table(table.name), state=State.WARNING, found=found, cure=cure)
 
 
 def _old_values(route: Route, table: Table, found: str, partial: Sequence[TableName]) -> Finding:
