@@ -1,4 +1,4 @@
-"""The monitor on real servers: when it acknowledges, where it goes on, and what it lives through."""
+"""The monitor on real servers: where it goes on, and what it lives through."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import quote
 import psycopg2
 import pytest
 
-from cdc_tasks.changes import Change, EventType
+from cdc_tasks.changes import EventType
 from demo.servers import PostgresServer
-from listener.monitor import Batch, Gap, SourceError, SourceLost
-from listener.postgres.change import parse_lsn
+from listener.monitor import Gap, SourceError, SourceLost
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
+from tests.postgres_items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -24,78 +24,10 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
 
-ROWS = "INSERT INTO items SELECT g, 'item' FROM generate_series(%s, %s) g"
-
 
 @pytest.fixture
 def items(database: Database) -> Database:
-    database.execute("CREATE TABLE items (id bigint PRIMARY KEY, name text)")
-    database.execute("CREATE TABLE other (id bigint)")
-    return database
-
-
-def make_monitor(database: Database, *, url: str | None = None, **options: Any) -> PostgresWALMonitor:
-    router = BinlogRouter()
-    router.register("public", "items", EventType.ALL, "task")
-    return PostgresWALMonitor(
-        url or database.url, slot=database.name, publication="cdc", routes=router.routes, **options
-    )
-
-
-@contextmanager
-def opened(database: Database, *, resumes: bool = False, **options: Any) -> Iterator[PostgresWALMonitor]:
-    monitor = make_monitor(database, **options)
-    monitor.open(resumes=resumes)
-    try:
-        yield monitor
-    finally:
-        monitor.close()
-
-
-def ids(changes: list[Change]) -> list[int]:
-    return [change.row["id"] for change in changes]
-
-
-def take(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """Return batches until they have so many changes."""
-    taken: list[Batch] = []
-    deadline = time.monotonic() + 20
-    while sum(len(batch.changes) for batch in taken) < count:
-        assert time.monotonic() < deadline, f"only {taken} came"
-        taken.append(next(batches))
-    return [batch for batch in taken if batch.changes]
-
-
-def changes_of(batches: list[Batch]) -> list[Change]:
-    return [change for batch in batches for change in batch.changes]
-
-
-def confirmed(database: Database) -> int:
-    ((lsn,),) = database.fetch(
-        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = %s", database.name
-    )
-    return parse_lsn(lsn)
-
-
-def acknowledge_all(database: Database, monitor: PostgresWALMonitor, batches: Iterator[Batch]) -> None:
-    goal = current(database)
-
-    def acknowledged() -> bool:
-        batch = next(batches)
-        assert not batch.changes
-        monitor.acknowledge(batch.position)
-        return confirmed(database) >= goal
-
-    wait_until(acknowledged, what="the slot to move on")
-
-
-def active(database: Database) -> bool:
-    rows = database.fetch("SELECT active FROM pg_replication_slots WHERE slot_name = %s", database.name)
-    return bool(rows[0][0])
-
-
-def current(database: Database) -> int:
-    return parse_lsn(database.fetch("SELECT pg_current_wal_lsn()")[0][0])
+    return with_items(database)
 
 
 def test_a_restart_goes_on_in_the_middle_of_a_transaction(items: Database) -> None:
@@ -116,93 +48,6 @@ def test_a_replayed_change_has_the_id_and_the_position_that_it_had(items: Databa
         again = changes_of(take(monitor.batches(after=None), 5))
     assert [(each.id, each.position) for each in first] == [(each.id, each.position) for each in again]
     assert len({each.id for each in first}) == 5
-
-
-def test_what_is_not_acknowledged_comes_again_and_what_is_does_not(items: Database) -> None:
-    with opened(items) as monitor:
-        items.execute(ROWS, 1, 1)
-        batches = monitor.batches(after=None)
-        take(batches, 1)
-        acknowledge_all(items, monitor, batches)
-        items.execute(ROWS, 2, 2)
-        take(batches, 1)
-    with opened(items, resumes=True) as monitor:
-        assert ids(changes_of(take(monitor.batches(after=None), 1))) == [2]
-
-
-def test_a_database_whose_watched_tables_are_idle_lets_its_log_go(items: Database) -> None:
-    with opened(items) as monitor:
-        batches = monitor.batches(after=None)
-        for number in range(5):
-            items.execute("INSERT INTO other VALUES (%s)", number)
-        acknowledge_all(items, monitor, batches)
-
-
-def test_nothing_is_acknowledged_that_was_not_said_to_be_published(items: Database) -> None:
-    with opened(items) as monitor:
-        before = confirmed(items)
-        items.execute(ROWS, 1, 3)
-        batches = monitor.batches(after=None)
-        take(batches, 3)
-        for _ in range(8):  # two seconds of ticks, with keepalives that the server wants answered
-            items.execute("SELECT pg_switch_wal()")
-            next(batches)
-        assert confirmed(items) == before
-
-
-def test_a_transaction_that_began_before_the_last_acknowledgement_ends_the_batch_before_it(
-    items: Database,
-) -> None:
-    with opened(items) as monitor, items.connect() as old, items.connect() as older:
-        for connection, number in ((old, 100), (older, 200)):
-            connection.cursor().execute(ROWS, (number, number))
-        items.execute(ROWS, 1, 1)
-        batches = monitor.batches(after=None)
-        (first,) = take(batches, 1)
-        assert ids(list(first.changes)) == [1]
-        acknowledge_all(items, monitor, batches)  # beyond the first row of the two open transactions
-        old.commit()
-        older.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 3, what="the rows")
-        rest = take(batches, 2)
-        assert [(ids(list(batch.changes)), batch.settle) for batch in rest] == [([100], True), ([200], False)]
-
-
-def test_before_a_transaction_that_began_before_the_last_acknowledgement_all_is_settled(
-    items: Database,
-) -> None:
-    """The server could be told otherwise that what is on its way to the broker may be forgotten."""
-    with opened(items) as monitor, items.connect() as old:
-        old.cursor().execute(ROWS, (100, 102))
-        items.execute(ROWS, 1, 1)
-        batches = monitor.batches(after=None)
-        take(batches, 1)
-        acknowledge_all(items, monitor, batches)
-        items.execute(ROWS, 2, 2)
-        (second,) = take(batches, 1)
-        assert not second.settle
-        old.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 5, what="the rows")
-        before, batch = next(batches), next(batches)
-        assert (before.changes, before.settle) == ((), True)
-        assert ids(list(batch.changes)) == [100, 101, 102]
-
-
-def test_in_a_transaction_that_began_before_an_acknowledgement_each_piece_is_settled(items: Database) -> None:
-    with opened(items, batch_size=2) as monitor, items.connect() as old:
-        batches = monitor.batches(after=None)
-        next(batches)
-        old.cursor().execute(ROWS, (100, 105))
-        items.execute(ROWS, 1, 1)
-        (first,) = take(batches, 1)
-        old.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 7, what="the rows")
-        (piece,) = take(batches, 2)
-        assert (ids(list(piece.changes)), piece.settle) == ([100, 101], False)
-        monitor.acknowledge(first.position)  # beyond the first row of the transaction that is being read
-        rest = [next(batches) for _ in range(4)]
-        assert [ids(list(batch.changes)) for batch in rest] == [[], [102, 103], [], [104, 105]]
-        assert [batch.settle for batch in rest if not batch.changes] == [True, True]
 
 
 def test_the_connection_lives_on_while_the_reader_is_busy_elsewhere(items: Database) -> None:

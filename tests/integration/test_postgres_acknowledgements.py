@@ -1,0 +1,105 @@
+"""What the monitor acknowledges on real servers: no more than it was told, and no less."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.postgres_items import ROWS, acknowledge_all, changes_of, confirmed, ids, opened, take, with_items
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+
+@pytest.fixture
+def items(database: Database) -> Database:
+    return with_items(database)
+
+
+def test_what_is_not_acknowledged_comes_again_and_what_is_does_not(items: Database) -> None:
+    with opened(items) as monitor:
+        items.execute(ROWS, 1, 1)
+        batches = monitor.batches(after=None)
+        take(batches, 1)
+        acknowledge_all(items, monitor, batches)
+        items.execute(ROWS, 2, 2)
+        take(batches, 1)
+    with opened(items, resumes=True) as monitor:
+        assert ids(changes_of(take(monitor.batches(after=None), 1))) == [2]
+
+
+def test_a_database_whose_watched_tables_are_idle_lets_its_log_go(items: Database) -> None:
+    with opened(items) as monitor:
+        batches = monitor.batches(after=None)
+        for number in range(5):
+            items.execute("INSERT INTO other VALUES (%s)", number)
+        acknowledge_all(items, monitor, batches)
+
+
+def test_nothing_is_acknowledged_that_was_not_said_to_be_published(items: Database) -> None:
+    with opened(items) as monitor:
+        before = confirmed(items)
+        items.execute(ROWS, 1, 3)
+        batches = monitor.batches(after=None)
+        take(batches, 3)
+        for _ in range(8):  # two seconds of ticks, with keepalives that the server wants answered
+            items.execute("SELECT pg_switch_wal()")
+            next(batches)
+        assert confirmed(items) == before
+
+
+def test_a_transaction_that_began_before_the_last_acknowledgement_ends_the_batch_before_it(
+    items: Database,
+) -> None:
+    with opened(items) as monitor, items.connect() as old, items.connect() as older:
+        for connection, number in ((old, 100), (older, 200)):
+            connection.cursor().execute(ROWS, (number, number))
+        items.execute(ROWS, 1, 1)
+        batches = monitor.batches(after=None)
+        (first,) = take(batches, 1)
+        assert ids(list(first.changes)) == [1]
+        acknowledge_all(items, monitor, batches)  # beyond the first row of the two open transactions
+        old.commit()
+        older.commit()
+        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 3, what="the rows")
+        rest = take(batches, 2)
+        assert [(ids(list(batch.changes)), batch.settle) for batch in rest] == [([100], True), ([200], False)]
+
+
+def test_before_a_transaction_that_began_before_the_last_acknowledgement_all_is_settled(
+    items: Database,
+) -> None:
+    """The server could be told otherwise that what is on its way to the broker may be forgotten."""
+    with opened(items) as monitor, items.connect() as old:
+        old.cursor().execute(ROWS, (100, 102))
+        items.execute(ROWS, 1, 1)
+        batches = monitor.batches(after=None)
+        take(batches, 1)
+        acknowledge_all(items, monitor, batches)
+        items.execute(ROWS, 2, 2)
+        (second,) = take(batches, 1)
+        assert not second.settle
+        old.commit()
+        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 5, what="the rows")
+        before, batch = next(batches), next(batches)
+        assert (before.changes, before.settle) == ((), True)
+        assert ids(list(batch.changes)) == [100, 101, 102]
+
+
+def test_in_a_transaction_that_began_before_an_acknowledgement_each_piece_is_settled(items: Database) -> None:
+    with opened(items, batch_size=2) as monitor, items.connect() as old:
+        batches = monitor.batches(after=None)
+        next(batches)
+        old.cursor().execute(ROWS, (100, 105))
+        items.execute(ROWS, 1, 1)
+        (first,) = take(batches, 1)
+        old.commit()
+        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 7, what="the rows")
+        (piece,) = take(batches, 2)
+        assert (ids(list(piece.changes)), piece.settle) == ([100, 101], False)
+        monitor.acknowledge(first.position)  # beyond the first row of the transaction that is being read
+        rest = [next(batches) for _ in range(4)]
+        assert [ids(list(batch.changes)) for batch in rest] == [[], [102, 103], [], [104, 105]]
+        assert [batch.settle for batch in rest if not batch.changes] == [True, True]
