@@ -3,69 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psycopg2
 import pytest
 
-from cdc_tasks.changes import EventType
 from demo.servers import PostgresServer
-from listener.findings import Finding, State
-from listener.postgres.check import Wanted, check_postgres
 from listener.postgres.connection import connect, connect_replication, execute, fetch
 from listener.postgres.preparation import prepare_publication
 from listener.postgres.slot import create_slot
-from listener.router import BinlogRouter, changed
+from tests.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
 from tests.servers import DebianPostgresServer
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database
 
-OK, WARNING, PROBLEM = State.OK, State.WARNING, State.PROBLEM
-INSERT, UPDATE, DELETE = EventType.INSERT, EventType.UPDATE, EventType.DELETE
-
 _EACH_VERSION = pytest.mark.parametrize("server_class", [PostgresServer, DebianPostgresServer])
-
-
-class Findings:
-    """What was found, by what was looked at."""
-
-    def __init__(
-        self, url: str, router: BinlogRouter | None = None, *, name: str = "ours", **wanted: Any
-    ) -> None:
-        defaults = {"plugin": "pgoutput", "failover": False, "lag_alarm": 10**9, "resumes": False}
-        routes = (router or BinlogRouter()).routes
-        self.all = list(
-            check_postgres(url, Wanted(slot=name, publication=name, routes=routes, **{**defaults, **wanted}))
-        )
-
-    @property
-    def problems(self) -> list[str]:
-        return [each.what for each in self.all if each.state is PROBLEM]
-
-    def __getitem__(self, what: str) -> Finding:
-        (found,) = [each for each in self.all if each.what == what]
-        return found
-
-    def about(self, words: str) -> Finding:
-        """Return the one that says this."""
-        (found,) = [each for each in self.all if words in each.found]
-        return found
-
-
-def _router(*registrations: tuple[Any, ...], **options: Any) -> BinlogRouter:
-    router = BinlogRouter()
-    for table, events, *columns in registrations:
-        router.register("public", table, events, f"tasks.{table}", columns=columns or None, **options)
-    return router
 
 
 def test_a_server_that_is_ready_has_no_problem_before_and_after_the_first_start(
     any_database: Database,
 ) -> None:
     any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY, title text, secret text)")
-    router = _router(("tickets", [INSERT, UPDATE], "title"))
+    router = router_to(("tickets", [INSERT, UPDATE], "title"))
     before = Findings(any_database.url, router, name=any_database.name)
     assert before.problems == []
     assert before[f"slot {any_database.name}"].found == "will be made at the first start"
@@ -87,7 +47,7 @@ def test_several_problems_of_a_server_are_found_in_one_go(server_class: type[Pos
         with contextlib.closing(connect(server.url)) as connection, connection.cursor() as cursor:
             cursor.execute("CREATE TABLE public.journal (x int); CREATE ROLE poor LOGIN")
         url = server.url_of("postgres", user="poor")
-        router = _router(("journal", UPDATE), ("absent", INSERT))
+        router = router_to(("journal", UPDATE), ("absent", INSERT))
         found = Findings(url, router)
         assert found.problems == [
             "wal_level",
@@ -137,105 +97,6 @@ def test_a_wrong_password_and_a_server_that_is_away_are_told_without_the_passwor
     assert away.problems == ["connection"]
     assert "Is PostgreSQL running there?" in away["connection"].cure
     assert "secret" not in repr(wrong.all + away.all)
-
-
-@pytest.mark.parametrize(
-    ("table", "told", "cure"),
-    [
-        ("tickts", "there is no table public.tickts. Did you mean public.tickets?", "Correct the route"),
-        ("tickets_view", "is a view, and has no log", "Name the tables"),
-        ("scratch", "is unlogged", "ALTER TABLE public.scratch SET LOGGED;"),
-    ],
-)
-def test_a_route_to_what_is_no_table_with_a_log_is_a_problem(
-    database: Database, table: str, told: str, cure: str
-) -> None:
-    database.execute(
-        "CREATE TABLE tickets (id int PRIMARY KEY); CREATE VIEW tickets_view AS TABLE tickets;"
-        "CREATE UNLOGGED TABLE scratch (id int PRIMARY KEY)"
-    )
-    found = Findings(database.url, _router((table, INSERT))).about(told)
-    assert found.state is PROBLEM
-    assert cure in found.cure
-
-
-def test_a_column_that_is_not_there_is_a_problem_and_in_a_glob_a_warning(any_database: Database) -> None:
-    any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY, status text)")
-    router = _router(("tickets", INSERT, "id", "stats"), ("tick*", INSERT, "title"))
-    router.register("public", "tickets", UPDATE, "tasks.changed", when=changed("state"))
-    found = Findings(any_database.url, router)
-    assert found.about("no column stats. Did you mean status?").state is PROBLEM
-    assert found.about("no column state. Did you mean status?").state is PROBLEM
-    assert found.about("no column title").state is WARNING
-
-
-def test_a_glob_without_a_table_yet_is_a_warning(database: Database) -> None:
-    assert Findings(database.url, _router(("later_*", INSERT))).about("no table matches").state is WARNING
-
-
-def test_routes_that_need_old_values_get_the_sql_that_puts_them_in_the_log(any_database: Database) -> None:
-    any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY, status text, title text)")
-    router = _router(("tickets", UPDATE, "id"), when=changed("status"))
-    router.register("public", "tickets", DELETE, "tasks.deleted", columns=["title"])
-    router.register("public", "tickets", UPDATE, "tasks.renumbered", when=changed("id"))
-    found = Findings(any_database.url, router)
-    compared = found.about("whether status changed is not in the log")
-    deleted = found.about("a DELETE says nothing of title, only id")
-    assert {compared.state, deleted.state} == {WARNING}
-    assert compared.cure == deleted.cure == "ALTER TABLE public.tickets REPLICA IDENTITY FULL;"
-    any_database.execute(compared.cure)
-    assert [each.state for each in Findings(any_database.url, router).all if each.state is not OK] == []
-
-
-def test_the_sql_for_old_values_keeps_the_application_going_while_columns_are_listed(
-    any_database: Database,
-) -> None:
-    any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY, status text, title text)")
-    any_database.execute("INSERT INTO tickets VALUES (1)")
-    router = _router(("tickets", UPDATE, "id"), when=changed("status"))
-    with contextlib.closing(connect(any_database.url)) as connection:
-        prepare_publication(connection, "ours", router.routes)
-        cure = Findings(any_database.url, router).about("whether status changed").cure
-        any_database.execute(cure)
-        any_database.execute("UPDATE tickets SET status = 'new'")
-        assert Findings(any_database.url, router)["publication ours"].found.startswith(
-            "has what the routes need"
-        )
-        prepare_publication(connection, "ours", router.routes)
-    any_database.execute("UPDATE tickets SET status = 'old'; DELETE FROM tickets")
-
-
-def test_a_route_to_a_partition_is_told_under_which_name_its_changes_come(any_database: Database) -> None:
-    any_database.execute(
-        """CREATE TABLE events (day int) PARTITION BY RANGE (day);
-        CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (10)"""
-    )
-    found = Findings(any_database.url, _router(("events_1", INSERT), ("events", INSERT)))
-    assert found.about("public.events_1 is a partition of public.events").state is WARNING
-    any_database.execute("ALTER TABLE events_1 REPLICA IDENTITY FULL")
-    updating = Findings(any_database.url, _router(("events", UPDATE)))
-    assert updating.about("will fail in a partition that is added later").state is WARNING
-
-
-def test_a_role_that_may_not_publish_gets_the_sql_for_the_owner(any_database: Database) -> None:
-    any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY)")
-    with contextlib.suppress(psycopg2.errors.DuplicateObject):
-        any_database.execute("CREATE ROLE poor LOGIN REPLICATION")
-    url = any_database.server.url_of(any_database.name, user="poor")
-    router = _router(("tickets", UPDATE))
-    found = Findings(url, router)
-    assert found.problems == ["publication ours"]
-    assert found["publication ours"].found == "is not there, and poor may not CREATE in this database"
-    any_database.execute(f'GRANT CREATE ON DATABASE "{any_database.name}" TO poor')
-    found = Findings(url, router)
-    assert "poor does not own public.tickets" in found["publication ours"].found
-    any_database.execute(found["publication ours"].cure.partition("\n")[2])
-    assert Findings(url, router).problems == []
-    any_database.execute("CREATE TABLE users (id int PRIMARY KEY)")
-    found = Findings(url, _router(("tickets", UPDATE), ("users", UPDATE)))
-    assert "poor does not own it" in found["publication ours"].found
-    any_database.execute(found["publication ours"].cure.partition("\n")[2])
-    assert Findings(url, _router(("tickets", UPDATE), ("users", UPDATE))).problems == []
 
 
 def test_wal2json_is_found_where_it_is_installed_and_missed_where_not(
