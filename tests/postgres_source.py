@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from listener.postgres.plugins import PluginName
     from tests.conftest import Database
 
-__all__ = ["PLUGINS", "PostgresSource"]
+__all__ = ["PLUGINS", "PostgresSource", "told"]
 
 # Fixtures of a fresh database, and a plugin that the server has.
 PLUGINS: tuple[tuple[str, PluginName], ...] = (
@@ -84,3 +84,8 @@ class PostgresSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def told(changes: list[Change]) -> list[tuple[str, Any, Any, tuple[str, ...]]]:
+    """Return what tasks could see of them: event, before, after, and what is unavailable."""
+    return [(change.event.value, change.before, change.after, change.unavailable) for change in changes]

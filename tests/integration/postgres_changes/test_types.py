@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -13,12 +12,9 @@ from structlog.testing import capture_logs
 from listener.postgres.builtin_types import BUILTIN
 from listener.postgres.connection import connect
 from listener.postgres.type_catalogue import TypeCatalogue
-from tests.conftest import fresh_database
-from tests.postgres_source import PLUGINS, PostgresSource
+from tests.postgres_source import PostgresSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Database
 
 DIGITS: Final = "7" * 400
@@ -157,23 +153,6 @@ NOT_A_NUMBER: Final[list[tuple[str, str, Any]]] = [
 ]
 
 
-@pytest.fixture(params=PLUGINS, ids="-".join)
-def source(request: pytest.FixtureRequest) -> Iterator[PostgresSource]:
-    fixture, plugin = request.param
-    with PostgresSource(request.getfixturevalue(fixture), plugin) as source:
-        yield source
-
-
-@contextmanager
-def source_of_encoding(source: PostgresSource, encoding: str) -> Iterator[PostgresSource]:
-    """Another database on the source's server, read through the same plugin."""
-    with (
-        fresh_database(source.database.server, encoding=encoding) as database,
-        PostgresSource(database, source.plugin) as other,
-    ):
-        yield other
-
-
 def test_every_type_that_a_column_can_have_is_tried_here(any_database: Database) -> None:
     rows = any_database.fetch(
         "SELECT oid::regtype::text FROM pg_type WHERE typtype IN ('b', 'r', 'm') AND typcategory <> 'A'"
@@ -279,40 +258,6 @@ def test_values_do_not_depend_on_the_settings_of_database_and_role(source: Postg
         if case[0] in {"timestamptz", "date", "interval", "float8", "bytea", "text", "timestamp"}
     ]
     assert _round_trip(source, cases) == {f"c{n}": expected for n, (_, _, expected) in enumerate(cases)}
-
-
-@pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP"])
-def test_a_database_of_another_encoding(source: PostgresSource, encoding: str) -> None:
-    text = "Größe" if encoding == "LATIN1" else "日本"
-    with source_of_encoding(source, encoding) as other:
-        other.execute(f'CREATE TABLE "t_{text}" (id int PRIMARY KEY, "{text}" text)')
-        other.watch("t_*")
-        other.execute(f"INSERT INTO \"t_{text}\" VALUES (1, '{text} 1')")
-        (change,) = other.changes(1)
-        assert (change.table, change.after) == (f"t_{text}", {"id": 1, text: f"{text} 1"})
-
-
-def test_bytes_for_which_utf_8_has_no_character_do_not_stop_the_stream(source: PostgresSource) -> None:
-    with source_of_encoding(source, "WIN1252") as other:
-        other.execute("CREATE TABLE things (id int PRIMARY KEY, a text)")
-        other.watch("things")
-        other.execute(
-            "INSERT INTO things VALUES (1, 'Größe €')", "INSERT INTO things VALUES (2, 'ö' || chr(129))"
-        )
-        assert [change.row["a"] for change in other.changes(2)] == ["Größe €", r"ö\x81"]
-
-
-def test_a_database_without_an_encoding_gives_text_whatever_its_bytes(source: PostgresSource) -> None:
-    with source_of_encoding(source, "SQL_ASCII") as other:
-        other.execute("CREATE TABLE things (id int PRIMARY KEY, a text, b text[], c json)")
-        other.watch("things")
-        other.execute(
-            r"""INSERT INTO things VALUES (1, E'caf\xe9', ARRAY[E'\xe9', 'e'], E'["\xe9"]')""",
-            r"INSERT INTO things VALUES (2, E'caf\xc3\xa9', NULL, NULL)",
-        )
-        first, second = other.changes(2)
-        assert first.after == {"id": 1, "a": r"caf\xe9", "b": [r"\xe9", "e"], "c": r'["\xe9"]'}
-        assert second.after == {"id": 2, "a": "café", "b": None, "c": None}
 
 
 def _cases_for(source: PostgresSource) -> list[tuple[str, Any, Any]]:

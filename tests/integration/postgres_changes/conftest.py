@@ -1,0 +1,19 @@
+"""What comes out of PostgreSQL: on each version, through each plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.postgres_source import PLUGINS, PostgresSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(params=PLUGINS, ids="-".join)
+def source(request: pytest.FixtureRequest) -> Iterator[PostgresSource]:
+    fixture, plugin = request.param
+    with PostgresSource(request.getfixturevalue(fixture), plugin) as source:
+        yield source
