@@ -7,6 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
+from psycopg2.sql import Literal
+
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
 from listener.monitor import SourceLost
@@ -14,7 +16,13 @@ from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
 from listener.postgres.preparation import find_gap, look_at_tables
 from listener.postgres.publication import plan_publication, read_publication, statements_for
-from listener.postgres.slot import Slot, check_slot, open_transactions, read_slot
+from listener.postgres.slot import (
+    Slot,
+    check_slot,
+    open_transactions,
+    prepared_transactions,
+    read_slot,
+)
 from listener.postgres.watched import Watched
 from listener.router import Route
 
@@ -64,15 +72,22 @@ def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> It
     if gap:
         yield finding_from(what, gap)
     elif slot is None:
-        waits = open_transactions(connection)
-        found = "will be made at the first start"
-        if waits:
-            found += (
-                f", once the transactions that are open now have ended (pid {', '.join(map(str, waits))})"
-            )
-        yield Finding(what=what, found=found)
+        yield _check_creation(connection, what)
     else:
         yield from _check_found_slot(connection, wanted, slot)
+
+
+def _check_creation(connection: Connection, what: str) -> Finding:
+    found = "will be made at the first start"
+    pids, prepared = open_transactions(connection), prepared_transactions(connection)
+    if pids:
+        found += f", once the transactions that are open now have ended (pid {', '.join(map(str, pids))})"
+    if not prepared:
+        return Finding(what=what, found=found)
+    names = [Literal(name).as_string(connection) for name in prepared]
+    found += f", once somebody has ended what was prepared: {', '.join(names)}"
+    cure = "\n".join(f"COMMIT PREPARED {name};   or: ROLLBACK PREPARED {name};" for name in names)
+    return Finding(what=what, state=State.WARNING, found=found, cure=cure)
 
 
 def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Iterator[Finding]:

@@ -14,7 +14,16 @@ from listener.postgres.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.cures import ACCEPT_GAP
 from listener.wakeup import Wakeup
 
-__all__ = ["Slot", "check_slot", "create_slot", "drop_slot", "gap_of", "open_transactions", "read_slot"]
+__all__ = [
+    "Slot",
+    "check_slot",
+    "create_slot",
+    "drop_slot",
+    "gap_of",
+    "open_transactions",
+    "prepared_transactions",
+    "read_slot",
+]
 
 log = structlog.get_logger()
 
@@ -60,6 +69,7 @@ SELECT pid FROM pg_locks
 WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted AND pid <> pg_backend_pid()
 ORDER BY pid
 """
+_PREPARED_TRANSACTIONS: Final = "SELECT gid FROM pg_prepared_xacts ORDER BY prepared"
 
 
 def read_slot(connection: Connection, name: str) -> Slot | None:
@@ -128,9 +138,9 @@ def create_slot(
     The server waits for the transactions that are open now, which may take long: `wakeup` gives up.
     Raises SourceError where it cannot be made, SourceLost after `wakeup`.
     """
-    waiting_for = open_transactions(connection)
-    if waiting_for:
-        log.warning("slot_waits_for_open_transactions", slot=name, pids=waiting_for)
+    pids, prepared = open_transactions(connection), prepared_transactions(connection)
+    if pids or prepared:
+        log.warning("slot_waits_for_open_transactions", slot=name, pids=pids, prepared=prepared)
     call, arguments = _creation(connection, name, plugin, failover=failover)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slot") as pool:
         creation = pool.submit(execute, connection, call, arguments)
@@ -161,3 +171,8 @@ def drop_slot(connection: Connection, name: str) -> None:
 def open_transactions(connection: Connection) -> list[int]:
     """Return the process ids of the transactions that have written and are still open."""
     return [pid for (pid,) in fetch(connection, _OPEN_TRANSACTIONS)]
+
+
+def prepared_transactions(connection: Connection) -> list[str]:
+    """Return the names of the transactions that were prepared, and that only COMMIT or ROLLBACK PREPARED ends."""
+    return [name for (name,) in fetch(connection, _PREPARED_TRANSACTIONS)]
