@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from celery import Celery
+from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from cdc_tasks.changes import position_key
@@ -16,10 +17,11 @@ from cdc_tasks.errors import CDCError
 from listener.console import print_json, show_parked
 from listener.loading import load_router
 from listener.parked import ParkedChange, parked_key, parse_parked
+from listener.publisher import BrokerAway
 from listener.redis_connection import Command, RedisConnection
 from listener.router import BinlogRouter, Call, Parked, RouteError
 from listener.settings import ListenerSettings, load
-from listener.task_message import argsrepr
+from listener.task_message import EnvelopeError, argsrepr, make_message
 from listener.wiring import celery_app, checkpoint_store
 
 __all__ = ["cli"]
@@ -32,6 +34,7 @@ Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Those wi
 All = Annotated[bool, typer.Option("--all", help="All of them, or all of --task.")]
 
 _PAGE = "500"  # how many are read from Redis in one go
+_TAKEN = "is parked no more: somebody has just replayed or dropped it"
 
 
 class NotParked(CDCError):
@@ -62,8 +65,12 @@ class _Store:
             )
         return parse_parked(task_id.encode(), record)
 
-    def remove(self, task_id: str) -> None:
-        self._ask("HDEL", self._key, task_id)
+    def has(self, task_id: str) -> bool:
+        return bool(self._ask("HEXISTS", self._key, task_id))
+
+    def remove(self, task_id: str) -> bool:
+        """Return whether it was there still."""
+        return bool(self._ask("HDEL", self._key, task_id))
 
     def _ask(self, *command: str | bytes) -> Any:
         words: Command = command
@@ -133,7 +140,10 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
     router, app, failed = load_router(settings.cdc_routes, settings.source_url), celery_app(settings), 0
     with _opened(settings) as store:
         for parked in _chosen(store, ids, task, everything=everything):
-            fired = _fire(parked, router)
+            if not store.has(parked.id):
+                typer.echo(f"{parked.id}: {_TAKEN}")
+                continue
+            fired = _fire(parked, router, app)
             if isinstance(fired, Exception):
                 failed += 1
                 typer.echo(f"{parked.id}: stays parked: {type(fired).__name__}: {fired}", err=True)
@@ -145,11 +155,12 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
     raise typer.Exit(1 if failed else 0)
 
 
-def _fire(parked: ParkedChange, router: BinlogRouter) -> Call | Exception | None:
+def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exception | None:
     """Return what the change's route makes of it now: a task, nothing, or an error again."""
     try:
         route = parked.find_route(router)
-    except RouteError as error:
+        make_message(app, route, parked.change.kind)
+    except (RouteError, EnvelopeError) as error:
         return error
     fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
     return fired.error if isinstance(fired, Parked) else fired
@@ -162,7 +173,13 @@ def _send(app: Celery, parked: ParkedChange, call: Call) -> None:
         arguments = [arguments if route.args is None else [arguments]]
     options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
     shown = argsrepr(parked.change.kind, parked.change.position)
-    app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
+    try:
+        app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
+    except OperationalError as error:
+        raise BrokerAway(
+            f"The broker did not take {parked.id}, which stays parked: {error}",
+            hint="See what is the matter with it: python -m listener check",
+        ) from error
 
 
 @cli.command()
@@ -170,5 +187,4 @@ def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> No
     """Throw them away for good."""
     with _opened(load(ListenerSettings)) as store:
         for parked in _chosen(store, ids, task, everything=everything):
-            store.remove(parked.id)
-            typer.echo(f"{parked.id}: dropped")
+            typer.echo(f"{parked.id}: {'dropped' if store.remove(parked.id) else _TAKEN}")
