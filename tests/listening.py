@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from listener.service import Listener
     from tests.conftest import Database
 
-__all__ = ["running", "wait_for_reader", "wait_for_replica"]
+__all__ = ["running", "wait_for_listener", "wait_for_reader", "wait_for_replica"]
+
+
+def wait_for_listener(database: Database | MySQLDatabase, *, timeout: float = 10) -> None:
+    """Return when what is committed from now on is read by the listener that has the database's name."""
+    if isinstance(database, MySQLDatabase):
+        wait_for_replica(database, database.name, timeout=timeout)
+    else:
+        wait_for_reader(database, database.name, timeout=timeout)
 
 
 def wait_for_reader(database: Database, slot: str, *, timeout: float = 10) -> None:
@@ -50,10 +58,7 @@ def running(listener: Listener, database: Database | MySQLDatabase) -> Iterator[
     thread = threading.Thread(target=listener.run)
     thread.start()
     try:
-        if isinstance(database, MySQLDatabase):
-            wait_for_replica(database, database.name)
-        else:
-            wait_for_reader(database, database.name)
+        wait_for_listener(database)
         yield
     finally:
         listener.stop()

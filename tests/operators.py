@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import Broker
+    from tests.conftest import Broker, Database
+    from tests.mysql_source import MySQLDatabase
 
-__all__ = ["ROUTES", "Operator", "tasks_in"]
+__all__ = ["ROUTES", "Operator", "operator_on", "tasks_in"]
 
 ROUTES = "tests.routes_for_commands"
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -60,6 +61,18 @@ class Operator:
                 yield process
             finally:
                 process.kill()
+
+
+def operator_on(database: Database | MySQLDatabase, broker: Broker) -> Operator:
+    """Return one with a table, an empty broker, and a name of their own."""
+    database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
+    return Operator(
+        DATABASE_URL=database.url,
+        CELERY_BROKER_URL=broker.url,
+        CACHE_URL=broker.cache_url,
+        CDC_NAME=database.name,
+        CDC_ROUTES=f"{ROUTES}:setup",
+    )
 
 
 def tasks_in(broker: Broker, queue: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet
 
 from demo.servers import ValkeyServer
 from tests.acceptance.listener_process import ListenerProcess
-from tests.listening import wait_for_reader, wait_for_replica
+from tests.listening import wait_for_listener
 from tests.mysql_source import MySQLDatabase
 from tests.social_stub import SocialStub
 from tests.waiting import wait_until
@@ -102,10 +102,7 @@ def running_desk(database: Database | MySQLDatabase) -> Iterator[Desk]:
         _furnish(desk)
         stack.enter_context(Worker(desk.environment))
         stack.enter_context(ListenerProcess(desk.environment))
-        if isinstance(database, MySQLDatabase):
-            wait_for_replica(database, database.name, timeout=30)
-        else:
-            wait_for_reader(database, database.name, timeout=30)
+        wait_for_listener(database, timeout=30)
         yield desk
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.listening import wait_for_reader
-from tests.operators import ROUTES, Operator, tasks_in
+from tests.listening import wait_for_listener
+from tests.operators import ROUTES, Operator, operator_on, tasks_in
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -19,15 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def operator(database: Database, broker: Broker) -> Operator:
-    """An operator with a database that has a table, an empty broker, and a name of their own."""
-    database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
-    return Operator(
-        DATABASE_URL=database.url,
-        CELERY_BROKER_URL=broker.url,
-        CACHE_URL=broker.cache_url,
-        CDC_NAME=database.name,
-        CDC_ROUTES=f"{ROUTES}:setup",
-    )
+    return operator_on(database, broker)
 
 
 def test_help_names_every_command_and_every_variable() -> None:
@@ -113,7 +105,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
     assert (before.returncode, "never started" in before.stdout) == (1, True)
 
     with operator.running() as listener:
-        wait_for_reader(database, database.name, timeout=30)
+        wait_for_listener(database, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, 'Auditor'); UPDATE roles SET name = 'Admin'")
         wait_until(lambda: broker.client.llen("celery") == 2, what="two tasks in the default queue")
         assert [each["headers"]["task"] for each in tasks_in(broker, "celery")] == [
@@ -144,14 +136,14 @@ def test_a_table_that_was_made_anew_behind_the_listeners_back_is_an_alarm(
     operator: Operator, database: Database
 ) -> None:
     with operator.running():
-        wait_for_reader(database, database.name, timeout=30)
+        wait_for_listener(database, timeout=30)
         assert operator.asks("status")["unseen"] == []
         database.execute("DROP TABLE roles; CREATE TABLE roles (id int PRIMARY KEY, name text)")
         status = operator.asks("status")
         assert status["unseen"] == ["public.roles"]
         assert any("restart the listener" in alarm for alarm in status["alarms"])
     with operator.running():
-        wait_for_reader(database, database.name, timeout=30)
+        wait_for_listener(database, timeout=30)
         assert operator.asks("status")["unseen"] == []
 
 
@@ -212,46 +204,12 @@ def test_a_cache_that_is_away_and_a_queue_that_is_not_there_are_problems(operato
     assert "balk" in problems["route to tests.many"]["found"]
 
 
-def test_a_gap_stops_it_until_it_is_accepted(operator: Operator, database: Database, broker: Broker) -> None:
-    with operator.running() as listener:
-        wait_for_reader(database, database.name, timeout=30)
-        database.execute("INSERT INTO roles VALUES (1, 'a')")
-        wait_until(lambda: broker.client.llen("bulk") == 1, what="the first task")
-        listener.send_signal(signal.SIGTERM)
-        assert listener.wait(timeout=10) == 0
-    database.execute("SELECT pg_drop_replication_slot(%s)", database.name)
-    database.execute("INSERT INTO roles VALUES (2, 'missed')")
-    stopped = operator.types("run")
-    assert stopped.returncode == 1
-    assert "--accept-gap" in stopped.stderr
-    assert not operator.asks("check")["ready"]
-    with operator.running("run", "--accept-gap"):
-        wait_for_reader(database, database.name, timeout=30)
-        database.execute("INSERT INTO roles VALUES (3, 'b')")
-        wait_until(lambda: broker.client.llen("bulk") == 2, what="the task after the gap")
-
-
-def test_a_second_listener_waits_says_so_and_takes_over(
-    operator: Operator, database: Database, broker: Broker
-) -> None:
-    with operator.running() as first:
-        wait_for_reader(database, database.name, timeout=30)
-        with operator.running("run", "--json-logs") as second:
-            assert second.stderr is not None
-            events = (json.loads(line)["event"] for line in second.stderr)
-            assert "standby" in iter(events)
-            first.send_signal(signal.SIGKILL)
-            assert "streaming" in iter(events)
-            database.execute("INSERT INTO roles VALUES (1, 'a')")
-            wait_until(lambda: broker.client.llen("bulk") == 1, what="a task of the second listener")
-
-
 def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
     operator: Operator, database: Database, broker: Broker
 ) -> None:
     operator.environment["CDC_ROUTES"] = f"{ROUTES}:failing"
     with operator.running():
-        wait_for_reader(database, database.name, timeout=30)
+        wait_for_listener(database, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, NULL), (2, 'named')")
         wait_until(lambda: broker.client.llen("celery") == 1, what="the task that works")
         parked = operator.asks("parked", "list")

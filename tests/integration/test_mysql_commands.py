@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.listening import wait_for_replica
-from tests.operators import ROUTES, Operator, tasks_in
+from tests.listening import wait_for_listener
+from tests.operators import ROUTES, Operator, operator_on, tasks_in
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -20,29 +20,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def operator(any_mysql: MySQLDatabase, broker: Broker) -> Operator:
-    """An operator with a database that has a table, an empty broker, and a name of their own."""
-    return _operator(any_mysql, broker)
+    return operator_on(any_mysql, broker)
 
 
 @pytest.fixture
 def operator_on_mariadb(mariadb_database: MySQLDatabase, broker: Broker) -> Operator:
     """The same on MariaDB alone, for what does not depend on the server."""
-    return _operator(mariadb_database, broker)
-
-
-def _operator(database: MySQLDatabase, broker: Broker) -> Operator:
-    database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
-    return Operator(
-        DATABASE_URL=database.url,
-        CELERY_BROKER_URL=broker.url,
-        CACHE_URL=broker.cache_url,
-        CDC_NAME=database.name,
-        CDC_ROUTES=f"{ROUTES}:setup",
-    )
-
-
-def _wait(database: MySQLDatabase) -> None:
-    wait_for_replica(database, database.name, timeout=30)
+    return operator_on(mariadb_database, broker)
 
 
 def _caught_up(operator: Operator) -> Any:
@@ -60,7 +44,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLData
     assert (before.returncode, "never started" in before.stdout) == (1, True)
 
     with operator.running() as listener:
-        _wait(any_mysql)
+        wait_for_listener(any_mysql, timeout=30)
         any_mysql.execute("INSERT INTO roles VALUES (1, 'Auditor')", "UPDATE roles SET name = 'Admin'")
         wait_until(lambda: broker.client.llen("celery") == 2, what="two tasks in the default queue")
         wait_until(lambda: broker.client.llen("bulk") == 1, what="the batch that is not full")
@@ -124,49 +108,12 @@ def test_reading_begins_with_the_oldest_log_where_that_is_asked_for_and_json_log
     assert "mysql://" not in json.dumps(lines)
 
 
-def test_a_gap_stops_it_until_it_is_accepted(
-    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
-) -> None:
-    with operator.running() as listener:
-        _wait(any_mysql)
-        any_mysql.execute("INSERT INTO roles VALUES (1, 'a')")
-        wait_until(lambda: broker.client.llen("bulk") == 1, what="the first task")
-        listener.send_signal(signal.SIGTERM)
-        assert listener.wait(timeout=10) == 0
-    any_mysql.execute("INSERT INTO roles VALUES (2, 'missed')")
-    any_mysql.purge_logs()
-    stopped = operator.types("run")
-    assert stopped.returncode == 1
-    assert "--accept-gap" in stopped.stderr
-    assert "purged" in stopped.stderr
-    assert not operator.asks("check")["ready"]
-    with operator.running("run", "--accept-gap"):
-        _wait(any_mysql)
-        any_mysql.execute("INSERT INTO roles VALUES (3, 'b')")
-        wait_until(lambda: broker.client.llen("bulk") == 2, what="the task after the gap")
-
-
-def test_a_second_listener_waits_says_so_and_takes_over(
-    operator: Operator, any_mysql: MySQLDatabase, broker: Broker
-) -> None:
-    with operator.running() as first:
-        _wait(any_mysql)
-        with operator.running("run", "--json-logs") as second:
-            assert second.stderr is not None
-            events = (json.loads(line)["event"] for line in second.stderr)
-            assert "standby" in iter(events)
-            first.send_signal(signal.SIGKILL)
-            assert "streaming" in iter(events)
-            any_mysql.execute("INSERT INTO roles VALUES (1, 'a')")
-            wait_until(lambda: broker.client.llen("bulk") == 1, what="a task of the second listener")
-
-
 def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
     operator_on_mariadb: Operator, mariadb_database: MySQLDatabase, broker: Broker
 ) -> None:
     operator_on_mariadb.environment["CDC_ROUTES"] = f"{ROUTES}:failing"
     with operator_on_mariadb.running():
-        _wait(mariadb_database)
+        wait_for_listener(mariadb_database, timeout=30)
         named = ", ".join(f"({number}, 'named')" for number in range(2, 13))
         mariadb_database.execute(f"INSERT INTO roles VALUES (1, NULL), {named}")
         wait_until(lambda: broker.client.llen("celery") == 11, what="the tasks that work")
@@ -191,7 +138,7 @@ def test_a_broker_that_lost_its_data_is_told_by_check_and_status_and_mended_by_r
     with ValkeyServer() as lossy:
         operator.environment["CELERY_BROKER_URL"] = lossy.url
         with operator.running() as listener:
-            _wait(any_mysql)
+            wait_for_listener(any_mysql, timeout=30)
             listener.send_signal(signal.SIGTERM)
             assert listener.wait(timeout=10) == 0
         lossy.restart(keep_data=False)
