@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,6 +54,18 @@ def listener_on(
     return Listener(BookmarkedMonitor(reader, bookmark), router, publisher)
 
 
+@contextmanager
+def listening(
+    database: MySQLDatabase, broker: ValkeyServer, cache_url: str, **options: Any
+) -> Iterator[list[Any]]:
+    """Run a listener, and give what it logs."""
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(listener_on(database, broker.url, cache_url, **options), database),
+    ):
+        yield logs
+
+
 def insert(database: MySQLDatabase, *numbers: int) -> None:
     database.execute(*(f"INSERT INTO items VALUES ({number})" for number in numbers))
 
@@ -82,10 +95,7 @@ def test_while_the_listener_runs_what_comes_next_is_published_once(
     items: MySQLDatabase, lossy: ValkeyServer
 ) -> None:
     # The cache is lost too: what is left is what the listener itself knows.
-    with (
-        structlog.testing.capture_logs() as logs,
-        running(listener_on(items, lossy.url, lossy.url_of(1)), items),
-    ):
+    with listening(items, lossy, lossy.url_of(1)) as logs:
         insert(items, 1, 2)
         wait_for_tasks(lossy.url, [1, 2])
         lossy.stop()
@@ -101,16 +111,13 @@ def test_while_the_listener_runs_what_comes_next_is_published_once(
 def test_while_no_listener_runs_nothing_that_is_committed_meanwhile_is_lost(
     items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
 ) -> None:
-    with running(listener_on(items, lossy.url, broker.cache_url), items):
+    with listening(items, lossy, broker.cache_url):
         insert(items, 1)
         wait_for_tasks(lossy.url, [1])
     insert(items, 2)
     lossy.restart(keep_data=False)
     insert(items, 3)
-    with (
-        structlog.testing.capture_logs() as logs,
-        running(listener_on(items, lossy.url, broker.cache_url), items),
-    ):
+    with listening(items, lossy, broker.cache_url) as logs:
         wait_for_tasks(lossy.url, [2, 3])
     (said,) = events(logs, "broker_behind")
     assert said["log_level"] == "error"
@@ -121,36 +128,33 @@ def test_while_no_listener_runs_nothing_that_is_committed_meanwhile_is_lost(
 def test_within_the_replay_window_what_the_broker_held_is_published_again(
     items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
 ) -> None:
-    with running(listener_on(items, lossy.url, broker.cache_url, replay_window=600), items):
+    with listening(items, lossy, broker.cache_url, replay_window=600):
         insert(items, 1, 2)
         wait_for_tasks(lossy.url, [1, 2])
         lossy.restart(keep_data=False)
         insert(items, 3)
         wait_for_tasks(lossy.url, [1, 2, 3])
     lossy.restart(keep_data=False)
-    with running(listener_on(items, lossy.url, broker.cache_url, replay_window=600), items):
+    with listening(items, lossy, broker.cache_url, replay_window=600):
         wait_for_tasks(lossy.url, [1, 2, 3])
 
 
 def test_a_broker_with_an_old_copy_of_its_data_is_said_and_gets_what_it_lacks(
     items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
 ) -> None:
-    with running(listener_on(items, lossy.url, broker.cache_url), items):
+    with listening(items, lossy, broker.cache_url):
         insert(items, 1)
         wait_for_tasks(lossy.url, [1])
     with redis.Redis.from_url(lossy.url) as client:
         key = f"cdc:{items.name}:checkpoint"
         old = client.hgetall(key)
-        with running(listener_on(items, lossy.url, broker.cache_url), items):
+        with listening(items, lossy, broker.cache_url):
             insert(items, 2)
             wait_for_tasks(lossy.url, [1, 2])
             wait_for_bookmark(items, broker.cache_url)
         client.hset(key, mapping=old)
         client.lpop("celery")
-    with (
-        structlog.testing.capture_logs() as logs,
-        running(listener_on(items, lossy.url, broker.cache_url), items),
-    ):
+    with listening(items, lossy, broker.cache_url) as logs:
         wait_for_tasks(lossy.url, [1, 2])
     (said,) = events(logs, "broker_behind")
     assert "its checkpoint" in said["reason"]
@@ -159,7 +163,7 @@ def test_a_broker_with_an_old_copy_of_its_data_is_said_and_gets_what_it_lacks(
 def test_log_that_was_purged_meanwhile_is_a_gap(
     items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
 ) -> None:
-    with running(listener_on(items, lossy.url, broker.cache_url), items):
+    with listening(items, lossy, broker.cache_url):
         insert(items, 1)
         wait_for_tasks(lossy.url, [1])
     insert(items, 2)
@@ -168,18 +172,19 @@ def test_log_that_was_purged_meanwhile_is_a_gap(
     lossy.restart(keep_data=False)
     with pytest.raises(Gap, match="purged"):
         listener_on(items, lossy.url, broker.cache_url).run()
-    with running(listener_on(items, lossy.url, broker.cache_url, accept_gap=True), items):
+    with listening(items, lossy, broker.cache_url, accept_gap=True):
         wait_for_tasks(lossy.url, [3])
 
 
 def test_a_first_start_says_that_it_is_one_and_an_ordinary_one_says_nothing(
     items: MySQLDatabase, lossy: ValkeyServer, broker: Broker
 ) -> None:
-    with structlog.testing.capture_logs() as logs:
-        for number in range(1, 4):
-            with running(listener_on(items, lossy.url, broker.cache_url), items):
-                insert(items, number)
-                wait_for_tasks(lossy.url, list(range(1, number + 1)))
+    logs: list[Any] = []
+    for number in range(1, 4):
+        with listening(items, lossy, broker.cache_url) as said:
+            insert(items, number)
+            wait_for_tasks(lossy.url, list(range(1, number + 1)))
+        logs += said
     assert len(events(logs, "first_start")) == 1
     assert not events(logs, "broker_behind")
 
@@ -207,16 +212,13 @@ def test_a_first_start_waits_for_the_cache_which_alone_may_know_better(
 
 def test_a_cache_that_is_away_holds_up_nothing_else(items: MySQLDatabase, lossy: ValkeyServer) -> None:
     with ValkeyServer() as cache:
-        with running(listener_on(items, lossy.url, cache.url), items):
+        with listening(items, lossy, cache.url):
             insert(items, 1)
             wait_for_tasks(lossy.url, [1])
             cache.stop()
             insert(items, 2)
             wait_for_tasks(lossy.url, [1, 2])
-        with (
-            structlog.testing.capture_logs() as logs,
-            running(listener_on(items, lossy.url, cache.url), items),
-        ):
+        with listening(items, lossy, cache.url) as logs:
             insert(items, 3)
             wait_for_tasks(lossy.url, [1, 2, 3])
         assert events(logs, "bookmark_not_kept")
