@@ -42,7 +42,12 @@ _SESSION: Final = {
     "search_path": "pg_catalog",  # names come out qualified, and nobody's function shadows ours
     "statement_timeout": "0",
     "lock_timeout": "0",
+    "quote_all_identifiers": "off",
 }
+
+# The same for settings that earlier versions than these (as libpq has it) do not know, and would refuse. They end a
+# session that waits, and transaction_timeout a WAL sender too, in the middle of what it sends.
+_SINCE: Final = {"idle_session_timeout": 14_00_00, "transaction_timeout": 17_00_00}
 
 # Defaults: what the URL says wins. A server that is gone without a word is noticed after half a minute.
 _PARAMETERS: Final[Mapping[str, Any]] = {
@@ -61,7 +66,8 @@ def connect(url: str) -> Connection:
     parameters = connection_parameters(url)
     with translated(parameters):
         connection: Connection = psycopg2.connect(**parameters)
-    connection.autocommit = True
+        connection.autocommit = True
+        _lift_timeouts(connection)
     return connection
 
 
@@ -72,10 +78,18 @@ def connect_replication(url: str) -> LogicalReplicationConnection:
         connection: LogicalReplicationConnection = psycopg2.connect(
             **parameters, connection_factory=LogicalReplicationConnection
         )
+        _lift_timeouts(connection)
         if (encoding := _server_encoding(connection)) != "UTF8" and encoding in encodings:
             # As it is: the server would stop at the first bytes for which UTF-8 has no character.
             connection.set_client_encoding("SQL_ASCII")
     return connection
+
+
+def _lift_timeouts(connection: Connection) -> None:
+    with connection.cursor() as cursor:
+        for setting, version in _SINCE.items():
+            if connection.info.server_version >= version:
+                cursor.execute(f"SET {setting} = 0")
 
 
 def log_codec(connection: LogicalReplicationConnection) -> str:

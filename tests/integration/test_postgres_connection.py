@@ -59,6 +59,7 @@ def test_values_look_the_same_whatever_the_role_and_the_database_set(
         "bytea_output = 'escape'",
         "client_encoding = 'LATIN1'",
         "statement_timeout = '1s'",
+        "quote_all_identifiers = on",
     ):
         any_database.execute(f'ALTER DATABASE "{any_database.name}" SET {setting}')
     with contextlib.closing(opens(any_database.url)) as connection:
@@ -69,13 +70,14 @@ def test_values_look_the_same_whatever_the_role_and_the_database_set(
             "bytea_output",
             "client_encoding",
             "statement_timeout",
+            "quote_all_identifiers",
         )
         with connection.cursor() as cursor:
             values: list[str] = []
             for name in names:
                 cursor.execute(f"SHOW {name}")
                 values += cursor.fetchone() or ()
-    assert values == ["ISO, MDY", "postgres", "UTC", "hex", "UTF8", "0"]
+    assert values == ["ISO, MDY", "postgres", "UTC", "hex", "UTF8", "0", "off"]
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
