@@ -174,12 +174,12 @@ def test_rows_of_tables_that_no_route_names_do_not_come(source: PostgresSource) 
 def test_two_transactions_at_once_keep_their_rows_together(source: PostgresSource) -> None:
     source.execute("CREATE TABLE items (id int PRIMARY KEY, writer int)")
     source.watch("items")
-    writers = [threading.Thread(target=_write, args=(source, writer)) for writer in range(4)]
-    for writer in writers:
-        writer.start()
+    threads = [threading.Thread(target=_write, args=(source, writer)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
     changes = source.changes(4 * 10 * 5)
-    for writer in writers:
-        writer.join()
+    for thread in threads:
+        thread.join()
     in_order = [change.row for change in changes]
     for start in range(0, len(in_order), 5):
         assert len({row["writer"] for row in in_order[start : start + 5]}) == 1
