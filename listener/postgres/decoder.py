@@ -22,8 +22,8 @@ class WALPosition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> WALPosition:
-        """Read what `str` printed; raises ValueError."""
-        lsn, ordinal = text.split(":")
+        """Read what `str` printed, with a timeline in front or without; raises ValueError."""
+        lsn, ordinal = text.rpartition("@")[2].split(":")
         return cls(parse_lsn(lsn), int(ordinal))
 
     @classmethod

@@ -8,9 +8,8 @@ from functools import partial
 from time import monotonic
 
 import structlog
-from psycopg2.extras import LogicalReplicationConnection
 
-from listener.monitor import Batch, SourceError, SourceLost
+from listener.monitor import Batch, SourceLost
 from listener.postgres.acknowledgements import Acknowledgements
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import (
@@ -26,6 +25,7 @@ from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
 from listener.postgres.errors import SlotInUse
 from listener.postgres.plugins import PluginName, open_plugin
 from listener.postgres.preparation import find_gap, prepare_publication
+from listener.postgres.server_log import ServerLog, identify, resume
 from listener.postgres.slot import check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
 from listener.router import Route
@@ -77,14 +77,14 @@ class PostgresWALMonitor:
         self._in_transaction = False
         self._began_at = 0  # where the log has its first change
         self._is_ahead = False  # the last batch may not be held by the broker yet
-        self._current = 0  # the end of the server's log when we came
-        self._confirmed = 0  # what the server had been told of it
+        self._confirmed = 0  # what the server had been told when we came
         self._is_new = False  # there was no slot before us
         self._acknowledged_at = 0.0
         self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
         self._idle_at = 0.0
         self._stream: ReplicationStream
         self._decoder: Decoder
+        self._log: ServerLog
         self._open_things = ExitStack()
 
     def open(self, *, resumes: bool) -> None:
@@ -103,11 +103,11 @@ class PostgresWALMonitor:
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
-        position = self._reachable(WALPosition.parse(after)) if after else WALPosition(0, 0)
+        position = self._resume(after) if after else WALPosition(0, 0)
         self._warn_of_loss(position)
         if after is None:  # a checkpoint from the start on: then one that is missing tells a lost broker
             position = WALPosition.before(self._confirmed)
-            yield Batch((), str(position))
+            yield Batch((), self._log.named(position))
         self._accept_gap = False  # the one that was meant, and none that comes later
         self._decoder.skip_to(position)
         while not self._wakeup.is_set:
@@ -116,14 +116,14 @@ class PostgresWALMonitor:
             if changes:
                 position = self._position_of(changes[-1])
                 self._is_ahead = goes_on
-                yield Batch(changes, str(position), changes[-1].committed_at, settle=not goes_on)
+                yield Batch(changes, self._log.named(position), changes[-1].committed_at, settle=not goes_on)
                 continue
             if (idle := self._idle()) > position:
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
             self._is_ahead = False
-            yield Batch((), str(position))
+            yield Batch((), self._log.named(position))
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
@@ -201,7 +201,8 @@ class PostgresWALMonitor:
             sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
         with ExitStack() as stack:
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
-            self.source, self._current = _identify(replication)
+            self._log = identify(replication)
+            self.source = self._log.system
             plugin = open_plugin(
                 self._plugin,
                 connect_here,
@@ -257,6 +258,10 @@ class PostgresWALMonitor:
         ready = read_slot(connection, self._slot)
         self._confirmed = parse_lsn((ready and ready.confirmed_flush_lsn) or "0/0")
 
+    def _resume(self, checkpoint: str) -> WALPosition:
+        connect_here = partial(connect_replication, self._database_url)
+        return resume(checkpoint, self._log, connect_here, accept_gap=self._accept_gap)
+
     def _warn_of_loss(self, after: WALPosition) -> None:
         """Say what a broker that has lost its data, or has an old copy of it, makes of our acknowledgements."""
         if after < WALPosition.before(self._confirmed) and not self._is_new:
@@ -268,23 +273,3 @@ class PostgresWALMonitor:
                 "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
                 cure="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
             )
-
-    def _reachable(self, after: WALPosition) -> WALPosition:
-        """Return from where to go on; raises SourceError where the log does not reach that far."""
-        if after.commit_lsn <= self._current:
-            return after
-        if self._accept_gap:
-            return WALPosition(0, 0)
-        raise SourceError(
-            f"The checkpoint {after} lies beyond the end of the database's log, {format_lsn(self._current)}: "
-            "the database was restored from an earlier state.",
-            hint="Go on from where the replication slot is: python -m listener run --accept-gap",
-        )
-
-
-def _identify(replication: LogicalReplicationConnection) -> tuple[str, int]:
-    """Return the cluster's name and the end of its log (manual, "Streaming Replication Protocol")."""
-    with translated(), replication.cursor() as cursor:
-        cursor.execute("IDENTIFY_SYSTEM")
-        (system, _timeline, current, _database), *_ = cursor.fetchall()
-        return f"{int(system):x}", parse_lsn(current)

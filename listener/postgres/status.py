@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Final
 
+from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
+from listener.postgres.decoder import WALPosition
 from listener.postgres.preparation import look_at_tables
 from listener.postgres.publication import plan_publication, read_publication
 from listener.postgres.slot import Slot, read_slot
@@ -38,7 +40,7 @@ def read_postgres_status(
             return _never_started(slot_name, current)
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:
-            published = checkpoint.partition(":")[0]
+            published = format_lsn(WALPosition.parse(checkpoint).commit_lsn)
             # What is acknowledged is published too, and may lie a little further: behind the last commit.
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
         reader, detail = _reader(slot)
