@@ -54,8 +54,8 @@ class PgOutputDecoder(Decoder):
                 elif kind == _UPDATE:
                     event, old, new = self._updated(table, payload)
                 else:
-                    event = table.delete_by_key if payload[5] == _KEY else table.delete
                     old, new = self._split(payload, 6), None
+                    event = table.keyed_by(old).delete_by_key if payload[5] == _KEY else table.delete
                 changes.append(WALChange(event, old, new, self.transaction, ordinal))
         elif kind == _BEGIN:
             commit_lsn, committed_at, _xid = _begin(payload)
@@ -77,7 +77,7 @@ class PgOutputDecoder(Decoder):
             return table.update_alone, None, self._split(payload, 6)
         old, new = self._split_both(payload, 6)
         if marker == _KEY:
-            return table.update_by_key, old, new
+            return table.keyed_by(old).update_by_key, old, new
         if UNCHANGED in new:  # the old row has what did not change
             new = [before if value is UNCHANGED else value for value, before in zip(new, old, strict=True)]
         return table.update, old, new

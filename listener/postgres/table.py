@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache, partial
 from typing import Final
@@ -92,6 +92,8 @@ class Table:
     __slots__ = (
         "_absent",
         "_careful",
+        "_key_places",
+        "_keyed",
         "_known",
         "_renderers",
         "columns",
@@ -119,6 +121,8 @@ class Table:
         self.names = tuple(column.name for column in self.columns)
         self.key_columns = tuple(column.name for column in self.columns if column.key)
         self.index = {column: place for place, column in enumerate(self.names)}
+        self._key_places = [place for place, column in enumerate(self.columns) if column.key]
+        self._keyed = lru_cache(maxsize=100)(self._with_key)
         self.insert = Kind(self, "insert")
         self.update_alone = Kind(self, "update")
         self.update_by_key = Kind(self, "update", Old.KEY)
@@ -131,6 +135,17 @@ class Table:
         self._absent: dict[_Names, bytes] = {None: b""}
         self._known: dict[str, Callable[..., bytes]] = {"dumps": orjson.dumps}
         self._known |= {f"convert{at}": converter(column.type) for at, column in enumerate(self.columns)}
+
+    def keyed_by(self, key: Row) -> Table:
+        """Return the table with the key that this old row has, NULL elsewhere: a partition's need not be its root's."""
+        places = self._key_places
+        if key.count(None) == len(key) - len(places) and None not in [key[place] for place in places]:
+            return self
+        return self._keyed(tuple(value is not None for value in key))
+
+    def _with_key(self, is_key: tuple[bool, ...]) -> Table:
+        columns = [replace(column, key=key) for column, key in zip(self.columns, is_key, strict=True)]
+        return Table(self.schema, self.name, columns, identity=self.identity)
 
     def render(self, row: Row, columns: _Names) -> bytes:
         """Return `row` as a JSON object of `columns`, without those that are missing."""
