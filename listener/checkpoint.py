@@ -72,15 +72,16 @@ class Checkpoint:
         self._run = f"{uuid4().hex[:12]}:"
         self._marks = (f"{self._run}{number}" for number in count(1))
         self._known = _Found(None, None, None)
+        self._is_held = False  # as durably as was asked for; what was read may be in one memory alone
         self._step: _Step | None = None  # started, and not settled yet
         self._sent: Callable[[], Iterable[Command]] | None = None  # what went with it on the open connection
         self._source: str | None = None
         self.key = redis.prefixed(f"cdc:{name}:checkpoint")
 
     @property
-    def position(self) -> str | None:
-        """The last position whose tasks the broker holds, as far as we know."""
-        return self._known.position
+    def held(self) -> str | None:
+        """The last position whose tasks the broker holds, as durably as was asked for, and as far as we know."""
+        return self._known.position if self._is_held else None
 
     def read(self, source: str | None) -> str | None:
         """Return the position; raises BrokerError where it is another database's."""
@@ -88,6 +89,7 @@ class Checkpoint:
         self._step = self._sent = None
         self._redis.close()
         self._known = self._patience.until_done(self._open)
+        self._is_held = not self._durable()
         return self._known.position
 
     def start(
@@ -119,7 +121,14 @@ class Checkpoint:
             return []
         answers = self._patience.until_done(lambda: self._attempt(step))
         self._known = _Found(step.position, self._source, step.mark)
+        self._is_held = True
         return answers
+
+    def look(self) -> None:
+        """Raise CheckpointMoved where the checkpoint is not where we left it, although there is nothing to write."""
+        found = _found(self._patience.until_done(lambda: self.ask(self._reading()))[0])
+        if found.mark != self._known.mark:
+            raise self._moved(found)
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Return the answers to commands that change nothing; raises BrokerAway, BrokerError."""
@@ -231,19 +240,22 @@ class Checkpoint:
         return found
 
     def _watching(self) -> list[Command]:
-        return [("WATCH", self.key), ("HMGET", self.key, "position", "source", "mark")]
+        return [("WATCH", self.key), *self._reading()]
+
+    def _reading(self) -> list[Command]:
+        return [("HMGET", self.key, "position", "source", "mark")]
 
     def _moved(self, found: _Found) -> CheckpointMoved:
         """Say whether Redis lost data, or another listener has our name."""
-        lost = None
+        lost, left = None, self._known.position
         if found.mark is None:
             lost = "The checkpoint is gone"
         elif found.mark.startswith(self._run):
             lost = f"The checkpoint went back to {found.position}"
         if lost is None:
-            return CheckpointMoved(f"The checkpoint is {found.position}; we left it at {self.position}.")
+            return CheckpointMoved(f"The checkpoint is {found.position}; we left it at {left}.")
         reason = (
-            f"{lost}; we left it at {self.position}. Redis has lost its data, or has an old copy of it, and with "
+            f"{lost}; we left it at {left}. Redis has lost its data, or has an old copy of it, and with "
             "it the tasks that were waiting. What the source still has for us is published again."
         )
         log.error("broker_lost_data", reason=reason)

@@ -61,17 +61,17 @@ class KombuPublisher:
             self._patience.until_done(lambda: self._sender.send(messages))
         else:
             self._sender.keep_alive()
-        if tasks or parked or checkpoint != self._checkpoint.position:
+        if tasks or parked or checkpoint != self._checkpoint.held:
             self._checkpoint.start(lambda: store_parked(self._parked_key, parked), checkpoint, as_of)
             self._checkpoint.settle()
         say_parked(parked)
         if tasks and self._max_queue is not None:
             self._wait_for_room(self._max_queue)
-        return self._checkpoint.position
+        return self._checkpoint.held
 
     def settle(self) -> str | None:
         """Return the last position whose tasks the broker holds: nothing is published ahead."""
-        return self._checkpoint.position
+        return self._checkpoint.held
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon."""

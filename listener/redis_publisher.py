@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import chain
+from time import monotonic
 
 import structlog
 from celery import Celery
@@ -26,6 +27,7 @@ __all__ = ["RedisPublisher"]
 log = structlog.get_logger()
 
 _LOOK_EVERY = 0.2  # seconds between two looks at a queue that is too long
+_CHECK_EVERY = 1.0  # seconds in which nothing was written, until we look whether the broker still has it all
 _AT_ONCE = 50  # messages in a command: the broker reads one while the next is made
 
 
@@ -50,6 +52,7 @@ class RedisPublisher:
         self._held_key = self._redis.prefixed(f"cdc:{name}:held")
         self._gatherer = Gatherer(self._held_key, interval=coalesce_interval, longest=batch_wait)
         self._max_queue = max_queue
+        self._checked_at = 0.0
         self._is_settled = False  # what is held back goes with the checkpoint that Redis has, or is to have
         self._parked: list[Parked] = []  # with what was published ahead
         self._envelopes = Envelopes(app)
@@ -74,11 +77,13 @@ class RedisPublisher:
         self._is_settled = False
         tasks, parked, keeping = self._gatherer.gather(fired)
         self.settle()
-        if tasks or parked or keeping or checkpoint != self._checkpoint.position:
+        if tasks or parked or keeping or checkpoint != self._checkpoint.held:
             self._start(tasks, [*keeping, *store_parked(self._parked_key, parked)], checkpoint, as_of)
             self._parked = parked
+        else:
+            self._look_now_and_then()
         self._is_settled = True
-        return self._checkpoint.position if ahead else self.settle()
+        return self._checkpoint.held if ahead else self.settle()
 
     def settle(self) -> str | None:
         """Wait for what was published ahead; see `Publisher.settle`."""
@@ -90,7 +95,7 @@ class RedisPublisher:
             raise
         say_parked(parked)
         self._wait_for_room(lengths)
-        return self._checkpoint.position
+        return self._checkpoint.held
 
     def stop(self) -> None:
         """Make a waiting `publish` raise Stopped soon."""
@@ -114,12 +119,19 @@ class RedisPublisher:
         self, tasks: list[Call], keeping: list[Command], checkpoint: str, as_of: datetime | None = None
     ) -> None:
         envelopes = self._envelopes_of(tasks)
+        self._checked_at = monotonic()  # the step tells too
         self._checkpoint.start(
             lambda: chain(_pushes(tasks, envelopes), keeping),
             checkpoint,
             as_of,
             asking=self._asking_lengths(),
         )
+
+    def _look_now_and_then(self) -> None:
+        """Notice a broker that lost its data although the database is quiet, and tasks of its wait to be mended."""
+        if monotonic() - self._checked_at >= _CHECK_EVERY:
+            self._checked_at = monotonic()
+            self._checkpoint.look()
 
     def _asking_lengths(self) -> list[Command]:
         if self._max_queue is None:

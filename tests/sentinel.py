@@ -102,14 +102,20 @@ class SentinelBroker:
         """SIGKILL to the first master."""
         self.master.kill()
 
+    def revive_master(self) -> None:
+        """Start the first master again after its death, empty: Sentinel makes it a replica of the new one."""
+        self.master.start()
+
     def pause_master(self) -> None:
         """Let the first master hang: its connections stay, and say nothing any more."""
         os.kill(self.master.pid, signal.SIGSTOP)
 
     def wait_for_new_master(self) -> None:
         """Return when Sentinel names a replica as the master."""
-        ports = {each.port for each in self.replicas}
-        wait_until(lambda: self._master_port() in ports, timeout=40, what="another master")
+        wait_until(self.has_new_master, timeout=40, what="another master")
+
+    def has_new_master(self) -> bool:
+        return self._master_port() in {each.port for each in self.replicas}
 
     def _master_port(self) -> int:
         with self._sentinel() as sentinel:

@@ -46,6 +46,20 @@ def test_fsync_waits_for_the_brokers_disk(logging: ValkeyServer) -> None:
     assert ids(client, "celery") == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_checkpoint_that_was_only_read_is_not_held_before_the_disk_has_it(logging: ValkeyServer) -> None:
+    """As after a kill between the step and its durability: the database must keep its log for a while yet."""
+    with redis_publisher(logging.url) as publisher:
+        _publish(publisher, 1, 3)
+    with redis_publisher(logging.url, durability="fsync") as publisher, capture_logs() as logs:
+        assert publisher.settle() is None
+        with in_background(lambda: publisher.publish([], checkpoint=position(3))) as publishing:
+            wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
+            assert not publishing.done()
+            redis.Redis.from_url(logging.url).config_set("appendfsync", "always")
+            assert publishing.result(20) == position(3)
+    assert ids(redis.Redis.from_url(logging.url), "celery") == [1, 2, 3]
+
+
 def test_a_wait_for_the_disk_can_be_stopped(logging: ValkeyServer) -> None:
     with (
         redis_publisher(logging.url, durability="fsync") as publisher,

@@ -53,6 +53,25 @@ def _publish(publisher: RedisPublisher, first: int, last: int) -> None:
     assert publisher.settle() == position(last)
 
 
+def test_a_broker_that_loses_its_data_is_noticed_although_there_is_nothing_to_publish(
+    any_broker: Broker,
+) -> None:
+    """Its tasks would else wait to be mended until somebody writes to the database."""
+
+    def is_noticed() -> bool:
+        try:
+            publisher.publish([], checkpoint=position(1))
+        except CheckpointMoved as error:
+            return "is gone" in error.message
+        return False
+
+    with redis_publisher(any_broker.url) as publisher:
+        _publish(publisher, 1, 1)
+        assert not is_noticed()
+        any_broker.client.flushall()
+        wait_until(is_noticed, what="the loss to be noticed")
+
+
 @pytest.mark.parametrize(
     "fault", [Fault.LOSE_REQUEST, Fault.LOSE_ANSWER, Fault.HOLD_ANSWER, Fault.HOLD_REQUEST]
 )
