@@ -40,6 +40,8 @@ class LagAlarm:
             return
         if source.unseen:
             log.error("tables_unseen", tables=source.unseen, cure="Restart the listener.")
+        if source.problems:
+            log.error("tables_wrong", problems=source.problems, cure="python -m listener check")
         retained, safe = source.retained_bytes or 0, source.safe_bytes
         if retained > self._limit or (safe is not None and safe < retained):
             self._is_on = True

@@ -37,6 +37,7 @@ class SourceStatus:
     retained_bytes: int | None  # of log that is kept for us
     safe_bytes: int | None  # how much more may be written before the source gives us up; None: without limit
     unseen: tuple[str, ...] = ()  # tables that routes name, and whose changes do not come to the listener
+    problems: tuple[str, ...] = ()  # what came to be wrong with tables while the listener runs
 
 
 class SavedPosition(NamedTuple):
@@ -82,6 +83,8 @@ class Status:
             yield f"after {source.safe_bytes:,} more bytes of log the database gives us up"
         if source.unseen:
             yield f"changes of {', '.join(source.unseen)} do not come: restart the listener"
+        for problem in source.problems:
+            yield f"{problem} (the cure: python -m listener check)"
         if self.saved.parked:
             yield f"{self.saved.parked} changes are parked: python -m listener parked list"
 

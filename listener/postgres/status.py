@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Final
 
+from listener.findings import State
 from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
@@ -31,7 +32,7 @@ def read_postgres_status(
     """Return how far the server and its slot are; raises SourceError, SourceLost.
 
     With a `publication` it is compared with what the routes need now: tables may have been made anew, or taken
-    out of it, while the listener runs.
+    out of it, while the listener runs, or been given partitions that are not as they have to be.
     """
     with closing(connect(url)) as connection:
         slot = read_slot(connection, slot_name)
@@ -45,8 +46,9 @@ def read_postgres_status(
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
+        problems: tuple[str, ...] = ()
         if publication is not None and reader is Reader.RUNNING:
-            unseen = _unseen(connection, publication, routes)
+            unseen, problems = _look_at_tables(connection, publication, routes)
     return SourceStatus(
         reader=reader,
         detail=detail,
@@ -56,15 +58,20 @@ def read_postgres_status(
         retained_bytes=slot.retained_bytes,
         safe_bytes=slot.safe_bytes,
         unseen=unseen,
+        problems=problems,
     )
 
 
-def _unseen(connection: Connection, name: str, routes: Sequence[Route]) -> tuple[str, ...]:
-    _, watched = look_at_tables(connection, routes)
+def _look_at_tables(
+    connection: Connection, publication: str, routes: Sequence[Route]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the tables that the publication lacks, and what is wrong with those of the routes."""
+    findings, watched = look_at_tables(connection, routes)
     wanted = plan_publication(watched, connection.info.server_version)
-    found = read_publication(connection, name)
+    found = read_publication(connection, publication)
     missing = wanted.tables if found is None else found.lacks(wanted)
-    return tuple(".".join(table) for table in missing)
+    problems = (f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
+    return tuple(".".join(table) for table in missing), tuple(problems)
 
 
 def _never_started(slot_name: str, current: str) -> SourceStatus:
