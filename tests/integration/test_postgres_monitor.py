@@ -34,10 +34,12 @@ def test_a_restart_goes_on_in_the_middle_of_a_transaction(items: Database) -> No
     with opened(items, batch_size=10) as monitor:
         items.execute(ROWS, 1, 95)
         first = take(monitor.batches(after=None), 40)
-        assert [len(batch.changes) for batch in first] == [10] * 4
+        assert max(len(batch.changes) for batch in first) == 10
+    seen = len(changes_of(first))
+    assert 40 <= seen < 50
     with opened(items, resumes=True, batch_size=10) as monitor:
-        rest = changes_of(take(monitor.batches(after=first[-1].position), 55))
-        assert ids(rest) == list(range(41, 96))
+        rest = changes_of(take(monitor.batches(after=first[-1].position), 95 - seen))
+        assert ids(rest) == list(range(seen + 1, 96))
 
 
 def test_a_replayed_change_has_the_id_and_the_position_that_it_had(items: Database) -> None:
