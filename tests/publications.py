@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from listener.postgres.connection import Connection
 
-__all__ = ["DELETE", "INSERT", "UPDATE", "events_of", "prepare", "published", "router_of"]
+__all__ = ["DELETE", "INSERT", "UPDATE", "events_of", "listed", "prepare", "published", "router_of"]
 
 INSERT, UPDATE, DELETE = EventType.INSERT, EventType.UPDATE, EventType.DELETE
 
@@ -36,6 +36,11 @@ def published(connection: Connection) -> dict[str, set[str] | None]:
     return {
         table: None if columns is None else set(columns) for (_, table), columns in publication.tables.items()
     }
+
+
+def listed(connection: Connection, *columns: str) -> set[str] | None:
+    """Return what is published of a table where only these columns are wanted: before version 15, all of it."""
+    return set(columns) if connection.info.server_version >= 15_00_00 else None
 
 
 def events_of(connection: Connection) -> set[EventType]:

@@ -14,6 +14,7 @@ from listener.findings import Finding, State, finding_from
 from listener.monitor import SourceLost
 from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
+from listener.postgres.identifiers import quoted
 from listener.postgres.preparation import find_gap, look_at_tables
 from listener.postgres.publication import plan_publication, read_publication, statements_for
 from listener.postgres.slot import (
@@ -56,6 +57,7 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield from findings
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
                 yield _check_publication(connection, wanted, watched)
+                yield from _check_partitions(wanted.publication, watched, connection.info.server_version)
     except CDCError as error:
         yield finding_from("connection", error)
 
@@ -162,6 +164,18 @@ def _check_publication(connection: Connection, wanted: Wanted, watched: Sequence
     )
     cure = f"Let the owner of the tables, or a superuser, run:\n{sql}"
     return Finding(what=what, state=State.PROBLEM, found=obstacle, cure=cure)
+
+
+def _check_partitions(publication: str, watched: Sequence[Watched], version: int) -> Iterator[Finding]:
+    """Before version 15 pgoutput remembers what a table is published as until the publication changes."""
+    tables = [".".join(each.table.name) for each in watched if each.table.is_partitioned]
+    if tables and version < 15_00_00:
+        found = (
+            f"PostgreSQL before 15 overlooks a partition of {', '.join(tables)} that is attached or detached"
+        )
+        change = f"ALTER PUBLICATION {quoted(publication)} SET (publish_via_partition_root = true);"
+        cure = f"End the transaction that does it with: {change}"
+        yield Finding(what="partitions", state=State.WARNING, found=found, cure=cure)
 
 
 _MAY: Final = """

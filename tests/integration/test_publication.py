@@ -16,7 +16,7 @@ from listener.postgres.preparation import find_gap
 from listener.postgres.publication import read_publication
 from listener.postgres.slot import create_slot, read_slot
 from listener.router import BinlogRouter, changed
-from tests.publications import DELETE, INSERT, UPDATE, events_of, prepare, published, router_of
+from tests.publications import DELETE, INSERT, UPDATE, events_of, listed, prepare, published, router_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,8 @@ def test_only_the_tables_columns_and_events_that_routes_name_are_published(
     router.register("public", "tickets", [UPDATE], "t", when=changed("status"), columns=["id"])
     router.register("public", "users", [INSERT], "t")
     prepare(connection, router)
-    assert published(connection) == {"tickets": {"id", "title", "status", "Größe"}, "users": None}
+    columns = listed(connection, "id", "title", "status", "Größe")
+    assert published(connection) == {"tickets": columns, "users": None}
     assert events_of(connection) == {INSERT, UPDATE}
     any_database.execute("INSERT INTO tickets VALUES (1); UPDATE tickets SET secret = 'new', id = 2")
 
@@ -55,7 +56,7 @@ def test_names_that_need_quotes_are_quoted(connection: Connection, any_database:
     )
     router = router_of(lambda r: r.register("a.b", 'Wörter "x"', UPDATE, "t", columns=["sp ace"]))
     prepare(connection, router)
-    assert published(connection) == {'Wörter "x"': {"id", "sp ace"}}
+    assert published(connection) == {'Wörter "x"': listed(connection, "id", "sp ace")}
 
 
 def test_a_condition_that_may_look_at_anything_needs_all_columns(
@@ -139,12 +140,15 @@ def test_a_role_that_may_not_publish_gets_the_sql_for_one_that_may(any_database:
         with pytest.raises(PermissionDenied) as raised:
             prepare(connection, narrow)
         sql = str(raised.value.hint).partition("\n")[2]
+        columns = ' ("id", "title")' if listed(connection) is not None else ""
         assert sql.startswith(
-            'CREATE PUBLICATION "ours" FOR TABLE ONLY "public"."tickets" ("id", "title") WITH (publish'
+            f'CREATE PUBLICATION "ours" FOR TABLE ONLY "public"."tickets"{columns} WITH (publish'
         )
         any_database.execute(sql)
         prepare(connection, narrow)
-        assert published(connection) == {"tickets": {"id", "title"}}
+        assert published(connection) == {"tickets": listed(connection, "id", "title")}
+        if listed(connection) is None:
+            return  # it has all columns already
 
         wide = router_of(lambda r: r.register("public", "tickets", UPDATE, "t"))
         with pytest.raises(PermissionDenied) as raised:
@@ -174,6 +178,8 @@ def test_a_publication_of_a_schema_or_with_filters_becomes_one_of_our_tables(
     connection: Connection, any_database: Database
 ) -> None:
     any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY); CREATE TABLE users (id int PRIMARY KEY)")
+    if connection.info.server_version < 15_00_00:
+        pytest.skip("PostgreSQL before 15 has no such publications")
     any_database.execute("CREATE PUBLICATION ours FOR TABLES IN SCHEMA public, TABLE tickets WHERE (id > 5)")
     prepare(connection, router_of(lambda r: r.register("public", "tickets", UPDATE, "t")))
     publication = read_publication(connection, "ours")

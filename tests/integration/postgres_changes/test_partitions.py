@@ -45,17 +45,19 @@ def test_a_partition_that_comes_and_goes_is_followed(source: PostgresSource) -> 
         "CREATE TABLE marks (id int PRIMARY KEY)",
     )
     source.watch("events", "marks")
+    is_old = source.database.connection.info.server_version < 15_00_00 and source.plugin == "pgoutput"
+    told = "ALTER PUBLICATION cdc_tasks SET (publish_via_partition_root = true)" if is_old else ""
     source.execute("INSERT INTO apart VALUES (1), (10)", "DELETE FROM apart WHERE id = 1")
     source.execute("CREATE TABLE events_0 PARTITION OF events FOR VALUES FROM (0) TO (9)")
     source.execute("INSERT INTO events VALUES (2)", "INSERT INTO marks VALUES (1)")
     assert [(change.table, change.row["id"]) for change in source.changes(2)] == [("events", 2), ("marks", 1)]
-    source.execute("ALTER TABLE events ATTACH PARTITION apart FOR VALUES FROM (10) TO (20)")
+    source.execute(f"ALTER TABLE events ATTACH PARTITION apart FOR VALUES FROM (10) TO (20); {told}")
     source.execute("INSERT INTO events VALUES (11)", "INSERT INTO marks VALUES (2)")
     assert [(change.table, change.row["id"]) for change in source.changes(2)] == [
         ("events", 11),
         ("marks", 2),
     ]
-    source.execute("ALTER TABLE events DETACH PARTITION apart")
+    source.execute(f"ALTER TABLE events DETACH PARTITION apart; {told}")
     source.execute("INSERT INTO apart VALUES (12)", "INSERT INTO marks VALUES (3)")
     assert [(change.table, change.row["id"]) for change in source.changes(1)] == [("marks", 3)]
 
