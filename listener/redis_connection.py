@@ -234,7 +234,7 @@ def _encoded(command: Command) -> bytes:
     pieces = [b"*%d\r\n" % len(command)]
     for word in command:
         value = word.encode() if isinstance(word, str) else word
-        pieces.append(b"$%d\r\n%b\r\n" % (len(value), value))
+        pieces += b"$%d\r\n" % len(value), value, b"\r\n"
     return b"".join(pieces)
 
 
