@@ -31,6 +31,7 @@ class Drained(TypedDict):
 
     rates: list[float]  # rows a second, of each round
     rate: float  # the median
+    from_start: float  # rows a second from the start of the process, its warm-up too; the median
     cpu: float  # microseconds of its own processor time for a row, the median
     memory: float  # MB, at its peak over all rounds
 
@@ -50,6 +51,7 @@ class Rows:
 @dataclass(frozen=True)
 class _Result:
     rate: float
+    from_start: float
     cpu: float
     memory: float
 
@@ -105,16 +107,17 @@ def _rotated(contenders: Sequence[Contender[AnyStage]], by: int) -> Iterable[Con
 
 
 def _drain(contender: Contender[AnyStage], stage: AnyStage, rows: int) -> _Result:
-    """Let one read `rows` rows; returns its rate without the warm-up."""
+    """Let one read `rows` rows; returns its rate without the warm-up, and with it."""
     run = contender.start(stage)
     try:
         samples, cpu, memory = _watch(run, rows)
     finally:
         run.end()
     contender.skip_the_rest(stage)
-    end, total = samples[-1]
+    (begin, _), (end, total) = samples[0], samples[-1]
     warm, done = next((sample for sample in samples[:-1] if sample[1] >= total * _WARM), samples[0])
-    return _Result((1 - done / total) * rows / (end - warm), cpu / rows * 1e6, memory)
+    rate = (1 - done / total) * rows / (end - warm)
+    return _Result(rate, rows / (end - begin), cpu / rows * 1e6, memory)
 
 
 def _watch(run: Run, rows: int) -> tuple[list[tuple[float, float]], float, float]:
@@ -141,6 +144,7 @@ def _summary(results: Sequence[_Result]) -> Drained:
     return {
         "rates": [round(each.rate) for each in results],
         "rate": round(median(each.rate for each in results)),
+        "from_start": round(median(each.from_start for each in results)),
         "cpu": round(median(each.cpu for each in results), 2),
         "memory": round(max(each.memory for each in results), 1),
     }

@@ -58,7 +58,7 @@ def test_the_page_and_its_charts_are_written(tmp_path: Path) -> None:
     report.write(_results(), tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
     assert "| **cdc-tasks** | 50,000 |" in page
-    assert "| Debezium | 10,000 | 9,000 to 11,000 | 5.0 x |" in page
+    assert "| Debezium | 10,000 | 9,000 to 11,000 | 5.0 x | 2,500 | 10 x |" in page
     assert "| 1 | Debezium | 10,000 | 9,000 to 11,000 | 5.0 x |" in page
     assert "| MB at the peak | 85 | 86 |" in page
     pictures = {path.name for path in (tmp_path / "benchmarks").glob("*.svg")}
@@ -71,7 +71,13 @@ def test_the_page_and_its_charts_are_written(tmp_path: Path) -> None:
 def _results() -> dict[str, Any]:
     rates = {"pg_recvlogical": 100_000, "cdc-tasks": 50_000, "Debezium": 10_000}
     drained = {
-        name: {"rates": [int(rate * 0.9), int(rate * 1.1)], "rate": rate, "cpu": 10.0, "memory": 50.0}
+        name: {
+            "rates": [int(rate * 0.9), int(rate * 1.1)],
+            "rate": rate,
+            "from_start": rate // 4 if name == "Debezium" else rate // 2,
+            "cpu": 10.0,
+            "memory": 50.0,
+        }
         for name, rate in rates.items()
     }
     latency = {
