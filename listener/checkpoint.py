@@ -204,7 +204,8 @@ class Checkpoint:
             pair for pair in zip(done, commands, strict=True) if isinstance(pair[0], ResponseError)
         )
         position, _, mark = self._known
-        self._redis.send([self._store(position or "", mark or "")])
+        back = self._store(position or "", mark or "")
+        self._patience.until_done(lambda: self._redis.send([back]))  # else the step would pass for done
         return BrokerError(
             f"Redis did not take all of a batch, and it was not acknowledged: {command[0]!r} of "
             f"{command[1]!r}: {answer}",
