@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
-from itertools import chain
+from functools import cached_property
 from time import monotonic
 from typing import Any, Final
 
@@ -49,7 +48,8 @@ class KombuSender:
         self._connection: Any = None
         self._channel: Any = None
         self._confirms = Confirms()
-        self._declared: dict[str | None, list[str]] = {}  # on this connection: queues, by what asked for them
+        self._declared: set[str | None] = set()  # on this connection: what asked for queues
+        self._queues: dict[str, None] = {}  # that were declared on any
         self._is_blocked = False
         self._ticked_at = 0.0
 
@@ -85,15 +85,20 @@ class KombuSender:
             self._abandon()  # the next message meets a new connection, and tells
 
     def longest_queue(self) -> int:
-        """Return how many messages wait in the longest of the queues that this connection sent to."""
+        """Return how many messages wait in the longest of the queues that were sent to."""
         try:
             with self._translated():
                 self._open()
-                declare = partial(self._channel.queue_declare, passive=True)
-                names = chain.from_iterable(self._declared.values())
-                return max((declare(queue=name).message_count for name in names), default=0)
+                return max(map(self._length, list(self._queues)), default=0)
         except BaseException:
             self._abandon()
+            raise
+
+    def _length(self, queue: str) -> int:
+        try:
+            return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
+        except amqp.ChannelError:
+            del self._queues[queue]  # it is gone: whoever sends there next declares it anew
             raise
 
     def close(self) -> None:
@@ -161,7 +166,8 @@ class KombuSender:
             queues = [message.queue] if message.queue else durable_queues(self._app)
             for queue in queues:
                 queue(self._channel).declare()
-            self._declared[place] = [queue.name for queue in queues]
+                self._queues[queue.name] = None
+            self._declared.add(place)
 
     def _wait_for_confirms(self) -> None:
         """Wait until all is confirmed or refused."""

@@ -1,0 +1,52 @@
+"""A queue that is too long, on a connection to RabbitMQ that breaks meanwhile."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from kombu import Queue
+
+from listener.kombu_message import sealing
+from listener.kombu_sender import KombuSender
+from listener.patience import Patience
+from listener.publisher import BrokerAway
+from tests.publishing import celery_app, router_to
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers import RabbitMQServer
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"queue-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def sender(rabbitmq_server: RabbitMQServer, queue: str) -> Iterator[KombuSender]:
+    """A sender that has sent five messages."""
+    app = celery_app(rabbitmq_server.url)
+    seal = sealing(app, router_to(queue=queue).routes[0], ("public", "tickets", "insert"))
+    with closing(KombuSender(app, Patience("broker"))) as sender:
+        sender.send({name: seal(b"{}", name, "0/1:0") for name in "abcde"})
+        assert sender.longest_queue() == 5
+        yield sender
+
+
+def test_a_new_connection_knows_the_queues_of_the_one_before(sender: KombuSender) -> None:
+    sender.close()
+    assert sender.longest_queue() == 5
+
+
+def test_a_queue_that_is_deleted_meanwhile_is_waited_for_no_more(
+    sender: KombuSender, rabbitmq_server: RabbitMQServer, queue: str
+) -> None:
+    with celery_app(rabbitmq_server.url).connection_for_write() as connection:
+        Queue(queue, channel=connection.default_channel).delete()
+    with pytest.raises(BrokerAway):
+        sender.longest_queue()
+    assert sender.longest_queue() == 0
