@@ -42,6 +42,8 @@ elif _scheme in {"redis", "rediss", "sentinel", "unix", "socket"}:
     for _alias in ("redis", "rediss"):
         TRANSPORT_ALIASES[_alias] = "cdc_tasks.redis_transport:Transport"
     TRANSPORT_ALIASES["sentinel"] = "cdc_tasks.redis_transport:SentinelTransport"
+    # A Redis that takes no writes for a while (no replica, a full disk) is waited for as one that is away.
+    broker_channel_error_retry = True
     broker_transport_options = {
         "socket_timeout": 5,
         "socket_connect_timeout": 5,

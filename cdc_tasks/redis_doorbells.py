@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
+from redis.exceptions import OutOfMemoryError
 
 from cdc_tasks import redis_silence
 
@@ -37,9 +38,12 @@ class Doorbells:
         self._channel = channel
         self._clients: dict[str, Any] = {}  # queue: kombu's client, with a connection
         self._waiting: dict[str, float] = {}  # queue: since when
+        self._rests_until = float("-inf")
 
     def wait_at(self, queues: Iterable[str]) -> None:
         """Wait at each of these queues where it does not wait yet; raises the connection's errors."""
+        if monotonic() < self._rests_until:
+            return
         for queue in queues:
             if queue not in self._waiting:
                 self._wait_at(queue)
@@ -61,6 +65,8 @@ class Doorbells:
         connection = self._clients[queue].connection
         try:
             connection.read_response()
+        except OutOfMemoryError:  # BLMOVE counts as writing; what takes a message is allowed, and makes room
+            self._rests_until = monotonic() + _WAIT
         except self._channel.connection_errors:
             connection.disconnect()
             raise
