@@ -39,7 +39,7 @@ class RouteSettings(Settings):
 
     cdc_routes: str = Field(
         "listener.routes:setup_router",
-        pattern=r"^[\w.]+:[\w.]+$",
+        pattern=r"^\w[\w.]*:[\w.]+$",
         description="module:attribute of a BinlogRouter, or of a function that returns one.",
     )
     database_url: SecretStr | None = Field(

@@ -12,7 +12,7 @@ from cdc_tasks.db import sqlalchemy_url
 from cdc_tasks.errors import mask_secrets
 from cdc_tasks.settings import SettingsError
 from listener.postgres.connection import connect, connect_replication, fetch_value
-from listener.settings import ListenerSettings, load
+from listener.settings import ListenerSettings, RouteSettings, load
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -46,3 +46,9 @@ def test_a_broker_url_without_slashes_is_refused_without_its_password(
 
 def test_a_password_with_an_at_sign_is_masked_to_its_end() -> None:
     assert mask_secrets("amqp://user:a@secret@host/ is away") == "amqp://user:***@host/ is away"
+
+
+def test_routes_in_a_module_that_is_relative_to_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDC_ROUTES", ".routes:setup")
+    with pytest.raises(SettingsError, match="CDC_ROUTES"):
+        load(RouteSettings)

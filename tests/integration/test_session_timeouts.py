@@ -32,8 +32,8 @@ def test_a_pause_in_a_large_transaction_outlives_a_transaction_timeout(database:
                 break
 
 
-def test_a_session_that_has_nothing_to_ask_for_a_while_stays(any_database: Database) -> None:
-    any_database.execute(f"ALTER DATABASE {any_database.name} SET idle_session_timeout = '200ms'")
-    with closing(connect(any_database.url)) as connection:
+def test_a_session_that_has_nothing_to_ask_for_a_while_stays(database: Database) -> None:
+    database.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '200ms'")
+    with closing(connect(database.url)) as connection:
         time.sleep(0.5)
         assert fetch_value(connection, "SELECT 1") == 1
