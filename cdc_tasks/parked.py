@@ -5,22 +5,27 @@ from __future__ import annotations
 import redis
 
 from cdc_tasks import cache
-from cdc_tasks.settings import RedisSettings, load
 
 __all__ = ["counts"]
 
 
 def counts() -> dict[str, int]:
     """Return CDC_NAME: changes, from the broker where it is Redis, else from CACHE_URL; raises CacheAway."""
-    url = load(RedisSettings).celery_broker_url.get_secret_value()
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        return _counts(cache.client())
-    with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:
-        return _counts(client)
+    from cdc_tasks.celery import app
+
+    with app.connection_for_read() as connection, cache.errors_translated():
+        if connection.transport.driver_type != "redis":
+            return _counts(cache.client())
+        # Not waited for: who asks is a person, or Flower.
+        connection.ensure_connection(
+            max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
+        )
+        with connection.channel() as channel:  # to the master, where Sentinel names it
+            pool = channel.pool  # type: ignore[attr-defined]  # what kombu's channels to Redis have
+            return _counts(redis.Redis(connection_pool=pool))
 
 
 def _counts(client: redis.Redis) -> dict[str, int]:
     """Look for `cdc:<CDC_NAME>:parked`, behind the prefix that Celery's broker may have."""
-    with cache.errors_translated():
-        keys = sorted(client.scan_iter("*cdc:*:parked", count=1000, _type="hash"))
-        return {key.decode().split(":")[-2]: int(client.hlen(key)) for key in keys}
+    keys = sorted(client.scan_iter("*cdc:*:parked", count=1000, _type="hash"))
+    return {key.decode().split(":")[-2]: int(client.hlen(key)) for key in keys}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.helpdesk import HelpDesk
 
+_CHECKOUT = Path(__file__).resolve().parents[3]
+
 
 def test_a_worker_takes_tasks_from_the_master_and_what_it_holds_comes_back_when_it_is_killed(
     helpdesk: HelpDesk,
@@ -26,6 +33,8 @@ def test_a_worker_takes_tasks_from_the_master_and_what_it_holds_comes_back_when_
             broker.send("killed.note", 1)
             wait_until(lambda: _noted(helpdesk) == {1: 1}, what="a task to be done")
             wait_until(lambda: _held(broker) == 0, what="it to be acknowledged")
+            broker.client.hset("cdc:shop:parked", "an-id", "{}")
+            assert _health(_environment(helpdesk, broker))["parked"] == 1
             broker.send("killed.note_slowly", 2)
             wait_until(lambda: helpdesk.broker.cache.llen("begun") == 1, what="a task to run")
             worker.kill()
@@ -68,6 +77,20 @@ def test_after_a_failover_every_task_that_the_replica_has_is_done_and_new_ones_a
 def _environment(helpdesk: HelpDesk, broker: SentinelBroker) -> dict[str, str]:
     """Return a worker's. Its cache is on another server: what fails over is the broker alone."""
     return {**helpdesk.environment, **broker.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+
+
+def _health(environment: dict[str, str]) -> dict[str, Any]:
+    """Return what the health check says, which a worker has answered."""
+    command = [sys.executable, "-m", "cdc_tasks", "health", "--json"]
+    result = subprocess.run(
+        command,
+        cwd=_CHECKOUT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
 
 
 def _send_ticket(helpdesk: HelpDesk, broker: SentinelBroker) -> None:
