@@ -90,7 +90,7 @@ _SERVER_ID_CURE: Final = (
 
 # What a server says when it is asked for its log: error 1236 with a text.
 _DUMP_RULES: Final = (
-    _Rule(ServerIdTaken, (1236, 4052), _SERVER_ID_CURE, text=r"same server_uuid/server_id"),
+    _Rule(ServerIdTaken, (1236, 4052), _SERVER_ID_CURE, text=r"same (server_uuid/)?server_id"),
     _Rule(
         Gap,
         (1236,),
