@@ -116,9 +116,8 @@ class RowChange:
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
-        return json.dumps(
-            self.to_message(columns)
-        ).encode()  # in ASCII: half of a surrogate pair has no UTF-8
+        # In ASCII: half of a surrogate pair has no UTF-8.
+        return json.dumps(self.to_message(columns)).encode()
 
     def to_message(self, columns: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return the argument that a task receives, with only `columns` (None: all) in its rows."""
