@@ -34,7 +34,7 @@ def test_a_restart_goes_on_in_the_middle_of_a_transaction(items: Database) -> No
     with opened(items, batch_size=10) as monitor:
         items.execute(ROWS, 1, 95)
         first = take(monitor.batches(after=None), 40)
-        assert max(len(batch.changes) for batch in first) == 10
+        assert all(len(batch.changes) <= 10 for batch in first)
     seen = len(changes_of(first))
     assert 40 <= seen < 50
     with opened(items, resumes=True, batch_size=10) as monitor:
