@@ -67,7 +67,9 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
 ) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
-    for _ in range(3):
+    helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+    wait_until(lambda: worker.events("message sent"), what="the message")
+    for _ in range(2):
         helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
 
     wait_until(lambda: len(worker.events("nothing sent")) == 2, what="two that find it sent")
