@@ -41,7 +41,7 @@ def read_postgres_status(
             return _never_started(slot_name, current)
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:
-            published = format_lsn(WALPosition.parse(checkpoint).commit_lsn)
+            published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
             # What is acknowledged is published too, and may lie a little further: behind the last commit.
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
         reader, detail = _reader(slot)
