@@ -157,7 +157,7 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
         failover=settings.cdc_slot_failover,
         routes=router.routes,
         lag_alarm=settings.cdc_lag_alarm,
-        resumes=_saved(settings).position is not None,
+        saved=_saved(settings).resumed,
     )
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
 
