@@ -140,7 +140,8 @@ class WorkerSettings(LogSettings, ConnectionSettings):
     )
     teams_hosts: Words = Field(
         ("*.logic.azure.com", "*.api.powerplatform.com", "*.webhook.office.com"),
-        description="Hosts that a Teams webhook may be on, comma-separated, * for any name.",
+        description="Hosts that a Teams webhook may be on, comma-separated, * for any name; "
+        "with a port where it is not 443, e.g. hooks.example.com:8443.",
     )
     teams_allow_loopback: bool = Field(
         default=False,
