@@ -5,7 +5,7 @@ FROM python:3.13-slim AS build
 RUN python -m venv /opt/cdc-tasks
 ENV PATH=/opt/cdc-tasks/bin:$PATH
 WORKDIR /src
-COPY pyproject.toml README.md celeryconfig.py ./
+COPY pyproject.toml README.md ./
 COPY cdc_tasks cdc_tasks
 COPY listener listener
 RUN pip install --no-cache-dir --disable-pip-version-check .
@@ -17,6 +17,6 @@ ENV PATH=/opt/cdc-tasks/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
-COPY flowerconfig.py ./
+COPY celeryconfig.py ./
 USER 10001
 CMD ["cdc-listener", "run"]

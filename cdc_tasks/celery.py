@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, signals
 
 from cdc_tasks import logs
+from cdc_tasks.config import ignored_file, settings_module
+from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
+from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.settings import LogSettings, SettingsError, load, worker_settings
 
 if TYPE_CHECKING:
     from celery import Task
 
 __all__ = ["app"]
+
+log = structlog.get_logger()
 
 app = Celery(
     "cdc_tasks",
@@ -28,7 +32,7 @@ app = Celery(
         "cdc_tasks.users",
     ],
 )
-app.config_from_object(os.environ.get("CELERY_CONFIG_MODULE", "celeryconfig"))
+app.config_from_object(settings_module())
 
 
 @signals.celeryd_init.connect
@@ -38,6 +42,34 @@ def _report_bad_settings(**_: Any) -> None:
         worker_settings()
     except SettingsError as error:
         raise SystemExit(f"{error}") from None
+
+
+@signals.celeryd_after_setup.connect
+def _report_weak_settings(**_: Any) -> None:
+    if lacks := weakened(app):
+        log.error(
+            "settings_weaken_guarantees",
+            module=settings_module(),
+            lacks=lacks,
+            cure="Start the module with: from cdc_tasks.config.celery import *",
+        )
+    if path := ignored_file():
+        log.warning(
+            "celeryconfig_not_used",
+            file=str(path),
+            reason="It does not start from the settings of cdc-tasks, so it is taken for another application's.",
+            cure="If it is meant: start it with `from cdc_tasks.config.celery import *`.",
+        )
+
+
+@signals.import_modules.connect
+def _prepare_flower(**_: Any) -> None:
+    if not is_flower():
+        return
+    try:
+        prepare()
+    except OpenFlowerError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 @signals.setup_logging.connect

@@ -10,6 +10,7 @@ from celery import Celery
 from kombu import Connection
 from redis.exceptions import ResponseError
 
+from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
 from listener.publisher import BrokerAway
@@ -26,6 +27,7 @@ _ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are th
 def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
     """Yield what was found; never raises CDCError."""
     yield from _check_messages(app, routes)
+    yield from _check_settings(app)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
         is_redis = connection.transport.driver_type == "redis"
@@ -43,6 +45,16 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
         )
         yield Finding(what="durability", state=State.PROBLEM, found=found, cure=cure)
     yield from _check_workers(app, routes)
+
+
+def _check_settings(app: Celery) -> Iterator[Finding]:
+    for lacking in weakened(app):
+        yield Finding(
+            what="celery settings",
+            state=State.WARNING,
+            found=lacking,
+            cure="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+        )
 
 
 def check_cache(url: str) -> Iterator[Finding]:

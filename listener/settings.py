@@ -62,9 +62,10 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         ConnectionSettings.model_fields["celery_broker_url"].default,
         description=ConnectionSettings.model_fields["celery_broker_url"].description,
     )
-    celery_config_module: str = Field(
-        "celeryconfig",
-        description="The module with Celery's settings; yours starts with: from celeryconfig import *",
+    celery_config_module: str | None = Field(
+        None,
+        description="The module with Celery's settings, instead of the celeryconfig.py of a checkout or our own; "
+        "yours starts with: from cdc_tasks.config.celery import *",
     )
     cdc_name: str = Field(
         "cdc_tasks",

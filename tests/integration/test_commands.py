@@ -197,6 +197,14 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
         assert checked["ready"], checked
 
 
+def test_celery_settings_without_what_the_guarantees_need_are_warned_of(operator: Operator) -> None:
+    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.plain_kombu")["findings"]
+    (told,) = [each for each in found if each["what"] == "celery settings"]
+    assert told["state"] == "warning"
+    assert "kombu.transport.redis" in told["found"]
+    assert "celery settings" not in {each["what"] for each in operator.asks("check")["findings"]}
+
+
 def test_a_cache_that_is_away_and_a_queue_that_is_not_there_are_problems(operator: Operator) -> None:
     checked = operator.asks("check", CACHE_URL="redis://127.0.0.1:1/0", CDC_ROUTES=f"{ROUTES}:to_no_queue")
     problems = {each["what"]: each for each in checked["findings"] if each["state"] == "problem"}
