@@ -73,9 +73,11 @@ def _prepare_flower(**_: Any) -> None:
 
 
 @signals.setup_logging.connect
-def _configure_logs(loglevel: int | str = logging.INFO, **_: Any) -> None:
-    level = logging.getLevelName(loglevel) if isinstance(loglevel, int) else loglevel
-    logs.configure(json=load(LogSettings).cdc_log_format == "json", level=level)
+def _configure_logs(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Log as CDC_LOG_FORMAT says, to where Celery's `--logfile`, `--detach` and `celery multi` say."""
+    logs.configure(
+        json=load(LogSettings).cdc_log_format == "json", level=loglevel or logging.INFO, file=logfile
+    )
 
 
 @signals.task_prerun.connect
