@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import click
 import structlog
 from celery import Celery, signals
 
@@ -12,7 +13,7 @@ from cdc_tasks import logs
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.guarantees import weakened
-from cdc_tasks.settings import LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 
 if TYPE_CHECKING:
     from celery import Task
@@ -21,6 +22,18 @@ __all__ = ["app"]
 
 log = structlog.get_logger()
 
+
+def _check_addresses() -> None:
+    """Tell a bad address in words: Celery's command line would show a traceback."""
+    try:
+        load(BrokerSettings)
+    except SettingsError as error:
+        if click.get_current_context(silent=True) is None:
+            raise
+        raise SystemExit(f"error: {error}") from None
+
+
+_check_addresses()
 app = Celery(
     "cdc_tasks",
     task_cls="cdc_tasks.base_task:RetryingTask",

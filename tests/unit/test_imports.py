@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHARED = {
+    "cdc_tasks.addresses",
     "cdc_tasks.changes",
     "cdc_tasks.config",
     "cdc_tasks.config.guarantees",
