@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 log = structlog.get_logger()
+
+_RESULT_BACKEND = "CELERY_RESULT_BACKEND"
 
 
 def _check_addresses() -> None:
@@ -48,6 +51,13 @@ app = Celery(
 app.config_from_object(settings_module())
 
 
+@app.on_after_configure.connect
+def _leave_out_a_foreign_result_backend(sender: Celery, **_: Any) -> None:
+    """Go without results where the settings have none: Celery would take CELERY_RESULT_BACKEND, whoever set it."""
+    if os.environ.get(_RESULT_BACKEND) and sender.conf.get("result_backend", None) is None:
+        sender.backend_cls = "disabled"
+
+
 @signals.celeryd_init.connect
 def _report_bad_settings(**_: Any) -> None:
     """All at once and before the first task, and not one by one, each in a task that fails."""
@@ -65,6 +75,13 @@ def _report_weak_settings(**_: Any) -> None:
             module=settings_module(),
             lacks=lacks,
             cure="Start the module with: from cdc_tasks.config.celery import *",
+        )
+    if app.backend_cls == "disabled":
+        log.warning(
+            "result_backend_not_used",
+            variable=_RESULT_BACKEND,
+            reason="The settings of cdc-tasks keep no results.",
+            cure="If results are wanted: result_backend = … in the module of CELERY_CONFIG_MODULE.",
         )
     if path := ignored_file():
         log.warning(

@@ -30,12 +30,16 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
     yield from _check_settings(app)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
+        alternatives = list(connection.alt)
         is_redis = connection.transport.driver_type == "redis"
         problem = _reach_redis(app) if is_redis else _reach(connection)
     if problem:
         yield problem
         return
-    yield Finding(what="broker", found=address)
+    if len(alternatives) > 1:
+        yield from _check_each(app, alternatives)
+    else:
+        yield Finding(what="broker", found=address)
     if is_redis:
         yield from _check_redis(app, durability)
     elif durability != "memory":
@@ -67,15 +71,28 @@ def check_cache(url: str) -> Iterator[Finding]:
         yield Finding(what="cache", found="answers")
 
 
+def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
+    """Tell of each of several brokers whether it answers: the others hide one that does not."""
+    for url in urls:
+        with app.connection_for_write(url) as connection:
+            address = connection.as_uri()
+            if problem := _reach(connection):
+                found = f"{address} does not answer: {problem.found}"
+                yield Finding(what="broker", state=State.WARNING, found=found, cure=problem.cure)
+            else:
+                yield Finding(what="broker", found=address)
+
+
 def _reach(connection: Connection) -> Finding | None:
     errors: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
     try:
         connection.ensure_connection(
             max_retries=1, interval_start=0, timeout=5, reraise_as_library_errors=False
         )
+        with connection.channel():  # Redis is not spoken to before that
+            return None
     except errors as error:
         return _away("broker", BrokerAway(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
-    return None
 
 
 def _reach_redis(app: Celery) -> Finding | None:

@@ -126,6 +126,13 @@ def test_settings_without_what_the_guarantees_need_are_told_at_the_start(elsewhe
     assert '"level": "error"' in line
 
 
+def test_a_result_backend_of_another_application_is_not_used(elsewhere: Elsewhere) -> None:
+    log = elsewhere.run_worker(CELERY_RESULT_BACKEND="django-db")
+    assert " ready." in log
+    assert "result_backend_not_used" in log
+    assert "Traceback" not in log
+
+
 def test_flower_is_for_this_machine_only_wherever_it_is_started(flower: str, flower_port: int) -> None:
     listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     places = [
