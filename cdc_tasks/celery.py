@@ -13,7 +13,7 @@ from celery import Celery, signals
 from cdc_tasks import logs
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
-from cdc_tasks.config.guarantees import weakened
+from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ def _report_bad_settings(**_: Any) -> None:
         worker_settings()
     except SettingsError as error:
         raise SystemExit(f"{error}") from None
+
+
+@signals.celeryd_after_setup.connect
+def _refuse_unfit_pools(instance: Any, **_: Any) -> None:
+    try:
+        check_pool(instance.pool_cls)
+    except UnfitPoolError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 @signals.celeryd_after_setup.connect

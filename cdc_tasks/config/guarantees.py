@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from cdc_tasks.errors import CDCError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery import Celery
 
-__all__ = ["weakened"]
+__all__ = ["UnfitPoolError", "check_pool", "weakened"]
 
 _OWN_TRANSPORTS: Final = ("cdc_tasks.redis_transport", "cdc_tasks.rabbitmq_transport")
 
@@ -23,6 +25,29 @@ _NEEDED: Final[dict[str, tuple[Any, str]]] = {
     ),
     "accept_content": (["json"], "whoever writes to the broker can run code in the workers"),
 }
+
+
+# By the module of Celery's pool: why a task could run twice at the same time, or be lost.
+_NO_LOOP: Final = "it has no event loop that could tell the broker which tasks its worker still has"
+_UNFIT_POOLS: Final = {
+    "celery.concurrency.thread": "a thread can't be stopped: its task goes on after the connection to the broker "
+    "broke, and runs a second time beside itself",
+    "celery.concurrency.gevent": _NO_LOOP,
+    "celery.concurrency.eventlet": _NO_LOOP,
+}
+
+
+class UnfitPoolError(CDCError):
+    """The guarantees do not hold in this pool."""
+
+
+def check_pool(pool: type) -> None:
+    """Raise UnfitPoolError for a pool of Celery's in which the guarantees do not hold."""
+    if why := _UNFIT_POOLS.get(pool.__module__):
+        raise UnfitPoolError(
+            f"The pool {pool.__module__.rpartition('.')[2]} is refused: {why}.",
+            hint="Leave --pool out, or write: --pool=prefork",
+        )
 
 
 def weakened(app: Celery) -> list[str]:

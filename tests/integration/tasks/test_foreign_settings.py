@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from celery.concurrency import get_implementation
 
+from cdc_tasks.config.guarantees import UnfitPoolError, check_pool
 from demo.server_process import free_port
 from tests.waiting import wait_until
 
@@ -185,3 +187,21 @@ def test_names_for_a_flower_behind_a_proxy_can_be_given(elsewhere: Elsewhere, fl
     finally:
         process.terminate()
         process.wait(60)
+
+
+def test_a_pool_without_the_guarantees_is_refused_in_words(elsewhere: Elsewhere) -> None:
+    process = elsewhere.start("worker", "-c1", "--pool=threads")
+    assert process.wait(60) == 1
+    assert "--pool=prefork" in elsewhere.log
+    assert "Traceback" not in elsewhere.log
+
+
+@pytest.mark.parametrize("module", ["thread", "gevent", "eventlet"])
+def test_the_pools_that_are_refused(module: str) -> None:
+    with pytest.raises(UnfitPoolError, match=f"The pool {module} is refused"):
+        check_pool(type("TaskPool", (), {"__module__": f"celery.concurrency.{module}"}))
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_the_pools_that_are_not(pool: str) -> None:
+    check_pool(get_implementation(pool))
