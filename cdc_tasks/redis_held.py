@@ -2,7 +2,9 @@
 
 Each channel that takes messages has a lease of its own, and under its name what it holds: `cdc:unacked:NAME` with the
 messages by their delivery tags, and `cdc:unacked_index:NAME` with the tags in the order in which they were taken.
-`cdc:leases` has a counter for each, which goes up with every message taken and every few seconds while some are held.
+Where it waits for messages it has inboxes, `cdc:inbox:NAME:QUEUE`, whose queues are in the set `cdc:inboxes:NAME`.
+`cdc:leases` has a counter for each, which goes up with every message taken and every few seconds while it holds some or
+waits for some.
 The keys of kombu's own transport (`unacked`, …) belong to other people's workers, and are left alone.
 """
 
@@ -34,21 +36,35 @@ _KEPT: Final = 300  # seconds that half a sweep is kept, whose worker died
 
 logger = get_logger(__name__)
 
-# KEYS: leases, unacked, its index, and then, for each queue, the list of what goes back and the queue
-# ARGV: the lease, its counter as it was seen, how many messages it held then
+# KEYS: leases, unacked, its index, the set of its inboxes, and then, for each queue, the list of what goes back and the
+# queue; the inboxes are at the end, and are emptied only with the rest
+# ARGV: the lease, its counter as it was seen, how many messages it held then, the place of the first inbox, whether the
+# lease ends
 _GIVE_BACK = """
 local same = redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and redis.call('ZCARD', KEYS[3]) == tonumber(ARGV[3])
-for i = 4, #KEYS, 2 do
+for i = 5, #KEYS, 2 do
     local number = same and redis.call('LLEN', KEYS[i]) or 0
     for start = 0, number - 1, 500 do
         redis.call('RPUSH', KEYS[i + 1], unpack(redis.call('LRANGE', KEYS[i], start, start + 499)))
     end
-    redis.call('DEL', KEYS[i])
+    if same or i < tonumber(ARGV[4]) then redis.call('DEL', KEYS[i]) end
 end
 if not same then return 0 end
 redis.call('DEL', KEYS[2], KEYS[3])
-redis.call('HDEL', KEYS[1], ARGV[1])
+if ARGV[5] == 'ends' then
+    redis.call('DEL', KEYS[4])
+    redis.call('HDEL', KEYS[1], ARGV[1])
+end
 return 1
+"""
+
+# KEYS: an inbox, its queue
+_EMPTY_INBOX = """
+local message = redis.call('RPOP', KEYS[1])
+while message do
+    redis.call('RPUSH', KEYS[2], message)
+    message = redis.call('RPOP', KEYS[1])
+end
 """
 
 
@@ -60,6 +76,15 @@ def unacked_key(lease: str) -> str:
 def index_key(lease: str) -> str:
     """Return the key of the sorted set with the delivery tags, in the order in which they were taken."""
     return f"cdc:unacked_index:{lease}"
+
+
+def inbox_key(lease: str, queue: str) -> str:
+    """Return the key of the list into which a message of this queue comes while its worker waits for one."""
+    return f"cdc:inbox:{lease}:{queue}"
+
+
+def _inboxes_key(lease: str) -> str:
+    return f"cdc:inboxes:{lease}"
 
 
 class QoS(kombu_redis.QoS):
@@ -85,16 +110,32 @@ class QoS(kombu_redis.QoS):
 
     def renew(self) -> None:
         """Say that this worker still holds what it holds."""
-        if len(self._delivered) > len(self._dirty):
+        if waits_at := self.channel.doorbells.queues:
+            self.open_inboxes(waits_at)
+        elif len(self._delivered) > len(self._dirty):
             self._count_up()
+
+    def open_inboxes(self, queues: Iterable[str]) -> None:
+        """Note where messages may come in from now on: others look there should this worker be gone."""
+        lease = self.channel.lease
+        pipe = self._redis().pipeline(transaction=True)
+        pipe.sadd(self._prefixed(_inboxes_key(lease)), *queues)
+        pipe.hincrby(self._prefixed(LEASES), lease, 1)
+        pipe.execute()
+
+    def empty_inbox(self, queue: str) -> None:
+        """Give a message back that came when there was no room for it any more."""
+        self._run(_EMPTY_INBOX, [inbox_key(self.channel.lease, queue), queue], [])
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002  # kombu's signature
         """Give back what is held. Where Redis is away, it comes back when the lease has expired."""
         try:
-            lease = Lease(
-                self.channel.lease, int(self._redis().hget(self._prefixed(LEASES), self.channel.lease) or 0)
-            )
-            self._give_back(lease)
+            self.channel.doorbells.close()
+            counter = self._redis().hget(self._prefixed(LEASES), self.channel.lease)
+            if (
+                counter is not None
+            ):  # it goes on, without being renewed: a message may still be on its way to an inbox
+                self._give_back(Lease(self.channel.lease, int(counter)), ends=False)
         # The last one of them: kombu has no connection any more.
         except (redis.RedisError, OSError, AttributeError) as error:
             logger.warning("Redis is away; what this worker held comes back in a while (%r)", error)
@@ -116,7 +157,7 @@ class QoS(kombu_redis.QoS):
         except CacheAway as away:
             logger.warning("a message that is no task's can't be kept now: %s", away.message)
 
-    def _give_back(self, lease: Lease) -> int:
+    def _give_back(self, lease: Lease, *, ends: bool = True) -> int:
         """Put what is held under a lease back, the oldest first in its queue, if the lease is still as it was seen."""
         tags = self._redis().zrevrange(self._prefixed(index_key(lease.name)), 0, -1)
         lists: dict[str, str] = {}  # by queue: what goes back to it
@@ -127,10 +168,14 @@ class QoS(kombu_redis.QoS):
             pipe.rpush(self._prefixed(place), *messages)
             pipe.expire(self._prefixed(place), _KEPT)
             pipe.execute()
-        keys = [LEASES, unacked_key(lease.name), index_key(lease.name)]
+        keys = [LEASES, unacked_key(lease.name), index_key(lease.name), _inboxes_key(lease.name)]
         keys += [key for queue, place in lists.items() for key in (place, queue)]
-        done = self._run(_GIVE_BACK, keys, [lease.name, lease.counter, len(tags)])
-        return len(tags) if done else 0
+        first_inbox = len(keys) + 1
+        waited_at: set[Any] = self._redis().smembers(self._prefixed(_inboxes_key(lease.name)))
+        for queue in map(bytes_to_str, waited_at):
+            keys += [inbox_key(lease.name, queue), queue]
+        arguments = [lease.name, lease.counter, len(tags), first_inbox, "ends" if ends else "goes on"]
+        return len(tags) if self._run(_GIVE_BACK, keys, arguments) else 0
 
     def _by_queue(self, lease: Lease, tags: list[Any]) -> Iterator[tuple[str, list[str]]]:
         """Yield queues with messages as they go back there, the newest first."""

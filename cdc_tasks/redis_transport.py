@@ -28,8 +28,8 @@ from redis.exceptions import NoScriptError
 
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.malformed import SHAPE_ERRORS, MalformedMessageError, check_envelope, keep_malformed
-from cdc_tasks.redis_doorbells import Doorbells, Poller
-from cdc_tasks.redis_held import LEASES, QoS, index_key, unacked_key
+from cdc_tasks.redis_doorbells import LOOK_EVERY, Doorbells, Poller
+from cdc_tasks.redis_held import LEASES, QoS, inbox_key, index_key, unacked_key
 from cdc_tasks.redis_silence import Vigilant
 
 __all__ = ["SentinelTransport", "Transport"]
@@ -94,12 +94,12 @@ class _ClaimingChannel:
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        if self._nothing_there:
+        if self._nothing_there and not self.doorbells.is_time_to_look():
             self.doorbells.wait_at(queues)
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        self._asked = [queue for _ in self.priority_steps for queue in queues]
+        self._asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
         self.client.connection.send_command(*self._claim(queues))
 
     def look_again(self) -> None:
@@ -107,7 +107,8 @@ class _ClaimingChannel:
         self._nothing_there = False
 
     def _claim(self: Any, queues: list[str]) -> list[Any]:
-        places = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        places = [inbox_key(self.lease, queue) for queue in queues]
+        places += [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
         keys = [
             f"{self.global_keyprefix}{key}"
             for key in (LEASES, self.unacked_key, self.unacked_index_key, *places)
@@ -194,6 +195,10 @@ class _ClaimingChannel:
             logger.debug("renewing failed, will be tried again", exc_info=True)
 
 
+def _wake_up() -> None:
+    """Do nothing: the event loop then goes through its round, in which an idle worker may look at its queues."""
+
+
 class Channel(_ClaimingChannel, Vigilant, kombu_redis.Channel):
     """A channel to one Redis."""
 
@@ -205,7 +210,8 @@ class SentinelChannel(_ClaimingChannel, Vigilant, kombu_redis.SentinelChannel):
 class _RenewingTransport:
     """Before kombu's transport in a class's bases: what a worker does every few seconds."""
 
-    _renewing: Any = None  # the timer
+    _renewing: Any = None  # timers
+    _looking: Any = None
     cycle: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -214,10 +220,12 @@ class _RenewingTransport:
 
     def register_with_event_loop(self: Any, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)  # type: ignore[misc]
-        if self._renewing is not None:
-            self._renewing.cancel()
+        for timer in (self._renewing, self._looking):
+            if timer is not None:
+                timer.cancel()
         lease = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
         self._renewing = loop.call_repeatedly(min(lease / 6, 60), self._renew)
+        self._looking = loop.call_repeatedly(LOOK_EVERY, _wake_up)
 
     def _renew(self: Any) -> None:
         for channel in list(self.channels):
