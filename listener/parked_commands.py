@@ -130,6 +130,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "error": parked.error,
         "parked_at": parked.parked_at.isoformat(),
         "change": parked.change.to_message(),
+        **({} if parked.logged is None else {"logged": parked.logged}),
     }
 
 

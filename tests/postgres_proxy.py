@@ -31,16 +31,18 @@ class PostgresProxy:
         drops: Collection[str] = (),
         refuses: Collection[str] = (),
         errors: Mapping[bytes, tuple[str, str]] | None = None,
+        replaces: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """`translates` makes the errors' words unreadable; `drops` and `refuses` name start-up parameters, as
         PgBouncer's `ignore_startup_parameters` does; `errors` gives SQLSTATE and message instead of the copied
-        data that holds the key.
+        data that holds the key; `replaces` gives other bytes, as many, within copied data.
         """
         self._target = port
         self._translates = translates
         self._drops = drops
         self._refuses = refuses
         self._errors = errors or {}
+        self._replaces = replaces or {}
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._sockets: set[socket.socket] = set()
         self.port: int = self._listening.getsockname()[1]
@@ -93,6 +95,9 @@ class PostgresProxy:
                 if kind == b"d" and (found := [each for each in self._errors if each in body]):
                     client.sendall(_error(*self._errors[found[0]]))
                     break
+                if kind == b"d":
+                    for old, new in self._replaces.items():
+                        body = body.replace(old, new)
                 client.sendall(_translate(kind, body) if self._translates and kind in b"EN" else head + body)
         _shut(client)
 
