@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cdc_tasks.changes import Change
@@ -30,7 +30,7 @@ class _Changed:
 @dataclass(frozen=True, slots=True)
 class _Became:
     columns: tuple[str, ...]
-    value: Any
+    value: Any = field(hash=False)  # json and arrays are dicts and lists
 
     def __call__(self, change: Change) -> bool:
         (column,) = self.columns
@@ -56,7 +56,7 @@ def changed(*columns: str) -> When:
 def became(column: str, value: Any) -> When:
     """Fire where `column` has now this value and had another one, or the row is new.
 
-    `value` is compared with what a task would receive: `numeric` and timestamps are str. Where the old
+    `value` is compared with what a task would receive: `numeric` and timestamps are str, arrays lists. Where the old
     value is unknown it fires, as `changed` does.
     """
     if not _is_name(column):

@@ -156,6 +156,13 @@ def test_a_bad_registration_names_the_value_and_the_cure(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("value", [["urgent"], {"a": 1}, None, float("nan")])
+def test_a_route_has_a_hash_whatever_its_condition_compares_with(value: object) -> None:
+    router = router_with(("public", "papers", EventType.ALL, "task"), when=became("data", value))
+    assert dict.fromkeys(router.routes)
+    assert {became("data", value)}
+
+
 @pytest.mark.parametrize("predicate", [changed, lambda: changed(""), lambda: became("", 1)])
 def test_a_predicate_without_a_column_is_refused(predicate: Any) -> None:
     with pytest.raises(TypeError, match="column"):
