@@ -169,7 +169,8 @@ def _only(parameters: Mapping[str, Any], info: ConnectionInfo) -> dict[str, Any]
     ]
     alone = {key: value for key, value in parameters.items() if key != "target_session_attrs"}
     for each in hosts:
-        if each.get("host", info.host) == info.host and int(each.get("port") or info.port) == info.port:
+        host = each.get("host") or each.get("hostaddr") or info.host
+        if host == info.host and int(each.get("port") or info.port) == info.port:
             return {**alone, **each}
     return alone
 

@@ -23,6 +23,7 @@ __all__ = [
     "STUCK",
     "TLS",
     "TLS_OFF",
+    "UPDATE",
 ]
 
 ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
@@ -86,9 +87,11 @@ SLOTS: Final = (
     "or make room: ALTER SYSTEM SET max_replication_slots = 20;   then restart PostgreSQL"
 )
 
+UPDATE: Final = "Update cdc-tasks, and report this with the server's version."
+
 STUCK: Final = (
     "A value of more than 500 MB? Leave its column out: give the table's routes columns=, with CDC_PLUGIN=pgoutput. "
-    "Else update cdc-tasks, and report this with the server's version.\n"
+    f"Else: {UPDATE}\n"
     "To go on without that transaction, once what depends on it was brought up to date by hand:\n"
     "  SELECT pg_replication_slot_advance('{slot}', '{beyond}');\n"
     "and then: python -m listener run --accept-gap"

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from listener.monitor import SourceError
 from listener.postgres.change import Transaction, WALChange, format_lsn, parse_lsn
+from listener.postgres.cures import UPDATE
 
 __all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "WALPosition"]
 
@@ -112,5 +113,5 @@ class Decoder(ABC):
         at = WALPosition(self.commit_lsn, max(0, self._ordinal - 1))
         return SourceError(
             f"PostgreSQL sent something that cannot be decoded, at {at}: {what}. Nothing was acknowledged.",
-            hint="Update cdc-tasks, and report this with the server's version.",
+            hint=UPDATE,
         )

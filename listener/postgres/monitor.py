@@ -23,7 +23,7 @@ from listener.postgres.connection import (
     log_codec,
     translated,
 )
-from listener.postgres.cures import STUCK
+from listener.postgres.cures import STUCK, UPDATE
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
 from listener.postgres.diagnosis import explain
 from listener.postgres.errors import SlotInUse, sqlstate_of
@@ -299,9 +299,12 @@ class PostgresWALMonitor:
 
     def _stuck(self, error: SourceError) -> SourceError:
         """Say where in the log a message stands that the server cannot make, or that we cannot read."""
+        message = error.message.rstrip(".")
+        if not self._in_transaction:
+            return SourceError(f"{message}. Reading stopped between two transactions.", hint=UPDATE)
         lsn = self._decoder.commit_lsn
         return SourceError(
-            f"{error.message} Reading stopped in the transaction that commits at {format_lsn(lsn)}.",
+            f"{message}. Reading stopped in the transaction that commits at {format_lsn(lsn)}.",
             hint=STUCK.format(slot=self._slot, beyond=format_lsn(lsn + 1)),
         )
 

@@ -10,7 +10,7 @@ import ctypes
 import re
 from collections.abc import Mapping
 from functools import cache
-from select import select
+from select import POLLIN, POLLOUT, poll
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -55,9 +55,10 @@ def find_refusal(parameters: Mapping[str, Any]) -> Refusal | None:
 def _connect(session: connection, deadline: float) -> Refusal | None:
     try:
         while (state := session.poll()) != POLL_OK:
+            waiting = poll()
+            waiting.register(session.fileno(), POLLIN if state == POLL_READ else POLLOUT)
             left = deadline - monotonic()
-            waits = [session.fileno()]
-            if left <= 0 or not any(select(*((waits, []) if state == POLL_READ else ([], waits)), [], left)):
+            if left <= 0 or not waiting.poll(left * 1000):
                 return Refusal("timeout expired")
     except psycopg2.Error as error:
         return _parse(str(error), needs_password=bool(session.info.needs_password))
