@@ -61,7 +61,16 @@ def became(column: str, value: Any) -> When:
     """
     if not _is_name(column):
         raise TypeError(f"became({column!r}, …) needs the name of a column, e.g. became('status', 'closed')")
-    return _Became((column,), value)
+    return _Became((column,), _as_json(value))
+
+
+def _as_json(value: Any) -> Any:
+    """Return the value as JSON brings it to a task: there are lists, and no tuples."""
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    return value
 
 
 def _is_name(column: object) -> bool:

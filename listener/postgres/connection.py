@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from time import monotonic
 from typing import Any, Final
 
 import psycopg2
@@ -17,7 +18,7 @@ from psycopg2.sql import Composable
 from listener.monitor import SourceError
 from listener.postgres.cures import POOLER, SENDERS
 from listener.postgres.errors import TooManyConnections, refused, translate
-from listener.postgres.refusal import find_refusal
+from listener.postgres.refusal import Refusal, find_refusal, time_limit
 
 __all__ = [
     "Connection",
@@ -102,12 +103,15 @@ def connect_replication(url: str) -> LogicalReplicationConnection:
 
 
 def _connect(parameters: Mapping[str, Any], connection_factory: type[Connection] | None = None) -> Any:
+    started = monotonic()
     try:
         return psycopg2.connect(**parameters, connection_factory=connection_factory)
     except psycopg2.Error as error:
         if connection_factory is not None:
             parameters = {**parameters, "replication": "database"}
-        raise refused(error, find_refusal(parameters), parameters) from error
+        is_silent = monotonic() - started >= time_limit(parameters)  # no host answered: do not wait once more
+        refusal = Refusal(str(error)) if is_silent else find_refusal(parameters)
+        raise refused(error, refusal, parameters) from error
 
 
 @contextmanager

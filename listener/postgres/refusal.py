@@ -18,7 +18,7 @@ import psycopg2
 from psycopg2 import _psycopg
 from psycopg2.extensions import POLL_OK, POLL_READ, connection
 
-__all__ = ["Refusal", "find_refusal"]
+__all__ = ["Refusal", "find_refusal", "time_limit"]
 
 _VERBOSE: Final = 2  # PQERRORS_VERBOSE
 _LONGEST: Final = 60.0  # seconds for each host where connect_timeout is 0, which means forever
@@ -47,7 +47,7 @@ def find_refusal(parameters: Mapping[str, Any]) -> Refusal | None:
         return Refusal(str(error))
     try:
         _libpq().PQsetErrorVerbosity(session.pgconn_ptr, _VERBOSE)
-        return _connect(session, monotonic() + _time_limit(parameters))
+        return _connect(session, monotonic() + time_limit(parameters))
     finally:
         session.close()
 
@@ -75,7 +75,8 @@ def _parse(text: str, *, needs_password: bool) -> Refusal:
     return Refusal(last[2], last[1], location[1] if location else None, needs_password)
 
 
-def _time_limit(parameters: Mapping[str, Any]) -> float:
+def time_limit(parameters: Mapping[str, Any]) -> float:
+    """Return how many seconds a connection may take until libpq gives up."""
     hosts = str(parameters.get("host", "")).count(",") + 1
     return hosts * (float(parameters.get("connect_timeout") or 0) or _LONGEST)
 

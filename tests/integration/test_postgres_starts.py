@@ -103,9 +103,13 @@ def test_several_listeners_that_start_at_once_are_one_reader_and_standbys(any_da
     assert reading == [first]
 
 
-def test_listeners_of_other_names_with_one_publication_start_at_once(any_database: Database) -> None:
-    """What one makes while the other is about to is found at the next try, which the loop makes."""
+@pytest.mark.parametrize("before", ["SELECT", "CREATE PUBLICATION cdc"])
+def test_listeners_of_other_names_with_one_publication_start_at_once(
+    any_database: Database, before: str
+) -> None:
+    """What one makes or changes while the other is about to is found at the next try, which the loop makes."""
     with_items(any_database)
+    any_database.execute(before)
     failed: list[Exception] = []
     with ExitStack() as stack:
 
