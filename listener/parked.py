@@ -13,12 +13,25 @@ import redis
 import structlog
 
 from cdc_tasks.changes import Change, EventType, RowChange
+from cdc_tasks.errors import CDCError
 from listener.logged_change import LoggedChange
 from listener.router import BinlogRouter, Parked, Route, RouteError
 
-__all__ = ["ParkedChange", "parked_key", "parse_parked", "read_parked", "say_parked", "store_parked"]
+__all__ = [
+    "ParkedChange",
+    "UnreadableRecord",
+    "parked_key",
+    "parse_parked",
+    "read_parked",
+    "say_parked",
+    "store_parked",
+]
 
 log = structlog.get_logger()
+
+
+class UnreadableRecord(CDCError):
+    """A record of a parked change is not one of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +134,22 @@ def say_parked(parked: Iterable[Parked]) -> None:
 def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:
     """Yield what is parked, in no particular order."""
     for task_id, record in client.hscan_iter(key):
-        yield parse_parked(task_id, record)
+        yield parse_parked(key, task_id, record)
 
 
-def parse_parked(task_id: bytes, record: bytes) -> ParkedChange:
-    """Return what one field of the hash says."""
-    fields = json.loads(record)
+def parse_parked(key: str, task_id: bytes, record: bytes) -> ParkedChange:
+    """Return what one field of the hash `key` says; raises UnreadableRecord."""
+    try:
+        return _parse(task_id, json.loads(record))
+    except (LookupError, TypeError, ValueError) as error:
+        name = task_id.decode(errors="backslashreplace")
+        raise UnreadableRecord(
+            f"What is parked as {name} in {key} cannot be read: {type(error).__name__}.",
+            hint=f"See it: redis-cli HGET {key} {name}\nTo throw it away: redis-cli HDEL {key} {name}",
+        ) from error
+
+
+def _parse(task_id: bytes, fields: Mapping[str, Any]) -> ParkedChange:
     return ParkedChange(
         id=task_id.decode(),
         task=fields["task"],

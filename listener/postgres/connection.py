@@ -15,6 +15,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812 - the dri
 from psycopg2.extras import LogicalReplicationConnection
 from psycopg2.sql import Composable
 
+from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError
 from listener.postgres.cures import POOLER, SENDERS
 from listener.postgres.errors import TooManyConnections, refused, translate
@@ -134,8 +135,12 @@ def _check_protocol(connection: LogicalReplicationConnection) -> None:
 
 
 def _has_no_senders(url: str) -> bool:
-    with closing(connect(url)) as connection:
-        return bool(fetch_value(connection, "SELECT current_setting('max_wal_senders')") == "0")
+    """Ask in an ordinary session, which has room of its own."""
+    try:
+        with closing(connect(url)) as connection:
+            return bool(fetch_value(connection, "SELECT current_setting('max_wal_senders')") == "0")
+    except CDCError:
+        return False
 
 
 def _pin(connection: Connection) -> None:

@@ -55,7 +55,8 @@ AUTHENTICATION: Final = (
 )
 
 PG_HBA: Final = (
-    "Add ?sslmode=require to DATABASE_URL if the server wants TLS; else add to its pg_hba.conf the line\n"
+    "Add ?sslmode=require to DATABASE_URL if the server wants TLS, and &sslcert=…&sslkey=… if it wants a "
+    "certificate of the listener's; else add to its pg_hba.conf the line\n"
     "  host {database} {role} ADDRESS_OF_THE_LISTENER/32 scram-sha-256\n"
     "and run: SELECT pg_reload_conf();"
 )

@@ -108,7 +108,12 @@ _BY_ROUTINE: Final = frozenset({"28000", "42501"})
 _LIBPQ: Final = (
     (re.compile(r"does not support SSL"), TLS_OFF),
     (re.compile(r"certificate|SSL error: (?!unexpected eof)"), TLS),
-    (re.compile(r"invalid (?!response)|definition of service"), "Correct that part of DATABASE_URL."),
+    (
+        re.compile(
+            r"invalid (?!response)|definition of service|channel binding|authentication method requirement"
+        ),
+        "Correct that part of DATABASE_URL.",
+    ),
 )
 
 # After these the same may work again: connection, resources, operator, locks.

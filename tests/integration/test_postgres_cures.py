@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -77,3 +78,26 @@ def _drop(cursor: Any, role: str, database: str) -> None:
 def test_every_keyword_that_is_no_name_is_quoted(any_database: Database) -> None:
     words = any_database.fetch("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')")
     assert {word for (word,) in words} <= RESERVED
+
+
+@pytest.mark.parametrize("server_class", [PostgresServer, DebianPostgresServer])
+def test_the_sql_of_the_manual_works_as_pasted(server_class: type[PostgresServer]) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    blocks = re.findall(r"```sql\n(.*?)```", manual, re.DOTALL)
+    assert len(blocks) > 2
+    with server_class() as server:
+        with closing(psycopg2.connect(server.url)) as connection, connection.cursor() as cursor:
+            connection.autocommit = True
+            cursor.execute("CREATE DATABASE helpdesk")
+        with (
+            closing(psycopg2.connect(server.url_of("helpdesk"))) as connection,
+            connection.cursor() as cursor,
+        ):
+            connection.autocommit = True
+            cursor.execute("CREATE TABLE tickets (id int PRIMARY KEY)")
+            cursor.execute("CREATE PUBLICATION cdc_tasks FOR TABLE tickets")
+            cursor.execute("SELECT pg_create_logical_replication_slot('cdc_tasks', 'pgoutput')")
+            for statement in "".join(blocks).split(";"):
+                if re.sub(r"--.*", "", statement).strip():
+                    cursor.execute(statement)
+        server.restart()

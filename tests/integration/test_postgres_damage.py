@@ -73,6 +73,29 @@ def test_a_message_that_cannot_be_decoded_stops_the_listener_with_place_and_cure
     _skips_as_told(operator, database, broker, failed["cure"])
 
 
+def test_a_message_of_wal2json_that_cannot_be_decoded_stops_the_listener_too(
+    debian_database: Database, broker: Broker
+) -> None:
+    operator = operator_on(debian_database, broker)
+    operator.environment |= {"CDC_ROUTES": f"{ROUTES}:mended", "CDC_PLUGIN": "wal2json"}
+    damage = {b'"value":"damaged"': b'"value":{"a":123}'}
+    with PostgresProxy(debian_database.server.port, replaces=damage) as proxy:
+        failed = _fails_at_a_row(operator, debian_database, proxy)
+    _skips_as_told(operator, debian_database, broker, failed["cure"])
+
+
+@pytest.mark.parametrize("key", ["held", "parked"])
+def test_what_is_not_ours_in_redis_is_told_with_the_way_out(
+    database: Database, broker: Broker, key: str
+) -> None:
+    operator = operator_on(database, broker)
+    broker.client.hset(f"cdc:{database.name}:{key}", "x", "what is this")
+    done = operator.types(*(["run"] if key == "held" else ["parked", "list"]))
+    assert done.returncode == 1
+    assert f"redis-cli {'DEL' if key == 'held' else 'HDEL'} cdc:{database.name}:{key}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_row_that_the_server_cannot_send_is_told_with_place_and_a_cure_that_works(
     database: Database, broker: Broker
 ) -> None:

@@ -16,7 +16,9 @@ from demo.servers import PostgresServer
 from listener.monitor import SourceError, SourceLost
 from listener.postgres.errors import PermissionDenied
 from listener.postgres.monitor import PostgresWALMonitor
+from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter
+from listener.status import Reader
 from tests.listening import wait_for_listener
 from tests.operators import operator_on, tasks_in
 from tests.postgres_findings import Findings
@@ -201,3 +203,7 @@ def test_a_publication_that_the_role_may_not_make_is_told_in_another_language_to
         assert "CREATE PUBLICATION" in str(raised.value)
     finally:
         database.execute(f"DROP ROLE reader_{database.name}")
+
+
+def test_the_status_of_a_standby_is_told(standby: PostgresServer) -> None:
+    assert read_postgres_status(standby.url, "nobodys", None).reader is Reader.NEVER_STARTED
