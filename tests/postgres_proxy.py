@@ -133,11 +133,16 @@ def _message(kind: bytes, body: bytes) -> bytes:
 def _translate(kind: bytes, body: bytes) -> bytes:
     """Return the message with each letter of its words exchanged."""
     fields = [
-        field[:1] + codecs.encode(field[1:].decode(), "rot13").encode() if field[0] in _TRANSLATED else field
+        field[:1] + _exchanged(field[1:]) if field[0] in _TRANSLATED else field
         for field in body.split(b"\0")
         if field
     ]
     return _message(kind, b"".join(field + b"\0" for field in fields) + b"\0")
+
+
+def _exchanged(words: bytes) -> bytes:
+    """Return other words, in Latin-1 as those of a server whose locale is not of UTF-8."""
+    return f"»{codecs.encode(words.decode(), 'rot13')}«".encode("latin-1")
 
 
 def _shut(each: socket.socket) -> None:

@@ -19,7 +19,7 @@ from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError
 from listener.postgres.cures import POOLER, SENDERS
 from listener.postgres.errors import TooManyConnections, refused, translate
-from listener.postgres.refusal import Refusal, find_refusal, time_limit
+from listener.postgres.refusal import CONNECTING, Refusal, find_refusal, time_limit, words_of
 
 __all__ = [
     "Connection",
@@ -107,12 +107,12 @@ def _connect(parameters: Mapping[str, Any], connection_factory: type[Connection]
     started = monotonic()
     try:
         return psycopg2.connect(**parameters, connection_factory=connection_factory)
-    except psycopg2.Error as error:
+    except CONNECTING as error:
         if connection_factory is not None:
             parameters = {**parameters, "replication": "database"}
         is_silent = monotonic() - started >= time_limit(parameters)  # no host answered: do not wait once more
-        refusal = Refusal(str(error)) if is_silent else find_refusal(parameters)
-        raise refused(error, refusal, parameters) from error
+        refusal = Refusal(words_of(error)) if is_silent else find_refusal(parameters)
+        raise refused(words_of(error), refusal, parameters) from error
 
 
 @contextmanager

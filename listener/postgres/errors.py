@@ -132,11 +132,14 @@ def translate(error: psycopg2.Error, parameters: Mapping[str, Any]) -> CDCError:
     return SourceError(text, hint=None if error.pgcode == "55000" else error.diag.message_hint)
 
 
-def refused(error: psycopg2.Error, refusal: Refusal | None, parameters: Mapping[str, Any]) -> CDCError:
-    """Return in our words why there is no session; without a refusal the server takes one by now."""
+def refused(words: str, refusal: Refusal | None, parameters: Mapping[str, Any]) -> CDCError:
+    """Return in our words why there is no session; without a refusal the server takes one by now.
+
+    `words` are those of the first attempt, which name each host.
+    """
+    text = _line(words, refusal)
     if refusal is None:
-        return SourceLost(_primary(error))
-    text = _line(error, refusal)
+        return SourceLost(text)
     if refusal.sqlstate is None:
         return _without_server(text, refusal, parameters)
     kind, hint = _refusal(refusal, parameters)
@@ -191,18 +194,19 @@ def _primary(error: psycopg2.Error) -> str:
     if error.diag.message_primary:
         detail = error.diag.message_detail
         return f"PostgreSQL: {error.diag.message_primary}" + (f" ({detail})" if detail else "")
-    return f"PostgreSQL: {(_lines(error) or [type(error).__name__])[0]}"
+    return f"PostgreSQL: {(_lines(str(error)) or [type(error).__name__])[0]}"
 
 
-def _line(error: psycopg2.Error, refusal: Refusal) -> str:
+def _line(words: str, refusal: Refusal | None) -> str:
     """Return the line that tells why, with the host: each host has its own."""
-    lines = _lines(error)
-    last = next((line for line in reversed(lines) if refusal.sqlstate and refusal.text in line), None)
-    return f"PostgreSQL: {last or (lines or [refusal.text])[0]}"
+    lines = _lines(words)
+    message = refusal.text if refusal and refusal.sqlstate else ""
+    last = next((line for line in reversed(lines) if message and message in line), None)
+    return f"PostgreSQL: {last or (lines or ['no connection'])[0]}"
 
 
-def _lines(error: psycopg2.Error) -> list[str]:
-    return [line.strip() for line in str(error).splitlines() if line.strip()]
+def _lines(words: str) -> list[str]:
+    return [line.strip() for line in words.splitlines() if line.strip()]
 
 
 def _named(parameters: Mapping[str, Any]) -> dict[str, str]:

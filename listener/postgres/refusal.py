@@ -18,7 +18,7 @@ import psycopg2
 from psycopg2 import _psycopg
 from psycopg2.extensions import POLL_OK, POLL_READ, connection
 
-__all__ = ["Refusal", "find_refusal", "time_limit"]
+__all__ = ["CONNECTING", "Refusal", "find_refusal", "time_limit", "words_of"]
 
 _VERBOSE: Final = 2  # PQERRORS_VERBOSE
 _LONGEST: Final = 60.0  # seconds for each host where connect_timeout is 0, which means forever
@@ -28,6 +28,10 @@ _ERROR: Final = re.compile(r"^(?:.*?):  ([0-9A-Z]{5}): (.*)$", re.MULTILINE)
 _LOCATION: Final = re.compile(r"^\S.*?:  (\w+), \S+:\d+$", re.MULTILINE)
 
 
+# What psycopg2 raises while it connects. A server speaks in the encoding of its locale until a session has another.
+CONNECTING: Final = (psycopg2.Error, UnicodeDecodeError)
+
+
 class Refusal(NamedTuple):
     """Why there is no session: what a server answered, or what libpq met before a server did."""
 
@@ -35,6 +39,13 @@ class Refusal(NamedTuple):
     sqlstate: str | None = None  # None: no server refused
     routine: str | None = None  # the function in PostgreSQL's source that refused: the same in each language
     needs_password: bool = False
+
+
+def words_of(error: psycopg2.Error | UnicodeDecodeError) -> str:
+    """Return what libpq or the server said."""
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.decode(errors="backslashreplace")
+    return str(error)
 
 
 def find_refusal(parameters: Mapping[str, Any]) -> Refusal | None:
@@ -60,8 +71,8 @@ def _connect(session: connection, deadline: float) -> Refusal | None:
             left = deadline - monotonic()
             if left <= 0 or not waiting.poll(left * 1000):
                 return Refusal("timeout expired")
-    except psycopg2.Error as error:
-        return _parse(str(error), needs_password=bool(session.info.needs_password))
+    except CONNECTING as error:
+        return _parse(words_of(error), needs_password=bool(session.info.needs_password))
     return None
 
 

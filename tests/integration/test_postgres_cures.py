@@ -48,7 +48,7 @@ def _statements(role: str, database: str, beyond: str) -> list[str]:
     """Return all SQL of the cures, but what has a placeholder that a person must fill in."""
     names = {"role": quoted(role), "database": quoted(database), "slot": "ours", "beyond": beyond}
     texts = [getattr(cures, name).format(**names) for name in cures.__all__]
-    texts += [str(refused(psycopg2.Error(), each, {"user": role, "dbname": database})) for each in _REFUSALS]
+    texts += [str(refused("words", each, {"user": role, "dbname": database})) for each in _REFUSALS]
     found = [statement for text in texts for statement in _SQL.findall(text)]
     # On Amazon RDS alone; a person's own slot.
     return [each for each in found if "rds_replication" not in each and "'NAME'" not in each]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psycopg2
 import pytest
 
 from listener.monitor import SourceError, SourceLost
@@ -39,21 +38,21 @@ _REPLICATION = {**_PARAMETERS, "replication": "database"}
 def test_a_refusal_is_known_without_its_words(
     sqlstate: str | None, routine: str | None, parameters: dict[str, str], kind: type, cure: str
 ) -> None:
-    error = refused(psycopg2.OperationalError("Worte"), Refusal("Worte", sqlstate, routine), parameters)
+    error = refused("Worte", Refusal("Worte", sqlstate, routine), parameters)
     assert type(error) is kind
     assert "Worte" in str(error)
     assert cure in (error.hint or "")
 
 
 def test_a_server_that_lets_the_second_try_in_may_be_tried_again() -> None:
-    assert type(refused(psycopg2.OperationalError("gone"), None, _PARAMETERS)) is SourceLost
+    assert type(refused("gone", None, _PARAMETERS)) is SourceLost
 
 
 def test_a_pooler_s_words_are_never_translated() -> None:
     told = Refusal("unsupported startup parameter: replication", "08P01")
-    assert "connection pooler" in str(refused(psycopg2.OperationalError("no"), told, _REPLICATION))
+    assert "connection pooler" in str(refused("no", told, _REPLICATION))
     other = Refusal("pgbouncer cannot connect to server", "08P01")
-    assert type(refused(psycopg2.OperationalError("no"), other, _PARAMETERS)) is SourceLost
+    assert type(refused("no", other, _PARAMETERS)) is SourceLost
 
 
 def test_of_several_hosts_the_last_one_s_refusal_counts() -> None:
