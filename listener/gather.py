@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cdc_tasks.changes import EventType
 from listener.publisher import BrokerError
-from listener.redis_connection import Command
+from listener.redis_connection import Command, too_large
 from listener.router import Call, Origin, Parked, Route
 
 __all__ = ["Gathered", "Gatherer", "group"]
@@ -71,6 +71,7 @@ class Gatherer:
         self._interval = interval
         self._longest = max(0.0, longest - _TICK)
         self._clock = clock
+        self.most_arguments: int | None = None  # how many bytes of them the broker takes in one message
         self._batches: dict[str, _OpenBatch] = {}
         self._fired_at: dict[_CoalescedOn, float] = {}  # in the order of the times
         self._waiting: dict[_CoalescedOn, Call] = {}
@@ -85,6 +86,8 @@ class Gatherer:
                 gathered.parked.append(each)
             elif not each.route.is_grouped:
                 tasks.append(each)
+            elif self._key and not self._fits(len(each.arguments)):  # it could not even be held back
+                gathered.parked.append(self._refused(each))
             elif each.route.coalesce:
                 self._coalesce(each, at_once, gathered, now)
             else:
@@ -148,12 +151,22 @@ class Gatherer:
     def _add(self, call: Call, gathered: Gathered, now: float) -> None:
         route = call.route
         batch = self._batches.get(route.key)
+        if batch is not None and not self._fits(batch.size + len(batch.items) + len(call.arguments)):
+            self._close(batch, gathered)
+            batch = None
         if batch is None:
             origin = Origin(call.change.kind, call.change.stamp)
             batch = self._batches[route.key] = _OpenBatch(route, origin, now)
         batch.add(_item(call))
         if batch.is_full:
             self._close(batch, gathered)
+
+    def _fits(self, length: int) -> bool:
+        return self.most_arguments is None or length <= self.most_arguments
+
+    def _refused(self, call: Call) -> Parked:
+        error = too_large(len(call.arguments), self.most_arguments or 0)
+        return Parked(call.route, call.change, error, call.arguments)
 
     def _close(self, batch: _OpenBatch, gathered: Gathered) -> None:
         del self._batches[batch.route.key]
@@ -188,9 +201,12 @@ class Gatherer:
         return f"{self._key}:{route.key}"
 
 
-def group(fired: Iterable[Call | Parked]) -> tuple[list[Call], list[Parked]]:
+def group(
+    fired: Iterable[Call | Parked], *, most_arguments: int | None = None
+) -> tuple[list[Call], list[Parked]]:
     """Coalesce and batch only what is published together: for a broker that cannot hold anything back."""
     gatherer = Gatherer("", interval=0.0, longest=0.0)
+    gatherer.most_arguments = most_arguments
     now = gatherer.gather(fired)
     late = gatherer.gather(())
     return now.tasks + late.tasks, now.parked

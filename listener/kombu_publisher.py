@@ -6,7 +6,7 @@ batch is sent again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -19,6 +19,7 @@ from listener.kombu_sender import KombuSender
 from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
 from listener.pause import PauseNote, pause_key
+from listener.publisher import BrokerError, MessageTooLarge
 from listener.redis_connection import RedisConnection
 from listener.router import Call, Parked
 
@@ -26,6 +27,7 @@ __all__ = ["KombuPublisher"]
 
 log = structlog.get_logger()
 
+_AROUND = 1_000  # bytes in a message's body beside the arguments
 _LOOK_EVERY = 0.5  # seconds between two looks at a queue that is too long
 
 
@@ -62,21 +64,40 @@ class KombuPublisher:
         notes: str | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
-        tasks, parked = group(fired)
+        limit = self._sender.limit
+        tasks, parked = group(fired, most_arguments=None if limit is None else limit - _AROUND)
         if tasks:
-            messages = {task.id: self._message(task) for task in tasks}
-            self._patience.until_done(lambda: self._sender.send(messages))
+            parked += self._send(tasks)
         else:
             self._sender.keep_alive()
         if tasks or parked or checkpoint != self._checkpoint.held or notes is not None:
             self._checkpoint.start(
-                lambda: store_parked(self._parked_key, parked), checkpoint, as_of, notes=notes
+                lambda: store_parked(self._parked_key, parked, longest=self._redis.longest),
+                checkpoint,
+                as_of,
+                notes=notes,
             )
             self._checkpoint.settle()
         say_parked(parked)
         if tasks and self._max_queue is not None:
             self._wait_for_room(self._max_queue)
         return self._checkpoint.held
+
+    def _send(self, tasks: Sequence[Call]) -> list[Parked]:
+        """Make the broker hold the tasks; returns those whose messages it will never take."""
+        messages = {task.id: self._message(task) for task in tasks}
+        parked: list[Parked] = []
+        while messages:
+            try:
+                self._patience.until_done(lambda: self._sender.send(messages))
+            except MessageTooLarge as error:
+                too_large = [each for each in tasks if len(_body(messages, each)) > error.limit]
+                if not too_large:
+                    raise BrokerError(error.message, hint=error.hint) from error
+                parked += [Parked(*each[:2], error, each.arguments) for each in too_large]
+                for each in too_large:
+                    messages.pop(each.id, None)
+        return parked
 
     def settle(self) -> str | None:
         """Return the last position whose tasks the broker holds: nothing is published ahead."""
@@ -112,3 +133,8 @@ class KombuPublisher:
         if seal is None:
             seal = self._sealed[task.route.key, kind] = sealing(self._app, task.route, kind)
         return seal(task.arguments, task.id, task.change.position)
+
+
+def _body(messages: Mapping[str, Message], task: Call) -> bytes:
+    message = messages.get(task.id)
+    return b"" if message is None else message.body

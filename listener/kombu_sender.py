@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import structlog
 from amqp import exceptions as amqp
+from amqp import spec
 from celery import Celery
 from kombu import Producer
 from kombu.exceptions import OperationalError
@@ -17,7 +19,7 @@ from kombu.exceptions import OperationalError
 from listener.confirms import Confirms
 from listener.kombu_message import Message
 from listener.patience import Patience
-from listener.publisher import BrokerAway, BrokerError
+from listener.publisher import BrokerAway, BrokerError, MessageTooLarge
 from listener.task_message import durable_queues
 from listener.tls import bad_certificate
 
@@ -28,6 +30,9 @@ log = structlog.get_logger()
 _HEARTBEAT: Final = 10  # seconds, where celeryconfig.py has none
 _TICK: Final = 0.5  # seconds between two heartbeats, and between two looks at whether we are stopped
 _SILENCE = 15.0  # seconds without a confirmation after which what is left is sent again
+_LARGE: Final = 1_000_000  # bytes: before such a message the others are confirmed, in case it is refused
+_LARGEST: Final = 512 * 1024 * 1024  # bytes: no RabbitMQ can be told to take more
+_TOO_LARGE: Final = re.compile(r"message size (?P<size>\d+) is larger than .*size (?P<limit>\d+)")
 _TIMEOUTS: Final = {"read_timeout": 10, "write_timeout": 10}
 
 _CURES: Final[dict[type[Exception], str]] = {
@@ -37,6 +42,7 @@ _CURES: Final[dict[type[Exception], str]] = {
     amqp.PreconditionFailed: "A queue that is declared in another way already: drain it and delete it "
     "(rabbitmqctl delete_queue <name>), or declare it in task_queues of celeryconfig.py as it is.",
 }
+_OPTION_CURE: Final = "Correct the options of the message in task_routes of celeryconfig.py."
 
 
 class KombuSender:
@@ -52,11 +58,13 @@ class KombuSender:
         self._queues: dict[str, None] = {}  # that were declared on any
         self._is_blocked = False
         self._ticked_at = 0.0
+        self.limit: int | None = None  # bytes in a body, as a refusal has told
 
     def send(self, outstanding: dict[str, Message]) -> None:
         """Send them, by their task ids, in their order, and take out what the broker has taken over.
 
-        Raises BrokerAway, with those left in it that are not confirmed; BrokerError; Stopped while it waits.
+        Raises BrokerAway, with those left in it that are not confirmed; MessageTooLarge likewise, for those of more
+        bytes than its limit; BrokerError; Stopped while it waits.
         """
         try:
             with self._translated():
@@ -154,6 +162,8 @@ class KombuSender:
         self._declare(message)
         while self._is_blocked:  # what is sent now would wait in a buffer, and be sent again after a time-out
             self._wait()
+        if len(message.body) >= min(_LARGE, self.limit or _LARGE):
+            self._wait_for_confirms()  # a refusal closes the channel, and with it goes what is under way
         self._confirms.sent(task_id)
         producer.publish(message.body, **message.options)
         if not self._is_amqp:  # what other brokers have taken, they have
@@ -228,7 +238,12 @@ class KombuSender:
         try:
             yield
         except tuple(_CURES) as error:
+            if found := _TOO_LARGE.search(str(error)):
+                self.limit = int(found["limit"])
+                raise _too_large(int(found["size"]), self.limit) from error
             cure = next(cure for kind, cure in _CURES.items() if isinstance(error, kind))
+            if isinstance(error, amqp.PreconditionFailed) and error.method_sig == spec.Basic.Publish:
+                cure = _OPTION_CURE
             raise BrokerError(f"The broker refuses us: {error}.", hint=cure) from error
         except ImportError as error:
             raise BrokerError(
@@ -241,3 +256,15 @@ class KombuSender:
                     hint="Correct the host in CELERY_BROKER_URL, or ca_certs in broker_use_ssl of celeryconfig.py.",
                 ) from error
             raise BrokerAway(f"{type(error).__name__}: {error}") from error
+
+
+def _too_large(size: int, limit: int) -> MessageTooLarge:
+    hint = "Send fewer columns: columns= of the route."
+    if size <= _LARGEST:
+        hint = (
+            "Send fewer columns (columns= of the route), or allow it in rabbitmq.conf and restart RabbitMQ: "
+            f"max_message_size = {min(2 * size, _LARGEST)}"
+        )
+    return MessageTooLarge(
+        f"A message of {size} bytes is too large for RabbitMQ, which takes {limit}.", limit=limit, hint=hint
+    )

@@ -1,9 +1,9 @@
-"""Changes whose route's `when` or `args` raised: kept in Redis until a person replays or drops them."""
+"""Changes that a route or the broker could not take: kept in Redis until a person replays or drops them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ import structlog
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from listener.logged_change import LoggedChange
-from listener.router import BinlogRouter, Parked, Route, RouteError
+from listener.router import BinlogRouter, Origin, Parked, Route, RouteError
 
 __all__ = [
     "ParkedChange",
@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 log = structlog.get_logger()
+
+# How many bytes of a value are kept where the whole row is too large; a key's value has up to 3 kB.
+_SHORTENED = (4096, 256, 0)
 
 
 class UnreadableRecord(CDCError):
@@ -45,9 +48,17 @@ class ParkedChange:
     parked_at: datetime
     change: RowChange
     logged: Mapping[str, Any] | None = None  # the row as it was logged, where it cannot be rendered
+    arguments: Sequence[Any] | None = None  # of the task, where the route has batch= or coalesce=
+    is_shortened: bool = False  # the whole was too large for Redis; `unavailable` names what is left out
 
     def find_route(self, router: BinlogRouter) -> Route:
         """Return the route that failed, as it is registered now; raises RouteError where it is gone, or the row."""
+        if self.is_shortened:
+            raise RouteError(
+                f"The row of {self.id} was too large to be kept: only its short values are here.",
+                hint="Look it up in the database by its key, and do its task's work by hand; then drop it:\n"
+                f"  python -m listener parked show {self.id}\n  python -m listener parked drop {self.id}",
+            )
         if self.logged is not None:
             raise RouteError(
                 f"The row of {self.id} cannot be rendered.",
@@ -68,41 +79,81 @@ def parked_key(prefix: str) -> str:
     return f"{prefix}:parked"
 
 
-def store_parked(key: str, parked: Iterable[Parked]) -> list[tuple[str | bytes, ...]]:
-    """Return the Redis commands that store them; they are run together with the checkpoint's."""
-    now = datetime.now(UTC).isoformat()
+def store_parked(
+    key: str, parked: Iterable[Parked], *, longest: int | None = None
+) -> list[tuple[str | bytes, ...]]:
+    """Return the Redis commands that store them; they are run together with the checkpoint's.
+
+    `longest` is how many bytes Redis takes in one value: of a larger record only the short values are kept.
+    """
+    now = datetime.now(UTC)
     fields: list[str | bytes] = []
-    for route, change, error in parked:
-        record = {
-            "task": route.task,
-            "route": route.key,
-            "error": _described(error),
-            "parked_at": now,
-            **_recorded(change),
-        }
-        fields += [f"{change.id}-{route.key}", orjson.dumps(record)]
+    for each in parked:
+        fields += [f"{each.change.id}-{each.route.key}", _record(each, now, longest)]
     return [("HSET", key, *fields)] if fields else []
 
 
-def _recorded(change: Change) -> dict[str, Any]:
-    """Return the change as a task would get it, or else without its row, and beside it the row as it was logged."""
+def _record(parked: Parked, now: datetime, longest: int | None) -> bytes:
+    head = {
+        "task": parked.route.task,
+        "route": parked.route.key,
+        "error": _described(parked.error),
+        "parked_at": now.isoformat(),
+    }
+    record = orjson.dumps({**head, **_recorded(parked, now)})
+    if longest is None or len(record) <= longest:
+        return record
+    for most in _SHORTENED:
+        record = orjson.dumps({**head, "change": _shortened(parked.change, now, most), "is_shortened": True})
+        if len(record) <= longest:
+            break
+    return record
+
+
+def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
+    """Return the change as a task would get it, or else without its row, and beside it what else there is."""
+    change = parked.change
+    if isinstance(change, Origin):
+        arguments = orjson.Fragment(b"[%b]" % (parked.arguments or b""))
+        return {"change": _rowless(change, now).to_message(), "arguments": arguments}
     try:
         rendered = change.to_json()
         json.loads(rendered)
     except Exception as error:  # noqa: BLE001 - whatever the reason: the change is kept
-        schema, table, event = change.kind
-        rowless = RowChange(
-            id=change.id,
-            schema=schema,
-            table=table,
-            event=EventType(event),
-            before=None,
-            after=None,
-            position=change.position,
-            committed_at=change.committed_at,
-        )
+        rowless = _rowless(change, change.committed_at)
         return {"change": rowless.to_message(), "logged": {"error": _described(error), **_logged(change)}}
     return {"change": orjson.Fragment(rendered)}
+
+
+def _rowless(change: Change | Origin, committed_at: datetime) -> RowChange:
+    schema, table, event = change.kind
+    return RowChange(
+        id=change.id,
+        schema=schema,
+        table=table,
+        event=EventType(event),
+        before=None,
+        after=None,
+        position=change.position,
+        committed_at=committed_at,
+    )
+
+
+def _shortened(change: Change | Origin, now: datetime, most: int) -> dict[str, Any]:
+    """Return the change with the values that have up to `most` bytes; the others are named as unavailable."""
+    if isinstance(change, Origin):
+        return _rowless(change, now).to_message()
+    try:
+        message = json.loads(change.to_json())
+    except Exception:  # noqa: BLE001 - whatever the reason: the place of the change is kept
+        return _rowless(change, change.committed_at).to_message()
+    left_out = dict.fromkeys(message["unavailable"])
+    for rows in ("before", "after"):
+        row = message[rows] or {}
+        short = {name: value for name, value in row.items() if len(json.dumps(value)) <= most}
+        left_out |= dict.fromkeys(row.keys() - short.keys())
+        message[rows] = short if message[rows] is not None else None
+    return {**message, "unavailable": list(left_out) if most else []}
 
 
 def _logged(change: Change) -> dict[str, Any]:
@@ -121,12 +172,12 @@ def _described(error: Exception) -> str:
 
 def say_parked(parked: Iterable[Parked]) -> None:
     """Log them, without the error's text: there may be a row's values in it."""
-    for route, change, error in parked:
+    for each in parked:
         log.error(
             "parked",
-            task=route.task,
-            position=change.position,
-            error=type(error).__name__,
+            task=each.route.task,
+            position=each.change.position,
+            error=type(each.error).__name__,
             hint="python -m listener parked list",
         )
 
@@ -158,4 +209,6 @@ def _parse(task_id: bytes, fields: Mapping[str, Any]) -> ParkedChange:
         parked_at=datetime.fromisoformat(fields["parked_at"]),
         change=RowChange.from_message(fields["change"]),
         logged=fields.get("logged"),
+        arguments=fields.get("arguments"),
+        is_shortened=fields.get("is_shortened", False),
     )

@@ -1,4 +1,4 @@
-"""Changes that a route could not take: list them, look at them, replay or drop them."""
+"""Changes that a route or the broker could not take: list them, look at them, replay or drop them."""
 
 from __future__ import annotations
 
@@ -131,6 +131,8 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "parked_at": parked.parked_at.isoformat(),
         "change": parked.change.to_message(),
         **({} if parked.logged is None else {"logged": parked.logged}),
+        **({} if parked.arguments is None else {"arguments": parked.arguments}),
+        **({"is_shortened": True} if parked.is_shortened else {}),
     }
 
 
@@ -145,12 +147,11 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
                 typer.echo(f"{parked.id}: {_TAKEN}")
                 continue
             fired = _fire(parked, router, app)
-            if isinstance(fired, Exception):
+            refusal = _send(app, parked, fired) if isinstance(fired, Call) else fired
+            if refusal is not None:
                 failed += 1
-                typer.echo(f"{parked.id}: stays parked: {type(fired).__name__}: {fired}", err=True)
+                typer.echo(f"{parked.id}: stays parked: {type(refusal).__name__}: {refusal}", err=True)
                 continue
-            if fired:
-                _send(app, parked, fired)
             store.remove(parked.id)  # behind the sending: rather twice with one id than never
             typer.echo(f"{parked.id}: {f'sent to {parked.task}' if fired else 'does not fire any more'}")
     raise typer.Exit(1 if failed else 0)
@@ -163,17 +164,18 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
         make_message(app, route, parked.change.kind)
     except (RouteError, EnvelopeError) as error:
         return error
+    if parked.arguments is not None:  # of several changes, or of one that is known by its arguments alone
+        return Call(route, parked.change, b"")
     fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
     return fired.error if isinstance(fired, Parked) else fired
 
 
-def _send(app: Celery, parked: ParkedChange, call: Call) -> None:
-    arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
-    route = call.route
-    if route.batch is not None:
-        arguments = [arguments if route.args is None else [arguments]]
+def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
+    """Return why the broker refuses this message, None where it took it; raises BrokerAway."""
+    route, arguments = call.route, _arguments(parked, call)
     options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
     shown = argsrepr(parked.change.kind, parked.change.position)
+    refusals: Any = app.connection_for_write().channel_errors
     try:
         app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
     except OperationalError as error:
@@ -181,6 +183,18 @@ def _send(app: Celery, parked: ParkedChange, call: Call) -> None:
             f"The broker did not take {parked.id}, which stays parked: {error}",
             hint="See what is the matter with it: python -m listener check",
         ) from error
+    except refusals as error:
+        return error
+    return None
+
+
+def _arguments(parked: ParkedChange, call: Call) -> list[Any]:
+    if parked.arguments is not None:
+        return list(parked.arguments)
+    arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
+    if call.route.batch is None:
+        return arguments
+    return [arguments if call.route.args is None else [arguments]]
 
 
 @cli.command()

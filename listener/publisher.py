@@ -9,7 +9,7 @@ from typing import Protocol
 from cdc_tasks.errors import CDCError
 from listener.router import Call, Parked
 
-__all__ = ["BrokerAway", "BrokerError", "CheckpointMoved", "Publisher", "Stopped"]
+__all__ = ["BrokerAway", "BrokerError", "CheckpointMoved", "MessageTooLarge", "Publisher", "Stopped"]
 
 
 class BrokerError(CDCError):
@@ -18,6 +18,15 @@ class BrokerError(CDCError):
 
 class BrokerAway(CDCError):
     """The broker cannot take anything now; waiting may help."""
+
+
+class MessageTooLarge(CDCError):
+    """The broker will never take a message of this size; other messages pass."""
+
+    def __init__(self, message: str, *, limit: int, hint: str | None = None) -> None:
+        """`limit`: how many bytes the broker takes in one message."""
+        super().__init__(message, hint=hint)
+        self.limit = limit
 
 
 class CheckpointMoved(CDCError):

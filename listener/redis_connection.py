@@ -12,10 +12,10 @@ from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
 
-from listener.publisher import BrokerAway, BrokerError
+from listener.publisher import BrokerAway, BrokerError, MessageTooLarge
 from listener.tls import bad_certificate
 
-__all__ = ["Command", "RedisConnection", "broker_channel", "translated"]
+__all__ = ["Command", "RedisConnection", "broker_channel", "too_large", "translated"]
 
 Command = Sequence[str | bytes]
 
@@ -78,6 +78,11 @@ class RedisConnection:
     def is_open(self) -> bool:
         """Whether the connection of the last `send` is still there."""
         return self._connection is not None
+
+    @property
+    def longest(self) -> int:
+        """How many bytes the server takes in one word of a command, as far as it has told."""
+        return self._longest
 
     @property
     def timeout(self) -> float:
@@ -210,23 +215,29 @@ def _refusal(error: ResponseError, variable: str) -> BrokerAway | BrokerError:
 def _chunks(commands: Iterable[Command], longest: int) -> Iterator[tuple[int, bytes]]:
     """Yield the commands as the server reads them, in pieces, each with the number of its commands.
 
-    Raises BrokerError for what is longer than `longest` bytes: the server would hang up, most often without a word.
+    Raises MessageTooLarge for what is longer than `longest` bytes: the server would hang up, most often without a word.
     """
     size, pieces = 0, list[bytes]()
     for command in commands:
         pieces.append(_encoded(command))
         if len(pieces[-1]) > longest and (length := max(map(len, command))) > longest:
-            raise BrokerError(
-                f"A message of {length} bytes is too large for Redis, which takes {longest}.",
-                hint="Send fewer columns (columns= of the route), or allow it: "
-                f"redis-cli CONFIG SET proto-max-bulk-len {2 * length}",
-            )
+            raise too_large(length, longest)
         size += len(pieces[-1])
         if size >= _CHUNK:
             yield len(pieces), b"".join(pieces)
             size, pieces = 0, []
     if pieces:
         yield len(pieces), b"".join(pieces)
+
+
+def too_large(length: int, longest: int) -> MessageTooLarge:
+    """Return what a message of `length` bytes means where the server takes `longest`."""
+    return MessageTooLarge(
+        f"A message of {length} bytes is too large for Redis, which takes {longest}.",
+        limit=longest,
+        hint="Send fewer columns (columns= of the route), or allow it: "
+        f"redis-cli CONFIG SET proto-max-bulk-len {2 * length}",
+    )
 
 
 def _encoded(command: Command) -> bytes:

@@ -20,7 +20,7 @@ from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
 from listener.pause import PauseNote, pause_key
 from listener.publisher import CheckpointMoved, Stopped
-from listener.redis_connection import Command, RedisConnection
+from listener.redis_connection import Command, RedisConnection, too_large
 from listener.router import Call, Parked, Route
 
 __all__ = ["RedisPublisher"]
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _LOOK_EVERY = 0.2  # seconds between two looks at a queue that is too long
 _CHECK_EVERY = 1.0  # seconds in which nothing was written, until we look whether the broker still has it all
+_AROUND = 10_000  # bytes in a message beside the arguments, which are in base64
 _AT_ONCE = 50  # messages in a command: the broker reads one while the next is made
 
 
@@ -57,6 +58,7 @@ class RedisPublisher:
         self._checked_at = 0.0
         self._is_settled = False  # what is held back goes with the checkpoint that Redis has, or is to have
         self._parked: list[Parked] = []  # with what was published ahead
+        self._refused: list[Parked] = []  # in the same step: what is too large for Redis
         self._envelopes = Envelopes(app)
         self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
@@ -85,7 +87,7 @@ class RedisPublisher:
         tasks, parked, keeping = self._gatherer.gather(fired)
         self.settle()
         if tasks or parked or keeping or checkpoint != self._checkpoint.held or notes is not None:
-            self._start(tasks, [*keeping, *store_parked(self._parked_key, parked)], checkpoint, as_of, notes)
+            self._start(tasks, keeping, checkpoint, as_of, notes, parked=parked)
             self._parked = parked
         else:
             self._look_now_and_then()
@@ -98,9 +100,12 @@ class RedisPublisher:
         try:
             lengths = self._checkpoint.settle()
         except BaseException:
-            self._is_settled = False
+            self._is_settled, self._refused = False, []
             raise
-        say_parked(parked)
+        refused, self._refused = self._refused, []
+        if refused:
+            self._redis.close()  # the next connection asks whether the limit has been raised
+        say_parked([*parked, *refused])
         self._wait_for_room(lengths)
         return self._checkpoint.held
 
@@ -129,16 +134,27 @@ class RedisPublisher:
         checkpoint: str,
         as_of: datetime | None = None,
         notes: str | None = None,
+        *,
+        parked: Sequence[Parked] = (),
     ) -> None:
         envelopes = self._envelopes_of(tasks)
         self._checked_at = monotonic()  # the step tells too
         self._checkpoint.start(
-            lambda: chain(_pushes(tasks, envelopes), keeping),
+            lambda: chain(self._pushes(tasks, envelopes), keeping, self._parkings(parked)),
             checkpoint,
             as_of,
             asking=self._asking_lengths(),
             notes=notes,
         )
+
+    def _pushes(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
+        """Yield what puts the tasks into their queues; notes those that Redis would refuse as parked."""
+        self._refused = []
+        return _pushes(tasks, envelopes, self._redis.longest, self._refused)
+
+    def _parkings(self, parked: Sequence[Parked]) -> Iterator[Command]:
+        """Yield what parks them, and what `_pushes` has noted before."""
+        yield from store_parked(self._parked_key, [*parked, *self._refused], longest=self._redis.longest)
 
     def _look_now_and_then(self) -> None:
         """Notice a broker that lost its data although the database is quiet, and tasks of its wait to be mended."""
@@ -171,6 +187,7 @@ class RedisPublisher:
         position = self._checkpoint.read(source)
         ask = self._redis.ask
         (held,) = ask([("HVALS", self._held_key)])
+        self._gatherer.most_arguments = (self._redis.longest - _AROUND) * 3 // 4
         self._gatherer.restore(held, lambda key: ask([("LRANGE", key, "0", "-1")])[0])
         self._is_settled = True
         return position
@@ -194,14 +211,23 @@ class RedisPublisher:
         return envelope
 
 
-def _pushes(tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
-    """Yield the commands that put the tasks' messages where Celery would: made while they are being sent."""
+def _pushes(
+    tasks: Sequence[Call], envelopes: Sequence[Envelope], longest: int, refused: list[Parked]
+) -> Iterator[Command]:
+    """Yield the commands that put the tasks' messages where Celery would: made while they are being sent.
+
+    A message of more than `longest` bytes goes to `refused`: Redis would hang up.
+    """
     expiries: dict[Command, None] = {}
     for start in range(0, len(tasks), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         queues: dict[str, list[bytes]] = defaultdict(list)
-        for (_, change, arguments), (keys, more, seal) in zip(tasks[part], envelopes[part], strict=True):
+        for (route, change, arguments), (keys, more, seal) in zip(tasks[part], envelopes[part], strict=True):
             message = seal(arguments, *change.stamp)
+            if len(message) > longest:
+                error = too_large(len(message), longest)
+                refused.append(Parked(route, change, error, arguments))
+                continue
             for key in keys:
                 queues[key].append(message)
             if more:

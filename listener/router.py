@@ -90,11 +90,14 @@ _call = partial(tuple.__new__, Call)  # half the time of `Call(…)`
 
 
 class Parked(NamedTuple):
-    """A change whose route's `when` or `args` raised: kept until a person replays or drops it."""
+    """A change that a route, or the broker, could not take: kept until a person replays or drops it."""
 
     route: Route
-    change: Change
+    change: Change | Origin
     error: Exception
+    arguments: bytes | None = (
+        None  # of the task, as in Call, where an Origin is all that is left of the change
+    )
 
 
 class BinlogRouter:

@@ -23,21 +23,12 @@ from tests.publishing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import Broker
 
 
 @pytest.fixture
 def checkpoint_key() -> str:
     return "cdc:test:checkpoint"
-
-
-@pytest.fixture
-def small_bulk(broker: Broker) -> Iterator[None]:
-    broker.client.config_set("proto-max-bulk-len", 1024 * 1024)
-    yield
-    broker.client.config_set("proto-max-bulk-len", 512 * 1024 * 1024)
 
 
 def test_changes_are_in_the_queue_in_their_order(any_broker: Broker) -> None:
@@ -221,13 +212,6 @@ def test_a_queue_that_turns_into_something_else_stops_us_with_the_checkpoint_whe
         assert publisher.checkpoint(SOURCE) == position(1)
         publisher.publish(fire(router, [change(2)]), checkpoint=position(2))
     assert ids(broker.client, "celery") == [2]
-
-
-@pytest.mark.usefixtures("small_bulk")
-def test_a_message_that_is_too_large_for_redis_is_an_error_and_not_tried_for_ever(broker: Broker) -> None:
-    with redis_publisher(broker.url) as publisher, pytest.raises(BrokerError, match="too large") as raised:
-        publisher.publish(fire(router_to(), [change(1, text="x" * 2**20)]), checkpoint=position(1))
-    assert "redis-cli CONFIG SET proto-max-bulk-len" in (raised.value.hint or "")
 
 
 def test_two_messages_with_one_task_id_can_be_unacknowledged_side_by_side(broker: Broker) -> None:
