@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import UTC, datetime
 from math import ceil
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import celery
 import structlog
-from celery.exceptions import Reject, Retry, TaskPredicate
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 from celery.utils.saferepr import saferepr
 
 from cdc_tasks import dead_letters, suspects
 from cdc_tasks.cache import CacheAway
-from cdc_tasks.retrying import MOST_TRIES, TryAgain, may_try_again, seconds_to_wait
+from cdc_tasks.retrying import MOST_TRIES, BrokerBlocked, TryAgain, may_try_again, seconds_to_wait
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         except CacheAway as away:
             raise self._later(away, counts=False) from error
 
-    def _later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject:
+    def _later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject | Ignore:
         request = self.request
         wait = seconds_to_wait(error, request.retries)
         headers = dict(request.headers or {})
@@ -72,11 +73,21 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         except Retry as retry:
             return retry
         except Reject as rejected:
+            if isinstance(rejected.args[0], BrokerBlocked):
+                with contextlib.suppress(CacheAway):
+                    return self._hold(wait, headers)
             # The broker did not take the retry. Celery would drop the task; ours stays in the queue.
             log.warning("the broker did not take the retry", of_task=self.name, error=repr(rejected.args[0]))
             time.sleep(_BREATH)
             return Reject("the broker did not take the retry", requeue=True)
         raise AssertionError("Task.retry raises")  # pragma: no cover
+
+    def _hold(self, wait: float, headers: Mapping[str, Any]) -> Ignore:
+        from cdc_tasks.held_retries import hold
+
+        request = self.request
+        retry = self.signature_from_request(request, retries=request.retries + 1, headers=dict(headers))
+        return hold(retry, wait=wait)
 
     def apply_async(  # type: ignore[override]  # the stubs name each option
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any

@@ -45,6 +45,7 @@ app = Celery(
     include=[
         "cdc_tasks.delivery",
         "cdc_tasks.health",
+        "cdc_tasks.held_retries",
         "cdc_tasks.master_cache",
         "cdc_tasks.tickets",
         "cdc_tasks.users",

@@ -19,6 +19,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from cdc_tasks import dead_letters
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.errors import CDCError
+from cdc_tasks.held_retries import send_when_unblocked
 from cdc_tasks.malformed import (
     SHAPE_ERRORS,
     MalformedMessageError,
@@ -44,8 +45,16 @@ class UnknownTaskError(CDCError):
 class Consumer(CeleryConsumer):
     """Takes messages from the broker, in the worker's main process."""
 
-    connection_errors: Any  # the stubs leave them out
+    connection: Any  # the stubs leave them out
+    connection_errors: Any
     event_dispatcher: Any
+    hub: Any
+
+    def on_ready(self) -> None:
+        """Celery's own, and then what waited for a broker that takes messages."""
+        super().on_ready()
+        if self.hub is not None and self.connection.transport.driver_type == "amqp":
+            send_when_unblocked(self.hub)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return what takes a message, which ends at none: Celery's own, once the message is seen to be a task's."""

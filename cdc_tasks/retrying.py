@@ -14,6 +14,7 @@ __all__ = [
     "LONGEST_WAIT",
     "MOST_KILLS",
     "MOST_TRIES",
+    "BrokerBlocked",
     "NotYet",
     "TryAgain",
     "may_try_again",
@@ -44,6 +45,18 @@ class NotYet(TryAgain):
     """Nothing has failed: it is not this task's turn. It may wait as often as it must."""
 
     counts = False
+
+
+class BrokerBlocked(TryAgain):
+    """RabbitMQ takes no messages: its memory or disk alarm is on."""
+
+    counts: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "RabbitMQ takes no messages: its memory or disk alarm is on.",
+            hint="See which: rabbitmqctl status",
+        )
 
 
 def may_try_again(error: Exception, request: Context, most_tries: int | None) -> bool:

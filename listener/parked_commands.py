@@ -17,7 +17,7 @@ from cdc_tasks.errors import CDCError
 from listener.console import print_json, show_parked
 from listener.loading import load_router
 from listener.parked import ParkedChange, parked_key, parse_parked
-from listener.publisher import BrokerAway
+from listener.publisher import BrokerAway, BrokerError
 from listener.redis_connection import Command, RedisConnection
 from listener.router import BinlogRouter, Call, Parked, RouteError
 from listener.settings import ListenerSettings, load
@@ -184,7 +184,7 @@ def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
             hint="See what is the matter with it: python -m listener check",
         ) from error
     except refusals as error:
-        return error
+        return BrokerError(str(error))
     return None
 
 

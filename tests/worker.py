@@ -36,10 +36,12 @@ class Worker:
         *arguments: str,
         concurrency: int = 2,
         log_file: Path | None = None,
+        mingle: bool = False,
     ) -> None:
         self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
-        # No other worker is there to be greeted, which would take a second.
-        self._arguments = ["-c", str(concurrency), "--without-mingle", *arguments]
+        self._arguments = ["-c", str(concurrency), *arguments]
+        if not mingle:  # no other worker is there to be greeted, which would take a second
+            self._arguments.append("--without-mingle")
         self._log_file = log_file
         if log_file is not None:
             self._arguments += ["--logfile", str(log_file)]
