@@ -18,6 +18,7 @@ from amqp.exceptions import MessageNacked
 from celery import current_app
 from kombu.transport import pyamqp
 
+from cdc_tasks.rabbitmq_queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.retrying import BrokerBlocked
 
 if TYPE_CHECKING:
@@ -77,6 +78,25 @@ class _Channel(_Waiting, pyamqp.Channel):
         self._basic_publish(msg, *args, **options)
         if not is_for_watchers:
             self._wait_for_confirm(number, monotonic() + confirmed_within)
+
+    def queue_declare(self, queue: str = "", *args: Any, **options: Any) -> Any:
+        """Make a queue, unless it exists: then it is taken as it is. kombu passes options by name."""
+        if queue and not options.get("passive") and not options.get("exclusive"):
+            found = existing_queue(self.connection, queue)
+            if found is not None:
+                return found
+        return super().queue_declare(queue, *args, **options)
+
+    def exchange_declare(self, exchange: str, *args: Any, **options: Any) -> Any:
+        """Make an exchange, unless it exists: then it is taken as it is."""
+        if not options.get("passive") and exists_exchange(self.connection, exchange):
+            return None
+        return super().exchange_declare(exchange, *args, **options)
+
+    def queue_bind(self, queue: str, *args: Any, **options: Any) -> Any:
+        """Bind a queue; where we have no right to, it is taken to be bound."""
+        if not bind_if_allowed(self.connection, queue, *args, **options):
+            log.info("binding_not_made", queue=queue, reason="The user has no right to.")
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Say goodbye, unless nobody listens."""

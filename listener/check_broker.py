@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 import redis
+from amqp.exceptions import AccessRefused
 from celery import Celery
 from kombu import Connection
 from redis.exceptions import ResponseError
@@ -14,6 +15,7 @@ from redis.exceptions import ResponseError
 from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.redis_rights import missing_for_listener
+from listener.check_queues import check_queues
 from listener.findings import Finding, State, finding_from
 from listener.publisher import BrokerAway
 from listener.redis_connection import RedisConnection, broker_channel
@@ -34,6 +36,7 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
         address = connection.as_uri()  # without the password
         alternatives = list(connection.alt)
         is_redis = connection.transport.driver_type == "redis"
+        is_rabbitmq = connection.transport.driver_type == "amqp"
         problem = _reach_redis(app) if is_redis else _reach(connection)
     if problem:
         yield problem
@@ -53,6 +56,8 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
             "Take CDC_DURABILITY out of the environment.",
         )
         yield Finding(what="durability", state=State.PROBLEM, found=found, cure=cure)
+    if is_rabbitmq:
+        yield from check_queues(app, dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))))
     yield from _check_workers(app, routes)
 
 
@@ -99,7 +104,11 @@ def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
 
 
 def _reach(connection: Connection) -> Finding | None:
-    errors: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
+    errors: tuple[type[BaseException], ...] = (
+        OSError,
+        *connection.connection_errors,
+        *connection.channel_errors,
+    )
     try:
         connection.ensure_connection(
             max_retries=1, interval_start=0, timeout=5, reraise_as_library_errors=False
@@ -206,7 +215,17 @@ def _queue_of(app: Celery, route: Route) -> str | None:
 def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     """Ask the workers that run now; that none does may be on purpose."""
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
-    registered = inspect.registered()
+    try:
+        registered = inspect.registered()
+    except AccessRefused as error:
+        yield Finding(
+            what="workers",
+            state=State.WARNING,
+            found=f"may not be asked: {error.reply_text}",
+            cure="If they are to be asked: rabbitmqctl set_permissions -p <vhost> <user> "
+            r"'^(.*reply\.)?celery\.pidbox$' '^((.*reply\.)?celery\.pidbox|<exchange of the tasks>)$' '.*'",
+        )
+        return
     if not registered:
         found, cure = "none answers", "celery -A cdc_tasks worker"
         yield Finding(what="workers", state=State.WARNING, found=found, cure=cure)

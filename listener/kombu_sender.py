@@ -13,9 +13,10 @@ import structlog
 from amqp import exceptions as amqp
 from amqp import spec
 from celery import Celery
-from kombu import Producer
+from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
 
+from cdc_tasks.rabbitmq_queues import bind_if_allowed, existing_queue, exists_exchange
 from listener.confirms import Confirms
 from listener.kombu_message import Message
 from listener.patience import Patience
@@ -39,8 +40,7 @@ _CURES: Final[dict[type[Exception], str]] = {
     amqp.AccessRefused: "Correct user and password in CELERY_BROKER_URL, or allow it: "
     "rabbitmqctl set_permissions <user> '.*' '.*' '.*'",
     amqp.NotAllowed: "Correct the virtual host in CELERY_BROKER_URL, or make it: rabbitmqctl add_vhost <name>",
-    amqp.PreconditionFailed: "A queue that is declared in another way already: drain it and delete it "
-    "(rabbitmqctl delete_queue <name>), or declare it in task_queues of celeryconfig.py as it is.",
+    amqp.PreconditionFailed: "Correct task_queues of celeryconfig.py: RabbitMQ does not make such a queue or exchange.",
 }
 _OPTION_CURE: Final = "Correct the options of the message in task_routes of celeryconfig.py."
 
@@ -175,9 +175,25 @@ class KombuSender:
         if place not in self._declared:
             queues = [message.queue] if message.queue else durable_queues(self._app)
             for queue in queues:
-                queue(self._channel).declare()
+                self._make(queue)
                 self._queues[queue.name] = None
             self._declared.add(place)
+
+    def _make(self, queue: Queue) -> None:
+        """Make the queue, unless it exists: then it is taken as it is, and bound if need be."""
+        if not self._is_amqp or existing_queue(self._channel.connection, queue.name) is None:
+            queue(self._channel).declare()
+        elif queue.exchange.name and not getattr(queue, "no_declare", False):
+            connection = self._channel.connection
+            if not exists_exchange(connection, queue.exchange.name):
+                queue.exchange(self._channel).declare()
+            bind_if_allowed(
+                connection,
+                queue=queue.name,
+                exchange=queue.exchange.name,
+                routing_key=queue.routing_key,
+                arguments=queue.binding_arguments,
+            )
 
     def _wait_for_confirms(self) -> None:
         """Wait until all is confirmed or refused."""

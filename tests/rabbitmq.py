@@ -51,15 +51,16 @@ def publisher_of(app: Celery, broker: Broker, *, max_queue: int | None = None) -
 
 
 @contextmanager
-def open_channel(server: RabbitMQServer) -> Iterator[amqp.Channel]:
-    with amqp.Connection(host=f"127.0.0.1:{server.port}") as connection, connection.channel() as channel:
+def open_channel(server: RabbitMQServer, vhost: str = "/") -> Iterator[amqp.Channel]:
+    address = f"127.0.0.1:{server.port}"
+    with amqp.Connection(host=address, virtual_host=vhost) as connection, connection.channel() as channel:
         yield channel
 
 
-def drain(server: RabbitMQServer, queue: str) -> list[dict[str, Any]]:
+def drain(server: RabbitMQServer, queue: str, vhost: str = "/") -> list[dict[str, Any]]:
     """Take all messages out of a queue, the next one first."""
     found: list[amqp.Message] = []
-    with open_channel(server) as channel:
+    with open_channel(server, vhost) as channel:
         count = channel.queue_declare(queue, passive=True).message_count
 
         def take(message: amqp.Message) -> None:

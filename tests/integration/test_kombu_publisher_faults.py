@@ -202,17 +202,21 @@ def test_a_task_that_no_queue_would_take_is_an_error(
     assert "task_routes" in (raised.value.hint or "")
 
 
-def test_a_queue_that_is_declared_in_another_way_is_an_error_with_its_cure(
-    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+@pytest.mark.parametrize("exchange_type", ["direct", "topic"])
+def test_a_queue_that_somebody_made_in_another_way_is_taken_as_it_is(
+    exchange_type: str, rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
 ) -> None:
+    exchange = Exchange(f"exchange-{queue}", type="topic")
+    settings: dict[str, Any] = {
+        "task_queues": [Queue(queue, exchange, routing_key=queue, queue_arguments=QUORUM)]
+    }
     with open_channel(rabbitmq_server) as channel:
         channel.queue_declare(queue, durable=True, auto_delete=False)
-    with (
-        kombu_publisher(rabbitmq_server.url, broker, queue) as publisher,
-        pytest.raises(BrokerError, match="x-queue-type") as raised,
-    ):
-        _publish(publisher, 1, 1)
-    assert "rabbitmqctl delete_queue" in (raised.value.hint or "")
+        channel.exchange_declare(exchange.name, exchange_type, durable=True, auto_delete=False)
+    with kombu_publisher(rabbitmq_server.url, broker, queue, **settings) as publisher:
+        _publish(publisher, 1, 3)
+    assert row_ids(drain(rabbitmq_server, queue)) == [1, 2, 3]
+    assert f"{queue}\tclassic" in rabbitmq_server.control("list_queues", "name", "type")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from listener.parked import ParkedChange, parked_key, read_parked
 from listener.publisher import BrokerError
-from tests import too_large_routes
+from tests import refused_routes
 from tests.operators import Operator
 from tests.publishing import change, fire, ids, messages, position, redis_publisher, router_to
 from tests.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
@@ -126,8 +126,8 @@ def test_what_was_too_large_for_rabbitmq_is_listed_and_replayed_once_the_limit_i
     settings: dict[str, Any] = {"task_queues": [Queue("bulk", routing_key="bulk", queue_arguments=QUORUM)]}
     some = [change(number, text=letter * _SMALL) for number, letter in ((1, "x"), (2, "y"))]
     with kombu_publisher(rabbitmq_server.url, broker, "bulk", **settings) as publisher:
-        publisher.publish(fire(too_large_routes.setup(), some[:1]), checkpoint=position(1))
-        publisher.publish(fire(too_large_routes.batched(), some[1:]), checkpoint=position(2))
+        publisher.publish(fire(refused_routes.setup(), some[:1]), checkpoint=position(1))
+        publisher.publish(fire(refused_routes.batched(), some[1:]), checkpoint=position(2))
     one = _operator(rabbitmq_server.url, broker, "setup")
     whole = one.asks("parked", "list")
     assert [(each["task"], each["change"]["position"]) for each in whole] == [
@@ -154,7 +154,7 @@ def _operator(url: str, broker: Broker, routes: str) -> Operator:
         CELERY_BROKER_URL=url,
         CACHE_URL=broker.cache_url,
         CDC_NAME="test",
-        CDC_ROUTES=f"tests.too_large_routes:{routes}",
+        CDC_ROUTES=f"tests.refused_routes:{routes}",
     )
 
 

@@ -1,0 +1,198 @@
+"""Queues of RabbitMQ that others have made, or that we may not make: taken as they are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kombu import Exchange, Queue
+
+from tests.integration.tasks.test_rabbitmq import sender_of
+from tests.operators import Operator
+from tests.publishing import change, fire, position, router_to
+from tests.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Broker, Database
+    from tests.servers import RabbitMQServer
+
+_OURS = ("celery", "notifications", "cache", "bulk")
+
+
+@pytest.fixture
+def vhost(rabbitmq_server: RabbitMQServer) -> Iterator[str]:
+    """A virtual host of the test's own, empty."""
+    name = f"house-{uuid.uuid4().hex[:8]}"
+    rabbitmq_server.control("add_vhost", name)
+    rabbitmq_server.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    yield name
+    rabbitmq_server.control("delete_vhost", name)
+
+
+def _url(server: RabbitMQServer, vhost: str, user: str = "guest") -> str:
+    return f"amqp://{user}:{user}@127.0.0.1:{server.port}/{vhost}"
+
+
+def _environment(database: Database, broker: Broker, url: str) -> dict[str, str]:
+    return {
+        "DATABASE_URL": database.url,
+        "CELERY_BROKER_URL": url,
+        "CACHE_URL": broker.cache_url,
+        "CDC_SECRET_KEY": "rop8WLZLEDDZrTQZX5ohkSKhzjFRaCAcI5Fb7x0kH3I=",
+        "CDC_TASK_MODULES": "tests.faulty_tasks",
+    }
+
+
+@contextmanager
+def _worker_of_the_house(url: str, queue: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Celery as it comes, with the queue as it makes it: classic, on a direct exchange of the same name."""
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-b",
+        url,
+        "worker",
+        "-P",
+        "solo",
+        "-Q",
+        queue,
+        "-n",
+        "house@%h",
+    ]
+    elsewhere = tempfile.gettempdir()  # without the settings of the checkout
+    with subprocess.Popen(
+        command, cwd=elsewhere, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _types(server: RabbitMQServer, vhost: str) -> dict[str, str]:
+    listed = server.control("list_queues", "-p", vhost, "name", "type").splitlines()[1:]
+    return dict(line.split("\t") for line in listed)
+
+
+def test_our_worker_takes_a_queue_of_the_house_as_it_is_and_the_house_goes_on(
+    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str
+) -> None:
+    url = _url(rabbitmq_server, vhost)
+    with _worker_of_the_house(url, "celery"):
+        wait_until(
+            lambda: _types(rabbitmq_server, vhost).get("celery"), timeout=40, what="the queue of the house"
+        )
+    with Worker(_environment(database, broker, url)) as worker:
+        assert _types(rabbitmq_server, vhost)["celery"] == "classic"
+        assert _types(rabbitmq_server, vhost)["bulk"] == "quorum"
+        with open_channel(rabbitmq_server, vhost) as channel:
+            found = channel.queue_declare("celery", passive=True)
+        assert found.consumer_count == 1
+        operator = Operator(
+            **_environment(database, broker, url), CDC_ROUTES="tests.refused_routes:to_celery"
+        )
+        findings = {each["what"]: each for each in operator.asks("check")["findings"]}
+        told = findings["queue celery"]
+        assert told["state"] == "warning"
+        assert "x-queue-type" in told["found"]
+        assert worker.process.poll() is None
+    with _worker_of_the_house(url, "celery") as house:
+        wait_until(
+            lambda: _consumers(rabbitmq_server, vhost) == 1, timeout=40, what="the worker of the house"
+        )
+        assert house.poll() is None
+
+
+def _consumers(server: RabbitMQServer, vhost: str) -> int:
+    with open_channel(server, vhost) as channel:
+        return int(channel.queue_declare("celery", passive=True).consumer_count)
+
+
+@pytest.fixture
+def poor(rabbitmq_server: RabbitMQServer, vhost: str) -> Iterator[str]:
+    """A user who may publish to the exchange of the tasks, and nothing else, in a house that has made its queues."""
+    rabbitmq_server.control("add_user", "poor", "poor")
+    rabbitmq_server.control("set_permissions", "-p", vhost, "poor", "^$", "^cdc_tasks$", "^$")
+    with open_channel(rabbitmq_server, vhost) as channel:
+        channel.exchange_declare("cdc_tasks", "topic", durable=True, auto_delete=False)
+        for name in _OURS:
+            channel.queue_declare(name, durable=True, auto_delete=False, arguments=QUORUM)
+            channel.queue_bind(name, "cdc_tasks", name)
+    yield "poor"
+    rabbitmq_server.control("delete_user", "poor")
+
+
+def test_a_listener_that_may_only_publish_works(
+    broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str, poor: str
+) -> None:
+    exchange = Exchange("cdc_tasks", type="topic")
+    settings: dict[str, Any] = {
+        "task_queues": [Queue("bulk", exchange, routing_key="bulk", queue_arguments=QUORUM)]
+    }
+    with kombu_publisher(_url(rabbitmq_server, vhost, poor), broker, "bulk", **settings) as publisher:
+        publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
+    assert row_ids(drain(rabbitmq_server, "bulk", vhost)) == [1]
+
+
+def test_a_worker_with_the_least_rights_of_the_manual_runs_and_retries(
+    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str, poor: str
+) -> None:
+    manual = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+    (command,) = re.findall(r"rabbitmqctl (set_permissions -p helpdesk cdc_worker .*)", manual)
+    words = shlex.split(command.replace("helpdesk", vhost).replace("cdc_worker", poor))
+    rabbitmq_server.control(*words)
+    url = _url(rabbitmq_server, vhost, poor)
+    environment = _environment(database, broker, url)
+    rich = {"CELERY_BROKER_URL": _url(rabbitmq_server, vhost)}
+    with Worker(environment, mingle=True) as worker, sender_of(rich) as sender:
+        sender.send_task("faulty.retries_out", queue="celery")
+        wait_until(lambda: worker.events("task gave up"), timeout=40, what="the last try")
+        assert "ACCESS_REFUSED" not in worker.log
+
+
+def test_check_of_a_user_without_rights_is_no_traceback(
+    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str, poor: str
+) -> None:
+    database.execute("CREATE TABLE tickets (id int PRIMARY KEY)")
+    environment = _environment(database, broker, _url(rabbitmq_server, vhost, poor))
+    operator = Operator(**environment, CDC_ROUTES="tests.refused_routes:setup")
+    done = operator.types("check", "--json")
+    assert "Traceback" not in done.stderr
+    findings = {each["what"]: each for each in operator.asks("check")["findings"]}
+    assert findings["queue bulk"]["state"] == "ok"
+    assert "may not be asked" in findings["workers"]["found"]
+    _paste(rabbitmq_server, vhost, findings["workers"]["cure"])
+    again = {each["what"]: each for each in operator.asks("check")["findings"]}
+    assert again["workers"]["found"] == "none answers"
+
+
+def _paste(server: RabbitMQServer, vhost: str, cure: str) -> None:
+    """Run the command that a cure has, with its places filled in."""
+    command = cure.partition("rabbitmqctl ")[2]
+    for place, value in {"<vhost>": vhost, "<user>": "poor", "<exchange of the tasks>": "cdc_tasks"}.items():
+        command = command.replace(place, value)
+    server.control(*(word.strip("'") for word in command.split()))
+
+
+def test_a_wrong_password_in_check_is_no_traceback(
+    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str
+) -> None:
+    environment = _environment(
+        database, broker, f"amqp://guest:wrong@127.0.0.1:{rabbitmq_server.port}/{vhost}"
+    )
+    done = Operator(**environment, CDC_ROUTES="tests.refused_routes:setup").types("check", "--json")
+    assert "Traceback" not in done.stderr
+    assert "ACCESS_REFUSED" in done.stdout
