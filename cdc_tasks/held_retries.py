@@ -77,6 +77,10 @@ def send_when_unblocked(hub: Any) -> None:
 
 def _ask() -> None:
     try:
-        send_held_retries.apply_async(retry=False)
+        with (
+            app.connection_for_write() as connection
+        ):  # one of the pool may be as dead as the one that was lost
+            options: dict[str, Any] = {"retry": False, "connection": connection}
+            send_held_retries.apply_async(**options)
     except (BrokerBlocked, OperationalError) as error:
         log.warning("held_retries_wait", error=repr(error))

@@ -9,7 +9,7 @@ connection that never publishes: a worker's events, replies and tasks go out on 
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,14 +22,15 @@ from cdc_tasks.rabbitmq_queues import bind_if_allowed, existing_queue, exists_ex
 from cdc_tasks.retrying import BrokerBlocked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["SSLTransport", "Transport", "after_unblocked"]
 
 log = structlog.get_logger()
 
 _CONFIRMED_WITHIN: Final = 3.0  # seconds; RabbitMQ has written a message to disk long before that
-_ANSWERED_WITHIN: Final = 20.0  # seconds; a new quorum queue takes the longest
+_ANSWERED_WITHIN: Final = 10.0  # seconds; a new quorum queue takes the longest
+_CLOSED_WITHIN: Final = 1.0  # seconds; the connection is let go of all the same
 
 after_unblocked: list[Callable[[], None]] = []  # called when a connection of this process may publish again
 
@@ -44,11 +45,8 @@ class _Waiting:
         connection = self.connection
         if connection is None:  # closed meanwhile: py-amqp says so
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # py-amqp's AbstractChannel
-        outer, connection.answer_by = connection.answer_by, monotonic() + (timeout or _ANSWERED_WITHIN)
-        try:
+        with connection.answered_within(timeout or _ANSWERED_WITHIN):
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # the same
-        finally:
-            connection.answer_by = outer
 
 
 class _Channel(_Waiting, pyamqp.Channel):
@@ -100,10 +98,12 @@ class _Channel(_Waiting, pyamqp.Channel):
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Say goodbye, unless nobody listens."""
-        if self.connection is not None and self.connection.is_blocked:
+        connection = self.connection
+        if connection is not None and connection.is_blocked:
             self.collect()
-            return
-        super().close(*args, **kwargs)
+        elif connection is not None:
+            with connection.answered_within(_CLOSED_WITHIN):
+                super().close(*args, **kwargs)
 
     def _select_confirms(self) -> None:
         if self._confirm_selected:
@@ -180,7 +180,18 @@ class _Connection(_Waiting, pyamqp.Connection):
         if self.is_blocked:
             self.collect()
             return
-        super().close(*args, **kwargs)
+        with self.answered_within(_CLOSED_WITHIN):
+            super().close(*args, **kwargs)
+
+    @contextmanager
+    def answered_within(self, seconds: float) -> Iterator[None]:
+        """Give up waiting for answers after so many seconds, or earlier where somebody further out says so."""
+        outer, end = self.answer_by, monotonic() + seconds
+        self.answer_by = end if outer is None else min(outer, end)
+        try:
+            yield
+        finally:
+            self.answer_by = outer
 
     def _on_blocked(self) -> None:
         self.is_blocked = True
