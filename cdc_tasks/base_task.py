@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from datetime import UTC, datetime
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import celery
@@ -93,9 +92,6 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
         """Send the task; what Flower shows of its arguments names a change, and not what is in the row."""
-        if options.get("countdown") and self.app.conf.task_default_queue_type == "quorum":
-            # RabbitMQ counts in seconds; Celery fails below one.
-            options["countdown"] = ceil(options["countdown"])
         options.setdefault("argsrepr", described(args or ()))
         options.setdefault("kwargsrepr", described(kwargs or {}))
         return super().apply_async(args, kwargs, **options)

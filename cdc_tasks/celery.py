@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 import redis
 import structlog
-from celery import Celery, signals
+from celery import signals
 
 from cdc_tasks import logs
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
+from cdc_tasks.delays import DelayingCelery
 from cdc_tasks.redis_rights import missing_for_worker
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 
 if TYPE_CHECKING:
-    from celery import Task
+    from celery import Celery, Task
 
 __all__ = ["app"]
 
@@ -39,7 +40,7 @@ def _check_addresses() -> None:
 
 
 _check_addresses()
-app = Celery(
+app = DelayingCelery(
     "cdc_tasks",
     task_cls="cdc_tasks.base_task:RetryingTask",
     include=[

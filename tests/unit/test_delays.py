@@ -1,0 +1,35 @@
+"""A wait of less than a second is the next whole one, and what is due is due at once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cdc_tasks.delays import _whole_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("countdown", "whole"), [(0.001, 1), (0.999, 1), (1, 1), (1.2, 2), (60, 60), (0, None), (-3, None)]
+)
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda seconds: (seconds, None),
+        lambda seconds: (None, NOW + timedelta(seconds=seconds)),
+        lambda seconds: (None, (NOW + timedelta(seconds=seconds)).isoformat()),
+        lambda seconds: (None, (NOW + timedelta(seconds=seconds)).replace(tzinfo=None)),
+        lambda seconds: (None, (NOW + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")),
+    ],
+    ids=["countdown", "eta", "eta as text", "naive eta", "eta as text with Z"],
+)
+def test_a_wait_is_in_whole_seconds(
+    form: Callable[[float], tuple[Any, Any]], countdown: float, whole: int | None
+) -> None:
+    assert _whole_seconds(*form(countdown), NOW)[0] == whole
