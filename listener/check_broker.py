@@ -17,6 +17,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.redis_rights import missing_for_listener
 from listener.check_queues import check_queues
 from listener.findings import Finding, State, finding_from
+from listener.kombu_internals import check_kombu
 from listener.publisher import BrokerAway
 from listener.redis_connection import RedisConnection, broker_channel
 from listener.router import Route
@@ -31,6 +32,7 @@ _ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are th
 def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
     """Yield what was found; never raises CDCError."""
     yield from _check_messages(app, routes)
+    yield from _check_kombu()
     yield from _check_settings(app)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
@@ -59,6 +61,13 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
     if is_rabbitmq:
         yield from check_queues(app, dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))))
     yield from _check_workers(app, routes)
+
+
+def _check_kombu() -> Iterator[Finding]:
+    try:
+        check_kombu()
+    except CDCError as error:
+        yield finding_from("kombu", error)
 
 
 def _check_settings(app: Celery) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from kombu import Producer
 from kombu.utils.json import dumps
 from pybase64 import b64encode
 
+from listener.kombu_internals import check_kombu
 from listener.redis_connection import Command, broker_channel, translated
 from listener.router import Route
 from listener.task_message import ID, POSITION, EnvelopeError, durable_queues, make_message, split_body
@@ -74,6 +75,7 @@ class _Catcher:
 
 def _catch(app: Celery, channel: Any, route: Route, kind: tuple[str, str, str]) -> _Commands:
     """Return the Redis commands that Celery's `send_task` ends in; its steps without its side effects."""
+    check_kombu()
     catcher = _Catcher(channel.global_keyprefix)
     channel.basic_publish = partial(type(channel).basic_publish, channel, _publish_batch=catcher)
     message, options = make_message(app, route, kind)
