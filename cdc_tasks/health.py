@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Health", "NotWellError", "answer_health", "check", "own_worker"]
 
-_FORGOTTEN = 600  # seconds; the queue of a worker that is gone goes too
+_FORGOTTEN = 60  # seconds; the queue of a worker that never comes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,17 @@ def _queue(worker: str) -> Queue:
     default = app.amqp.queues[app.conf.task_default_queue]
     shared = default.exchange.type == "topic"
     exchange = default.exchange if shared else Exchange(name, type="direct")
-    return Queue(name, exchange, routing_key=name, expires=_FORGOTTEN)
+    # On RabbitMQ it goes with its worker. It is not the connection's own (exclusive): a worker whose connection broke
+    # without a word could not have it again before RabbitMQ has noticed as well.
+    arguments = {"x-queue-type": "classic"} if shared else None
+    return Queue(
+        name,
+        exchange,
+        routing_key=name,
+        expires=_FORGOTTEN,
+        auto_delete=shared,
+        queue_arguments=arguments,
+    )
 
 
 def _ask(worker: str | None, question: str, timeout: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,3 +77,60 @@ def fresh_celeryconfig() -> ModuleType:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+_EVERY_WAY_TO_SEND = """
+from datetime import UTC, datetime, timedelta
+from celery import group
+from cdc_tasks.celery import app
+
+app.loader.import_default_modules()
+task = app.tasks["faulty.counts"]
+signature = task.s("counted", True)
+soon = lambda: datetime.now(UTC) + timedelta(seconds=0.5)
+app.send_task("faulty.counts", ["counted", True], countdown=0.5)
+app.send_task("faulty.counts", ["counted", True], eta=soon())
+app.send_task("faulty.counts", ["counted", True], eta=soon().isoformat())
+task.apply_async(("counted", True), countdown=0.5)
+task.apply_async(("counted", True), eta=soon())
+signature.set(countdown=0.5).apply_async()
+signature.clone().apply_async(eta=soon())
+app.signature("faulty.counts", ("counted", True), countdown=0.2).apply_async()
+group(task.s("counted", True), task.s("counted", True)).apply_async(countdown=0.3)
+"""
+
+
+def test_a_wait_of_less_than_a_second_may_be_asked_for_in_every_way(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    environment = {
+        **helpdesk.environment,
+        "CELERY_BROKER_URL": rabbitmq_server.url,
+        "CDC_TASK_MODULES": "tests.faulty_tasks",
+    }
+    with Worker(environment):
+        sent = subprocess.run(
+            [sys.executable, "-c", _EVERY_WAY_TO_SEND],
+            env={**os.environ, **environment},
+            cwd=Path(__file__).parents[3],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert sent.returncode == 0, sent.stderr
+        counted = helpdesk.broker.cache.get
+        wait_until(lambda: counted("counted") == b"10", timeout=30, what="all ten")
+
+
+def test_the_queue_for_health_checks_goes_with_its_worker(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    environment = {**helpdesk.environment, "CELERY_BROKER_URL": rabbitmq_server.url}
+    with Worker(environment, "-n", "short@%h") as worker:
+        assert "health.short@" in rabbitmq_server.control("list_queues", "name")
+        worker.kill()
+        wait_until(
+            lambda: "health.short@" not in rabbitmq_server.control("list_queues", "name"),
+            timeout=30,
+            what="the queue to go",
+        )
