@@ -114,7 +114,7 @@ def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
     """Return the change as a task would get it, or else without its row, and beside it what else there is."""
     change = parked.change
     if isinstance(change, Origin):
-        arguments = orjson.Fragment(b"[%b]" % (parked.arguments or b""))
+        arguments = orjson.Fragment(b"[%b]" % (parked.sealed or b""))
         return {"change": _rowless(change, now).to_message(), "arguments": arguments}
     try:
         rendered = change.to_json()

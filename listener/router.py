@@ -95,9 +95,7 @@ class Parked(NamedTuple):
     route: Route
     change: Change | Origin
     error: Exception
-    arguments: bytes | None = (
-        None  # of the task, as in Call, where an Origin is all that is left of the change
-    )
+    sealed: bytes | None = None  # the task's arguments, as in Call, where only an Origin is left
 
 
 class BinlogRouter:
