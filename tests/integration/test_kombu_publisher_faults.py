@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu import Exchange, Queue
+from kombu import transport as transports
 from structlog.testing import capture_logs
 
 from listener.publisher import BrokerError, Stopped
@@ -109,9 +110,16 @@ def _connections(server: RabbitMQServer) -> str:
     return server.control("list_connections", "name")
 
 
+@pytest.mark.parametrize("transport", ["kombu.transport.pyamqp", "cdc_tasks.rabbitmq_transport"])
 def test_a_broker_without_memory_is_waited_for(
-    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+    transport: str,
+    rabbitmq_server: RabbitMQServer,
+    broker: Broker,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(transports.TRANSPORT_ALIASES, "amqp", f"{transport}:Transport")
+    monkeypatch.setattr(transports, "_transport_cache", {})
     with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher, capture_logs() as logs:
         _publish(publisher, 1, 1)
         rabbitmq_server.control("set_vm_memory_high_watermark", "absolute", "1MB")
