@@ -86,6 +86,11 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         default=False,
         description="true: PostgreSQL 17 and later copies the slot to its standbys, to survive a failover.",
     )
+    cdc_column_lists: bool = Field(
+        default=False,
+        description="true: PostgreSQL 15 and later sends only the columns that routes ask for. "
+        "See docs/operating.md for what that asks of migrations.",
+    )
     cdc_server_id: int | None = Field(
         None,
         ge=1,

@@ -5,20 +5,24 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from listener.monitor import Saved
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from cdc_tasks.changes import Change
+    from listener.monitor import Batch
     from listener.postgres.plugins import PluginName
     from tests.conftest import Database
 
 __all__ = ["PLUGINS", "PostgresSource", "told"]
+
+T = TypeVar("T")
 
 # Fixtures of a fresh database, and a plugin that the server has.
 PLUGINS: tuple[tuple[str, PluginName], ...] = (
@@ -35,24 +39,36 @@ class PostgresSource:
     database: Database
     plugin: PluginName
     _monitor: PostgresWALMonitor | None = None
+    notes: str | None = None  # as the broker would hold them
     _position: str | None = None
+    _unread: list[Change] = field(default_factory=list)  # came while something else was waited for
     _stack: ExitStack = field(default_factory=ExitStack)
 
-    def watch(self, *tables: str, schema: str = "public") -> None:
+    def watch(self, *tables: str, schema: str = "public", **options: Any) -> None:
         """Start the monitor, with a route for all events of each of these tables (names or globs)."""
         router = BinlogRouter()
         for table in tables:
-            router.register(schema, table, EventType.ALL, "a.task")
+            router.register(*_split(schema, table), EventType.ALL, "a.task")
+        self.watch_routes(router, **options)
+
+    def watch_routes(self, router: BinlogRouter, **options: Any) -> None:
+        """Start the monitor with these routes."""
         self._monitor = PostgresWALMonitor(
             self.database.url,
             slot=f"{self.database.name}_slot",
             publication="cdc_tasks",
             routes=router.routes,
             plugin=self.plugin,
+            **options,
         )
         self._stack.callback(self._monitor.close)
-        self._monitor.open(saved=Saved(self._position) if self._position else None)
+        self._monitor.open(saved=self.saved)
         self._batches = self._monitor.batches(self._position)
+
+    @property
+    def saved(self) -> Saved | None:
+        """What a next start is given."""
+        return Saved(self._position, self.notes) if self._position else None
 
     def stop(self) -> None:
         """Stop the monitor; `watch` starts another that goes on from there."""
@@ -66,17 +82,34 @@ class PostgresSource:
     def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
         """Return the next `count` changes, and acknowledge them; fail where others come, or none."""
         assert self._monitor is not None
-        found: list[Change] = []
-        deadline = time.monotonic() + timeout
-        for batch in self._batches:
-            found.extend(batch.changes)
-            self._position = batch.position
-            self._monitor.acknowledge(batch.position)
-            if len(found) >= count:
-                break
+        found, deadline = self._unread, time.monotonic() + timeout
+        while len(found) < count:
             assert time.monotonic() < deadline, f"{len(found)} of {count} changes came within {timeout:g} s"
+            self._take(next(self._batches))
+        self._unread = []
         assert len(found) == count
         return found
+
+    def read_until(self, condition: Callable[[], T], *, what: str, timeout: float = 30) -> T:
+        """Read on until `condition` holds, and return what it returned; `changes` has what came meanwhile."""
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
+            self._take(next(self._batches))
+        return value
+
+    def changes_until(self, is_last: Callable[[Change], bool], *, timeout: float = 30) -> list[Change]:
+        """Return the next changes up to one that is the last."""
+        self.read_until(lambda: any(map(is_last, self._unread)), what="the last change", timeout=timeout)
+        found, self._unread = self._unread, []
+        return found
+
+    def _take(self, batch: Batch) -> None:
+        assert self._monitor is not None
+        self._unread.extend(batch.changes)
+        self._position = batch.position
+        self.notes = batch.notes or self.notes
+        self._monitor.acknowledge(batch.position)
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +118,12 @@ class PostgresSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def _split(schema: str, table: str) -> tuple[str, str]:
+    """Return schema and table of a name that may have both."""
+    first, dot, rest = table.partition(".")
+    return (first, rest) if dot else (schema, table)
 
 
 def told(changes: list[Change]) -> list[tuple[str, Any, Any, tuple[str, ...]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -30,9 +30,9 @@ class BookmarkedMonitor:
     def source(self) -> str:
         return self._monitor.source
 
-    def open(self, *, saved: Saved | None) -> None:
+    def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """See `Monitor.open`."""
-        self._monitor.open(saved=saved)
+        self._monitor.open(saved=saved, again=again)
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`, or beyond the bookmark; see `Monitor.batches`."""

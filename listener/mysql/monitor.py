@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from time import monotonic, time
@@ -81,7 +81,12 @@ class BinlogMonitor:
         self._events: Iterator[bytes | None]
         self._decoder: Decoder
 
-    def open(self, *, saved: Saved | None) -> None:  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
+    def open(
+        self,
+        *,
+        saved: Saved | None,  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
+        again: Callable[[], Saved | None] | None = None,  # noqa: ARG002
+    ) -> None:
         """Become the only reader; see `Monitor.open`."""
         self.close()
         with ExitStack() as stack:

@@ -12,11 +12,15 @@ from psycopg2.sql import Literal
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
 from listener.monitor import Saved, SourceLost
+from listener.postgres.change import format_lsn
 from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
+from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.identifiers import quoted
-from listener.postgres.preparation import find_gap, look_at_tables
-from listener.postgres.publication import plan_publication, read_publication, statements_for
+from listener.postgres.notes import Notes, parse_notes
+from listener.postgres.preparation import find_gap
+from listener.postgres.publication import statements_for
+from listener.postgres.remembered import Survey, find_renamed
 from listener.postgres.slot import (
     Slot,
     check_slot,
@@ -24,6 +28,8 @@ from listener.postgres.slot import (
     prepared_transactions,
     read_slot,
 )
+from listener.postgres.table_findings import find_refused
+from listener.postgres.table_keeper import TableKeeper, gap_of_tables, published_lsn, tell_renamed
 from listener.postgres.watched import Watched
 from listener.router import Route
 
@@ -41,6 +47,12 @@ class Wanted:
     routes: Sequence[Route]
     lag_alarm: int  # bytes of log kept for us that are worth a warning
     saved: Saved | None = None  # what was published before
+    column_lists: bool = False
+
+    @property
+    def keeper(self) -> TableKeeper:
+        publication = self.publication if self.plugin == "pgoutput" else None
+        return TableKeeper(publication=publication, routes=self.routes, column_lists=self.column_lists)
 
 
 def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
@@ -53,11 +65,17 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield from check_room(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
             yield from _check_plugin(connection, wanted, slot)
-            findings, watched = look_at_tables(connection, wanted.routes)
+            notes = parse_notes(wanted.saved.notes if wanted.saved else None)
+            findings, survey = wanted.keeper.survey(connection, notes)
             yield from findings
+            yield from find_refused(survey.watched)
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
-                yield _check_publication(connection, wanted, watched)
-                yield from _check_partitions(wanted.publication, watched, connection.info.server_version)
+                yield _check_publication(connection, wanted, survey)
+                yield from _check_partitions(
+                    wanted.publication, survey.watched, connection.info.server_version
+                )
+            if slot is not None and not slot.is_lost:
+                yield from _check_gaps(connection, wanted, notes, survey)
     except CDCError as error:
         yield finding_from("connection", error)
 
@@ -148,15 +166,34 @@ _TRY_PLUGIN: Final = (
 )
 
 
-def _check_publication(connection: Connection, wanted: Wanted, watched: Sequence[Watched]) -> Finding:
+def _check_gaps(connection: Connection, wanted: Wanted, notes: Notes, survey: Survey) -> Iterator[Finding]:
+    """Yield what the next start would stop at, and the gaps that nobody has accepted."""
+    if wanted.saved is not None:
+        position = published_lsn(wanted.saved)
+        losses = wanted.keeper.unproven(connection, notes, survey)
+        if gap := gap_of_tables(losses, (), format_lsn(position), format_lsn(survey.end)):
+            yield finding_from("gap", gap)
+        for each in find_renamed(notes, survey, wanted.routes, position):
+            found, cure = tell_renamed(each)
+            yield Finding(what="gap", state=State.PROBLEM, found=found, cure=f"{cure}\n{ACCEPT_GAP}")
+    for noted in notes.gaps:
+        yield Finding(what="gap", state=State.PROBLEM, found=str(noted), cure=ACCEPT_GAP)
+
+
+def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -> Finding:
     what = f"publication {wanted.publication}"
-    found = read_publication(connection, wanted.publication)
-    plan = plan_publication(watched, connection.info.server_version)
+    found, watched = survey.publication, survey.watched
+    plan, needed = (
+        wanted.keeper.wanted(connection, survey),
+        wanted.keeper.needed(connection, survey),
+    )
     if found == plan:
         return Finding(what=what, found=f"has what the routes need: {len(plan.tables)} tables")
     if found is not None and found.suffices_for(plan):
         return Finding(what=what, found="has what the routes need, and more")
     obstacle = _obstacle(connection, wanted, watched, exists=found is not None)
+    if obstacle is not None and found is not None and found.suffices_for(needed):
+        return Finding(what=what, found="has what the routes need, with lists of columns")
     if obstacle is None:
         return Finding(what=what, found="will be made" if found is None else "will be brought up to date")
     sql = "\n".join(

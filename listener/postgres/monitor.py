@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 
@@ -23,11 +24,14 @@ from listener.postgres.connection import (
 )
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
 from listener.postgres.errors import SlotInUse
+from listener.postgres.notes import Notes, format_notes, parse_notes
 from listener.postgres.plugins import PluginName, open_plugin
-from listener.postgres.preparation import find_gap, prepare_publication
+from listener.postgres.preparation import find_gap
 from listener.postgres.server_log import ServerLog, identify, resume
 from listener.postgres.slot import check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
+from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper, published_lsn
+from listener.postgres.table_watch import TableWatch
 from listener.router import Route
 from listener.wakeup import Wakeup
 
@@ -61,8 +65,9 @@ class PostgresWALMonitor:
         failover: bool = False,
         replay_window: float = 0.0,
         accept_gap: bool = False,
+        column_lists: bool = False,
     ) -> None:
-        """`batch_size` in changes; `failover` and `accept_gap` as the settings and the command line have them."""
+        """`batch_size` in changes; `failover`, `accept_gap`, `column_lists` as settings and command line have them."""
         self._database_url = database_url
         self._slot = slot
         self._publication = publication
@@ -72,6 +77,15 @@ class PostgresWALMonitor:
         self._failover = failover
         self._replay_window = replay_window
         self._accept_gap = accept_gap
+        self._keeper = TableKeeper(
+            publication=publication if plugin == "pgoutput" else None,
+            routes=routes,
+            column_lists=column_lists,
+        )
+        self._noted: str | None = None  # what the broker holds of the notes, or will with the next batch
+        self._compared: Notes | None = None  # with what is noted
+        self._watch: TableWatch
+        self._prepared = Prepared(Notes(), 0)
         self._wakeup = Wakeup()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._in_transaction = False
@@ -87,12 +101,12 @@ class PostgresWALMonitor:
         self._log: ServerLog
         self._open_things = ExitStack()
 
-    def open(self, *, saved: Saved | None) -> None:
+    def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
         said = False
         while not self._wakeup.is_set:
             try:
-                self._open(saved)
+                self._open(again if said and again else lambda: saved)
             except SlotInUse as error:
                 if not said:
                     log.info("standby", slot=self._slot, reason=error.message)
@@ -107,27 +121,34 @@ class PostgresWALMonitor:
         self._warn_of_loss(position)
         if after is None:  # a checkpoint from the start on: then one that is missing tells a lost broker
             position = WALPosition.before(self._confirmed)
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._log.named(position), notes=self._news())
         self._accept_gap = False  # the one that was meant, and none that comes later
         self._decoder.skip_to(position)
         while not self._wakeup.is_set:
             changes: list[WALChange] = []
-            goes_on = self._read(changes)
+            try:
+                goes_on = self._read(changes)
+            except RenamedAway:
+                # The name is noted; what was read in front of it comes again.
+                yield Batch((), self._log.named(position), notes=self._news())
+                raise
             if changes:
                 position = self._position_of(changes[-1])
                 self._is_ahead = goes_on
-                yield Batch(changes, self._log.named(position), changes[-1].committed_at, settle=not goes_on)
+                named, as_of = self._log.named(position), changes[-1].committed_at
+                yield Batch(changes, named, as_of, settle=not goes_on, notes=self._news())
                 continue
             if (idle := self._idle()) > position:
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
             self._is_ahead = False
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._log.named(position), notes=self._news())
+        yield from self._last_news(position)
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
-        published = WALPosition.parse(position).commit_lsn
+        published = self._watch.position = WALPosition.parse(position).commit_lsn
         lsn, now = self._acknowledgements.published(published), monotonic()
         if now - self._acknowledged_at >= _ACKNOWLEDGE_EVERY:
             self._acknowledged_at = now
@@ -140,6 +161,23 @@ class PostgresWALMonitor:
     def close(self) -> None:
         """Let go of the slot."""
         self._open_things.close()
+
+    def _news(self) -> str | None:
+        """Return the notes where they are not what the broker holds; raises what the watch found."""
+        watch = self._watch
+        if watch.error is not None:
+            raise watch.error
+        if watch.notes is self._compared:
+            return None
+        self._compared = watch.notes
+        noted, self._noted = self._noted, format_notes(watch.notes)
+        return None if noted == self._noted else self._noted
+
+    def _last_news(self, position: WALPosition) -> Iterator[Batch]:
+        """Yield what the watch found and the broker does not know yet: the next start would take it for a gap."""
+        self._watch.close()
+        if self._watch.error is None and (notes := self._news()) is not None:
+            yield Batch((), self._log.named(position), notes=notes)
 
     def _read(self, changes: list[WALChange]) -> bool:
         """Read what the server has for us right now, up to a batch; tell whether one may read on before it is held.
@@ -193,7 +231,7 @@ class PostgresWALMonitor:
             self._acknowledgements.ended(server_position)
         return WALPosition.before(self._read_up_to)
 
-    def _open(self, saved: Saved | None) -> None:
+    def _open(self, saved: Callable[[], Saved | None]) -> None:
         self.close()
         connect_here = partial(connect, self._database_url)
         with closing(connect_here()) as connection:
@@ -203,6 +241,8 @@ class PostgresWALMonitor:
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
             self._log = identify(replication)
             self.source = self._log.system
+            self._watch = TableWatch(connect_here, self._keeper, self._prepared.notes)
+            stack.callback(self._watch.close)
             plugin = open_plugin(
                 self._plugin,
                 connect_here,
@@ -210,6 +250,7 @@ class PostgresWALMonitor:
                 routes=self._routes,
                 source=self.source,
                 codec=log_codec(replication),
+                announced=self._watch.announced,
             )
             stack.callback(plugin.close)
             self._decoder = plugin.decoder
@@ -222,6 +263,7 @@ class PostgresWALMonitor:
                 )
             )
             taken = self._stream.start(self._slot, plugin.options)
+            self._watch.start(self._prepared.end)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
             self._read_up_to = 0
@@ -236,16 +278,16 @@ class PostgresWALMonitor:
         with suppress(SourceLost):
             self._stream.acknowledge(self._acknowledgements.lsn)
 
-    def _prepare(self, connection: Connection, saved: Saved | None) -> None:
+    def _prepare(self, connection: Connection, read_saved: Callable[[], Saved | None]) -> None:
         """Make what is missing on the server: first the publication, then the slot."""
         slot = read_slot(connection, self._slot)
         if slot and slot.active_pid:
             raise SlotInUse(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
-        publication = self._publication if self._plugin == "pgoutput" else None
+        saved, publication = read_saved(), self._keeper.publication
         gap = find_gap(connection, slot, name=self._slot, publication=publication, saved=saved)
         if gap and not self._accept_gap:
             raise gap
-        prepare_publication(connection, publication, self._routes)
+        self._prepare_tables(connection, saved, is_anew=bool(gap))
         if gap:
             log.error("gap_accepted", gap=gap.message)
             if slot:
@@ -257,6 +299,17 @@ class PostgresWALMonitor:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
         ready = read_slot(connection, self._slot)
         self._confirmed = parse_lsn((ready and ready.confirmed_flush_lsn) or "0/0")
+
+    def _prepare_tables(self, connection: Connection, saved: Saved | None, *, is_anew: bool) -> None:
+        """Compare the tables with the notes, unless an accepted gap covers all that happened since."""
+        self._noted = saved.notes if saved else None
+        notes = parse_notes(self._noted)
+        if is_anew:
+            notes = replace(notes, tables=None)
+        self._prepared = self._keeper.prepare(
+            connection, notes, position=published_lsn(saved), accept_gap=self._accept_gap
+        )
+        self._compared = None
 
     def _resume(self, checkpoint: str) -> WALPosition:
         connect_here = partial(connect_replication, self._database_url)

@@ -33,10 +33,19 @@ class PgOutputDecoder(Decoder):
     """Decodes one replication connection's messages: relations are announced per connection."""
 
     def __init__(
-        self, resolve_type: Callable[[int], ValueType], *, source: str, codec: str = "utf-8"
+        self,
+        resolve_type: Callable[[int], ValueType],
+        *,
+        source: str,
+        codec: str = "utf-8",
+        announced: Callable[[int, tuple[str, str]], None] | None = None,
     ) -> None:
-        """`codec` is Python's name of the encoding in which texts come."""
+        """`codec` is Python's name of the encoding in which texts come.
+
+        `announced` is called with a table's OID and name before its changes, and may raise.
+        """
         super().__init__(source=source)
+        self._announced = announced
         self._resolve_type = resolve_type
         self._codec = codec
         self._split, self._split_both = splitting(codec)
@@ -104,6 +113,8 @@ class PgOutputDecoder(Decoder):
             type_oid, _modifier = _column_type(payload, at)
             at += 8
             columns.append(Column(column, self._resolve_type(type_oid), key))
+        if self._announced is not None:
+            self._announced(int.from_bytes(oid), (schema, name))
         # An empty schema name stands for pg_catalog.
         self._tables[oid] = Table(schema or "pg_catalog", name, columns, identity=identity)
 

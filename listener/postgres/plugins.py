@@ -9,7 +9,7 @@ from typing import Literal
 from listener.postgres import wal2json
 from listener.postgres.connection import Connection
 from listener.postgres.decoder import Decoder
-from listener.postgres.definitions import TableDefinitions
+from listener.postgres.definitions import TableDefinitions, TableName
 from listener.postgres.pgoutput import PgOutputDecoder
 from listener.postgres.type_catalogue import TypeCatalogue
 from listener.router import Route
@@ -37,16 +37,19 @@ def open_plugin(
     routes: Sequence[Route],
     source: str,
     codec: str,
+    announced: Callable[[int, TableName], None] | None = None,
 ) -> Plugin:
     """Return the plugin, ready for one connection.
 
     `connect` opens an ordinary session for the catalogue; `codec` is Python's name of the encoding of the log's texts.
+    `announced` is called with the OID and the name of a table before its changes come, where the plugin tells them.
     """
     resolve_type = TypeCatalogue(connect).resolve
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'
         options = {"proto_version": "1", "publication_names": quoted}
-        return Plugin(PgOutputDecoder(resolve_type, source=source, codec=codec), (options,), lambda: None)
+        decoder: Decoder = PgOutputDecoder(resolve_type, source=source, codec=codec, announced=announced)
+        return Plugin(decoder, (options,), lambda: None)
     definitions = TableDefinitions(connect)
 
     def watches(schema: str, table: str) -> bool:

@@ -10,9 +10,10 @@ from listener.findings import State
 from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
-from listener.postgres.preparation import look_at_tables
-from listener.postgres.publication import plan_publication, read_publication
+from listener.postgres.notes import Notes, parse_notes
 from listener.postgres.slot import Slot, read_slot
+from listener.postgres.table_findings import find_refused
+from listener.postgres.table_keeper import TableKeeper
 from listener.router import Route
 from listener.status import Reader, SourceStatus
 
@@ -28,12 +29,15 @@ def read_postgres_status(
     *,
     publication: str | None = None,
     routes: Sequence[Route] = (),
+    notes: str | None = None,
 ) -> SourceStatus:
     """Return how far the server and its slot are; raises SourceError, SourceLost.
 
     With a `publication` it is compared with what the routes need now: tables may have been made anew, or taken
-    out of it, while the listener runs, or been given partitions that are not as they have to be.
+    out of it, while the listener runs, or been given partitions that are not as they have to be. `notes` are what
+    is kept with the checkpoint, where that is known.
     """
+    noted = parse_notes(notes)
     with closing(connect(url)) as connection:
         slot = read_slot(connection, slot_name)
         if slot is None:
@@ -48,7 +52,9 @@ def read_postgres_status(
         unseen: tuple[str, ...] = ()
         problems: tuple[str, ...] = ()
         if publication is not None and reader is Reader.RUNNING:
-            unseen, problems = _look_at_tables(connection, publication, routes)
+            unseen, problems = _look_at_tables(
+                connection, TableKeeper(publication=publication, routes=routes), noted
+            )
     return SourceStatus(
         reader=reader,
         detail=detail,
@@ -59,19 +65,19 @@ def read_postgres_status(
         safe_bytes=slot.safe_bytes,
         unseen=unseen,
         problems=problems,
+        gaps=tuple(map(str, noted.gaps)),
     )
 
 
 def _look_at_tables(
-    connection: Connection, publication: str, routes: Sequence[Route]
+    connection: Connection, keeper: TableKeeper, notes: Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the tables that the publication lacks, and what is wrong with those of the routes."""
-    findings, watched = look_at_tables(connection, routes)
-    wanted = plan_publication(watched, connection.info.server_version)
-    found = read_publication(connection, publication)
-    missing = wanted.tables if found is None else found.lacks(wanted)
-    problems = (f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
-    return tuple(".".join(table) for table in missing), tuple(problems)
+    findings, survey = keeper.survey(connection, notes)
+    lacking = keeper.lacking(connection, survey)
+    unseen = [".".join(survey.by_oid[oid].table.name) for oid in sorted(lacking)]
+    wrong = (each for each in (*findings, *find_refused(survey.watched)) if each.state is State.PROBLEM)
+    return tuple(unseen), tuple(f"{each.what}: {each.found}" for each in wrong)
 
 
 def _never_started(slot_name: str, current: str) -> SourceStatus:

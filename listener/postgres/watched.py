@@ -9,7 +9,7 @@ from cdc_tasks.changes import EventType
 from listener.postgres.catalogue import Table, TableName
 from listener.router import Route
 
-__all__ = ["Watched", "is_glob", "needed_columns", "watched_tables"]
+__all__ = ["Watched", "covered_partitions", "is_glob", "needed_columns", "watched_tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,15 @@ def watched_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Wa
         Watched(table=table, routes=watching[name])
         for name, table in candidates.items()
         if watching[name] and not any(_watching(routes, ancestor) for ancestor in table.ancestors)
+    )
+
+
+def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Table, ...]:
+    """Return the partitions that routes name, and whose changes come as those of a table that they name, too."""
+    return tuple(
+        table
+        for table in tables
+        if table.is_publishable and any(_watching(routes, ancestor) for ancestor in table.ancestors)
     )
 
 
