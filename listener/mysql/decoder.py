@@ -87,9 +87,9 @@ class Decoder:
         try:
             self._handlers[kind](event, changes)
         except (ValueError, LookupError, struct.error) as error:
-            self._refuse(SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE))
+            self._refuse(SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE), changes)
         except (SourceError, Gap) as error:
-            self._refuse(error)
+            self._refuse(error, changes)
 
     def close(self) -> None:
         """Let go of what is kept on disk."""
@@ -147,7 +147,7 @@ class Decoder:
         if event[4] not in _WITHOUT_MEANING and not event[17] & _IGNORABLE:
             raise SourceError(f"an event of a kind that is not known: {event[4]}", hint=_UPDATE)
 
-    def _refuse(self, error: CDCError) -> None:
+    def _refuse(self, error: CDCError, changes: Changes) -> None:
         """Raise it with the place, unless it is a part of the gap that was accepted."""
         if self.progress.published_up_to == ALL:
             return
@@ -155,6 +155,7 @@ class Decoder:
         until = self._accepts_gap_until
         if until is None or not self.progress.here < until:
             raise type(error)(message, hint=f"{error.hint or _UPDATE}\n{ACCEPT_GAP}")
+        self.progress.take_back(changes, self.progress.ordinal)  # what was read of it before it failed
         log.error("gap_accepted", gap=message)
 
     # The file.

@@ -1,4 +1,9 @@
-"""Events that hold rows: tables are described, then come their rows, inserted, updated or deleted."""
+"""Events that hold rows: tables are described, then come their rows, inserted, updated or deleted.
+
+An event holds at least one row. With `binlog_row_image=MINIMAL` a row may have no column in it (`INSERT INTO t ()
+VALUES ()`), and is no bytes then. Such an event holds exactly one: the server's own replicas read it so, MySQL refuses
+to log a second one, and MariaDB leaves out all columns only where the primary key has its constant default.
+"""
 
 from __future__ import annotations
 
@@ -71,12 +76,15 @@ class RowReader:
             kind = kind.in_part
         transaction, add = self._progress.transaction, changes.append
         ordinal, after = self._progress.ordinal, self._after(table)
-        while at < end:
+        while True:  # at least one: a row without columns is no bytes
             row, at = readers[event[at : at + nulls]](event, at)
             if ordinal > after:
                 old, new = None if is_new else row, row if is_new else None
                 add(BinlogChange(kind, old, new, transaction, ordinal))
             ordinal += 1
+            if at >= end:
+                break
+        _check_end(table, at, end)
         self._progress.ordinal = ordinal
 
     def updated(self, event: bytes, changes: list[BinlogChange]) -> None:
@@ -89,7 +97,7 @@ class RowReader:
         kind = table.update if is_whole else table.update.in_part
         transaction, add = self._progress.transaction, changes.append
         ordinal, after = self._progress.ordinal, self._after(table)
-        while at < end:
+        while True:
             old, at = image.readers[event[at : at + image.nulls]](event, at)
             places: list[int] = []
             if is_partial:
@@ -102,6 +110,9 @@ class RowReader:
                     new = _filled(old, new)
                 add(BinlogChange(kind, old, new, transaction, ordinal))
             ordinal += 1
+            if at >= end:
+                break
+        _check_end(table, at, end)
         self._progress.ordinal = ordinal
 
     def truncated(self, schema: str, name: str, changes: list[BinlogChange]) -> None:
@@ -131,6 +142,8 @@ class RowReader:
             return None
         at = 27 + (int.from_bytes(event[27:29], "little") if kind in _VERSION_2 else 0)
         count, at = packed_integer(event, at)
+        if count != len(table.layouts):
+            raise _unreadable(table, f"they have {count} columns, and the table {len(table.layouts)}")
         size = (count + 7) // 8
         image = new_image = table.image(event[at : at + size])
         at += size
@@ -139,7 +152,22 @@ class RowReader:
             at += size
         if kind >= _FIRST_COMPRESSED:
             event = compressed.uncompress_rest(event, at)
+        if image.is_empty and new_image.is_empty and at < len(event) - 4:
+            raise _unreadable(table, "they have no columns, and bytes all the same")
         return table, event, at, image, new_image
+
+
+def _check_end(table: Table, at: int, end: int) -> None:
+    """Raise SourceError if the last row did not end with the event: then no row was read as it was meant."""
+    if at != end:
+        raise _unreadable(table, "they end behind their event")
+
+
+def _unreadable(table: Table, why: str) -> SourceError:
+    return SourceError(
+        f"rows of {table.schema}.{table.name} that cannot be read: {why}.",
+        hint="Update cdc-tasks, and report this with the server's version.",
+    )
 
 
 def _counted(name: str) -> bytes:

@@ -163,7 +163,7 @@ class Table:
 class Image:
     """Reads the rows of one kind of event that have the same columns."""
 
-    __slots__ = ("_layouts", "_places", "_width", "is_complete", "nulls", "readers")
+    __slots__ = ("_layouts", "_places", "_width", "is_complete", "is_empty", "nulls", "readers")
 
     def __init__(self, layouts: Sequence[Layout], present: bytes) -> None:
         bitmap = int.from_bytes(present, "little")
@@ -171,6 +171,7 @@ class Image:
         self._layouts = [layouts[place] for place in self._places]
         self._width = len(layouts)
         self.is_complete = len(self._places) == self._width
+        self.is_empty = not self._places
         self.nulls = (
             len(self._places) + 7
         ) // 8  # bytes at the start of a row that say which columns are NULL
