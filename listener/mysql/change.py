@@ -66,6 +66,24 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
             return None
         return bool(old != new)
 
+    def of_current_row(self) -> BinlogChange | None:
+        """Return what the change is to the rows that are true now, in a table with system versioning.
+
+        MariaDB logs a DELETE as an update of the row's end, and an UPDATE as one and an insert of the old row. None
+        for what concerns history alone.
+        """
+        kind, old, new = self._kind, self._old, self._new
+        table = kind.table
+        was = old is not None and table.is_current(old)
+        is_now = new is not None and table.is_current(new)
+        if old is None or new is None or was == is_now:
+            return self if was or is_now else None
+        kind = table.insert if is_now else table.delete
+        old, new = (None, new) if is_now else (old, None)
+        return BinlogChange(
+            kind if self._kind.is_whole else kind.in_part, old, new, self.transaction, self.ordinal
+        )
+
     @property
     def committed_at(self) -> datetime:
         return _EPOCH + timedelta(microseconds=self.transaction.committed)

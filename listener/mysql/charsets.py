@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any, Final
 
-from listener.mysql.connection import Connection, fetch, fetch_value
+from listener.mysql.connection import Connection, fetch
+from listener.mysql.session import Session
 
 __all__ = ["BINARY", "Charsets", "Decode"]
 
@@ -39,9 +39,9 @@ _CODECS: Final = {
 class Charsets:
     """What a server calls its collations, and how to read their text."""
 
-    def __init__(self, connect: Callable[[], Connection[Any]], connection: Connection[Any]) -> None:
-        """`connect` opens a session when a character set is met that needs the server's help."""
-        self._connect = connect
+    def __init__(self, session: Session, connection: Connection[Any]) -> None:
+        """`session` is asked when a character set is met that needs the server's help."""
+        self._session = session
         self._names = _read_names(connection)
         self._decoders: dict[str, Decode] = {}
 
@@ -73,17 +73,15 @@ class Charsets:
         try:
             return decode(text)[0]
         except UnicodeDecodeError:
-            with closing(self._connect()) as connection:
-                found = fetch_value(connection, f"SELECT CONVERT(_binary %s USING {name})", [text])
+            ((found,),) = self._session.fetch(f"SELECT CONVERT(_binary %s USING {name})", [text])
             return found if isinstance(found, str) else text.decode(errors="backslashreplace")
 
     def _table(self, name: str) -> str:
         """Return the 256 characters of a character set, U+FFFE for those that it does not have."""
-        with closing(self._connect()) as connection:
-            query = " UNION ALL ".join(
-                f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)" for byte in range(256)
-            )
-            characters = [row[0] for row in fetch(connection, query)]
+        query = " UNION ALL ".join(
+            f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)" for byte in range(256)
+        )
+        characters = [row[0] for row in self._session.fetch(query)]
         return "".join(
             character if len(character) == 1 and (character != "?" or byte == ord("?")) else "\ufffe"
             for byte, character in enumerate(each or "" for each in characters)

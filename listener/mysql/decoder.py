@@ -64,13 +64,18 @@ class Decoder:
         *,
         mariadb: bool,
         describe: Describe,
+        forget: Callable[[bytes], None] = lambda _: None,
         after: BinlogPosition,
         server: str = "",
         accepts_gap_until: BinlogPosition | None = None,
     ) -> None:
-        """`server`: see `Progress`. What cannot be read before `accepts_gap_until` is left out, and the log says so."""
+        """`forget` is told of statements that may change what `describe` knows; `server`: see `Progress`.
+
+        What cannot be read before `accepts_gap_until` is left out, and the log says so.
+        """
         self.inner: Iterator[bytes] | None = None  # events inside the last one: to be decoded next
         self.progress = Progress(after, mariadb=mariadb, server=server)
+        self._forget_tables = forget
         self._rows = RowReader(describe, self.progress)
         self._aside = Aside(self.progress)
         self._accepts_gap_until = accepts_gap_until
@@ -245,6 +250,7 @@ class Decoder:
 
     def _definition(self, query: Query, event: bytes, changes: Changes) -> None:
         """Treat what is no row and no end of a transaction: mostly DDL, a transaction of its own."""
+        self._forget_tables(query.text)
         emptied = emptied_table(query)
         try:
             if emptied:

@@ -32,6 +32,11 @@ Render = Callable[[Row], bytes]
 _MOST_READERS: Final = 64
 
 
+# The end of a row that is true now, in a table with system versioning: the last moment of a TIMESTAMP, since MariaDB
+# 11.5 of one without a sign.
+_FOREVER: Final = frozenset({b"\x7f\xff\xff\xff\x0f\x42\x3f", b"\xff\xff\xff\xff\x0f\x42\x3f"})
+
+
 class Kind:
     """What all changes of one table and event have in common, made once."""
 
@@ -61,25 +66,43 @@ class Table:
         "delete",
         "index",
         "insert",
+        "is_completed",
         "is_watched",
         "json_places",
         "layouts",
         "name",
         "names",
         "nullable",
+        "row_end",
         "schema",
         "truncate",
         "update",
     )
 
-    def __init__(self, table_map: TableMap, layouts: Sequence[Layout], *, is_watched: bool) -> None:
+    def __init__(
+        self,
+        table_map: TableMap,
+        layouts: Sequence[Layout],
+        *,
+        is_watched: bool,
+        is_completed: bool = False,
+        hidden: frozenset[str] = frozenset(),
+        row_end: str = "",
+    ) -> None:
+        """`is_completed`: by the catalogue, as it is now. `hidden`: columns of the server's own, shown to nobody.
+
+        `row_end`: the column that says until when a row was true, in a table with system versioning.
+        """
+        columns = {column.name: place for place, column in enumerate(table_map.columns)}
         self.schema = table_map.schema
         self.name = table_map.name
         self.layouts = tuple(layouts)
-        self.names = tuple(column.name for column in table_map.columns)
+        self.index = {name: place for name, place in columns.items() if name not in hidden}
+        self.names = tuple(self.index)
         self.nullable = tuple(column.nullable for column in table_map.columns)
-        self.index = {column: place for place, column in enumerate(self.names)}
+        self.row_end = columns.get(row_end)
         self.is_watched = is_watched
+        self.is_completed = is_completed
         self.json_places = [
             place for place, column in enumerate(table_map.columns) if column.type is ColumnType.JSON
         ]
@@ -116,6 +139,11 @@ class Table:
         except KeyError:
             names = [name for name in columns or () if name not in self.index]
             return self._absent.setdefault(columns, orjson.dumps(names)[1:-1])
+
+    def is_current(self, row: Row) -> bool:
+        """Return whether a row of a table with system versioning is true now, and no history."""
+        end = None if self.row_end is None else row[self.row_end]
+        return end is ABSENT or end in _FOREVER
 
     def is_missing(self, row: Row, name: str) -> bool:
         """Tell whether `row` has no value, not even NULL, for the column."""

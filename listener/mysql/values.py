@@ -2,7 +2,8 @@
 
 What has no form of its own in JSON is the server's own text, e.g. `0000-00-00 00:00:00`. A converter gets what
 the column's layout (`layout.py`) reads, and never NULL. Source of the layouts: MySQL's "Date and Time Data Type
-Representation" and its source, `decimal.cc`, `my_time.cc`; MariaDB's `column_compression.cc`.
+Representation" and its source, `decimal.cc`, `my_time.cc`; MariaDB's `column_compression.cc`, and its `Field_*_hires`:
+temporal types with a fraction as they are with `mysql56_temporal_format=OFF`, one number that counts the last digit.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "base64",
     "bits",
     "datetime2",
+    "datetime_hires",
     "datetime_old",
     "decimal",
     "enumerated",
@@ -35,8 +37,10 @@ __all__ = [
     "padded",
     "plain_date",
     "time2",
+    "time_hires",
     "time_old",
     "timestamp2",
+    "timestamp_hires",
     "timestamp_old",
     "uncompressed",
     "uuid",
@@ -44,9 +48,12 @@ __all__ = [
 ]  # fmt: skip
 
 Convert = Callable[..., bytes]
+_Parts = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the zone is written by whoever knows it
 _DATETIME_OFFSET = 0x8000000000
+_YEAR_ONE = 13 << 22
+_DAYS = (0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _DECIMAL_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 _float4 = Struct("<f").pack
 
@@ -135,13 +142,34 @@ def datetime2(digits: int) -> Convert:
         micro = _microseconds(value[5:], digits) if digits else 0
         day, month = number >> 17 & 31, (number >> 22) % 13
         parts = ((number >> 22) // 13, month, day, number >> 12 & 31, number >> 6 & 63, number & 63)
-        if not (day and month):
-            return b'"%04d-%02d-%02d %02d:%02d:%02d%b"' % (*parts, _own_fraction(micro, digits))
+        if day > 28 or not (day and month) or number < _YEAR_ONE:
+            return _moment(parts, micro, digits)
         if micro:
             return b'"%04d-%02d-%02dT%02d:%02d:%02d.%06d"' % (*parts, micro)
         return b'"%04d-%02d-%02dT%02d:%02d:%02d"' % parts
 
     return convert
+
+
+def _moment(parts: _Parts, micro: int, digits: int) -> bytes:
+    """Return a date and time as ISO has it, or the server's own text of a date that is none (2026-02-31, too)."""
+    if not _is_date(*parts[:3]):
+        return b'"%04d-%02d-%02d %02d:%02d:%02d%b"' % (*parts, _own_fraction(micro, digits))
+    if micro:
+        return b'"%04d-%02d-%02dT%02d:%02d:%02d.%06d"' % (*parts, micro)
+    return b'"%04d-%02d-%02dT%02d:%02d:%02d"' % parts
+
+
+def _is_date(year: int, month: int, day: int) -> bool:
+    return (
+        year > 0
+        and 1 <= month <= 12
+        and 1 <= day <= (28 if month == 2 and not _is_leap(year) else _DAYS[month])
+    )
+
+
+def _is_leap(year: int) -> bool:
+    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
 
 
 def timestamp2(digits: int) -> Convert:
@@ -152,6 +180,17 @@ def timestamp2(digits: int) -> Convert:
     def convert(value: bytes) -> bytes:
         number = int.from_bytes(value, "big")
         return timestamp(number >> fraction_bits, (number & mask) * unit, digits)
+
+    return convert
+
+
+def timestamp_hires(digits: int) -> Convert:
+    """Seconds since 1970, then the fraction, of a table of MariaDB's in the old format."""
+    unit = int(10 ** (6 - digits))
+
+    def convert(value: bytes) -> bytes:
+        seconds, fraction = int.from_bytes(value[:4], "big"), int.from_bytes(value[4:], "big")
+        return timestamp(seconds, fraction * unit, digits)
 
     return convert
 
@@ -201,16 +240,44 @@ def time_old(value: bytes) -> bytes:
     return b'"%b%02d:%02d:%02d"' % (minus, number // 10000, number // 100 % 100, number % 100)
 
 
+def time_hires(digits: int) -> Convert:
+    """One number from -839:00:00 on, of a table of MariaDB's in the old format."""
+    each = int(10**digits)
+    zero, unit = 839 * 3600 * each, 10**6 // each
+
+    def convert(value: bytes) -> bytes:
+        number = int.from_bytes(value, "big") - zero
+        minus = b"-" if number < 0 else b""
+        whole, fraction = divmod(abs(number), each)
+        parts: tuple[bytes, int, int, int] = (minus, whole // 3600, whole // 60 % 60, whole % 60)
+        if fraction:
+            return b'"%b%02d:%02d:%02d.%06d"' % (*parts, fraction * unit)
+        return b'"%b%02d:%02d:%02d"' % parts
+
+    return convert
+
+
+def datetime_hires(digits: int) -> Convert:
+    """One number, of a table of MariaDB's in the old format."""
+    each = int(10**digits)
+    unit = 10**6 // each
+
+    def convert(value: bytes) -> bytes:
+        seconds, fraction = divmod(int.from_bytes(value, "big"), each)
+        days, clock = divmod(seconds, 24 * 3600)
+        months, day = divmod(days, 32)
+        year, month = divmod(months, 13)
+        parts = (year, month, day, clock // 3600, clock // 60 % 60, clock % 60)
+        return _moment(parts, fraction * unit, digits)
+
+    return convert
+
+
 def datetime_old(value: int) -> bytes:
     """YYYYMMDDHHMMSS as a number, of a table that was made before MySQL 5.6."""
-    text = b"%014d" % value
-    if text[4:6] == b"00" or text[6:8] == b"00":
-        return b'"%b-%b-%b %b:%b:%b"' % _cut(text)
-    return b'"%b-%b-%bT%b:%b:%b"' % _cut(text)
-
-
-def _cut(text: bytes) -> tuple[bytes, ...]:
-    return (text[:4], *(text[at : at + 2] for at in range(4, 14, 2)))
+    date, clock = divmod(value, 1_000_000)
+    year, day = divmod(date, 10_000)
+    return _moment((year, *divmod(day, 100), clock // 10_000, clock // 100 % 100, clock % 100), 0, 0)
 
 
 def _microseconds(fraction: bytes, digits: int) -> int:

@@ -19,7 +19,7 @@ def _compression_of(database: MySQLDatabase) -> str:
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
-def test_a_row_without_columns_is_one_change(source: MySQLSource, compressed: bool) -> None:  # noqa: FBT001
+def test_a_row_without_columns_is_one_change(source: MySQLSource, compressed: bool) -> None:
     source.execute(
         "CREATE TABLE t (a int NOT NULL DEFAULT 3 PRIMARY KEY, b text)", "CREATE TABLE u (id int PRIMARY KEY)"
     )

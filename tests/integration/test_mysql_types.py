@@ -55,6 +55,14 @@ _TIMES = [
     ("date", "'2026-00-00'", "2026-00-00"),
     ("datetime", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00"),
     ("datetime", "'0000-00-00 00:00:00'", "0000-00-00 00:00:00"),
+    ("datetime", "'2026-02-31 10:00:00'", "2026-02-31 10:00:00"),
+    ("datetime(3)", "'2026-06-31 10:00:00.5'", "2026-06-31 10:00:00.500"),
+    ("datetime(6)", "'2025-02-29 10:00:00'", "2025-02-29 10:00:00.000000"),
+    ("datetime", "'2024-02-29 10:00:00'", "2024-02-29T10:00:00"),
+    ("datetime", "'1900-02-29 10:00:00'", "1900-02-29 10:00:00"),
+    ("datetime", "'2000-02-29 10:00:00'", "2000-02-29T10:00:00"),
+    ("datetime", "'0000-01-01 10:00:00'", "0000-01-01 10:00:00"),
+    ("date", "'2026-02-31'", "2026-02-31"),
     ("datetime(3)", "'2026-00-00 10:00:00.5'", "2026-00-00 10:00:00.500"),
     ("datetime(1)", "'2026-11-22 10:00:00.5'", "2026-11-22T10:00:00.500000"),
     ("datetime(4)", "'2026-11-22 10:00:00.1234'", "2026-11-22T10:00:00.123400"),
@@ -115,7 +123,7 @@ def test_each_type_has_its_form(source: MySQLSource, cases: list[tuple[str, str,
     source.execute(f"CREATE TABLE t ({columns}) CHARACTER SET utf8mb4")
     source.watch()
     nulls = ", ".join("NULL" for _ in cases)
-    source.execute(f"INSERT INTO t VALUES ({values}), ({nulls})", setting="sql_mode = ''")
+    source.execute(f"INSERT INTO t VALUES ({values}), ({nulls})", setting="sql_mode = 'ALLOW_INVALID_DATES'")
     found, empty = source.changes(2)
     assert found.after == expected
     assert empty.after == dict.fromkeys(expected)
