@@ -33,6 +33,7 @@ from listener.mysql.statements import (
     is_begin,
     parse_query,
 )
+from listener.mysql.values import UNREADABLE
 
 __all__ = ["Decoder"]
 
@@ -91,8 +92,8 @@ class Decoder:
             return
         try:
             self._handlers[kind](event, changes)
-        except (ValueError, LookupError, struct.error) as error:
-            self._refuse(SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE), changes)
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), changes)
         except (SourceError, Gap) as error:
             self._refuse(error, changes)
 
@@ -215,7 +216,13 @@ class Decoder:
 
     def _payload(self, event: bytes, _changes: Changes) -> None:
         self.progress.outer_end = _end_of(event)
-        self.inner = compressed.inner_events(event)
+        self.inner = self._checked(compressed.inner_events(event))
+
+    def _checked(self, events: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from events
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), [])
 
     # Statements.
 
@@ -301,6 +308,10 @@ class Decoder:
         self.progress.outer_end = _end_of(event)
         self._aside.keep_open(spool)
         self.inner = spool.events()
+
+
+def _undecodable(error: Exception) -> SourceError:
+    return SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE)
 
 
 def _end_of(event: bytes) -> int:

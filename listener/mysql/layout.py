@@ -71,6 +71,8 @@ def _with_fraction(size: int, convert: Callable[[int], Convert]) -> Callable[[Co
 
     def layout(column: Column) -> Layout:
         digits = column.metadata[0]
+        if digits > 6:
+            raise ValueError(f"a fraction of {digits} digits")
         return _fixed(size + (digits + 1) // 2, convert(digits))
 
     return layout
@@ -83,6 +85,8 @@ def _decimal(column: Column) -> Layout:
 
 def _bit(column: Column) -> Layout:
     bits, whole = column.metadata
+    if bits > 7 or whole > 8:
+        raise ValueError(f"a BIT of {whole} bytes and {bits} bits")
     return _fixed(whole + (bits > 0), values.bits(whole * 8 + bits))
 
 

@@ -9,8 +9,10 @@ from typing import Any, Final
 import orjson
 
 from listener import json_text
+from listener.monitor import SourceError
 from listener.mysql.layout import Layout
 from listener.mysql.table_map import ColumnType, TableMap
+from listener.mysql.values import UNREADABLE
 
 __all__ = ["ABSENT", "Image", "Kind", "Row", "Table"]
 
@@ -121,14 +123,17 @@ class Table:
             return self._images.setdefault(present, Image(self.layouts, present))
 
     def render(self, row: Row, columns: tuple[str, ...] | None) -> bytes:
-        """Return `row` as a JSON object of `columns` (None: all), without those that are absent."""
+        """Return `row` as a JSON object of `columns` (None: all), without those that are absent.
+
+        Raises SourceError where a value is not what its type says.
+        """
         try:
             renderer = self._renderers[columns]
         except KeyError:
             renderer = self._renderers[columns] = self._compile(columns)
         try:
             return renderer(row)
-        except (TypeError, AttributeError, UnicodeDecodeError):
+        except (TypeError, AttributeError, *UNREADABLE):
             # A value that is not there, or text that is not UTF-8: rare, so they are met this way.
             return self._render_carefully(row, columns)
 
@@ -158,7 +163,13 @@ class Table:
             place = self.index[name]
             value, layout = row[place], self.layouts[place]
             convert = json_text.string if layout.is_utf8 else layout.convert
-            text = b"null" if value is None else convert(value)
+            try:
+                text = b"null" if value is None else convert(value)
+            except UNREADABLE as error:
+                raise SourceError(
+                    f"A value of {self.schema}.{self.name}.{name} cannot be read: {error!r}.",
+                    hint="Update cdc-tasks, and report this with the server's version.",
+                ) from error
             parts.append(b"%b:%b" % (orjson.dumps(name), text))
         return b"{%b}" % b",".join(parts)
 

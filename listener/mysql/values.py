@@ -15,12 +15,14 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import lru_cache
 from struct import Struct
+from struct import error as StructError  # noqa: N812 - an exception's name
 
 import orjson
 
 from listener import json_text
 
 __all__ = [
+    "UNREADABLE",
     "Convert",
     "base64",
     "bits",
@@ -28,10 +30,12 @@ __all__ = [
     "datetime_hires",
     "datetime_old",
     "decimal",
+    "decimal_size",
     "enumerated",
     "float4",
     "float8",
     "inet",
+    "inflate",
     "medium",
     "members",
     "padded",
@@ -50,10 +54,14 @@ __all__ = [
 Convert = Callable[..., bytes]
 _Parts = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
 
+UNREADABLE = (ValueError, LookupError, ArithmeticError, StructError)
+"""What reading bytes raises that are not what they should be."""
+
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the zone is written by whoever knows it
 _DATETIME_OFFSET = 0x8000000000
 _YEAR_ONE = 13 << 22
 _DAYS = (0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_MOST_DIGITS = 81  # nine groups of nine; a column has at most 65
 _DECIMAL_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 _float4 = Struct("<f").pack
 
@@ -124,7 +132,9 @@ def decimal(precision: int, scale: int) -> Convert:
 
 
 def decimal_size(precision: int, scale: int) -> int:
-    """Return the bytes of a DECIMAL."""
+    """Return the bytes of a DECIMAL; raises ValueError where there is no such."""
+    if not scale <= precision <= _MOST_DIGITS:
+        raise ValueError(f"a DECIMAL({precision},{scale})")
     return sum(part // 9 * 4 + _DECIMAL_BYTES[part % 9] for part in (precision - scale, scale))
 
 
@@ -340,10 +350,25 @@ def uncompressed(convert: Convert) -> Convert:
             return convert(b"")
         if not value[0]:
             return convert(value[1:])
-        plain = zlib.decompress(value[1 + (value[0] & 7) :], -15 if value[0] & 8 else 15)
-        return convert(plain)
+        at = 1 + (value[0] & 7)
+        size = int.from_bytes(value[1:at], "big")
+        return convert(inflate(value[at:], size, wbits=-15 if value[0] & 8 else 15))
 
     return convert_compressed
+
+
+def inflate(data: bytes, size: int, *, wbits: int = 15) -> bytes:
+    """Return what zlib has made smaller; raises ValueError where it is not of that size."""
+    unpacker = zlib.decompressobj(wbits)
+    try:
+        plain = unpacker.decompress(
+            data, size + 1
+        )  # of no more than it should be: a few bytes may become gigabytes
+    except zlib.error as error:
+        raise ValueError(f"something compressed that is damaged: {error}") from error
+    if len(plain) != size:
+        raise ValueError(f"something compressed that should be {size} bytes long, and is not")
+    return plain
 
 
 def text_or_document(text: bytes) -> bytes:

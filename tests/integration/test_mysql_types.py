@@ -145,11 +145,25 @@ def test_json_may_hold_values_of_sql_types(mysql_database: MySQLDatabase) -> Non
         source.watch()
         source.execute(
             "INSERT INTO t VALUES (JSON_ARRAY(12.50, CAST('2026-11-22 10:00:00.5' AS DATETIME(1)),"
-            " CAST('2026-11-22' AS DATE), CAST('-10:00:00' AS TIME), x'00ff'))"
+            " CAST('2026-11-22' AS DATE), CAST('-10:00:00' AS TIME), x'00ff', CAST('' AS BINARY), b'101',"
+            " ST_GeomFromText('POINT(1 1)'), 1e16, CAST('0000-00-00' AS DATE)))",
+            *(
+                f"INSERT INTO t VALUES (JSON_OBJECT('a', REPEAT(x'00ff', {size}), 'b', REPEAT('x', {size})))"
+                for size in (28, 29, 57, 200, 40_000)
+            ),
+            setting="sql_mode = ''",
         )
-        ((text,),) = source.database.fetch("SELECT a FROM t")
-        (change,) = source.changes(1)
-        assert change.row["a"] == json.loads(text)
+        expected = [json.loads(text) for (text,) in source.database.fetch("SELECT a FROM t")]
+        assert [each.row["a"] for each in source.changes(6)] == expected
+
+
+def test_json_is_read_down_to_the_servers_deepest_level(mysql_source: MySQLSource) -> None:
+    source, levels = mysql_source, 99
+    source.execute("CREATE TABLE t (a json)")
+    source.watch()
+    lists, objects = "[" * levels + "[]" + "]" * levels, '{"a":' * levels + "{}" + "}" * levels
+    source.execute(f"INSERT INTO t VALUES ('{lists}'), ('{objects}')")
+    assert [each.row["a"] for each in source.changes(2)] == [json.loads(lists), json.loads(objects)]
 
 
 def test_partial_updates_of_json_are_put_together(mysql_database: MySQLDatabase) -> None:
