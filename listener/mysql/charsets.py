@@ -13,9 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from listener.mysql.connection import Connection, fetch
 from listener.mysql.session import Session
 
 __all__ = ["BINARY", "Charsets", "Decode"]
@@ -90,10 +89,10 @@ _CODES_IN_QUESTION: Final = 20_000
 class Charsets:
     """What a server calls its collations, and how to read their text."""
 
-    def __init__(self, session: Session, connection: Connection[Any]) -> None:
-        """`session` is asked when a character set is met of which the server knows more than we do."""
+    def __init__(self, session: Session) -> None:
+        """`session` is asked at once for the names, and again when a character set is met that needs its help."""
         self._session = session
-        self._names = _read_names(connection)
+        self._names = _read_names(session)
         self._decoders: dict[str, Decode] = {}
 
     def name(self, collation: int) -> str:
@@ -209,13 +208,12 @@ def _utf8(text: bytes) -> str:
     return text.decode(errors="backslashreplace")
 
 
-def _read_names(connection: Connection[Any]) -> dict[int, str]:
+def _read_names(session: Session) -> dict[int, str]:
     # MariaDB since 10.10 has collations for several character sets, and gives the numbers only here.
     tables = ("COLLATION_CHARACTER_SET_APPLICABILITY", "COLLATIONS")
     columns = {
         row[0]
-        for row in fetch(
-            connection,
+        for row in session.fetch(
             "SELECT COLUMN_NAME FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = 'information_schema'"
             " AND TABLE_NAME = %s",
             [tables[0]],
@@ -223,5 +221,5 @@ def _read_names(connection: Connection[Any]) -> dict[int, str]:
     }
     table = tables[0] if "ID" in columns else tables[1]
     query = f"SELECT ID, CHARACTER_SET_NAME FROM information_schema.{table} WHERE ID IS NOT NULL"  # noqa: S608 - one of the two above
-    rows = fetch(connection, query)
+    rows = session.fetch(query)
     return {int(number): str(name) for number, name in rows}

@@ -86,11 +86,11 @@ class Decoder:
 
     def decode(self, event: bytes, changes: Changes) -> None:
         """Append the changes in one event, which ends with a checksum; raises SourceError, Gap."""
-        kind = event[4]
-        if self._aside.spool is not None and kind in _OF_ROWS:
-            self._aside.spool.add(event)
-            return
         try:
+            kind = event[4]
+            if self._aside.spool is not None and kind in _OF_ROWS:
+                self._aside.spool.add(event)
+                return
             self._handlers[kind](event, changes)
         except UNREADABLE as error:
             self._refuse(_undecodable(error), changes)
@@ -293,10 +293,10 @@ class Decoder:
                 self._replay(spool, event)
 
     def _xa_prepare(self, event: bytes, changes: Changes) -> None:
+        name, one_phase = xid_of(event)
         spool = self._aside.take()
         if spool is None:
             raise SourceError("a prepared transaction whose start is missing.", hint=_UPDATE)
-        name, one_phase = xid_of(event)
         if one_phase:
             self._replay(spool, event)
         else:

@@ -94,7 +94,7 @@ class BinlogMonitor:
                 raise_problems([*find_in_server(self._server), *find_in_tables(connection, self._routes)])
                 self._session = Session(partial(connect, self._database_url))
                 stack.callback(self._session.close)
-                self._charsets = Charsets(self._session, connection)
+                self._charsets = Charsets(self._session)
             self.source = self._server.kind
             self._lock = ListenerLock(self._database_url, self._name)
             stack.callback(self._lock.close)
