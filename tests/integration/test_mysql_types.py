@@ -239,6 +239,27 @@ def test_mariadbs_compressed_columns_are_read(mariadb_database: MySQLDatabase) -
         assert second.after == {"id": 2, "a": "", "b": "é", "c": None}
 
 
+def test_a_type_that_changes_while_the_listener_runs_has_its_new_form_at_once(source: MySQLSource) -> None:
+    """Each keeps the layout of its bytes: the log says what they mean."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, a varchar(10) CHARACTER SET latin1, b tinyint, c enum('x','y'),"
+        " d set('a','b'), e binary(3), f int, g char(4) CHARACTER SET utf8mb4)"
+    )
+    source.watch()
+    source.execute(
+        "INSERT INTO t VALUES (1, 'é', -1, 'x', 'a,b', 'abc', 7, 'é')",
+        "ALTER TABLE t MODIFY a varchar(10) CHARACTER SET cp1251, MODIFY b tinyint unsigned, MODIFY f int ZEROFILL,"
+        " MODIFY c enum('new','y'), MODIFY d set('a','new'), MODIFY e char(3) CHARACTER SET latin1,"
+        " MODIFY g char(16) CHARACTER SET latin1",
+        "INSERT INTO t VALUES (2, 'Ж', 255, 'new', 'a,new', 'abc', 7, 'é')",
+        setting="sql_mode = ''",
+    )
+    old, new = source.changes(2)
+    abc = base64.b64encode(b"abc").decode()
+    assert list(old.row.values()) == [1, "é", -1, "x", "a,b", abc, 7, "é"]
+    assert list(new.row.values()) == [2, "Ж", 255, "new", "a,new", "abc", 7, "é"]
+
+
 def test_geometry_is_the_servers_own_bytes(source: MySQLSource) -> None:
     source.execute("CREATE TABLE t (a geometry, b point)")
     source.watch()
