@@ -167,7 +167,7 @@ def _text(counted: Layout, column: Column, charsets: Charsets, known: CatalogueC
     if charsets.name(collation) == BINARY:
         return counted
     decode = charsets.decoder(collation)
-    if known.type == "json":
+    if known.type == "json" and counted.size == 4:  # a LONGTEXT: others with such a CHECK are text
         if charsets.is_utf8(collation):
             return counted._replace(convert=values.text_or_document)
         return counted._replace(convert=lambda value: values.text_or_document(decode(value).encode()))

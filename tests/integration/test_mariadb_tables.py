@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -282,6 +283,20 @@ def test_types_that_the_log_does_not_tell_are_asked_for_when_a_table_was_altered
     )
     back, *_ = source.changes(2)
     assert (back.row["u"], back.row["d"]) == (base64.b64encode(bytes_of_it).decode(), '{"a": 1}')
+
+
+def test_json_may_be_in_any_character_set(source: MySQLSource) -> None:
+    charsets = ("utf8mb4", "latin1", "ucs2", "utf32", "sjis")
+    columns = ", ".join(
+        f"{name} longtext CHARACTER SET {name} CHECK (json_valid({name}))" for name in charsets
+    )
+    source.execute(f"CREATE TABLE t ({columns}, short varchar(50) CHECK (json_valid(short)))")
+    source.watch()
+    texts = {"latin1": '{"é": ["ü"]}', "sjis": '{"日本": ["語"]}'}
+    values = [texts.get(name, '{"é": ["日本"]}') for name in charsets]
+    source.execute(f"INSERT INTO t VALUES ({', '.join(f'{value!r}' for value in values)}, '[1]')")
+    (change,) = source.changes(1)
+    assert list(change.row.values()) == [*map(json.loads, values), "[1]"]
 
 
 def test_a_table_that_is_swapped_for_another_is_asked_for_again(source: MySQLSource) -> None:
