@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64
+from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -41,6 +42,30 @@ _DEEPEST: Final = 100  # the server's limit
 _LINE: Final = 76  # characters of base64, as the server breaks it
 _LEG = re.compile(r'\.("(?:[^"\\]|\\.)*+"|[^.\["]+)|\[(\d{1,9})\]')
 _PATH = re.compile(rf"\$(?:{_LEG.pattern})*+")
+
+
+_Unpack = Callable[[bytes, int], tuple[Any, ...]]
+
+
+class _Shape(NamedTuple):
+    """How containers of one size are laid out."""
+
+    width: int  # of offsets and counts, in bytes
+    size: _Unpack
+    key: _Unpack  # where it is, and its length
+    entry: _Unpack  # a value's type, and where it is
+    scalars: Mapping[int, _Unpack]  # what stands in the place of an offset, by its type
+
+    @classmethod
+    def of(cls, width: int, code: str) -> _Shape:
+        scalars = {
+            kind: number.unpack_from for kind, (number, *inline) in _NUMBERS.items() if inline[width == 4]
+        }
+        size, key, entry = (Struct(text).unpack_from for text in (f"<{code}", f"<{code}H", f"<B{code}"))
+        return cls(width, size, key, entry, scalars)
+
+
+_SHAPES: Final = (_Shape.of(2, "H"), _Shape.of(4, "I"))  # small, large
 
 
 class PatchedDocument(bytes):
@@ -125,11 +150,11 @@ class _Reader:
 
     def parse(self, kind: int, at: int, depth: int = 0) -> Tree:
         """Return the value of this type that begins there; raises ValueError, LookupError, struct.error."""
-        if kind <= _LARGE_ARRAY:
-            return self._container(kind, at, depth)
         if kind == _STRING:
             length, at = self._variable_length(at)
             return json_text.string(self._take(at, length))
+        if kind <= _LARGE_ARRAY:
+            return self._container(kind, at, depth)
         if kind == _LITERAL:
             return _LITERALS[self._data[at]]
         if kind == _OPAQUE:
@@ -141,36 +166,43 @@ class _Reader:
 
     def _container(self, kind: int, start: int, depth: int) -> Tree:
         data = self._data
-        large = kind in {_LARGE_OBJECT, _LARGE_ARRAY}
-        width = 4 if large else 2
-
-        def offset(at: int) -> int:
-            return int.from_bytes(data[at : at + width], "little")
-
-        count = offset(start)
+        shape = _SHAPES[kind in {_LARGE_OBJECT, _LARGE_ARRAY}]
+        (count,) = shape.size(data, start)
         self._count(count)
         if depth >= _DEEPEST:
             raise ValueError("a document that is nested too deeply")
         is_object = kind in {_SMALL_OBJECT, _LARGE_OBJECT}
-        keys_at = start + 2 * width
-        values_at = keys_at + count * (width + 2) * is_object
-        values = []
-        for place in range(values_at, values_at + count * (width + 1), width + 1):
-            number = _NUMBERS.get(data[place])
-            inline = data[place] == _LITERAL or bool(number and number[2 if large else 1])
-            at = place + 1 if inline else start + offset(place + 1)
-            values.append(self.parse(data[place], at, depth + 1))
+        keys_at = start + 2 * shape.width
+        values_at = keys_at + count * (shape.width + 2) * is_object
+        scalars, entry, values = shape.scalars, shape.entry, []
+        for place in range(values_at, values_at + count * (shape.width + 1), shape.width + 1):
+            of, at = entry(data, place)
+            scalar = scalars.get(of)
+            if scalar is not None:
+                values.append(orjson.dumps(scalar(data, place + 1)[0]))
+            elif of == _LITERAL:
+                values.append(_LITERALS[data[place + 1]])
+            else:
+                values.append(self.parse(of, start + at, depth + 1))
         if not is_object:
             return values
-        keys = []
-        for place in range(keys_at, values_at, width + 2):
-            length = int.from_bytes(data[place + width : place + width + 2], "little")
-            keys.append(json_text.string(self._take(start + offset(place), length)))
-        return dict(zip(keys, values, strict=True))
+        return dict(zip(self._keys(start, keys_at, count, shape), values, strict=True))
+
+    def _keys(self, start: int, first: int, count: int, shape: _Shape) -> list[bytes]:
+        data, keys, key, end, unread = self._data, [], shape.key, len(self._data), self._unread
+        for place in range(first, first + count * (shape.width + 2), shape.width + 2):
+            at, length = key(data, place)
+            at += start
+            unread -= length
+            if unread < 0 or at + length > end:
+                raise ValueError("a document whose keys are larger than its bytes")
+            keys.append(json_text.string(data[at : at + length]))
+        self._unread = unread
+        return keys
 
     def _take(self, at: int, length: int) -> bytes:
-        self._count(length)
-        if at + length > len(self._data):
+        self._unread -= length
+        if self._unread < 0 or at + length > len(self._data):
             raise ValueError("a document that is cut off")
         return self._data[at : at + length]
 
@@ -180,6 +212,8 @@ class _Reader:
             raise ValueError("a document that is larger than its bytes")
 
     def _variable_length(self, at: int) -> tuple[int, int]:
+        if self._data[at] < 0x80:
+            return self._data[at], at + 1
         length = shift = 0
         while shift < 35:
             byte = self._data[at]
