@@ -217,14 +217,19 @@ def binlog_captures(scenario: str = "*") -> list[BinlogCapture]:
     return [BinlogCapture(**json.loads(path.read_text())) for path in paths]
 
 
-def read_all(decoder: Decoder, events: Iterable[bytes]) -> list[BinlogChange]:
-    """Return the changes in these events, and in those that are inside of them."""
+def read_all(decoder: Decoder, events: Iterable[bytes], *, to_the_end: bool = False) -> list[BinlogChange]:
+    """Return the changes in these events, and in those that are inside of them.
+
+    `to_the_end`: put the rest of a transaction aside until it is certain, as at the end of each batch.
+    """
     changes: list[BinlogChange] = []
     outer = iter(events)
     while True:
         event = next(decoder.inner or outer, None)
         if event is not None:
             decoder.decode(event, changes)
+            if to_the_end and changes and decoder.needs_end:
+                any(decoder.put_aside(later, changes) for later in outer)
         elif decoder.inner is not None:
             decoder.inner = None
         else:

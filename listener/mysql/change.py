@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import orjson
 
 from listener.logged_change import LoggedChange
+from listener.monitor import SourceError
 from listener.mysql.table import ABSENT, Kind, Row
 from listener.mysql.values import iso_second
 
@@ -41,12 +42,18 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
     __slots__ = ()
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
-        """Return the argument that a task receives, as JSON with only `columns` in its rows."""
+        """Return the argument that a task receives, as JSON with only `columns` in its rows.
+
+        Raises SourceError where a value is not what its type says.
+        """
         kind, old, new = self._kind, self._old, self._new
         table = kind.table
         change_id, position = self.stamp
-        before = b"null" if old is None else table.render(old, columns)
-        after = b"null" if new is None else table.render(new, columns)
+        try:
+            before = b"null" if old is None else table.render(old, columns)
+            after = b"null" if new is None else table.render(new, columns)
+        except SourceError as error:
+            raise SourceError(f"{error.message} It is at {self.position}.", hint=error.hint) from error
         missing = table.absent(columns) if kind.is_whole else self._missing(columns)
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
             change_id, kind.head, before, after, missing, position, self.transaction.tail,

@@ -112,9 +112,13 @@ class Decoder:
     def put_aside(self, event: bytes, changes: Changes) -> bool:
         """Keep an event for later, on disk if need be; returns whether it ended the transaction.
 
-        Then what was put aside comes next as `inner`, or has been taken back.
+        Then what was put aside comes next as `inner`, or has been taken back. Raises as `decode` does.
         """
-        text = parse_query(event, len(event) - 4).text if event[4] == _QUERY else b""
+        try:
+            text = parse_query(event, len(event) - 4).text if event[4] == _QUERY else b""
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), changes)
+            return False
         if event[4] != _XID and text not in {b"COMMIT", b"ROLLBACK"}:
             self._aside.add(event, text, changes)
             return False

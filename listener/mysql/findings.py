@@ -69,8 +69,8 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
         state = State.PROBLEM if missing else State.OK
         yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, cure)
     for name, period in versioned.items():
-        if any(route.matches(*name) for route in routes):
-            yield _logged_as_statements(name, period)
+        is_watched = any(route.matches(*name) for route in routes)
+        yield _logged_as_statements(name, period, State.PROBLEM if is_watched else State.WARNING)
 
 
 def _read_columns(connection: Connection[Any]) -> tuple[dict[_Name, set[str]], dict[_Name, list[str]]]:
@@ -120,14 +120,14 @@ def _nothing_to_watch(
     )
 
 
-def _logged_as_statements(name: _Name, period: Sequence[str]) -> Finding:
+def _logged_as_statements(name: _Name, period: Sequence[str], state: State) -> Finding:
     schema, table = name
     dropped = ", ".join(f"DROP COLUMN {_quoted(column)}" for column in period)
     place = f"{_quoted(schema)}.{_quoted(table)}"
     return _finding(
         f"table {schema}.{table}",
         "has system versioning by transaction ids: MariaDB logs its changes as statements, without rows",
-        State.PROBLEM,
+        state,
         "Let it go by time, which forgets its history:\n"
         "SET system_versioning_alter_history = KEEP;\n"
         f"ALTER TABLE {place} {dropped}, DROP PERIOD FOR SYSTEM_TIME, DROP SYSTEM VERSIONING;\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.binlog_captures import SCENARIOS, BinlogCapture, binlog_captures
+from tests.binlog_captures import SCENARIOS, BinlogCapture, binlog_captures, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +49,12 @@ def test_rows_come_with_all_their_columns_and_without_those_that_were_rolled_bac
     ]
     assert [each.position.rpartition(":")[2] for each in changes] == ["0", "1", "0", "0", "0", "0"]
     assert len({each.id for each in changes}) == len(changes)
+
+
+@_on_each_server("rows")
+def test_a_transaction_that_is_put_aside_comes_as_it_was(capture: BinlogCapture) -> None:
+    changes = read_all(capture.decoder(), capture.raw(), to_the_end=True)
+    assert _seen(changes) == _seen(capture.changes())
 
 
 @_on_each_server("types")

@@ -73,10 +73,10 @@ def _damage(event: bytes, rng: random.Random) -> bytes:
             return event[:at] + event[-_CHECKSUM:]
 
 
-def _decode(capture: BinlogCapture, events: list[bytes]) -> None:
+def _decode(capture: BinlogCapture, events: list[bytes], *, to_the_end: bool) -> None:
     decoder = capture.decoder()
     try:
-        changes = read_all(decoder, events)
+        changes = read_all(decoder, events, to_the_end=to_the_end)
         assert len(changes) <= sum(map(len, events)) * 10
         for change in changes:
             change.to_json()
@@ -96,7 +96,7 @@ def test_damaged_events_are_read_or_refused_and_cost_no_more_than_their_size(cap
         for round_ in range(_ROUNDS):
             damaged = _mutate(events, rng)
             try:
-                _decode(capture, damaged)
+                _decode(capture, damaged, to_the_end=round_ % 2 == 0)
             except CDCError:
                 raise
             except Exception as error:
@@ -174,3 +174,16 @@ def test_rows_without_columns_and_with_bytes_are_refused() -> None:
     longer = events[place][:-4] + b"\xff" + events[place][-4:]
     with pytest.raises(SourceError, match="no columns, and bytes all the same"):
         read_all(capture.decoder(), [*events[:place], longer])
+
+
+def test_a_value_that_is_not_what_its_type_says_is_refused_with_its_place() -> None:
+    (capture,) = binlog_captures("documents")
+    events = capture.raw()
+    place = next(place for place, event in enumerate(events) if event[4] == 30)
+    members = b"\x00\x03\x00y\x01"  # an object of three, and its size
+    assert members in events[place]
+    damaged = events[place].replace(members, b"\x00\xff\xffy\x01")
+    (change, *_) = read_all(capture.decoder(), [*events[:place], damaged])
+    with pytest.raises(SourceError, match=r"captured\.t\.a cannot be read.* It is at binlog") as caught:
+        change.to_json()
+    assert caught.value.hint
