@@ -2,7 +2,8 @@
 
 An event holds at least one row. With `binlog_row_image=MINIMAL` a row may have no column in it (`INSERT INTO t ()
 VALUES ()`), and is no bytes then. Such an event holds exactly one: the server's own replicas read it so, MySQL refuses
-to log a second one, and MariaDB leaves out all columns only where the primary key has its constant default.
+to log a second one, and MariaDB leaves out all columns only where the primary key has its constant default. (A table
+of BLACKHOLE keeps no key unique, and no row: several come as one.)
 """
 
 from __future__ import annotations
