@@ -24,6 +24,7 @@ from listener.mysql.lock import ListenerLock
 from listener.mysql.position import BinlogPosition
 from listener.mysql.preparation import starting_position
 from listener.mysql.server import Server, current_position, read_server, replicas
+from listener.mysql.statements import Dialect
 from listener.mysql.stream import BinlogStream, replica_uuid
 from listener.mysql.tables import Tables
 from listener.router import Route
@@ -169,6 +170,12 @@ class BinlogMonitor:
             after=start,
             server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,
+            dialect=Dialect(
+                mariadb=self._server.is_mariadb,
+                folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
+                charsets=self._charsets,
+            ),
+            watches=tables.watches,
         )
         self._open_things.callback(self._decoder.close)
         self._accept_gap = False  # the one that was meant, and none that comes later
