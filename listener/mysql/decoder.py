@@ -275,7 +275,7 @@ class Decoder:
             what = f" ({statement.verb})" if statement.verb else ""
             raise Gap(
                 f"a statement of an unknown kind{what}: it may have changed rows, which would be missing.",
-                hint=self._as_rows,
+                hint=f"{self._as_rows}\nIf it changes no rows: {_UPDATE}",
             )
         elif statement.effect is Effect.MOVES and self.progress.published_up_to != ALL:
             self._tell_moved(statement)
@@ -297,8 +297,10 @@ class Decoder:
     @property
     def _as_rows(self) -> str:
         keep = "SET GLOBAL" if self._dialect.mariadb else "SET PERSIST"
+        progress = self.progress
         return (
-            f"{keep} binlog_format = 'ROW';\nThen end the sessions that chose another format: they keep it."
+            f"SHOW BINLOG EVENTS IN '{progress.file}' FROM {progress.start} LIMIT 5;   shows the statement.\n"
+            f"{keep} binlog_format = 'ROW';   Then end the sessions that chose another format: they keep it."
         )
 
     def _incident(self, _event: bytes, _changes: Changes) -> NoReturn:

@@ -246,6 +246,7 @@ def test_what_no_rule_knows_may_have_changed_rows(text: str) -> None:
         "CREATE TABLE t (a char(9) DEFAULT _latin1'select', b binary(1) DEFAULT X'00', c bit DEFAULT b'1')",
         "CREATE TABLE t (\n  `a` int\n) START TRANSACTION",
         "CREATE TEMPORARY TABLE t AS SELECT count(*), now(), max(a) FROM u WHERE a IN (1, 2)",
+        "CREATE TEMPORARY TABLE t AS SELECT json_value(a, '$.x'), row_number() OVER (ORDER BY a) FROM u",
         "CREATE VIEW v AS SELECT 1",
         "CREATE OR REPLACE ALGORITHM = MERGE DEFINER = `a`@`b` VIEW v AS SELECT 1",
         "CREATE DEFINER=`root`@`localhost` TRIGGER x AFTER INSERT ON t FOR EACH ROW INSERT INTO u VALUES (1)",
