@@ -12,6 +12,8 @@ from structlog.testing import capture_logs
 
 from listener.monitor import Gap
 from listener.mysql.lexer import Kind, Rules, tokens
+from listener.mysql.statements import Effect, read_statement
+from tests.mysql_log import end_of_log, logged_statements
 from tests.mysql_servers import MariaDBServer, MySQLServer
 from tests.mysql_source import MySQLDatabase, MySQLSource
 
@@ -253,30 +255,42 @@ def hidden(source: MySQLSource) -> Iterator[MySQLSource]:
     source.execute("SET GLOBAL log_bin_trust_function_creators = OFF")
 
 
-def _is_gap(source: MySQLSource, statement: str, session: str) -> bool:
-    source.stop()
-    source.position = None
-    source.watch()
-    _run(source, statement, session=session)
-    _run(source, "DROP TABLE IF EXISTS c", "DELETE FROM t", "INSERT INTO t VALUES (1000)")
-    try:
-        source.changes(1)
-    except Gap as gap:
-        look, mend = (gap.hint or "").split("\n")[:2]
-        shown = source.database.fetch(look.partition(";")[0])
-        source.execute(mend.partition(";")[0])
-        return "missing" in gap.message and any(row[2] == "Query" for row in shown)
-    return False
+def _effects(source: MySQLSource, statements: tuple[str, ...], session: str) -> list[list[Effect]]:
+    """Run each statement; return what is made of what the log has of it."""
+    found = []
+    for statement in statements:
+        start = end_of_log(source.database)
+        _run(source, statement, session=session)
+        queries, dialect = logged_statements(source.database, start)
+        found.append([read_statement(query, dialect).effect for query in queries])
+        source.execute("DROP TABLE IF EXISTS c", "DELETE FROM t")
+    return found
 
 
 def test_rows_that_are_logged_as_statements_are_noticed(hidden: MySQLSource) -> None:
     mariadb = hidden.database.is_mariadb
     statements = _HIDING + (_MARIADB_HIDING if mariadb else _MYSQL_HIDING)
-    session = "SET binlog_format = 'STATEMENT'"
-    assert [each for each in statements if not _is_gap(hidden, each, session)] == []
+    effects = _effects(hidden, statements, "SET binlog_format = 'STATEMENT'")
     if mariadb:
         one = "SET STATEMENT binlog_format='STATEMENT' FOR INSERT INTO t VALUES (1)"
-        assert _is_gap(hidden, one, "SET @none = 1")
+        effects += _effects(hidden, (one,), "SET @none = 1")
+        statements += (one,)
+    alarming = {Effect.HIDES, Effect.UNKNOWN}
+    assert [text for text, found in zip(statements, effects, strict=True) if not alarming & {*found}] == []
+
+
+@pytest.mark.parametrize("statement", ["/*!INSERT*/ INTO t VALUES (1)", "CREATE TABLE c SELECT 1 AS id"])
+def test_missing_rows_stop_the_listener_with_the_sql_that_shows_and_mends_it(
+    hidden: MySQLSource, statement: str
+) -> None:
+    hidden.watch()
+    _run(hidden, statement, session="SET binlog_format = 'STATEMENT'")
+    with pytest.raises(Gap, match="its rows are missing") as caught:
+        hidden.changes(1)
+    look, mend = (caught.value.hint or "").split("\n")[:2]
+    shown = hidden.database.fetch(look.partition(";")[0])
+    assert any(statement in str(row[-1]) for row in shown)
+    hidden.execute(mend.partition(";")[0])
 
 
 def test_the_same_statements_are_no_gap_where_their_rows_are_logged(hidden: MySQLSource) -> None:
@@ -344,8 +358,8 @@ class _FoldingMySQL(MySQLServer):
         return [*super()._options(), "--lower-case-table-names=1"]
 
 
-@pytest.fixture(params=["mariadb", "mysql"])
-def folding(request: pytest.FixtureRequest) -> Iterator[MySQLSource]:
+@pytest.fixture(scope="module", params=["mariadb", "mysql"])
+def folding_server(request: pytest.FixtureRequest) -> Iterator[MariaDBServer | MySQLServer]:
     """A server on which names are in lower case, whatever one writes."""
     make = partial(MariaDBServer, arguments=["--lower-case-table-names=1"])
     with make() if request.param == "mariadb" else _FoldingMySQL() as server:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import random
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
 
-from listener.mysql.charsets import Charsets
-from listener.mysql.connection import connect
-from listener.mysql.server import current_position, read_server
-from listener.mysql.statements import Dialect, Effect, Query, parse_query, read_statement
-from listener.mysql.stream import BinlogStream
-from listener.wakeup import Wakeup
+from listener.mysql.statements import Effect, read_statement
+from tests.mysql_log import end_of_log, logged_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.mysql.position import BinlogPosition
     from tests.mysql_source import MySQLDatabase
 
 _STATEMENTS = 150  # for each seed; about half of them are valid
@@ -135,37 +129,16 @@ def _expected(
         yield encoded, Effect.HIDES if count else Effect.NOTHING, ""
 
 
-def _logged(database: MySQLDatabase, start: BinlogPosition) -> tuple[list[Query], Dialect]:
-    """Return the statements in the log from `start` to the end that the test has set, but for those that clean up."""
-    with closing(connect(database.url)) as connection:
-        server = read_server(connection)
-        charsets = Charsets(partial(connect, database.url), connection)
-    found: list[Query] = []
-    with BinlogStream(database.url, server_id=4711, name=database.name, wakeup=Wakeup()) as stream:
-        stream.start(server, start)
-        for event in stream.events():
-            if event is None:
-                stream.wait(1)
-            elif event[4] == 2:
-                query = parse_query(event, len(event) - 4)
-                if query.text.startswith(b"CREATE TABLE the_end"):
-                    break
-                if not query.text.startswith((b"BEGIN", b"COMMIT", b"DROP TABLE")):
-                    found.append(query)
-    return found, Dialect(mariadb=server.is_mariadb, charsets=charsets)
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_log_is_read_as_the_server_read_the_statement(any_mysql: MySQLDatabase, seed: int) -> None:
     any_mysql.execute(*(f"CREATE TABLE `{table.replace('`', '``')}` (id int)" for table in _TABLES))
-    with closing(connect(any_mysql.url)) as connection:
-        start = current_position(connection, read_server(connection))
+    start = end_of_log(any_mysql)
     with closing(any_mysql.connect()) as connection:
         connection.query("SET binlog_format = 'STATEMENT'")
         writer = _Writer(seed, any_mysql.name, mariadb=any_mysql.is_mariadb)
         expected = list(_expected(writer, connection))
-    any_mysql.execute("CREATE TABLE the_end (id int)")
-    queries, dialect = _logged(any_mysql, start)
+    queries, dialect = logged_statements(any_mysql, start)
+    queries = [each for each in queries if not each.text.startswith(b"DROP TABLE")]
     assert len(queries) == len(expected) > _STATEMENTS // 4
     for query, (text, effect, table) in zip(queries, expected, strict=True):
         found = read_statement(query, dialect)
