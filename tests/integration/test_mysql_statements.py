@@ -363,10 +363,16 @@ def folding_server(request: pytest.FixtureRequest) -> Iterator[MariaDBServer | M
     """A server on which names are in lower case, whatever one writes."""
     make = partial(MariaDBServer, arguments=["--lower-case-table-names=1"])
     with make() if request.param == "mariadb" else _FoldingMySQL() as server:
-        database = MySQLDatabase(name="shop", server=server)
-        MySQLDatabase(name="", server=server).execute("CREATE DATABASE shop")
-        with MySQLSource(database) as source:
-            yield source
+        yield server
+
+
+@pytest.fixture
+def folding(folding_server: MariaDBServer | MySQLServer) -> Iterator[MySQLSource]:
+    """A database on it."""
+    administrator = MySQLDatabase(name="", server=folding_server)
+    administrator.execute("DROP DATABASE IF EXISTS shop", "CREATE DATABASE shop")
+    with MySQLSource(MySQLDatabase(name="shop", server=folding_server)) as source:
+        yield source
 
 
 def test_names_in_another_case_are_the_same_where_the_server_folds_them(folding: MySQLSource) -> None:
