@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from time import monotonic, time
 from typing import Any, Final
@@ -175,7 +176,7 @@ class BinlogMonitor:
                 folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
                 charsets=self._charsets,
             ),
-            watches=tables.watches,
+            watches=partial(_watches, self._routes),
         )
         self._open_things.callback(self._decoder.close)
         self._accept_gap = False  # the one that was meant, and none that comes later
@@ -247,6 +248,13 @@ class BinlogMonitor:
             if not self._lock.is_mine():
                 raise SourceLost(error.message) from error
             raise
+
+
+def _watches(routes: Sequence[Route], schema: str, table: str | None) -> bool:
+    """Return whether a route watches the table; None: any of the schema's."""
+    if table is None:
+        return any(fnmatchcase(schema, route.schema) for route in routes)
+    return any(route.matches(schema, table) for route in routes)
 
 
 def derived_server_id(name: str) -> int:

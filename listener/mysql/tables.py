@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from fnmatch import fnmatchcase
 from typing import Any
 
 from listener.monitor import SourceError
@@ -65,14 +64,8 @@ class Tables:
             return None
         return Table(table_map, layouts, is_watched=watched)
 
-    def watches(self, schema: str, table: str | None) -> bool:
-        """Return whether a route watches the table; None: any of the schema's."""
-        if table is None:
-            return any(fnmatchcase(schema, route.schema) for route in self._routes)
-        return any(route.matches(schema, table) for route in self._routes)
-
     def _is_watched(self, table: TableMap) -> bool:
-        return self.watches(table.schema, table.name)
+        return any(route.matches(table.schema, table.name) for route in self._routes)
 
     def _special(self, table: TableMap) -> Mapping[str, str]:
         if not self._mariadb or not needs_catalogue(table):
