@@ -9,7 +9,7 @@ import structlog
 from listener.mysql.change import BinlogChange
 from listener.mysql.prepared import Spool
 from listener.mysql.progress import ALL, Progress
-from listener.mysql.statements import BACK_TO, SAVEPOINT
+from listener.mysql.statements import BACK_TO, SAVEPOINT, savepoint_name
 
 __all__ = ["Aside"]
 
@@ -49,9 +49,9 @@ class Aside:
         """Put an event aside; `text` is the statement in it, and may take back a part of what came before."""
         spool = self.spool or self.begin()
         if text.startswith(SAVEPOINT):
-            self._marks[text[len(SAVEPOINT) :]] = spool.size
+            self._marks[savepoint_name(text[len(SAVEPOINT) :])] = spool.size
         elif text.startswith(BACK_TO):
-            savepoint = text[len(BACK_TO) :]
+            savepoint = savepoint_name(text[len(BACK_TO) :])
             if savepoint not in self._marks:
                 self._progress.take_back_to(savepoint, changes)
             spool.cut(self._marks.get(savepoint, 0))

@@ -27,11 +27,14 @@ from listener.mysql.rows import Describe, RowReader
 from listener.mysql.statements import (
     BACK_TO,
     SAVEPOINT,
+    Dialect,
+    Effect,
     Query,
-    emptied_table,
-    hides_rows,
+    Statement,
     is_begin,
     parse_query,
+    read_statement,
+    savepoint_name,
 )
 from listener.mysql.values import UNREADABLE
 
@@ -41,6 +44,8 @@ log = structlog.get_logger()
 
 Changes = list[BinlogChange]
 Handler = Callable[[bytes, Changes], None]
+Watches = Callable[[str, str | None], bool]
+"""Whether a route watches this schema and table; None: any of the schema's."""
 
 _size_and_end = struct.Struct("<II").unpack_from
 
@@ -69,10 +74,13 @@ class Decoder:
         after: BinlogPosition,
         server: str = "",
         accepts_gap_until: BinlogPosition | None = None,
+        dialect: Dialect | None = None,
+        watches: Watches = lambda _schema, _table: False,
     ) -> None:
         """`forget` is told of statements that may change what `describe` knows; `server`: see `Progress`.
 
-        What cannot be read before `accepts_gap_until` is left out, and the log says so.
+        What cannot be read before `accepts_gap_until` is left out, and the log says so. `dialect` is how statements are
+        read; None: with all text in UTF-8.
         """
         self.inner: Iterator[bytes] | None = None  # events inside the last one: to be decoded next
         self.progress = Progress(after, mariadb=mariadb, server=server)
@@ -80,6 +88,8 @@ class Decoder:
         self._rows = RowReader(describe, self.progress)
         self._aside = Aside(self.progress)
         self._accepts_gap_until = accepts_gap_until
+        self._dialect = dialect or Dialect(mariadb=mariadb)
+        self._watches = watches
         self._may_roll_back = mariadb
         known = self._make_handlers()
         self._handlers = [known.get(kind, self._unknown) for kind in range(256)]
@@ -251,9 +261,9 @@ class Decoder:
             progress.take_back(changes, 0)
             self._commit(event, changes)
         elif text.startswith(SAVEPOINT):
-            progress.mark(text[len(SAVEPOINT) :])
+            progress.mark(savepoint_name(text[len(SAVEPOINT) :]))
         elif text.startswith(BACK_TO):
-            progress.take_back_to(text[len(BACK_TO) :], changes)
+            progress.take_back_to(savepoint_name(text[len(BACK_TO) :]), changes)
         elif text.startswith(b"XA "):
             self._xa(text[3:].decode(errors="replace"), event, changes)
         else:
@@ -262,21 +272,51 @@ class Decoder:
     def _definition(self, query: Query, event: bytes, changes: Changes) -> None:
         """Treat what is no row and no end of a transaction: mostly DDL, a transaction of its own."""
         self._forget_tables(query.text)
-        emptied = emptied_table(query)
         try:
-            if emptied:
-                self._rows.truncated(*emptied, changes)
-            elif hides_rows(query):
-                self._hidden(event, changes)
+            self._apply(read_statement(query, self._dialect), changes)
         finally:
             if self.progress.is_standalone:
                 self._commit(event, changes)
 
+    def _apply(self, statement: Statement, changes: Changes) -> None:
+        if statement.effect is Effect.TRUNCATES:
+            ((schema, name),) = statement.tables
+            self._rows.truncated(schema, name or "", changes)
+        elif statement.effect is Effect.HIDES:
+            raise Gap(
+                f"a statement that changes rows, logged as a statement ({statement.verb}): its rows are missing.",
+                hint=self._as_rows,
+            )
+        elif statement.effect is Effect.UNKNOWN:
+            what = f" ({statement.verb})" if statement.verb else ""
+            raise Gap(
+                f"a statement of an unknown kind{what}: it may have changed rows, which would be missing.",
+                hint=f"{self._as_rows}\nIf it changes no rows: {_UPDATE}",
+            )
+        elif statement.effect is Effect.MOVES and self.progress.published_up_to != ALL:
+            self._tell_moved(statement)
+
+    def _tell_moved(self, statement: Statement) -> None:
+        """Say of which watched tables rows came or went with a definition: no change says it."""
+        moved = [".".join(filter(None, table)) for table in statement.tables if self._watches(*table)]
+        if moved:
+            log.warning(
+                "rows_without_changes", statement=statement.verb, tables=moved, position=self.progress.place
+            )
+
     def _hidden(self, _event: bytes, _changes: Changes) -> NoReturn:
         raise Gap(
-            "a statement that changes rows, logged as a statement: its rows are missing.",
-            hint="SET PERSIST binlog_format = 'ROW';   (MariaDB: SET GLOBAL), and end the sessions"
-            " that have it otherwise.",
+            "a statement that changes rows, logged as a statement (LOAD): its rows are missing.",
+            hint=self._as_rows,
+        )
+
+    @property
+    def _as_rows(self) -> str:
+        keep = "SET GLOBAL" if self._dialect.mariadb else "SET PERSIST"
+        progress = self.progress
+        return (
+            f"SHOW BINLOG EVENTS IN '{progress.file}' FROM {progress.start} LIMIT 5;   shows the statement.\n"
+            f"{keep} binlog_format = 'ROW';   Then end the sessions that chose another format: they keep it."
         )
 
     def _incident(self, _event: bytes, _changes: Changes) -> NoReturn:

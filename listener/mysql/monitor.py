@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from time import monotonic, time
 from typing import Any, Final
@@ -26,6 +27,7 @@ from listener.mysql.position import BinlogPosition
 from listener.mysql.preparation import starting_position
 from listener.mysql.server import Server, current_position, read_server, replicas
 from listener.mysql.session import Session
+from listener.mysql.statements import Dialect
 from listener.mysql.stream import BinlogStream, replica_uuid
 from listener.mysql.tables import Tables
 from listener.router import Route
@@ -180,6 +182,12 @@ class BinlogMonitor:
             after=start,
             server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,
+            dialect=Dialect(
+                mariadb=self._server.is_mariadb,
+                folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
+                charsets=self._charsets,
+            ),
+            watches=partial(_watches, self._routes),
         )
         self._open_things.callback(self._decoder.close)
         self._accept_gap = False  # the one that was meant, and none that comes later
@@ -251,6 +259,13 @@ class BinlogMonitor:
             if not self._lock.is_mine():
                 raise SourceLost(error.message) from error
             raise
+
+
+def _watches(routes: Sequence[Route], schema: str, table: str | None) -> bool:
+    """Return whether a route watches the table; None: any of the schema's."""
+    if table is None:
+        return any(fnmatchcase(schema, route.schema) for route in routes)
+    return any(route.matches(schema, table) for route in routes)
 
 
 def derived_server_id(name: str) -> int:
