@@ -29,8 +29,6 @@ from tests.acceptance.writers import Writers
 from tests.servers import DebianPostgresServer, RedisServer
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(400)
-
 _SEED = 20261122
 
 
