@@ -91,7 +91,7 @@ def test_a_session_for_types_that_somebody_ended_is_opened_again(database: Datab
         database.url, slot=database.name, publication="cdc", routes=routes_for(2).routes
     )
     with closing(monitor):
-        monitor.open(resumes=False)
+        monitor.open(saved=None)
         batches = monitor.batches(None)
         for number in range(2):
             database.execute(f"INSERT INTO t_{number} VALUES (1, 'a', '{{a,b}}', '(1,x)', 2.5)")
