@@ -160,7 +160,7 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
     """Return what the change's route makes of it now: a task, nothing, or an error again."""
     try:
         route = parked.find_route(router)
-        make_message(app, route, parked.change.kind)
+        make_message(app, route)
     except (RouteError, EnvelopeError) as error:
         return error
     fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
 from demo.servers import PostgresServer, ValkeyServer
@@ -20,6 +21,11 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# A machine that is busy with other work is slow at any example.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @dataclass(frozen=True, kw_only=True)

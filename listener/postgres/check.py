@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from psycopg2.sql import Literal
 
@@ -185,8 +185,10 @@ _MAY: Final = """
 SELECT rolsuper, has_database_privilege(current_database(), 'CREATE'),
   coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = %(publication)s), true),
   ARRAY(SELECT n.nspname || '.' || c.relname
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE (n.nspname, c.relname) IN %(tables)s AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1)
+        FROM unnest(%(schemas)s::name[], %(tables)s::name[]) AS wanted (schema, name)
+        JOIN pg_namespace n ON n.nspname = wanted.schema
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
+        WHERE NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1)
 FROM pg_roles WHERE rolname = current_user
 """
 
@@ -195,8 +197,8 @@ def _obstacle(
     connection: Connection, wanted: Wanted, watched: Sequence[Watched], *, exists: bool
 ) -> str | None:
     """Return why our role may not make or change the publication."""
-    names: Any = tuple(each.table.name for each in watched) or (("", ""),)
-    rows = fetch(connection, _MAY, {"publication": wanted.publication, "tables": names})
+    schemas, tables = [each.table.name[0] for each in watched], [each.table.name[1] for each in watched]
+    rows = fetch(connection, _MAY, {"publication": wanted.publication, "schemas": schemas, "tables": tables})
     ((is_superuser, may_create, owns_publication, not_owned),) = rows
     role = connection.info.user
     if is_superuser:

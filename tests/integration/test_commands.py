@@ -11,7 +11,7 @@ import pytest
 from demo.servers import ValkeyServer
 from tests.listening import wait_for_listener
 from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -122,7 +122,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
         assert operator.asks("check")["ready"]
 
         listener.send_signal(signal.SIGTERM)
-        assert listener.wait(timeout=10) == 0
+        assert listener.wait(timeout=at_most(10)) == 0
     stopped = operator.types("status")
     assert (stopped.returncode, "nobody" in stopped.stdout) == (1, True)
 
@@ -176,7 +176,7 @@ def test_an_interrupt_ends_it_too_and_json_logs_are_json(operator: Operator, dat
             lines.append(json.loads(line))
             if lines[-1]["event"] == "streaming":
                 listener.send_signal(signal.SIGINT)
-        assert listener.wait(timeout=10) == 0
+        assert listener.wait(timeout=at_most(10)) == 0
     assert [each["event"] for each in lines if each["event"] in {"starting", "stopped"}] == [
         "starting",
         "stopped",
