@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from listener.monitor import Saved
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
+from tests.waiting import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,9 +82,9 @@ class PostgresSource:
     def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
         """Return the next `count` changes, and acknowledge them; fail where others come, or none."""
         assert self._monitor is not None
-        found, deadline = self._unread, time.monotonic() + timeout
+        found, deadline = self._unread, Deadline(timeout)
         while len(found) < count:
-            assert time.monotonic() < deadline, f"{len(found)} of {count} changes came within {timeout:g} s"
+            deadline.check(f"{len(found)} of {count} changes came")
             self._take(next(self._batches))
         self._unread = []
         assert len(found) == count
@@ -92,9 +92,9 @@ class PostgresSource:
 
     def read_until(self, condition: Callable[[], T], *, what: str, timeout: float = 30) -> T:
         """Read on until `condition` holds, and return what it returned; `changes` has what came meanwhile."""
-        deadline = time.monotonic() + timeout
+        deadline = Deadline(timeout)
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
+            deadline.check(f"waited for {what}")
             self._take(next(self._batches))
         return value
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from time import monotonic
+from typing import Final
 
 import structlog
 
-from listener.monitor import Batch, Saved, SourceLost
+from listener.monitor import Batch, Saved, SourceError, SourceLost
 from listener.postgres.acknowledgements import Acknowledgements
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import (
@@ -22,13 +24,15 @@ from listener.postgres.connection import (
     log_codec,
     translated,
 )
+from listener.postgres.cures import STUCK, UPDATE
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
-from listener.postgres.errors import SlotInUse
+from listener.postgres.diagnosis import explain
+from listener.postgres.errors import SlotInUse, sqlstate_of
 from listener.postgres.notes import Notes, format_notes, parse_notes
 from listener.postgres.plugins import PluginName, open_plugin
 from listener.postgres.preparation import find_gap
 from listener.postgres.server_log import ServerLog, identify, resume
-from listener.postgres.slot import check_slot, create_slot, drop_slot, read_slot
+from listener.postgres.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
 from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper, published_lsn
 from listener.postgres.table_watch import TableWatch
@@ -46,6 +50,10 @@ _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not c
 _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
 
 _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
+
+
+# What a race leaves behind whose winner is another listener, with the same publication: look again.
+_RACES: Final = frozenset({"23505", "42710", "XX000"})  # it is there already; tuple concurrently updated
 
 
 class PostgresWALMonitor:
@@ -127,7 +135,8 @@ class PostgresWALMonitor:
         while not self._wakeup.is_set:
             changes: list[WALChange] = []
             try:
-                goes_on = self._read(changes)
+                with self._explained(streams=True):
+                    goes_on = self._read(changes)
             except RenamedAway:
                 # The name is noted; what was read in front of it comes again.
                 yield Batch((), self._log.named(position), notes=self._news())
@@ -234,11 +243,12 @@ class PostgresWALMonitor:
     def _open(self, saved: Callable[[], Saved | None]) -> None:
         self.close()
         connect_here = partial(connect, self._database_url)
-        with closing(connect_here()) as connection:
-            self._prepare(connection, saved)
-            sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
-        with ExitStack() as stack:
+        with ExitStack() as stack, closing(connect_here()) as connection:
+            slot = self._take_turn(connection)
+            # First, so that nothing is made on a server, or through a pooler, that does not let us read.
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
+            self._prepare(connection, slot, saved())
+            sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
             self._log = identify(replication)
             self.source = self._log.system
             self._watch = TableWatch(connect_here, self._keeper, self._prepared.notes)
@@ -259,10 +269,11 @@ class PostgresWALMonitor:
                     replication,
                     self._wakeup,
                     sender_timeout=sender_timeout,
-                    is_shutting_down=partial(is_shutting_down, self._database_url),
+                    is_shutting_down=partial(is_shutting_down, self._database_url, replication),
                 )
             )
-            taken = self._stream.start(self._slot, plugin.options)
+            with self._explained(streams=False):
+                taken = self._stream.start(self._slot, plugin.options)
             self._watch.start(self._prepared.end)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
@@ -278,23 +289,37 @@ class PostgresWALMonitor:
         with suppress(SourceLost):
             self._stream.acknowledge(self._acknowledgements.lsn)
 
-    def _prepare(self, connection: Connection, read_saved: Callable[[], Saved | None]) -> None:
-        """Make what is missing on the server: first the publication, then the slot."""
+    def _take_turn(self, connection: Connection) -> Slot | None:
+        """Return the slot as it is; until the session ends, no other listener of this name prepares the server.
+
+        Raises SlotInUse where another listener reads, or is about to.
+        """
+        if not fetch_value(connection, "SELECT pg_try_advisory_lock(%s)", [_lock_of(self._slot)]):
+            raise SlotInUse(f"Another listener is about to read from the slot {self._slot}.")
         slot = read_slot(connection, self._slot)
         if slot and slot.active_pid:
             raise SlotInUse(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
-        saved, publication = read_saved(), self._keeper.publication
+        return slot
+
+    def _prepare(self, connection: Connection, slot: Slot | None, saved: Saved | None) -> None:
+        """Make what is missing on the server: first the publication, then the slot."""
+        publication = self._keeper.publication
         gap = find_gap(connection, slot, name=self._slot, publication=publication, saved=saved)
         if gap and not self._accept_gap:
             raise gap
-        self._prepare_tables(connection, saved, is_anew=bool(gap))
+        with _races_lost():
+            self._prepare_tables(connection, saved, is_anew=bool(gap))
         if gap:
             log.error("gap_accepted", gap=gap.message)
             if slot:
-                drop_slot(connection, self._slot)
+                with self._explained(streams=False):
+                    drop_slot(connection, self._slot)
         self._is_new = bool(gap) or slot is None
         if self._is_new:
-            create_slot(connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup)
+            with _races_lost(), self._explained(streams=False):
+                create_slot(
+                    connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup
+                )
         elif slot:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
         ready = read_slot(connection, self._slot)
@@ -311,6 +336,33 @@ class PostgresWALMonitor:
         )
         self._compared = None
 
+    @contextmanager
+    def _explained(self, *, streams: bool) -> Iterator[None]:
+        """Raise the server's errors with their reason and cure; `streams` tells that they came of reading on."""
+        try:
+            yield
+        except RenamedAway:
+            raise
+        except (SourceError, SourceLost) as error:
+            connect_here = partial(connect, self._database_url)
+            explained = explain(error, connect_here, self._slot, plugin=self._plugin, streams=streams)
+            if explained is error and streams and isinstance(error, SourceError):
+                explained = self._stuck(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _stuck(self, error: SourceError) -> SourceError:
+        """Say where in the log a message stands that the server cannot make, or that we cannot read."""
+        message = error.message.rstrip(".")
+        if not self._in_transaction:
+            return SourceError(f"{message}. Reading stopped between two transactions.", hint=UPDATE)
+        lsn = self._decoder.commit_lsn
+        return SourceError(
+            f"{message}. Reading stopped in the transaction that commits at {format_lsn(lsn)}.",
+            hint=STUCK.format(slot=self._slot, beyond=format_lsn(lsn + 1)),
+        )
+
     def _resume(self, checkpoint: str) -> WALPosition:
         connect_here = partial(connect_replication, self._database_url)
         return resume(checkpoint, self._log, connect_here, accept_gap=self._accept_gap)
@@ -326,3 +378,20 @@ class PostgresWALMonitor:
                 "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
                 cure="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
             )
+
+
+def _lock_of(slot: str) -> int:
+    """Return the advisory lock that a listener holds while it prepares the server."""
+    digest = hashlib.blake2b(f"cdc-tasks {slot}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+@contextmanager
+def _races_lost() -> Iterator[None]:
+    """Raise SourceLost where another session has just made, or changed, what this one was about to."""
+    try:
+        yield
+    except SourceError as error:
+        if sqlstate_of(error) not in _RACES:
+            raise
+        raise SourceLost(error.message) from error

@@ -16,7 +16,7 @@ from listener.postgres.remembered import former_names
 from listener.postgres.slot import Slot, gap_of
 from listener.postgres.table_findings import find_in_tables
 from listener.postgres.watched import Watched, covered_partitions, watched_tables
-from listener.router import Route
+from listener.router import Route, RouteIndex
 
 __all__ = ["TablesSeen", "find_gap", "gap_of_publication", "look_at_tables", "routed"]
 
@@ -83,4 +83,5 @@ def look_at_tables(
 
 def routed(routes: Sequence[Route], names: Mapping[int, TableName]) -> list[int]:
     """Return the OIDs of the tables that the routes name."""
-    return [oid for oid, name in names.items() if any(route.matches(*name) for route in routes)]
+    index = RouteIndex(routes)
+    return [oid for oid, name in names.items() if index.watching(*name)]

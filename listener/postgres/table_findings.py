@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Final
 
 from cdc_tasks.changes import EventType
-from listener.findings import Finding, State
+from listener.findings import CloseNames, Finding, State
 from listener.postgres.catalogue import Identity, Table, TableName
 from listener.postgres.identifiers import quoted, quoted_table
 from listener.postgres.watched import Watched, is_glob, watched_tables
-from listener.router import Route
+from listener.router import Route, RouteIndex
 
 __all__ = ["find_harm", "find_in_tables", "find_refused"]
 
@@ -33,8 +35,11 @@ def find_in_tables(
     `former` are names that watched tables had, each with the table's name now, None where it is gone.
     """
     by_name = {table.name: table for table in tables}
+    matching = _matching(routes, tables)
+    close = CloseNames(".".join(name) for name in known)
+    missing = partial(_no_table, close=close, former=former or {})
     for route in dict.fromkeys(routes):
-        yield from _find_in_route(route, by_name, known, version, former or {})
+        yield from _find_in_route(route, matching.get(route.key, ()), by_name, version, missing)
     watched = watched_tables(routes, tables)
     published = frozenset[EventType]().union(*(each.events for each in watched))
     for each in watched:
@@ -46,6 +51,15 @@ def find_in_tables(
         yield from findings or [_well(each)]
 
 
+def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, list[Table]]:
+    """Return the tables that each route watches, by the route's key."""
+    index, found = RouteIndex(routes), defaultdict[str, list[Table]](list)
+    for table in tables:
+        for route in index.watching(*table.name):
+            found[route.key].append(table)
+    return found
+
+
 def _well(watched: Watched) -> Finding:
     columns = "all columns" if watched.columns is None else ", ".join(sorted(watched.columns))
     return Finding(what=_table(watched.table.name), found=f"{_events(watched.events)} of {columns}")
@@ -53,14 +67,13 @@ def _well(watched: Watched) -> Finding:
 
 def _find_in_route(
     route: Route,
+    matching: Collection[Table],
     tables: dict[TableName, Table],
-    known: Collection[TableName],
     version: int,
-    former: Mapping[TableName, TableName | None],
+    missing: Callable[[Route], Finding],
 ) -> Iterator[Finding]:
-    matching = [table for name, table in tables.items() if route.matches(*name)]
     if not matching:
-        yield _no_table(route, known, former)
+        yield missing(route)
     for table in matching:
         if table.is_publishable:
             yield from _find_in_columns(route, table, version)
@@ -69,9 +82,7 @@ def _find_in_route(
             yield _not_publishable(table)
 
 
-def _no_table(
-    route: Route, known: Collection[TableName], former: Mapping[TableName, TableName | None]
-) -> Finding:
+def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableName | None]) -> Finding:
     what = f"route to {route.task}"
     if is_glob(route):
         found = f"no table matches {route.schema}.{route.table} now"
@@ -83,13 +94,11 @@ def _no_table(
         )
     if (route.schema, route.table) in former:
         return _no_table_any_more(route, former[route.schema, route.table])
-    names = {".".join(name): name for name in known}
-    close = get_close_matches(f"{route.schema}.{route.table}", names, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
+    name = f"{route.schema}.{route.table}"
     return Finding(
         what=what,
         state=State.PROBLEM,
-        found=f"there is no table {route.schema}.{route.table}.{meant}",
+        found=f"there is no table {name}.{close.meant(name)}",
         cure="Correct the route, or create the table.",
     )
 
@@ -223,8 +232,11 @@ def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
             )
             yield _old_values(route, table, found, partial)
         sent = frozenset(route.columns or ()) - table.key
-        if sent and route.events == {EventType.DELETE}:
+        if sent and EventType.DELETE in route.events:
             found = f"a DELETE says nothing of {_list(sent)}, only {_list(table.key)}"
+            yield _old_values(route, table, found, partial)
+        if sent and route.args and EventType.UPDATE in route.events:
+            found = f"an UPDATE has {_list(sent)} in `after` alone: args= cannot read them in `before`"
             yield _old_values(route, table, found, partial)
 
 

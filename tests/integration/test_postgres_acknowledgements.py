@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.listening import SAVED
-from tests.postgres_items import ROWS, acknowledge_all, changes_of, confirmed, ids, opened, take, with_items
-from tests.waiting import wait_until
+from tests.postgres_items import (
+    ROWS,
+    acknowledge_all,
+    changes_of,
+    confirmed,
+    ids,
+    opened,
+    take,
+    wait_until_sent,
+    with_items,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -64,7 +73,7 @@ def test_a_transaction_that_began_before_the_last_acknowledgement_ends_the_batch
         acknowledge_all(items, monitor, batches)  # beyond the first row of the two open transactions
         old.commit()
         older.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 3, what="the rows")
+        wait_until_sent(items)
         rest = take(batches, 2)
         assert [(ids(list(batch.changes)), batch.settle) for batch in rest] == [([100], True), ([200], False)]
 
@@ -83,7 +92,7 @@ def test_before_a_transaction_that_began_before_the_last_acknowledgement_all_is_
         (second,) = take(batches, 1)
         assert not second.settle
         old.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 5, what="the rows")
+        wait_until_sent(items)
         before, batch = next(batches), next(batches)
         assert (before.changes, before.settle) == ((), True)
         assert ids(list(batch.changes)) == [100, 101, 102]
@@ -97,7 +106,7 @@ def test_in_a_transaction_that_began_before_an_acknowledgement_each_piece_is_set
         items.execute(ROWS, 1, 1)
         (first,) = take(batches, 1)
         old.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 7, what="the rows")
+        wait_until_sent(items)
         (piece,) = take(batches, 2)
         assert (ids(list(piece.changes)), piece.settle) == ([100, 101], False)
         monitor.acknowledge(first.position)  # beyond the first row of the transaction that is being read
