@@ -70,6 +70,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def _table(name: str, *, root: str | None = None) -> Table:
     key = ReplicaIdentity(table=("public", name), identity=Identity.DEFAULT, key=("id",))
     return Table(
+        oid=0,
         name=("public", name),
         kind="r",
         is_logged=True,
