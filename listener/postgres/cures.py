@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ACCEPT_GAP", "LOGICAL", "PRIMARY", "REPLICATION", "SENDERS", "SLOTS", "TLS"]
+__all__ = [
+    "ACCEPT_GAP",
+    "LOGICAL",
+    "PARTITIONED",
+    "PARTITIONED_CURE",
+    "PRIMARY",
+    "REPLICATION",
+    "SENDERS",
+    "SLOTS",
+    "TLS",
+]
 
 ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
 
 LOGICAL: Final = (
     "ALTER SYSTEM SET wal_level = 'logical';   then restart PostgreSQL"
     " (on Amazon RDS: rds.logical_replication = 1 in the parameter group)"
+)
+
+PARTITIONED: Final = (
+    "is partitioned, and wal2json does not say which table a row's partition belonged to when it was written"
+)
+PARTITIONED_CURE: Final = (
+    "Set CDC_PLUGIN=pgoutput, which says it, and another CDC_NAME: a slot belongs to one plugin. That listener has "
+    "what is committed once its slot is made; bring up to date by hand what was committed to this table before.\n"
+    "Or name the partitions themselves in the route, and not what they belong to."
 )
 
 PRIMARY: Final = "Name the primary in DATABASE_URL, or several hosts and ?target_session_attrs=read-write."

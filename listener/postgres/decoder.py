@@ -63,6 +63,23 @@ class Decoder(ABC):
         Raises SourceError where the message is of no known kind.
         """
 
+    def confirm(self, changes: list[WALChange]) -> None:  # noqa: B027 - most have nothing to do
+        """Make certain of all changes since the last call, and put them right; before they are handed on.
+
+        Raises SourceError where one cannot be known, SourceLost.
+        """
+
+    def may_move_on(self) -> bool:
+        """Return whether it is certain that nothing was left out which should have come; else ask again soon.
+
+        To be asked before the position moves past what no change came of. Raises SourceError, SourceLost.
+        """
+        return True
+
+    def notes(self) -> str | None:
+        """Return what the next start needs to know, None where there is nothing new."""
+        return None
+
     def skip_to(self, after: WALPosition) -> None:
         """Leave out all changes up to and with `after`: the broker has them."""
         self._after = after

@@ -107,23 +107,30 @@ class PostgresWALMonitor:
         self._warn_of_loss(position)
         if after is None:  # a checkpoint from the start on: then one that is missing tells a lost broker
             position = WALPosition.before(self._confirmed)
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._log.named(position), notes=self._decoder.notes())
         self._accept_gap = False  # the one that was meant, and none that comes later
         self._decoder.skip_to(position)
         while not self._wakeup.is_set:
             changes: list[WALChange] = []
             goes_on = self._read(changes)
+            self._decoder.confirm(changes)
             if changes:
                 position = self._position_of(changes[-1])
                 self._is_ahead = goes_on
-                yield Batch(changes, self._log.named(position), changes[-1].committed_at, settle=not goes_on)
+                yield Batch(
+                    changes,
+                    self._log.named(position),
+                    changes[-1].committed_at,
+                    settle=not goes_on,
+                    notes=self._decoder.notes(),
+                )
                 continue
-            if (idle := self._idle()) > position:
+            if (idle := self._idle()) > position and self._decoder.may_move_on():
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
             self._is_ahead = False
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._log.named(position), notes=self._decoder.notes())
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
@@ -208,6 +215,8 @@ class PostgresWALMonitor:
                 connect_here,
                 publication=self._publication,
                 routes=self._routes,
+                slot=self._slot,
+                notes=saved.notes if saved else None,
                 source=self.source,
                 codec=log_codec(replication),
             )
