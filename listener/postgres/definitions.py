@@ -14,6 +14,7 @@ import structlog
 from listener.monitor import SourceError
 from listener.postgres.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.cures import PARTITIONED, PARTITIONED_CURE
+from listener.postgres.decoder import NotEnoughSaid
 from listener.postgres.table_history import (
     ColumnDefinition,
     Look,
@@ -295,7 +296,7 @@ class TableDefinitions:
         found = [name for name in fetch(self._open(), _PARTITIONED) if self._watches(*name)]
         if found:
             names = ", ".join(".".join(name) for name in found)
-            raise SourceError(f"{names} {PARTITIONED}. Nothing was acknowledged.", hint=PARTITIONED_CURE)
+            raise NotEnoughSaid(f"{names} {PARTITIONED}. Nothing was acknowledged.", hint=PARTITIONED_CURE)
 
     def _find_commits(self, xid: int) -> None:
         """Find where this transaction committed, and all others that made what is known of any table."""

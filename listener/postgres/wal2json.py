@@ -13,9 +13,8 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from listener.monitor import SourceError
 from listener.postgres.change import Transaction, WALChange, format_lsn, parse_lsn
-from listener.postgres.decoder import Begin, Commit, Decoder
+from listener.postgres.decoder import MALFORMED, Begin, Commit, Decoder, NotEnoughSaid
 from listener.postgres.definitions import TableDefinitions, has_altered
 from listener.postgres.table import Column, Table
 from listener.postgres.table_history import TableName, Unknown
@@ -108,17 +107,15 @@ class Wal2JsonDecoder(Decoder):
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         try:
             return self._decode(payload, changes)
-        except (LookupError, ValueError) as error:
-            raise self.unknown(f"wal2json message {payload[:60]!r}") from error
+        except MALFORMED as error:
+            raise self.unknown(f"wal2json message {payload[:60]!r} ({type(error).__name__})") from error
 
     def confirm(self, changes: list[WALChange]) -> None:
         rows, self._unconfirmed = self._unconfirmed, []
         if rows and (self._looks_again(rows) or self._is_stale):
             self._is_stale = False
             self._forget()
-            changes[self._confirmed :] = [
-                change for row in rows if (change := self._change_of(row)) is not None
-            ]
+            changes[self._confirmed :] = self._changes_of(rows)
         if not self._definitions.is_outdated:
             self._certain.update(
                 row.table
@@ -190,6 +187,12 @@ class Wal2JsonDecoder(Decoder):
         self._unconfirmed.append(row)
         return self._change_of(row)
 
+    def _changes_of(self, rows: Sequence[_Row]) -> list[WALChange]:
+        try:
+            return [change for row in rows if (change := self._change_of(row)) is not None]
+        except MALFORMED as error:
+            raise self.unknown(f"wal2json messages of {rows[0].table} ({type(error).__name__})") from error
+
     def _change_of(self, row: _Row) -> WALChange | None:
         """Return the change that a row is; raises SourceError where its table is not known well enough."""
         try:
@@ -200,7 +203,7 @@ class Wal2JsonDecoder(Decoder):
         try:
             return self._decode_row(row)
         except Unknown as unknown:
-            raise SourceError(
+            raise NotEnoughSaid(
                 f"What the columns of {'.'.join(row.table)} were at {format_lsn(row.transaction.commit_lsn)} cannot "
                 f"be known: {unknown}. Nothing was acknowledged.",
                 hint=_UNKNOWN,

@@ -80,8 +80,9 @@ def test_a_table_that_becomes_a_partitioned_one_stops_the_listener_before_a_row_
     source.execute(*statements, "INSERT INTO events VALUES (2)")
     lsn = source.database.fetch("SELECT pg_current_wal_lsn()")[0][0]
     if is_running:
-        with pytest.raises(SourceError, match="is partitioned"):
+        with pytest.raises(SourceError, match="is partitioned") as stopped:
             source.changes(1)
+        assert "CDC_PLUGIN=pgoutput" in (stopped.value.hint or "")
         source.stop()
     with pytest.raises(SourceError, match="is partitioned"):
         source.watch(watched)
