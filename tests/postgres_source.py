@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from listener.monitor import Saved
+from listener.postgres.change import parse_lsn
+from listener.postgres.decoder import WALPosition
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 from tests.waiting import Deadline
@@ -34,8 +36,9 @@ class PostgresSource:
 
     database: Database
     plugin: PluginName
+    name: str = "cdc_tasks"
     _monitor: PostgresWALMonitor | None = None
-    _position: str | None = None
+    _saved: Saved | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def watch(self, *tables: str, schema: str = "public") -> None:
@@ -45,14 +48,14 @@ class PostgresSource:
             router.register(schema, table, EventType.ALL, "a.task")
         self._monitor = PostgresWALMonitor(
             self.database.url,
-            slot=f"{self.database.name}_slot",
-            publication="cdc_tasks",
+            slot=f"{self.database.name}_{self.name}",
+            publication=self.name,
             routes=router.routes,
             plugin=self.plugin,
         )
         self._stack.callback(self._monitor.close)
-        self._monitor.open(saved=Saved(self._position) if self._position else None)
-        self._batches = self._monitor.batches(self._position)
+        self._monitor.open(saved=self._saved)
+        self._batches = self._monitor.batches(self._saved and self._saved.position)
 
     def stop(self) -> None:
         """Stop the monitor; `watch` starts another that goes on from there."""
@@ -70,13 +73,21 @@ class PostgresSource:
         deadline = Deadline(timeout)
         for batch in self._batches:
             found.extend(batch.changes)
-            self._position = batch.position
+            notes = self._saved and self._saved.notes if batch.notes is None else batch.notes
+            self._saved = Saved(batch.position, notes)
             self._monitor.acknowledge(batch.position)
             if len(found) >= count:
                 break
             deadline.check(f"{len(found)} of {count} changes came")
         assert len(found) == count
         return found
+
+    def is_past(self, lsn: str) -> bool:
+        """Read a batch, and return whether its position is at that place of the log, or beyond."""
+        batch = next(self._batches)
+        assert self._monitor is not None
+        self._monitor.acknowledge(batch.position)
+        return WALPosition.parse(batch.position).commit_lsn + 1 >= parse_lsn(lsn)
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,7 @@ from listener.postgres.slot import (
     prepared_transactions,
     read_slot,
 )
+from listener.postgres.table_findings import for_wal2json
 from listener.postgres.watched import Watched
 from listener.router import Route
 
@@ -56,6 +57,8 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield from _check_slot(connection, wanted, slot)
             yield from _check_plugin(connection, wanted, slot, url)
             findings, watched = look_at_tables(connection, wanted.routes)
+            if wanted.plugin == "wal2json":
+                findings = for_wal2json(findings, watched)
             yield from findings
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
                 yield _check_publication(connection, wanted, watched)

@@ -24,7 +24,7 @@ from listener.postgres.connection import (
     translated,
 )
 from listener.postgres.cures import STUCK, UPDATE
-from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
+from listener.postgres.decoder import Begin, Commit, Decoder, NotEnoughSaid, WALPosition
 from listener.postgres.diagnosis import explain
 from listener.postgres.errors import SlotInUse, sqlstate_of
 from listener.postgres.plugins import PluginName, open_plugin
@@ -115,24 +115,31 @@ class PostgresWALMonitor:
         self._warn_of_loss(position)
         if after is None:  # a checkpoint from the start on: then one that is missing tells a lost broker
             position = WALPosition.before(self._confirmed)
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._log.named(position), notes=self._decoder.notes())
         self._accept_gap = False  # the one that was meant, and none that comes later
         self._decoder.skip_to(position)
         while not self._wakeup.is_set:
             changes: list[WALChange] = []
             with self._explained(streams=True):
                 goes_on = self._read(changes)
+            self._decoder.confirm(changes)
             if changes:
                 position = self._position_of(changes[-1])
                 self._is_ahead = goes_on
-                yield Batch(changes, self._log.named(position), changes[-1].committed_at, settle=not goes_on)
+                yield Batch(
+                    changes,
+                    self._log.named(position),
+                    changes[-1].committed_at,
+                    settle=not goes_on,
+                    notes=self._decoder.notes(),
+                )
                 continue
-            if (idle := self._idle()) > position:
+            if (idle := self._idle()) > position and self._decoder.may_move_on():
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
             self._is_ahead = False
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._log.named(position), notes=self._decoder.notes())
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
@@ -218,6 +225,8 @@ class PostgresWALMonitor:
                 connect_here,
                 publication=self._publication,
                 routes=self._routes,
+                slot=self._slot,
+                notes=saved.notes if saved else None,
                 source=self.source,
                 codec=log_codec(replication),
             )
@@ -291,7 +300,8 @@ class PostgresWALMonitor:
         except (SourceError, SourceLost) as error:
             connect_here = partial(connect, self._database_url)
             explained = explain(error, connect_here, self._slot, plugin=self._plugin, streams=streams)
-            if explained is error and streams and isinstance(error, SourceError):
+            has_cure = explained is not error or isinstance(error, NotEnoughSaid)
+            if streams and isinstance(error, SourceError) and not has_cure:
                 explained = self._stuck(error)
             if explained is error:
                 raise

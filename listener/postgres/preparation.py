@@ -11,7 +11,7 @@ from listener.postgres.connection import Connection
 from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.publication import ensure_publication, plan_publication, read_publication
 from listener.postgres.slot import Slot, gap_of
-from listener.postgres.table_findings import find_in_tables
+from listener.postgres.table_findings import find_in_tables, for_wal2json
 from listener.postgres.watched import Watched, watched_tables
 from listener.router import Route, RouteIndex
 
@@ -50,14 +50,14 @@ def _slot_is_gone(name: str) -> Gap:
 def prepare_publication(connection: Connection, name: str | None, routes: Sequence[Route]) -> None:
     """Make the publication what the routes need, once the tables are what they have to be.
 
-    Without a name only the tables are looked at: wal2json needs no publication, but it too leaves out changes
-    of rows that have no key. To be called before the slot is made, and not while another listener reads, which
-    relies on the publication as it is.
+    Without a name only the tables are looked at: wal2json needs no publication, but it too leaves out changes of
+    rows that have no key, and does not say enough about partitioned tables. To be called before the slot is made,
+    and not while another listener reads, which relies on the publication as it is.
 
     Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
     """
     findings, watched = look_at_tables(connection, routes)
-    raise_problems(findings)
+    raise_problems(for_wal2json(findings, watched) if name is None else findings)
     if name is not None:
         ensure_publication(connection, name, plan_publication(watched, connection.info.server_version))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Final
 
-from listener.findings import State
+from listener.findings import Finding, State
 from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
 from listener.postgres.preparation import look_at_tables
 from listener.postgres.publication import plan_publication, read_publication
 from listener.postgres.slot import Slot, read_slot
+from listener.postgres.table_findings import for_wal2json
 from listener.router import Route
 from listener.status import Reader, SourceStatus
 
@@ -50,7 +51,10 @@ def read_postgres_status(
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
         problems: tuple[str, ...] = ()
-        if publication is not None and reader is Reader.RUNNING:
+        if reader is Reader.RUNNING and slot.plugin == "wal2json":
+            findings, watched = look_at_tables(connection, routes)
+            problems = _problems(for_wal2json(findings, watched))
+        elif publication is not None and reader is Reader.RUNNING:
             unseen, problems = _look_at_tables(connection, publication, routes)
     return SourceStatus(
         reader=reader,
@@ -73,8 +77,11 @@ def _look_at_tables(
     wanted = plan_publication(watched, connection.info.server_version)
     found = read_publication(connection, publication)
     missing = wanted.tables if found is None else found.lacks(wanted)
-    problems = (f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
-    return tuple(".".join(table) for table in missing), tuple(problems)
+    return tuple(".".join(table) for table in missing), _problems(findings)
+
+
+def _problems(findings: Iterable[Finding]) -> tuple[str, ...]:
+    return tuple(f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
 
 
 def _never_started(slot_name: str, current: str) -> SourceStatus:
