@@ -72,7 +72,8 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     )
     cdc_plugin: Literal["pgoutput", "wal2json"] = Field(
         "pgoutput",
-        description="PostgreSQL's output plugin: pgoutput, which is always there, or wal2json.",
+        description="PostgreSQL's output plugin: pgoutput, which is always there, or wal2json, which cannot read "
+        "partitioned tables.",
     )
     cdc_slot: str | None = Field(
         None, pattern=_NAME, description="PostgreSQL's replication slot, if not named as CDC_NAME says."

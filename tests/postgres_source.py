@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from listener.monitor import Saved
+from listener.postgres.change import parse_lsn
+from listener.postgres.decoder import WALPosition
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 from tests.waiting import Deadline
@@ -38,6 +40,7 @@ class PostgresSource:
 
     database: Database
     plugin: PluginName
+    name: str = "cdc_tasks"
     _monitor: PostgresWALMonitor | None = None
     notes: str | None = None  # as the broker would hold them
     _position: str | None = None
@@ -55,8 +58,8 @@ class PostgresSource:
         """Start the monitor with these routes."""
         self._monitor = PostgresWALMonitor(
             self.database.url,
-            slot=f"{self.database.name}_slot",
-            publication="cdc_tasks",
+            slot=f"{self.database.name}_{self.name}",
+            publication=self.name,
             routes=router.routes,
             plugin=self.plugin,
             **options,
@@ -103,6 +106,13 @@ class PostgresSource:
         self.read_until(lambda: any(map(is_last, self._unread)), what="the last change", timeout=timeout)
         found, self._unread = self._unread, []
         return found
+
+    def is_past(self, lsn: str) -> bool:
+        """Read a batch, and return whether its position is at that place of the log, or beyond."""
+        batch = next(self._batches)
+        assert self._monitor is not None
+        self._monitor.acknowledge(batch.position)
+        return WALPosition.parse(batch.position).commit_lsn + 1 >= parse_lsn(lsn)
 
     def _take(self, batch: Batch) -> None:
         assert self._monitor is not None

@@ -9,7 +9,16 @@ from typing import Final
 
 from listener.postgres.connection import Connection, fetch
 
-__all__ = ["ColumnList", "Identity", "ReplicaIdentity", "Table", "TableName", "read_names", "read_tables"]
+__all__ = [
+    "ColumnList",
+    "Identity",
+    "ReplicaIdentity",
+    "Table",
+    "TableName",
+    "is_system",
+    "read_names",
+    "read_tables",
+]
 
 TableName = tuple[str, str]  # schema, table
 
@@ -85,6 +94,11 @@ class Table:
     def key(self) -> frozenset[str]:
         """All columns that say which row it is, in any partition."""
         return frozenset(column for each in (self.own_identity, *self.partitions) for column in each.key)
+
+
+def is_system(schema: str) -> bool:
+    """Return whether the schema is the server's own: no route watches what is in it."""
+    return schema == "information_schema" or schema.startswith("pg_")
 
 
 def read_names(connection: Connection) -> dict[int, TableName]:

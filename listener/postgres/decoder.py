@@ -10,7 +10,7 @@ from listener.monitor import SourceError
 from listener.postgres.change import Transaction, WALChange, format_lsn, parse_lsn
 from listener.postgres.cures import UPDATE
 
-__all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "WALPosition"]
+__all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "NotEnoughSaid", "WALPosition"]
 
 # What Python raises where bytes are not what the protocol says.
 MALFORMED: Final = (
@@ -22,6 +22,10 @@ MALFORMED: Final = (
     TypeError,
     ValueError,
 )
+
+
+class NotEnoughSaid(SourceError):
+    """The log's messages do not say enough about a table; the hint is the cure, and skipping is none."""
 
 
 class WALPosition(NamedTuple):
@@ -75,6 +79,23 @@ class Decoder(ABC):
 
         Raises SourceError, and nothing else, where the message cannot be decoded.
         """
+
+    def confirm(self, changes: list[WALChange]) -> None:  # noqa: B027 - most have nothing to do
+        """Make certain of all changes since the last call, and put them right; before they are handed on.
+
+        Raises SourceError where one cannot be known, SourceLost.
+        """
+
+    def may_move_on(self) -> bool:
+        """Return whether it is certain that nothing was left out which should have come; else ask again soon.
+
+        To be asked before the position moves past what no change came of. Raises SourceError, SourceLost.
+        """
+        return True
+
+    def notes(self) -> str | None:
+        """Return what the next start needs to know, None where there is nothing new."""
+        return None
 
     @property
     def commit_lsn(self) -> int:

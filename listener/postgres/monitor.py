@@ -25,7 +25,7 @@ from listener.postgres.connection import (
     translated,
 )
 from listener.postgres.cures import STUCK, UPDATE
-from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
+from listener.postgres.decoder import Begin, Commit, Decoder, NotEnoughSaid, WALPosition
 from listener.postgres.diagnosis import explain
 from listener.postgres.errors import SlotInUse, sqlstate_of
 from listener.postgres.notes import Notes, format_notes, parse_notes
@@ -54,6 +54,9 @@ _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'w
 
 # What a race leaves behind whose winner is another listener, with the same publication: look again.
 _RACES: Final = frozenset({"23505", "42710", "XX000"})  # it is there already; tuple concurrently updated
+
+
+_DECODER: Final = "decoder"  # the notes' field for what the decoder wants to know at the next start
 
 
 class PostgresWALMonitor:
@@ -92,6 +95,7 @@ class PostgresWALMonitor:
         )
         self._noted: str | None = None  # what the broker holds of the notes, or will with the next batch
         self._compared: Notes | None = None  # with what is noted
+        self._said: str | None = None  # what the decoder wants to know at the next start
         self._watch: TableWatch
         self._prepared = Prepared(Notes(), 0)
         self._wakeup = Wakeup()
@@ -141,13 +145,14 @@ class PostgresWALMonitor:
                 # The name is noted; what was read in front of it comes again.
                 yield Batch((), self._log.named(position), notes=self._news())
                 raise
+            self._decoder.confirm(changes)
             if changes:
                 position = self._position_of(changes[-1])
                 self._is_ahead = goes_on
                 named, as_of = self._log.named(position), changes[-1].committed_at
                 yield Batch(changes, named, as_of, settle=not goes_on, notes=self._news())
                 continue
-            if (idle := self._idle()) > position:
+            if (idle := self._idle()) > position and self._decoder.may_move_on():
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
@@ -176,10 +181,13 @@ class PostgresWALMonitor:
         watch = self._watch
         if watch.error is not None:
             raise watch.error
-        if watch.notes is self._compared:
+        said, notes = self._decoder.notes(), watch.notes
+        if notes is self._compared and said is None:
             return None
-        self._compared = watch.notes
-        noted, self._noted = self._noted, format_notes(watch.notes)
+        self._compared, self._said = notes, said or self._said
+        if self._said is not None:
+            notes = replace(notes, others={**notes.others, _DECODER: self._said})
+        noted, self._noted = self._noted, format_notes(notes)
         return None if noted == self._noted else self._noted
 
     def _last_news(self, position: WALPosition) -> Iterator[Batch]:
@@ -258,6 +266,8 @@ class PostgresWALMonitor:
                 connect_here,
                 publication=self._publication,
                 routes=self._routes,
+                slot=self._slot,
+                notes=self._said,
                 source=self.source,
                 codec=log_codec(replication),
                 announced=self._watch.announced,
@@ -329,6 +339,7 @@ class PostgresWALMonitor:
         """Compare the tables with the notes, unless an accepted gap covers all that happened since."""
         self._noted = saved.notes if saved else None
         notes = parse_notes(self._noted)
+        self._said = notes.others.get(_DECODER)
         if is_anew:
             notes = replace(notes, tables=None)
         self._prepared = self._keeper.prepare(
@@ -346,7 +357,8 @@ class PostgresWALMonitor:
         except (SourceError, SourceLost) as error:
             connect_here = partial(connect, self._database_url)
             explained = explain(error, connect_here, self._slot, plugin=self._plugin, streams=streams)
-            if explained is error and streams and isinstance(error, SourceError):
+            has_cure = explained is not error or isinstance(error, NotEnoughSaid)
+            if streams and isinstance(error, SourceError) and not has_cure:
                 explained = self._stuck(error)
             if explained is error:
                 raise

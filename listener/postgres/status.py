@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Final
 
-from listener.findings import State
+from listener.findings import Finding, State
 from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
@@ -54,9 +54,10 @@ def read_postgres_status(
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
         problems: tuple[str, ...] = ()
-        if publication is not None and reader is Reader.RUNNING:
+        if reader is Reader.RUNNING and (publication is not None or slot.plugin == "wal2json"):
+            name = None if slot.plugin == "wal2json" else publication
             unseen, problems = _look_at_tables(
-                connection, TableKeeper(publication=publication, routes=routes), noted
+                connection, TableKeeper(publication=name, routes=routes), noted
             )
     return SourceStatus(
         reader=reader,
@@ -77,10 +78,13 @@ def _look_at_tables(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the tables that the publication lacks, and what is wrong with those of the routes."""
     findings, survey = keeper.survey(connection, notes)
-    lacking = keeper.lacking(connection, survey)
+    lacking = keeper.lacking(connection, survey) if keeper.publication else ()
     unseen = [".".join(survey.by_oid[oid].table.name) for oid in sorted(lacking)]
-    wrong = (each for each in (*findings, *find_refused(survey.watched)) if each.state is State.PROBLEM)
-    return tuple(unseen), tuple(f"{each.what}: {each.found}" for each in wrong)
+    return tuple(unseen), _problems([*findings, *find_refused(survey.watched)])
+
+
+def _problems(findings: Iterable[Finding]) -> tuple[str, ...]:
+    return tuple(f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
 
 
 def _never_started(slot_name: str, current: str) -> SourceStatus:

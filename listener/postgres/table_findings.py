@@ -11,11 +11,12 @@ from typing import Final
 from cdc_tasks.changes import EventType
 from listener.findings import CloseNames, Finding, State
 from listener.postgres.catalogue import Identity, Table, TableName
+from listener.postgres.cures import PARTITIONED, PARTITIONED_CURE
 from listener.postgres.identifiers import quoted, quoted_table
 from listener.postgres.watched import Watched, is_glob, watched_tables
 from listener.router import Route, RouteIndex
 
-__all__ = ["find_harm", "find_in_tables", "find_refused"]
+__all__ = ["find_harm", "find_in_tables", "find_refused", "for_wal2json"]
 
 _NEED_A_KEY: Final = {EventType.UPDATE, EventType.DELETE}
 
@@ -58,6 +59,15 @@ def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, lis
         for route in index.watching(*table.name):
             found[route.key].append(table)
     return found
+
+
+def for_wal2json(findings: Sequence[Finding], watched: Sequence[Watched]) -> list[Finding]:
+    """Return the findings with a problem for each partitioned table: of those wal2json does not say enough."""
+    refused = [
+        _problem(each.table, PARTITIONED, PARTITIONED_CURE) for each in watched if each.table.is_partitioned
+    ]
+    tables = {each.what for each in refused}
+    return [*(each for each in findings if each.what not in tables), *refused]
 
 
 def _well(watched: Watched) -> Finding:

@@ -38,7 +38,7 @@ from listener.postgres.remembered import (
     note_tables,
     settled,
 )
-from listener.postgres.table_findings import find_harm
+from listener.postgres.table_findings import find_harm, for_wal2json
 from listener.postgres.watched import covered_partitions, watched_tables
 from listener.router import Route
 
@@ -175,7 +175,8 @@ class TableKeeper:
             covered=seen.covered,
             publication=publication,
         )
-        return seen.findings, survey
+        findings = for_wal2json(seen.findings, seen.watched) if self.publication is None else seen.findings
+        return findings, survey
 
     def _survey_changes(self, connection: Connection, notes: Notes) -> Survey:
         """Return a survey of the tables that are not as they are noted; of all, where others have a part in it."""
