@@ -14,6 +14,7 @@ from typing import Final
 from listener.monitor import Gap, SourceError
 from listener.mysql.compressed import NO_CHECKSUM
 from listener.mysql.connection import connect, execute, translated
+from listener.mysql.errors import GTIDModeForbids
 from listener.mysql.gtid import MariaDBState
 from listener.mysql.gtid_event import mark_of
 
@@ -46,11 +47,16 @@ def state_before(url: str, file: str) -> MariaDBState:
         return next((MariaDBState.decoded(event) for event in head if event[4] == _GTID_LIST), MariaDBState())
 
 
-def mark_at(url: str, file: str, offset: int) -> str:
-    """Return the mark of the event at a place, empty where there is none; raises SourceLost."""
+def mark_at(url: str, file: str, offset: int) -> str | None:
+    """Return the mark of the event at a place, empty where there is none; None where gtid_mode forbids to read it.
+
+    Raises SourceLost.
+    """
     try:
         with _events(url, file, offset) as events:
             found = next((event for event in events if not _is_about_the_file(event)), b"")
+    except GTIDModeForbids:
+        return None
     except (SourceError, Gap):
         return ""
     return mark_of(found) if found else ""
@@ -65,13 +71,13 @@ def _events(url: str, file: str, offset: int) -> Iterator[Iterator[bytes]]:
     """Give the events from a place on, each with a checksum, to the log's end."""
     with closing(connect(url)) as connection:
         execute(connection, "SET @master_binlog_checksum = 'CRC32', @mariadb_slave_capability = 4")
-        with translated(connection):
-            request = _request(offset, *_AS_A_TOOL) + file.encode()
-            connection._execute_command(_DUMP, request)  # type: ignore[attr-defined]  # noqa: SLF001 - the driver has no public way
-            try:
+        try:
+            with translated(connection):
+                request = _request(offset, *_AS_A_TOOL) + file.encode()
+                connection._execute_command(_DUMP, request)  # type: ignore[attr-defined]  # noqa: SLF001 - the driver has no public way
                 yield _checked(iter(connection._read_packet, None))  # noqa: SLF001
-            finally:
-                connection._force_close()  # type: ignore[attr-defined]  # noqa: SLF001 - more is on its way
+        finally:
+            connection._force_close()  # type: ignore[attr-defined]  # noqa: SLF001 - more is on its way
 
 
 def _checked(packets: Iterator[object]) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from listener.findings import Finding, State
 from listener.mysql.connection import Connection, account, fetch
-from listener.mysql.errors import grant
+from listener.mysql.errors import grant, setting
 from listener.mysql.server import Server
 from listener.router import Route
 
@@ -26,7 +26,9 @@ _STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|S
 def find_in_server(server: Server) -> Iterator[Finding]:
     """Look at the server's variables."""
     yield _version(server)
-    yield _must_be(server, "log_bin", "ON", "Start the server with log_bin; then restart it.")
+    section = "mariadb" if server.is_mariadb else "mysqld"
+    cure = f"Write log_bin under [{section}] in the server's configuration, and restart it."
+    yield _must_be(server, "log_bin", "ON", cure)
     yield _must_be(server, "binlog_format", "ROW", _setting(server, "binlog_format", "ROW"))
     metadata = server.variable("binlog_row_metadata") or "missing"
     cure = _setting(server, "binlog_row_metadata", "FULL")
@@ -101,8 +103,10 @@ def _gtid(server: Server) -> Finding:
         "GTIDs",
         "off: after a failover to a replica the listener cannot go on where it was",
         State.WARNING,
-        "SET PERSIST enforce_gtid_consistency = ON; and gtid_mode, step by step, to ON"
-        " (manual: Enabling GTID Transactions Online)",
+        "SET PERSIST enforce_gtid_consistency = ON;\n"
+        "SET PERSIST gtid_mode = OFF_PERMISSIVE;\n"
+        "SET PERSIST gtid_mode = ON_PERMISSIVE;\n"
+        "When the listener has logged gtids_are_on: SET PERSIST gtid_mode = ON;",
     )
 
 
@@ -114,7 +118,9 @@ def _retention(server: Server) -> Finding:
         "log retention",
         f"{seconds / 3600:g} hours: a listener that is away for longer misses changes",
         State.WARNING if seconds < _SHORT_RETENTION else State.OK,
-        _setting(server, "binlog_expire_logs_seconds", "604800"),
+        _setting(server, "binlog_expire_logs_seconds", "604800")
+        if server.variable("binlog_expire_logs_seconds")
+        else _setting(server, "expire_logs_days", "7"),
     )
 
 
@@ -131,9 +137,7 @@ def _is_glob(route: Route) -> bool:
 
 
 def _setting(server: Server, name: str, value: str) -> str:
-    if server.is_mariadb:
-        return f"SET GLOBAL {name} = {value};   and {name} = {value} under [mariadb] in the server's configuration"
-    return f"SET PERSIST {name} = {value};"
+    return setting(name, value, mariadb=server.is_mariadb)
 
 
 def _finding(what: str, found: str, state: State, cure: str) -> Finding:

@@ -71,4 +71,4 @@ def _has_last(url: str, after: BinlogPosition, found: Log) -> bool:
     file, _, offset = place.rpartition(":")
     if found.size(file) is None or int(offset) >> 32:
         return True
-    return mark_at(url, file, int(offset)) == mark
+    return mark_at(url, file, int(offset)) in {mark, None}

@@ -19,7 +19,7 @@ from pymysqlreplication import BinLogStreamReader
 from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError, SourceLost
 from listener.mysql.compressed import NO_CHECKSUM
-from listener.mysql.connection import Connection, connect, execute, translated
+from listener.mysql.connection import Connection, account, connect, execute, translated
 from listener.mysql.errors import ACCEPT_GAP, translate_dump
 from listener.mysql.gtid import MySQLGTIDs
 from listener.mysql.position import BinlogPosition
@@ -53,6 +53,7 @@ class BinlogStream:
     def __init__(self, url: str, *, server_id: int, name: str, wakeup: Wakeup) -> None:
         """`name` is CDC_NAME: it tells our own former connection from another replica's."""
         self._connection: Connection[Any] = connect(url, read_timeout=60)
+        self._account = account(self._connection)
         self._server_id = server_id
         self._name = name
         self._wakeup = wakeup
@@ -101,7 +102,7 @@ class BinlogStream:
                 self._chunks.clear()
                 continue
             if buffer[at + 4] != _EVENT:
-                raise _refusal(buffer[at + 4 : end])
+                raise _refusal(buffer[at + 4 : end], self._account)
             if length < _FULL_PACKET:
                 event = buffer[at + 5 : end]
                 at = end
@@ -195,12 +196,12 @@ def replica_uuid(name: str) -> str:
     return str(uuid5(NAMESPACE_URL, f"cdc-tasks:{name}"))
 
 
-def _refusal(payload: bytes) -> CDCError:
-    """Return what a packet that is no event means."""
+def _refusal(payload: bytes, account: str) -> CDCError:
+    """Return what a packet that is no event means; `account` is ours as GRANT names it."""
     if payload[0] == _ERROR:
         (code,) = _error(payload)
         text = _SQLSTATE.sub(b"", payload[3:], count=1).decode(errors="replace")
-        return translate_dump(code, text, "CURRENT_USER()")
+        return translate_dump(code, text, account)
     if payload[0] == _EOF:
         return SourceLost("The server ended the stream of its binlog.")
     return SourceError(f"The server sent a packet of an unknown kind: {payload[0]:#x}.")

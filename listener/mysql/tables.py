@@ -10,16 +10,13 @@ from listener.monitor import SourceError
 from listener.mysql.catalogue import needs_catalogue, special_types
 from listener.mysql.charsets import Charsets
 from listener.mysql.connection import Connection
+from listener.mysql.errors import setting
 from listener.mysql.layout import layout_of
 from listener.mysql.table import Table
 from listener.mysql.table_map import ColumnType, TableMap, parse_table_map
 from listener.router import Route
 
-__all__ = ["FULL_METADATA", "Tables"]
-
-FULL_METADATA = (
-    "SET PERSIST binlog_row_metadata = 'FULL';   (MariaDB: SET GLOBAL, and in the server's configuration)"
-)
+__all__ = ["Tables"]
 
 
 class Tables:
@@ -52,7 +49,7 @@ class Tables:
             return None
         watched = self._is_watched(table_map)
         if watched:
-            _check_metadata(table_map)
+            _check_metadata(table_map, mariadb=self._mariadb)
         try:
             layouts = [
                 layout_of(column, self._charsets, self._special(table_map) if watched else {})
@@ -74,7 +71,7 @@ class Tables:
             return special_types(connection, table)
 
 
-def _check_metadata(table: TableMap) -> None:
+def _check_metadata(table: TableMap, *, mariadb: bool) -> None:
     lacks_labels = any(
         column.labels is None and column.type in {ColumnType.ENUM, ColumnType.SET} for column in table.columns
     )
@@ -82,7 +79,7 @@ def _check_metadata(table: TableMap) -> None:
         raise SourceError(
             f"rows of {table.schema}.{table.name} without the names of its columns:"
             " binlog_row_metadata is not FULL.",
-            hint=f"{FULL_METADATA}\nWhat was logged before cannot be read.",
+            hint=f"{setting('binlog_row_metadata', 'FULL', mariadb=mariadb)}\nWhat was logged before cannot be read.",
         )
 
 
