@@ -10,6 +10,7 @@ from celery import Celery
 from kombu import Connection
 from redis.exceptions import ResponseError
 
+from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
 from listener.publisher import BrokerAway
@@ -26,14 +27,19 @@ _ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are th
 def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
     """Yield what was found; never raises CDCError."""
     yield from _check_messages(app, routes)
+    yield from _check_settings(app)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
+        alternatives = list(connection.alt)
         is_redis = connection.transport.driver_type == "redis"
         problem = _reach_redis(app) if is_redis else _reach(connection)
     if problem:
         yield problem
         return
-    yield Finding(what="broker", found=address)
+    if len(alternatives) > 1:
+        yield from _check_each(app, alternatives)
+    else:
+        yield Finding(what="broker", found=address)
     if is_redis:
         yield from _check_redis(app, durability)
     elif durability != "memory":
@@ -43,6 +49,16 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
         )
         yield Finding(what="durability", state=State.PROBLEM, found=found, cure=cure)
     yield from _check_workers(app, routes)
+
+
+def _check_settings(app: Celery) -> Iterator[Finding]:
+    for lacking in weakened(app):
+        yield Finding(
+            what="celery settings",
+            state=State.WARNING,
+            found=lacking,
+            cure="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+        )
 
 
 def check_cache(url: str) -> Iterator[Finding]:
@@ -55,15 +71,28 @@ def check_cache(url: str) -> Iterator[Finding]:
         yield Finding(what="cache", found="answers")
 
 
+def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
+    """Tell of each of several brokers whether it answers: the others hide one that does not."""
+    for url in urls:
+        with app.connection_for_write(url) as connection:
+            address = connection.as_uri()
+            if problem := _reach(connection):
+                found = f"{address} does not answer: {problem.found}"
+                yield Finding(what="broker", state=State.WARNING, found=found, cure=problem.cure)
+            else:
+                yield Finding(what="broker", found=address)
+
+
 def _reach(connection: Connection) -> Finding | None:
     errors: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
     try:
         connection.ensure_connection(
             max_retries=1, interval_start=0, timeout=5, reraise_as_library_errors=False
         )
+        with connection.channel():  # Redis is not spoken to before that
+            return None
     except errors as error:
         return _away("broker", BrokerAway(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
-    return None
 
 
 def _reach_redis(app: Celery) -> Finding | None:

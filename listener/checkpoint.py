@@ -76,6 +76,7 @@ class Checkpoint:
         self._step: _Step | None = None  # started, and not settled yet
         self._sent: Callable[[], Iterable[Command]] | None = None  # what went with it on the open connection
         self._source: str | None = None
+        self.notes: str | None = None  # what the source noted, as it was when the position was read
         self.key = redis.prefixed(f"cdc:{name}:checkpoint")
 
     @property
@@ -89,6 +90,8 @@ class Checkpoint:
         self._step = self._sent = None
         self._redis.close()
         self._known = self._patience.until_done(self._open)
+        (notes,) = self._patience.until_done(lambda: self.ask([("HGET", self.key, "notes")]))
+        self.notes = None if notes is None else notes.decode()
         self._is_held = not self._durable()
         return self._known.position
 
@@ -99,6 +102,7 @@ class Checkpoint:
         as_of: datetime | None = None,
         *,
         asking: Sequence[Command] = (),
+        notes: str | None = None,
     ) -> None:
         """Send the commands and the checkpoint's move to `position` as one atomic step, the one before being settled.
 
@@ -106,7 +110,7 @@ class Checkpoint:
         is away is `settle`'s to wait for. Raises what `settle` raises.
         """
         mark = next(self._marks)
-        step = _Step(position, commands, self._store(position, mark, as_of), mark, asking)
+        step = _Step(position, commands, self._store(position, mark, as_of, notes), mark, asking)
         with suppress(BrokerAway):
             self._send(step)
         self._step = step
@@ -212,7 +216,9 @@ class Checkpoint:
             hint=f"See what that key is, and rename it: redis-cli TYPE {command[1]!r}",
         )
 
-    def _store(self, position: str, mark: str, as_of: datetime | None = None) -> Command:
+    def _store(
+        self, position: str, mark: str, as_of: datetime | None = None, notes: str | None = None
+    ) -> Command:
         now = datetime.now(UTC)
         fields = {
             "position": position,
@@ -220,6 +226,7 @@ class Checkpoint:
             "mark": mark,
             "at": now.isoformat(),
             "as_of": (as_of or now).isoformat(),
+            **({} if notes is None else {"notes": notes}),
         }
         return "HSET", self.key, *chain.from_iterable(fields.items())
 

@@ -46,6 +46,10 @@ class KombuPublisher:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
         return self._checkpoint.read(source)
 
+    @property
+    def notes(self) -> str | None:
+        return self._checkpoint.notes
+
     def publish(
         self,
         fired: Iterable[Call | Parked],
@@ -53,6 +57,7 @@ class KombuPublisher:
         checkpoint: str,
         as_of: datetime | None = None,
         ahead: bool = False,  # noqa: ARG002 - it has the broker's confirmation, and not before
+        notes: str | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
         tasks, parked = group(fired)
@@ -61,8 +66,10 @@ class KombuPublisher:
             self._patience.until_done(lambda: self._sender.send(messages))
         else:
             self._sender.keep_alive()
-        if tasks or parked or checkpoint != self._checkpoint.held:
-            self._checkpoint.start(lambda: store_parked(self._parked_key, parked), checkpoint, as_of)
+        if tasks or parked or checkpoint != self._checkpoint.held or notes is not None:
+            self._checkpoint.start(
+                lambda: store_parked(self._parked_key, parked), checkpoint, as_of, notes=notes
+            )
             self._checkpoint.settle()
         say_parked(parked)
         if tasks and self._max_queue is not None:

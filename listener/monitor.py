@@ -10,7 +10,7 @@ from typing import Protocol
 from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
 
-__all__ = ["Batch", "Gap", "Monitor", "SourceError", "SourceLost"]
+__all__ = ["Batch", "Gap", "Monitor", "Saved", "SourceError", "SourceLost"]
 
 
 class SourceError(CDCError):
@@ -26,6 +26,14 @@ class Gap(CDCError):
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """What a former run left: where it was, and what its source wanted to remember."""
+
+    position: str
+    notes: str | None = None  # in the source's own words; None: it left none
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Changes that are published together, in commit order; without any, only the position moves on."""
 
@@ -33,6 +41,9 @@ class Batch:
     position: str  # of the last change, or a later point of the log before the next one
     as_of: datetime | None = None  # when the last change was committed; None where nothing is new
     settle: bool = True  # the broker is to hold all of it before the next batch is asked for
+    notes: str | None = (
+        None  # what the source wants to know at its next start; None: what it noted before holds
+    )
 
 
 class Monitor(Protocol):
@@ -40,8 +51,8 @@ class Monitor(Protocol):
 
     The monitor owns its connections and everything that it makes on the server (slot, publication, lock);
     the loop owns the order: publish, then acknowledge. Changes come in commit order. Positions are opaque
-    to everybody else: they are stored as the checkpoint and given back. On each replay a change has the
-    position and the id it had.
+    to everybody else: they are stored as the checkpoint and given back. So are the notes of a batch, in the
+    same atomic step as its position. On each replay a change has the position and the id it had.
 
     `open` and `batches` block; `stop` may be called from any thread or signal handler.
     """
@@ -50,10 +61,11 @@ class Monitor(Protocol):
     def source(self) -> str:
         """What names the database in checkpoints and in the ids of its changes; known once open."""
 
-    def open(self, *, resumes: bool) -> None:
+    def open(self, *, saved: Saved | None) -> None:
         """Connect and become the only reader; waits as a standby while another listener is, until `stop`.
 
-        `resumes` tells that something was published before: then a source that knows nothing of us is a Gap.
+        `saved` is None before the first start. Otherwise something was published before, and a source that knows
+        nothing of us is a Gap. A standby has what was saved when it began to wait; `batches` has what holds.
 
         Raises SourceError where a person is needed, Gap where the log is gone, SourceLost otherwise.
         """

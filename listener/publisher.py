@@ -42,6 +42,10 @@ class Publisher(Protocol):
         another database.
         """
 
+    @property
+    def notes(self) -> str | None:
+        """What the source noted with the checkpoint, as it was when that was last asked for."""
+
     def publish(
         self,
         fired: Iterable[Call | Parked],
@@ -49,10 +53,12 @@ class Publisher(Protocol):
         checkpoint: str,
         as_of: datetime | None = None,
         ahead: bool = False,
+        notes: str | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes, and the checkpoint: on Redis in one atomic step.
 
         `as_of` is when the last change was committed: the checkpoint carries it for whoever asks for the lag.
+        `notes`, where there are any, replace those that were kept with the checkpoint, in the same step as it.
         With `ahead` it may return before the broker has answered, and the next call waits for that. Returns the
         last position whose tasks the broker is known to hold.
         """

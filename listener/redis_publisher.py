@@ -65,6 +65,10 @@ class RedisPublisher:
         self._made.clear()  # a broker that was emptied does not know the queues any more
         return self._patience.until_done(lambda: self._read(source))
 
+    @property
+    def notes(self) -> str | None:
+        return self._checkpoint.notes
+
     def publish(
         self,
         fired: Iterable[Call | Parked],
@@ -72,13 +76,14 @@ class RedisPublisher:
         checkpoint: str,
         as_of: datetime | None = None,
         ahead: bool = False,
+        notes: str | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes, and the checkpoint, in one atomic step."""
         self._is_settled = False
         tasks, parked, keeping = self._gatherer.gather(fired)
         self.settle()
-        if tasks or parked or keeping or checkpoint != self._checkpoint.held:
-            self._start(tasks, [*keeping, *store_parked(self._parked_key, parked)], checkpoint, as_of)
+        if tasks or parked or keeping or checkpoint != self._checkpoint.held or notes is not None:
+            self._start(tasks, [*keeping, *store_parked(self._parked_key, parked)], checkpoint, as_of, notes)
             self._parked = parked
         else:
             self._look_now_and_then()
@@ -116,7 +121,12 @@ class RedisPublisher:
             self.settle()
 
     def _start(
-        self, tasks: list[Call], keeping: list[Command], checkpoint: str, as_of: datetime | None = None
+        self,
+        tasks: list[Call],
+        keeping: list[Command],
+        checkpoint: str,
+        as_of: datetime | None = None,
+        notes: str | None = None,
     ) -> None:
         envelopes = self._envelopes_of(tasks)
         self._checked_at = monotonic()  # the step tells too
@@ -125,6 +135,7 @@ class RedisPublisher:
             checkpoint,
             as_of,
             asking=self._asking_lengths(),
+            notes=notes,
         )
 
     def _look_now_and_then(self) -> None:

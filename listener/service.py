@@ -7,7 +7,7 @@ import random
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from listener.monitor import Monitor, SourceLost
+from listener.monitor import Monitor, Saved, SourceLost
 from listener.publisher import CheckpointMoved, Publisher, Stopped
 from listener.router import BinlogRouter
 from listener.wakeup import Wakeup
@@ -53,7 +53,9 @@ class Listener:
         self._publisher.stop()
 
     def _open(self) -> None:
-        self._monitor.open(resumes=self._publisher.checkpoint() is not None)
+        position = self._publisher.checkpoint()
+        saved = None if position is None else Saved(position, self._publisher.notes)
+        self._monitor.open(saved=saved)
 
     def _stream(self) -> None:
         """Read on until the source is lost or we are stopped."""
@@ -70,7 +72,9 @@ class Listener:
         for batch in monitor.batches(after=publisher.checkpoint(monitor.source)):
             fired = self._router.tasks_for(batch.changes)
             ahead = not batch.settle  # the next is read while the broker takes this one in
-            held = publisher.publish(fired, checkpoint=batch.position, as_of=batch.as_of, ahead=ahead)
+            held = publisher.publish(
+                fired, checkpoint=batch.position, as_of=batch.as_of, ahead=ahead, notes=batch.notes
+            )
             self._acknowledge(held)
         self._acknowledge(publisher.settle())
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
+from listener.monitor import Saved
 from listener.parked import parked_key
 from listener.redis_connection import RedisConnection
 
@@ -46,6 +47,12 @@ class SavedPosition(NamedTuple):
     position: str | None
     as_of: datetime | None  # when the last change up to it was committed
     parked: int
+    notes: str | None = None  # the source's own
+
+    @property
+    def resumed(self) -> Saved | None:
+        """What the source gets at the next start."""
+        return None if self.position is None else Saved(self.position, self.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,16 +101,17 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
     prefix = redis.prefixed(f"cdc:{name}")
     try:
         answers = redis.send(
-            [("HMGET", f"{prefix}:checkpoint", "position", "as_of"), ("HLEN", parked_key(prefix))]
+            [("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"), ("HLEN", parked_key(prefix))]
         )
     finally:
         redis.close()
     for answer in answers:
         if isinstance(answer, ResponseError):
             raise redis.refusal(answer)
-    (position, as_of), parked = answers
+    (position, as_of, notes), parked = answers
     return SavedPosition(
         position.decode() if position else None,
         datetime.fromisoformat(as_of.decode()) if as_of else None,
         parked,
+        notes.decode() if notes else None,
     )

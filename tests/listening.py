@@ -6,6 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from listener.monitor import Saved
 from listener.mysql.lock import lock_name
 from tests.mysql_source import MySQLDatabase
 from tests.waiting import wait_until
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from listener.service import Listener
     from tests.conftest import Database
 
-__all__ = ["running", "wait_for_listener", "wait_for_reader", "wait_for_replica"]
+__all__ = ["SAVED", "running", "wait_for_listener", "wait_for_reader", "wait_for_replica"]
+
+SAVED = Saved("0/0:0")  # something was published before; up to where, the test tells `batches`
 
 
 def wait_for_listener(database: Database | MySQLDatabase, *, timeout: float = 10) -> None:

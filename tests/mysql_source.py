@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pymysql
 
+from listener.monitor import Saved
 from listener.mysql.birth import birth_of_log
 from listener.mysql.connection import Address
 from listener.mysql.monitor import BinlogMonitor
@@ -115,7 +116,7 @@ class MySQLSource:
             router.register(self.database.name, table, EventType.ALL, "a.task")
         self._monitor = BinlogMonitor(self.database.url, name=self.name, routes=router.routes, **options)
         self._stack.callback(self._monitor.close)
-        self._monitor.open(resumes=self.position is not None)
+        self._monitor.open(saved=Saved(self.position) if self.position else None)
         self._batches = self._monitor.batches(self.position)
         self.position = next(self._batches).position
 

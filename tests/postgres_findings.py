@@ -21,7 +21,7 @@ class Findings:
     def __init__(
         self, url: str, router: BinlogRouter | None = None, *, name: str = "ours", **wanted: Any
     ) -> None:
-        defaults = {"plugin": "pgoutput", "failover": False, "lag_alarm": 10**9, "resumes": False}
+        defaults = {"plugin": "pgoutput", "failover": False, "lag_alarm": 10**9, "saved": None}
         routes = (router or BinlogRouter()).routes
         self.all = list(
             check_postgres(url, Wanted(slot=name, publication=name, routes=routes, **{**defaults, **wanted}))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cdc_tasks.changes import Change, EventType
-from listener.monitor import Batch
+from listener.monitor import Batch, Saved
 from listener.postgres.change import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
@@ -51,9 +51,9 @@ def make_monitor(database: Database, *, url: str | None = None, **options: Any) 
 
 
 @contextmanager
-def opened(database: Database, *, resumes: bool = False, **options: Any) -> Iterator[PostgresWALMonitor]:
+def opened(database: Database, *, saved: Saved | None = None, **options: Any) -> Iterator[PostgresWALMonitor]:
     monitor = make_monitor(database, **options)
-    monitor.open(resumes=resumes)
+    monitor.open(saved=saved)
     try:
         yield monitor
     finally:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from listener.monitor import Saved
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 
@@ -50,7 +51,7 @@ class PostgresSource:
             plugin=self.plugin,
         )
         self._stack.callback(self._monitor.close)
-        self._monitor.open(resumes=self._position is not None)
+        self._monitor.open(saved=Saved(self._position) if self._position else None)
         self._batches = self._monitor.batches(self._position)
 
     def stop(self) -> None:

@@ -38,6 +38,15 @@ class DebianPostgresServer(PostgresServer):
             raise _missing("PostgreSQL with wal2json", "CDC_TEST_POSTGRES_BIN=/directory/of/postgres")
         return versions[-1] / "bin"
 
+    def _prepare(self) -> None:
+        super()._prepare()
+        settings = subprocess.run(
+            [str(self.binaries / "postgres"), "--describe-config"], capture_output=True, text=True, check=True
+        )
+        if "output_plugin_libraries" in settings.stdout:  # minor releases of 2026: only these may be used
+            with (self.data_dir / "postgresql.conf").open("a") as configuration:
+                configuration.write("output_plugin_libraries = 'pgoutput, test_decoding, wal2json'\n")
+
 
 class RedisServer(ValkeyServer):
     """The machine's own `redis-server`."""

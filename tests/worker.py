@@ -22,10 +22,19 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 class Worker:
     """`celery -A cdc_tasks worker` in a process group of its own, its log in a file."""
 
-    def __init__(self, environment: Mapping[str, str], *arguments: str, concurrency: int = 2) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *arguments: str,
+        concurrency: int = 2,
+        log_file: Path | None = None,
+    ) -> None:
         self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
         # No other worker is there to be greeted, which would take a second.
         self._arguments = ["-c", str(concurrency), "--without-mingle", *arguments]
+        self._log_file = log_file
+        if log_file is not None:
+            self._arguments += ["--logfile", str(log_file)]
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".worker.log")  # noqa: SIM115  # closed in `__exit__`
 
     def __enter__(self) -> Self:
@@ -62,7 +71,9 @@ class Worker:
 
     @property
     def log(self) -> str:
-        return Path(self._log.name).read_text()
+        printed = Path(self._log.name).read_text()
+        own = self._log_file
+        return printed + (own.read_text() if own is not None and own.exists() else "")
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Return what the tasks logged under this name."""

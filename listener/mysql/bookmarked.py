@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import structlog
 
 from listener.bookmark import Bookmark
-from listener.monitor import Batch
+from listener.monitor import Batch, Saved
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.position import BinlogPosition
 
@@ -30,9 +30,9 @@ class BookmarkedMonitor:
     def source(self) -> str:
         return self._monitor.source
 
-    def open(self, *, resumes: bool) -> None:
+    def open(self, *, saved: Saved | None) -> None:
         """See `Monitor.open`."""
-        self._monitor.open(resumes=resumes)
+        self._monitor.open(saved=saved)
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`, or beyond the bookmark; see `Monitor.batches`."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from listener.findings import raise_problems
-from listener.monitor import Batch, SourceLost
+from listener.monitor import Batch, Saved, SourceLost
 from listener.mysql.change import BinlogChange
 from listener.mysql.charsets import Charsets
 from listener.mysql.connection import Connection, connect
@@ -81,7 +81,7 @@ class BinlogMonitor:
         self._events: Iterator[bytes | None]
         self._decoder: Decoder
 
-    def open(self, *, resumes: bool) -> None:  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
+    def open(self, *, saved: Saved | None) -> None:  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
         """Become the only reader; see `Monitor.open`."""
         self.close()
         with ExitStack() as stack:

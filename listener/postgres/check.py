@@ -11,7 +11,7 @@ from psycopg2.sql import Literal
 
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
-from listener.monitor import SourceLost
+from listener.monitor import Saved, SourceLost
 from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
 from listener.postgres.identifiers import quoted
@@ -40,7 +40,7 @@ class Wanted:
     failover: bool
     routes: Sequence[Route]
     lag_alarm: int  # bytes of log kept for us that are worth a warning
-    resumes: bool  # something was published before
+    saved: Saved | None = None  # what was published before
 
 
 def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
@@ -70,7 +70,7 @@ def _address(connection: Connection) -> str:
 def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
     what = f"slot {wanted.slot}"
     publication = wanted.publication if wanted.plugin == "pgoutput" else None
-    gap = find_gap(connection, slot, name=wanted.slot, publication=publication, resumes=wanted.resumes)
+    gap = find_gap(connection, slot, name=wanted.slot, publication=publication, saved=wanted.saved)
     if gap:
         yield finding_from(what, gap)
     elif slot is None:

@@ -9,7 +9,7 @@ from time import monotonic
 
 import structlog
 
-from listener.monitor import Batch, SourceLost
+from listener.monitor import Batch, Saved, SourceLost
 from listener.postgres.acknowledgements import Acknowledgements
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import (
@@ -87,12 +87,12 @@ class PostgresWALMonitor:
         self._log: ServerLog
         self._open_things = ExitStack()
 
-    def open(self, *, resumes: bool) -> None:
+    def open(self, *, saved: Saved | None) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
         said = False
         while not self._wakeup.is_set:
             try:
-                self._open(resumes=resumes)
+                self._open(saved)
             except SlotInUse as error:
                 if not said:
                     log.info("standby", slot=self._slot, reason=error.message)
@@ -193,11 +193,11 @@ class PostgresWALMonitor:
             self._acknowledgements.ended(server_position)
         return WALPosition.before(self._read_up_to)
 
-    def _open(self, *, resumes: bool) -> None:
+    def _open(self, saved: Saved | None) -> None:
         self.close()
         connect_here = partial(connect, self._database_url)
         with closing(connect_here()) as connection:
-            self._prepare(connection, resumes=resumes)
+            self._prepare(connection, saved)
             sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
         with ExitStack() as stack:
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
@@ -236,13 +236,13 @@ class PostgresWALMonitor:
         with suppress(SourceLost):
             self._stream.acknowledge(self._acknowledgements.lsn)
 
-    def _prepare(self, connection: Connection, *, resumes: bool) -> None:
+    def _prepare(self, connection: Connection, saved: Saved | None) -> None:
         """Make what is missing on the server: first the publication, then the slot."""
         slot = read_slot(connection, self._slot)
         if slot and slot.active_pid:
             raise SlotInUse(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
         publication = self._publication if self._plugin == "pgoutput" else None
-        gap = find_gap(connection, slot, name=self._slot, publication=publication, resumes=resumes)
+        gap = find_gap(connection, slot, name=self._slot, publication=publication, saved=saved)
         if gap and not self._accept_gap:
             raise gap
         prepare_publication(connection, publication, self._routes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from listener.findings import Finding, raise_problems
-from listener.monitor import Gap
+from listener.monitor import Gap, Saved
 from listener.postgres.catalogue import read_names, read_tables
 from listener.postgres.connection import Connection
 from listener.postgres.cures import ACCEPT_GAP
@@ -19,15 +19,15 @@ __all__ = ["find_gap", "look_at_tables", "prepare_publication"]
 
 
 def find_gap(
-    connection: Connection, slot: Slot | None, *, name: str, publication: str | None, resumes: bool
+    connection: Connection, slot: Slot | None, *, name: str, publication: str | None, saved: Saved | None
 ) -> Gap | None:
     """Return the gap between what was published and what the server still has for us.
 
     `slot` is what the server has under `name`; `publication` is None for a plugin that needs none;
-    `resumes` is `Monitor.open`'s.
+    `saved` is `Monitor.open`'s.
     """
     if slot is None:
-        return _slot_is_gone(name) if resumes else None
+        return _slot_is_gone(name) if saved else None
     if lost := gap_of(slot):
         return lost
     if publication is not None and read_publication(connection, publication) is None:

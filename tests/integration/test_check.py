@@ -11,6 +11,7 @@ from demo.servers import PostgresServer
 from listener.postgres.connection import connect, connect_replication, execute, fetch
 from listener.postgres.preparation import prepare_publication
 from listener.postgres.slot import create_slot
+from tests.listening import SAVED
 from tests.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
 from tests.servers import DebianPostgresServer
 from tests.waiting import wait_until
@@ -172,7 +173,7 @@ def test_a_slot_of_wal2json_is_a_problem_for_pgoutput(debian_database: Database)
 
 
 def test_a_slot_that_is_gone_although_something_was_published_is_a_problem(any_database: Database) -> None:
-    found = Findings(any_database.url, resumes=True)
+    found = Findings(any_database.url, saved=SAVED)
     assert found.problems == ["slot ours"]
     assert "--accept-gap" in found["slot ours"].cure
 

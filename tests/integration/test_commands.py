@@ -197,6 +197,27 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
         assert checked["ready"], checked
 
 
+def test_celery_settings_without_what_the_guarantees_need_are_warned_of(operator: Operator) -> None:
+    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.plain_kombu")["findings"]
+    (told,) = [each for each in found if each["what"] == "celery settings"]
+    assert told["state"] == "warning"
+    assert "kombu.transport.redis" in told["found"]
+    assert "celery settings" not in {each["what"] for each in operator.asks("check")["findings"]}
+
+
+def test_of_several_brokers_the_one_that_is_away_is_named(operator: Operator, broker: Broker) -> None:
+    both = f"redis://:secret@127.0.0.1:1/0;{broker.url}"
+    found = [
+        each
+        for each in operator.asks("check", CELERY_BROKER_URL=both)["findings"]
+        if each["what"] == "broker"
+    ]
+    assert [each["state"] for each in found] == ["warning", "ok"]
+    assert "127.0.0.1:1/0 does not answer" in found[0]["found"]
+    assert str(broker.server.port) in found[1]["found"]
+    assert "secret" not in repr(found)
+
+
 def test_a_cache_that_is_away_and_a_queue_that_is_not_there_are_problems(operator: Operator) -> None:
     checked = operator.asks("check", CACHE_URL="redis://127.0.0.1:1/0", CDC_ROUTES=f"{ROUTES}:to_no_queue")
     problems = {each["what"]: each for each in checked["findings"] if each["state"] == "problem"}

@@ -89,7 +89,7 @@ def test_a_message_is_the_one_that_celery_sends_with(case: str, broker: Broker) 
 
 def test_a_message_is_the_one_that_celery_sends_with_the_projects_own_settings(any_broker: Broker) -> None:
     app = celery_app(any_broker.url)
-    app.config_from_object("celeryconfig")
+    app.config_from_object("cdc_tasks.config.celery")
     app.conf.broker_url = any_broker.url
     assert _assert_equal_to_celerys(app, any_broker) == ["celery"]
     any_broker.client.flushall()

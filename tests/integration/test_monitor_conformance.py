@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cdc_tasks.changes import RowChange, position_key
+from listener.monitor import Saved
 from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
+from tests.listening import SAVED
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -86,15 +88,15 @@ def _read(monitor: Monitor, after: str | None, count: int) -> tuple[list[Change]
     raise AssertionError("the batches ended")
 
 
-def _start(monitor: Monitor, *, resumes: bool = False) -> str:
+def _start(monitor: Monitor, *, saved: Saved | None = None) -> str:
     """Open it and return its first position."""
-    monitor.open(resumes=resumes)
+    monitor.open(saved=saved)
     return next(iter(monitor.batches(None))).position
 
 
 def test_changes_are_the_same_on_every_source(source: Source) -> None:
     monitor = source.monitor()
-    monitor.open(resumes=False)
+    monitor.open(saved=None)
     batches = monitor.batches(None)
     next(batches)
     source.execute(
@@ -130,7 +132,7 @@ def test_changes_are_the_same_on_every_source(source: Source) -> None:
 
 def test_positions_ascend_and_ids_differ(source: Source) -> None:
     monitor = source.monitor()
-    monitor.open(resumes=False)
+    monitor.open(saved=None)
     batches = monitor.batches(None)
     next(batches)
     source.execute(*(f"INSERT INTO t (id) VALUES ({n}), ({n + 1})" for n in range(0, 40, 2)))
@@ -152,7 +154,7 @@ def test_a_replay_gives_the_same_ids_and_a_restart_goes_on_behind_what_was_publi
     seen: list[list[tuple[str, str, int]]] = []
     for _ in range(2):
         monitor = source.monitor()
-        monitor.open(resumes=True)
+        monitor.open(saved=SAVED)
         found, end = [], start
         for batch in monitor.batches(start):
             found += [(each.id, each.position, each.row["id"]) for each in batch.changes]
@@ -164,7 +166,7 @@ def test_a_replay_gives_the_same_ids_and_a_restart_goes_on_behind_what_was_publi
     assert seen[0] == seen[1]
     source.execute("INSERT INTO t (id) VALUES (5)")
     monitor = source.monitor()
-    monitor.open(resumes=True)
+    monitor.open(saved=SAVED)
     found, _ = _read(monitor, end, 1)
     assert [each.row["id"] for each in found] == [5]
 
@@ -176,7 +178,7 @@ def test_a_large_transaction_comes_in_pieces_and_goes_on_in_the_middle(source: S
     rows = ", ".join(f"({number})" for number in range(5000))
     source.execute(f"INSERT INTO t (id) VALUES {rows}")
     monitor = source.monitor()
-    monitor.open(resumes=True)
+    monitor.open(saved=SAVED)
     first: list[int] = []
     for batch in monitor.batches(start):
         assert len(batch.changes) < 2500
@@ -185,14 +187,14 @@ def test_a_large_transaction_comes_in_pieces_and_goes_on_in_the_middle(source: S
             break
     monitor.close()
     monitor = source.monitor()
-    monitor.open(resumes=True)
+    monitor.open(saved=SAVED)
     found, _ = _read(monitor, batch.position, 5000 - len(first))
     assert first + [each.row["id"] for each in found] == list(range(5000))
 
 
 def test_empty_batches_come_while_nothing_happens(source: Source) -> None:
     monitor = source.monitor()
-    monitor.open(resumes=False)
+    monitor.open(saved=None)
     started = time.monotonic()
     for _, batch in zip(range(4), monitor.batches(None), strict=False):
         assert not batch.changes
@@ -201,7 +203,7 @@ def test_empty_batches_come_while_nothing_happens(source: Source) -> None:
 
 def test_stop_ends_the_batches_and_a_standby(source: Source) -> None:
     monitor, standby = source.monitor(), source.monitor()
-    monitor.open(resumes=False)
+    monitor.open(saved=None)
     ended = threading.Event()
 
     def read() -> None:
@@ -209,7 +211,7 @@ def test_stop_ends_the_batches_and_a_standby(source: Source) -> None:
             pass
         ended.set()
 
-    waiting = threading.Thread(target=lambda: standby.open(resumes=False))
+    waiting = threading.Thread(target=lambda: standby.open(saved=None))
     threading.Thread(target=read).start()
     waiting.start()
     time.sleep(0.5)
@@ -224,7 +226,7 @@ def test_stop_ends_the_batches_and_a_standby(source: Source) -> None:
 def test_a_standby_takes_over(source: Source) -> None:
     monitor, standby = source.monitor(), source.monitor()
     position = _start(monitor)
-    waiting = threading.Thread(target=lambda: standby.open(resumes=True))
+    waiting = threading.Thread(target=lambda: standby.open(saved=SAVED))
     waiting.start()
     wait_until(waiting.is_alive, what="the standby to wait")
     monitor.close()
@@ -237,6 +239,6 @@ def test_a_standby_takes_over(source: Source) -> None:
 
 def test_closing_twice_is_fine(source: Source) -> None:
     monitor = source.monitor()
-    monitor.open(resumes=False)
+    monitor.open(saved=None)
     with closing(monitor):
         monitor.close()

@@ -18,6 +18,7 @@ from listener.router import BinlogRouter, EventType
 from listener.status import Reader
 from tests.acceptance.network import Cable
 from tests.certificates import write_certificates
+from tests.listening import SAVED
 from tests.mysql_servers import MariaDBServer, MySQLServer
 from tests.mysql_source import MySQLDatabase, MySQLSource
 
@@ -74,7 +75,7 @@ def test_the_privileges_that_check_asks_for_are_enough(account: MySQLDatabase) -
     account.execute("GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'cdc'@'%'")
     monitor = BinlogMonitor(_url(account), name=account.name, routes=_routes(account).routes)
     with closing(monitor):
-        monitor.open(resumes=False)
+        monitor.open(saved=None)
         batches = monitor.batches(None)
         next(batches)
         account.execute("INSERT INTO t VALUES (1)")
@@ -110,7 +111,7 @@ def test_a_log_that_cannot_be_used_is_a_problem_for_check_and_run(
     try:
         assert f"{variable} = {good}" in _problems(_check(any_mysql))[variable]
         with pytest.raises(SourceError, match=variable):
-            BinlogMonitor(any_mysql.url, name="run", routes=()).open(resumes=False)
+            BinlogMonitor(any_mysql.url, name="run", routes=()).open(saved=None)
     finally:
         any_mysql.execute(f"SET GLOBAL {variable} = '{good}'")
 
@@ -137,7 +138,7 @@ def test_a_server_that_falls_silent_is_noticed_and_read_again(
         url = any_mysql.url.replace(f":{any_mysql.server.port}/", f":{cable.port}/")
         monitor = BinlogMonitor(url, name=any_mysql.name, routes=_routes(any_mysql).routes)
         with closing(monitor):
-            monitor.open(resumes=False)
+            monitor.open(saved=None)
             batches = monitor.batches(None)
             for _, batch in zip(range(16), batches, strict=False):  # heartbeats keep it alive
                 position = batch.position
@@ -147,7 +148,7 @@ def test_a_server_that_falls_silent_is_noticed_and_read_again(
                     pass
             cable.mend()
             any_mysql.execute("INSERT INTO t VALUES (1)")
-            monitor.open(resumes=True)
+            monitor.open(saved=SAVED)
             found = next(batch for batch in monitor.batches(position) if batch.changes)
             assert [change.row["id"] for change in found.changes] == [1]
 
@@ -183,7 +184,7 @@ def test_the_server_and_its_name_are_verified_over_tls(tls: tuple[MySQLDatabase,
         url = f"mysql+pymysql://cdc:secret@localhost:{port}/{authority}"
         monitor = BinlogMonitor(url, name="tls", routes=_routes(source.database).routes)
         with closing(monitor):
-            monitor.open(resumes=False)
+            monitor.open(saved=None)
             batches = monitor.batches(None)
             next(batches)
             source.execute(*(f"INSERT INTO t VALUES ({n})" for n in range(50)))

@@ -147,7 +147,7 @@ def test_rights_that_are_missing_are_given_by_the_cure_to_the_account_that_asked
     paste(documented_server, "GRANT REPLICATION CLIENT ON *.* TO 'poor'@'127.0.0.%'")
     monitor = BinlogMonitor(url, name="poor", routes=())
     with closing(monitor):
-        monitor.open(resumes=False)
+        monitor.open(saved=None)
         with pytest.raises(PermissionDenied) as caught:
             list(monitor.batches(None))
     assert "'poor'@'127.0.0.%'" in (caught.value.hint or "")

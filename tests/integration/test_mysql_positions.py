@@ -187,7 +187,7 @@ def test_a_second_listener_waits_and_takes_over(own: NumberSource) -> None:
 def test_a_standby_stops_when_it_is_told_to(own: NumberSource) -> None:
     own.watch()
     other = BinlogMonitor(own.database.url, name=own.name, routes=())
-    waiting = threading.Thread(target=lambda: other.open(resumes=False))
+    waiting = threading.Thread(target=lambda: other.open(saved=None))
     waiting.start()
     other.stop()
     waiting.join(timeout=10)
@@ -215,6 +215,6 @@ def test_a_server_id_that_is_taken_is_noticed_and_not_fought_over(own: NumberSou
 
 
 def _read_both(other: BinlogMonitor, own: NumberSource) -> None:
-    other.open(resumes=False)
+    other.open(saved=None)
     for _ in zip(other.batches(None), range(100), strict=False):
         own.rest()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.listening import SAVED
 from tests.postgres_items import ROWS, acknowledge_all, changes_of, confirmed, ids, opened, take, with_items
 from tests.waiting import wait_until
 
@@ -26,7 +27,7 @@ def test_what_is_not_acknowledged_comes_again_and_what_is_does_not(items: Databa
         acknowledge_all(items, monitor, batches)
         items.execute(ROWS, 2, 2)
         take(batches, 1)
-    with opened(items, resumes=True) as monitor:
+    with opened(items, saved=SAVED) as monitor:
         assert ids(changes_of(take(monitor.batches(after=None), 1))) == [2]
 
 

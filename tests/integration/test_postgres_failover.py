@@ -14,6 +14,7 @@ from demo.servers import PostgresServer
 from listener.monitor import SourceError, SourceLost
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
+from tests.listening import SAVED
 from tests.publishing import router_to
 from tests.waiting import wait_until
 
@@ -49,7 +50,7 @@ class _Pair:
         self.standby = standby
         self.position = ""
         self.monitor = self._monitor()
-        self.monitor.open(resumes=False)
+        self.monitor.open(saved=None)
         self._batches = self.monitor.batches(None)
         self.take(0)
 
@@ -91,7 +92,7 @@ class _Pair:
     def reopen(self, **options: Any) -> None:
         self.monitor.close()
         self.monitor = self._monitor(**options)
-        self.monitor.open(resumes=True)
+        self.monitor.open(saved=SAVED)
         self._batches = self.monitor.batches(self.position)
 
 

@@ -16,6 +16,7 @@ from demo.servers import PostgresServer
 from listener.monitor import Gap, SourceError, SourceLost
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
+from tests.listening import SAVED
 from tests.postgres_items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
 from tests.waiting import wait_until
 
@@ -37,7 +38,7 @@ def test_a_restart_goes_on_in_the_middle_of_a_transaction(items: Database) -> No
         assert all(len(batch.changes) <= 10 for batch in first)
     seen = len(changes_of(first))
     assert 40 <= seen < 50
-    with opened(items, resumes=True, batch_size=10) as monitor:
+    with opened(items, saved=SAVED, batch_size=10) as monitor:
         rest = changes_of(take(monitor.batches(after=first[-1].position), 95 - seen))
         assert ids(rest) == list(range(seen + 1, 96))
 
@@ -46,7 +47,7 @@ def test_a_replayed_change_has_the_id_and_the_position_that_it_had(items: Databa
     with opened(items) as monitor:
         items.execute(ROWS, 1, 5)
         first = changes_of(take(monitor.batches(after=None), 5))
-    with opened(items, resumes=True) as monitor:
+    with opened(items, saved=SAVED) as monitor:
         again = changes_of(take(monitor.batches(after=None), 5))
     assert [(each.id, each.position) for each in first] == [(each.id, each.position) for each in again]
     assert len({each.id for each in first}) == 5
@@ -76,7 +77,7 @@ def test_a_second_listener_waits_and_takes_over_when_the_first_dies(items: Datab
     taken_over = threading.Event()
 
     def stand_by() -> None:
-        second.open(resumes=True)
+        second.open(saved=SAVED)
         taken_over.set()
 
     with opened(items) as monitor:
@@ -94,7 +95,7 @@ def test_a_second_listener_waits_and_takes_over_when_the_first_dies(items: Datab
 
 def test_a_standby_can_be_stopped(items: Database) -> None:
     second = make_monitor(items)
-    thread = threading.Thread(target=second.open, kwargs={"resumes": True})
+    thread = threading.Thread(target=second.open, kwargs={"saved": SAVED})
     with opened(items):
         thread.start()
         second.stop()
@@ -111,7 +112,7 @@ def own_server() -> Iterator[tuple[PostgresServer, PostgresWALMonitor]]:
         execute(server, "CREATE TABLE items (id bigint PRIMARY KEY, name text)")
         url = f"{server.url}?options={quote('-c wal_sender_timeout=1500')}"
         monitor = PostgresWALMonitor(url, slot="cdc", publication="cdc", routes=router.routes)
-        monitor.open(resumes=False)
+        monitor.open(saved=None)
         yield server, monitor
         monitor.close()
 
@@ -141,7 +142,7 @@ def test_a_restarted_server_is_source_lost_and_the_next_open_goes_on() -> None:
         server.restart()
         reader.join(10)
         assert lost
-        monitor.open(resumes=True)
+        monitor.open(saved=SAVED)
         execute(server, ROWS, 3, 3)
         assert ids(changes_of(take(monitor.batches(after=taken[-1].position), 1))) == [3]
 
@@ -164,10 +165,10 @@ def test_a_slot_that_is_gone_is_a_gap_that_can_be_accepted(items: Database) -> N
     wait_until(lambda: not active(items), what="the server to notice that the reader is gone")
     items.execute("SELECT pg_drop_replication_slot(%s)", items.name)
     with pytest.raises(Gap, match="gone") as caught:
-        make_monitor(items).open(resumes=True)
+        make_monitor(items).open(saved=SAVED)
     assert "--accept-gap" in str(caught.value)
     assert items.fetch("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", items.name) == []
-    with opened(items, resumes=True, accept_gap=True) as monitor:
+    with opened(items, saved=SAVED, accept_gap=True) as monitor:
         items.execute(ROWS, 2, 2)
         assert ids(changes_of(take(monitor.batches(after=batch.position), 1))) == [2]
 

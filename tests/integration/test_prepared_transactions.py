@@ -46,7 +46,7 @@ def test_a_prepared_transaction_that_holds_a_slot_up_is_named(server: PostgresSe
     router.register("public", "items", EventType.ALL, "task")
     monitor = PostgresWALMonitor(server.url, slot="cdc", publication="cdc", routes=router.routes)
     with closing(monitor), capture_logs() as logs:
-        opening = threading.Thread(target=monitor.open, kwargs={"resumes": False})
+        opening = threading.Thread(target=monitor.open, kwargs={"saved": None})
         opening.start()
         wait_until(lambda: any("prepared" in line for line in logs), what="the warning")
         assert [line["prepared"] for line in logs if "prepared" in line] == [["it's mine"]]

@@ -9,13 +9,14 @@ import psycopg2
 import pytest
 
 from cdc_tasks.changes import EventType
-from listener.monitor import SourceError
+from listener.monitor import Saved, SourceError
 from listener.postgres.connection import connect
 from listener.postgres.errors import PermissionDenied
 from listener.postgres.preparation import find_gap
 from listener.postgres.publication import read_publication
 from listener.postgres.slot import create_slot, read_slot
 from listener.router import BinlogRouter, changed
+from tests.listening import SAVED
 from tests.publications import DELETE, INSERT, UPDATE, events_of, listed, prepare, published, router_of
 
 if TYPE_CHECKING:
@@ -195,17 +196,17 @@ def test_a_publication_that_vanished_behind_its_slot_is_a_gap(
     prepare(connection, router_of(lambda r: r.register("public", "tickets", INSERT, "t")))
     create_slot(connection, any_database.name, "pgoutput")
 
-    def gap(*, resumes: bool, publication: str | None = "ours") -> Exception | None:
+    def gap(*, saved: Saved | None, publication: str | None = "ours") -> Exception | None:
         slot = read_slot(connection, any_database.name)
-        return find_gap(connection, slot, name=any_database.name, publication=publication, resumes=resumes)
+        return find_gap(connection, slot, name=any_database.name, publication=publication, saved=saved)
 
-    assert gap(resumes=True) is None
+    assert gap(saved=SAVED) is None
     any_database.execute("DROP PUBLICATION ours")
-    assert "The publication ours is gone" in str(gap(resumes=True))
-    assert gap(resumes=True, publication=None) is None
+    assert "The publication ours is gone" in str(gap(saved=SAVED))
+    assert gap(saved=SAVED, publication=None) is None
     any_database.execute("SELECT pg_drop_replication_slot(%s)", any_database.name)
-    assert "--accept-gap" in str(gap(resumes=True))
-    assert gap(resumes=False) is None
+    assert "--accept-gap" in str(gap(saved=SAVED))
+    assert gap(saved=None) is None
 
 
 def _url_of_a_poor_role(database: Database) -> str:

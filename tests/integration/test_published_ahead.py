@@ -22,7 +22,7 @@ def test_the_end_of_a_large_transaction_is_not_acknowledged_for_its_beginning(da
         database.url, slot=database.name, publication="cdc", routes=router.routes, batch_size=2
     )
     with closing(monitor):
-        monitor.open(resumes=False)
+        monitor.open(saved=None)
         batches = monitor.batches(None)
         next(batches)
         database.execute("INSERT INTO items SELECT generate_series(1, 3)")

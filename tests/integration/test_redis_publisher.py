@@ -58,6 +58,19 @@ def test_the_checkpoint_is_what_was_published_last(any_broker: Broker) -> None:
         assert publisher.checkpoint(SOURCE) == "0/FF:0"
 
 
+def test_what_the_source_notes_is_kept_with_the_checkpoint_until_it_notes_something_else(
+    broker: Broker,
+) -> None:
+    with redis_publisher(broker.url) as publisher:
+        assert (publisher.checkpoint(SOURCE), publisher.notes) == (None, None)
+        publisher.publish((), checkpoint=position(1), notes="tables: tickets")
+        publisher.publish((), checkpoint=position(1), notes="tables: tickets, users")
+        publisher.publish(fire(router_to(), [change(2)]), checkpoint=position(2))
+    with redis_publisher(broker.url) as publisher:
+        assert publisher.checkpoint(SOURCE) == position(2)
+        assert publisher.notes == "tables: tickets, users"
+
+
 def test_the_batch_and_its_checkpoint_are_one_step(broker: Broker) -> None:
     with redis_publisher(broker.url) as publisher, broker.client.monitor() as monitor:
         publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))

@@ -21,7 +21,7 @@ def test_a_pause_in_a_large_transaction_outlives_a_transaction_timeout(database:
         database.url, slot=database.name, publication="cdc", routes=router_to().routes, batch_size=10_000
     )
     with closing(monitor):
-        monitor.open(resumes=False)
+        monitor.open(saved=None)
         database.execute("INSERT INTO tickets SELECT g, repeat('x', 300) FROM generate_series(1, 80000) g")
         count = 0
         for batch in monitor.batches(None):

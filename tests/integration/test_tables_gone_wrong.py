@@ -29,7 +29,7 @@ def test_a_new_partition_whose_old_values_would_come_out_as_null_raises_an_alarm
         return read_postgres_status(any_database.url, name, None, publication="cdc", routes=routes)
 
     with closing(monitor):
-        monitor.open(resumes=False)
+        monitor.open(saved=None)
         assert look().problems == ()
         any_database.execute("CREATE TABLE tickets_0 PARTITION OF tickets FOR VALUES FROM (0) TO (9)")
         with capture_logs() as logs:
