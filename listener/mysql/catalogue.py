@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from listener.mysql.connection import Connection, fetch
+from listener.mysql.session import Session
 from listener.mysql.table_map import ColumnType, TableMap
 
 __all__ = ["needs_catalogue", "special_types"]
@@ -23,20 +22,18 @@ def needs_catalogue(table: TableMap) -> bool:
     )
 
 
-def special_types(connection: Connection[Any], table: TableMap) -> dict[str, str]:
+def special_types(session: Session, table: TableMap) -> dict[str, str]:
     """Return by column's name: uuid, inet4, inet6 or json, as the table is now."""
     arguments = [table.schema, table.name]
     found = {
         str(column): str(kind)
-        for column, kind in fetch(
-            connection,
+        for column, kind in session.fetch(
             "SELECT COLUMN_NAME, DATA_TYPE FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = %s"
             " AND TABLE_NAME = %s AND DATA_TYPE IN ('uuid', 'inet4', 'inet6')",
             arguments,
         )
     }
-    checks = fetch(
-        connection,
+    checks = session.fetch(
         "SELECT CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = %s"
         " AND TABLE_NAME = %s",
         arguments,

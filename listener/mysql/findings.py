@@ -10,6 +10,7 @@ from listener.findings import Finding, State
 from listener.mysql.connection import Connection, account, fetch
 from listener.mysql.errors import grant, setting
 from listener.mysql.server import Server
+from listener.mysql.watched import watched_by
 from listener.router import Route
 
 __all__ = ["find_in_grants", "find_in_server", "find_in_tables"]
@@ -66,7 +67,7 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
     for schema, table, column in rows:
         columns.setdefault((str(schema), str(table)), set()).add(str(column))
     for route in routes:
-        found = [name for name in columns if route.matches(*name)]
+        found = watched_by(route, columns)
         what = f"table {route.schema}.{route.table}"
         if not found:
             known = ", ".join(sorted({schema for schema, _ in columns})) or "none"

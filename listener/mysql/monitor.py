@@ -23,6 +23,7 @@ from listener.mysql.lock import ListenerLock
 from listener.mysql.position import BinlogPosition
 from listener.mysql.preparation import starting_position
 from listener.mysql.server import Server, current_position, read_server, replicas
+from listener.mysql.session import Session
 from listener.mysql.stream import BinlogStream, replica_uuid
 from listener.mysql.tables import Tables
 from listener.router import Route
@@ -74,6 +75,7 @@ class BinlogMonitor:
         self._open_things = ExitStack()
         self._warned_at = float("-inf")
         self._server: Server
+        self._session: Session  # for what is asked while the log is read
         self._charsets: Charsets
         self._lock: ListenerLock
         self._current: BinlogPosition  # the end of the log when we came
@@ -88,6 +90,8 @@ class BinlogMonitor:
             with closing(connect(self._database_url)) as connection:
                 self._server = read_server(connection)
                 raise_problems([*find_in_server(self._server), *find_in_tables(connection, self._routes)])
+                self._session = Session(partial(connect, self._database_url))
+                stack.callback(self._session.close)
                 self._charsets = Charsets(partial(connect, self._database_url), connection)
             self.source = self._server.kind
             self._lock = ListenerLock(self._database_url, self._name)
@@ -160,7 +164,7 @@ class BinlogMonitor:
             self._check_server_id(connection)
         self.has_accepted_gap = checkpoint is not None and start.epoch > checkpoint.epoch
         tables = Tables(
-            partial(connect, self._database_url),
+            self._session,
             self._charsets,
             self._routes,
             mariadb=self._server.is_mariadb,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from listener.monitor import SourceError
 from listener.mysql.catalogue import needs_catalogue, special_types
 from listener.mysql.charsets import Charsets
-from listener.mysql.connection import Connection
 from listener.mysql.errors import setting
 from listener.mysql.layout import layout_of
+from listener.mysql.session import Session
 from listener.mysql.table import Table
 from listener.mysql.table_map import ColumnType, TableMap, parse_table_map
+from listener.mysql.watched import Watched
 from listener.router import Route
 
 __all__ = ["Tables"]
@@ -24,15 +23,15 @@ class Tables:
 
     def __init__(
         self,
-        connect: Callable[[], Connection[Any]],
+        session: Session,
         charsets: Charsets,
         routes: Sequence[Route],
         *,
         mariadb: bool,
     ) -> None:
-        self._connect = connect
+        self._session = session
         self._charsets = charsets
-        self._routes = routes
+        self._watched = Watched(routes)
         self._mariadb = mariadb
 
     def describe(self, body: bytes) -> Table | None:
@@ -51,10 +50,8 @@ class Tables:
         if watched:
             _check_metadata(table_map, mariadb=self._mariadb)
         try:
-            layouts = [
-                layout_of(column, self._charsets, self._special(table_map) if watched else {})
-                for column in table_map.columns
-            ]
+            special = self._special(table_map) if watched else {}
+            layouts = [layout_of(column, self._charsets, special) for column in table_map.columns]
         except (KeyError, ValueError) as error:
             if watched:
                 raise _unreadable(table_map, error) from error
@@ -62,13 +59,12 @@ class Tables:
         return Table(table_map, layouts, is_watched=watched)
 
     def _is_watched(self, table: TableMap) -> bool:
-        return any(route.matches(table.schema, table.name) for route in self._routes)
+        return self._watched.covers(table.schema, table.name)
 
     def _special(self, table: TableMap) -> Mapping[str, str]:
         if not self._mariadb or not needs_catalogue(table):
             return {}
-        with closing(self._connect()) as connection:
-            return special_types(connection, table)
+        return special_types(self._session, table)
 
 
 def _check_metadata(table: TableMap, *, mariadb: bool) -> None:
