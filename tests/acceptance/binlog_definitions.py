@@ -233,6 +233,9 @@ class Definitions:
     def _exchange_partition(self, cursor: Any, dice: random.Random) -> None:
         table, partitions = self._partitioned(cursor, dice)
         cursor.execute("DROP TABLE IF EXISTS x")
+        cursor.execute(
+            f"ALTER TABLE {table} FORCE"
+        )  # columns that were added at once keep it from being exchanged
         cursor.execute(f"CREATE TABLE x LIKE {table}")
         cursor.execute("ALTER TABLE x REMOVE PARTITIONING")
         cursor.execute(f"ALTER TABLE {table} EXCHANGE PARTITION {dice.choice(partitions)} WITH TABLE x")

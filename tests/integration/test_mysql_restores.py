@@ -129,6 +129,21 @@ def test_the_last_transaction_tells_what_the_birth_of_its_file_does_not(own: Num
     assert own.numbers(1) == [2]
 
 
+def test_the_last_transaction_is_found_again_in_a_log_without_checksums(own: NumberSource) -> None:
+    for checksum in ("NONE", "CRC32"):
+        own.execute("DELETE FROM t", f"SET GLOBAL binlog_checksum = {checksum}")
+        own.position = None
+        own.watch()
+        own.insert(1)
+        assert own.numbers(1) == [1]
+        own.stop()
+        assert BinlogPosition.parse(own.position or "").last
+        own.insert(2)
+        own.watch()
+        assert own.numbers(1) == [2]
+        own.stop()
+
+
 def test_a_purge_of_what_was_published_is_a_gap_only_where_nothing_tells_that_it_was(
     own: NumberSource,
 ) -> None:
