@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
+import redis
 import structlog
 from celery import Celery, signals
 
@@ -14,6 +15,7 @@ from cdc_tasks import logs
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
+from cdc_tasks.redis_rights import missing_for_worker
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 
 if TYPE_CHECKING:
@@ -98,6 +100,25 @@ def _report_weak_settings(**_: Any) -> None:
             reason="It does not start from the settings of cdc-tasks, so it is taken for another application's.",
             cure="If it is meant: start it with `from cdc_tasks.config.celery import *`.",
         )
+
+
+@signals.celeryd_after_setup.connect
+def _refuse_a_redis_user_without_rights(instance: Any, **_: Any) -> None:
+    """Tell at once what the broker's user may not do: else each such command ends the consumer, again and again."""
+    with instance.app.connection_for_read() as connection:
+        if connection.transport.driver_type != "redis":
+            return
+        try:
+            with connection.channel() as channel:
+                missing = missing_for_worker(
+                    redis.Redis(connection_pool=channel.pool),
+                    list(instance.app.amqp.queues.consume_from),
+                    prefix=channel.global_keyprefix,
+                )
+        except (redis.RedisError, OSError):  # it is away: a worker waits for it
+            return
+    if missing is not None:
+        raise SystemExit(f"error: The broker refuses us: {missing.found}.\n  {missing.hint}")
 
 
 @signals.import_modules.connect

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
+import redis
 from celery import Celery
 from kombu import Connection
 from redis.exceptions import ResponseError
 
 from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
+from cdc_tasks.redis_rights import missing_for_listener
 from listener.findings import Finding, State, finding_from
 from listener.publisher import BrokerAway
-from listener.redis_connection import RedisConnection
+from listener.redis_connection import RedisConnection, broker_channel
 from listener.router import Route
 from listener.task_message import make_message
 
@@ -41,6 +43,9 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
     else:
         yield Finding(what="broker", found=address)
     if is_redis:
+        if lacking := _lacking_rights(app):
+            yield lacking
+            return
         yield from _check_redis(app, durability)
     elif durability != "memory":
         found, cure = (
@@ -69,6 +74,16 @@ def check_cache(url: str) -> Iterator[Finding]:
         yield _away("cache", error, "CACHE_URL")
     else:
         yield Finding(what="cache", found="answers")
+
+
+def _lacking_rights(app: Celery) -> Finding | None:
+    """Return what the broker's user may not do; nothing else can be asked then."""
+    with broker_channel(app) as channel:
+        client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
+        missing = missing_for_listener(client, list(app.amqp.queues), prefix=prefix)
+    if missing is None:
+        return None
+    return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, cure=missing.hint)
 
 
 def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:

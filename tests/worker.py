@@ -11,12 +11,20 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import redis
+
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def held(client: redis.Redis, prefix: str = "") -> list[bytes]:
+    """Return the messages that workers hold, as Redis has them."""
+    keys = client.scan_iter(match=f"{prefix}cdc:unacked:*")
+    return [message for key in keys for message in client.hvals(key)]
 
 
 class Worker:

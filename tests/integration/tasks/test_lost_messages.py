@@ -16,7 +16,7 @@ from tests.forked_workers import ForkedWorkers, is_alive
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.proxy import Fault, Proxy
 from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.worker import Worker, held
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -59,7 +59,7 @@ def test_a_message_that_broke_off_on_its_way_to_a_worker(
             wait_until(lambda: _noted(helpdesk).get("2"), timeout=20, what="the next message")
             if is_lost:
                 client = helpdesk.broker.client
-                wait_until(lambda: not client.hlen("unacked"), what="the next one to be acknowledged")
+                wait_until(lambda: not held(client), what="the next one to be acknowledged")
                 assert not client.llen("bulk")  # so the first is nowhere
                 assert _noted(helpdesk) == {"2": 1}
             else:
@@ -78,7 +78,7 @@ def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
             wait_until(lambda: not is_alive(worker), timeout=20, what="the worker to die")  # noqa: B023
         workers.start()
         letters = wait_until(lambda: _letters(helpdesk), timeout=20, what="the letter")
-        wait_until(lambda: not helpdesk.broker.client.hlen("unacked"), timeout=20, what="all else to be done")
+        wait_until(lambda: not held(helpdesk.broker.client), timeout=20, what="all else to be done")
     assert [(each["id"], each["error"].partition(":")[0]) for each in letters] == [
         (task_id, "KilledWorkersError")
     ]

@@ -14,7 +14,7 @@ import redis
 from demo.servers import ValkeyServer
 from tests.forked_workers import ForkedWorkers
 from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.worker import Worker, held
 
 if TYPE_CHECKING:
     from tests.helpdesk import HelpDesk
@@ -157,4 +157,4 @@ def _cached(cache: redis.Redis, table: str) -> list[dict[str, Any]]:
 
 def _all_done(server: ValkeyServer) -> bool:
     with redis.Redis.from_url(server.url) as client:
-        return not client.llen("cache") and not client.hlen("unacked")
+        return not client.llen("cache") and not held(client)
