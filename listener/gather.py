@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from cdc_tasks.changes import EventType
+from listener.publisher import BrokerError
 from listener.redis_connection import Command
 from listener.router import Call, Origin, Parked, Route
 
@@ -103,8 +104,17 @@ class Gatherer:
     def restore(self, held: Iterable[bytes], items_of: Callable[[str], list[bytes]]) -> None:
         """Take over what a former listener held back: all of it is due at once.
 
-        `held` are the values of the hash, `items_of` reads a list.
+        `held` are the values of the hash, `items_of` reads a list. Raises BrokerError where they are not ours.
         """
+        try:
+            self._restore(held, items_of)
+        except (LookupError, TypeError, ValueError) as error:
+            raise BrokerError(
+                f"What was held back in {self._key} cannot be read: {type(error).__name__}.",
+                hint=f"See it: redis-cli HGETALL {self._key}\nTo go on without it: redis-cli DEL {self._key}",
+            ) from error
+
+    def _restore(self, held: Iterable[bytes], items_of: Callable[[str], list[bytes]]) -> None:
         self._batches.clear()
         self._fired_at.clear()
         self._waiting.clear()

@@ -18,6 +18,7 @@ from listener.kombu_message import Message, Sealed, sealing
 from listener.kombu_sender import KombuSender
 from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
+from listener.pause import PauseNote, pause_key
 from listener.redis_connection import RedisConnection
 from listener.router import Call, Parked
 
@@ -40,6 +41,7 @@ class KombuPublisher:
         self._redis = RedisConnection.of_cache(cache_url)
         self._checkpoint = Checkpoint(self._redis, cache_patience, name=name)
         self._parked_key = parked_key(f"cdc:{name}")
+        self._pause_key = pause_key(f"cdc:{name}")
         self._sealed: dict[tuple[str, tuple[str, str, str]], Sealed] = {}
 
     def checkpoint(self, source: str | None = None) -> str | None:
@@ -96,8 +98,12 @@ class KombuPublisher:
         if length <= limit:
             return
         log.warning("paused", longest_queue=length, cdc_max_queue=limit)
-        while self._patience.until_done(self._sender.longest_queue) > limit:
+        note = PauseNote(self._redis, self._pause_key, limit)
+        while length > limit:
+            note.renew(length)
             self._patience.sleep(_LOOK_EVERY)
+            length = self._patience.until_done(self._sender.longest_queue)
+        note.remove()
         log.info("resumed")
 
     def _message(self, task: Call) -> Message:

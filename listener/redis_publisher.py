@@ -18,6 +18,7 @@ from listener.envelope import Envelope, Envelopes
 from listener.gather import Gatherer
 from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
+from listener.pause import PauseNote, pause_key
 from listener.publisher import CheckpointMoved, Stopped
 from listener.redis_connection import Command, RedisConnection
 from listener.router import Call, Parked, Route
@@ -49,6 +50,7 @@ class RedisPublisher:
         self._patience = Patience("broker")
         self._checkpoint = Checkpoint(self._redis, self._patience, name=name, durability=durability)
         self._parked_key = parked_key(self._redis.prefixed(f"cdc:{name}"))
+        self._pause_key = pause_key(self._redis.prefixed(f"cdc:{name}"))
         self._held_key = self._redis.prefixed(f"cdc:{name}:held")
         self._gatherer = Gatherer(self._held_key, interval=coalesce_interval, longest=batch_wait)
         self._max_queue = max_queue
@@ -156,8 +158,12 @@ class RedisPublisher:
         if limit is None or max(lengths, default=0) <= limit:
             return
         log.warning("paused", longest_queue=max(lengths), cdc_max_queue=limit)
-        while max(self._patience.until_done(lambda: self._checkpoint.ask(self._asking_lengths()))) > limit:
+        note, longest = PauseNote(self._redis, self._pause_key, limit), max(lengths)
+        while longest > limit:
+            note.renew(longest)
             self._patience.sleep(_LOOK_EVERY)
+            longest = max(self._patience.until_done(lambda: self._checkpoint.ask(self._asking_lengths())))
+        note.remove()
         log.info("resumed")
 
     def _read(self, source: str | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -44,8 +44,8 @@ class Route:
     table: str  # a name, or a glob
     events: frozenset[EventType]
     task: str
-    when: When | None
-    args: Args | None  # None: the change itself is the task's one argument
+    when: When | None = field(hash=False)  # a user's object, which may have no hash
+    args: Args | None = field(hash=False)  # None: the change itself is the task's one argument
     columns: tuple[str, ...] | None  # None: all
     queue: str | None  # None: as Celery's task_routes say
     coalesce: bool

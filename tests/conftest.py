@@ -160,6 +160,20 @@ def source(any_mysql: MySQLDatabase) -> Iterator[MySQLSource]:
 
 
 @pytest.fixture
+def mariadb_source(mariadb_database: MySQLDatabase) -> Iterator[MySQLSource]:
+    """A fresh database on MariaDB, ready to be watched."""
+    with MySQLSource(mariadb_database, name=mariadb_database.name) as source:
+        yield source
+
+
+@pytest.fixture
+def mysql_source(mysql_database: MySQLDatabase) -> Iterator[MySQLSource]:
+    """A fresh database on MySQL, ready to be watched."""
+    with MySQLSource(mysql_database, name=mysql_database.name) as source:
+        yield source
+
+
+@pytest.fixture
 def broker(valkey_server: ValkeyServer) -> Iterator[Broker]:
     """An empty Valkey."""
     yield from _empty_broker(valkey_server)

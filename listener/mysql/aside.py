@@ -60,6 +60,9 @@ class Aside:
 
     def prepare(self, name: str, spool: Spool) -> None:
         """Keep a transaction until its second phase comes."""
+        former, _ = self._prepared.pop(name, _NOTHING)
+        if former is not None:  # no server prepares two of one name
+            former.close()
         self._prepared[name] = spool, self._progress.prepare(name)
 
     def settle(self, name: str, *, commits: bool) -> Spool | None:
@@ -76,6 +79,8 @@ class Aside:
 
     def keep_open(self, spool: Spool) -> None:
         """Close it with us: its events are being read once more."""
+        if self._given_back is not None:
+            self._given_back.close()
         self._given_back = spool
 
     def close(self) -> None:

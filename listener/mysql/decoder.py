@@ -33,6 +33,7 @@ from listener.mysql.statements import (
     is_begin,
     parse_query,
 )
+from listener.mysql.values import UNREADABLE
 
 __all__ = ["Decoder"]
 
@@ -64,13 +65,18 @@ class Decoder:
         *,
         mariadb: bool,
         describe: Describe,
+        forget: Callable[[bytes], None] = lambda _: None,
         after: BinlogPosition,
         server: str = "",
         accepts_gap_until: BinlogPosition | None = None,
     ) -> None:
-        """`server`: see `Progress`. What cannot be read before `accepts_gap_until` is left out, and the log says so."""
+        """`forget` is told of statements that may change what `describe` knows; `server`: see `Progress`.
+
+        What cannot be read before `accepts_gap_until` is left out, and the log says so.
+        """
         self.inner: Iterator[bytes] | None = None  # events inside the last one: to be decoded next
         self.progress = Progress(after, mariadb=mariadb, server=server)
+        self._forget_tables = forget
         self._rows = RowReader(describe, self.progress)
         self._aside = Aside(self.progress)
         self._accepts_gap_until = accepts_gap_until
@@ -80,16 +86,16 @@ class Decoder:
 
     def decode(self, event: bytes, changes: Changes) -> None:
         """Append the changes in one event, which ends with a checksum; raises SourceError, Gap."""
-        kind = event[4]
-        if self._aside.spool is not None and kind in _OF_ROWS:
-            self._aside.spool.add(event)
-            return
         try:
+            kind = event[4]
+            if self._aside.spool is not None and kind in _OF_ROWS:
+                self._aside.spool.add(event)
+                return
             self._handlers[kind](event, changes)
-        except (ValueError, LookupError, struct.error) as error:
-            self._refuse(SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE))
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), changes)
         except (SourceError, Gap) as error:
-            self._refuse(error)
+            self._refuse(error, changes)
 
     def close(self) -> None:
         """Let go of what is kept on disk."""
@@ -106,9 +112,13 @@ class Decoder:
     def put_aside(self, event: bytes, changes: Changes) -> bool:
         """Keep an event for later, on disk if need be; returns whether it ended the transaction.
 
-        Then what was put aside comes next as `inner`, or has been taken back.
+        Then what was put aside comes next as `inner`, or has been taken back. Raises as `decode` does.
         """
-        text = parse_query(event, len(event) - 4).text if event[4] == _QUERY else b""
+        try:
+            text = parse_query(event, len(event) - 4).text if event[4] == _QUERY else b""
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), changes)
+            return False
         if event[4] != _XID and text not in {b"COMMIT", b"ROLLBACK"}:
             self._aside.add(event, text, changes)
             return False
@@ -147,7 +157,7 @@ class Decoder:
         if event[4] not in _WITHOUT_MEANING and not event[17] & _IGNORABLE:
             raise SourceError(f"an event of a kind that is not known: {event[4]}", hint=_UPDATE)
 
-    def _refuse(self, error: CDCError) -> None:
+    def _refuse(self, error: CDCError, changes: Changes) -> None:
         """Raise it with the place, unless it is a part of the gap that was accepted."""
         if self.progress.published_up_to == ALL:
             return
@@ -155,6 +165,7 @@ class Decoder:
         until = self._accepts_gap_until
         if until is None or not self.progress.here < until:
             raise type(error)(message, hint=f"{error.hint or _UPDATE}\n{ACCEPT_GAP}")
+        self.progress.take_back(changes, self.progress.ordinal)  # what was read of it before it failed
         log.error("gap_accepted", gap=message)
 
     # The file.
@@ -209,7 +220,13 @@ class Decoder:
 
     def _payload(self, event: bytes, _changes: Changes) -> None:
         self.progress.outer_end = _end_of(event)
-        self.inner = compressed.inner_events(event)
+        self.inner = self._checked(compressed.inner_events(event))
+
+    def _checked(self, events: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from events
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), [])
 
     # Statements.
 
@@ -244,6 +261,7 @@ class Decoder:
 
     def _definition(self, query: Query, event: bytes, changes: Changes) -> None:
         """Treat what is no row and no end of a transaction: mostly DDL, a transaction of its own."""
+        self._forget_tables(query.text)
         emptied = emptied_table(query)
         try:
             if emptied:
@@ -279,10 +297,10 @@ class Decoder:
                 self._replay(spool, event)
 
     def _xa_prepare(self, event: bytes, changes: Changes) -> None:
+        name, one_phase = xid_of(event)
         spool = self._aside.take()
         if spool is None:
             raise SourceError("a prepared transaction whose start is missing.", hint=_UPDATE)
-        name, one_phase = xid_of(event)
         if one_phase:
             self._replay(spool, event)
         else:
@@ -294,6 +312,10 @@ class Decoder:
         self.progress.outer_end = _end_of(event)
         self._aside.keep_open(spool)
         self.inner = spool.events()
+
+
+def _undecodable(error: Exception) -> SourceError:
+    return SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE)
 
 
 def _end_of(event: bytes) -> int:

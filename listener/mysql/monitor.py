@@ -13,6 +13,7 @@ import structlog
 
 from listener.findings import raise_problems
 from listener.monitor import Batch, Saved, SourceLost
+from listener.mysql.catalogue import Definitions
 from listener.mysql.change import BinlogChange
 from listener.mysql.charsets import Charsets
 from listener.mysql.connection import Connection, connect
@@ -77,6 +78,7 @@ class BinlogMonitor:
         self._server: Server
         self._session: Session  # for what is asked while the log is read
         self._charsets: Charsets
+        self._definitions: Definitions | None
         self._lock: ListenerLock
         self._current: BinlogPosition  # the end of the log when we came
         self._stream: BinlogStream
@@ -92,7 +94,7 @@ class BinlogMonitor:
                 raise_problems([*find_in_server(self._server), *find_in_tables(connection, self._routes)])
                 self._session = Session(partial(connect, self._database_url))
                 stack.callback(self._session.close)
-                self._charsets = Charsets(partial(connect, self._database_url), connection)
+                self._charsets = Charsets(self._session)
             self.source = self._server.kind
             self._lock = ListenerLock(self._database_url, self._name)
             stack.callback(self._lock.close)
@@ -100,6 +102,7 @@ class BinlogMonitor:
                 return
             with closing(connect(self._database_url)) as connection:
                 self._current = current_position(connection, self._server)
+            self._definitions = self._look_up_tables()
             self._open_things = stack.pop_all()
 
     def batches(self, after: str | None) -> Iterator[Batch]:
@@ -148,6 +151,14 @@ class BinlogMonitor:
                 return False
         return True
 
+    def _look_up_tables(self) -> Definitions | None:
+        """Return what only MariaDB's catalogue knows of the tables; None where the log tells everything."""
+        if not self._server.is_mariadb:
+            return None
+        definitions = Definitions(self._session)
+        definitions.keep(self._routes)
+        return definitions
+
     def _start(self, after: str | None) -> BinlogPosition:
         """Connect as a replica at the right place, and return it."""
         checkpoint = BinlogPosition.parse(after) if after else None
@@ -163,15 +174,11 @@ class BinlogMonitor:
             )
             self._check_server_id(connection)
         self.has_accepted_gap = checkpoint is not None and start.epoch > checkpoint.epoch
-        tables = Tables(
-            self._session,
-            self._charsets,
-            self._routes,
-            mariadb=self._server.is_mariadb,
-        )
+        tables = Tables(self._definitions, self._charsets, self._routes, mariadb=self._server.is_mariadb)
         self._decoder = Decoder(
             mariadb=self._server.is_mariadb,
             describe=tables.describe,
+            forget=tables.forget,
             after=start,
             server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,

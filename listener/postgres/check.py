@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from psycopg2.sql import Literal
@@ -14,6 +15,7 @@ from listener.findings import Finding, State, finding_from
 from listener.monitor import Saved, SourceLost
 from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
+from listener.postgres.diagnosis import explain
 from listener.postgres.identifiers import quoted
 from listener.postgres.preparation import find_gap, look_at_tables
 from listener.postgres.publication import plan_publication, read_publication, statements_for
@@ -52,7 +54,7 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield from check_server(connection)
             yield from check_room(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
-            yield from _check_plugin(connection, wanted, slot)
+            yield from _check_plugin(connection, wanted, slot, url)
             findings, watched = look_at_tables(connection, wanted.routes)
             yield from findings
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
@@ -117,7 +119,7 @@ def _megabytes(size: int | None) -> str:
     return f"{(size or 0) / 1e6:,.1f} MB"
 
 
-def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url: str) -> Iterator[Finding]:
     """Try it in a slot of the moment: there is no list of the output plugins that a server has."""
     if wanted.failover and connection.info.server_version < 17_00_00:
         found, cure = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
@@ -136,7 +138,8 @@ def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None) -> 
     except SourceLost:
         yield Finding(what=what, found="installed")
     except CDCError as error:
-        yield finding_from(what, error)
+        explained = explain(error, partial(connect, url), wanted.slot, plugin=wanted.plugin, streams=False)
+        yield finding_from(what, explained)
     else:
         yield Finding(what=what, found="installed")
     finally:

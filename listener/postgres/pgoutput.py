@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from struct import Struct
 
+from listener.monitor import SourceError
 from listener.postgres.change import WALChange
-from listener.postgres.decoder import Begin, Commit, Decoder
+from listener.postgres.decoder import MALFORMED, Begin, Commit, Decoder
 from listener.postgres.table import Column, Kind, Table
 from listener.postgres.tuple_data import UNCHANGED, Row, splitting
 from listener.postgres.values import ValueType
@@ -21,6 +22,7 @@ _BEGIN, _COMMIT, _RELATION = ord("B"), ord("C"), ord("R")
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
 _IGNORED = frozenset(b"OYM")  # origin, type (the catalogue knows more), logical message
 _ROWS = frozenset({_INSERT, _UPDATE, _DELETE})
+_OF_A_TABLE = frozenset({b"I", b"U", b"D"})  # the table's OID follows
 _NEW, _KEY = ord("N"), ord("K")  # which tuple follows; the third, O, is the whole old row
 
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
@@ -43,8 +45,10 @@ class PgOutputDecoder(Decoder):
         self._tables: dict[bytes, Table] = {}  # by OID, as messages carry it
 
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
-        kind = payload[0]
-        if kind in _ROWS:
+        try:
+            kind = payload[0]
+            if kind not in _ROWS:
+                return self._decode_other(kind, payload, changes)
             ordinal = self._ordinal  # `next_ordinal`, without a call for each row
             self._ordinal = ordinal + 1
             if ordinal > self._published_up_to:
@@ -57,19 +61,32 @@ class PgOutputDecoder(Decoder):
                     old, new = self._split(payload, 6), None
                     event = table.keyed_by(old).delete_by_key if payload[5] == _KEY else table.delete
                 changes.append(WALChange(event, old, new, self.transaction, ordinal))
-        elif kind == _BEGIN:
+        except MALFORMED as error:
+            raise self._malformed(payload, error) from error
+        return None
+
+    def _decode_other(self, kind: int, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+        if kind == _BEGIN:
             commit_lsn, committed_at, _xid = _begin(payload)
             return self.begin(commit_lsn, committed_at)
-        elif kind == _COMMIT:
+        if kind == _COMMIT:
             _flags, _commit_lsn, end_lsn, _committed_at = _commit(payload)
             return self.commit(end_lsn)
-        elif kind == _RELATION:
+        if kind == _RELATION:
             self._announce(payload)
         elif kind == _TRUNCATE:
             changes.extend(self._truncated(payload))
         elif kind not in _IGNORED:
-            raise self.unknown(f"message {payload[:1]!r}")
+            raise ValueError("no known kind")
         return None
+
+    def _malformed(self, payload: bytes, error: Exception) -> SourceError:
+        """Say what cannot be decoded, without a row's values."""
+        table = self._tables.get(payload[1:5]) if payload[:1] in _OF_A_TABLE else None
+        of = f" of table {table.schema}.{table.name}" if table else ""
+        return self.unknown(
+            f"message {payload[:1]!r}{of}, {len(payload)} bytes long ({type(error).__name__}: {error})"
+        )
 
     def _updated(self, table: Table, payload: bytes) -> tuple[Kind, Row | None, Row]:
         marker = payload[5]
@@ -84,6 +101,8 @@ class PgOutputDecoder(Decoder):
 
     def _truncated(self, payload: bytes) -> Iterator[WALChange]:
         count, _options = _truncate(payload)
+        if 6 + 4 * count > len(payload):
+            raise ValueError(f"{count} tables")
         for at in range(6, 6 + 4 * count, 4):
             ordinal = self.next_ordinal()
             if ordinal is not None:

@@ -18,6 +18,9 @@ from listener.status import Reader, SourceStatus
 
 __all__ = ["read_postgres_status"]
 
+_END: Final = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text
+"""
 _LAG: Final = "SELECT greatest(0, %s::pg_lsn - greatest(%s::pg_lsn, %s::pg_lsn))::bigint"
 
 
@@ -37,7 +40,7 @@ def read_postgres_status(
     with closing(connect(url)) as connection:
         slot = read_slot(connection, slot_name)
         if slot is None:
-            current = fetch_value(connection, "SELECT pg_current_wal_lsn()::text")
+            current = fetch_value(connection, _END)
             return _never_started(slot_name, current)
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:

@@ -170,8 +170,11 @@ def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
             )
             yield _old_values(route, table, found, partial)
         sent = frozenset(route.columns or ()) - table.key
-        if sent and route.events == {EventType.DELETE}:
+        if sent and EventType.DELETE in route.events:
             found = f"a DELETE says nothing of {_list(sent)}, only {_list(table.key)}"
+            yield _old_values(route, table, found, partial)
+        if sent and route.args and EventType.UPDATE in route.events:
+            found = f"an UPDATE has {_list(sent)} in `after` alone: args= cannot read them in `before`"
             yield _old_values(route, table, found, partial)
 
 

@@ -147,6 +147,27 @@ def test_a_table_that_was_made_anew_behind_the_listeners_back_is_an_alarm(
         assert operator.asks("status")["unseen"] == []
 
 
+def test_a_pause_because_of_a_long_queue_is_told_while_it_lasts(
+    operator: Operator, database: Database, broker: Broker
+) -> None:
+    operator.environment |= {"CDC_ROUTES": f"{ROUTES}:mended", "CDC_MAX_QUEUE": "10", "CDC_BATCH_SIZE": "20"}
+    with operator.running():
+        wait_for_listener(database, timeout=30)
+        database.execute("INSERT INTO roles SELECT g, 'r' FROM generate_series(1, 100) g")
+        status = wait_until(
+            lambda: (found := operator.asks("status"))["paused"] and found, what="the pause", timeout=30
+        )
+        assert status["paused"]["max_queue"] == 10
+        assert status["paused"]["longest_queue"] > 10
+        (alarm,) = status["alarms"]
+        assert f"paused since {status['paused']['since']}" in alarm
+        assert alarm in operator.types("status").stdout
+        taken = 0
+        while taken < 100:
+            taken += len(broker.client.rpop("celery", 100) or ())
+        wait_until(lambda: operator.asks("status")["paused"] is None, what="the end of the pause")
+
+
 def test_an_interrupt_ends_it_too_and_json_logs_are_json(operator: Operator, database: Database) -> None:
     with operator.running("run", "--json-logs", "--log-level", "debug") as listener:
         assert listener.stderr is not None

@@ -10,6 +10,7 @@ from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
 from listener.parked import parked_key, read_parked
+from listener.pause import Pause
 from listener.publisher import CheckpointMoved
 from listener.router import BinlogRouter, EventType
 from tests.publishing import SOURCE, celery_app, change, changes, fire, in_background, position, router_to
@@ -164,9 +165,12 @@ def test_reading_pauses_while_a_queue_is_too_long(
     ):
         wait_until(lambda: any(line["event"] == "paused" for line in logs), what="the pause")
         assert not publishing.done()
+        note = wait_until(lambda: broker.cache.get("cdc:test:paused"), what="the note of it")
+        assert Pause.parse(note).longest_queue == 50
         assert row_ids(drain(rabbitmq_server, queue)) == list(range(1, 51))
         publishing.result(10)
         assert logs[-1]["event"] == "resumed"
+        assert not broker.cache.exists("cdc:test:paused")
 
 
 def test_other_brokers_that_kombu_speaks_with(broker: Broker) -> None:
