@@ -119,7 +119,7 @@ def _nothing_to_watch(
         "there is none that the account may read",
         State.WARNING if _is_glob(route) else State.PROBLEM,
         f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
-        f"or: GRANT SELECT ON `{route.schema}`.* TO {account(connection)};",
+        f"or: GRANT SELECT ON {_grantable(route.schema)}.* TO {account(connection)};",
     )
 
 
@@ -196,6 +196,11 @@ def _setting(server: Server, name: str, value: str) -> str:
 
 def _finding(what: str, found: str, state: State, cure: str) -> Finding:
     return Finding(what=what, found=found or "not known", state=state, cure="" if state is State.OK else cure)
+
+
+def _grantable(schema: str) -> str:
+    """Return the schema as GRANT takes it, which has wildcards of its own; all of them for a glob."""
+    return "*" if any(character in schema for character in "*?[") else _quoted(schema)
 
 
 def _quoted(name: str) -> str:

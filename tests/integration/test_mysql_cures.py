@@ -14,7 +14,7 @@ from listener.findings import Finding, State
 from listener.mysql.check import check_mysql
 from listener.mysql.connection import connect, fetch
 from listener.mysql.errors import PermissionDenied, translate
-from listener.mysql.findings import find_in_server
+from listener.mysql.findings import find_in_server, find_in_tables
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.server import read_server
 from listener.router import BinlogRouter, EventType
@@ -130,6 +130,32 @@ def test_each_setting_that_check_complains_of_is_mended_by_its_cure(
         assert pasted, each
         paste(bare_server, *pasted)
     assert [each for each in findings(url) if each.state is not State.OK] == []
+
+
+@pytest.mark.parametrize("schema", ["unseen", "un`seen", "unse*", "[u]nseen"])
+def test_a_schema_that_the_account_does_not_see_is_shown_by_the_cure(
+    documented_server: MariaDBServer | MySQLServer, schema: str
+) -> None:
+    database = "un`seen" if "`" in schema else "unseen"
+    name = "`{}`".format(database.replace("`", "``"))
+    paste(
+        documented_server,
+        "DROP USER IF EXISTS 'blind'@'%'",
+        "CREATE USER 'blind'@'%' IDENTIFIED BY 'secret'",
+        f"CREATE DATABASE IF NOT EXISTS {name}",
+        f"CREATE TABLE IF NOT EXISTS {name}.t (id int PRIMARY KEY)",
+    )
+    router = BinlogRouter()
+    router.register(schema, "t", EventType.ALL, "a.task")
+    url = documented_server.url_of("", user="blind:secret")
+    with closing(connect(url)) as connection:
+        (found,) = find_in_tables(connection, router.routes)
+    assert found.state is not State.OK
+    (pasted,) = re.findall(r"GRANT .*;", found.cure)
+    paste(documented_server, pasted)
+    with closing(connect(url)) as connection:
+        (found,) = find_in_tables(connection, router.routes)
+    assert found.state is State.OK
 
 
 def test_rights_that_are_missing_are_given_by_the_cure_to_the_account_that_asked(
