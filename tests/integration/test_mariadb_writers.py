@@ -49,13 +49,19 @@ def own_server() -> Iterator[MariaDBServer]:
 
 def follows(database: MySQLDatabase, *, other: MySQLDatabase) -> None:
     """Wait until one has what the other has logged."""
-    wanted = other.fetch("SELECT @@global.gtid_binlog_pos")[0][0]
+    wanted = last_of_each_server(other)
 
     def has_it() -> bool:
-        state = str(database.fetch("SELECT @@global.gtid_binlog_state")[0][0]).split(",")
-        return wanted in state
+        found = last_of_each_server(database)
+        return all(found.get(server, 0) >= number for server, number in wanted.items())
 
     wait_until(has_it, what=f"{wanted} at the other server", timeout=30)
+
+
+def last_of_each_server(database: MySQLDatabase) -> dict[str, int]:
+    """Return the greatest number in the log by domain and server."""
+    gtids = str(database.fetch("SELECT @@global.gtid_binlog_state")[0][0]).split(",")
+    return {head: int(number) for head, _, number in (gtid.rpartition("-") for gtid in gtids)}
 
 
 def write_in_turn(one: MySQLDatabase, two: MySQLDatabase, table: str) -> None:
