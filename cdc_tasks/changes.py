@@ -140,8 +140,12 @@ def position_key(position: str) -> tuple[str, str]:
     Those of different logs do not compare: after a failover MySQL counts anew, under another name. Raises ValueError.
     """
     place, _, ordinal = position.rpartition(":")
+    place, _, epoch = place.partition("@")  # of a binlog: numbers began again, see listener/mysql/progress.py
     log, number = _place(place)
-    return log, f"{number:032x}.{int(ordinal):08x}"
+    later = (
+        f"g{int(epoch):016x}." if epoch else ""
+    )  # behind all that have none: they begin with a digit or a to f
+    return log, f"{later}{number:032x}.{int(ordinal):08x}"
 
 
 def _place(place: str) -> tuple[str, int]:

@@ -21,8 +21,13 @@ class Transaction:
 
     __slots__ = ("committed", "file", "gtid", "id_head", "offset", "position_head", "tail")
 
-    def __init__(self, *, gtid: str, file: str, offset: int, committed: int, server: str) -> None:
-        """`gtid` is empty where there are none; `committed` in microseconds since 1970; `server` whose file it is."""
+    def __init__(
+        self, *, gtid: str, file: str, offset: int, committed: int, server: str, epoch: int = 0
+    ) -> None:
+        """`gtid` is empty where there are none; `committed` in microseconds since 1970; `server` whose file it is.
+
+        The id is made of what the transaction has on each server, and on each replay. `epoch` is for the order alone.
+        """
         self.gtid = gtid
         self.file = file
         self.offset = offset
@@ -31,7 +36,7 @@ class Transaction:
         # With the time, since numbers and files start again after a RESET.
         name = gtid or f"{server}:{file}:{offset}"
         self.id_head = f"{name.replace(':', '-')}-{committed:X}-".encode()
-        self.position_head = f"{place}:".encode()
+        self.position_head = (f"{place}@{epoch}:" if epoch else f"{place}:").encode()
         seconds, micro = divmod(committed, 1_000_000)
         self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
 

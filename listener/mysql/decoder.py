@@ -184,7 +184,7 @@ class Decoder:
         file = event[27:-4].decode()
         self._rows.forget_numbers()
         if event[17] & _ARTIFICIAL:
-            self.progress.file = file
+            self.progress.enter(file)
         else:
             self._abandon(changes)
             self.progress.rotate(file, int.from_bytes(event[19:27], "little"))
@@ -223,7 +223,7 @@ class Decoder:
 
     def _begin(self, event: bytes, gtid: str, committed: int, *, standalone: bool) -> None:
         size, end = _size_and_end(event, 9)
-        self.progress.begin(gtid, end=end, size=size, committed=committed, standalone=standalone)
+        self.progress.begin(gtid, end=end, size=size, committed=committed, standalone=standalone, event=event)
 
     def _commit(self, event: bytes, _changes: Changes) -> None:
         self.progress.finish(_end_of(event))

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from listener.findings import Finding, State
 from listener.mysql.connection import Connection, account, fetch
-from listener.mysql.errors import grant
+from listener.mysql.errors import grant, setting
 from listener.mysql.server import Server
+from listener.mysql.watched import watched_by
 from listener.router import Route
 
 __all__ = ["find_in_grants", "find_in_server", "find_in_tables"]
@@ -27,7 +28,9 @@ _STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|S
 def find_in_server(server: Server) -> Iterator[Finding]:
     """Look at the server's variables."""
     yield _version(server)
-    yield _must_be(server, "log_bin", "ON", "Start the server with log_bin; then restart it.")
+    section = "mariadb" if server.is_mariadb else "mysqld"
+    cure = f"Write log_bin under [{section}] in the server's configuration, and restart it."
+    yield _must_be(server, "log_bin", "ON", cure)
     yield _must_be(server, "binlog_format", "ROW", _setting(server, "binlog_format", "ROW"))
     metadata = server.variable("binlog_row_metadata") or "missing"
     cure = _setting(server, "binlog_row_metadata", "FULL")
@@ -59,7 +62,7 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
     columns, versioned = _read_columns(connection)
     without_rows = _read_tables_without_rows(connection)
     for route in routes:
-        found = [name for name in columns if route.matches(*name) and name not in without_rows]
+        found = [name for name in watched_by(route, columns) if name not in without_rows]
         what = f"table {route.schema}.{route.table}"
         if not found:
             yield _nothing_to_watch(connection, route, columns, without_rows)
@@ -116,7 +119,7 @@ def _nothing_to_watch(
         "there is none that the account may read",
         State.WARNING if _is_glob(route) else State.PROBLEM,
         f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
-        f"or: GRANT SELECT ON `{route.schema}`.* TO {account(connection)};",
+        f"or: GRANT SELECT ON {_grantable(route.schema)}.* TO {account(connection)};",
     )
 
 
@@ -154,8 +157,10 @@ def _gtid(server: Server) -> Finding:
         "GTIDs",
         "off: after a failover to a replica the listener cannot go on where it was",
         State.WARNING,
-        "SET PERSIST enforce_gtid_consistency = ON; and gtid_mode, step by step, to ON"
-        " (manual: Enabling GTID Transactions Online)",
+        "SET PERSIST enforce_gtid_consistency = ON;\n"
+        "SET PERSIST gtid_mode = OFF_PERMISSIVE;\n"
+        "SET PERSIST gtid_mode = ON_PERMISSIVE;\n"
+        "When the listener has logged gtids_are_on: SET PERSIST gtid_mode = ON;",
     )
 
 
@@ -167,7 +172,9 @@ def _retention(server: Server) -> Finding:
         "log retention",
         f"{seconds / 3600:g} hours: a listener that is away for longer misses changes",
         State.WARNING if seconds < _SHORT_RETENTION else State.OK,
-        _setting(server, "binlog_expire_logs_seconds", "604800"),
+        _setting(server, "binlog_expire_logs_seconds", "604800")
+        if server.variable("binlog_expire_logs_seconds")
+        else _setting(server, "expire_logs_days", "7"),
     )
 
 
@@ -184,13 +191,16 @@ def _is_glob(route: Route) -> bool:
 
 
 def _setting(server: Server, name: str, value: str) -> str:
-    if server.is_mariadb:
-        return f"SET GLOBAL {name} = {value};   and {name} = {value} under [mariadb] in the server's configuration"
-    return f"SET PERSIST {name} = {value};"
+    return setting(name, value, mariadb=server.is_mariadb)
 
 
 def _finding(what: str, found: str, state: State, cure: str) -> Finding:
     return Finding(what=what, found=found or "not known", state=state, cure="" if state is State.OK else cure)
+
+
+def _grantable(schema: str) -> str:
+    """Return the schema as GRANT takes it, which has wildcards of its own; all of them for a glob."""
+    return "*" if any(character in schema for character in "*?[") else _quoted(schema)
 
 
 def _quoted(name: str) -> str:

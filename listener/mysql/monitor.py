@@ -14,7 +14,6 @@ import structlog
 
 from listener.findings import raise_problems
 from listener.monitor import Batch, Saved, SourceLost
-from listener.mysql.birth import birth_of_log
 from listener.mysql.catalogue import Definitions
 from listener.mysql.change import BinlogChange
 from listener.mysql.charsets import Charsets
@@ -74,6 +73,7 @@ class BinlogMonitor:
         self._batch_size = batch_size
         self._from_start = from_start
         self._accept_gap = accept_gap
+        self.has_accepted_gap = False  # at its start
         self._wakeup = Wakeup()
         self._open_things = ExitStack()
         self._warned_at = float("-inf")
@@ -168,17 +168,19 @@ class BinlogMonitor:
 
     def _start(self, after: str | None) -> BinlogPosition:
         """Connect as a replica at the right place, and return it."""
+        checkpoint = BinlogPosition.parse(after) if after else None
         with closing(connect(self._database_url)) as connection:
             start = starting_position(
                 connection,
                 self._server,
-                after=BinlogPosition.parse(after) if after else None,
+                url=self._database_url,
+                after=checkpoint,
                 current=self._current,
                 from_start=self._from_start,
                 accept_gap=self._accept_gap,
-                born=partial(birth_of_log, self._database_url),
             )
             self._check_server_id(connection)
+        self.has_accepted_gap = checkpoint is not None and start.epoch > checkpoint.epoch
         tables = Tables(self._definitions, self._charsets, self._routes, mariadb=self._server.is_mariadb)
         self._decoder = Decoder(
             mariadb=self._server.is_mariadb,

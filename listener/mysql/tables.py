@@ -7,16 +7,14 @@ from collections.abc import Iterator, Sequence
 from listener.monitor import SourceError
 from listener.mysql.catalogue import Definition, Definitions, needs_catalogue
 from listener.mysql.charsets import Charsets
+from listener.mysql.errors import setting
 from listener.mysql.layout import Layout, layout_of
 from listener.mysql.table import Table
 from listener.mysql.table_map import OLD_TEMPORAL, ColumnType, TableMap, parse_table_map
+from listener.mysql.watched import Watched
 from listener.router import Route
 
-__all__ = ["FULL_METADATA", "Tables"]
-
-FULL_METADATA = (
-    "SET PERSIST binlog_row_metadata = 'FULL';   (MariaDB: SET GLOBAL, and in the server's configuration)"
-)
+__all__ = ["Tables"]
 
 
 class Tables:
@@ -28,7 +26,7 @@ class Tables:
         """`definitions`: what only the catalogue knows, where the log does not tell everything."""
         self._definitions = definitions
         self._charsets = charsets
-        self._routes = routes
+        self._watched = Watched(routes)
         self._mariadb = mariadb
 
     def describe(self, body: bytes) -> Table | None:
@@ -45,7 +43,7 @@ class Tables:
             return None
         watched = self._is_watched(table_map)
         if watched:
-            _check_metadata(table_map)
+            _check_metadata(table_map, mariadb=self._mariadb)
         try:
             return self._describe(table_map, is_watched=watched)
         except (KeyError, ValueError) as error:
@@ -83,10 +81,10 @@ class Tables:
             yield layout_of(column, self._charsets, known) if known else layout_of(column, self._charsets)
 
     def _is_watched(self, table: TableMap) -> bool:
-        return any(route.matches(table.schema, table.name) for route in self._routes)
+        return self._watched.covers(table.schema, table.name)
 
 
-def _check_metadata(table: TableMap) -> None:
+def _check_metadata(table: TableMap, *, mariadb: bool) -> None:
     lacks_labels = any(
         column.labels is None and column.type in {ColumnType.ENUM, ColumnType.SET} for column in table.columns
     )
@@ -94,7 +92,7 @@ def _check_metadata(table: TableMap) -> None:
         raise SourceError(
             f"rows of {table.schema}.{table.name} without the names of its columns:"
             " binlog_row_metadata is not FULL.",
-            hint=f"{FULL_METADATA}\nWhat was logged before cannot be read.",
+            hint=f"{setting('binlog_row_metadata', 'FULL', mariadb=mariadb)}\nWhat was logged before cannot be read.",
         )
 
 

@@ -35,6 +35,9 @@ _SERVER = "3E11FA47-71CA-11E1-9E33-C80AA9429562"
         [f"{_SERVER}:9:0", f"{_SERVER}:10:0", f"{_SERVER}:10:3"],
         [f"{_SERVER}:tag:9:0", f"{_SERVER}:tag:10:0"],
         ["0-1-9:0", "0-2-10:0", "0-1-11:0"],
+        ["0-1-22:0", "0-2-3@1:0", "0-2-4@1:0", "0-1-23@1:7", "0-1-1@2:0", "0-1-1@10:0", "0-1-1@16:0"],
+        [f"{_SERVER}:100:0", f"{_SERVER}:1@1:0", f"{_SERVER}:2@1:0"],
+        ["binlog.000009:4:0", "binlog.000001:4@1:0", "binlog.000002:4@1:3"],
     ],
 )
 def test_positions_of_one_log_sort_as_they_were_committed(in_order: list[str]) -> None:
