@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ACCEPT_GAP", "LOGICAL", "PRIMARY", "REPLICATION", "SENDERS", "SLOTS", "TLS"]
+__all__ = ["ACCEPT_GAP", "LOGICAL", "PRIMARY", "REPLICATION", "RESTORED", "SENDERS", "SLOTS", "TLS"]
 
 ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
+
+RESTORED: Final = (
+    "Does DATABASE_URL name the right server? If so, bring what depends on the restored rows up to date, and go on with"
+    " what the database committed behind its replication slot: python -m listener run --accept-gap"
+)
 
 LOGICAL: Final = (
     "ALTER SYSTEM SET wal_level = 'logical';   then restart PostgreSQL"

@@ -9,7 +9,7 @@ from time import monotonic
 
 import structlog
 
-from listener.monitor import Batch, Saved, SourceLost
+from listener.monitor import Batch, Gap, Saved, SourceLost
 from listener.postgres.acknowledgements import Acknowledgements
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import (
@@ -23,9 +23,10 @@ from listener.postgres.connection import (
 )
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
 from listener.postgres.errors import SlotInUse
+from listener.postgres.place import Place, Published
 from listener.postgres.plugins import PluginName, open_plugin
 from listener.postgres.preparation import find_gap, prepare_publication
-from listener.postgres.server_log import ServerLog, identify, resume
+from listener.postgres.server_log import ServerLog, Start, identify, refuse_standby, resume
 from listener.postgres.slot import check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
 from listener.router import Route
@@ -78,7 +79,10 @@ class PostgresWALMonitor:
         self._began_at = 0  # where the log has its first change
         self._is_ahead = False  # the last batch may not be held by the broker yet
         self._confirmed = 0  # what the server had been told when we came
+        self._told = 0  # where it may stand because of what we told the server
         self._is_new = False  # there was no slot before us
+        self._gap_is_accepted = False  # and the next batch says so
+        self._last = Published()  # the last change, of this run or a former one
         self._acknowledged_at = 0.0
         self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
         self._idle_at = 0.0
@@ -103,30 +107,59 @@ class PostgresWALMonitor:
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
-        position = self._resume(after) if after else WALPosition(0, 0)
-        self._warn_of_loss(position)
-        if after is None:  # a checkpoint from the start on: then one that is missing tells a lost broker
-            position = WALPosition.before(self._confirmed)
-            yield Batch((), self._log.named(position))
-        self._accept_gap = False  # the one that was meant, and none that comes later
-        self._decoder.skip_to(position)
+        if after and self._gap_is_accepted:
+            after = self._next_generation(after)
+        self._gap_is_accepted = False
+        try:
+            yield from self._batches(after)
+        except Gap as gap:
+            if after is None or not self._accept_gap:
+                raise
+            log.error("gap_accepted", gap=gap.message)  # noqa: TRY400 - a person needs no traceback
+            after = self._next_generation(after)
+            yield Batch((), after)  # held before anything is read in its terms
+            self.open(saved=Saved(after))  # all again that was left out as published: it was another log's
+            yield from self._batches(after)
+
+    def _batches(self, after: str | None) -> Iterator[Batch]:
+        start = self._resume(after) if after else Start()
+        self._warn_of_loss(WALPosition.parse(after) if after else WALPosition(0, 0))
+        self._last = start.last
+        self._decoder.start(start.last, self._log.eras(start.generation), is_expected=start.is_expected)
+        # Not from the checkpoint on: where the log that did not concern us was read up to, other changes may stand
+        # after a restore.
+        position = WALPosition.before(self._confirmed)
+        if (
+            not start.is_expected
+        ):  # a checkpoint from the start on: then one that is missing tells a lost broker
+            yield Batch((), self._named(position))
         while not self._wakeup.is_set:
+            self._accept_gap &= (
+                self._decoder.is_expecting
+            )  # the one that was meant, and none that comes later
             changes: list[WALChange] = []
             goes_on = self._read(changes)
             if changes:
                 position = self._position_of(changes[-1])
+                self._last = _published(changes[-1])
                 self._is_ahead = goes_on
-                yield Batch(changes, self._log.named(position), changes[-1].committed_at, settle=not goes_on)
+                yield Batch(changes, self._named(position), changes[-1].committed_at, settle=not goes_on)
+                continue
+            if after and self._decoder.is_waiting(self._stream.server_position):
+                self._stream.wait(_TICK)
+                yield Batch((), after)
                 continue
             if (idle := self._idle()) > position:
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
             self._is_ahead = False
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._named(position))
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
+        if self._decoder.is_expecting:
+            return  # what was left out as published may be another log's
         published = WALPosition.parse(position).commit_lsn
         lsn, now = self._acknowledgements.published(published), monotonic()
         if now - self._acknowledged_at >= _ACKNOWLEDGE_EVERY:
@@ -197,11 +230,14 @@ class PostgresWALMonitor:
         self.close()
         connect_here = partial(connect, self._database_url)
         with closing(connect_here()) as connection:
+            refuse_standby(connection)
             self._prepare(connection, saved)
             sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
         with ExitStack() as stack:
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
             self._log = identify(replication)
+            slot = read_slot(replication, self._slot)
+            self._confirmed = parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0")
             self.source = self._log.system
             plugin = open_plugin(
                 self._plugin,
@@ -225,6 +261,7 @@ class PostgresWALMonitor:
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
             self._read_up_to = 0
+            stack.callback(self._remember)
             stack.callback(self._acknowledge_the_rest)
             self._open_things = stack.pop_all()
         log.info("streaming", slot=self._slot, plugin=self._plugin)
@@ -235,6 +272,10 @@ class PostgresWALMonitor:
         # A server that is gone will send it again, and the checkpoint knows better.
         with suppress(SourceLost):
             self._stream.acknowledge(self._acknowledgements.lsn)
+
+    def _remember(self) -> None:
+        """Note how far we brought the slot: what is beyond it at the next start, somebody else did."""
+        self._told = max(self._told, self._stream.flushed, self._stream.server_position)
 
     def _prepare(self, connection: Connection, saved: Saved | None) -> None:
         """Make what is missing on the server: first the publication, then the slot."""
@@ -250,17 +291,23 @@ class PostgresWALMonitor:
             log.error("gap_accepted", gap=gap.message)
             if slot:
                 drop_slot(connection, self._slot)
+            self._gap_is_accepted = True
         self._is_new = bool(gap) or slot is None
         if self._is_new:
             create_slot(connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup)
         elif slot:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
-        ready = read_slot(connection, self._slot)
-        self._confirmed = parse_lsn((ready and ready.confirmed_flush_lsn) or "0/0")
 
-    def _resume(self, checkpoint: str) -> WALPosition:
-        connect_here = partial(connect_replication, self._database_url)
-        return resume(checkpoint, self._log, connect_here, accept_gap=self._accept_gap)
+    def _resume(self, checkpoint: str) -> Start:
+        return resume(checkpoint, self._log, slot=self._slot, confirmed=self._confirmed, told=self._told)
+
+    def _named(self, position: WALPosition) -> str:
+        return str(Place(self._decoder.eras.of(position.commit_lsn), position, self._last))
+
+    def _next_generation(self, checkpoint: str) -> str:
+        """Return the checkpoint behind an accepted gap: what the slot has from now on is new, wherever it stands."""
+        eras = self._log.eras(Place.parse(checkpoint).era.generation + 1)
+        return str(Place(eras.of(self._confirmed), WALPosition.before(self._confirmed), Published()))
 
     def _warn_of_loss(self, after: WALPosition) -> None:
         """Say what a broker that has lost its data, or has an old copy of it, makes of our acknowledgements."""
@@ -273,3 +320,7 @@ class PostgresWALMonitor:
                 "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
                 cure="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
             )
+
+
+def _published(change: WALChange) -> Published:
+    return Published(change.transaction.commit_lsn, change.transaction.committed, change.ordinal)

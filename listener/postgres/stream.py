@@ -46,6 +46,9 @@ class ReplicationStream:
         self._is_shutting_down = is_shutting_down
         self._every = min(_FEEDBACK_EVERY, sender_timeout / 3) if sender_timeout else _FEEDBACK_EVERY
         self._cursor: Any = connection.cursor()
+        # Acknowledgements have a cursor of their own. A cursor that acknowledged all that it has read goes on by
+        # itself: it acknowledges whatever place a keepalive names, and the slot would stand beyond the checkpoint.
+        self._feedback: Any = connection.cursor()
         self._wakeup = wakeup
         self._closed = threading.Event()
         self._heard = monotonic()
@@ -91,7 +94,7 @@ class ReplicationStream:
         """Wait for a message, at most so long; raises SourceLost where the server has been silent for too long."""
         with translated():
             readable, _, _ = select([self._connection.fileno(), self._wakeup.fileno()], [], [], seconds)
-            answered = self._cursor.io_timestamp > self._cursor.feedback_timestamp
+            answered = self._cursor.io_timestamp > self._feedback.feedback_timestamp
         now = monotonic()
         if readable or answered:
             self._heard = now
@@ -102,7 +105,7 @@ class ReplicationStream:
         """Let the server forget its log before `lsn`."""
         if lsn > self.flushed:
             with translated():
-                self._cursor.send_feedback(write_lsn=lsn, flush_lsn=lsn, apply_lsn=lsn, force=True)
+                self._feedback.send_feedback(write_lsn=lsn, flush_lsn=lsn, apply_lsn=lsn, force=True)
             self.flushed = lsn
 
     def close(self) -> None:
@@ -132,7 +135,7 @@ class ReplicationStream:
                 if self._looked == seen and self._is_shutting_down():
                     self._connection.close()
                     return
-                self._cursor.send_feedback(reply=True, force=True)
+                self._feedback.send_feedback(reply=True, force=True)
             except psycopg2.Error:
                 return  # the reader meets the same, and tells
             seen = self._looked

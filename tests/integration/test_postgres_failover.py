@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
-from listener.monitor import SourceError, SourceLost
+from listener.monitor import Gap, SourceLost
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from tests.listening import SAVED
@@ -160,7 +160,7 @@ def test_what_a_new_primary_writes_where_the_lost_log_was_is_not_taken_for_publi
 
 def test_a_checkpoint_of_a_timeline_that_the_server_does_not_come_from_is_refused(pair: _Pair) -> None:
     pair.position = f"2@{pair.position}"
-    with pytest.raises(SourceError, match="beyond the end"):
+    with pytest.raises(Gap, match="beyond the end"):
         next(pair.monitor.batches(pair.position))
     pair.reopen(accept_gap=True)
     insert(pair.primary, 1, 1)
