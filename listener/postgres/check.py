@@ -15,8 +15,9 @@ from listener.monitor import Saved, SourceLost
 from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
 from listener.postgres.identifiers import quoted
-from listener.postgres.preparation import find_gap, look_at_tables
+from listener.postgres.preparation import find_gap, find_wrong_place, look_at_tables
 from listener.postgres.publication import plan_publication, read_publication, statements_for
+from listener.postgres.server_log import is_standby
 from listener.postgres.slot import (
     Slot,
     check_slot,
@@ -50,8 +51,11 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield Finding(what="connection", found=_address(connection))
             slot = read_slot(connection, wanted.slot)
             yield from check_server(connection)
+            if is_standby(connection):
+                return  # what else there is to say, the primary knows
             yield from check_room(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
+            yield from _check_place(url, wanted, slot)
             yield from _check_plugin(connection, wanted, slot)
             findings, watched = look_at_tables(connection, wanted.routes)
             yield from findings
@@ -77,6 +81,12 @@ def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> It
         yield _check_creation(connection, what)
     else:
         yield from _check_found_slot(connection, wanted, slot)
+
+
+def _check_place(url: str, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+    """Yield what keeps the listener from going on where it was."""
+    if slot and (gap := find_wrong_place(url, slot, wanted.saved)):
+        yield finding_from("checkpoint", gap)
 
 
 def _check_creation(connection: Connection, what: str) -> Finding:

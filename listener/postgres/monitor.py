@@ -123,20 +123,18 @@ class PostgresWALMonitor:
 
     def _batches(self, after: str | None) -> Iterator[Batch]:
         start = self._resume(after) if after else Start()
-        self._warn_of_loss(WALPosition.parse(after) if after else WALPosition(0, 0))
+        self._warn_of_loss(after, start)
         self._last = start.last
         self._decoder.start(start.last, self._log.eras(start.generation), is_expected=start.is_expected)
         # Not from the checkpoint on: where the log that did not concern us was read up to, other changes may stand
         # after a restore.
         position = WALPosition.before(self._confirmed)
-        if (
-            not start.is_expected
-        ):  # a checkpoint from the start on: then one that is missing tells a lost broker
-            yield Batch((), self._named(position))
+        if not start.is_expected:
+            yield Batch(
+                (), self._named(position)
+            )  # from the start on: one that is missing tells a lost broker
         while not self._wakeup.is_set:
-            self._accept_gap &= (
-                self._decoder.is_expecting
-            )  # the one that was meant, and none that comes later
+            self._accept_gap &= self._decoder.is_expecting  # the one that was meant, and none later
             changes: list[WALChange] = []
             goes_on = self._read(changes)
             if changes:
@@ -309,12 +307,23 @@ class PostgresWALMonitor:
         eras = self._log.eras(Place.parse(checkpoint).era.generation + 1)
         return str(Place(eras.of(self._confirmed), WALPosition.before(self._confirmed), Published()))
 
-    def _warn_of_loss(self, after: WALPosition) -> None:
-        """Say what a broker that has lost its data, or has an old copy of it, makes of our acknowledgements."""
-        if after < WALPosition.before(self._confirmed) and not self._is_new:
+    def _warn_of_loss(self, after: str | None, start: Start) -> None:
+        """Say what a failover lost, and what a broker that lost its data makes of our acknowledgements."""
+        spot = Place.parse(after).spot if after else "none"
+        if start.lost_from:
+            log.error(
+                "failover_lost_changes",
+                checkpoint=spot,
+                lost_from=format_lsn(start.lost_from),
+                reason="The new primary had not got all that the old one committed, or was restored to a point in "
+                "time, and tasks of what is lost were published. Of what it commits nothing is missing.",
+                cure="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
+            )
+        behind = after is None or WALPosition.parse(after) < WALPosition.before(self._confirmed)
+        if behind and not self._is_new:
             log.error(
                 "broker_behind",
-                checkpoint=str(after),
+                checkpoint=spot,
                 acknowledged=format_lsn(self._confirmed),
                 reason="The broker's checkpoint is older than what the database was told: it was restarted without "
                 "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",

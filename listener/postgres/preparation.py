@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from listener.findings import Finding, raise_problems
-from listener.monitor import Gap, Saved
+from listener.monitor import Gap, Saved, SourceError, SourceLost
 from listener.postgres.catalogue import read_names, read_tables
-from listener.postgres.connection import Connection
+from listener.postgres.change import parse_lsn
+from listener.postgres.connection import Connection, connect_replication
 from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.publication import ensure_publication, plan_publication, read_publication
-from listener.postgres.slot import Slot, gap_of
+from listener.postgres.server_log import identify, resume
+from listener.postgres.slot import Slot, gap_of, read_current, unpublished_from
 from listener.postgres.table_findings import find_in_tables
 from listener.postgres.watched import Watched, watched_tables
 from listener.router import Route
 
-__all__ = ["find_gap", "look_at_tables", "prepare_publication"]
+__all__ = ["find_gap", "find_wrong_place", "look_at_tables", "prepare_publication"]
 
 
 def find_gap(
@@ -27,24 +30,43 @@ def find_gap(
     `saved` is `Monitor.open`'s.
     """
     if slot is None:
-        return _slot_is_gone(name) if saved else None
-    if lost := gap_of(slot):
+        return _slot_is_gone(name, saved, read_current(connection)) if saved else None
+    if lost := gap_of(slot, saved):
         return lost
     if publication is not None and read_publication(connection, publication) is None:
         # What is older than the publication is skipped without a word by version 18, and stops those before.
         return Gap(
-            f"The publication {publication} is gone. What was committed after {slot.confirmed_flush_lsn} "
+            f"The publication {publication} is gone. What was committed after {unpublished_from(saved, slot)} "
             f"and before it is made again (now: {slot.current_lsn}) cannot be read.",
             hint=ACCEPT_GAP,
         )
     return None
 
 
-def _slot_is_gone(name: str) -> Gap:
+def _slot_is_gone(name: str, saved: Saved, current: str) -> Gap:
     return Gap(
-        f"The replication slot {name} is gone: what was committed since the checkpoint cannot be read.",
+        f"The replication slot {name} is gone: what was committed after {unpublished_from(saved, None)} and before it "
+        f"is made again (now: {current}) cannot be read.",
         hint=f"If this is a new listener, give it a CDC_NAME of its own. {ACCEPT_GAP}",
     )
+
+
+def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> Gap | None:
+    """Return the gap of a slot, or of a log, that is not where the checkpoint says.
+
+    None also while somebody reads, and where it cannot be known: what keeps us from asking is told elsewhere.
+    """
+    if saved is None or slot.active_pid or slot.confirmed_flush_lsn is None or slot.is_lost:
+        return None
+    try:
+        with closing(connect_replication(url)) as replication:
+            server = identify(replication)
+        resume(saved.position, server, slot=slot.name, confirmed=parse_lsn(slot.confirmed_flush_lsn))
+    except Gap as gap:
+        return gap
+    except (SourceError, SourceLost, ValueError):  # ValueError: the checkpoint is one of MySQL
+        return None
+    return None
 
 
 def prepare_publication(connection: Connection, name: str | None, routes: Sequence[Route]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import psycopg2.errors
-import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
 from listener.monitor import Gap, SourceLost
@@ -20,9 +19,7 @@ from listener.postgres.connection import Connection, fetch_value, translated
 from listener.postgres.cures import ACCEPT_GAP, PRIMARY, RESTORED
 from listener.postgres.place import Era, Eras, Place, Published
 
-__all__ = ["ServerLog", "Start", "identify", "refuse_standby", "resume"]
-
-log = structlog.get_logger()
+__all__ = ["ServerLog", "Start", "identify", "is_standby", "refuse_standby", "resume"]
 
 _FIRST: Final = 1  # a timeline that comes from none
 
@@ -50,6 +47,7 @@ class Start(NamedTuple):
     generation: int = 0
     last: Published = Published()  # nothing up to it is published again
     is_expected: bool = False  # the log has to bring that change again, before anything that lies behind it
+    lost_from: int = 0  # where the new primary left the log: what was published of the rest is no more
 
 
 def identify(replication: LogicalReplicationConnection) -> ServerLog:
@@ -62,12 +60,14 @@ def identify(replication: LogicalReplicationConnection) -> ServerLog:
     return ServerLog(f"{int(system):x}", int(timeline), parse_lsn(end), ends)
 
 
-def refuse_standby(connection: Connection) -> None:
-    """Raise SourceLost at a standby: it may be promoted in the middle of what it sends.
+def is_standby(connection: Connection) -> bool:
+    """Return whether the server follows another one; one that does not begins to only in a new start."""
+    return bool(fetch_value(connection, "SELECT pg_is_in_recovery()"))
 
-    A server that is none does not become one without ending its sessions.
-    """
-    if fetch_value(connection, "SELECT pg_is_in_recovery()"):
+
+def refuse_standby(connection: Connection) -> None:
+    """Raise SourceLost at a standby: it may be promoted in the middle of what it sends."""
+    if is_standby(connection):
         raise SourceLost("PostgreSQL: this server is a standby.", hint=PRIMARY)
 
 
@@ -87,8 +87,7 @@ def resume(
     if confirmed > max(place.position.commit_lsn + 1, told or 0):
         raise _slot_moved(place, slot, confirmed)
     if last.commit_lsn >= end:
-        _say_what_was_lost(place, end)
-        return Start(generation, Published(end - 1))
+        return Start(generation, Published(end - 1), lost_from=end)
     return Start(generation, last, bool(last.committed) and confirmed <= last.commit_lsn)
 
 
@@ -109,18 +108,6 @@ def _slot_moved(place: Place, slot: str, confirmed: int) -> Gap:
         hint=f"{ACCEPT_GAP}\n"
         "If it was the broker: keep its data (redis-cli CONFIG SET appendonly yes), and some log to mend from: "
         "CDC_REPLAY_WINDOW=600",
-    )
-
-
-def _say_what_was_lost(place: Place, end: int) -> None:
-    """Tell of changes that were published and are no more; what the new primary wrote in their places is new."""
-    log.error(
-        "failover_lost_changes",
-        checkpoint=place.spot,
-        lost_from=format_lsn(end),
-        reason="The new primary had not got all that the old one committed, and tasks of what is lost were published. "
-        "Of what the new one commits nothing is missing.",
-        cure="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
     )
 
 

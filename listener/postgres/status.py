@@ -7,12 +7,14 @@ from contextlib import closing
 from typing import Final
 
 from listener.findings import State
+from listener.monitor import Saved
 from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
-from listener.postgres.preparation import look_at_tables
+from listener.postgres.preparation import find_wrong_place, look_at_tables
 from listener.postgres.publication import plan_publication, read_publication
-from listener.postgres.slot import Slot, read_slot
+from listener.postgres.server_log import refuse_standby
+from listener.postgres.slot import Slot, read_current, read_slot
 from listener.router import Route
 from listener.status import Reader, SourceStatus
 
@@ -35,10 +37,10 @@ def read_postgres_status(
     out of it, while the listener runs, or been given partitions that are not as they have to be.
     """
     with closing(connect(url)) as connection:
+        refuse_standby(connection)
         slot = read_slot(connection, slot_name)
         if slot is None:
-            current = fetch_value(connection, "SELECT pg_current_wal_lsn()::text")
-            return _never_started(slot_name, current)
+            return _without_slot(slot_name, read_current(connection), checkpoint)
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:
             published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
@@ -49,6 +51,8 @@ def read_postgres_status(
         problems: tuple[str, ...] = ()
         if publication is not None and reader is Reader.RUNNING:
             unseen, problems = _look_at_tables(connection, publication, routes)
+        if checkpoint and (gap := find_wrong_place(url, slot, Saved(checkpoint))):
+            problems = (gap.message,)
     return SourceStatus(
         reader=reader,
         detail=detail,
@@ -74,10 +78,10 @@ def _look_at_tables(
     return tuple(".".join(table) for table in missing), tuple(problems)
 
 
-def _never_started(slot_name: str, current: str) -> SourceStatus:
+def _without_slot(slot_name: str, current: str, checkpoint: str | None) -> SourceStatus:
     return SourceStatus(
-        reader=Reader.NEVER_STARTED,
-        detail=f"there is no replication slot {slot_name}",
+        reader=Reader.LOST if checkpoint else Reader.NEVER_STARTED,
+        detail=f"there is no replication slot {slot_name}" + (" any more" if checkpoint else ""),
         current=current,
         acknowledged=None,
         lag_bytes=None,
