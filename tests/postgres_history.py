@@ -166,6 +166,33 @@ class History:
         self._copy("copy", "data")
         self.server.start()
 
+    def archive(self) -> None:
+        """Keep all of the log from now on; the server has archive_mode = on."""
+        archive = self.server.home / "archive"
+        command = f"mkdir -p {archive} && cp %p {archive}/%f"
+        self.execute(f"ALTER SYSTEM SET archive_command = '{command}'")
+        self.execute("SELECT pg_reload_conf()")
+
+    def restore_to(self, point: str, *, with_slot: bool) -> None:
+        """Put the copy back, and all of the archive up to this restore point."""
+        ((segment,),) = self.execute("SELECT pg_walfile_name(pg_switch_wal())")
+        archive = self.server.home / "archive"
+        wait_until((archive / segment).exists, what="the archive to have all")
+        self.server.stop()
+        self._copy("copy", "data")
+        recovery = {
+            "restore_command": f"cp {archive}/%f %p",
+            "recovery_target_name": point,
+            "recovery_target_action": "promote",
+        }
+        with (self.server.data_dir / "postgresql.auto.conf").open("a") as settings:
+            settings.writelines(f"{name} = '{value}'\n" for name, value in recovery.items())
+        (self.server.data_dir / "recovery.signal").touch()
+        if not with_slot:  # as pg_basebackup leaves it out
+            subprocess.run(["/bin/rm", "-rf", str(self.server.data_dir / "pg_replslot" / NAME)], check=True)
+        self.server.start()
+        wait_until(lambda: self.execute("SELECT pg_is_in_recovery()") == [(False,)], what="it to be promoted")
+
     def _copy(self, source: str, target: str) -> None:
         home = self.server.home
         subprocess.run(["/bin/rm", "-rf", str(home / target)], check=True)
