@@ -112,6 +112,13 @@ class PostgresWALMonitor:
         self._gap_is_accepted = False
         try:
             yield from self._batches(after)
+        except SourceLost:
+            if not (self._stream.has_begun or self._decoder.is_expecting):
+                # A server that shut down may have been told of this place before we knew it: see ReplicationStream.
+                yield Batch(
+                    (), self._named(WALPosition.before(max(self._stream.server_position, self._confirmed)))
+                )
+            raise
         except Gap as gap:
             if after is None or not self._accept_gap:
                 raise

@@ -46,9 +46,11 @@ class ReplicationStream:
         self._is_shutting_down = is_shutting_down
         self._every = min(_FEEDBACK_EVERY, sender_timeout / 3) if sender_timeout else _FEEDBACK_EVERY
         self._cursor: Any = connection.cursor()
-        # Acknowledgements have a cursor of their own. A cursor that acknowledged all that it has read goes on by
-        # itself: it acknowledges whatever place a keepalive names, and the slot would stand beyond the checkpoint.
+        # Acknowledgements have a cursor of their own. One that acknowledged all messages that it has read goes on by
+        # itself: it takes over whatever place a keepalive names, and the slot would stand beyond the checkpoint.
         self._feedback: Any = connection.cursor()
+        self._kept_alive_at = 0  # the place in the last keepalive before the first message
+        self.has_begun = False  # there was a message
         self._wakeup = wakeup
         self._closed = threading.Event()
         self._heard = monotonic()
@@ -82,13 +84,28 @@ class ReplicationStream:
         It raises psycopg2.Error: whoever calls it in a loop translates outside of the loop.
         """
         self._looked += 1
-        read: Callable[[], Any] = self._cursor.read_message
+        with translated():
+            if not self.has_begun:
+                self._begin_again()
+            # Goes with the answer to a server that wants one, as it does while it shuts down: it does not wait for us.
+            self._cursor.send_feedback(write_lsn=self.server_position)
+        read: Callable[[], Any] = self._cursor.read_message if self.has_begun else self._read_first
         return read
+
+    def _begin_again(self) -> None:
+        """Forget what the cursor has taken from keepalives: before its first message it takes over their places."""
+        self._kept_alive_at = self.server_position
+        self._cursor = self._connection.cursor()
+
+    def _read_first(self) -> Any:
+        message = self._cursor.read_message()
+        self.has_begun = self.has_begun or message is not None
+        return message
 
     @property
     def server_position(self) -> int:
         """How far the server has read its log for us: what is before it and not here did not concern us."""
-        return int(self._cursor.wal_end)
+        return max(self._kept_alive_at, int(self._cursor.wal_end))
 
     def wait(self, seconds: float) -> None:
         """Wait for a message, at most so long; raises SourceLost where the server has been silent for too long."""

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
+from demo.servers import PostgresServer
+from listener.postgres.change import parse_lsn
+from listener.postgres.decoder import WALPosition
 from tests.listening import SAVED
+from tests.postgres_history import History
 from tests.postgres_items import ROWS, acknowledge_all, changes_of, confirmed, ids, opened, take, with_items
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from listener.service import Listener
     from tests.conftest import Database
 
 
@@ -104,3 +114,38 @@ def test_in_a_transaction_that_began_before_an_acknowledgement_each_piece_is_set
         rest = [next(batches) for _ in range(4)]
         assert [ids(list(batch.changes)) for batch in rest] == [[], [102, 103], [], [104, 105]]
         assert [batch.settle for batch in rest if not batch.changes] == [True, True]
+
+
+@pytest.mark.parametrize("rows", [0, 20])
+@pytest.mark.parametrize("window", [0.0, 600.0])
+def test_a_server_that_shuts_down_does_not_wait_for_acknowledgements_and_knows_no_more_than_the_broker(
+    rows: int, window: float
+) -> None:
+    with (
+        History(PostgresServer, "pgoutput") as history,
+        capture_logs() as logs,
+        in_thread(history.listener(replay_window=window)),
+    ):
+        wait_until(lambda: history.execute("SELECT 1 FROM pg_stat_replication"), what="the listener to read")
+        history.insert(1, rows)
+        wait_until(lambda: len(history.ids()) == rows, what="the rows")
+        history.execute("INSERT INTO other VALUES (1)")
+        history.server.stop()
+        assert "database system is shut down" in history.server.log, "it had to be killed"
+        wait_until(lambda: [line for line in logs if line["event"] == "reading again"], what="it to notice")
+        checkpoint = WALPosition.parse(history.checkpoint)
+        history.server.start()
+        assert WALPosition.before(parse_lsn(history.confirmed)) <= checkpoint
+        history.insert(rows + 1, rows + 5)
+        wait_until(lambda: history.ids() == [*range(1, rows + 6)], timeout=30, what="the rest")
+
+
+@contextmanager
+def in_thread(listener: Listener) -> Iterator[None]:
+    thread = threading.Thread(target=listener.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.stop()
+        thread.join(20)
