@@ -1,10 +1,10 @@
 """Where a listener is in a database's log, as its checkpoint has it: pure, no I/O.
 
-    2@0/16B3777:0 last=16B3748-303D94F1B8A40-5
+    2@0/16B3777:16B3748-303D94F1B8A40-5:0
 
-The log is read up to the first; `last` is the change that was published last, as its id has it. The log can be another
-one at the same places: after a restore, a point-in-time recovery, or a failover that lost commits. The time of the last
-commit tells, and the era in front keeps the places of one log apart from those of the other.
+The log is read up to 0/16B3777:0. In the middle is the change that was published last, as its id has it. The log can be
+another one at the same places: after a restore, a point-in-time recovery, or a failover that lost commits. The time of
+the last commit tells, and the era in front keeps the places of one log apart from those of the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WALPosition(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> WALPosition:
         """Read what `str` printed, also as a part of what `Place` prints; raises ValueError."""
-        lsn, ordinal = text.partition(" ")[0].rpartition("@")[2].split(":")
+        lsn, *_, ordinal = text.rpartition("@")[2].split(":")
         return cls(parse_lsn(lsn), int(ordinal))
 
     @classmethod
@@ -105,7 +105,7 @@ class Place(NamedTuple):
     last: Published
 
     def __str__(self) -> str:
-        return f"{self.spot} last={self.last}"
+        return f"{self.era}{format_lsn(self.position.commit_lsn)}:{self.last}:{self.position.ordinal}"
 
     @property
     def spot(self) -> str:
@@ -115,10 +115,10 @@ class Place(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Place:
         """Read what `str` printed, or what earlier versions did, which did not note the last change."""
-        place, _, last = text.partition(" last=")
-        position = WALPosition.parse(place)
+        position = WALPosition.parse(text)
+        last = text.partition(":")[2].rpartition(":")[0]
         return cls(
-            Era.parse(place.rpartition("@")[0]),
+            Era.parse(text.rpartition("@")[0]),
             position,
             Published.parse(last) if last else Published(position.commit_lsn, 0, position.ordinal),
         )

@@ -12,6 +12,7 @@ import structlog
 from listener.monitor import Gap, Saved, SourceError
 from listener.postgres.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.cures import ACCEPT_GAP, LOGICAL
+from listener.postgres.place import Place
 from listener.wakeup import Wakeup
 
 __all__ = [
@@ -154,7 +155,10 @@ def unpublished_from(saved: Saved | None, slot: Slot | None) -> str:
     confirmed = slot and (slot.confirmed_flush_lsn or slot.restart_lsn)
     if saved is None:
         return confirmed or "its last position"
-    checkpoint = saved.position.partition(" ")[0]
+    try:
+        checkpoint = Place.parse(saved.position).spot
+    except ValueError:  # of another source; that is told when its name is known
+        checkpoint = saved.position
     return f"{checkpoint} (the slot: {confirmed})" if confirmed else checkpoint
 
 

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
 from listener.monitor import Gap, Saved
+from listener.postgres.place import Place
 from listener.postgres.status import read_postgres_status
 from listener.status import Reader
 from tests.postgres_findings import Findings
@@ -130,9 +131,9 @@ def test_the_first_start_published_nothing_and_a_restored_copy_loses_nothing(his
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_for_what_it_says(history: History) -> None:
     history.publish(1, 10)
-    history.keep_checkpoint(history.checkpoint.partition(" ")[0])
+    history.keep_checkpoint(Place.parse(history.checkpoint).spot)
     history.publish(11, 20)
-    assert " last=" in history.checkpoint
+    assert Place.parse(history.checkpoint).last.committed
 
 
 def place_of(history: History) -> str:
