@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 _MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batches
 _TICK = 0.25  # seconds between two looks at what is due while nothing comes
-_ACKNOWLEDGE_EVERY = 0.5  # seconds; see `_read`
+_ACKNOWLEDGE_EVERY = 0.5  # seconds
 _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not concern us
 _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
 
@@ -76,7 +76,6 @@ class PostgresWALMonitor:
         self._wakeup = Wakeup()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._in_transaction = False
-        self._began_at = 0  # where the log has its first change
         self._is_ahead = False  # the last batch may not be held by the broker yet
         self._confirmed = 0  # what the server had been told when we came
         self._told = 0  # where it may stand because of what we told the server
@@ -143,12 +142,12 @@ class PostgresWALMonitor:
         while not self._wakeup.is_set:
             self._accept_gap &= self._decoder.is_expecting  # the one that was meant, and none later
             changes: list[WALChange] = []
-            goes_on = self._read(changes)
+            self._read(changes)
             if changes:
                 position = self._position_of(changes[-1])
                 self._last = _published(changes[-1])
-                self._is_ahead = goes_on
-                yield Batch(changes, self._named(position), changes[-1].committed_at, settle=not goes_on)
+                self._is_ahead = True
+                yield Batch(changes, self._named(position), changes[-1].committed_at, settle=False)
                 continue
             if after and self._decoder.is_waiting(self._stream.server_position):
                 self._stream.wait(_TICK)
@@ -179,40 +178,26 @@ class PostgresWALMonitor:
         """Let go of the slot."""
         self._open_things.close()
 
-    def _read(self, changes: list[WALChange]) -> bool:
-        """Read what the server has for us right now, up to a batch; tell whether one may read on before it is held.
-
-        psycopg2 takes it on itself to acknowledge a keepalive's position when what we acknowledged explicitly
-        reaches the last message. The messages of a transaction that began before that, and committed after
-        other ones that are not published yet, look to it as if they did: there the batch ends, and what came
-        before is to be held. Acknowledging seldom keeps this rare.
-        """
-        read, decode, acknowledged = self._stream.read, self._decoder.decode, self._stream.flushed
+    def _read(self, changes: list[WALChange]) -> None:
+        """Read what the server has for us right now, up to a batch."""
+        read, decode = self._stream.read, self._decoder.decode
         full, size = self._batch_size, 0
-        if self._is_ahead and self._in_transaction and self._began_at <= acknowledged:
-            return False
         with translated():
             while len(changes) < full and size < _MAX_BYTES:
                 message = read()
                 if message is None:
-                    return True
+                    return
                 payload = message.payload
                 size += len(payload)
                 boundary = decode(payload, changes)
                 if boundary is not None:
-                    self._note(boundary, message.data_start)
-                    if (changes or self._is_ahead) and message.data_start <= acknowledged:
-                        return False
-        return True
+                    self._note(boundary)
 
-    def _note(self, boundary: Begin | Commit, data_start: int) -> None:
-        if isinstance(boundary, Begin):
-            self._in_transaction = True
-            self._began_at = data_start
-            return
-        self._in_transaction = False
-        self._read_up_to = boundary.end_lsn
-        self._acknowledgements.ended(boundary.end_lsn)
+    def _note(self, boundary: Begin | Commit) -> None:
+        self._in_transaction = isinstance(boundary, Begin)
+        if isinstance(boundary, Commit):
+            self._read_up_to = boundary.end_lsn
+            self._acknowledgements.ended(boundary.end_lsn)
 
     def _position_of(self, change: WALChange) -> WALPosition:
         """Return the end of its transaction where that was read: no acknowledgement goes beyond the checkpoint."""

@@ -23,6 +23,13 @@ __all__ = ["ServerLog", "Start", "identify", "is_standby", "refuse_standby", "re
 
 _FIRST: Final = 1  # a timeline that comes from none
 
+# After pg_resetwal there is no file; a service may not give it away.
+_NO_HISTORY: Final = (
+    psycopg2.errors.UndefinedFile,
+    psycopg2.errors.InsufficientPrivilege,
+    psycopg2.errors.FeatureNotSupported,
+)
+
 
 class ServerLog(NamedTuple):
     """Whose log it is, and how far it goes."""
@@ -118,7 +125,7 @@ def _read_ends(replication: LogicalReplicationConnection, timeline: int) -> dict
     with translated(), replication.cursor() as cursor:
         try:
             cursor.execute(f"TIMELINE_HISTORY {timeline}")
-        except psycopg2.errors.UndefinedFile:  # pg_resetwal leaves none
+        except _NO_HISTORY:
             return {}
         ((_file, history),) = cursor.fetchall()
     # Each line has a timeline, its end, and a reason, between tabs; some are empty, or comments.

@@ -49,6 +49,7 @@ class ReplicationStream:
         # Acknowledgements have a cursor of their own. One that acknowledged all messages that it has read goes on by
         # itself: it takes over whatever place a keepalive names, and the slot would stand beyond the checkpoint.
         self._feedback: Any = connection.cursor()
+        self._answered_at = self._cursor.feedback_timestamp  # by the reading cursor, because the server asked
         self._kept_alive_at = 0  # the place in the last keepalive before the first message
         self.has_begun = False  # there was a message
         self._wakeup = wakeup
@@ -85,17 +86,28 @@ class ReplicationStream:
         """
         self._looked += 1
         with translated():
+            self._let_go()
             if not self.has_begun:
                 self._begin_again()
-            # Goes with the answer to a server that wants one, as it does while it shuts down: it does not wait for us.
-            self._cursor.send_feedback(write_lsn=self.server_position)
         read: Callable[[], Any] = self._cursor.read_message if self.has_begun else self._read_first
         return read
+
+    def _let_go(self) -> None:
+        """Tell a server that has asked for an answer what was received: one that shuts down waits for no more.
+
+        The reading cursor has answered already, perhaps with an acknowledgement of long ago; for a server that waits
+        the last answer counts, and one without an acknowledgement stands for what was received.
+        """
+        if self._cursor.feedback_timestamp > self._answered_at:
+            self._answered_at = self._cursor.feedback_timestamp
+            answer: Any = self._connection.cursor()
+            answer.send_feedback(write_lsn=self.server_position, force=True)
 
     def _begin_again(self) -> None:
         """Forget what the cursor has taken from keepalives: before its first message it takes over their places."""
         self._kept_alive_at = self.server_position
         self._cursor = self._connection.cursor()
+        self._answered_at = self._cursor.feedback_timestamp
 
     def _read_first(self) -> Any:
         message = self._cursor.read_message()

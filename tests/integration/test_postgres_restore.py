@@ -11,6 +11,7 @@ from demo.servers import PostgresServer
 from listener.monitor import Gap, Saved
 from listener.postgres.place import Place
 from listener.postgres.status import read_postgres_status
+from listener.router import BinlogRouter, EventType
 from listener.status import Reader
 from tests.postgres_findings import Findings
 from tests.postgres_history import History, is_later
@@ -211,3 +212,21 @@ def test_a_slot_that_a_recovery_did_not_bring_back_is_a_gap_that_names_its_ends(
     new = history.publish(1101, 1110)
     assert all(is_later(change, lost) for change in new)
     assert new[0].position.startswith("1.2@")
+
+
+def test_what_was_published_last_comes_by_although_its_table_is_watched_no_more(
+    each_history: History,
+) -> None:
+    """The publication is changed at the start; the log is read with the one that there was."""
+    history = each_history
+    history.insert(1, 10)
+    history.listen(lambda: len(history.ids()) == 10, replay_window=600.0)
+    history.router = BinlogRouter()
+    history.router.register("public", "other", EventType.INSERT, "tests.task")
+    history.listen(lambda: history.checkpoint.startswith("0/"))
+    history.insert(11, 20)
+    before = history.checkpoint
+    assert history.listen(lambda: history.checkpoint != before) is None
+    history.execute("INSERT INTO other VALUES (1001)")
+    assert history.listen(lambda: 1001 in history.ids()) is None
+    assert history.ids() == [*range(1, 11), 1001]
