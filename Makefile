@@ -35,6 +35,8 @@ check: $(VENV)/.installed-dev  ## Lint, format and types, nothing is changed
 	@$(BIN)/ruff format --check .
 	@echo "==> Checking the types"
 	@$(BIN)/mypy
+	@echo "==> Checking that the pinned versions fit together"
+	@$(BIN)/python -m pip check --disable-pip-version-check
 
 format: $(VENV)/.installed-dev  ## Format the code, and mend what the linter can
 	@echo "==> Formatting"
@@ -51,6 +53,6 @@ clean:  ## Throw away the virtual environment and the caches
 	@echo "==> Removing $(VENV) and caches"
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-$(VENV)/.installed-%: pyproject.toml scripts/make-venv
+$(VENV)/.installed-%: pyproject.toml constraints.txt scripts/make-venv
 	@scripts/make-venv $(VENV) $*
 	@touch $@

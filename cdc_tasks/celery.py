@@ -6,17 +6,39 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import click
+import redis
 import structlog
 from celery import Celery, signals
 
 from cdc_tasks import logs
-from cdc_tasks.settings import LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.config import ignored_file, settings_module
+from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
+from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
+from cdc_tasks.redis_rights import missing_for_worker
+from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 
 if TYPE_CHECKING:
     from celery import Task
 
 __all__ = ["app"]
 
+log = structlog.get_logger()
+
+_RESULT_BACKEND = "CELERY_RESULT_BACKEND"
+
+
+def _check_addresses() -> None:
+    """Tell a bad address in words: Celery's command line would show a traceback."""
+    try:
+        load(BrokerSettings)
+    except SettingsError as error:
+        if click.get_current_context(silent=True) is None:
+            raise
+        raise SystemExit(f"error: {error}") from None
+
+
+_check_addresses()
 app = Celery(
     "cdc_tasks",
     task_cls="cdc_tasks.base_task:RetryingTask",
@@ -28,7 +50,14 @@ app = Celery(
         "cdc_tasks.users",
     ],
 )
-app.config_from_object(os.environ.get("CELERY_CONFIG_MODULE", "celeryconfig"))
+app.config_from_object(settings_module())
+
+
+@app.on_after_configure.connect
+def _leave_out_a_foreign_result_backend(sender: Celery, **_: Any) -> None:
+    """Go without results where the settings have none: Celery would take CELERY_RESULT_BACKEND, whoever set it."""
+    if os.environ.get(_RESULT_BACKEND) and sender.conf.get("result_backend", None) is None:
+        sender.backend_cls = "disabled"
 
 
 @signals.celeryd_init.connect
@@ -40,10 +69,74 @@ def _report_bad_settings(**_: Any) -> None:
         raise SystemExit(f"{error}") from None
 
 
+@signals.celeryd_after_setup.connect
+def _refuse_unfit_pools(instance: Any, **_: Any) -> None:
+    try:
+        check_pool(instance.pool_cls)
+    except UnfitPoolError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+@signals.celeryd_after_setup.connect
+def _report_weak_settings(**_: Any) -> None:
+    if lacks := weakened(app):
+        log.error(
+            "settings_weaken_guarantees",
+            module=settings_module(),
+            lacks=lacks,
+            cure="Start the module with: from cdc_tasks.config.celery import *",
+        )
+    if app.backend_cls == "disabled":
+        log.warning(
+            "result_backend_not_used",
+            variable=_RESULT_BACKEND,
+            reason="The settings of cdc-tasks keep no results.",
+            cure="If results are wanted: result_backend = … in the module of CELERY_CONFIG_MODULE.",
+        )
+    if path := ignored_file():
+        log.warning(
+            "celeryconfig_not_used",
+            file=str(path),
+            reason="It does not start from the settings of cdc-tasks, so it is taken for another application's.",
+            cure="If it is meant: start it with `from cdc_tasks.config.celery import *`.",
+        )
+
+
+@signals.celeryd_after_setup.connect
+def _refuse_a_redis_user_without_rights(instance: Any, **_: Any) -> None:
+    """Tell at once what the broker's user may not do: else each such command ends the consumer, again and again."""
+    with instance.app.connection_for_read() as connection:
+        if connection.transport.driver_type != "redis":
+            return
+        try:
+            with connection.channel() as channel:
+                missing = missing_for_worker(
+                    redis.Redis(connection_pool=channel.pool),
+                    list(instance.app.amqp.queues.consume_from),
+                    prefix=channel.global_keyprefix,
+                )
+        except (redis.RedisError, OSError):  # it is away: a worker waits for it
+            return
+    if missing is not None:
+        raise SystemExit(f"error: The broker refuses us: {missing.found}.\n  {missing.hint}")
+
+
+@signals.import_modules.connect
+def _prepare_flower(**_: Any) -> None:
+    if not is_flower():
+        return
+    try:
+        prepare()
+    except OpenFlowerError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 @signals.setup_logging.connect
-def _configure_logs(loglevel: int | str = logging.INFO, **_: Any) -> None:
-    level = logging.getLevelName(loglevel) if isinstance(loglevel, int) else loglevel
-    logs.configure(json=load(LogSettings).cdc_log_format == "json", level=level)
+def _configure_logs(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Log as CDC_LOG_FORMAT says, to where Celery's `--logfile`, `--detach` and `celery multi` say."""
+    logs.configure(
+        json=load(LogSettings).cdc_log_format == "json", level=loglevel or logging.INFO, file=logfile
+    )
 
 
 @signals.task_prerun.connect

@@ -1,18 +1,35 @@
-"""Messages that no task of this worker is for: kept as dead letters. Celery would drop them, and log their rows."""
+"""Messages that no task of this worker is for, or that are none: kept as dead letters.
+
+Celery would drop the first and log their rows, and end at some of the others.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import signals
 from celery.app.task import Context
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from cdc_tasks import dead_letters
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.errors import CDCError
+from cdc_tasks.malformed import (
+    SHAPE_ERRORS,
+    MalformedMessageError,
+    check_body,
+    check_headers,
+    check_mapping,
+    keep_malformed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Consumer", "UnknownTaskError"]
 
@@ -30,6 +47,42 @@ class Consumer(CeleryConsumer):
     connection_errors: Any  # the stubs leave them out
     event_dispatcher: Any
 
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Return what takes a message, which ends at none: Celery's own, once the message is seen to be a task's."""
+        take = super().create_task_handler(*args, **kwargs)
+
+        def take_readable(message: Any) -> None:
+            try:
+                if "task" in check_mapping(message.headers):
+                    check_headers(message.headers)
+                    check_body(message.payload)
+            except (MalformedMessageError, DecodeError, ContentDisallowed, *SHAPE_ERRORS) as error:
+                self._keep(message, repr(error))
+                return
+            take(message)
+
+        return take_readable
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002  # Celery's signature
+        self._keep(message, "It names no task.")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
+        self._keep(message, repr(exc))
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self._keep(message, repr(exc))
+
+    def _keep(self, message: Any, reason: str) -> None:
+        try:
+            keep_malformed(
+                _raw(message), reason=reason, queue=(message.delivery_info or {}).get("routing_key")
+            )
+        except CacheAway as away:
+            log.warning("malformed message goes back", error=away.message)
+            message.reject_log_error(_logger, self.connection_errors, requeue=True)
+            return
+        message.ack_log_error(_logger, self.connection_errors)
+
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
         headers = message.headers
         try:
@@ -46,6 +99,16 @@ class Consumer(CeleryConsumer):
         signals.task_unknown.send(
             sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"]
         )
+
+
+def _raw(message: Any) -> str:
+    """Return headers and body of a message as JSON; a body that is no text in base64."""
+    body = message.body
+    if isinstance(body, bytes | bytearray | memoryview):
+        body = {"base64": b64encode(bytes(body)).decode()}
+    return json.dumps(
+        {"headers": message.headers, "content-type": message.content_type, "body": body}, default=repr
+    )
 
 
 def _letter_of(message: Any) -> dead_letters.DeadLetter:

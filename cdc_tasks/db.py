@@ -29,6 +29,8 @@ _DRIVERS = {
     "mysql": "mysql+pymysql",
     "mariadb": "mysql+pymysql",
 }
+_DENIED = frozenset({1142, 1143, 1227})  # ER_TABLEACCESS_DENIED_ERROR and its like, of MySQL and MariaDB
+_WRONG_DATABASE = "is it the right database? The sample's tables: python -m cdc_tasks create-schema"
 _CONNECT_TIMEOUT = 5  # seconds
 _ANSWER_TIMEOUT = 40  # seconds; below the task's time limit
 
@@ -65,14 +67,39 @@ def session() -> Iterator[Session]:
         with Session(engine()) as opened:
             yield opened
     except (OperationalError, InterfaceError, PoolTimeout) as error:
+        if isinstance(error, DBAPIError) and _is_denied(error):  # PyMySQL makes an OperationalError of it
+            raise _refused(error) from error
         raise DatabaseAway(f"The database did not answer: {_first_line(error)}") from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseAway(f"The connection broke: {_first_line(error)}") from error
-        raise DatabaseRefusedError(
-            f"The database refused: {_first_line(error)}",
-            hint="is it the right database? The sample's tables: python -m cdc_tasks create-schema",
-        ) from error
+        raise _refused(error) from error
+
+
+def _refused(error: DBAPIError) -> DatabaseRefusedError:
+    hint = _grants() if _is_denied(error) else _WRONG_DATABASE
+    return DatabaseRefusedError(f"The database refused: {_first_line(error)}", hint=hint)
+
+
+def _is_denied(error: DBAPIError) -> bool:
+    """Return whether the role lacks a right: SQLSTATE 42501, or one of MySQL's numbers."""
+    original = error.orig
+    number = original.args[0] if original is not None and original.args else None
+    return getattr(original, "pgcode", None) == "42501" or number in _DENIED
+
+
+def _grants() -> str:
+    """Return the statements that give this role what tasks and commands need; for the tables' owner."""
+    url = engine().url
+    is_mysql = url.get_backend_name() == "mysql"
+    role = f"'{url.username}'" if is_mysql else f'"{url.username}"'
+    where, everything = (
+        (f"{url.database}.", f"{url.database}.*") if is_mysql else ("", "ALL TABLES IN SCHEMA public")
+    )
+    written = ("connected_accounts", "notification_preferences")
+    statements = [f"GRANT SELECT ON {everything} TO {role};"]
+    statements += [f"GRANT INSERT, UPDATE ON {where}{table} TO {role};" for table in written]
+    return "\n  ".join(["Let the owner of the tables run:", *statements])
 
 
 def sqlalchemy_url(url: str) -> URL:

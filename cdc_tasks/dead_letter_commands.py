@@ -76,6 +76,9 @@ def replay(
     from cdc_tasks.celery import app
 
     for letter in _chosen(ids, task, since, until, everything=everything):
+        if letter.raw is not None:
+            typer.echo(f"{letter.id}: not sent, it is no task's message: show it, and drop it", err=True)
+            continue
         _send(app, letter)
         dead_letters.forget(letter)  # behind the sending: rather twice with one id than never
         typer.echo(f"{letter.id}: sent to {letter.task}")

@@ -82,6 +82,7 @@ class DeadLetter:
     worker: str | None
     attempts: list[dict[str, Any]] = field(default_factory=list)  # before the last one: at, error, waits
     options: dict[str, Any] = field(default_factory=dict)  # as Celery's `send_task` takes them
+    raw: str | None = None  # base64: a message that is not a task's, as it came
 
 
 def letter_of(task: str, request: Context, error: BaseException, *, trace: str | None = None) -> DeadLetter:

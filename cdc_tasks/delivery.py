@@ -145,6 +145,7 @@ def _send_once(account: accounts.Account, message: Message, record: SendRecord) 
     if claim is Claim.UNKNOWN and worker_settings().cdc_lost_answer == "give-up":
         record.unknown()
         raise MaybeSentError
+    record.confirm()
     try:
         adapter.send(account.recipient, message)
     except NotSent:

@@ -7,7 +7,8 @@ from inspect import getdoc
 
 __all__ = ["CDCError", "mask_secrets"]
 
-_PASSWORD_IN_URL = re.compile(r"(?<=://)(?P<user>[^:/@\s]*):\S*(?=@)")  # it may have an @ itself
+# A password may have an @ itself, and who mistypes :// has a password all the same.
+_PASSWORD_IN_URL = re.compile(r"(?P<user>\b[A-Za-z][\w+.\-]*:/{1,3}[^:/@\s]*):\S*(?=@)")
 _PASSWORD_IN_DSN = re.compile(r"(?P<key>\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE)
 
 

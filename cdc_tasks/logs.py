@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from logging.handlers import WatchedFileHandler
+from typing import Any, Final
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -14,8 +15,23 @@ from cdc_tasks.errors import mask_secrets
 __all__ = ["configure"]
 
 
-def configure(*, json: bool = False, level: str = "info") -> None:
-    """Send structlog's events, and those of the standard library's loggers, to standard error."""
+# Loggers that write tokens, URLs, rows or SQL parameters below these levels, whatever level was asked for.
+_NEVER_BELOW: Final = {
+    "celery.pool": logging.INFO,  # the arguments of each task
+    "httpx": logging.WARNING,
+    "requests": logging.INFO,
+    "slack_sdk": logging.INFO,  # each request, with the message
+    "sqlalchemy": logging.WARNING,  # statements, parameters and rows
+    "urllib3": logging.INFO,  # each path, and a webhook's secret is in it
+}
+
+
+def configure(*, json: bool = False, level: str | int = "info", file: str | None = None) -> None:
+    """Send structlog's events, and those of the standard library's loggers, to standard error or to `file`.
+
+    `level` is a name or a number of the standard library's; a file that a log rotation moves away is opened again.
+    """
+    least = _number(level)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -27,16 +43,16 @@ def configure(*, json: bool = False, level: str = "info") -> None:
         structlog.processors.JSONRenderer()
         if json
         else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=file is None and sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = WatchedFileHandler(file, encoding="utf-8") if file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -45,7 +61,15 @@ def configure(*, json: bool = False, level: str = "info") -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(least)
+    for name, floor in _NEVER_BELOW.items():
+        logging.getLogger(name).setLevel(max(least, floor))
+
+
+def _number(level: str | int) -> int:
+    """Return the standard level at or above: structlog knows no others."""
+    number = level if isinstance(level, int) else logging.getLevelNamesMapping()[level.upper()]
+    return min(50, max(10, -(-number // 10) * 10))
 
 
 def _mask(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -1,8 +1,12 @@
 """How an idle worker learns that there is a message, in whichever of its queues: a doorbell at each.
 
 The script that takes a message cannot wait, and no command of Redis waits for several lists without taking from them.
-So an idle worker waits at each of its queues on a connection of its own, with a command that leaves the message where
-it is. When one answers, the script looks at all queues.
+So an idle worker waits at each of its queues on a connection of its own, with BRPOPLPUSH, which moves the message into
+an inbox of its own lease and answers. Redis serves those that wait in their order, so that one message wakes one
+worker. The script takes from the inboxes first. An inbox is a part of what a worker holds: that of a dead worker goes
+back to its queue (`cdc_tasks/redis_held.py`), and a worker that has no room by then gives the message back.
+
+BRPOPLPUSH has been there since Redis 2.2; BLMOVE, which is to replace it, only since 6.2.
 """
 
 from __future__ import annotations
@@ -17,15 +21,17 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import OutOfMemoryError
 
 from cdc_tasks import redis_silence
+from cdc_tasks.redis_held import inbox_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Doorbells", "Poller"]
 
-# Seconds after which a doorbell answers although nobody came. Then the script looks as well, and so finds messages that
-# have a priority: kombu keeps those in lists of their own.
-_WAIT: Final = 1.0
+_WAIT: Final = 3  # seconds after which a doorbell answers although nobody came: whole ones, before Redis 6
+# Seconds between two looks of an idle worker at all its queues: kombu keeps messages with a priority in lists of their
+# own, at which nobody waits.
+LOOK_EVERY: Final = 1.0
 _KIND: Final = "doorbell "  # what the poller knows their connections by
 
 logger = get_logger(__name__)
@@ -39,6 +45,20 @@ class Doorbells:
         self._clients: dict[str, Any] = {}  # queue: kombu's client, with a connection
         self._waiting: dict[str, float] = {}  # queue: since when
         self._rests_until = float("-inf")
+        self._looked_at = float("-inf")
+
+    @property
+    def queues(self) -> list[str]:
+        """Those at which it waits: a message may come into their inboxes at any moment."""
+        return list(self._waiting)
+
+    def is_time_to_look(self) -> bool:
+        """Return whether the last look at all queues was a while ago, and take this one for it if so."""
+        now = monotonic()
+        if now - self._looked_at < LOOK_EVERY:
+            return False
+        self._looked_at = now
+        return True
 
     def wait_at(self, queues: Iterable[str]) -> None:
         """Wait at each of these queues where it does not wait yet; raises the connection's errors."""
@@ -56,22 +76,28 @@ class Doorbells:
         client = self._clients[queue]
         if not poller._client_registered(self._channel, client, kind):  # noqa: SLF001  # the same
             poller._register(self._channel, client, kind)  # noqa: SLF001  # the same
-        key = f"{self._channel.global_keyprefix}{queue}"
-        client.connection.send_command("BLMOVE", key, key, "RIGHT", "RIGHT", _WAIT)
+            self._channel.qos.open_inboxes([queue])
+        inbox = inbox_key(self._channel.lease, queue)
+        keys = [f"{self._channel.global_keyprefix}{key}" for key in (queue, inbox)]
+        client.connection.send_command("BRPOPLPUSH", *keys, _WAIT)
         self._waiting[queue] = monotonic()
 
     def _answered(self, queue: str) -> None:
         """Read the answer; raises Empty, which tells kombu that no message came with it."""
         connection = self._clients[queue].connection
         try:
-            connection.read_response()
-        except OutOfMemoryError:  # BLMOVE counts as writing; what takes a message is allowed, and makes room
+            came = connection.read_response() is not None
+        except OutOfMemoryError:  # it counts as writing; what takes a message is allowed, and makes room
+            came = False
             self._rests_until = monotonic() + _WAIT
         except self._channel.connection_errors:
             connection.disconnect()
             raise
         self._waiting.pop(queue, None)
-        self._channel.look_again()
+        if came and not self._channel.qos.can_consume():
+            self._channel.qos.empty_inbox(queue)
+        elif came:
+            self._channel.look_again()
         raise Empty
 
     def forget(self, connection: Any) -> None:

@@ -1,9 +1,18 @@
-"""What a worker holds of a Redis broker's messages, and how that of a worker that is gone comes back."""
+"""What a worker holds of a Redis broker's messages, and how that of a worker that is gone comes back.
+
+Each channel that takes messages has a lease of its own, and under its name what it holds: `cdc:unacked:NAME` with the
+messages by their delivery tags, and `cdc:unacked_index:NAME` with the tags in the order in which they were taken.
+Where it waits for messages it has inboxes, `cdc:inbox:NAME:QUEUE`, whose queues are in the set `cdc:inboxes:NAME`.
+`cdc:leases` has a counter for each, which goes up with every message taken and every few seconds while it holds some or
+waits for some.
+The keys of kombu's own transport (`unacked`, …) belong to other people's workers, and are left alone.
+"""
 
 from __future__ import annotations
 
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import redis
 from kombu.log import get_logger
@@ -12,47 +21,70 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
+from cdc_tasks.cache import CacheAway
+from cdc_tasks.leases import Lease, Observer
+from cdc_tasks.malformed import SHAPE_ERRORS, keep_malformed
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["QoS"]
+__all__ = ["LEASES", "QoS", "index_key", "unacked_key"]
 
-_AT_ONCE: Final = 100  # messages of dead workers that go back in one sweep
+LEASES: Final = "cdc:leases"
+_AT_ONCE: Final = 1000  # messages in a command
+_KEPT: Final = 300  # seconds that half a sweep is kept, whose worker died
 
 logger = get_logger(__name__)
 
-# KEYS: unacked_index; ARGV: delivery tags
-_RENEW = """
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
-for _, tag in ipairs(ARGV) do redis.call('ZADD', KEYS[1], 'XX', now, tag) end
-"""
-
-# KEYS: unacked, unacked_index; ARGV: the visibility timeout in seconds, how many
-_ABANDONED = """
-local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', redis.call('TIME')[1] - ARGV[1], 'LIMIT', 0, ARGV[2])
-local found = {}
-for _, tag in ipairs(tags) do
-    local message = redis.call('HGET', KEYS[1], tag)
-    if message then
-        table.insert(found, tag)
-        table.insert(found, message)
-        table.insert(found, redis.call('ZSCORE', KEYS[2], tag))
-    else
-        redis.call('ZREM', KEYS[2], tag)
-    end
-end
-return found
-"""
-
-# KEYS: unacked, unacked_index, queues; ARGV: a delivery tag, the score that it had, the message to go back
+# KEYS: leases, unacked, its index, the set of its inboxes, and then, for each queue, the list of what goes back and the
+# queue; the inboxes are at the end, and are emptied only with the rest
+# ARGV: the lease, its counter as it was seen, how many messages it held then, the place of the first inbox, whether the
+# lease ends
 _GIVE_BACK = """
-if redis.call('ZSCORE', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end  -- somebody has spoken for it
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('HDEL', KEYS[1], ARGV[1])
-for i = 3, #KEYS do redis.call('RPUSH', KEYS[i], ARGV[3]) end
+local same = redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and redis.call('ZCARD', KEYS[3]) == tonumber(ARGV[3])
+for i = 5, #KEYS, 2 do
+    local number = same and redis.call('LLEN', KEYS[i]) or 0
+    for start = 0, number - 1, 500 do
+        redis.call('RPUSH', KEYS[i + 1], unpack(redis.call('LRANGE', KEYS[i], start, start + 499)))
+    end
+    if same or i < tonumber(ARGV[4]) then redis.call('DEL', KEYS[i]) end
+end
+if not same then return 0 end
+redis.call('DEL', KEYS[2], KEYS[3])
+if ARGV[5] == 'ends' then
+    redis.call('DEL', KEYS[4])
+    redis.call('HDEL', KEYS[1], ARGV[1])
+end
 return 1
 """
+
+# KEYS: an inbox, its queue
+_EMPTY_INBOX = """
+local message = redis.call('RPOP', KEYS[1])
+while message do
+    redis.call('RPUSH', KEYS[2], message)
+    message = redis.call('RPOP', KEYS[1])
+end
+"""
+
+
+def unacked_key(lease: str) -> str:
+    """Return the key of the hash with what is held under this lease, by delivery tags."""
+    return f"cdc:unacked:{lease}"
+
+
+def index_key(lease: str) -> str:
+    """Return the key of the sorted set with the delivery tags, in the order in which they were taken."""
+    return f"cdc:unacked_index:{lease}"
+
+
+def inbox_key(lease: str, queue: str) -> str:
+    """Return the key of the list into which a message of this queue comes while its worker waits for one."""
+    return f"cdc:inbox:{lease}:{queue}"
+
+
+def _inboxes_key(lease: str) -> str:
+    return f"cdc:inboxes:{lease}"
 
 
 class QoS(kombu_redis.QoS):
@@ -65,6 +97,8 @@ class QoS(kombu_redis.QoS):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._swept_at = float("-inf")
+        interval = self.channel.unacked_restore_interval
+        self._observer = Observer(timeout=self.visibility_timeout, longest_step=2 * interval)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a message as held; one that was claimed is in `unacked` already."""
@@ -72,17 +106,36 @@ class QoS(kombu_redis.QoS):
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
+            self._count_up()
 
     def renew(self) -> None:
         """Say that this worker still holds what it holds."""
-        held = [tag for tag in list(self._delivered) if tag not in self._dirty]
-        for start in range(0, len(held), 1000):
-            self._run(_RENEW, [self.unacked_index_key], held[start : start + 1000])
+        if waits_at := self.channel.doorbells.queues:
+            self.open_inboxes(waits_at)
+        elif len(self._delivered) > len(self._dirty):
+            self._count_up()
 
-    def restore_unacked(self, client: Any = None) -> None:
-        """Give back what is held. Where Redis is away, it comes back when nobody speaks for it any more."""
+    def open_inboxes(self, queues: Iterable[str]) -> None:
+        """Note where messages may come in from now on: others look there should this worker be gone."""
+        lease = self.channel.lease
+        pipe = self._redis().pipeline(transaction=True)
+        pipe.sadd(self._prefixed(_inboxes_key(lease)), *queues)
+        pipe.hincrby(self._prefixed(LEASES), lease, 1)
+        pipe.execute()
+
+    def empty_inbox(self, queue: str) -> None:
+        """Give a message back that came when there was no room for it any more."""
+        self._run(_EMPTY_INBOX, [inbox_key(self.channel.lease, queue), queue], [])
+
+    def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002  # kombu's signature
+        """Give back what is held. Where Redis is away, it comes back when the lease has expired."""
         try:
-            super().restore_unacked(client)
+            self.channel.doorbells.close()
+            counter = self._redis().hget(self._prefixed(LEASES), self.channel.lease)
+            if (
+                counter is not None
+            ):  # it goes on, without being renewed: a message may still be on its way to an inbox
+                self._give_back(Lease(self.channel.lease, int(counter)), ends=False)
         # The last one of them: kombu has no connection any more.
         except (redis.RedisError, OSError, AttributeError) as error:
             logger.warning("Redis is away; what this worker held comes back in a while (%r)", error)
@@ -90,23 +143,75 @@ class QoS(kombu_redis.QoS):
 
     def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:  # noqa: ARG002
         """Give back what workers held that are gone; any worker does it for all."""
-        if monotonic() - self._swept_at < self.channel.unacked_restore_interval:
+        now = monotonic()
+        if now - self._swept_at < self.channel.unacked_restore_interval:
             return
-        self._swept_at = monotonic()
-        keys = [self.unacked_key, self.unacked_index_key]
-        found = self._run(_ABANDONED, keys, [int(self.visibility_timeout), _AT_ONCE])
-        for tag, held, score in zip(found[::3], found[1::3], found[2::3], strict=True):
+        self._swept_at = now
+        found: dict[Any, Any] = self._redis().hgetall(self._prefixed(LEASES))
+        counters = {bytes_to_str(name): int(counter) for name, counter in found.items()}
+        counters.pop(self.channel.lease, None)
+        try:
+            for lease in self._observer.expired(counters, now):
+                if number := self._give_back(lease):
+                    logger.warning("a worker is gone; %d of its tasks are back in their queues", number)
+        except CacheAway as away:
+            logger.warning("a message that is no task's can't be kept now: %s", away.message)
+
+    def _give_back(self, lease: Lease, *, ends: bool = True) -> int:
+        """Put what is held under a lease back, the oldest first in its queue, if the lease is still as it was seen."""
+        tags = self._redis().zrevrange(self._prefixed(index_key(lease.name)), 0, -1)
+        lists: dict[str, str] = {}  # by queue: what goes back to it
+        own = uuid4().hex
+        for queue, messages in self._by_queue(lease, tags):
+            place = lists.setdefault(queue, f"cdc:restoring:{own}:{len(lists)}")
+            pipe = self._redis().pipeline(transaction=False)
+            pipe.rpush(self._prefixed(place), *messages)
+            pipe.expire(self._prefixed(place), _KEPT)
+            pipe.execute()
+        keys = [LEASES, unacked_key(lease.name), index_key(lease.name), _inboxes_key(lease.name)]
+        keys += [key for queue, place in lists.items() for key in (place, queue)]
+        first_inbox = len(keys) + 1
+        waited_at: set[Any] = self._redis().smembers(self._prefixed(_inboxes_key(lease.name)))
+        for queue in map(bytes_to_str, waited_at):
+            keys += [inbox_key(lease.name, queue), queue]
+        arguments = [lease.name, lease.counter, len(tags), first_inbox, "ends" if ends else "goes on"]
+        return len(tags) if self._run(_GIVE_BACK, keys, arguments) else 0
+
+    def _by_queue(self, lease: Lease, tags: list[Any]) -> Iterator[tuple[str, list[str]]]:
+        """Yield queues with messages as they go back there, the newest first."""
+        for start in range(0, len(tags), _AT_ONCE):
+            part = tags[start : start + _AT_ONCE]
+            found: dict[str, list[str]] = {}
+            for held in self._redis().hmget(self._prefixed(unacked_key(lease.name)), part):
+                if held is None:
+                    continue
+                for queue, message in self._restored(held):
+                    found.setdefault(queue, []).append(message)
+            yield from found.items()
+
+    def _restored(self, held: bytes | str) -> list[tuple[str, str]]:
+        """Return where a message goes back to, and what it is there; one that can't be read is kept elsewhere."""
+        try:
             message, exchange, routing_key = loads(bytes_to_str(held))
             message["headers"]["redelivered"] = True
             message["properties"]["delivery_info"]["redelivered"] = True
-            queues = self.channel.places(message, exchange, routing_key)
-            if self._run(_GIVE_BACK, [*keys, *queues], [tag, score, dumps(message)]):
-                logger.warning(
-                    "a worker is gone; its task is back in the queue: %s", message["headers"].get("id")
-                )
+            text = dumps(message)
+            return [(queue, text) for queue in self.channel.places(message, exchange, routing_key)]
+        except SHAPE_ERRORS as error:
+            keep_malformed(held, reason=repr(error))
+            return []
+
+    def _count_up(self) -> None:
+        self._redis().hincrby(self._prefixed(LEASES), self.channel.lease, 1)
+
+    def _redis(self) -> redis.Redis:
+        # Not the channel's own client, which would put the prefix before the first key alone.
+        return redis.Redis(connection_pool=self.channel.pool)
+
+    def _prefixed(self, key: str) -> str:
+        return f"{self.channel.global_keyprefix}{key}"
 
     def _run(self, script: str, keys: Iterable[str], arguments: Iterable[Any]) -> Any:
-        # Not with the channel's own client, which would put the prefix before the first key alone.
-        plain = redis.Redis(connection_pool=self.channel.pool)
-        prefixed = [f"{self.channel.global_keyprefix}{key}" for key in keys]
-        return plain.register_script(script)(keys=prefixed, args=list(arguments))
+        return self._redis().register_script(script)(
+            keys=[self._prefixed(key) for key in keys], args=list(arguments)
+        )

@@ -42,6 +42,15 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 return {before, 0}
 """
 
+# KEYS: the record; ARGV: who asks, milliseconds to hold it
+_CONFIRM = """
+local record = redis.call('HMGET', KEYS[1], 'sent', 'holder')
+if record[1] or record[2] ~= ARGV[1] then return 0 end
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'until', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2])
+return 1
+"""
+
 # KEYS: the record; ARGV: who asks, what came of it, seconds to keep it
 _END = """
 local holder = redis.call('HGET', KEYS[1], 'holder')
@@ -80,6 +89,18 @@ class SendRecord:
         if said == b"busy":
             raise TryAgain("Another worker is sending this message, or died doing so.", after=held / 1000)
         return Claim(said.decode())
+
+    def confirm(self) -> None:
+        """Ask right before the call whether the claim still holds; raises TryAgain, and CacheAway.
+
+        This process may have stood still since: then another worker has the message, or has sent it already.
+        """
+        with cache.errors_translated():
+            is_ours = cache.client().register_script(_CONFIRM)(
+                keys=[self._key], args=[self._holder, int(_HELD * 1000)]
+            )
+        if not is_ours:
+            raise TryAgain("Another worker has taken this message over.", after=1)
 
     def sent(self) -> None:
         """Note that the service took it: nobody sends it again."""

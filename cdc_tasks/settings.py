@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from cdc_tasks.addresses import check_address
 from cdc_tasks.errors import CDCError, mask_secrets
 
 __all__ = [
+    "Address",
     "BrokerSettings",
+    "BrokerURL",
     "LogSettings",
     "RedisSettings",
     "Settings",
@@ -34,11 +38,37 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
 
+def _address(value: SecretStr) -> SecretStr:
+    check_address(value.get_secret_value())
+    return value
+
+
+# What kombu takes behind the ? of a URL, which is less than Redis' own client does.
+_BROKER_PARAMETERS: Final = frozenset({"heartbeat", "login_method"})  # and all that starts with ssl_
+_BY_KOMBU: Final = frozenset(
+    {"redis", "rediss", "sentinel", "amqp", "amqps", "pyamqp"}
+)  # others read it themselves
+
+
+def _broker_url(value: SecretStr) -> SecretStr:
+    for url in _address(value).get_secret_value().split(";"):
+        if url.partition("://")[0] not in _BY_KOMBU:
+            continue
+        given = [name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)]
+        unknown = [name for name in given if name not in _BROKER_PARAMETERS and not name.startswith("ssl_")]
+        if unknown:
+            raise ValueError(
+                f"Celery takes no such parameters in a broker's URL: {', '.join(unknown)}; options belong into "
+                "broker_transport_options of the module in CELERY_CONFIG_MODULE"
+            )
+    return value
+
+
 def _redis_url(value: SecretStr) -> SecretStr:
     schemes = ("redis://", "rediss://", "unix://")
     if not value.get_secret_value().startswith(schemes):
         raise ValueError(f"must start with one of {', '.join(schemes)}")
-    return value
+    return _address(value)
 
 
 def _fernet_keys(value: SecretStr) -> SecretStr:
@@ -75,6 +105,8 @@ def _rates(value: object) -> object:
     return rates
 
 
+BrokerURL = Annotated[SecretStr, AfterValidator(_broker_url)]
+Address = Annotated[SecretStr, AfterValidator(_address)]
 RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]
 FernetKeys = Annotated[SecretStr, AfterValidator(_fernet_keys)]
 Rates = Annotated[dict[str, tuple[float, float]], NoDecode, BeforeValidator(_rates)]
@@ -84,7 +116,7 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # comma-s
 class BrokerSettings(Settings):
     """Where tasks travel, and which: all that `celeryconfig.py` needs, and so all that Flower needs."""
 
-    celery_broker_url: SecretStr = Field(
+    celery_broker_url: BrokerURL = Field(
         SecretStr("redis://localhost:6379/0"),
         description="Any broker that Celery takes, e.g. redis://localhost:6379/0 or amqp://user:password@host//.",
     )
@@ -105,7 +137,7 @@ class RedisSettings(BrokerSettings):
 class ConnectionSettings(RedisSettings):
     """The three addresses that listener and workers share."""
 
-    database_url: SecretStr = Field(
+    database_url: Address = Field(
         description="The database, e.g. postgresql://user:password@host:5432/name or mysql://user:password@host/name."
     )
 
@@ -140,7 +172,8 @@ class WorkerSettings(LogSettings, ConnectionSettings):
     )
     teams_hosts: Words = Field(
         ("*.logic.azure.com", "*.api.powerplatform.com", "*.webhook.office.com"),
-        description="Hosts that a Teams webhook may be on, comma-separated, * for any name.",
+        description="Hosts that a Teams webhook may be on, comma-separated, * for any name; "
+        "with a port where it is not 443, e.g. hooks.example.com:8443.",
     )
     teams_allow_loopback: bool = Field(
         default=False,
@@ -183,15 +216,12 @@ def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
     cure = f" {field.description}" if field and field.description else ""
     if error["type"] == "missing":
         return f"{name.upper()} is not set.{cure}"
-    shown, problem = (
-        _shown(field and field.annotation, error["input"]),
-        error["msg"].removeprefix("Value error, "),
-    )
-    return f"{name.upper()}={shown}: {problem}.{cure}"
+    problem = error["msg"].removeprefix("Value error, ")
+    return f"{name.upper()}={_shown(field and field.annotation, error['input'])}: {problem}.{cure}"
 
 
 def _shown(annotation: Any, value: Any) -> str:
-    text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-    if annotation is not None and "SecretStr" in str(annotation) and "://" not in text:
+    """Return the value for people; nothing of one that may hold a password, since it could not be read."""
+    if isinstance(value, SecretStr) or "SecretStr" in str(annotation):
         return "***"
-    return repr(mask_secrets(text))
+    return repr(mask_secrets(str(value)))

@@ -15,6 +15,7 @@ from celery.app.task import Context
 from celery.worker.request import Request
 
 from cdc_tasks import dead_letters
+from cdc_tasks.base_task import described
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.retrying import MOST_KILLS
 from cdc_tasks.suspects import KILLS
@@ -28,7 +29,12 @@ log = structlog.get_logger()
 
 
 class BoundedRequest(Request):
-    """Celery's request, which counts how many worker processes its task has killed."""
+    """Celery's request, which counts how many worker processes its task has killed, and shows no row."""
+
+    def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002  # Celery's signature
+        """Return what `celery inspect` and Flower show of a task that runs or waits: no row, whatever they ask for."""
+        arguments, keywords = self._args, self._kwargs  # type: ignore[attr-defined]  # the stubs name public things only
+        return {**super().info(safe), "args": described(arguments or ()), "kwargs": described(keywords or {})}
 
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
         context: Context = self._context  # type: ignore[attr-defined]  # the stubs name public things only

@@ -87,14 +87,7 @@ class Flower(Program):
     """`celery -A cdc_tasks flower`, for this machine only."""
 
     name = "flower"
-    arguments: ClassVar = [
-        "-m",
-        "celery",
-        "-A",
-        "cdc_tasks",
-        "flower",
-        f"--conf={_CHECKOUT / 'flowerconfig.py'}",
-    ]
+    arguments: ClassVar = ["-m", "celery", "-A", "cdc_tasks", "flower"]
     stop_timeout = 5
 
     @property

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Final
 
+import redis
 from celery import Celery
 from kombu import Connection
 from redis.exceptions import ResponseError
 
+from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
-from listener.findings import Finding, State, finding_from
+from cdc_tasks.redis_rights import missing_for_listener
+from listener.findings import CloseNames, Finding, State, finding_from
 from listener.publisher import BrokerAway
-from listener.redis_connection import RedisConnection
+from listener.redis_connection import RedisConnection, broker_channel
 from listener.router import Route
 from listener.task_message import make_message
 
@@ -26,15 +28,23 @@ _ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are th
 def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
     """Yield what was found; never raises CDCError."""
     yield from _check_messages(app, routes)
+    yield from _check_settings(app)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
+        alternatives = list(connection.alt)
         is_redis = connection.transport.driver_type == "redis"
         problem = _reach_redis(app) if is_redis else _reach(connection)
     if problem:
         yield problem
         return
-    yield Finding(what="broker", found=address)
+    if len(alternatives) > 1:
+        yield from _check_each(app, alternatives)
+    else:
+        yield Finding(what="broker", found=address)
     if is_redis:
+        if lacking := _lacking_rights(app):
+            yield lacking
+            return
         yield from _check_redis(app, durability)
     elif durability != "memory":
         found, cure = (
@@ -43,6 +53,16 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
         )
         yield Finding(what="durability", state=State.PROBLEM, found=found, cure=cure)
     yield from _check_workers(app, routes)
+
+
+def _check_settings(app: Celery) -> Iterator[Finding]:
+    for lacking in weakened(app):
+        yield Finding(
+            what="celery settings",
+            state=State.WARNING,
+            found=lacking,
+            cure="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+        )
 
 
 def check_cache(url: str) -> Iterator[Finding]:
@@ -55,15 +75,38 @@ def check_cache(url: str) -> Iterator[Finding]:
         yield Finding(what="cache", found="answers")
 
 
+def _lacking_rights(app: Celery) -> Finding | None:
+    """Return what the broker's user may not do; nothing else can be asked then."""
+    with broker_channel(app) as channel:
+        client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
+        missing = missing_for_listener(client, list(app.amqp.queues), prefix=prefix)
+    if missing is None:
+        return None
+    return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, cure=missing.hint)
+
+
+def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
+    """Tell of each of several brokers whether it answers: the others hide one that does not."""
+    for url in urls:
+        with app.connection_for_write(url) as connection:
+            address = connection.as_uri()
+            if problem := _reach(connection):
+                found = f"{address} does not answer: {problem.found}"
+                yield Finding(what="broker", state=State.WARNING, found=found, cure=problem.cure)
+            else:
+                yield Finding(what="broker", found=address)
+
+
 def _reach(connection: Connection) -> Finding | None:
     errors: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
     try:
         connection.ensure_connection(
             max_retries=1, interval_start=0, timeout=5, reraise_as_library_errors=False
         )
+        with connection.channel():  # Redis is not spoken to before that
+            return None
     except errors as error:
         return _away("broker", BrokerAway(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
-    return None
 
 
 def _reach_redis(app: Celery) -> Finding | None:
@@ -146,14 +189,14 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     """Look for routes whose tasks could not be sent, a queue that does not exist for one."""
     for route in routes:
         try:
-            make_message(app, route, (route.schema, route.table, next(iter(route.events)).value))
+            make_message(app, route)
         except CDCError as error:
             yield finding_from(f"route to {route.task}", error)
 
 
 def _queue_of(app: Celery, route: Route) -> str | None:
     try:
-        _, options = make_message(app, route, (route.schema, route.table, ""))
+        _, options = make_message(app, route)
     except CDCError:
         return None
     return str(options["queue"].name) if "queue" in options else None
@@ -174,14 +217,13 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
 
 
 def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
+    close = CloseNames(known)
     for task in dict.fromkeys(route.task for route in routes):
         if task not in known:
-            close = get_close_matches(task, known, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
             yield Finding(
                 what=f"route to {task}",
                 state=State.WARNING,
-                found=f"no running worker knows this task.{meant}",
+                found=f"no running worker knows this task.{close.meant(task)}",
                 cure="Correct the route, or name the task's module in CDC_TASK_MODULES and restart the workers.",
             )
 

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from cdc_tasks.changes import EventType
+from listener.publisher import BrokerError
 from listener.redis_connection import Command
 from listener.router import Call, Origin, Parked, Route
 
@@ -70,7 +71,8 @@ class Gatherer:
         self._interval = interval
         self._longest = max(0.0, longest - _TICK)
         self._clock = clock
-        self._batches: dict[str, _OpenBatch] = {}
+        self._batches: dict[str, _OpenBatch] = {}  # in the order of the times
+        self._grown: dict[str, None] = {}  # those that got changes in this step
         self._fired_at: dict[_CoalescedOn, float] = {}  # in the order of the times
         self._waiting: dict[_CoalescedOn, Call] = {}
 
@@ -89,9 +91,10 @@ class Gatherer:
             else:
                 self._add(each, gathered, now)
         tasks.extend(at_once.values())
-        for batch in self._batches.values():
-            if batch.kept < len(batch.items):
-                gathered.keeping.extend(self._keep_batch(batch))
+        for key in self._grown:
+            if key in self._batches:
+                gathered.keeping.extend(self._keep_batch(self._batches[key]))
+        self._grown.clear()
         return gathered
 
     def gather_all(self) -> Gathered:
@@ -103,9 +106,19 @@ class Gatherer:
     def restore(self, held: Iterable[bytes], items_of: Callable[[str], list[bytes]]) -> None:
         """Take over what a former listener held back: all of it is due at once.
 
-        `held` are the values of the hash, `items_of` reads a list.
+        `held` are the values of the hash, `items_of` reads a list. Raises BrokerError where they are not ours.
         """
+        try:
+            self._restore(held, items_of)
+        except (LookupError, TypeError, ValueError) as error:
+            raise BrokerError(
+                f"What was held back in {self._key} cannot be read: {type(error).__name__}.",
+                hint=f"See it: redis-cli HGETALL {self._key}\nTo go on without it: redis-cli DEL {self._key}",
+            ) from error
+
+    def _restore(self, held: Iterable[bytes], items_of: Callable[[str], list[bytes]]) -> None:
         self._batches.clear()
+        self._grown.clear()
         self._fired_at.clear()
         self._waiting.clear()
         for record in map(json.loads, held):
@@ -122,7 +135,10 @@ class Gatherer:
 
     def _release(self, gathered: Gathered, now: float) -> None:
         """Let go of what has waited long enough."""
-        for batch in [each for each in self._batches.values() if now - each.opened_at >= self._longest]:
+        while self._batches:
+            batch = next(iter(self._batches.values()))
+            if now - batch.opened_at < self._longest:
+                break
             self._close(batch, gathered)
         while self._fired_at:
             on, fired_at = next(iter(self._fired_at.items()))
@@ -142,6 +158,7 @@ class Gatherer:
             origin = Origin(call.change.kind, call.change.stamp)
             batch = self._batches[route.key] = _OpenBatch(route, origin, now)
         batch.add(_item(call))
+        self._grown[route.key] = None
         if batch.is_full:
             self._close(batch, gathered)
 

@@ -18,6 +18,7 @@ from listener.kombu_message import Message, Sealed, sealing
 from listener.kombu_sender import KombuSender
 from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
+from listener.pause import PauseNote, pause_key
 from listener.redis_connection import RedisConnection
 from listener.router import Call, Parked
 
@@ -40,7 +41,8 @@ class KombuPublisher:
         self._redis = RedisConnection.of_cache(cache_url)
         self._checkpoint = Checkpoint(self._redis, cache_patience, name=name)
         self._parked_key = parked_key(f"cdc:{name}")
-        self._sealed: dict[tuple[str, tuple[str, str, str]], Sealed] = {}
+        self._pause_key = pause_key(f"cdc:{name}")
+        self._sealed: dict[tuple[str, str | None], Sealed] = {}
 
     def checkpoint(self, source: str | None = None) -> str | None:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
@@ -96,13 +98,17 @@ class KombuPublisher:
         if length <= limit:
             return
         log.warning("paused", longest_queue=length, cdc_max_queue=limit)
-        while self._patience.until_done(self._sender.longest_queue) > limit:
+        note = PauseNote(self._redis, self._pause_key, limit)
+        while length > limit:
+            note.renew(length)
             self._patience.sleep(_LOOK_EVERY)
+            length = self._patience.until_done(self._sender.longest_queue)
+        note.remove()
         log.info("resumed")
 
     def _message(self, task: Call) -> Message:
-        kind = task.change.kind
-        seal = self._sealed.get((task.route.key, kind))
+        route, change = task.route, task.change
+        seal = self._sealed.get((route.key, route.queue))
         if seal is None:
-            seal = self._sealed[task.route.key, kind] = sealing(self._app, task.route, kind)
-        return seal(task.arguments, task.id, task.change.position)
+            seal = self._sealed[route.key, route.queue] = sealing(self._app, route)
+        return seal(task.arguments, task.id, change.kind, change.position)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
+from pybase64 import b64encode
+
 from cdc_tasks.changes import EventType
 
 __all__ = ["LoggedChange"]
@@ -94,6 +96,10 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     def unavailable(self) -> tuple[str, ...]:
         return tuple(json.loads(b"[%b]" % self._missing(None)))
 
+    def logged(self) -> dict[str, Any]:
+        """Return the rows as they were logged, for JSON: bytes as base64, other values as Python shows them."""
+        return {"before": _shown(self._old), "after": _shown(self._new)}
+
     @property
     def position(self) -> str:
         return self.stamp[1].decode()
@@ -113,3 +119,9 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     @abstractmethod
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
+
+
+def _shown(row: Sequence[Any] | None) -> list[str] | None:
+    if row is None:
+        return None
+    return [b64encode(value).decode() if isinstance(value, bytes) else repr(value) for value in row]

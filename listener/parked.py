@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 import redis
 import structlog
 
-from cdc_tasks.changes import RowChange
+from cdc_tasks.changes import Change, EventType, RowChange
+from cdc_tasks.errors import CDCError
+from listener.logged_change import LoggedChange
 from listener.router import BinlogRouter, Parked, Route, RouteError
 
-__all__ = ["ParkedChange", "parked_key", "parse_parked", "read_parked", "say_parked", "store_parked"]
+__all__ = [
+    "ParkedChange",
+    "UnreadableRecord",
+    "parked_key",
+    "parse_parked",
+    "read_parked",
+    "say_parked",
+    "store_parked",
+]
 
 log = structlog.get_logger()
+
+
+class UnreadableRecord(CDCError):
+    """A record of a parked change is not one of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +44,16 @@ class ParkedChange:
     error: str  # the exception's type and message
     parked_at: datetime
     change: RowChange
+    logged: Mapping[str, Any] | None = None  # the row as it was logged, where it cannot be rendered
 
     def find_route(self, router: BinlogRouter) -> Route:
-        """Return the route that failed, as it is registered now; raises RouteError where it is gone."""
+        """Return the route that failed, as it is registered now; raises RouteError where it is gone, or the row."""
+        if self.logged is not None:
+            raise RouteError(
+                f"The row of {self.id} cannot be rendered.",
+                hint="See it as it was logged, and do its task's work by hand; then drop it:\n"
+                f"  python -m listener parked show {self.id}\n  python -m listener parked drop {self.id}",
+            )
         for route in router.routes:
             if route.key == self.route:
                 return route
@@ -54,13 +76,47 @@ def store_parked(key: str, parked: Iterable[Parked]) -> list[tuple[str | bytes, 
         record = {
             "task": route.task,
             "route": route.key,
-            # Some have half of a surrogate pair in their text, which is not UTF-8.
-            "error": f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode(),
+            "error": _described(error),
             "parked_at": now,
-            "change": orjson.Fragment(change.to_json()),
+            **_recorded(change),
         }
         fields += [f"{change.id}-{route.key}", orjson.dumps(record)]
     return [("HSET", key, *fields)] if fields else []
+
+
+def _recorded(change: Change) -> dict[str, Any]:
+    """Return the change as a task would get it, or else without its row, and beside it the row as it was logged."""
+    try:
+        rendered = change.to_json()
+        json.loads(rendered)
+    except Exception as error:  # noqa: BLE001 - whatever the reason: the change is kept
+        schema, table, event = change.kind
+        rowless = RowChange(
+            id=change.id,
+            schema=schema,
+            table=table,
+            event=EventType(event),
+            before=None,
+            after=None,
+            position=change.position,
+            committed_at=change.committed_at,
+        )
+        return {"change": rowless.to_message(), "logged": {"error": _described(error), **_logged(change)}}
+    return {"change": orjson.Fragment(rendered)}
+
+
+def _logged(change: Change) -> dict[str, Any]:
+    return change.logged() if isinstance(change, LoggedChange) else {}
+
+
+def _described(error: Exception) -> str:
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - the words of a user's exception are a user's code
+        text = type(error).__name__
+    return text.encode(
+        errors="backslashreplace"
+    ).decode()  # some have half of a surrogate pair, which is no UTF-8
 
 
 def say_parked(parked: Iterable[Parked]) -> None:
@@ -78,12 +134,22 @@ def say_parked(parked: Iterable[Parked]) -> None:
 def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:
     """Yield what is parked, in no particular order."""
     for task_id, record in client.hscan_iter(key):
-        yield parse_parked(task_id, record)
+        yield parse_parked(key, task_id, record)
 
 
-def parse_parked(task_id: bytes, record: bytes) -> ParkedChange:
-    """Return what one field of the hash says."""
-    fields = json.loads(record)
+def parse_parked(key: str, task_id: bytes, record: bytes) -> ParkedChange:
+    """Return what one field of the hash `key` says; raises UnreadableRecord."""
+    try:
+        return _parse(task_id, json.loads(record))
+    except (LookupError, TypeError, ValueError) as error:
+        name = task_id.decode(errors="backslashreplace")
+        raise UnreadableRecord(
+            f"What is parked as {name} in {key} cannot be read: {type(error).__name__}.",
+            hint=f"See it: redis-cli HGET {key} {name}\nTo throw it away: redis-cli HDEL {key} {name}",
+        ) from error
+
+
+def _parse(task_id: bytes, fields: Mapping[str, Any]) -> ParkedChange:
     return ParkedChange(
         id=task_id.decode(),
         task=fields["task"],
@@ -91,4 +157,5 @@ def parse_parked(task_id: bytes, record: bytes) -> ParkedChange:
         error=fields["error"],
         parked_at=datetime.fromisoformat(fields["parked_at"]),
         change=RowChange.from_message(fields["change"]),
+        logged=fields.get("logged"),
     )

@@ -53,7 +53,7 @@ class _Store:
         while True:
             cursor, fields = self._ask("HSCAN", self._key, cursor, "COUNT", _PAGE)
             for task_id, record in zip(fields[::2], fields[1::2], strict=True):
-                yield parse_parked(task_id, record)
+                yield parse_parked(self._key, task_id, record)
             if cursor == b"0":
                 return
 
@@ -63,7 +63,7 @@ class _Store:
             raise NotParked(
                 f"{task_id} is not parked.", hint="What is parked: python -m listener parked list"
             )
-        return parse_parked(task_id.encode(), record)
+        return parse_parked(self._key, task_id.encode(), record)
 
     def has(self, task_id: str) -> bool:
         return bool(self._ask("HEXISTS", self._key, task_id))
@@ -130,6 +130,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "error": parked.error,
         "parked_at": parked.parked_at.isoformat(),
         "change": parked.change.to_message(),
+        **({} if parked.logged is None else {"logged": parked.logged}),
     }
 
 
@@ -159,7 +160,7 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
     """Return what the change's route makes of it now: a task, nothing, or an error again."""
     try:
         route = parked.find_route(router)
-        make_message(app, route, parked.change.kind)
+        make_message(app, route)
     except (RouteError, EnvelopeError) as error:
         return error
     fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cdc_tasks.changes import Change
@@ -30,7 +30,7 @@ class _Changed:
 @dataclass(frozen=True, slots=True)
 class _Became:
     columns: tuple[str, ...]
-    value: Any
+    value: Any = field(hash=False)  # json and arrays are dicts and lists
 
     def __call__(self, change: Change) -> bool:
         (column,) = self.columns
@@ -56,12 +56,21 @@ def changed(*columns: str) -> When:
 def became(column: str, value: Any) -> When:
     """Fire where `column` has now this value and had another one, or the row is new.
 
-    `value` is compared with what a task would receive: `numeric` and timestamps are str. Where the old
+    `value` is compared with what a task would receive: `numeric` and timestamps are str, arrays lists. Where the old
     value is unknown it fires, as `changed` does.
     """
     if not _is_name(column):
         raise TypeError(f"became({column!r}, …) needs the name of a column, e.g. became('status', 'closed')")
-    return _Became((column,), value)
+    return _Became((column,), _as_json(value))
+
+
+def _as_json(value: Any) -> Any:
+    """Return the value as JSON brings it to a task: there are lists, and no tuples."""
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    return value
 
 
 def _is_name(column: object) -> bool:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from time import monotonic
 
@@ -18,6 +19,7 @@ from listener.envelope import Envelope, Envelopes
 from listener.gather import Gatherer
 from listener.parked import parked_key, say_parked, store_parked
 from listener.patience import Patience
+from listener.pause import PauseNote, pause_key
 from listener.publisher import CheckpointMoved, Stopped
 from listener.redis_connection import Command, RedisConnection
 from listener.router import Call, Parked, Route
@@ -49,6 +51,7 @@ class RedisPublisher:
         self._patience = Patience("broker")
         self._checkpoint = Checkpoint(self._redis, self._patience, name=name, durability=durability)
         self._parked_key = parked_key(self._redis.prefixed(f"cdc:{name}"))
+        self._pause_key = pause_key(self._redis.prefixed(f"cdc:{name}"))
         self._held_key = self._redis.prefixed(f"cdc:{name}:held")
         self._gatherer = Gatherer(self._held_key, interval=coalesce_interval, longest=batch_wait)
         self._max_queue = max_queue
@@ -56,13 +59,12 @@ class RedisPublisher:
         self._is_settled = False  # what is held back goes with the checkpoint that Redis has, or is to have
         self._parked: list[Parked] = []  # with what was published ahead
         self._envelopes = Envelopes(app)
-        self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
     def checkpoint(self, source: str | None = None) -> str | None:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
         with suppress(CheckpointMoved):  # it is read anew
             self.settle()
-        self._made.clear()  # a broker that was emptied does not know the queues any more
+        self._envelopes.forget()  # a broker that was emptied does not know the queues any more
         return self._patience.until_done(lambda: self._read(source))
 
     @property
@@ -111,6 +113,7 @@ class RedisPublisher:
         if self._patience.is_stopped and self._is_settled:
             with suppress(CDCError, Stopped):  # it is kept, and goes out at the next start
                 self._hand_over()
+        self._envelopes.close()
         self._redis.close()
 
     def _hand_over(self) -> None:
@@ -147,8 +150,7 @@ class RedisPublisher:
     def _asking_lengths(self) -> list[Command]:
         if self._max_queue is None:
             return []
-        keys = dict.fromkeys(key for envelope in self._made.values() for key in envelope.keys)
-        return [("LLEN", key) for key in keys]
+        return [("LLEN", key) for key in self._envelopes.queues]
 
     def _wait_for_room(self, lengths: Sequence[int]) -> None:
         """Pause while a queue is longer than CDC_MAX_QUEUE: what waits in the database's log waits on its disk."""
@@ -156,8 +158,12 @@ class RedisPublisher:
         if limit is None or max(lengths, default=0) <= limit:
             return
         log.warning("paused", longest_queue=max(lengths), cdc_max_queue=limit)
-        while max(self._patience.until_done(lambda: self._checkpoint.ask(self._asking_lengths()))) > limit:
+        note, longest = PauseNote(self._redis, self._pause_key, limit), max(lengths)
+        while longest > limit:
+            note.renew(longest)
             self._patience.sleep(_LOOK_EVERY)
+            longest = max(self._patience.until_done(lambda: self._checkpoint.ask(self._asking_lengths())))
+        note.remove()
         log.info("resumed")
 
     def _read(self, source: str | None) -> str | None:
@@ -181,11 +187,8 @@ class RedisPublisher:
         return envelopes
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
-        envelope = self._made.get((route.key, kind))
-        if envelope is None:
-            envelope = self._patience.until_done(lambda: self._envelopes.make(route, kind))
-            self._made[route.key, kind] = envelope
-        return envelope
+        made = self._envelopes.made.get((route.key, route.queue, kind))
+        return made or self._patience.until_done(partial(self._envelopes.of, route, kind))
 
 
 def _pushes(tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:

@@ -8,7 +8,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from pydantic import AfterValidator, ByteSize, Field, SecretStr
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.settings import ConnectionSettings, LogSettings, Settings, load
+from cdc_tasks.settings import Address, BrokerURL, ConnectionSettings, LogSettings, Settings, load
 from listener.sources import DatabaseType, detect_database_type
 
 __all__ = ["ListenerSettings", "LogSettings", "RouteSettings", "load"]
@@ -25,10 +25,7 @@ def _watchable(url: SecretStr) -> SecretStr:
 
 
 def _known_broker(url: SecretStr) -> SecretStr:
-    scheme, found, _ = url.get_secret_value().partition("://")
-    if not found:  # and not a word of it: there may be a password in it
-        raise ValueError("no URL with a scheme such as redis:// or amqp://")
-    scheme = scheme.partition("+")[0]
+    scheme = url.get_secret_value().partition("://")[0].partition("+")[0]
     if scheme not in TRANSPORT_ALIASES:
         raise ValueError(f"Celery has no broker transport {scheme!r}")
     return url
@@ -42,7 +39,7 @@ class RouteSettings(Settings):
         pattern=r"^\w[\w.]*:[\w.]+$",
         description="module:attribute of a BinlogRouter, or of a function that returns one.",
     )
-    database_url: SecretStr | None = Field(
+    database_url: Address | None = Field(
         None, description="What a routes function that has a parameter `schema` is given follows from it."
     )
 
@@ -55,16 +52,17 @@ class RouteSettings(Settings):
 class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     """All that the listener needs."""
 
-    database_url: Annotated[SecretStr, AfterValidator(_watchable)] = Field(
+    database_url: Annotated[Address, AfterValidator(_watchable)] = Field(
         description=ConnectionSettings.model_fields["database_url"].description
     )
-    celery_broker_url: Annotated[SecretStr, AfterValidator(_known_broker)] = Field(
+    celery_broker_url: Annotated[BrokerURL, AfterValidator(_known_broker)] = Field(
         ConnectionSettings.model_fields["celery_broker_url"].default,
         description=ConnectionSettings.model_fields["celery_broker_url"].description,
     )
-    celery_config_module: str = Field(
-        "celeryconfig",
-        description="The module with Celery's settings; yours starts with: from celeryconfig import *",
+    celery_config_module: str | None = Field(
+        None,
+        description="The module with Celery's settings, instead of the celeryconfig.py of a checkout or our own; "
+        "yours starts with: from cdc_tasks.config.celery import *",
     )
     cdc_name: str = Field(
         "cdc_tasks",

@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from listener.monitor import Saved
 from listener.parked import parked_key
+from listener.pause import Pause, pause_key
 from listener.redis_connection import RedisConnection
 
 __all__ = ["Reader", "SavedPosition", "SourceStatus", "Status", "read_saved_position"]
@@ -48,6 +49,7 @@ class SavedPosition(NamedTuple):
     as_of: datetime | None  # when the last change up to it was committed
     parked: int
     notes: str | None = None  # the source's own
+    pause: Pause | None = None  # the listener waits, because a queue is longer than CDC_MAX_QUEUE
 
     @property
     def resumed(self) -> Saved | None:
@@ -92,6 +94,11 @@ class Status:
             yield f"changes of {', '.join(source.unseen)} do not come: restart the listener"
         for problem in source.problems:
             yield f"{problem} (the cure: python -m listener check)"
+        if pause := self.saved.pause:
+            yield (
+                f"paused since {pause.since}: a queue has {pause.longest_queue:,} tasks, more than"
+                f" CDC_MAX_QUEUE={pause.max_queue}: start more workers, or raise CDC_MAX_QUEUE"
+            )
         if self.saved.parked:
             yield f"{self.saved.parked} changes are parked: python -m listener parked list"
 
@@ -101,17 +108,22 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
     prefix = redis.prefixed(f"cdc:{name}")
     try:
         answers = redis.send(
-            [("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"), ("HLEN", parked_key(prefix))]
+            [
+                ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
+                ("HLEN", parked_key(prefix)),
+                ("GET", pause_key(prefix)),
+            ]
         )
     finally:
         redis.close()
     for answer in answers:
         if isinstance(answer, ResponseError):
             raise redis.refusal(answer)
-    (position, as_of, notes), parked = answers
+    (position, as_of, notes), parked, pause = answers
     return SavedPosition(
         position.decode() if position else None,
         datetime.fromisoformat(as_of.decode()) if as_of else None,
         parked,
         notes.decode() if notes else None,
+        Pause.parse(pause) if pause else None,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from celery import Celery
 
+from cdc_tasks.config import settings_module
 from cdc_tasks.errors import CDCError
 from cdc_tasks.settings import SettingsError
 from listener.bookmark import Bookmark, read_bookmark
@@ -43,12 +44,13 @@ __all__ = [
 def celery_app(settings: ListenerSettings) -> Celery:
     """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
     app = Celery("listener")
+    module = settings.celery_config_module or settings_module()
     try:
-        app.config_from_object(settings.celery_config_module, force=True)
+        app.config_from_object(module, force=True)
     except ImportError as error:
         raise SettingsError(
-            f"CELERY_CONFIG_MODULE={settings.celery_config_module} cannot be imported: {error}.",
-            hint="Write a module that starts with: from celeryconfig import *",
+            f"CELERY_CONFIG_MODULE={module} cannot be imported: {error}.",
+            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
         ) from error
     return app
 

@@ -1,5 +1,5 @@
 """Celery's settings, with a queue for each name that `-Q` has."""
 
-from celeryconfig import *  # noqa: F403
+from cdc_tasks.config.celery import *  # noqa: F403
 
 task_create_missing_queues = True

@@ -6,16 +6,25 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography.fernet import Fernet
 
 from tests.mysql_servers import MySQLServer
 
-__all__ = ["CHECKOUT", "dockerfile_stages", "initialized_mysql", "load_compose", "variables_of_compose"]
+__all__ = [
+    "CHECKOUT",
+    "dockerfile_stages",
+    "initialized_mysql",
+    "load_compose",
+    "try_commands",
+    "variables_of_compose",
+]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _COMPOSE = CHECKOUT / "docker-compose.yml"
@@ -85,6 +94,39 @@ def initialized_mysql(
             )
             assert done.returncode == 0, done.stderr
         yield server, there
+
+
+def try_commands(worker_url: str, administer: Callable[[str], object]) -> None:
+    """Run the commands that a person runs in the workers' container, as the workers' role; and without its right."""
+    administer("INSERT INTO users (name, email) VALUES ('Zoe', 'zoe@example.com')")
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    environment = {"DATABASE_URL": worker_url, "CDC_SECRET_KEY": old}
+    connect = ("connect-account", "zoe@example.com", "slack")
+    assert _tasks(environment, *connect).returncode == 0
+    assert _tasks(environment, "preferences", "zoe@example.com", "--mute", "welcome").returncode == 0
+    assert _tasks({**environment, "CDC_SECRET_KEY": f"{new},{old}"}, "rotate-key").returncode == 0
+    revoke = "REVOKE INSERT, UPDATE ON connected_accounts FROM cdc_worker"
+    administer(revoke)
+    refused = _tasks(environment, *connect)
+    assert refused.returncode == 1
+    assert "Let the owner of the tables run:" in refused.stderr
+    for line in refused.stderr.splitlines():
+        if (statement := line.strip()).startswith("GRANT "):
+            administer(statement)
+    assert _tasks(environment, *connect).returncode == 0
+
+
+def _tasks(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cdc_tasks", *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, **environment},
+        input="xoxb-token\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def _client_directory(server: MySQLServer) -> Path:

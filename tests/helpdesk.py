@@ -97,12 +97,17 @@ class HelpDesk:
         return change(EventType.UPDATE, "tickets", before=before, after=after)
 
     def send(
-        self, task: str, *arguments: Any, queue: str = "notifications", broker_url: str | None = None
+        self,
+        task: str,
+        *arguments: Any,
+        queue: str = "notifications",
+        broker_url: str | None = None,
+        countdown: float | None = None,
     ) -> str:
         """Send a task as the listener does, by its name."""
         plain = [each.to_message() if isinstance(each, RowChange) else each for each in arguments]
         with Celery("tests", broker=broker_url or self.broker.url, set_as_current=False) as app:
-            return str(app.send_task(task, plain, queue=queue).id)
+            return str(app.send_task(task, plain, queue=queue, countdown=countdown).id)
 
 
 def change(

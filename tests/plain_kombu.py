@@ -2,6 +2,6 @@
 
 from kombu.transport import TRANSPORT_ALIASES
 
-from celeryconfig import *  # noqa: F403
+from cdc_tasks.config.celery import *  # noqa: F403
 
 TRANSPORT_ALIASES["redis"] = "kombu.transport.redis:Transport"

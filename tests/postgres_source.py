@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from listener.monitor import Saved
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
+from tests.waiting import Deadline
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -67,14 +67,14 @@ class PostgresSource:
         """Return the next `count` changes, and acknowledge them; fail where others come, or none."""
         assert self._monitor is not None
         found: list[Change] = []
-        deadline = time.monotonic() + timeout
+        deadline = Deadline(timeout)
         for batch in self._batches:
             found.extend(batch.changes)
             self._position = batch.position
             self._monitor.acknowledge(batch.position)
             if len(found) >= count:
                 break
-            assert time.monotonic() < deadline, f"{len(found)} of {count} changes came within {timeout:g} s"
+            deadline.check(f"{len(found)} of {count} changes came")
         assert len(found) == count
         return found
 

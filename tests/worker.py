@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.waiting import wait_until
+import redis
+
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,13 +21,28 @@ if TYPE_CHECKING:
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+def held(client: redis.Redis, prefix: str = "") -> list[bytes]:
+    """Return the messages that workers hold, as Redis has them."""
+    keys = client.scan_iter(match=f"{prefix}cdc:unacked:*")
+    return [message for key in keys for message in client.hvals(key)]
+
+
 class Worker:
     """`celery -A cdc_tasks worker` in a process group of its own, its log in a file."""
 
-    def __init__(self, environment: Mapping[str, str], *arguments: str, concurrency: int = 2) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *arguments: str,
+        concurrency: int = 2,
+        log_file: Path | None = None,
+    ) -> None:
         self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
         # No other worker is there to be greeted, which would take a second.
         self._arguments = ["-c", str(concurrency), "--without-mingle", *arguments]
+        self._log_file = log_file
+        if log_file is not None:
+            self._arguments += ["--logfile", str(log_file)]
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".worker.log")  # noqa: SIM115  # closed in `__exit__`
 
     def __enter__(self) -> Self:
@@ -49,7 +66,7 @@ class Worker:
     def stop(self) -> int:
         """Ask it to end, as an init system would, and return its exit status."""
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(at_most(30))
 
     def kill(self) -> None:
         """SIGKILL, to the whole group: no process has time for a last word."""
@@ -62,7 +79,9 @@ class Worker:
 
     @property
     def log(self) -> str:
-        return Path(self._log.name).read_text()
+        printed = Path(self._log.name).read_text()
+        own = self._log_file
+        return printed + (own.read_text() if own is not None and own.exists() else "")
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Return what the tasks logged under this name."""

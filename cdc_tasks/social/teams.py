@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pymsteams
 import requests
@@ -18,6 +16,7 @@ import urllib3
 from cdc_tasks.failures import AnswerLost, NotSent, Refused, Unavailable, failure_of
 from cdc_tasks.settings import worker_settings
 from cdc_tasks.social import TIMEOUT, Rate, Recipient
+from cdc_tasks.webhooks import WebhookURL, checked_url, is_private_address, post
 
 if TYPE_CHECKING:
     from cdc_tasks.messages import Message
@@ -29,47 +28,59 @@ RATE = Rate(channel=2, service=10)  # Teams: four requests a second
 _LIMIT = 28_000  # bytes of the whole message
 # Characters that stay below it together, even where each takes 12 bytes: an emoji in JSON.
 _HEADING, _TITLE, _FALLBACK, _NAME, _VALUE, _FACTS, _URL = 100, 300, 150, 40, 100, 10, 1000
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>])")
+
+
+class _Card(pymsteams.connectorcard):  # type: ignore[misc]  # it has no types
+    """pymsteams' card, which goes where the checked URL says and nowhere else."""
+
+    def __init__(self, webhook: WebhookURL) -> None:
+        super().__init__(webhook.url, http_timeout=TIMEOUT)
+        self._webhook = webhook
+
+    def send(self) -> bool:
+        """Post the card; raises TeamsWebhookException for any answer but 2xx, as the base class does."""
+        answer = post(self._webhook, self.payload, timeout=self.http_timeout)
+        self.last_http_response = answer
+        if not answer.ok or answer.is_redirect:
+            raise pymsteams.TeamsWebhookException(answer.status_code)
+        return True
 
 
 def send(recipient: Recipient, message: Message) -> None:
     """Post the card to the account's webhook, once its URL is seen to be one."""
-    check(recipient)
-    post = pymsteams.connectorcard(recipient.secret.get_secret_value(), http_timeout=TIMEOUT)
-    post.payload = _wrapped(card(message)) if worker_settings().teams_card == "wrapped" else card(message)
-    if len(json.dumps(post.payload)) > _LIMIT:
+    outgoing = _Card(_webhook(recipient))
+    outgoing.payload = _wrapped(card(message)) if worker_settings().teams_card == "wrapped" else card(message)
+    if len(json.dumps(outgoing.payload)) > _LIMIT:
         raise Refused("Teams takes no card of more than 28 kB.")
     try:
-        post.send()
+        outgoing.send()
     except pymsteams.TeamsWebhookException:
-        answer = post.last_http_response
-        raise failure_of(answer.status_code, answer.headers.get("Retry-After"), "Teams") from None
+        raise _refusal(outgoing.last_http_response) from None
     except requests.RequestException as error:
         raise _failure(error) from None  # its text has the whole URL in it
-    if post.last_http_response.history:
-        raise Refused(
-            "Teams: the webhook's URL leads elsewhere.", hint="connect the account again, with a URL of today"
-        )
 
 
 def check(recipient: Recipient) -> None:
     """Raise Refused for a URL that is not on a host of TEAMS_HOSTS: a worker can reach what others cannot."""
+    _webhook(recipient)
+
+
+def _webhook(recipient: Recipient) -> WebhookURL:
     settings = worker_settings()
-    try:
-        url = urlsplit(recipient.secret.get_secret_value().strip())
-        host = url.hostname or ""
-    except ValueError:
-        raise Refused("This is not a URL.") from None
-    if settings.teams_allow_loopback and host in _LOOPBACK and url.scheme in {"http", "https"}:
-        return
-    if url.scheme != "https":
-        raise Refused("A webhook's URL starts with https://.")
-    if not any(fnmatch(host, pattern.lower()) for pattern in settings.teams_hosts):
-        raise Refused(
-            f"{host!r} is not a host of webhooks.",
-            hint=f"if it is: TEAMS_HOSTS={','.join([*settings.teams_hosts, host])}",
+    return checked_url(
+        recipient.secret.get_secret_value(),
+        settings.teams_hosts,
+        allow_loopback=settings.teams_allow_loopback,
+    )
+
+
+def _refusal(answer: requests.Response) -> NotSent | AnswerLost:
+    if answer.is_redirect:
+        return Refused(
+            "Teams: the webhook's URL leads elsewhere.", hint="connect the account again, with a URL of today"
         )
+    return failure_of(answer.status_code, answer.headers.get("Retry-After"), "Teams")
 
 
 def card(message: Message) -> dict[str, Any]:
@@ -121,6 +132,8 @@ def _cut(text: str, limit: int) -> str:
 
 def _failure(error: requests.RequestException) -> NotSent | AnswerLost:
     """Tell whether the card may have arrived; of the error only its name is kept."""
+    if is_private_address(error):
+        return Refused("The webhook's host has a private address, where workers send nothing.")
     never_sent = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(error, never_sent) or isinstance(reason, urllib3.exceptions.NewConnectionError):

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs once, when the database is made: one account for each side, with what it needs and no more.
-# Neither can write, and the listener cannot even read a table: it sees their names and columns, and the log.
+# Workers write only what `python -m cdc_tasks connect-account`, `preferences` and `rotate-key` set, and the listener
+# cannot even read a table: it sees their names and columns, and the log.
 set -eu
 
 quoted() { # TEXT as SQL has it
@@ -15,4 +16,6 @@ GRANT REFERENCES ON $MYSQL_DATABASE.* TO cdc_listener;
 -- Workers load tickets, users, accounts and the master tables.
 CREATE USER cdc_worker IDENTIFIED BY $(quoted "$WORKER_PASSWORD");
 GRANT SELECT ON $MYSQL_DATABASE.* TO cdc_worker;
+GRANT INSERT, UPDATE ON $MYSQL_DATABASE.connected_accounts TO cdc_worker;
+GRANT INSERT, UPDATE ON $MYSQL_DATABASE.notification_preferences TO cdc_worker;
 SQL

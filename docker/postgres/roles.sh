@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs once, when the database is made: one role for each side, with what it needs and no more.
-# Neither is a superuser, neither can write, and the listener cannot even read a table: what it sees is the
-# publication's tables, as they change.
+# Neither is a superuser. Workers write only what `python -m cdc_tasks connect-account`, `preferences` and `rotate-key`
+# set, and the listener cannot even read a table: it sees the publication's tables, as they change.
 set -eu
 psql --set=ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
   --set=listener_password="$LISTENER_PASSWORD" --set=worker_password="$WORKER_PASSWORD" <<'SQL'
@@ -14,6 +14,7 @@ GRANT CONNECT ON DATABASE :"DBNAME" TO cdc_listener, cdc_worker;
 -- Workers load tickets, users, accounts and the master tables.
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO cdc_worker;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO cdc_worker;
+GRANT INSERT, UPDATE ON connected_accounts, notification_preferences TO cdc_worker;
 
 -- What the routes of listener/routes.py ask for. Only the tables' owner may make and change it: after a change of
 -- the routes `cdc-listener check` prints the SQL.

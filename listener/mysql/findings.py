@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from listener.findings import Finding, State
@@ -20,6 +20,7 @@ _WHOLE: Final = frozenset(
 )  # the other one (MariaDB 11.4) says in the new row what changed
 _SHORT_RETENTION: Final = 24 * 3600  # seconds
 _REPLICATION: Final = re.compile(r"ALL PRIVILEGES|REPLICATION SLAVE\b|REPLICATION REPLICA\b")
+_Name = tuple[str, str]  # schema and table
 _STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|SUPER\b")
 
 
@@ -55,31 +56,83 @@ def find_in_grants(connection: Connection[Any]) -> Iterator[Finding]:
 
 def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iterator[Finding]:
     """Look for the tables and columns that the routes name."""
-    columns: dict[tuple[str, str], set[str]] = {}
-    rows = fetch(
-        connection,
-        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS"
-        " WHERE TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')",
-    )
-    for schema, table, column in rows:
-        columns.setdefault((str(schema), str(table)), set()).add(str(column))
+    columns, versioned = _read_columns(connection)
+    without_rows = _read_tables_without_rows(connection)
     for route in routes:
-        found = [name for name in columns if route.matches(*name)]
+        found = [name for name in columns if route.matches(*name) and name not in without_rows]
         what = f"table {route.schema}.{route.table}"
         if not found:
-            known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
-            yield _finding(
-                what,
-                "there is none that the account may read",
-                State.WARNING if _is_glob(route) else State.PROBLEM,
-                f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
-                f"or: GRANT SELECT ON `{route.schema}`.* TO {account(connection)};",
-            )
+            yield _nothing_to_watch(connection, route, columns, without_rows)
             continue
         missing = _missing_columns(route, (columns[name] for name in found))
         cure = f"Correct columns= of the route of {route.task}."
         state = State.PROBLEM if missing else State.OK
         yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, cure)
+    for name, period in versioned.items():
+        is_watched = any(route.matches(*name) for route in routes)
+        yield _logged_as_statements(name, period, State.PROBLEM if is_watched else State.WARNING)
+
+
+def _read_columns(connection: Connection[Any]) -> tuple[dict[_Name, set[str]], dict[_Name, list[str]]]:
+    """Return the columns of all tables, and the two of those whose versions go by transactions."""
+    columns: dict[_Name, set[str]] = {}
+    versioned: dict[_Name, list[str]] = {}
+    rows = fetch(
+        connection,
+        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME,"
+        " DATA_TYPE = 'bigint' AND GENERATION_EXPRESSION IN ('ROW START', 'ROW END')"
+        " FROM information_schema.COLUMNS"
+        " WHERE TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')",
+    )
+    for schema, table, column, is_of_period in rows:
+        name = str(schema), str(table)
+        columns.setdefault(name, set()).add(str(column))
+        if is_of_period:
+            versioned.setdefault(name, []).append(str(column))
+    return columns, versioned
+
+
+def _read_tables_without_rows(connection: Connection[Any]) -> dict[_Name, str]:
+    """Return views and sequences, with what they are."""
+    rows = fetch(
+        connection,
+        "SELECT TABLE_SCHEMA, TABLE_NAME, LOWER(TABLE_TYPE) FROM information_schema.TABLES"
+        " WHERE TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')"
+        " AND TABLE_TYPE IN ('VIEW', 'SEQUENCE')",
+    )
+    return {(str(schema), str(table)): str(kind) for schema, table, kind in rows}
+
+
+def _nothing_to_watch(
+    connection: Connection[Any], route: Route, columns: Iterable[_Name], without_rows: Mapping[_Name, str]
+) -> Finding:
+    what = f"table {route.schema}.{route.table}"
+    if kind := without_rows.get((route.schema, route.table)):
+        cure = f"Name in the route of {route.task} the tables that hold the rows."
+        return _finding(what, f"is a {kind}: no change of one is logged", State.WARNING, cure)
+    known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
+    return _finding(
+        what,
+        "there is none that the account may read",
+        State.WARNING if _is_glob(route) else State.PROBLEM,
+        f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
+        f"or: GRANT SELECT ON `{route.schema}`.* TO {account(connection)};",
+    )
+
+
+def _logged_as_statements(name: _Name, period: Sequence[str], state: State) -> Finding:
+    schema, table = name
+    dropped = ", ".join(f"DROP COLUMN {_quoted(column)}" for column in period)
+    place = f"{_quoted(schema)}.{_quoted(table)}"
+    return _finding(
+        f"table {schema}.{table}",
+        "has system versioning by transaction ids: MariaDB logs its changes as statements, without rows",
+        state,
+        "Let it go by time, which forgets its history:\n"
+        "SET system_versioning_alter_history = KEEP;\n"
+        f"ALTER TABLE {place} {dropped}, DROP PERIOD FOR SYSTEM_TIME, DROP SYSTEM VERSIONING;\n"
+        f"ALTER TABLE {place} ADD SYSTEM VERSIONING;",
+    )
 
 
 def _version(server: Server) -> Finding:
@@ -138,3 +191,7 @@ def _setting(server: Server, name: str, value: str) -> str:
 
 def _finding(what: str, found: str, state: State, cure: str) -> Finding:
     return Finding(what=what, found=found or "not known", state=state, cure="" if state is State.OK else cure)
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from psycopg2.sql import Literal
 
@@ -14,6 +15,7 @@ from listener.findings import Finding, State, finding_from
 from listener.monitor import Saved, SourceLost
 from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
+from listener.postgres.diagnosis import explain
 from listener.postgres.identifiers import quoted
 from listener.postgres.preparation import find_gap, find_wrong_place, look_at_tables
 from listener.postgres.publication import plan_publication, read_publication, statements_for
@@ -56,7 +58,7 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield from check_room(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
             yield from _check_place(url, wanted, slot)
-            yield from _check_plugin(connection, wanted, slot)
+            yield from _check_plugin(connection, wanted, slot, url)
             findings, watched = look_at_tables(connection, wanted.routes)
             yield from findings
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
@@ -127,7 +129,7 @@ def _megabytes(size: int | None) -> str:
     return f"{(size or 0) / 1e6:,.1f} MB"
 
 
-def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url: str) -> Iterator[Finding]:
     """Try it in a slot of the moment: there is no list of the output plugins that a server has."""
     if wanted.failover and connection.info.server_version < 17_00_00:
         found, cure = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
@@ -146,7 +148,8 @@ def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None) -> 
     except SourceLost:
         yield Finding(what=what, found="installed")
     except CDCError as error:
-        yield finding_from(what, error)
+        explained = explain(error, partial(connect, url), wanted.slot, plugin=wanted.plugin, streams=False)
+        yield finding_from(what, explained)
     else:
         yield Finding(what=what, found="installed")
     finally:
@@ -192,8 +195,10 @@ _MAY: Final = """
 SELECT rolsuper, has_database_privilege(current_database(), 'CREATE'),
   coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = %(publication)s), true),
   ARRAY(SELECT n.nspname || '.' || c.relname
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE (n.nspname, c.relname) IN %(tables)s AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1)
+        FROM unnest(%(schemas)s::name[], %(tables)s::name[]) AS wanted (schema, name)
+        JOIN pg_namespace n ON n.nspname = wanted.schema
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
+        WHERE NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1)
 FROM pg_roles WHERE rolname = current_user
 """
 
@@ -202,8 +207,8 @@ def _obstacle(
     connection: Connection, wanted: Wanted, watched: Sequence[Watched], *, exists: bool
 ) -> str | None:
     """Return why our role may not make or change the publication."""
-    names: Any = tuple(each.table.name for each in watched) or (("", ""),)
-    rows = fetch(connection, _MAY, {"publication": wanted.publication, "tables": names})
+    schemas, tables = [each.table.name[0] for each in watched], [each.table.name[1] for each in watched]
+    rows = fetch(connection, _MAY, {"publication": wanted.publication, "schemas": schemas, "tables": tables})
     ((is_superuser, may_create, owns_publication, not_owned),) = rows
     role = connection.info.user
     if is_superuser:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from time import monotonic
 from typing import Any, Final
 
 import psycopg2
+import psycopg2.errors
+from psycopg2.extensions import ConnectionInfo, encodings, parse_dsn
 from psycopg2.extensions import connection as Connection  # noqa: N812 - the driver's class has a lower-case name
-from psycopg2.extensions import encodings, parse_dsn
 from psycopg2.extras import LogicalReplicationConnection
 from psycopg2.sql import Composable
 
 from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError
-from listener.postgres.errors import translate
+from listener.postgres.cures import POOLER, SENDERS
+from listener.postgres.errors import TooManyConnections, refused, translate
+from listener.postgres.refusal import CONNECTING, Refusal, find_refusal, time_limit, words_of
 
 __all__ = [
     "Connection",
@@ -31,8 +35,8 @@ __all__ = [
 
 _DRIVER: Final = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)", re.IGNORECASE)
 
-# The text of values depends on these; a role's or a database's own settings must not change it. They are sent
-# when the session starts, so that they hold for a WAL sender too, which takes no SET.
+# What we read and write depends on these; a role's or a database's own settings must not change them. They are sent
+# when the session starts, and set again once it is there: a connection pooler may drop what comes with the start.
 _SESSION: Final = {
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
@@ -43,11 +47,21 @@ _SESSION: Final = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",  # else psycopg2 writes E'…', which the replication grammar does not take
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "idle_in_transaction_session_timeout": "0",
+    "client_min_messages": "warning",
 }
 
 # The same for settings that earlier versions than these (as libpq has it) do not know, and would refuse. They end a
 # session that waits, and transaction_timeout a WAL sender too, in the middle of what it sends.
 _SINCE: Final = {"idle_session_timeout": 14_00_00, "transaction_timeout": 17_00_00}
+
+_NOT_ACCEPTING: Final = "57P03"  # the server is starting up, shutting down, or not consistent yet
+_ESCAPED: Final = r"\ "  # a space within a value of libpq's options
+_LISTS: Final = ("host", "hostaddr", "port")  # have a place for each of several hosts
 
 # Defaults: what the URL says wins. A server that is gone without a word is noticed after half a minute.
 _PARAMETERS: Final[Mapping[str, Any]] = {
@@ -63,33 +77,79 @@ _PARAMETERS: Final[Mapping[str, Any]] = {
 
 def connect(url: str) -> Connection:
     """Open an ordinary session, with autocommit; raises SourceError, SourceLost."""
-    parameters = connection_parameters(url)
-    with translated(parameters):
-        connection: Connection = psycopg2.connect(**parameters)
+    connection: Connection = _connect(connection_parameters(url))
+    with _closed_on_error(connection), translated(connection):
         connection.autocommit = True
-        _lift_timeouts(connection)
+        _pin(connection)
     return connection
 
 
 def connect_replication(url: str) -> LogicalReplicationConnection:
     """Open a session of the replication protocol; raises SourceError, SourceLost."""
-    parameters = connection_parameters(url)
-    with translated(parameters):
-        connection: LogicalReplicationConnection = psycopg2.connect(
-            **parameters, connection_factory=LogicalReplicationConnection
+    try:
+        connection: LogicalReplicationConnection = _connect(
+            connection_parameters(url), connection_factory=LogicalReplicationConnection
         )
-        _lift_timeouts(connection)
+    except TooManyConnections as error:
+        if _has_no_senders(url):
+            raise SourceError(error.message, hint=SENDERS) from error
+        raise
+    with _closed_on_error(connection), translated(connection):
+        _check_protocol(connection)
+        _pin(connection)
         if (encoding := _server_encoding(connection)) != "UTF8" and encoding in encodings:
             # As it is: the server would stop at the first bytes for which UTF-8 has no character.
             connection.set_client_encoding("SQL_ASCII")
     return connection
 
 
-def _lift_timeouts(connection: Connection) -> None:
+def _connect(parameters: Mapping[str, Any], connection_factory: type[Connection] | None = None) -> Any:
+    started = monotonic()
+    try:
+        return psycopg2.connect(**parameters, connection_factory=connection_factory)
+    except CONNECTING as error:
+        if connection_factory is not None:
+            parameters = {**parameters, "replication": "database"}
+        is_silent = monotonic() - started >= time_limit(parameters)  # no host answered: do not wait once more
+        refusal = Refusal(words_of(error)) if is_silent else find_refusal(parameters)
+        raise refused(words_of(error), refusal, parameters) from error
+
+
+@contextmanager
+def _closed_on_error(connection: Connection) -> Iterator[None]:
+    """Close the connection where what follows fails."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _check_protocol(connection: LogicalReplicationConnection) -> None:
+    """Raise SourceError where this is an ordinary session: a pooler may drop the parameter `replication`."""
     with connection.cursor() as cursor:
-        for setting, version in _SINCE.items():
-            if connection.info.server_version >= version:
-                cursor.execute(f"SET {setting} = 0")
+        try:
+            cursor.execute("IDENTIFY_SYSTEM")
+        except psycopg2.errors.SyntaxError as error:
+            raise SourceError("The server does not speak the replication protocol.", hint=POOLER) from error
+
+
+def _has_no_senders(url: str) -> bool:
+    """Ask in an ordinary session, which has room of its own."""
+    try:
+        with closing(connect(url)) as connection:
+            return bool(fetch_value(connection, "SELECT current_setting('max_wal_senders')") == "0")
+    except CDCError:
+        return False
+
+
+def _pin(connection: Connection) -> None:
+    since = {name: "0" for name, version in _SINCE.items() if connection.info.server_version >= version}
+    calls = ", ".join(
+        f"pg_catalog.set_config('{name}', '{value}', false)" for name, value in {**_SESSION, **since}.items()
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {calls}")
 
 
 def log_codec(connection: LogicalReplicationConnection) -> str:
@@ -102,13 +162,26 @@ def _server_encoding(connection: Connection) -> str:
     return connection.info.parameter_status("server_encoding") or "UTF8"
 
 
-def is_shutting_down(url: str) -> bool:
-    """Ask the server; the driver has no SQLSTATE for it, so this goes by its English words."""
-    try:
-        connect(url).close()
-    except CDCError as error:
-        return "shutting down" in error.message
-    return False
+def is_shutting_down(url: str, connection: Connection) -> bool:
+    """Ask the server that the connection is to, of the several that the URL may name."""
+    refusal = find_refusal(_only(connection_parameters(url), connection.info))
+    return refusal is not None and refusal.sqlstate == _NOT_ACCEPTING
+
+
+def _only(parameters: Mapping[str, Any], info: ConnectionInfo) -> dict[str, Any]:
+    """Return the parameters with that host alone to which a session is open."""
+    lists = {name: str(parameters[name]).split(",") for name in _LISTS if parameters.get(name)}
+    count = max(map(len, lists.values()), default=1)
+    hosts = [
+        {name: values[place] if len(values) > 1 else values[0] for name, values in lists.items()}
+        for place in range(count)
+    ]
+    alone = {key: value for key, value in parameters.items() if key != "target_session_attrs"}
+    for each in hosts:
+        host = each.get("host") or each.get("hostaddr") or info.host
+        if host == info.host and int(each.get("port") or info.port) == info.port:
+            return {**alone, **each}
+    return alone
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
@@ -124,7 +197,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
             hint="Write postgresql://user:password@host:port/database; in user and password, write each of"
             " : / ? # [ ] @ % as %XX, e.g. @ as %40.",
         ) from None
-    pinned = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    pinned = " ".join(f"-c {name}={value.replace(' ', _ESCAPED)}" for name, value in _SESSION.items())
     options = f"{given.get('options', '')} {pinned}".strip()
     return {**_PARAMETERS, **given, "options": options, "client_encoding": "UTF8"}
 
@@ -155,10 +228,9 @@ def execute(
 
 
 @contextmanager
-def translated(session: Connection | Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Raise the driver's errors in our words; the session, or libpq's parameters, goes into the cures."""
+def translated(session: Connection | None = None) -> Iterator[None]:
+    """Raise the driver's errors in our words; the session's parameters go into the cures."""
     try:
         yield
     except psycopg2.Error as error:
-        parameters = parse_dsn(session.dsn) if isinstance(session, Connection) else session
-        raise translate(error, parameters or {}) from error
+        raise translate(error, parse_dsn(session.dsn) if session is not None else {}) from error

@@ -1,12 +1,41 @@
-"""What mends a server, for errors and for `check` alike; `{role}` stands for the listener's role."""
+"""What mends a server, for errors and for `check` alike; `{role}`, `{database}` stand for the listener's."""
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ACCEPT_GAP", "LOGICAL", "PRIMARY", "REPLICATION", "RESTORED", "SENDERS", "SLOTS", "TLS"]
+__all__ = [
+    "ACCEPT_GAP",
+    "AUTHENTICATION",
+    "CONNECTIONS",
+    "DATABASE",
+    "LOGICAL",
+    "LOGIN",
+    "NOT_LOCAL",
+    "PG_HBA",
+    "PLUGIN",
+    "PLUGIN_LIBRARIES",
+    "POOLER",
+    "PRIMARY",
+    "REPLICATION",
+    "RESTORED",
+    "SENDERS",
+    "SLOTS",
+    "STUCK",
+    "TLS",
+    "TLS_OFF",
+    "UPDATE",
+]
 
 ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
+
+CONNECTIONS: Final = (
+    "Who has them: SELECT pid, usename, application_name, client_addr, state FROM pg_stat_activity;\n"
+    "Make room: ALTER SYSTEM SET max_connections = 200;   then restart PostgreSQL\n"
+    "or lift a limit: ALTER ROLE {role} CONNECTION LIMIT -1; ALTER DATABASE {database} CONNECTION LIMIT -1;"
+)
+
+DATABASE: Final = "Check the database's name in DATABASE_URL, or: CREATE DATABASE {database};"
 
 RESTORED: Final = (
     "Does DATABASE_URL name the right server? If so, bring what depends on the restored rows up to date, and go on with"
@@ -17,6 +46,37 @@ LOGICAL: Final = (
     "ALTER SYSTEM SET wal_level = 'logical';   then restart PostgreSQL"
     " (on Amazon RDS: rds.logical_replication = 1 in the parameter group)"
 )
+
+LOGIN: Final = (
+    "If the role is not there: CREATE ROLE {role} LOGIN REPLICATION PASSWORD '…';\n"
+    "If it may not log in: ALTER ROLE {role} LOGIN;"
+)
+
+NOT_LOCAL: Final = "Is PostgreSQL running there? Check host and port in DATABASE_URL."
+
+AUTHENTICATION: Final = (
+    "Check user and password in DATABASE_URL (write each of : / ? # [ ] @ % in them as %XX), "
+    "or set a new one: ALTER ROLE {role} PASSWORD '…';\n"
+    "If the role is not there: CREATE ROLE {role} LOGIN REPLICATION PASSWORD '…';"
+)
+
+PG_HBA: Final = (
+    "Add ?sslmode=require to DATABASE_URL if the server wants TLS, and &sslcert=…&sslkey=… if it wants a "
+    "certificate of the listener's; else add to its pg_hba.conf the line\n"
+    "  host {database} {role} ADDRESS_OF_THE_LISTENER/32 scram-sha-256\n"
+    "and run: SELECT pg_reload_conf();"
+)
+
+PLUGIN: Final = (
+    "Install it on the database server (Debian, Ubuntu: apt install postgresql-VERSION-wal2json), "
+    "or set CDC_PLUGIN=pgoutput, which is always there."
+)
+
+PLUGIN_LIBRARIES: Final = (
+    "ALTER SYSTEM SET output_plugin_libraries = 'pgoutput', 'wal2json'; SELECT pg_reload_conf();"
+)
+
+POOLER: Final = "Name the server itself in DATABASE_URL: replication does not go through a connection pooler."
 
 PRIMARY: Final = "Name the primary in DATABASE_URL, or several hosts and ?target_session_attrs=read-write."
 
@@ -34,7 +94,19 @@ SLOTS: Final = (
     "or make room: ALTER SYSTEM SET max_replication_slots = 20;   then restart PostgreSQL"
 )
 
+UPDATE: Final = "Update cdc-tasks, and report this with the server's version."
+
+STUCK: Final = (
+    "A value of more than 500 MB? Leave its column out: give the table's routes columns=, with CDC_PLUGIN=pgoutput. "
+    f"Else: {UPDATE}\n"
+    "To go on without that transaction, once what depends on it was brought up to date by hand:\n"
+    "  SELECT pg_replication_slot_advance('{slot}', '{beyond}');\n"
+    "and then: python -m listener run --accept-gap"
+)
+
 TLS: Final = (
     "Write ?sslmode=verify-full&sslrootcert=/path/of/ca.crt in DATABASE_URL, with the certificate of the "
     "authority that signed the server's, and the host as the server's certificate names it."
 )
+
+TLS_OFF: Final = "Turn TLS on in the server (ssl = on), or take sslmode out of DATABASE_URL."

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from struct import error as StructError  # noqa: N812 - struct's own is just `error`
+from typing import Final, NamedTuple
 
 from listener.monitor import Gap, SourceError
 from listener.postgres.change import Transaction, WALChange
-from listener.postgres.cures import RESTORED
+from listener.postgres.cures import RESTORED, UPDATE
 from listener.postgres.place import Eras, Published, WALPosition
 
-__all__ = ["Begin", "Commit", "Decoder", "OtherLog", "WALPosition"]
+__all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "OtherLog", "WALPosition"]
+
+# What Python raises where bytes are not what the protocol says.
+MALFORMED: Final = (
+    ArithmeticError,  # a time that no calendar has
+    AttributeError,  # a row before the first transaction
+    LookupError,
+    RecursionError,
+    StructError,
+    TypeError,
+    ValueError,
+)
 
 
 class Begin(NamedTuple):
@@ -55,8 +67,14 @@ class Decoder(ABC):
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         """Append the changes in one message to `changes`; tell of a transaction's start or end.
 
-        Raises SourceError where the message is of no known kind.
+        Raises SourceError, and nothing else, where the message cannot be decoded.
         """
+
+    @property
+    def commit_lsn(self) -> int:
+        """Where the transaction commits that is being read; 0 before the first."""
+        transaction: Transaction | None = getattr(self, "transaction", None)
+        return transaction.commit_lsn if transaction else 0
 
     def skip_to(self, after: WALPosition) -> None:
         """Leave out all changes up to and with `after`: the broker has them."""
@@ -117,10 +135,10 @@ class Decoder(ABC):
         self._ordinal = ordinal + 1
         return ordinal if ordinal > self._published_up_to else None
 
-    @staticmethod
-    def unknown(what: str) -> SourceError:
+    def unknown(self, what: str) -> SourceError:
         """Return the error for something in the stream that this version cannot decode."""
+        at = WALPosition(self.commit_lsn, max(0, self._ordinal - 1))
         return SourceError(
-            f"PostgreSQL sent something that cannot be decoded: {what}. Nothing was acknowledged.",
-            hint="Update cdc-tasks, and report this with the server's version.",
+            f"PostgreSQL sent something that cannot be decoded, at {at}: {what}. Nothing was acknowledged.",
+            hint=UPDATE,
         )

@@ -1,24 +1,46 @@
 """What PostgreSQL's errors mean for an operator, each with the command that mends it.
 
-While a session is being made the driver has no SQLSTATE, only the server's text: those rules go by its
-English words. A text that no rule knows is shown as it is.
+The server's errors are known by SQLSTATE (manual, appendix A): its words are in its own language. What one SQLSTATE
+means for a slot depends on the server's state, which `diagnosis` asks for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg2
 
 from cdc_tasks.errors import CDCError
-from listener.monitor import Gap, SourceError, SourceLost
-from listener.postgres.cures import ACCEPT_GAP, LOGICAL, PRIMARY, REPLICATION, SENDERS, SLOTS, TLS
+from listener.monitor import SourceError, SourceLost
+from listener.postgres.cures import (
+    AUTHENTICATION,
+    CONNECTIONS,
+    DATABASE,
+    LOGIN,
+    NOT_LOCAL,
+    PG_HBA,
+    POOLER,
+    PRIMARY,
+    REPLICATION,
+    SENDERS,
+    TLS,
+    TLS_OFF,
+)
 from listener.postgres.identifiers import quoted
+from listener.postgres.refusal import Refusal
 
-__all__ = ["PermissionDenied", "SlotInUse", "translate"]
+__all__ = [
+    "LockNotAvailable",
+    "NotAccepting",
+    "PermissionDenied",
+    "SlotInUse",
+    "TooManyConnections",
+    "refused",
+    "sqlstate_of",
+    "translate",
+]
 
 
 class PermissionDenied(SourceError):
@@ -29,157 +51,134 @@ class SlotInUse(SourceLost):
     """Another session reads from the replication slot."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """Applies where the text matches and the SQLSTATE, if the driver has one, is one of `sqlstates`."""
-
-    error: type[CDCError]
-    hint: str  # may name {role} and {database}
-    text: str = ""
-    sqlstates: tuple[str, ...] = ()
-
-    def applies(self, error: psycopg2.Error) -> bool:
-        if error.pgcode is None and not self.text:
-            return False
-        if error.pgcode is not None and error.pgcode not in self.sqlstates:
-            return False
-        return re.search(self.text, str(error)) is not None
+class LockNotAvailable(SourceLost):
+    """Another session holds a lock that this one needs."""
 
 
-_RULES: Final = (
-    # While a session is being made: who, where, how.
-    _Rule(
-        SourceError,
-        "Check user and password in DATABASE_URL (write each of : / ? # [ ] @ % in them as %XX), "
-        "or set a new one: ALTER ROLE {role} PASSWORD '…';",
-        text=r"password authentication failed|no password supplied",
-    ),
-    _Rule(
-        SourceError,
-        "CREATE ROLE {role} LOGIN REPLICATION PASSWORD '…';",
-        text=r'FATAL:\s+role ".*" does not exist',
-    ),
-    _Rule(SourceError, "ALTER ROLE {role} LOGIN;", text=r"is not permitted to log in"),
-    _Rule(
-        SourceError,
-        "Add ?sslmode=require to DATABASE_URL if the server wants TLS; else add to its pg_hba.conf the line\n"
-        "  host {database} {role} ADDRESS_OF_THE_LISTENER/32 scram-sha-256\n"
-        "and run: SELECT pg_reload_conf();",
-        text=r"no pg_hba\.conf entry|pg_hba\.conf rejects",
-    ),
-    _Rule(
-        SourceError,
-        "Check the database's name in DATABASE_URL, or: CREATE DATABASE {database};",
-        text=r'FATAL:\s+database ".*" does not exist',
-    ),
-    _Rule(
-        SourceError,
-        "ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
-        text=r"is not currently accepting connections",
-    ),
-    _Rule(
-        SourceError,
-        "Turn TLS on in the server (ssl = on), or take sslmode out of DATABASE_URL.",
-        text=r"does not support SSL",
-    ),
-    _Rule(
-        SourceError,
-        TLS,
-        text=r"certificate|SSL error: (?!unexpected eof)",
-    ),
-    _Rule(
-        SourceError,
-        "Name the server itself in DATABASE_URL: replication does not go through a connection pooler.",
-        text=r"unsupported startup parameter",
-    ),
-    _Rule(
-        SourceLost,
-        "Is PostgreSQL running there? Check host and port in DATABASE_URL.",
-        text=r"Connection refused|timeout expired|could not translate host name|No route to host",
-    ),
-    # What the server allows and has room for.
-    _Rule(
-        PermissionDenied,
-        REPLICATION,
-        text=r"replication role to|permission denied to (start WAL sender|use replication slots)",
-        sqlstates=("42501",),
-    ),
-    _Rule(
-        SourceError,
-        LOGICAL,
-        text=r'logical decoding requires "?wal_level',
-        sqlstates=("55000",),
-    ),
-    _Rule(
-        SourceError,
-        SLOTS,
-        text=r'replication slots are in use|slots can only be used if "?max_replication_slots',
-        sqlstates=("53400", "55000"),
-    ),
-    _Rule(
-        SourceError,
-        SENDERS,
-        text=r'exceeds "?max_wal_senders"? \(currently 0\)',
-    ),
-    _Rule(
-        SourceLost,  # the seat of our own lost connection is free again after wal_sender_timeout
-        SENDERS,
-        text=r'exceeds "?max_wal_senders',
-    ),
-    _Rule(
-        SourceLost,
-        "ALTER SYSTEM SET max_connections = 200;   then restart PostgreSQL",
-        text=r"remaining connection slots|too many clients|too many connections",
-    ),
-    _Rule(
-        SourceError,
-        "Install it on the database server (Debian, Ubuntu: apt install postgresql-VERSION-wal2json), "
-        "or set CDC_PLUGIN=pgoutput, which is always there.",
-        text=r'could not access file "wal2json"',
-        sqlstates=("58P01",),
-    ),
-    _Rule(
-        SourceError,
-        "ALTER SYSTEM SET output_plugin_libraries = 'pgoutput', 'wal2json'; SELECT pg_reload_conf();",
-        text=r"may not be used as an output plugin",  # newer minor releases list those that may
-        sqlstates=("42501",),
-    ),
-    _Rule(
-        SourceLost,  # a failover may be on its way
-        PRIMARY,
-        text=r"recovery|read-only",
-        sqlstates=("25006", "55000", "0A000"),
-    ),
-    # Slot and publication.
-    _Rule(
-        SlotInUse,
-        "Another listener reads from it; this one takes over when that one ends. If it is to be a different "
-        "one, give it a CDC_NAME of its own.",
-        sqlstates=("55006",),
-    ),
-    _Rule(
-        Gap,
-        ACCEPT_GAP,
-        text=r"can no longer (get changes|access)|(replication slot|publication) .* does not exist"
-        r"|WAL segment .* has already been removed",
-        sqlstates=("42704", "55000", "58P01", "XX000"),
-    ),
-    _Rule(PermissionDenied, "Let the owner, or a superuser, do it.", sqlstates=("42501",)),
+class TooManyConnections(SourceLost):
+    """The server has no room for one more session now."""
+
+
+class NotAccepting(SourceLost):
+    """The server is starting up or shutting down."""
+
+
+_TAKES_OVER: Final = (
+    "Another listener reads from it; this one takes over when that one ends. If it is to be a different "
+    "one, give it a CDC_NAME of its own."
 )
 
-# After these the same may work again: connection, resources, operator, locks (manual, appendix A).
+_Meaning = tuple[type[CDCError], str]  # the error, and the hint, which may name {role} and {database}
+
+# In a session.
+_MEANINGS: Final[Mapping[str, _Meaning]] = {
+    "25006": (SourceLost, PRIMARY),  # read-only: sessions are pinned to read-write, so it is a standby
+    "42501": (PermissionDenied, "Let the owner, or a superuser, do it."),
+    "55006": (SlotInUse, _TAKES_OVER),
+    "55P03": (
+        LockNotAvailable,
+        "Who holds a table: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle';",
+    ),
+}
+
+# Of a session that the server refused.
+_REFUSALS: Final[Mapping[str, _Meaning]] = {
+    "28P01": (SourceError, AUTHENTICATION),
+    "28000": (SourceError, PG_HBA),
+    "3D000": (SourceError, DATABASE),
+    "55000": (SourceError, "ALTER DATABASE {database} ALLOW_CONNECTIONS true;"),
+    "53300": (TooManyConnections, CONNECTIONS),
+    "57P03": (NotAccepting, "It is starting up or shutting down; the listener tries again."),
+    "42704": (
+        SourceError,
+        "Correct the options in DATABASE_URL.",
+    ),  # a parameter that the server does not know
+    "22023": (SourceError, "Correct the options in DATABASE_URL."),  # a value that it does not take
+}
+
+# The same SQLSTATE, by the function in the server's source that refused: PostgreSQL's own since version 9.
+_REFUSING: Final[Mapping[str, _Meaning]] = {
+    "InitializeSessionUserId": (SourceError, LOGIN),
+    "auth_failed": (SourceError, AUTHENTICATION),
+    "CheckMyDatabase": (PermissionDenied, "GRANT CONNECT ON DATABASE {database} TO {role};"),
+}
+_BY_ROUTINE: Final = frozenset({"28000", "42501"})
+
+# What libpq says itself, in the language of this process: English, as the listener sets no other. So does OpenSSL.
+_LIBPQ: Final = (
+    (re.compile(r"does not support SSL"), TLS_OFF),
+    (re.compile(r"certificate|SSL error: (?!unexpected eof)"), TLS),
+    (
+        re.compile(
+            r"invalid (?!response)|definition of service|channel binding|authentication method requirement"
+        ),
+        "Correct that part of DATABASE_URL.",
+    ),
+)
+
+# After these the same may work again: connection, resources, operator, locks.
 _PASSING: Final = re.compile(r"08...|53...|57...|40...|55P03|58030")
 
 
 def translate(error: psycopg2.Error, parameters: Mapping[str, Any]) -> CDCError:
-    """Return the error in our words; `parameters` are libpq's, with nothing secret taken from them."""
+    """Return a session's error in our words; `parameters` are libpq's, with nothing secret taken from them."""
     text = _primary(error)
-    for rule in _RULES:
-        if rule.applies(error):
-            return rule.error(text, hint=rule.hint.format(**_named(parameters)))
+    if meaning := _MEANINGS.get(error.pgcode or ""):
+        kind, hint = meaning
+        return kind(text, hint=hint.format(**_named(parameters)))
     if _passes(error):
         return SourceLost(text)
-    return SourceError(text, hint=error.diag.message_hint)
+    # The server's hints know nothing of us: "Specify another replication slot." would lose what ours holds.
+    return SourceError(text, hint=None if error.pgcode == "55000" else error.diag.message_hint)
+
+
+def refused(words: str, refusal: Refusal | None, parameters: Mapping[str, Any]) -> CDCError:
+    """Return in our words why there is no session; without a refusal the server takes one by now.
+
+    `words` are those of the first attempt, which name each host.
+    """
+    text = _line(words, refusal)
+    if refusal is None:
+        return SourceLost(text)
+    if refusal.sqlstate is None:
+        return _without_server(text, refusal, parameters)
+    kind, hint = _refusal(refusal, parameters)
+    return kind(text, hint=hint.format(**_named(parameters)) if hint else None)
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """Return the SQLSTATE of the driver's error that `error` was made of."""
+    cause = error.__cause__
+    return cause.pgcode if isinstance(cause, psycopg2.Error) else None
+
+
+def _refusal(refusal: Refusal, parameters: Mapping[str, Any]) -> tuple[type[CDCError], str | None]:
+    sqlstate, routine = refusal.sqlstate or "", refusal.routine or ""
+    replicates = "replication" in parameters
+    if sqlstate in _BY_ROUTINE and routine in _REFUSING:
+        return _REFUSING[routine]
+    if sqlstate == "42501" and replicates:
+        return PermissionDenied, REPLICATION
+    if sqlstate == "53300" and replicates and routine != "InitializeSessionUserId":
+        return TooManyConnections, SENDERS
+    if (
+        sqlstate == "08P01" and "unsupported startup parameter" in refusal.text
+    ):  # PgBouncer speaks English only
+        return SourceError, POOLER
+    if meaning := _REFUSALS.get(sqlstate):
+        return meaning
+    return (SourceLost if _PASSING.fullmatch(sqlstate) else SourceError), None
+
+
+def _without_server(text: str, refusal: Refusal, parameters: Mapping[str, Any]) -> CDCError:
+    if refusal.needs_password:
+        return SourceError(text, hint=AUTHENTICATION.format(**_named(parameters)))
+    for words, hint in _LIBPQ:
+        if words.search(refusal.text):
+            return SourceError(text, hint=hint)
+    if parameters.get("target_session_attrs", "any") != "any":  # a failover may be on its way
+        return SourceLost(text, hint=f"{NOT_LOCAL} {PRIMARY}")
+    return SourceLost(text, hint=NOT_LOCAL)
 
 
 def _passes(error: psycopg2.Error) -> bool:
@@ -195,8 +194,19 @@ def _primary(error: psycopg2.Error) -> str:
     if error.diag.message_primary:
         detail = error.diag.message_detail
         return f"PostgreSQL: {error.diag.message_primary}" + (f" ({detail})" if detail else "")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"PostgreSQL: {lines[0] if lines else type(error).__name__}"
+    return f"PostgreSQL: {(_lines(str(error)) or [type(error).__name__])[0]}"
+
+
+def _line(words: str, refusal: Refusal | None) -> str:
+    """Return the line that tells why, with the host: each host has its own."""
+    lines = _lines(words)
+    message = refusal.text if refusal and refusal.sqlstate else ""
+    last = next((line for line in reversed(lines) if message and message in line), None)
+    return f"PostgreSQL: {last or (lines or ['no connection'])[0]}"
+
+
+def _lines(words: str) -> list[str]:
+    return [line.strip() for line in words.splitlines() if line.strip()]
 
 
 def _named(parameters: Mapping[str, Any]) -> dict[str, str]:

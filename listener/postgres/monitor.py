@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from time import monotonic
+from typing import Final
 
 import structlog
 
-from listener.monitor import Batch, Gap, Saved, SourceLost
+from listener.monitor import Batch, Gap, Saved, SourceError, SourceLost
 from listener.postgres.acknowledgements import Acknowledgements
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import (
@@ -21,13 +23,15 @@ from listener.postgres.connection import (
     log_codec,
     translated,
 )
+from listener.postgres.cures import STUCK, UPDATE
 from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
-from listener.postgres.errors import SlotInUse
+from listener.postgres.diagnosis import explain
+from listener.postgres.errors import SlotInUse, sqlstate_of
 from listener.postgres.place import Place, Published
 from listener.postgres.plugins import PluginName, open_plugin
 from listener.postgres.preparation import find_gap, prepare_publication
 from listener.postgres.server_log import ServerLog, Start, identify, refuse_standby, resume
-from listener.postgres.slot import check_slot, create_slot, drop_slot, read_slot
+from listener.postgres.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
 from listener.router import Route
 from listener.wakeup import Wakeup
@@ -43,6 +47,10 @@ _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not c
 _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
 
 _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
+
+
+# What a race leaves behind whose winner is another listener, with the same publication: look again.
+_RACES: Final = frozenset({"23505", "42710", "XX000"})  # it is there already; tuple concurrently updated
 
 
 class PostgresWALMonitor:
@@ -142,7 +150,8 @@ class PostgresWALMonitor:
         while not self._wakeup.is_set:
             self._accept_gap &= self._decoder.is_expecting  # the one that was meant, and none later
             changes: list[WALChange] = []
-            self._read(changes)
+            with self._explained(streams=True):
+                self._read(changes)
             if changes:
                 position = self._position_of(changes[-1])
                 self._last = _published(changes[-1])
@@ -219,12 +228,13 @@ class PostgresWALMonitor:
     def _open(self, saved: Saved | None) -> None:
         self.close()
         connect_here = partial(connect, self._database_url)
-        with closing(connect_here()) as connection:
+        with ExitStack() as stack, closing(connect_here()) as connection:
             refuse_standby(connection)
-            self._prepare(connection, saved)
-            sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
-        with ExitStack() as stack:
+            slot = self._take_turn(connection)
+            # First, so that nothing is made on a server, or through a pooler, that does not let us read.
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
+            self._prepare(connection, slot, saved)
+            sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
             self._log = identify(replication)
             slot = read_slot(replication, self._slot)
             self._confirmed = parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0")
@@ -244,10 +254,11 @@ class PostgresWALMonitor:
                     replication,
                     self._wakeup,
                     sender_timeout=sender_timeout,
-                    is_shutting_down=partial(is_shutting_down, self._database_url),
+                    is_shutting_down=partial(is_shutting_down, self._database_url, replication),
                 )
             )
-            taken = self._stream.start(self._slot, plugin.options)
+            with self._explained(streams=False):
+                taken = self._stream.start(self._slot, plugin.options)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
             self._read_up_to = 0
@@ -267,26 +278,65 @@ class PostgresWALMonitor:
         """Note how far we brought the slot: what is beyond it at the next start, somebody else did."""
         self._told = max(self._told, self._stream.flushed, self._stream.server_position)
 
-    def _prepare(self, connection: Connection, saved: Saved | None) -> None:
-        """Make what is missing on the server: first the publication, then the slot."""
+    def _take_turn(self, connection: Connection) -> Slot | None:
+        """Return the slot as it is; until the session ends, no other listener of this name prepares the server.
+
+        Raises SlotInUse where another listener reads, or is about to.
+        """
+        if not fetch_value(connection, "SELECT pg_try_advisory_lock(%s)", [_lock_of(self._slot)]):
+            raise SlotInUse(f"Another listener is about to read from the slot {self._slot}.")
         slot = read_slot(connection, self._slot)
         if slot and slot.active_pid:
             raise SlotInUse(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
+        return slot
+
+    def _prepare(self, connection: Connection, slot: Slot | None, saved: Saved | None) -> None:
+        """Make what is missing on the server: first the publication, then the slot."""
         publication = self._publication if self._plugin == "pgoutput" else None
         gap = find_gap(connection, slot, name=self._slot, publication=publication, saved=saved)
         if gap and not self._accept_gap:
             raise gap
-        prepare_publication(connection, publication, self._routes)
+        with _races_lost():
+            prepare_publication(connection, publication, self._routes)
         if gap:
             log.error("gap_accepted", gap=gap.message)
             if slot:
-                drop_slot(connection, self._slot)
+                with self._explained(streams=False):
+                    drop_slot(connection, self._slot)
             self._gap_is_accepted = True
         self._is_new = bool(gap) or slot is None
         if self._is_new:
-            create_slot(connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup)
+            with _races_lost(), self._explained(streams=False):
+                create_slot(
+                    connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup
+                )
         elif slot:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
+
+    @contextmanager
+    def _explained(self, *, streams: bool) -> Iterator[None]:
+        """Raise the server's errors with their reason and cure; `streams` tells that they came of reading on."""
+        try:
+            yield
+        except (SourceError, SourceLost) as error:
+            connect_here = partial(connect, self._database_url)
+            explained = explain(error, connect_here, self._slot, plugin=self._plugin, streams=streams)
+            if explained is error and streams and isinstance(error, SourceError):
+                explained = self._stuck(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _stuck(self, error: SourceError) -> SourceError:
+        """Say where in the log a message stands that the server cannot make, or that we cannot read."""
+        message = error.message.rstrip(".")
+        if not self._in_transaction:
+            return SourceError(f"{message}. Reading stopped between two transactions.", hint=UPDATE)
+        lsn = self._decoder.commit_lsn
+        return SourceError(
+            f"{message}. Reading stopped in the transaction that commits at {format_lsn(lsn)}.",
+            hint=STUCK.format(slot=self._slot, beyond=format_lsn(lsn + 1)),
+        )
 
     def _resume(self, checkpoint: str) -> Start:
         return resume(checkpoint, self._log, slot=self._slot, confirmed=self._confirmed, told=self._told)
@@ -325,3 +375,20 @@ class PostgresWALMonitor:
 
 def _published(change: WALChange) -> Published:
     return Published(change.transaction.commit_lsn, change.transaction.committed, change.ordinal)
+
+
+def _lock_of(slot: str) -> int:
+    """Return the advisory lock that a listener holds while it prepares the server."""
+    digest = hashlib.blake2b(f"cdc-tasks {slot}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+@contextmanager
+def _races_lost() -> Iterator[None]:
+    """Raise SourceLost where another session has just made, or changed, what this one was about to."""
+    try:
+        yield
+    except SourceError as error:
+        if sqlstate_of(error) not in _RACES:
+            raise
+        raise SourceLost(error.message) from error

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from struct import Struct
 
+from listener.monitor import SourceError
 from listener.postgres.change import WALChange
-from listener.postgres.decoder import Begin, Commit, Decoder
+from listener.postgres.decoder import MALFORMED, Begin, Commit, Decoder
 from listener.postgres.table import Column, Kind, Table
 from listener.postgres.tuple_data import UNCHANGED, Row, splitting
 from listener.postgres.values import ValueType
@@ -21,12 +22,41 @@ _BEGIN, _COMMIT, _RELATION = ord("B"), ord("C"), ord("R")
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
 _IGNORED = frozenset(b"OYM")  # origin, type (the catalogue knows more), logical message
 _ROWS = frozenset({_INSERT, _UPDATE, _DELETE})
+_OF_A_TABLE = frozenset({b"I", b"U", b"D"})  # the table's OID follows
 _NEW, _KEY = ord("N"), ord("K")  # which tuple follows; the third, O, is the whole old row
+
+# How much of compiled tables is kept: 1,500 of ten columns, some 25 MB. A table is compiled in 0.1 ms.
+_MOST_COMPILED = 30_000
+_TABLE_ITSELF = 10  # what a table takes besides its columns, measured in columns
 
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
 _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit time
 _truncate = Struct(">xIB").unpack_from  # number of relations, options
 _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
+
+
+class _Tables(dict[bytes, Table]):
+    """The tables whose rows came lately, compiled; of all that were announced it has the announcement."""
+
+    def __init__(self, compile_table: Callable[[bytes], Table]) -> None:
+        self._compile = compile_table
+        self._announced: dict[bytes, bytes] = {}
+        self._size = 0  # of what was compiled since it was empty
+
+    def announce(self, oid: bytes, payload: bytes) -> None:
+        if self._announced.get(oid) != payload:  # else the server only makes sure
+            self._announced[oid] = payload
+            self.pop(oid, None)
+
+    def __missing__(self, oid: bytes) -> Table:
+        table = self._compile(self._announced[oid])
+        size = len(table.columns) + _TABLE_ITSELF
+        self._size += size
+        if self._size > _MOST_COMPILED:
+            self.clear()
+            self._size = size
+        self[oid] = table
+        return table
 
 
 class PgOutputDecoder(Decoder):
@@ -40,11 +70,13 @@ class PgOutputDecoder(Decoder):
         self._resolve_type = resolve_type
         self._codec = codec
         self._split, self._split_both = splitting(codec)
-        self._tables: dict[bytes, Table] = {}  # by OID, as messages carry it
+        self._tables = _Tables(self._compile)  # by OID, as messages carry it
 
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
-        kind = payload[0]
-        if kind in _ROWS:
+        try:
+            kind = payload[0]
+            if kind not in _ROWS:
+                return self._decode_other(kind, payload, changes)
             ordinal = self._ordinal  # `next_ordinal`, without a call for each row
             self._ordinal = ordinal + 1
             if ordinal > self._published_up_to:
@@ -57,19 +89,32 @@ class PgOutputDecoder(Decoder):
                     old, new = self._split(payload, 6), None
                     event = table.keyed_by(old).delete_by_key if payload[5] == _KEY else table.delete
                 changes.append(WALChange(event, old, new, self.transaction, ordinal))
-        elif kind == _BEGIN:
+        except MALFORMED as error:
+            raise self._malformed(payload, error) from error
+        return None
+
+    def _decode_other(self, kind: int, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+        if kind == _BEGIN:
             commit_lsn, committed_at, _xid = _begin(payload)
             return self.begin(commit_lsn, committed_at)
-        elif kind == _COMMIT:
+        if kind == _COMMIT:
             _flags, _commit_lsn, end_lsn, _committed_at = _commit(payload)
             return self.commit(end_lsn)
-        elif kind == _RELATION:
-            self._announce(payload)
+        if kind == _RELATION:
+            self._tables.announce(payload[1:5], payload)
         elif kind == _TRUNCATE:
             changes.extend(self._truncated(payload))
         elif kind not in _IGNORED:
-            raise self.unknown(f"message {payload[:1]!r}")
+            raise ValueError("no known kind")
         return None
+
+    def _malformed(self, payload: bytes, error: Exception) -> SourceError:
+        """Say what cannot be decoded, without a row's values."""
+        table = self._tables.get(payload[1:5]) if payload[:1] in _OF_A_TABLE else None
+        of = f" of table {table.schema}.{table.name}" if table else ""
+        return self.unknown(
+            f"message {payload[:1]!r}{of}, {len(payload)} bytes long ({type(error).__name__}: {error})"
+        )
 
     def _updated(self, table: Table, payload: bytes) -> tuple[Kind, Row | None, Row]:
         marker = payload[5]
@@ -84,14 +129,15 @@ class PgOutputDecoder(Decoder):
 
     def _truncated(self, payload: bytes) -> Iterator[WALChange]:
         count, _options = _truncate(payload)
+        if 6 + 4 * count > len(payload):
+            raise ValueError(f"{count} tables")
         for at in range(6, 6 + 4 * count, 4):
             ordinal = self.next_ordinal()
             if ordinal is not None:
                 table = self._tables[payload[at : at + 4]]
                 yield WALChange(table.truncate, None, None, self.transaction, ordinal)
 
-    def _announce(self, payload: bytes) -> None:
-        oid = payload[1:5]
+    def _compile(self, payload: bytes) -> Table:
         schema, at = self._text(payload, 5)
         name, at = self._text(payload, at)
         identity = chr(payload[at])
@@ -105,7 +151,7 @@ class PgOutputDecoder(Decoder):
             at += 8
             columns.append(Column(column, self._resolve_type(type_oid), key))
         # An empty schema name stands for pg_catalog.
-        self._tables[oid] = Table(schema or "pg_catalog", name, columns, identity=identity)
+        return Table(schema or "pg_catalog", name, columns, identity=identity)
 
     def _text(self, payload: bytes, start: int) -> tuple[str, int]:
         """Read a zero-terminated string; returns it and the place behind its end."""

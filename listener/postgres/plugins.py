@@ -12,7 +12,7 @@ from listener.postgres.decoder import Decoder
 from listener.postgres.definitions import TableDefinitions
 from listener.postgres.pgoutput import PgOutputDecoder
 from listener.postgres.type_catalogue import TypeCatalogue
-from listener.router import Route
+from listener.router import Route, RouteIndex
 
 __all__ = ["Plugin", "PluginName", "open_plugin"]
 
@@ -42,17 +42,23 @@ def open_plugin(
 
     `connect` opens an ordinary session for the catalogue; `codec` is Python's name of the encoding of the log's texts.
     """
-    resolve_type = TypeCatalogue(connect).resolve
+    types = TypeCatalogue(connect)
+    resolve_type = types.resolve
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'
         options = {"proto_version": "1", "publication_names": quoted}
-        return Plugin(PgOutputDecoder(resolve_type, source=source, codec=codec), (options,), lambda: None)
-    definitions = TableDefinitions(connect)
+        return Plugin(PgOutputDecoder(resolve_type, source=source, codec=codec), (options,), types.close)
+    definitions, index = TableDefinitions(connect), RouteIndex(routes)
 
     def watches(schema: str, table: str) -> bool:
-        return any(route.matches(schema, table) for route in routes)
+        return bool(index.watching(schema, table))
 
     decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source, codec=codec)
     candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
     lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"
-    return Plugin(decoder, candidates, definitions.close, lacks)
+
+    def close() -> None:
+        definitions.close()
+        types.close()
+
+    return Plugin(decoder, candidates, close, lacks)

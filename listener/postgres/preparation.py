@@ -16,7 +16,7 @@ from listener.postgres.server_log import identify, resume
 from listener.postgres.slot import Slot, gap_of, read_current, unpublished_from
 from listener.postgres.table_findings import find_in_tables
 from listener.postgres.watched import Watched, watched_tables
-from listener.router import Route
+from listener.router import Route, RouteIndex
 
 __all__ = ["find_gap", "find_wrong_place", "look_at_tables", "prepare_publication"]
 
@@ -89,7 +89,8 @@ def look_at_tables(
 ) -> tuple[list[Finding], tuple[Watched, ...]]:
     """Return what there is to say about the routes' tables, and those that are to be watched."""
     known = read_names(connection)
-    oids = [oid for oid, name in known.items() if any(route.matches(*name) for route in routes)]
+    index = RouteIndex(routes)
+    oids = [oid for oid, name in known.items() if index.watching(*name)]
     tables = read_tables(connection, oids)
     version = connection.info.server_version
     return list(find_in_tables(routes, tables, known.values(), version)), watched_tables(routes, tables)

@@ -160,10 +160,7 @@ def _with_sql(
     error: PermissionDenied | SourceLost, statements: Sequence[Composed], connection: Connection
 ) -> SourceError | SourceLost:
     if isinstance(error, SourceLost):
-        return SourceLost(
-            f"The publication could not be changed: {error.message}",
-            hint="Who holds a table: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle';",
-        )
+        return SourceLost(f"The publication could not be changed: {error.message}", hint=error.hint)
     sql = "\n".join(f"{statement.as_string(connection)};" for statement in statements)
     return PermissionDenied(error.message, hint=f"Let the owner of the tables, or a superuser, run:\n{sql}")
 

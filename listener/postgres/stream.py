@@ -12,7 +12,7 @@ from typing import Any, Self
 import psycopg2
 import psycopg2.errors
 from psycopg2.extras import LogicalReplicationConnection
-from psycopg2.sql import SQL, Composed, Identifier, Literal
+from psycopg2.sql import SQL, Composed, Identifier
 
 from listener.monitor import SourceLost
 from listener.postgres.connection import translated
@@ -172,6 +172,11 @@ class ReplicationStream:
 
 def _start_command(slot: str, options: Mapping[str, str]) -> Composed:
     pairs = SQL(", ").join(
-        SQL("{} {}").format(Identifier(key), Literal(value)) for key, value in options.items()
+        SQL("{} {}").format(Identifier(key), _literal(value)) for key, value in options.items()
     )
     return SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(Identifier(slot), pairs)
+
+
+def _literal(value: str) -> SQL:
+    """Return a literal of the replication grammar, which knows no escapes: psycopg2's is SQL's."""
+    return SQL("'{}'".format(value.replace("'", "''").replace("{", "{{").replace("}", "}}")))

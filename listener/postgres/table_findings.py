@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Final
 
 from cdc_tasks.changes import EventType
-from listener.findings import Finding, State
+from listener.findings import CloseNames, Finding, State
 from listener.postgres.catalogue import Identity, Table, TableName
 from listener.postgres.identifiers import quoted, quoted_table
 from listener.postgres.watched import Watched, is_glob, watched_tables
-from listener.router import Route
+from listener.router import Route, RouteIndex
 
 __all__ = ["find_in_tables"]
 
@@ -28,8 +29,10 @@ def find_in_tables(
     `tables` are those of the routes, `known` the names of all there are; `version` as libpq has it (150004).
     """
     by_name = {table.name: table for table in tables}
+    matching = _matching(routes, tables)
+    close = CloseNames(".".join(name) for name in known)
     for route in dict.fromkeys(routes):
-        yield from _find_in_route(route, by_name, known, version)
+        yield from _find_in_route(route, matching.get(route.key, ()), by_name, close, version)
     watched = watched_tables(routes, tables)
     published = frozenset[EventType]().union(*(each.events for each in watched))
     for each in watched:
@@ -41,17 +44,29 @@ def find_in_tables(
         yield from findings or [_well(each)]
 
 
+def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, list[Table]]:
+    """Return the tables that each route watches, by the route's key."""
+    index, found = RouteIndex(routes), defaultdict[str, list[Table]](list)
+    for table in tables:
+        for route in index.watching(*table.name):
+            found[route.key].append(table)
+    return found
+
+
 def _well(watched: Watched) -> Finding:
     columns = "all columns" if watched.columns is None else ", ".join(sorted(watched.columns))
     return Finding(what=_table(watched.table.name), found=f"{_events(watched.events)} of {columns}")
 
 
 def _find_in_route(
-    route: Route, tables: dict[TableName, Table], known: Collection[TableName], version: int
+    route: Route,
+    matching: Collection[Table],
+    tables: dict[TableName, Table],
+    close: CloseNames,
+    version: int,
 ) -> Iterator[Finding]:
-    matching = [table for name, table in tables.items() if route.matches(*name)]
     if not matching:
-        yield _no_table(route, known)
+        yield _no_table(route, close)
     for table in matching:
         if table.is_publishable:
             yield from _find_in_columns(route, table, version)
@@ -60,7 +75,7 @@ def _find_in_route(
             yield _not_publishable(table)
 
 
-def _no_table(route: Route, known: Collection[TableName]) -> Finding:
+def _no_table(route: Route, close: CloseNames) -> Finding:
     what = f"route to {route.task}"
     if is_glob(route):
         found = f"no table matches {route.schema}.{route.table} now"
@@ -70,13 +85,11 @@ def _no_table(route: Route, known: Collection[TableName]) -> Finding:
             found=found,
             cure="A table that comes later is watched from the next start on.",
         )
-    names = {".".join(name): name for name in known}
-    close = get_close_matches(f"{route.schema}.{route.table}", names, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
+    name = f"{route.schema}.{route.table}"
     return Finding(
         what=what,
         state=State.PROBLEM,
-        found=f"there is no table {route.schema}.{route.table}.{meant}",
+        found=f"there is no table {name}.{close.meant(name)}",
         cure="Correct the route, or create the table.",
     )
 
@@ -170,8 +183,11 @@ def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
             )
             yield _old_values(route, table, found, partial)
         sent = frozenset(route.columns or ()) - table.key
-        if sent and route.events == {EventType.DELETE}:
+        if sent and EventType.DELETE in route.events:
             found = f"a DELETE says nothing of {_list(sent)}, only {_list(table.key)}"
+            yield _old_values(route, table, found, partial)
+        if sent and route.args and EventType.UPDATE in route.events:
+            found = f"an UPDATE has {_list(sent)} in `after` alone: args= cannot read them in `before`"
             yield _old_values(route, table, found, partial)
 
 

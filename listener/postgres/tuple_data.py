@@ -21,7 +21,7 @@ UNCHANGED: Final = _Unchanged()
 
 Row = Sequence[bytes | _Unchanged | None]  # in the order of the table's columns: text, NULL, not sent
 
-_TEXT, _NULL = ord("t"), ord("n")
+_TEXT, _NULL, _NOT_SENT = ord("t"), ord("n"), ord("u")
 _SHORT_TEXT = b"t\0\0\0"  # the head of at most 255 bytes: the last byte of their number follows
 _past_length = itemgetter(slice(1, None))  # what follows such a head, without that byte
 _BETWEEN = 3  # bytes between two tuples' values: which tuple follows, and its number of columns
@@ -56,7 +56,7 @@ def split_tuples(data: bytes, start: int) -> tuple[Row, Row]:
 
 
 def _split_any(data: bytes, start: int) -> tuple[Row, int]:
-    """Cut a TupleData with whatever is in it into its values; returns them and its end."""
+    """Cut a TupleData with whatever is in it into its values; returns them and its end; raises ValueError."""
     row: list[bytes | _Unchanged | None] = []
     add = row.append
     count = data[start] << 8 | data[start + 1]
@@ -69,9 +69,16 @@ def _split_any(data: bytes, start: int) -> tuple[Row, int]:
             end = at + length
             add(data[at:end])
             at = end
-        else:
-            add(None if kind == _NULL else UNCHANGED)
+        elif kind == _NULL:
+            add(None)
             at += 1
+        elif kind == _NOT_SENT:
+            add(UNCHANGED)
+            at += 1
+        else:
+            raise ValueError(f"a value of the kind {kind}")
+    if at > len(data) - len(_PAD):
+        raise ValueError("a tuple without its end")
     return row, at
 
 

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from listener.postgres.change import WALChange, parse_lsn
-from listener.postgres.decoder import Begin, Commit, Decoder
+from listener.postgres.decoder import MALFORMED, Begin, Commit, Decoder
 from listener.postgres.definitions import TableDefinitions, TableName
 from listener.postgres.table import Column, Table
 from listener.postgres.tuple_data import UNCHANGED
@@ -74,8 +74,8 @@ class Wal2JsonDecoder(Decoder):
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         try:
             return self._decode(payload, changes)
-        except (LookupError, ValueError) as error:
-            raise self.unknown(f"wal2json message {payload[:60]!r}") from error
+        except MALFORMED as error:
+            raise self.unknown(f"wal2json message {payload[:60]!r} ({type(error).__name__})") from error
 
     def _decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         action = payload[_ACTION]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -45,7 +44,6 @@ class Container(ServerProcess):
         super().__init__()
         self._service = _SERVICES[name]
         self._addresses = {**addresses, ":5555": f":{self.port}"}
-        shutil.copy(CHECKOUT / "flowerconfig.py", self.home)
 
     @property
     def url(self) -> str:

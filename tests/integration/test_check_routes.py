@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -10,10 +11,11 @@ import pytest
 
 from listener.postgres.connection import connect
 from listener.postgres.preparation import prepare_publication
-from listener.router import changed
+from listener.router import became, changed
 from tests.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
 
 if TYPE_CHECKING:
+    from cdc_tasks.changes import Change
     from tests.conftest import Database
 
 
@@ -63,6 +65,42 @@ def test_routes_that_need_old_values_get_the_sql_that_puts_them_in_the_log(any_d
     assert compared.cure == deleted.cure == "ALTER TABLE public.tickets REPLICA IDENTITY FULL;"
     any_database.execute(compared.cure)
     assert [each.state for each in Findings(any_database.url, router).all if each.state is not OK] == []
+
+
+def test_what_a_delete_and_an_old_row_lack_of_the_listed_columns_is_told(any_database: Database) -> None:
+    any_database.execute("CREATE TABLE grants (id int PRIMARY KEY, user_id int, note text)")
+    router = router_to()
+    columns = ["id", "user_id"]
+    router.register("public", "grants", [INSERT, DELETE], "tasks.granted", columns=columns, args=lambda _: [])
+    router.register("public", "grants", [UPDATE], "tasks.moved", columns=columns, args=lambda _: [])
+    router.register("public", "grants", [INSERT, DELETE], "tasks.counted", columns=["id"], args=lambda _: [])
+    found = Findings(any_database.url, router)
+    deleted = found.about("a DELETE says nothing of user_id, only id")
+    updated = found.about("an UPDATE has user_id in `after` alone")
+    assert (deleted.what, deleted.state) == ("route to tasks.granted", WARNING)
+    assert (updated.what, updated.state) == ("route to tasks.moved", WARNING)
+    any_database.execute(deleted.cure)
+    assert [each for each in Findings(any_database.url, router).all if each.state is not OK] == []
+
+
+def test_a_condition_on_json_or_an_array_can_be_checked(any_database: Database) -> None:
+    any_database.execute("CREATE TABLE papers (id int PRIMARY KEY, tags text[], data jsonb)")
+    router = router_to(("papers", UPDATE, "id"), when=became("tags", ["urgent"]))
+    router.register("public", "papers", UPDATE, "tasks.data", columns=["id"], when=became("data", {"a": 1}))
+    router.register("public", "papers", UPDATE, "tasks.own", when=_Unhashable())
+    assert Findings(any_database.url, router).problems == []
+    with contextlib.closing(connect(any_database.url)) as connection:
+        prepare_publication(connection, "ours", router.routes)
+
+
+@dataclass
+class _Unhashable:
+    """A condition of a user's own, which has no hash, as dataclasses have none."""
+
+    called: int = 0
+
+    def __call__(self, change: Change) -> bool:
+        return True
 
 
 def test_the_sql_for_old_values_keeps_the_application_going_while_columns_are_listed(

@@ -11,7 +11,7 @@ import pytest
 from demo.servers import ValkeyServer
 from tests.listening import wait_for_listener
 from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -122,7 +122,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
         assert operator.asks("check")["ready"]
 
         listener.send_signal(signal.SIGTERM)
-        assert listener.wait(timeout=10) == 0
+        assert listener.wait(timeout=at_most(10)) == 0
     stopped = operator.types("status")
     assert (stopped.returncode, "nobody" in stopped.stdout) == (1, True)
 
@@ -147,6 +147,27 @@ def test_a_table_that_was_made_anew_behind_the_listeners_back_is_an_alarm(
         assert operator.asks("status")["unseen"] == []
 
 
+def test_a_pause_because_of_a_long_queue_is_told_while_it_lasts(
+    operator: Operator, database: Database, broker: Broker
+) -> None:
+    operator.environment |= {"CDC_ROUTES": f"{ROUTES}:mended", "CDC_MAX_QUEUE": "10", "CDC_BATCH_SIZE": "20"}
+    with operator.running():
+        wait_for_listener(database, timeout=30)
+        database.execute("INSERT INTO roles SELECT g, 'r' FROM generate_series(1, 100) g")
+        status = wait_until(
+            lambda: (found := operator.asks("status"))["paused"] and found, what="the pause", timeout=30
+        )
+        assert status["paused"]["max_queue"] == 10
+        assert status["paused"]["longest_queue"] > 10
+        (alarm,) = status["alarms"]
+        assert f"paused since {status['paused']['since']}" in alarm
+        assert alarm in operator.types("status").stdout
+        taken = 0
+        while taken < 100:
+            taken += len(broker.client.rpop("celery", 100) or ())
+        wait_until(lambda: operator.asks("status")["paused"] is None, what="the end of the pause")
+
+
 def test_an_interrupt_ends_it_too_and_json_logs_are_json(operator: Operator, database: Database) -> None:
     with operator.running("run", "--json-logs", "--log-level", "debug") as listener:
         assert listener.stderr is not None
@@ -155,7 +176,7 @@ def test_an_interrupt_ends_it_too_and_json_logs_are_json(operator: Operator, dat
             lines.append(json.loads(line))
             if lines[-1]["event"] == "streaming":
                 listener.send_signal(signal.SIGINT)
-        assert listener.wait(timeout=10) == 0
+        assert listener.wait(timeout=at_most(10)) == 0
     assert [each["event"] for each in lines if each["event"] in {"starting", "stopped"}] == [
         "starting",
         "stopped",
@@ -195,6 +216,27 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
     with ValkeyServer(append_only=True) as careful:
         checked = operator.asks("check", CDC_DURABILITY="fsync", CELERY_BROKER_URL=careful.url)
         assert checked["ready"], checked
+
+
+def test_celery_settings_without_what_the_guarantees_need_are_warned_of(operator: Operator) -> None:
+    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.plain_kombu")["findings"]
+    (told,) = [each for each in found if each["what"] == "celery settings"]
+    assert told["state"] == "warning"
+    assert "kombu.transport.redis" in told["found"]
+    assert "celery settings" not in {each["what"] for each in operator.asks("check")["findings"]}
+
+
+def test_of_several_brokers_the_one_that_is_away_is_named(operator: Operator, broker: Broker) -> None:
+    both = f"redis://:secret@127.0.0.1:1/0;{broker.url}"
+    found = [
+        each
+        for each in operator.asks("check", CELERY_BROKER_URL=both)["findings"]
+        if each["what"] == "broker"
+    ]
+    assert [each["state"] for each in found] == ["warning", "ok"]
+    assert "127.0.0.1:1/0 does not answer" in found[0]["found"]
+    assert str(broker.server.port) in found[1]["found"]
+    assert "secret" not in repr(found)
 
 
 def test_a_cache_that_is_away_and_a_queue_that_is_not_there_are_problems(operator: Operator) -> None:

@@ -61,12 +61,14 @@ def test_an_env_file_of_an_earlier_version_gets_what_it_lacks(
     secrets: dict[str, str], tmp_path: Path
 ) -> None:
     file = tmp_path / ".env"
+    file.chmod(0o644)  # as a person may have made it
     file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines() if "MYSQL" not in line))
     subprocess.run([tmp_path / "scripts" / "make-env"], check=True)
     lines = dict(line.split("=", 1) for line in file.read_text().splitlines() if not line.startswith("#"))
     assert lines.keys() == secrets.keys()
     assert lines["REDIS_PASSWORD"] == secrets["REDIS_PASSWORD"]
     assert lines["MYSQL_ROOT_PASSWORD"]
+    assert file.stat().st_mode & 0o077 == 0
 
 
 def test_every_variable_of_our_containers_is_one_that_somebody_reads(services: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from listener.findings import raise_problems
 from listener.postgres.preparation import look_at_tables
 from listener.postgres.publication import plan_publication, read_publication
 from listener.routes import setup_router
-from tests.compose import CHECKOUT
+from tests.compose import CHECKOUT, try_commands
 
 _PASSWORDS = {"LISTENER_PASSWORD": "listener's", "WORKER_PASSWORD": "worker's"}
 
@@ -57,9 +57,10 @@ def test_the_listener_may_read_the_log_and_no_table(server: PostgresServer) -> N
         _execute(_listener(server), "SELECT * FROM tickets")
 
 
-def test_a_worker_may_read_tables_and_write_none(server: PostgresServer) -> None:
+def test_a_worker_may_read_tables_and_write_accounts_and_preferences_alone(server: PostgresServer) -> None:
     worker = server.url_of("helpdesk", user="cdc_worker", password=_PASSWORDS["WORKER_PASSWORD"])
     _execute(worker, "SELECT * FROM connected_accounts")
+    try_commands(worker, lambda statement: _execute(server.url_of("helpdesk"), statement))
     for statement in ("DELETE FROM tickets", "CREATE TABLE mine (id integer)"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             _execute(worker, statement)

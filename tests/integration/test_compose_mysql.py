@@ -12,7 +12,7 @@ import pytest
 from listener.findings import State
 from listener.loading import load_router
 from listener.mysql.check import check_mysql
-from tests.compose import initialized_mysql, load_compose, variables_of_compose
+from tests.compose import initialized_mysql, load_compose, try_commands, variables_of_compose
 from tests.mysql_servers import MySQLServer
 
 _SECRETS = {name: f"the '{name.lower()}' \\ of %s" for name in variables_of_compose()}
@@ -44,8 +44,10 @@ def test_the_listener_may_read_the_log_and_no_table(server: MySQLServer) -> None
             _run(server, _LISTENER, statement)
 
 
-def test_a_worker_may_read_tables_and_write_none(server: MySQLServer) -> None:
+def test_a_worker_may_read_tables_and_write_accounts_and_preferences_alone(server: MySQLServer) -> None:
     assert len(_run(server, _WORKER, "SELECT * FROM priorities")) == 4
+    url = server.url_of("helpdesk", user=_WORKER).replace("@", f":{_quoted(_SECRETS['WORKER_PASSWORD'])}@")
+    try_commands(url, lambda statement: _run(server, "root", statement))
     for statement in ("DELETE FROM tickets", "CREATE TABLE mine (id integer)", "SHOW BINARY LOGS"):
         with pytest.raises(pymysql.err.OperationalError, match="denied"):
             _run(server, _WORKER, statement)
@@ -56,7 +58,7 @@ def _quoted(password: str) -> str:
 
 
 def _run(server: MySQLServer, user: str, statement: str) -> list[tuple[Any, ...]]:
-    password = _SECRETS[_NAMES[user]].encode()
+    password = _SECRETS[_NAMES[user]].encode() if user in _NAMES else b""
     with (
         closing(
             pymysql.connect(
@@ -66,4 +68,5 @@ def _run(server: MySQLServer, user: str, statement: str) -> list[tuple[Any, ...]
         connection.cursor() as cursor,
     ):
         cursor.execute(statement)
+        connection.commit()
         return list(cursor.fetchall())

@@ -9,7 +9,7 @@ import pytest
 
 from tests.publishing import celery_app, change, changes, fire, position, redis_publisher, router_to
 from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def test_a_worker_runs_them_with_their_arguments(broker: Broker, worker: Worker)
     assert record["id"].startswith(event.id)
     assert (record["queue"], record["priority"]) == ("bulk", 0)
     wait_until(
-        lambda: not any(event.id.encode() in taken for taken in broker.client.hvals("unacked")),
+        lambda: not any(event.id.encode() in taken for taken in held(broker.client)),
         what="the message to be acknowledged",
     )
 

@@ -15,7 +15,16 @@ from listener.postgres.change import parse_lsn
 from listener.postgres.decoder import WALPosition
 from tests.listening import SAVED
 from tests.postgres_history import History
-from tests.postgres_items import ROWS, acknowledge_all, changes_of, confirmed, ids, opened, take, with_items
+from tests.postgres_items import (
+    ROWS,
+    acknowledge_all,
+    changes_of,
+    confirmed,
+    ids,
+    opened,
+    take,
+    with_items,
+)
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:

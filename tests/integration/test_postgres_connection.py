@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
+from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer
 from listener.monitor import SourceError, SourceLost
 from listener.postgres.connection import (
@@ -18,8 +21,11 @@ from listener.postgres.connection import (
     fetch_value,
     translated,
 )
+from listener.postgres.diagnosis import explain
 from listener.postgres.errors import PermissionDenied, SlotInUse
+from listener.postgres.slot import create_slot
 from tests.certificates import write_certificates
+from tests.postgres_proxy import PostgresProxy
 from tests.servers import DebianPostgresServer
 from tests.waiting import wait_until
 
@@ -30,9 +36,45 @@ if TYPE_CHECKING:
 
 _SECRET = "s3cret:/ @"
 
+_PINNED = {
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "client_encoding": "UTF8",
+    "statement_timeout": "0",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "idle_in_transaction_session_timeout": "0",
+    "client_min_messages": "warning",
+    "search_path": "pg_catalog",
+    "lock_timeout": "0",
+}
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server, or a proxy before it that speaks another language."""
+
+    server: PostgresServer
+    proxy: PostgresProxy | None
+    told: Callable[[str], str]  # the server's words in its language
+
+    def url_of(self, database: str, *, user: str = "postgres", password: str | None = None) -> str:
+        url = self.server.url_of(database, user=user, password=password)
+        return self.proxy.url(url) if self.proxy else url
+
+    @property
+    def url(self) -> str:
+        return self.url_of("postgres")
+
 
 @pytest.fixture(scope="module", params=[PostgresServer, DebianPostgresServer])
-def guarded(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+def guarded_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A server that asks for passwords and has one WAL sender, few connections, and no slot."""
     settings = {"max_wal_senders": "1", "max_connections": "8", "max_replication_slots": "0"}
     with request.param(password=_SECRET, settings=settings) as server:
@@ -40,11 +82,23 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
             for statement in (
                 f"CREATE ROLE plain LOGIN PASSWORD '{_SECRET}'",
                 f"CREATE ROLE reader LOGIN REPLICATION PASSWORD '{_SECRET}'",
+                f"CREATE ROLE single LOGIN REPLICATION PASSWORD '{_SECRET}' CONNECTION LIMIT 1",
                 f"CREATE ROLE absent NOLOGIN PASSWORD '{_SECRET}'",
                 "CREATE DATABASE closed ALLOW_CONNECTIONS false",
+                "CREATE DATABASE private",
+                "REVOKE CONNECT ON DATABASE private FROM public",
             ):
                 execute(connection, statement)
         yield server
+
+
+@pytest.fixture(params=["English", "another language"])
+def guarded(request: pytest.FixtureRequest, guarded_server: PostgresServer) -> Iterator[Guarded]:
+    if request.param == "English":
+        yield Guarded(guarded_server, None, str)
+        return
+    with PostgresProxy(guarded_server.port, translates=True) as proxy:
+        yield Guarded(guarded_server, proxy, lambda words: codecs.encode(words, "rot13"))
 
 
 @pytest.mark.parametrize("opens", [connect, connect_replication])
@@ -60,24 +114,30 @@ def test_values_look_the_same_whatever_the_role_and_the_database_set(
         "client_encoding = 'LATIN1'",
         "statement_timeout = '1s'",
         "quote_all_identifiers = on",
+        "standard_conforming_strings = off",
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_deferrable = on",
+        "idle_in_transaction_session_timeout = '1s'",
+        "client_min_messages = 'debug5'",
+        "search_path = 'elsewhere'",
+        "lock_timeout = '1ms'",
     ):
         any_database.execute(f'ALTER DATABASE "{any_database.name}" SET {setting}')
-    with contextlib.closing(opens(any_database.url)) as connection:
-        names = (
-            "DateStyle",
-            "IntervalStyle",
-            "TimeZone",
-            "bytea_output",
-            "client_encoding",
-            "statement_timeout",
-            "quote_all_identifiers",
-        )
-        with connection.cursor() as cursor:
-            values: list[str] = []
-            for name in names:
-                cursor.execute(f"SHOW {name}")
-                values += cursor.fetchone() or ()
-    assert values == ["ISO, MDY", "postgres", "UTC", "hex", "UTF8", "0", "off"]
+    server = any_database.server
+    with PostgresProxy(server.port, drops=["options"]) as pooler:
+        for url in (any_database.url, pooler.url(any_database.url)):
+            with contextlib.closing(opens(url)) as connection:
+                assert _settings(connection) == _PINNED
+
+
+def _settings(connection: psycopg2.extensions.connection) -> dict[str, str]:
+    values = {}
+    with connection.cursor() as cursor:
+        for name in _PINNED:
+            cursor.execute(f"SHOW {name}")
+            (values[name],) = cursor.fetchone() or (None,)
+    return values
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
@@ -104,68 +164,92 @@ def test_a_url_that_cannot_be_read_shows_nothing_of_the_password(password: str) 
     assert "%40" in str(raised.value)
 
 
+@pytest.mark.parametrize("opens", [connect, connect_replication])
 @pytest.mark.parametrize(
-    ("login", "database", "told", "cure"),
+    ("login", "database", "says"),
     [
+        (("plain", "wrong"), "postgres", ("authentication failed for user", "ALTER ROLE plain PASSWORD")),
+        (("nobody", "wrong"), "postgres", ("authentication failed for user", "CREATE ROLE nobody LOGIN")),
+        (("absent", _SECRET), "postgres", ("not permitted to log in", "ALTER ROLE absent LOGIN;")),
+        (("plain", _SECRET), "Nowhere", ("does not exist", 'CREATE DATABASE "Nowhere";')),
         (
-            ("plain", "wrong"),
-            "postgres",
-            'authentication failed for user "plain"',
-            "ALTER ROLE plain PASSWORD",
-        ),
-        (("plain", None), "postgres", "no password supplied", "DATABASE_URL"),
-        (("absent", _SECRET), "postgres", "not permitted to log in", "ALTER ROLE absent LOGIN;"),
-        (("plain", _SECRET), "Nowhere", '"Nowhere" does not exist', 'CREATE DATABASE "Nowhere";'),
-        (
-            ("plain", _SECRET),
+            ("reader", _SECRET),
             "closed",
-            "not currently accepting",
-            "ALTER DATABASE closed ALLOW_CONNECTIONS true;",
+            ("not currently accepting", "ALTER DATABASE closed ALLOW_CONNECTIONS true;"),
+        ),
+        (
+            ("reader", _SECRET),
+            "private",
+            ("permission denied", "GRANT CONNECT ON DATABASE private TO reader;"),
         ),
     ],
 )
 def test_a_login_that_fails_says_which_and_how_to_mend_it(
-    guarded: PostgresServer, login: tuple[str, str | None], database: str, told: str, cure: str
+    guarded: Guarded,
+    opens: Callable[[str], psycopg2.extensions.connection],
+    login: tuple[str, str],
+    database: str,
+    says: tuple[str, str],
 ) -> None:
+    told, cure = says
+    if (opens, database) == (connect_replication, "Nowhere"):
+        login = ("reader", _SECRET)  # who may not replicate is told that first
     with pytest.raises(SourceError) as raised:
-        connect(guarded.url_of(database, user=login[0], password=login[1]))
-    assert told in raised.value.message
+        opens(guarded.url_of(database, user=login[0], password=login[1]))
+    assert guarded.told(told) in raised.value.message
     assert cure in str(raised.value.hint)
     assert "s3cret" not in str(raised.value)
 
 
+def test_a_password_that_is_missing_is_told(guarded: Guarded) -> None:
+    with pytest.raises(SourceError, match="no password supplied") as raised:
+        connect(guarded.url_of("postgres", user="plain"))
+    assert "Check user and password in DATABASE_URL" in str(raised.value)
+
+
 def test_a_role_that_is_not_there_is_told_how_to_be_made(any_database: Database) -> None:
-    with pytest.raises(SourceError) as raised:
-        connect(any_database.server.url_of(any_database.name, user="Mr Nobody"))
-    assert 'CREATE ROLE "Mr Nobody" LOGIN REPLICATION' in str(raised.value)
+    server = any_database.server
+    with PostgresProxy(server.port, translates=True) as proxy:
+        url = server.url_of(any_database.name, user="Mr Nobody")
+        for each in (url, proxy.url(url)):
+            with pytest.raises(SourceError) as raised:
+                connect(each)
+            assert 'CREATE ROLE "Mr Nobody" LOGIN REPLICATION' in str(raised.value)
 
 
-def test_a_role_without_replication_is_told_how_to_get_it(guarded: PostgresServer) -> None:
+def test_a_role_without_replication_is_told_how_to_get_it(guarded: Guarded) -> None:
     url = guarded.url_of("postgres", user="plain", password=_SECRET)
     with pytest.raises(PermissionDenied) as raised:
         connect_replication(url)
     assert "ALTER ROLE plain REPLICATION;" in str(raised.value)
-    with contextlib.closing(connect(url)) as connection, pytest.raises(PermissionDenied) as raised:
-        execute(connection, "SELECT pg_create_logical_replication_slot('x', 'pgoutput')")
+    with pytest.raises(PermissionDenied) as raised, contextlib.closing(connect(url)) as connection:
+        _make_slot(connection, url)
     assert "ALTER ROLE plain REPLICATION;" in str(raised.value)
 
 
-def test_no_free_sender_may_pass(guarded: PostgresServer) -> None:
+def test_no_free_sender_may_pass(guarded: Guarded) -> None:
     with contextlib.closing(connect_replication(guarded.url)), pytest.raises(SourceLost) as raised:
         connect_replication(guarded.url)
     assert "ALTER SYSTEM SET max_wal_senders" in str(raised.value)
 
 
-def test_no_free_connection_may_pass(guarded: PostgresServer) -> None:
+def test_no_free_connection_may_pass(guarded: Guarded) -> None:
     url = guarded.url_of("postgres", user="plain", password=_SECRET)
     with contextlib.ExitStack() as opened, pytest.raises(SourceLost) as raised:
         _connect_many(opened, url)
     assert "ALTER SYSTEM SET max_connections" in str(raised.value)
 
 
-def test_no_room_for_slots_says_how_to_make_it(guarded: PostgresServer) -> None:
-    with contextlib.closing(connect(guarded.url)) as connection, pytest.raises(SourceError) as raised:
-        execute(connection, "SELECT pg_create_logical_replication_slot('x', 'pgoutput')")
+def test_a_limit_of_the_role_may_pass_and_can_be_lifted(guarded: Guarded) -> None:
+    url = guarded.url_of("postgres", user="single", password=_SECRET)
+    with contextlib.closing(connect(url)), pytest.raises(SourceLost) as raised:
+        connect(url)
+    assert "ALTER ROLE single CONNECTION LIMIT -1;" in str(raised.value)
+
+
+def test_no_room_for_slots_says_how_to_make_it(guarded: Guarded) -> None:
+    with pytest.raises(SourceError) as raised, contextlib.closing(connect(guarded.url)) as connection:
+        _make_slot(connection, guarded.url)
     assert "ALTER SYSTEM SET max_replication_slots" in str(raised.value)
 
 
@@ -173,13 +257,17 @@ def test_no_room_for_slots_says_how_to_make_it(guarded: PostgresServer) -> None:
 def test_wal_level_and_senders_that_are_off_say_how_to_turn_them_on(
     server_class: type[PostgresServer],
 ) -> None:
-    with server_class(settings={"wal_level": "replica", "max_wal_senders": "0"}) as server:
-        with contextlib.closing(connect(server.url)) as connection, pytest.raises(SourceError) as raised:
-            execute(connection, "SELECT pg_create_logical_replication_slot('x', 'pgoutput')")
-        assert "ALTER SYSTEM SET wal_level = 'logical';" in str(raised.value)
-        with pytest.raises(SourceError) as raised:
-            connect_replication(server.url)
-        assert "ALTER SYSTEM SET max_wal_senders" in str(raised.value)
+    with (
+        server_class(settings={"wal_level": "replica", "max_wal_senders": "0"}) as server,
+        PostgresProxy(server.port, translates=True) as proxy,
+    ):
+        for url in (server.url, proxy.url(server.url)):
+            with pytest.raises(SourceError) as raised, contextlib.closing(connect(url)) as connection:
+                _make_slot(connection, url)
+            assert "ALTER SYSTEM SET wal_level = 'logical';" in str(raised.value)
+            with pytest.raises(SourceError) as raised:
+                connect_replication(url)
+            assert "ALTER SYSTEM SET max_wal_senders" in str(raised.value)
 
 
 @pytest.mark.parametrize("server_class", [PostgresServer, DebianPostgresServer])
@@ -188,11 +276,13 @@ def test_pg_hba_without_an_entry_gives_the_line_to_add(server_class: type[Postgr
         execute(connection, "CREATE ROLE reader LOGIN")
         (server.data_dir / "pg_hba.conf").write_text("host all postgres 127.0.0.1/32 trust\n")
         fetch(connection, "SELECT pg_reload_conf()")
-        error = wait_until(
-            lambda: _error_of(server.url_of("postgres", user="reader")), what="the new pg_hba.conf"
-        )
-        assert isinstance(error, SourceError)
-        assert "host postgres reader ADDRESS_OF_THE_LISTENER/32" in str(error)
+        url = server.url_of("postgres", user="reader")
+        with PostgresProxy(server.port, translates=True) as proxy:
+            wait_until(lambda: _error_of(url), what="the new pg_hba.conf")
+            for each in (url, proxy.url(url)):
+                error = _error_of(each)
+                assert isinstance(error, SourceError)
+                assert "host postgres reader ADDRESS_OF_THE_LISTENER/32" in str(error)
 
 
 def test_tls_that_the_server_does_not_speak_is_told(any_database: Database) -> None:
@@ -271,6 +361,13 @@ def _start(connection: psycopg2.extensions.connection, database: Database) -> No
         connection.cursor().start_replication(  # type: ignore[attr-defined]
             slot_name=f"taken_{database.name}", options=options, decode=False
         )
+
+
+def _make_slot(connection: psycopg2.extensions.connection, url: str) -> None:
+    try:
+        create_slot(connection, "x", "pgoutput")
+    except CDCError as error:
+        raise explain(error, lambda: connect(url), "x", plugin="pgoutput", streams=False) from error
 
 
 def _connect_many(opened: contextlib.ExitStack, url: str) -> None:

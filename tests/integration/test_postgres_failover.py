@@ -247,3 +247,14 @@ def test_a_checkpoint_of_a_timeline_that_the_server_does_not_come_from_is_refuse
     pair.reopen(accept_gap=True)
     insert(pair.primary, 1, 1)
     assert pair.take(1) == [1]
+
+
+def test_a_slot_that_a_standby_only_copies_is_not_read_there_and_no_other_is_advised(pair: _Pair) -> None:
+    pair.monitor.close()
+    monitor = PostgresWALMonitor(
+        pair.standby.url, slot="cdc", publication="cdc", routes=router_to().routes, failover=True
+    )
+    with closing(monitor), pytest.raises(SourceLost) as raised:
+        monitor.open(saved=SAVED)
+    assert "Name the primary in DATABASE_URL" in str(raised.value)
+    assert "another replication slot" not in str(raised.value)

@@ -14,6 +14,7 @@ from listener.postgres.connection import connect
 from listener.postgres.publication import read_publication
 from listener.router import became
 from tests.publications import DELETE, INSERT, UPDATE, listed, prepare, published, router_of
+from tests.waiting import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,6 +165,6 @@ def test_readers_and_writers_do_not_wait_while_the_publication_changes(
             args=(connection, router_of(lambda r: r.register("public", "tickets", INSERT, "t"))),
         )
         done.start()
-        done.join(timeout=10)
+        done.join(timeout=at_most(10))
         assert not done.is_alive()
         cursor.execute("INSERT INTO tickets VALUES (2)")

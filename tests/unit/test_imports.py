@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"cdc_tasks.changes", "cdc_tasks.errors", "cdc_tasks.logs", "cdc_tasks.settings"}
+SHARED = {
+    "cdc_tasks.addresses",
+    "cdc_tasks.changes",
+    "cdc_tasks.config",
+    "cdc_tasks.config.guarantees",
+    "cdc_tasks.errors",
+    "cdc_tasks.logs",
+    "cdc_tasks.redis_rights",
+    "cdc_tasks.settings",
+}
 
 
 def imported_by(package: str) -> set[tuple[str, str]]:

@@ -7,7 +7,7 @@ from struct import pack
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from listener.monitor import SourceError
@@ -42,11 +42,13 @@ def _tuple_data(values: Row) -> bytes:
     return data
 
 
+@settings(deadline=None)  # a busy machine is not a slow decoder
 @given(_values)
 def test_a_tuple_is_cut_into_text_null_and_not_sent(values: Row) -> None:
     assert split_tuple(b"t" + _tuple_data(values), 1) == values
 
 
+@settings(deadline=None)
 @given(_values, _values)
 def test_two_tuples_of_as_many_columns_are_cut(old: Row, new: Row) -> None:
     count = min(len(old), len(new))

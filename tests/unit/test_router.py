@@ -156,6 +156,20 @@ def test_a_bad_registration_names_the_value_and_the_cure(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("value", [["a", ["b"]], ("a", ("b",)), ["a", ("b",)]])
+def test_became_compares_arrays_as_the_lists_that_a_task_receives(value: object) -> None:
+    router = router_with(("public", "papers", EventType.ALL, "task"), when=became("tags", value))
+    assert_fires(router, row_change("papers", "insert", after={"tags": ["a", ["b"]]}), "task")
+    assert_fires_nothing(router, row_change("papers", "insert", after={"tags": ["a"]}))
+
+
+@pytest.mark.parametrize("value", [["urgent"], {"a": 1}, None, float("nan")])
+def test_a_route_has_a_hash_whatever_its_condition_compares_with(value: object) -> None:
+    router = router_with(("public", "papers", EventType.ALL, "task"), when=became("data", value))
+    assert dict.fromkeys(router.routes)
+    assert {became("data", value)}
+
+
 @pytest.mark.parametrize("predicate", [changed, lambda: changed(""), lambda: became("", 1)])
 def test_a_predicate_without_a_column_is_refused(predicate: Any) -> None:
     with pytest.raises(TypeError, match="column"):

@@ -90,7 +90,7 @@ def test_each_task_goes_to_its_queue(
 ) -> None:
     program = (
         "from celery import Celery\n"
-        "app = Celery('listener'); app.config_from_object('celeryconfig')\n"
+        "app = Celery('listener'); app.config_from_object('cdc_tasks.config.celery')\n"
         "for name in 'notify_ticket_insert deliver refresh_master_cache refresh_all_master_caches'.split():\n"
         "    queue = app.amqp.router.route({}, f'cdc_tasks.{name}')['queue']\n"
         "    print(name, queue.name, queue.exchange.type, queue.queue_arguments)\n"

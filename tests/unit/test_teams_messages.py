@@ -76,6 +76,15 @@ def test_the_webhooks_of_workflows_are_taken(url: str) -> None:
         "http://127.0.0.1:8000/workflows/1",
         "https://localhost/workflows/1",
         "https://[broken/",
+        r"https://localhost:8000\@x.webhook.office.com/workflows/",
+        r"https://x.webhook.office.com\.evil.example/workflows/",
+        "https://x.webhook.office.com:pass@evil.example/workflows/",
+        "https://anna@x.webhook.office.com/workflows/",
+        "https://x.webhook.office.com:8443/workflows/",
+        "https://evil.example\t.webhook.office.com/workflows/",
+        "https://evil.example%2f.webhook.office.com/workflows/",
+        "https://evil。webhook.office.com/workflows/",
+        "//x.webhook.office.com/workflows/",
         "xoxb-token",
         "",
     ],
@@ -101,6 +110,14 @@ def test_more_hosts_can_be_named(settings: pytest.MonkeyPatch) -> None:
     teams.check(_recipient("https://a.hooks.example.net/1"))
     with pytest.raises(Refused, match="TEAMS_HOSTS"):
         teams.check(_recipient("https://prod.logic.azure.com/1"))
+
+
+def test_another_port_can_be_named(settings: pytest.MonkeyPatch) -> None:
+    settings.setenv("TEAMS_HOSTS", "hooks.example.com:8443")
+    worker_settings.cache_clear()
+    teams.check(_recipient("https://hooks.example.com:8443/1"))
+    with pytest.raises(Refused):
+        teams.check(_recipient("https://hooks.example.com/1"))
 
 
 def _recipient(url: str) -> Recipient:

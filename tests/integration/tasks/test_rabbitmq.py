@@ -66,7 +66,9 @@ def sender_of(environment: dict[str, str]) -> Celery:
 
 def fresh_celeryconfig() -> ModuleType:
     """Load it for the broker that the environment names now, whatever this process has loaded before."""
-    spec = spec_from_file_location("celeryconfig_for_rabbitmq", Path(__file__).parents[3] / "celeryconfig.py")
+    spec = spec_from_file_location(
+        "celeryconfig_for_rabbitmq", Path(__file__).parents[3] / "cdc_tasks/config/celery.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
@@ -50,3 +50,46 @@ def test_a_worker_with_more_queues_than_kombu_has_connections_waits_at_each(help
 def _blocked(helpdesk: HelpDesk) -> int:
     """How many connections wait for a message; the queue of health checks is one of them."""
     return int(helpdesk.broker.client.info("clients")["blocked_clients"])
+
+
+def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> None:
+    """Their event loops are the same: what a second one did for a message would be seen in Redis' counts."""
+    client, cache = helpdesk.broker.client, helpdesk.broker.cache
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.deaf_doorbells"}
+    with (
+        Worker(environment, "-Q", "bulk"),
+        Worker(environment, "-Q", "bulk"),
+        Worker(environment, "-Q", "bulk"),
+    ):
+        wait_until(
+            lambda: _blocked(helpdesk) >= 6, timeout=60, what="three workers to wait at two queues each"
+        )
+        before = _calls(client, "brpoplpush")
+        for number in range(10):
+            helpdesk.send("killed.note", number, queue="bulk")
+            wait_until(partial(cache.hexists, "noted", str(number)), what="the message")
+            wait_until(lambda: _blocked(helpdesk) >= 6, what="all to wait again")
+        assert (
+            _calls(client, "brpoplpush") - before <= 10 + 10
+        )  # each message's, and one for each that waits again
+
+
+def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
+    """It waited, and was stopped before it could read the answer: the message is its own already."""
+    client, cache = helpdesk.broker.client, helpdesk.broker.cache
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    environment["CELERY_CONFIG_MODULE"] = "tests.short_lease"
+    with Worker(environment, "-Q", "bulk") as worker:
+        wait_until(lambda: _blocked(helpdesk) >= 2, timeout=60, what="the worker to wait")
+        worker.pause()
+        helpdesk.send("killed.note", 1, queue="bulk")
+        wait_until(lambda: list(client.scan_iter("cdc:inbox:*")), what="the message to be in the inbox")
+        assert client.llen("bulk") == 0
+        worker.kill()
+        with Worker(environment, "-Q", "bulk"):
+            wait_until(partial(cache.hexists, "noted", "1"), timeout=60, what="the message")
+    assert cache.hget("noted", "1") == b"1"
+
+
+def _calls(client: Any, command: str) -> int:
+    return int(client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])

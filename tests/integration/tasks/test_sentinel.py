@@ -15,7 +15,7 @@ from demo.servers import ValkeyServer
 from tests.sentinel import SentinelBroker
 from tests.servers import RedisServer
 from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def _send_ticket(helpdesk: HelpDesk, broker: SentinelBroker) -> None:
 def _held(broker: SentinelBroker) -> int:
     """How many messages workers hold, as far as the master knows."""
     with broker.client as client:
-        return int(client.hlen("unacked"))
+        return len(held(client))
 
 
 def _noted(helpdesk: HelpDesk) -> dict[int, int]:

@@ -1,0 +1,99 @@
+"""Flower's settings, each with its reason, wherever `celery -A cdc_tasks flower` is started.
+
+What its command line, FLOWER_… variables or a `flowerconfig.py` say goes first. Flower has no hook for this. It reads
+its options and then imports the app's modules, which Celery announces by a signal: that is when `prepare` runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from cdc_tasks.errors import CDCError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["OpenFlowerError", "is_flower", "prepare"]
+
+_LOOPBACK: Final = "127.0.0.1"
+# Each task seen is kept in memory; Flower's own 100,000 take hundreds of megabytes.
+_MAX_TASKS: Final = 10_000
+_FLOWERS_OWN_MAX_TASKS: Final = 100_000
+
+
+class OpenFlowerError(CDCError):
+    """Flower would be open to the network: its pages show tasks, and start them."""
+
+
+def is_flower() -> bool:
+    """Return whether this process is Flower's."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.info_name == "flower"
+
+
+def prepare() -> None:
+    """Give Flower our defaults and our numbers; raises OpenFlowerError for an address that needs a password."""
+    from tornado.options import options
+
+    from cdc_tasks import metrics
+
+    options.address = options.address or _LOOPBACK
+    if options.max_tasks == _FLOWERS_OWN_MAX_TASKS:
+        options.max_tasks = _MAX_TASKS
+    if not (options.basic_auth or options.auth):
+        _check_address(options.address, options.unix_socket)
+        _take_known_hosts_only()
+    # /metrics tells of dead letters and parked changes too. Prometheus needs no password for it: it has only numbers.
+    metrics.expose()
+
+
+def _check_address(address: str, unix_socket: str) -> None:
+    if unix_socket or _is_loopback(address):
+        return
+    raise OpenFlowerError(
+        f"Flower on {address} without a password would be open to the network.",
+        hint="Set FLOWER_BASIC_AUTH=user:password, or leave the address out: then only this machine reaches it.",
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _take_known_hosts_only() -> None:
+    """Refuse any other Host header: a stranger's page could read ours under a name of its own (DNS rebinding)."""
+    from flower.app import Flower
+    from tornado.web import RequestHandler
+
+    class WrongHost(RequestHandler):
+        def prepare(self) -> None:
+            self.set_status(403)
+            self.finish(
+                f"{self.request.host_name} is no name of this Flower. Its names: CDC_FLOWER_HOSTS=flower.example.com\n"
+            )
+
+    start = Flower.start_http_server
+
+    def start_http_server(self: Any) -> Any:
+        self.add_handlers(_anything_but(_known_hosts()), [(r".*", WrongHost)])
+        return start(self)
+
+    Flower.start_http_server = start_http_server
+
+
+def _known_hosts() -> list[str]:
+    more = os.environ.get("CDC_FLOWER_HOSTS", "").split(",")
+    return ["localhost", _LOOPBACK, "[::1]", *(name.strip() for name in more if name.strip())]
+
+
+def _anything_but(names: Iterable[str]) -> str:
+    known = "|".join(map(re.escape, names))
+    return rf"^(?!(?:{known})$).*$"

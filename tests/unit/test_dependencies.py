@@ -1,0 +1,67 @@
+"""What is imported is declared, and what is built is pinned."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_FULL_VERSION = re.compile(r":\d+\.\d+\.?\d*\b")
+
+
+def _declared() -> dict[str, Requirement]:
+    project = tomllib.loads((_CHECKOUT / "pyproject.toml").read_text())["project"]
+    found = map(Requirement, project["dependencies"])
+    return {canonicalize_name(each.name): each for each in found}
+
+
+def _constraints() -> dict[str, str]:
+    lines = (_CHECKOUT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def _imported() -> set[str]:
+    modules = set()
+    for path in (
+        path for package in ("cdc_tasks", "listener") for path in (_CHECKOUT / package).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Import):
+                modules |= {each.name.partition(".")[0] for each in node.names}
+    return modules - set(sys.stdlib_module_names) - {"cdc_tasks", "listener"}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    distributions = metadata.packages_distributions()
+    needed = {canonicalize_name(distributions[module][0]) for module in _imported()}
+    assert needed <= _declared().keys()
+
+
+def test_the_constraints_fit_what_is_declared_and_leave_nothing_open() -> None:
+    constraints = _constraints()
+    for name, requirement in _declared().items():
+        assert requirement.specifier.contains(constraints[name]), requirement
+        for text in metadata.requires(name) or ():
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in constraints, f"{name} needs {needed}"
+
+
+def test_images_are_pinned_to_a_version() -> None:
+    services = yaml.safe_load((_CHECKOUT / "docker-compose.yml").read_text())["services"]
+    images = {each["image"] for each in services.values() if "image" in each} - {"cdc-tasks"}
+    bases = re.findall(r"^FROM (\S+)", (_CHECKOUT / "Dockerfile").read_text(), re.MULTILINE)
+    assert images
+    assert [image for image in {*images, *bases} if not _FULL_VERSION.search(image)] == []
+    assert "--constraint constraints.txt" in (_CHECKOUT / "Dockerfile").read_text()
