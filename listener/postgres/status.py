@@ -13,13 +13,14 @@ from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
 from listener.postgres.preparation import find_wrong_place, look_at_tables
 from listener.postgres.publication import plan_publication, read_publication
-from listener.postgres.server_log import refuse_standby
+from listener.postgres.server_log import is_standby
 from listener.postgres.slot import Slot, read_current, read_slot
 from listener.router import Route
 from listener.status import Reader, SourceStatus
 
 __all__ = ["read_postgres_status"]
 
+_STANDBY: Final = "primary: this server is a standby, and no listener reads from it"
 _LAG: Final = "SELECT greatest(0, %s::pg_lsn - greatest(%s::pg_lsn, %s::pg_lsn))::bigint"
 
 
@@ -37,10 +38,10 @@ def read_postgres_status(
     out of it, while the listener runs, or been given partitions that are not as they have to be.
     """
     with closing(connect(url)) as connection:
-        refuse_standby(connection)
+        standby = (_STANDBY,) if is_standby(connection) else ()
         slot = read_slot(connection, slot_name)
         if slot is None:
-            return _without_slot(slot_name, read_current(connection), checkpoint)
+            return _without_slot(slot_name, read_current(connection), checkpoint, standby)
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:
             published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
@@ -48,7 +49,7 @@ def read_postgres_status(
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
-        problems: tuple[str, ...] = ()
+        problems: tuple[str, ...] = standby
         if publication is not None and reader is Reader.RUNNING:
             unseen, problems = _look_at_tables(connection, publication, routes)
         if checkpoint and (gap := find_wrong_place(url, slot, Saved(checkpoint))):
@@ -78,7 +79,9 @@ def _look_at_tables(
     return tuple(".".join(table) for table in missing), tuple(problems)
 
 
-def _without_slot(slot_name: str, current: str, checkpoint: str | None) -> SourceStatus:
+def _without_slot(
+    slot_name: str, current: str, checkpoint: str | None, problems: tuple[str, ...]
+) -> SourceStatus:
     return SourceStatus(
         reader=Reader.LOST if checkpoint else Reader.NEVER_STARTED,
         detail=f"there is no replication slot {slot_name}" + (" any more" if checkpoint else ""),
@@ -87,6 +90,7 @@ def _without_slot(slot_name: str, current: str, checkpoint: str | None) -> Sourc
         lag_bytes=None,
         retained_bytes=None,
         safe_bytes=None,
+        problems=problems,
     )
 
 

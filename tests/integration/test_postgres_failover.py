@@ -224,8 +224,8 @@ def test_a_standby_is_not_read_from_and_once_it_is_promoted_it_is(pair: _Pair) -
     assert [(each.what, each.found) for each in found.all if each.state is PROBLEM] == [
         ("primary", "this server is a standby: the listener waits for a primary")
     ]
-    with pytest.raises(SourceLost, match="is a standby"):
-        read_postgres_status(alone, "cdc", pair.position)
+    (problem,) = read_postgres_status(alone, "cdc", pair.position).problems
+    assert "is a standby" in problem
     assert execute(pair.standby, "SELECT count(*) FROM pg_replication_slots WHERE active") == [(0,)]
     pair.fail_over()
     insert(pair.standby, 11, 20)
