@@ -20,9 +20,10 @@ from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.diagnosis import explain
 from listener.postgres.identifiers import quoted
 from listener.postgres.notes import Notes, parse_notes
-from listener.postgres.preparation import find_gap
+from listener.postgres.preparation import find_gap, find_wrong_place
 from listener.postgres.publication import statements_for
 from listener.postgres.remembered import Survey, find_renamed
+from listener.postgres.server_log import is_standby
 from listener.postgres.slot import (
     Slot,
     check_slot,
@@ -64,8 +65,11 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield Finding(what="connection", found=_address(connection))
             slot = read_slot(connection, wanted.slot)
             yield from check_server(connection)
+            if is_standby(connection):
+                return  # what else there is to say, the primary knows
             yield from check_room(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
+            yield from _check_place(url, wanted, slot)
             yield from _check_plugin(connection, wanted, slot, url)
             notes = parse_notes(wanted.saved.notes if wanted.saved else None)
             findings, survey = wanted.keeper.survey(connection, notes)
@@ -97,6 +101,12 @@ def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> It
         yield _check_creation(connection, what)
     else:
         yield from _check_found_slot(connection, wanted, slot)
+
+
+def _check_place(url: str, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+    """Yield what keeps the listener from going on where it was."""
+    if slot and (gap := find_wrong_place(url, slot, wanted.saved)):
+        yield finding_from("checkpoint", gap)
 
 
 def _check_creation(connection: Connection, what: str) -> Finding:

@@ -20,6 +20,7 @@ __all__ = [
     "POOLER",
     "PRIMARY",
     "REPLICATION",
+    "RESTORED",
     "SENDERS",
     "SLOTS",
     "STUCK",
@@ -37,6 +38,11 @@ CONNECTIONS: Final = (
 )
 
 DATABASE: Final = "Check the database's name in DATABASE_URL, or: CREATE DATABASE {database};"
+
+RESTORED: Final = (
+    "Does DATABASE_URL name the right server? If so, bring what depends on the restored rows up to date, and go on with"
+    " what the database committed behind its replication slot: python -m listener run --accept-gap"
+)
 
 LOGICAL: Final = (
     "ALTER SYSTEM SET wal_level = 'logical';   then restart PostgreSQL"

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Final, NamedTuple
 
 from listener.findings import Finding
-from listener.monitor import Gap, Saved
+from listener.monitor import Gap, Saved, SourceError, SourceLost
 from listener.postgres.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.connection import Connection
+from listener.postgres.change import parse_lsn
+from listener.postgres.connection import Connection, connect_replication
 from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.notes import Notes
 from listener.postgres.publication import read_publication
 from listener.postgres.remembered import former_names
-from listener.postgres.slot import Slot, gap_of
+from listener.postgres.server_log import identify, resume
+from listener.postgres.slot import Slot, gap_of, read_current, unpublished_from
 from listener.postgres.table_findings import find_in_tables
 from listener.postgres.watched import Watched, covered_partitions, watched_tables
 from listener.router import Route, RouteIndex
 
-__all__ = ["TablesSeen", "find_gap", "gap_of_publication", "look_at_tables", "routed"]
+__all__ = ["TablesSeen", "find_gap", "find_wrong_place", "gap_of_publication", "look_at_tables", "routed"]
 
 _NOTHING_NOTED: Final = Notes()
 
@@ -32,12 +35,12 @@ def find_gap(
     `saved` is `Monitor.open`'s.
     """
     if slot is None:
-        return _slot_is_gone(name) if saved else None
-    if lost := gap_of(slot):
+        return _slot_is_gone(name, saved, read_current(connection)) if saved else None
+    if lost := gap_of(slot, saved):
         return lost
     if publication is not None and read_publication(connection, publication) is None:
         # What is older than the publication is skipped without a word by version 18, and stops those before.
-        return gap_of_publication(publication, str(slot.confirmed_flush_lsn), slot.current_lsn)
+        return gap_of_publication(publication, unpublished_from(saved, slot), slot.current_lsn)
     return None
 
 
@@ -50,11 +53,30 @@ def gap_of_publication(publication: str, start: str, end: str) -> Gap:
     )
 
 
-def _slot_is_gone(name: str) -> Gap:
+def _slot_is_gone(name: str, saved: Saved, current: str) -> Gap:
     return Gap(
-        f"The replication slot {name} is gone: what was committed since the checkpoint cannot be read.",
+        f"The replication slot {name} is gone: what was committed after {unpublished_from(saved, None)} and before it "
+        f"is made again (now: {current}) cannot be read.",
         hint=f"If this is a new listener, give it a CDC_NAME of its own. {ACCEPT_GAP}",
     )
+
+
+def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> Gap | None:
+    """Return the gap of a slot, or of a log, that is not where the checkpoint says.
+
+    None also while somebody reads, and where it cannot be known: what keeps us from asking is told elsewhere.
+    """
+    if saved is None or slot.active_pid or slot.confirmed_flush_lsn is None or slot.is_lost:
+        return None
+    try:
+        with closing(connect_replication(url)) as replication:
+            server = identify(replication)
+        resume(saved.position, server, slot=slot.name, confirmed=parse_lsn(slot.confirmed_flush_lsn))
+    except Gap as gap:
+        return gap
+    except (SourceError, SourceLost, ValueError):  # ValueError: the checkpoint is one of MySQL
+        return None
+    return None
 
 
 class TablesSeen(NamedTuple):

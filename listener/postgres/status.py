@@ -7,11 +7,14 @@ from contextlib import closing
 from typing import Final
 
 from listener.findings import Finding, State
+from listener.monitor import Saved
 from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
 from listener.postgres.notes import Notes, parse_notes
-from listener.postgres.slot import Slot, read_slot
+from listener.postgres.preparation import find_wrong_place
+from listener.postgres.server_log import is_standby
+from listener.postgres.slot import Slot, read_current, read_slot
 from listener.postgres.table_findings import find_refused
 from listener.postgres.table_keeper import TableKeeper
 from listener.router import Route
@@ -19,9 +22,7 @@ from listener.status import Reader, SourceStatus
 
 __all__ = ["read_postgres_status"]
 
-_END: Final = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text
-"""
+_STANDBY: Final = "primary: this server is a standby, and no listener reads from it"
 _LAG: Final = "SELECT greatest(0, %s::pg_lsn - greatest(%s::pg_lsn, %s::pg_lsn))::bigint"
 
 
@@ -42,10 +43,10 @@ def read_postgres_status(
     """
     noted = parse_notes(notes)
     with closing(connect(url)) as connection:
+        standby = (_STANDBY,) if is_standby(connection) else ()
         slot = read_slot(connection, slot_name)
         if slot is None:
-            current = fetch_value(connection, _END)
-            return _never_started(slot_name, current)
+            return _without_slot(slot_name, read_current(connection), checkpoint, standby)
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:
             published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
@@ -53,12 +54,14 @@ def read_postgres_status(
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
-        problems: tuple[str, ...] = ()
+        problems: tuple[str, ...] = standby
         if reader is Reader.RUNNING and (publication is not None or slot.plugin == "wal2json"):
             name = None if slot.plugin == "wal2json" else publication
             unseen, problems = _look_at_tables(
                 connection, TableKeeper(publication=name, routes=routes), noted
             )
+        if checkpoint and (gap := find_wrong_place(url, slot, Saved(checkpoint))):
+            problems = (gap.message,)
     return SourceStatus(
         reader=reader,
         detail=detail,
@@ -87,15 +90,18 @@ def _problems(findings: Iterable[Finding]) -> tuple[str, ...]:
     return tuple(f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
 
 
-def _never_started(slot_name: str, current: str) -> SourceStatus:
+def _without_slot(
+    slot_name: str, current: str, checkpoint: str | None, problems: tuple[str, ...]
+) -> SourceStatus:
     return SourceStatus(
-        reader=Reader.NEVER_STARTED,
-        detail=f"there is no replication slot {slot_name}",
+        reader=Reader.LOST if checkpoint else Reader.NEVER_STARTED,
+        detail=f"there is no replication slot {slot_name}" + (" any more" if checkpoint else ""),
         current=current,
         acknowledged=None,
         lag_bytes=None,
         retained_bytes=None,
         safe_bytes=None,
+        problems=problems,
     )
 
 

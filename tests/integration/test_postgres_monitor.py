@@ -13,7 +13,7 @@ import pytest
 
 from cdc_tasks.changes import EventType
 from demo.servers import PostgresServer
-from listener.monitor import Gap, SourceError, SourceLost
+from listener.monitor import Gap, SourceLost
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
 from tests.listening import SAVED
@@ -174,7 +174,7 @@ def test_a_slot_that_is_gone_is_a_gap_that_can_be_accepted(items: Database) -> N
 
 
 def test_a_checkpoint_beyond_the_end_of_the_log_is_refused(items: Database) -> None:
-    with opened(items) as monitor, pytest.raises(SourceError, match="lies beyond the end"):
+    with opened(items) as monitor, pytest.raises(Gap, match="lies beyond the end"):
         next(monitor.batches(after="FFFF/0:0"))
 
 
