@@ -110,7 +110,10 @@ def test_a_server_that_shuts_down_does_not_wait_for_acknowledgements_and_knows_n
         capture_logs() as logs,
         in_thread(history.listener(replay_window=window)),
     ):
-        wait_until(lambda: history.execute("SELECT 1 FROM pg_stat_replication"), what="the listener to read")
+        wait_until(
+            lambda: history.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"),
+            what="the listener to read",
+        )
         history.insert(1, rows)
         wait_until(lambda: len(history.ids()) == rows, what="the rows")
         history.execute("INSERT INTO other VALUES (1)")
