@@ -63,7 +63,7 @@ class RowChange:
     everything else as the server's own text.
     """
 
-    id: str  # from source and position alone: the same on every replay
+    id: str  # from source, position and time of the commit alone: the same on every replay
     schema: str
     table: str
     event: EventType
@@ -137,17 +137,30 @@ class RowChange:
 def position_key(position: str) -> tuple[str, str]:
     """Return (log, place) of a change's position: of one log the places compare as texts.
 
-    Those of different logs do not compare: after a failover MySQL counts anew, under another name. Raises ValueError.
+    Those of different logs do not compare: after a failover MySQL counts anew, under another name. On PostgreSQL the
+    places of one cluster compare, also after a failover or a restore. Raises ValueError.
     """
     place, _, ordinal = position.rpartition(":")
-    log, number = _place(place)
-    return log, f"{number:032x}.{int(ordinal):08x}"
+    log, number, later = _in_wal(place) if "/" in place else _in_binlog(place)
+    return log, f"{later}{number:032x}.{int(ordinal):08x}"
+
+
+def _in_wal(place: str) -> tuple[str, int, str]:
+    """Read PostgreSQL's LSN, behind its era."""
+    era, _, lsn = place.rpartition("@")
+    high, low = lsn.split("/")
+    return "", _era(era) << 64 | int(high, 16) << 32 | int(low, 16), ""
+
+
+def _in_binlog(text: str) -> tuple[str, int, str]:
+    """Read a place in a binlog, in front of its epoch: numbers began again, see listener/mysql/progress.py."""
+    place, _, epoch = text.partition("@")
+    # Behind all places that have no epoch: those begin with a digit or a to f.
+    later = f"g{int(epoch):016x}." if epoch else ""
+    return *_place(place), later
 
 
 def _place(place: str) -> tuple[str, int]:
-    if "/" in place:  # PostgreSQL's LSN
-        high, low = place.split("/")
-        return "", int(high, 16) << 32 | int(low, 16)
     log, _, number = place.rpartition(":")
     if not log:  # MariaDB's GTID: domain-server-number
         domain, _, number = place.split("-")
@@ -156,6 +169,12 @@ def _place(place: str) -> tuple[str, int]:
     if name and file.isdigit():  # binlog.000003:1234
         return name, int(file) << 64 | int(number)
     return log, int(number)  # MySQL's GTID: server[:tag]:number
+
+
+def _era(era: str) -> int:
+    """Return the number of an era, timeline or generation.timeline; that of the first, which is not written, is 0."""
+    generation, _, timeline = era.rpartition(".")
+    return int(generation or 0) << 32 | int(timeline or 1) - 1
 
 
 def _only(row: Mapping[str, Any] | None, columns: tuple[str, ...] | None) -> dict[str, Any] | None:

@@ -30,14 +30,17 @@ __all__ = ["latest_only", "store_latest"]
 _HELD = 65  # seconds; above the task's time limit: who began earlier has ended, or is dead
 _KEPT = 7 * 24 * 3600  # seconds; a change that comes later than this is taken for new
 
-# Places of one log compare; those of different logs do not, and then the time of the commit has to do.
+# Places of one log compare; those of different logs do not, and then the time of the commit has to do. So it has for a
+# place of an earlier generation (the first eight digits): it is a late change, or one of a listener that lost its
+# checkpoint, and with it the number of its generation.
 _COMPARE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local record = redis.call('HMGET', KEYS[1], 'log', 'place', 'committed', 'holder', 'until')
 local function is_newer()
     if not record[1] then return true end
-    if record[1] == ARGV[1] then return ARGV[2] > record[2] end
+    local is_earlier = string.sub(ARGV[2], 1, 8) < string.sub(record[2], 1, 8)
+    if record[1] == ARGV[1] and not is_earlier then return ARGV[2] > record[2] end
     return ARGV[3] > record[3]
 end
 local function note()
@@ -105,7 +108,7 @@ def _run(
 ) -> Any:
     log, place = position_key(change.position)
     if not log:  # PostgreSQL: which cluster it is, is in the id alone
-        log = change.id.rsplit("-", 2)[0]
+        log = change.id.partition("-")[0]
     keys = [f"cdc:latest:{key}", *([also] if also else [])]
     with cache.errors_translated():
         return cache.client().register_script(script)(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Final
 
 import redis
@@ -16,7 +15,7 @@ from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.redis_rights import missing_for_listener
 from listener.check_queues import check_queues
-from listener.findings import Finding, State, finding_from
+from listener.findings import CloseNames, Finding, State, finding_from
 from listener.kombu_internals import check_kombu
 from listener.publisher import BrokerAway
 from listener.redis_connection import RedisConnection, broker_channel
@@ -208,14 +207,14 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     """Look for routes whose tasks could not be sent, a queue that does not exist for one."""
     for route in routes:
         try:
-            make_message(app, route, (route.schema, route.table, next(iter(route.events)).value))
+            make_message(app, route)
         except CDCError as error:
             yield finding_from(f"route to {route.task}", error)
 
 
 def _queue_of(app: Celery, route: Route) -> str | None:
     try:
-        _, options = make_message(app, route, (route.schema, route.table, ""))
+        _, options = make_message(app, route)
     except CDCError:
         return None
     return str(options["queue"].name) if "queue" in options else None
@@ -246,14 +245,13 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
 
 
 def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
+    close = CloseNames(known)
     for task in dict.fromkeys(route.task for route in routes):
         if task not in known:
-            close = get_close_matches(task, known, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
             yield Finding(
                 what=f"route to {task}",
                 state=State.WARNING,
-                found=f"no running worker knows this task.{meant}",
+                found=f"no running worker knows this task.{close.meant(task)}",
                 cure="Correct the route, or name the task's module in CDC_TASK_MODULES and restart the workers.",
             )
 

@@ -48,7 +48,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
             console.print(f"[{colour}]{escape(each.what)}[/{colour}]: {escape(each.found)}", soft_wrap=True)
             console.print(f"{_indented(each.cure)}\n", markup=False, highlight=False, soft_wrap=True)
     problems = sum(each.state is State.PROBLEM for each in findings)
-    console.print(f"{problems} problem(s): the listener will not run." if problems else "Ready.")
+    console.print(f"{problems} problem(s): not ready." if problems else "Ready.")
 
 
 def _indented(text: str) -> str:
@@ -102,7 +102,7 @@ def show_status(status: Status) -> None:
     console = _console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
-        if name not in {"alarms", "unseen", "paused"}:
+        if name not in {"alarms", "gaps", "unseen", "paused"}:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
     console.print(table)
     for alarm in status.alarms:
@@ -124,6 +124,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "retained_bytes": source.retained_bytes,
         "safe_bytes": source.safe_bytes,
         "unseen": list(source.unseen),
+        "gaps": list(source.gaps),
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
         "alarms": list(status.alarms),

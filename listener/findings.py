@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 
 from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError
 
-__all__ = ["Finding", "State", "finding_from", "raise_problems"]
+__all__ = ["CloseNames", "Finding", "State", "finding_from", "raise_problems"]
 
 
 class State(StrEnum):
@@ -28,6 +29,26 @@ class Finding:
     state: State = State.OK
     found: str
     cure: str = ""  # the exact SQL or command, ready to paste; empty where all is well
+
+
+class CloseNames:
+    """The names that there are, to find the one that somebody meant.
+
+    A look compares all of them, so that only the first few that ask are answered.
+    """
+
+    def __init__(self, names: Iterable[str], *, most: int = 10) -> None:
+        """`most` is how often it looks."""
+        self._names = tuple(names)
+        self._left = most
+
+    def meant(self, name: str) -> str:
+        """Return a sentence with the name that is close to this one, empty where there is none."""
+        if self._left <= 0:
+            return ""
+        self._left -= 1
+        close = get_close_matches(name, self._names, n=1)
+        return f" Did you mean {close[0]}?" if close else ""
 
 
 def finding_from(what: str, error: CDCError, state: State = State.PROBLEM) -> Finding:

@@ -72,7 +72,8 @@ class Gatherer:
         self._longest = max(0.0, longest - _TICK)
         self._clock = clock
         self.most_arguments: int | None = None  # how many bytes of them the broker takes in one message
-        self._batches: dict[str, _OpenBatch] = {}
+        self._batches: dict[str, _OpenBatch] = {}  # in the order of the times
+        self._grown: dict[str, None] = {}  # those that got changes in this step
         self._fired_at: dict[_CoalescedOn, float] = {}  # in the order of the times
         self._waiting: dict[_CoalescedOn, Call] = {}
 
@@ -93,9 +94,10 @@ class Gatherer:
             else:
                 self._add(each, gathered, now)
         tasks.extend(at_once.values())
-        for batch in self._batches.values():
-            if batch.kept < len(batch.items):
-                gathered.keeping.extend(self._keep_batch(batch))
+        for key in self._grown:
+            if key in self._batches:
+                gathered.keeping.extend(self._keep_batch(self._batches[key]))
+        self._grown.clear()
         return gathered
 
     def gather_all(self) -> Gathered:
@@ -119,6 +121,7 @@ class Gatherer:
 
     def _restore(self, held: Iterable[bytes], items_of: Callable[[str], list[bytes]]) -> None:
         self._batches.clear()
+        self._grown.clear()
         self._fired_at.clear()
         self._waiting.clear()
         for record in map(json.loads, held):
@@ -135,7 +138,10 @@ class Gatherer:
 
     def _release(self, gathered: Gathered, now: float) -> None:
         """Let go of what has waited long enough."""
-        for batch in [each for each in self._batches.values() if now - each.opened_at >= self._longest]:
+        while self._batches:
+            batch = next(iter(self._batches.values()))
+            if now - batch.opened_at < self._longest:
+                break
             self._close(batch, gathered)
         while self._fired_at:
             on, fired_at = next(iter(self._fired_at.items()))
@@ -158,6 +164,7 @@ class Gatherer:
             origin = Origin(call.change.kind, call.change.stamp)
             batch = self._batches[route.key] = _OpenBatch(route, origin, now)
         batch.add(_item(call))
+        self._grown[route.key] = None
         if batch.is_full:
             self._close(batch, gathered)
 

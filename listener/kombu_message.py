@@ -11,7 +11,7 @@ from kombu.serialization import dumps
 from kombu.utils.encoding import str_to_bytes
 
 from listener.router import Route
-from listener.task_message import POSITION, make_message, split_body
+from listener.task_message import Kind, argsrepr, make_message, split_body
 
 __all__ = ["Message", "Sealed", "sealing"]
 
@@ -25,7 +25,7 @@ class Message(NamedTuple):
     options: dict[str, Any]  # of `kombu.Producer.publish`
 
 
-Sealed = Callable[[bytes, str, str], Message]  # (arguments, task id, position) -> message
+Sealed = Callable[[bytes, str, Kind, str], Message]  # (arguments, task id, kind, position) -> message
 
 
 class _Catcher:
@@ -35,26 +35,20 @@ class _Catcher:
         self.body, self.options = body, options
 
 
-def sealing(app: Celery, route: Route, kind: tuple[str, str, str]) -> Sealed:
-    """Return the function that makes the messages of one route and kind of change; raises EnvelopeError."""
+def sealing(app: Celery, route: Route) -> Sealed:
+    """Return the function that makes the messages of one route; raises EnvelopeError."""
     catcher = _Catcher()
-    message, where = make_message(app, route, kind)
+    message, where = make_message(app, route)
     app.amqp.send_task_message(catcher, route.task, message, retry=False, **where)
     options = catcher.options
     headers, serializer, declare = (options.pop(name) for name in ("headers", "serializer", "declare"))
     content_type, encoding, text = dumps(catcher.body, serializer)
     head, tail = split_body(str_to_bytes(text), content_type)
     options |= {"content_type": content_type, "content_encoding": encoding, "mandatory": True}
-    shown = headers["argsrepr"]
     queue = declare[0] if declare else None
 
-    def seal(arguments: bytes, task_id: str, position: str) -> Message:
-        mine = {
-            **headers,
-            "id": task_id,
-            "root_id": task_id,
-            "argsrepr": shown.replace(POSITION, position),
-        }
+    def seal(arguments: bytes, task_id: str, kind: Kind, position: str) -> Message:
+        mine = {**headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr(kind, position)}
         filled = {**options, "headers": mine, "correlation_id": task_id}
         return Message(route.task, queue, b"%b%b%b" % (head, arguments, tail), filled)
 

@@ -44,7 +44,7 @@ class KombuPublisher:
         self._checkpoint = Checkpoint(self._redis, cache_patience, name=name)
         self._parked_key = parked_key(f"cdc:{name}")
         self._pause_key = pause_key(f"cdc:{name}")
-        self._sealed: dict[tuple[str, tuple[str, str, str]], Sealed] = {}
+        self._sealed: dict[tuple[str, str | None], Sealed] = {}
 
     def checkpoint(self, source: str | None = None) -> str | None:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
@@ -128,11 +128,11 @@ class KombuPublisher:
         log.info("resumed")
 
     def _message(self, task: Call) -> Message:
-        kind = task.change.kind
-        seal = self._sealed.get((task.route.key, kind))
+        route, change = task.route, task.change
+        seal = self._sealed.get((route.key, route.queue))
         if seal is None:
-            seal = self._sealed[task.route.key, kind] = sealing(self._app, task.route, kind)
-        return seal(task.arguments, task.id, task.change.position)
+            seal = self._sealed[route.key, route.queue] = sealing(self._app, route)
+        return seal(task.arguments, task.id, change.kind, change.position)
 
 
 def _body(messages: Mapping[str, Message], task: Call) -> bytes:

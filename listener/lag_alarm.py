@@ -39,7 +39,7 @@ class LagAlarm:
             log.debug("lag_unknown", reason=error.message)  # the loop meets the same, and tells
             return
         if source.unseen:
-            log.error("tables_unseen", tables=source.unseen, cure="Restart the listener.")
+            log.error("tables_unseen", tables=source.unseen, cure="python -m listener check")
         if source.problems:
             log.error("tables_wrong", problems=source.problems, cure="python -m listener check")
         retained, safe = source.retained_bytes or 0, source.safe_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -61,11 +61,12 @@ class Monitor(Protocol):
     def source(self) -> str:
         """What names the database in checkpoints and in the ids of its changes; known once open."""
 
-    def open(self, *, saved: Saved | None) -> None:
+    def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Connect and become the only reader; waits as a standby while another listener is, until `stop`.
 
         `saved` is None before the first start. Otherwise something was published before, and a source that knows
-        nothing of us is a Gap. A standby has what was saved when it began to wait; `batches` has what holds.
+        nothing of us is a Gap. A standby has what was saved when it began to wait: `again` returns what holds when
+        the wait is over.
 
         Raises SourceError where a person is needed, Gap where the log is gone, SourceLost otherwise.
         """

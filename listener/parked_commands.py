@@ -161,7 +161,7 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
     """Return what the change's route makes of it now: a task, nothing, or an error again."""
     try:
         route = parked.find_route(router)
-        make_message(app, route, parked.change.kind)
+        make_message(app, route)
     except (RouteError, EnvelopeError) as error:
         return error
     if parked.arguments is not None:  # of several changes, or of one that is known by its arguments alone

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from time import monotonic
 
@@ -60,13 +61,12 @@ class RedisPublisher:
         self._parked: list[Parked] = []  # with what was published ahead
         self._refused: list[Parked] = []  # in the same step: what is too large for Redis
         self._envelopes = Envelopes(app)
-        self._made: dict[tuple[str, tuple[str, str, str]], Envelope] = {}
 
     def checkpoint(self, source: str | None = None) -> str | None:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
         with suppress(CheckpointMoved):  # it is read anew
             self.settle()
-        self._made.clear()  # a broker that was emptied does not know the queues any more
+        self._envelopes.forget()  # a broker that was emptied does not know the queues any more
         return self._patience.until_done(lambda: self._read(source))
 
     @property
@@ -118,6 +118,7 @@ class RedisPublisher:
         if self._patience.is_stopped and self._is_settled:
             with suppress(CDCError, Stopped):  # it is kept, and goes out at the next start
                 self._hand_over()
+        self._envelopes.close()
         self._redis.close()
 
     def _hand_over(self) -> None:
@@ -165,8 +166,7 @@ class RedisPublisher:
     def _asking_lengths(self) -> list[Command]:
         if self._max_queue is None:
             return []
-        keys = dict.fromkeys(key for envelope in self._made.values() for key in envelope.keys)
-        return [("LLEN", key) for key in keys]
+        return [("LLEN", key) for key in self._envelopes.queues]
 
     def _wait_for_room(self, lengths: Sequence[int]) -> None:
         """Pause while a queue is longer than CDC_MAX_QUEUE: what waits in the database's log waits on its disk."""
@@ -204,11 +204,8 @@ class RedisPublisher:
         return envelopes
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
-        envelope = self._made.get((route.key, kind))
-        if envelope is None:
-            envelope = self._patience.until_done(lambda: self._envelopes.make(route, kind))
-            self._made[route.key, kind] = envelope
-        return envelope
+        made = self._envelopes.made.get((route.key, route.queue, kind))
+        return made or self._patience.until_done(partial(self._envelopes.of, route, kind))
 
 
 def _pushes(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from kombu.utils.json import dumps
@@ -23,6 +26,7 @@ __all__ = [
     "Parked",
     "Route",
     "RouteError",
+    "RouteIndex",
     "became",
     "changed",
 ]
@@ -56,6 +60,58 @@ class Route:
     def matches(self, schema: str, table: str) -> bool:
         """Tell whether the route watches this table."""
         return fnmatchcase(schema, self.schema) and fnmatchcase(table, self.table)
+
+
+class RouteIndex:
+    """Finds the routes that watch a table, without a look at each of them.
+
+    A route is kept under the part of its names before the first wildcard. So a name is looked up as it is, and
+    under each of its beginnings: what that costs grows with the name's length, and not with the number of routes.
+    Only routes whose globs begin alike are tried one by one.
+    """
+
+    def __init__(self, routes: Iterable[Route] = ()) -> None:
+        self._exact: dict[str, list[_Numbered]] = {}
+        self._globs: dict[str, list[_Numbered]] = {}
+        self._count = 0
+        self._found: dict[tuple[str, str], tuple[Route, ...]] = {}
+        for route in routes:
+            self.add(route)
+
+    def add(self, route: Route) -> None:
+        """Let a route be found, after those that were added before."""
+        name = _joined(route.schema, route.table)
+        wildcard = _WILDCARD.search(name)
+        routes, place = (self._exact, name) if wildcard is None else (self._globs, name[: wildcard.start()])
+        routes.setdefault(place, []).append((self._count, route))
+        self._count += 1
+        self._found.clear()
+
+    def watching(self, schema: str, table: str) -> tuple[Route, ...]:
+        """Return the routes that watch this table, in the order in which they were added."""
+        try:
+            return self._found[schema, table]
+        except KeyError:
+            if len(self._found) >= _MOST_REMEMBERED:
+                self._found.clear()
+            return self._found.setdefault((schema, table), self._find(schema, table))
+
+    def _find(self, schema: str, table: str) -> tuple[Route, ...]:
+        name = _joined(schema, table)
+        found = list(self._exact.get(name, ()))
+        for end in range(len(name) + 1) if self._globs else ():
+            alike = self._globs.get(name[:end], ())
+            found += (each for each in alike if each[1].matches(schema, table))
+        return tuple(route for _, route in sorted(found, key=itemgetter(0)))
+
+
+_Numbered = tuple[int, Route]
+_WILDCARD: Final = re.compile(r"[*?[]")
+_MOST_REMEMBERED: Final = 20_000  # names of tables
+
+
+def _joined(schema: str, table: str) -> str:
+    return f"{schema}\0{table}"  # no name has a zero byte
 
 
 class Origin(NamedTuple):
@@ -103,6 +159,9 @@ class BinlogRouter:
 
     def __init__(self) -> None:
         self._routes: list[Route] = []
+        self._index = RouteIndex()
+        self._alike: Counter[tuple[str, str, frozenset[EventType], str]] = Counter()
+        self._keys: set[str] = set()
         self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
 
     @property
@@ -151,6 +210,7 @@ class BinlogRouter:
             is_grouped=coalesce or batch is not None,
         )
         self._routes.append(route)
+        self._index.add(route)
         self._by_kind.clear()
         return route
 
@@ -160,9 +220,10 @@ class BinlogRouter:
             return self._by_kind[kind]
         except KeyError:
             schema, table, event = kind
-            found = tuple(
-                each for each in self._routes if event in each.events and each.matches(schema, table)
-            )
+            watching = self._index.watching(schema, table)
+            found = tuple(each for each in watching if event in each.events)
+            if len(self._by_kind) >= _MOST_REMEMBERED:
+                self._by_kind.clear()
             return self._by_kind.setdefault(kind, found)
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
@@ -186,12 +247,13 @@ class BinlogRouter:
 
     def _key(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
         """Digest what names the route; routes that are alike in it are told apart by their order."""
-        alike = sum(
-            (each.schema, each.table, each.events, each.task) == (schema, table, events, task)
-            for each in self._routes
-        )
-        name = "\0".join((schema, table, *sorted(events), task, str(alike)))
-        return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+        names = (schema, table, events, task)
+        name = "\0".join((schema, table, *sorted(events), task, str(self._alike[names])))
+        self._alike[names] += 1
+        while (key := hashlib.blake2b(name.encode(), digest_size=4).hexdigest()) in self._keys:
+            name += "\0"  # among thousands of routes two digests may be the same
+        self._keys.add(key)
+        return key
 
 
 def _check_name(**names: object) -> None:

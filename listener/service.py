@@ -53,9 +53,11 @@ class Listener:
         self._publisher.stop()
 
     def _open(self) -> None:
+        self._monitor.open(saved=self._saved(), again=self._saved)
+
+    def _saved(self) -> Saved | None:
         position = self._publisher.checkpoint()
-        saved = None if position is None else Saved(position, self._publisher.notes)
-        self._monitor.open(saved=saved)
+        return None if position is None else Saved(position, self._publisher.notes)
 
     def _stream(self) -> None:
         """Read on until the source is lost or we are stopped."""

@@ -72,7 +72,8 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     )
     cdc_plugin: Literal["pgoutput", "wal2json"] = Field(
         "pgoutput",
-        description="PostgreSQL's output plugin: pgoutput, which is always there, or wal2json.",
+        description="PostgreSQL's output plugin: pgoutput, which is always there, or wal2json, which cannot read "
+        "partitioned tables.",
     )
     cdc_slot: str | None = Field(
         None, pattern=_NAME, description="PostgreSQL's replication slot, if not named as CDC_NAME says."
@@ -83,6 +84,11 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     cdc_slot_failover: bool = Field(
         default=False,
         description="true: PostgreSQL 17 and later copies the slot to its standbys, to survive a failover.",
+    )
+    cdc_column_lists: bool = Field(
+        default=False,
+        description="true: PostgreSQL 15 and later sends only the columns that routes ask for. "
+        "See docs/operating.md for what that asks of migrations.",
     )
     cdc_server_id: int | None = Field(
         None,

@@ -40,6 +40,7 @@ class SourceStatus:
     safe_bytes: int | None  # how much more may be written before the source gives us up; None: without limit
     unseen: tuple[str, ...] = ()  # tables that routes name, and whose changes do not come to the listener
     problems: tuple[str, ...] = ()  # what came to be wrong with tables while the listener runs
+    gaps: tuple[str, ...] = ()  # changes that are missing, and that nobody has accepted yet
 
 
 class SavedPosition(NamedTuple):
@@ -68,8 +69,9 @@ class Status:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether somebody reads; a lag may pass by itself."""
-        return self.source.reader is Reader.RUNNING
+        """Whether somebody reads, and reads all that the routes name; a lag may pass by itself."""
+        source = self.source
+        return source.reader is Reader.RUNNING and not (source.unseen or source.problems or source.gaps)
 
     @property
     def lag_seconds(self) -> float | None:
@@ -91,9 +93,11 @@ class Status:
         if source.safe_bytes is not None and source.safe_bytes < (source.retained_bytes or 0):
             yield f"after {source.safe_bytes:,} more bytes of log the database gives us up"
         if source.unseen:
-            yield f"changes of {', '.join(source.unseen)} do not come: restart the listener"
+            yield f"changes of {', '.join(source.unseen)} do not come (the cure: python -m listener check)"
         for problem in source.problems:
             yield f"{problem} (the cure: python -m listener check)"
+        for gap in source.gaps:
+            yield f"{gap} (to go on without: python -m listener run --accept-gap)"
         if pause := self.saved.pause:
             yield (
                 f"paused since {pause.since}: a queue has {pause.longest_queue:,} tasks, more than"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -14,9 +15,23 @@ from kombu.common import Broadcast
 from cdc_tasks.errors import CDCError
 from listener.router import Route
 
-__all__ = ["ID", "POSITION", "EnvelopeError", "argsrepr", "durable_queues", "make_message", "split_body"]
+__all__ = [
+    "ID",
+    "KIND",
+    "POSITION",
+    "EnvelopeError",
+    "Kind",
+    "argsrepr",
+    "durable_queues",
+    "make_message",
+    "shown_kind",
+    "split_body",
+]
+
+Kind = tuple[str, str, str]  # of change: schema, table, event
 
 ID: Final = "cdc-0id"
+KIND: Final = "cdc-0kind"
 POSITION: Final = "cdc-0position"
 _ARGUMENT: Final = "cdc-0argument"
 
@@ -30,7 +45,7 @@ class EnvelopeError(CDCError):
     """Celery's settings ask for a kind of message that the listener does not make."""
 
 
-def make_message(app: Celery, route: Route, kind: tuple[str, str, str]) -> tuple[Any, dict[str, Any]]:
+def make_message(app: Celery, route: Route) -> tuple[Any, dict[str, Any]]:
     """Return what Celery's `send_task` would hand to `send_task_message`: the message, and where it goes.
 
     Raises EnvelopeError.
@@ -51,7 +66,7 @@ def make_message(app: Celery, route: Route, kind: tuple[str, str, str]) -> tuple
             f"Celery cannot send {route.task} by name as its settings say: {error}.",
             hint="Leave that option out of task_routes in celeryconfig.py.",
         ) from error
-    message.headers.update(argsrepr=argsrepr(kind, POSITION), kwargsrepr="{}")
+    message.headers.update(argsrepr=f"<{KIND} {POSITION}>", kwargsrepr="{}")
     return message, options
 
 
@@ -75,8 +90,14 @@ def durable_queues(app: Celery) -> list[Queue]:
     return [queue for queue in app.amqp.queues.values() if not isinstance(queue, Broadcast)]
 
 
-def argsrepr(kind: tuple[str, str, str], position: str) -> str:
+def argsrepr(kind: Kind, position: str) -> str:
     """Return what Flower shows of a task's arguments: which change it is, and nothing of the row."""
+    return f"<{shown_kind(kind)} {position}>"
+
+
+@lru_cache(maxsize=10_000)
+def shown_kind(kind: Kind) -> str:
+    """Return what Flower shows of a kind of change: what stands in a message for KIND."""
     schema, table, event = kind
     name = orjson.dumps(f"{schema}.{table}").decode()[1:-1]
-    return f"<{name} {event} {position}>"
+    return f"{name} {event}"

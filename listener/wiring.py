@@ -97,6 +97,7 @@ def _monitor(
         failover=settings.cdc_slot_failover,
         replay_window=settings.cdc_replay_window,
         accept_gap=accept_gap,
+        column_lists=settings.cdc_column_lists,
     )
 
 
@@ -160,6 +161,7 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
         routes=router.routes,
         lag_alarm=settings.cdc_lag_alarm,
         saved=_saved(settings).resumed,
+        column_lists=settings.cdc_column_lists,
     )
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
 
@@ -190,16 +192,19 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
         raise BrokerAway(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
     return Status(
         name=settings.cdc_name,
-        source=read_source_status(settings, router, saved.position),
+        source=read_source_status(settings, router, saved.position, saved.notes),
         saved=saved,
         lag_alarm=settings.cdc_lag_alarm,
     )
 
 
 def read_source_status(
-    settings: ListenerSettings, router: BinlogRouter, published: str | None = None
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    published: str | None = None,
+    notes: str | None = None,
 ) -> SourceStatus:
-    """Return what the database says; `published` is the checkpoint, where it is known."""
+    """Return what the database says; `published` is the checkpoint, where it is known, with its `notes`."""
     if settings.database_type is DatabaseType.MYSQL:
         checkpoint = published or _place_in_binlog(settings)
         return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
@@ -209,4 +214,5 @@ def read_source_status(
         published,
         publication=settings.publication if settings.cdc_plugin == "pgoutput" else None,
         routes=router.routes,
+        notes=notes,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
 from demo.servers import PostgresServer, ValkeyServer
@@ -20,6 +21,11 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# A machine that is busy with other work is slow at any example.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +162,20 @@ def any_mysql(request: pytest.FixtureRequest) -> Iterator[MySQLDatabase]:
 def source(any_mysql: MySQLDatabase) -> Iterator[MySQLSource]:
     """The same, ready to be watched."""
     with MySQLSource(any_mysql, name=any_mysql.name) as source:
+        yield source
+
+
+@pytest.fixture
+def mariadb_source(mariadb_database: MySQLDatabase) -> Iterator[MySQLSource]:
+    """A fresh database on MariaDB, ready to be watched."""
+    with MySQLSource(mariadb_database, name=mariadb_database.name) as source:
+        yield source
+
+
+@pytest.fixture
+def mysql_source(mysql_database: MySQLDatabase) -> Iterator[MySQLSource]:
+    """A fresh database on MySQL, ready to be watched."""
+    with MySQLSource(mysql_database, name=mysql_database.name) as source:
         yield source
 
 

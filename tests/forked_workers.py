@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tests.waiting import at_most
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -64,7 +66,7 @@ class ForkedWorkers:
         assert self._warm.stdin is not None
         assert self._warm.stdout is not None
         self._warm.stdin.close()
-        self._warm.wait(10)
+        self._warm.wait(at_most(10))
         self._warm.stdout.close()
         self._log.close()
 

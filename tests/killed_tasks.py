@@ -10,7 +10,7 @@ from cdc_tasks import cache, sent
 
 __all__ = ["note", "note_slowly"]
 
-sent._HELD = 3  # seconds: nobody waits a minute to learn that a worker which was sending is dead
+sent._HELD = 8  # seconds: nobody waits a minute to learn that a worker which was sending is dead
 
 
 @shared_task(name="killed.note")

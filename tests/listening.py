@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from listener.monitor import Saved
 from listener.mysql.lock import lock_name
 from tests.mysql_source import MySQLDatabase
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,5 +65,5 @@ def running(listener: Listener, database: Database | MySQLDatabase) -> Iterator[
         yield
     finally:
         listener.stop()
-        thread.join(10)
+        thread.join(at_most(10))
     assert not thread.is_alive()

@@ -15,7 +15,7 @@ from listener.mysql.connection import Address
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.position import BinlogPosition
 from listener.router import BinlogRouter, EventType
-from tests.waiting import wait_until
+from tests.waiting import Deadline, wait_until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -130,13 +130,13 @@ class MySQLSource:
     def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
         """Return the next `count` changes; fail where others come, or none."""
         found: list[Change] = []
-        deadline = time.monotonic() + timeout
+        deadline = Deadline(timeout)
         for batch in self._batches:
             found.extend(batch.changes)
             self.position = batch.position
             if len(found) >= count:
                 break
-            assert time.monotonic() < deadline, f"{len(found)} of {count} changes came within {timeout:g} s"
+            deadline.check(f"{len(found)} of {count} changes came")
         assert len(found) == count, [each.to_json() for each in found]
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from listener.monitor import Batch, Saved
 from listener.postgres.change import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.waiting import wait_until
+from tests.waiting import Deadline, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +28,7 @@ __all__ = [
     "make_monitor",
     "opened",
     "take",
+    "wait_until_sent",
     "with_items",
 ]
 
@@ -67,9 +67,9 @@ def ids(changes: list[Change]) -> list[int]:
 def take(batches: Iterator[Batch], count: int) -> list[Batch]:
     """Return batches until they have so many changes."""
     taken: list[Batch] = []
-    deadline = time.monotonic() + 20
+    deadline = Deadline(20)
     while sum(len(batch.changes) for batch in taken) < count:
-        assert time.monotonic() < deadline, f"only {taken} came"
+        deadline.check(f"only {taken} came")
         taken.append(next(batches))
     return [batch for batch in taken if batch.changes]
 
@@ -95,6 +95,14 @@ def acknowledge_all(database: Database, monitor: PostgresWALMonitor, batches: It
         return confirmed(database) >= goal
 
     wait_until(acknowledged, what="the slot to move on")
+
+
+def wait_until_sent(database: Database) -> None:
+    """Return when the server has sent all that is committed by now: what the next batches have is certain then."""
+    goal = current(database)
+    query = """SELECT pid FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid
+               WHERE slot_name = %s AND sent_lsn - '0/0'::pg_lsn >= %s"""
+    wait_until(lambda: database.fetch(query, database.name, goal), what="the server to send all of it")
 
 
 def active(database: Database) -> bool:

@@ -10,6 +10,8 @@ from collections import deque
 from enum import Enum
 from typing import Self
 
+from tests.waiting import at_most
+
 __all__ = ["Fault", "Proxy"]
 
 _CHUNK = 65536
@@ -47,7 +49,7 @@ class Proxy:
     def release(self) -> None:
         """Let a delayed request get to the server; returns when it was answered."""
         self._released.set()
-        assert self._delivered.wait(10)
+        assert self._delivered.wait(at_most(10))
 
     def refuse(self, refusing: bool = True) -> None:
         """Cut every connection, and each new one at once, until told otherwise."""

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
-from listener.postgres.preparation import prepare_publication
+from listener.postgres.notes import Notes
 from listener.postgres.publication import read_publication
-from listener.router import BinlogRouter
+from listener.postgres.table_keeper import TableKeeper
+from listener.router import BinlogRouter, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from listener.postgres.connection import Connection
 
-__all__ = ["DELETE", "INSERT", "UPDATE", "events_of", "listed", "prepare", "published", "router_of"]
+__all__ = [
+    "DELETE",
+    "INSERT",
+    "UPDATE",
+    "events_of",
+    "listed",
+    "prepare",
+    "prepare_publication",
+    "published",
+    "router_of",
+]
 
 INSERT, UPDATE, DELETE = EventType.INSERT, EventType.UPDATE, EventType.DELETE
 
@@ -26,8 +37,17 @@ def router_of(*routes: Callable[[BinlogRouter], object]) -> BinlogRouter:
     return router
 
 
-def prepare(connection: Connection, router: BinlogRouter) -> None:
-    prepare_publication(connection, "ours", router.routes)
+def prepare(connection: Connection, router: BinlogRouter, *, column_lists: bool = True) -> None:
+    """Make the publication `ours`; with lists of columns, the harder case, unless told otherwise."""
+    prepare_publication(connection, "ours", router.routes, column_lists=column_lists)
+
+
+def prepare_publication(
+    connection: Connection, name: str, routes: Sequence[Route], *, column_lists: bool = False
+) -> None:
+    """Make a publication as a first start does."""
+    keeper = TableKeeper(publication=name, routes=routes, column_lists=column_lists)
+    keeper.prepare(connection, Notes())
 
 
 def published(connection: Connection) -> dict[str, set[str] | None]:

@@ -11,6 +11,7 @@ from kombu import Queue
 
 from listener.kombu_publisher import KombuPublisher
 from tests.publishing import SOURCE, celery_app
+from tests.waiting import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ def drain(server: RabbitMQServer, queue: str, vhost: str = "/") -> list[dict[str
 
         channel.basic_consume(queue, callback=take)
         while len(found) < count:
-            channel.connection.drain_events(timeout=20)
+            channel.connection.drain_events(timeout=at_most(20))
     return [{"body": json.loads(message.body), **message.properties} for message in found]
 
 

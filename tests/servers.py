@@ -88,7 +88,7 @@ class SentinelServer(ServerProcess):
             f"port {self.port}",
             "bind 127.0.0.1",
             f"sentinel monitor {self._master} 127.0.0.1 {self._master_port} 1",
-            f"sentinel down-after-milliseconds {self._master} 500",
+            f"sentinel down-after-milliseconds {self._master} 2000",
             f"sentinel failover-timeout {self._master} 5000",
         ]
         (self.home / "sentinel.conf").write_text("\n".join([*lines, ""]))

@@ -6,6 +6,6 @@ from cdc_tasks.config.celery import _is_rabbitmq, broker_transport_options
 if not _is_rabbitmq:
     broker_transport_options = {
         **broker_transport_options,
-        "visibility_timeout": 3,
+        "visibility_timeout": 6,  # a busy machine renews it late
         "unacked_restore_interval": 1,
     }

@@ -119,6 +119,11 @@ class SocialStub:
     def always_fail(self, to: str, fault: Fault) -> None:
         self._always[to] = fault
 
+    def recover(self, to: str) -> None:
+        """Take what it is sent from now on."""
+        self._faults[to].clear()
+        self._always.pop(to, None)
+
     def next_fault(self, to: str) -> Fault | None:
         self.attempts[to] += 1
         return self._faults[to].popleft() if self._faults[to] else self._always.get(to)

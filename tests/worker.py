@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import redis
 
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ class Worker:
     def stop(self) -> int:
         """Ask it to end, as an init system would, and return its exit status."""
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(at_most(30))
 
     def kill(self) -> None:
         """SIGKILL, to the whole group: no process has time for a last word."""

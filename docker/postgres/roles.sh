@@ -19,8 +19,8 @@ GRANT INSERT, UPDATE ON connected_accounts, notification_preferences TO cdc_work
 -- What the routes of listener/routes.py ask for. Only the tables' owner may make and change it: after a change of
 -- the routes `cdc-listener check` prints the SQL.
 CREATE PUBLICATION cdc_tasks
-    FOR TABLE ONLY tickets, ONLY users (id),
-        ONLY departments (id), ONLY priorities (id), ONLY roles (id), ONLY statuses (id)
+    FOR TABLE ONLY tickets, ONLY users,
+        ONLY departments, ONLY priorities, ONLY roles, ONLY statuses
     WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true,
         publish_generated_columns = stored);
 SQL

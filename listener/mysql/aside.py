@@ -9,7 +9,7 @@ import structlog
 from listener.mysql.change import BinlogChange
 from listener.mysql.prepared import Spool
 from listener.mysql.progress import ALL, Progress
-from listener.mysql.statements import BACK_TO, SAVEPOINT
+from listener.mysql.statements import BACK_TO, SAVEPOINT, savepoint_name
 
 __all__ = ["Aside"]
 
@@ -49,9 +49,9 @@ class Aside:
         """Put an event aside; `text` is the statement in it, and may take back a part of what came before."""
         spool = self.spool or self.begin()
         if text.startswith(SAVEPOINT):
-            self._marks[text[len(SAVEPOINT) :]] = spool.size
+            self._marks[savepoint_name(text[len(SAVEPOINT) :])] = spool.size
         elif text.startswith(BACK_TO):
-            savepoint = text[len(BACK_TO) :]
+            savepoint = savepoint_name(text[len(BACK_TO) :])
             if savepoint not in self._marks:
                 self._progress.take_back_to(savepoint, changes)
             spool.cut(self._marks.get(savepoint, 0))
@@ -60,6 +60,9 @@ class Aside:
 
     def prepare(self, name: str, spool: Spool) -> None:
         """Keep a transaction until its second phase comes."""
+        former, _ = self._prepared.pop(name, _NOTHING)
+        if former is not None:  # no server prepares two of one name
+            former.close()
         self._prepared[name] = spool, self._progress.prepare(name)
 
     def settle(self, name: str, *, commits: bool) -> Spool | None:
@@ -76,6 +79,8 @@ class Aside:
 
     def keep_open(self, spool: Spool) -> None:
         """Close it with us: its events are being read once more."""
+        if self._given_back is not None:
+            self._given_back.close()
         self._given_back = spool
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -30,9 +30,9 @@ class BookmarkedMonitor:
     def source(self) -> str:
         return self._monitor.source
 
-    def open(self, *, saved: Saved | None) -> None:
+    def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """See `Monitor.open`."""
-        self._monitor.open(saved=saved)
+        self._monitor.open(saved=saved, again=again)
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`, or beyond the bookmark; see `Monitor.batches`."""
@@ -43,7 +43,7 @@ class BookmarkedMonitor:
         for first in batches:
             if not (after or noted):
                 self._say_first(first.position)
-            if noted is None or _is_before(first.position, noted):
+            if noted is None or self._monitor.has_accepted_gap or _is_before(first.position, noted):
                 self._bookmark.start_at(first.position)
             yield first
             break
@@ -90,4 +90,6 @@ class BookmarkedMonitor:
 def _is_before(position: str, other: str) -> bool:
     """Tell it of places in one server's log; places of two servers cannot be compared, and go by the newer one."""
     ours, theirs = BinlogPosition.parse(position), BinlogPosition.parse(other)
-    return ours.server == theirs.server and ours < theirs
+    if ours.server != theirs.server:
+        return False
+    return (ours.born, ours) < (theirs.born, theirs) if ours.born and theirs.born else ours < theirs

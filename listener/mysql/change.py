@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import orjson
 
 from listener.logged_change import LoggedChange
+from listener.monitor import SourceError
 from listener.mysql.table import ABSENT, Kind, Row
 from listener.mysql.values import iso_second
 
@@ -20,8 +21,13 @@ class Transaction:
 
     __slots__ = ("committed", "file", "gtid", "id_head", "offset", "position_head", "tail")
 
-    def __init__(self, *, gtid: str, file: str, offset: int, committed: int, server: str) -> None:
-        """`gtid` is empty where there are none; `committed` in microseconds since 1970; `server` whose file it is."""
+    def __init__(
+        self, *, gtid: str, file: str, offset: int, committed: int, server: str, epoch: int = 0
+    ) -> None:
+        """`gtid` is empty where there are none; `committed` in microseconds since 1970; `server` whose file it is.
+
+        The id is made of what the transaction has on each server, and on each replay. `epoch` is for the order alone.
+        """
         self.gtid = gtid
         self.file = file
         self.offset = offset
@@ -30,7 +36,7 @@ class Transaction:
         # With the time, since numbers and files start again after a RESET.
         name = gtid or f"{server}:{file}:{offset}"
         self.id_head = f"{name.replace(':', '-')}-{committed:X}-".encode()
-        self.position_head = f"{place}:".encode()
+        self.position_head = (f"{place}@{epoch}:" if epoch else f"{place}:").encode()
         seconds, micro = divmod(committed, 1_000_000)
         self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
 
@@ -41,12 +47,18 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
     __slots__ = ()
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
-        """Return the argument that a task receives, as JSON with only `columns` in its rows."""
+        """Return the argument that a task receives, as JSON with only `columns` in its rows.
+
+        Raises SourceError where a value is not what its type says.
+        """
         kind, old, new = self._kind, self._old, self._new
         table = kind.table
         change_id, position = self.stamp
-        before = b"null" if old is None else table.render(old, columns)
-        after = b"null" if new is None else table.render(new, columns)
+        try:
+            before = b"null" if old is None else table.render(old, columns)
+            after = b"null" if new is None else table.render(new, columns)
+        except SourceError as error:
+            raise SourceError(f"{error.message} It is at {self.position}.", hint=error.hint) from error
         missing = table.absent(columns) if kind.is_whole else self._missing(columns)
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
             change_id, kind.head, before, after, missing, position, self.transaction.tail,
@@ -65,6 +77,24 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
         if old is ABSENT:
             return None
         return bool(old != new)
+
+    def of_current_row(self) -> BinlogChange | None:
+        """Return what the change is to the rows that are true now, in a table with system versioning.
+
+        MariaDB logs a DELETE as an update of the row's end, and an UPDATE as one and an insert of the old row. None
+        for what concerns history alone.
+        """
+        kind, old, new = self._kind, self._old, self._new
+        table = kind.table
+        was = old is not None and table.is_current(old)
+        is_now = new is not None and table.is_current(new)
+        if old is None or new is None or was == is_now:
+            return self if was or is_now else None
+        kind = table.insert if is_now else table.delete
+        old, new = (None, new) if is_now else (old, None)
+        return BinlogChange(
+            kind if self._kind.is_whole else kind.in_part, old, new, self.transaction, self.ordinal
+        )
 
     @property
     def committed_at(self) -> datetime:

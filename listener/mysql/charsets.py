@@ -1,17 +1,21 @@
-"""Character sets: bytes of a text column to text.
+"""Character sets: bytes of a text column to text, each character as the server has it.
 
-Python's codecs do for those that it has exactly; tables of 256 characters come from the server, so that each
-one is as the server has it, and what a codec refuses is decoded by the server too.
+Python's codecs know the Unicode ones. Those of one byte are a table of 256 characters that the server is asked for
+once. For those of several bytes a codec does nearly all of it, and the server is asked once for every character: where
+it has another one than the codec, or one that the codec does not know, it is right. A byte that stands for no character
+becomes a backslash, `x` and two digits, where the server would show a question mark.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
-from contextlib import closing
-from typing import Any, Final
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Final, NamedTuple
 
-from listener.mysql.connection import Connection, fetch, fetch_value
+from listener.mysql.session import Session
 
 __all__ = ["BINARY", "Charsets", "Decode"]
 
@@ -19,30 +23,76 @@ Decode = Callable[[bytes], str]
 
 BINARY: Final = "binary"
 _UTF8: Final = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
-_CODECS: Final = {
-    "ucs2": "utf-16-be",
-    "utf16": "utf-16-be",
-    "utf16le": "utf-16-le",
-    "utf32": "utf-32-be",
-    "cp932": "cp932",
-    "sjis": "shift_jis",
-    "ujis": "euc_jp",
-    "eucjpms": "euc_jp",
-    "euckr": "cp949",
-    "gb2312": "gb2312",
-    "gbk": "gbk",
-    "gb18030": "gb18030",
-    "big5": "big5",
+_UNICODE: Final = {"utf16": "utf-16-be", "utf16le": "utf-16-le", "utf32": "utf-32-be"}
+_NONE: Final = "\ufffe"  # stands in tables for no character
+
+
+def _bytes(*spans: tuple[int, int]) -> frozenset[int]:
+    return frozenset(byte for first, last in spans for byte in range(first, last + 1))
+
+
+_Form = tuple[frozenset[int], ...]  # for each byte of a character those that it may be
+
+
+class _MultiByte(NamedTuple):
+    """A character set whose characters have one byte, or several that are made in one of these ways."""
+
+    codec: str
+    forms: tuple[_Form, ...]
+    computed: frozenset[int] = (
+        frozenset()
+    )  # first bytes of those that every codec computes, so that nobody is asked
+
+    def codes(self) -> Iterator[bytes]:
+        """Yield the characters of several bytes that the server is asked for."""
+        for first, *rest in self.forms:
+            form = (first - self.computed if len(rest) == 3 else first, *rest)
+            yield from map(bytes, product(*map(sorted, form)))
+
+    def singles(self) -> Iterator[int]:
+        """Yield the bytes that begin none of them."""
+        return (byte for byte in range(256) if not any(byte in form[0] for form in self.forms))
+
+    def size(self, text: bytes, at: int) -> int:
+        """Return how many bytes the character has that begins there; 1 for a byte that is none."""
+        for form in self.forms:
+            code = text[at : at + len(form)]
+            if len(code) == len(form) and all(byte in known for byte, known in zip(code, form, strict=True)):
+                return len(form)
+        return 1
+
+
+_EUC: Final = _bytes((0xA1, 0xFE))
+_LEAD: Final = _bytes((0x81, 0xFE))
+_DIGIT: Final = _bytes((0x30, 0x39))
+_GBK: Final = (_LEAD, _bytes((0x40, 0x7E), (0x80, 0xFE)))
+_SJIS: Final = ((_bytes((0x81, 0x9F), (0xE0, 0xFC)), _bytes((0x40, 0x7E), (0x80, 0xFC))),)
+_UJIS: Final = (
+    (_EUC, _EUC),
+    (frozenset({0x8E}), _bytes((0xA1, 0xDF))),
+    (frozenset({0x8F}), _EUC, _EUC),
+)
+_MULTI_BYTE: Final = {
+    "big5": _MultiByte("big5", ((_bytes((0xA1, 0xF9)), _bytes((0x40, 0x7E), (0xA1, 0xFE))),)),
+    "cp932": _MultiByte("cp932", _SJIS),
+    "sjis": _MultiByte("shift_jis", _SJIS),
+    "ujis": _MultiByte("euc_jp", _UJIS),
+    "eucjpms": _MultiByte("euc_jp", _UJIS),
+    "euckr": _MultiByte("cp949", ((_LEAD, _bytes((0x41, 0x5A), (0x61, 0x7A), (0x81, 0xFE))),)),
+    "gb2312": _MultiByte("gb2312", ((_bytes((0xA1, 0xF7)), _EUC),)),
+    "gbk": _MultiByte("gbk", (_GBK,)),
+    "gb18030": _MultiByte("gb18030", (_GBK, (_LEAD, _DIGIT, _LEAD, _DIGIT)), computed=_bytes((0x85, 0xFE))),
 }
+_CODES_IN_QUESTION: Final = 20_000
 
 
 class Charsets:
     """What a server calls its collations, and how to read their text."""
 
-    def __init__(self, connect: Callable[[], Connection[Any]], connection: Connection[Any]) -> None:
-        """`connect` opens a session when a character set is met that needs the server's help."""
-        self._connect = connect
-        self._names = _read_names(connection)
+    def __init__(self, session: Session) -> None:
+        """`session` is asked at once for the names, and again when a character set is met that needs its help."""
+        self._session = session
+        self._names = _read_names(session)
         self._decoders: dict[str, Decode] = {}
 
     def name(self, collation: int) -> str:
@@ -53,7 +103,7 @@ class Charsets:
         return self._names[collation] in _UTF8
 
     def decoder(self, collation: int) -> Decode:
-        """Return what reads text of this collation; never raises when called."""
+        """Return what reads text of this collation, and never raises; raises KeyError, SourceError, SourceLost."""
         name = self._names[collation]
         found = self._decoders.get(name)
         if found is None:
@@ -63,44 +113,107 @@ class Charsets:
     def _make(self, name: str) -> Decode:
         if name in _UTF8:
             return _utf8
-        if name in _CODECS:
-            decode = codecs.getdecoder(_CODECS[name])
-            return lambda text: self._with_help(decode, text, name)
+        if name in _UNICODE:
+            return partial(_unicode, codec=_UNICODE[name])
+        if name == "ucs2":
+            return _ucs2
         table = self._table(name)
+        if name in _MULTI_BYTE:
+            charset = _MULTI_BYTE[name]
+            return _MultiByteDecoder(charset, table, self._characters(name, list(charset.codes()))).decode
         return lambda text: codecs.charmap_decode(text, "backslashreplace", table)[0]
 
-    def _with_help(self, decode: Callable[..., tuple[str, int]], text: bytes, name: str) -> str:
-        try:
-            return decode(text)[0]
-        except UnicodeDecodeError:
-            with closing(self._connect()) as connection:
-                found = fetch_value(connection, f"SELECT CONVERT(_binary %s USING {name})", [text])
-            return found if isinstance(found, str) else text.decode(errors="backslashreplace")
-
     def _table(self, name: str) -> str:
-        """Return the 256 characters of a character set, U+FFFE for those that it does not have."""
-        with closing(self._connect()) as connection:
-            query = " UNION ALL ".join(
-                f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)" for byte in range(256)
-            )
-            characters = [row[0] for row in fetch(connection, query)]
+        """Return the characters of one byte, for those that there are not `_NONE`."""
+        query = " UNION ALL ".join(
+            f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)" for byte in range(256)
+        )
+        characters = [row[0] for row in self._session.fetch(query)]
         return "".join(
-            character if len(character) == 1 and (character != "?" or byte == ord("?")) else "\ufffe"
+            character if len(character) == 1 and (character != "?" or byte == ord("?")) else _NONE
             for byte, character in enumerate(each or "" for each in characters)
         )
+
+    def _characters(self, name: str, codes: list[bytes]) -> Iterator[tuple[bytes, str]]:
+        """Yield each of these codes, all longer than a byte, with its character, empty where there is none."""
+        for first in range(0, len(codes), _CODES_IN_QUESTION):
+            asked = codes[first : first + _CODES_IN_QUESTION]
+            ((text,),) = self._session.fetch(f"SELECT CONVERT(_binary %s USING {name})", [b"".join(asked)])
+            yield from (
+                (code, "" if each == "?" else each) for code, each in zip(asked, str(text), strict=True)
+            )
+
+
+class _MultiByteDecoder:
+    """Reads a character set by Python's codec, but for those characters that the server has otherwise."""
+
+    def __init__(self, charset: _MultiByte, table: str, characters: Iterator[tuple[bytes, str]]) -> None:
+        """`table` has the characters of one byte, `characters` all others."""
+        self._charset = charset
+        self._codec = codecs.getdecoder(charset.codec)
+        self._own: dict[
+            bytes, str
+        ] = {}  # where the server and the codec differ: the server's character, or none
+        doubtful = set()
+        singles = ((bytes((byte,)), table[byte].replace(_NONE, "")) for byte in charset.singles())
+        for code, character in (*singles, *characters):
+            ours = self._try(code)
+            if ours != character:
+                self._own[code] = character
+                doubtful.add(ours)
+        # What the codec makes of those; without any of it the codec is right.
+        self._find_doubtful = re.compile("|".join(map(re.escape, sorted(doubtful - {""}))) or r"(?!)").search
+
+    def decode(self, text: bytes) -> str:
+        try:
+            found = self._codec(text)[0]
+        except UnicodeDecodeError:
+            return self._decode_slowly(text)
+        return self._decode_slowly(text) if self._find_doubtful(found) else found
+
+    def _decode_slowly(self, text: bytes) -> str:
+        """Decode character by character, as the server has them."""
+        parts, at = [], 0
+        while at < len(text):
+            code = text[at : at + self._charset.size(text, at)]
+            character = self._own[code] if code in self._own else self._try(code)
+            parts.append(character or _escaped(code))
+            at += len(code)
+        return "".join(parts)
+
+    def _try(self, code: bytes) -> str:
+        try:
+            return self._codec(code)[0]
+        except UnicodeDecodeError:
+            return ""
+
+
+def _escaped(code: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in code)
+
+
+def _unicode(text: bytes, *, codec: str) -> str:
+    return text.decode(codec, errors="backslashreplace")
+
+
+def _ucs2(text: bytes) -> str:
+    """UCS-2: halves of a surrogate pair are no characters to the server, not even side by side."""
+    found = _unicode(text, codec="utf-16-be")
+    if found.isascii() or max(found) < "\U00010000":
+        return found
+    return "".join(_unicode(text[at : at + 2], codec="utf-16-be") for at in range(0, len(text), 2))
 
 
 def _utf8(text: bytes) -> str:
     return text.decode(errors="backslashreplace")
 
 
-def _read_names(connection: Connection[Any]) -> dict[int, str]:
+def _read_names(session: Session) -> dict[int, str]:
     # MariaDB since 10.10 has collations for several character sets, and gives the numbers only here.
     tables = ("COLLATION_CHARACTER_SET_APPLICABILITY", "COLLATIONS")
     columns = {
         row[0]
-        for row in fetch(
-            connection,
+        for row in session.fetch(
             "SELECT COLUMN_NAME FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = 'information_schema'"
             " AND TABLE_NAME = %s",
             [tables[0]],
@@ -108,5 +221,5 @@ def _read_names(connection: Connection[Any]) -> dict[int, str]:
     }
     table = tables[0] if "ID" in columns else tables[1]
     query = f"SELECT ID, CHARACTER_SET_NAME FROM information_schema.{table} WHERE ID IS NOT NULL"  # noqa: S608 - one of the two above
-    rows = fetch(connection, query)
+    rows = session.fetch(query)
     return {int(number): str(name) for number, name in rows}

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
-from listener.mysql.birth import birth_of_log
 from listener.mysql.connection import Connection, account, connect, fetch
 from listener.mysql.findings import find_in_grants, find_in_server, find_in_tables
 from listener.mysql.gaps import find_gap
 from listener.mysql.position import BinlogPosition
-from listener.mysql.preparation import birth_at
-from listener.mysql.server import Server, current_position, log_files, read_server, replicas, start_of
+from listener.mysql.preparation import read_log
+from listener.mysql.server import Server, current_position, read_server, replicas
 from listener.mysql.stream import replica_uuid
 from listener.router import Route
 
@@ -72,13 +70,8 @@ def _checkpoint(url: str, connection: Connection[Any], server: Server, checkpoin
         return Finding(
             what="checkpoint", found=f"none: reading will begin at {current.file}:{current.offset}"
         )
-    after, oldest, files = (
-        BinlogPosition.parse(checkpoint),
-        start_of(connection, server),
-        log_files(connection),
-    )
-    born = birth_at(server, after, files, partial(birth_of_log, url))
-    gap = find_gap(server, after, files=files, oldest=oldest, current=current, born=born)
+    after = BinlogPosition.parse(checkpoint)
+    gap = find_gap(server, after, read_log(connection, server, url, after))
     if gap:
         return finding_from("checkpoint", gap)
     return Finding(what="checkpoint", found=f"{after.file}:{after.offset}, and the log reaches that far")

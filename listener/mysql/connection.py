@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -13,7 +13,7 @@ import pymysql
 from pymysql.connections import Connection
 
 from listener.monitor import SourceError
-from listener.mysql.errors import translate
+from listener.mysql.errors import is_about_permissions, translate
 
 __all__ = ["Address", "Connection", "account", "connect", "execute", "fetch", "fetch_value", "translated"]
 
@@ -79,8 +79,7 @@ def connect(url: str, *, read_timeout: float = _ANSWER_TIMEOUT) -> Connection[An
 
 def account(connection: Connection[Any]) -> str:
     """Return who we are to the server, as GRANT names it."""
-    user, _, host = str(fetch_value(connection, "SELECT CURRENT_USER()")).rpartition("@")
-    return f"'{user}'@'{host}'"
+    return _quoted(str(fetch_value(connection, "SELECT CURRENT_USER()")))
 
 
 def fetch(
@@ -109,14 +108,24 @@ def translated(session: Connection[Any] | str) -> Iterator[None]:
     try:
         yield
     except pymysql.Error as error:
-        raise translate(error, f"'{_user(session)}'@'%'") from error
+        raise translate(error, _account_for(session, error)) from error
     except (OSError, ssl.SSLError) as error:
         raise translate(pymysql.err.OperationalError(2013, str(error)), "") from error
 
 
-def _user(session: Connection[Any] | str) -> str:
+def _account_for(session: Connection[Any] | str, error: pymysql.Error) -> str:
+    """Return the account as GRANT names it: where that matters, as the server has it."""
+    if not isinstance(session, str) and is_about_permissions(error):
+        with suppress(pymysql.Error, OSError), session.cursor() as cursor:
+            cursor.execute("SELECT CURRENT_USER()")
+            return _quoted(str(cursor.fetchall()[0][0]))
     name = session if isinstance(session, str) else session.user
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return f"'{name.decode(errors='replace') if isinstance(name, bytes) else name}'@'%'"
+
+
+def _quoted(name: str) -> str:
+    user, _, host = name.rpartition("@")
+    return f"'{user}'@'{host}'"
 
 
 def _tls(options: dict[str, str]) -> ssl.SSLContext | None:

@@ -27,12 +27,16 @@ from listener.mysql.rows import Describe, RowReader
 from listener.mysql.statements import (
     BACK_TO,
     SAVEPOINT,
+    Dialect,
+    Effect,
     Query,
-    emptied_table,
-    hides_rows,
+    Statement,
     is_begin,
     parse_query,
+    read_statement,
+    savepoint_name,
 )
+from listener.mysql.values import UNREADABLE
 
 __all__ = ["Decoder"]
 
@@ -40,6 +44,8 @@ log = structlog.get_logger()
 
 Changes = list[BinlogChange]
 Handler = Callable[[bytes, Changes], None]
+Watches = Callable[[str, str | None], bool]
+"""Whether a route watches this schema and table; None: any of the schema's."""
 
 _size_and_end = struct.Struct("<II").unpack_from
 
@@ -64,32 +70,42 @@ class Decoder:
         *,
         mariadb: bool,
         describe: Describe,
+        forget: Callable[[bytes], None] = lambda _: None,
         after: BinlogPosition,
         server: str = "",
         accepts_gap_until: BinlogPosition | None = None,
+        dialect: Dialect | None = None,
+        watches: Watches = lambda _schema, _table: False,
     ) -> None:
-        """`server`: see `Progress`. What cannot be read before `accepts_gap_until` is left out, and the log says so."""
+        """`forget` is told of statements that may change what `describe` knows; `server`: see `Progress`.
+
+        What cannot be read before `accepts_gap_until` is left out, and the log says so. `dialect` is how statements are
+        read; None: with all text in UTF-8.
+        """
         self.inner: Iterator[bytes] | None = None  # events inside the last one: to be decoded next
         self.progress = Progress(after, mariadb=mariadb, server=server)
+        self._forget_tables = forget
         self._rows = RowReader(describe, self.progress)
         self._aside = Aside(self.progress)
         self._accepts_gap_until = accepts_gap_until
+        self._dialect = dialect or Dialect(mariadb=mariadb)
+        self._watches = watches
         self._may_roll_back = mariadb
         known = self._make_handlers()
         self._handlers = [known.get(kind, self._unknown) for kind in range(256)]
 
     def decode(self, event: bytes, changes: Changes) -> None:
         """Append the changes in one event, which ends with a checksum; raises SourceError, Gap."""
-        kind = event[4]
-        if self._aside.spool is not None and kind in _OF_ROWS:
-            self._aside.spool.add(event)
-            return
         try:
+            kind = event[4]
+            if self._aside.spool is not None and kind in _OF_ROWS:
+                self._aside.spool.add(event)
+                return
             self._handlers[kind](event, changes)
-        except (ValueError, LookupError, struct.error) as error:
-            self._refuse(SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE))
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), changes)
         except (SourceError, Gap) as error:
-            self._refuse(error)
+            self._refuse(error, changes)
 
     def close(self) -> None:
         """Let go of what is kept on disk."""
@@ -106,9 +122,13 @@ class Decoder:
     def put_aside(self, event: bytes, changes: Changes) -> bool:
         """Keep an event for later, on disk if need be; returns whether it ended the transaction.
 
-        Then what was put aside comes next as `inner`, or has been taken back.
+        Then what was put aside comes next as `inner`, or has been taken back. Raises as `decode` does.
         """
-        text = parse_query(event, len(event) - 4).text if event[4] == _QUERY else b""
+        try:
+            text = parse_query(event, len(event) - 4).text if event[4] == _QUERY else b""
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), changes)
+            return False
         if event[4] != _XID and text not in {b"COMMIT", b"ROLLBACK"}:
             self._aside.add(event, text, changes)
             return False
@@ -147,7 +167,7 @@ class Decoder:
         if event[4] not in _WITHOUT_MEANING and not event[17] & _IGNORABLE:
             raise SourceError(f"an event of a kind that is not known: {event[4]}", hint=_UPDATE)
 
-    def _refuse(self, error: CDCError) -> None:
+    def _refuse(self, error: CDCError, changes: Changes) -> None:
         """Raise it with the place, unless it is a part of the gap that was accepted."""
         if self.progress.published_up_to == ALL:
             return
@@ -155,6 +175,7 @@ class Decoder:
         until = self._accepts_gap_until
         if until is None or not self.progress.here < until:
             raise type(error)(message, hint=f"{error.hint or _UPDATE}\n{ACCEPT_GAP}")
+        self.progress.take_back(changes, self.progress.ordinal)  # what was read of it before it failed
         log.error("gap_accepted", gap=message)
 
     # The file.
@@ -163,7 +184,7 @@ class Decoder:
         file = event[27:-4].decode()
         self._rows.forget_numbers()
         if event[17] & _ARTIFICIAL:
-            self.progress.file = file
+            self.progress.enter(file)
         else:
             self._abandon(changes)
             self.progress.rotate(file, int.from_bytes(event[19:27], "little"))
@@ -202,14 +223,20 @@ class Decoder:
 
     def _begin(self, event: bytes, gtid: str, committed: int, *, standalone: bool) -> None:
         size, end = _size_and_end(event, 9)
-        self.progress.begin(gtid, end=end, size=size, committed=committed, standalone=standalone)
+        self.progress.begin(gtid, end=end, size=size, committed=committed, standalone=standalone, event=event)
 
     def _commit(self, event: bytes, _changes: Changes) -> None:
         self.progress.finish(_end_of(event))
 
     def _payload(self, event: bytes, _changes: Changes) -> None:
         self.progress.outer_end = _end_of(event)
-        self.inner = compressed.inner_events(event)
+        self.inner = self._checked(compressed.inner_events(event))
+
+    def _checked(self, events: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from events
+        except UNREADABLE as error:
+            self._refuse(_undecodable(error), [])
 
     # Statements.
 
@@ -234,9 +261,9 @@ class Decoder:
             progress.take_back(changes, 0)
             self._commit(event, changes)
         elif text.startswith(SAVEPOINT):
-            progress.mark(text[len(SAVEPOINT) :])
+            progress.mark(savepoint_name(text[len(SAVEPOINT) :]))
         elif text.startswith(BACK_TO):
-            progress.take_back_to(text[len(BACK_TO) :], changes)
+            progress.take_back_to(savepoint_name(text[len(BACK_TO) :]), changes)
         elif text.startswith(b"XA "):
             self._xa(text[3:].decode(errors="replace"), event, changes)
         else:
@@ -244,21 +271,52 @@ class Decoder:
 
     def _definition(self, query: Query, event: bytes, changes: Changes) -> None:
         """Treat what is no row and no end of a transaction: mostly DDL, a transaction of its own."""
-        emptied = emptied_table(query)
+        self._forget_tables(query.text)
         try:
-            if emptied:
-                self._rows.truncated(*emptied, changes)
-            elif hides_rows(query):
-                self._hidden(event, changes)
+            self._apply(read_statement(query, self._dialect), changes)
         finally:
             if self.progress.is_standalone:
                 self._commit(event, changes)
 
+    def _apply(self, statement: Statement, changes: Changes) -> None:
+        if statement.effect is Effect.TRUNCATES:
+            ((schema, name),) = statement.tables
+            self._rows.truncated(schema, name or "", changes)
+        elif statement.effect is Effect.HIDES:
+            raise Gap(
+                f"a statement that changes rows, logged as a statement ({statement.verb}): its rows are missing.",
+                hint=self._as_rows,
+            )
+        elif statement.effect is Effect.UNKNOWN:
+            what = f" ({statement.verb})" if statement.verb else ""
+            raise Gap(
+                f"a statement of an unknown kind{what}: it may have changed rows, which would be missing.",
+                hint=f"{self._as_rows}\nIf it changes no rows: {_UPDATE}",
+            )
+        elif statement.effect is Effect.MOVES and self.progress.published_up_to != ALL:
+            self._tell_moved(statement)
+
+    def _tell_moved(self, statement: Statement) -> None:
+        """Say of which watched tables rows came or went with a definition: no change says it."""
+        moved = [".".join(filter(None, table)) for table in statement.tables if self._watches(*table)]
+        if moved:
+            log.warning(
+                "rows_without_changes", statement=statement.verb, tables=moved, position=self.progress.place
+            )
+
     def _hidden(self, _event: bytes, _changes: Changes) -> NoReturn:
         raise Gap(
-            "a statement that changes rows, logged as a statement: its rows are missing.",
-            hint="SET PERSIST binlog_format = 'ROW';   (MariaDB: SET GLOBAL), and end the sessions"
-            " that have it otherwise.",
+            "a statement that changes rows, logged as a statement (LOAD): its rows are missing.",
+            hint=self._as_rows,
+        )
+
+    @property
+    def _as_rows(self) -> str:
+        keep = "SET GLOBAL" if self._dialect.mariadb else "SET PERSIST"
+        progress = self.progress
+        return (
+            f"SHOW BINLOG EVENTS IN '{progress.file}' FROM {progress.start} LIMIT 5;   shows the statement.\n"
+            f"{keep} binlog_format = 'ROW';   Then end the sessions that chose another format: they keep it."
         )
 
     def _incident(self, _event: bytes, _changes: Changes) -> NoReturn:
@@ -279,10 +337,10 @@ class Decoder:
                 self._replay(spool, event)
 
     def _xa_prepare(self, event: bytes, changes: Changes) -> None:
+        name, one_phase = xid_of(event)
         spool = self._aside.take()
         if spool is None:
             raise SourceError("a prepared transaction whose start is missing.", hint=_UPDATE)
-        name, one_phase = xid_of(event)
         if one_phase:
             self._replay(spool, event)
         else:
@@ -294,6 +352,10 @@ class Decoder:
         self.progress.outer_end = _end_of(event)
         self._aside.keep_open(spool)
         self.inner = spool.events()
+
+
+def _undecodable(error: Exception) -> SourceError:
+    return SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE)
 
 
 def _end_of(event: bytes) -> int:

@@ -12,7 +12,17 @@ import pymysql
 from cdc_tasks.errors import CDCError
 from listener.monitor import Gap, SourceError, SourceLost
 
-__all__ = ["ACCEPT_GAP", "PermissionDenied", "ServerIdTaken", "grant", "translate", "translate_dump"]
+__all__ = [
+    "ACCEPT_GAP",
+    "GTIDModeForbids",
+    "PermissionDenied",
+    "ServerIdTaken",
+    "grant",
+    "is_about_permissions",
+    "setting",
+    "translate",
+    "translate_dump",
+]
 
 ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
 
@@ -39,8 +49,15 @@ _LOST: Final = frozenset(
 )
 
 
+_PERMISSIONS: Final = frozenset({1227, 1142, 1143, 1370, 1044})
+
+
 class PermissionDenied(SourceError):
     """The account may not do this."""
+
+
+class GTIDModeForbids(SourceError):
+    """MySQL gives out no transactions without GTID while gtid_mode is ON, and none with one while it is OFF."""
 
 
 class ServerIdTaken(SourceError):
@@ -62,6 +79,8 @@ class _Rule:
         return code in self.codes and re.search(self.text, text, re.IGNORECASE) is not None
 
 
+_GRANT: Final = "GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user};"
+
 _TLS_CURE: Final = (
     "Write ?ssl_ca=/path/of/ca.pem in DATABASE_URL, with the certificate of the authority that signed the server's, "
     "and the host as the server's certificate names it."
@@ -76,7 +95,16 @@ _RULES: Final = (
     ),
     _Rule(SourceError, (3159,), "The server wants TLS: " + _TLS_CURE),
     _Rule(SourceError, (2003, 2026), _TLS_CURE, text=r"\[SSL|certificate"),
-    _Rule(SourceError, (1130, 1129), "Let the listener's host in: CREATE USER {user} …; or: FLUSH HOSTS;"),
+    _Rule(
+        SourceError,
+        (1130,),
+        "Let the listener's host in: CREATE USER {user} IDENTIFIED BY '…';   and then: " + _GRANT,
+    ),
+    _Rule(
+        SourceError,
+        (1129,),
+        "MySQL: TRUNCATE TABLE performance_schema.host_cache;   MariaDB: FLUSH HOSTS;",
+    ),
     _Rule(SourceError, (1049, 1044), "Check the database's name in DATABASE_URL."),
     _Rule(SourceError, (1381,), "Start the server with log_bin and binlog_format=ROW."),
     _Rule(
@@ -99,11 +127,18 @@ _DUMP_RULES: Final = (
         r"position > file size|impossible position|Could not find GTID state|has been purged",
     ),
     _Rule(
-        SourceError,
+        GTIDModeForbids,
         (1236,),
-        "SET GLOBAL gtid_mode = 'ON_PERMISSIVE';   (before OFF: 'OFF_PERMISSIVE'), until the listener has read what "
-        "was committed before the mode was changed; then go on to the mode that you want.",
-        text=r"Cannot replicate (anonymous|GTID.transaction)",
+        "SET GLOBAL gtid_mode = ON_PERMISSIVE;\nWhen the listener has read what was committed before the mode was "
+        "changed: SET GLOBAL gtid_mode = ON;",
+        text=r"Cannot replicate anonymous",
+    ),
+    _Rule(
+        GTIDModeForbids,
+        (1236,),
+        "SET GLOBAL gtid_mode = OFF_PERMISSIVE;\nWhen the listener has read what was committed before the mode was "
+        "changed: SET GLOBAL gtid_mode = OFF;",
+        text=r"Cannot replicate GTID.transaction",
     ),
     _Rule(
         SourceError,
@@ -126,14 +161,27 @@ _DUMP_RULES: Final = (
 
 def grant(user: str) -> str:
     """Return the statement that gives the account all it needs on the server."""
-    return f"GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user};"
+    return _GRANT.format(user=user)
+
+
+def is_about_permissions(error: pymysql.Error) -> bool:
+    """Return whether the account may not do what was asked."""
+    return _parts(error)[0] in _PERMISSIONS
+
+
+def setting(name: str, value: str, *, mariadb: bool) -> str:
+    """Return the statement that sets a variable, for good."""
+    if mariadb:
+        in_file = f"-- and {name} = {value} under [mariadb] in the server's configuration"
+        return f"SET GLOBAL {name} = {value};   {in_file}"
+    return f"SET PERSIST {name} = {value};"
 
 
 def translate(error: pymysql.Error, user: str) -> CDCError:
     """Return the error in our words; `user` is the account as SQL names it."""
     code, text = _parts(error)
     told = f"The database says: {text} ({code})" if code else f"The database says: {text}"
-    if code in {1227, 1142, 1143, 1370, 1044}:
+    if code in _PERMISSIONS:
         return PermissionDenied(told, hint=grant(user))
     for rule in (*_RULES, *_DUMP_RULES):
         if rule.applies(code, text):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final, Protocol, Self
 from uuid import UUID
 
-__all__ = ["GTIDSet", "MariaDBGTIDs", "MySQLGTIDs"]
+__all__ = ["GTIDSet", "MariaDBGTIDs", "MariaDBState", "MySQLGTIDs"]
 
 _SOURCE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _pairs = Struct("<QQ")
+_listed = Struct("<IIQ")  # domain, server, number
 _TAG: Final = re.compile(r"[a-z_][a-z0-9_]{0,31}")
 
 
@@ -23,8 +25,6 @@ class GTIDSet(Protocol):
 
     def add(self, gtid: str) -> None: ...
     def __contains__(self, gtid: str) -> bool: ...
-    def size(self) -> int:
-        """Return a number that grows with each transaction."""
 
 
 class MySQLGTIDs:
@@ -105,6 +105,9 @@ class MySQLGTIDs:
             parts.extend(_u64(first) + _u64(last + 1) for first, last in intervals)
         return b"".join(parts)
 
+    def __bool__(self) -> bool:
+        return bool(self._intervals)
+
     def size(self) -> int:
         return sum(last - first + 1 for each in self._intervals.values() for first, last in each)
 
@@ -153,7 +156,11 @@ def _tagged_head(count: int) -> bytes:
 
 
 class MariaDBGTIDs:
-    """`0-1-17,1-2-4`: how far each domain was read; within a domain the numbers ascend, whoever gave them."""
+    """`0-1-17,1-2-4`: the last transaction of each domain.
+
+    The numbers of a domain ascend only where gtid_strict_mode is on, or one server writes in it. So a GTID does not
+    tell whether a transaction came before another one.
+    """
 
     def __init__(self, text: str = "") -> None:
         """Read what the server prints; raises ValueError."""
@@ -168,11 +175,18 @@ class MariaDBGTIDs:
         self._last[domain] = rest
 
     def __contains__(self, gtid: str) -> bool:
+        """Return whether it is the last one of its domain."""
         domain, _, rest = gtid.partition("-")
-        return domain in self._last and _number(rest) <= _number(self._last[domain])
+        return self._last.get(domain) == rest
+
+    def __bool__(self) -> bool:
+        return bool(self._last)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{domain}-{self._last[domain]}" for domain in sorted(self._last, key=int))
 
     def __str__(self) -> str:
-        return ",".join(self._places())
+        return ",".join(self)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MariaDBGTIDs) and self._last == other._last
@@ -180,16 +194,48 @@ class MariaDBGTIDs:
     def __hash__(self) -> int:
         return hash(str(self))
 
-    def size(self) -> int:
-        return sum(map(_number, self._last.values()))
+    def minus(self, other: MariaDBGTIDs) -> MariaDBGTIDs:
+        """Return our last transactions in those domains in which `other` has another one."""
+        return MariaDBGTIDs(",".join(gtid for gtid in self if gtid not in other))
 
-    def domains_beyond(self, other: MariaDBGTIDs) -> list[str]:
-        """Return our places in those domains in which `other` has not come so far."""
-        return [place for place in self._places() if place not in other]
+    def has_domain_of(self, gtid: str) -> bool:
+        return gtid.partition("-")[0] in self._last
 
-    def _places(self) -> list[str]:
-        return [f"{domain}-{self._last[domain]}" for domain in sorted(self._last, key=int)]
+    def ascends_to(self, gtid: str) -> bool:
+        """Return whether the number of the next transaction is greater than the last one of its domain."""
+        domain, _, rest = gtid.partition("-")
+        last = self._last.get(domain)
+        return last is None or _number(last) < _number(rest)
 
 
-def _number(rest: str) -> int:
-    return int(rest.rpartition("-")[2])
+class MariaDBState:
+    """`0-1-17,0-2-3`: the greatest number of each server in each domain, as a log knows it (gtid_binlog_state)."""
+
+    def __init__(self, text: str = "") -> None:
+        """Read what the server prints; raises ValueError."""
+        self._numbers: dict[tuple[int, int], int] = {}  # by domain and server
+        for part in filter(None, re.sub(r"\s", "", text).split(",")):
+            domain, server, number = map(int, part.split("-"))
+            self._numbers[domain, server] = number
+
+    @classmethod
+    def decoded(cls, event: bytes) -> Self:
+        """Read a GTID_LIST event: what came before its file."""
+        state = cls()
+        count = int.from_bytes(event[19:23], "little") & 0xFFFFFFF
+        for domain, server, number in _listed.iter_unpack(event[23 : 23 + 16 * count]):
+            state._numbers[domain, server] = number
+        return state
+
+    def number(self, gtid: str) -> int:
+        """Return the greatest number of this transaction's server in its domain; 0 where there is none."""
+        domain, server, _ = map(int, gtid.split("-"))
+        return self._numbers.get((domain, server), 0)
+
+    def lacks(self, gtids: MariaDBGTIDs) -> MariaDBGTIDs:
+        """Return those that came later than this state, or never."""
+        return MariaDBGTIDs(",".join(gtid for gtid in gtids if self.number(gtid) < _number(gtid)))
+
+
+def _number(gtid: str) -> int:
+    return int(gtid.rpartition("-")[2])

@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 from struct import Struct
 from typing import Final
+from zlib import crc32
 
-__all__ = ["mariadb_gtid", "mysql_gtid", "tagged_gtid"]
+__all__ = ["mariadb_gtid", "mark_of", "mysql_gtid", "tagged_gtid"]
 
 _WITH_GTID: Final = 33  # else the event is one of a server without them
 _HEADER: Final = 19
@@ -63,6 +64,15 @@ def mariadb_gtid(event: bytes) -> tuple[str, int, int]:
     """Return the GTID, microseconds since 1970, and the flags."""
     timestamp, server, number, domain, flags = _mariadb(event)
     return f"{domain}-{server}-{number}", timestamp * 1_000_000, flags
+
+
+def mark_of(event: bytes) -> str:
+    """Return what tells this transaction from another one with the same GTID.
+
+    The event has the GTID, the place in the file, the time, and on MySQL the time in microseconds and the
+    transaction's length.
+    """
+    return f"{crc32(event[:17] + event[19:-4]):08x}"  # without flags and checksum: the server may change or omit them
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:

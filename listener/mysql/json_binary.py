@@ -1,21 +1,23 @@
 """MySQL's binary JSON to JSON, and the partial updates of it that a binlog may hold.
 
 Source: MySQL's `json_binary.h` and `json_diff.h`. A document becomes a tree first, whose leaves are JSON text
-already; a partial update changes that tree.
+already; a partial update changes that tree. What is no document raises ValueError or LookupError, and takes no more
+time and memory than one of its size.
 """
 
 from __future__ import annotations
 
 import re
 from binascii import b2a_base64
+from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from listener import json_text
 from listener.mysql.table_map import packed_integer
-from listener.mysql.values import decimal
+from listener.mysql.values import decimal, decimal_size
 
 __all__ = ["PatchedDocument", "document", "patch"]
 
@@ -36,7 +38,34 @@ _LITERALS: Final = (b"null", b"true", b"false")
 _DECIMALS, _TIMES, _DATES, _DATETIMES = {0, 246}, {11, 19}, {10, 14}, {7, 12, 17, 18}
 
 _REPLACE, _INSERT, _REMOVE = 0, 1, 2
-_LEG = re.compile(r'\.("(?:[^"\\]|\\.)*"|[^.\[]+)|\[(\d+)\]')
+_DEEPEST: Final = 100  # the server's limit
+_LINE: Final = 76  # characters of base64, as the server breaks it
+_LEG = re.compile(r'\.("(?:[^"\\]|\\.)*+"|[^.\["]+)|\[(\d{1,9})\]')
+_PATH = re.compile(rf"\$(?:{_LEG.pattern})*+")
+
+
+_Unpack = Callable[[bytes, int], tuple[Any, ...]]
+
+
+class _Shape(NamedTuple):
+    """How containers of one size are laid out."""
+
+    width: int  # of offsets and counts, in bytes
+    size: _Unpack
+    key: _Unpack  # where it is, and its length
+    entry: _Unpack  # a value's type, and where it is
+    scalars: Mapping[int, _Unpack]  # what stands in the place of an offset, by its type
+
+    @classmethod
+    def of(cls, width: int, code: str) -> _Shape:
+        scalars = {
+            kind: number.unpack_from for kind, (number, *inline) in _NUMBERS.items() if inline[width == 4]
+        }
+        size, key, entry = (Struct(text).unpack_from for text in (f"<{code}", f"<{code}H", f"<B{code}"))
+        return cls(width, size, key, entry, scalars)
+
+
+_SHAPES: Final = (_Shape.of(2, "H"), _Shape.of(4, "I"))  # small, large
 
 
 class PatchedDocument(bytes):
@@ -51,12 +80,12 @@ def document(value: bytes) -> bytes:
         return value
     if not value:
         return b"null"  # what IGNORE makes of a NULL in a column that must not have one
-    return json_text.document(_dump(_parse(value[0], value, 1)))
+    return json_text.document(_dump(_Reader(value).parse(value[0], 1)))
 
 
 def patch(before: bytes, differences: bytes) -> PatchedDocument:
     """Return the document after a partial update; raises ValueError where a path leads nowhere."""
-    tree = {b"": _parse(before[0], before, 1)}
+    tree = {b"": _Reader(before).parse(before[0], 1)}
     at = 0
     while at < len(differences):
         operation = differences[at]
@@ -66,7 +95,7 @@ def patch(before: bytes, differences: bytes) -> PatchedDocument:
         new: Tree = None
         if operation != _REMOVE:
             length, at = packed_integer(differences, at)
-            new = _parse(differences[at], differences[at : at + length], 1)
+            new = _Reader(differences[at : at + length]).parse(differences[at], 1)
             at += length
         _apply(tree, operation, path, new)
     return PatchedDocument(json_text.document(_dump(tree[b""])))
@@ -75,6 +104,8 @@ def patch(before: bytes, differences: bytes) -> PatchedDocument:
 def _apply(tree: dict[bytes, Tree], operation: int, path: str, new: Tree) -> None:
     holder: Tree = tree
     leg: Any = b""
+    if _PATH.fullmatch(path) is None:
+        raise ValueError(f"the path {path}")
     for match in _LEG.finditer(path, 1):  # behind the $
         holder = holder[leg]
         name, index = match.groups()
@@ -95,71 +126,110 @@ def _key(name: str) -> bytes:
     return orjson.dumps(orjson.loads(name) if name.startswith('"') else name)
 
 
-def _dump(tree: Tree) -> bytes:
+def _dump(tree: Tree, depth: int = 0) -> bytes:
+    if depth > _DEEPEST:
+        raise ValueError("a document that is nested too deeply")
     if isinstance(tree, dict):
-        return b"{%b}" % b",".join([b"%b:%b" % (key, _dump(value)) for key, value in tree.items()])
+        members = [b"%b:%b" % (key, _dump(value, depth + 1)) for key, value in tree.items()]
+        return b"{%b}" % b",".join(members)
     if isinstance(tree, list):
-        return b"[%b]" % b",".join(map(_dump, tree))
+        return b"[%b]" % b",".join([_dump(value, depth + 1) for value in tree])
     text: bytes = tree
     return text
 
 
-def _parse(kind: int, data: bytes, at: int) -> Tree:
-    if kind <= _LARGE_ARRAY:
-        return _container(kind, data, at)
-    if kind == _STRING:
-        length, at = _variable_length(data, at)
-        return json_text.string(data[at : at + length])
-    if kind == _LITERAL:
-        return _LITERALS[data[at]]
-    if kind == _OPAQUE:
-        length, start = _variable_length(data, at + 1)
-        return _opaque(data[at], data[start : start + length])
-    layout, _, _ = _NUMBERS[kind]
-    (number,) = layout.unpack_from(data, at)
-    return orjson.dumps(number)
+class _Reader:
+    """Reads one document into a tree."""
 
+    __slots__ = ("_data", "_unread")
 
-def _container(kind: int, data: bytes, start: int) -> Tree:
-    large = kind in {_LARGE_OBJECT, _LARGE_ARRAY}
-    width = 4 if large else 2
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        # No two values share their bytes: what is read twice would make a document of any size out of a small one.
+        self._unread = len(data)
 
-    def offset(at: int) -> int:
-        return int.from_bytes(data[at : at + width], "little")
+    def parse(self, kind: int, at: int, depth: int = 0) -> Tree:
+        """Return the value of this type that begins there; raises ValueError, LookupError, struct.error."""
+        if kind == _STRING:
+            length, at = self._variable_length(at)
+            return json_text.string(self._take(at, length))
+        if kind <= _LARGE_ARRAY:
+            return self._container(kind, at, depth)
+        if kind == _LITERAL:
+            return _LITERALS[self._data[at]]
+        if kind == _OPAQUE:
+            length, start = self._variable_length(at + 1)
+            return _opaque(self._data[at], self._take(start, length))
+        layout, _, _ = _NUMBERS[kind]
+        (number,) = layout.unpack_from(self._data, at)
+        return orjson.dumps(number)
 
-    count = offset(start)
-    is_object = kind in {_SMALL_OBJECT, _LARGE_OBJECT}
-    keys_at = start + 2 * width
-    values_at = keys_at + count * (width + 2) * is_object
-    values = []
-    for place in range(values_at, values_at + count * (width + 1), width + 1):
-        number = _NUMBERS.get(data[place])
-        inline = data[place] == _LITERAL or bool(number and number[2 if large else 1])
-        values.append(_parse(data[place], data, place + 1 if inline else start + offset(place + 1)))
-    if not is_object:
-        return values
-    keys = []
-    for place in range(keys_at, values_at, width + 2):
-        key = start + offset(place)
-        length = int.from_bytes(data[place + width : place + width + 2], "little")
-        keys.append(json_text.string(data[key : key + length]))
-    return dict(zip(keys, values, strict=True))
+    def _container(self, kind: int, start: int, depth: int) -> Tree:
+        data = self._data
+        shape = _SHAPES[kind in {_LARGE_OBJECT, _LARGE_ARRAY}]
+        (count,) = shape.size(data, start)
+        self._count(count)
+        if depth >= _DEEPEST:
+            raise ValueError("a document that is nested too deeply")
+        is_object = kind in {_SMALL_OBJECT, _LARGE_OBJECT}
+        keys_at = start + 2 * shape.width
+        values_at = keys_at + count * (shape.width + 2) * is_object
+        scalars, entry, values = shape.scalars, shape.entry, []
+        for place in range(values_at, values_at + count * (shape.width + 1), shape.width + 1):
+            of, at = entry(data, place)
+            scalar = scalars.get(of)
+            if scalar is not None:
+                values.append(orjson.dumps(scalar(data, place + 1)[0]))
+            elif of == _LITERAL:
+                values.append(_LITERALS[data[place + 1]])
+            else:
+                values.append(self.parse(of, start + at, depth + 1))
+        if not is_object:
+            return values
+        return dict(zip(self._keys(start, keys_at, count, shape), values, strict=True))
 
+    def _keys(self, start: int, first: int, count: int, shape: _Shape) -> list[bytes]:
+        data, keys, key, end, unread = self._data, [], shape.key, len(self._data), self._unread
+        for place in range(first, first + count * (shape.width + 2), shape.width + 2):
+            at, length = key(data, place)
+            at += start
+            unread -= length
+            if unread < 0 or at + length > end:
+                raise ValueError("a document whose keys are larger than its bytes")
+            keys.append(json_text.string(data[at : at + length]))
+        self._unread = unread
+        return keys
 
-def _variable_length(data: bytes, at: int) -> tuple[int, int]:
-    length = shift = 0
-    while True:
-        byte = data[at]
-        length |= (byte & 0x7F) << shift
-        at += 1
-        shift += 7
-        if byte < 0x80:
-            return length, at
+    def _take(self, at: int, length: int) -> bytes:
+        self._unread -= length
+        if self._unread < 0 or at + length > len(self._data):
+            raise ValueError("a document that is cut off")
+        return self._data[at : at + length]
+
+    def _count(self, size: int) -> None:
+        self._unread -= size
+        if self._unread < 0:
+            raise ValueError("a document that is larger than its bytes")
+
+    def _variable_length(self, at: int) -> tuple[int, int]:
+        if self._data[at] < 0x80:
+            return self._data[at], at + 1
+        length = shift = 0
+        while shift < 35:
+            byte = self._data[at]
+            length |= (byte & 0x7F) << shift
+            at += 1
+            shift += 7
+            if byte < 0x80:
+                return length, at
+        raise ValueError("a length of more than five bytes")
 
 
 def _opaque(kind: int, value: bytes) -> bytes:
     """Return a value of an SQL type inside a document, as MySQL prints it."""
     if kind in _DECIMALS:
+        if len(value) != 2 + decimal_size(value[0], value[1]):
+            raise ValueError("a decimal number that is cut off")
         return decimal(value[0], value[1])(value[2:])[1:-1]
     if kind in _TIMES | _DATES | _DATETIMES:
         packed = int.from_bytes(value, "little", signed=True)
@@ -172,4 +242,6 @@ def _opaque(kind: int, value: bytes) -> bytes:
         if kind in _DATES:
             return b'"%b"' % day
         return b'"%b %02d:%02d:%02d.%06d"' % (day, whole >> 12 & 31, *clock)
-    return b'"base64:type%d:%b"' % (kind, b2a_base64(value, newline=False))
+    text = b2a_base64(value, newline=False)
+    lines = [text[at : at + _LINE] for at in range(0, len(text), _LINE)]
+    return b'"base64:type%d:%b"' % (kind, b"\\n".join(lines))

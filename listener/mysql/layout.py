@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from listener.mysql import json_binary, values
+from listener.mysql.catalogue import CatalogueColumn
 from listener.mysql.charsets import BINARY, Charsets
-from listener.mysql.table_map import Column, ColumnType
+from listener.mysql.table_map import OLD_TEMPORAL, Column, ColumnType
 from listener.mysql.values import Convert
 
 __all__ = ["Layout", "layout_of"]
@@ -30,12 +31,17 @@ class Layout(NamedTuple):
     is_utf8: bool = False  # what was read is text in UTF-8
 
 
-def layout_of(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
-    """Return the column's layout; `special` names the MariaDB types that a log does not tell (`catalogue.py`).
+_UNKNOWN: Final = CatalogueColumn("")
+
+
+def layout_of(column: Column, charsets: Charsets, known: CatalogueColumn = _UNKNOWN) -> Layout:
+    """Return the column's layout; `known` is what MariaDB's catalogue knows beyond its log.
 
     Raises ValueError where nothing behind the column can be read.
     """
     kind = column.type
+    if kind in OLD_TEMPORAL and known.digits:
+        return _OLD_TEMPORAL[kind](known.digits)
     if kind in _INTEGERS:
         code, size = _INTEGERS[kind]
         return Layout(code.upper() if column.unsigned else code, size, False, _integer, is_integer=True)
@@ -45,7 +51,7 @@ def layout_of(column: Column, charsets: Charsets, special: Mapping[str, str]) ->
         return _BY_METADATA[kind](column)
     if kind in {_T.ENUM, _T.SET}:
         return _labelled(column, charsets)
-    return _string(column, charsets, special) if kind is _T.STRING else _long(column, charsets, special)
+    return _string(column, charsets, known) if kind is _T.STRING else _long(column, charsets, known)
 
 
 def _integer(value: int) -> bytes:
@@ -65,6 +71,8 @@ def _with_fraction(size: int, convert: Callable[[int], Convert]) -> Callable[[Co
 
     def layout(column: Column) -> Layout:
         digits = column.metadata[0]
+        if digits > 6:
+            raise ValueError(f"a fraction of {digits} digits")
         return _fixed(size + (digits + 1) // 2, convert(digits))
 
     return layout
@@ -77,6 +85,8 @@ def _decimal(column: Column) -> Layout:
 
 def _bit(column: Column) -> Layout:
     bits, whole = column.metadata
+    if bits > 7 or whole > 8:
+        raise ValueError(f"a BIT of {whole} bytes and {bits} bits")
     return _fixed(whole + (bits > 0), values.bits(whole * 8 + bits))
 
 
@@ -106,6 +116,11 @@ _BY_METADATA: Final[dict[ColumnType, Callable[[Column], Layout]]] = {
     _T.VECTOR: lambda column: _counted(column.metadata[0]),
     _T.JSON: lambda column: _counted(column.metadata[0], json_binary.document),
 }
+_OLD_TEMPORAL: Final[dict[ColumnType, Callable[[int], Layout]]] = {
+    _T.DATETIME: lambda digits: _fixed((5, 6, 6, 7, 7, 7, 8)[digits], values.datetime_hires(digits)),
+    _T.TIMESTAMP: lambda digits: _fixed(4 + (digits + 1) // 2, values.timestamp_hires(digits)),
+    _T.TIME: lambda digits: _fixed((3, 4, 4, 5, 5, 5, 6)[digits], values.time_hires(digits)),
+}
 _BLOBS: Final = frozenset({_T.BLOB, _T.TINY_BLOB, _T.MEDIUM_BLOB, _T.LONG_BLOB, _T.BLOB_COMPRESSED})
 _VARCHARS: Final = frozenset({_T.VARCHAR, _T.VAR_STRING, _T.VARCHAR_COMPRESSED})
 
@@ -121,7 +136,7 @@ def _labelled(column: Column, charsets: Charsets) -> Layout:
     return _fixed(size, values.members(labels))
 
 
-def _long(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
+def _long(column: Column, charsets: Charsets, known: CatalogueColumn) -> Layout:
     """VARCHAR, TEXT and BLOB, and those that MariaDB has compressed."""
     kind, metadata = column.type, column.metadata
     if kind in _BLOBS:
@@ -130,31 +145,32 @@ def _long(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Lay
         counted = _counted(2 if int.from_bytes(metadata, "little") > 255 else 1)
     else:
         raise ValueError(f"a column of type {kind}")
-    layout = _text(counted, column, charsets, special)
+    layout = _text(counted, column, charsets, known)
     return _compressed(layout) if kind in {_T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED} else layout
 
 
-def _string(column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
+def _string(column: Column, charsets: Charsets, known: CatalogueColumn) -> Layout:
     """CHAR and BINARY; their greatest length in bytes is spread over the metadata's two."""
     length = ((column.metadata[0] & 0x30 ^ 0x30) << 4) + column.metadata[1]
     counted = _counted(2 if length > 255 else 1)
-    kind = special.get(column.name)
-    if kind == "uuid":
+    if known.type == "uuid":
         return counted._replace(convert=values.uuid)
-    if kind in {"inet4", "inet6"}:
+    if known.type in {"inet4", "inet6"}:
         return counted._replace(convert=partial(values.inet, size=length))
     if charsets.name(column.collation or 63) == BINARY:
         return counted._replace(convert=values.padded(length))
-    return _text(counted, column, charsets, special)
+    return _text(counted, column, charsets, known)
 
 
-def _text(counted: Layout, column: Column, charsets: Charsets, special: Mapping[str, str]) -> Layout:
+def _text(counted: Layout, column: Column, charsets: Charsets, known: CatalogueColumn) -> Layout:
     collation = column.collation or 63
     if charsets.name(collation) == BINARY:
         return counted
-    if special.get(column.name) == "json":
-        return counted._replace(convert=values.text_or_document)
     decode = charsets.decoder(collation)
+    if known.type == "json" and counted.size == 4:  # a LONGTEXT: others with such a CHECK are text
+        if charsets.is_utf8(collation):
+            return counted._replace(convert=values.text_or_document)
+        return counted._replace(convert=lambda value: values.text_or_document(decode(value).encode()))
     return counted._replace(
         convert=lambda value: orjson.dumps(decode(value)), is_utf8=charsets.is_utf8(collation)
     )

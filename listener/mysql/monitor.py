@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from time import monotonic, time
 from typing import Any, Final
@@ -13,7 +14,7 @@ import structlog
 
 from listener.findings import raise_problems
 from listener.monitor import Batch, Saved, SourceLost
-from listener.mysql.birth import birth_of_log
+from listener.mysql.catalogue import Definitions
 from listener.mysql.change import BinlogChange
 from listener.mysql.charsets import Charsets
 from listener.mysql.connection import Connection, connect
@@ -24,6 +25,8 @@ from listener.mysql.lock import ListenerLock
 from listener.mysql.position import BinlogPosition
 from listener.mysql.preparation import starting_position
 from listener.mysql.server import Server, current_position, read_server, replicas
+from listener.mysql.session import Session
+from listener.mysql.statements import Dialect
 from listener.mysql.stream import BinlogStream, replica_uuid
 from listener.mysql.tables import Tables
 from listener.router import Route
@@ -70,25 +73,35 @@ class BinlogMonitor:
         self._batch_size = batch_size
         self._from_start = from_start
         self._accept_gap = accept_gap
+        self.has_accepted_gap = False  # at its start
         self._wakeup = Wakeup()
         self._open_things = ExitStack()
         self._warned_at = float("-inf")
         self._server: Server
+        self._session: Session  # for what is asked while the log is read
         self._charsets: Charsets
+        self._definitions: Definitions | None
         self._lock: ListenerLock
         self._current: BinlogPosition  # the end of the log when we came
         self._stream: BinlogStream
         self._events: Iterator[bytes | None]
         self._decoder: Decoder
 
-    def open(self, *, saved: Saved | None) -> None:  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
+    def open(
+        self,
+        *,
+        saved: Saved | None,  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
+        again: Callable[[], Saved | None] | None = None,  # noqa: ARG002
+    ) -> None:
         """Become the only reader; see `Monitor.open`."""
         self.close()
         with ExitStack() as stack:
             with closing(connect(self._database_url)) as connection:
                 self._server = read_server(connection)
                 raise_problems([*find_in_server(self._server), *find_in_tables(connection, self._routes)])
-                self._charsets = Charsets(partial(connect, self._database_url), connection)
+                self._session = Session(partial(connect, self._database_url))
+                stack.callback(self._session.close)
+                self._charsets = Charsets(self._session)
             self.source = self._server.kind
             self._lock = ListenerLock(self._database_url, self._name)
             stack.callback(self._lock.close)
@@ -96,6 +109,7 @@ class BinlogMonitor:
                 return
             with closing(connect(self._database_url)) as connection:
                 self._current = current_position(connection, self._server)
+            self._definitions = self._look_up_tables()
             self._open_things = stack.pop_all()
 
     def batches(self, after: str | None) -> Iterator[Batch]:
@@ -144,31 +158,43 @@ class BinlogMonitor:
                 return False
         return True
 
+    def _look_up_tables(self) -> Definitions | None:
+        """Return what only MariaDB's catalogue knows of the tables; None where the log tells everything."""
+        if not self._server.is_mariadb:
+            return None
+        definitions = Definitions(self._session)
+        definitions.keep(self._routes)
+        return definitions
+
     def _start(self, after: str | None) -> BinlogPosition:
         """Connect as a replica at the right place, and return it."""
+        checkpoint = BinlogPosition.parse(after) if after else None
         with closing(connect(self._database_url)) as connection:
             start = starting_position(
                 connection,
                 self._server,
-                after=BinlogPosition.parse(after) if after else None,
+                url=self._database_url,
+                after=checkpoint,
                 current=self._current,
                 from_start=self._from_start,
                 accept_gap=self._accept_gap,
-                born=partial(birth_of_log, self._database_url),
             )
             self._check_server_id(connection)
-        tables = Tables(
-            partial(connect, self._database_url),
-            self._charsets,
-            self._routes,
-            mariadb=self._server.is_mariadb,
-        )
+        self.has_accepted_gap = checkpoint is not None and start.epoch > checkpoint.epoch
+        tables = Tables(self._definitions, self._charsets, self._routes, mariadb=self._server.is_mariadb)
         self._decoder = Decoder(
             mariadb=self._server.is_mariadb,
             describe=tables.describe,
+            forget=tables.forget,
             after=start,
             server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,
+            dialect=Dialect(
+                mariadb=self._server.is_mariadb,
+                folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
+                charsets=self._charsets,
+            ),
+            watches=partial(_watches, self._routes),
         )
         self._open_things.callback(self._decoder.close)
         self._accept_gap = False  # the one that was meant, and none that comes later
@@ -240,6 +266,13 @@ class BinlogMonitor:
             if not self._lock.is_mine():
                 raise SourceLost(error.message) from error
             raise
+
+
+def _watches(routes: Sequence[Route], schema: str, table: str | None) -> bool:
+    """Return whether a route watches the table; None: any of the schema's."""
+    if table is None:
+        return any(fnmatchcase(schema, route.schema) for route in routes)
+    return any(route.matches(schema, table) for route in routes)
 
 
 def derived_server_id(name: str) -> int:

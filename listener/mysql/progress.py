@@ -8,6 +8,7 @@ import structlog
 
 from listener.mysql.change import BinlogChange, Transaction
 from listener.mysql.gtid import GTIDSet, MariaDBGTIDs, MySQLGTIDs
+from listener.mysql.gtid_event import mark_of
 from listener.mysql.position import BinlogPosition
 
 __all__ = ["ALL", "Progress"]
@@ -17,6 +18,7 @@ log = structlog.get_logger()
 ALL: Final = float("inf")  # ordinals: the whole transaction
 
 _FIRST: Final = 4  # the offset of a file's first event
+_OFFSETS: Final = 1 << 32  # events count their file's bytes modulo this
 
 
 class Progress:
@@ -24,10 +26,10 @@ class Progress:
 
     def __init__(self, after: BinlogPosition, *, mariadb: bool, server: str = "") -> None:
         """`server` is whose log is read, where it is another than that of `after`: after a failover."""
-        published = after.gtids if after.published is None else after.published
         self.gtids: GTIDSet | None = None
-        if published is not None:
-            self.gtids = MariaDBGTIDs(published) if mariadb else MySQLGTIDs(published)
+        if after.done is not None:
+            self.gtids = MariaDBGTIDs(after.done) if mariadb else MySQLGTIDs(after.done)
+        self._order = _Order(after) if mariadb else None
         self.file = after.file  # that is being read
         self.born = after.born  # when it was begun
         self._executed: MySQLGTIDs | None = None  # all GTIDs before this file, while we go by files
@@ -39,6 +41,13 @@ class Progress:
         self.outer_end = 0  # where it ends, where the event that ends it does not say
         self._after = after
         self._server = server or after.server
+        self._goes_by_place = after.is_place_on(self._server) and not isinstance(self.gtids, MySQLGTIDs)
+        self.epoch = self._epoch_before = after.epoch
+        self._event, self._done_last = b"", after.last  # the event that began the transaction; the last one
+        self._last_start, self._lap = (
+            0,
+            0,
+        )  # of the last transaction; what is to be added to offsets in this file
         self._catching_up = True
         self._committed = 0
         self._transaction: Transaction | None = None
@@ -55,9 +64,16 @@ class Progress:
     @property
     def here(self) -> BinlogPosition:
         """Where the transaction begins, with what was published before it."""
-        gtids = self._after.gtids if self._catching_up else self._gtids_text()
+        gtids = self._gtids_text()
+        if self._catching_up:
+            gtids = self._after.gtids if self._order is None else str(self._order)
         return BinlogPosition(
-            file=self.file, offset=self.start, server=self._server, born=self.born, gtids=gtids
+            file=self.file,
+            offset=self.start,
+            server=self._server,
+            born=self.born,
+            gtids=gtids,
+            epoch=self._epoch_before,
         )
 
     @property
@@ -66,11 +82,12 @@ class Progress:
         if self._catching_up:
             return self._after
         gtids = self._gtids_text()
+        epoch = self._epoch_before if self.is_open else self.epoch
         restart, published = "", None
         if self._pending and not isinstance(self.gtids, MySQLGTIDs):
             oldest = min(self._pending.values())
             restart, published = f"{oldest.file}:{oldest.offset}", gtids
-            gtids = oldest.gtids
+            gtids, epoch = oldest.gtids, oldest.epoch
         # Never back behind what was published before we came, while its transaction is read once more.
         ordinal = max(self.ordinal - 1, self.published_up_to) if self.is_open else -1
         within = ordinal >= 0
@@ -85,6 +102,8 @@ class Progress:
             gtid=self.gtid if within else "",
             restart=restart,
             published=published,
+            last=self._last() if within else self._done_last,
+            epoch=epoch,
         )
 
     @property
@@ -97,12 +116,19 @@ class Progress:
                 offset=self.start,
                 committed=self._committed,
                 server=self._server,
+                epoch=self.epoch,
             )
         return self._transaction
 
+    def enter(self, file: str) -> None:
+        """Read in this file from now on."""
+        if file != self.file:
+            self._last_start = self._lap = 0
+        self.file = file
+
     def rotate(self, file: str, offset: int) -> None:
         """Go on in another file of the log."""
-        self.file = file
+        self.enter(file)
         self._done_server, self._done_file, self._done_offset = self._server, file, offset
         self.born = 0
         self._executed = None
@@ -113,13 +139,19 @@ class Progress:
         if self.gtids is None and not began_inside:
             self._executed = executed
 
-    def begin(self, gtid: str, *, end: int, size: int, committed: int, standalone: bool) -> None:
+    def begin(
+        self, gtid: str, *, end: int, size: int, committed: int, standalone: bool, event: bytes = b""
+    ) -> None:
         """Start a transaction with an event that ends at `end`; `committed` in microseconds since 1970."""
         if self.is_open:  # the last one had no end of its own
             self.finish(self.start)
+        self._event, self._epoch_before = event, self.epoch
+        if self._order is not None and not self._order.ascends_to(gtid):
+            self.epoch += 1
         if self._executed is not None or not gtid:
             self._follow_mode(gtid)
-        self.start = end - size if end else self._done_offset
+        self.start = self._offset(end) - size if end else self._done_offset
+        self._last_start = self.start
         self.gtid, self._committed = gtid, committed
         self.is_open, self.is_standalone = True, standalone
         self.ordinal = self.outer_end = 0
@@ -143,10 +175,14 @@ class Progress:
             return
         self.is_open = False
         self._savepoints.clear()
+        if self._order is not None:
+            self._order.add(self.gtid)
         if self.published_up_to == ALL:
             return
-        end = self.outer_end or offset or self.start
+        # At its start where its end is not known, or has no place in 32 bits: then it is known as the last one.
+        end = max(self.start, (self.outer_end or offset) + self._lap)
         self._done_server, self._done_file, self._done_offset = self._server, self.file, end
+        self._done_last = self._last()
         if self.gtids is not None and self.gtid:
             self.gtids.add(self.gtid)
 
@@ -155,6 +191,7 @@ class Progress:
         if self.is_open:
             self.take_back(changes, 0)
             self.is_open = False
+            self.epoch = self._epoch_before
 
     def mark(self, savepoint: bytes) -> None:
         self._savepoints[savepoint] = self.ordinal
@@ -200,11 +237,62 @@ class Progress:
         if self._is_published():
             return ALL
         self._catching_up = False
-        if self.gtids is not None:
+        if not self._goes_by_place:
             return after.ordinal if after.gtid and after.gtid == self.gtid else -1
         return after.ordinal if (self.file, self.start) == (after.file, after.offset) else -1
 
     def _is_published(self) -> bool:
-        if self.gtids is not None:
-            return self.gtid in self.gtids
-        return BinlogPosition(file=self.file, offset=self.start, ordinal=self._after.ordinal) < self._after
+        after = self._after
+        if self._goes_by_place:
+            here = BinlogPosition(file=self.file, offset=self.start, ordinal=after.ordinal)
+            is_there = (self.file, self.start) == (after.file, after.offset)
+            return here < after or (is_there and self._is_last())
+        if self._order is not None:
+            return self._order.skips(self.gtid)
+        return self.gtids is not None and self.gtid in self.gtids
+
+    def _is_last(self) -> bool:
+        """Return whether the transaction at the checkpoint's place is not the next, but the last one."""
+        after = self._after
+        if after.ordinal >= 0:
+            return False
+        if after.last:
+            return after.last.startswith(f"{after.file}:{after.offset}:")
+        return isinstance(self.gtids, MariaDBGTIDs) and self.gtid in self.gtids
+
+    def _last(self) -> str:
+        return f"{self.file}:{self.start}:{mark_of(self._event)}" if self._event else ""
+
+    def _offset(self, end: int) -> int:
+        """Return where an event ends that is not in the last transaction, whose own place has 32 bits only."""
+        while end + self._lap < self._last_start:
+            self._lap += _OFFSETS
+        return end + self._lap
+
+
+class _Order:
+    """The last transaction of each of MariaDB's domains: whether numbers ascend, and how far to skip on another server.
+
+    A replica gives us what follows our GTIDs in each domain. Where prepared transactions are read again, that begins
+    with what was published.
+    """
+
+    def __init__(self, after: BinlogPosition) -> None:
+        self._last = MariaDBGTIDs(after.gtids or "")
+        self._skipped = MariaDBGTIDs(after.published or "").minus(self._last)
+
+    def __str__(self) -> str:
+        return str(self._last)
+
+    def ascends_to(self, gtid: str) -> bool:
+        return self._last.ascends_to(gtid)
+
+    def add(self, gtid: str) -> None:
+        self._last.add(gtid)
+
+    def skips(self, gtid: str) -> bool:
+        """Return whether this one was published: so are all up to the last published one of its domain."""
+        if gtid in self._skipped:
+            self._skipped = self._skipped.minus(MariaDBGTIDs(gtid))
+            return True
+        return self._skipped.has_domain_of(gtid)

@@ -1,4 +1,10 @@
-"""Events that hold rows: tables are described, then come their rows, inserted, updated or deleted."""
+"""Events that hold rows: tables are described, then come their rows, inserted, updated or deleted.
+
+An event holds at least one row. With `binlog_row_image=MINIMAL` a row may have no column in it (`INSERT INTO t ()
+VALUES ()`), and is no bytes then. Such an event holds exactly one: the server's own replicas read it so, MySQL refuses
+to log a second one, and MariaDB leaves out all columns only where the primary key has its constant default. (A table
+of BLACKHOLE keeps no key unique, and no row: several come as one.)
+"""
 
 from __future__ import annotations
 
@@ -24,6 +30,7 @@ _PARTIAL_UPDATE: Final = 39
 _UPDATES: Final = frozenset({24, 31, _PARTIAL_UPDATE, 167, 170})
 _VERSION_2: Final = frozenset({30, 31, 32, _PARTIAL_UPDATE, 169, 170, 171})
 _FIRST_COMPRESSED: Final = 166
+_MOST_TABLES: Final = 20_000  # versions of tables that are kept
 
 
 # The table, the event uncompressed, where its rows begin, and what reads them: the old ones, where there are two, and
@@ -38,11 +45,15 @@ class RowReader:
         self._describe = describe
         self._progress = progress
         self._tables: dict[bytes, Table | None] = {}  # by the number that a file of the log gives them
-        self._described: dict[bytes, Table | None] = {}
+        self._described: dict[bytes, Table] = {}  # by all that the log says of them
+        # The same for those of which the catalogue knows more, behind their number: the server gives a table another
+        # one when it reads its definition again, so each time that somebody may have changed it.
+        self._completed: dict[bytes, Table | None] = {}
 
     def forget_numbers(self) -> None:
         """Start with another file of the log."""
         self._tables.clear()
+        self._completed.clear()
 
     def table_map(self, event: bytes, _changes: list[BinlogChange]) -> None:
         """Read a table's description; raises SourceError where rows of a watched table could not be read."""
@@ -51,7 +62,20 @@ class RowReader:
             self._tables[number] = self._described[body]
         except KeyError:
             self._tables[number] = None
-            self._tables[number] = self._described[body] = self._describe(body)
+            self._tables[number] = self._describe_once(number, body)
+
+    def _describe_once(self, number: bytes, body: bytes) -> Table | None:
+        try:
+            return self._completed[number + body]
+        except KeyError:
+            table = self._describe(body)
+        if table is None or table.is_completed:
+            self._completed[number + body] = table
+        else:
+            if len(self._described) >= _MOST_TABLES:
+                self._described.clear()
+            self._described[body] = table
+        return table
 
     def inserted(self, event: bytes, changes: list[BinlogChange]) -> None:
         self._read_single(event, changes, is_new=True)
@@ -69,14 +93,19 @@ class RowReader:
         kind = table.insert if is_new else table.delete
         if not image.is_complete:
             kind = kind.in_part
-        transaction, add = self._progress.transaction, changes.append
+        transaction, add, first = self._progress.transaction, changes.append, len(changes)
         ordinal, after = self._progress.ordinal, self._after(table)
-        while at < end:
+        while True:  # at least one: a row without columns is no bytes
             row, at = readers[event[at : at + nulls]](event, at)
             if ordinal > after:
                 old, new = None if is_new else row, row if is_new else None
                 add(BinlogChange(kind, old, new, transaction, ordinal))
             ordinal += 1
+            if at >= end:
+                break
+        _check_end(table, at, end)
+        if table.row_end is not None:
+            _leave_out_history(changes, first)
         self._progress.ordinal = ordinal
 
     def updated(self, event: bytes, changes: list[BinlogChange]) -> None:
@@ -87,9 +116,9 @@ class RowReader:
         is_partial, is_complete = event[4] == _PARTIAL_UPDATE, new_image.is_complete
         is_whole, end = is_complete and image.is_complete and not is_partial, len(event) - 4
         kind = table.update if is_whole else table.update.in_part
-        transaction, add = self._progress.transaction, changes.append
+        transaction, add, first = self._progress.transaction, changes.append, len(changes)
         ordinal, after = self._progress.ordinal, self._after(table)
-        while at < end:
+        while True:
             old, at = image.readers[event[at : at + image.nulls]](event, at)
             places: list[int] = []
             if is_partial:
@@ -102,6 +131,11 @@ class RowReader:
                     new = _filled(old, new)
                 add(BinlogChange(kind, old, new, transaction, ordinal))
             ordinal += 1
+            if at >= end:
+                break
+        _check_end(table, at, end)
+        if table.row_end is not None:
+            _leave_out_history(changes, first)
         self._progress.ordinal = ordinal
 
     def truncated(self, schema: str, name: str, changes: list[BinlogChange]) -> None:
@@ -131,6 +165,8 @@ class RowReader:
             return None
         at = 27 + (int.from_bytes(event[27:29], "little") if kind in _VERSION_2 else 0)
         count, at = packed_integer(event, at)
+        if count != len(table.layouts):
+            raise _unreadable(table, f"they have {count} columns, and the table {len(table.layouts)}")
         size = (count + 7) // 8
         image = new_image = table.image(event[at : at + size])
         at += size
@@ -139,7 +175,28 @@ class RowReader:
             at += size
         if kind >= _FIRST_COMPRESSED:
             event = compressed.uncompress_rest(event, at)
+        if image.is_empty and new_image.is_empty and at < len(event) - 4:
+            raise _unreadable(table, "they have no columns, and bytes all the same")
         return table, event, at, image, new_image
+
+
+def _check_end(table: Table, at: int, end: int) -> None:
+    """Raise SourceError if the last row did not end with the event: then no row was read as it was meant."""
+    if at != end:
+        raise _unreadable(table, "they end behind their event")
+
+
+def _leave_out_history(changes: list[BinlogChange], first: int) -> None:
+    """Make of the changes from `first` on those of the rows that are true now: MariaDB keeps history in the table."""
+    current = [each.of_current_row() for each in changes[first:]]
+    changes[first:] = [each for each in current if each is not None]
+
+
+def _unreadable(table: Table, why: str) -> SourceError:
+    return SourceError(
+        f"rows of {table.schema}.{table.name} that cannot be read: {why}.",
+        hint="Update cdc-tasks, and report this with the server's version.",
+    )
 
 
 def _counted(name: str) -> bytes:

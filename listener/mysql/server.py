@@ -140,7 +140,8 @@ def start_of(connection: Connection[Any], server: Server) -> BinlogPosition:
     if server.is_mariadb:
         gtids = str(MariaDBGTIDs(gtid_position(connection, oldest.name, 4)))
     elif server.has_gtids:
-        gtids = str(MySQLGTIDs(server.variable("gtid_purged")))
+        # As it is now: a standby has waited, and the server has purged since.
+        gtids = str(MySQLGTIDs(_text(fetch_value(connection, "SELECT @@global.gtid_purged"))))
     return BinlogPosition(file=oldest.name, offset=4, server=server.name, gtids=gtids)
 
 

@@ -19,8 +19,8 @@ from pymysqlreplication import BinLogStreamReader
 from cdc_tasks.errors import CDCError
 from listener.monitor import SourceError, SourceLost
 from listener.mysql.compressed import NO_CHECKSUM
-from listener.mysql.connection import Connection, connect, execute, translated
-from listener.mysql.errors import translate_dump
+from listener.mysql.connection import Connection, account, connect, execute, translated
+from listener.mysql.errors import ACCEPT_GAP, translate_dump
 from listener.mysql.gtid import MySQLGTIDs
 from listener.mysql.position import BinlogPosition
 from listener.mysql.server import Server
@@ -33,6 +33,7 @@ _SILENCE: Final = 20.0  # without a word for so long, the connection is half-ope
 _CHUNK: Final = 256 * 1024
 _FULL_PACKET: Final = 0xFFFFFF  # the next packet goes on where this one ends
 _EVENT, _EOF, _ERROR = 0x00, 0xFE, 0xFF
+_DUMP: Final = 0x12
 _DUMP_GTID, _THROUGH_GTID = 0x1E, 4  # a command, and its flag
 _ROTATE, _FORMAT = 4, 15
 _ARTIFICIAL: Final = 0x20
@@ -41,6 +42,7 @@ _INTACT: Final = 0x2144DF1C  # what CRC-32 makes of anything that ends with its 
 
 _error = Struct("<xH").unpack_from
 _word = Struct("<I").unpack_from
+_dump_place = Struct("<IHI").pack
 _dump_head = Struct("<HIIQI").pack
 _SQLSTATE = re.compile(rb"#.{5}")
 
@@ -51,6 +53,7 @@ class BinlogStream:
     def __init__(self, url: str, *, server_id: int, name: str, wakeup: Wakeup) -> None:
         """`name` is CDC_NAME: it tells our own former connection from another replica's."""
         self._connection: Connection[Any] = connect(url, read_timeout=60)
+        self._account = account(self._connection)
         self._server_id = server_id
         self._name = name
         self._wakeup = wakeup
@@ -66,14 +69,19 @@ class BinlogStream:
             reader = self._reader(server, position)
             # The library's own iterator would reconnect by itself, leave out what it does not know, and decode
             # each event: it is left at the place where it has made a replica of the connection.
-            if position.gtids is None or server.is_mariadb:
+            if server.is_mariadb and not position.is_place_on(server.name):
                 reader._BinLogStreamReader__connect_to_stream()  # noqa: SLF001
-            else:  # it knows of no tags in GTIDs
-                execute(self._connection, "SET @master_heartbeat_period = %s", [_HEARTBEAT * 1_000_000_000])
+            else:  # it knows of no tags in GTIDs, and no places of MariaDB's
+                period = _HEARTBEAT * 1_000_000_000
+                execute(
+                    self._connection,
+                    "SET @master_heartbeat_period = %s, @mariadb_slave_capability = 4",
+                    [period],
+                )
                 reader._stream_connection = self._connection  # noqa: SLF001
                 reader._register_slave()  # noqa: SLF001
-                request = _dump_request(self._server_id, MySQLGTIDs(position.gtids))
-                self._connection._execute_command(_DUMP_GTID, request)  # type: ignore[attr-defined]  # noqa: SLF001
+                command, request = _dump_request(self._server_id, position, by_gtid=not server.is_mariadb)
+                self._connection._execute_command(command, request)  # type: ignore[attr-defined]  # noqa: SLF001
         self._socket = self._connection._sock  # type: ignore[attr-defined]  # noqa: SLF001 - taken over from here
         self._socket.setblocking(False)
 
@@ -94,7 +102,7 @@ class BinlogStream:
                 self._chunks.clear()
                 continue
             if buffer[at + 4] != _EVENT:
-                raise _refusal(buffer[at + 4 : end])
+                raise _refusal(buffer[at + 4 : end], self._account)
             if length < _FULL_PACKET:
                 event = buffer[at + 5 : end]
                 at = end
@@ -131,13 +139,6 @@ class BinlogStream:
         """Return the library's reader, set up for our connection and for the place to start at."""
         execute(self._connection, "SET @master_binlog_checksum = 'CRC32'")
         execute(self._connection, "SET @slave_uuid = %s, @replica_uuid = %s", [self._uuid, self._uuid])
-        file, offset = position.file, position.offset
-        if position.restart:
-            file, _, start = position.restart.rpartition(":")
-            offset = int(start)
-        place: dict[str, Any] = {"log_file": file, "log_pos": offset, "resume_stream": True}
-        if position.gtids is not None:
-            place = {"auto_position": position.gtids}
         return BinLogStreamReader(
             connection_settings={"read_timeout": 2 * _HEARTBEAT},
             server_id=self._server_id,
@@ -147,7 +148,7 @@ class BinlogStream:
             report_slave={"hostname": f"cdc-tasks-{self._name}"[:60]},
             pymysql_wrapper=lambda **_: self._connection,
             enable_logging=False,
-            **place,
+            auto_position=position.gtids,
         )
 
     def _checked(self, event: bytes) -> bytes:
@@ -195,12 +196,12 @@ def replica_uuid(name: str) -> str:
     return str(uuid5(NAMESPACE_URL, f"cdc-tasks:{name}"))
 
 
-def _refusal(payload: bytes) -> CDCError:
-    """Return what a packet that is no event means."""
+def _refusal(payload: bytes, account: str) -> CDCError:
+    """Return what a packet that is no event means; `account` is ours as GRANT names it."""
     if payload[0] == _ERROR:
         (code,) = _error(payload)
         text = _SQLSTATE.sub(b"", payload[3:], count=1).decode(errors="replace")
-        return translate_dump(code, text, "CURRENT_USER()")
+        return translate_dump(code, text, account)
     if payload[0] == _EOF:
         return SourceLost("The server ended the stream of its binlog.")
     return SourceError(f"The server sent a packet of an unknown kind: {payload[0]:#x}.")
@@ -227,8 +228,15 @@ def _joined(buffer: bytes, at: int) -> bytes:
     return b"".join(parts)
 
 
-def _dump_request(server_id: int, done: MySQLGTIDs) -> bytes:
-    """Return the body of COM_BINLOG_DUMP_GTID: everything but the transactions that are done, oldest log first."""
-    encoded = done.encoded()
+def _dump_request(server_id: int, position: BinlogPosition, *, by_gtid: bool) -> tuple[int, bytes]:
+    """Return a command and its body: everything but the transactions that are done, or from a place on."""
+    if position.gtids is None or not by_gtid:
+        file, offset = position.start
+        if offset >> 32:
+            raise SourceError(
+                f"{file}:{offset} is beyond 4 GB, which a replica can ask for by GTID only.", hint=ACCEPT_GAP
+            )
+        return _DUMP, _dump_place(offset, 0, server_id) + file.encode()
+    encoded = MySQLGTIDs(position.gtids).encoded()
     no_file, start = 0, 4
-    return _dump_head(_THROUGH_GTID, server_id, no_file, start, len(encoded)) + encoded
+    return _DUMP_GTID, _dump_head(_THROUGH_GTID, server_id, no_file, start, len(encoded)) + encoded

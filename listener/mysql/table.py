@@ -9,8 +9,10 @@ from typing import Any, Final
 import orjson
 
 from listener import json_text
+from listener.monitor import SourceError
 from listener.mysql.layout import Layout
 from listener.mysql.table_map import ColumnType, TableMap
+from listener.mysql.values import UNREADABLE
 
 __all__ = ["ABSENT", "Image", "Kind", "Row", "Table"]
 
@@ -30,6 +32,11 @@ Render = Callable[[Row], bytes]
 
 # So many patterns of NULLs get a reader of their own; a table with more is read column by column.
 _MOST_READERS: Final = 64
+
+
+# The end of a row that is true now, in a table with system versioning: the last moment of a TIMESTAMP, since MariaDB
+# 11.5 of one without a sign.
+_FOREVER: Final = frozenset({b"\x7f\xff\xff\xff\x0f\x42\x3f", b"\xff\xff\xff\xff\x0f\x42\x3f"})
 
 
 class Kind:
@@ -61,25 +68,43 @@ class Table:
         "delete",
         "index",
         "insert",
+        "is_completed",
         "is_watched",
         "json_places",
         "layouts",
         "name",
         "names",
         "nullable",
+        "row_end",
         "schema",
         "truncate",
         "update",
     )
 
-    def __init__(self, table_map: TableMap, layouts: Sequence[Layout], *, is_watched: bool) -> None:
+    def __init__(
+        self,
+        table_map: TableMap,
+        layouts: Sequence[Layout],
+        *,
+        is_watched: bool,
+        is_completed: bool = False,
+        hidden: frozenset[str] = frozenset(),
+        row_end: str = "",
+    ) -> None:
+        """`is_completed`: by the catalogue, as it is now. `hidden`: columns of the server's own, shown to nobody.
+
+        `row_end`: the column that says until when a row was true, in a table with system versioning.
+        """
+        columns = {column.name: place for place, column in enumerate(table_map.columns)}
         self.schema = table_map.schema
         self.name = table_map.name
         self.layouts = tuple(layouts)
-        self.names = tuple(column.name for column in table_map.columns)
+        self.index = {name: place for name, place in columns.items() if name not in hidden}
+        self.names = tuple(self.index)
         self.nullable = tuple(column.nullable for column in table_map.columns)
-        self.index = {column: place for place, column in enumerate(self.names)}
+        self.row_end = columns.get(row_end)
         self.is_watched = is_watched
+        self.is_completed = is_completed
         self.json_places = [
             place for place, column in enumerate(table_map.columns) if column.type is ColumnType.JSON
         ]
@@ -98,14 +123,17 @@ class Table:
             return self._images.setdefault(present, Image(self.layouts, present))
 
     def render(self, row: Row, columns: tuple[str, ...] | None) -> bytes:
-        """Return `row` as a JSON object of `columns` (None: all), without those that are absent."""
+        """Return `row` as a JSON object of `columns` (None: all), without those that are absent.
+
+        Raises SourceError where a value is not what its type says.
+        """
         try:
             renderer = self._renderers[columns]
         except KeyError:
             renderer = self._renderers[columns] = self._compile(columns)
         try:
             return renderer(row)
-        except (TypeError, AttributeError, UnicodeDecodeError):
+        except (TypeError, AttributeError, *UNREADABLE):
             # A value that is not there, or text that is not UTF-8: rare, so they are met this way.
             return self._render_carefully(row, columns)
 
@@ -116,6 +144,11 @@ class Table:
         except KeyError:
             names = [name for name in columns or () if name not in self.index]
             return self._absent.setdefault(columns, orjson.dumps(names)[1:-1])
+
+    def is_current(self, row: Row) -> bool:
+        """Return whether a row of a table with system versioning is true now, and no history."""
+        end = None if self.row_end is None else row[self.row_end]
+        return end is ABSENT or end in _FOREVER
 
     def is_missing(self, row: Row, name: str) -> bool:
         """Tell whether `row` has no value, not even NULL, for the column."""
@@ -130,7 +163,13 @@ class Table:
             place = self.index[name]
             value, layout = row[place], self.layouts[place]
             convert = json_text.string if layout.is_utf8 else layout.convert
-            text = b"null" if value is None else convert(value)
+            try:
+                text = b"null" if value is None else convert(value)
+            except UNREADABLE as error:
+                raise SourceError(
+                    f"A value of {self.schema}.{self.name}.{name} cannot be read: {error!r}.",
+                    hint="Update cdc-tasks, and report this with the server's version.",
+                ) from error
             parts.append(b"%b:%b" % (orjson.dumps(name), text))
         return b"{%b}" % b",".join(parts)
 
@@ -163,7 +202,7 @@ class Table:
 class Image:
     """Reads the rows of one kind of event that have the same columns."""
 
-    __slots__ = ("_layouts", "_places", "_width", "is_complete", "nulls", "readers")
+    __slots__ = ("_layouts", "_places", "_width", "is_complete", "is_empty", "nulls", "readers")
 
     def __init__(self, layouts: Sequence[Layout], present: bytes) -> None:
         bitmap = int.from_bytes(present, "little")
@@ -171,6 +210,7 @@ class Image:
         self._layouts = [layouts[place] for place in self._places]
         self._width = len(layouts)
         self.is_complete = len(self._places) == self._width
+        self.is_empty = not self._places
         self.nulls = (
             len(self._places) + 7
         ) // 8  # bytes at the start of a row that say which columns are NULL

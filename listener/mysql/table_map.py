@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["Column", "ColumnType", "TableMap", "packed_integer", "parse_table_map"]
+__all__ = ["OLD_TEMPORAL", "Column", "ColumnType", "TableMap", "packed_integer", "parse_table_map"]
 
 
 class ColumnType(IntEnum):
@@ -57,6 +57,8 @@ _CHARACTER = frozenset(
     {_T.STRING, _T.VAR_STRING, _T.VARCHAR, _T.BLOB, _T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED}
 )
 _LABELLED = frozenset({_T.ENUM, _T.SET})
+# As tables before MySQL 5.6 have them, and MariaDB's with mysql56_temporal_format=OFF: the log has not the digits.
+OLD_TEMPORAL = frozenset({_T.TIMESTAMP, _T.DATETIME, _T.TIME})
 _ONE_BYTE = frozenset(
     {
         *(

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from listener.monitor import SourceError
-from listener.mysql.catalogue import needs_catalogue, special_types
+from listener.mysql.catalogue import Definition, Definitions, needs_catalogue
 from listener.mysql.charsets import Charsets
-from listener.mysql.connection import Connection
-from listener.mysql.layout import layout_of
+from listener.mysql.errors import setting
+from listener.mysql.layout import Layout, layout_of
 from listener.mysql.table import Table
-from listener.mysql.table_map import ColumnType, TableMap, parse_table_map
+from listener.mysql.table_map import OLD_TEMPORAL, ColumnType, TableMap, parse_table_map
+from listener.mysql.watched import Watched
 from listener.router import Route
 
-__all__ = ["FULL_METADATA", "Tables"]
-
-FULL_METADATA = (
-    "SET PERSIST binlog_row_metadata = 'FULL';   (MariaDB: SET GLOBAL, and in the server's configuration)"
-)
+__all__ = ["Tables"]
 
 
 class Tables:
     """Makes a `Table` of each description in the log."""
 
     def __init__(
-        self,
-        connect: Callable[[], Connection[Any]],
-        charsets: Charsets,
-        routes: Sequence[Route],
-        *,
-        mariadb: bool,
+        self, definitions: Definitions | None, charsets: Charsets, routes: Sequence[Route], *, mariadb: bool
     ) -> None:
-        self._connect = connect
+        """`definitions`: what only the catalogue knows, where the log does not tell everything."""
+        self._definitions = definitions
         self._charsets = charsets
-        self._routes = routes
+        self._watched = Watched(routes)
         self._mariadb = mariadb
 
     def describe(self, body: bytes) -> Table | None:
@@ -52,29 +43,48 @@ class Tables:
             return None
         watched = self._is_watched(table_map)
         if watched:
-            _check_metadata(table_map)
+            _check_metadata(table_map, mariadb=self._mariadb)
         try:
-            layouts = [
-                layout_of(column, self._charsets, self._special(table_map) if watched else {})
-                for column in table_map.columns
-            ]
+            return self._describe(table_map, is_watched=watched)
         except (KeyError, ValueError) as error:
             if watched:
                 raise _unreadable(table_map, error) from error
             return None
-        return Table(table_map, layouts, is_watched=watched)
+
+    def forget(self, statement: bytes) -> None:
+        """Look up again what the catalogue knows of the tables that a statement may have changed."""
+        if self._definitions is not None:
+            self._definitions.forget(statement)
+
+    def _describe(self, table_map: TableMap, *, is_watched: bool) -> Table:
+        """Return the table; raises KeyError, ValueError where a column's layout is not known."""
+        if self._definitions is None or not needs_catalogue(table_map, is_watched=is_watched):
+            layouts = [layout_of(column, self._charsets) for column in table_map.columns]
+            return Table(table_map, layouts, is_watched=is_watched)
+        definition = self._definitions.of(table_map)
+        return Table(
+            table_map,
+            list(self._completed_layouts(table_map, definition)),
+            is_watched=is_watched and not definition.is_sequence(table_map),
+            is_completed=True,
+            hidden=definition.hidden(table_map),
+            row_end=definition.row_end(table_map),
+        )
+
+    def _completed_layouts(self, table_map: TableMap, definition: Definition) -> Iterator[Layout]:
+        for column in table_map.columns:
+            known = definition.columns.get(column.name)
+            if column.type in OLD_TEMPORAL and not (known and known.is_old):
+                raise ValueError(
+                    f"the log does not say how many digits column {column.name} had, and the table was changed since"
+                )
+            yield layout_of(column, self._charsets, known) if known else layout_of(column, self._charsets)
 
     def _is_watched(self, table: TableMap) -> bool:
-        return any(route.matches(table.schema, table.name) for route in self._routes)
-
-    def _special(self, table: TableMap) -> Mapping[str, str]:
-        if not self._mariadb or not needs_catalogue(table):
-            return {}
-        with closing(self._connect()) as connection:
-            return special_types(connection, table)
+        return self._watched.covers(table.schema, table.name)
 
 
-def _check_metadata(table: TableMap) -> None:
+def _check_metadata(table: TableMap, *, mariadb: bool) -> None:
     lacks_labels = any(
         column.labels is None and column.type in {ColumnType.ENUM, ColumnType.SET} for column in table.columns
     )
@@ -82,7 +92,7 @@ def _check_metadata(table: TableMap) -> None:
         raise SourceError(
             f"rows of {table.schema}.{table.name} without the names of its columns:"
             " binlog_row_metadata is not FULL.",
-            hint=f"{FULL_METADATA}\nWhat was logged before cannot be read.",
+            hint=f"{setting('binlog_row_metadata', 'FULL', mariadb=mariadb)}\nWhat was logged before cannot be read.",
         )
 
 

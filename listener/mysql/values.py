@@ -2,7 +2,8 @@
 
 What has no form of its own in JSON is the server's own text, e.g. `0000-00-00 00:00:00`. A converter gets what
 the column's layout (`layout.py`) reads, and never NULL. Source of the layouts: MySQL's "Date and Time Data Type
-Representation" and its source, `decimal.cc`, `my_time.cc`; MariaDB's `column_compression.cc`.
+Representation" and its source, `decimal.cc`, `my_time.cc`; MariaDB's `column_compression.cc`, and its `Field_*_hires`:
+temporal types with a fraction as they are with `mysql56_temporal_format=OFF`, one number that counts the last digit.
 """
 
 from __future__ import annotations
@@ -14,29 +15,36 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import lru_cache
 from struct import Struct
+from struct import error as StructError  # noqa: N812 - an exception's name
 
 import orjson
 
 from listener import json_text
 
 __all__ = [
+    "UNREADABLE",
     "Convert",
     "base64",
     "bits",
     "datetime2",
+    "datetime_hires",
     "datetime_old",
     "decimal",
+    "decimal_size",
     "enumerated",
     "float4",
     "float8",
     "inet",
+    "inflate",
     "medium",
     "members",
     "padded",
     "plain_date",
     "time2",
+    "time_hires",
     "time_old",
     "timestamp2",
+    "timestamp_hires",
     "timestamp_old",
     "uncompressed",
     "uuid",
@@ -44,9 +52,16 @@ __all__ = [
 ]  # fmt: skip
 
 Convert = Callable[..., bytes]
+_Parts = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
+
+UNREADABLE = (ValueError, LookupError, ArithmeticError, StructError)
+"""What reading bytes raises that are not what they should be."""
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the zone is written by whoever knows it
 _DATETIME_OFFSET = 0x8000000000
+_YEAR_ONE = 13 << 22
+_DAYS = (0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_MOST_DIGITS = 81  # nine groups of nine; a column has at most 65
 _DECIMAL_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 _float4 = Struct("<f").pack
 
@@ -117,7 +132,9 @@ def decimal(precision: int, scale: int) -> Convert:
 
 
 def decimal_size(precision: int, scale: int) -> int:
-    """Return the bytes of a DECIMAL."""
+    """Return the bytes of a DECIMAL; raises ValueError where there is no such."""
+    if not scale <= precision <= _MOST_DIGITS:
+        raise ValueError(f"a DECIMAL({precision},{scale})")
     return sum(part // 9 * 4 + _DECIMAL_BYTES[part % 9] for part in (precision - scale, scale))
 
 
@@ -135,13 +152,34 @@ def datetime2(digits: int) -> Convert:
         micro = _microseconds(value[5:], digits) if digits else 0
         day, month = number >> 17 & 31, (number >> 22) % 13
         parts = ((number >> 22) // 13, month, day, number >> 12 & 31, number >> 6 & 63, number & 63)
-        if not (day and month):
-            return b'"%04d-%02d-%02d %02d:%02d:%02d%b"' % (*parts, _own_fraction(micro, digits))
+        if day > 28 or not (day and month) or number < _YEAR_ONE:
+            return _moment(parts, micro, digits)
         if micro:
             return b'"%04d-%02d-%02dT%02d:%02d:%02d.%06d"' % (*parts, micro)
         return b'"%04d-%02d-%02dT%02d:%02d:%02d"' % parts
 
     return convert
+
+
+def _moment(parts: _Parts, micro: int, digits: int) -> bytes:
+    """Return a date and time as ISO has it, or the server's own text of a date that is none (2026-02-31, too)."""
+    if not _is_date(*parts[:3]):
+        return b'"%04d-%02d-%02d %02d:%02d:%02d%b"' % (*parts, _own_fraction(micro, digits))
+    if micro:
+        return b'"%04d-%02d-%02dT%02d:%02d:%02d.%06d"' % (*parts, micro)
+    return b'"%04d-%02d-%02dT%02d:%02d:%02d"' % parts
+
+
+def _is_date(year: int, month: int, day: int) -> bool:
+    return (
+        year > 0
+        and 1 <= month <= 12
+        and 1 <= day <= (28 if month == 2 and not _is_leap(year) else _DAYS[month])
+    )
+
+
+def _is_leap(year: int) -> bool:
+    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
 
 
 def timestamp2(digits: int) -> Convert:
@@ -152,6 +190,17 @@ def timestamp2(digits: int) -> Convert:
     def convert(value: bytes) -> bytes:
         number = int.from_bytes(value, "big")
         return timestamp(number >> fraction_bits, (number & mask) * unit, digits)
+
+    return convert
+
+
+def timestamp_hires(digits: int) -> Convert:
+    """Seconds since 1970, then the fraction, of a table of MariaDB's in the old format."""
+    unit = int(10 ** (6 - digits))
+
+    def convert(value: bytes) -> bytes:
+        seconds, fraction = int.from_bytes(value[:4], "big"), int.from_bytes(value[4:], "big")
+        return timestamp(seconds, fraction * unit, digits)
 
     return convert
 
@@ -201,16 +250,44 @@ def time_old(value: bytes) -> bytes:
     return b'"%b%02d:%02d:%02d"' % (minus, number // 10000, number // 100 % 100, number % 100)
 
 
+def time_hires(digits: int) -> Convert:
+    """One number from -839:00:00 on, of a table of MariaDB's in the old format."""
+    each = int(10**digits)
+    zero, unit = 839 * 3600 * each, 10**6 // each
+
+    def convert(value: bytes) -> bytes:
+        number = int.from_bytes(value, "big") - zero
+        minus = b"-" if number < 0 else b""
+        whole, fraction = divmod(abs(number), each)
+        parts: tuple[bytes, int, int, int] = (minus, whole // 3600, whole // 60 % 60, whole % 60)
+        if fraction:
+            return b'"%b%02d:%02d:%02d.%06d"' % (*parts, fraction * unit)
+        return b'"%b%02d:%02d:%02d"' % parts
+
+    return convert
+
+
+def datetime_hires(digits: int) -> Convert:
+    """One number, of a table of MariaDB's in the old format."""
+    each = int(10**digits)
+    unit = 10**6 // each
+
+    def convert(value: bytes) -> bytes:
+        seconds, fraction = divmod(int.from_bytes(value, "big"), each)
+        days, clock = divmod(seconds, 24 * 3600)
+        months, day = divmod(days, 32)
+        year, month = divmod(months, 13)
+        parts = (year, month, day, clock // 3600, clock // 60 % 60, clock % 60)
+        return _moment(parts, fraction * unit, digits)
+
+    return convert
+
+
 def datetime_old(value: int) -> bytes:
     """YYYYMMDDHHMMSS as a number, of a table that was made before MySQL 5.6."""
-    text = b"%014d" % value
-    if text[4:6] == b"00" or text[6:8] == b"00":
-        return b'"%b-%b-%b %b:%b:%b"' % _cut(text)
-    return b'"%b-%b-%bT%b:%b:%b"' % _cut(text)
-
-
-def _cut(text: bytes) -> tuple[bytes, ...]:
-    return (text[:4], *(text[at : at + 2] for at in range(4, 14, 2)))
+    date, clock = divmod(value, 1_000_000)
+    year, day = divmod(date, 10_000)
+    return _moment((year, *divmod(day, 100), clock // 10_000, clock // 100 % 100, clock % 100), 0, 0)
 
 
 def _microseconds(fraction: bytes, digits: int) -> int:
@@ -273,10 +350,25 @@ def uncompressed(convert: Convert) -> Convert:
             return convert(b"")
         if not value[0]:
             return convert(value[1:])
-        plain = zlib.decompress(value[1 + (value[0] & 7) :], -15 if value[0] & 8 else 15)
-        return convert(plain)
+        at = 1 + (value[0] & 7)
+        size = int.from_bytes(value[1:at], "big")
+        return convert(inflate(value[at:], size, wbits=-15 if value[0] & 8 else 15))
 
     return convert_compressed
+
+
+def inflate(data: bytes, size: int, *, wbits: int = 15) -> bytes:
+    """Return what zlib has made smaller; raises ValueError where it is not of that size."""
+    unpacker = zlib.decompressobj(wbits)
+    try:
+        plain = unpacker.decompress(
+            data, size + 1
+        )  # of no more than it should be: a few bytes may become gigabytes
+    except zlib.error as error:
+        raise ValueError(f"something compressed that is damaged: {error}") from error
+    if len(plain) != size:
+        raise ValueError(f"something compressed that should be {size} bytes long, and is not")
+    return plain
 
 
 def text_or_document(text: bytes) -> bytes:

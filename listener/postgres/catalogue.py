@@ -9,7 +9,16 @@ from typing import Final
 
 from listener.postgres.connection import Connection, fetch
 
-__all__ = ["Identity", "ReplicaIdentity", "Table", "TableName", "read_names", "read_tables"]
+__all__ = [
+    "ColumnList",
+    "Identity",
+    "ReplicaIdentity",
+    "Table",
+    "TableName",
+    "is_system",
+    "read_names",
+    "read_tables",
+]
 
 TableName = tuple[str, str]  # schema, table
 
@@ -37,10 +46,25 @@ class ReplicaIdentity:
         return self.identity is Identity.FULL or bool(self.key)
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnList:
+    """A publication that has a list of a table's columns."""
+
+    publication: str
+    columns: frozenset[str]
+    events: frozenset[str]  # those of UPDATE and DELETE that it publishes
+
+    def refuses(self, identity: ReplicaIdentity) -> bool:
+        """Return whether the server refuses UPDATE or DELETE of a table with this replica identity."""
+        covered = identity.identity is not Identity.FULL and self.columns.issuperset(identity.key)
+        return bool(self.events) and not covered
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table as it is now, or something else that has a table's name."""
 
+    oid: int
     name: TableName
     kind: str  # pg_class.relkind: r table, p partitioned table, v view, m materialized view, f foreign table
     is_logged: bool
@@ -51,7 +75,7 @@ class Table:
     own_identity: ReplicaIdentity
     partitions: tuple[ReplicaIdentity, ...]  # those that hold rows
     silent: tuple[TableName, ...]  # partitions whose changes are in no log: foreign, or unlogged
-    listed_in: tuple[str, ...] = ()  # publications that have a list of its columns
+    listed_in: tuple[ColumnList, ...] = ()
 
     @property
     def is_publishable(self) -> bool:
@@ -70,6 +94,11 @@ class Table:
     def key(self) -> frozenset[str]:
         """All columns that say which row it is, in any partition."""
         return frozenset(column for each in (self.own_identity, *self.partitions) for column in each.key)
+
+
+def is_system(schema: str) -> bool:
+    """Return whether the schema is the server's own: no route watches what is in it."""
+    return schema == "information_schema" or schema.startswith("pg_")
 
 
 def read_names(connection: Connection) -> dict[int, TableName]:
@@ -92,6 +121,7 @@ def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...
             silent.setdefault(root, []).append(found.table)
     return tuple(
         Table(
+            oid=oid,
             name=own[oid].table,
             kind=kind,
             is_logged=is_logged,
@@ -99,12 +129,15 @@ def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...
             stored_generated=frozenset(stored),
             virtual_generated=frozenset(virtual),
             ancestors=tuple((schema, name) for schema, name in ancestors),
-            listed_in=tuple(publications),
+            listed_in=tuple(
+                ColumnList(publication, frozenset(listed), frozenset(events))
+                for publication, listed, events in lists or ()
+            ),
             own_identity=own[oid],
             partitions=tuple(partitions.get(oid, ())),
             silent=tuple(silent.get(oid, ())),
         )
-        for oid, kind, is_logged, columns, stored, virtual, ancestors, publications in fetch(
+        for oid, kind, is_logged, columns, stored, virtual, ancestors, lists in fetch(
             connection, _DETAILS, [list(oids)]
         )
         if oid in own  # else made or dropped meanwhile
@@ -148,8 +181,13 @@ SELECT c.oid, c.relkind, c.relpersistence = 'p',
         FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS a(oid, nth)
         JOIN pg_class ac ON ac.oid = a.oid JOIN pg_namespace an ON an.oid = ac.relnamespace
         WHERE ac.oid <> c.oid ORDER BY a.nth),
-  ARRAY(SELECT p.pubname::text FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-        WHERE r.prrelid = c.oid AND jsonb_typeof(to_jsonb(r) -> 'prattrs') = 'array' ORDER BY p.pubname)
+  (SELECT json_agg(json_build_array(p.pubname, (
+            SELECT json_agg(a.attname) FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND to_jsonb(r) -> 'prattrs' @> to_jsonb(a.attnum)),
+          array_remove(ARRAY[CASE WHEN p.pubupdate THEN 'UPDATE' END, CASE WHEN p.pubdelete THEN 'DELETE' END], NULL)
+          ) ORDER BY p.pubname)
+   FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+   WHERE r.prrelid = c.oid AND jsonb_typeof(to_jsonb(r) -> 'prattrs') = 'array')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = ANY (%s::oid[])
 ORDER BY n.nspname, c.relname

@@ -18,14 +18,19 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts its timestamps fr
 class Transaction:
     """One committed transaction: what its changes have in common, rendered once."""
 
-    __slots__ = ("commit_lsn", "committed_at", "id_head", "position_head", "tail")
+    __slots__ = ("commit_lsn", "committed", "committed_at", "id_head", "position_head", "tail")
 
-    def __init__(self, commit_lsn: int, committed_at: int, source: str) -> None:
-        """`committed_at` in microseconds since 2000-01-01 UTC; `source` names the database cluster."""
+    def __init__(self, commit_lsn: int, committed: int, source: str, era: str = "") -> None:
+        """Take the commit's place and time, in microseconds since 2000-01-01 UTC.
+
+        `source` names the cluster; `era` is what stands in front of positions.
+        """
         self.commit_lsn = commit_lsn
-        self.committed_at = _EPOCH + timedelta(microseconds=committed_at)
-        self.id_head = b"%b-%X-" % (source.encode(), commit_lsn)
-        self.position_head = f"{format_lsn(commit_lsn)}:".encode()
+        self.committed = committed
+        self.committed_at = _EPOCH + timedelta(microseconds=committed)
+        # With the time: after a restore, or a failover that lost commits, another transaction has the LSN.
+        self.id_head = b"%b-%X-%X-" % (source.encode(), commit_lsn, committed)
+        self.position_head = f"{era}{format_lsn(commit_lsn)}:".encode()
         self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
 
 

@@ -6,19 +6,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from psycopg2.sql import Literal
 
 from cdc_tasks.errors import CDCError
 from listener.findings import Finding, State, finding_from
 from listener.monitor import Saved, SourceLost
+from listener.postgres.change import format_lsn
 from listener.postgres.check_server import check_room, check_server
 from listener.postgres.connection import Connection, connect, execute, fetch
+from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.diagnosis import explain
 from listener.postgres.identifiers import quoted
-from listener.postgres.preparation import find_gap, look_at_tables
-from listener.postgres.publication import plan_publication, read_publication, statements_for
+from listener.postgres.notes import Notes, parse_notes
+from listener.postgres.preparation import find_gap, find_wrong_place
+from listener.postgres.publication import statements_for
+from listener.postgres.remembered import Survey, find_renamed
+from listener.postgres.server_log import is_standby
 from listener.postgres.slot import (
     Slot,
     check_slot,
@@ -26,6 +31,8 @@ from listener.postgres.slot import (
     prepared_transactions,
     read_slot,
 )
+from listener.postgres.table_findings import find_refused
+from listener.postgres.table_keeper import TableKeeper, gap_of_tables, published_lsn, tell_renamed
 from listener.postgres.watched import Watched
 from listener.router import Route
 
@@ -43,6 +50,12 @@ class Wanted:
     routes: Sequence[Route]
     lag_alarm: int  # bytes of log kept for us that are worth a warning
     saved: Saved | None = None  # what was published before
+    column_lists: bool = False
+
+    @property
+    def keeper(self) -> TableKeeper:
+        publication = self.publication if self.plugin == "pgoutput" else None
+        return TableKeeper(publication=publication, routes=self.routes, column_lists=self.column_lists)
 
 
 def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
@@ -52,14 +65,23 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield Finding(what="connection", found=_address(connection))
             slot = read_slot(connection, wanted.slot)
             yield from check_server(connection)
+            if is_standby(connection):
+                return  # what else there is to say, the primary knows
             yield from check_room(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
+            yield from _check_place(url, wanted, slot)
             yield from _check_plugin(connection, wanted, slot, url)
-            findings, watched = look_at_tables(connection, wanted.routes)
+            notes = parse_notes(wanted.saved.notes if wanted.saved else None)
+            findings, survey = wanted.keeper.survey(connection, notes)
             yield from findings
+            yield from find_refused(survey.watched)
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
-                yield _check_publication(connection, wanted, watched)
-                yield from _check_partitions(wanted.publication, watched, connection.info.server_version)
+                yield _check_publication(connection, wanted, survey)
+                yield from _check_partitions(
+                    wanted.publication, survey.watched, connection.info.server_version
+                )
+            if slot is not None and not slot.is_lost:
+                yield from _check_gaps(connection, wanted, notes, survey)
     except CDCError as error:
         yield finding_from("connection", error)
 
@@ -79,6 +101,12 @@ def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> It
         yield _check_creation(connection, what)
     else:
         yield from _check_found_slot(connection, wanted, slot)
+
+
+def _check_place(url: str, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+    """Yield what keeps the listener from going on where it was."""
+    if slot and (gap := find_wrong_place(url, slot, wanted.saved)):
+        yield finding_from("checkpoint", gap)
 
 
 def _check_creation(connection: Connection, what: str) -> Finding:
@@ -151,15 +179,34 @@ _TRY_PLUGIN: Final = (
 )
 
 
-def _check_publication(connection: Connection, wanted: Wanted, watched: Sequence[Watched]) -> Finding:
+def _check_gaps(connection: Connection, wanted: Wanted, notes: Notes, survey: Survey) -> Iterator[Finding]:
+    """Yield what the next start would stop at, and the gaps that nobody has accepted."""
+    if wanted.saved is not None:
+        position = published_lsn(wanted.saved)
+        losses = wanted.keeper.unproven(connection, notes, survey)
+        if gap := gap_of_tables(losses, (), format_lsn(position), format_lsn(survey.end)):
+            yield finding_from("gap", gap)
+        for each in find_renamed(notes, survey, wanted.routes, position):
+            found, cure = tell_renamed(each)
+            yield Finding(what="gap", state=State.PROBLEM, found=found, cure=f"{cure}\n{ACCEPT_GAP}")
+    for noted in notes.gaps:
+        yield Finding(what="gap", state=State.PROBLEM, found=str(noted), cure=ACCEPT_GAP)
+
+
+def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -> Finding:
     what = f"publication {wanted.publication}"
-    found = read_publication(connection, wanted.publication)
-    plan = plan_publication(watched, connection.info.server_version)
+    found, watched = survey.publication, survey.watched
+    plan, needed = (
+        wanted.keeper.wanted(connection, survey),
+        wanted.keeper.needed(connection, survey),
+    )
     if found == plan:
         return Finding(what=what, found=f"has what the routes need: {len(plan.tables)} tables")
     if found is not None and found.suffices_for(plan):
         return Finding(what=what, found="has what the routes need, and more")
     obstacle = _obstacle(connection, wanted, watched, exists=found is not None)
+    if obstacle is not None and found is not None and found.suffices_for(needed):
+        return Finding(what=what, found="has what the routes need, with lists of columns")
     if obstacle is None:
         return Finding(what=what, found="will be made" if found is None else "will be brought up to date")
     sql = "\n".join(
@@ -185,8 +232,10 @@ _MAY: Final = """
 SELECT rolsuper, has_database_privilege(current_database(), 'CREATE'),
   coalesce((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = %(publication)s), true),
   ARRAY(SELECT n.nspname || '.' || c.relname
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE (n.nspname, c.relname) IN %(tables)s AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1)
+        FROM unnest(%(schemas)s::name[], %(tables)s::name[]) AS wanted (schema, name)
+        JOIN pg_namespace n ON n.nspname = wanted.schema
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
+        WHERE NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1)
 FROM pg_roles WHERE rolname = current_user
 """
 
@@ -195,8 +244,8 @@ def _obstacle(
     connection: Connection, wanted: Wanted, watched: Sequence[Watched], *, exists: bool
 ) -> str | None:
     """Return why our role may not make or change the publication."""
-    names: Any = tuple(each.table.name for each in watched) or (("", ""),)
-    rows = fetch(connection, _MAY, {"publication": wanted.publication, "tables": names})
+    schemas, tables = [each.table.name[0] for each in watched], [each.table.name[1] for each in watched]
+    rows = fetch(connection, _MAY, {"publication": wanted.publication, "schemas": schemas, "tables": tables})
     ((is_superuser, may_create, owns_publication, not_owned),) = rows
     role = connection.info.user
     if is_superuser:

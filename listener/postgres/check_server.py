@@ -11,6 +11,7 @@ from listener.monitor import SourceLost
 from listener.postgres.connection import Connection, connect_replication, fetch, fetch_value
 from listener.postgres.cures import LOGICAL, PRIMARY, REPLICATION, SLOTS, TLS
 from listener.postgres.identifiers import quoted
+from listener.postgres.server_log import is_standby
 from listener.postgres.slot import Slot
 
 __all__ = ["check_room", "check_server"]
@@ -27,8 +28,9 @@ def check_server(connection: Connection) -> Iterator[Finding]:
     else:
         yield Finding(what="version", found=version)
     yield _check_tls(connection)
-    if fetch_value(connection, "SELECT pg_is_in_recovery()"):
-        yield Finding(what="primary", state=State.PROBLEM, found="this server is a standby", cure=PRIMARY)
+    if is_standby(connection):
+        found = "this server is a standby: the listener waits for a primary"
+        yield Finding(what="primary", state=State.PROBLEM, found=found, cure=PRIMARY)
     level = fetch_value(connection, "SHOW wal_level")
     if level == "logical":
         yield Finding(what="wal_level", found=level)

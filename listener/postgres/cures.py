@@ -12,12 +12,15 @@ __all__ = [
     "LOGICAL",
     "LOGIN",
     "NOT_LOCAL",
+    "PARTITIONED",
+    "PARTITIONED_CURE",
     "PG_HBA",
     "PLUGIN",
     "PLUGIN_LIBRARIES",
     "POOLER",
     "PRIMARY",
     "REPLICATION",
+    "RESTORED",
     "SENDERS",
     "SLOTS",
     "STUCK",
@@ -35,6 +38,11 @@ CONNECTIONS: Final = (
 )
 
 DATABASE: Final = "Check the database's name in DATABASE_URL, or: CREATE DATABASE {database};"
+
+RESTORED: Final = (
+    "Does DATABASE_URL name the right server? If so, bring what depends on the restored rows up to date, and go on with"
+    " what the database committed behind its replication slot: python -m listener run --accept-gap"
+)
 
 LOGICAL: Final = (
     "ALTER SYSTEM SET wal_level = 'logical';   then restart PostgreSQL"
@@ -71,6 +79,15 @@ PLUGIN_LIBRARIES: Final = (
 )
 
 POOLER: Final = "Name the server itself in DATABASE_URL: replication does not go through a connection pooler."
+
+PARTITIONED: Final = (
+    "is partitioned, and wal2json does not say which table a row's partition belonged to when it was written"
+)
+PARTITIONED_CURE: Final = (
+    "Set CDC_PLUGIN=pgoutput, which says it, and another CDC_NAME: a slot belongs to one plugin. That listener has "
+    "what is committed once its slot is made; bring up to date by hand what was committed to this table before.\n"
+    "Or name the partitions themselves in the route, and not what they belong to."
+)
 
 PRIMARY: Final = "Name the primary in DATABASE_URL, or several hosts and ?target_session_attrs=read-write."
 

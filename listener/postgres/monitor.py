@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Final
 
 import structlog
 
-from listener.monitor import Batch, Saved, SourceError, SourceLost
+from listener.monitor import Batch, Gap, Saved, SourceError, SourceLost
 from listener.postgres.acknowledgements import Acknowledgements
 from listener.postgres.change import WALChange, format_lsn, parse_lsn
 from listener.postgres.connection import (
@@ -24,14 +25,18 @@ from listener.postgres.connection import (
     translated,
 )
 from listener.postgres.cures import STUCK, UPDATE
-from listener.postgres.decoder import Begin, Commit, Decoder, WALPosition
+from listener.postgres.decoder import Begin, Commit, Decoder, NotEnoughSaid, WALPosition
 from listener.postgres.diagnosis import explain
 from listener.postgres.errors import SlotInUse, sqlstate_of
+from listener.postgres.notes import Notes, format_notes, parse_notes
+from listener.postgres.place import Place, Published
 from listener.postgres.plugins import PluginName, open_plugin
-from listener.postgres.preparation import find_gap, prepare_publication
-from listener.postgres.server_log import ServerLog, identify, resume
+from listener.postgres.preparation import find_gap
+from listener.postgres.server_log import ServerLog, Start, identify, refuse_standby, resume
 from listener.postgres.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
+from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper, published_lsn
+from listener.postgres.table_watch import TableWatch
 from listener.router import Route
 from listener.wakeup import Wakeup
 
@@ -41,7 +46,7 @@ log = structlog.get_logger()
 
 _MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batches
 _TICK = 0.25  # seconds between two looks at what is due while nothing comes
-_ACKNOWLEDGE_EVERY = 0.5  # seconds; see `_read`
+_ACKNOWLEDGE_EVERY = 0.5  # seconds
 _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not concern us
 _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
 
@@ -50,6 +55,9 @@ _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'w
 
 # What a race leaves behind whose winner is another listener, with the same publication: look again.
 _RACES: Final = frozenset({"23505", "42710", "XX000"})  # it is there already; tuple concurrently updated
+
+
+_DECODER: Final = "decoder"  # the notes' field for what the decoder wants to know at the next start
 
 
 class PostgresWALMonitor:
@@ -69,8 +77,9 @@ class PostgresWALMonitor:
         failover: bool = False,
         replay_window: float = 0.0,
         accept_gap: bool = False,
+        column_lists: bool = False,
     ) -> None:
-        """`batch_size` in changes; `failover` and `accept_gap` as the settings and the command line have them."""
+        """`batch_size` in changes; `failover`, `accept_gap`, `column_lists` as settings and command line have them."""
         self._database_url = database_url
         self._slot = slot
         self._publication = publication
@@ -80,13 +89,25 @@ class PostgresWALMonitor:
         self._failover = failover
         self._replay_window = replay_window
         self._accept_gap = accept_gap
+        self._keeper = TableKeeper(
+            publication=publication if plugin == "pgoutput" else None,
+            routes=routes,
+            column_lists=column_lists,
+        )
+        self._noted: str | None = None  # what the broker holds of the notes, or will with the next batch
+        self._compared: Notes | None = None  # with what is noted
+        self._said: str | None = None  # what the decoder wants to know at the next start
+        self._watch: TableWatch
+        self._prepared = Prepared(Notes(), 0)
         self._wakeup = Wakeup()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._in_transaction = False
-        self._began_at = 0  # where the log has its first change
         self._is_ahead = False  # the last batch may not be held by the broker yet
         self._confirmed = 0  # what the server had been told when we came
+        self._told = 0  # where it may stand because of what we told the server
         self._is_new = False  # there was no slot before us
+        self._gap_is_accepted = False  # and the next batch says so
+        self._last = Published()  # the last change, of this run or a former one
         self._acknowledged_at = 0.0
         self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
         self._idle_at = 0.0
@@ -95,12 +116,12 @@ class PostgresWALMonitor:
         self._log: ServerLog
         self._open_things = ExitStack()
 
-    def open(self, *, saved: Saved | None) -> None:
+    def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
         said = False
         while not self._wakeup.is_set:
             try:
-                self._open(saved)
+                self._open(again if said and again else lambda: saved)
             except SlotInUse as error:
                 if not said:
                     log.info("standby", slot=self._slot, reason=error.message)
@@ -111,32 +132,75 @@ class PostgresWALMonitor:
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
-        position = self._resume(after) if after else WALPosition(0, 0)
-        self._warn_of_loss(position)
-        if after is None:  # a checkpoint from the start on: then one that is missing tells a lost broker
-            position = WALPosition.before(self._confirmed)
-            yield Batch((), self._log.named(position))
-        self._accept_gap = False  # the one that was meant, and none that comes later
-        self._decoder.skip_to(position)
+        if after and self._gap_is_accepted:
+            after = self._next_generation(after)
+        self._gap_is_accepted = False
+        try:
+            yield from self._batches(after)
+        except SourceLost:
+            if not (self._stream.has_begun or self._decoder.is_expecting):
+                # A server that shut down may have been told of this place before we knew it: see ReplicationStream.
+                yield Batch(
+                    (), self._named(WALPosition.before(max(self._stream.server_position, self._confirmed)))
+                )
+            raise
+        except Gap as gap:
+            if after is None or not self._accept_gap:
+                raise
+            log.error("gap_accepted", gap=gap.message)  # noqa: TRY400 - a person needs no traceback
+            after = self._next_generation(after)
+            yield Batch((), after)  # held before anything is read in its terms
+            self.open(saved=Saved(after))  # all again that was left out as published: it was another log's
+            yield from self._batches(after)
+
+    def _batches(self, after: str | None) -> Iterator[Batch]:
+        start = self._resume(after) if after else Start()
+        self._warn_of_loss(after, start)
+        self._last = start.last
+        self._decoder.start(start.last, self._log.eras(start.generation), is_expected=start.is_expected)
+        # Not from the checkpoint on: where the log that did not concern us was read up to, other changes may stand
+        # after a restore.
+        position = WALPosition.before(self._confirmed)
+        if not start.is_expected:
+            # From the start on: one that is missing tells a lost broker.
+            yield Batch((), self._named(position), notes=self._news())
         while not self._wakeup.is_set:
+            self._accept_gap &= self._decoder.is_expecting  # the one that was meant, and none later
             changes: list[WALChange] = []
-            with self._explained(streams=True):
-                goes_on = self._read(changes)
+            try:
+                with self._explained(streams=True):
+                    goes_on = self._read(changes)
+            except RenamedAway:
+                if not self._decoder.is_expecting:
+                    # The name is noted; what was read in front of it comes again.
+                    yield Batch((), self._named(position), notes=self._news())
+                raise
+            self._decoder.confirm(changes)
             if changes:
                 position = self._position_of(changes[-1])
+                self._last = _published(changes[-1])
                 self._is_ahead = goes_on
-                yield Batch(changes, self._log.named(position), changes[-1].committed_at, settle=not goes_on)
+                named, as_of = self._named(position), changes[-1].committed_at
+                yield Batch(changes, named, as_of, settle=not goes_on, notes=self._news())
                 continue
-            if (idle := self._idle()) > position:
+            if after and self._decoder.is_waiting(self._stream.server_position):
+                self._stream.wait(_TICK)
+                yield Batch((), after)
+                continue
+            if (idle := self._idle()) > position and self._decoder.may_move_on():
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
             self._is_ahead = False
-            yield Batch((), self._log.named(position))
+            yield Batch((), self._named(position), notes=self._news())
+        if not self._decoder.is_expecting:
+            yield from self._last_news(position)
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
-        published = WALPosition.parse(position).commit_lsn
+        if self._decoder.is_expecting:
+            return  # what was left out as published may be another log's
+        published = self._watch.position = WALPosition.parse(position).commit_lsn
         lsn, now = self._acknowledgements.published(published), monotonic()
         if now - self._acknowledged_at >= _ACKNOWLEDGE_EVERY:
             self._acknowledged_at = now
@@ -150,18 +214,35 @@ class PostgresWALMonitor:
         """Let go of the slot."""
         self._open_things.close()
 
-    def _read(self, changes: list[WALChange]) -> bool:
-        """Read what the server has for us right now, up to a batch; tell whether one may read on before it is held.
+    def _news(self) -> str | None:
+        """Return the notes where they are not what the broker holds; raises what the watch found."""
+        watch = self._watch
+        if watch.error is not None:
+            raise watch.error
+        said, notes = self._decoder.notes(), watch.notes
+        if notes is self._compared and said is None:
+            return None
+        self._compared, self._said = notes, said or self._said
+        if self._said is not None:
+            notes = replace(notes, others={**notes.others, _DECODER: self._said})
+        noted, self._noted = self._noted, format_notes(notes)
+        return None if noted == self._noted else self._noted
 
-        psycopg2 takes it on itself to acknowledge a keepalive's position when what we acknowledged explicitly
-        reaches the last message. The messages of a transaction that began before that, and committed after
-        other ones that are not published yet, look to it as if they did: there the batch ends, and what came
-        before is to be held. Acknowledging seldom keeps this rare.
+    def _last_news(self, position: WALPosition) -> Iterator[Batch]:
+        """Yield what the watch found and the broker does not know yet: the next start would take it for a gap."""
+        self._watch.close()
+        if self._watch.error is None and (notes := self._news()) is not None:
+            yield Batch((), self._named(position), notes=notes)
+
+    def _read(self, changes: list[WALChange]) -> bool:
+        """Read what the server has for us right now, up to a batch; return whether one may read on before it is held.
+
+        Behind a message that describes a table, which has no place of its own, psycopg2 takes over the place of a
+        keepalive, and tells it a server that asks, as one does that shuts down. The transactions before that place
+        have to be held by then.
         """
-        read, decode, acknowledged = self._stream.read, self._decoder.decode, self._stream.flushed
+        read, decode = self._stream.read, self._decoder.decode
         full, size = self._batch_size, 0
-        if self._is_ahead and self._in_transaction and self._began_at <= acknowledged:
-            return False
         with translated():
             while len(changes) < full and size < _MAX_BYTES:
                 message = read()
@@ -171,19 +252,16 @@ class PostgresWALMonitor:
                 size += len(payload)
                 boundary = decode(payload, changes)
                 if boundary is not None:
-                    self._note(boundary, message.data_start)
-                    if (changes or self._is_ahead) and message.data_start <= acknowledged:
-                        return False
+                    self._note(boundary)
+                elif not message.data_start and (changes or self._is_ahead):
+                    return False
         return True
 
-    def _note(self, boundary: Begin | Commit, data_start: int) -> None:
-        if isinstance(boundary, Begin):
-            self._in_transaction = True
-            self._began_at = data_start
-            return
-        self._in_transaction = False
-        self._read_up_to = boundary.end_lsn
-        self._acknowledgements.ended(boundary.end_lsn)
+    def _note(self, boundary: Begin | Commit) -> None:
+        self._in_transaction = isinstance(boundary, Begin)
+        if isinstance(boundary, Commit):
+            self._read_up_to = boundary.end_lsn
+            self._acknowledgements.ended(boundary.end_lsn)
 
     def _position_of(self, change: WALChange) -> WALPosition:
         """Return the end of its transaction where that was read: no acknowledgement goes beyond the checkpoint."""
@@ -202,24 +280,32 @@ class PostgresWALMonitor:
             self._acknowledgements.ended(server_position)
         return WALPosition.before(self._read_up_to)
 
-    def _open(self, saved: Saved | None) -> None:
+    def _open(self, saved: Callable[[], Saved | None]) -> None:
         self.close()
         connect_here = partial(connect, self._database_url)
         with ExitStack() as stack, closing(connect_here()) as connection:
+            refuse_standby(connection)
             slot = self._take_turn(connection)
             # First, so that nothing is made on a server, or through a pooler, that does not let us read.
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
-            self._prepare(connection, slot, saved)
+            self._prepare(connection, slot, saved())
             sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
             self._log = identify(replication)
+            slot = read_slot(replication, self._slot)
+            self._confirmed = parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0")
             self.source = self._log.system
+            self._watch = TableWatch(connect_here, self._keeper, self._prepared.notes)
+            stack.callback(self._watch.close)
             plugin = open_plugin(
                 self._plugin,
                 connect_here,
                 publication=self._publication,
                 routes=self._routes,
+                slot=self._slot,
+                notes=self._said,
                 source=self.source,
                 codec=log_codec(replication),
+                announced=self._watch.announced,
             )
             stack.callback(plugin.close)
             self._decoder = plugin.decoder
@@ -233,9 +319,11 @@ class PostgresWALMonitor:
             )
             with self._explained(streams=False):
                 taken = self._stream.start(self._slot, plugin.options)
+            self._watch.start(self._prepared.end)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
             self._read_up_to = 0
+            stack.callback(self._remember)
             stack.callback(self._acknowledge_the_rest)
             self._open_things = stack.pop_all()
         log.info("streaming", slot=self._slot, plugin=self._plugin)
@@ -246,6 +334,10 @@ class PostgresWALMonitor:
         # A server that is gone will send it again, and the checkpoint knows better.
         with suppress(SourceLost):
             self._stream.acknowledge(self._acknowledgements.lsn)
+
+    def _remember(self) -> None:
+        """Note how far we brought the slot: what is beyond it at the next start, somebody else did."""
+        self._told = max(self._told, self._stream.flushed, self._stream.server_position)
 
     def _take_turn(self, connection: Connection) -> Slot | None:
         """Return the slot as it is; until the session ends, no other listener of this name prepares the server.
@@ -261,17 +353,18 @@ class PostgresWALMonitor:
 
     def _prepare(self, connection: Connection, slot: Slot | None, saved: Saved | None) -> None:
         """Make what is missing on the server: first the publication, then the slot."""
-        publication = self._publication if self._plugin == "pgoutput" else None
+        publication = self._keeper.publication
         gap = find_gap(connection, slot, name=self._slot, publication=publication, saved=saved)
         if gap and not self._accept_gap:
             raise gap
         with _races_lost():
-            prepare_publication(connection, publication, self._routes)
+            self._prepare_tables(connection, saved, is_anew=bool(gap))
         if gap:
             log.error("gap_accepted", gap=gap.message)
             if slot:
                 with self._explained(streams=False):
                     drop_slot(connection, self._slot)
+            self._gap_is_accepted = True
         self._is_new = bool(gap) or slot is None
         if self._is_new:
             with _races_lost(), self._explained(streams=False):
@@ -280,18 +373,31 @@ class PostgresWALMonitor:
                 )
         elif slot:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
-        ready = read_slot(connection, self._slot)
-        self._confirmed = parse_lsn((ready and ready.confirmed_flush_lsn) or "0/0")
+
+    def _prepare_tables(self, connection: Connection, saved: Saved | None, *, is_anew: bool) -> None:
+        """Compare the tables with the notes, unless an accepted gap covers all that happened since."""
+        self._noted = saved.notes if saved else None
+        notes = parse_notes(self._noted)
+        self._said = notes.others.get(_DECODER)
+        if is_anew:
+            notes = replace(notes, tables=None)
+        self._prepared = self._keeper.prepare(
+            connection, notes, position=published_lsn(saved), accept_gap=self._accept_gap
+        )
+        self._compared = None
 
     @contextmanager
     def _explained(self, *, streams: bool) -> Iterator[None]:
         """Raise the server's errors with their reason and cure; `streams` tells that they came of reading on."""
         try:
             yield
+        except RenamedAway:
+            raise
         except (SourceError, SourceLost) as error:
             connect_here = partial(connect, self._database_url)
             explained = explain(error, connect_here, self._slot, plugin=self._plugin, streams=streams)
-            if explained is error and streams and isinstance(error, SourceError):
+            has_cure = explained is not error or isinstance(error, NotEnoughSaid)
+            if streams and isinstance(error, SourceError) and not has_cure:
                 explained = self._stuck(error)
             if explained is error:
                 raise
@@ -308,21 +414,43 @@ class PostgresWALMonitor:
             hint=STUCK.format(slot=self._slot, beyond=format_lsn(lsn + 1)),
         )
 
-    def _resume(self, checkpoint: str) -> WALPosition:
-        connect_here = partial(connect_replication, self._database_url)
-        return resume(checkpoint, self._log, connect_here, accept_gap=self._accept_gap)
+    def _resume(self, checkpoint: str) -> Start:
+        return resume(checkpoint, self._log, slot=self._slot, confirmed=self._confirmed, told=self._told)
 
-    def _warn_of_loss(self, after: WALPosition) -> None:
-        """Say what a broker that has lost its data, or has an old copy of it, makes of our acknowledgements."""
-        if after < WALPosition.before(self._confirmed) and not self._is_new:
+    def _named(self, position: WALPosition) -> str:
+        return str(Place(self._decoder.eras.of(position.commit_lsn), position, self._last))
+
+    def _next_generation(self, checkpoint: str) -> str:
+        """Return the checkpoint behind an accepted gap: what the slot has from now on is new, wherever it stands."""
+        eras = self._log.eras(Place.parse(checkpoint).era.generation + 1)
+        return str(Place(eras.of(self._confirmed), WALPosition.before(self._confirmed), Published()))
+
+    def _warn_of_loss(self, after: str | None, start: Start) -> None:
+        """Say what a failover lost, and what a broker that lost its data makes of our acknowledgements."""
+        spot = Place.parse(after).spot if after else "none"
+        if start.lost_from:
+            log.error(
+                "failover_lost_changes",
+                checkpoint=spot,
+                lost_from=format_lsn(start.lost_from),
+                reason="The new primary had not got all that the old one committed, or was restored to a point in "
+                "time, and tasks of what is lost were published. Of what it commits nothing is missing.",
+                cure="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
+            )
+        behind = after is None or WALPosition.parse(after) < WALPosition.before(self._confirmed)
+        if behind and not self._is_new:
             log.error(
                 "broker_behind",
-                checkpoint=str(after),
+                checkpoint=spot,
                 acknowledged=format_lsn(self._confirmed),
                 reason="The broker's checkpoint is older than what the database was told: it was restarted without "
                 "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
                 cure="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
             )
+
+
+def _published(change: WALChange) -> Published:
+    return Published(change.transaction.commit_lsn, change.transaction.committed, change.ordinal)
 
 
 def _lock_of(slot: str) -> int:

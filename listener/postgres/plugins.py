@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from listener.postgres import wal2json
+from listener.postgres.catalogue import TableName, is_system
 from listener.postgres.connection import Connection
 from listener.postgres.decoder import Decoder
 from listener.postgres.definitions import TableDefinitions
 from listener.postgres.pgoutput import PgOutputDecoder
 from listener.postgres.type_catalogue import TypeCatalogue
-from listener.router import Route
+from listener.router import Route, RouteIndex
 
 __all__ = ["Plugin", "PluginName", "open_plugin"]
 
@@ -35,24 +36,38 @@ def open_plugin(
     *,
     publication: str,
     routes: Sequence[Route],
+    slot: str,
+    notes: str | None,
     source: str,
     codec: str,
+    announced: Callable[[int, TableName], None] | None = None,
 ) -> Plugin:
     """Return the plugin, ready for one connection.
 
-    `connect` opens an ordinary session for the catalogue; `codec` is Python's name of the encoding of the log's texts.
+    `connect` opens an ordinary session for the catalogue; `notes` are what the decoder noted before;
+    `codec` is Python's name of the encoding of the log's texts. `announced` is called with the OID and the name of a
+    table before its changes come, where the plugin tells them.
     """
-    resolve_type = TypeCatalogue(connect).resolve
+    types = TypeCatalogue(connect)
+    resolve_type = types.resolve
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'
         options = {"proto_version": "1", "publication_names": quoted}
-        return Plugin(PgOutputDecoder(resolve_type, source=source, codec=codec), (options,), lambda: None)
-    definitions = TableDefinitions(connect)
+        decoder: Decoder = PgOutputDecoder(resolve_type, source=source, codec=codec, announced=announced)
+        return Plugin(decoder, (options,), types.close)
+    index = RouteIndex(routes)
 
     def watches(schema: str, table: str) -> bool:
-        return any(route.matches(schema, table) for route in routes)
+        return not is_system(schema) and bool(index.watching(schema, table))
 
+    definitions = TableDefinitions(connect, slot, watches, notes=notes)
+    definitions.look_at_all()
     decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source, codec=codec)
     candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
     lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"
-    return Plugin(decoder, candidates, definitions.close, lacks)
+
+    def close() -> None:
+        definitions.close()
+        types.close()
+
+    return Plugin(decoder, candidates, close, lacks)

@@ -1,21 +1,29 @@
-"""What has to be right, or be made, on the server before we read from it: tables, publication, slot."""
+"""What has to be right on the server before we read from it: tables, publication, slot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Final, NamedTuple
 
-from listener.findings import Finding, raise_problems
-from listener.monitor import Gap, Saved
-from listener.postgres.catalogue import read_names, read_tables
-from listener.postgres.connection import Connection
+from listener.findings import Finding
+from listener.monitor import Gap, Saved, SourceError, SourceLost
+from listener.postgres.catalogue import Table, TableName, read_names, read_tables
+from listener.postgres.change import parse_lsn
+from listener.postgres.connection import Connection, connect_replication
 from listener.postgres.cures import ACCEPT_GAP
-from listener.postgres.publication import ensure_publication, plan_publication, read_publication
-from listener.postgres.slot import Slot, gap_of
+from listener.postgres.notes import Notes
+from listener.postgres.publication import read_publication
+from listener.postgres.remembered import former_names
+from listener.postgres.server_log import identify, resume
+from listener.postgres.slot import Slot, gap_of, read_current, unpublished_from
 from listener.postgres.table_findings import find_in_tables
-from listener.postgres.watched import Watched, watched_tables
-from listener.router import Route
+from listener.postgres.watched import Watched, covered_partitions, watched_tables
+from listener.router import Route, RouteIndex
 
-__all__ = ["find_gap", "look_at_tables", "prepare_publication"]
+__all__ = ["TablesSeen", "find_gap", "find_wrong_place", "gap_of_publication", "look_at_tables", "routed"]
+
+_NOTHING_NOTED: Final = Notes()
 
 
 def find_gap(
@@ -27,47 +35,75 @@ def find_gap(
     `saved` is `Monitor.open`'s.
     """
     if slot is None:
-        return _slot_is_gone(name) if saved else None
-    if lost := gap_of(slot):
+        return _slot_is_gone(name, saved, read_current(connection)) if saved else None
+    if lost := gap_of(slot, saved):
         return lost
     if publication is not None and read_publication(connection, publication) is None:
         # What is older than the publication is skipped without a word by version 18, and stops those before.
-        return Gap(
-            f"The publication {publication} is gone. What was committed after {slot.confirmed_flush_lsn} "
-            f"and before it is made again (now: {slot.current_lsn}) cannot be read.",
-            hint=ACCEPT_GAP,
-        )
+        return gap_of_publication(publication, unpublished_from(saved, slot), slot.current_lsn)
     return None
 
 
-def _slot_is_gone(name: str) -> Gap:
+def gap_of_publication(publication: str, start: str, end: str) -> Gap:
+    """Return the gap of a publication that is gone."""
     return Gap(
-        f"The replication slot {name} is gone: what was committed since the checkpoint cannot be read.",
+        f"The publication {publication} is gone. What was committed after {start} "
+        f"and before it is made again (now: {end}) cannot be read.",
+        hint=ACCEPT_GAP,
+    )
+
+
+def _slot_is_gone(name: str, saved: Saved, current: str) -> Gap:
+    return Gap(
+        f"The replication slot {name} is gone: what was committed after {unpublished_from(saved, None)} and before it "
+        f"is made again (now: {current}) cannot be read.",
         hint=f"If this is a new listener, give it a CDC_NAME of its own. {ACCEPT_GAP}",
     )
 
 
-def prepare_publication(connection: Connection, name: str | None, routes: Sequence[Route]) -> None:
-    """Make the publication what the routes need, once the tables are what they have to be.
+def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> Gap | None:
+    """Return the gap of a slot, or of a log, that is not where the checkpoint says.
 
-    Without a name only the tables are looked at: wal2json needs no publication, but it too leaves out changes
-    of rows that have no key. To be called before the slot is made, and not while another listener reads, which
-    relies on the publication as it is.
-
-    Raises SourceError with all that is wrong, SourceLost where a lock could not be had soon.
+    None also while somebody reads, and where it cannot be known: what keeps us from asking is told elsewhere.
     """
-    findings, watched = look_at_tables(connection, routes)
-    raise_problems(findings)
-    if name is not None:
-        ensure_publication(connection, name, plan_publication(watched, connection.info.server_version))
+    if saved is None or slot.active_pid or slot.confirmed_flush_lsn is None or slot.is_lost:
+        return None
+    try:
+        with closing(connect_replication(url)) as replication:
+            server = identify(replication)
+        resume(saved.position, server, slot=slot.name, confirmed=parse_lsn(slot.confirmed_flush_lsn))
+    except Gap as gap:
+        return gap
+    except (SourceError, SourceLost, ValueError):  # ValueError: the checkpoint is one of MySQL
+        return None
+    return None
+
+
+class TablesSeen(NamedTuple):
+    """The routes' tables as they are now."""
+
+    findings: list[Finding]
+    watched: tuple[Watched, ...]
+    covered: tuple[Table, ...]  # partitions that routes name, and that are watched as a part of the whole
+    names: Mapping[int, TableName]  # of all tables, views and the like
 
 
 def look_at_tables(
-    connection: Connection, routes: Sequence[Route]
-) -> tuple[list[Finding], tuple[Watched, ...]]:
-    """Return what there is to say about the routes' tables, and those that are to be watched."""
+    connection: Connection, routes: Sequence[Route], notes: Notes = _NOTHING_NOTED
+) -> TablesSeen:
+    """Return what there is to say about the routes' tables, and those that are to be watched.
+
+    wal2json needs no publication, but it too leaves out changes of rows that have no key.
+    """
     known = read_names(connection)
-    oids = [oid for oid, name in known.items() if any(route.matches(*name) for route in routes)]
-    tables = read_tables(connection, oids)
+    tables = read_tables(connection, routed(routes, known))
     version = connection.info.server_version
-    return list(find_in_tables(routes, tables, known.values(), version)), watched_tables(routes, tables)
+    findings = find_in_tables(routes, tables, known.values(), version, former_names(notes, known))
+    watched, covered = watched_tables(routes, tables), covered_partitions(routes, tables)
+    return TablesSeen(list(findings), watched, covered, known)
+
+
+def routed(routes: Sequence[Route], names: Mapping[int, TableName]) -> list[int]:
+    """Return the OIDs of the tables that the routes name."""
+    index = RouteIndex(routes)
+    return [oid for oid, name in names.items() if index.watching(*name)]

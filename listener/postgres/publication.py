@@ -1,14 +1,15 @@
 """The publication: what of which tables leaves the server.
 
-It has exactly the tables that routes name, and of each only the columns that they ask for, where the server
-can (version 15) and where that can do no harm: a list of columns that leaves out a part of a table's replica
-identity makes the application's own UPDATE and DELETE fail (manual, "Logical Replication", "Column Lists").
+It has exactly the tables that routes name, with all their columns. Lists of columns are for those who ask for
+them (CDC_COLUMN_LISTS, version 15 and later): a list that leaves out a part of a table's replica identity makes
+the application's own UPDATE and DELETE fail, and ALTER TABLE … DROP COLUMN … CASCADE of a listed column takes the
+table out of the publication (manual, "Logical Replication", "Column Lists").
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -21,7 +22,17 @@ from listener.postgres.connection import Connection, execute, fetch
 from listener.postgres.errors import PermissionDenied
 from listener.postgres.watched import Watched
 
-__all__ = ["Publication", "ensure_publication", "plan_publication", "read_publication", "statements_for"]
+__all__ = [
+    "Publication",
+    "add_tables",
+    "drop_tables",
+    "ensure_publication",
+    "plan_publication",
+    "read_publication",
+    "set_options",
+    "statements_for",
+    "with_sql",
+]
 
 log = structlog.get_logger()
 
@@ -40,22 +51,32 @@ class Publication:
     all_tables: bool = False
     schemas: frozenset[str] = frozenset()  # those of which all tables are published
     filtered: frozenset[TableName] = frozenset()  # with a WHERE clause: rows are missing
+    name: str = field(default="", compare=False)
+    oid: int = field(default=0, compare=False)
+    members: Mapping[TableName, int] = field(default_factory=dict, compare=False)  # pg_publication_rel.oid
 
     def suffices_for(self, wanted: Publication) -> bool:
         """Tell whether all that is wanted is published, and maybe more."""
+        return self.has_options_of(wanted) and not self.lacks(wanted)
+
+    def has_options_of(self, wanted: Publication) -> bool:
+        """Return whether it has the wanted events and options, and maybe more."""
         return (
             self.events >= wanted.events
             and (self.via_root or not wanted.via_root)
-            and (self.generated_columns or not wanted.generated_columns)
-            and not self.lacks(wanted)
+            and bool(self.generated_columns or not wanted.generated_columns)
         )
 
     def lacks(self, wanted: Publication) -> list[TableName]:
         """Return the wanted tables that are not published, or not with all the columns."""
         return [table for table, columns in wanted.tables.items() if not self._has(table, columns)]
 
+    def is_wide(self, table: TableName) -> bool:
+        """Return whether the table is published with all tables, or with all of its schema."""
+        return self.all_tables or (table[0] in self.schemas and table not in self.tables)
+
     def _has(self, table: TableName, columns: frozenset[str] | None) -> bool:
-        if self.all_tables or (table[0] in self.schemas and table not in self.tables):
+        if self.is_wide(table):
             return True
         if table not in self.tables or table in self.filtered:
             return False
@@ -63,19 +84,24 @@ class Publication:
         return listed is None or (columns is not None and listed >= columns)
 
 
-def plan_publication(watched: Sequence[Watched], version: int) -> Publication:
+def plan_publication(watched: Sequence[Watched], version: int, *, column_lists: bool = False) -> Publication:
     """Return what the publication has to be; `version` is libpq's number (150004)."""
+    columns = _columns if column_lists and version >= 15_00_00 else _all_columns
     events = frozenset[EventType]().union(*(each.events for each in watched))
     return Publication(
-        tables={each.table.name: _columns(each, events, version) for each in watched},
+        tables={each.table.name: columns(each, events, version) for each in watched},
         events=events,
         generated_columns=True if version >= 18_00_00 else None,
     )
 
 
+def _all_columns(_watched: Watched, _events: frozenset[EventType], _version: int) -> None:
+    return None
+
+
 def _columns(watched: Watched, events: frozenset[EventType], version: int) -> frozenset[str] | None:
     table = watched.table
-    if watched.columns is None or version < 15_00_00:
+    if watched.columns is None:
         return None
     sendable = frozenset(table.columns) - table.virtual_generated
     if version < 18_00_00:
@@ -92,24 +118,27 @@ def _may_be_narrowed(table: Table, sendable: frozenset[str]) -> bool:
     return all(each.identity is not Identity.FULL for each in identities) and table.key <= sendable
 
 
-def ensure_publication(connection: Connection, name: str, wanted: Publication) -> None:
+def ensure_publication(
+    connection: Connection, name: str, wanted: Publication, *, needed: Publication | None = None
+) -> None:
     """Make the publication, or bring it up to date; one that is right already is not touched.
 
+    One that our role may not change is left as it is where it has what is `needed`, which may be less than wanted.
     Raises PermissionDenied with the SQL for somebody who may, SourceLost where a lock could not be had soon.
     """
     found = read_publication(connection, name)
     if found == wanted:
         return
-    suffices = found is not None and found.suffices_for(wanted)
-    if found is not None and found.all_tables and suffices:
-        return  # somebody's choice: it cannot be narrowed
+    suffices = found is not None and found.suffices_for(needed or wanted)
+    if found is not None and (found.all_tables or found.schemas) and found.suffices_for(wanted):
+        return  # somebody's choice: no table is ever missing from it
     statements = statements_for(name, found, wanted)
     try:
         _apply(connection, statements)
     except (PermissionDenied, SourceLost) as error:
         if connection.closed or not suffices:
-            raise _with_sql(error, statements, connection) from error
-        log.info("publication_left_wider_than_needed", publication=name, reason=error.message)
+            raise with_sql(error, statements, connection) from error
+        log.info("publication_left_as_it_is", publication=name, reason=error.message)
     else:
         _say_changed(name, found, wanted)
 
@@ -118,20 +147,35 @@ def statements_for(name: str, found: Publication | None, wanted: Publication) ->
     """Return what makes of `found` what is wanted."""
     publication = Identifier(name)
     tables = SQL(", ").join(_table(table, columns) for table, columns in sorted(wanted.tables.items()))
-    options = _options(wanted)
     if found is None:
         what = SQL("FOR TABLE {} ").format(tables) if wanted.tables else SQL("")
-        return [SQL("CREATE PUBLICATION {} {}WITH ({})").format(publication, what, options)]
+        return [SQL("CREATE PUBLICATION {} {}WITH ({})").format(publication, what, _options(wanted))]
     # The options first: without publish_via_partition_root a partitioned table's columns cannot be listed.
-    statements = [SQL("ALTER PUBLICATION {} SET ({})").format(publication, options)]
+    statements = [set_options(name, wanted)]
     if found.all_tables:
         return statements
     if wanted.tables:
         statements.append(SQL("ALTER PUBLICATION {} SET TABLE {}").format(publication, tables))
     elif found.tables:
-        gone = SQL(", ").join(_table(table, None) for table in sorted(found.tables))
-        statements.append(SQL("ALTER PUBLICATION {} DROP TABLE {}").format(publication, gone))
+        statements.append(drop_tables(name, found.tables))
     return statements
+
+
+def add_tables(name: str, tables: Mapping[TableName, frozenset[str] | None]) -> Composed:
+    """Return what adds the tables, and locks no other ones."""
+    listed = SQL(", ").join(_table(table, columns) for table, columns in sorted(tables.items()))
+    return SQL("ALTER PUBLICATION {} ADD TABLE {}").format(Identifier(name), listed)
+
+
+def drop_tables(name: str, tables: Iterable[TableName]) -> Composed:
+    """Return what takes the tables out."""
+    listed = SQL(", ").join(_table(table, None) for table in sorted(tables))
+    return SQL("ALTER PUBLICATION {} DROP TABLE {}").format(Identifier(name), listed)
+
+
+def set_options(name: str, wanted: Publication) -> Composed:
+    """Return what sets events and options."""
+    return SQL("ALTER PUBLICATION {} SET ({})").format(Identifier(name), _options(wanted))
 
 
 def _table(name: TableName, columns: frozenset[str] | None) -> Composable:
@@ -156,9 +200,10 @@ def _apply(connection: Connection, statements: Sequence[Composed]) -> None:
     execute(connection, SQL("; ").join([lock_timeout, *statements]))
 
 
-def _with_sql(
+def with_sql(
     error: PermissionDenied | SourceLost, statements: Sequence[Composed], connection: Connection
 ) -> SourceError | SourceLost:
+    """Return the error with what helps: the SQL for somebody who may run it, or who holds a lock."""
     if isinstance(error, SourceLost):
         return SourceLost(f"The publication could not be changed: {error.message}", hint=error.hint)
     sql = "\n".join(f"{statement.as_string(connection)};" for statement in statements)
@@ -183,8 +228,8 @@ def _say_changed(name: str, found: Publication | None, wanted: Publication) -> N
 _PUBLICATION: Final = "SELECT to_jsonb(p) FROM pg_publication p WHERE pubname = %s"
 
 _TABLES: Final = """
-SELECT n.nspname, c.relname, to_jsonb(r), (
-    SELECT json_object_agg(a.attnum, a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)
+SELECT n.nspname, c.relname, to_jsonb(r), CASE WHEN to_jsonb(r) ->> 'prattrs' IS NOT NULL THEN (
+    SELECT json_object_agg(a.attnum, a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0) END
 FROM pg_publication p
 JOIN pg_publication_rel r ON r.prpubid = p.oid
 JOIN pg_class c ON c.oid = r.prrelid
@@ -226,6 +271,9 @@ def read_publication(connection: Connection, name: str) -> Publication | None:
         all_tables=own["puballtables"],
         schemas=frozenset(schema for (schema,) in schemas),
         filtered=frozenset((schema, table) for schema, table, member, _ in members if member.get("prqual")),
+        name=name,
+        oid=int(own["oid"]),
+        members={(schema, table): int(member["oid"]) for schema, table, member, _ in members},
     )
 
 

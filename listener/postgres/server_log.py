@@ -1,28 +1,34 @@
-"""The server's log as it is when we come, and where a checkpoint stands in it.
+"""The server's log as it is when we come, and whether it is the one that a checkpoint speaks of.
 
 After a failover the log goes on, on another timeline, from where the new primary left the old one's (manual,
-"Continuous Archiving and Point-in-Time Recovery", section "Timelines").
+"Continuous Archiving and Point-in-Time Recovery", section "Timelines"). After a restore it goes on, on the same
+timeline, at places where other changes stood before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-import structlog
+import psycopg2.errors
 from psycopg2.extras import LogicalReplicationConnection
 
-from listener.monitor import SourceError
+from listener.monitor import Gap, SourceLost
 from listener.postgres.change import format_lsn, parse_lsn
-from listener.postgres.connection import translated
-from listener.postgres.decoder import WALPosition
+from listener.postgres.connection import Connection, fetch_value, translated
+from listener.postgres.cures import ACCEPT_GAP, PRIMARY, RESTORED
+from listener.postgres.place import Era, Eras, Place, Published
 
-__all__ = ["ServerLog", "identify", "resume"]
+__all__ = ["ServerLog", "Start", "identify", "is_standby", "refuse_standby", "resume"]
 
-log = structlog.get_logger()
+_FIRST: Final = 1  # a timeline that comes from none
 
-_FIRST: Final = 1  # a timeline that goes without saying
+# After pg_resetwal there is no file; a service may not give it away.
+_NO_HISTORY: Final = (
+    psycopg2.errors.UndefinedFile,
+    psycopg2.errors.InsufficientPrivilege,
+    psycopg2.errors.FeatureNotSupported,
+)
 
 
 class ServerLog(NamedTuple):
@@ -31,60 +37,85 @@ class ServerLog(NamedTuple):
     system: str  # the cluster's system identifier, in hexadecimal
     timeline: int
     end: int
+    ends: Mapping[int, int] = {}  # where the timelines end that this one comes from
 
-    def named(self, position: WALPosition) -> str:
-        """Return the position as a checkpoint has it, after a failover with the timeline: 2@0/16B3748:0."""
-        return str(position) if self.timeline == _FIRST else f"{self.timeline}@{position}"
+    def eras(self, generation: int) -> Eras:
+        """Return which era each of its places is of, after so many accepted gaps."""
+        return Eras(generation, self.timeline, self.ends)
+
+    def end_of(self, timeline: int) -> int:
+        """Return where a timeline ends in this log; 0 where it is no part of it."""
+        return self.end if timeline == self.timeline else self.ends.get(timeline, 0)
+
+
+class Start(NamedTuple):
+    """How to go on after a checkpoint."""
+
+    generation: int = 0
+    last: Published = Published()  # nothing up to it is published again
+    is_expected: bool = False  # the log has to bring that change again, before anything that lies behind it
+    lost_from: int = 0  # where the new primary left the log: what was published of the rest is no more
 
 
 def identify(replication: LogicalReplicationConnection) -> ServerLog:
     """Ask the server (manual, "Streaming Replication Protocol"); raises SourceError, SourceLost."""
+    refuse_standby(replication)
     with translated(), replication.cursor() as cursor:
         cursor.execute("IDENTIFY_SYSTEM")
         ((system, timeline, end, _database),) = cursor.fetchall()
-    return ServerLog(f"{int(system):x}", int(timeline), parse_lsn(end))
+    ends = _read_ends(replication, int(timeline))
+    return ServerLog(f"{int(system):x}", int(timeline), parse_lsn(end), ends)
+
+
+def is_standby(connection: Connection) -> bool:
+    """Return whether the server follows another one; one that does not begins to only in a new start."""
+    return bool(fetch_value(connection, "SELECT pg_is_in_recovery()"))
+
+
+def refuse_standby(connection: Connection) -> None:
+    """Raise SourceLost at a standby: it may be promoted in the middle of what it sends."""
+    if is_standby(connection):
+        raise SourceLost("PostgreSQL: this server is a standby.", hint=PRIMARY)
 
 
 def resume(
-    checkpoint: str,
-    server: ServerLog,
-    connect: Callable[[], LogicalReplicationConnection],
-    *,
-    accept_gap: bool,
-) -> WALPosition:
-    """Return from where to go on after `checkpoint`; raises SourceError where the log does not have that place.
+    checkpoint: str, server: ServerLog, *, slot: str, confirmed: int, told: int | None = None
+) -> Start:
+    """Return how to go on after `checkpoint`.
 
-    `connect` opens a session of the replication protocol; it is called after a failover.
+    `confirmed` is where the slot stands, `told` where we know that we brought it ourselves. Raises Gap where the log
+    is not the one that the checkpoint speaks of, or the slot has left behind what was not published.
     """
-    after, timeline = WALPosition.parse(checkpoint), int(checkpoint.rpartition("@")[0] or _FIRST)
-    end = server.end + 1
-    if timeline != server.timeline:
-        with closing(connect()) as replication:
-            end = _read_ends(replication, server.timeline).get(timeline, 0)
-    if after.commit_lsn < end:
-        return after
-    if timeline != server.timeline and end:
-        return _resume_after_loss(checkpoint, end)
-    if accept_gap:
-        return WALPosition(0, 0)
-    raise SourceError(
-        f"The checkpoint {checkpoint} lies beyond the end of the database's log, "
-        f"{server.named(WALPosition(server.end, 0))}: the database was restored from an earlier state.",
-        hint="Go on from where the replication slot is: python -m listener run --accept-gap",
+    place = Place.parse(checkpoint)
+    generation, timeline = place.era
+    last, end = place.last, server.end_of(timeline)
+    if not end or (timeline == server.timeline and last.commit_lsn >= end):
+        raise _restored(place, server)
+    if confirmed > max(place.position.commit_lsn + 1, told or 0):
+        raise _slot_moved(place, slot, confirmed)
+    if last.commit_lsn >= end:
+        return Start(generation, Published(end - 1), lost_from=end)
+    return Start(generation, last, bool(last.committed) and confirmed <= last.commit_lsn)
+
+
+def _restored(place: Place, server: ServerLog) -> Gap:
+    end = f"{Era(place.era.generation, server.timeline)}{format_lsn(server.end)}"
+    return Gap(
+        f"The checkpoint {place.spot} lies beyond the end of the database's log, {end}: the database was restored from "
+        "an earlier state.",
+        hint=RESTORED,
     )
 
 
-def _resume_after_loss(checkpoint: str, end: int) -> WALPosition:
-    """Go on from where the new primary left the log: what it wrote since, at places that we have been at, is new."""
-    log.error(
-        "failover_lost_changes",
-        checkpoint=checkpoint,
-        lost_from=format_lsn(end),
-        reason="The new primary had not got all that the old one committed, and tasks of what is lost were published. "
-        "Of what the new one commits nothing is missing.",
-        cure="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
+def _slot_moved(place: Place, slot: str, confirmed: int) -> Gap:
+    return Gap(
+        f"The replication slot {slot} is at {format_lsn(confirmed)}, and the checkpoint at {place.spot}: what was "
+        "committed between the two may not have been published, and cannot be read any more. Either the slot was "
+        "dropped and made again, or advanced, by hand; or the broker has lost what it held last.",
+        hint=f"{ACCEPT_GAP}\n"
+        "If it was the broker: keep its data (redis-cli CONFIG SET appendonly yes), and some log to mend from: "
+        "CDC_REPLAY_WINDOW=600",
     )
-    return WALPosition.before(end)
 
 
 def _read_ends(replication: LogicalReplicationConnection, timeline: int) -> dict[int, int]:
@@ -92,7 +123,10 @@ def _read_ends(replication: LogicalReplicationConnection, timeline: int) -> dict
     if timeline == _FIRST:
         return {}
     with translated(), replication.cursor() as cursor:
-        cursor.execute(f"TIMELINE_HISTORY {timeline}")
+        try:
+            cursor.execute(f"TIMELINE_HISTORY {timeline}")
+        except _NO_HISTORY:
+            return {}
         ((_file, history),) = cursor.fetchall()
     # Each line has a timeline, its end, and a reason, between tabs; some are empty, or comments.
     text = history if isinstance(history, str) else bytes(history).decode()

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import structlog
 
-from listener.monitor import Gap, SourceError
+from listener.monitor import Gap, Saved, SourceError
 from listener.postgres.connection import Connection, execute, fetch, fetch_value
-from listener.postgres.cures import ACCEPT_GAP
+from listener.postgres.cures import ACCEPT_GAP, LOGICAL
+from listener.postgres.place import Place
 from listener.wakeup import Wakeup
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "gap_of",
     "open_transactions",
     "prepared_transactions",
+    "read_current",
     "read_slot",
+    "unpublished_from",
 ]
 
 log = structlog.get_logger()
@@ -53,6 +56,9 @@ class Slot:
         return self.wal_status == "lost" or self.invalidation_reason is not None
 
 
+_CURRENT: Final = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text
+"""
 _SLOT: Final = """
 SELECT to_jsonb(slot), now.lsn::text,
   pg_wal_lsn_diff(now.lsn, slot.restart_lsn)::bigint,
@@ -76,6 +82,11 @@ def read_slot(connection: Connection, name: str) -> Slot | None:
     """Return the slot's state now, None where there is none."""
     rows = fetch(connection, _SLOT, [name])
     return _slot(*rows[0]) if rows else None
+
+
+def read_current(connection: Connection) -> str:
+    """Return the end of the server's log."""
+    return str(fetch_value(connection, _CURRENT))
 
 
 def _slot(columns: dict[str, Any], current: str, retained: int | None, unconfirmed: int | None) -> Slot:
@@ -116,18 +127,39 @@ def check_slot(slot: Slot, *, plugin: str, database: str) -> None:
     )
 
 
-def gap_of(slot: Slot) -> Gap | None:
+def gap_of(slot: Slot, saved: Saved | None = None) -> Gap | None:
     """Return the gap that a lost slot leaves, naming its ends; None where it is not lost."""
     if not slot.is_lost:
         return None
     reason = slot.invalidation_reason or slot.wal_status
-    last = slot.confirmed_flush_lsn or slot.restart_lsn or "its last position"
+    prevention = _PREVENTION.get(slot.invalidation_reason or "wal_removed")
     return Gap(
         f"The server has given up the replication slot {slot.name} ({reason}). What was committed after "
-        f"{last} and was not published is gone from its log; a new slot starts after {slot.current_lsn}.",
-        hint=f"{ACCEPT_GAP}\n"
-        "So that it does not happen again: ALTER SYSTEM SET max_slot_wal_keep_size = '100GB';",
+        f"{unpublished_from(saved, slot)} and was not published is gone from its log; a new slot starts after "
+        f"{slot.current_lsn}.",
+        hint=f"{ACCEPT_GAP}\nSo that it does not happen again: {prevention}" if prevention else ACCEPT_GAP,
     )
+
+
+# By what the server says of why it gave a slot up.
+_PREVENTION: Final = {
+    "wal_removed": "ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();",
+    "idle_timeout": "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+    "rows_removed": "on the standbys: ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();",
+    "wal_level_insufficient": LOGICAL,
+}
+
+
+def unpublished_from(saved: Saved | None, slot: Slot | None) -> str:
+    """Return what the beginning of a gap is called: the checkpoint, and what the slot said where there is one."""
+    confirmed = slot and (slot.confirmed_flush_lsn or slot.restart_lsn)
+    if saved is None:
+        return confirmed or "its last position"
+    try:
+        checkpoint = Place.parse(saved.position).spot
+    except ValueError:  # of another source; that is told when its name is known
+        checkpoint = saved.position
+    return f"{checkpoint} (the slot: {confirmed})" if confirmed else checkpoint
 
 
 def create_slot(

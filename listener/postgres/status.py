@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Final
 
-from listener.findings import State
+from listener.findings import Finding, State
+from listener.monitor import Saved
 from listener.postgres.change import format_lsn
 from listener.postgres.connection import Connection, connect, fetch_value
 from listener.postgres.decoder import WALPosition
-from listener.postgres.preparation import look_at_tables
-from listener.postgres.publication import plan_publication, read_publication
-from listener.postgres.slot import Slot, read_slot
+from listener.postgres.notes import Notes, parse_notes
+from listener.postgres.preparation import find_wrong_place
+from listener.postgres.server_log import is_standby
+from listener.postgres.slot import Slot, read_current, read_slot
+from listener.postgres.table_findings import find_refused
+from listener.postgres.table_keeper import TableKeeper
 from listener.router import Route
 from listener.status import Reader, SourceStatus
 
 __all__ = ["read_postgres_status"]
 
-_END: Final = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text
-"""
+_STANDBY: Final = "primary: this server is a standby, and no listener reads from it"
 _LAG: Final = "SELECT greatest(0, %s::pg_lsn - greatest(%s::pg_lsn, %s::pg_lsn))::bigint"
 
 
@@ -31,17 +33,20 @@ def read_postgres_status(
     *,
     publication: str | None = None,
     routes: Sequence[Route] = (),
+    notes: str | None = None,
 ) -> SourceStatus:
     """Return how far the server and its slot are; raises SourceError, SourceLost.
 
     With a `publication` it is compared with what the routes need now: tables may have been made anew, or taken
-    out of it, while the listener runs, or been given partitions that are not as they have to be.
+    out of it, while the listener runs, or been given partitions that are not as they have to be. `notes` are what
+    is kept with the checkpoint, where that is known.
     """
+    noted = parse_notes(notes)
     with closing(connect(url)) as connection:
+        standby = (_STANDBY,) if is_standby(connection) else ()
         slot = read_slot(connection, slot_name)
         if slot is None:
-            current = fetch_value(connection, _END)
-            return _never_started(slot_name, current)
+            return _without_slot(slot_name, read_current(connection), checkpoint, standby)
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:
             published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
@@ -49,9 +54,14 @@ def read_postgres_status(
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
-        problems: tuple[str, ...] = ()
-        if publication is not None and reader is Reader.RUNNING:
-            unseen, problems = _look_at_tables(connection, publication, routes)
+        problems: tuple[str, ...] = standby
+        if reader is Reader.RUNNING and (publication is not None or slot.plugin == "wal2json"):
+            name = None if slot.plugin == "wal2json" else publication
+            unseen, problems = _look_at_tables(
+                connection, TableKeeper(publication=name, routes=routes), noted
+            )
+        if checkpoint and (gap := find_wrong_place(url, slot, Saved(checkpoint))):
+            problems = (gap.message,)
     return SourceStatus(
         reader=reader,
         detail=detail,
@@ -62,30 +72,36 @@ def read_postgres_status(
         safe_bytes=slot.safe_bytes,
         unseen=unseen,
         problems=problems,
+        gaps=tuple(map(str, noted.gaps)),
     )
 
 
 def _look_at_tables(
-    connection: Connection, publication: str, routes: Sequence[Route]
+    connection: Connection, keeper: TableKeeper, notes: Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the tables that the publication lacks, and what is wrong with those of the routes."""
-    findings, watched = look_at_tables(connection, routes)
-    wanted = plan_publication(watched, connection.info.server_version)
-    found = read_publication(connection, publication)
-    missing = wanted.tables if found is None else found.lacks(wanted)
-    problems = (f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
-    return tuple(".".join(table) for table in missing), tuple(problems)
+    findings, survey = keeper.survey(connection, notes)
+    lacking = keeper.lacking(connection, survey) if keeper.publication else ()
+    unseen = [".".join(survey.by_oid[oid].table.name) for oid in sorted(lacking)]
+    return tuple(unseen), _problems([*findings, *find_refused(survey.watched)])
 
 
-def _never_started(slot_name: str, current: str) -> SourceStatus:
+def _problems(findings: Iterable[Finding]) -> tuple[str, ...]:
+    return tuple(f"{each.what}: {each.found}" for each in findings if each.state is State.PROBLEM)
+
+
+def _without_slot(
+    slot_name: str, current: str, checkpoint: str | None, problems: tuple[str, ...]
+) -> SourceStatus:
     return SourceStatus(
-        reader=Reader.NEVER_STARTED,
-        detail=f"there is no replication slot {slot_name}",
+        reader=Reader.LOST if checkpoint else Reader.NEVER_STARTED,
+        detail=f"there is no replication slot {slot_name}" + (" any more" if checkpoint else ""),
         current=current,
         acknowledged=None,
         lag_bytes=None,
         retained_bytes=None,
         safe_bytes=None,
+        problems=problems,
     )
 
 

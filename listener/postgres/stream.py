@@ -24,6 +24,7 @@ __all__ = ["ReplicationStream"]
 _FEEDBACK_EVERY = 10.0
 # We ask for an answer with each word of ours; after so many without one the connection is half-open.
 _UNANSWERED = 3.5
+_NEVER = 2_000_000_000  # seconds: what psycopg2 takes at most
 
 
 class ReplicationStream:
@@ -46,6 +47,12 @@ class ReplicationStream:
         self._is_shutting_down = is_shutting_down
         self._every = min(_FEEDBACK_EVERY, sender_timeout / 3) if sender_timeout else _FEEDBACK_EVERY
         self._cursor: Any = connection.cursor()
+        # Acknowledgements have a cursor of their own. The reading one takes over whatever place a keepalive names when
+        # what it acknowledged reaches the start of the last message, which is 0 for one that describes a table, and for
+        # none. So it says nothing by itself, but where the server asks for an answer: `PostgresWALMonitor._read`.
+        self._feedback: Any = connection.cursor()
+        self._answered_at = self._cursor.feedback_timestamp  # by the reading cursor, because the server asked
+        self.has_begun = False  # there was a message
         self._wakeup = wakeup
         self._closed = threading.Event()
         self._heard = monotonic()
@@ -62,12 +69,14 @@ class ReplicationStream:
             for place, taken in enumerate(options, start=1):
                 try:
                     self._cursor.start_replication_expert(
-                        _start_command(slot, taken), decode=False, status_interval=max(self._every, 1.0)
+                        _start_command(slot, taken), decode=False, status_interval=_NEVER
                     )
                     break
                 except psycopg2.errors.InvalidParameterValue:
                     if place == len(options):
                         raise
+            self._cursor.send_feedback(force=True)  # from now on its interval counts
+        self._answered_at = self._cursor.feedback_timestamp
         self._heard = monotonic()
         self._keeper.start()
         return taken
@@ -79,8 +88,26 @@ class ReplicationStream:
         It raises psycopg2.Error: whoever calls it in a loop translates outside of the loop.
         """
         self._looked += 1
-        read: Callable[[], Any] = self._cursor.read_message
+        with translated():
+            self._let_go()
+        read: Callable[[], Any] = self._cursor.read_message if self.has_begun else self._read_first
         return read
+
+    def _let_go(self) -> None:
+        """Tell a server that has asked for an answer what was received: one that shuts down waits for no more.
+
+        The reading cursor has answered already, perhaps with an acknowledgement of long ago; for a server that waits
+        the last answer counts, and one without an acknowledgement stands for what was received.
+        """
+        if self._cursor.feedback_timestamp > self._answered_at:
+            self._answered_at = self._cursor.feedback_timestamp
+            answer: Any = self._connection.cursor()
+            answer.send_feedback(write_lsn=self.server_position, force=True)
+
+    def _read_first(self) -> Any:
+        message = self._cursor.read_message()
+        self.has_begun = self.has_begun or message is not None
+        return message
 
     @property
     def server_position(self) -> int:
@@ -91,7 +118,7 @@ class ReplicationStream:
         """Wait for a message, at most so long; raises SourceLost where the server has been silent for too long."""
         with translated():
             readable, _, _ = select([self._connection.fileno(), self._wakeup.fileno()], [], [], seconds)
-            answered = self._cursor.io_timestamp > self._cursor.feedback_timestamp
+            answered = self._cursor.io_timestamp > self._feedback.feedback_timestamp
         now = monotonic()
         if readable or answered:
             self._heard = now
@@ -102,7 +129,7 @@ class ReplicationStream:
         """Let the server forget its log before `lsn`."""
         if lsn > self.flushed:
             with translated():
-                self._cursor.send_feedback(write_lsn=lsn, flush_lsn=lsn, apply_lsn=lsn, force=True)
+                self._feedback.send_feedback(write_lsn=lsn, flush_lsn=lsn, apply_lsn=lsn, force=True)
             self.flushed = lsn
 
     def close(self) -> None:
@@ -132,7 +159,7 @@ class ReplicationStream:
                 if self._looked == seen and self._is_shutting_down():
                     self._connection.close()
                     return
-                self._cursor.send_feedback(reply=True, force=True)
+                self._feedback.send_feedback(reply=True, force=True)
             except psycopg2.Error:
                 return  # the reader meets the same, and tells
             seen = self._looked

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Final
 
 from cdc_tasks.changes import EventType
-from listener.findings import Finding, State
+from listener.findings import CloseNames, Finding, State
 from listener.postgres.catalogue import Identity, Table, TableName
+from listener.postgres.cures import PARTITIONED, PARTITIONED_CURE
 from listener.postgres.identifiers import quoted, quoted_table
 from listener.postgres.watched import Watched, is_glob, watched_tables
-from listener.router import Route
+from listener.router import Route, RouteIndex
 
-__all__ = ["find_in_tables"]
+__all__ = ["find_harm", "find_in_tables", "find_refused", "for_wal2json"]
 
 _NEED_A_KEY: Final = {EventType.UPDATE, EventType.DELETE}
 
@@ -21,15 +24,23 @@ _KINDS: Final = {"v": "view", "m": "materialized view", "f": "foreign table"}
 
 
 def find_in_tables(
-    routes: Sequence[Route], tables: Sequence[Table], known: Collection[TableName], version: int
+    routes: Sequence[Route],
+    tables: Sequence[Table],
+    known: Collection[TableName],
+    version: int,
+    former: Mapping[TableName, TableName | None] | None = None,
 ) -> Iterator[Finding]:
     """Yield what is wrong or doubtful about the tables of the routes, and a line for each that is well.
 
     `tables` are those of the routes, `known` the names of all there are; `version` as libpq has it (150004).
+    `former` are names that watched tables had, each with the table's name now, None where it is gone.
     """
     by_name = {table.name: table for table in tables}
+    matching = _matching(routes, tables)
+    close = CloseNames(".".join(name) for name in known)
+    missing = partial(_no_table, close=close, former=former or {})
     for route in dict.fromkeys(routes):
-        yield from _find_in_route(route, by_name, known, version)
+        yield from _find_in_route(route, matching.get(route.key, ()), by_name, version, missing)
     watched = watched_tables(routes, tables)
     published = frozenset[EventType]().union(*(each.events for each in watched))
     for each in watched:
@@ -41,17 +52,38 @@ def find_in_tables(
         yield from findings or [_well(each)]
 
 
+def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, list[Table]]:
+    """Return the tables that each route watches, by the route's key."""
+    index, found = RouteIndex(routes), defaultdict[str, list[Table]](list)
+    for table in tables:
+        for route in index.watching(*table.name):
+            found[route.key].append(table)
+    return found
+
+
+def for_wal2json(findings: Sequence[Finding], watched: Sequence[Watched]) -> list[Finding]:
+    """Return the findings with a problem for each partitioned table: of those wal2json does not say enough."""
+    refused = [
+        _problem(each.table, PARTITIONED, PARTITIONED_CURE) for each in watched if each.table.is_partitioned
+    ]
+    tables = {each.what for each in refused}
+    return [*(each for each in findings if each.what not in tables), *refused]
+
+
 def _well(watched: Watched) -> Finding:
     columns = "all columns" if watched.columns is None else ", ".join(sorted(watched.columns))
     return Finding(what=_table(watched.table.name), found=f"{_events(watched.events)} of {columns}")
 
 
 def _find_in_route(
-    route: Route, tables: dict[TableName, Table], known: Collection[TableName], version: int
+    route: Route,
+    matching: Collection[Table],
+    tables: dict[TableName, Table],
+    version: int,
+    missing: Callable[[Route], Finding],
 ) -> Iterator[Finding]:
-    matching = [table for name, table in tables.items() if route.matches(*name)]
     if not matching:
-        yield _no_table(route, known)
+        yield missing(route)
     for table in matching:
         if table.is_publishable:
             yield from _find_in_columns(route, table, version)
@@ -60,7 +92,7 @@ def _find_in_route(
             yield _not_publishable(table)
 
 
-def _no_table(route: Route, known: Collection[TableName]) -> Finding:
+def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableName | None]) -> Finding:
     what = f"route to {route.task}"
     if is_glob(route):
         found = f"no table matches {route.schema}.{route.table} now"
@@ -68,17 +100,57 @@ def _no_table(route: Route, known: Collection[TableName]) -> Finding:
             what=what,
             state=State.WARNING,
             found=found,
-            cure="A table that comes later is watched from the next start on.",
+            cure="A table that comes later is watched from then on.",
         )
-    names = {".".join(name): name for name in known}
-    close = get_close_matches(f"{route.schema}.{route.table}", names, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
+    if (route.schema, route.table) in former:
+        return _no_table_any_more(route, former[route.schema, route.table])
+    name = f"{route.schema}.{route.table}"
     return Finding(
         what=what,
         state=State.PROBLEM,
-        found=f"there is no table {route.schema}.{route.table}.{meant}",
+        found=f"there is no table {name}.{close.meant(name)}",
         cure="Correct the route, or create the table.",
     )
+
+
+def _no_table_any_more(route: Route, now: TableName | None) -> Finding:
+    became = f"is called {'.'.join(now)} now" if now else "is gone"
+    return Finding(
+        what=f"route to {route.task}",
+        state=State.WARNING,
+        found=f"{route.schema}.{route.table} {became}: only what was committed before still comes under that name",
+        cure="Take the route out when the listener has passed that: once `python -m listener status` has shown"
+        " lag_bytes 0.",
+    )
+
+
+def find_harm(watched: Watched, published: frozenset[EventType], version: int) -> list[Finding]:
+    """Return why the table must not be published: its UPDATE and DELETE would fail, or old values come out wrong."""
+    return [each for each in _find_in_identity(watched, published, version) if each.state is State.PROBLEM]
+
+
+def find_refused(watched: Iterable[Watched]) -> Iterator[Finding]:
+    """Yield the tables whose UPDATE and DELETE the server refuses now, because of a list of columns."""
+    for each in watched:
+        for listed in each.table.listed_in:
+            names = [own.table for own in each.table.identities if listed.refuses(own)]
+            if names:
+                events = " and ".join(sorted(listed.events, reverse=True))
+                yield _problem(
+                    each.table,
+                    f"{events} of {_names(names)} are refused now: the publication {listed.publication} lists columns,"
+                    " and not all of the replica identity",
+                    "\n".join(["BEGIN;", *_unlist(each.table, [listed.publication]), "COMMIT;"]),
+                )
+
+
+def _unlist(table: Table, publications: Iterable[str]) -> list[str]:
+    name = quoted_table(table.name)
+    return [
+        f"ALTER PUBLICATION {quoted(each)} {what} TABLE ONLY {name};"
+        for each in publications
+        for what in ("DROP", "ADD")
+    ]
 
 
 def _not_publishable(table: Table) -> Finding:
@@ -200,11 +272,8 @@ def _make_full(table: Table, tables: Sequence[TableName]) -> str:
     """Return the SQL; with a list of columns still published, the application's UPDATE and DELETE would fail."""
     if not table.listed_in:
         return _set_identity(tables, "FULL")
-    name = quoted_table(table.name)
-    publications = [quoted(each) for each in table.listed_in]
-    drops = [f"ALTER PUBLICATION {each} DROP TABLE ONLY {name};" for each in publications]
-    adds = [f"ALTER PUBLICATION {each} ADD TABLE ONLY {name};" for each in publications]
-    return "\n".join(["BEGIN;", *drops, _set_identity(tables, "FULL"), *adds, "COMMIT;"])
+    changes = _unlist(table, [each.publication for each in table.listed_in])
+    return "\n".join(["BEGIN;", *changes, _set_identity(tables, "FULL"), "COMMIT;"])
 
 
 def _set_identity(tables: Sequence[TableName], identity: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from listener.monitor import SourceLost
 from listener.postgres.builtin_types import BUILTIN, Kind, ValueType
 from listener.postgres.connection import Connection, fetch
 
@@ -43,8 +44,9 @@ class TypeCatalogue:
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
-        """`connect` opens an ordinary session; it is called when there is something to ask."""
+        """`connect` opens an ordinary session; it is called when there is something to ask, and the session is kept."""
         self._connect = connect
+        self._session: Connection | None = None
         self._known = dict(BUILTIN)
 
     def resolve(self, oid: int) -> ValueType:
@@ -52,12 +54,23 @@ class TypeCatalogue:
         known = self._known.get(oid)
         return known or self._build(oid, self._ask(oid))
 
+    def close(self) -> None:
+        """Close the session; safe to call twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
     def _ask(self, oid: int) -> dict[int, _Row]:
-        connection = self._connect()
-        try:
-            return {row.oid: row for row in map(_Row._make, fetch(connection, _DEPENDENCIES, [oid]))}
-        finally:
-            connection.close()
+        return {row.oid: row for row in map(_Row._make, self._fetch(oid))}
+
+    def _fetch(self, oid: int) -> list[tuple[Any, ...]]:
+        if self._session is not None:
+            try:
+                return fetch(self._session, _DEPENDENCIES, [oid])
+            except SourceLost:
+                self.close()  # somebody ended it while it was idle
+        self._session = self._connect()
+        return fetch(self._session, _DEPENDENCIES, [oid])
 
     def _build(self, oid: int, rows: Mapping[int, _Row]) -> ValueType:
         """Return the type, having remembered it and what it is made of."""

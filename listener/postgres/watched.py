@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cdc_tasks.changes import EventType
-from listener.postgres.catalogue import Table, TableName
-from listener.router import Route
+from listener.postgres.catalogue import Table
+from listener.router import Route, RouteIndex
 
-__all__ = ["Watched", "is_glob", "needed_columns", "watched_tables"]
+__all__ = ["Watched", "covered_partitions", "is_glob", "needed_columns", "watched_tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +34,22 @@ class Watched:
 
 def watched_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Watched, ...]:
     """Return the tables that the routes name; a partition only where no route names what it is a part of."""
+    watching = RouteIndex(routes).watching
     candidates = {table.name: table for table in tables if table.is_publishable}
-    watching = {name: _watching(routes, name) for name in candidates}
     return tuple(
-        Watched(table=table, routes=watching[name])
+        Watched(table=table, routes=watching(*name))
         for name, table in candidates.items()
-        if watching[name] and not any(_watching(routes, ancestor) for ancestor in table.ancestors)
+        if watching(*name) and not any(watching(*ancestor) for ancestor in table.ancestors)
+    )
+
+
+def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Table, ...]:
+    """Return the partitions that routes name, and whose changes come as those of a table that they name, too."""
+    watching = RouteIndex(routes).watching
+    return tuple(
+        table
+        for table in tables
+        if table.is_publishable and any(watching(*ancestor) for ancestor in table.ancestors)
     )
 
 
@@ -56,7 +66,3 @@ def needed_columns(route: Route) -> frozenset[str] | None:
 def is_glob(route: Route) -> bool:
     """Tell whether the route may watch tables that are not there yet."""
     return any(character in name for name in (route.schema, route.table) for character in "*?[")
-
-
-def _watching(routes: Sequence[Route], name: TableName) -> tuple[Route, ...]:
-    return tuple(route for route in routes if route.matches(*name))

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from listener.router import BinlogRouter, EventType
 
-__all__ = ["setup_router"]
+__all__ = ["setup_definitions", "setup_router"]
 
 
 def setup_router() -> BinlogRouter:
     router = BinlogRouter()
     router.register("chaos", "accounts", EventType.ALL, "chaos.accounts", queue="bulk")
     router.register("chaos", "events", EventType.ALL, "chaos.events", queue="bulk")
+    return router
+
+
+def setup_definitions() -> BinlogRouter:
+    """Return those for tables that come and go."""
+    router = BinlogRouter()
+    router.register("definitions", "[pq]*", EventType.ALL, "chaos.definitions", queue="bulk")
     return router

@@ -1,6 +1,9 @@
 """Attacks on the whole system: the listener, the broker, the database and the network fail while clients write.
 
     make chaos ARGS="--kills 200 --seed 7"
+    make chaos ARGS="--kills 200 --source mariadb"
+
+On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed.
 
 Prints its seed. Exit status 1, and what is wrong, unless every committed change is in the queues exactly once, in
 commit order, with the values that were committed.
@@ -12,11 +15,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NoReturn
 
 import typer
 
 from demo.server_process import ServerProcess
+from tests.acceptance.binlog_definitions import disturbed
 from tests.acceptance.network import Cable
 from tests.acceptance.parking import POINTS
 from tests.acceptance.world import World
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 Target = Literal["listener", "broker", "database", "network", "all"]
+Source = Literal["postgresql", "mysql", "mariadb"]
 Attack = Callable[[World], str]
 
 # --- Attacks: each returns what was done ------------------------------------------------------------------
@@ -150,10 +155,14 @@ def main(
         int | None, typer.Option(help="Makes the same decisions again; random if not given.")
     ] = None,
     target: Annotated[Target, typer.Option(help="What is attacked.")] = "listener",
+    source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
     seed = random.randrange(10**6) if seed is None else seed
-    typer.echo(f"seed {seed}: make chaos ARGS='--kills {kills} --seed {seed} --target {target}'")
+    arguments = f"--kills {kills} --seed {seed} --target {target} --source {source}"
+    typer.echo(f"seed {seed}: make chaos ARGS='{arguments}'")
+    if source != "postgresql":
+        _tell(disturbed(source, seed=seed, stops=kills, said=typer.echo), "exactly once")
     with World(seed=seed) as world:
         attacks = (world.dice.choice(_ATTACKS[target]) for _ in range(kills))
         # Everything is looked at in memory in the end: many kills take long, so the writers go slowly.
@@ -162,11 +171,13 @@ def main(
             typer.echo(f"{count:6} x {what}")
         typer.echo("committed: " + ", ".join(f"{n} {event}" for event, n in world.ledger.count().items()))
         found = world.settle()
+    _tell(found, "exactly once, in commit order")
+
+
+def _tell(found: Sequence[str], promise: str) -> NoReturn:
     for fault in found[:50]:
         typer.echo(fault)
-    typer.echo(
-        f"{len(found)} faults" if found else "each committed change is there exactly once, in commit order"
-    )
+    typer.echo(f"{len(found)} faults" if found else f"each committed change is there {promise}")
     raise typer.Exit(1 if found else 0)
 
 

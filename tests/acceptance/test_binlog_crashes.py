@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tests.conftest import Broker
     from tests.mysql_servers import MariaDBServer, MySQLServer
 
-pytestmark = pytest.mark.timeout(400)
-
 _SEED = 20261122
 _KILLS = {"mariadb": 20, "mysql": 20, "mysql without GTIDs": 8, "mysql, compressed": 8}
 

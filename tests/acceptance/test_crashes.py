@@ -27,9 +27,7 @@ from tests.acceptance.parking import POINTS
 from tests.acceptance.world import World
 from tests.acceptance.writers import Writers
 from tests.servers import DebianPostgresServer, RedisServer
-from tests.waiting import wait_until
-
-pytestmark = pytest.mark.timeout(400)
+from tests.waiting import at_most, wait_until
 
 _SEED = 20261122
 
@@ -47,7 +45,7 @@ def test_each_change_of_concurrent_clients_is_queued_once_in_commit_order_while_
 def _kills(world: World) -> Iterator[Attack]:
     """At each named point, then at random moments until 10,000 rows were inserted, updated and deleted."""
     for point in POINTS:
-        yield partial(kill_at, point=point, hit=2, patience=20)
+        yield partial(kill_at, point=point, hit=2, patience=at_most(20))
     for number in count(len(POINTS) + 1):
         yield attack_listener
         counts = world.ledger.count()
@@ -83,7 +81,7 @@ def test_the_same_holds_on_debians_servers_with_wal2json() -> None:
         settings={"CDC_PLUGIN": "wal2json", "CDC_DURABILITY": "memory"},
     ) as world:
         points = ["sent", "after_publish", "inside_large_before", "after_acknowledge"]
-        kills = [partial(kill_at, point=point, hit=2, patience=20) for point in points]
+        kills = [partial(kill_at, point=point, hit=2, patience=at_most(20)) for point in points]
         attack(world, [*kills, attack_broker, attack_database], seed=_SEED, rows_per_second=300)
         assert world.settle() == []
 
@@ -93,7 +91,7 @@ def test_a_frozen_listener_that_wakes_up_after_another_took_over_doubles_nothing
     with World(seed=_SEED) as world:
         with Writers(world.database.url, seed=_SEED):
             frozen = world.start_listener((point, 3))
-            assert frozen.wait_parked(seconds=20)
+            assert frozen.wait_parked(seconds=at_most(20))
             with ListenerProcess(world.environment) as standby:
                 standby.wait_for("standby")
                 world.end_wal_senders()  # as the server does with one that is silent for wal_sender_timeout

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import psycopg2
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,6 @@ _AS_NOBODY = (
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
 )
 _INVITATION = "Try it yourself"
-
-pytestmark = pytest.mark.timeout(300)
 
 
 class Demo:
@@ -90,7 +88,7 @@ class Demo:
 
     def end(self) -> int:
         """Wait for its end, and return its exit status."""
-        status = self.process.wait(120)
+        status = self.process.wait(at_most(120))
         self._reader.join()
         return status
 

@@ -31,8 +31,6 @@ _TITLE = "Project X"
 _SECRETS = ("database-password", "broker-password", "xoxb-secret", "flower-password")
 _ROWS = (_TITLE, "anna@example.com", "Auditor", "on hold")
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @dataclass(frozen=True, kw_only=True)
 class System:

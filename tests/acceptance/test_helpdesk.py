@@ -16,8 +16,6 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="module", params=["postgres_server", "mariadb_server", "mysql_server"])
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:

@@ -40,8 +40,6 @@ _NOT_RUN = {
 }
 _READY = {"celery -A cdc_tasks worker --loglevel=INFO": " ready.", "python -m listener": "streaming"}
 
-pytestmark = pytest.mark.timeout(240)
-
 
 def blocks(language: str) -> list[str]:
     return [text for each, text in _BLOCKS if each == language]

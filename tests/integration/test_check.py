@@ -9,10 +9,10 @@ import pytest
 
 from demo.servers import PostgresServer
 from listener.postgres.connection import connect, connect_replication, execute, fetch
-from listener.postgres.preparation import prepare_publication
 from listener.postgres.slot import create_slot
 from tests.listening import SAVED
 from tests.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.publications import prepare_publication
 from tests.servers import DebianPostgresServer
 from tests.waiting import wait_until
 

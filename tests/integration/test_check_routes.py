@@ -10,9 +10,9 @@ import psycopg2
 import pytest
 
 from listener.postgres.connection import connect
-from listener.postgres.preparation import prepare_publication
 from listener.router import became, changed
 from tests.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
+from tests.publications import prepare_publication
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change
@@ -110,7 +110,7 @@ def test_the_sql_for_old_values_keeps_the_application_going_while_columns_are_li
     any_database.execute("INSERT INTO tickets VALUES (1)")
     router = router_to(("tickets", UPDATE, "id"), when=changed("status"))
     with contextlib.closing(connect(any_database.url)) as connection:
-        prepare_publication(connection, "ours", router.routes)
+        prepare_publication(connection, "ours", router.routes, column_lists=True)
         cure = Findings(any_database.url, router).about("whether status changed").cure
         any_database.execute(cure)
         any_database.execute("UPDATE tickets SET status = 'new'")

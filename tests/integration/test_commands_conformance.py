@@ -11,7 +11,7 @@ import pytest
 from tests.listening import wait_for_listener
 from tests.mysql_source import MySQLDatabase
 from tests.operators import Operator, operator_on
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -36,7 +36,7 @@ def test_a_gap_stops_it_until_it_is_accepted(
         each_database.execute("INSERT INTO roles VALUES (1, 'a')")
         wait_until(lambda: broker.client.llen("bulk") == 1, what="the first task")
         listener.send_signal(signal.SIGTERM)
-        assert listener.wait(timeout=10) == 0
+        assert listener.wait(timeout=at_most(10)) == 0
     each_database.execute("INSERT INTO roles VALUES (2, 'missed')")
     reason = _forget_the_log(each_database)
     stopped = operator.types("run")

@@ -30,9 +30,9 @@ def queue() -> str:
 def sender(rabbitmq_server: RabbitMQServer, queue: str) -> Iterator[KombuSender]:
     """A sender that has sent five messages."""
     app = celery_app(rabbitmq_server.url)
-    seal = sealing(app, router_to(queue=queue).routes[0], ("public", "tickets", "insert"))
+    seal = sealing(app, router_to(queue=queue).routes[0])
     with closing(KombuSender(app, Patience("broker"))) as sender:
-        sender.send({name: seal(b"{}", name, "0/1:0") for name in "abcde"})
+        sender.send({name: seal(b"{}", name, ("public", "t", "insert"), "0/1:0") for name in "abcde"})
         assert sender.longest_queue() == 5
         yield sender
 

@@ -164,7 +164,6 @@ def test_a_queue_that_somebody_deletes_is_declared_again(
     assert row_ids(drain(rabbitmq_server, queue)) == [2]
 
 
-@pytest.mark.timeout(240)  # RabbitMQ takes its time to start, twice
 def test_a_broker_that_is_killed_in_the_middle_loses_nothing(broker: Broker, queue: str) -> None:
     # A quorum queue that is a second old does not survive a kill of its only node.
     settings: dict[str, Any] = {"task_queues": [Queue(queue)]}

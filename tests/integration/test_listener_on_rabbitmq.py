@@ -16,7 +16,7 @@ from listener.mysql.position import BinlogPosition
 from tests.listening import wait_for_reader, wait_for_replica
 from tests.mysql_source import MySQLDatabase
 from tests.rabbitmq import drain, open_channel, row_ids
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -78,7 +78,7 @@ def _run(
             _insert_into_postgres(database, name, first, last)
         assert broker.cache.hexists(f"cdc:{name}:checkpoint", "position")
         listener.send_signal(signal.SIGTERM)
-        assert listener.wait(20) == 0
+        assert listener.wait(at_most(20)) == 0
     finally:
         listener.kill()
         listener.wait()

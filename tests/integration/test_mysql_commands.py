@@ -11,7 +11,7 @@ import pytest
 from demo.servers import ValkeyServer
 from tests.listening import wait_for_listener
 from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
@@ -60,7 +60,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLData
         assert operator.asks("check")["ready"]
 
         listener.send_signal(signal.SIGTERM)
-        assert listener.wait(timeout=10) == 0
+        assert listener.wait(timeout=at_most(10)) == 0
     stopped = operator.types("status")
     assert (stopped.returncode, "held by nobody" in stopped.stdout) == (1, True)
 
@@ -101,7 +101,7 @@ def test_reading_begins_with_the_oldest_log_where_that_is_asked_for_and_json_log
     with operator_on_mariadb.running("run", "--from-start", "--json-logs") as listener:
         wait_until(lambda: broker.client.llen("bulk") == 1, what="the row of before", timeout=30)
         listener.send_signal(signal.SIGINT)
-        assert listener.wait(timeout=10) == 0
+        assert listener.wait(timeout=at_most(10)) == 0
         assert listener.stderr is not None
         lines = [json.loads(line) for line in listener.stderr]
     assert [each["event"] for each in lines] == ["starting", "streaming", "first_start", "stopped"]
@@ -140,7 +140,7 @@ def test_a_broker_that_lost_its_data_is_told_by_check_and_status_and_mended_by_r
         with operator.running() as listener:
             wait_for_listener(any_mysql, timeout=30)
             listener.send_signal(signal.SIGTERM)
-            assert listener.wait(timeout=10) == 0
+            assert listener.wait(timeout=at_most(10)) == 0
         lossy.restart(keep_data=False)
         any_mysql.execute("INSERT INTO roles VALUES (1, 'meanwhile')")
 

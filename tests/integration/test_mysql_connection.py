@@ -13,6 +13,7 @@ from listener.mysql import stream
 from listener.mysql.check import check_mysql
 from listener.mysql.connection import connect, fetch_value
 from listener.mysql.monitor import BinlogMonitor
+from listener.mysql.session import Session
 from listener.mysql.status import read_mysql_status
 from listener.router import BinlogRouter, EventType
 from listener.status import Reader
@@ -21,6 +22,7 @@ from tests.certificates import write_certificates
 from tests.listening import SAVED
 from tests.mysql_servers import MariaDBServer, MySQLServer
 from tests.mysql_source import MySQLDatabase, MySQLSource
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,3 +196,19 @@ def test_the_server_and_its_name_are_verified_over_tls(tls: tuple[MySQLDatabase,
                 if len(seen) == 50:
                     break
             assert seen == list(range(50))
+
+
+def test_a_session_for_questions_is_opened_again_where_the_server_ended_it(any_mysql: MySQLDatabase) -> None:
+    session = Session(lambda: connect(any_mysql.url))
+    ((first,),) = session.fetch("SELECT CONNECTION_ID()")
+    assert session.fetch("SELECT CONNECTION_ID()") == [(first,)]
+    any_mysql.execute(f"KILL {first}")
+    gone = f"SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {first}"
+    wait_until(lambda: not any_mysql.fetch(gone), what="the session to be ended")
+    ((second,),) = session.fetch("SELECT CONNECTION_ID()")
+    assert second != first
+    session.close()
+    session.close()
+    (ours,) = session.fetch("SELECT %s", ["asked after it was closed"])
+    assert ours == ("asked after it was closed",)
+    session.close()

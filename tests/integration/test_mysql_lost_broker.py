@@ -21,7 +21,7 @@ from listener.router import BinlogRouter, EventType
 from listener.service import Listener
 from tests.listening import running, wait_for_replica
 from tests.publishing import celery_app, ids
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +206,7 @@ def test_a_first_start_waits_for_the_cache_which_alone_may_know_better(
             wait_for_tasks(lossy.url, [1])
         finally:
             listener.stop()
-            thread.join(10)
+            thread.join(at_most(10))
         assert [each["what"] for each in events(logs, "back")] == ["cache"]
 
 

@@ -13,7 +13,7 @@ from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.position import BinlogPosition
 from tests.mysql_servers import KINDS, server_of_kind
 from tests.mysql_source import NumberSource
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,7 +178,7 @@ def test_a_second_listener_waits_and_takes_over(own: NumberSource) -> None:
         other.position = own.position
     finally:
         own.stop()
-        waiting.join(timeout=20)
+        waiting.join(timeout=at_most(20))
     with other:
         own.insert(3)
         assert other.numbers(1) == [3]
@@ -190,7 +190,7 @@ def test_a_standby_stops_when_it_is_told_to(own: NumberSource) -> None:
     waiting = threading.Thread(target=lambda: other.open(saved=None))
     waiting.start()
     other.stop()
-    waiting.join(timeout=10)
+    waiting.join(timeout=at_most(10))
     assert not waiting.is_alive()
     other.close()
 

@@ -55,6 +55,14 @@ _TIMES = [
     ("date", "'2026-00-00'", "2026-00-00"),
     ("datetime", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00"),
     ("datetime", "'0000-00-00 00:00:00'", "0000-00-00 00:00:00"),
+    ("datetime", "'2026-02-31 10:00:00'", "2026-02-31 10:00:00"),
+    ("datetime(3)", "'2026-06-31 10:00:00.5'", "2026-06-31 10:00:00.500"),
+    ("datetime(6)", "'2025-02-29 10:00:00'", "2025-02-29 10:00:00.000000"),
+    ("datetime", "'2024-02-29 10:00:00'", "2024-02-29T10:00:00"),
+    ("datetime", "'1900-02-29 10:00:00'", "1900-02-29 10:00:00"),
+    ("datetime", "'2000-02-29 10:00:00'", "2000-02-29T10:00:00"),
+    ("datetime", "'0000-01-01 10:00:00'", "0000-01-01 10:00:00"),
+    ("date", "'2026-02-31'", "2026-02-31"),
     ("datetime(3)", "'2026-00-00 10:00:00.5'", "2026-00-00 10:00:00.500"),
     ("datetime(1)", "'2026-11-22 10:00:00.5'", "2026-11-22T10:00:00.500000"),
     ("datetime(4)", "'2026-11-22 10:00:00.1234'", "2026-11-22T10:00:00.123400"),
@@ -115,7 +123,7 @@ def test_each_type_has_its_form(source: MySQLSource, cases: list[tuple[str, str,
     source.execute(f"CREATE TABLE t ({columns}) CHARACTER SET utf8mb4")
     source.watch()
     nulls = ", ".join("NULL" for _ in cases)
-    source.execute(f"INSERT INTO t VALUES ({values}), ({nulls})", setting="sql_mode = ''")
+    source.execute(f"INSERT INTO t VALUES ({values}), ({nulls})", setting="sql_mode = 'ALLOW_INVALID_DATES'")
     found, empty = source.changes(2)
     assert found.after == expected
     assert empty.after == dict.fromkeys(expected)
@@ -137,11 +145,25 @@ def test_json_may_hold_values_of_sql_types(mysql_database: MySQLDatabase) -> Non
         source.watch()
         source.execute(
             "INSERT INTO t VALUES (JSON_ARRAY(12.50, CAST('2026-11-22 10:00:00.5' AS DATETIME(1)),"
-            " CAST('2026-11-22' AS DATE), CAST('-10:00:00' AS TIME), x'00ff'))"
+            " CAST('2026-11-22' AS DATE), CAST('-10:00:00' AS TIME), x'00ff', CAST('' AS BINARY), b'101',"
+            " ST_GeomFromText('POINT(1 1)'), 1e16, CAST('0000-00-00' AS DATE)))",
+            *(
+                f"INSERT INTO t VALUES (JSON_OBJECT('a', REPEAT(x'00ff', {size}), 'b', REPEAT('x', {size})))"
+                for size in (28, 29, 57, 200, 40_000)
+            ),
+            setting="sql_mode = ''",
         )
-        ((text,),) = source.database.fetch("SELECT a FROM t")
-        (change,) = source.changes(1)
-        assert change.row["a"] == json.loads(text)
+        expected = [json.loads(text) for (text,) in source.database.fetch("SELECT a FROM t")]
+        assert [each.row["a"] for each in source.changes(6)] == expected
+
+
+def test_json_is_read_down_to_the_servers_deepest_level(mysql_source: MySQLSource) -> None:
+    source, levels = mysql_source, 99
+    source.execute("CREATE TABLE t (a json)")
+    source.watch()
+    lists, objects = "[" * levels + "[]" + "]" * levels, '{"a":' * levels + "{}" + "}" * levels
+    source.execute(f"INSERT INTO t VALUES ('{lists}'), ('{objects}')")
+    assert [each.row["a"] for each in source.changes(2)] == [json.loads(lists), json.loads(objects)]
 
 
 def test_partial_updates_of_json_are_put_together(mysql_database: MySQLDatabase) -> None:
@@ -215,6 +237,27 @@ def test_mariadbs_compressed_columns_are_read(mariadb_database: MySQLDatabase) -
             "id": 1, "a": long, "b": long, "c": base64.b64encode(b"x" * 999).decode(),
         }  # fmt: skip
         assert second.after == {"id": 2, "a": "", "b": "é", "c": None}
+
+
+def test_a_type_that_changes_while_the_listener_runs_has_its_new_form_at_once(source: MySQLSource) -> None:
+    """Each keeps the layout of its bytes: the log says what they mean."""
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, a varchar(10) CHARACTER SET latin1, b tinyint, c enum('x','y'),"
+        " d set('a','b'), e binary(3), f int, g char(4) CHARACTER SET utf8mb4)"
+    )
+    source.watch()
+    source.execute(
+        "INSERT INTO t VALUES (1, 'é', -1, 'x', 'a,b', 'abc', 7, 'é')",
+        "ALTER TABLE t MODIFY a varchar(10) CHARACTER SET cp1251, MODIFY b tinyint unsigned, MODIFY f int ZEROFILL,"
+        " MODIFY c enum('new','y'), MODIFY d set('a','new'), MODIFY e char(3) CHARACTER SET latin1,"
+        " MODIFY g char(16) CHARACTER SET latin1",
+        "INSERT INTO t VALUES (2, 'Ж', 255, 'new', 'a,new', 'abc', 7, 'é')",
+        setting="sql_mode = ''",
+    )
+    old, new = source.changes(2)
+    abc = base64.b64encode(b"abc").decode()
+    assert list(old.row.values()) == [1, "é", -1, "x", "a,b", abc, 7, "é"]
+    assert list(new.row.values()) == [2, "Ж", 255, "new", "a,new", "abc", 7, "é"]
 
 
 def test_geometry_is_the_servers_own_bytes(source: MySQLSource) -> None:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
+from structlog.testing import capture_logs
 
+from demo.servers import PostgresServer
+from listener.postgres.change import parse_lsn
+from listener.postgres.decoder import WALPosition
 from tests.listening import SAVED
-from tests.postgres_items import ROWS, acknowledge_all, changes_of, confirmed, ids, opened, take, with_items
+from tests.postgres_history import History
+from tests.postgres_items import (
+    ROWS,
+    acknowledge_all,
+    changes_of,
+    confirmed,
+    ids,
+    opened,
+    take,
+    with_items,
+)
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from listener.service import Listener
     from tests.conftest import Database
 
 
@@ -51,56 +71,68 @@ def test_nothing_is_acknowledged_that_was_not_said_to_be_published(items: Databa
         assert confirmed(items) == before
 
 
-def test_a_transaction_that_began_before_the_last_acknowledgement_ends_the_batch_before_it(
+def test_a_transaction_that_began_before_the_last_acknowledgement_is_not_acknowledged_with_it(
     items: Database,
 ) -> None:
-    with opened(items) as monitor, items.connect() as old, items.connect() as older:
-        for connection, number in ((old, 100), (older, 200)):
-            connection.cursor().execute(ROWS, (number, number))
-        items.execute(ROWS, 1, 1)
-        batches = monitor.batches(after=None)
-        (first,) = take(batches, 1)
-        assert ids(list(first.changes)) == [1]
-        acknowledge_all(items, monitor, batches)  # beyond the first row of the two open transactions
-        old.commit()
-        older.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 3, what="the rows")
-        rest = take(batches, 2)
-        assert [(ids(list(batch.changes)), batch.settle) for batch in rest] == [([100], True), ([200], False)]
-
-
-def test_before_a_transaction_that_began_before_the_last_acknowledgement_all_is_settled(
-    items: Database,
-) -> None:
-    """The server could be told otherwise that what is on its way to the broker may be forgotten."""
-    with opened(items) as monitor, items.connect() as old:
-        old.cursor().execute(ROWS, (100, 102))
-        items.execute(ROWS, 1, 1)
-        batches = monitor.batches(after=None)
-        take(batches, 1)
-        acknowledge_all(items, monitor, batches)
-        items.execute(ROWS, 2, 2)
-        (second,) = take(batches, 1)
-        assert not second.settle
-        old.commit()
-        wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 5, what="the rows")
-        before, batch = next(batches), next(batches)
-        assert (before.changes, before.settle) == ((), True)
-        assert ids(list(batch.changes)) == [100, 101, 102]
-
-
-def test_in_a_transaction_that_began_before_an_acknowledgement_each_piece_is_settled(items: Database) -> None:
-    with opened(items, batch_size=2) as monitor, items.connect() as old:
+    """Its first messages lie before what is acknowledged: they are not taken for acknowledged by anybody."""
+    impatient = f"{items.url}?options={quote('-c wal_sender_timeout=1500')}"
+    with (
+        opened(items, batch_size=2, url=impatient) as monitor,
+        items.connect() as old,
+        items.connect() as older,
+    ):
         batches = monitor.batches(after=None)
         next(batches)
-        old.cursor().execute(ROWS, (100, 105))
+        for connection, first in ((old, 100), (older, 200)):
+            connection.cursor().execute(ROWS, (first, first + 2))
         items.execute(ROWS, 1, 1)
-        (first,) = take(batches, 1)
+        take(batches, 1)
+        acknowledge_all(items, monitor, batches)  # beyond the first rows of the two open transactions
+        before = confirmed(items)
         old.commit()
+        older.commit()
         wait_until(lambda: items.fetch("SELECT count(*) FROM items")[0][0] == 7, what="the rows")
-        (piece,) = take(batches, 2)
-        assert (ids(list(piece.changes)), piece.settle) == ([100, 101], False)
-        monitor.acknowledge(first.position)  # beyond the first row of the transaction that is being read
-        rest = [next(batches) for _ in range(4)]
-        assert [ids(list(batch.changes)) for batch in rest] == [[], [102, 103], [], [104, 105]]
-        assert [batch.settle for batch in rest if not batch.changes] == [True, True]
+        assert ids(changes_of(take(batches, 2))) == [100, 101]
+        assert ids(changes_of(take(batches, 4))) == [102, 200, 201, 202]
+        for _ in range(12):  # ticks, with keepalives that the server wants answered
+            items.execute("SELECT pg_switch_wal()")
+            next(batches)
+        assert confirmed(items) == before
+
+
+@pytest.mark.parametrize("rows", [0, 20])
+@pytest.mark.parametrize("window", [0.0, 600.0])
+def test_a_server_that_shuts_down_does_not_wait_for_acknowledgements_and_knows_no_more_than_the_broker(
+    rows: int, window: float
+) -> None:
+    with (
+        History(PostgresServer, "pgoutput") as history,
+        capture_logs() as logs,
+        in_thread(history.listener(replay_window=window)),
+    ):
+        wait_until(
+            lambda: history.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"),
+            what="the listener to read",
+        )
+        history.insert(1, rows)
+        wait_until(lambda: len(history.ids()) == rows, what="the rows")
+        history.execute("INSERT INTO other VALUES (1)")
+        history.server.stop()
+        assert "database system is shut down" in history.server.log, "it had to be killed"
+        wait_until(lambda: [line for line in logs if line["event"] == "reading again"], what="it to notice")
+        checkpoint = WALPosition.parse(history.checkpoint)
+        history.server.start()
+        assert WALPosition.before(parse_lsn(history.confirmed)) <= checkpoint
+        history.insert(rows + 1, rows + 5)
+        wait_until(lambda: history.ids() == [*range(1, rows + 6)], timeout=30, what="the rest")
+
+
+@contextmanager
+def in_thread(listener: Listener) -> Iterator[None]:
+    thread = threading.Thread(target=listener.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.stop()
+        thread.join(20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +9,22 @@ import psycopg2
 import pytest
 from structlog.testing import capture_logs
 
+from cdc_tasks.changes import position_key
 from demo.servers import PostgresServer
-from listener.monitor import SourceError, SourceLost
+from listener.monitor import Gap, SourceLost
+from listener.postgres.change import parse_lsn
+from listener.postgres.decoder import WALPosition
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from tests.listening import SAVED
+from tests.postgres_findings import PROBLEM, Findings
 from tests.publishing import router_to
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cdc_tasks.changes import Change
     from listener.monitor import Batch
 
 
@@ -48,7 +52,8 @@ class _Pair:
     def __init__(self, primary: PostgresServer, standby: PostgresServer) -> None:
         self.primary = primary
         self.standby = standby
-        self.position = ""
+        self.position: str | None = None
+        self.changes: list[Change] = []
         self.monitor = self._monitor()
         self.monitor.open(saved=None)
         self._batches = self.monitor.batches(None)
@@ -57,23 +62,18 @@ class _Pair:
     def _monitor(self, **options: Any) -> PostgresWALMonitor:
         ports = f"{self.primary.port},{self.standby.port}"
         url = f"postgresql://postgres@/postgres?host=127.0.0.1,127.0.0.1&port={ports}"
-        return PostgresWALMonitor(
-            f"{url}&target_session_attrs=read-write",
-            slot="cdc",
-            publication="cdc",
-            routes=router_to().routes,
-            failover=True,
-            **options,
-        )
+        return make_monitor(f"{url}&target_session_attrs=read-write", **options)
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int, *, acknowledges: bool = True) -> list[int]:
         """Return the ids of the next `count` rows, as a listener that publishes and acknowledges them."""
         ids: list[int] = []
         batch: Batch
         for batch in self._batches:
             ids += [change.row["id"] for change in batch.changes]
-            self.position = batch.position
-            self.monitor.acknowledge(batch.position)
+            self.changes += batch.changes
+            if acknowledges:
+                self.position = batch.position
+                self.monitor.acknowledge(batch.position)
             if len(ids) >= count:
                 break
         return ids
@@ -85,6 +85,18 @@ class _Pair:
         found = execute(self.standby, "SELECT synced AND NOT temporary FROM pg_replication_slots")
         return found == [(True,)]
 
+    def wait_for_standby(self) -> None:
+        """Return when the standby has all that the primary has committed."""
+        ((end,),) = execute(self.primary, "SELECT pg_current_wal_lsn()::text")
+        reached = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
+        wait_until(lambda: execute(self.standby, reached) == [(True,)], what="the standby to have all")
+
+    def cut_off(self) -> None:
+        """Let the standby get no more."""
+        execute(self.standby, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        gone = "SELECT 1 FROM pg_stat_wal_receiver"
+        wait_until(lambda: not execute(self.standby, gone), what="it to be behind")
+
     def fail_over(self) -> None:
         self.primary.kill()
         execute(self.standby, "SELECT pg_promote()")
@@ -94,6 +106,12 @@ class _Pair:
         self.monitor = self._monitor(**options)
         self.monitor.open(saved=SAVED)
         self._batches = self.monitor.batches(self.position)
+
+
+def make_monitor(url: str, **options: Any) -> PostgresWALMonitor:
+    return PostgresWALMonitor(
+        url, slot="cdc", publication="cdc", routes=router_to().routes, failover=True, **options
+    )
 
 
 def execute(server: PostgresServer, *statements: str) -> list[tuple[Any, ...]]:
@@ -123,9 +141,7 @@ def pair() -> Iterator[_Pair]:
 def test_after_a_failover_it_goes_on_with_the_next_change(pair: _Pair) -> None:
     insert(pair.primary, 1, 10)
     assert pair.take(10) == [*range(1, 11)]
-    ((end,),) = execute(pair.primary, "SELECT pg_current_wal_lsn()::text")
-    reached = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
-    wait_until(lambda: execute(pair.standby, reached) == [(True,)], what="the standby to have all")
+    pair.wait_for_standby()
     pair.fail_over()
     with pytest.raises(SourceLost):
         pair.take(1)
@@ -134,7 +150,8 @@ def test_after_a_failover_it_goes_on_with_the_next_change(pair: _Pair) -> None:
         pair.reopen()
         assert pair.take(10) == [*range(11, 21)]
     assert [line for line in logs if line["log_level"] == "error"] == []
-    assert pair.position.startswith("2@0/")
+    assert (pair.position or "").startswith("2@0/")
+    assert [change.position[:2] for change in pair.changes] == ["0/"] * 10 + ["2@"] * 10
     lag = read_postgres_status(pair.standby.url, "cdc", pair.position).lag_bytes
     assert (lag or 0) < 10_000  # the server writes some of its own
     pair.reopen()
@@ -143,11 +160,7 @@ def test_after_a_failover_it_goes_on_with_the_next_change(pair: _Pair) -> None:
 
 
 def test_what_a_new_primary_writes_where_the_lost_log_was_is_not_taken_for_published(pair: _Pair) -> None:
-    execute(pair.standby, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
-    wait_until(
-        lambda: not execute(pair.standby, "SELECT 1 FROM pg_stat_wal_receiver"), what="it to be behind"
-    )
-    time.sleep(0.5)
+    pair.cut_off()
     insert(pair.primary, 1, 200)
     assert pair.take(200) == [*range(1, 201)]
     pair.fail_over()
@@ -156,11 +169,80 @@ def test_what_a_new_primary_writes_where_the_lost_log_was_is_not_taken_for_publi
         pair.reopen()
         assert pair.take(400) == [*range(1001, 1401)]
     assert "failover_lost_changes" in [line["event"] for line in logs]
+    assert len({change.id for change in pair.changes}) == 600
+    keys = [position_key(change.position) for change in pair.changes]
+    assert keys == sorted(set(keys))
+
+
+def test_what_is_read_again_after_a_failover_has_the_ids_and_the_positions_that_it_had(pair: _Pair) -> None:
+    insert(pair.primary, 1, 10)
+    pair.take(10, acknowledges=False)
+    pair.wait_for_standby()
+    pair.fail_over()
+    insert(pair.standby, 11, 20)
+    pair.position = None  # a broker that lost its data
+    for _ in range(2):
+        pair.reopen()
+        assert pair.take(20, acknowledges=False) == [*range(1, 21)]
+    told = [(change.id, change.position) for change in pair.changes]
+    assert (told[10:30], told[30:]) == (told[:10] + told[20:30], told[10:30])
+    assert [position[:2] for _, position in told[10:30]] == ["0/"] * 10 + ["2@"] * 10
+
+
+def test_log_that_did_not_concern_us_and_is_lost_in_a_failover_is_no_loss(pair: _Pair) -> None:
+    insert(pair.primary, 1, 10)
+    assert pair.take(10) == [*range(1, 11)]
+    pair.wait_for_standby()
+    pair.cut_off()
+    execute(pair.primary, "CREATE TABLE noise AS SELECT generate_series(1, 10000)")
+    ((end,),) = execute(pair.primary, "SELECT pg_current_wal_lsn()::text")
+
+    def is_beyond() -> bool:
+        pair.take(0)
+        return WALPosition.parse(pair.position or "") >= WALPosition.before(parse_lsn(end))
+
+    wait_until(is_beyond, what="the checkpoint to be where the standby is not")
+    pair.fail_over()
+    insert(pair.standby, 11, 300)
+    with capture_logs() as logs:
+        pair.reopen()
+        assert pair.take(290) == [*range(11, 301)]
+    assert [line for line in logs if line["log_level"] == "error"] == []
+
+
+def test_a_standby_is_not_read_from_and_once_it_is_promoted_it_is(pair: _Pair) -> None:
+    """Also where nobody asks for a primary in DATABASE_URL; it could be promoted in the middle of what it sends."""
+    alone = f"postgresql://postgres@127.0.0.1:{pair.standby.port}/postgres"
+    insert(pair.primary, 1, 10)
+    pair.wait_for_standby()
+    pair.monitor.close()
+    reader = make_monitor(alone)
+    with pytest.raises(SourceLost, match="is a standby") as refused:
+        reader.open(saved=SAVED)
+    assert "target_session_attrs=read-write" in (refused.value.hint or "")
+    found = Findings(alone, router_to(), name="cdc", failover=True)
+    assert [(each.what, each.found) for each in found.all if each.state is PROBLEM] == [
+        ("primary", "this server is a standby: the listener waits for a primary")
+    ]
+    (problem,) = read_postgres_status(alone, "cdc", pair.position).problems
+    assert "is a standby" in problem
+    assert execute(pair.standby, "SELECT count(*) FROM pg_replication_slots WHERE active") == [(0,)]
+    pair.fail_over()
+    insert(pair.standby, 11, 20)
+    with closing(reader):
+        reader.open(saved=SAVED)
+        changes: list[Change] = []
+        for batch in reader.batches(pair.position):
+            changes += batch.changes
+            if len(changes) == 20:
+                break
+    assert [change.row["id"] for change in changes] == [*range(1, 21)]
+    assert [change.position[:2] for change in changes] == ["0/"] * 10 + ["2@"] * 10
 
 
 def test_a_checkpoint_of_a_timeline_that_the_server_does_not_come_from_is_refused(pair: _Pair) -> None:
     pair.position = f"2@{pair.position}"
-    with pytest.raises(SourceError, match="beyond the end"):
+    with pytest.raises(Gap, match="beyond the end"):
         next(pair.monitor.batches(pair.position))
     pair.reopen(accept_gap=True)
     insert(pair.primary, 1, 1)

@@ -15,7 +15,7 @@ from demo.servers import PostgresServer
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
 from tests.postgres_findings import WARNING, Findings
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def test_a_prepared_transaction_that_holds_a_slot_up_is_named(server: PostgresSe
         wait_until(lambda: any("prepared" in line for line in logs), what="the warning")
         assert [line["prepared"] for line in logs if "prepared" in line] == [["it's mine"]]
         _execute(server, "COMMIT PREPARED 'it''s mine'")
-        opening.join(20)
+        opening.join(at_most(20))
         assert not opening.is_alive()
 
         _execute(server, "BEGIN", "INSERT INTO items VALUES (2)", "PREPARE TRANSACTION 'later'")

@@ -9,6 +9,7 @@ from cdc_tasks.changes import EventType
 from listener.postgres.change import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
+from tests.postgres_items import wait_until_sent
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -26,6 +27,7 @@ def test_the_end_of_a_large_transaction_is_not_acknowledged_for_its_beginning(da
         batches = monitor.batches(None)
         next(batches)
         database.execute("INSERT INTO items SELECT generate_series(1, 3)")
+        wait_until_sent(database)
         beginning = next(batch for batch in batches if batch.changes)
         rest = next(batches)
         assert [(len(batch.changes), batch.settle) for batch in (beginning, rest)] == [(2, False), (1, False)]

@@ -16,7 +16,7 @@ import redis
 from kombu import Connection, Queue
 
 from demo.servers import PostgresServer, ServerError, ValkeyServer
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -49,7 +49,7 @@ def test_a_quorum_queue_works_on_rabbitmq(rabbitmq_server: RabbitMQServer) -> No
         with connection.Producer() as producer:
             producer.publish({"n": 1}, routing_key="quorum_try", declare=[queue])
         with connection.SimpleQueue(queue) as simple:
-            message = simple.get(timeout=10)
+            message = simple.get(timeout=at_most(10))
             message.ack()
             assert message.payload == {"n": 1}
 

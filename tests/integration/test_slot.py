@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from demo.servers import PostgresServer
-from listener.monitor import SourceError, SourceLost
-from listener.postgres.connection import connect, connect_replication, translated
+from listener.monitor import Saved, SourceError, SourceLost
+from listener.postgres.connection import connect, connect_replication, execute, fetch_value, translated
 from listener.postgres.errors import SlotInUse
 from listener.postgres.slot import (
     Slot,
@@ -113,6 +114,57 @@ def test_a_slot_that_the_server_gave_up_is_a_gap_with_both_its_ends(
         assert f"starts after {lost.current_lsn}" in gap.message
         assert "--accept-gap" in str(gap.hint)
         drop_slot(connection, "ours")
+
+
+def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_cure_is_about_that() -> None:
+    with (
+        PostgresServer(settings={"max_slot_wal_keep_size": "-1"}) as server,
+        contextlib.closing(connect(server.url)) as connection,
+    ):
+        execute(connection, "ALTER SYSTEM SET idle_replication_slot_timeout = 1")
+        execute(connection, "SELECT pg_reload_conf()")
+        create_slot(connection, "ours", "pgoutput")
+
+        def is_lost() -> bool:
+            execute(connection, "CHECKPOINT")
+            return _found(connection, "ours").is_lost
+
+        wait_until(is_lost, timeout=30, what="the server to give the slot up")
+        lost = _found(connection, "ours")
+        gap = gap_of(lost, Saved("0/10:8-7-6:0"))
+        assert gap is not None
+        assert (
+            f"committed after 0/10:0 (the slot: {lost.confirmed_flush_lsn}) and was not published"
+            in gap.message
+        )
+        assert "idle_timeout" in gap.message
+        cure = (gap.hint or "").partition("happen again: ")[2]
+        for statement in cure.rstrip(";").split(";"):  # as psql does with what is pasted
+            execute(connection, statement)
+        wait_until(
+            lambda: fetch_value(connection, "SHOW idle_replication_slot_timeout") == "0",
+            what="the cure to work",
+        )
+
+
+@pytest.mark.parametrize(
+    ("reason", "cure"),
+    [
+        (None, "max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();"),
+        ("wal_removed", "max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();"),
+        ("rows_removed", "hot_standby_feedback = on; SELECT pg_reload_conf();"),
+        ("wal_level_insufficient", "wal_level = 'logical'"),
+        ("of a later version", "--accept-gap"),
+    ],
+)
+def test_each_reason_for_a_lost_slot_has_its_cure(
+    connection: Connection, any_database: Database, reason: str | None, cure: str
+) -> None:
+    create_slot(connection, any_database.name, "pgoutput")
+    slot = replace(_found(connection, any_database.name), wal_status="lost", invalidation_reason=reason)
+    gap = gap_of(slot)
+    assert gap is not None
+    assert cure in (gap.hint or "")
 
 
 def test_a_slot_waits_for_open_transactions_and_the_wait_can_be_ended(

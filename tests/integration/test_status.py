@@ -85,7 +85,7 @@ def test_alarms_name_what_a_person_should_look_at() -> None:
     told = "\n".join(alarmed.alarms)
     for word in ("2,000 bytes", "CDC_LAG_ALARM", "public.roles", "3 changes are parked"):
         assert word in told
-    assert alarmed.is_healthy
+    assert not alarmed.is_healthy
     assert list(_status(_source(lag_bytes=5)).alarms) == []
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.mysql.gtid import MariaDBGTIDs, MySQLGTIDs
+from listener.mysql.gtid import MariaDBGTIDs, MariaDBState, MySQLGTIDs
 
 _A = "9a42f625-e678-11f1-9477-02fc00000001"
 _B = "00000000-e678-11f1-9477-02fc00000001"
@@ -50,9 +52,30 @@ def test_what_is_no_set_is_an_error(text: str) -> None:
         MySQLGTIDs(text)
 
 
-def test_a_domain_of_mariadb_is_at_its_last_number() -> None:
+def test_a_domain_of_mariadb_is_at_its_last_transaction_whatever_its_number() -> None:
     gtids = MariaDBGTIDs("1-2-4,0-1-17")
-    gtids.add("0-3-18")
-    assert str(gtids) == "0-3-18,1-2-4"
-    assert ("0-1-18" in gtids, "0-1-19" in gtids, "7-1-1" in gtids) == (True, False, False)
-    assert gtids.domains_beyond(MariaDBGTIDs("0-1-18")) == ["1-2-4"]
+    gtids.add("0-3-5")
+    assert str(gtids) == "0-3-5,1-2-4"
+    assert ("0-3-5" in gtids, "0-1-5" in gtids, "0-1-4" in gtids, "7-1-1" in gtids) == (
+        True,
+        False,
+        False,
+        False,
+    )
+    assert [gtids.ascends_to(each) for each in ("0-1-6", "0-1-5", "1-2-4", "7-1-1")] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert gtids.minus(MariaDBGTIDs("0-1-17,1-2-4")) == MariaDBGTIDs("0-3-5")
+
+
+def test_a_log_of_mariadb_knows_the_greatest_number_of_each_server() -> None:
+    state = MariaDBState("0-1-23,0-2-4,1-1-7")
+    assert str(state.lacks(MariaDBGTIDs("0-2-4,1-2-1"))) == "1-2-1"
+    assert str(state.lacks(MariaDBGTIDs("0-2-5,1-1-7"))) == "0-2-5"
+    event = (
+        bytes(19) + (2 | 1 << 28).to_bytes(4, "little") + struct.pack("<IIQIIQ", 0, 1, 23, 0, 2, 4) + bytes(4)
+    )
+    assert [MariaDBState.decoded(event).number(each) for each in ("0-1-1", "0-2-9", "0-3-1")] == [23, 4, 0]

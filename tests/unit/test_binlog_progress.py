@@ -58,14 +58,15 @@ def test_what_was_published_before_a_prepared_transaction_is_left_out() -> None:
     text = "binlog.000001:500:-1 server=1 gtids=0-1-4 restart=binlog.000001:100 published=0-1-9"
     after = BinlogPosition.parse(text)
     assert str(after) == text
-    progress = Progress(after, mariadb=True)
-    for number in (5, 9):
-        _begin(progress, f"0-1-{number}")
-        assert progress.published_up_to == ALL
-        progress.finish(300)
-        assert progress.position == after
-    _begin(progress, "0-1-10")
-    assert progress.published_up_to == -1
+    for server in ("1", "2"):  # by its place, and on another server by its GTIDs
+        progress = Progress(after, mariadb=True, server=server)
+        for number, end in ((5, 200), (3, 300), (9, 500)):
+            _begin(progress, f"0-1-{number}", end=end)
+            assert progress.published_up_to == ALL
+            progress.finish(end + 50)
+            assert progress.position == after
+        _begin(progress, "0-1-4", end=600)
+        assert progress.published_up_to == -1
 
 
 @pytest.mark.parametrize(

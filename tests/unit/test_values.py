@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils import json as kombu_json
 
@@ -94,7 +94,6 @@ def test_dates_and_times_are_iso_8601_where_they_have_that_form(oid: int, text: 
     assert value(oid, text) == expected
 
 
-@settings(deadline=None)  # a busy machine is not a slow converter
 @given(st.datetimes())
 def test_timestamps_look_as_python_s_isoformat_has_them(moment: Any) -> None:
     text = moment.isoformat(sep=" ")
@@ -184,7 +183,6 @@ _LISTS = st.one_of(
 )
 
 
-@settings(deadline=None)  # a busy machine is not a slow converter
 @given(_LISTS)
 def test_any_array_of_texts_comes_out_as_it_went_in(items: list[Any]) -> None:
     assert value(TEXT_ARRAY, _as_the_server_prints(items)) == items
@@ -240,7 +238,6 @@ def test_a_value_in_a_form_that_we_do_not_know_is_the_server_s_text(oid: int, te
     assert value(oid, text) == text
 
 
-@settings(deadline=None)  # a busy machine is not a slow converter
 @given(st.sampled_from(sorted(BUILTIN)), st.binary())
 def test_no_text_whatever_raises(oid: int, text: bytes) -> None:
     converter(BUILTIN[oid])(text.replace(b"\0", b""))

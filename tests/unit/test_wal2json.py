@@ -9,34 +9,57 @@ import pytest
 
 from listener.monitor import SourceError
 from listener.postgres.builtin_types import BUILTIN
-from listener.postgres.definitions import ColumnDefinition, TableDefinition, TableDefinitions, TableName
+from listener.postgres.definitions import TableDefinitions, has_altered
+from listener.postgres.table_history import (
+    ColumnDefinition,
+    Look,
+    TableDefinition,
+    TableHistory,
+    TableName,
+)
 from listener.postgres.wal2json import Wal2JsonDecoder
 from tests.captures import captures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from listener.postgres.change import WALChange
     from listener.postgres.connection import Connection
 
 _BEGIN = b'{"action":"B","timestamp":"2026-11-22 10:00:00.5+00","lsn":"1/A0","nextlsn":"1/B0"}'
-_COMMITTED_AT = 848_656_800_500_000  # the same in microseconds since 2000
 
 
 class Definitions(TableDefinitions):
     """A catalogue that a test writes; counts how often it is asked."""
 
-    def __init__(self, *tables: TableDefinition) -> None:
-        super().__init__(_no_server)
-        self.tables = {table.ancestors[0]: table for table in tables}
+    def __init__(self, **tables: TableDefinition) -> None:
+        super().__init__(_no_server, "a_slot")
+        self.tables = {("public", name): found for name, found in tables.items()}
+        self.commits: dict[int, int] = {}
+        self.end_of_log = 0
         self.asked = 0
+        self.may_look = True
 
-    def partitioned(self) -> frozenset[TableName]:
-        return frozenset(name for table in self.tables.values() for name in table.ancestors[1:])
+    @property
+    def may_look_at_all(self) -> bool:
+        return self.may_look
 
-    def _ask(self, table: TableName) -> TableDefinition:
+    def look_at_all(self, *, place: int | None = None) -> bool:
+        self._is_outdated = False
+        return self.look([*self._histories], place=place or 0)
+
+    def look(self, tables: Collection[TableName], *, place: int) -> bool:
         self.asked += 1
-        return self.tables.get(table) or TableDefinition(columns=(), ancestors=(table,), as_of=2**62)
+        looks = [
+            self._histories.setdefault(table, TableHistory()).add(
+                Look(definition=self.tables.get(table), since=self.end_of_log, until=place)
+            )
+            for table in tables
+        ]
+        return any(looks)
+
+    def _find_commits(self, xid: int) -> None:
+        self._commits[xid] = (self.commits.get(xid), 0)
 
 
 def _no_server() -> Connection:
@@ -55,6 +78,7 @@ def decode(
     changes: list[WALChange] = []
     for message in (_BEGIN, *messages):
         decoder.decode(message, changes)
+    decoder.confirm(changes)
     return changes
 
 
@@ -67,14 +91,29 @@ def column(name: str, oid: int, value: Any) -> dict[str, Any]:
     return {"name": name, "typeoid": oid, "value": value}
 
 
-def table(
-    name: str, *columns: str, ancestors: tuple[TableName, ...] = (), as_of: int = _COMMITTED_AT
-) -> TableDefinition:
+def table(*columns: str, kind: str = "r", changed_by: int = 0) -> TableDefinition:
+    """Return a table's definition; with `changed_by` that transaction has made its last column what it is."""
     return TableDefinition(
-        columns=tuple(ColumnDefinition(each, 25, toastable=True) for each in columns),
-        ancestors=(("public", name), *ancestors),
-        as_of=as_of,
+        oid=1,
+        kind=kind,
+        columns=tuple(
+            ColumnDefinition(
+                number=number,
+                name=name,
+                type_oid=25,
+                may_be_unsent=True,
+                changed_by=changed_by if number == len(columns) else 0,
+                is_settled=not changed_by or number < len(columns),
+            )
+            for number, name in enumerate(columns, start=1)
+        ),
     )
+
+
+def update(**values: object) -> bytes:
+    """An UPDATE of the row whose key, `id`, is k."""
+    columns = [column(name, 25, value) for name, value in ({"id": "k"} | values).items()]
+    return message("U", columns=columns, identity=[column("id", 25, "k")])
 
 
 @pytest.mark.parametrize(
@@ -125,68 +164,87 @@ def test_rows_of_tables_that_nobody_watches_are_counted_and_dropped_unread() -> 
 
 
 def test_an_update_of_other_columns_has_no_old_key() -> None:
-    definitions = Definitions(table("things", "id", "a"))
-    identity = [column("id", 25, "k")]
-    (change,) = decode(
-        message("U", columns=[column("id", 25, "k"), column("a", 25, "x")], identity=identity),
-        definitions=definitions,
-    )
+    (change,) = decode(update(a="x"), definitions=Definitions(things=table("id", "a")))
     assert (change.before, change.after, change.unavailable) == (None, {"id": "k", "a": "x"}, ())
 
 
-def test_the_catalogue_is_asked_again_when_a_later_transaction_lacks_a_column() -> None:
-    definitions = Definitions(table("things", "id", "a", as_of=_COMMITTED_AT - 1))
-    update = message("U", columns=[column("id", 25, "k")], identity=[column("id", 25, "k")])
-    (change,) = decode(update, definitions=definitions)
-    assert change.unavailable == ("a",)
-    decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions, lambda *_: True, source="c0ffee")
-    definitions.tables["public", "things"] = table("things", "id", as_of=_COMMITTED_AT + 1)  # dropped
-    changes: list[WALChange] = []
-    decoder.decode(_BEGIN, changes)
-    decoder.decode(update, changes)
-    assert changes[0].unavailable == ()
-
-
 def test_an_update_whose_other_columns_are_all_missing_is_not_taken_for_a_full_row() -> None:
-    definitions = Definitions(table("things", "id", "a"))
-    update = message("U", columns=[column("id", 25, "new")], identity=[column("id", 25, "old")])
-    (change,) = decode(update, definitions=definitions)
+    raw = message("U", columns=[column("id", 25, "new")], identity=[column("id", 25, "old")])
+    (change,) = decode(raw, definitions=Definitions(things=table("id", "a")))
     assert (change.before, change.after, change.unavailable) == ({"id": "old"}, {"id": "new"}, ("a",))
 
 
-def test_the_catalogue_is_not_asked_again_when_nothing_is_missing() -> None:
-    definitions = Definitions(table("things", "id", "a", as_of=0))
-    update = message(
-        "U", columns=[column("id", 25, "k"), column("a", 25, "x")], identity=[column("id", 25, "k")]
-    )
-    decode(update, update, update, definitions=definitions)
+def test_the_catalogue_is_asked_only_where_something_may_have_been_altered() -> None:
+    definitions = Definitions(things=table("id", "a"))
+    rows = [update(a="x"), update(), message("D", identity=[column("id", 25, "k")])] * 3
+    decode(*rows, definitions=definitions)
+    assert definitions.asked == 1  # nobody had looked
+    decode(*rows, definitions=definitions)
     assert definitions.asked == 1
+    decode(_BEGIN.replace(b"1/B0", b"1/FF"), *rows, definitions=definitions)
+    assert definitions.asked == 2
 
 
-@pytest.mark.parametrize(
-    ("watched", "expected"),
-    [
-        ({"root"}, ["root"]),
-        ({"middle"}, ["middle"]),
-        ({"root", "middle", "leaf"}, ["root"]),
-        ({"leaf"}, ["leaf"]),
-        ({"elsewhere"}, []),
-    ],
-)
-def test_a_partition_is_reported_as_the_topmost_watched_table(watched: set[str], expected: list[str]) -> None:
-    definitions = Definitions(table("leaf", "id", ancestors=(("public", "middle"), ("public", "root"))))
-    changes = decode(
-        message("I", "leaf", columns=[column("id", 23, 1)]),
-        definitions=definitions,
-        watches=lambda _, name: name in watched,
-    )
-    assert [change.table for change in changes] == expected
+@pytest.mark.parametrize(("altered_at", "name"), [(0x1_0000_0090, "new"), (0x1_0000_00C0, "old")])
+def test_what_orders_a_row_and_a_definition_is_the_log_and_no_clock(altered_at: int, name: str) -> None:
+    """The row committed at 1/A0, whatever the server's clock said: here a hundred years later, or earlier."""
+    for year in ("1926", "2026", "2126"):
+        definitions = Definitions(things=table("id", "old"))
+        definitions.look([("public", "things")], place=0)
+        definitions.tables["public", "things"] = table("id", "new", changed_by=7)
+        definitions.commits[7] = altered_at
+        definitions.end_of_log = 0x1_0000_00FF
+        decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions, lambda *_: True, source="c0ffee")
+        changes: list[WALChange] = []
+        definitions.may_be_altered(0)
+        for raw in (_BEGIN, update()):
+            decoder.decode(raw.replace(b"2026", year.encode()), changes)
+        assert changes[0].unavailable == ("old",)  # by what was known
+        decoder.confirm(changes)
+        assert changes[0].unavailable == (name,)
+        assert changes[0].committed_at.year == int(year)
 
 
-def test_a_truncated_partition_is_told_of_only_where_it_is_itself_watched() -> None:
-    definitions = Definitions(table("leaf", "id", ancestors=(("public", "root"),)), table("root", "id"))
-    changes = decode(message("T", "root"), message("T", "leaf"), definitions=definitions)
-    assert [(change.table, change.event.value) for change in changes] == [("root", "truncate")]
+def test_a_name_that_cannot_be_known_stops_the_listener() -> None:
+    definitions = Definitions(things=table("id", "new", changed_by=7))
+    definitions.commits[7] = 0x1_0000_00C0
+    definitions.end_of_log = 0x1_0000_00FF
+    with pytest.raises(
+        SourceError, match=r"public.things were at 1/A0 cannot be known: new was altered since"
+    ):
+        decode(update(), definitions=definitions)
+    with pytest.raises(SourceError, match="it is gone"):
+        decode(update(), definitions=Definitions())
+
+
+def test_where_two_names_are_possible_both_are_unavailable() -> None:
+    definitions = Definitions(things=table("id", "old"))
+    definitions.look([("public", "things")], place=0)
+    definitions.tables["public", "things"] = table("id", "new", changed_by=7)
+    definitions.may_be_altered(0)
+    definitions.commits[7] = 0x1_0000_00A0  # in the row's own transaction: before it, or after it
+    definitions.end_of_log = 0x1_0000_00FF
+    (change,) = decode(update(), definitions=definitions)
+    assert sorted(change.unavailable) == ["new", "old"]
+
+
+def test_rows_of_a_materialized_view_are_none_of_a_table() -> None:
+    definitions = Definitions(things=table("id", kind="m"))
+    assert decode(message("I", columns=[column("id", 25, "k")]), definitions=definitions) == []
+
+
+def test_nothing_moves_on_past_what_may_have_altered_a_table_before_somebody_has_looked() -> None:
+    definitions = Definitions()
+    decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions, lambda *_: True, source="c0ffee")
+    decoder.decode(_BEGIN, [])
+    assert decoder.may_move_on()
+    assert definitions.asked == 0
+    decoder.decode(_BEGIN.replace(b"1/B0", b"1/FF"), [])
+    definitions.may_look = False
+    assert not decoder.may_move_on()
+    definitions.may_look = True
+    assert decoder.may_move_on()
+    assert definitions.asked == 1
 
 
 def test_a_database_of_another_encoding_is_read_in_it() -> None:
@@ -221,3 +279,19 @@ def test_the_commit_s_position_is_the_transaction_s_and_its_end_what_may_be_ackn
         if hasattr(boundary, "end_lsn")
     ]
     assert ends == [commit["nextlsn"] for commit in commits]
+
+
+@pytest.mark.parametrize(
+    ("commit", "end", "altered"),
+    [
+        (0x19474A8, 0x19474D8, False),  # a row
+        (0x1947798, 0x1947810, True),  # ALTER TABLE … RENAME
+        (0x1949FD0, 0x194A018, False),  # a row's, on two pages
+        (0x1949FD0, 0x194A058, True),
+        (0x1949FD0, 0x194A000, False),  # up to the page's end
+    ],
+)
+def test_a_commit_that_lets_other_sessions_forget_definitions_is_known_by_its_size(
+    commit: int, end: int, altered: bool
+) -> None:
+    assert has_altered(commit, end) is altered

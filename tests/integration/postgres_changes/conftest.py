@@ -17,3 +17,10 @@ def source(request: pytest.FixtureRequest) -> Iterator[PostgresSource]:
     fixture, plugin = request.param
     with PostgresSource(request.getfixturevalue(fixture), plugin) as source:
         yield source
+
+
+@pytest.fixture(params=[fixture for fixture, plugin in PLUGINS if plugin == "pgoutput"])
+def pgoutput(request: pytest.FixtureRequest) -> Iterator[PostgresSource]:
+    """The same through pgoutput alone: partitioned tables are not for wal2json."""
+    with PostgresSource(request.getfixturevalue(request.param), "pgoutput") as source:
+        yield source

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.postgres_source import PostgresSource, told
 
 
-def test_partitions_are_reported_under_their_root(source: PostgresSource) -> None:
-    source.execute(
+def test_partitions_are_reported_under_their_root(pgoutput: PostgresSource) -> None:
+    pgoutput.execute(
         "CREATE TABLE events (id int PRIMARY KEY, note text) PARTITION BY RANGE (id)",
         "CREATE TABLE events_low PARTITION OF events FOR VALUES FROM (0) TO (100) PARTITION BY RANGE (id)",
         "CREATE TABLE events_lowest PARTITION OF events_low FOR VALUES FROM (0) TO (10)",
@@ -15,8 +15,8 @@ def test_partitions_are_reported_under_their_root(source: PostgresSource) -> Non
         "ALTER TABLE archive.high DROP gone",
         "ALTER TABLE events ATTACH PARTITION archive.high FOR VALUES FROM (100) TO (200)",
     )
-    source.watch("events")
-    source.execute(
+    pgoutput.watch("events")
+    pgoutput.execute(
         "INSERT INTO events VALUES (1, 'a')",
         "UPDATE events SET note = 'b'",
         "UPDATE events SET id = 101",
@@ -24,7 +24,7 @@ def test_partitions_are_reported_under_their_root(source: PostgresSource) -> Non
         "DELETE FROM events",
         "TRUNCATE events",
     )
-    changes = source.changes(7)
+    changes = pgoutput.changes(7)
     assert {(change.schema, change.table) for change in changes} == {("public", "events")}
     assert told(changes) == [
         ("insert", None, {"id": 1, "note": "a"}, ()),
@@ -38,28 +38,31 @@ def test_partitions_are_reported_under_their_root(source: PostgresSource) -> Non
     assert changes[2].position.partition(":")[0] == changes[3].position.partition(":")[0]
 
 
-def test_a_partition_that_comes_and_goes_is_followed(source: PostgresSource) -> None:
-    source.execute(
+def test_a_partition_that_comes_and_goes_is_followed(pgoutput: PostgresSource) -> None:
+    pgoutput.execute(
         "CREATE TABLE events (id int PRIMARY KEY) PARTITION BY RANGE (id)",
         "CREATE TABLE apart (id int PRIMARY KEY)",
         "CREATE TABLE marks (id int PRIMARY KEY)",
     )
-    source.watch("events", "marks")
-    is_old = source.database.connection.info.server_version < 15_00_00 and source.plugin == "pgoutput"
+    pgoutput.watch("events", "marks")
+    is_old = pgoutput.database.connection.info.server_version < 15_00_00
     told = "ALTER PUBLICATION cdc_tasks SET (publish_via_partition_root = true)" if is_old else ""
-    source.execute("INSERT INTO apart VALUES (1), (10)", "DELETE FROM apart WHERE id = 1")
-    source.execute("CREATE TABLE events_0 PARTITION OF events FOR VALUES FROM (0) TO (9)")
-    source.execute("INSERT INTO events VALUES (2)", "INSERT INTO marks VALUES (1)")
-    assert [(change.table, change.row["id"]) for change in source.changes(2)] == [("events", 2), ("marks", 1)]
-    source.execute(f"ALTER TABLE events ATTACH PARTITION apart FOR VALUES FROM (10) TO (20); {told}")
-    source.execute("INSERT INTO events VALUES (11)", "INSERT INTO marks VALUES (2)")
-    assert [(change.table, change.row["id"]) for change in source.changes(2)] == [
+    pgoutput.execute("INSERT INTO apart VALUES (1), (10)", "DELETE FROM apart WHERE id = 1")
+    pgoutput.execute("CREATE TABLE events_0 PARTITION OF events FOR VALUES FROM (0) TO (9)")
+    pgoutput.execute("INSERT INTO events VALUES (2)", "INSERT INTO marks VALUES (1)")
+    assert [(change.table, change.row["id"]) for change in pgoutput.changes(2)] == [
+        ("events", 2),
+        ("marks", 1),
+    ]
+    pgoutput.execute(f"ALTER TABLE events ATTACH PARTITION apart FOR VALUES FROM (10) TO (20); {told}")
+    pgoutput.execute("INSERT INTO events VALUES (11)", "INSERT INTO marks VALUES (2)")
+    assert [(change.table, change.row["id"]) for change in pgoutput.changes(2)] == [
         ("events", 11),
         ("marks", 2),
     ]
-    source.execute(f"ALTER TABLE events DETACH PARTITION apart; {told}")
-    source.execute("INSERT INTO apart VALUES (12)", "INSERT INTO marks VALUES (3)")
-    assert [(change.table, change.row["id"]) for change in source.changes(1)] == [("marks", 3)]
+    pgoutput.execute(f"ALTER TABLE events DETACH PARTITION apart; {told}")
+    pgoutput.execute("INSERT INTO apart VALUES (12)", "INSERT INTO marks VALUES (3)")
+    assert [(change.table, change.row["id"]) for change in pgoutput.changes(1)] == [("marks", 3)]
 
 
 def test_a_route_that_names_a_partition_gets_it_under_its_own_name(source: PostgresSource) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -169,10 +170,10 @@ def test_the_types_known_by_heart_are_the_server_s(any_database: Database) -> No
     )
     oids = {oid for (oid,) in rows}
     assert oids <= BUILTIN.keys()
-    catalogue = TypeCatalogue(lambda: connect(any_database.url))
-    catalogue._known.clear()
-    for oid in oids:
-        assert catalogue.resolve(oid) == BUILTIN[oid]
+    with closing(TypeCatalogue(lambda: connect(any_database.url))) as catalogue:
+        catalogue._known.clear()
+        for oid in oids:
+            assert catalogue.resolve(oid) == BUILTIN[oid]
 
 
 @pytest.mark.parametrize("as_array", [False, True], ids=["alone", "in an array"])

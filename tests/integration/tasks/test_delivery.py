@@ -50,16 +50,16 @@ def test_the_wait_is_as_long_as_the_service_says_and_blocks_no_worker(
 ) -> None:
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
-    social.fail("C0ANNA", RateLimit(4))
+    social.fail("C0ANNA", RateLimit(10))
     with Worker(helpdesk.environment, concurrency=1):
+        before = time.monotonic()
         helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
         wait_until(lambda: social.attempts["C0ANNA"], what="the first attempt")
-        refused = time.monotonic()
         helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL))
         wait_until(lambda: len(social.posted) == 2, timeout=20, what="both messages")
 
     assert [each.to for each in social.posted] == ["C0CARL", "C0ANNA"]
-    assert 4 <= social.posted[1].at - refused < 9
+    assert social.posted[1].at - before >= 10
 
 
 def test_a_change_that_is_replayed_sends_nothing_twice(
@@ -165,10 +165,10 @@ def test_a_service_that_is_too_slow_may_have_got_the_message(
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
     account = connect(in_process.ANNA, "C0ANNA")
-    in_process.social.fail("C0ANNA", Slow(1))
+    in_process.social.fail("C0ANNA", Slow(3))
     with pytest.raises(AnswerLost):
         deliver(account, "new_ticket", 1, "change")
-    assert len(in_process.social.posted) == 1
+    wait_until(lambda: len(in_process.social.posted) == 1, what="the message")
 
 
 def test_a_revoked_token_is_refused_with_what_to_do(in_process: HelpDesk, account_id: int) -> None:

@@ -103,3 +103,20 @@ def test_after_a_failover_the_time_of_the_commit_decides(in_process: HelpDesk) -
     assert store_latest(
         "restored", "new", _change(5, source="elsewhere", committed_at=_NOON + timedelta(days=1))
     )
+
+
+def test_after_a_restore_the_newer_history_wins_wherever_its_log_stands(in_process: HelpDesk) -> None:
+    """Its places are those of a higher era; the times of the commits do not count: its clock may be another."""
+    assert store_latest("value", "old", _change(900))
+    assert store_latest("value", "restored", _change(20, "1.1@0/20:0"))
+    assert not store_latest("value", "late", _change(15))
+    assert store_latest("value", "restored, too", _change(10, "1.1@0/30:0"))
+    assert in_process.broker.cache.get("value") == b"restored, too"
+
+
+def test_a_listener_that_lost_its_era_with_its_checkpoint_still_has_the_newer_changes(
+    in_process: HelpDesk,
+) -> None:
+    assert store_latest("value", "restored", _change(20, "1.1@0/20:0"))
+    assert store_latest("value", "new", _change(30))
+    assert in_process.broker.cache.get("value") == b"new"

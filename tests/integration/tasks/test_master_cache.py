@@ -10,7 +10,7 @@ import pytest
 
 from cdc_tasks import db, master_cache
 from cdc_tasks.master_cache import TABLE_TO_CACHE_KEYS, CacheKey
-from tests.waiting import wait_until
+from tests.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ def slow_first_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading
     def replace_later(*arguments: Any) -> str:
         if not has_read.is_set():
             has_read.set()
-            assert go_on.wait(20)
+            assert go_on.wait(at_most(20))
         return replace(*arguments)
 
     monkeypatch.setattr(master_cache, "_replace", replace_later)
@@ -104,7 +104,7 @@ def test_an_older_read_that_ends_last_does_not_overwrite_a_newer_one(
     outcomes: list[str] = []
     older = threading.Thread(target=lambda: outcomes.append(master_cache.refresh("roles")))
     older.start()
-    assert has_read.wait(20)
+    assert has_read.wait(at_most(20))
     in_process.database.execute("UPDATE roles SET name = 'Super Admin'")
     assert master_cache.refresh("roles") == "written: 1 rows of roles"
 
@@ -125,7 +125,7 @@ def test_a_read_that_began_earlier_but_may_be_newer_is_done_again(
     in_process.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
     early = threading.Thread(target=master_cache.refresh, args=["roles"])
     early.start()
-    assert has_read.wait(20)
+    assert has_read.wait(at_most(20))
     late = master_cache._begin("roles")  # begins while the early one is not done
     go_on.set()
     early.join()  # and the early one writes meanwhile
@@ -144,7 +144,7 @@ def test_a_redis_that_forgot_everything_meanwhile_ends_with_the_rows_all_the_sam
     has_read, go_on = slow_first_read
     refreshing = threading.Thread(target=master_cache.refresh, args=["statuses"])
     refreshing.start()
-    assert has_read.wait(20)
+    assert has_read.wait(at_most(20))
     in_process.broker.cache.flushall()
     go_on.set()
     refreshing.join()

@@ -48,15 +48,17 @@ def test_what_comes_in_quiet_hours_is_sent_when_they_end(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
-    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=8)
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(
+        seconds=25
+    )  # time for all that follows on a busy machine, too
     begin = end - timedelta(hours=8)
     _set(helpdesk, "carl@example.com", "--quiet", f"{begin:%H:%M:%S}-{end:%H:%M:%S}")
     for title in ("First", "Second"):
         insert = helpdesk.insert_ticket(title, assigned_to_id=helpdesk.CARL)
         helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
-    wait_until(lambda: worker.log.count("quiet hours") >= 2, timeout=8, what="both to wait")
+    wait_until(lambda: worker.log.count("quiet hours") >= 2, what="both to wait")
     assert social.attempts["C0CARL"] == 0
-    wait_until(lambda: len(social.posted) == 2, timeout=20, what="both messages")
+    wait_until(lambda: len(social.posted) == 2, timeout=30, what="both messages")
     assert datetime.now(UTC) >= end - timedelta(seconds=1)
     assert ["First" in each.text for each in social.posted] == [True, False]
 

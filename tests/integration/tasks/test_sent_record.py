@@ -48,7 +48,7 @@ def test_the_second_is_told_how_long_to_wait_for_the_first(in_process: HelpDesk)
     with pytest.raises(TryAgain) as caught:
         SendRecord("one").claim()
     assert caught.value.after is not None
-    assert 60 < caught.value.after <= 65
+    assert 0 < caught.value.after <= 65
 
 
 def test_after_a_sender_died_the_next_learns_that_nobody_knows(

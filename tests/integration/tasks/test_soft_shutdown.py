@@ -23,7 +23,7 @@ def test_a_worker_that_is_asked_to_end_finishes_what_runs_and_leaves_the_rest_to
     if broker_kind == "rabbitmq":
         environment["CELERY_BROKER_URL"] = request.getfixturevalue("rabbitmq_server").url
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
-    helpdesk.social.fail("C0CARL", RateLimit(5))  # one waits for its next try when the end comes
+    helpdesk.social.fail("C0CARL", RateLimit(15))  # one waits for its next try when the end comes
     cache = helpdesk.broker.cache
     with sender_of(environment) as sender:
         with Worker(environment) as worker:
