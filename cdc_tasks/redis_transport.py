@@ -89,6 +89,13 @@ class _ClaimingChannel:
             self._unacknowledged.discard(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
 
+    def _basic_cancel(self: Any, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        result = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
+        if queue is not None and queue not in self.active_queues:
+            self.doorbells.leave(queue)
+        return result
+
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
         """Send a claim, or, where the last one found nothing, wait until a doorbell rings."""
         queues = self._queue_cycle.consume(len(self.active_queues))
