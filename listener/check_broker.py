@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
+from cdc_tasks.neighbours import is_ours, kombus_unacked, queues_taken, strangers
 from cdc_tasks.redis_rights import missing_for_listener
 from listener.findings import Finding, State, finding_from
 from listener.publisher import BrokerAway
@@ -47,6 +48,7 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
             yield lacking
             return
         yield from _check_redis(app, durability)
+        yield from _check_kombus_unacked(app)
     elif durability != "memory":
         found, cure = (
             f"CDC_DURABILITY={durability} is for a Redis broker",
@@ -206,15 +208,38 @@ def _queue_of(app: Celery, route: Route) -> str | None:
 def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     """Ask the workers that run now; that none does may be on purpose."""
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
-    registered = inspect.registered()
-    if not registered:
-        found, cure = "none answers", "celery -A cdc_tasks worker"
-        yield Finding(what="workers", state=State.WARNING, found=found, cure=cure)
+    registered = inspect.registered() or {}
+    active = inspect.active_queues() or {} if registered else {}
+    yield from _check_strangers(app, registered, active)
+    ours = {worker: tasks for worker, tasks in registered.items() if is_ours(tasks)}
+    if not ours:
+        found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
+        yield Finding(what="workers", state=State.WARNING, found=found, cure="celery -A cdc_tasks worker")
         return
-    known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
-    taken = {queue["name"] for queues in (inspect.active_queues() or {}).values() for queue in queues}
-    findings = [*_check_tasks(routes, known), *_check_consumers(app, routes, taken)]
-    yield from findings or [Finding(what="workers", found=f"{len(registered)} know all tasks of the routes")]
+    known = {task.partition(" ")[0] for tasks in ours.values() for task in tasks}
+    findings = [*_check_tasks(routes, known), *_check_consumers(app, routes, queues_taken(ours, active))]
+    yield from findings or [Finding(what="workers", found=f"{len(ours)} know all tasks of the routes")]
+
+
+def _check_strangers(
+    app: Celery, registered: Mapping[str, Sequence[str]], active: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Iterator[Finding]:
+    """Look for workers that are not ours and take from our queues: they drop what they get."""
+    for stranger in strangers(registered, active, app.amqp.queues):
+        yield Finding(
+            what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, cure=stranger.hint
+        )
+
+
+def _check_kombus_unacked(app: Celery) -> Iterator[Finding]:
+    with broker_channel(app) as channel:
+        client = redis.Redis(connection_pool=channel.pool)
+        try:
+            held = kombus_unacked(client, app.amqp.queues, prefix=channel.global_keyprefix)
+        except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
+            return
+    if held is not None:
+        yield Finding(what=f"broker's {held.who}", state=State.WARNING, found=held.found, cure=held.hint)
 
 
 def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:

@@ -36,10 +36,12 @@ class Worker:
         *arguments: str,
         concurrency: int = 2,
         log_file: Path | None = None,
+        greets: bool = False,
     ) -> None:
         self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
-        # No other worker is there to be greeted, which would take a second.
-        self._arguments = ["-c", str(concurrency), "--without-mingle", *arguments]
+        # Where no other worker is to be greeted, that second is saved.
+        alone = () if greets else ("--without-mingle",)
+        self._arguments = ["-c", str(concurrency), *alone, *arguments]
         self._log_file = log_file
         if log_file is not None:
             self._arguments += ["--logfile", str(log_file)]
