@@ -46,6 +46,7 @@ local function address(message)
     local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
     return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key
 end
+if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return false end
 for i = 4, #KEYS do
     local message = redis.call('RPOP', KEYS[i])
     if message then
