@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["Neighbour", "give_back", "is_ours", "kombus_unacked", "queues_taken", "strangers"]
+__all__ = ["Neighbour", "give_back", "kombus_unacked", "queues_taken", "strangers"]
 
 _OUR_TASK: Final = "cdc_tasks.deliver"  # each of our workers has it
 _MOST: Final = 10_000  # messages that are looked at: enough to tell that there are some
@@ -27,20 +28,17 @@ class Neighbour(NamedTuple):
     hint: str
 
 
-def is_ours(tasks: Sequence[str]) -> bool:
-    """Return whether a worker with these tasks is one of ours."""
-    return any(task.partition(" ")[0] == _OUR_TASK for task in tasks)
-
-
 def queues_taken(
-    registered: Mapping[str, Sequence[str]], active: Mapping[str, Sequence[Mapping[str, Any]]]
+    registered: Mapping[str, Sequence[str]],
+    active: Mapping[str, Sequence[Mapping[str, Any]]],
+    needed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> set[str]:
-    """Return the queues from which workers of ours take; both as `celery inspect` answers."""
+    """Return the queues from which a worker takes that can do what is there; all as for `strangers`."""
     return {
         queue["name"]
         for worker, queues in active.items()
-        if _is_known(worker, registered)
         for queue in queues
+        if _can_do(registered.get(worker, ()), needed.get(queue["name"], ()))
     }
 
 
@@ -48,24 +46,37 @@ def strangers(
     registered: Mapping[str, Sequence[str]],
     active: Mapping[str, Sequence[Mapping[str, Any]]],
     ours: Collection[str],
+    needed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Iterator[Neighbour]:
-    """Yield the workers that take from queues of ours without being ours: they drop the tasks that they get there."""
+    """Yield the workers that take from queues of ours and cannot do what is there: they drop what they get.
+
+    `registered` and `active` are what `celery inspect registered` and `active_queues` answer; `needed`: the tasks that
+    are sent to a queue, as far as that is known. A worker of another application that has them all is none of these.
+    """
     for worker, queues in sorted(active.items()):
-        names = sorted({queue["name"] for queue in queues} & set(ours))
-        if not names or worker not in registered or _is_known(worker, registered):
+        tasks = registered.get(worker)
+        if tasks is None:
             continue
-        yield Neighbour(
-            who=worker,
-            found=f"takes from {', '.join(names)} without having our tasks, and so drops those that it gets",
-            hint="\n".join(
-                f"celery -A cdc_tasks control -d {worker} cancel_consumer {name}" for name in names
+        at = sorted({queue["name"] for queue in queues} & set(ours))
+        names = [name for name in at if not _can_do(tasks, needed.get(name, ()))]
+        if names:
+            yield Neighbour(
+                who=worker,
+                found=f"takes from {', '.join(names)} without having our tasks, and so drops those that it gets",
+                hint="\n".join(
+                    f"celery -A cdc_tasks control -d {worker} cancel_consumer {name}" for name in names
+                )
+                + "\nand start it with queues of its own from now on: worker -Q …",
             )
-            + "\nand start it with queues of its own from now on: worker -Q …",
-        )
 
 
-def _is_known(worker: str, registered: Mapping[str, Sequence[str]]) -> bool:
-    return is_ours(registered.get(worker, ()))
+def _can_do(tasks: Sequence[str], needed: Collection[str]) -> bool:
+    names = _names(tasks)
+    return _OUR_TASK in names or (bool(needed) and names.issuperset(needed))
+
+
+def _names(tasks: Sequence[str]) -> set[str]:
+    return {task.partition(" ")[0] for task in tasks}  # behind it are the options that were asked for
 
 
 def kombus_unacked(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> Neighbour | None:

@@ -56,14 +56,17 @@ end
 # inboxes
 # A script that fails has done a part: so what could fail is looked at before.
 _GIVE_BACK = f"""{_MOVE}
-local same = redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and redis.call('ZCARD', KEYS[3]) == tonumber(ARGV[3])
-if not same then
+local function refuse(answer)
     for i = tonumber(ARGV[4]), #KEYS, 2 do redis.call('DEL', KEYS[i]) end
-    return 0
+    return answer
 end
+local same = redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and redis.call('ZCARD', KEYS[3]) == tonumber(ARGV[3])
+if not same then return refuse(0) end
 for i = 5, #KEYS, 2 do
     local kind = redis.call('TYPE', KEYS[i]).ok
-    if kind ~= 'list' and kind ~= 'none' then return redis.error_reply('WRONGTYPE of ' .. KEYS[i] .. ': ' .. kind) end
+    if kind ~= 'list' and kind ~= 'none' then
+        return refuse(redis.error_reply('WRONGTYPE of ' .. KEYS[i] .. ': ' .. kind))
+    end
 end
 for i = 4, #KEYS, 2 do move(KEYS[i], KEYS[i + 1]) end
 redis.call('DEL', KEYS[2], KEYS[3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
-from cdc_tasks.neighbours import is_ours, kombus_unacked, queues_taken, strangers
+from cdc_tasks.neighbours import kombus_unacked, queues_taken, strangers
 from cdc_tasks.redis_rights import missing_for_listener
 from listener.findings import Finding, State, finding_from
 from listener.publisher import BrokerAway
@@ -210,25 +210,28 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
     registered = inspect.registered() or {}
     active = inspect.active_queues() or {} if registered else {}
-    yield from _check_strangers(app, registered, active)
-    ours = {worker: tasks for worker, tasks in registered.items() if is_ours(tasks)}
-    if not ours:
-        found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
-        yield Finding(what="workers", state=State.WARNING, found=found, cure="celery -A cdc_tasks worker")
-        return
-    known = {task.partition(" ")[0] for tasks in ours.values() for task in tasks}
-    findings = [*_check_tasks(routes, known), *_check_consumers(app, routes, queues_taken(ours, active))]
-    yield from findings or [Finding(what="workers", found=f"{len(ours)} know all tasks of the routes")]
-
-
-def _check_strangers(
-    app: Celery, registered: Mapping[str, Sequence[str]], active: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> Iterator[Finding]:
-    """Look for workers that are not ours and take from our queues: they drop what they get."""
-    for stranger in strangers(registered, active, app.amqp.queues):
+    needed = _needed(app, routes)
+    for stranger in strangers(registered, active, app.amqp.queues, needed):
         yield Finding(
             what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, cure=stranger.hint
         )
+    taken = queues_taken(registered, active, needed)
+    if not taken:
+        found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
+        yield Finding(what="workers", state=State.WARNING, found=found, cure="celery -A cdc_tasks worker")
+        return
+    known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
+    findings = [*_check_tasks(routes, known), *_check_consumers(needed, taken)]
+    yield from findings or [Finding(what="workers", found=f"{len(registered)} know all tasks of the routes")]
+
+
+def _needed(app: Celery, routes: Sequence[Route]) -> dict[str, set[str]]:
+    """Return the tasks that the routes send to each queue."""
+    needed: dict[str, set[str]] = {}
+    for route in routes:
+        if (queue := _queue_of(app, route)) is not None:
+            needed.setdefault(queue, set()).add(route.task)
+    return needed
 
 
 def _check_kombus_unacked(app: Celery) -> Iterator[Finding]:
@@ -255,8 +258,8 @@ def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
             )
 
 
-def _check_consumers(app: Celery, routes: Sequence[Route], taken: set[str]) -> Iterator[Finding]:
-    for queue in dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))):
+def _check_consumers(queues: Iterable[str], taken: set[str]) -> Iterator[Finding]:
+    for queue in queues:
         if queue not in taken:
             found, cure = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
             yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, cure=cure)

@@ -148,8 +148,17 @@ def test_only_those_are_strangers_that_take_from_our_queues_and_have_said_what_t
     [stranger] = strangers(_HOUSE | _OURS, active, ["bulk", "cache"])
     assert stranger.who == "house@a"
     assert stranger.hint.startswith("celery -A cdc_tasks control -d house@a cancel_consumer bulk\n")
-    assert queues_taken(_HOUSE | _OURS, active) == {"bulk"}
+    assert queues_taken(_OURS | _HOUSE, active) == {"bulk"}
+    assert queues_taken(_HOUSE, active) == set()
     assert not list(strangers(_HOUSE, {"house@a": _at("house")}, ["bulk"]))
+
+
+def test_another_applications_worker_that_has_what_the_routes_send_there_is_no_stranger() -> None:
+    active = {"house@a": _at("house", "bulk")}
+    needed = {"house": {"house.note"}, "bulk": {"house.note", "house.sync"}}
+    [stranger] = strangers(_HOUSE, active, ["house", "bulk"], needed)
+    assert stranger.found.startswith("takes from bulk without")
+    assert queues_taken(_HOUSE, active, needed) == {"house"}
 
 
 def test_an_empty_redis_has_nothing_of_kombus(helpdesk: HelpDesk) -> None:
