@@ -73,4 +73,4 @@ def _noted(helpdesk: HelpDesk) -> set[int]:
 
 
 def _refused_waits(client: redis.Redis) -> int:
-    return int(client.info("commandstats")["cmdstat_blmove"]["rejected_calls"])
+    return int(client.info("commandstats")["cmdstat_brpoplpush"]["rejected_calls"])
