@@ -119,7 +119,9 @@ def test_a_queue_that_is_something_else_now_holds_up_no_other_dead_worker(helpde
     with Worker(_environment(helpdesk), "-Q", "cache") as other:
         wait_until(lambda: client.llen("notifications") == 1, timeout=60, what="the other's message")
         wait_until(lambda: "can't go back now" in other.log, timeout=30, what="what it says")
-        wait_until(lambda: not list(client.scan_iter("cdc:restoring:*")), what="nothing to be left of the try")
+        wait_until(
+            lambda: not list(client.scan_iter("cdc:restoring:*")), what="nothing to be left of the try"
+        )
         client.delete("celery")
         wait_until(lambda: client.llen("celery") == 1, timeout=30, what="the rest")
     assert client.llen("bulk") == 1
