@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import SecretStr
@@ -148,6 +148,28 @@ def refresh_cache(
     _load_tasks()
     for table in tables or master_cache.TABLE_TO_CACHE_KEYS:
         _say(master_cache.refresh(table))
+
+
+@cli.command("give-back-unacked")
+def give_back_unacked() -> None:
+    """Put back what a dead worker of version 0.1, or one with kombu's own transport, held of our queues (Redis).
+
+    Stop such workers first, with SIGTERM: what one that lives holds would run a second time.
+    """
+    import redis
+
+    from cdc_tasks import neighbours
+    from cdc_tasks.celery import app
+
+    with app.connection_for_write() as connection:
+        if connection.transport.driver_type != "redis":
+            _say("The broker is not Redis: it gives back what a dead worker held by itself.")
+            return
+        channel: Any = connection.default_channel
+        number = neighbours.give_back(
+            redis.Redis(connection_pool=channel.pool), app.amqp.queues, prefix=channel.global_keyprefix
+        )
+    _say(f"{number} messages are back in their queues.")
 
 
 @cli.command("schema")

@@ -14,6 +14,7 @@ from celery.utils.saferepr import saferepr
 
 from cdc_tasks import dead_letters, suspects
 from cdc_tasks.cache import CacheAway
+from cdc_tasks.countdown import with_countdown
 from cdc_tasks.retrying import MOST_TRIES, BrokerBlocked, TryAgain, may_try_again, seconds_to_wait
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
         """Send the task; what Flower shows of its arguments names a change, and not what is in the row."""
+        options["headers"] = with_countdown(options.get("headers"), options.get("countdown"))
         options.setdefault("argsrepr", described(args or ()))
         options.setdefault("kwargsrepr", described(kwargs or {}))
         return super().apply_async(args, kwargs, **options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -18,6 +19,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from cdc_tasks import dead_letters
 from cdc_tasks.cache import CacheAway
+from cdc_tasks.countdown import eta_by_this_clock
 from cdc_tasks.errors import CDCError
 from cdc_tasks.held_retries import send_when_unblocked
 from cdc_tasks.malformed import (
@@ -65,6 +67,7 @@ class Consumer(CeleryConsumer):
                 if "task" in check_mapping(message.headers):
                     check_headers(message.headers)
                     check_body(message.payload)
+                    message.headers["eta"] = eta_by_this_clock(message.headers, datetime.now(UTC))
             except (MalformedMessageError, DecodeError, ContentDisallowed, *SHAPE_ERRORS) as error:
                 self._keep(message, repr(error))
                 return

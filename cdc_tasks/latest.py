@@ -19,6 +19,7 @@ from uuid import uuid4
 from cdc_tasks import cache
 from cdc_tasks.changes import position_key
 from cdc_tasks.retrying import NotYet
+from cdc_tasks.steady_clock import CLOCK, LONGEST_STEP, STEADY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,15 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["latest_only", "store_latest"]
 
-_HELD = 65  # seconds; above the task's time limit: who began earlier has ended, or is dead
+_HELD = 65 + LONGEST_STEP  # seconds; above the task's time limit: who began earlier has ended, or is dead
 _KEPT = 7 * 24 * 3600  # seconds; a change that comes later than this is taken for new
 
 # Places of one log compare; those of different logs do not, and then the time of the commit has to do. So it has for a
 # place of an earlier generation (the first eight digits): it is a late change, or one of a listener that lost its
 # checkpoint, and with it the number of its generation.
 _COMPARE = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local record = redis.call('HMGET', KEYS[1], 'log', 'place', 'committed', 'holder', 'until')
 local function is_newer()
     if not record[1] then return true end
@@ -49,8 +48,9 @@ local function note()
 end
 """
 
-# KEYS: the record; ARGV: log, place, time of commit, seconds to keep it, who asks, milliseconds to hold it
-_BEGIN = f"""{_COMPARE}
+# KEYS: the record, the clock; ARGV: log, place, time of commit, seconds to keep it, who asks, milliseconds to hold it
+_BEGIN = f"""{STEADY}{_COMPARE}
+local now = steady(KEYS[2])
 if not is_newer() then return {{'stale', 0}} end
 local held = record[5] and record[4] ~= ARGV[5] and tonumber(record[5]) - now or 0
 if held > 0 then return {{'busy', held}} end
@@ -84,7 +84,7 @@ def latest_only(key: str, change: RowChange) -> Iterator[bool]:
     NotYet while another worker is at the same key, and CacheAway: let them pass, the task is tried again.
     """
     holder = uuid4().hex
-    said, held = _run(_BEGIN, key, change, holder, int(_HELD * 1000))
+    said, held = _run(_BEGIN, key, change, holder, int(_HELD * 1000), also=CLOCK)
     if said == b"busy":
         raise NotYet("Another worker is at it.", after=min(held / 1000, 0.5))
     if said == b"stale":

@@ -3,7 +3,7 @@
 Each account has a lane: its messages, sorted by the position of the change that they are about. Only the first in a
 lane may send, and only once its slot has come: the next free moment of its channel, and then of its service. Who must
 wait is told for how long, and its task comes back then; no worker waits meanwhile. Redis decides, in one step and by
-its own clock.
+the steady clock.
 
 The tasks that queue a ticket's messages have a lane too, the ticket's: one that is tried again, or whose worker was
 killed, is not overtaken by those of later changes.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cdc_tasks import cache
 from cdc_tasks.changes import position_key
 from cdc_tasks.retrying import LONGEST_WAIT, NotYet, TryAgain, may_try_again, seconds_without_spread
+from cdc_tasks.steady_clock import CLOCK, LONGEST_STEP, STEADY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,12 +34,12 @@ __all__ = ["Turn", "in_turn"]
 
 # Seconds past the time for which a message was expected back. Then it counts as gone, with its worker, and those behind
 # it go on. Longer than a task may run, and than the broker needs to bring one back.
-_PATIENCE = 75
+_PATIENCE = 75 + LONGEST_STEP
 
 # A lane is a sorted set of messages, and a hash: until when each is waited for, and which slot it has.
-_LANE = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+# The last key is the clock's. Keys of the pace have a day to live, longer than any wait.
+_LANE = f"""{STEADY}
+local now = steady(KEYS[#KEYS])
 local lane, told, me, patience = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2])
 local function wait_for(member, back)
     redis.call('HSET', told, member, back + patience)
@@ -72,7 +73,7 @@ local function slot(what, key)  -- mine, reserved when I first ask
     local mine = tonumber(redis.call('HGET', told, what .. ' ' .. me))
     if mine then return mine end
     mine = math.max(now, tonumber(redis.call('GET', key) or 0))
-    redis.call('SET', key, mine + between[what], 'PX', mine + between[what] - now + 1)
+    redis.call('SET', key, mine + between[what], 'EX', 86400)
     redis.call('HSET', told, what .. ' ' .. me, mine)
     return mine
 end
@@ -80,16 +81,18 @@ end
 local wait = 0
 if first ~= me then
     local back = tonumber(redis.call('HGET', told, first)) - patience
-    wait = math.max(back - now, 0) + math.max(redis.call('ZRANK', lane, me) * between.channel, 100)
+    local overdue = math.min(math.max(now - back, 0), 1000)  -- look less often the longer it is late
+    wait = math.max(back - now, 0) + math.max(redis.call('ZRANK', lane, me) * between.channel, 100, overdue)
 else
     if between.channel > 0 then wait = slot('channel', KEYS[3]) - now end
     if wait <= 0 and between.service > 0 then wait = slot('service', KEYS[4]) - now end
     if wait <= 0 then  -- some come late, and then the next one is not to come too soon after
-        wait = math.max(redis.call('PTTL', KEYS[3] .. ':used'), redis.call('PTTL', KEYS[4] .. ':used'))
+        local free = redis.call('MGET', KEYS[3] .. ':used', KEYS[4] .. ':used')
+        wait = math.max(tonumber(free[1] or 0), tonumber(free[2] or 0)) - now
     end
     if wait <= 0 then
-        if between.channel > 0 then redis.call('SET', KEYS[3] .. ':used', 1, 'PX', between.channel) end
-        if between.service > 0 then redis.call('SET', KEYS[4] .. ':used', 1, 'PX', between.service) end
+        if between.channel > 0 then redis.call('SET', KEYS[3] .. ':used', now + between.channel, 'EX', 86400) end
+        if between.service > 0 then redis.call('SET', KEYS[4] .. ':used', now + between.service, 'EX', 86400) end
     end
 end
 wait = math.min(wait, tonumber(ARGV[5]))
@@ -102,7 +105,7 @@ _COMES_BACK = f"""{_LANE}
 redis.call('HDEL', told, 'channel ' .. me, 'service ' .. me)
 wait_for(me, now + ARGV[3])
 if ARGV[4] == 'all' and now + ARGV[3] > tonumber(redis.call('GET', KEYS[3]) or 0) then
-    redis.call('SET', KEYS[3], now + ARGV[3], 'PX', ARGV[3])
+    redis.call('SET', KEYS[3], now + ARGV[3], 'EX', 86400)
 end
 """
 
@@ -152,7 +155,7 @@ class Turn:
     def _run(self, script: str, *arguments: Any, more_keys: list[str] | None = None) -> Any:
         place = position_key(self.position)[1] if self.position else ""
         lane = f"cdc:lane:{self.lane}"
-        keys = [lane, f"{lane}:told", *(more_keys or [])]
+        keys = [lane, f"{lane}:told", *(more_keys or []), CLOCK]
         with cache.errors_translated():
             return cache.client().register_script(script)(
                 keys=keys, args=[f"{place} {self.delivery_id}", _PATIENCE * 1000, *arguments]

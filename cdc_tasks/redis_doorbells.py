@@ -11,6 +11,7 @@ BRPOPLPUSH has been there since Redis 2.2; BLMOVE, which is to replace it, only 
 
 from __future__ import annotations
 
+import select
 from functools import partial
 from queue import Empty
 from time import monotonic
@@ -21,14 +22,15 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import OutOfMemoryError
 
 from cdc_tasks import redis_silence
-from cdc_tasks.redis_held import inbox_key
+from cdc_tasks.redis_held import LEASES, inbox_key, inbox_lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Doorbells", "Poller"]
 
-_WAIT: Final = 3  # seconds after which a doorbell answers although nobody came: whole ones, before Redis 6
+_WAIT: Final = 10  # seconds after which a doorbell answers although nobody came: whole ones, before Redis 6
+_REST: Final = 3  # seconds before it waits again at a Redis that takes no writes
 # Seconds between two looks of an idle worker at all its queues: kombu keeps messages with a priority in lists of their
 # own, at which nobody waits.
 LOOK_EVERY: Final = 1.0
@@ -43,14 +45,13 @@ class Doorbells:
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         self._clients: dict[str, Any] = {}  # queue: kombu's client, with a connection
+        self.inboxes: set[str] = set()  # queues at which it waited: a message may be on its way there
         self._waiting: dict[str, float] = {}  # queue: since when
+        self._announced: set[str] = (
+            set()
+        )  # queues whose lease was renewed, and nobody has read the answer to that
         self._rests_until = float("-inf")
         self._looked_at = float("-inf")
-
-    @property
-    def queues(self) -> list[str]:
-        """Those at which it waits: a message may come into their inboxes at any moment."""
-        return list(self._waiting)
 
     def is_time_to_look(self) -> bool:
         """Return whether the last look at all queues was a while ago, and take this one for it if so."""
@@ -76,50 +77,91 @@ class Doorbells:
         client = self._clients[queue]
         if not poller._client_registered(self._channel, client, kind):  # noqa: SLF001  # the same
             poller._register(self._channel, client, kind)  # noqa: SLF001  # the same
-            self._channel.qos.open_inboxes([queue])
-        inbox = inbox_key(self._channel.lease, queue)
-        keys = [f"{self._channel.global_keyprefix}{key}" for key in (queue, inbox)]
-        client.connection.send_command("BRPOPLPUSH", *keys, _WAIT)
+        lease, connection = self._channel.lease, client.connection
+        leases, inbox, queue_key = (
+            f"{self._channel.global_keyprefix}{key}" for key in (LEASES, inbox_key(lease, queue), queue)
+        )
+        renewal = ("HINCRBY", leases, inbox_lease(lease, queue), 1)
+        wait = ("BRPOPLPUSH", queue_key, inbox, _WAIT)
+        connection.send_packed_command(connection.pack_commands([renewal, wait]))
+        self.inboxes.add(queue)
+        self._announced.add(queue)
         self._waiting[queue] = monotonic()
 
     def _answered(self, queue: str) -> None:
         """Read the answer; raises Empty, which tells kombu that no message came with it."""
+        if queue not in self._clients:  # it was left a moment ago
+            raise Empty
         connection = self._clients[queue].connection
+        if queue in self._announced:
+            self._announced.discard(queue)
+            self._read(connection)
+            if not connection.can_read(timeout=0):
+                raise Empty
+        came = self._read(connection) is not None
+        self._waiting.pop(queue, None)
+        if came and self._channel.qos.can_consume():
+            self._channel.look_again()
+        elif came:
+            self._channel.qos.empty_inbox(queue)
+        raise Empty
+
+    def _read(self, connection: Any) -> Any:
         try:
-            came = connection.read_response() is not None
+            return connection.read_response()
         except OutOfMemoryError:  # it counts as writing; what takes a message is allowed, and makes room
-            came = False
-            self._rests_until = monotonic() + _WAIT
+            self._rests_until = monotonic() + _REST
+            return None
         except self._channel.connection_errors:
             connection.disconnect()
             raise
-        self._waiting.pop(queue, None)
-        if came and not self._channel.qos.can_consume():
-            self._channel.qos.empty_inbox(queue)
-        elif came:
-            self._channel.look_again()
-        raise Empty
+
+    def leave(self, queue: str) -> None:
+        """Wait at this queue no more; what came meanwhile goes back, or does when the inbox's lease has expired."""
+        if (client := self._clients.pop(queue, None)) is not None:
+            _disconnect(client)
+            self._waiting.pop(queue, None)
+            self._announced.discard(queue)
+            try:
+                self._channel.qos.empty_inbox(queue)
+            except self._channel.connection_errors:
+                logger.debug("an inbox could not be emptied", exc_info=True)
 
     def forget(self, connection: Any) -> None:
         """Take note that this connection is closed."""
         for queue, client in self._clients.items():
             if client.connection is connection:
                 self._waiting.pop(queue, None)
+                self._announced.discard(queue)
 
     def check(self, patience: float) -> None:
         """Raise the alarm where an answer is so many seconds overdue."""
         overdue = [queue for queue, since in self._waiting.items() if monotonic() - since > _WAIT + patience]
-        if any(not self._clients[queue].connection.can_read(timeout=0) for queue in overdue):
+        if any(not _is_readable(self._clients[queue].connection) for queue in overdue):
             logger.warning("Redis has not answered for %.0f seconds; connecting anew", _WAIT + patience)
             redis_silence.alarm()
 
     def close(self) -> None:
         """Close all of them."""
         for client in self._clients.values():
-            if client.connection is not None:
-                client.connection.disconnect()
+            _disconnect(client)
         self._clients.clear()
         self._waiting.clear()
+        self._announced.clear()
+
+
+def _disconnect(client: Any) -> None:
+    if client.connection is not None:
+        client.connection.disconnect()
+
+
+def _is_readable(connection: Any) -> bool:
+    """Return whether there is something to read, without reading it: the event loop is to see it."""
+    if connection._sock is None:  # noqa: SLF001  # redis-py's `can_read` would read it
+        return False
+    watcher = select.poll()
+    watcher.register(connection._sock, select.POLLIN)  # noqa: SLF001  # the same
+    return bool(watcher.poll(0))
 
 
 class Poller(kombu_redis.MultiChannelPoller):

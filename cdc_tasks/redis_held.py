@@ -2,9 +2,11 @@
 
 Each channel that takes messages has a lease of its own, and under its name what it holds: `cdc:unacked:NAME` with the
 messages by their delivery tags, and `cdc:unacked_index:NAME` with the tags in the order in which they were taken.
-Where it waits for messages it has inboxes, `cdc:inbox:NAME:QUEUE`, whose queues are in the set `cdc:inboxes:NAME`.
-`cdc:leases` has a counter for each, which goes up with every message taken and every few seconds while it holds some or
-waits for some.
+`cdc:leases` has a counter for each lease, which goes up with every message taken, and every few seconds while the
+channel holds some.
+Where a channel waits for messages it has an inbox, `cdc:inbox:NAME:QUEUE`, with a lease of its own, `NAME QUEUE`, which
+goes up right before each wait: a message cannot come into an inbox that nobody knows. What ends in order leaves the
+leases of its inboxes for others to end, since a message may still be on its way there.
 The keys of kombu's own transport (`unacked`, …) belong to other people's workers, and are left alone.
 """
 
@@ -36,35 +38,49 @@ _KEPT: Final = 300  # seconds that half a sweep is kept, whose worker died
 
 logger = get_logger(__name__)
 
-# KEYS: leases, unacked, its index, the set of its inboxes, and then, for each queue, the list of what goes back and the
-# queue; the inboxes are at the end, and are emptied only with the rest
-# ARGV: the lease, its counter as it was seen, how many messages it held then, the place of the first inbox, whether the
-# lease ends
-_GIVE_BACK = """
-local same = redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and redis.call('ZCARD', KEYS[3]) == tonumber(ARGV[3])
-for i = 5, #KEYS, 2 do
-    local number = same and redis.call('LLEN', KEYS[i]) or 0
+# Moves what is in a list to the consumers' end of a queue, the oldest to the front.
+_MOVE = """
+local function move(from, to)
+    local number = redis.call('LLEN', from)
     for start = 0, number - 1, 500 do
-        redis.call('RPUSH', KEYS[i + 1], unpack(redis.call('LRANGE', KEYS[i], start, start + 499)))
+        redis.call('RPUSH', to, unpack(redis.call('LRANGE', from, start, start + 499)))
     end
-    if same or i < tonumber(ARGV[4]) then redis.call('DEL', KEYS[i]) end
+    redis.call('DEL', from)
+    return number
 end
-if not same then return 0 end
+"""
+
+# KEYS: leases, unacked, its index, then pairs of a list and its queue: first the inboxes, whose messages are newer than
+# what was taken, then the lists of what goes back
+# ARGV: the lease, its counter as it was seen, how many messages it held then, the place of the first list after the
+# inboxes
+# A script that fails has done a part: so what could fail is looked at before.
+_GIVE_BACK = f"""{_MOVE}
+local function refuse(answer)
+    for i = tonumber(ARGV[4]), #KEYS, 2 do redis.call('DEL', KEYS[i]) end
+    return answer
+end
+local same = redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and redis.call('ZCARD', KEYS[3]) == tonumber(ARGV[3])
+if not same then return refuse(0) end
+for i = 5, #KEYS, 2 do
+    local kind = redis.call('TYPE', KEYS[i]).ok
+    if kind ~= 'list' and kind ~= 'none' then
+        return refuse(redis.error_reply('WRONGTYPE of ' .. KEYS[i] .. ': ' .. kind))
+    end
+end
+for i = 4, #KEYS, 2 do move(KEYS[i], KEYS[i + 1]) end
 redis.call('DEL', KEYS[2], KEYS[3])
-if ARGV[5] == 'ends' then
-    redis.call('DEL', KEYS[4])
-    redis.call('HDEL', KEYS[1], ARGV[1])
-end
+redis.call('HDEL', KEYS[1], ARGV[1])
 return 1
 """
 
-# KEYS: an inbox, its queue
-_EMPTY_INBOX = """
-local message = redis.call('RPOP', KEYS[1])
-while message do
-    redis.call('RPUSH', KEYS[2], message)
-    message = redis.call('RPOP', KEYS[1])
+# KEYS: an inbox, its queue, leases; ARGV: the inbox's lease, its counter as it was seen, or nothing, if it is to go on
+_EMPTY_INBOX = f"""{_MOVE}
+if ARGV[2] ~= '' then
+    if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 0 end
+    redis.call('HDEL', KEYS[3], ARGV[1])
 end
+return move(KEYS[1], KEYS[2])
 """
 
 
@@ -83,8 +99,9 @@ def inbox_key(lease: str, queue: str) -> str:
     return f"cdc:inbox:{lease}:{queue}"
 
 
-def _inboxes_key(lease: str) -> str:
-    return f"cdc:inboxes:{lease}"
+def inbox_lease(lease: str, queue: str) -> str:
+    """Return the name of an inbox's own lease."""
+    return f"{lease} {queue}"
 
 
 class QoS(kombu_redis.QoS):
@@ -110,32 +127,30 @@ class QoS(kombu_redis.QoS):
 
     def renew(self) -> None:
         """Say that this worker still holds what it holds."""
-        if waits_at := self.channel.doorbells.queues:
-            self.open_inboxes(waits_at)
-        elif len(self._delivered) > len(self._dirty):
+        if len(self._delivered) > len(self._dirty):
             self._count_up()
 
-    def open_inboxes(self, queues: Iterable[str]) -> None:
-        """Note where messages may come in from now on: others look there should this worker be gone."""
-        lease = self.channel.lease
-        pipe = self._redis().pipeline(transaction=True)
-        pipe.sadd(self._prefixed(_inboxes_key(lease)), *queues)
-        pipe.hincrby(self._prefixed(LEASES), lease, 1)
-        pipe.execute()
-
     def empty_inbox(self, queue: str) -> None:
-        """Give a message back that came when there was no room for it any more."""
-        self._run(_EMPTY_INBOX, [inbox_key(self.channel.lease, queue), queue], [])
+        """Give a message back that came when there was no room for it any more, or nobody asks for it."""
+        lease = self.channel.lease
+        self._run(_EMPTY_INBOX, [inbox_key(lease, queue), queue, LEASES], [inbox_lease(lease, queue), ""])
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give back what came into the inboxes too, at the end."""
+        self.channel.doorbells.close()
+        super().restore_unacked_once(stderr)
+        try:
+            for queue in self.channel.doorbells.inboxes:
+                self.empty_inbox(queue)
+        except (redis.RedisError, OSError, AttributeError) as error:
+            logger.debug("Redis is away; what is in an inbox comes back in a while (%r)", error)
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002  # kombu's signature
         """Give back what is held. Where Redis is away, it comes back when the lease has expired."""
         try:
-            self.channel.doorbells.close()
             counter = self._redis().hget(self._prefixed(LEASES), self.channel.lease)
-            if (
-                counter is not None
-            ):  # it goes on, without being renewed: a message may still be on its way to an inbox
-                self._give_back(Lease(self.channel.lease, int(counter)), ends=False)
+            if counter is not None:
+                self._give_back(Lease(self.channel.lease, int(counter)), ())
         # The last one of them: kombu has no connection any more.
         except (redis.RedisError, OSError, AttributeError) as error:
             logger.warning("Redis is away; what this worker held comes back in a while (%r)", error)
@@ -150,14 +165,26 @@ class QoS(kombu_redis.QoS):
         found: dict[Any, Any] = self._redis().hgetall(self._prefixed(LEASES))
         counters = {bytes_to_str(name): int(counter) for name, counter in found.items()}
         counters.pop(self.channel.lease, None)
-        try:
-            for lease in self._observer.expired(counters, now):
-                if number := self._give_back(lease):
-                    logger.warning("a worker is gone; %d of its tasks are back in their queues", number)
-        except CacheAway as away:
-            logger.warning("a message that is no task's can't be kept now: %s", away.message)
+        for lease in self._observer.expired(counters, now):
+            try:
+                self._restore_expired(lease, counters)
+            except CacheAway as away:
+                logger.warning("a message that is no task's can't be kept now: %s", away.message)
+            except redis.ResponseError as error:  # the other leases' messages come back all the same
+                logger.warning("what a dead worker held can't go back now: %s", error)
 
-    def _give_back(self, lease: Lease, *, ends: bool = True) -> int:
+    def _restore_expired(self, lease: Lease, counters: Iterable[str]) -> None:
+        name, _, queue = lease.name.partition(" ")
+        if queue:
+            keys = [inbox_key(name, queue), queue, LEASES]
+            number = int(self._run(_EMPTY_INBOX, keys, [lease.name, lease.counter]))
+        else:
+            inboxes = [other[len(name) + 1 :] for other in counters if other.startswith(f"{name} ")]
+            number = self._give_back(lease, inboxes)
+        if number:
+            logger.warning("a worker is gone; %d of its tasks are back in their queues", number)
+
+    def _give_back(self, lease: Lease, inboxes: Iterable[str]) -> int:
         """Put what is held under a lease back, the oldest first in its queue, if the lease is still as it was seen."""
         tags = self._redis().zrevrange(self._prefixed(index_key(lease.name)), 0, -1)
         lists: dict[str, str] = {}  # by queue: what goes back to it
@@ -168,13 +195,11 @@ class QoS(kombu_redis.QoS):
             pipe.rpush(self._prefixed(place), *messages)
             pipe.expire(self._prefixed(place), _KEPT)
             pipe.execute()
-        keys = [LEASES, unacked_key(lease.name), index_key(lease.name), _inboxes_key(lease.name)]
+        keys = [LEASES, unacked_key(lease.name), index_key(lease.name)]
+        keys += [key for queue in inboxes for key in (inbox_key(lease.name, queue), queue)]
+        first_list = len(keys) + 1
         keys += [key for queue, place in lists.items() for key in (place, queue)]
-        first_inbox = len(keys) + 1
-        waited_at: set[Any] = self._redis().smembers(self._prefixed(_inboxes_key(lease.name)))
-        for queue in map(bytes_to_str, waited_at):
-            keys += [inbox_key(lease.name, queue), queue]
-        arguments = [lease.name, lease.counter, len(tags), first_inbox, "ends" if ends else "goes on"]
+        arguments = [lease.name, lease.counter, len(tags), first_list]
         return len(tags) if self._run(_GIVE_BACK, keys, arguments) else 0
 
     def _by_queue(self, lease: Lease, tags: list[Any]) -> Iterator[tuple[str, list[str]]]:
@@ -196,10 +221,13 @@ class QoS(kombu_redis.QoS):
             message["headers"]["redelivered"] = True
             message["properties"]["delivery_info"]["redelivered"] = True
             text = dumps(message)
-            return [(queue, text) for queue in self.channel.places(message, exchange, routing_key)]
+            places = self.channel.places(message, exchange, routing_key)
         except SHAPE_ERRORS as error:
             keep_malformed(held, reason=repr(error))
             return []
+        if not places:  # kombu would drop it
+            keep_malformed(held, reason=f"No queue is bound to {exchange!r} with {routing_key!r} any more.")
+        return [(queue, text) for queue in places]
 
     def _count_up(self) -> None:
         self._redis().hincrby(self._prefixed(LEASES), self.channel.lease, 1)

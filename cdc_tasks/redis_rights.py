@@ -67,6 +67,8 @@ def _of_keys(own: str) -> list[_Probe]:
         ("LPUSH", own, "x"),
         ("RPUSH", own, "x"),
         ("LRANGE", own, 0, 0),
+        ("TYPE", own),
+        ("EXISTS", own),
         ("HSET", hashed, "a", "1"),
         ("HINCRBY", hashed, "a", 1),
         ("HGET", hashed, "a"),

@@ -46,6 +46,7 @@ local function address(message)
     local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
     return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key
 end
+if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return false end
 for i = 4, #KEYS do
     local message = redis.call('RPOP', KEYS[i])
     if message then
@@ -88,6 +89,13 @@ class _ClaimingChannel:
         else:
             self._unacknowledged.discard(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+
+    def _basic_cancel(self: Any, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        result = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
+        if queue is not None and queue not in self.active_queues:
+            self.doorbells.leave(queue)
+        return result
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
         """Send a claim, or, where the last one found nothing, wait until a doorbell rings."""

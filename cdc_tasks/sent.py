@@ -1,8 +1,8 @@
 """The record of what was sent: one message to one account is sent once, whoever tries, and however often.
 
-A record goes from held to sent. Redis changes it, in one step and by its own clock, so that two workers with
-the same message cannot both begin. A worker that dies in between leaves it held, with a time until which that
-counts; after it nobody knows whether the message went out, and CDC_LOST_ANSWER decides.
+A record goes from held to sent. Redis changes it, in one step, so that two workers with the same message cannot both
+begin. A worker that dies in between leaves it held, with a time of the steady clock until which that counts; after it
+nobody knows whether the message went out, and CDC_LOST_ANSWER decides.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from enum import StrEnum
 from uuid import uuid4
 
 from cdc_tasks import cache
-from cdc_tasks.retrying import TryAgain
+from cdc_tasks.retrying import NotYet, TryAgain
+from cdc_tasks.steady_clock import CLOCK, LONGEST_STEP, STEADY
 
 __all__ = ["Claim", "SendRecord"]
 
-_HELD = 65  # seconds; above the task's time limit: who began earlier has ended, or is dead
+_HELD = 65 + LONGEST_STEP  # seconds; above the task's time limit: who began earlier has ended, or is dead
 _KEPT = 7 * 24 * 3600  # seconds; a change that is replayed later than this is sent again
 
 
@@ -27,27 +28,25 @@ class Claim(StrEnum):
     UNKNOWN = "unknown"  # somebody tried, and it is not known what came of it; the record is now ours
 
 
-# KEYS: the record; ARGV: who asks, milliseconds to hold it, seconds to keep it
-_CLAIM = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+# KEYS: the record, the clock; ARGV: who asks, milliseconds to hold it, seconds to keep it
+_CLAIM = f"""{STEADY}
+local now = steady(KEYS[2])
 local record = redis.call('HMGET', KEYS[1], 'sent', 'until', 'holder', 'before')
-if record[1] then return {'sent', 0} end
-if record[3] == ARGV[1] then return {record[4], 0} end  -- the answer got lost, and the client asked again
+if record[1] then return {{'sent', 0}} end
+if record[3] == ARGV[1] then return {{record[4], 0}} end  -- the answer got lost, and the client asked again
 local held = record[2] and tonumber(record[2]) - now or 0
-if held > 0 then return {'busy', held} end
+if held > 0 then return {{'busy', held}} end
 local before = record[2] and 'unknown' or 'free'
 redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', now + ARGV[2], 'before', before)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-return {before, 0}
+return {{before, 0}}
 """
 
-# KEYS: the record; ARGV: who asks, milliseconds to hold it
-_CONFIRM = """
+# KEYS: the record, the clock; ARGV: who asks, milliseconds to hold it
+_CONFIRM = f"""{STEADY}
 local record = redis.call('HMGET', KEYS[1], 'sent', 'holder')
 if record[1] or record[2] ~= ARGV[1] then return 0 end
-local time = redis.call('TIME')
-redis.call('HSET', KEYS[1], 'until', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2])
+redis.call('HSET', KEYS[1], 'until', steady(KEYS[2]) + ARGV[2])
 return 1
 """
 
@@ -81,13 +80,13 @@ class SendRecord:
             return bool(cache.client().hexists(self._key, "sent"))
 
     def claim(self) -> Claim:
-        """Begin to send, if nobody else has; raises TryAgain while another worker is at it, and CacheAway."""
+        """Begin to send, if nobody else has; raises NotYet while another worker is at it, and CacheAway."""
         with cache.errors_translated():
             said, held = cache.client().register_script(_CLAIM)(
-                keys=[self._key], args=[self._holder, int(_HELD * 1000), _KEPT]
+                keys=[self._key, CLOCK], args=[self._holder, int(_HELD * 1000), _KEPT]
             )
         if said == b"busy":
-            raise TryAgain("Another worker is sending this message, or died doing so.", after=held / 1000)
+            raise NotYet("Another worker is sending this message, or died doing so.", after=held / 1000)
         return Claim(said.decode())
 
     def confirm(self) -> None:
@@ -97,7 +96,7 @@ class SendRecord:
         """
         with cache.errors_translated():
             is_ours = cache.client().register_script(_CONFIRM)(
-                keys=[self._key], args=[self._holder, int(_HELD * 1000)]
+                keys=[self._key, CLOCK], args=[self._holder, int(_HELD * 1000)]
             )
         if not is_ours:
             raise TryAgain("Another worker has taken this message over.", after=1)

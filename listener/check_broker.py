@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import redis
@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
+from cdc_tasks.neighbours import kombus_unacked, queues_taken, strangers
 from cdc_tasks.redis_rights import missing_for_listener
 from listener.check_queues import check_queues
 from listener.findings import CloseNames, Finding, State, finding_from
@@ -51,6 +52,7 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
             yield lacking
             return
         yield from _check_redis(app, durability)
+        yield from _check_kombus_unacked(app)
     elif durability != "memory":
         found, cure = (
             f"CDC_DURABILITY={durability} is for a Redis broker",
@@ -224,7 +226,7 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     """Ask the workers that run now; that none does may be on purpose."""
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
     try:
-        registered = inspect.registered()
+        registered = inspect.registered() or {}
     except AccessRefused as error:
         yield Finding(
             what="workers",
@@ -234,14 +236,40 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             r"'^(.*reply\.)?celery\.pidbox$' '^((.*reply\.)?celery\.pidbox|<exchange of the tasks>)$' '.*'",
         )
         return
-    if not registered:
-        found, cure = "none answers", "celery -A cdc_tasks worker"
-        yield Finding(what="workers", state=State.WARNING, found=found, cure=cure)
+    active = inspect.active_queues() or {} if registered else {}
+    needed = _needed(app, routes)
+    for stranger in strangers(registered, active, app.amqp.queues, needed):
+        yield Finding(
+            what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, cure=stranger.hint
+        )
+    taken = queues_taken(registered, active, needed)
+    if not taken:
+        found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
+        yield Finding(what="workers", state=State.WARNING, found=found, cure="celery -A cdc_tasks worker")
         return
     known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
-    taken = {queue["name"] for queues in (inspect.active_queues() or {}).values() for queue in queues}
-    findings = [*_check_tasks(routes, known), *_check_consumers(app, routes, taken)]
+    findings = [*_check_tasks(routes, known), *_check_consumers(needed, taken)]
     yield from findings or [Finding(what="workers", found=f"{len(registered)} know all tasks of the routes")]
+
+
+def _needed(app: Celery, routes: Sequence[Route]) -> dict[str, set[str]]:
+    """Return the tasks that the routes send to each queue."""
+    needed: dict[str, set[str]] = {}
+    for route in routes:
+        if (queue := _queue_of(app, route)) is not None:
+            needed.setdefault(queue, set()).add(route.task)
+    return needed
+
+
+def _check_kombus_unacked(app: Celery) -> Iterator[Finding]:
+    with broker_channel(app) as channel:
+        client = redis.Redis(connection_pool=channel.pool)
+        try:
+            held = kombus_unacked(client, app.amqp.queues, prefix=channel.global_keyprefix)
+        except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
+            return
+    if held is not None:
+        yield Finding(what=f"broker's {held.who}", state=State.WARNING, found=held.found, cure=held.hint)
 
 
 def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
@@ -256,8 +284,8 @@ def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
             )
 
 
-def _check_consumers(app: Celery, routes: Sequence[Route], taken: set[str]) -> Iterator[Finding]:
-    for queue in dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))):
+def _check_consumers(queues: Iterable[str], taken: set[str]) -> Iterator[Finding]:
+    for queue in queues:
         if queue not in taken:
             found, cure = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
             yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, cure=cure)

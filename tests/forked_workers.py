@@ -21,7 +21,8 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 # Each line on its standard input starts a worker, whose process id it prints.
 _WARM = """
 import os, signal, sys
-from cdc_tasks.celery import app
+from importlib import import_module
+app = import_module(sys.argv[1]).app
 app.loader.import_default_modules()
 app.finalize()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -33,7 +34,8 @@ for line in sys.stdin:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    app.worker_main(["worker", "--loglevel", "warning", "-c", "2", "--without-mingle", "--without-gossip"])
+    options = ["--loglevel", "warning", "-c", "2", "--without-mingle", "--without-gossip"]
+    app.worker_main(["worker", *options, *sys.argv[2:]])
     os._exit(0)
 """
 
@@ -41,14 +43,17 @@ for line in sys.stdin:
 class ForkedWorkers:
     """A nursery of workers, each a process group of its own with a pool of two processes."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], *arguments: str, application: str = "cdc_tasks.celery"
+    ) -> None:
+        self._command = [sys.executable, "-c", _WARM, application, *arguments]
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".workers.log")  # noqa: SIM115  # closed in `__exit__`
         self._alive: list[int] = []
 
     def __enter__(self) -> Self:
         self._warm = subprocess.Popen(
-            [sys.executable, "-c", _WARM],
+            self._command,
             cwd=_CHECKOUT,
             env=self._environment,
             stdin=subprocess.PIPE,

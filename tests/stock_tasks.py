@@ -11,6 +11,7 @@ from celery import Celery
 app = Celery("house", broker=os.environ["CELERY_BROKER_URL"])
 app.conf.task_default_queue = "house"
 app.conf.task_acks_late = True
+app.conf.broker_transport_options = {"visibility_timeout": 12 * 3600}  # it puts nothing back within a test
 
 
 @app.task(name="house.note")

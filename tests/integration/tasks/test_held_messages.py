@@ -81,6 +81,79 @@ def test_thousands_of_a_dead_workers_messages_are_back_at_once_and_in_their_orde
         assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before < number / 10
 
 
+def test_what_workers_hold_and_give_back_bears_the_applications_prefix(helpdesk: HelpDesk) -> None:
+    client, cache = helpdesk.broker.client, helpdesk.broker.cache
+    environment = {**_environment(helpdesk), "CELERY_CONFIG_MODULE": "tests.with_prefix"}
+    with Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app:
+        app.conf.broker_transport_options = {"global_keyprefix": "team:"}
+        with Worker(environment, "-Q", "bulk") as worker:
+            for number in range(3):
+                app.send_task("killed.note", [number], queue="bulk", countdown=3600)
+            wait_until(lambda: len(held(client, "team:")) == 3, timeout=30, what="the worker to hold them")
+            wait_until(lambda: _blocked(client) >= 2, what="the worker to wait for more")
+            worker.pause()
+            app.send_task("killed.note", [3], queue="bulk")
+            wait_until(lambda: client.llen(_only(client, "team:cdc:inbox:*")), what="what came meanwhile")
+            worker.kill()
+        with Worker(environment, "-Q", "cache"):
+            wait_until(lambda: client.llen("team:bulk") == 4, timeout=60, what="all to be back")
+            app.send_task("killed.note", [4], queue="cache")
+            wait_until(lambda: cache.hexists("noted", "4"), what="a task of the other worker")
+    assert _numbers(app, list(reversed(client.lrange("team:bulk", 0, -1)))) == [0, 1, 2, 3]
+    assert not [key for key in client.scan_iter() if not key.startswith((b"team:", b"/"))]
+
+
+def test_a_queue_that_is_something_else_now_holds_up_no_other_dead_worker(helpdesk: HelpDesk) -> None:
+    """Nothing goes back twice either: a script that fails in its middle has done its first half."""
+    client = helpdesk.broker.client
+    with (
+        Worker(_environment(helpdesk), "-Q", "bulk,celery", "-n", "one@%h") as one,
+        Worker(_environment(helpdesk), "-Q", "notifications", "-n", "two@%h") as two,
+    ):
+        for queue in ("bulk", "celery", "notifications"):
+            helpdesk.send("killed.note", 1, queue=queue, countdown=3600)
+        wait_until(lambda: len(held(client)) == 3, timeout=30, what="the workers to hold them")
+        one.kill()
+        two.kill()
+    client.set("celery", "not a queue")
+    with Worker(_environment(helpdesk), "-Q", "cache") as other:
+        wait_until(lambda: client.llen("notifications") == 1, timeout=60, what="the other's message")
+        wait_until(lambda: "can't go back now" in other.log, timeout=30, what="what it says")
+        wait_until(
+            lambda: not list(client.scan_iter("cdc:restoring:*")), what="nothing to be left of the try"
+        )
+        client.delete("celery")
+        wait_until(lambda: client.llen("celery") == 1, timeout=30, what="the rest")
+    assert client.llen("bulk") == 1
+    assert held(client) == []
+
+
+def test_workers_go_on_when_redis_has_lost_all_it_had(helpdesk: HelpDesk) -> None:
+    client, cache = helpdesk.broker.client, helpdesk.broker.cache
+    with Worker(_environment(helpdesk), "-Q", "bulk") as worker:
+        helpdesk.send("killed.note", 1, queue="bulk", countdown=3600)
+        wait_until(lambda: len(held(client)) == 1, timeout=30, what="the worker to hold it")
+        client.flushall()
+        client.script_flush()
+        helpdesk.send("killed.note", 2, queue="bulk")
+        wait_until(lambda: cache.hexists("noted", "2"), timeout=30, what="what came after")
+        wait_until(lambda: _blocked(client) >= 2, what="the worker to wait")
+        worker.pause()
+        helpdesk.send("killed.note", 3, queue="bulk")
+        wait_until(lambda: list(client.scan_iter("cdc:inbox:*")), what="what came into its inbox")
+        worker.kill()
+        with Worker(_environment(helpdesk), "-Q", "bulk"):
+            wait_until(lambda: cache.hexists("noted", "3"), timeout=60, what="what a dead worker's inbox had")
+
+
+def _blocked(client: Any) -> int:
+    return int(client.info("clients")["blocked_clients"])
+
+
+def _only(client: Any, pattern: str) -> str:
+    return next((key.decode() for key in client.scan_iter(pattern)), "none")
+
+
 def sorted_by_claim(client: Any) -> list[bytes]:
     (index,) = client.scan_iter("cdc:unacked_index:*")
     lease = index.rpartition(b":")[2].decode()

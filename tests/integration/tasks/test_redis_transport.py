@@ -91,5 +91,86 @@ def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
     assert cache.hget("noted", "1") == b"1"
 
 
+def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpdesk: HelpDesk) -> None:
+    """Its doorbells would hold what comes for as long as they wait; here that is ten minutes."""
+    client, cache = helpdesk.broker.client, helpdesk.broker.cache
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.deaf_doorbells"}
+    with (
+        Worker(environment, "-Q", "bulk,cache") as worker,
+        Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
+    ):
+        wait_until(lambda: _blocked(helpdesk) >= 3, timeout=60, what="the worker to wait at each queue")
+        app.control.cancel_consumer("cache")
+        wait_until(lambda: _blocked(helpdesk) == 2, what="the worker to wait there no more")
+        helpdesk.send("killed.note", 1, queue="cache")
+        assert client.llen("cache") == 1
+
+        helpdesk.send("killed.note_slowly", 2, queue="bulk")
+        wait_until(lambda: cache.llen("begun"), what="a task that runs when the worker is asked to end")
+        worker.process.terminate()
+        wait_until(lambda: _blocked(helpdesk) == 0, timeout=20, what="the worker to wait nowhere")
+        helpdesk.send("killed.note", 3, queue="bulk")
+        assert worker.process.wait(30) == 0
+    assert client.llen("bulk") == 1
+    assert cache.hkeys("noted") == [b"2"]
+    assert not list(client.scan_iter("cdc:inbox:*"))
+    assert not list(client.scan_iter("cdc:unacked*"))
+
+
+def test_a_message_that_came_just_as_the_worker_was_asked_to_end_goes_back(helpdesk: HelpDesk) -> None:
+    client = helpdesk.broker.client
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.deaf_doorbells"}
+    with Worker(environment, "-Q", "bulk,cache") as worker:
+        wait_until(lambda: _blocked(helpdesk) >= 3, timeout=60, what="the worker to wait at each queue")
+        worker.pause()
+        for queue in ("bulk", "cache"):
+            helpdesk.send("killed.note", 1, queue=queue)
+        worker.process.terminate()
+        worker.pause(on=False)
+        assert worker.process.wait(30) == 0
+    waits = client.llen("bulk") + client.llen("cache")
+    assert waits + helpdesk.broker.cache.hlen("noted") >= 1
+    assert not list(client.scan_iter("cdc:inbox:*"))
+    assert not list(client.scan_iter("cdc:unacked*"))
+
+
+def test_the_leases_of_workers_that_ended_go_and_those_of_the_living_stay(helpdesk: HelpDesk) -> None:
+    client = helpdesk.broker.client
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    environment["CELERY_CONFIG_MODULE"] = "tests.short_lease"
+    with Worker(environment, "-Q", "bulk") as worker:
+        helpdesk.send("killed.note", 1, queue="bulk")
+        wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), what="a task of it")
+        old = wait_until(lambda: client.hkeys("cdc:leases"), what="its leases")
+        assert worker.stop() == 0
+    with Worker(environment, "-Q", "cache"):
+        wait_until(lambda: not set(old) & set(client.hkeys("cdc:leases")), timeout=60, what="them to go")
+    assert {key.rpartition(b":")[0] for key in client.scan_iter("cdc:*")} <= {b"cdc"}
+
+
+def test_a_worker_that_stood_still_for_longer_than_its_lease_waits_under_a_new_one(
+    helpdesk: HelpDesk,
+) -> None:
+    """Others ended the leases of its inboxes. It goes on, takes a message into one, and dies."""
+    client, cache = helpdesk.broker.client, helpdesk.broker.cache
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.quick_doorbells"}
+    environment["CELERY_CONFIG_MODULE"] = "tests.short_lease"
+    with Worker(environment, "-Q", "bulk") as worker, Worker(environment, "-Q", "cache", "-n", "other@%h"):
+        [lease] = wait_until(lambda: _inboxes(client, "bulk"), timeout=60, what="the lease of its inbox")
+        worker.pause()
+        wait_until(lambda: lease not in _inboxes(client, "bulk"), timeout=60, what="the lease to be ended")
+        worker.pause(on=False)
+        wait_until(lambda: lease in _inboxes(client, "bulk"), what="the worker to wait again")
+        worker.pause()
+        helpdesk.send("killed.note", 1, queue="bulk")
+        worker.kill()
+        with Worker(environment, "-Q", "bulk"):
+            wait_until(partial(cache.hexists, "noted", "1"), timeout=60, what="the message")
+
+
+def _inboxes(client: Any, queue: str) -> list[bytes]:
+    return [name for name in client.hkeys("cdc:leases") if name.endswith(b" " + queue.encode())]
+
+
 def _calls(client: Any, command: str) -> int:
     return int(client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])

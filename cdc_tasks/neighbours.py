@@ -1,0 +1,147 @@
+"""Who else is at the broker: workers that take our messages and are not ours, and messages that nobody of ours holds.
+
+`python -m listener check` asks, and each worker does at its start.
+"""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    import redis
+
+__all__ = ["Neighbour", "give_back", "kombus_unacked", "queues_taken", "strangers"]
+
+_OUR_TASK: Final = "cdc_tasks.deliver"  # each of our workers has it
+_MOST: Final = 10_000  # messages that are looked at: enough to tell that there are some
+
+
+class Neighbour(NamedTuple):
+    """Somebody whose presence does harm."""
+
+    who: str
+    found: str
+    hint: str
+
+
+def queues_taken(
+    registered: Mapping[str, Sequence[str]],
+    active: Mapping[str, Sequence[Mapping[str, Any]]],
+    needed: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> set[str]:
+    """Return the queues from which a worker takes that can do what is there; all as for `strangers`."""
+    return {
+        queue["name"]
+        for worker, queues in active.items()
+        for queue in queues
+        if _can_do(registered.get(worker, ()), needed.get(queue["name"], ()))
+    }
+
+
+def strangers(
+    registered: Mapping[str, Sequence[str]],
+    active: Mapping[str, Sequence[Mapping[str, Any]]],
+    ours: Collection[str],
+    needed: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Iterator[Neighbour]:
+    """Yield the workers that take from queues of ours and cannot do what is there: they drop what they get.
+
+    `registered` and `active` are what `celery inspect registered` and `active_queues` answer; `needed`: the tasks that
+    are sent to a queue, as far as that is known. A worker of another application that has them all is none of these.
+    """
+    for worker, queues in sorted(active.items()):
+        tasks = registered.get(worker)
+        if tasks is None:
+            continue
+        at = sorted({queue["name"] for queue in queues} & set(ours))
+        names = [name for name in at if not _can_do(tasks, needed.get(name, ()))]
+        if names:
+            yield Neighbour(
+                who=worker,
+                found=f"takes from {', '.join(names)} without having our tasks, and so drops those that it gets",
+                hint="\n".join(
+                    f"celery -A cdc_tasks control -d {worker} cancel_consumer {name}" for name in names
+                )
+                + "\nand start it with queues of its own from now on: worker -Q …",
+            )
+
+
+def _can_do(tasks: Sequence[str], needed: Collection[str]) -> bool:
+    names = _names(tasks)
+    return _OUR_TASK in names or (bool(needed) and names.issuperset(needed))
+
+
+def _names(tasks: Sequence[str]) -> set[str]:
+    return {task.partition(" ")[0] for task in tasks}  # behind it are the options that were asked for
+
+
+def kombus_unacked(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> Neighbour | None:
+    """Return what is to be said of messages of ours that were taken with kombu's own transport; raises RedisError."""
+    number = sum(1 for _ in _ours_in_unacked(client, ours, prefix))
+    if not number:
+        return None
+    return Neighbour(
+        who=f"{prefix}unacked",
+        found=f"{number} messages of our queues are held with kombu's own transport, by a worker of version 0.1, of "
+        "somebody else's, or one that is gone; ours leave them alone",
+        hint="Stop such workers with SIGTERM, which gives back what they hold. What is left after that is of dead "
+        "ones: python -m cdc_tasks give-back-unacked",
+    )
+
+
+# KEYS: unacked, its index, the queue; ARGV: the delivery tag, the message
+_GIVE_BACK = """
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('RPUSH', KEYS[3], ARGV[2])
+return 1
+"""
+
+
+def give_back(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> int:
+    """Put messages of our queues that kombu's own transport holds back, and return how many; raises RedisError."""
+    script = client.register_script(_GIVE_BACK)
+    places = {tag: place for place in _ours_in_unacked(client, ours, prefix) for tag in [place.tag]}
+    newest_first = [
+        tag for tag in client.zrevrange(f"{prefix}unacked_index", 0, -1) if tag in places
+    ]  # so that the oldest is the next to be taken
+    rest = [tag for tag in places if tag not in set(newest_first)]
+    return sum(
+        int(
+            script(
+                keys=[f"{prefix}unacked", f"{prefix}unacked_index", f"{prefix}{places[tag].queue}"],
+                args=[tag, places[tag].message],
+            )
+        )
+        for tag in rest + newest_first
+    )
+
+
+class _Held(NamedTuple):
+    tag: bytes
+    queue: str
+    message: str
+
+
+def _ours_in_unacked(client: redis.Redis, ours: Collection[str], prefix: str) -> Iterator[_Held]:
+    for number, (tag, held) in enumerate(client.hscan_iter(f"{prefix}unacked", count=500)):
+        if number >= _MOST:
+            return
+        queue, message = _read(held)
+        if queue in ours:
+            yield _Held(tag, queue, message)
+
+
+def _read(held: bytes) -> tuple[str, str]:
+    """Return the queue of what kombu noted, and the message as it was there; no queue where that can't be read."""
+    try:
+        message, _exchange, routing_key = json.loads(held)
+        message["headers"]["redelivered"] = True
+        message["properties"]["delivery_info"]["redelivered"] = True
+        return str(routing_key), json.dumps(message)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return "", ""

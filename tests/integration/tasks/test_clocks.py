@@ -1,0 +1,126 @@
+"""No two machines' clocks have to agree, and a step of one does no harm."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import SecretStr
+
+from cdc_tasks import sent
+from cdc_tasks.accounts import Account
+from cdc_tasks.countdown import eta_by_this_clock, with_countdown
+from cdc_tasks.pace import Turn
+from cdc_tasks.retrying import NotYet
+from cdc_tasks.sent import SendRecord
+from cdc_tasks.social import Rate, Recipient
+from cdc_tasks.steady_clock import CLOCK
+from tests.waiting import wait_until
+from tests.worker import Worker
+
+if TYPE_CHECKING:
+    from tests.helpdesk import HelpDesk
+
+_HOUR = 3_600_000
+_NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def _step(helpdesk: HelpDesk, milliseconds: int) -> None:
+    """Let Redis' clock say so much more than it does: what it said when it was looked at last is as much less."""
+    helpdesk.broker.cache.hincrby(CLOCK, "seen", -milliseconds)
+
+
+def _turn(position: str) -> Turn:
+    return Turn(lane="account:1", position=position, delivery_id=position)
+
+
+def _wait(turn: Turn, account: Account, rate: Rate) -> float:
+    with pytest.raises(NotYet) as caught:
+        turn.take(account, rate)
+    return caught.value.after or 0
+
+
+@pytest.mark.parametrize("step", [_HOUR, -_HOUR])
+def test_a_message_that_is_being_sent_stays_the_senders_when_redis_clock_steps(
+    in_process: HelpDesk, step: int
+) -> None:
+    sender = SendRecord("one")
+    sender.claim()
+    _step(in_process, step)
+    with pytest.raises(NotYet) as caught:
+        SendRecord("one").claim()
+    assert 60 < (caught.value.after or 0) <= sent._HELD
+    sender.confirm()
+    sender.sent()
+
+
+@pytest.mark.parametrize("step", [_HOUR, -_HOUR])
+def test_the_first_of_a_lane_is_waited_for_when_redis_clock_steps(in_process: HelpDesk, step: int) -> None:
+    account = _account()
+    _turn("0/1:0").expect()
+    _step(in_process, step)
+    assert _wait(_turn("0/2:0"), account, Rate(channel=1, service=0)) < 60
+    _turn("0/1:0").take(account, Rate(channel=1, service=0))
+    _turn("0/1:0").leave()
+
+
+@pytest.mark.parametrize("step", [_HOUR, -_HOUR])
+def test_the_next_message_of_a_channel_waits_for_its_slot_and_no_hour_when_redis_clock_steps(
+    in_process: HelpDesk, step: int
+) -> None:
+    account, rate = _account(), Rate(channel=1, service=1)
+    _turn("0/1:0").take(account, rate)
+    _turn("0/1:0").leave()
+    wait = _wait(_turn("0/2:0"), account, rate)
+    _step(in_process, step)
+    if step < 0:
+        assert 0 < _wait(_turn("0/2:0"), account, rate) <= wait
+    else:
+        _turn("0/2:0").take(account, rate)
+
+
+def test_who_waits_for_one_that_is_late_looks_less_and_less_often(in_process: HelpDesk) -> None:
+    account, rate = _account(), Rate(channel=0, service=0)
+    _turn("0/1:0").expect()
+    waits = [_wait(_turn("0/2:0"), account, rate)]
+    for _ in range(2):
+        in_process.broker.cache.hincrby(CLOCK, "passed", 450)
+        waits.append(_wait(_turn("0/2:0"), account, rate))
+    assert waits[0] < 0.45 <= waits[1] < waits[2] <= 1
+
+
+def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:
+    cache = helpdesk.broker.cache
+    with Worker(helpdesk.environment):
+        first = wait_until(lambda: cache.hget(CLOCK, "passed"), timeout=30, what="a worker to look at it")
+        wait_until(lambda: int(cache.hget(CLOCK, "passed") or 0) > int(first), timeout=30, what="it again")
+
+
+def test_a_message_of_a_worker_whose_clock_is_ahead_waits_no_longer_than_it_said(helpdesk: HelpDesk) -> None:
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.clock_ahead"}
+    right = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    with Worker(environment, "-Q", "celery"), Worker(right, "-Q", "bulk", "-n", "right@%h"):
+        helpdesk.send("ahead.send_on", 1, queue="celery")
+        wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), timeout=30, what="the message")
+
+
+def test_a_message_is_due_by_the_sooner_of_the_two() -> None:
+    def due(eta: datetime, countdown: float | None) -> str | None:
+        return eta_by_this_clock(with_countdown({"eta": eta.isoformat()}, countdown), _NOW)
+
+    at = [_NOW + timedelta(seconds=seconds) for seconds in (5, 30, 3600)]
+    assert due(at[2], 30) == at[1].isoformat()  # their clock is an hour ahead
+    assert due(at[0], 30) == at[0].isoformat()  # theirs is behind, or it was in its queue for a while
+    assert due(at[2], None) == at[2].isoformat()
+    assert due(at[2], float("nan")) == at[2].isoformat()
+    assert eta_by_this_clock({"eta": None}, _NOW) is None
+
+
+def test_a_retry_does_not_take_over_the_countdown_of_the_message_before() -> None:
+    assert with_countdown({"cdc_countdown": 5.0, "other": 1}, None) == {"other": 1}
+
+
+def _account() -> Account:
+    recipient = Recipient(address="C0ANNA", secret=SecretStr("xoxb"), email="anna@example.com")
+    return Account(id=1, user_id=1, service="slack", recipient=recipient)

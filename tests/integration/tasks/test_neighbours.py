@@ -1,0 +1,165 @@
+"""Who else is at the broker is told by `check` and by each worker at its start, with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+
+from cdc_tasks.neighbours import kombus_unacked, queues_taken, strangers
+from listener.check_broker import check_broker
+from listener.findings import Finding, State
+from listener.router import BinlogRouter, EventType
+from tests.waiting import wait_until
+from tests.worker import Worker, held
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.helpdesk import HelpDesk
+
+_CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+@contextmanager
+def _house_worker(helpdesk: HelpDesk, queues: str) -> Iterator[None]:
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.stock_tasks",
+        "worker",
+        "-c1",
+        "-Q",
+        queues,
+        "-n",
+        "house@%h",
+    ]
+    with subprocess.Popen(
+        command, cwd=_CHECKOUT, env={**os.environ, **helpdesk.environment}, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def _findings(helpdesk: HelpDesk) -> dict[str, Finding]:
+    router = BinlogRouter()
+    router.register("public", "tickets", EventType.INSERT, "cdc_tasks.notify_ticket_insert")
+    with Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app:
+        app.config_from_object("cdc_tasks.config.celery")
+        app.conf.broker_url = helpdesk.broker.url
+        return {each.what: each for each in check_broker(app, router.routes, durability="memory")}
+
+
+def _run(helpdesk: HelpDesk, command: str) -> str:
+    program, *rest = shlex.split(command)
+    module = ["-m", "celery"] if program == "celery" else []
+    done = subprocess.run(
+        [sys.executable, *module, *rest],
+        cwd=_CHECKOUT,
+        env={**os.environ, **helpdesk.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: HelpDesk) -> None:
+    with _house_worker(helpdesk, "house,notifications"), Worker(helpdesk.environment, "-Q", "bulk") as first:
+        found = wait_until(
+            lambda: (found := _findings(helpdesk)) and any("house@" in what for what in found) and found,
+            timeout=60,
+            what="the stock worker to answer",
+        )
+        [stranger] = [each for what, each in found.items() if "house@" in what]
+        assert stranger.state is State.PROBLEM
+        assert "takes from notifications without having our tasks" in stranger.found
+        assert found["queue notifications"].found == "no running worker takes from it"
+
+        with Worker(helpdesk.environment, "-Q", "cache", "-n", "second@%h", mingle=True) as second:
+            [line] = wait_until(
+                lambda: second.events("foreign_worker_takes_our_tasks"), timeout=20, what="what it says"
+            )
+            assert line["cure"] == stranger.cure
+            [lacking] = wait_until(lambda: second.events("queues_without_worker"), what="what nobody takes")
+            assert lacking["queues"] == ["celery", "notifications"]
+        assert not first.events("foreign_worker_takes_our_tasks")  # it was told not to greet anybody
+        _run(helpdesk, stranger.cure.splitlines()[0])
+        wait_until(
+            lambda: not any("house@" in what for what in _findings(helpdesk)),
+            timeout=20,
+            what="it to be gone",
+        )
+
+
+def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_order(
+    helpdesk: HelpDesk,
+) -> None:
+    client, cache = helpdesk.broker.client, helpdesk.broker.cache
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.plain_kombu"}, "-Q", "bulk") as worker:
+        for number in range(5):
+            helpdesk.send("killed.note", number, queue="bulk", countdown=3600)
+        wait_until(lambda: client.hlen("unacked") == 5, timeout=30, what="the worker to hold them")
+        worker.kill()
+    client.hset("unacked", "of the house", json.dumps([{"headers": {}, "properties": {}}, "house", "house"]))
+    client.hset("unacked", "unreadable", "{")
+    found = _findings(helpdesk)["broker's unacked"]
+    assert found.state is State.WARNING
+    assert found.found.startswith("5 messages of our queues")
+    with Worker(environment, "-Q", "cache", mingle=True) as other:
+        wait_until(
+            lambda: other.events("messages_held_with_kombus_transport"), timeout=20, what="what it says"
+        )
+        assert "5 messages are back" in _run(helpdesk, found.cure.rpartition(": ")[2])
+    assert client.hkeys("unacked") == [b"of the house", b"unreadable"]
+    assert _numbers(client.lrange("bulk", 0, -1)) == [4, 3, 2, 1, 0]  # the last is taken first
+    assert "broker's unacked" not in _findings(helpdesk)
+    assert not held(client)
+    assert not cache.hlen("noted")
+
+
+def _numbers(messages: list[bytes]) -> list[int]:
+    return [int(json.loads(message)["headers"]["argsrepr"].strip("(,)[]")) for message in messages]
+
+
+_HOUSE: dict[str, list[str]] = {"house@a": ["house.note"]}
+_OURS: dict[str, list[str]] = {"cdc@b": ["cdc_tasks.deliver [max_retries=3]"]}
+
+
+def _at(*queues: str) -> list[dict[str, Any]]:
+    return [{"name": queue} for queue in queues]
+
+
+def test_only_those_are_strangers_that_take_from_our_queues_and_have_said_what_they_can_do() -> None:
+    active = {"house@a": _at("house", "bulk"), "cdc@b": _at("bulk"), "silent@c": _at("bulk")}
+    [stranger] = strangers(_HOUSE | _OURS, active, ["bulk", "cache"])
+    assert stranger.who == "house@a"
+    assert stranger.hint.startswith("celery -A cdc_tasks control -d house@a cancel_consumer bulk\n")
+    assert queues_taken(_OURS | _HOUSE, active) == {"bulk"}
+    assert queues_taken(_HOUSE, active) == set()
+    assert not list(strangers(_HOUSE, {"house@a": _at("house")}, ["bulk"]))
+
+
+def test_another_applications_worker_that_has_what_the_routes_send_there_is_no_stranger() -> None:
+    active = {"house@a": _at("house", "bulk")}
+    needed = {"house": {"house.note"}, "bulk": {"house.note", "house.sync"}}
+    [stranger] = strangers(_HOUSE, active, ["house", "bulk"], needed)
+    assert stranger.found.startswith("takes from bulk without")
+    assert queues_taken(_HOUSE, active, needed) == {"house"}
+
+
+def test_an_empty_redis_has_nothing_of_kombus(helpdesk: HelpDesk) -> None:
+    assert kombus_unacked(helpdesk.broker.client, ["bulk"]) is None
