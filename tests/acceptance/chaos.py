@@ -11,12 +11,13 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Final, Literal
 
 import typer
 
 from demo.server_process import ServerProcess
+from tests.acceptance.changing_tables import ChangingTables
 from tests.acceptance.network import Cable
 from tests.acceptance.parking import POINTS
 from tests.acceptance.world import World
@@ -34,7 +35,7 @@ __all__ = [
     "kill_at",
 ]
 
-Target = Literal["listener", "broker", "database", "network", "all"]
+Target = Literal["listener", "broker", "database", "network", "all", "tables"]
 Attack = Callable[[World], str]
 
 # --- Attacks: each returns what was done ------------------------------------------------------------------
@@ -116,7 +117,7 @@ FAULTS: Final[dict[str, Callable[[Cable], None]]] = {
     "cut within a message": lambda cable: cable.cut_after(50_000),
 }
 
-_ATTACKS: Final[dict[Target, Sequence[Attack]]] = {
+_ATTACKS: Final[Mapping[str, Sequence[Attack]]] = {
     "listener": [attack_listener],
     "broker": [attack_broker],
     "database": [attack_database],
@@ -149,11 +150,33 @@ def main(
     seed: Annotated[
         int | None, typer.Option(help="Makes the same decisions again; random if not given.")
     ] = None,
-    target: Annotated[Target, typer.Option(help="What is attacked.")] = "listener",
+    target: Annotated[
+        Target, typer.Option(help="What is attacked; tables: they change while the listener dies.")
+    ] = "listener",
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
     seed = random.randrange(10**6) if seed is None else seed
     typer.echo(f"seed {seed}: make chaos ARGS='--kills {kills} --seed {seed} --target {target}'")
+    found = _change_tables(kills, seed) if target == "tables" else _attack_all(kills, seed, target)
+    for fault in found[:50]:
+        typer.echo(fault)
+    raise typer.Exit(1 if found else 0)
+
+
+def _change_tables(steps: int, seed: int) -> list[str]:
+    """Change tables so many times, and return what is wrong."""
+    with ChangingTables(seed=seed) as tables:
+        found = tables.run(steps, said=typer.echo)
+    for what, count in sorted(tables.done.items()):
+        typer.echo(f"{count:6} x {what}")
+    typer.echo(
+        f"{len(found)} faults" if found else "each committed row came once, or is in a gap that was told"
+    )
+    return found
+
+
+def _attack_all(kills: int, seed: int, target: Target) -> list[str]:
+    """Attack so many times, and return what is wrong in the queues."""
     with World(seed=seed) as world:
         attacks = (world.dice.choice(_ATTACKS[target]) for _ in range(kills))
         # Everything is looked at in memory in the end: many kills take long, so the writers go slowly.
@@ -162,12 +185,10 @@ def main(
             typer.echo(f"{count:6} x {what}")
         typer.echo("committed: " + ", ".join(f"{n} {event}" for event, n in world.ledger.count().items()))
         found = world.settle()
-    for fault in found[:50]:
-        typer.echo(fault)
     typer.echo(
         f"{len(found)} faults" if found else "each committed change is there exactly once, in commit order"
     )
-    raise typer.Exit(1 if found else 0)
+    return found
 
 
 if __name__ == "__main__":
