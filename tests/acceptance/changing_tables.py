@@ -33,7 +33,7 @@ __all__ = ["ChangingTables", "Written", "unexplained"]
 _NAME: Final = "changing"
 _ROW: Final = "id bigint PRIMARY KEY, mark bigint NOT NULL, note text, amount int DEFAULT 1"
 _TABLES: Final = f"""
-CREATE SCHEMA shop_a; CREATE SCHEMA shop_b; CREATE SCHEMA attic;
+CREATE SCHEMA shop_a; CREATE SCHEMA shop_b;
 CREATE TABLE orders ({_ROW});
 CREATE TABLE called_one ({_ROW});
 CREATE TABLE tenant_0 ({_ROW});
@@ -195,7 +195,7 @@ class ChangingTables:
             self._execute(_TABLES)
             stack.callback(self._forget)
             self._start()
-            self._attend(lambda: bool(self._running.events("streaming")), what="stream")
+            self._attend(self._reads, what="read")
             self._stack = stack.pop_all()
         return self
 
@@ -242,6 +242,8 @@ class ChangingTables:
 
     def _step(self) -> str:
         """Change a table, with the listener at work, or killed or stopped before and started behind it."""
+        if self._dice.random() < 0.8:  # else it is met wherever it is: at its start, or stopped by a gap
+            self._attend(self._reads, what="read")
         when = self._dice.choice(["at work", "at work", "killed", "stopped"])
         if when == "killed":
             self._forget()
@@ -252,7 +254,7 @@ class ChangingTables:
             _CHANGES[what](self)
         except (errors.LockNotAvailable, errors.DeadlockDetected):
             what = "nothing: a table was locked"
-        time.sleep(self._dice.uniform(0, 0.5))  # clients write to what there is now
+        time.sleep(self._dice.uniform(0, 1.5))  # clients write to what there is now
         if self._listener is None:
             self._start()
         else:
@@ -296,9 +298,9 @@ class ChangingTables:
         table, number = self._plain(), next(self._numbers)
         schema, _, name = _qualified(table).partition(".")
         self._execute(
-            f"CREATE TABLE attic.new_{number} (LIKE {table} INCLUDING ALL);"
-            f"ALTER TABLE {table} SET SCHEMA attic; ALTER TABLE attic.{name} RENAME TO old_{number};"
-            f"ALTER TABLE attic.new_{number} RENAME TO {name}; ALTER TABLE attic.{name} SET SCHEMA {schema}"
+            f"CREATE SCHEMA attic_{number}; CREATE SCHEMA new_{number};"
+            f"CREATE TABLE new_{number}.{name} (LIKE {table} INCLUDING ALL);"
+            f"ALTER TABLE {table} SET SCHEMA attic_{number}; ALTER TABLE new_{number}.{name} SET SCHEMA {schema}"
         )
 
     def drop_and_create(self) -> None:
@@ -388,6 +390,9 @@ class ChangingTables:
         assert has_gap, f"it ended with what no gap explains:\n{log[-3000:]}"
         self._start("--accept-gap")
 
+    def _reads(self) -> bool:
+        return bool(self._running.events("streaming"))
+
     def _attend(self, condition: Callable[[], bool], *, what: str) -> None:
         def is_so() -> bool:
             self._look()
@@ -412,7 +417,7 @@ class ChangingTables:
     def _end(self) -> None:
         """SIGTERM, once it has begun to read: it ends with 0, or told before why it ended."""
         deadline = Deadline(30)
-        while self._running.running and not self._running.events("streaming"):
+        while self._running.running and not self._reads():
             deadline.check("the listener reads")
             time.sleep(0.05)
         if self._running.running:
