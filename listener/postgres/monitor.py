@@ -31,11 +31,11 @@ from listener.postgres.errors import SlotInUse, sqlstate_of
 from listener.postgres.notes import Notes, format_notes, parse_notes
 from listener.postgres.place import Place, Published
 from listener.postgres.plugins import PluginName, open_plugin
-from listener.postgres.preparation import find_gap
+from listener.postgres.preparation import find_gap, published_lsn
 from listener.postgres.server_log import ServerLog, Start, identify, refuse_standby, resume
 from listener.postgres.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
-from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper, published_lsn
+from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper
 from listener.postgres.table_watch import TableWatch
 from listener.router import Route
 from listener.wakeup import Wakeup
@@ -48,6 +48,8 @@ _MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batc
 _TICK = 0.25  # seconds between two looks at what is due while nothing comes
 _ACKNOWLEDGE_EVERY = 0.5  # seconds
 _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not concern us
+_LOOKED_EVERY = 2.0  # seconds between two notes of when the tables were looked at, at least …
+_LOOKED_RATE = 50_000  # … and no more bytes a second than these: notes of thousands of tables are long
 _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
 
 _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
@@ -96,6 +98,8 @@ class PostgresWALMonitor:
         )
         self._noted: str | None = None  # what the broker holds of the notes, or will with the next batch
         self._compared: Notes | None = None  # with what is noted
+        self._looked = 0  # what is noted of that
+        self._note_at = 0.0  # not before is it noted again for that alone
         self._said: str | None = None  # what the decoder wants to know at the next start
         self._watch: TableWatch
         self._prepared = Prepared(Notes(), 0)
@@ -214,24 +218,31 @@ class PostgresWALMonitor:
         """Let go of the slot."""
         self._open_things.close()
 
-    def _news(self) -> str | None:
-        """Return the notes where they are not what the broker holds; raises what the watch found."""
+    def _news(self, *, is_last: bool = False) -> str | None:
+        """Return the notes where they are not what the broker holds; raises what the watch found.
+
+        That the tables were looked at once more is said now and then, and with the last ones.
+        """
         watch = self._watch
         if watch.error is not None:
             raise watch.error
-        said, notes = self._decoder.notes(), watch.notes
-        if notes is self._compared and said is None:
+        said, looked = self._decoder.notes(), watch.looked
+        notes = watch.notes  # after `looked`: they may be newer
+        is_due = looked != self._looked and (is_last or monotonic() >= self._note_at)
+        if notes is self._compared and said is None and not is_due:
             return None
         self._compared, self._said = notes, said or self._said
         if self._said is not None:
             notes = replace(notes, others={**notes.others, _DECODER: self._said})
-        noted, self._noted = self._noted, format_notes(notes)
+        noted, self._noted = self._noted, format_notes(replace(notes, looked=looked))
+        self._looked = looked
+        self._note_at = monotonic() + max(_LOOKED_EVERY, len(self._noted) / _LOOKED_RATE)
         return None if noted == self._noted else self._noted
 
     def _last_news(self, position: WALPosition) -> Iterator[Batch]:
         """Yield what the watch found and the broker does not know yet: the next start would take it for a gap."""
         self._watch.close()
-        if self._watch.error is None and (notes := self._news()) is not None:
+        if self._watch.error is None and (notes := self._news(is_last=True)) is not None:
             yield Batch((), self._named(position), notes=notes)
 
     def _read(self, changes: list[WALChange]) -> bool:
@@ -319,7 +330,7 @@ class PostgresWALMonitor:
             )
             with self._explained(streams=False):
                 taken = self._stream.start(self._slot, plugin.options)
-            self._watch.start(self._prepared.end)
+            self._watch.start(self._prepared.looked)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
             self._read_up_to = 0

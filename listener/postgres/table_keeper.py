@@ -11,12 +11,11 @@ import structlog
 
 from cdc_tasks.changes import EventType
 from listener.findings import Finding, raise_problems
-from listener.monitor import Gap, Saved, SourceError
+from listener.monitor import Gap, SourceError
 from listener.postgres.catalogue import Table, TableName, read_names, read_tables
 from listener.postgres.change import format_lsn, parse_lsn
 from listener.postgres.connection import Connection, fetch_value
 from listener.postgres.cures import ACCEPT_GAP
-from listener.postgres.decoder import WALPosition
 from listener.postgres.errors import PermissionDenied
 from listener.postgres.membership import find_unwritten, replace_list, run_together, take_in
 from listener.postgres.notes import GapNote, Notes
@@ -47,7 +46,7 @@ __all__ = [
     "RenamedAway",
     "TableKeeper",
     "gap_of_tables",
-    "published_lsn",
+    "gap_start",
     "read_end",
     "say_gap",
     "tell_renamed",
@@ -84,10 +83,10 @@ class Repaired(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What is to be noted, and where the log was when it was so."""
+    """What is to be noted, and where the log was before anybody looked."""
 
     notes: Notes
-    end: int
+    looked: int
 
 
 class Look(NamedTuple):
@@ -126,7 +125,8 @@ class TableKeeper:
         raise_problems(findings)
         losses, cures = self._restore(connection, notes, survey)
         renamed = tuple(find_renamed(notes, survey, self.routes, position))
-        gap = gap_of_tables(losses, renamed, format_lsn(position), format_lsn(read_end(connection)), cures)
+        start, end = gap_start(notes, survey, position), read_end(connection)
+        gap = gap_of_tables(losses, renamed, format_lsn(start), format_lsn(end), cures)
         if gap and not accept_gap:
             raise gap  # with nothing taken out of the publication: the next start may need it
         if self.publication is not None:
@@ -138,7 +138,7 @@ class TableKeeper:
         for each in notes.gaps:
             say_gap(each)
         noted = note_tables(notes, after, self.routes, position=position, only=lambda _oid: True)
-        return Prepared(noted, after.end)
+        return Prepared(noted, survey.end)
 
     def look(self, connection: Connection, notes: Notes, *, since: int, position: int) -> Look:
         """Take in what has come and take back what went, while a listener reads; note what may be missing.
@@ -287,17 +287,18 @@ def _plan(connection: Connection, survey: Survey, *, column_lists: bool) -> Publ
     return replace(plan, tables={**plan.tables, **{each.name: None for each in survey.covered}})
 
 
-def published_lsn(saved: Saved | None) -> int:
-    """Return how far the log was published; 0 where that is not known."""
-    try:
-        return WALPosition.parse(saved.position).commit_lsn if saved else 0
-    except ValueError:
-        return 0  # the checkpoint of another kind of database: that is told elsewhere
-
-
 def read_end(connection: Connection) -> int:
     """Return where the server's log ends."""
     return parse_lsn(fetch_value(connection, _END))
+
+
+def gap_start(notes: Notes, survey: Survey, position: int) -> int:
+    """Return from where on changes may be missing of a table that is not as it is noted.
+
+    Not from `position` on, up to which the log is published: a table can be gone before a listener that is killed
+    has seen it, and the listener reads on.
+    """
+    return notes.looked if 0 < notes.looked <= survey.end else position
 
 
 def gap_of_tables(

@@ -76,8 +76,10 @@ class Told:
     until: int
 
     def explains(self, written: Written) -> bool:
-        overlaps = self.since <= written.until and written.since <= self.until
-        return overlaps and re.search(rf"\b{re.escape(written.table)}\b", self.text) is not None
+        return self.since <= written.until and written.since <= self.until and self.names(written)
+
+    def names(self, written: Written) -> bool:
+        return re.search(rf"\b{re.escape(written.table)}\b", self.text) is not None
 
 
 def told_in(text: str) -> Told:
@@ -99,6 +101,7 @@ def unexplained(written: list[Written], arrived: Counter[Key], told: list[Told])
             f"lost without a gap: {each.key} of {each.table}, {each.since:X} to {each.until:X}"
             for each in lost
         ),
+        *(f"a gap was told: {gap.text}" for gap in told if any(gap.names(each) for each in lost)),
         *(f"{number} times: {key}" for key, number in arrived.items() if number > 1),
         *(f"never committed: {key}" for key in arrived if key not in known),
     ]
