@@ -141,12 +141,10 @@ class PostgresWALMonitor:
         self._gap_is_accepted = False
         try:
             yield from self._batches(after)
+            if self._stream.has_answered:
+                yield from self._told_already()
         except SourceLost:
-            if not (self._stream.has_begun or self._decoder.is_expecting):
-                # A server that shut down may have been told of this place before we knew it: see ReplicationStream.
-                yield Batch(
-                    (), self._named(WALPosition.before(max(self._stream.server_position, self._confirmed)))
-                )
+            yield from self._told_already()
             raise
         except Gap as gap:
             if after is None or not self._accept_gap:
@@ -156,6 +154,12 @@ class PostgresWALMonitor:
             yield Batch((), after)  # held before anything is read in its terms
             self.open(saved=Saved(after))  # all again that was left out as published: it was another log's
             yield from self._batches(after)
+
+    def _told_already(self) -> Iterator[Batch]:
+        """Yield the place that a server that shuts down may know before the broker does: see ReplicationStream."""
+        if not (self._stream.has_begun or self._decoder.is_expecting):
+            place = max(self._stream.server_position, self._confirmed)
+            yield Batch((), self._named(WALPosition.before(place)))
 
     def _batches(self, after: str | None) -> Iterator[Batch]:
         start = self._resume(after) if after else Start()
@@ -264,7 +268,8 @@ class PostgresWALMonitor:
                 boundary = decode(payload, changes)
                 if boundary is not None:
                     self._note(boundary)
-                elif not message.data_start and (changes or self._is_ahead):
+                # One with which a transaction begins has no place either, if it came from another server.
+                if not message.data_start and (changes or self._is_ahead):
                     return False
         return True
 
