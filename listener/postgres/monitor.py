@@ -254,7 +254,8 @@ class PostgresWALMonitor:
 
         Behind a message that describes a table, which has no place of its own, psycopg2 takes over the place of a
         keepalive, and tells it a server that asks, as one does that shuts down. The transactions before that place
-        have to be held by then.
+        have to be held by then. (A Begin of a transaction that came from another server has no place either; but the
+        server sends the next message together with it, and a batch for each such transaction would be slow.)
         """
         read, decode = self._stream.read, self._decoder.decode
         full, size = self._batch_size, 0
@@ -268,8 +269,7 @@ class PostgresWALMonitor:
                 boundary = decode(payload, changes)
                 if boundary is not None:
                     self._note(boundary)
-                # One with which a transaction begins has no place either, if it came from another server.
-                if not message.data_start and (changes or self._is_ahead):
+                elif not message.data_start and (changes or self._is_ahead):
                     return False
         return True
 

@@ -30,7 +30,7 @@ from tests.acceptance.checker import read_message
 from tests.acceptance.listener_process import ListenerProcess
 from tests.waiting import Deadline, wait_until
 
-__all__ = ["CHANGES", "ChangingTables", "Written", "unexplained", "unfounded"]
+__all__ = ["CHANGES", "ChangingTables", "Written", "told_in", "unexplained", "unfounded"]
 
 _NAME: Final = "changing"
 _ROW: Final = "id bigint PRIMARY KEY, mark bigint NOT NULL, note text, amount int DEFAULT 1"
