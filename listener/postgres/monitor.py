@@ -374,7 +374,7 @@ class PostgresWALMonitor:
         if gap and not self._accept_gap:
             raise gap
         with _races_lost():
-            self._prepare_tables(connection, saved, is_anew=bool(gap))
+            self._prepare_tables(connection, slot, saved, is_anew=bool(gap))
         if gap:
             log.error("gap_accepted", gap=gap.message)
             if slot:
@@ -390,15 +390,24 @@ class PostgresWALMonitor:
         elif slot:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
 
-    def _prepare_tables(self, connection: Connection, saved: Saved | None, *, is_anew: bool) -> None:
+    def _prepare_tables(
+        self, connection: Connection, slot: Slot | None, saved: Saved | None, *, is_anew: bool
+    ) -> None:
         """Compare the tables with the notes, unless an accepted gap covers all that happened since."""
         self._noted = saved.notes if saved else None
         notes = parse_notes(self._noted)
         self._said = notes.others.get(_DECODER)
+        is_assumed = saved is None and slot is not None  # or the broker has lost what it held
         if is_anew:
             notes = replace(notes, tables=None)
+        elif is_assumed:
+            notes = self._keeper.assumed(connection, parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0"))
         self._prepared = self._keeper.prepare(
-            connection, notes, position=published_lsn(saved), accept_gap=self._accept_gap
+            connection,
+            notes,
+            position=published_lsn(saved),
+            accept_gap=self._accept_gap,
+            is_noted=not is_assumed,
         )
         self._compared = None
 

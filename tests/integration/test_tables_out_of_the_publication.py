@@ -218,6 +218,26 @@ def test_a_gap_begins_at_the_last_look_though_a_listener_that_was_killed_had_rea
     assert parse_lsn(told[2]) >= end_of_log(source)
 
 
+def test_a_table_replaced_after_a_first_start_that_was_killed_before_its_first_checkpoint_is_told(
+    source: PostgresSource,
+) -> None:
+    source.execute(TABLE.format("t"), TABLE.format("u"))
+    source.watch("t", "u")
+    source.stop()
+    assert source.saved is None
+    source.execute("INSERT INTO t VALUES (1)", "DROP TABLE t", TABLE.format("t"), "INSERT INTO t VALUES (2)")
+    with capture_logs() as logs:
+        source.watch("t", "u")
+    (told,) = [line for line in logs if line["event"] == "gap"]
+    assert told["table"] == "public.t"
+    assert parse_lsn(told["from"]) < parse_lsn(told["to"])
+    source.execute("INSERT INTO t VALUES (3)")
+    assert ids(source, 2) == [("t", 1), ("t", 3)]
+    assert gaps(source) == ()
+    source.stop()
+    start(source, "t", "u")
+
+
 def test_where_the_log_was_at_the_last_look_is_noted_while_all_is_well(source: PostgresSource) -> None:
     source.execute(TABLE.format("t"))
     start(source, "t")
