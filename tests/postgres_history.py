@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from listener.postgres.plugins import PluginName
 
-__all__ = ["History", "is_later"]
+__all__ = ["NAME", "History", "is_later"]
 
 NAME = "cdc"
 

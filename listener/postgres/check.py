@@ -20,7 +20,7 @@ from listener.postgres.cures import ACCEPT_GAP
 from listener.postgres.diagnosis import explain
 from listener.postgres.identifiers import quoted
 from listener.postgres.notes import Notes, parse_notes
-from listener.postgres.preparation import find_gap, find_wrong_place
+from listener.postgres.preparation import find_gap, find_wrong_place, published_lsn
 from listener.postgres.publication import statements_for
 from listener.postgres.remembered import Survey, find_renamed
 from listener.postgres.server_log import is_standby
@@ -32,7 +32,7 @@ from listener.postgres.slot import (
     read_slot,
 )
 from listener.postgres.table_findings import find_refused
-from listener.postgres.table_keeper import TableKeeper, gap_of_tables, published_lsn, tell_renamed
+from listener.postgres.table_keeper import TableKeeper, gap_of_tables, gap_start, tell_renamed
 from listener.postgres.watched import Watched
 from listener.router import Route
 
@@ -183,8 +183,9 @@ def _check_gaps(connection: Connection, wanted: Wanted, notes: Notes, survey: Su
     """Yield what the next start would stop at, and the gaps that nobody has accepted."""
     if wanted.saved is not None:
         position = published_lsn(wanted.saved)
+        start = format_lsn(gap_start(notes, survey, position))
         losses = wanted.keeper.unproven(connection, notes, survey)
-        if gap := gap_of_tables(losses, (), format_lsn(position), format_lsn(survey.end)):
+        if gap := gap_of_tables(losses, (), start, format_lsn(survey.end)):
             yield finding_from("gap", gap)
         for each in find_renamed(notes, survey, wanted.routes, position):
             found, cure = tell_renamed(each)

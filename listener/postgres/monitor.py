@@ -31,11 +31,11 @@ from listener.postgres.errors import SlotInUse, sqlstate_of
 from listener.postgres.notes import Notes, format_notes, parse_notes
 from listener.postgres.place import Place, Published
 from listener.postgres.plugins import PluginName, open_plugin
-from listener.postgres.preparation import find_gap
+from listener.postgres.preparation import find_gap, published_lsn
 from listener.postgres.server_log import ServerLog, Start, identify, refuse_standby, resume
 from listener.postgres.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.stream import ReplicationStream
-from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper, published_lsn
+from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper
 from listener.postgres.table_watch import TableWatch
 from listener.router import Route
 from listener.wakeup import Wakeup
@@ -48,6 +48,8 @@ _MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batc
 _TICK = 0.25  # seconds between two looks at what is due while nothing comes
 _ACKNOWLEDGE_EVERY = 0.5  # seconds
 _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not concern us
+_LOOKED_EVERY = 2.0  # seconds between two notes of when the tables were looked at, at least …
+_LOOKED_RATE = 50_000  # … and no more bytes a second than these: notes of thousands of tables are long
 _STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
 
 _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
@@ -96,6 +98,8 @@ class PostgresWALMonitor:
         )
         self._noted: str | None = None  # what the broker holds of the notes, or will with the next batch
         self._compared: Notes | None = None  # with what is noted
+        self._looked = 0  # what is noted of that
+        self._note_at = 0.0  # not before is it noted again for that alone
         self._said: str | None = None  # what the decoder wants to know at the next start
         self._watch: TableWatch
         self._prepared = Prepared(Notes(), 0)
@@ -137,12 +141,10 @@ class PostgresWALMonitor:
         self._gap_is_accepted = False
         try:
             yield from self._batches(after)
+            if self._stream.has_answered:
+                yield from self._told_already()
         except SourceLost:
-            if not (self._stream.has_begun or self._decoder.is_expecting):
-                # A server that shut down may have been told of this place before we knew it: see ReplicationStream.
-                yield Batch(
-                    (), self._named(WALPosition.before(max(self._stream.server_position, self._confirmed)))
-                )
+            yield from self._told_already()
             raise
         except Gap as gap:
             if after is None or not self._accept_gap:
@@ -152,6 +154,12 @@ class PostgresWALMonitor:
             yield Batch((), after)  # held before anything is read in its terms
             self.open(saved=Saved(after))  # all again that was left out as published: it was another log's
             yield from self._batches(after)
+
+    def _told_already(self) -> Iterator[Batch]:
+        """Yield the place that a server that shuts down may know before the broker does: see ReplicationStream."""
+        if not (self._stream.has_begun or self._decoder.is_expecting):
+            place = max(self._stream.server_position, self._confirmed)
+            yield Batch((), self._named(WALPosition.before(place)))
 
     def _batches(self, after: str | None) -> Iterator[Batch]:
         start = self._resume(after) if after else Start()
@@ -214,24 +222,31 @@ class PostgresWALMonitor:
         """Let go of the slot."""
         self._open_things.close()
 
-    def _news(self) -> str | None:
-        """Return the notes where they are not what the broker holds; raises what the watch found."""
+    def _news(self, *, is_last: bool = False) -> str | None:
+        """Return the notes where they are not what the broker holds; raises what the watch found.
+
+        That the tables were looked at once more is said now and then, and with the last ones.
+        """
         watch = self._watch
         if watch.error is not None:
             raise watch.error
-        said, notes = self._decoder.notes(), watch.notes
-        if notes is self._compared and said is None:
+        said, looked = self._decoder.notes(), watch.looked
+        notes = watch.notes  # after `looked`: they may be newer
+        is_due = looked != self._looked and (is_last or monotonic() >= self._note_at)
+        if notes is self._compared and said is None and not is_due:
             return None
         self._compared, self._said = notes, said or self._said
         if self._said is not None:
             notes = replace(notes, others={**notes.others, _DECODER: self._said})
-        noted, self._noted = self._noted, format_notes(notes)
+        noted, self._noted = self._noted, format_notes(replace(notes, looked=looked))
+        self._looked = looked
+        self._note_at = monotonic() + max(_LOOKED_EVERY, len(self._noted) / _LOOKED_RATE)
         return None if noted == self._noted else self._noted
 
     def _last_news(self, position: WALPosition) -> Iterator[Batch]:
         """Yield what the watch found and the broker does not know yet: the next start would take it for a gap."""
         self._watch.close()
-        if self._watch.error is None and (notes := self._news()) is not None:
+        if self._watch.error is None and (notes := self._news(is_last=True)) is not None:
             yield Batch((), self._named(position), notes=notes)
 
     def _read(self, changes: list[WALChange]) -> bool:
@@ -239,7 +254,8 @@ class PostgresWALMonitor:
 
         Behind a message that describes a table, which has no place of its own, psycopg2 takes over the place of a
         keepalive, and tells it a server that asks, as one does that shuts down. The transactions before that place
-        have to be held by then.
+        have to be held by then. (A Begin of a transaction that came from another server has no place either; but the
+        server sends the next message together with it, and a batch for each such transaction would be slow.)
         """
         read, decode = self._stream.read, self._decoder.decode
         full, size = self._batch_size, 0
@@ -319,7 +335,7 @@ class PostgresWALMonitor:
             )
             with self._explained(streams=False):
                 taken = self._stream.start(self._slot, plugin.options)
-            self._watch.start(self._prepared.end)
+            self._watch.start(self._prepared.looked)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
             self._read_up_to = 0
@@ -358,7 +374,7 @@ class PostgresWALMonitor:
         if gap and not self._accept_gap:
             raise gap
         with _races_lost():
-            self._prepare_tables(connection, saved, is_anew=bool(gap))
+            self._prepare_tables(connection, slot, saved, is_anew=bool(gap))
         if gap:
             log.error("gap_accepted", gap=gap.message)
             if slot:
@@ -374,15 +390,24 @@ class PostgresWALMonitor:
         elif slot:
             check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
 
-    def _prepare_tables(self, connection: Connection, saved: Saved | None, *, is_anew: bool) -> None:
+    def _prepare_tables(
+        self, connection: Connection, slot: Slot | None, saved: Saved | None, *, is_anew: bool
+    ) -> None:
         """Compare the tables with the notes, unless an accepted gap covers all that happened since."""
         self._noted = saved.notes if saved else None
         notes = parse_notes(self._noted)
         self._said = notes.others.get(_DECODER)
+        is_assumed = saved is None and slot is not None  # or the broker has lost what it held
         if is_anew:
             notes = replace(notes, tables=None)
+        elif is_assumed:
+            notes = self._keeper.assumed(connection, parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0"))
         self._prepared = self._keeper.prepare(
-            connection, notes, position=published_lsn(saved), accept_gap=self._accept_gap
+            connection,
+            notes,
+            position=published_lsn(saved),
+            accept_gap=self._accept_gap,
+            is_noted=not is_assumed,
         )
         self._compared = None
 

@@ -9,10 +9,11 @@ from typing import Final, NamedTuple
 from listener.findings import Finding
 from listener.monitor import Gap, Saved, SourceError, SourceLost
 from listener.postgres.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.change import parse_lsn
+from listener.postgres.change import format_lsn, parse_lsn
 from listener.postgres.connection import Connection, connect_replication
 from listener.postgres.cures import ACCEPT_GAP
-from listener.postgres.notes import Notes
+from listener.postgres.notes import Notes, parse_notes
+from listener.postgres.place import WALPosition
 from listener.postgres.publication import read_publication
 from listener.postgres.remembered import former_names
 from listener.postgres.server_log import identify, resume
@@ -21,7 +22,15 @@ from listener.postgres.table_findings import find_in_tables
 from listener.postgres.watched import Watched, covered_partitions, watched_tables
 from listener.router import Route, RouteIndex
 
-__all__ = ["TablesSeen", "find_gap", "find_wrong_place", "gap_of_publication", "look_at_tables", "routed"]
+__all__ = [
+    "TablesSeen",
+    "find_gap",
+    "find_wrong_place",
+    "gap_of_publication",
+    "look_at_tables",
+    "published_lsn",
+    "routed",
+]
 
 _NOTHING_NOTED: Final = Notes()
 
@@ -40,8 +49,20 @@ def find_gap(
         return lost
     if publication is not None and read_publication(connection, publication) is None:
         # What is older than the publication is skipped without a word by version 18, and stops those before.
-        return gap_of_publication(publication, unpublished_from(saved, slot), slot.current_lsn)
+        looked = parse_notes(saved.notes).looked if saved else 0
+        # It may have been gone before a listener that was killed had seen it, and read on.
+        is_earlier = 0 < looked < published_lsn(saved)
+        start = format_lsn(looked) if is_earlier else unpublished_from(saved, slot)
+        return gap_of_publication(publication, start, slot.current_lsn)
     return None
+
+
+def published_lsn(saved: Saved | None) -> int:
+    """Return how far the log was published; 0 where that is not known."""
+    try:
+        return WALPosition.parse(saved.position).commit_lsn if saved else 0
+    except ValueError:
+        return 0  # the checkpoint of another kind of database: that is told elsewhere
 
 
 def gap_of_publication(publication: str, start: str, end: str) -> Gap:

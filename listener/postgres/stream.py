@@ -52,6 +52,7 @@ class ReplicationStream:
         # none. So it says nothing by itself, but where the server asks for an answer: `PostgresWALMonitor._read`.
         self._feedback: Any = connection.cursor()
         self._answered_at = self._cursor.feedback_timestamp  # by the reading cursor, because the server asked
+        self._started_at = self._answered_at
         self.has_begun = False  # there was a message
         self._wakeup = wakeup
         self._closed = threading.Event()
@@ -76,7 +77,7 @@ class ReplicationStream:
                     if place == len(options):
                         raise
             self._cursor.send_feedback(force=True)  # from now on its interval counts
-        self._answered_at = self._cursor.feedback_timestamp
+        self._started_at = self._answered_at = self._cursor.feedback_timestamp
         self._heard = monotonic()
         self._keeper.start()
         return taken
@@ -103,6 +104,11 @@ class ReplicationStream:
             self._answered_at = self._cursor.feedback_timestamp
             answer: Any = self._connection.cursor()
             answer.send_feedback(write_lsn=self.server_position, force=True)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the server asked, and was told of a place by the reading cursor."""
+        return bool(self._cursor.feedback_timestamp > self._started_at)
 
     def _read_first(self) -> Any:
         message = self._cursor.read_message()

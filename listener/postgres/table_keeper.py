@@ -11,15 +11,14 @@ import structlog
 
 from cdc_tasks.changes import EventType
 from listener.findings import Finding, raise_problems
-from listener.monitor import Gap, Saved, SourceError
+from listener.monitor import Gap, SourceError
 from listener.postgres.catalogue import Table, TableName, read_names, read_tables
 from listener.postgres.change import format_lsn, parse_lsn
 from listener.postgres.connection import Connection, fetch_value
 from listener.postgres.cures import ACCEPT_GAP
-from listener.postgres.decoder import WALPosition
 from listener.postgres.errors import PermissionDenied
 from listener.postgres.membership import find_unwritten, replace_list, run_together, take_in
-from listener.postgres.notes import GapNote, Notes
+from listener.postgres.notes import GapNote, Notes, TableNote
 from listener.postgres.preparation import gap_of_publication, look_at_tables, routed
 from listener.postgres.publication import (
     Publication,
@@ -47,7 +46,7 @@ __all__ = [
     "RenamedAway",
     "TableKeeper",
     "gap_of_tables",
-    "published_lsn",
+    "gap_start",
     "read_end",
     "say_gap",
     "tell_renamed",
@@ -65,6 +64,10 @@ class RenamedAway(SourceError):
 
 
 _MOST_TOLD: Final = 50  # tables in one message
+_BRING_UP_TO_DATE: Final = (
+    "There is no checkpoint, so nobody knows whether the table was watched before. If it was, bring what depends on it"
+    " up to date by hand."
+)
 
 
 class Trouble(NamedTuple):
@@ -84,10 +87,10 @@ class Repaired(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What is to be noted, and where the log was when it was so."""
+    """What is to be noted, and where the log was before anybody looked."""
 
     notes: Notes
-    end: int
+    looked: int
 
 
 class Look(NamedTuple):
@@ -111,23 +114,33 @@ class TableKeeper:
     column_lists: bool = False
 
     def prepare(
-        self, connection: Connection, notes: Notes, *, position: int = 0, accept_gap: bool = False
+        self,
+        connection: Connection,
+        notes: Notes,
+        *,
+        position: int = 0,
+        accept_gap: bool = False,
+        is_noted: bool = True,
     ) -> Prepared:
         """Make the publication what the routes need, and return what is to be noted.
 
         To be called before the slot is made, and not while another listener reads, which relies on the publication
-        as it is. `position` is how far the log was published. Tables are taken back before a gap is told: so it
-        grows no more while it waits for somebody.
+        as it is. `position` is how far the log was published; `is_noted` is False for `assumed` notes. Tables are taken
+        back before a gap is told: so it grows no more while it waits for somebody.
 
         Raises SourceError with all that is wrong with the tables, SourceLost where a lock could not be had soon,
-        Gap where changes are missing, unless that is accepted.
+        Gap where changes are missing, unless that is accepted; with assumed notes it is told, and stops nobody.
         """
         findings, survey = self.survey(connection, notes)
         raise_problems(findings)
         losses, cures = self._restore(connection, notes, survey)
         renamed = tuple(find_renamed(notes, survey, self.routes, position))
-        gap = gap_of_tables(losses, renamed, format_lsn(position), format_lsn(read_end(connection)), cures)
-        if gap and not accept_gap:
+        start, end = gap_start(notes, survey, position), read_end(connection)
+        gap = gap_of_tables(losses, renamed, format_lsn(start), format_lsn(end), cures)
+        if gap and not is_noted:
+            for loss in losses:
+                say_gap(_note_of(loss, start, end), cure=_BRING_UP_TO_DATE)
+        elif gap and not accept_gap:
             raise gap  # with nothing taken out of the publication: the next start may need it
         if self.publication is not None:
             wanted, needed = self.wanted(connection, survey), self.needed(connection, survey)
@@ -138,7 +151,26 @@ class TableKeeper:
         for each in notes.gaps:
             say_gap(each)
         noted = note_tables(notes, after, self.routes, position=position, only=lambda _oid: True)
-        return Prepared(noted, after.end)
+        return Prepared(noted, survey.end)
+
+    def assumed(self, connection: Connection, confirmed: int) -> Notes:
+        """Return what is likely to have been noted by a start that never came to its first checkpoint.
+
+        All that it published is still in the publication, and nothing was acknowledged behind `confirmed`.
+        """
+        found = self._read(connection)
+        if found is None:
+            return Notes()
+        oids = {name: oid for oid, name in read_names(connection).items()}
+        members = {name: member for name, member in found.members.items() if name in oids}
+        return Notes(
+            tables={oids[name]: TableNote(name=name, member=member) for name, member in members.items()},
+            patterns=frozenset((route.schema, route.table) for route in self.routes),
+            publication=found.oid,
+            all_tables=found.all_tables,
+            schemas=found.schemas,
+            looked=confirmed,
+        )
 
     def look(self, connection: Connection, notes: Notes, *, since: int, position: int) -> Look:
         """Take in what has come and take back what went, while a listener reads; note what may be missing.
@@ -287,17 +319,18 @@ def _plan(connection: Connection, survey: Survey, *, column_lists: bool) -> Publ
     return replace(plan, tables={**plan.tables, **{each.name: None for each in survey.covered}})
 
 
-def published_lsn(saved: Saved | None) -> int:
-    """Return how far the log was published; 0 where that is not known."""
-    try:
-        return WALPosition.parse(saved.position).commit_lsn if saved else 0
-    except ValueError:
-        return 0  # the checkpoint of another kind of database: that is told elsewhere
-
-
 def read_end(connection: Connection) -> int:
     """Return where the server's log ends."""
     return parse_lsn(fetch_value(connection, _END))
+
+
+def gap_start(notes: Notes, survey: Survey, position: int) -> int:
+    """Return from where on changes may be missing of a table that is not as it is noted.
+
+    Not from `position` on, up to which the log is published: a table can be gone before a listener that is killed
+    has seen it, and the listener reads on.
+    """
+    return notes.looked if 0 < notes.looked <= survey.end else position
 
 
 def gap_of_tables(
@@ -338,10 +371,14 @@ def tell_renamed(renamed: Renamed) -> tuple[str, str]:
     return text, cure
 
 
-def say_gap(gap: GapNote) -> None:
+def _note_of(loss: Loss, start: int, end: int) -> GapNote:
+    return GapNote(table=loss.table, start=format_lsn(start), end=format_lsn(end), reason=loss.reason)
+
+
+def say_gap(gap: GapNote, *, cure: str = ACCEPT_GAP) -> None:
     """Tell the log of a gap that nobody has accepted."""
     end = {"to": gap.end} if gap.end else {}
-    log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, cure=ACCEPT_GAP)
+    log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, cure=cure)
 
 
 def _with_gap(notes: Notes, gap: GapNote) -> Notes:

@@ -72,11 +72,12 @@ def read_signature(connection: Connection, keeper: TableKeeper) -> Any:
 
 
 class TableWatch:
-    """One listener's looks; `notes` and `error` are for the loop."""
+    """One listener's looks; `notes`, `looked` and `error` are for the loop."""
 
     def __init__(self, connect: Callable[[], Connection], keeper: TableKeeper, notes: Notes) -> None:
         """`connect` opens an ordinary session; `notes` are what is noted at the start."""
         self.notes = notes
+        self.looked = 0  # where the log was when all was seen to be as it is noted, at least
         self.error: CDCError | None = None  # stops the listener
         self.position = 0  # how far the log is published
         self._connect = connect
@@ -85,7 +86,6 @@ class TableWatch:
         self._opened_at = 0.0
         self._signature: Any = None
         self._is_settled = True
-        self._since = 0  # where the log was at the last look
         self._told: set[str] = set()
         self._lock = threading.Lock()  # of the notes, for whoever changes them
         self._closed = threading.Event()
@@ -93,7 +93,7 @@ class TableWatch:
 
     def start(self, since: int) -> None:
         """Look from now on; at `since` all was as it has to be."""
-        self._since = since
+        self.looked = since
         self._thread.start()
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class TableWatch:
             return
         with self._lock:
             self._closed.set()  # no look may overwrite it
-            self.notes = self.notes.with_former_name(oid, name, seen=self._since)
+            self.notes = self.notes.with_former_name(oid, name, seen=self.looked)
         is_old = now == note.name
         old, new = (name, note.name) if is_old else (note.name, name)
         text, cure = tell_renamed(Renamed(oid, old, new, is_left=not is_old))
@@ -166,9 +166,12 @@ class TableWatch:
         end = read_end(connection)
         signature = read_signature(connection, self._keeper)
         if signature != self._signature or not self._is_settled:
-            look = self._keeper.look(connection, self.notes, since=self._since, position=self.position)
+            look = self._keeper.look(connection, self.notes, since=self.looked, position=self.position)
             self._take(look)
-        self._signature, self._since = signature, end
+        self._signature = signature
+        with self._lock:
+            if not self._closed.is_set():  # else the notes may be older
+                self.looked = end
 
     def _take(self, look: Look) -> None:
         with self._lock:

@@ -2,11 +2,12 @@
 
     make chaos ARGS="--kills 200 --seed 7"
     make chaos ARGS="--kills 200 --source mariadb"
+    make chaos ARGS="--kills 200 --target tables"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed.
 
 Prints its seed. Exit status 1, and what is wrong, unless every committed change is in the queues exactly once, in
-commit order, with the values that were committed.
+commit order, with the values that were committed. With `--target tables`: or is in a gap that the listener told.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import typer
 
 from demo.server_process import ServerProcess
 from tests.acceptance.binlog_definitions import disturbed
+from tests.acceptance.changing_tables import ChangingTables
 from tests.acceptance.network import Cable
 from tests.acceptance.parking import POINTS
 from tests.acceptance.world import World
@@ -38,7 +40,7 @@ __all__ = [
     "kill_at",
 ]
 
-Target = Literal["listener", "broker", "database", "network", "all"]
+Target = Literal["listener", "broker", "database", "network", "all", "tables"]
 Source = Literal["postgresql", "mysql", "mariadb"]
 Attack = Callable[[World], str]
 
@@ -154,7 +156,9 @@ def main(
     seed: Annotated[
         int | None, typer.Option(help="Makes the same decisions again; random if not given.")
     ] = None,
-    target: Annotated[Target, typer.Option(help="What is attacked.")] = "listener",
+    target: Annotated[
+        Target, typer.Option(help="What is attacked; tables: they change while the listener dies.")
+    ] = "listener",
     source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
@@ -163,6 +167,8 @@ def main(
     typer.echo(f"seed {seed}: make chaos ARGS='{arguments}'")
     if source != "postgresql":
         _tell(disturbed(source, seed=seed, stops=kills, said=typer.echo), "exactly once")
+    if target == "tables":
+        _tell(_change_tables(kills, seed), "once, or in a gap that was told")
     with World(seed=seed) as world:
         attacks = (world.dice.choice(_ATTACKS[target]) for _ in range(kills))
         # Everything is looked at in memory in the end: many kills take long, so the writers go slowly.
@@ -172,6 +178,15 @@ def main(
         typer.echo("committed: " + ", ".join(f"{n} {event}" for event, n in world.ledger.count().items()))
         found = world.settle()
     _tell(found, "exactly once, in commit order")
+
+
+def _change_tables(steps: int, seed: int) -> list[str]:
+    """Change tables so many times, and return what is wrong."""
+    with ChangingTables(seed=seed) as tables:
+        found = tables.run(steps, said=typer.echo)
+    for what, count in sorted(tables.done.items()):
+        typer.echo(f"{count:6} x {what}")
+    return found
 
 
 def _tell(found: Sequence[str], promise: str) -> NoReturn:

@@ -40,8 +40,14 @@ def mortal(command: Sequence[str]) -> list[str]:
 class ListenerProcess:
     """`python -m listener run`, or the same with a place to park at (`tests.acceptance.parking`)."""
 
-    def __init__(self, environment: Mapping[str, str], *, park: tuple[str, int] | None = None) -> None:
-        """`park` is a point and how many times it is passed before it parks there."""
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        park: tuple[str, int] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        """`park` is a point and how many times it is passed before it parks there; `arguments` are those of `run`."""
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1", "CDC_LOG_FORMAT": "json"}
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".listener.log")  # noqa: SIM115  # closed in `close`
         self._parked, self._parks = os.pipe()
@@ -50,6 +56,7 @@ class ListenerProcess:
             command += ["tests.acceptance.parking", park[0], str(park[1]), str(self._parks), "run"]
         else:
             command += ["listener", "run"]
+        command += arguments
         self.process = subprocess.Popen(
             mortal(command),
             cwd=_CHECKOUT,

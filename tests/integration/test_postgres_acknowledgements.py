@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -11,10 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
+from listener.monitor import Saved
 from listener.postgres.change import parse_lsn
 from listener.postgres.decoder import WALPosition
+from listener.postgres.monitor import PostgresWALMonitor
 from tests.listening import SAVED
-from tests.postgres_history import History
+from tests.postgres_history import NAME, History
 from tests.postgres_items import (
     ROWS,
     acknowledge_all,
@@ -125,6 +127,37 @@ def test_a_server_that_shuts_down_does_not_wait_for_acknowledgements_and_knows_n
         assert WALPosition.before(parse_lsn(history.confirmed)) <= checkpoint
         history.insert(rows + 1, rows + 5)
         wait_until(lambda: history.ids() == [*range(1, rows + 6)], timeout=30, what="the rest")
+
+
+def test_a_listener_that_ends_while_its_server_does_keeps_what_it_has_told_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the machine is shut down, right after the server has asked for what was received."""
+    monkeypatch.setattr("listener.postgres.monitor._IDLE_EVERY", 600)
+    with History(PostgresServer, "pgoutput") as history:
+        saved = Saved(history.checkpoint)
+        monitor = PostgresWALMonitor(
+            history.server.url, slot=NAME, publication=NAME, routes=history.router.routes
+        )
+        with closing(monitor):
+            monitor.open(saved=saved)
+            batches = monitor.batches(saved.position)
+            came = [next(batches)]
+            history.execute("INSERT INTO other VALUES (1)")
+            ends = threading.Thread(target=history.server.stop)
+            ends.start()
+            stream = monitor._stream
+
+            def has_answered() -> bool:
+                came.append(next(batches))
+                return stream.has_answered
+
+            wait_until(has_answered, what="the server to ask")
+            monitor.stop()
+            came += batches
+        ends.join()
+        history.server.start()
+        assert WALPosition.before(parse_lsn(history.confirmed)) <= WALPosition.parse(came[-1].position)
 
 
 @contextmanager

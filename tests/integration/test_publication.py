@@ -10,8 +10,10 @@ import pytest
 
 from cdc_tasks.changes import EventType
 from listener.monitor import Saved, SourceError
+from listener.postgres.change import parse_lsn
 from listener.postgres.connection import connect
 from listener.postgres.errors import PermissionDenied
+from listener.postgres.notes import Notes, format_notes
 from listener.postgres.preparation import find_gap
 from listener.postgres.publication import read_publication
 from listener.postgres.slot import create_slot, read_slot
@@ -203,6 +205,10 @@ def test_a_publication_that_vanished_behind_its_slot_is_a_gap(
     assert gap(saved=SAVED) is None
     any_database.execute("DROP PUBLICATION ours")
     assert "The publication ours is gone" in str(gap(saved=SAVED))
+    read_on = Saved("0/3000000:0", format_notes(Notes(looked=parse_lsn("0/2000000"))))
+    assert "committed after 0/2000000 and" in str(gap(saved=read_on))  # it was gone before the listener was
+    behind = Saved("0/1000000:0", read_on.notes)
+    assert "committed after 0/1000000:0 (the slot:" in str(gap(saved=behind))
     assert gap(saved=SAVED, publication=None) is None
     any_database.execute("SELECT pg_drop_replication_slot(%s)", any_database.name)
     assert "--accept-gap" in str(gap(saved=SAVED))

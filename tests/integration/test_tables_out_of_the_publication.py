@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
 from listener.monitor import Gap, SourceError
+from listener.postgres import table_watch
+from listener.postgres.change import parse_lsn
 from listener.postgres.notes import parse_notes
 from listener.router import BinlogRouter
 from tests.postgres_source import PostgresSource
@@ -49,6 +52,10 @@ def start(source: PostgresSource, *tables: str) -> None:
 
 def gaps(source: PostgresSource) -> tuple[GapNote, ...]:
     return parse_notes(source.notes).gaps
+
+
+def end_of_log(source: PostgresSource) -> int:
+    return parse_lsn(source.database.fetch("SELECT pg_current_wal_lsn()::text")[0][0])
 
 
 def published(source: PostgresSource) -> set[tuple[str, str]]:
@@ -192,6 +199,52 @@ def test_a_running_listener_takes_a_table_back_and_tells_the_gap(source: Postgre
     source.stop()
     source.watch("t", accept_gap=True)
     source.read_until(lambda: not gaps(source), what="the gap to be accepted")
+
+
+def test_a_gap_begins_at_the_last_look_though_a_listener_that_was_killed_had_read_on(
+    source: PostgresSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_watch, "_EVERY", 600)
+    source.execute(TABLE.format("t"), TABLE.format("u"))
+    start(source, "t", "u")
+    began = end_of_log(source)
+    source.execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+    source.execute("INSERT INTO u VALUES (1)")
+    assert ids(source, 1) == [("u", 1)]
+    source.stop()  # without the look and the notes of an orderly end
+    told = re.search(r"between (\S+) and (\S+) may be missing: public\.t", refused(source, "t", "u"))
+    assert told
+    assert parse_lsn(told[1]) <= began
+    assert parse_lsn(told[2]) >= end_of_log(source)
+
+
+def test_a_table_replaced_after_a_first_start_that_was_killed_before_its_first_checkpoint_is_told(
+    source: PostgresSource,
+) -> None:
+    source.execute(TABLE.format("t"), TABLE.format("u"))
+    source.watch("t", "u")
+    source.stop()
+    assert source.saved is None
+    source.execute("INSERT INTO t VALUES (1)", "DROP TABLE t", TABLE.format("t"), "INSERT INTO t VALUES (2)")
+    with capture_logs() as logs:
+        source.watch("t", "u")
+    (told,) = [line for line in logs if line["event"] == "gap"]
+    assert told["table"] == "public.t"
+    assert parse_lsn(told["from"]) < parse_lsn(told["to"])
+    source.execute("INSERT INTO t VALUES (3)")
+    assert ids(source, 2) == [("t", 1), ("t", 3)]
+    assert gaps(source) == ()
+    source.stop()
+    start(source, "t", "u")
+
+
+def test_where_the_log_was_at_the_last_look_is_noted_while_all_is_well(source: PostgresSource) -> None:
+    source.execute(TABLE.format("t"))
+    start(source, "t")
+    source.execute("INSERT INTO t VALUES (1)")
+    end = end_of_log(source)
+    source.read_until(lambda: parse_notes(source.notes).looked >= end, what="a note of the look")
+    assert parse_notes(source.notes).looked <= end_of_log(source)
 
 
 def test_a_running_listener_takes_a_table_made_again_in(source: PostgresSource) -> None:

@@ -12,6 +12,7 @@ from listener.postgres.catalogue import Identity, ReplicaIdentity, Table
 from listener.postgres.notes import Notes, TableNote
 from listener.postgres.publication import Publication, plan_publication
 from listener.postgres.remembered import Survey, find_losses, find_renamed, former_names, note_tables, settled
+from listener.postgres.table_keeper import gap_start
 from listener.postgres.watched import watched_tables
 from listener.router import BinlogRouter, Route
 
@@ -142,3 +143,10 @@ def test_what_is_as_it_is_noted_is_settled() -> None:
     now = survey(routes, {1: T, 2: ("public", "v")}, {T: 101, ("public", "v"): 102})
     assert settled(notes, now.names, now.publication) == {1}
     assert settled(notes, {1: T, 2: U}, survey(routes, {}, {T: 101, U: 103}).publication) == {1}
+
+
+@pytest.mark.parametrize(("looked", "start"), [(0, 50), (40, 40), (60, 60), (101, 50)])
+def test_a_gap_begins_at_the_last_look_wherever_the_listener_has_read_to(looked: int, start: int) -> None:
+    """Unless nobody noted one, or it was made in another log: this one has not come there yet."""
+    survey = Survey(end=100, names={}, watched=(), publication=None)
+    assert gap_start(Notes(looked=looked), survey, 50) == start
