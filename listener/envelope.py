@@ -35,7 +35,7 @@ from listener.task_message import (
 __all__ = ["Envelope", "Envelopes"]
 
 _BODY = "cdc-0body"
-_PLACES: Final = (_BODY, ID, POSITION, KIND)
+_PLACES: Final = (_BODY, ID, POSITION)  # filled in for each message; the kind for each kind of change
 _AGAIN: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 
@@ -175,13 +175,15 @@ def _sealing(text: str, route: Route) -> Callable[[bytes], _Seal]:
     message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
     text = dumps(message).replace("%", "%%")
     pick = itemgetter(*(_PLACES.index(found) for found in _AGAIN.findall(text)))
-    template = _AGAIN.sub("%b", text.replace(ID, f"{ID}-{route.key}")).encode()
+    template = _AGAIN.sub("%b", text.replace(ID, f"{ID}-{route.key}"))
 
     def sealing(kind: bytes) -> _Seal:
+        mine = template.encode().replace(KIND.encode(), kind.replace(b"%", b"%%"))
+
         def seal(arguments: bytes, change_id: bytes, position: bytes) -> bytes:
             body = b64encode(head + arguments + tail)
-            message: bytes = template % pick((body, change_id, position, kind))
-            return message
+            sealed: bytes = mine % pick((body, change_id, position))
+            return sealed
 
         return seal
 
