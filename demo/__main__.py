@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_LAST_RESORT = 60.0  # seconds for everything to be stopped
 _ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -80,6 +83,10 @@ def _end(signal_number: int, _frame: FrameType | None) -> NoReturn:
     """Unwind once; whoever insists while everything is being stopped is not heard twice."""
     for each in _ENDED_BY:
         signal.signal(each, signal.SIG_IGN)
+    # Python drops an exception that is raised in a destructor: then the kernel ends what we have started.
+    last_resort = threading.Timer(_LAST_RESORT, os._exit, [128 + signal_number])
+    last_resort.daemon = True
+    last_resort.start()
     raise Ended(signal_number)
 
 
