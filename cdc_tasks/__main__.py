@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from cdc_tasks import dead_letter_commands, logs
+from cdc_tasks import logs
+from cdc_tasks.cli import dead_letters as dead_letter_commands
 from cdc_tasks.errors import CDCError
 
 __all__ = ["cli", "main"]
@@ -30,7 +31,7 @@ cli.add_typer(dead_letter_commands.cli, name="dead-letters")
 @cli.command("new-key")
 def new_key() -> None:
     """Print a fresh key for CDC_SECRET_KEY."""
-    from cdc_tasks import vault
+    from cdc_tasks.notify import vault
 
     print(vault.new_key())  # noqa: T201  # its output is what it is for
 
@@ -38,7 +39,8 @@ def new_key() -> None:
 @cli.command("rotate-key")
 def rotate_key() -> None:
     """Seal every account's secret with the first key of CDC_SECRET_KEY; after that the others may go."""
-    from cdc_tasks import accounts, db
+    from cdc_tasks import db
+    from cdc_tasks.notify import accounts
 
     with db.session() as session:
         _say(f"{accounts.reseal_all(session)} secrets sealed with the first key of CDC_SECRET_KEY.")
@@ -53,7 +55,8 @@ def connect_account(
     ] = None,
 ) -> None:
     """Add an account for messages. Its token or webhook URL is asked for, or read from standard input."""
-    from cdc_tasks import accounts, db
+    from cdc_tasks import db
+    from cdc_tasks.notify import accounts
 
     _load_tasks()
     label = "Webhook URL" if service == "teams" else "Token"
@@ -71,7 +74,7 @@ def list_accounts() -> None:
     from sqlalchemy import select
 
     from cdc_tasks import db
-    from cdc_tasks.models import ConnectedAccount
+    from cdc_tasks.notify.models import ConnectedAccount
 
     table = Table("id", "user", "service", "address", "active")
     with db.session() as session:
@@ -100,7 +103,8 @@ def set_preferences(
     time_zone: Annotated[str | None, typer.Option(help="Of the quiet hours, such as Europe/Berlin.")] = None,
 ) -> None:
     """Show or set what a user wants to hear of, and when."""
-    from cdc_tasks import db, preferences
+    from cdc_tasks import db
+    from cdc_tasks.notify import preferences
 
     _load_tasks()
     wishes = preferences.Wishes(
@@ -122,7 +126,7 @@ def health(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """Send a task through the broker and the worker, and wait for its answer. Exit status 1 if none comes."""
-    from cdc_tasks import health
+    from cdc_tasks.worker import health
 
     _load_tasks()
     found = health.check(None if any_worker else worker or health.own_worker(), timeout=timeout)
@@ -158,7 +162,7 @@ def give_back_unacked() -> None:
     """
     import redis
 
-    from cdc_tasks import neighbours
+    from cdc_tasks.broker import neighbours
     from cdc_tasks.celery import app
 
     with app.connection_for_write() as connection:
@@ -175,7 +179,7 @@ def give_back_unacked() -> None:
 @cli.command("schema")
 def schema(database: Annotated[Literal["postgresql", "mysql"], typer.Argument()] = "postgresql") -> None:
     """Print the sample help desk's tables as SQL."""
-    from cdc_tasks.schema import sql
+    from cdc_tasks.helpdesk.schema import sql
 
     print(sql(database), end="")  # noqa: T201  # its output is what it is for
 
@@ -184,7 +188,7 @@ def schema(database: Annotated[Literal["postgresql", "mysql"], typer.Argument()]
 def create_schema() -> None:
     """Make the sample help desk's tables in DATABASE_URL, as far as they are missing."""
     from cdc_tasks import db
-    from cdc_tasks.schema import create
+    from cdc_tasks.helpdesk.schema import create
 
     create(db.engine())
     _say("The sample tables are there.")

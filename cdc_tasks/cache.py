@@ -10,7 +10,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from cdc_tasks.retrying import TryAgain
+from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import RedisSettings, load
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import structlog
 from celery import signals
 
 from cdc_tasks import logs
+from cdc_tasks.broker.clock import Ticking
+from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks.broker.look_around import LookAround
+from cdc_tasks.broker.redis.rights import missing_for_worker
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
-from cdc_tasks.delays import DelayingCelery
-from cdc_tasks.look_around import LookAround
-from cdc_tasks.redis_rights import missing_for_worker
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
-from cdc_tasks.steady_clock import Ticking
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -44,14 +44,14 @@ def _check_addresses() -> None:
 _check_addresses()
 app = DelayingCelery(
     "cdc_tasks",
-    task_cls="cdc_tasks.base_task:RetryingTask",
+    task_cls="cdc_tasks.worker.base_task:RetryingTask",
     include=[
-        "cdc_tasks.delivery",
-        "cdc_tasks.health",
-        "cdc_tasks.held_retries",
+        "cdc_tasks.notify.delivery",
+        "cdc_tasks.worker.health",
+        "cdc_tasks.worker.deferred_retries",
         "cdc_tasks.master_cache",
-        "cdc_tasks.tickets",
-        "cdc_tasks.users",
+        "cdc_tasks.helpdesk.tickets",
+        "cdc_tasks.helpdesk.users",
     ],
 )
 app.config_from_object(settings_module())

@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.retrying import TryAgain
+from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:

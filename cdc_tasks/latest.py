@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from cdc_tasks import cache
+from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.changes import position_key
-from cdc_tasks.retrying import NotYet
-from cdc_tasks.steady_clock import CLOCK, LONGEST_STEP, STEADY
+from cdc_tasks.retry import NotYet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

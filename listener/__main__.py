@@ -15,8 +15,8 @@ import typer
 
 from cdc_tasks import logs
 from cdc_tasks.errors import CDCError
-from listener import parked_commands
-from listener.console import (
+from listener.cli import parked as parked_commands
+from listener.cli.output import (
     describe_route,
     describe_status,
     print_json,
@@ -24,12 +24,12 @@ from listener.console import (
     show_routes,
     show_status,
 )
-from listener.findings import Finding, State, finding_from
-from listener.lag_alarm import LagAlarm
-from listener.loading import load_router
-from listener.service import Listener
-from listener.settings import ListenerSettings, LogSettings, RouteSettings, load
-from listener.wiring import check_everything, make_listener, read_source_status, read_status
+from listener.core.findings import Finding, State, finding_from
+from listener.daemon.lag_alarm import LagAlarm
+from listener.daemon.loading import load_router
+from listener.daemon.loop import Listener
+from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
+from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status
 
 __all__ = ["cli", "main"]
 

@@ -7,15 +7,15 @@ from contextlib import closing
 from typing import Any
 
 from cdc_tasks.errors import CDCError
-from listener.findings import Finding, State, finding_from
-from listener.mysql.connection import Connection, account, connect, fetch
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State, finding_from
+from listener.mysql.client.connection import Connection, account, connect, fetch
+from listener.mysql.client.server import Server, current_position, read_server, replicas
 from listener.mysql.findings import find_in_grants, find_in_server, find_in_tables
-from listener.mysql.gaps import find_gap
-from listener.mysql.position import BinlogPosition
-from listener.mysql.preparation import read_log
-from listener.mysql.server import Server, current_position, read_server, replicas
+from listener.mysql.log.position import BinlogPosition
+from listener.mysql.start.gaps import find_gap
+from listener.mysql.start.preparation import read_log
 from listener.mysql.stream import replica_uuid
-from listener.router import Route
 
 __all__ = ["check_mysql"]
 

@@ -10,7 +10,7 @@ from typing import Final
 import pymysql
 
 from cdc_tasks.errors import CDCError
-from listener.monitor import Gap, SourceError, SourceLost
+from listener.core.source import Gap, SourceError, SourceLost
 
 __all__ = [
     "ACCEPT_GAP",

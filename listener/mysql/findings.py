@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from listener.findings import Finding, State
-from listener.mysql.connection import Connection, account, fetch
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State
+from listener.mysql.client.connection import Connection, account, fetch
+from listener.mysql.client.server import Server
 from listener.mysql.errors import grant, setting
-from listener.mysql.server import Server
-from listener.mysql.watched import watched_by
-from listener.router import Route
+from listener.mysql.tables.selection import watched_by
 
 __all__ = ["find_in_grants", "find_in_server", "find_in_tables"]
 

@@ -17,14 +17,14 @@ from zlib import crc32
 from pymysqlreplication import BinLogStreamReader
 
 from cdc_tasks.errors import CDCError
-from listener.monitor import SourceError, SourceLost
-from listener.mysql.compressed import NO_CHECKSUM
-from listener.mysql.connection import Connection, account, connect, execute, translated
+from listener.core.source import SourceError, SourceLost
+from listener.core.wakeup import Wakeup
+from listener.mysql.client.connection import Connection, account, connect, execute, translated
+from listener.mysql.client.server import Server
+from listener.mysql.codec.compressed import NO_CHECKSUM
 from listener.mysql.errors import ACCEPT_GAP, translate_dump
-from listener.mysql.gtid import MySQLGTIDs
-from listener.mysql.position import BinlogPosition
-from listener.mysql.server import Server
-from listener.wakeup import Wakeup
+from listener.mysql.log.gtid import MySQLGTIDs
+from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["BinlogStream", "replica_uuid"]
 

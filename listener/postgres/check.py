@@ -11,30 +11,30 @@ from typing import Final
 from psycopg2.sql import Literal
 
 from cdc_tasks.errors import CDCError
-from listener.findings import Finding, State, finding_from
-from listener.monitor import Saved, SourceLost
-from listener.postgres.change import format_lsn
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State, finding_from
+from listener.core.source import Saved, SourceLost
 from listener.postgres.check_server import check_room, check_server
-from listener.postgres.connection import Connection, connect, execute, fetch
-from listener.postgres.cures import ACCEPT_GAP
-from listener.postgres.diagnosis import explain
-from listener.postgres.identifiers import quoted
-from listener.postgres.notes import Notes, parse_notes
-from listener.postgres.preparation import find_gap, find_wrong_place, published_lsn
-from listener.postgres.publication import statements_for
-from listener.postgres.remembered import Survey, find_renamed
-from listener.postgres.server_log import is_standby
-from listener.postgres.slot import (
+from listener.postgres.client.connection import Connection, connect, execute, fetch
+from listener.postgres.client.diagnosis import explain
+from listener.postgres.client.identifiers import quoted
+from listener.postgres.client.slot import (
     Slot,
     check_slot,
     open_transactions,
     prepared_transactions,
     read_slot,
 )
-from listener.postgres.table_findings import find_refused
-from listener.postgres.table_keeper import TableKeeper, gap_of_tables, gap_start, tell_renamed
-from listener.postgres.watched import Watched
-from listener.router import Route
+from listener.postgres.client.timeline import is_standby
+from listener.postgres.codec.change import format_lsn
+from listener.postgres.hints import ACCEPT_GAP
+from listener.postgres.preparation import find_gap, find_wrong_place, published_lsn
+from listener.postgres.tables.findings import find_refused
+from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.publication import statements_for
+from listener.postgres.tables.reconciliation import Survey, find_renamed
+from listener.postgres.tables.selection import Watched
+from listener.postgres.tables.sync import TableKeeper, gap_of_tables, gap_start, tell_renamed
 
 __all__ = ["Wanted", "check_postgres"]
 

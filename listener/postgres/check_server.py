@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from cdc_tasks.errors import CDCError
-from listener.findings import Finding, State, finding_from
-from listener.monitor import SourceLost
-from listener.postgres.connection import Connection, connect_replication, fetch, fetch_value
-from listener.postgres.cures import LOGICAL, PRIMARY, REPLICATION, SLOTS, TLS
-from listener.postgres.identifiers import quoted
-from listener.postgres.server_log import is_standby
-from listener.postgres.slot import Slot
+from listener.core.findings import Finding, State, finding_from
+from listener.core.source import SourceLost
+from listener.postgres.client.connection import Connection, connect_replication, fetch, fetch_value
+from listener.postgres.client.identifiers import quoted
+from listener.postgres.client.slot import Slot
+from listener.postgres.client.timeline import is_standby
+from listener.postgres.hints import LOGICAL, PRIMARY, REPLICATION, SLOTS, TLS
 
 __all__ = ["check_room", "check_server"]
 

@@ -12,10 +12,10 @@ from typing import Final
 
 import structlog
 
-from listener.monitor import Batch, Gap, Saved, SourceError, SourceLost
-from listener.postgres.acknowledgements import Acknowledgements
-from listener.postgres.change import WALChange, format_lsn, parse_lsn
-from listener.postgres.connection import (
+from cdc_tasks.routing.router import Route
+from listener.core.source import Batch, Gap, Saved, SourceError, SourceLost
+from listener.core.wakeup import Wakeup
+from listener.postgres.client.connection import (
     Connection,
     connect,
     connect_replication,
@@ -24,21 +24,21 @@ from listener.postgres.connection import (
     log_codec,
     translated,
 )
-from listener.postgres.cures import STUCK, UPDATE
-from listener.postgres.decoder import Begin, Commit, Decoder, NotEnoughSaid, WALPosition
-from listener.postgres.diagnosis import explain
-from listener.postgres.errors import SlotInUse, sqlstate_of
-from listener.postgres.notes import Notes, format_notes, parse_notes
-from listener.postgres.place import Place, Published
+from listener.postgres.client.diagnosis import explain
+from listener.postgres.client.errors import SlotInUse, sqlstate_of
+from listener.postgres.client.slot import Slot, check_slot, create_slot, drop_slot, read_slot
+from listener.postgres.client.stream import ReplicationStream
+from listener.postgres.client.timeline import ServerLog, Start, identify, refuse_standby, resume
+from listener.postgres.codec.change import WALChange, format_lsn, parse_lsn
+from listener.postgres.codec.decoder import Begin, Commit, Decoder, NotEnoughSaid, WALPosition
+from listener.postgres.hints import STUCK, UPDATE
+from listener.postgres.log.acknowledgements import Acknowledgements
+from listener.postgres.log.position import Place, Published
 from listener.postgres.plugins import PluginName, open_plugin
 from listener.postgres.preparation import find_gap, published_lsn
-from listener.postgres.server_log import ServerLog, Start, identify, refuse_standby, resume
-from listener.postgres.slot import Slot, check_slot, create_slot, drop_slot, read_slot
-from listener.postgres.stream import ReplicationStream
-from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper
-from listener.postgres.table_watch import TableWatch
-from listener.router import Route
-from listener.wakeup import Wakeup
+from listener.postgres.tables.notes import Notes, format_notes, parse_notes
+from listener.postgres.tables.sync import Prepared, RenamedAway, TableKeeper
+from listener.postgres.tables.watch import TableWatch
 
 __all__ = ["PostgresWALMonitor"]
 
@@ -63,7 +63,7 @@ _DECODER: Final = "decoder"  # the notes' field for what the decoder wants to kn
 
 
 class PostgresWALMonitor:
-    """Reads one database's changes through a logical replication slot; fulfils `listener.monitor.Monitor`."""
+    """Reads one database's changes through a logical replication slot; fulfils `listener.core.source.Monitor`."""
 
     source: str  # the cluster's system identifier, in hexadecimal; known once open
 

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from listener.findings import Finding
-from listener.monitor import Gap, Saved, SourceError, SourceLost
-from listener.postgres.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.change import format_lsn, parse_lsn
-from listener.postgres.connection import Connection, connect_replication
-from listener.postgres.cures import ACCEPT_GAP
-from listener.postgres.notes import Notes, parse_notes
-from listener.postgres.place import WALPosition
-from listener.postgres.publication import read_publication
-from listener.postgres.remembered import former_names
-from listener.postgres.server_log import identify, resume
-from listener.postgres.slot import Slot, gap_of, read_current, unpublished_from
-from listener.postgres.table_findings import find_in_tables
-from listener.postgres.watched import Watched, covered_partitions, watched_tables
-from listener.router import Route, RouteIndex
+from cdc_tasks.routing.router import Route, RouteIndex
+from listener.core.findings import Finding
+from listener.core.source import Gap, Saved, SourceError, SourceLost
+from listener.postgres.client.connection import Connection, connect_replication
+from listener.postgres.client.slot import Slot, gap_of, read_current, unpublished_from
+from listener.postgres.client.timeline import identify, resume
+from listener.postgres.codec.change import format_lsn, parse_lsn
+from listener.postgres.hints import ACCEPT_GAP
+from listener.postgres.log.position import WALPosition
+from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
+from listener.postgres.tables.findings import find_in_tables
+from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.publication import read_publication
+from listener.postgres.tables.reconciliation import former_names
+from listener.postgres.tables.selection import Watched, covered_partitions, watched_tables
 
 __all__ = [
     "TablesSeen",

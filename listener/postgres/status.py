@@ -6,19 +6,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Final
 
-from listener.findings import Finding, State
-from listener.monitor import Saved
-from listener.postgres.change import format_lsn
-from listener.postgres.connection import Connection, connect, fetch_value
-from listener.postgres.decoder import WALPosition
-from listener.postgres.notes import Notes, parse_notes
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State
+from listener.core.source import Saved
+from listener.daemon.status import Reader, SourceStatus
+from listener.postgres.client.connection import Connection, connect, fetch_value
+from listener.postgres.client.slot import Slot, read_current, read_slot
+from listener.postgres.client.timeline import is_standby
+from listener.postgres.codec.change import format_lsn
+from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.preparation import find_wrong_place
-from listener.postgres.server_log import is_standby
-from listener.postgres.slot import Slot, read_current, read_slot
-from listener.postgres.table_findings import find_refused
-from listener.postgres.table_keeper import TableKeeper
-from listener.router import Route
-from listener.status import Reader, SourceStatus
+from listener.postgres.tables.findings import find_refused
+from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.sync import TableKeeper
 
 __all__ = ["read_postgres_status"]
 

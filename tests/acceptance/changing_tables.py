@@ -28,7 +28,7 @@ from psycopg2 import errors
 from demo.servers import PostgresServer, ValkeyServer
 from tests.acceptance.checker import read_message
 from tests.acceptance.listener_process import ListenerProcess
-from tests.waiting import Deadline, wait_until
+from tests.support.waiting import Deadline, wait_until
 
 __all__ = ["CHANGES", "ChangingTables", "Written", "told_in", "unexplained", "unfounded"]
 

@@ -11,10 +11,10 @@ import pytest
 
 from listener.router import BinlogRouter, EventType
 from tests.acceptance.listener_process import ListenerProcess
-from tests.listening import wait_for_reader
-from tests.publishing import ids, waits
-from tests.sentinel import SentinelBroker
-from tests.waiting import wait_until
+from tests.support.listening import wait_for_reader
+from tests.support.publishing import ids, waits
+from tests.support.sentinel import SentinelBroker
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,11 +14,11 @@ import redis
 
 from demo.programs import Flower, Listener, Worker
 from demo.servers import ValkeyServer
-from tests.browser import Browser
 from tests.conftest import Broker
-from tests.helpdesk import HelpDesk
-from tests.social_stub import SocialStub
-from tests.waiting import wait_until
+from tests.support.browser import Browser
+from tests.support.helpdesk import HelpDesk
+from tests.support.social_stub import SocialStub
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

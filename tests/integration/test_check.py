@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.servers import PostgresServer
-from listener.postgres.connection import connect, connect_replication, execute, fetch
-from listener.postgres.slot import create_slot
-from tests.listening import SAVED
-from tests.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.publications import prepare_publication
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from listener.postgres.client.connection import connect, connect_replication, execute, fetch
+from listener.postgres.client.slot import create_slot
+from tests.support.listening import SAVED
+from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.publications import prepare_publication
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database

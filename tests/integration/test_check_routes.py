@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from listener.postgres.connection import connect
+from listener.postgres.client.connection import connect
 from listener.router import became, changed
-from tests.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
-from tests.publications import prepare_publication
+from tests.support.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
+from tests.support.publications import prepare_publication
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change

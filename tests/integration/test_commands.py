@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.listening import wait_for_listener
-from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.waiting import at_most, wait_until
+from tests.support.listening import wait_for_listener
+from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -23,7 +23,7 @@ def operator(database: Database, broker: Broker) -> Operator:
 
 
 def test_help_names_every_command_and_every_variable() -> None:
-    from listener.settings import ListenerSettings
+    from listener.daemon.settings import ListenerSettings
 
     told = Operator().types("--help").stdout
     for word in ("run", "check", "routes", "status", "parked"):
@@ -256,7 +256,7 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
 
 
 def test_celery_settings_without_what_the_guarantees_need_are_warned_of(operator: Operator) -> None:
-    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.plain_kombu")["findings"]
+    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.support.plain_kombu")["findings"]
     (told,) = [each for each in found if each["what"] == "celery settings"]
     assert told["state"] == "warning"
     assert "kombu.transport.redis" in told["found"]

@@ -8,10 +8,10 @@ import pytest
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
-from listener.publisher import BrokerError
-from listener.redis_publisher import RedisPublisher
-from listener.task_message import EnvelopeError
-from tests.publishing import celery_app, change, fire, messages, position, router_to
+from listener.core.publisher import BrokerError
+from listener.publish.redis.publisher import RedisPublisher
+from listener.publish.task_message import EnvelopeError
+from tests.support.publishing import celery_app, change, fire, messages, position, router_to
 
 if TYPE_CHECKING:
     from celery import Celery

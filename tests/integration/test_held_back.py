@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from listener.publisher import CheckpointMoved, Stopped
-from tests.proxy import Fault, Proxy
-from tests.publishing import (
+from listener.core.publisher import CheckpointMoved, Stopped
+from tests.support.proxy import Fault, Proxy
+from tests.support.publishing import (
     SOURCE,
     change,
     changes,
@@ -21,14 +21,14 @@ from tests.publishing import (
     router_to,
     waits,
 )
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import redis
 
-    from listener.redis_publisher import RedisPublisher
+    from listener.publish.redis.publisher import RedisPublisher
     from listener.router import BinlogRouter
     from tests.conftest import Broker
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu import Queue
 
-from listener.kombu_message import sealing
-from listener.kombu_sender import KombuSender
-from listener.patience import Patience
-from listener.publisher import BrokerAway
-from tests.publishing import celery_app, router_to
+from listener.core.publisher import BrokerAway
+from listener.core.retry import Patience
+from listener.publish.kombu.message import sealing
+from listener.publish.kombu.sender import KombuSender
+from tests.support.publishing import celery_app, router_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ from kombu import Exchange, Queue
 from kombu import transport as transports
 from structlog.testing import capture_logs
 
-from listener.publisher import BrokerError, Stopped
-from tests.proxy import Fault, Proxy
-from tests.publishing import change, changes, fire, in_background, position, router_to, waits
-from tests.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
-from tests.servers import RabbitMQServer
-from tests.waiting import wait_until
+from listener.core.publisher import BrokerError, Stopped
+from tests.support.proxy import Fault, Proxy
+from tests.support.publishing import change, changes, fire, in_background, position, router_to, waits
+from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
+from tests.support.servers import RabbitMQServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.kombu_publisher import KombuPublisher
+    from listener.publish.kombu.publisher import KombuPublisher
     from tests.conftest import Broker
 
 
@@ -110,7 +110,7 @@ def _connections(server: RabbitMQServer) -> str:
     return server.control("list_connections", "name")
 
 
-@pytest.mark.parametrize("transport", ["kombu.transport.pyamqp", "cdc_tasks.rabbitmq_transport"])
+@pytest.mark.parametrize("transport", ["kombu.transport.pyamqp", "cdc_tasks.broker.rabbitmq.transport"])
 def test_a_broker_without_memory_is_waited_for(
     transport: str,
     rabbitmq_server: RabbitMQServer,

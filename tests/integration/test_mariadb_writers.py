@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import position_key
-from listener.monitor import Gap
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import MariaDBServer
-from tests.mysql_source import MySQLDatabase, NumberSource
-from tests.waiting import wait_until
+from listener.core.source import Gap
+from listener.mysql.log.position import BinlogPosition
+from tests.support.mysql_servers import MariaDBServer
+from tests.support.mysql_source import MySQLDatabase, NumberSource
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.monitor import Gap, SourceError
-from tests.mysql_source import MySQLSource
+from listener.core.source import Gap, SourceError
+from tests.support.mysql_source import MySQLSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc_tasks.changes import Change
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 _TABLE = "CREATE TABLE people (id integer PRIMARY KEY, name varchar(50), age integer)"
 

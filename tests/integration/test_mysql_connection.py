@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.findings import State
-from listener.monitor import SourceError, SourceLost
+from listener.core.findings import State
+from listener.core.source import SourceError, SourceLost
+from listener.daemon.status import Reader
 from listener.mysql import stream
 from listener.mysql.check import check_mysql
-from listener.mysql.connection import connect, fetch_value
+from listener.mysql.client.connection import connect, fetch_value
+from listener.mysql.client.session import Session
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.session import Session
 from listener.mysql.status import read_mysql_status
 from listener.router import BinlogRouter, EventType
-from listener.status import Reader
 from tests.acceptance.network import Cable
-from tests.certificates import write_certificates
-from tests.listening import SAVED
-from tests.mysql_servers import MariaDBServer, MySQLServer
-from tests.mysql_source import MySQLDatabase, MySQLSource
-from tests.waiting import wait_until
+from tests.support.certificates import write_certificates
+from tests.support.listening import SAVED
+from tests.support.mysql_servers import MariaDBServer, MySQLServer
+from tests.support.mysql_source import MySQLDatabase, MySQLSource
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from listener.findings import Finding
+    from listener.core.findings import Finding
 
 
 def _routes(database: MySQLDatabase, table: str = "t", columns: list[str] | None = None) -> BinlogRouter:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pymysql
 import pytest
 
-from listener.findings import Finding, State
+from listener.core.findings import Finding, State
 from listener.mysql.check import check_mysql
-from listener.mysql.connection import connect, fetch
+from listener.mysql.client.connection import connect, fetch
+from listener.mysql.client.server import read_server
 from listener.mysql.errors import PermissionDenied, translate
 from listener.mysql.findings import find_in_server, find_in_tables
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.server import read_server
 from listener.router import BinlogRouter, EventType
-from tests.mysql_servers import MariaDBServer, MySQLServer
-from tests.mysql_source import MySQLDatabase
+from tests.support.mysql_servers import MariaDBServer, MySQLServer
+from tests.support.mysql_source import MySQLDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

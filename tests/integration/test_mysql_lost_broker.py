@@ -11,23 +11,23 @@ import redis
 import structlog
 
 from demo.servers import ValkeyServer
-from listener.bookmark import Bookmark, read_bookmark
-from listener.monitor import Gap
-from listener.mysql.bookmarked import BookmarkedMonitor
+from listener.core.source import Gap
+from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.daemon.loop import Listener
+from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.position import BinlogPosition
-from listener.redis_publisher import RedisPublisher
+from listener.publish.bookmark import Bookmark, read_bookmark
+from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
-from listener.service import Listener
-from tests.listening import running, wait_for_replica
-from tests.publishing import celery_app, ids
-from tests.waiting import at_most, wait_until
+from tests.support.listening import running, wait_for_replica
+from tests.support.publishing import celery_app, ids
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 
 @pytest.fixture

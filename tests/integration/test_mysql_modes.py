@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from listener.monitor import Gap, SourceError, SourceLost
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import KINDS, WITHOUT_GTIDS, MySQLServer, server_of_kind
-from tests.mysql_source import MySQLSource, NumberSource
+from listener.core.source import Gap, SourceError, SourceLost
+from listener.mysql.log.position import BinlogPosition
+from tests.support.mysql_servers import KINDS, WITHOUT_GTIDS, MySQLServer, server_of_kind
+from tests.support.mysql_source import MySQLSource, NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 _ON = ("OFF_PERMISSIVE", "ON_PERMISSIVE", "ON")
 _OFF = ("ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF")

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.monitor import Gap, SourceLost
+from listener.core.source import Gap, SourceLost
 from listener.mysql.errors import ServerIdTaken
+from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import KINDS, server_of_kind
-from tests.mysql_source import NumberSource
-from tests.waiting import at_most, wait_until
+from tests.support.mysql_servers import KINDS, server_of_kind
+from tests.support.mysql_source import NumberSource
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.mysql_servers import MariaDBServer, MySQLServer
+    from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 
 @pytest.fixture(params=KINDS, scope="module")

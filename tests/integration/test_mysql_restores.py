@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import position_key
-from listener.findings import State
-from listener.monitor import Gap
+from listener.core.findings import State
+from listener.core.source import Gap
 from listener.mysql.check import check_mysql
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import KINDS, server_of_kind
-from tests.mysql_source import NumberSource
+from listener.mysql.log.position import BinlogPosition
+from tests.support.mysql_servers import KINDS, server_of_kind
+from tests.support.mysql_source import NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc_tasks.changes import Change
-    from tests.mysql_servers import MariaDBServer, MySQLServer
+    from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 
 @pytest.fixture(params=KINDS, scope="module")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu.transport import redis as transport
 
-from listener.check_broker import check_broker
-from listener.task_message import EnvelopeError
-from tests.publishing import celery_app, change, fire, position, redis_publisher, router_to
+from listener.publish.check_broker import check_broker
+from listener.publish.task_message import EnvelopeError
+from tests.support.publishing import celery_app, change, fire, position, redis_publisher, router_to
 
 if TYPE_CHECKING:
     from tests.conftest import Broker

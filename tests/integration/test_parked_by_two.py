@@ -9,12 +9,12 @@ import pytest
 import redis
 from typer.testing import CliRunner, Result
 
-from listener.parked import parked_key, store_parked
-from listener.parked_commands import cli
-from listener.publisher import BrokerAway
-from listener.redis_connection import RedisConnection
+from listener.cli.parked import cli
+from listener.core.publisher import BrokerAway
+from listener.publish.parked import parked_key, store_parked
+from listener.publish.redis.connection import RedisConnection
 from listener.router import BinlogRouter, EventType, Parked
-from tests.publishing import change, messages
+from tests.support.publishing import change, messages
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change, RowChange

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from listener.postgres.connection import connect
-from tests.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.publications import listed, prepare, published
+from listener.postgres.client.connection import connect
+from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.publications import listed, prepare, published
 
 if TYPE_CHECKING:
     from tests.conftest import Database

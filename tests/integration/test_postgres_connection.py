@@ -12,8 +12,8 @@ import pytest
 
 from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer
-from listener.monitor import SourceError, SourceLost
-from listener.postgres.connection import (
+from listener.core.source import SourceError, SourceLost
+from listener.postgres.client.connection import (
     connect,
     connect_replication,
     execute,
@@ -21,13 +21,13 @@ from listener.postgres.connection import (
     fetch_value,
     translated,
 )
-from listener.postgres.diagnosis import explain
-from listener.postgres.errors import PermissionDenied, SlotInUse
-from listener.postgres.slot import create_slot
-from tests.certificates import write_certificates
-from tests.postgres_proxy import PostgresProxy
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from listener.postgres.client.diagnosis import explain
+from listener.postgres.client.errors import PermissionDenied, SlotInUse
+from listener.postgres.client.slot import create_slot
+from tests.support.certificates import write_certificates
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

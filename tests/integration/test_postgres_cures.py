@@ -11,12 +11,12 @@ import psycopg2
 import pytest
 
 from demo.servers import PostgresServer
-from listener.postgres import cures
-from listener.postgres.change import format_lsn, parse_lsn
-from listener.postgres.errors import refused
-from listener.postgres.identifiers import RESERVED, quoted
-from listener.postgres.refusal import Refusal
-from tests.servers import DebianPostgresServer
+from listener.postgres import hints as cures
+from listener.postgres.client.errors import refused
+from listener.postgres.client.identifiers import RESERVED, quoted
+from listener.postgres.client.refusal import Refusal
+from listener.postgres.codec.change import format_lsn, parse_lsn
+from tests.support.servers import DebianPostgresServer
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.postgres.change import parse_lsn
-from tests.listening import wait_for_listener
-from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.postgres_proxy import PostgresProxy
-from tests.waiting import wait_until
+from listener.postgres.codec.change import parse_lsn
+from tests.support.listening import wait_for_listener
+from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database

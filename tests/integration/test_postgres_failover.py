@@ -11,21 +11,21 @@ from structlog.testing import capture_logs
 
 from cdc_tasks.changes import position_key
 from demo.servers import PostgresServer
-from listener.monitor import Gap, SourceLost
-from listener.postgres.change import parse_lsn
-from listener.postgres.decoder import WALPosition
+from listener.core.source import Gap, SourceLost
+from listener.postgres.codec.change import parse_lsn
+from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from tests.listening import SAVED
-from tests.postgres_findings import PROBLEM, Findings
-from tests.publishing import router_to
-from tests.waiting import wait_until
+from tests.support.listening import SAVED
+from tests.support.postgres_findings import PROBLEM, Findings
+from tests.support.publishing import router_to
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc_tasks.changes import Change
-    from listener.monitor import Batch
+    from listener.core.source import Batch
 
 
 class _Standby(PostgresServer):

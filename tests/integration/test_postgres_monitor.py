@@ -13,12 +13,12 @@ import pytest
 
 from cdc_tasks.changes import EventType
 from demo.servers import PostgresServer
-from listener.monitor import Gap, SourceLost
+from listener.core.source import Gap, SourceLost
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.listening import SAVED
-from tests.postgres_items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
-from tests.waiting import at_most, wait_until
+from tests.support.listening import SAVED
+from tests.support.postgres_items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

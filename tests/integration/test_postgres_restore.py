@@ -8,15 +8,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
-from listener.monitor import Gap, Saved
-from listener.postgres.place import Place
+from listener.core.source import Gap, Saved
+from listener.daemon.status import Reader
+from listener.postgres.log.position import Place
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter, EventType
-from listener.status import Reader
-from tests.postgres_findings import Findings
-from tests.postgres_history import History, is_later
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from tests.support.postgres_findings import Findings
+from tests.support.postgres_history import History, is_later
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

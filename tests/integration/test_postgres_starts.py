@@ -13,19 +13,19 @@ import pytest
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer
-from listener.monitor import SourceError, SourceLost
-from listener.postgres.errors import PermissionDenied
+from listener.core.source import SourceError, SourceLost
+from listener.daemon.status import Reader
+from listener.postgres.client.errors import PermissionDenied
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter
-from listener.status import Reader
-from tests.listening import wait_for_listener
-from tests.operators import operator_on, tasks_in
-from tests.postgres_findings import Findings
-from tests.postgres_items import ROWS, active, changes_of, ids, make_monitor, take, with_items
-from tests.postgres_proxy import PostgresProxy
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from tests.support.listening import wait_for_listener
+from tests.support.operators import operator_on, tasks_in
+from tests.support.postgres_findings import Findings
+from tests.support.postgres_items import ROWS, active, changes_of, ids, make_monitor, take, with_items
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

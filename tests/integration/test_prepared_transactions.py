@@ -14,8 +14,8 @@ from cdc_tasks.changes import EventType
 from demo.servers import PostgresServer
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.postgres_findings import WARNING, Findings
-from tests.waiting import at_most, wait_until
+from tests.support.postgres_findings import WARNING, Findings
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

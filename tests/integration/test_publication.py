@@ -9,22 +9,31 @@ import psycopg2
 import pytest
 
 from cdc_tasks.changes import EventType
-from listener.monitor import Saved, SourceError
-from listener.postgres.change import parse_lsn
-from listener.postgres.connection import connect
-from listener.postgres.errors import PermissionDenied
-from listener.postgres.notes import Notes, format_notes
+from listener.core.source import Saved, SourceError
+from listener.postgres.client.connection import connect
+from listener.postgres.client.errors import PermissionDenied
+from listener.postgres.client.slot import create_slot, read_slot
+from listener.postgres.codec.change import parse_lsn
 from listener.postgres.preparation import find_gap
-from listener.postgres.publication import read_publication
-from listener.postgres.slot import create_slot, read_slot
+from listener.postgres.tables.notes import Notes, format_notes
+from listener.postgres.tables.publication import read_publication
 from listener.router import BinlogRouter, changed
-from tests.listening import SAVED
-from tests.publications import DELETE, INSERT, UPDATE, events_of, listed, prepare, published, router_of
+from tests.support.listening import SAVED
+from tests.support.publications import (
+    DELETE,
+    INSERT,
+    UPDATE,
+    events_of,
+    listed,
+    prepare,
+    published,
+    router_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.connection import Connection
+    from listener.postgres.client.connection import Connection
     from tests.conftest import Database
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from listener.parked import parked_key, read_parked
-from listener.publisher import BrokerError, CheckpointMoved
+from listener.core.publisher import BrokerError, CheckpointMoved
+from listener.publish.parked import parked_key, read_parked
 from listener.router import BinlogRouter, EventType
-from tests.publishing import (
+from tests.support.publishing import (
     SOURCE,
     change,
     changes,

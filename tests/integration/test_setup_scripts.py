@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.compose import CHECKOUT
+from tests.support.compose import CHECKOUT
 
 
 def test_a_python_that_is_too_old_is_named_with_the_cure(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.servers import PostgresServer
-from listener.monitor import Saved, SourceError, SourceLost
-from listener.postgres.connection import connect, connect_replication, execute, fetch_value, translated
-from listener.postgres.errors import SlotInUse
-from listener.postgres.slot import (
+from listener.core.source import Saved, SourceError, SourceLost
+from listener.core.wakeup import Wakeup
+from listener.postgres.client.connection import connect, connect_replication, execute, fetch_value, translated
+from listener.postgres.client.errors import SlotInUse
+from listener.postgres.client.slot import (
     Slot,
     check_slot,
     create_slot,
@@ -22,14 +23,13 @@ from listener.postgres.slot import (
     open_transactions,
     read_slot,
 )
-from listener.wakeup import Wakeup
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.connection import Connection
+    from listener.postgres.client.connection import Connection
     from tests.conftest import Database
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.servers import PostgresServer
-from listener.monitor import SourceLost
-from listener.postgres.connection import connect, connect_replication
-from listener.postgres.slot import create_slot
+from listener.core.source import SourceLost
+from listener.daemon.status import Reader, SavedPosition, SourceStatus, Status
+from listener.postgres.client.connection import connect, connect_replication
+from listener.postgres.client.slot import create_slot
 from listener.postgres.status import read_postgres_status
-from listener.status import Reader, SavedPosition, SourceStatus, Status
 
 if TYPE_CHECKING:
     from tests.conftest import Database

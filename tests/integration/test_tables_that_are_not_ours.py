@@ -10,16 +10,16 @@ import psycopg2
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from listener.postgres.connection import connect
+from listener.daemon.status import SavedPosition, SourceStatus, Status
+from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.postgres.notes import parse_notes
 from listener.postgres.status import read_postgres_status
+from listener.postgres.tables.notes import parse_notes
 from listener.router import BinlogRouter
-from listener.status import SavedPosition, SourceStatus, Status
-from tests.listening import SAVED
-from tests.postgres_findings import PROBLEM, UPDATE, Findings, router_to
-from tests.publications import prepare, prepare_publication
-from tests.waiting import wait_until
+from tests.support.listening import SAVED
+from tests.support.postgres_findings import PROBLEM, UPDATE, Findings, router_to
+from tests.support.publications import prepare, prepare_publication
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.findings import State
-from listener.monitor import SourceError
+from listener.core.findings import State
+from listener.core.source import SourceError
 from listener.postgres.status import read_postgres_status
-from tests.postgres_findings import INSERT, Findings, router_to
-from tests.postgres_source import PostgresSource
-from tests.waiting import wait_until
+from tests.support.postgres_findings import INSERT, Findings, router_to
+from tests.support.postgres_source import PostgresSource
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

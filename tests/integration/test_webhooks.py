@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from cdc_tasks.failures import Refused
-from cdc_tasks.webhooks import _is_public as is_public
-from cdc_tasks.webhooks import checked_url, is_private_address, post
+from cdc_tasks.notify.send_errors import Refused
+from cdc_tasks.notify.webhooks import _is_public as is_public
+from cdc_tasks.notify.webhooks import checked_url, is_private_address, post
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from listener.monitor import Gap, SourceError
-from listener.mysql.decoder import Decoder
-from listener.mysql.position import BinlogPosition
+from listener.core.source import Gap, SourceError
+from listener.mysql.codec.decoder import Decoder
+from listener.mysql.log.position import BinlogPosition
 
 _START = BinlogPosition(file="binlog.000001", offset=4, server="1")
 _LATER = BinlogPosition(file="binlog.000001", offset=10_000, server="1")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cdc_tasks.testing import row_change
-from listener.gather import Gatherer, group
+from listener.publish.batching import Gatherer, group
 from listener.router import BinlogRouter, Call, EventType, Parked
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cdc_tasks.settings import SettingsError, load
-from listener.settings import ListenerSettings, RouteSettings
-from listener.sources import DatabaseType, UnknownDatabase, detect_database_type
+from listener.daemon.database_url import DatabaseType, UnknownDatabase, detect_database_type
+from listener.daemon.settings import ListenerSettings, RouteSettings
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from listener.loading import load_router
+from listener.daemon.database_url import UnknownDatabase
+from listener.daemon.loading import load_router
 from listener.router import BinlogRouter
-from listener.sources import UnknownDatabase
 
 _HELP_DESK = "listener.routes:setup_router"
 _ONE_ROUTE = BinlogRouter()

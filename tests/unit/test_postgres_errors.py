@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from listener.monitor import SourceError, SourceLost
-from listener.postgres.errors import NotAccepting, PermissionDenied, TooManyConnections, refused
-from listener.postgres.refusal import Refusal, _parse
+from listener.core.source import SourceError, SourceLost
+from listener.postgres.client.errors import NotAccepting, PermissionDenied, TooManyConnections, refused
+from listener.postgres.client.refusal import Refusal, _parse
 
 _PARAMETERS = {"user": "reader", "dbname": "helpdesk"}
 _REPLICATION = {**_PARAMETERS, "replication": "database"}

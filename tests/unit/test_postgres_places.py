@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.monitor import Gap
-from listener.postgres.decoder import Decoder, OtherLog
-from listener.postgres.place import Era, Eras, Place, Published, WALPosition
-from listener.postgres.server_log import ServerLog, Start, resume
+from listener.core.source import Gap
+from listener.postgres.client.timeline import ServerLog, Start, resume
+from listener.postgres.codec.decoder import Decoder, OtherLog
+from listener.postgres.log.position import Era, Eras, Place, Published, WALPosition
 
 if TYPE_CHECKING:
-    from listener.postgres.change import WALChange
-    from listener.postgres.decoder import Begin, Commit
+    from listener.postgres.codec.change import WALChange
+    from listener.postgres.codec.decoder import Begin, Commit
 
 LAST = Published(0x100, 77, 3)
 PLACE = Place(Era(), WALPosition(0x1FF, 0), LAST)  # read up to 0/200

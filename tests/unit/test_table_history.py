@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from listener.postgres.table_history import (
+from listener.postgres.wal2json.history import (
     ColumnDefinition,
     Look,
     TableDefinition,

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cdc_tasks.failures import Refused
-from cdc_tasks.messages import Fact, Message
+from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.send_errors import Refused
+from cdc_tasks.notify.services import Recipient, teams
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import Recipient, teams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
 def environment(helpdesk: HelpDesk) -> dict[str, str]:
-    return {**helpdesk.environment, "CDC_TASK_MODULES": "tests.faulty_tasks"}
+    return {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.faulty_tasks"}
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks.delivery import MaybeSentError, deliver
-from cdc_tasks.failures import AnswerLost, RateLimited, Refused, Unavailable
+from cdc_tasks.notify.delivery import MaybeSentError, deliver
+from cdc_tasks.notify.send_errors import AnswerLost, RateLimited, Refused, Unavailable
+from cdc_tasks.notify.vault import VaultError
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.vault import VaultError
-from tests.social_stub import Drop, Error, RateLimit, Slow, Status
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.social_stub import Drop, Error, RateLimit, Slow, Status
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.social_stub import SocialStub
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.social_stub import SocialStub
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
 def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, social: SocialStub) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     social.fail("C0CARL", Slow(2))  # while one waits for its answer, the other comes
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     with (
         Worker(environment, "-n", "one@%h", concurrency=1) as one,
         Worker(environment, "-n", "two@%h", concurrency=1) as two,
@@ -161,7 +161,7 @@ def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpD
 def test_a_service_that_is_too_slow_may_have_got_the_message(
     in_process: HelpDesk, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"cdc_tasks.social.{service}.TIMEOUT", 0.3)
+    monkeypatch.setattr(f"cdc_tasks.notify.services.{service}.TIMEOUT", 0.3)
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
     account = connect(in_process.ANNA, "C0ANNA")

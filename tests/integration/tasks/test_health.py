@@ -15,12 +15,12 @@ import pytest
 
 from tests.acceptance.network import Cable
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.servers import RabbitMQServer
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 

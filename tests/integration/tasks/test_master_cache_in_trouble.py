@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from demo.servers import ValkeyServer
-from tests.forked_workers import ForkedWorkers
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.forked_workers import ForkedWorkers
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHANGES = 1000
 _TABLES = ("roles", "departments", "priorities")
@@ -93,7 +93,7 @@ class _Reader:
 
 def _environment(helpdesk: HelpDesk, server: ValkeyServer) -> dict[str, str]:
     addresses = {"CELERY_BROKER_URL": server.url, "CACHE_URL": server.url_of(1)}
-    return {**helpdesk.environment, **addresses, "CELERY_CONFIG_MODULE": "tests.short_lease"}
+    return {**helpdesk.environment, **addresses, "CELERY_CONFIG_MODULE": "tests.support.short_lease"}
 
 
 def _change(helpdesk: HelpDesk, table: str, number: int) -> None:

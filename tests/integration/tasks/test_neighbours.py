@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from cdc_tasks.neighbours import kombus_unacked, queues_taken, strangers
-from listener.check_broker import check_broker
-from listener.findings import Finding, State
+from cdc_tasks.broker.neighbours import kombus_unacked, queues_taken, strangers
+from listener.core.findings import Finding, State
+from listener.publish.check_broker import check_broker
 from listener.router import BinlogRouter, EventType
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -35,7 +35,7 @@ def _house_worker(helpdesk: HelpDesk, queues: str) -> Iterator[None]:
         "-m",
         "celery",
         "-A",
-        "tests.stock_tasks",
+        "tests.support.stock_tasks",
         "worker",
         "-c1",
         "-Q",
@@ -108,8 +108,8 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
     helpdesk: HelpDesk,
 ) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
-    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.plain_kombu"}, "-Q", "bulk") as worker:
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.support.plain_kombu"}, "-Q", "bulk") as worker:
         for number in range(5):
             helpdesk.send("killed.note", number, queue="bulk", countdown=3600)
         wait_until(lambda: client.hlen("unacked") == 5, timeout=30, what="the worker to hold them")

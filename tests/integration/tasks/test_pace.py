@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks.delivery import deliver
-from cdc_tasks.pace import Turn
-from cdc_tasks.retrying import NotYet
+from cdc_tasks.notify.delivery import deliver
+from cdc_tasks.notify.rate_limit import Turn
+from cdc_tasks.retry import NotYet
 from cdc_tasks.settings import worker_settings
-from tests.social_stub import RateLimit, Status
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.social_stub import RateLimit, Status
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.social_stub import SocialStub
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.social_stub import SocialStub
 
 
 def test_a_channel_gets_no_more_than_its_rate_from_three_workers_and_in_the_order_of_commits(
@@ -90,7 +90,7 @@ def test_waiting_for_ones_turn_is_not_a_failure(
 def test_a_message_that_never_comes_holds_up_the_others_for_a_while_only(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdc_tasks.pace._PATIENCE", 1)
+    monkeypatch.setattr("cdc_tasks.notify.rate_limit._PATIENCE", 1)
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
     Turn(lane=f"account:{account}", position="0/1:0", delivery_id="lost").expect()

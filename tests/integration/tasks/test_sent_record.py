@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks import sent
-from cdc_tasks.retrying import NotYet, TryAgain
-from cdc_tasks.sent import Claim, SendRecord
-from tests.waiting import wait_until
+from cdc_tasks.notify import delivery_log as sent
+from cdc_tasks.notify.delivery_log import Claim, SendRecord
+from cdc_tasks.retry import NotYet, TryAgain
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 
 def test_of_many_who_want_to_send_at_once_only_one_may(in_process: HelpDesk) -> None:

@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
-from cdc_tasks.tickets import notify_ticket_insert
-from tests.helpdesk import change
-from tests.social_stub import Error, Status
-from tests.waiting import wait_until
+from cdc_tasks.helpdesk.tickets import notify_ticket_insert
+from tests.support.helpdesk import change
+from tests.support.social_stub import Error, Status
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.social_stub import SocialStub
-    from tests.worker import Worker
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.social_stub import SocialStub
+    from tests.support.worker import Worker
 
 
 def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accounts(
