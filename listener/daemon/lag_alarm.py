@@ -10,7 +10,7 @@ from typing import Self
 import structlog
 
 from cdc_tasks.errors import CDCError
-from listener.daemon.status import SourceStatus
+from listener.core.status import SourceStatus
 
 __all__ = ["LagAlarm"]
 

@@ -5,42 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
 from listener.core.source import Saved
+from listener.core.status import Reader, SourceStatus
 from listener.publish.parked import parked_key
 from listener.publish.pause import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
 
-__all__ = ["Reader", "SavedPosition", "SourceStatus", "Status", "read_saved_position"]
-
-
-class Reader(StrEnum):
-    """Whether anybody reads the database's log for us."""
-
-    RUNNING = "running"
-    NONE = "none"
-    NEVER_STARTED = "never started"
-    LOST = "lost"  # the source has given up what was kept for us
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceStatus:
-    """What the database says; positions are in its own words."""
-
-    reader: Reader
-    detail: str  # who reads, or why nobody can
-    current: str  # the end of the log
-    acknowledged: str | None  # the log before it may be forgotten
-    lag_bytes: int | None  # of log that is not published yet
-    retained_bytes: int | None  # of log that is kept for us
-    safe_bytes: int | None  # how much more may be written before the source gives us up; None: without limit
-    unseen: tuple[str, ...] = ()  # tables that routes name, and whose changes do not come to the listener
-    problems: tuple[str, ...] = ()  # what came to be wrong with tables while the listener runs
-    gaps: tuple[str, ...] = ()  # changes that are missing, and that nobody has accepted yet
+__all__ = ["SavedPosition", "Status", "read_saved_position"]
 
 
 class SavedPosition(NamedTuple):

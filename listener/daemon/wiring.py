@@ -13,11 +13,12 @@ from cdc_tasks.settings import SettingsError
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAway, Publisher
 from listener.core.source import Monitor, SourceError
+from listener.core.status import SourceStatus
 from listener.daemon.bookmarked import BookmarkedMonitor
 from listener.daemon.database_url import DatabaseType
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings
-from listener.daemon.status import SavedPosition, SourceStatus, Status, read_saved_position
+from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status

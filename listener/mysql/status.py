@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
-from listener.daemon.status import Reader, SourceStatus
+from listener.core.status import Reader, SourceStatus
 from listener.mysql.client.connection import connect, fetch_value
 from listener.mysql.client.lock import lock_name
 from listener.mysql.client.server import LogFile, Server, current_position, log_files, read_server

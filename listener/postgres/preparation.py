@@ -12,9 +12,8 @@ from listener.core.source import Gap, Saved, SourceError, SourceLost
 from listener.postgres.client.connection import Connection, connect_replication
 from listener.postgres.client.slot import Slot, gap_of, read_current, unpublished_from
 from listener.postgres.client.timeline import identify, resume
-from listener.postgres.codec.change import format_lsn, parse_lsn
 from listener.postgres.hints import ACCEPT_GAP
-from listener.postgres.log.position import WALPosition
+from listener.postgres.log.position import WALPosition, format_lsn, parse_lsn
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
 from listener.postgres.tables.findings import find_in_tables
 from listener.postgres.tables.notes import Notes, parse_notes

@@ -9,12 +9,12 @@ from typing import Final
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, State
 from listener.core.source import Saved
-from listener.daemon.status import Reader, SourceStatus
+from listener.core.status import Reader, SourceStatus
 from listener.postgres.client.connection import Connection, connect, fetch_value
 from listener.postgres.client.slot import Slot, read_current, read_slot
 from listener.postgres.client.timeline import is_standby
-from listener.postgres.codec.change import format_lsn
 from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.log.position import format_lsn
 from listener.postgres.preparation import find_wrong_place
 from listener.postgres.tables.findings import find_refused
 from listener.postgres.tables.notes import Notes, parse_notes

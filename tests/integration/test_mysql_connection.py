@@ -9,7 +9,7 @@ import pytest
 
 from listener.core.findings import State
 from listener.core.source import SourceError, SourceLost
-from listener.daemon.status import Reader
+from listener.core.status import Reader
 from listener.mysql import stream
 from listener.mysql.check import check_mysql
 from listener.mysql.client.connection import connect, fetch_value

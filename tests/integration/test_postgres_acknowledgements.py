@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
 from listener.core.source import Saved
-from listener.postgres.codec.change import parse_lsn
 from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from tests.support.listening import SAVED
 from tests.support.postgres_history import NAME, History

@@ -15,7 +15,7 @@ from listener.postgres import hints as cures
 from listener.postgres.client.errors import refused
 from listener.postgres.client.identifiers import RESERVED, quoted
 from listener.postgres.client.refusal import Refusal
-from listener.postgres.codec.change import format_lsn, parse_lsn
+from listener.postgres.log.position import format_lsn, parse_lsn
 from tests.support.servers import DebianPostgresServer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.postgres.codec.change import parse_lsn
+from listener.postgres.log.position import parse_lsn
 from tests.support.listening import wait_for_listener
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
 from tests.support.postgres_proxy import PostgresProxy

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from cdc_tasks.changes import position_key
 from demo.servers import PostgresServer
 from listener.core.source import Gap, SourceLost
-from listener.postgres.codec.change import parse_lsn
 from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from tests.support.listening import SAVED

@@ -14,7 +14,7 @@ from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer
 from listener.core.source import SourceError, SourceLost
-from listener.daemon.status import Reader
+from listener.core.status import Reader
 from listener.postgres.client.errors import PermissionDenied
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status

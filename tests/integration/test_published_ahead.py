@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
-from listener.postgres.codec.change import parse_lsn
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
 from tests.support.postgres_items import wait_until_sent

@@ -10,7 +10,8 @@ import pytest
 
 from demo.servers import PostgresServer
 from listener.core.source import SourceLost
-from listener.daemon.status import Reader, SavedPosition, SourceStatus, Status
+from listener.core.status import Reader, SourceStatus
+from listener.daemon.status import SavedPosition, Status
 from listener.postgres.client.connection import connect, connect_replication
 from listener.postgres.client.slot import create_slot
 from listener.postgres.status import read_postgres_status

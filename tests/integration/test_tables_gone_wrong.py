@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
+from listener.core.status import SourceStatus
 from listener.daemon.lag_alarm import LagAlarm
-from listener.daemon.status import SavedPosition, SourceStatus, Status
+from listener.daemon.status import SavedPosition, Status
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from tests.support.publishing import router_to

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
 from listener.core.source import Gap, SourceError
-from listener.postgres.codec.change import parse_lsn
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.tables import watch as table_watch
 from listener.postgres.tables.notes import parse_notes
 from listener.router import BinlogRouter

@@ -10,7 +10,8 @@ import psycopg2
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from listener.daemon.status import SavedPosition, SourceStatus, Status
+from listener.core.status import SourceStatus
+from listener.daemon.status import SavedPosition, Status
 from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status

@@ -14,7 +14,7 @@ from cdc_tasks.changes import RowChange, position_key
 from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer, ValkeyServer
 from listener.daemon.loop import Listener
-from listener.postgres.codec.change import parse_lsn
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdc_tasks.changes import Change, EventType
 from listener.core.source import Batch, Saved
-from listener.postgres.codec.change import parse_lsn
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
 from tests.support.waiting import Deadline, wait_until

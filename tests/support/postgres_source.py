@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from listener.core.source import Saved
-from listener.postgres.codec.change import parse_lsn
 from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 from tests.support.waiting import Deadline

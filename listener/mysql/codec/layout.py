@@ -12,9 +12,18 @@ from listener.mysql.charsets import BINARY, Charsets
 from listener.mysql.codec import json_binary, values
 from listener.mysql.codec.table_map import OLD_TEMPORAL, Column, ColumnType
 from listener.mysql.codec.values import Convert
-from listener.mysql.tables.catalogue import CatalogueColumn
 
-__all__ = ["Layout", "layout_of"]
+__all__ = ["CatalogueColumn", "Layout", "layout_of"]
+
+
+class CatalogueColumn(NamedTuple):
+    """One column as it is now."""
+
+    type: str  # uuid, inet4, json, … in lower case
+    digits: int | None = None  # of the fraction of a temporal type
+    is_old: bool = False  # a temporal type in the form that it had before MySQL 5.6
+    is_row_end: bool = False  # says until when a row was true, in a table with system versioning
+
 
 _T = ColumnType
 _FIXED_CODE: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}

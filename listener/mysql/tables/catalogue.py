@@ -14,13 +14,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from cdc_tasks.routing.router import Route
 from listener.mysql.client.session import Session
+from listener.mysql.codec.layout import CatalogueColumn
 from listener.mysql.codec.table_map import OLD_TEMPORAL, Column, ColumnType, TableMap
 
-__all__ = ["CatalogueColumn", "Definition", "Definitions", "needs_catalogue"]
+__all__ = ["Definition", "Definitions", "needs_catalogue"]
 
 _T = ColumnType
 
@@ -31,15 +32,6 @@ _SEQUENCE: Final = (
 )
 _HASH: Final = re.compile(r"DB_ROW_HASH_\d+")  # of a UNIQUE over a TEXT or BLOB
 _ROW_START, _ROW_END = "row_start", "row_end"  # names that the server gives where the table does not
-
-
-class CatalogueColumn(NamedTuple):
-    """One column as it is now."""
-
-    type: str  # uuid, inet4, json, … in lower case
-    digits: int | None = None  # of the fraction of a temporal type
-    is_old: bool = False  # a temporal type in the form that it had before MySQL 5.6
-    is_row_end: bool = False  # says until when a row was true, in a table with system versioning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,8 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from listener.core.source import Gap, SourceLost
 from listener.postgres.client.connection import Connection, fetch_value, translated
-from listener.postgres.codec.change import format_lsn, parse_lsn
 from listener.postgres.hints import ACCEPT_GAP, PRIMARY, RESTORED
-from listener.postgres.log.position import Era, Eras, Place, Published
+from listener.postgres.log.position import Era, Eras, Place, Published, format_lsn, parse_lsn
 
 __all__ = ["ServerLog", "Start", "identify", "is_standby", "refuse_standby", "resume"]
 

@@ -9,8 +9,9 @@ import orjson
 from listener.core.change import LoggedChange
 from listener.postgres.codec.table import NOT_PLAIN, Kind, Old
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
+from listener.postgres.log.position import format_lsn
 
-__all__ = ["Transaction", "WALChange", "format_lsn", "parse_lsn"]
+__all__ = ["Transaction", "WALChange"]
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts its timestamps from here
 
@@ -96,14 +97,3 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
             or (keys_only and name not in relation.key_columns)
         ]
         return orjson.dumps(missing)[1:-1]
-
-
-def format_lsn(lsn: int) -> str:
-    """Return a log sequence number as PostgreSQL prints it, e.g. 0/16B3748."""
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
-
-
-def parse_lsn(text: str) -> int:
-    """Read a log sequence number as PostgreSQL prints it; raises ValueError."""
-    high, low = text.split("/")
-    return int(high, 16) << 32 | int(low, 16)

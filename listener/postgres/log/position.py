@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from listener.postgres.codec.change import format_lsn, parse_lsn
-
-__all__ = ["Era", "Eras", "Place", "Published", "WALPosition"]
+__all__ = ["Era", "Eras", "Place", "Published", "WALPosition", "format_lsn", "parse_lsn"]
 
 
 class WALPosition(NamedTuple):
@@ -122,3 +120,14 @@ class Place(NamedTuple):
             position,
             Published.parse(last) if last else Published(position.commit_lsn, 0, position.ordinal),
         )
+
+
+def format_lsn(lsn: int) -> str:
+    """Return a log sequence number as PostgreSQL prints it, e.g. 0/16B3748."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def parse_lsn(text: str) -> int:
+    """Read a log sequence number as PostgreSQL prints it; raises ValueError."""
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)

@@ -15,8 +15,8 @@ from listener.core.findings import Finding, raise_problems
 from listener.core.source import Gap, SourceError
 from listener.postgres.client.connection import Connection, fetch_value
 from listener.postgres.client.errors import PermissionDenied
-from listener.postgres.codec.change import format_lsn, parse_lsn
 from listener.postgres.hints import ACCEPT_GAP
+from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.preparation import gap_of_publication, look_at_tables, routed
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
 from listener.postgres.tables.findings import find_harm, for_wal2json

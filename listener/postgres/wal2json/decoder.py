@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from listener.postgres.codec.change import Transaction, WALChange, format_lsn, parse_lsn
+from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder, NotEnoughSaid
 from listener.postgres.codec.table import Column, Table
 from listener.postgres.codec.tuple_data import UNCHANGED
 from listener.postgres.codec.values import ValueType
+from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
 from listener.postgres.wal2json.history import TableName, Unknown
 
