@@ -11,10 +11,11 @@ import structlog
 from cdc_tasks import db
 from cdc_tasks.celery import app
 from cdc_tasks.changes import RowChange
+from cdc_tasks.helpdesk.models import Ticket
 from cdc_tasks.helpdesk.users import get_manager_ids
 from cdc_tasks.notify.delivery import notify_users
 from cdc_tasks.notify.messages import Fact, Message, Occasion, composes
-from cdc_tasks.notify.models import Ticket, User
+from cdc_tasks.notify.models import User
 from cdc_tasks.notify.rate_limit import Turn, in_turn
 from cdc_tasks.settings import worker_settings
 

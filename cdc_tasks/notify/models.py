@@ -1,13 +1,13 @@
-"""The tables of the help desk, as far as the tasks read them: the real ones may have more columns."""
+"""People, their accounts and their preferences: the tables that messages need. The real ones may have more columns."""
 
 from __future__ import annotations
 
-from datetime import datetime, time
+from datetime import time
 
 from sqlalchemy import BigInteger, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-__all__ = ["Base", "ConnectedAccount", "NotificationPreferences", "Ticket", "User"]
+__all__ = ["Base", "ConnectedAccount", "NotificationPreferences", "User"]
 
 
 class Base(DeclarativeBase):
@@ -25,23 +25,6 @@ class User(Base):
     name: Mapped[str]
     email: Mapped[str]
     manager_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
-
-
-class Ticket(Base):
-    """One thing to be done for somebody."""
-
-    __tablename__ = "tickets"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str]
-    status: Mapped[str | None]
-    priority: Mapped[str | None]
-    assigned_to_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
-    created_by_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
-    created_at: Mapped[datetime | None]
-
-    assigned_to: Mapped[User | None] = relationship(foreign_keys=[assigned_to_id], lazy="joined")
-    created_by: Mapped[User | None] = relationship(foreign_keys=[created_by_id], lazy="joined")
 
 
 class ConnectedAccount(Base):

@@ -26,9 +26,9 @@ from listener.postgres.client.slot import (
     read_slot,
 )
 from listener.postgres.client.timeline import is_standby
+from listener.postgres.gaps import find_gap, find_wrong_place, published_lsn
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import format_lsn
-from listener.postgres.preparation import find_gap, find_wrong_place, published_lsn
 from listener.postgres.tables.findings import find_refused
 from listener.postgres.tables.notes import Notes, parse_notes
 from listener.postgres.tables.publication import statements_for

@@ -31,11 +31,11 @@ from listener.postgres.client.stream import ReplicationStream
 from listener.postgres.client.timeline import ServerLog, Start, identify, refuse_standby, resume
 from listener.postgres.codec.change import WALChange
 from listener.postgres.codec.decoder import Begin, Commit, Decoder, NotEnoughSaid, WALPosition
+from listener.postgres.gaps import find_gap, published_lsn
 from listener.postgres.hints import STUCK, UPDATE
 from listener.postgres.log.acknowledgements import Acknowledgements
 from listener.postgres.log.position import Place, Published, format_lsn, parse_lsn
 from listener.postgres.plugins import PluginName, open_plugin
-from listener.postgres.preparation import find_gap, published_lsn
 from listener.postgres.tables.notes import Notes, format_notes, parse_notes
 from listener.postgres.tables.sync import Prepared, RenamedAway, TableKeeper
 from listener.postgres.tables.watch import TableWatch

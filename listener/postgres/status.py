@@ -14,8 +14,8 @@ from listener.postgres.client.connection import Connection, connect, fetch_value
 from listener.postgres.client.slot import Slot, read_current, read_slot
 from listener.postgres.client.timeline import is_standby
 from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.gaps import find_wrong_place
 from listener.postgres.log.position import format_lsn
-from listener.postgres.preparation import find_wrong_place
 from listener.postgres.tables.findings import find_refused
 from listener.postgres.tables.notes import Notes, parse_notes
 from listener.postgres.tables.sync import TableKeeper

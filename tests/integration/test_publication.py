@@ -13,8 +13,8 @@ from listener.core.source import Saved, SourceError
 from listener.postgres.client.connection import connect
 from listener.postgres.client.errors import PermissionDenied
 from listener.postgres.client.slot import create_slot, read_slot
+from listener.postgres.gaps import find_gap
 from listener.postgres.log.position import parse_lsn
-from listener.postgres.preparation import find_gap
 from listener.postgres.tables.notes import Notes, format_notes
 from listener.postgres.tables.publication import read_publication
 from listener.router import BinlogRouter, changed

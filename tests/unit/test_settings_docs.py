@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from cdc_tasks.settings import WorkerSettings
-from listener.__main__ import cli
+from listener.cli.commands import cli
 from listener.daemon.settings import ListenerSettings
 
 if TYPE_CHECKING:

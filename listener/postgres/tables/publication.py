@@ -16,9 +16,10 @@ import structlog
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from cdc_tasks.changes import EventType
-from listener.core.source import SourceError, SourceLost
+from listener.core.source import Gap, SourceError, SourceLost
 from listener.postgres.client.connection import Connection, execute, fetch
 from listener.postgres.client.errors import PermissionDenied
+from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.tables.catalogue import Identity, Table, TableName
 from listener.postgres.tables.selection import Watched
 
@@ -27,6 +28,7 @@ __all__ = [
     "add_tables",
     "drop_tables",
     "ensure_publication",
+    "gap_of_publication",
     "plan_publication",
     "read_publication",
     "set_options",
@@ -279,3 +281,12 @@ def read_publication(connection: Connection, name: str) -> Publication | None:
 
 def _listed(numbers: Sequence[int] | None, names: Mapping[str, str]) -> frozenset[str] | None:
     return None if numbers is None else frozenset(names[str(number)] for number in numbers)
+
+
+def gap_of_publication(publication: str, start: str, end: str) -> Gap:
+    """Return the gap of a publication that is gone."""
+    return Gap(
+        f"The publication {publication} is gone. What was committed after {start} "
+        f"and before it is made again (now: {end}) cannot be read.",
+        hint=ACCEPT_GAP,
+    )

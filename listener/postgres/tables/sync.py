@@ -17,8 +17,8 @@ from listener.postgres.client.connection import Connection, fetch_value
 from listener.postgres.client.errors import PermissionDenied
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import format_lsn, parse_lsn
-from listener.postgres.preparation import gap_of_publication, look_at_tables, routed
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
+from listener.postgres.tables.current import look_at_tables, routed
 from listener.postgres.tables.findings import find_harm, for_wal2json
 from listener.postgres.tables.membership import find_unwritten, replace_list, run_together, take_in
 from listener.postgres.tables.notes import GapNote, Notes, TableNote
@@ -26,6 +26,7 @@ from listener.postgres.tables.publication import (
     Publication,
     add_tables,
     ensure_publication,
+    gap_of_publication,
     plan_publication,
     read_publication,
     set_options,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from typer.testing import CliRunner
 
-from cdc_tasks.__main__ import cli
+from cdc_tasks.cli.commands import cli
 from cdc_tasks.dead_letters import store as dead_letters
 from demo.programs import Flower
 from tests.support.waiting import wait_until

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc_tasks import db
+from cdc_tasks.helpdesk.models import Ticket
 from cdc_tasks.helpdesk.tickets import ticket_data
 from cdc_tasks.notify.messages import Fact, Occasion, compose
-from cdc_tasks.notify.models import Ticket
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:

@@ -1,37 +1,19 @@
-"""What has to be right on the server before we read from it: tables, publication, slot."""
+"""Whether the server still has what comes after a checkpoint: slot, publication, and the place in the log."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import Final, NamedTuple
 
-from cdc_tasks.routing.router import Route, RouteIndex
-from listener.core.findings import Finding
 from listener.core.source import Gap, Saved, SourceError, SourceLost
 from listener.postgres.client.connection import Connection, connect_replication
 from listener.postgres.client.slot import Slot, gap_of, read_current, unpublished_from
 from listener.postgres.client.timeline import identify, resume
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import WALPosition, format_lsn, parse_lsn
-from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.tables.findings import find_in_tables
-from listener.postgres.tables.notes import Notes, parse_notes
-from listener.postgres.tables.publication import read_publication
-from listener.postgres.tables.reconciliation import former_names
-from listener.postgres.tables.selection import Watched, covered_partitions, watched_tables
+from listener.postgres.tables.notes import parse_notes
+from listener.postgres.tables.publication import gap_of_publication, read_publication
 
-__all__ = [
-    "TablesSeen",
-    "find_gap",
-    "find_wrong_place",
-    "gap_of_publication",
-    "look_at_tables",
-    "published_lsn",
-    "routed",
-]
-
-_NOTHING_NOTED: Final = Notes()
+__all__ = ["find_gap", "find_wrong_place", "published_lsn"]
 
 
 def find_gap(
@@ -64,15 +46,6 @@ def published_lsn(saved: Saved | None) -> int:
         return 0  # the checkpoint of another kind of database: that is told elsewhere
 
 
-def gap_of_publication(publication: str, start: str, end: str) -> Gap:
-    """Return the gap of a publication that is gone."""
-    return Gap(
-        f"The publication {publication} is gone. What was committed after {start} "
-        f"and before it is made again (now: {end}) cannot be read.",
-        hint=ACCEPT_GAP,
-    )
-
-
 def _slot_is_gone(name: str, saved: Saved, current: str) -> Gap:
     return Gap(
         f"The replication slot {name} is gone: what was committed after {unpublished_from(saved, None)} and before it "
@@ -97,33 +70,3 @@ def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> Gap | None:
     except (SourceError, SourceLost, ValueError):  # ValueError: the checkpoint is one of MySQL
         return None
     return None
-
-
-class TablesSeen(NamedTuple):
-    """The routes' tables as they are now."""
-
-    findings: list[Finding]
-    watched: tuple[Watched, ...]
-    covered: tuple[Table, ...]  # partitions that routes name, and that are watched as a part of the whole
-    names: Mapping[int, TableName]  # of all tables, views and the like
-
-
-def look_at_tables(
-    connection: Connection, routes: Sequence[Route], notes: Notes = _NOTHING_NOTED
-) -> TablesSeen:
-    """Return what there is to say about the routes' tables, and those that are to be watched.
-
-    wal2json needs no publication, but it too leaves out changes of rows that have no key.
-    """
-    known = read_names(connection)
-    tables = read_tables(connection, routed(routes, known))
-    version = connection.info.server_version
-    findings = find_in_tables(routes, tables, known.values(), version, former_names(notes, known))
-    watched, covered = watched_tables(routes, tables), covered_partitions(routes, tables)
-    return TablesSeen(list(findings), watched, covered, known)
-
-
-def routed(routes: Sequence[Route], names: Mapping[int, TableName]) -> list[int]:
-    """Return the OIDs of the tables that the routes name."""
-    index = RouteIndex(routes)
-    return [oid for oid, name in names.items() if index.watching(*name)]
