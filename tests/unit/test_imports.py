@@ -1,40 +1,102 @@
-"""Imports run one way: demo → listener → what both sides know; workers know nothing of the listener."""
+"""Imports run one way, from room to room; a new file is held to the rules of the room that it is put into."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHARED = {
+
+# What the listener may import of `cdc_tasks`, and what these may import of each other. None of it loads a task.
+SHARED: Final = {
+    "cdc_tasks",
     "cdc_tasks.addresses",
+    "cdc_tasks.broker.neighbours",
+    "cdc_tasks.broker.rabbitmq.queues",
+    "cdc_tasks.broker.redis.rights",
     "cdc_tasks.changes",
     "cdc_tasks.config",
     "cdc_tasks.config.guarantees",
     "cdc_tasks.errors",
     "cdc_tasks.logs",
-    "cdc_tasks.broker.neighbours",
-    "cdc_tasks.broker.rabbitmq.queues",
-    "cdc_tasks.broker.redis.rights",
+    "cdc_tasks.routing",
+    "cdc_tasks.routing.predicates",
+    "cdc_tasks.routing.router",
     "cdc_tasks.settings",
 }
 
+# Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
+LEVELS: Final = (
+    # an application's and a worker's side: the engine first, then what is built on it
+    (
+        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
+        "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
+        "cdc_tasks.cache cdc_tasks.db",
+        "cdc_tasks.dead_letters",
+        "cdc_tasks.broker",
+        "cdc_tasks.worker cdc_tasks.latest",
+        "cdc_tasks.config",
+        "cdc_tasks.celery",
+        # what of the worker's room needs the app itself
+        "cdc_tasks.worker.health cdc_tasks.worker.deferred_retries cdc_tasks.worker.parked",
+        "cdc_tasks.notify cdc_tasks.master_cache",
+        "cdc_tasks.helpdesk",
+        "cdc_tasks.cli",
+        "cdc_tasks.__main__",
+    ),
+    (
+        "listener.router listener.core",
+        "listener.publish listener.postgres listener.mysql listener.routes",
+        "listener.daemon",
+        "listener.cli",
+        "listener.__main__",
+    ),
+    (
+        "listener.postgres.hints listener.postgres.log",
+        "listener.postgres.codec",
+        "listener.postgres.client",
+        "listener.postgres.tables listener.postgres.wal2json",
+        "listener.postgres.plugins listener.postgres.gaps",
+        "listener.postgres.check_server",
+        "listener.postgres.check listener.postgres.monitor listener.postgres.status",
+    ),
+    (
+        "listener.mysql.errors listener.mysql.log",
+        "listener.mysql.client",
+        "listener.mysql.charsets",
+        "listener.mysql.sql",
+        "listener.mysql.codec",
+        "listener.mysql.tables listener.mysql.stream listener.mysql.start",
+        "listener.mysql.findings",
+        "listener.mysql.check listener.mysql.monitor listener.mysql.status",
+    ),
+)
+
+
+def modules(package: str) -> Iterator[tuple[str, Path]]:
+    for path in (ROOT / package).rglob("*.py"):
+        name = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+        yield name.removesuffix(".__init__"), path
+
 
 def imported_by(package: str) -> set[tuple[str, str]]:
+    """Return which module of the package imports which module of ours."""
+    known = {name for each in ("cdc_tasks", "listener", "demo") for name, _ in modules(each)}
     found = set()
-    for path in (ROOT / package).rglob("*.py"):
+    for module, path in modules(package):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module in {"cdc_tasks", "listener", "demo"}:
-                found |= {(str(path.relative_to(ROOT)), f"{node.module}.{name.name}") for name in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found.add((str(path.relative_to(ROOT)), node.module))
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{name.name}" for name in node.names}
+                found |= {(module, name) for name in (inner & known or {node.module})}
             elif isinstance(node, ast.Import):
-                found |= {(str(path.relative_to(ROOT)), name.name) for name in node.names}
-    return found
+                found |= {(module, name.name) for name in node.names}
+    return {(module, name) for module, name in found if name in known and name != module}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +107,52 @@ def test_nobody_imports_what_stands_above(package: str, stranger: str) -> None:
     assert not against
 
 
+@pytest.mark.parametrize("levels", LEVELS, ids=["cdc_tasks", "listener", "postgres", "mysql"])
+def test_rooms_import_one_way(levels: tuple[str, ...]) -> None:
+    level = {room: number for number, rooms in enumerate(levels) for room in rooms.split()}
+
+    def room_of(module: str) -> str | None:
+        rooms = [room for room in level if f"{module}.".startswith(f"{room}.")]
+        return max(rooms, key=len, default=None)
+
+    against = set()
+    for module, name in imported_by("cdc_tasks") | imported_by("listener"):
+        here, there = room_of(module), room_of(name)
+        if here is None or there is None or here.startswith(there) or there.startswith(here):
+            continue
+        is_one_room = here.rpartition(".")[0] == there.rpartition(".")[0] == "cdc_tasks.worker"
+        if level[there] >= level[here] and not is_one_room:
+            against.add((module, name))
+    assert against == set()
+
+
+def test_every_room_has_its_level() -> None:
+    """A module that no row names would be held to no rule."""
+    levelled = {room for levels in LEVELS for rooms in levels for room in rooms.split()}
+    packages = {"cdc_tasks", "listener", "listener.postgres", "listener.mysql"}
+    for package in ("cdc_tasks", "listener"):
+        for module, _ in modules(package):
+            parts = module.split(".")
+            prefixes = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+            assert module in packages or prefixes & levelled, module
+
+
+def test_the_sources_know_nothing_of_each_other_and_of_brokers() -> None:
+    for room, strangers in {
+        "listener.postgres": ("listener.mysql", "listener.publish"),
+        "listener.mysql": ("listener.postgres", "listener.publish"),
+        "listener.publish": ("listener.postgres", "listener.mysql"),
+        "cdc_tasks.notify": ("cdc_tasks.master_cache",),
+        "cdc_tasks.master_cache": ("cdc_tasks.notify",),
+    }.items():
+        against = {
+            (module, name)
+            for module, name in imported_by(room.split(".", maxsplit=1)[0])
+            if f"{module}.".startswith(f"{room}.") and name.startswith(strangers)
+        }
+        assert against == set()
+
+
 def test_the_listener_imports_only_what_both_sides_know() -> None:
     ours = {(path, name) for path, name in imported_by("listener") if name.split(".")[0] == "cdc_tasks"}
     assert ours
@@ -52,17 +160,20 @@ def test_the_listener_imports_only_what_both_sides_know() -> None:
 
 
 def test_what_both_sides_know_imports_nothing_of_a_workers() -> None:
-    ours = {
-        (path, name)
-        for path, name in imported_by("cdc_tasks")
-        if name.split(".")[0] == "cdc_tasks" and path.removesuffix(".py").replace("/", ".") in SHARED
-    }
+    ours = {(path, name) for path, name in imported_by("cdc_tasks") if path in SHARED}
     assert {name for _, name in ours} <= SHARED
 
 
 def test_importing_the_listener_loads_no_task() -> None:
-    program = "import sys, listener.daemon.loop, listener.routes; print(*(m for m in sys.modules if 'cdc_tasks.' in m))"
+    program = (
+        "import sys, listener.daemon.loop, listener.routes;"
+        "print(*(m for m in sys.modules if 'cdc_tasks.' in m))"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    assert set(loaded.split()) <= SHARED
+    assert set(loaded.split()) <= SHARED | {
+        "cdc_tasks.broker",
+        "cdc_tasks.broker.redis",
+        "cdc_tasks.broker.rabbitmq",
+    }
