@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
+    "TABLE_TO_CACHE_KEYS",
     "CacheKey",
     "JsonArray",
-    "TABLE_TO_CACHE_KEYS",
     "as_json",
     "get",
     "refill_master_caches",

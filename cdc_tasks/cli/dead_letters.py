@@ -98,7 +98,7 @@ def drop(
 
 def _send(app: Any, letter: DeadLetter) -> None:
     from cdc_tasks.dead_letters.store import ATTEMPTS
-    from cdc_tasks.worker.base_task import described
+    from cdc_tasks.worker.argsrepr import described
 
     where = {"queue": letter.queue} if letter.queue in app.amqp.queues else {}
     failed = {"at": letter.failed_at, "error": letter.error, "replayed": _now()}

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import celery
 import structlog
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
-from celery.utils.saferepr import saferepr
 
 from cdc_tasks.broker.countdown import with_countdown
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.retry import MOST_TRIES, BrokerBlocked, TryAgain, may_try_again, seconds_to_wait
 from cdc_tasks.worker import poison as suspects
+from cdc_tasks.worker.argsrepr import described
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-__all__ = ["RetryingTask", "described"]
+__all__ = ["RetryingTask"]
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
 
     max_retries = MOST_TRIES
     default_retry_delay = 10  # after a worker that died
-    Request = "cdc_tasks.worker.worker_lost:BoundedRequest"
+    Request = "cdc_tasks.worker.poison:BoundedRequest"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -98,24 +98,3 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         options.setdefault("argsrepr", described(args or ()))
         options.setdefault("kwargsrepr", described(kwargs or {}))
         return super().apply_async(args, kwargs, **options)
-
-
-def described(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Return a `repr` that has no row data in it: of a change table, event and id, of any other dict its keys."""
-    if isinstance(arguments, dict):
-        return saferepr({name: _shown(value) for name, value in arguments.items()})
-    return saferepr(tuple(_shown(value) for value in arguments))
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, list) and value and all(_is_change(each) for each in value):
-        return f"<{len(value)} changes of {value[0]['schema']}.{value[0]['table']}, first {value[0]['id']}>"
-    if _is_change(value):
-        return f"<{value['event']} of {value['schema']}.{value['table']}, {value['id']}>"
-    if isinstance(value, dict):
-        return f"<{', '.join(map(str, value))}>"
-    return value
-
-
-def _is_change(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() >= {"id", "schema", "table", "event", "before", "after"}

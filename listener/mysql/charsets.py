@@ -15,7 +15,7 @@ from functools import partial
 from itertools import product
 from typing import Final, NamedTuple
 
-from listener.mysql.client.session import Session
+from listener.mysql.client.connection import Session
 
 __all__ = ["BINARY", "Charsets", "Decode"]
 

@@ -17,14 +17,13 @@ from listener.core.findings import raise_problems
 from listener.core.source import Batch, Saved, SourceLost
 from listener.core.wakeup import Wakeup
 from listener.mysql.charsets import Charsets
-from listener.mysql.client.connection import Connection, connect
+from listener.mysql.check import find_in_server, find_in_tables
+from listener.mysql.client.connection import Connection, Session, connect
 from listener.mysql.client.lock import ListenerLock
 from listener.mysql.client.server import Server, current_position, read_server, replicas
-from listener.mysql.client.session import Session
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.errors import ServerIdTaken
-from listener.mysql.findings import find_in_server, find_in_tables
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.sql.statements import Dialect
 from listener.mysql.start.preparation import starting_position

@@ -11,8 +11,7 @@ from kombu import Queue
 
 from listener.core.publisher import BrokerAway
 from listener.core.retry import Patience
-from listener.publish.kombu.message import sealing
-from listener.publish.kombu.sender import KombuSender
+from listener.publish.kombu.sender import KombuSender, sealing
 from tests.support.publishing import celery_app, router_to
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 
 from listener.core.findings import State
 from listener.core.source import SourceError
+from listener.mysql.check import find_in_tables
 from listener.mysql.client.connection import connect
-from listener.mysql.findings import find_in_tables
 from listener.router import BinlogRouter, EventType
 from tests.support.mysql_source import MySQLSource
 

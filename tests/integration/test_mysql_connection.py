@@ -12,8 +12,7 @@ from listener.core.source import SourceError, SourceLost
 from listener.core.status import Reader
 from listener.mysql import stream
 from listener.mysql.check import check_mysql
-from listener.mysql.client.connection import connect, fetch_value
-from listener.mysql.client.session import Session
+from listener.mysql.client.connection import Session, connect, fetch_value
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.status import read_mysql_status
 from listener.router import BinlogRouter, EventType

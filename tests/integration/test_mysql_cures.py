@@ -11,11 +11,10 @@ import pymysql
 import pytest
 
 from listener.core.findings import Finding, State
-from listener.mysql.check import check_mysql
+from listener.mysql.check import check_mysql, find_in_server, find_in_tables
 from listener.mysql.client.connection import connect, fetch
 from listener.mysql.client.server import read_server
 from listener.mysql.errors import PermissionDenied, translate
-from listener.mysql.findings import find_in_server, find_in_tables
 from listener.mysql.monitor import BinlogMonitor
 from listener.router import BinlogRouter, EventType
 from tests.support.mysql_servers import MariaDBServer, MySQLServer

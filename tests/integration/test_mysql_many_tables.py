@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from listener.mysql.findings import find_in_tables
+from listener.mysql.check import find_in_tables
 from listener.router import BinlogRouter, EventType
 from tests.support.mysql_source import MySQLSource
 

@@ -12,9 +12,8 @@ import pytest
 
 from demo.servers import PostgresServer
 from listener.postgres import hints as cures
-from listener.postgres.client.errors import refused
-from listener.postgres.client.identifiers import RESERVED, quoted
-from listener.postgres.client.refusal import Refusal
+from listener.postgres.client.errors import Refusal, refused
+from listener.postgres.hints import RESERVED, quoted
 from listener.postgres.log.position import format_lsn, parse_lsn
 from tests.support.servers import DebianPostgresServer
 

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from listener.mysql.charsets import Charsets
-from listener.mysql.client.connection import connect, execute, fetch
+from listener.mysql.client.connection import Session, connect, execute, fetch
 from listener.mysql.client.server import current_position, read_server
-from listener.mysql.client.session import Session
 from listener.mysql.codec.compressed import NO_CHECKSUM
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.log.position import BinlogPosition

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from listener.core.wakeup import Wakeup
 from listener.mysql.charsets import Charsets
-from listener.mysql.client.connection import connect
+from listener.mysql.client.connection import Session, connect
 from listener.mysql.client.server import current_position, read_server
-from listener.mysql.client.session import Session
 from listener.mysql.sql.statements import Dialect, Query, parse_query
 from listener.mysql.stream import BinlogStream
 

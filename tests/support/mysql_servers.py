@@ -10,9 +10,9 @@ import demo.mysql_servers
 from demo.mysql_servers import MariaDBServer
 from demo.server_process import ServerError
 from listener.core.findings import raise_problems
+from listener.mysql.check import find_in_server
 from listener.mysql.client.connection import Address, connect
 from listener.mysql.client.server import read_server
-from listener.mysql.findings import find_in_server
 
 __all__ = [
     "KINDS",

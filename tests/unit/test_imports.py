@@ -63,7 +63,6 @@ LEVELS: Final = (
         "listener.postgres.client",
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps",
-        "listener.postgres.check_server",
         "listener.postgres.check listener.postgres.monitor listener.postgres.status",
     ),
     (
@@ -73,8 +72,8 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
-        "listener.mysql.findings",
-        "listener.mysql.check listener.mysql.monitor listener.mysql.status",
+        "listener.mysql.check listener.mysql.status",
+        "listener.mysql.monitor",
     ),
 )
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 
 from listener.core.source import SourceError, SourceLost
-from listener.postgres.client.errors import NotAccepting, PermissionDenied, TooManyConnections, refused
-from listener.postgres.client.refusal import Refusal, _parse
+from listener.postgres.client.errors import (
+    NotAccepting,
+    PermissionDenied,
+    Refusal,
+    TooManyConnections,
+    _parse,
+    refused,
+)
 
 _PARAMETERS = {"user": "reader", "dbname": "helpdesk"}
 _REPLICATION = {**_PARAMETERS, "replication": "database"}

@@ -6,7 +6,8 @@ from celery.exceptions import Reject, Retry
 from cdc_tasks.celery import app
 from cdc_tasks.notify.send_errors import AnswerLost, RateLimited, Refused, Unavailable, failure_of
 from cdc_tasks.retry import LONGEST_WAIT, TryAgain, seconds_to_wait
-from cdc_tasks.worker.base_task import RetryingTask, described
+from cdc_tasks.worker.argsrepr import described
+from cdc_tasks.worker.base_task import RetryingTask
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,10 +12,20 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pymysql
 from pymysql.connections import Connection
 
-from listener.core.source import SourceError
+from listener.core.source import SourceError, SourceLost
 from listener.mysql.errors import is_about_permissions, translate
 
-__all__ = ["Address", "Connection", "account", "connect", "execute", "fetch", "fetch_value", "translated"]
+__all__ = [
+    "Address",
+    "Connection",
+    "Session",
+    "account",
+    "connect",
+    "execute",
+    "fetch",
+    "fetch_value",
+    "translated",
+]
 
 _CONNECT_TIMEOUT: Final = 10  # seconds
 _ANSWER_TIMEOUT: Final = 35  # seconds: a server that is gone without a word is noticed after it
@@ -149,3 +159,30 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext | None:
             hint="Check the files of ssl_ca, ssl_capath, ssl_cert and ssl_key.",
         ) from error
     return context
+
+
+# --- A session for questions in between -----------------------------------------------------------------
+
+
+class Session:
+    """Asks the server; a listener asks seldom, and then about many things in a row."""
+
+    def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
+        self._connect = connect
+        self._connection: Connection[Any] | None = None
+
+    def fetch(self, query: str, arguments: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Return the rows of a query that changes nothing; raises SourceError, SourceLost."""
+        if self._connection is not None:
+            try:
+                return fetch(self._connection, query, arguments)
+            except SourceLost:  # the server ends sessions that are idle for long
+                self.close()
+        self._connection = self._connect()
+        return fetch(self._connection, query, arguments)
+
+    def close(self) -> None:
+        """End the session; the next question opens another."""
+        if self._connection is not None:
+            self._connection._force_close()  # type: ignore[attr-defined]  # noqa: SLF001 - says no goodbye, which could wait for an answer
+            self._connection = None

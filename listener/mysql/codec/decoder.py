@@ -15,12 +15,11 @@ import structlog
 from cdc_tasks.errors import CDCError
 from listener.core.source import Gap, SourceError
 from listener.mysql.codec import compressed
-from listener.mysql.codec.aside import Aside
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.gtid_event import mariadb_gtid, mysql_gtid, tagged_gtid
-from listener.mysql.codec.prepared import Spool, xid_of
 from listener.mysql.codec.progress import ALL, Progress
 from listener.mysql.codec.rows import Describe, RowReader
+from listener.mysql.codec.transaction_buffer import Aside, Spool, xid_of
 from listener.mysql.codec.values import UNREADABLE
 from listener.mysql.errors import ACCEPT_GAP
 from listener.mysql.log.gtid import MySQLGTIDs

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from cdc_tasks.routing.router import Route
-from listener.mysql.client.session import Session
+from listener.mysql.client.connection import Session
 from listener.mysql.codec.layout import CatalogueColumn
 from listener.mysql.codec.table_map import OLD_TEMPORAL, Column, ColumnType, TableMap
 

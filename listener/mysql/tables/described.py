@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
 from cdc_tasks.routing.router import Route
 from listener.core.source import SourceError
@@ -12,9 +13,8 @@ from listener.mysql.codec.table import Table
 from listener.mysql.codec.table_map import OLD_TEMPORAL, ColumnType, TableMap, parse_table_map
 from listener.mysql.errors import setting
 from listener.mysql.tables.catalogue import Definition, Definitions, needs_catalogue
-from listener.mysql.tables.selection import Watched
 
-__all__ = ["Tables"]
+__all__ = ["Tables", "Watched", "watched_by"]
 
 
 class Tables:
@@ -112,3 +112,31 @@ def _unreadable(table: TableMap, error: Exception) -> SourceError:
         f"rows of {table.schema}.{table.name} that cannot be read: {error}.",
         hint="Update cdc-tasks, and report this with the server's version.",
     )
+
+
+# --- Which tables the routes watch ----------------------------------------------------------------------
+
+_WILDCARDS: Final = frozenset("*?[")
+
+
+class Watched:
+    """All that some routes watch."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._names = {(route.schema, route.table) for route in routes if not _is_glob(route)}
+        self._globs = [route for route in routes if _is_glob(route)]
+
+    def covers(self, schema: str, table: str) -> bool:
+        return (schema, table) in self._names or any(route.matches(schema, table) for route in self._globs)
+
+
+def watched_by(route: Route, tables: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return those of the tables, by schema and name, that the route watches."""
+    if _is_glob(route):
+        return [name for name in tables if route.matches(*name)]
+    name = route.schema, route.table
+    return [name] if name in tables else []
+
+
+def _is_glob(route: Route) -> bool:
+    return not _WILDCARDS.isdisjoint(route.schema + route.table)

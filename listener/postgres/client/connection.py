@@ -17,8 +17,16 @@ from psycopg2.sql import Composable
 
 from cdc_tasks.errors import CDCError
 from listener.core.source import SourceError
-from listener.postgres.client.errors import TooManyConnections, refused, translate
-from listener.postgres.client.refusal import CONNECTING, Refusal, find_refusal, time_limit, words_of
+from listener.postgres.client.errors import (
+    CONNECTING,
+    Refusal,
+    TooManyConnections,
+    find_refusal,
+    refused,
+    time_limit,
+    translate,
+    words_of,
+)
 from listener.postgres.hints import POOLER, SENDERS
 
 __all__ = [

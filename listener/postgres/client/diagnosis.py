@@ -10,9 +10,17 @@ from cdc_tasks.errors import CDCError
 from listener.core.source import Gap, SourceError, SourceLost
 from listener.postgres.client.connection import Connection, fetch
 from listener.postgres.client.errors import PermissionDenied, sqlstate_of
-from listener.postgres.client.identifiers import quoted
 from listener.postgres.client.slot import gap_of, read_slot
-from listener.postgres.hints import ACCEPT_GAP, LOGICAL, PLUGIN, PLUGIN_LIBRARIES, PRIMARY, REPLICATION, SLOTS
+from listener.postgres.hints import (
+    ACCEPT_GAP,
+    LOGICAL,
+    PLUGIN,
+    PLUGIN_LIBRARIES,
+    PRIMARY,
+    REPLICATION,
+    SLOTS,
+    quoted,
+)
 
 __all__ = ["explain"]
 

@@ -16,10 +16,9 @@ from functools import cache
 from pybase64 import b64encode
 
 from listener.core import json_text
-from listener.postgres.codec.arrays import array_converter
 from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 
-__all__ = ["BUILTIN", "Convert", "ValueType", "converter", "verbatim"]
+__all__ = ["BUILTIN", "Convert", "ValueType", "array_converter", "converter", "verbatim"]
 
 Convert = Callable[[bytes], bytes]
 """The server's text of a value, which is not NULL, to the JSON of the value. Never raises."""
@@ -141,3 +140,43 @@ _CONVERTERS: dict[int, Convert] = {
     2950: _quoted,  # uuid
     3802: json_text.document,  # jsonb
 }
+
+
+# --- Arrays ---------------------------------------------------------------------------------------------
+
+_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+
+
+_MARKS = {b"{": b"[", b"}": b"]"}
+
+
+def array_converter(element: Callable[[bytes], bytes], delimiter: bytes) -> Callable[[bytes], bytes]:
+    """Return the converter of arrays of what `element` converts; it raises ValueError on what is no array."""
+    special = re.escape(delimiter)
+    # The three groups: an element in its quotes, a plain one, a mark.
+    find_tokens = re.compile(
+        rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")|([^{}"%b]+)|([{}%b])' % (special, special), re.DOTALL
+    ).findall
+
+    def convert(text: bytes) -> bytes:
+        if text.startswith(b"["):
+            text = text[text.index(b"=") + 1 :]  # bounds have no place in JSON
+        if not (text.startswith(b"{") and text.endswith(b"}")):
+            raise ValueError("not an array")
+        if b'"' in text or b"{" in text[1:]:
+            return b"".join([convert_token(*token) for token in find_tokens(text)])
+        if text == b"{}":
+            return b"[]"
+        return b"[%b]" % b",".join(map(convert_plain, text[1:-1].split(delimiter)))
+
+    def convert_token(quoted: bytes, plain: bytes, mark: bytes) -> bytes:
+        if mark:
+            return _MARKS.get(mark, b",")
+        if plain:
+            return convert_plain(plain)
+        return element(_ESCAPE.sub(rb"\1", quoted[1:-1]) if b"\\" in quoted else quoted[1:-1])
+
+    def convert_plain(text: bytes) -> bytes:
+        return b"null" if text == b"NULL" else element(text)
+
+    return convert

@@ -11,8 +11,7 @@ from typing import Final
 from cdc_tasks.changes import EventType
 from cdc_tasks.routing.router import Route, RouteIndex
 from listener.core.findings import CloseNames, Finding, State
-from listener.postgres.client.identifiers import quoted, quoted_table
-from listener.postgres.hints import PARTITIONED, PARTITIONED_CURE
+from listener.postgres.hints import PARTITIONED, PARTITIONED_CURE, quoted, quoted_table
 from listener.postgres.tables.catalogue import Identity, Table, TableName
 from listener.postgres.tables.selection import Watched, is_glob, watched_tables
 

@@ -17,8 +17,7 @@ from listener.core.publisher import BrokerError, MessageTooLarge
 from listener.core.retry import Patience
 from listener.publish.batching import group
 from listener.publish.checkpoint import Checkpoint
-from listener.publish.kombu.message import Message, Sealed, sealing
-from listener.publish.kombu.sender import KombuSender
+from listener.publish.kombu.sender import KombuSender, Message, Sealed, sealing
 from listener.publish.parked import parked_key, say_parked, store_parked
 from listener.publish.pause import PauseNote, pause_key
 from listener.publish.redis.connection import RedisConnection

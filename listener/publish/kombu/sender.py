@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from amqp import exceptions as amqp
@@ -15,16 +15,18 @@ from amqp import spec
 from celery import Celery
 from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
+from kombu.serialization import dumps
+from kombu.utils.encoding import str_to_bytes
 
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
+from cdc_tasks.routing.router import Route
 from listener.core.publisher import BrokerAway, BrokerError, MessageTooLarge
 from listener.core.retry import Patience
 from listener.publish.kombu.confirms import Confirms
-from listener.publish.kombu.message import Message
-from listener.publish.task_message import durable_queues
+from listener.publish.task_message import Kind, argsrepr, durable_queues, make_message, split_body
 from listener.publish.tls import bad_certificate
 
-__all__ = ["KombuSender"]
+__all__ = ["KombuSender", "Message", "Sealed", "sealing"]
 
 log = structlog.get_logger()
 
@@ -284,3 +286,45 @@ def _too_large(size: int, limit: int) -> MessageTooLarge:
     return MessageTooLarge(
         f"A message of {size} bytes is too large for RabbitMQ, which takes {limit}.", limit=limit, hint=hint
     )
+
+
+# --- The message ----------------------------------------------------------------------------------------
+
+
+class Message(NamedTuple):
+    """One task on its way."""
+
+    task: str
+    queue: Queue | None  # where it goes, as far as Celery says; it has to be declared before
+    body: bytes
+    options: dict[str, Any]  # of `kombu.Producer.publish`
+
+
+Sealed = Callable[[bytes, str, Kind, str], Message]  # (arguments, task id, kind, position) -> message
+
+
+class _Catcher:
+    """Stands in for a `kombu.Producer`, and keeps what Celery would publish."""
+
+    def publish(self, body: Any, **options: Any) -> None:
+        self.body, self.options = body, options
+
+
+def sealing(app: Celery, route: Route) -> Sealed:
+    """Return the function that makes the messages of one route; raises EnvelopeError."""
+    catcher = _Catcher()
+    message, where = make_message(app, route)
+    app.amqp.send_task_message(catcher, route.task, message, retry=False, **where)
+    options = catcher.options
+    headers, serializer, declare = (options.pop(name) for name in ("headers", "serializer", "declare"))
+    content_type, encoding, text = dumps(catcher.body, serializer)
+    head, tail = split_body(str_to_bytes(text), content_type)
+    options |= {"content_type": content_type, "content_encoding": encoding, "mandatory": True}
+    queue = declare[0] if declare else None
+
+    def seal(arguments: bytes, task_id: str, kind: Kind, position: str) -> Message:
+        mine = {**headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr(kind, position)}
+        filled = {**options, "headers": mine, "correlation_id": task_id}
+        return Message(route.task, queue, b"%b%b%b" % (head, arguments, tail), filled)
+
+    return seal
