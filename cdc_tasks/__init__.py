@@ -1,1 +1,66 @@
-"""What Celery workers run: the handlers of changes, and what users' own tasks may use."""
+"""cdc-tasks: a committed row change becomes a finished Celery task.
+
+The names below are the public interface, with those of `cdc_tasks.testing`, `cdc_tasks.notify` and `cdc_tasks.celery`.
+Everything else may change in any version.
+
+Importing this package loads nothing: each name is loaded when it is first used. So a file of routes needs no database
+driver, and a web process that only reads the master cache loads no task.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from cdc_tasks import db, master_cache, notify
+    from cdc_tasks.changes import Change, EventType, RowChange
+    from cdc_tasks.errors import CDCError
+    from cdc_tasks.latest import latest_only, store_latest
+    from cdc_tasks.retry import TryAgain
+    from cdc_tasks.routing.predicates import became, changed
+    from cdc_tasks.routing.router import BinlogRouter, RouteError
+
+__all__ = [
+    "BinlogRouter",
+    "CDCError",
+    "Change",
+    "EventType",
+    "RouteError",
+    "RowChange",
+    "TryAgain",
+    "became",
+    "changed",
+    "db",
+    "latest_only",
+    "master_cache",
+    "notify",
+    "store_latest",
+]
+
+_HOME: Final = {
+    "BinlogRouter": "routing.router",
+    "CDCError": "errors",
+    "Change": "changes",
+    "EventType": "changes",
+    "RouteError": "routing.router",
+    "RowChange": "changes",
+    "TryAgain": "retry",
+    "became": "routing.predicates",
+    "changed": "routing.predicates",
+    "latest_only": "latest",
+    "store_latest": "latest",
+}
+_MODULES: Final = frozenset({"db", "master_cache", "notify"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

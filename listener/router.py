@@ -2,28 +2,8 @@
 
 from __future__ import annotations
 
-from cdc_tasks.routing.router import (
-    BinlogRouter,
-    Call,
-    EventType,
-    Origin,
-    Parked,
-    Route,
-    RouteError,
-    RouteIndex,
-    became,
-    changed,
-)
+from cdc_tasks.changes import EventType
+from cdc_tasks.routing.predicates import became, changed
+from cdc_tasks.routing.router import BinlogRouter, Route, RouteError
 
-__all__ = [
-    "BinlogRouter",
-    "Call",
-    "EventType",
-    "Origin",
-    "Parked",
-    "Route",
-    "RouteError",
-    "RouteIndex",
-    "became",
-    "changed",
-]
+__all__ = ["BinlogRouter", "EventType", "Route", "RouteError", "became", "changed"]

@@ -1,1 +1,53 @@
-"""Messages to people: what they say, to which account, how often, and what was sent."""
+"""Messages to people: what they say, to which account, how often, and what was sent.
+
+The names below are public: kinds of messages and services of your own are made of them (docs/tasks.md).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from cdc_tasks.notify.delivery import notify_users
+    from cdc_tasks.notify.messages import Fact, Message, Occasion, composes
+    from cdc_tasks.notify.models import ConnectedAccount, User
+    from cdc_tasks.notify.send_errors import AnswerLost, NotSent, RateLimited, Refused, Unavailable
+    from cdc_tasks.notify.services import Adapter, Rate, Recipient, register
+
+__all__ = [
+    "Adapter",
+    "AnswerLost",
+    "ConnectedAccount",
+    "Fact",
+    "Message",
+    "NotSent",
+    "Occasion",
+    "Rate",
+    "RateLimited",
+    "Recipient",
+    "Refused",
+    "Unavailable",
+    "User",
+    "composes",
+    "notify_users",
+    "register",
+]
+
+_HOME: Final = {
+    **dict.fromkeys(("Fact", "Message", "Occasion", "composes"), "messages"),
+    **dict.fromkeys(("ConnectedAccount", "User"), "models"),
+    **dict.fromkeys(("AnswerLost", "NotSent", "RateLimited", "Refused", "Unavailable"), "send_errors"),
+    **dict.fromkeys(("Adapter", "Rate", "Recipient", "register"), "services"),
+    "notify_users": "delivery",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,11 +9,11 @@ import pytest
 import redis
 from typer.testing import CliRunner, Result
 
+from cdc_tasks.routing.router import BinlogRouter, EventType, Parked
 from listener.cli.parked import cli
 from listener.core.publisher import BrokerAway
 from listener.publish.parked import parked_key, store_parked
 from listener.publish.redis.connection import RedisConnection
-from listener.router import BinlogRouter, EventType, Parked
 from tests.support.publishing import change, messages
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from cdc_tasks.changes import EventType, RowChange
+from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.publish.redis.publisher import RedisPublisher
-from listener.router import BinlogRouter, Call, Parked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

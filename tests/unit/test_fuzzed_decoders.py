@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cdc_tasks.routing.router import BinlogRouter, EventType, Parked
 from listener.core.source import SourceError
 from listener.postgres.codec.decoder import WALPosition
 from listener.publish.parked import store_parked
-from listener.router import BinlogRouter, EventType, Parked
 from tests.support.captures import SCENARIOS, Capture, captures
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_tasks.changes import EventType
+from cdc_tasks.routing.router import BinlogRouter, RouteIndex
 from listener.core.findings import CloseNames, State
 from listener.postgres.codec import pgoutput
 from listener.postgres.codec.builtin_types import BUILTIN
@@ -19,7 +20,6 @@ from listener.postgres.tables.catalogue import Identity, ReplicaIdentity, Table
 from listener.postgres.tables.findings import find_in_tables
 from listener.postgres.tables.selection import watched_tables
 from listener.publish.batching import Gatherer
-from listener.router import BinlogRouter, RouteIndex
 from tests.support.publishing import change, fire
 
 if TYPE_CHECKING:

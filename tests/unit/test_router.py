@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cdc_tasks.changes import EventType, RowChange
+from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError, became, changed
 from cdc_tasks.testing import assert_fires, assert_fires_nothing, row_change
-from listener.router import BinlogRouter, Call, Parked, RouteError, became, changed
 
 TICKET = {"id": 123, "title": "Fix bug", "status": "open"}
 

@@ -1,0 +1,117 @@
+"""What a team installs: the wheel, and the public names in it as their type checker and their programs see them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+_ROUTES = """
+from cdc_tasks import BinlogRouter, EventType, RowChange, TryAgain, became, latest_only, master_cache, notify
+from cdc_tasks.testing import assert_fires, row_change
+
+
+def setup_router(schema: str = "public") -> BinlogRouter:
+    router = BinlogRouter()
+    router.register(schema, "orders", [EventType.UPDATE], "shop.send", when=became("status", "paid"), columns=["id"])
+    return router
+
+
+def send(message: dict[str, object]) -> str:
+    change = RowChange.from_message(message)
+    if change.after is None:
+        raise TryAgain("no row yet", after=3)
+    with latest_only("order", change) as is_latest:
+        return str(is_latest)
+
+
+@notify.composes("paid")
+def paid(session: object, occasion: notify.Occasion) -> notify.Message | None:
+    return notify.Message(heading="Paid", title=str(master_cache.get("roles")))
+
+
+assert_fires(setup_router(), row_change("orders", "update", before={"status": "new"}, after={"status": "paid"}), "shop.send")
+"""
+
+_WRONG = """
+from cdc_tasks import BinlogRouter, EventType
+from listener.router import BinlogRouter as UnderItsOldName
+
+BinlogRouter().register(1, "orders", [EventType.UPDATE], "shop.send")
+UnderItsOldName().register("public", "orders", [EventType.UPDATE], "shop.send", batch="many")
+"""
+
+_LIGHT = """
+import sys
+from cdc_tasks import BinlogRouter, EventType, RowChange, TryAgain, became, changed
+heavy = {"celery", "flower", "psycopg2", "pymysql", "pymysqlreplication", "redis", "slack_sdk", "sqlalchemy"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of an environment that has the wheel, and the dependencies of this one."""
+    home = tmp_path_factory.mktemp("wheel")
+    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(home)]
+    subprocess.run([sys.executable, *build, str(_CHECKOUT)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
+    (site,) = (home / "venv" / "lib").glob("python*/site-packages")
+    (wheel,) = home.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(site)
+    # Of this environment's packages, but not of its link to the checkout, which stands in a .pth of its own.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return home / "venv" / "bin" / "python"
+
+
+def _checked(installed: Path, program: str, tmp_path: Path) -> tuple[int, str]:
+    path = tmp_path / "theirs.py"
+    path.write_text(program)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed), str(path)]
+    found = subprocess.run(mypy, check=False, cwd=tmp_path, capture_output=True, text=True)
+    return found.returncode, found.stdout
+
+
+def test_a_users_file_is_type_checked_against_the_wheel(installed: Path, tmp_path: Path) -> None:
+    status, output = _checked(installed, _ROUTES, tmp_path)
+    assert status == 0, output
+
+
+def test_a_users_mistakes_are_found(installed: Path, tmp_path: Path) -> None:
+    status, output = _checked(installed, _WRONG, tmp_path)
+    assert status == 1
+    assert 'Argument 1 to "register" of "BinlogRouter" has incompatible type "int"' in output
+    assert 'Argument "batch" to "register" of "BinlogRouter" has incompatible type "str"' in output
+
+
+def test_a_file_of_routes_loads_no_driver_and_no_celery(installed: Path, tmp_path: Path) -> None:
+    loaded = subprocess.run(
+        [installed, "-c", _LIGHT], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert loaded.split() == []
+
+
+@pytest.mark.parametrize(
+    "package", ["cdc_tasks", "cdc_tasks.notify", "cdc_tasks.testing", "listener", "listener.router"]
+)
+def test_every_public_name_is_there(installed: Path, tmp_path: Path, package: str) -> None:
+    program = f"import {package} as p; print(*(name for name in p.__all__ if not hasattr(p, name)), len(p.__all__) > 2)"
+    found = subprocess.run(
+        [installed, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert found.split() == ["True"]
+
+
+def test_the_wheel_brings_its_two_packages_and_nothing_else(installed: Path) -> None:
+    (site,) = (installed.parents[1] / "lib").glob("python*/site-packages")
+    tops = {path.name for path in site.iterdir() if not path.name.endswith((".dist-info", ".pth"))}
+    assert tops == {"cdc_tasks", "listener"}
+    assert {"mysql.sql", "postgresql.sql"} <= {path.name for path in site.rglob("*.sql")}
+    assert {path.parent.name for path in site.rglob("py.typed")} == {"cdc_tasks", "listener"}
