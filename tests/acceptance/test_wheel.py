@@ -36,7 +36,8 @@ def paid(session: object, occasion: notify.Occasion) -> notify.Message | None:
     return notify.Message(heading="Paid", title=str(master_cache.get("roles")))
 
 
-assert_fires(setup_router(), row_change("orders", "update", before={"status": "new"}, after={"status": "paid"}), "shop.send")
+paid_order = row_change("orders", "update", before={"status": "new"}, after={"status": "paid"})
+assert_fires(setup_router(), paid_order, "shop.send")
 """
 
 _WRONG = """
