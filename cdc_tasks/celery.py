@@ -89,21 +89,21 @@ def _report_weak_settings(**_: Any) -> None:
             "settings_weaken_guarantees",
             module=settings_module(),
             lacks=lacks,
-            cure="Start the module with: from cdc_tasks.config.celery import *",
+            hint="Start the module with: from cdc_tasks.config.celery import *",
         )
     if app.backend_cls == "disabled":
         log.warning(
             "result_backend_not_used",
             variable=_RESULT_BACKEND,
             reason="The settings of cdc-tasks keep no results.",
-            cure="If results are wanted: result_backend = … in the module of CELERY_CONFIG_MODULE.",
+            hint="If results are wanted: result_backend = … in the module of CELERY_CONFIG_MODULE.",
         )
     if path := ignored_file():
         log.warning(
             "celeryconfig_not_used",
             file=str(path),
             reason="It does not start from the settings of cdc-tasks, so it is taken for another application's.",
-            cure="If it is meant: start it with `from cdc_tasks.config.celery import *`.",
+            hint="If it is meant: start it with `from cdc_tasks.config.celery import *`.",
         )
 
 

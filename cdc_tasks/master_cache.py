@@ -107,7 +107,7 @@ def _refill_an_empty_redis(**_: Any) -> None:
     """Ask for it in a task, which is tried again where the database or Redis is away."""
     try:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
-    except cache.CacheAway:
+    except cache.CacheAwayError:
         is_full = False
     if not is_full:
         refill_master_caches.apply_async(expires=_STALE)
@@ -139,7 +139,7 @@ def get(name: str) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = json.loads(found)  # orjson would round big integers
             return rows
         refresh(table)
-    raise cache.CacheAway(f"Redis does not keep {key}: is its memory full?")
+    raise cache.CacheAwayError(f"Redis does not keep {key}: is its memory full?")
 
 
 def refresh(table: str) -> str:

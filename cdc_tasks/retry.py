@@ -14,8 +14,8 @@ __all__ = [
     "LONGEST_WAIT",
     "MOST_KILLS",
     "MOST_TRIES",
-    "BrokerBlocked",
-    "NotYet",
+    "BrokerBlockedError",
+    "NotYetError",
     "TryAgain",
     "may_try_again",
     "seconds_to_wait",
@@ -28,7 +28,7 @@ MOST_KILLS = 3  # of worker processes, by one task
 MOST_LOSSES = 10  # of whole workers, which may have died for another reason
 
 
-class TryAgain(CDCError):
+class TryAgain(CDCError):  # noqa: N818  # the public name, which says what to do
     """Something that the task needs is away for now."""
 
     counts: ClassVar[bool] = True  # as one of the tries that a task has
@@ -41,13 +41,13 @@ class TryAgain(CDCError):
         self.after = after
 
 
-class NotYet(TryAgain):
+class NotYetError(TryAgain):
     """Nothing has failed: it is not this task's turn. It may wait as often as it must."""
 
     counts = False
 
 
-class BrokerBlocked(TryAgain):
+class BrokerBlockedError(TryAgain):
     """RabbitMQ takes no messages: its memory or disk alarm is on."""
 
     counts: ClassVar[bool] = False

@@ -70,4 +70,4 @@ def _look_at_unacked(app: Any, connection: Any) -> None:
 
 
 def _warn(event: str, neighbour: Neighbour) -> None:
-    log.warning(event, who=neighbour.who, found=neighbour.found, cure=neighbour.hint)
+    log.warning(event, who=neighbour.who, found=neighbour.found, hint=neighbour.hint)

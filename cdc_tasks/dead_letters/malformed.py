@@ -40,7 +40,7 @@ class MalformedMessageError(CDCError):
 
 
 def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -> None:
-    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAway."""
+    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAwayError."""
     content = raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw
     dead_letters.keep(
         dead_letters.DeadLetter(

@@ -115,7 +115,7 @@ def with_attempt(headers: Mapping[str, Any], attempt: Mapping[str, Any]) -> dict
 
 
 def keep(letter: DeadLetter) -> None:
-    """Store it, in the place of an earlier one of the same task; raises CacheAway."""
+    """Store it, in the place of an earlier one of the same task; raises CacheAwayError."""
     _run(_KEEP, letter)
     log.error(
         "task gave up",
@@ -152,7 +152,7 @@ def count() -> int:
 
 
 def count_by_task() -> dict[str, int]:
-    """Return how many there are of each task; raises CacheAway."""
+    """Return how many there are of each task; raises CacheAwayError."""
     with cache.errors_translated():
         found: dict[Any, Any] = cache.client().hgetall(_COUNTS)
     return {task.decode(): int(number) for task, number in found.items()}

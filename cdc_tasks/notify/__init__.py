@@ -12,22 +12,28 @@ if TYPE_CHECKING:
     from cdc_tasks.notify.delivery import notify_users
     from cdc_tasks.notify.messages import Fact, Message, Occasion, composes
     from cdc_tasks.notify.models import ConnectedAccount, User
-    from cdc_tasks.notify.send_errors import AnswerLost, NotSent, RateLimited, Refused, Unavailable
+    from cdc_tasks.notify.send_errors import (
+        AnswerLostError,
+        NotSentError,
+        RateLimitedError,
+        RefusedError,
+        UnavailableError,
+    )
     from cdc_tasks.notify.services import Adapter, Rate, Recipient, register
 
 __all__ = [
     "Adapter",
-    "AnswerLost",
+    "AnswerLostError",
     "ConnectedAccount",
     "Fact",
     "Message",
-    "NotSent",
+    "NotSentError",
     "Occasion",
     "Rate",
-    "RateLimited",
+    "RateLimitedError",
     "Recipient",
-    "Refused",
-    "Unavailable",
+    "RefusedError",
+    "UnavailableError",
     "User",
     "composes",
     "notify_users",

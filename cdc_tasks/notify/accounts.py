@@ -53,7 +53,7 @@ def load(session: Session, account_id: int) -> Account | None:
 
 
 def connect(session: Session, *, email: str, service: str, address: str | None, secret: SecretStr) -> int:
-    """Add an account, its secret sealed, and return its id; raises UnknownUserError and Refused."""
+    """Add an account, its secret sealed, and return its id; raises UnknownUserError and RefusedError."""
     user = session.scalar(select(User).where(User.email == email))
     if user is None:
         raise UnknownUserError(f"No user has the e-mail address {email}.")

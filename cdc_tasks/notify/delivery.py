@@ -17,9 +17,9 @@ from cdc_tasks.notify import accounts, messages, preferences
 from cdc_tasks.notify.delivery_log import Claim, SendRecord
 from cdc_tasks.notify.messages import Message, Occasion
 from cdc_tasks.notify.rate_limit import Turn
-from cdc_tasks.notify.send_errors import AnswerLost, NotSent, RateLimited
+from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
 from cdc_tasks.notify.services import adapter_for, rate_of
-from cdc_tasks.retry import NotYet, TryAgain, may_try_again, seconds_without_spread
+from cdc_tasks.retry import NotYetError, TryAgain, may_try_again, seconds_without_spread
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = ["deliver", "notify_users"]
 log = structlog.get_logger()
 
 
-class BrokerAway(TryAgain):
+class BrokerAwayError(TryAgain):
     """The broker did not take a task."""
 
 
@@ -66,7 +66,7 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
         )
     if quiet:
         turn.comes_back(quiet)
-        raise NotYet("These are the user's quiet hours.", after=quiet)
+        raise NotYetError("These are the user's quiet hours.", after=quiet)
     if not _send_in_turn(account, message, turn):
         return _nothing_sent(occasion, account_id, "it was sent before")
     log.info("message sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
@@ -74,7 +74,7 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
 
 
 def notify_users(session: Session, user_ids: Iterable[int], occasion: Occasion) -> int:
-    """Queue a message to every account of these users, and return how many; raises BrokerAway."""
+    """Queue a message to every account of these users, and return how many; raises BrokerAwayError."""
     count = 0
     for user_id in user_ids:
         if (unwanted := preferences.of_user(session, user_id).says_no_to(occasion.kind)) is not None:
@@ -105,7 +105,7 @@ def _queue(occasion: Occasion, account_id: int) -> None:
             task_id=turn.delivery_id,
         )
     except OperationalError as error:
-        raise BrokerAway(f"The broker did not take a task: {error}") from error
+        raise BrokerAwayError(f"The broker did not take a task: {error}") from error
 
 
 def _turn(occasion: Occasion, account_id: int) -> Turn:
@@ -117,7 +117,7 @@ def _turn(occasion: Occasion, account_id: int) -> Turn:
 
 
 def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bool:
-    """Send, or tell that it was sent before; raises NotYet, and what `_send_once` raises."""
+    """Send, or tell that it was sent before; raises NotYetError, and what `_send_once` raises."""
     record = SendRecord(turn.delivery_id)
     if not record.is_sent():
         turn.take(account, rate_of(account.service))
@@ -126,7 +126,7 @@ def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bo
     except TryAgain as error:
         if may_try_again(error, deliver.request, deliver.max_retries):
             wait = seconds_without_spread(error, deliver.request.retries)
-            turn.comes_back(wait, hold_up=account if isinstance(error, RateLimited) else None)
+            turn.comes_back(wait, hold_up=account if isinstance(error, RateLimitedError) else None)
         else:
             turn.leave()
         raise
@@ -149,12 +149,12 @@ def _send_once(account: accounts.Account, message: Message, record: SendRecord) 
     record.confirm()
     try:
         adapter.send(account.recipient, message)
-    except NotSent:
+    except NotSentError:
         record.not_sent()
         raise
     except SoftTimeLimitExceeded as error:
         record.unknown()
-        raise AnswerLost("The service was still not done when the task's time was over.") from error
+        raise AnswerLostError("The service was still not done when the task's time was over.") from error
     except BaseException:
         record.unknown()
         raise

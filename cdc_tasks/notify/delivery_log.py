@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from cdc_tasks import cache
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
-from cdc_tasks.retry import NotYet, TryAgain
+from cdc_tasks.retry import NotYetError, TryAgain
 
 __all__ = ["Claim", "SendRecord"]
 
@@ -75,22 +75,22 @@ class SendRecord:
         self._holder = uuid4().hex
 
     def is_sent(self) -> bool:
-        """Tell whether the service has it for certain; raises CacheAway."""
+        """Tell whether the service has it for certain; raises CacheAwayError."""
         with cache.errors_translated():
             return bool(cache.client().hexists(self._key, "sent"))
 
     def claim(self) -> Claim:
-        """Begin to send, if nobody else has; raises NotYet while another worker is at it, and CacheAway."""
+        """Begin to send, if nobody else has; raises NotYetError while another worker is at it, and CacheAwayError."""
         with cache.errors_translated():
             said, held = cache.client().register_script(_CLAIM)(
                 keys=[self._key, CLOCK], args=[self._holder, int(_HELD * 1000), _KEPT]
             )
         if said == b"busy":
-            raise NotYet("Another worker is sending this message, or died doing so.", after=held / 1000)
+            raise NotYetError("Another worker is sending this message, or died doing so.", after=held / 1000)
         return Claim(said.decode())
 
     def confirm(self) -> None:
-        """Ask right before the call whether the claim still holds; raises TryAgain, and CacheAway.
+        """Ask right before the call whether the claim still holds; raises TryAgain, and CacheAwayError.
 
         This process may have stood still since: then another worker has the message, or has sent it already.
         """

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cdc_tasks import cache
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.changes import position_key
-from cdc_tasks.retry import LONGEST_WAIT, NotYet, TryAgain, may_try_again, seconds_without_spread
+from cdc_tasks.retry import LONGEST_WAIT, NotYetError, TryAgain, may_try_again, seconds_without_spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,22 +124,22 @@ class Turn:
     delivery_id: str
 
     def expect(self) -> None:
-        """Say that this message will come: those of later changes wait for it. Raises CacheAway."""
+        """Say that this message will come: those of later changes wait for it. Raises CacheAwayError."""
         self._run(_EXPECT)
 
     def take(self, account: Account, rate: Rate) -> None:
-        """Go on if this message may be sent now; raises NotYet, which says when it may, and CacheAway."""
+        """Go on if this message may be sent now; raises NotYetError, which says when it may, and CacheAwayError."""
         between = (_milliseconds_between(rate.channel), _milliseconds_between(rate.service))
         self._take(between, [_channel(account), f"cdc:pace:{account.service}"])
 
     def take_freely(self) -> None:
-        """Go on if nothing earlier is under way, however fast; raises NotYet and CacheAway."""
+        """Go on if nothing earlier is under way, however fast; raises NotYetError and CacheAwayError."""
         self._take((0, 0), ["cdc:pace:none", "cdc:pace:none"])
 
     def _take(self, between: tuple[int, int], places: list[str]) -> None:
         wait = self._run(_TAKE, *between, int(LONGEST_WAIT * 1000), more_keys=places)
         if wait > 0:
-            raise NotYet("It is not this one's turn.", after=wait / 1000)
+            raise NotYetError("It is not this one's turn.", after=wait / 1000)
 
     def comes_back(self, seconds: float, *, hold_up: Account | None = None) -> None:
         """Say that this one is tried again then; nothing goes to the channel of `hold_up` before."""
@@ -164,7 +164,10 @@ class Turn:
 
 @contextmanager
 def in_turn(turn: Turn, task: Task[Any, Any]) -> Iterator[None]:
-    """Begin only when no earlier task of the lane is under way, and let later ones wait; raises NotYet, CacheAway."""
+    """Begin only when no earlier task of the lane runs, and let later ones wait.
+
+    Raises NotYetError, CacheAwayError.
+    """
     turn.take_freely()
     try:
         yield

@@ -9,42 +9,49 @@ from http import HTTPStatus
 from cdc_tasks.errors import CDCError
 from cdc_tasks.retry import TryAgain
 
-__all__ = ["AnswerLost", "NotSent", "RateLimited", "Refused", "Unavailable", "failure_of"]
+__all__ = [
+    "AnswerLostError",
+    "NotSentError",
+    "RateLimitedError",
+    "RefusedError",
+    "UnavailableError",
+    "failure_of",
+]
 
 
-class NotSent(CDCError):
+class NotSentError(CDCError):
     """The service did not take the message."""
 
 
-class Refused(NotSent):
+class RefusedError(NotSentError):
     """The service will never take this message: a revoked token, an unknown channel."""
 
 
-class Unavailable(NotSent, TryAgain):
+class UnavailableError(NotSentError, TryAgain):
     """The service is away, or has an error of its own."""
 
 
-class RateLimited(Unavailable):
+class RateLimitedError(UnavailableError):
     """The service wants us to slow down, and says for how long."""
 
 
-class AnswerLost(TryAgain):
+class AnswerLostError(TryAgain):
     """The service may have the message or not: the connection broke before its answer came."""
 
 
-def failure_of(status: int, retry_after: str | None, what: str) -> NotSent | AnswerLost:
+def failure_of(status: int, retry_after: str | None, what: str) -> NotSentError | AnswerLostError:
     """Tell what an HTTP status says about the message; `what` is for people, and names the service.
 
     A 503 is a refusal to begin; behind any other 5xx the message may have been posted.
     """
     after = _seconds(retry_after)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return RateLimited(f"{what}: too many messages.", after=after if after is not None else 30)
+        return RateLimitedError(f"{what}: too many messages.", after=after if after is not None else 30)
     if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.REQUEST_TIMEOUT}:
-        return Unavailable(f"{what}: HTTP {status}.", after=after)
+        return UnavailableError(f"{what}: HTTP {status}.", after=after)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return AnswerLost(f"{what}: HTTP {status}.", after=after)
-    return Refused(f"{what}: HTTP {status}.")
+        return AnswerLostError(f"{what}: HTTP {status}.", after=after)
+    return RefusedError(f"{what}: HTTP {status}.")
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -19,7 +19,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import LocationParseError, NewConnectionError
 from urllib3.util import Url, parse_url
 
-from cdc_tasks.notify.send_errors import Refused
+from cdc_tasks.notify.send_errors import RefusedError
 
 if TYPE_CHECKING:
     import socket
@@ -49,28 +49,28 @@ def checked_url(text: str, hosts: Iterable[str], *, allow_loopback: bool = False
     """Return the URL as it is to be called.
 
     `hosts` are patterns such as `*.logic.azure.com`, with a port where it is not 443: `hooks.example.com:8443`.
-    `allow_loopback` also allows http on this machine. Raises Refused.
+    `allow_loopback` also allows http on this machine. Raises RefusedError.
     """
     url = _parsed(text.strip())
     if allow_loopback and url.host in _LOOPBACK and url.scheme in {"http", "https"}:
         return WebhookURL(url.url, is_loopback=True)
     if url.scheme != "https":
-        raise Refused("A webhook's URL starts with https://.")
+        raise RefusedError("A webhook's URL starts with https://.")
     _check_host(url, tuple(hosts))
     return WebhookURL(url.url, is_loopback=False)
 
 
 def _parsed(text: str) -> Url:
     if not _ALLOWED.fullmatch(text):
-        raise Refused("This is not a URL.")
+        raise RefusedError("This is not a URL.")
     try:
         url = parse_url(text)
     except LocationParseError:
-        raise Refused("This is not a URL.") from None
+        raise RefusedError("This is not a URL.") from None
     if not url.scheme or not url.host or "%" in url.host:
-        raise Refused("This is not a URL.")
+        raise RefusedError("This is not a URL.")
     if url.auth is not None:
-        raise Refused("A webhook's URL has no user name.")
+        raise RefusedError("A webhook's URL has no user name.")
     return url
 
 
@@ -82,7 +82,7 @@ def _check_host(url: Url, patterns: tuple[str, ...]) -> None:
         if fnmatchcase(host, wanted[0]) and str(port) == wanted[1]:
             return
     place = host if port == _TLS_PORT else f"{host}:{port}"
-    raise Refused(
+    raise RefusedError(
         f"{place!r} is not a host of webhooks.", hint=f"if it is: TEAMS_HOSTS={','.join([*patterns, place])}"
     )
 

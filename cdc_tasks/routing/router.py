@@ -189,7 +189,7 @@ class BinlogRouter:
         gives the task's positional arguments; `columns` limits the rows that are sent. With `coalesce`,
         changes with equal arguments lead to one task; with `batch`, up to so many go to one task as a list.
 
-        Raises RouteError that names the bad value and the cure.
+        Raises RouteError that names the bad value and the hint.
         """
         _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
         _check_callable(when=when, args=args)

@@ -12,9 +12,9 @@ import structlog
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 from cdc_tasks.broker.countdown import with_countdown
-from cdc_tasks.cache import CacheAway
+from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
-from cdc_tasks.retry import MOST_TRIES, BrokerBlocked, TryAgain, may_try_again, seconds_to_wait
+from cdc_tasks.retry import MOST_TRIES, BrokerBlockedError, TryAgain, may_try_again, seconds_to_wait
 from cdc_tasks.worker import poison as suspects
 from cdc_tasks.worker.argsrepr import described
 
@@ -53,7 +53,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         """Keep a dead letter; where that cannot be had now, the task comes again: it must not be lost."""
         try:
             dead_letters.keep(dead_letters.letter_of(self.name, self.request, error))
-        except CacheAway as away:
+        except CacheAwayError as away:
             raise self._later(away, counts=False) from error
 
     def _later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject | Ignore:
@@ -74,8 +74,8 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         except Retry as retry:
             return retry
         except Reject as rejected:
-            if isinstance(rejected.args[0], BrokerBlocked):
-                with contextlib.suppress(CacheAway):
+            if isinstance(rejected.args[0], BrokerBlockedError):
+                with contextlib.suppress(CacheAwayError):
                     return self._hold(wait, headers)
             # The broker did not take the retry. Celery would drop the task; ours stays in the queue.
             log.warning("the broker did not take the retry", of_task=self.name, error=repr(rejected.args[0]))

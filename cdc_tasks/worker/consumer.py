@@ -18,7 +18,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from cdc_tasks.broker.countdown import eta_by_this_clock
-from cdc_tasks.cache import CacheAway
+from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.dead_letters.malformed import (
     SHAPE_ERRORS,
@@ -89,7 +89,7 @@ class Consumer(CeleryConsumer):
             keep_malformed(
                 _raw(message), reason=reason, queue=(message.delivery_info or {}).get("routing_key")
             )
-        except CacheAway as away:
+        except CacheAwayError as away:
             log.warning("malformed message goes back", error=away.message)
             message.reject_log_error(_logger, self.connection_errors, requeue=True)
             return
@@ -99,7 +99,7 @@ class Consumer(CeleryConsumer):
         headers = message.headers
         try:
             dead_letters.keep(_letter_of(message))
-        except CacheAway as away:
+        except CacheAwayError as away:
             log.warning(
                 "unknown task goes back", name=headers["task"], task_id=headers["id"], error=away.message
             )

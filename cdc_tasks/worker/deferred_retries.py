@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from cdc_tasks import cache
 from cdc_tasks.celery import app
-from cdc_tasks.retry import BrokerBlocked
+from cdc_tasks.retry import BrokerBlockedError
 
 if TYPE_CHECKING:
     from celery import Signature
@@ -32,7 +32,7 @@ _SENT_WITHIN = 60  # seconds, by one worker; then another may try
 def hold(retry: Signature[Any], *, wait: float) -> Ignore:
     """Keep a retry that is to be sent with this wait; what is returned takes its message off the queue.
 
-    Raises CacheAway.
+    Raises CacheAwayError.
     """
     record = json.dumps({"wait": wait, "retry": retry}, default=str)
     with cache.errors_translated():
@@ -82,5 +82,5 @@ def _ask() -> None:
         ):  # one of the pool may be as dead as the one that was lost
             options: dict[str, Any] = {"retry": False, "connection": connection}
             send_held_retries.apply_async(**options)
-    except (BrokerBlocked, OperationalError) as error:
+    except (BrokerBlockedError, OperationalError) as error:
         log.warning("held_retries_wait", error=repr(error))

@@ -50,7 +50,7 @@ def answer_health(self: celery.Task[Any, Any], question: str) -> None:
 
 
 def check(worker: str | None, *, timeout: float) -> Health:
-    """Ask a worker by name (None: any) and wait for its answer; raises NotWellError and CacheAway."""
+    """Ask a worker by name (None: any) and wait for its answer; raises NotWellError and CacheAwayError."""
     began = time.monotonic()
     question = uuid4().hex
     _ask(worker, question, timeout)

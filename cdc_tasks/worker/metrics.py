@@ -41,7 +41,7 @@ class _WaitingForAPerson(Collector):
                 letters.add_metric([task], number)
             for listener, number in parked.counts().items():
                 changes.add_metric([listener], number)
-        except cache.CacheAway as away:  # Flower's own numbers are still worth having
+        except cache.CacheAwayError as away:  # Flower's own numbers are still worth having
             log.warning("no numbers of dead letters", error=away.message)
             return [_answered(answered, yes=False)]
         return [letters, changes, _answered(answered, yes=True)]

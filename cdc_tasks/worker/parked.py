@@ -10,7 +10,7 @@ __all__ = ["counts"]
 
 
 def counts() -> dict[str, int]:
-    """Return CDC_NAME: changes, from the broker where it is Redis, else from CACHE_URL; raises CacheAway."""
+    """Return CDC_NAME: changes, from the broker where it is Redis, else from CACHE_URL; raises CacheAwayError."""
     from cdc_tasks.celery import app
 
     with app.connection_for_read() as connection, cache.errors_translated():

@@ -18,7 +18,7 @@ from celery.app.task import Context
 from celery.worker.request import Request
 
 from cdc_tasks import cache
-from cdc_tasks.cache import CacheAway
+from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
 from cdc_tasks.retry import MOST_KILLS, MOST_LOSSES
@@ -44,7 +44,7 @@ class KilledWorkersError(CDCError):
 
 @contextmanager
 def watched(request: Context) -> Iterator[None]:
-    """Note that a task which was delivered before begins and ends; raises KilledWorkersError and CacheAway."""
+    """Note that a task which was delivered before begins and ends; raises KilledWorkersError and CacheAwayError."""
     if int((request.headers or {}).get(KILLS, 0)) >= MOST_KILLS:
         raise KilledWorkersError
     if request.called_directly or not (request.delivery_info or {}).get("redelivered"):
@@ -66,7 +66,7 @@ def _strike_off(key: str) -> None:
     try:
         with cache.errors_translated():
             cache.client().delete(key)
-    except cache.CacheAway as away:  # it is forgotten anyway, a day later
+    except cache.CacheAwayError as away:  # it is forgotten anyway, a day later
         log.warning("suspect not struck off", key=key, error=away.message)
 
 
@@ -96,7 +96,7 @@ class BoundedRequest(Request):
 def _kept(name: str, context: Context, error: Exception, trace: Any) -> bool:
     try:
         dead_letters.keep(dead_letters.letter_of(name, context, error, trace=str(trace)))
-    except CacheAway as away:
+    except CacheAwayError as away:
         log.exception("dead letter lost", of_task=name, dead_letter=context.id, error=away.message)
         return False
     return True

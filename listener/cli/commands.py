@@ -97,7 +97,7 @@ def run(
         with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
             listener.run()
     except CDCError as error:
-        log.error("failed", error=error.message, cure=error.hint)  # noqa: TRY400 - a person needs no traceback
+        log.error("failed", error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
         raise typer.Exit(1) from error
     log.info("stopped", name=settings.cdc_name)
 
@@ -122,7 +122,7 @@ def check(*, as_json: AsJSON = False) -> None:
     findings = list(_findings(load(ListenerSettings)))
     is_ready = all(each.state is not State.PROBLEM for each in findings)
     if as_json:
-        fields = ("what", "state", "found", "cure")
+        fields = ("what", "state", "found", "hint")
         print_json(
             {"ready": is_ready, "findings": [{f: getattr(each, f) for f in fields} for each in findings]}
         )
@@ -164,7 +164,7 @@ def status(*, as_json: AsJSON = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error of ours is told in words, with its cure."""
+    """Run the command line; an error of ours is told in words, with its hint."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does: that is where people have their routes
     try:

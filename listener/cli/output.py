@@ -43,10 +43,10 @@ def show_findings(findings: Sequence[Finding]) -> None:
         table.add_row(f"[{colour}]{each.state}[/{colour}]", escape(each.what), escape(each.found))
     console.print(table)
     for each in findings:
-        if each.cure and each.state is not State.OK:
+        if each.hint and each.state is not State.OK:
             colour = _COLOURS[each.state]
             console.print(f"[{colour}]{escape(each.what)}[/{colour}]: {escape(each.found)}", soft_wrap=True)
-            console.print(f"{_indented(each.cure)}\n", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{_indented(each.hint)}\n", markup=False, highlight=False, soft_wrap=True)
     problems = sum(each.state is State.PROBLEM for each in findings)
     console.print(f"{problems} problem(s): not ready." if problems else "Ready.")
 

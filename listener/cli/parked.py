@@ -16,7 +16,7 @@ from cdc_tasks.changes import position_key
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
 from listener.cli.output import print_json, show_parked
-from listener.core.publisher import BrokerAway, BrokerError
+from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.daemon.loading import load_router
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import celery_app, checkpoint_store
@@ -37,7 +37,7 @@ _PAGE = "500"  # how many are read from Redis in one go
 _TAKEN = "is parked no more: somebody has just replayed or dropped it"
 
 
-class NotParked(CDCError):
+class NotParkedError(CDCError):
     """There is no such parked change."""
 
 
@@ -60,7 +60,7 @@ class _Store:
     def get(self, task_id: str) -> ParkedChange:
         record = self._ask("HGET", self._key, task_id)
         if record is None:
-            raise NotParked(
+            raise NotParkedError(
                 f"{task_id} is not parked.", hint="What is parked: python -m listener parked list"
             )
         return parse_parked(self._key, task_id.encode(), record)
@@ -171,7 +171,7 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
 
 
 def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
-    """Return why the broker refuses this message, None where it took it; raises BrokerAway."""
+    """Return why the broker refuses this message, None where it took it; raises BrokerAwayError."""
     route, arguments = call.route, _arguments(parked, call)
     options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
     shown = argsrepr(parked.change.kind, parked.change.position)
@@ -179,7 +179,7 @@ def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
     try:
         app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
     except OperationalError as error:
-        raise BrokerAway(
+        raise BrokerAwayError(
             f"The broker did not take {parked.id}, which stays parked: {error}",
             hint="See what is the matter with it: python -m listener check",
         ) from error

@@ -28,7 +28,7 @@ class Finding:
     what: str  # as a person would call it: "wal_level", "table public.tickets"
     state: State = State.OK
     found: str
-    cure: str = ""  # the exact SQL or command, ready to paste; empty where all is well
+    hint: str = ""  # the exact SQL or command, ready to paste; empty where all is well
 
 
 class CloseNames:
@@ -53,14 +53,14 @@ class CloseNames:
 
 def finding_from(what: str, error: CDCError, state: State = State.PROBLEM) -> Finding:
     """Return what an error says as a finding."""
-    return Finding(what=what, state=state, found=error.message, cure=error.hint or "")
+    return Finding(what=what, state=state, found=error.message, hint=error.hint or "")
 
 
 def raise_problems(findings: Iterable[Finding]) -> None:
-    """Raise one SourceError that tells all problems with their cures; warnings and what is well pass."""
+    """Raise one SourceError that tells all problems with their hints; warnings and what is well pass."""
     problems = [each for each in findings if each.state is State.PROBLEM]
     if not problems:
         return
     told = "; ".join(f"{each.what}: {each.found}" for each in problems)
-    cures = dict.fromkeys(each.cure for each in problems if each.cure)
-    raise SourceError(told, hint="\n".join(cures))
+    hints = dict.fromkeys(each.hint for each in problems if each.hint)
+    raise SourceError(told, hint="\n".join(hints))

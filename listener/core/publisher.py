@@ -9,18 +9,25 @@ from typing import Protocol
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call, Parked
 
-__all__ = ["BrokerAway", "BrokerError", "CheckpointMoved", "MessageTooLarge", "Publisher", "Stopped"]
+__all__ = [
+    "BrokerAwayError",
+    "BrokerError",
+    "CheckpointMovedError",
+    "MessageTooLargeError",
+    "Publisher",
+    "StoppedError",
+]
 
 
 class BrokerError(CDCError):
     """The broker cannot be used as it is; a person has to mend it."""
 
 
-class BrokerAway(CDCError):
+class BrokerAwayError(CDCError):
     """The broker cannot take anything now; waiting may help."""
 
 
-class MessageTooLarge(CDCError):
+class MessageTooLargeError(CDCError):
     """The broker will never take a message of this size; other messages pass."""
 
     def __init__(self, message: str, *, limit: int, hint: str | None = None) -> None:
@@ -29,11 +36,11 @@ class MessageTooLarge(CDCError):
         self.limit = limit
 
 
-class CheckpointMoved(CDCError):
+class CheckpointMovedError(CDCError):
     """The broker's checkpoint is not the one that we left: what comes next has to be read again."""
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The listener was told to stop while it waited for the broker; nothing was acknowledged."""
 
 
@@ -41,7 +48,7 @@ class Publisher(Protocol):
     """Hands tasks to the broker and keeps the checkpoint.
 
     It waits out a broker that is away, full or slow, and raises BrokerError only where waiting cannot help,
-    CheckpointMoved where another listener took over, Stopped after `stop`.
+    CheckpointMovedError where another listener took over, Stopped after `stop`.
     """
 
     def checkpoint(self, source: str | None = None) -> str | None:
@@ -76,7 +83,7 @@ class Publisher(Protocol):
         """Wait for what was published ahead; returns the last position whose tasks the broker holds."""
 
     def stop(self) -> None:
-        """Make a waiting `publish` raise Stopped soon; may be called from a signal handler."""
+        """Make a waiting `publish` raise StoppedError soon; may be called from a signal handler."""
 
     def close(self) -> None:
         """Let go of the broker."""

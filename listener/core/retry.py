@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from listener.core.publisher import BrokerAway, Stopped
+from listener.core.publisher import BrokerAwayError, StoppedError
 from listener.core.wakeup import Wakeup
 
 __all__ = ["Patience"]
@@ -29,7 +29,7 @@ class Patience:
         self._wakeup = Wakeup()
         self._said = ""  # why we wait, as the log has it
         self._retrying = Retrying(
-            retry=retry_if_exception_type(BrokerAway),
+            retry=retry_if_exception_type(BrokerAwayError),
             wait=wait_random_exponential(multiplier=0.05, max=longest),
             sleep=self.sleep,
             before_sleep=self._say,
@@ -37,10 +37,10 @@ class Patience:
         )
 
     def until_done(self, action: Callable[[], T]) -> T:
-        """Return what `action` returns, at last; raises Stopped after `stop` if it is still in vain."""
+        """Return what `action` returns, at last; raises StoppedError after `stop` if it is still in vain."""
         try:
             return action()
-        except BrokerAway:
+        except BrokerAwayError:
             pass  # most often the connection went stale, and a new one does
         result = self._retrying.copy()(action)
         if self._said:
@@ -57,12 +57,12 @@ class Patience:
         return self._wakeup.is_set
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long; raises Stopped after `stop`."""
+        """Wait so long; raises StoppedError after `stop`."""
         if self._wakeup.wait(seconds):
-            raise Stopped
+            raise StoppedError
 
     def check(self) -> None:
-        """Raise Stopped after `stop`."""
+        """Raise StoppedError after `stop`."""
         self.sleep(0)
 
     def _say(self, state: RetryCallState) -> None:

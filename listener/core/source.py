@@ -10,18 +10,18 @@ from typing import Protocol
 from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
 
-__all__ = ["Batch", "Gap", "Monitor", "Saved", "SourceError", "SourceLost"]
+__all__ = ["Batch", "GapError", "Monitor", "Saved", "SourceError", "SourceLostError"]
 
 
 class SourceError(CDCError):
     """The database cannot be read as it is; a person has to mend it."""
 
 
-class SourceLost(CDCError):
+class SourceLostError(CDCError):
     """The connection to the database was lost; trying again may help."""
 
 
-class Gap(CDCError):
+class GapError(CDCError):
     """The source no longer has changes that were never published."""
 
 
@@ -65,17 +65,17 @@ class Monitor(Protocol):
         """Connect and become the only reader; waits as a standby while another listener is, until `stop`.
 
         `saved` is None before the first start. Otherwise something was published before, and a source that knows
-        nothing of us is a Gap. A standby has what was saved when it began to wait: `again` returns what holds when
+        nothing of us is a GapError. A standby has what was saved when it began to wait: `again` returns what holds when
         the wait is over.
 
-        Raises SourceError where a person is needed, Gap where the log is gone, SourceLost otherwise.
+        Raises SourceError where a person is needed, GapError where the log is gone, SourceLostError otherwise.
         """
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield batches of what lies beyond `after` (None: all that the source still has for us).
 
         A lone change is not held back; a large transaction comes in pieces. Ends after `stop`.
-        Raises Gap where `after` lies before the source's oldest log, SourceLost.
+        Raises GapError where `after` lies before the source's oldest log, SourceLostError.
         """
 
     def acknowledge(self, position: str) -> None:

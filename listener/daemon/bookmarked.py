@@ -72,7 +72,7 @@ class BookmarkedMonitor:
             reason="The broker has no checkpoint, or an old one, and a listener with this CDC_NAME was further: it was "
             "restarted without its data, or with an old copy. Tasks that it held are lost; reading goes on at "
             f"{'its checkpoint' if after else 'the bookmark'}.",
-            cure="Keep the broker's data (appendonly yes). To publish again what it held: CDC_REPLAY_WINDOW=600. "
+            hint="Keep the broker's data (appendonly yes). To publish again what it held: CDC_REPLAY_WINDOW=600. "
             f"If it was emptied on purpose, and this is a first start: DEL {self._bookmark.key} in CACHE_URL",
         )
 
@@ -82,7 +82,7 @@ class BookmarkedMonitor:
             position=position,
             reason="Neither the broker nor the Redis of CACHE_URL knows this CDC_NAME: what was committed before is "
             "not read. If a listener with this name has run before, both have lost their data.",
-            cure="To read what is there: stop the listener, delete its checkpoint in the broker and "
+            hint="To read what is there: stop the listener, delete its checkpoint in the broker and "
             f"{self._bookmark.key} in CACHE_URL, and: python -m listener run --from-start",
         )
 

@@ -39,9 +39,9 @@ class LagAlarm:
             log.debug("lag_unknown", reason=error.message)  # the loop meets the same, and tells
             return
         if source.unseen:
-            log.error("tables_unseen", tables=source.unseen, cure="python -m listener check")
+            log.error("tables_unseen", tables=source.unseen, hint="python -m listener check")
         if source.problems:
-            log.error("tables_wrong", problems=source.problems, cure="python -m listener check")
+            log.error("tables_wrong", problems=source.problems, hint="python -m listener check")
         retained, safe = source.retained_bytes or 0, source.safe_bytes
         if retained > self._limit or (safe is not None and safe < retained):
             self._is_on = True
@@ -50,7 +50,7 @@ class LagAlarm:
                 retained_bytes=retained,
                 lag_bytes=source.lag_bytes,
                 bytes_until_lost=safe,
-                cure="See what holds the listener up: python -m listener status",
+                hint="See what holds the listener up: python -m listener status",
             )
         elif self._is_on:
             self._is_on = False

@@ -19,7 +19,7 @@ def load_router(reference: str, database_url: str | None) -> BinlogRouter:
     """Return the router at `module:attribute`, called if it is a function; raises RouteError.
 
     A function that has a parameter `schema` is given the database's home schema, if a database is named: so the
-    same routes serve PostgreSQL and MySQL. Raises UnknownDatabase where there is none.
+    same routes serve PostgreSQL and MySQL. Raises UnknownDatabaseTypeError where there is none.
     """
     module, _, attribute = reference.partition(":")
     try:

@@ -8,8 +8,8 @@ import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from cdc_tasks.routing.router import BinlogRouter
-from listener.core.publisher import CheckpointMoved, Publisher, Stopped
-from listener.core.source import Monitor, Saved, SourceLost
+from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
+from listener.core.source import Monitor, Saved, SourceLostError
 from listener.core.wakeup import Wakeup
 
 __all__ = ["Listener"]
@@ -26,7 +26,7 @@ class Listener:
         self._publisher = publisher
         self._wakeup = Wakeup()
         self._until_open = Retrying(
-            retry=retry_if_exception_type(SourceLost),
+            retry=retry_if_exception_type(SourceLostError),
             wait=wait_random_exponential(multiplier=0.2, max=15),
             sleep=self._sleep,
             before_sleep=_say_away,
@@ -40,7 +40,7 @@ class Listener:
                 self._until_open.copy()(self._open)
                 if not self._wakeup.is_set:
                     self._stream()
-        except Stopped:
+        except StoppedError:
             log.info("stopped while waiting")
         finally:
             self._monitor.close()
@@ -63,7 +63,7 @@ class Listener:
         """Read on until the source is lost or we are stopped."""
         try:
             self._pump()
-        except (SourceLost, CheckpointMoved) as error:
+        except (SourceLostError, CheckpointMovedError) as error:
             log.warning("reading again", reason=error.message)
             self._wakeup.wait(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
         finally:
@@ -86,7 +86,7 @@ class Listener:
 
     def _sleep(self, seconds: float) -> None:
         if self._wakeup.wait(seconds):
-            raise Stopped
+            raise StoppedError
 
 
 def _say_away(state: RetryCallState) -> None:

@@ -68,9 +68,9 @@ class Status:
         if source.safe_bytes is not None and source.safe_bytes < (source.retained_bytes or 0):
             yield f"after {source.safe_bytes:,} more bytes of log the database gives us up"
         if source.unseen:
-            yield f"changes of {', '.join(source.unseen)} do not come (the cure: python -m listener check)"
+            yield f"changes of {', '.join(source.unseen)} do not come (hint: python -m listener check)"
         for problem in source.problems:
-            yield f"{problem} (the cure: python -m listener check)"
+            yield f"{problem} (hint: python -m listener check)"
         for gap in source.gaps:
             yield f"{gap} (to go on without: python -m listener run --accept-gap)"
         if pause := self.saved.pause:
@@ -83,7 +83,7 @@ class Status:
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
-    """Return what is saved under CDC_NAME; raises BrokerAway, BrokerError."""
+    """Return what is saved under CDC_NAME; raises BrokerAwayError, BrokerError."""
     prefix = redis.prefixed(f"cdc:{name}")
     try:
         answers = redis.send(

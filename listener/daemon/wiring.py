@@ -11,7 +11,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
 from listener.core.findings import Finding
-from listener.core.publisher import BrokerAway, Publisher
+from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.status import SourceStatus
 from listener.daemon.bookmarked import BookmarkedMonitor
@@ -189,8 +189,8 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
     """Return how far the listener is; raises CDCError where database or broker does not tell."""
     try:
         saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
-    except BrokerAway as error:
-        raise BrokerAway(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
+    except BrokerAwayError as error:
+        raise BrokerAwayError(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
     return Status(
         name=settings.cdc_name,
         source=read_source_status(settings, router, saved.position, saved.notes),

@@ -52,7 +52,7 @@ def _encryption(connection: Connection[Any]) -> Finding:
         what="TLS",
         state=State.OK if is_local else State.WARNING,
         found="not encrypted",
-        cure=""
+        hint=""
         if is_local
         else "Turn TLS on in the server, and write ?ssl_ca=/path/of/ca.pem in DATABASE_URL.",
     )
@@ -61,8 +61,8 @@ def _encryption(connection: Connection[Any]) -> Finding:
 def _server_id(connection: Connection[Any], server: Server, name: str, server_id: int) -> Finding:
     other = replicas(connection, server).get(server_id)
     if str(server_id) == server.variable("server_id") or (other and other != replica_uuid(name)):
-        cure = "CDC_SERVER_ID=…, different from the server's and each replica's"
-        return Finding(what="CDC_SERVER_ID", state=State.PROBLEM, found=f"{server_id} is taken", cure=cure)
+        hint = "CDC_SERVER_ID=…, different from the server's and each replica's"
+        return Finding(what="CDC_SERVER_ID", state=State.PROBLEM, found=f"{server_id} is taken", hint=hint)
     return Finding(what="CDC_SERVER_ID", found=str(server_id))
 
 
@@ -105,18 +105,18 @@ def find_in_server(server: Server) -> Iterator[Finding]:
     """Look at the server's variables."""
     yield _version(server)
     section = "mariadb" if server.is_mariadb else "mysqld"
-    cure = f"Write log_bin under [{section}] in the server's configuration, and restart it."
-    yield _must_be(server, "log_bin", "ON", cure)
+    hint = f"Write log_bin under [{section}] in the server's configuration, and restart it."
+    yield _must_be(server, "log_bin", "ON", hint)
     yield _must_be(server, "binlog_format", "ROW", _setting(server, "binlog_format", "ROW"))
     metadata = server.variable("binlog_row_metadata") or "missing"
-    cure = _setting(server, "binlog_row_metadata", "FULL")
-    yield _finding("binlog_row_metadata", metadata, State.OK if metadata == "FULL" else State.PROBLEM, cure)
+    hint = _setting(server, "binlog_row_metadata", "FULL")
+    yield _finding("binlog_row_metadata", metadata, State.OK if metadata == "FULL" else State.PROBLEM, hint)
     image = server.variable("binlog_row_image")
-    cure = _setting(server, "binlog_row_image", "FULL")
-    yield _finding("binlog_row_image", image, State.OK if image in _WHOLE else State.WARNING, cure)
+    hint = _setting(server, "binlog_row_image", "FULL")
+    yield _finding("binlog_row_image", image, State.OK if image in _WHOLE else State.WARNING, hint)
     number = server.variable("server_id")
-    cure = _setting(server, "server_id", "1")
-    yield _finding("server_id", number, State.PROBLEM if number == "0" else State.OK, cure)
+    hint = _setting(server, "server_id", "1")
+    yield _finding("server_id", number, State.PROBLEM if number == "0" else State.OK, hint)
     yield _gtid(server)
     yield _retention(server)
 
@@ -144,9 +144,9 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
             yield _nothing_to_watch(connection, route, columns, without_rows)
             continue
         missing = _missing_columns(route, (columns[name] for name in found))
-        cure = f"Correct columns= of the route of {route.task}."
+        hint = f"Correct columns= of the route of {route.task}."
         state = State.PROBLEM if missing else State.OK
-        yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, cure)
+        yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, hint)
     for name, period in versioned.items():
         is_watched = any(route.matches(*name) for route in routes)
         yield _logged_as_statements(name, period, State.PROBLEM if is_watched else State.WARNING)
@@ -187,8 +187,8 @@ def _nothing_to_watch(
 ) -> Finding:
     what = f"table {route.schema}.{route.table}"
     if kind := without_rows.get((route.schema, route.table)):
-        cure = f"Name in the route of {route.task} the tables that hold the rows."
-        return _finding(what, f"is a {kind}: no change of one is logged", State.WARNING, cure)
+        hint = f"Name in the route of {route.task} the tables that hold the rows."
+        return _finding(what, f"is a {kind}: no change of one is logged", State.WARNING, hint)
     known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
     return _finding(
         what,
@@ -217,13 +217,13 @@ def _logged_as_statements(name: _Name, period: Sequence[str], state: State) -> F
 def _version(server: Server) -> Finding:
     oldest = _OLDEST[server.kind]
     enough = server.version >= oldest
-    cure = f"Upgrade to {'.'.join(map(str, oldest))} or later: older logs do not name their columns."
-    return _finding("version", server.version_text, State.OK if enough else State.PROBLEM, cure)
+    hint = f"Upgrade to {'.'.join(map(str, oldest))} or later: older logs do not name their columns."
+    return _finding("version", server.version_text, State.OK if enough else State.PROBLEM, hint)
 
 
-def _must_be(server: Server, name: str, value: str, cure: str) -> Finding:
+def _must_be(server: Server, name: str, value: str, hint: str) -> Finding:
     found = server.variable(name)
-    return _finding(name, found, State.OK if found == value else State.PROBLEM, cure)
+    return _finding(name, found, State.OK if found == value else State.PROBLEM, hint)
 
 
 def _gtid(server: Server) -> Finding:
@@ -270,8 +270,8 @@ def _setting(server: Server, name: str, value: str) -> str:
     return setting(name, value, mariadb=server.is_mariadb)
 
 
-def _finding(what: str, found: str, state: State, cure: str) -> Finding:
-    return Finding(what=what, found=found or "not known", state=state, cure="" if state is State.OK else cure)
+def _finding(what: str, found: str, state: State, hint: str) -> Finding:
+    return Finding(what=what, found=found or "not known", state=state, hint="" if state is State.OK else hint)
 
 
 def _grantable(schema: str) -> str:

@@ -14,7 +14,7 @@ import structlog
 
 from cdc_tasks.routing.router import Route
 from listener.core.findings import raise_problems
-from listener.core.source import Batch, Saved, SourceLost
+from listener.core.source import Batch, Saved, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.mysql.charsets import Charsets
 from listener.mysql.check import find_in_server, find_in_tables
@@ -23,7 +23,7 @@ from listener.mysql.client.lock import ListenerLock
 from listener.mysql.client.server import Server, current_position, read_server, replicas
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
-from listener.mysql.errors import ServerIdTaken
+from listener.mysql.errors import ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.sql.statements import Dialect
 from listener.mysql.start.preparation import starting_position
@@ -209,10 +209,10 @@ class BinlogMonitor:
     def _check_server_id(self, connection: Connection[Any]) -> None:
         mine = str(self._server_id)
         if mine == self._server.variable("server_id"):
-            raise ServerIdTaken.by(self._server_id, "the server itself")
+            raise ServerIdTakenError.by(self._server_id, "the server itself")
         other = replicas(connection, self._server).get(self._server_id)
         if other and other != replica_uuid(self._name):
-            raise ServerIdTaken.by(self._server_id, f"the replica {other}")
+            raise ServerIdTakenError.by(self._server_id, f"the replica {other}")
 
     def _read(self, changes: list[BinlogChange]) -> bool:
         """Read what the server has for us right now, up to a batch; tells whether it may be given away."""
@@ -261,9 +261,9 @@ class BinlogMonitor:
         """
         try:
             yield
-        except ServerIdTaken as error:
+        except ServerIdTakenError as error:
             if not self._lock.is_mine():
-                raise SourceLost(error.message) from error
+                raise SourceLostError(error.message) from error
             raise
 
 

@@ -15,7 +15,7 @@ __all__ = ["read_mysql_status"]
 
 
 def read_mysql_status(url: str, name: str, checkpoint: str | None) -> SourceStatus:
-    """Return how far the server is; `name` is CDC_NAME. Raises SourceError, SourceLost."""
+    """Return how far the server is; `name` is CDC_NAME. Raises SourceError, SourceLostError."""
     with closing(connect(url)) as connection:
         server = read_server(connection)
         current = current_position(connection, server)

@@ -13,7 +13,7 @@ from psycopg2.sql import Literal
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, State, finding_from
-from listener.core.source import Saved, SourceLost
+from listener.core.source import Saved, SourceLostError
 from listener.postgres.client.connection import (
     Connection,
     connect,
@@ -123,8 +123,8 @@ def _check_creation(connection: Connection, what: str) -> Finding:
         return Finding(what=what, found=found)
     names = [Literal(name).as_string(connection) for name in prepared]
     found += f", once somebody has ended what was prepared: {', '.join(names)}"
-    cure = "\n".join(f"COMMIT PREPARED {name};   or: ROLLBACK PREPARED {name};" for name in names)
-    return Finding(what=what, state=State.WARNING, found=found, cure=cure)
+    hint = "\n".join(f"COMMIT PREPARED {name};   or: ROLLBACK PREPARED {name};" for name in names)
+    return Finding(what=what, state=State.WARNING, found=found, hint=hint)
 
 
 def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Iterator[Finding]:
@@ -137,15 +137,15 @@ def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Ite
     free = f"a listener reads from it (pid {slot.active_pid})" if slot.active_pid else "nobody reads from it"
     yield Finding(what=what, found=f"{free}; {_megabytes(slot.retained_bytes)} of log kept")
     if slot.wal_status == "unreserved":
-        found, cure = (
+        found, hint = (
             "about to be lost",
             "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
         )
-        yield Finding(what=what, state=State.WARNING, found=found, cure=cure)
+        yield Finding(what=what, state=State.WARNING, found=found, hint=hint)
     elif (slot.retained_bytes or 0) > wanted.lag_alarm:
         found = f"{_megabytes(slot.retained_bytes)} of log kept, more than CDC_LAG_ALARM"
-        cure = "Is the listener running, and is the broker there? python -m listener status"
-        yield Finding(what=what, state=State.WARNING, found=found, cure=cure)
+        hint = "Is the listener running, and is the broker there? python -m listener status"
+        yield Finding(what=what, state=State.WARNING, found=found, hint=hint)
 
 
 def _megabytes(size: int | None) -> str:
@@ -155,8 +155,8 @@ def _megabytes(size: int | None) -> str:
 def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url: str) -> Iterator[Finding]:
     """Try it in a slot of the moment: there is no list of the output plugins that a server has."""
     if wanted.failover and connection.info.server_version < 17_00_00:
-        found, cure = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
-        yield Finding(what="CDC_SLOT_FAILOVER", state=State.PROBLEM, found=found, cure=cure)
+        found, hint = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
+        yield Finding(what="CDC_SLOT_FAILOVER", state=State.PROBLEM, found=found, hint=hint)
     if wanted.plugin == "pgoutput" or slot is not None:
         return
     what = f"plugin {wanted.plugin}"
@@ -168,7 +168,7 @@ def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url
             _TRY_PLUGIN,
             [f"{wanted.slot[:50]}_check_{connection.info.backend_pid}", wanted.plugin],
         )
-    except SourceLost:
+    except SourceLostError:
         yield Finding(what=what, found="installed")
     except CDCError as error:
         explained = explain(error, partial(connect, url), wanted.slot, plugin=wanted.plugin, streams=False)
@@ -193,10 +193,10 @@ def _check_gaps(connection: Connection, wanted: Wanted, notes: Notes, survey: Su
         if gap := gap_of_tables(losses, (), start, format_lsn(survey.end)):
             yield finding_from("gap", gap)
         for each in find_renamed(notes, survey, wanted.routes, position):
-            found, cure = tell_renamed(each)
-            yield Finding(what="gap", state=State.PROBLEM, found=found, cure=f"{cure}\n{ACCEPT_GAP}")
+            found, hint = tell_renamed(each)
+            yield Finding(what="gap", state=State.PROBLEM, found=found, hint=f"{hint}\n{ACCEPT_GAP}")
     for noted in notes.gaps:
-        yield Finding(what="gap", state=State.PROBLEM, found=str(noted), cure=ACCEPT_GAP)
+        yield Finding(what="gap", state=State.PROBLEM, found=str(noted), hint=ACCEPT_GAP)
 
 
 def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -> Finding:
@@ -218,8 +218,8 @@ def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -
     sql = "\n".join(
         f"{statement.as_string(connection)};" for statement in statements_for(wanted.publication, found, plan)
     )
-    cure = f"Let the owner of the tables, or a superuser, run:\n{sql}"
-    return Finding(what=what, state=State.PROBLEM, found=obstacle, cure=cure)
+    hint = f"Let the owner of the tables, or a superuser, run:\n{sql}"
+    return Finding(what=what, state=State.PROBLEM, found=obstacle, hint=hint)
 
 
 def _check_partitions(publication: str, watched: Sequence[Watched], version: int) -> Iterator[Finding]:
@@ -230,8 +230,8 @@ def _check_partitions(publication: str, watched: Sequence[Watched], version: int
             f"PostgreSQL before 15 overlooks a partition of {', '.join(tables)} that is attached or detached"
         )
         change = f"ALTER PUBLICATION {quoted(publication)} SET (publish_via_partition_root = true);"
-        cure = f"End the transaction that does it with: {change}"
-        yield Finding(what="partitions", state=State.WARNING, found=found, cure=cure)
+        hint = f"End the transaction that does it with: {change}"
+        yield Finding(what="partitions", state=State.WARNING, found=found, hint=hint)
 
 
 _MAY: Final = """
@@ -274,19 +274,19 @@ def check_server(connection: Connection) -> Iterator[Finding]:
     """Yield what there is to say about the server and the role."""
     version = fetch_value(connection, "SHOW server_version")
     if connection.info.server_version < _OLDEST:
-        cure = "Upgrade the server to PostgreSQL 13 or later."
-        yield Finding(what="version", state=State.PROBLEM, found=version, cure=cure)
+        hint = "Upgrade the server to PostgreSQL 13 or later."
+        yield Finding(what="version", state=State.PROBLEM, found=version, hint=hint)
     else:
         yield Finding(what="version", found=version)
     yield _check_tls(connection)
     if is_standby(connection):
         found = "this server is a standby: the listener waits for a primary"
-        yield Finding(what="primary", state=State.PROBLEM, found=found, cure=PRIMARY)
+        yield Finding(what="primary", state=State.PROBLEM, found=found, hint=PRIMARY)
     level = fetch_value(connection, "SHOW wal_level")
     if level == "logical":
         yield Finding(what="wal_level", found=level)
     else:
-        yield Finding(what="wal_level", state=State.PROBLEM, found=level, cure=LOGICAL)
+        yield Finding(what="wal_level", state=State.PROBLEM, found=level, hint=LOGICAL)
     yield from _check_retention(connection)
     yield from _check_role(connection)
 
@@ -304,7 +304,7 @@ def _check_tls(connection: Connection) -> Finding:
         what="TLS",
         state=State.WARNING,
         found="none: passwords and rows travel readable",
-        cure=TLS,
+        hint=TLS,
     )
 
 
@@ -321,7 +321,7 @@ def _check_retention(connection: Connection) -> Iterator[Finding]:
             what="idle_replication_slot_timeout",
             state=State.WARNING,
             found=f"{idle}: a listener that is away for so long loses changes",
-            cure="ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+            hint="ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         )
 
 
@@ -344,8 +344,8 @@ def _check_role(connection: Connection) -> Iterator[Finding]:
     if may_replicate:
         yield Finding(what="REPLICATION", found=f"{role} has it")
     else:
-        cure = REPLICATION.format(role=quoted(role))
-        yield Finding(what="REPLICATION", state=State.PROBLEM, found=f"{role} does not have it", cure=cure)
+        hint = REPLICATION.format(role=quoted(role))
+        yield Finding(what="REPLICATION", state=State.PROBLEM, found=f"{role} does not have it", hint=hint)
 
 
 def check_room(connection: Connection, url: str, slot: Slot | None) -> Iterator[Finding]:
@@ -355,7 +355,7 @@ def check_room(connection: Connection, url: str, slot: Slot | None) -> Iterator[
     )
     found = f"{used} of {limit} in use"
     if slot is None and used >= limit:
-        yield Finding(what="max_replication_slots", state=State.PROBLEM, found=found, cure=SLOTS)
+        yield Finding(what="max_replication_slots", state=State.PROBLEM, found=found, hint=SLOTS)
     else:
         yield Finding(what="max_replication_slots", found=found)
     yield _check_sender(url, slot)
@@ -365,7 +365,7 @@ def _check_sender(url: str, slot: Slot | None) -> Finding:
     """Open a session of the replication protocol, and close it: the only way to know that one can be had."""
     try:
         connect_replication(url).close()
-    except SourceLost as error:
+    except SourceLostError as error:
         running = slot is not None and slot.active_pid is not None
         return finding_from("max_wal_senders", error, State.WARNING if running else State.PROBLEM)
     except CDCError as error:

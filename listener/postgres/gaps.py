@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from listener.core.source import Gap, Saved, SourceError, SourceLost
+from listener.core.source import GapError, Saved, SourceError, SourceLostError
 from listener.postgres.client.connection import Connection, connect_replication
 from listener.postgres.client.slot import Slot, gap_of, read_current, unpublished_from
 from listener.postgres.client.timeline import identify, resume
@@ -18,7 +18,7 @@ __all__ = ["find_gap", "find_wrong_place", "published_lsn"]
 
 def find_gap(
     connection: Connection, slot: Slot | None, *, name: str, publication: str | None, saved: Saved | None
-) -> Gap | None:
+) -> GapError | None:
     """Return the gap between what was published and what the server still has for us.
 
     `slot` is what the server has under `name`; `publication` is None for a plugin that needs none;
@@ -46,15 +46,15 @@ def published_lsn(saved: Saved | None) -> int:
         return 0  # the checkpoint of another kind of database: that is told elsewhere
 
 
-def _slot_is_gone(name: str, saved: Saved, current: str) -> Gap:
-    return Gap(
+def _slot_is_gone(name: str, saved: Saved, current: str) -> GapError:
+    return GapError(
         f"The replication slot {name} is gone: what was committed after {unpublished_from(saved, None)} and before it "
         f"is made again (now: {current}) cannot be read.",
         hint=f"If this is a new listener, give it a CDC_NAME of its own. {ACCEPT_GAP}",
     )
 
 
-def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> Gap | None:
+def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> GapError | None:
     """Return the gap of a slot, or of a log, that is not where the checkpoint says.
 
     None also while somebody reads, and where it cannot be known: what keeps us from asking is told elsewhere.
@@ -65,8 +65,8 @@ def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> Gap | None:
         with closing(connect_replication(url)) as replication:
             server = identify(replication)
         resume(saved.position, server, slot=slot.name, confirmed=parse_lsn(slot.confirmed_flush_lsn))
-    except Gap as gap:
+    except GapError as gap:
         return gap
-    except (SourceError, SourceLost, ValueError):  # ValueError: the checkpoint is one of MySQL
+    except (SourceError, SourceLostError, ValueError):  # ValueError: the checkpoint is one of MySQL
         return None
     return None

@@ -14,7 +14,7 @@ __all__ = [
     "LOGIN",
     "NOT_LOCAL",
     "PARTITIONED",
-    "PARTITIONED_CURE",
+    "PARTITIONED_HINT",
     "PG_HBA",
     "PLUGIN",
     "PLUGIN_LIBRARIES",
@@ -87,7 +87,7 @@ POOLER: Final = "Name the server itself in DATABASE_URL: replication does not go
 PARTITIONED: Final = (
     "is partitioned, and wal2json does not say which table a row's partition belonged to when it was written"
 )
-PARTITIONED_CURE: Final = (
+PARTITIONED_HINT: Final = (
     "Set CDC_PLUGIN=pgoutput, which says it, and another CDC_NAME: a slot belongs to one plugin. That listener has "
     "what is committed once its slot is made; bring up to date by hand what was committed to this table before.\n"
     "Or name the partitions themselves in the route, and not what they belong to."

@@ -35,7 +35,7 @@ def read_postgres_status(
     routes: Sequence[Route] = (),
     notes: str | None = None,
 ) -> SourceStatus:
-    """Return how far the server and its slot are; raises SourceError, SourceLost.
+    """Return how far the server and its slot are; raises SourceError, SourceLostError.
 
     With a `publication` it is compared with what the routes need now: tables may have been made anew, or taken
     out of it, while the listener runs, or been given partitions that are not as they have to be. `notes` are what

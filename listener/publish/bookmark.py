@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from listener.core.publisher import BrokerAway, BrokerError
+from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.core.retry import Patience
 from listener.publish.redis.connection import RedisConnection
 
@@ -77,7 +77,7 @@ class Bookmark:
     def read(self, source: str, *, patiently: bool) -> str | None:
         """Return where the listener was on a source of this kind, None if it never was.
 
-        `patiently`: wait for a Redis that is away; it alone may know. Raises Stopped, BrokerError.
+        `patiently`: wait for a Redis that is away; it alone may know. Raises StoppedError, BrokerError.
         """
         self._source = source
         found = self._patience.until_done(self._ask) if patiently else self._ask_once()
@@ -97,7 +97,7 @@ class Bookmark:
             self._write()
 
     def stop(self) -> None:
-        """Make a waiting `read` raise Stopped soon."""
+        """Make a waiting `read` raise StoppedError soon."""
         self._patience.stop()
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class Bookmark:
     def _ask_once(self) -> str | None:
         try:
             return self._ask()
-        except (BrokerAway, BrokerError):
+        except (BrokerAwayError, BrokerError):
             return None  # `published` will say so
 
     def _write(self) -> None:
@@ -121,9 +121,9 @@ class Bookmark:
         fields = ("position", position, "source", self._source, "at", now)
         try:
             self._redis.ask([("HSET", self.key, *fields)])
-        except (BrokerAway, BrokerError) as error:
+        except (BrokerAwayError, BrokerError) as error:
             self._next = self._clock() + _AGAIN_AFTER
-            log.warning("bookmark_not_kept", reason=error.message, cure="Start the Redis of CACHE_URL.")
+            log.warning("bookmark_not_kept", reason=error.message, hint="Start the Redis of CACHE_URL.")
         else:
             self._noted = position
             self._next = self._clock() + _EVERY
@@ -135,7 +135,7 @@ def bookmark_key(name: str) -> str:
 
 
 def read_bookmark(cache_url: str, name: str) -> str | None:
-    """Return what is noted, for commands that look on; raises BrokerAway, BrokerError."""
+    """Return what is noted, for commands that look on; raises BrokerAwayError, BrokerError."""
     redis = RedisConnection.of_cache(cache_url)
     try:
         return _read(redis, bookmark_key(name))[0]

@@ -30,7 +30,7 @@ def check_bookmark(
             what="broker's data",
             state=State.WARNING,
             found=f"there is no checkpoint, though the listener has been at {bookmark}: the broker has lost its data",
-            cure="The listener goes on there. If this is to be a first start: redis-cli -u CACHE_URL DEL "
+            hint="The listener goes on there. If this is to be a first start: redis-cli -u CACHE_URL DEL "
             f"{bookmark_key(name)}",
         )
     is_one = len({info.get("run_id") for info in infos}) == 1
@@ -40,7 +40,7 @@ def check_bookmark(
             state=State.WARNING,
             found="checkpoint and bookmark are in one Redis without an append-only file: if it forgets them while no "
             "listener runs, the next one begins with what is committed from then on",
-            cure="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE   or another CACHE_URL",
+            hint="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE   or another CACHE_URL",
         )
     elif infos[0]:
         yield Finding(what="bookmark", found="outlives a broker that forgets")

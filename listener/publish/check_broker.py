@@ -17,7 +17,7 @@ from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 from listener.core.findings import CloseNames, Finding, State, finding_from
-from listener.core.publisher import BrokerAway
+from listener.core.publisher import BrokerAwayError
 from listener.publish.check_queues import check_queues
 from listener.publish.kombu.internals import check_kombu
 from listener.publish.redis.connection import RedisConnection, broker_channel
@@ -54,11 +54,11 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
         yield from _check_redis(app, durability)
         yield from _check_kombus_unacked(app)
     elif durability != "memory":
-        found, cure = (
+        found, hint = (
             f"CDC_DURABILITY={durability} is for a Redis broker",
             "Take CDC_DURABILITY out of the environment.",
         )
-        yield Finding(what="durability", state=State.PROBLEM, found=found, cure=cure)
+        yield Finding(what="durability", state=State.PROBLEM, found=found, hint=hint)
     if is_rabbitmq:
         yield from check_queues(app, dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))))
     yield from _check_workers(app, routes)
@@ -77,7 +77,7 @@ def _check_settings(app: Celery) -> Iterator[Finding]:
             what="celery settings",
             state=State.WARNING,
             found=lacking,
-            cure="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+            hint="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
         )
 
 
@@ -98,7 +98,7 @@ def _lacking_rights(app: Celery) -> Finding | None:
         missing = missing_for_listener(client, list(app.amqp.queues), prefix=prefix)
     if missing is None:
         return None
-    return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, cure=missing.hint)
+    return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, hint=missing.hint)
 
 
 def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
@@ -108,7 +108,7 @@ def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
             address = connection.as_uri()
             if problem := _reach(connection):
                 found = f"{address} does not answer: {problem.found}"
-                yield Finding(what="broker", state=State.WARNING, found=found, cure=problem.cure)
+                yield Finding(what="broker", state=State.WARNING, found=found, hint=problem.hint)
             else:
                 yield Finding(what="broker", found=address)
 
@@ -126,7 +126,7 @@ def _reach(connection: Connection) -> Finding | None:
         with connection.channel():  # Redis is not spoken to before that
             return None
     except errors as error:
-        return _away("broker", BrokerAway(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
+        return _away("broker", BrokerAwayError(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
 
 
 def _reach_redis(app: Celery) -> Finding | None:
@@ -141,13 +141,13 @@ def _away(what: str, error: CDCError, variable: str) -> Finding:
     found = finding_from(what, error)
     return (
         found
-        if found.cure
-        else Finding(what=what, state=State.PROBLEM, found=found.found, cure=_AWAY.format(variable=variable))
+        if found.hint
+        else Finding(what=what, state=State.PROBLEM, found=found.found, hint=_AWAY.format(variable=variable))
     )
 
 
 def _ask(redis: RedisConnection, command: Sequence[str]) -> Any:
-    """Return the answer to one command, None where the server refuses it; raises BrokerAway, BrokerError."""
+    """Return the answer to one command, None where the server refuses it; raises BrokerAwayError, BrokerError."""
     try:
         (answer,) = redis.send([command])
     finally:
@@ -162,7 +162,7 @@ def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
             what="broker's disk",
             state=State.PROBLEM if durability == "fsync" else State.WARNING,
             found="no append-only file: a restart of the broker loses the tasks in its queues",
-            cure="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE",
+            hint="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE",
         )
     elif info:
         yield Finding(what="broker's disk", found="append-only file")
@@ -172,7 +172,7 @@ def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
             what="broker's memory",
             state=State.WARNING,
             found=f"{policy}: a full broker throws tasks away",
-            cure="redis-cli CONFIG SET maxmemory-policy noeviction   and: redis-cli CONFIG REWRITE",
+            hint="redis-cli CONFIG SET maxmemory-policy noeviction   and: redis-cli CONFIG REWRITE",
         )
     elif info:
         yield Finding(what="broker's memory", found=policy)
@@ -180,7 +180,7 @@ def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
 
 
 def redis_info(redis: RedisConnection) -> Mapping[str, str]:
-    """Return what INFO says, nothing where we may not ask; raises BrokerAway, BrokerError."""
+    """Return what INFO says, nothing where we may not ask; raises BrokerAwayError, BrokerError."""
     lines = (_ask(redis, ("INFO",)) or b"").decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
@@ -188,14 +188,14 @@ def redis_info(redis: RedisConnection) -> Mapping[str, str]:
 def _check_durability(app: Celery, info: Mapping[str, str], durability: str) -> Iterator[Finding]:
     what = f"CDC_DURABILITY={durability}"
     if durability == "fsync" and not _knows(app, "WAITAOF"):
-        found, cure = (
+        found, hint = (
             "the broker has no WAITAOF",
             "Upgrade to Redis 7.2 or Valkey, or set CDC_DURABILITY=memory.",
         )
-        yield Finding(what=what, state=State.PROBLEM, found=found, cure=cure)
+        yield Finding(what=what, state=State.PROBLEM, found=found, hint=hint)
     elif durability == "replicated" and info.get("connected_slaves") == "0":
-        found, cure = "the broker has no replica", "Start one with --replicaof, or set CDC_DURABILITY=memory."
-        yield Finding(what=what, state=State.PROBLEM, found=found, cure=cure)
+        found, hint = "the broker has no replica", "Start one with --replicaof, or set CDC_DURABILITY=memory."
+        yield Finding(what=what, state=State.PROBLEM, found=found, hint=hint)
     else:
         yield Finding(what=what, found="can be had")
 
@@ -232,7 +232,7 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             what="workers",
             state=State.WARNING,
             found=f"may not be asked: {error.reply_text}",
-            cure="If they are to be asked: rabbitmqctl set_permissions -p <vhost> <user> "
+            hint="If they are to be asked: rabbitmqctl set_permissions -p <vhost> <user> "
             r"'^(.*reply\.)?celery\.pidbox$' '^((.*reply\.)?celery\.pidbox|<exchange of the tasks>)$' '.*'",
         )
         return
@@ -240,12 +240,12 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     needed = _needed(app, routes)
     for stranger in strangers(registered, active, app.amqp.queues, needed):
         yield Finding(
-            what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, cure=stranger.hint
+            what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, hint=stranger.hint
         )
     taken = queues_taken(registered, active, needed)
     if not taken:
         found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
-        yield Finding(what="workers", state=State.WARNING, found=found, cure="celery -A cdc_tasks worker")
+        yield Finding(what="workers", state=State.WARNING, found=found, hint="celery -A cdc_tasks worker")
         return
     known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
     findings = [*_check_tasks(routes, known), *_check_consumers(needed, taken)]
@@ -269,7 +269,7 @@ def _check_kombus_unacked(app: Celery) -> Iterator[Finding]:
         except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
             return
     if held is not None:
-        yield Finding(what=f"broker's {held.who}", state=State.WARNING, found=held.found, cure=held.hint)
+        yield Finding(what=f"broker's {held.who}", state=State.WARNING, found=held.found, hint=held.hint)
 
 
 def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
@@ -280,12 +280,12 @@ def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
                 what=f"route to {task}",
                 state=State.WARNING,
                 found=f"no running worker knows this task.{close.meant(task)}",
-                cure="Correct the route, or name the task's module in CDC_TASK_MODULES and restart the workers.",
+                hint="Correct the route, or name the task's module in CDC_TASK_MODULES and restart the workers.",
             )
 
 
 def _check_consumers(queues: Iterable[str], taken: set[str]) -> Iterator[Finding]:
     for queue in queues:
         if queue not in taken:
-            found, cure = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
-            yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, cure=cure)
+            found, hint = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
+            yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, hint=hint)

@@ -49,7 +49,7 @@ def _check(connection: Any, queue: Any) -> Finding:
             what=what,
             state=State.WARNING,
             found=f"used as it is, which is not as the settings say: {error.reply_text}",
-            cure="Nothing, if others made it so and need it. "
+            hint="Nothing, if others made it so and need it. "
             f"Else stop all who use it, drain it, and: rabbitmqctl delete_queue {queue.name}",
         )
     except AccessRefused:
@@ -59,6 +59,6 @@ def _check(connection: Any, queue: Any) -> Finding:
             what=what,
             state=State.PROBLEM,
             found=f"cannot be used: {error.reply_text}",
-            cure=f"See who has it: rabbitmqctl list_queues name owner_pid | grep {queue.name}",
+            hint=f"See who has it: rabbitmqctl list_queues name owner_pid | grep {queue.name}",
         )
     return Finding(what=what, found="as the settings say")

@@ -18,7 +18,7 @@ from uuid import uuid4
 import structlog
 from redis.exceptions import ResponseError
 
-from listener.core.publisher import BrokerAway, BrokerError, CheckpointMoved
+from listener.core.publisher import BrokerAwayError, BrokerError, CheckpointMovedError
 from listener.core.retry import Patience
 from listener.publish.redis.connection import Command, RedisConnection
 
@@ -32,7 +32,7 @@ _DURABLE: Final[dict[str, tuple[str, ...]]] = {
     "fsync": ("WAITAOF", "1", "0"),
     "replicated": ("WAIT", "1"),
 }
-_CURE: Final = {
+_HINT: Final = {
     "fsync": "It needs Redis 7.2 or any Valkey with its append-only file: redis-cli CONFIG SET appendonly yes",
     "replicated": "It needs the address of a master in CELERY_BROKER_URL, and a replica.",
 }
@@ -111,14 +111,14 @@ class Checkpoint:
         """
         mark = next(self._marks)
         step = _Step(position, commands, self._store(position, mark, as_of, notes), mark, asking)
-        with suppress(BrokerAway):
+        with suppress(BrokerAwayError):
             self._send(step)
         self._step = step
 
     def settle(self) -> list[Any]:
         """Return when the step that was started is done, with the answers to what it asked.
 
-        Raises CheckpointMoved where the checkpoint is not where we left it; then nothing was written.
+        Raises CheckpointMovedError where the checkpoint is not where we left it; then nothing was written.
         """
         step, self._step = self._step, None
         if step is None:
@@ -129,13 +129,13 @@ class Checkpoint:
         return answers
 
     def look(self) -> None:
-        """Raise CheckpointMoved where the checkpoint is not where we left it, although there is nothing to write."""
+        """Raise CheckpointMovedError where the checkpoint is not where we left it; nothing is to be written."""
         found = _found(self._patience.until_done(lambda: self.ask(self._reading()))[0])
         if found.mark != self._known.mark:
             raise self._moved(found)
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the answers to commands that change nothing; raises BrokerAway, BrokerError."""
+        """Return the answers to commands that change nothing; raises BrokerAwayError, BrokerError."""
         if not self._redis.is_open:
             found = self._open()  # whoever writes next relies on the watch
             if found.mark != self._known.mark:
@@ -162,7 +162,7 @@ class Checkpoint:
         if found.mark != step.mark:
             raise self._moved(found)
         if done is None:
-            raise BrokerAway("The step of a former connection came through late.")
+            raise BrokerAwayError("The step of a former connection came through late.")
         if any(isinstance(answer, ResponseError) for answer in done):
             raise self._taken_back(done, [*commands(), step.move])
         durable = len(self._durable())
@@ -193,14 +193,14 @@ class Checkpoint:
         for answer in answers:
             if isinstance(answer, ResponseError):
                 if "replica instances" in str(answer):
-                    raise BrokerAway(f"Redis is a replica at present: {answer}")
+                    raise BrokerAwayError(f"Redis is a replica at present: {answer}")
                 raise BrokerError(
                     f"CDC_DURABILITY={self._durability} cannot be had from this Redis: {answer}.",
-                    hint=_CURE[self._durability],
+                    hint=_HINT[self._durability],
                 )
             count = answer[0] if isinstance(answer, list) else answer
             if count < 1 and not at_start:
-                raise BrokerAway(_MISSING[self._durability])
+                raise BrokerAwayError(_MISSING[self._durability])
 
     def _taken_back(self, done: list[Any], commands: Sequence[Command]) -> BrokerError:
         """Take the checkpoint back: one of the commands failed, although the others were run."""
@@ -253,7 +253,7 @@ class Checkpoint:
     def _reading(self) -> list[Command]:
         return [("HMGET", self.key, "position", "source", "mark")]
 
-    def _moved(self, found: _Found) -> CheckpointMoved:
+    def _moved(self, found: _Found) -> CheckpointMovedError:
         """Say whether Redis lost data, or another listener has our name."""
         lost, left = None, self._known.position
         if found.mark is None:
@@ -261,13 +261,13 @@ class Checkpoint:
         elif found.mark.startswith(self._run):
             lost = f"The checkpoint went back to {found.position}"
         if lost is None:
-            return CheckpointMoved(f"The checkpoint is {found.position}; we left it at {left}.")
+            return CheckpointMovedError(f"The checkpoint is {found.position}; we left it at {left}.")
         reason = (
             f"{lost}; we left it at {left}. Redis has lost its data, or has an old copy of it, and with "
             "it the tasks that were waiting. What the source still has for us is published again."
         )
         log.error("broker_lost_data", reason=reason)
-        return CheckpointMoved(reason)
+        return CheckpointMovedError(reason)
 
 
 def _nothing() -> Iterable[Command]:

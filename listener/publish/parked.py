@@ -19,7 +19,7 @@ from listener.core.change import LoggedChange
 
 __all__ = [
     "ParkedChange",
-    "UnreadableRecord",
+    "UnreadableRecordError",
     "parked_key",
     "parse_parked",
     "read_parked",
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 _SHORTENED = (4096, 256, 0)
 
 
-class UnreadableRecord(CDCError):
+class UnreadableRecordError(CDCError):
     """A record of a parked change is not one of ours."""
 
 
@@ -189,12 +189,12 @@ def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:
 
 
 def parse_parked(key: str, task_id: bytes, record: bytes) -> ParkedChange:
-    """Return what one field of the hash `key` says; raises UnreadableRecord."""
+    """Return what one field of the hash `key` says; raises UnreadableRecordError."""
     try:
         return _parse(task_id, json.loads(record))
     except (LookupError, TypeError, ValueError) as error:
         name = task_id.decode(errors="backslashreplace")
-        raise UnreadableRecord(
+        raise UnreadableRecordError(
             f"What is parked as {name} in {key} cannot be read: {type(error).__name__}.",
             hint=f"See it: redis-cli HGET {key} {name}\nTo throw it away: redis-cli HDEL {key} {name}",
         ) from error

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Final, NamedTuple, Self
 
-from listener.core.publisher import BrokerAway, BrokerError
+from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = ["Pause", "PauseNote", "pause_key"]
@@ -58,5 +58,5 @@ class PauseNote:
         self._send("DEL", self._key)
 
     def _send(self, *command: str) -> None:
-        with suppress(BrokerAway, BrokerError):
+        with suppress(BrokerAwayError, BrokerError):
             self._redis.send([command])

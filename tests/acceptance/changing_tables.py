@@ -416,7 +416,7 @@ class ChangingTables:
         log, failed = self._running.log, self._running.events("failed")
         assert failed, f"it ended without a word:\n{log[-3000:]}"
         self._forget()
-        has_gap = "--accept-gap" in (failed[-1].get("cure") or "")
+        has_gap = "--accept-gap" in (failed[-1].get("hint") or "")
         assert has_gap, f"it ended with what no gap explains:\n{log[-3000:]}"
         self._start("--accept-gap")
 

@@ -176,7 +176,7 @@ def test_a_table_made_again_while_nobody_listens_keeps_the_listener_from_startin
         failed = json.loads(refused.stderr.splitlines()[-1])
         assert (refused.returncode, failed["event"]) == (1, "failed")
         assert "public.roles" in failed["error"]
-        assert "--accept-gap" in failed["cure"]
+        assert "--accept-gap" in failed["hint"]
     with operator.running("run", "--accept-gap"):
         wait_for_listener(database, timeout=30)
         database.execute("INSERT INTO roles VALUES (2)")
@@ -245,8 +245,8 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
         url = {"CELERY_BROKER_URL": careless.url}
         findings = {each["what"]: each for each in operator.asks("check", **url)["findings"]}
         assert findings["broker's disk"]["state"] == findings["broker's memory"]["state"] == "warning"
-        assert "CONFIG SET appendonly yes" in findings["broker's disk"]["cure"]
-        assert "CONFIG SET maxmemory-policy noeviction" in findings["broker's memory"]["cure"]
+        assert "CONFIG SET appendonly yes" in findings["broker's disk"]["hint"]
+        assert "CONFIG SET maxmemory-policy noeviction" in findings["broker's memory"]["hint"]
         for durability, what in (("fsync", "broker's disk"), ("replicated", "CDC_DURABILITY=replicated")):
             checked = operator.asks("check", CDC_DURABILITY=durability, **url)
             assert [each["what"] for each in checked["findings"] if each["state"] == "problem"] == [what]

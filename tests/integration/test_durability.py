@@ -9,7 +9,7 @@ import redis
 from structlog.testing import capture_logs
 
 from demo.servers import ValkeyServer
-from listener.core.publisher import BrokerError, Stopped
+from listener.core.publisher import BrokerError, StoppedError
 from tests.support.publishing import (
     changes,
     fire,
@@ -77,7 +77,7 @@ def test_a_wait_for_the_disk_can_be_stopped(logging: ValkeyServer) -> None:
     ):
         wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
         publisher.stop()
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             publishing.result(10)
 
 

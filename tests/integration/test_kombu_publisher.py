@@ -9,7 +9,7 @@ import pytest
 from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
-from listener.core.publisher import CheckpointMoved
+from listener.core.publisher import CheckpointMovedError
 from listener.publish.parked import parked_key, read_parked
 from listener.publish.pause import Pause
 from listener.router import BinlogRouter, EventType
@@ -147,7 +147,7 @@ def test_another_listener_with_our_name_is_noticed(
         kombu_publisher(rabbitmq_server.url, broker, queue) as second,
     ):
         _publish(first, 1, 1)
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             _publish(second, 1, 1)
 
 

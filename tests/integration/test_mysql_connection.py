@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from listener.core.findings import State
-from listener.core.source import SourceError, SourceLost
+from listener.core.source import SourceError, SourceLostError
 from listener.core.status import Reader
 from listener.mysql import stream
 from listener.mysql.check import check_mysql
@@ -46,7 +46,7 @@ def _check(
 
 
 def _problems(findings: list[Finding]) -> dict[str, str]:
-    return {each.what: each.cure for each in findings if each.state is State.PROBLEM}
+    return {each.what: each.hint for each in findings if each.state is State.PROBLEM}
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_wrong_password_is_told_without_showing_it(account: MySQLDatabase) -> 
 
 
 def test_a_server_that_is_away_is_tried_again() -> None:
-    with pytest.raises(SourceLost, match="connect"):
+    with pytest.raises(SourceLostError, match="connect"):
         connect("mysql://root@127.0.0.1:1/")
 
 
@@ -144,7 +144,7 @@ def test_a_server_that_falls_silent_is_noticed_and_read_again(
             for _, batch in zip(range(16), batches, strict=False):  # heartbeats keep it alive
                 position = batch.position
             cable.stall(new_ones=False)
-            with pytest.raises(SourceLost, match="not been heard"):
+            with pytest.raises(SourceLostError, match="not been heard"):
                 for _ in batches:
                     pass
             cable.mend()

@@ -11,7 +11,7 @@ import redis
 import structlog
 
 from demo.servers import ValkeyServer
-from listener.core.source import Gap
+from listener.core.source import GapError
 from listener.daemon.bookmarked import BookmarkedMonitor
 from listener.daemon.loop import Listener
 from listener.mysql.log.position import BinlogPosition
@@ -170,7 +170,7 @@ def test_log_that_was_purged_meanwhile_is_a_gap(
     items.purge_logs()
     insert(items, 3)
     lossy.restart(keep_data=False)
-    with pytest.raises(Gap, match="purged"):
+    with pytest.raises(GapError, match="purged"):
         listener_on(items, lossy.url, broker.cache_url).run()
     with listening(items, lossy, broker.cache_url, accept_gap=True):
         wait_for_tasks(lossy.url, [3])

@@ -10,7 +10,7 @@ import pymysql
 import pytest
 from structlog.testing import capture_logs
 
-from listener.core.source import Gap
+from listener.core.source import GapError
 from listener.mysql.sql.lexer import Kind, Rules, tokens
 from listener.mysql.sql.statements import Effect, read_statement
 from tests.support.mysql_log import end_of_log, logged_statements
@@ -285,7 +285,7 @@ def test_missing_rows_stop_the_listener_with_the_sql_that_shows_and_mends_it(
 ) -> None:
     hidden.watch()
     _run(hidden, statement, session="SET binlog_format = 'STATEMENT'")
-    with pytest.raises(Gap, match="its rows are missing") as caught:
+    with pytest.raises(GapError, match="its rows are missing") as caught:
         hidden.changes(1)
     look, mend = (caught.value.hint or "").split("\n")[:2]
     shown = hidden.database.fetch(look.partition(";")[0])

@@ -41,4 +41,4 @@ def test_check_tells_of_it(broker: Broker) -> None:
     found = check_broker(celery_app(broker.url), router_to().routes, durability="memory")
     (told,) = [each for each in found if each.what == "kombu"]
     assert told.state == "problem"
-    assert "pip install 'kombu" in told.cure
+    assert "pip install 'kombu" in told.hint

@@ -38,7 +38,7 @@ def _execute(server: PostgresServer, *statements: str) -> None:
 def test_a_prepared_transaction_that_holds_a_slot_up_is_named(server: PostgresServer) -> None:
     _execute(server, "BEGIN", "INSERT INTO items VALUES (1)", "PREPARE TRANSACTION 'it''s mine'")
     found = Findings(server.url)["slot ours"]
-    assert (found.state, found.cure) == (
+    assert (found.state, found.hint) == (
         WARNING,
         "COMMIT PREPARED 'it''s mine';   or: ROLLBACK PREPARED 'it''s mine';",
     )

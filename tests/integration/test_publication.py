@@ -11,7 +11,7 @@ import pytest
 from cdc_tasks.changes import EventType
 from listener.core.source import Saved, SourceError
 from listener.postgres.client.connection import connect
-from listener.postgres.client.errors import PermissionDenied
+from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.client.slot import create_slot, read_slot
 from listener.postgres.gaps import find_gap
 from listener.postgres.log.position import parse_lsn
@@ -149,7 +149,7 @@ def test_a_role_that_may_not_publish_gets_the_sql_for_one_that_may(any_database:
     url = _url_of_a_poor_role(any_database)
     narrow = router_of(lambda r: r.register("public", "tickets", UPDATE, "t", columns=["title"]))
     with contextlib.closing(connect(url)) as connection:
-        with pytest.raises(PermissionDenied) as raised:
+        with pytest.raises(PermissionDeniedError) as raised:
             prepare(connection, narrow)
         sql = str(raised.value.hint).partition("\n")[2]
         columns = ' ("id", "title")' if listed(connection) is not None else ""
@@ -163,7 +163,7 @@ def test_a_role_that_may_not_publish_gets_the_sql_for_one_that_may(any_database:
             return  # it has all columns already
 
         wide = router_of(lambda r: r.register("public", "tickets", UPDATE, "t"))
-        with pytest.raises(PermissionDenied) as raised:
+        with pytest.raises(PermissionDeniedError) as raised:
             prepare(connection, wide)
         any_database.execute(str(raised.value.hint).partition("\n")[2])
         assert published(connection) == {"tickets": None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import EventType
-from listener.core.source import SourceError, SourceLost
+from listener.core.source import SourceError, SourceLostError
 from listener.postgres.client.connection import connect
 from listener.postgres.tables.publication import read_publication
 from listener.router import became
@@ -149,7 +149,7 @@ def test_a_table_that_somebody_holds_is_not_waited_for_long(
     router = router_of(lambda r: r.register("public", "tickets", INSERT, "t"))
     with contextlib.closing(any_database.connect()) as holder, holder.cursor() as cursor:
         cursor.execute("LOCK TABLE tickets IN SHARE UPDATE EXCLUSIVE MODE")
-        with pytest.raises(SourceLost, match="lock timeout"):
+        with pytest.raises(SourceLostError, match="lock timeout"):
             prepare(connection, router)
     prepare(connection, router)
     assert published(connection) == {"tickets": None}

@@ -174,14 +174,14 @@ def test_check_of_a_user_without_rights_is_no_traceback(
     findings = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert findings["queue bulk"]["state"] == "ok"
     assert "may not be asked" in findings["workers"]["found"]
-    _paste(rabbitmq_server, vhost, findings["workers"]["cure"])
+    _paste(rabbitmq_server, vhost, findings["workers"]["hint"])
     again = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert again["workers"]["found"] == "none answers"
 
 
-def _paste(server: RabbitMQServer, vhost: str, cure: str) -> None:
-    """Run the command that a cure has, with its places filled in."""
-    command = cure.partition("rabbitmqctl ")[2]
+def _paste(server: RabbitMQServer, vhost: str, hint: str) -> None:
+    """Run the command that a hint has, with its places filled in."""
+    command = hint.partition("rabbitmqctl ")[2]
     for place, value in {"<vhost>": vhost, "<user>": "poor", "<exchange of the tasks>": "cdc_tasks"}.items():
         command = command.replace(place, value)
     server.control(*(word.strip("'") for word in command.split()))

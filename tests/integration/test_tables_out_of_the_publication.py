@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from listener.core.source import Gap, SourceError
+from listener.core.source import GapError, SourceError
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.tables import watch as table_watch
 from listener.postgres.tables.notes import parse_notes
@@ -70,7 +70,7 @@ def wait_for_gap(source: PostgresSource) -> GapNote:
 
 
 def refused(source: PostgresSource, *tables: str) -> str:
-    with pytest.raises(Gap) as caught:
+    with pytest.raises(GapError) as caught:
         source.watch(*tables)
     source.stop()
     return str(caught.value)

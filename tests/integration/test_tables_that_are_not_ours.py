@@ -46,9 +46,9 @@ def test_a_listener_that_may_not_publish_says_what_to_run_and_keeps_the_gap_open
 
         def read(what: str) -> list[str]:
             noted.append(next(batches).notes or noted[-1])
-            return [each["cure"] for each in logs if each["event"] == what]
+            return [each["hint"] for each in logs if each["event"] == what]
 
-        (cure,) = wait_until(lambda: read("tables_unseen"), what="the SQL for the owner")
+        (hint,) = wait_until(lambda: read("tables_unseen"), what="the SQL for the owner")
         wait_until(lambda: read("gap"), what="the gap")
         (gap,) = parse_notes(noted[-1]).gaps
         assert (gap.table, gap.end) == ("public.log_2", None)
@@ -56,7 +56,7 @@ def test_a_listener_that_may_not_publish_says_what_to_run_and_keeps_the_gap_open
             read_postgres_status(url, any_database.name, None, publication="cdc", routes=router.routes)
         )
         assert (status.is_healthy, status.source.unseen) == (False, ("public.log_2",))
-        any_database.execute(cure.partition("\n")[2])
+        any_database.execute(hint.partition("\n")[2])
         wait_until(lambda: read("gap") and parse_notes(noted[-1]).gaps[0].end, what="the end of the gap")
         any_database.execute("INSERT INTO log_2 VALUES (2); CREATE TABLE log_3 (id int PRIMARY KEY)")
         came = wait_until(lambda: next(batches).changes, what="the row")
@@ -84,7 +84,7 @@ def test_statements_that_a_list_of_columns_makes_fail_are_a_problem(debian_datab
     finding = Findings(debian_database.url, router).about(told)
     assert finding.state is PROBLEM
     debian_database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", debian_database.name)
-    debian_database.execute(finding.cure)
+    debian_database.execute(finding.hint)
     debian_database.execute("UPDATE t SET a = 2")
     assert Findings(debian_database.url, router).problems == []
 

@@ -11,7 +11,7 @@ from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 
 from cdc_tasks import cache
-from cdc_tasks.notify.send_errors import Unavailable
+from cdc_tasks.notify.send_errors import UnavailableError
 
 __all__ = ["counts", "fails", "hangs", "kills", "retries_out"]
 
@@ -22,9 +22,9 @@ def _note(name: str) -> None:
 
 @shared_task(name="faulty.counts")
 def counts(key: str, cured: bool = False) -> None:
-    """Count, once the cure is there."""
-    if not cured and not cache.client().exists("cure"):
-        raise ValueError("at postgresql://someone:the-secret-part@db/ there is no cure")
+    """Count, once the hint is there."""
+    if not cured and not cache.client().exists("hint"):
+        raise ValueError("at postgresql://someone:the-secret-part@db/ there is no hint")
     _note(key)
 
 
@@ -35,7 +35,7 @@ def fails(row: dict[str, str]) -> None:
 
 @shared_task(name="faulty.retries_out", max_retries=2)
 def retries_out() -> None:
-    raise Unavailable("the service is away", after=0.1)
+    raise UnavailableError("the service is away", after=0.1)
 
 
 @shared_task(name="faulty.kills", default_retry_delay=0.1)

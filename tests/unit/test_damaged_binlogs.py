@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.errors import CDCError
-from listener.core.source import Gap, SourceError
+from listener.core.source import GapError, SourceError
 from listener.mysql.codec.json_binary import document, patch
 from listener.mysql.codec.values import UNREADABLE
 from tests.support.binlog_captures import binlog_captures, read_all
@@ -81,7 +81,7 @@ def _decode(capture: BinlogCapture, events: list[bytes], *, to_the_end: bool) ->
         for change in changes:
             change.to_json()
             change.changed("a")
-    except (SourceError, Gap):
+    except (SourceError, GapError):
         pass
     finally:
         decoder.close()

@@ -147,7 +147,7 @@ def test_a_change_whose_predicate_or_args_raises_is_parked_and_stops_nobody_else
         ),
     ],
 )
-def test_a_bad_registration_names_the_value_and_the_cure(
+def test_a_bad_registration_names_the_value_and_the_hint(
     arguments: tuple[Any, ...], options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(RouteError) as caught:

@@ -19,7 +19,7 @@ from celery import current_app
 from kombu.transport import pyamqp
 
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
-from cdc_tasks.retry import BrokerBlocked
+from cdc_tasks.retry import BrokerBlockedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,14 +59,14 @@ class _Channel(_Waiting, pyamqp.Channel):
     def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> None:
         """Publish, and wait until RabbitMQ has confirmed it, unless it is for people who watch.
 
-        Raises BrokerBlocked, and TimeoutError, for kombu an error of the connection.
+        Raises BrokerBlockedError, and TimeoutError, for kombu an error of the connection.
         """
         confirmed_within = options.pop("confirm_timeout", None) or _CONFIRMED_WITHIN
         is_for_watchers = _is_for_watchers(options.get("exchange", ""))
         if self.connection.has_been_blocked():
             if is_for_watchers:
                 return  # nobody would see it before it is old
-            raise BrokerBlocked
+            raise BrokerBlockedError
         if is_for_watchers and not self._confirm_selected:
             self._basic_publish(msg, *args, **options)
             return
@@ -119,7 +119,7 @@ class _Channel(_Waiting, pyamqp.Channel):
             if (
                 self.connection.is_blocked
             ):  # it may be published once the alarm is over, with the id that it has
-                raise BrokerBlocked
+                raise BrokerBlockedError
             self.connection.drain_events(timeout=max(0.0, deadline - monotonic()))
         if number in self._refused:
             self._refused.discard(number)
@@ -196,7 +196,7 @@ class _Connection(_Waiting, pyamqp.Connection):
     def _on_blocked(self) -> None:
         self.is_blocked = True
         if self.on_blocked is None:
-            log.warning("broker_blocked", error=BrokerBlocked().message)
+            log.warning("broker_blocked", error=BrokerBlockedError().message)
         super()._on_blocked()  # type: ignore[misc]  # py-amqp's, not in the stubs
 
     def _on_unblocked(self) -> None:

@@ -29,7 +29,7 @@ from redis.exceptions import NoScriptError
 from cdc_tasks.broker.redis.liveness import Vigilant
 from cdc_tasks.broker.redis.unacknowledged import LEASES, QoS, inbox_key, index_key, unacked_key
 from cdc_tasks.broker.redis.wake_up import LOOK_EVERY, Doorbells, Poller
-from cdc_tasks.cache import CacheAway
+from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed import (
     SHAPE_ERRORS,
     MalformedMessageError,
@@ -173,7 +173,7 @@ class _ClaimingChannel:
         """Keep a message that can't be delivered; where it can't be kept now, it comes again with its lease's end."""
         try:
             keep_malformed(content, reason=reason, queue=queue)
-        except CacheAway as away:
+        except CacheAwayError as away:
             logger.warning("a message that is no task's can't be kept now: %s", away.message)
             return
         if queue not in self._unacknowledged:

@@ -24,7 +24,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 from cdc_tasks.broker.redis.leases import Lease, Observer
-from cdc_tasks.cache import CacheAway
+from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed import SHAPE_ERRORS, keep_malformed
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class QoS(kombu_redis.QoS):
         for lease in self._observer.expired(counters, now):
             try:
                 self._restore_expired(lease, counters)
-            except CacheAway as away:
+            except CacheAwayError as away:
                 logger.warning("a message that is no task's can't be kept now: %s", away.message)
             except redis.ResponseError as error:  # the other leases' messages come back all the same
                 logger.warning("what a dead worker held can't go back now: %s", error)

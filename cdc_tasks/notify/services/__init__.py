@@ -50,7 +50,7 @@ class Adapter(Protocol):
         """Send it once; no tries of its own."""
 
     def check(self, recipient: Recipient) -> None:
-        """Raise Refused where the account can be seen to be wrong without sending anything."""
+        """Raise RefusedError where the account can be seen to be wrong without sending anything."""
 
 
 _registered: dict[str, Adapter] = {}

@@ -12,7 +12,13 @@ from urllib.error import URLError
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError, SlackClientError
 
-from cdc_tasks.notify.send_errors import AnswerLost, NotSent, Refused, Unavailable, failure_of
+from cdc_tasks.notify.send_errors import (
+    AnswerLostError,
+    NotSentError,
+    RefusedError,
+    UnavailableError,
+    failure_of,
+)
 from cdc_tasks.notify.services import TIMEOUT, Rate, Recipient
 from cdc_tasks.settings import worker_settings
 
@@ -33,7 +39,7 @@ _TEXT, _HEADER, _SECTION, _FIELD, _URL, _FIELDS = 4000, 150, 3000, 2000, 3000, 1
 
 _NOT_NOW = {"service_unavailable", "request_timeout", "team_added_to_org"}
 _PERHAPS_DONE = {"fatal_error", "internal_error"}  # "it's possible some aspect of the operation succeeded"
-_CURES = {
+_HINTS = {
     "channel_not_found": "connect the account again, with the id of a channel that the app can see",
     "is_archived": "connect the account again, with a channel that is not archived",
     "not_in_channel": "in the channel: /invite the app",
@@ -64,7 +70,9 @@ def send(recipient: Recipient, message: Message) -> None:
 def check(recipient: Recipient) -> None:
     """Tell a webhook URL or a signing secret from a token."""
     if not recipient.secret.get_secret_value().startswith("xox"):
-        raise Refused("Slack's tokens start with xoxb- (a bot's) or xoxp- (a person's); this one does not.")
+        raise RefusedError(
+            "Slack's tokens start with xoxb- (a bot's) or xoxp- (a person's); this one does not."
+        )
 
 
 def blocks(message: Message) -> list[dict[str, Any]]:
@@ -104,8 +112,8 @@ def _cut(text: str, limit: int) -> str:
 def _user_id(client: WebClient, email: str) -> str:
     try:
         return str(_call(lambda: client.users_lookupByEmail(email=email))["user"]["id"])
-    except AnswerLost as error:  # a question that was not answered has posted nothing
-        raise Unavailable(error.message, after=error.after) from None
+    except AnswerLostError as error:  # a question that was not answered has posted nothing
+        raise UnavailableError(error.message, after=error.after) from None
 
 
 def _call(method: Callable[[], SlackResponse]) -> SlackResponse:
@@ -115,12 +123,12 @@ def _call(method: Callable[[], SlackResponse]) -> SlackResponse:
     except SlackApiError as error:
         raise _failure(error) from None
     except URLError as error:
-        raise Unavailable(f"Slack was not reached: {error.reason}.") from None
+        raise UnavailableError(f"Slack was not reached: {error.reason}.") from None
     except (OSError, HTTPException, UnicodeDecodeError, SlackClientError) as error:
-        raise AnswerLost(f"Slack's answer was lost: {type(error).__name__}.") from None
+        raise AnswerLostError(f"Slack's answer was lost: {type(error).__name__}.") from None
 
 
-def _failure(error: SlackApiError) -> NotSent | AnswerLost:
+def _failure(error: SlackApiError) -> NotSentError | AnswerLostError:
     response = error.response
     status = getattr(response, "status_code", 200)
     if status != 200:  # Slack's own errors come as 200
@@ -129,8 +137,8 @@ def _failure(error: SlackApiError) -> NotSent | AnswerLost:
     if code in {"ratelimited", "rate_limited"}:
         return failure_of(429, response.headers.get("Retry-After"), "Slack")
     if code in _NOT_NOW:
-        return Unavailable(f"Slack: {code}.")
+        return UnavailableError(f"Slack: {code}.")
     if code in _PERHAPS_DONE:
-        return AnswerLost(f"Slack: {code}.")
+        return AnswerLostError(f"Slack: {code}.")
     needs_token = any(word in code for word in ("auth", "token", "account_inactive"))
-    return Refused(f"Slack: {code}.", hint=_CURES.get(code, _NEW_TOKEN if needs_token else None))
+    return RefusedError(f"Slack: {code}.", hint=_HINTS.get(code, _NEW_TOKEN if needs_token else None))

@@ -13,7 +13,13 @@ import pymsteams
 import requests
 import urllib3
 
-from cdc_tasks.notify.send_errors import AnswerLost, NotSent, Refused, Unavailable, failure_of
+from cdc_tasks.notify.send_errors import (
+    AnswerLostError,
+    NotSentError,
+    RefusedError,
+    UnavailableError,
+    failure_of,
+)
 from cdc_tasks.notify.services import TIMEOUT, Rate, Recipient
 from cdc_tasks.notify.webhooks import WebhookURL, checked_url, is_private_address, post
 from cdc_tasks.settings import worker_settings
@@ -52,7 +58,7 @@ def send(recipient: Recipient, message: Message) -> None:
     outgoing = _Card(_webhook(recipient))
     outgoing.payload = _wrapped(card(message)) if worker_settings().teams_card == "wrapped" else card(message)
     if len(json.dumps(outgoing.payload)) > _LIMIT:
-        raise Refused("Teams takes no card of more than 28 kB.")
+        raise RefusedError("Teams takes no card of more than 28 kB.")
     try:
         outgoing.send()
     except pymsteams.TeamsWebhookException:
@@ -62,7 +68,7 @@ def send(recipient: Recipient, message: Message) -> None:
 
 
 def check(recipient: Recipient) -> None:
-    """Raise Refused for a URL that is not on a host of TEAMS_HOSTS: a worker can reach what others cannot."""
+    """Raise RefusedError for a URL that is not on a host of TEAMS_HOSTS: a worker can reach what others cannot."""
     _webhook(recipient)
 
 
@@ -75,9 +81,9 @@ def _webhook(recipient: Recipient) -> WebhookURL:
     )
 
 
-def _refusal(answer: requests.Response) -> NotSent | AnswerLost:
+def _refusal(answer: requests.Response) -> NotSentError | AnswerLostError:
     if answer.is_redirect:
-        return Refused(
+        return RefusedError(
             "Teams: the webhook's URL leads elsewhere.", hint="connect the account again, with a URL of today"
         )
     return failure_of(answer.status_code, answer.headers.get("Retry-After"), "Teams")
@@ -130,14 +136,14 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _failure(error: requests.RequestException) -> NotSent | AnswerLost:
+def _failure(error: requests.RequestException) -> NotSentError | AnswerLostError:
     """Tell whether the card may have arrived; of the error only its name is kept."""
     if is_private_address(error):
-        return Refused("The webhook's host has a private address, where workers send nothing.")
+        return RefusedError("The webhook's host has a private address, where workers send nothing.")
     never_sent = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(error, never_sent) or isinstance(reason, urllib3.exceptions.NewConnectionError):
-        return Unavailable(f"Teams was not reached: {type(reason or error).__name__}.")
+        return UnavailableError(f"Teams was not reached: {type(reason or error).__name__}.")
     if isinstance(error, requests.exceptions.InvalidURL):
-        return Refused("This is not a URL.")
-    return AnswerLost(f"Teams' answer was lost: {type(error).__name__}.")
+        return RefusedError("This is not a URL.")
+    return AnswerLostError(f"Teams' answer was lost: {type(error).__name__}.")

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pymysql
 from pymysql.connections import Connection
 
-from listener.core.source import SourceError, SourceLost
+from listener.core.source import SourceError, SourceLostError
 from listener.mysql.errors import is_about_permissions, translate
 
 __all__ = [
@@ -65,7 +65,7 @@ class Address:
 
 
 def connect(url: str, *, read_timeout: float = _ANSWER_TIMEOUT) -> Connection[Any]:
-    """Open a session with autocommit, in UTC; raises SourceError, SourceLost."""
+    """Open a session with autocommit, in UTC; raises SourceError, SourceLostError."""
     address = Address.parse(url)
     with translated(address.user):
         connection: Connection[Any] = pymysql.connect(
@@ -95,7 +95,7 @@ def account(connection: Connection[Any]) -> str:
 def fetch(
     connection: Connection[Any], query: str, arguments: Sequence[Any] | None = None
 ) -> list[tuple[Any, ...]]:
-    """Return the rows of a query; raises SourceError, SourceLost."""
+    """Return the rows of a query; raises SourceError, SourceLostError."""
     with translated(connection), connection.cursor() as cursor:
         cursor.execute(query, arguments)
         return list(cursor.fetchall())
@@ -108,13 +108,13 @@ def fetch_value(connection: Connection[Any], query: str, arguments: Sequence[Any
 
 
 def execute(connection: Connection[Any], statement: str, arguments: Sequence[Any] | None = None) -> None:
-    """Run a statement whose answer does not matter; raises SourceError, SourceLost."""
+    """Run a statement whose answer does not matter; raises SourceError, SourceLostError."""
     fetch(connection, statement, arguments)
 
 
 @contextmanager
 def translated(session: Connection[Any] | str) -> Iterator[None]:
-    """Raise the driver's errors in our words; the session's user goes into the cures."""
+    """Raise the driver's errors in our words; the session's user goes into the hints."""
     try:
         yield
     except pymysql.Error as error:
@@ -172,11 +172,11 @@ class Session:
         self._connection: Connection[Any] | None = None
 
     def fetch(self, query: str, arguments: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
-        """Return the rows of a query that changes nothing; raises SourceError, SourceLost."""
+        """Return the rows of a query that changes nothing; raises SourceError, SourceLostError."""
         if self._connection is not None:
             try:
                 return fetch(self._connection, query, arguments)
-            except SourceLost:  # the server ends sessions that are idle for long
+            except SourceLostError:  # the server ends sessions that are idle for long
                 self.close()
         self._connection = self._connect()
         return fetch(self._connection, query, arguments)

@@ -7,7 +7,7 @@ import threading
 from typing import Any, Final
 
 from cdc_tasks.errors import CDCError
-from listener.core.source import SourceLost
+from listener.core.source import SourceLostError
 from listener.mysql.client.connection import Connection, connect, execute, fetch_value
 
 __all__ = ["ListenerLock", "lock_name"]
@@ -23,7 +23,7 @@ class ListenerLock:
     """Holds the lock from `take` to `close`; a thread keeps the session alive, whatever the rest is doing."""
 
     def __init__(self, url: str, name: str) -> None:
-        """Open the session; `name` is CDC_NAME. Raises SourceError, SourceLost."""
+        """Open the session; `name` is CDC_NAME. Raises SourceError, SourceLostError."""
         self._connection: Connection[Any] = connect(url, read_timeout=20)
         execute(self._connection, "SET SESSION wait_timeout = %s", [_FREED_AFTER])
         self._name = lock_name(name)
@@ -40,9 +40,9 @@ class ListenerLock:
         return taken
 
     def check(self) -> None:
-        """Raise SourceLost where the lock is not ours any more."""
+        """Raise SourceLostError where the lock is not ours any more."""
         if self.is_lost:
-            raise SourceLost("The session that kept other listeners off was lost.")
+            raise SourceLostError("The session that kept other listeners off was lost.")
 
     def is_mine(self) -> bool:
         """Ask the server, for a moment at which the keeper cannot know yet; not to be called often."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from listener.core.source import SourceError
 from listener.mysql.client.connection import Connection, fetch, fetch_value
-from listener.mysql.errors import PermissionDenied
+from listener.mysql.errors import PermissionDeniedError
 from listener.mysql.log.gtid import MariaDBGTIDs, MySQLGTIDs
 from listener.mysql.log.position import BinlogPosition
 
@@ -98,7 +98,7 @@ _WANTED = (
 
 
 def read_server(connection: Connection[Any]) -> Server:
-    """Ask the server; raises SourceError, SourceLost."""
+    """Ask the server; raises SourceError, SourceLostError."""
     names = ", ".join(f"'{name}'" for name in _WANTED)
     rows = fetch(connection, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
     return Server(variables={name.lower(): _text(value) for name, value in rows})
@@ -158,7 +158,7 @@ def replicas(connection: Connection[Any], server: Server) -> dict[int, str]:
     old = server.is_mariadb or server.version < (8, 0, 22)
     try:
         rows = fetch(connection, "SHOW SLAVE HOSTS" if old else "SHOW REPLICAS")
-    except PermissionDenied:
+    except PermissionDeniedError:
         return {}
     return {int(row[0]): "" if server.is_mariadb else str(row[-1]) for row in rows}
 

@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 import structlog
 
 from cdc_tasks.errors import CDCError
-from listener.core.source import Gap, SourceError
+from listener.core.source import GapError, SourceError
 from listener.mysql.codec import compressed
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.gtid_event import mariadb_gtid, mysql_gtid, tagged_gtid
@@ -94,7 +94,7 @@ class Decoder:
         self._handlers = [known.get(kind, self._unknown) for kind in range(256)]
 
     def decode(self, event: bytes, changes: Changes) -> None:
-        """Append the changes in one event, which ends with a checksum; raises SourceError, Gap."""
+        """Append the changes in one event, which ends with a checksum; raises SourceError, GapError."""
         try:
             kind = event[4]
             if self._aside.spool is not None and kind in _OF_ROWS:
@@ -103,7 +103,7 @@ class Decoder:
             self._handlers[kind](event, changes)
         except UNREADABLE as error:
             self._refuse(_undecodable(error), changes)
-        except (SourceError, Gap) as error:
+        except (SourceError, GapError) as error:
             self._refuse(error, changes)
 
     def close(self) -> None:
@@ -282,13 +282,13 @@ class Decoder:
             ((schema, name),) = statement.tables
             self._rows.truncated(schema, name or "", changes)
         elif statement.effect is Effect.HIDES:
-            raise Gap(
+            raise GapError(
                 f"a statement that changes rows, logged as a statement ({statement.verb}): its rows are missing.",
                 hint=self._as_rows,
             )
         elif statement.effect is Effect.UNKNOWN:
             what = f" ({statement.verb})" if statement.verb else ""
-            raise Gap(
+            raise GapError(
                 f"a statement of an unknown kind{what}: it may have changed rows, which would be missing.",
                 hint=f"{self._as_rows}\nIf it changes no rows: {_UPDATE}",
             )
@@ -304,7 +304,7 @@ class Decoder:
             )
 
     def _hidden(self, _event: bytes, _changes: Changes) -> NoReturn:
-        raise Gap(
+        raise GapError(
             "a statement that changes rows, logged as a statement (LOAD): its rows are missing.",
             hint=self._as_rows,
         )
@@ -319,7 +319,7 @@ class Decoder:
         )
 
     def _incident(self, _event: bytes, _changes: Changes) -> NoReturn:
-        raise Gap("an incident: the server lost a part of it.", hint="See the server's error log.")
+        raise GapError("an incident: the server lost a part of it.", hint="See the server's error log.")
 
     # Transactions in two phases.
 

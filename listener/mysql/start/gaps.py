@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from listener.core.source import Gap, SourceLost
+from listener.core.source import GapError, SourceLostError
 from listener.mysql.client.server import LogFile, Server
 from listener.mysql.errors import ACCEPT_GAP
 from listener.mysql.log.gtid import MariaDBGTIDs, MariaDBState, MySQLGTIDs
@@ -45,10 +45,10 @@ def reachable(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition
     return replace(after, born=log.born)
 
 
-def find_gap(server: Server, after: BinlogPosition, log: Log) -> Gap | None:
+def find_gap(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
     """Return what lies between the checkpoint and what the server still has.
 
-    Raises SourceLost where a replica, after a failover perhaps, has not come as far as the checkpoint yet.
+    Raises SourceLostError where a replica, after a failover perhaps, has not come as far as the checkpoint yet.
     """
     if after.server == server.name and (gap := _other_log(after, log)):
         return gap
@@ -59,10 +59,10 @@ def find_gap(server: Server, after: BinlogPosition, log: Log) -> Gap | None:
     return _gap_in_gtids(server, after, log)
 
 
-def _gap_in_gtids(server: Server, after: BinlogPosition, log: Log) -> Gap | None:
+def _gap_in_gtids(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
     ahead = _ahead(after, log, mariadb=server.is_mariadb)
     if ahead and server.variable("read_only") == "ON":
-        raise SourceLost(f"The replica has not come as far as the checkpoint yet: {ahead}.")
+        raise SourceLostError(f"The replica has not come as far as the checkpoint yet: {ahead}.")
     if ahead:
         return _gap(f"The checkpoint has transactions that the server does not have: {ahead}. {_RESET}.")
     missing = _missing(after, log.oldest, log.purged) if server.is_mariadb else _not_done(after, log.oldest)
@@ -73,7 +73,7 @@ def _gap_in_gtids(server: Server, after: BinlogPosition, log: Log) -> Gap | None
     return None
 
 
-def _gap_before_purged(after: BinlogPosition, log: Log) -> Gap | None:
+def _gap_before_purged(after: BinlogPosition, log: Log) -> GapError | None:
     """Return the gap where MySQL has purged the checkpoint's file, but had not all that was published by then."""
     lost = MySQLGTIDs(after.done or "").minus(MySQLGTIDs(log.oldest.gtids or ""))
     if not lost:
@@ -106,7 +106,7 @@ def _is_by_place(server: Server, after: BinlogPosition) -> bool:
     return server.is_mariadb and after.is_place_on(server.name)
 
 
-def _other_log(after: BinlogPosition, log: Log) -> Gap | None:
+def _other_log(after: BinlogPosition, log: Log) -> GapError | None:
     """Return the gap where the server's files are others with the same names, so that equal GTIDs are others too."""
     if after.born and log.born and after.born != log.born:
         return _gap(
@@ -122,7 +122,7 @@ def _other_log(after: BinlogPosition, log: Log) -> Gap | None:
     return None
 
 
-def _gap_in_files(server: Server, after: BinlogPosition, log: Log) -> Gap | None:
+def _gap_in_files(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
     if after.server != server.name:
         return _gap(
             f"The checkpoint {after.file}:{after.offset} is of another server, {after.server}, and without GTIDs "
@@ -137,7 +137,7 @@ def _gap_in_files(server: Server, after: BinlogPosition, log: Log) -> Gap | None
     )
 
 
-def _gap_in_places(after: BinlogPosition, log: Log) -> Gap | None:
+def _gap_in_places(after: BinlogPosition, log: Log) -> GapError | None:
     if log.size(after.start[0]) is not None:
         return None
     done, purged = MariaDBGTIDs(after.gtids or ""), MariaDBGTIDs(log.oldest.gtids or "")
@@ -169,7 +169,7 @@ def _not_done(after: BinlogPosition, oldest: BinlogPosition) -> MySQLGTIDs:
     return MySQLGTIDs(oldest.gtids or "").minus(MySQLGTIDs(after.gtids or ""))
 
 
-def _purged(missing: MySQLGTIDs | MariaDBGTIDs, log: Log, *, since: MariaDBGTIDs | None = None) -> Gap:
+def _purged(missing: MySQLGTIDs | MariaDBGTIDs, log: Log, *, since: MariaDBGTIDs | None = None) -> GapError:
     text = f"those up to {missing}" if isinstance(missing, MariaDBGTIDs) else str(missing)
     behind = f" after {since}" if since else ""
     return _gap(
@@ -178,5 +178,5 @@ def _purged(missing: MySQLGTIDs | MariaDBGTIDs, log: Log, *, since: MariaDBGTIDs
     )
 
 
-def _gap(message: str) -> Gap:
-    return Gap(message, hint=ACCEPT_GAP)
+def _gap(message: str) -> GapError:
+    return GapError(message, hint=ACCEPT_GAP)

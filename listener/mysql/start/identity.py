@@ -11,11 +11,11 @@ from itertools import takewhile
 from struct import Struct
 from typing import Final
 
-from listener.core.source import Gap, SourceError
+from listener.core.source import GapError, SourceError
 from listener.mysql.client.connection import connect, execute, translated
 from listener.mysql.codec.compressed import NO_CHECKSUM
 from listener.mysql.codec.gtid_event import mark_of
-from listener.mysql.errors import GTIDModeForbids
+from listener.mysql.errors import GTIDModeError
 from listener.mysql.log.gtid import MariaDBState
 
 __all__ = ["birth_of_log", "mark_at", "state_before"]
@@ -34,7 +34,7 @@ _request = Struct("<IHI").pack
 def birth_of_log(url: str, file: str) -> int:
     """Return seconds since 1970, from the file's first event; disturbs no replica.
 
-    Raises SourceError, SourceLost, and Gap where there is no such file.
+    Raises SourceError, SourceLostError, and GapError where there is no such file.
     """
     with _events(url, file, _FIRST) as events:
         return next(int.from_bytes(event[:4], "little") for event in events if event[4] == _FORMAT)
@@ -50,14 +50,14 @@ def state_before(url: str, file: str) -> MariaDBState:
 def mark_at(url: str, file: str, offset: int) -> str | None:
     """Return the mark of the event at a place, empty where there is none; None where gtid_mode forbids to read it.
 
-    Raises SourceLost.
+    Raises SourceLostError.
     """
     try:
         with _events(url, file, offset) as events:
             found = next((event for event in events if not _is_about_the_file(event)), b"")
-    except GTIDModeForbids:
+    except GTIDModeError:
         return None
-    except (SourceError, Gap):
+    except (SourceError, GapError):
         return ""
     return mark_of(found) if found else ""
 

@@ -31,7 +31,7 @@ def starting_position(
 ) -> BinlogPosition:
     """Return where to go on: behind the checkpoint, or without one at the end or the start of the log.
 
-    Raises Gap where the server does not have what comes next.
+    Raises GapError where the server does not have what comes next.
     """
     if after is None:
         start = start_of(connection, server) if from_start else current
@@ -48,7 +48,7 @@ def starting_position(
 
 
 def read_log(connection: Connection[Any], server: Server, url: str, after: BinlogPosition) -> Log:
-    """Ask the server what there is of its log; raises SourceError, SourceLost."""
+    """Ask the server what there is of its log; raises SourceError, SourceLostError."""
     found = Log(
         files=log_files(connection),
         oldest=start_of(connection, server),

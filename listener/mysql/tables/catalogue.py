@@ -88,7 +88,7 @@ class Definitions:
         self._kept: dict[tuple[str, str], Definition] = {}
 
     def keep(self, routes: Sequence[Route]) -> None:
-        """Look up all tables in schemas that are watched; raises SourceError, SourceLost."""
+        """Look up all tables in schemas that are watched; raises SourceError, SourceLostError."""
         patterns = {route.schema for route in routes}
         for (schema,) in self._session.fetch("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA"):
             if any(fnmatchcase(str(schema), pattern) for pattern in patterns):
@@ -101,7 +101,7 @@ class Definitions:
             del self._kept[name]
 
     def of(self, table: TableMap) -> Definition:
-        """Return a table; raises SourceError, SourceLost."""
+        """Return a table; raises SourceError, SourceLostError."""
         name = table.schema, table.name
         try:
             return self._kept[name]

@@ -20,7 +20,7 @@ from listener.core.source import SourceError
 from listener.postgres.client.errors import (
     CONNECTING,
     Refusal,
-    TooManyConnections,
+    TooManyConnectionsError,
     find_refusal,
     refused,
     time_limit,
@@ -84,7 +84,7 @@ _PARAMETERS: Final[Mapping[str, Any]] = {
 
 
 def connect(url: str) -> Connection:
-    """Open an ordinary session, with autocommit; raises SourceError, SourceLost."""
+    """Open an ordinary session, with autocommit; raises SourceError, SourceLostError."""
     connection: Connection = _connect(connection_parameters(url))
     with _closed_on_error(connection), translated(connection):
         connection.autocommit = True
@@ -93,12 +93,12 @@ def connect(url: str) -> Connection:
 
 
 def connect_replication(url: str) -> LogicalReplicationConnection:
-    """Open a session of the replication protocol; raises SourceError, SourceLost."""
+    """Open a session of the replication protocol; raises SourceError, SourceLostError."""
     try:
         connection: LogicalReplicationConnection = _connect(
             connection_parameters(url), connection_factory=LogicalReplicationConnection
         )
-    except TooManyConnections as error:
+    except TooManyConnectionsError as error:
         if _has_no_senders(url):
             raise SourceError(error.message, hint=SENDERS) from error
         raise
@@ -215,7 +215,7 @@ def fetch(
     query: str | Composable,
     arguments: Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> list[tuple[Any, ...]]:
-    """Return the rows of a query; raises SourceError, SourceLost."""
+    """Return the rows of a query; raises SourceError, SourceLostError."""
     with translated(connection), connection.cursor() as cursor:
         cursor.execute(query, arguments)
         return cursor.fetchall()
@@ -230,14 +230,14 @@ def fetch_value(connection: Connection, query: str, arguments: Sequence[Any] | N
 def execute(
     connection: Connection, statement: str | Composable, arguments: Sequence[Any] | None = None
 ) -> None:
-    """Run a statement that returns nothing; raises SourceError, SourceLost."""
+    """Run a statement that returns nothing; raises SourceError, SourceLostError."""
     with translated(connection), connection.cursor() as cursor:
         cursor.execute(statement, arguments)
 
 
 @contextmanager
 def translated(session: Connection | None = None) -> Iterator[None]:
-    """Raise the driver's errors in our words; the session's parameters go into the cures."""
+    """Raise the driver's errors in our words; the session's parameters go into the hints."""
     try:
         yield
     except psycopg2.Error as error:

@@ -7,9 +7,9 @@ from contextlib import closing
 from typing import Final, NamedTuple
 
 from cdc_tasks.errors import CDCError
-from listener.core.source import Gap, SourceError, SourceLost
+from listener.core.source import GapError, SourceError, SourceLostError
 from listener.postgres.client.connection import Connection, fetch
-from listener.postgres.client.errors import PermissionDenied, sqlstate_of
+from listener.postgres.client.errors import PermissionDeniedError, sqlstate_of
 from listener.postgres.client.slot import gap_of, read_slot
 from listener.postgres.hints import (
     ACCEPT_GAP,
@@ -54,7 +54,7 @@ class _Facts(NamedTuple):
 def explain(
     error: CDCError, connect: Callable[[], Connection], slot: str, *, plugin: str, streams: bool
 ) -> CDCError:
-    """Return `error` with its reason and cure, itself where the catalogue has neither.
+    """Return `error` with its reason and hint, itself where the catalogue has neither.
 
     It came of making the slot, or of starting to read it, or, where it `streams`, of reading on. `connect` opens an
     ordinary session.
@@ -88,22 +88,22 @@ def _explain(
         return (
             SourceError(error.message, hint=PLUGIN)
             if may_lack_plugin
-            else Gap(error.message, hint=ACCEPT_GAP)
+            else GapError(error.message, hint=ACCEPT_GAP)
         )
     return error
 
 
 def _denied(error: CDCError, facts: _Facts) -> CDCError:
     if not facts.may_replicate:
-        return PermissionDenied(error.message, hint=REPLICATION.format(role=quoted(facts.role)))
-    return PermissionDenied(
+        return PermissionDeniedError(error.message, hint=REPLICATION.format(role=quoted(facts.role)))
+    return PermissionDeniedError(
         error.message, hint=PLUGIN_LIBRARIES
     )  # newer minor releases list those that may be used
 
 
 def _not_now(error: CDCError, facts: _Facts) -> CDCError | None:
     if facts.is_standby:  # a failover may be on its way
-        return SourceLost(error.message, hint=PRIMARY)
+        return SourceLostError(error.message, hint=PRIMARY)
     if facts.wal_level != "logical":
         return SourceError(error.message, hint=LOGICAL)
     if facts.max_slots == 0:

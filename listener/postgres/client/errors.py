@@ -19,7 +19,7 @@ from psycopg2 import _psycopg
 from psycopg2.extensions import POLL_OK, POLL_READ, connection
 
 from cdc_tasks.errors import CDCError
-from listener.core.source import SourceError, SourceLost
+from listener.core.source import SourceError, SourceLostError
 from listener.postgres.hints import (
     AUTHENTICATION,
     CONNECTIONS,
@@ -38,12 +38,12 @@ from listener.postgres.hints import (
 
 __all__ = [
     "CONNECTING",
-    "LockNotAvailable",
-    "NotAccepting",
-    "PermissionDenied",
+    "LockNotAvailableError",
+    "NotAcceptingError",
+    "PermissionDeniedError",
     "Refusal",
-    "SlotInUse",
-    "TooManyConnections",
+    "SlotInUseError",
+    "TooManyConnectionsError",
     "find_refusal",
     "refused",
     "sqlstate_of",
@@ -53,23 +53,23 @@ __all__ = [
 ]
 
 
-class PermissionDenied(SourceError):
+class PermissionDeniedError(SourceError):
     """The role may not do this."""
 
 
-class SlotInUse(SourceLost):
+class SlotInUseError(SourceLostError):
     """Another session reads from the replication slot."""
 
 
-class LockNotAvailable(SourceLost):
+class LockNotAvailableError(SourceLostError):
     """Another session holds a lock that this one needs."""
 
 
-class TooManyConnections(SourceLost):
+class TooManyConnectionsError(SourceLostError):
     """The server has no room for one more session now."""
 
 
-class NotAccepting(SourceLost):
+class NotAcceptingError(SourceLostError):
     """The server is starting up or shutting down."""
 
 
@@ -82,11 +82,11 @@ _Meaning = tuple[type[CDCError], str]  # the error, and the hint, which may name
 
 # In a session.
 _MEANINGS: Final[Mapping[str, _Meaning]] = {
-    "25006": (SourceLost, PRIMARY),  # read-only: sessions are pinned to read-write, so it is a standby
-    "42501": (PermissionDenied, "Let the owner, or a superuser, do it."),
-    "55006": (SlotInUse, _TAKES_OVER),
+    "25006": (SourceLostError, PRIMARY),  # read-only: sessions are pinned to read-write, so it is a standby
+    "42501": (PermissionDeniedError, "Let the owner, or a superuser, do it."),
+    "55006": (SlotInUseError, _TAKES_OVER),
     "55P03": (
-        LockNotAvailable,
+        LockNotAvailableError,
         "Who holds a table: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle';",
     ),
 }
@@ -97,8 +97,8 @@ _REFUSALS: Final[Mapping[str, _Meaning]] = {
     "28000": (SourceError, PG_HBA),
     "3D000": (SourceError, DATABASE),
     "55000": (SourceError, "ALTER DATABASE {database} ALLOW_CONNECTIONS true;"),
-    "53300": (TooManyConnections, CONNECTIONS),
-    "57P03": (NotAccepting, "It is starting up or shutting down; the listener tries again."),
+    "53300": (TooManyConnectionsError, CONNECTIONS),
+    "57P03": (NotAcceptingError, "It is starting up or shutting down; the listener tries again."),
     "42704": (
         SourceError,
         "Correct the options in DATABASE_URL.",
@@ -110,7 +110,7 @@ _REFUSALS: Final[Mapping[str, _Meaning]] = {
 _REFUSING: Final[Mapping[str, _Meaning]] = {
     "InitializeSessionUserId": (SourceError, LOGIN),
     "auth_failed": (SourceError, AUTHENTICATION),
-    "CheckMyDatabase": (PermissionDenied, "GRANT CONNECT ON DATABASE {database} TO {role};"),
+    "CheckMyDatabase": (PermissionDeniedError, "GRANT CONNECT ON DATABASE {database} TO {role};"),
 }
 _BY_ROUTINE: Final = frozenset({"28000", "42501"})
 
@@ -137,7 +137,7 @@ def translate(error: psycopg2.Error, parameters: Mapping[str, Any]) -> CDCError:
         kind, hint = meaning
         return kind(text, hint=hint.format(**_named(parameters)))
     if _passes(error):
-        return SourceLost(text)
+        return SourceLostError(text)
     # The server's hints know nothing of us: "Specify another replication slot." would lose what ours holds.
     return SourceError(text, hint=None if error.pgcode == "55000" else error.diag.message_hint)
 
@@ -149,7 +149,7 @@ def refused(words: str, refusal: Refusal | None, parameters: Mapping[str, Any]) 
     """
     text = _line(words, refusal)
     if refusal is None:
-        return SourceLost(text)
+        return SourceLostError(text)
     if refusal.sqlstate is None:
         return _without_server(text, refusal, parameters)
     kind, hint = _refusal(refusal, parameters)
@@ -168,16 +168,16 @@ def _refusal(refusal: Refusal, parameters: Mapping[str, Any]) -> tuple[type[CDCE
     if sqlstate in _BY_ROUTINE and routine in _REFUSING:
         return _REFUSING[routine]
     if sqlstate == "42501" and replicates:
-        return PermissionDenied, REPLICATION
+        return PermissionDeniedError, REPLICATION
     if sqlstate == "53300" and replicates and routine != "InitializeSessionUserId":
-        return TooManyConnections, SENDERS
+        return TooManyConnectionsError, SENDERS
     if (
         sqlstate == "08P01" and "unsupported startup parameter" in refusal.text
     ):  # PgBouncer speaks English only
         return SourceError, POOLER
     if meaning := _REFUSALS.get(sqlstate):
         return meaning
-    return (SourceLost if _PASSING.fullmatch(sqlstate) else SourceError), None
+    return (SourceLostError if _PASSING.fullmatch(sqlstate) else SourceError), None
 
 
 def _without_server(text: str, refusal: Refusal, parameters: Mapping[str, Any]) -> CDCError:
@@ -187,8 +187,8 @@ def _without_server(text: str, refusal: Refusal, parameters: Mapping[str, Any]) 
         if words.search(refusal.text):
             return SourceError(text, hint=hint)
     if parameters.get("target_session_attrs", "any") != "any":  # a failover may be on its way
-        return SourceLost(text, hint=f"{NOT_LOCAL} {PRIMARY}")
-    return SourceLost(text, hint=NOT_LOCAL)
+        return SourceLostError(text, hint=f"{NOT_LOCAL} {PRIMARY}")
+    return SourceLostError(text, hint=NOT_LOCAL)
 
 
 def _passes(error: psycopg2.Error) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from listener.core.source import Gap, Saved, SourceError
+from listener.core.source import GapError, Saved, SourceError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.hints import ACCEPT_GAP, LOGICAL
@@ -127,13 +127,13 @@ def check_slot(slot: Slot, *, plugin: str, database: str) -> None:
     )
 
 
-def gap_of(slot: Slot, saved: Saved | None = None) -> Gap | None:
+def gap_of(slot: Slot, saved: Saved | None = None) -> GapError | None:
     """Return the gap that a lost slot leaves, naming its ends; None where it is not lost."""
     if not slot.is_lost:
         return None
     reason = slot.invalidation_reason or slot.wal_status
     prevention = _PREVENTION.get(slot.invalidation_reason or "wal_removed")
-    return Gap(
+    return GapError(
         f"The server has given up the replication slot {slot.name} ({reason}). What was committed after "
         f"{unpublished_from(saved, slot)} and was not published is gone from its log; a new slot starts after "
         f"{slot.current_lsn}.",
@@ -168,7 +168,7 @@ def create_slot(
     """Make the slot; what commits from now on is kept for us.
 
     The server waits for the transactions that are open now, which may take long: `wakeup` gives up.
-    Raises SourceError where it cannot be made, SourceLost after `wakeup`.
+    Raises SourceError where it cannot be made, SourceLostError after `wakeup`.
     """
     pids, prepared = open_transactions(connection), prepared_transactions(connection)
     if pids or prepared:
@@ -195,7 +195,7 @@ def _creation(connection: Connection, name: str, plugin: str, *, failover: bool)
 
 
 def drop_slot(connection: Connection, name: str) -> None:
-    """Drop the slot, and with it the server's knowledge of how far we are; raises SlotInUse."""
+    """Drop the slot, and with it the server's knowledge of how far we are; raises SlotInUseError."""
     fetch_value(connection, "SELECT pg_drop_replication_slot(%s)", [name])
     log.info("slot_dropped", slot=name)
 

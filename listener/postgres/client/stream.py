@@ -14,7 +14,7 @@ import psycopg2.errors
 from psycopg2.extras import LogicalReplicationConnection
 from psycopg2.sql import SQL, Composed, Identifier
 
-from listener.core.source import SourceLost
+from listener.core.source import SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import translated
 
@@ -64,7 +64,7 @@ class ReplicationStream:
     def start(self, slot: str, options: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
         """Start replication with the first of `options` that the server's plugin takes, and return them.
 
-        Raises SlotInUse where another listener has the slot, SourceError, Gap, SourceLost.
+        Raises SlotInUseError where another listener has the slot, SourceError, GapError, SourceLostError.
         """
         with translated():
             for place, taken in enumerate(options, start=1):
@@ -121,7 +121,7 @@ class ReplicationStream:
         return int(self._cursor.wal_end)
 
     def wait(self, seconds: float) -> None:
-        """Wait for a message, at most so long; raises SourceLost where the server has been silent for too long."""
+        """Wait for a message, at most so long; raises SourceLostError where the server has been silent for too long."""
         with translated():
             readable, _, _ = select([self._connection.fileno(), self._wakeup.fileno()], [], [], seconds)
             answered = self._cursor.io_timestamp > self._feedback.feedback_timestamp
@@ -129,7 +129,7 @@ class ReplicationStream:
         if readable or answered:
             self._heard = now
         elif now - self._heard > _UNANSWERED * self._every:
-            raise SourceLost(f"PostgreSQL has not answered for {now - self._heard:.0f} seconds.")
+            raise SourceLostError(f"PostgreSQL has not answered for {now - self._heard:.0f} seconds.")
 
     def acknowledge(self, lsn: int) -> None:
         """Let the server forget its log before `lsn`."""

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import psycopg2.errors
 from psycopg2.extras import LogicalReplicationConnection
 
-from listener.core.source import Gap, SourceLost
+from listener.core.source import GapError, SourceLostError
 from listener.postgres.client.connection import Connection, fetch_value, translated
 from listener.postgres.hints import ACCEPT_GAP, PRIMARY, RESTORED
 from listener.postgres.log.position import Era, Eras, Place, Published, format_lsn, parse_lsn
@@ -57,7 +57,7 @@ class Start(NamedTuple):
 
 
 def identify(replication: LogicalReplicationConnection) -> ServerLog:
-    """Ask the server (manual, "Streaming Replication Protocol"); raises SourceError, SourceLost."""
+    """Ask the server (manual, "Streaming Replication Protocol"); raises SourceError, SourceLostError."""
     refuse_standby(replication)
     with translated(), replication.cursor() as cursor:
         cursor.execute("IDENTIFY_SYSTEM")
@@ -72,9 +72,9 @@ def is_standby(connection: Connection) -> bool:
 
 
 def refuse_standby(connection: Connection) -> None:
-    """Raise SourceLost at a standby: it may be promoted in the middle of what it sends."""
+    """Raise SourceLostError at a standby: it may be promoted in the middle of what it sends."""
     if is_standby(connection):
-        raise SourceLost("PostgreSQL: this server is a standby.", hint=PRIMARY)
+        raise SourceLostError("PostgreSQL: this server is a standby.", hint=PRIMARY)
 
 
 def resume(
@@ -82,8 +82,8 @@ def resume(
 ) -> Start:
     """Return how to go on after `checkpoint`.
 
-    `confirmed` is where the slot stands, `told` where we know that we brought it ourselves. Raises Gap where the log
-    is not the one that the checkpoint speaks of, or the slot has left behind what was not published.
+    `confirmed` is where the slot stands, `told` where we know that we brought it ourselves. Raises GapError where the
+    log is not the one that the checkpoint speaks of, or the slot has left behind what was not published.
     """
     place = Place.parse(checkpoint)
     generation, timeline = place.era
@@ -97,17 +97,17 @@ def resume(
     return Start(generation, last, bool(last.committed) and confirmed <= last.commit_lsn)
 
 
-def _restored(place: Place, server: ServerLog) -> Gap:
+def _restored(place: Place, server: ServerLog) -> GapError:
     end = f"{Era(place.era.generation, server.timeline)}{format_lsn(server.end)}"
-    return Gap(
+    return GapError(
         f"The checkpoint {place.spot} lies beyond the end of the database's log, {end}: the database was restored from "
         "an earlier state.",
         hint=RESTORED,
     )
 
 
-def _slot_moved(place: Place, slot: str, confirmed: int) -> Gap:
-    return Gap(
+def _slot_moved(place: Place, slot: str, confirmed: int) -> GapError:
+    return GapError(
         f"The replication slot {slot} is at {format_lsn(confirmed)}, and the checkpoint at {place.spot}: what was "
         "committed between the two may not have been published, and cannot be read any more. Either the slot was "
         "dropped and made again, or advanced, by hand; or the broker has lost what it held last.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from listener.core.source import SourceLost
+from listener.core.source import SourceLostError
 from listener.postgres.client.connection import Connection, fetch
 from listener.postgres.codec.builtin_types import BUILTIN, Kind, ValueType
 
@@ -50,7 +50,7 @@ class TypeCatalogue:
         self._known = dict(BUILTIN)
 
     def resolve(self, oid: int) -> ValueType:
-        """Return the type; raises SourceError, SourceLost."""
+        """Return the type; raises SourceError, SourceLostError."""
         known = self._known.get(oid)
         return known or self._build(oid, self._ask(oid))
 
@@ -67,7 +67,7 @@ class TypeCatalogue:
         if self._session is not None:
             try:
                 return fetch(self._session, _DEPENDENCIES, [oid])
-            except SourceLost:
+            except SourceLostError:
                 self.close()  # somebody ended it while it was idle
         self._session = self._connect()
         return fetch(self._session, _DEPENDENCIES, [oid])

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
 from typing import Final, NamedTuple
 
-from listener.core.source import Gap, SourceError
+from listener.core.source import GapError, SourceError
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.hints import RESTORED, UPDATE
 from listener.postgres.log.position import Eras, Published, WALPosition
 
-__all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "NotEnoughSaid", "OtherLog", "WALPosition"]
+__all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "OtherLogError", "UndescribedTableError", "WALPosition"]
 
 # What Python raises where bytes are not what the protocol says.
 MALFORMED: Final = (
@@ -25,8 +25,8 @@ MALFORMED: Final = (
 )
 
 
-class NotEnoughSaid(SourceError):
-    """The log's messages do not say enough about a table; the hint is the cure, and skipping is none."""
+class UndescribedTableError(SourceError):
+    """The log's messages do not say enough about a table; the hint is the hint, and skipping is none."""
 
 
 class Begin(NamedTuple):
@@ -41,7 +41,7 @@ class Commit(NamedTuple):
     end_lsn: int
 
 
-class OtherLog(Gap):
+class OtherLogError(GapError):
     """The database's log is not the one that was read before: it was restored from an earlier state."""
 
     def __init__(self, last: Published) -> None:
@@ -77,13 +77,13 @@ class Decoder(ABC):
     def confirm(self, changes: list[WALChange]) -> None:  # noqa: B027 - most have nothing to do
         """Make certain of all changes since the last call, and put them right; before they are handed on.
 
-        Raises SourceError where one cannot be known, SourceLost.
+        Raises SourceError where one cannot be known, SourceLostError.
         """
 
     def may_move_on(self) -> bool:
         """Return whether it is certain that nothing was left out which should have come; else ask again soon.
 
-        To be asked before the position moves past what no change came of. Raises SourceError, SourceLost.
+        To be asked before the position moves past what no change came of. Raises SourceError, SourceLostError.
         """
         return True
 
@@ -104,7 +104,7 @@ class Decoder(ABC):
     def start(self, last: Published, eras: Eras, *, is_expected: bool) -> None:
         """Leave out what was published before, the last of which is `last`.
 
-        If it `is_expected`, OtherLog is raised where the log does not have it before all that lies behind it.
+        If it `is_expected`, OtherLogError is raised where the log does not have it before all that lies behind it.
         """
         self.skip_to(last.position)
         self.eras = eras
@@ -120,7 +120,7 @@ class Decoder(ABC):
         if self._expected is None:
             return False
         if read_up_to > self._expected.commit_lsn:
-            raise OtherLog(self._expected)
+            raise OtherLogError(self._expected)
         return True
 
     def begin(self, commit_lsn: int, committed: int) -> Begin:
@@ -143,7 +143,7 @@ class Decoder(ABC):
         if commit_lsn < expected.commit_lsn:
             return
         if (commit_lsn, committed) != (expected.commit_lsn, expected.committed):
-            raise OtherLog(expected)
+            raise OtherLogError(expected)
         self._expected = None
 
     def commit(self, end_lsn: int) -> Commit:

@@ -11,7 +11,7 @@ from typing import Final
 from cdc_tasks.changes import EventType
 from cdc_tasks.routing.router import Route, RouteIndex
 from listener.core.findings import CloseNames, Finding, State
-from listener.postgres.hints import PARTITIONED, PARTITIONED_CURE, quoted, quoted_table
+from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT, quoted, quoted_table
 from listener.postgres.tables.catalogue import Identity, Table, TableName
 from listener.postgres.tables.selection import Watched, is_glob, watched_tables
 
@@ -63,7 +63,7 @@ def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, lis
 def for_wal2json(findings: Sequence[Finding], watched: Sequence[Watched]) -> list[Finding]:
     """Return the findings with a problem for each partitioned table: of those wal2json does not say enough."""
     refused = [
-        _problem(each.table, PARTITIONED, PARTITIONED_CURE) for each in watched if each.table.is_partitioned
+        _problem(each.table, PARTITIONED, PARTITIONED_HINT) for each in watched if each.table.is_partitioned
     ]
     tables = {each.what for each in refused}
     return [*(each for each in findings if each.what not in tables), *refused]
@@ -99,7 +99,7 @@ def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableN
             what=what,
             state=State.WARNING,
             found=found,
-            cure="A table that comes later is watched from then on.",
+            hint="A table that comes later is watched from then on.",
         )
     if (route.schema, route.table) in former:
         return _no_table_any_more(route, former[route.schema, route.table])
@@ -108,7 +108,7 @@ def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableN
         what=what,
         state=State.PROBLEM,
         found=f"there is no table {name}.{close.meant(name)}",
-        cure="Correct the route, or create the table.",
+        hint="Correct the route, or create the table.",
     )
 
 
@@ -118,7 +118,7 @@ def _no_table_any_more(route: Route, now: TableName | None) -> Finding:
         what=f"route to {route.task}",
         state=State.WARNING,
         found=f"{route.schema}.{route.table} {became}: only what was committed before still comes under that name",
-        cure="Take the route out when the listener has passed that: once `python -m listener status` has shown"
+        hint="Take the route out when the listener has passed that: once `python -m listener status` has shown"
         " lag_bytes 0.",
     )
 
@@ -155,13 +155,13 @@ def _unlist(table: Table, publications: Iterable[str]) -> list[str]:
 def _not_publishable(table: Table) -> Finding:
     if table.kind in _KINDS:
         found = f"is a {_KINDS[table.kind]}, and has no log"
-        cure = "Name the tables that it is made from in the route."
+        hint = "Name the tables that it is made from in the route."
     else:
-        found, cure = (
+        found, hint = (
             "is unlogged: its changes are in no log",
             f"ALTER TABLE {quoted_table(table.name)} SET LOGGED;",
         )
-    return _problem(table, found, cure)
+    return _problem(table, found, hint)
 
 
 def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Finding]:
@@ -174,14 +174,14 @@ def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Findi
                 state=State.WARNING if is_glob(route) else State.PROBLEM,
                 found=f"{_names([table.name])} has no column {column}."
                 + (f" Did you mean {close[0]}?" if close else ""),
-                cure="Correct the route's columns=, or add the column.",
+                hint="Correct the route's columns=, or add the column.",
             )
         elif column in table.virtual_generated or (column in table.stored_generated and version < 18_00_00):
             yield Finding(
                 what=f"route to {route.task}",
                 state=State.WARNING,
                 found=f"{column} of {_names([table.name])} is generated: it is in no log, and is not sent",
-                cure="PostgreSQL 18 sends GENERATED ALWAYS AS (…) STORED; before, let the task read the row.",
+                hint="PostgreSQL 18 sends GENERATED ALWAYS AS (…) STORED; before, let the task read the row.",
             )
 
 
@@ -191,8 +191,8 @@ def _find_in_partition(route: Route, table: Table, tables: dict[TableName, Table
         found = (
             f"{_names([table.name])} is a partition of {_names([root])}, and its changes come as that one's"
         )
-        cure = f"Name {_names([root])} in the route."
-        yield Finding(what=f"route to {route.task}", state=State.WARNING, found=found, cure=cure)
+        hint = f"Name {_names([root])} in the route."
+        yield Finding(what=f"route to {route.task}", state=State.WARNING, found=found, hint=hint)
 
 
 def _find_in_identity(watched: Watched, published: frozenset[EventType], version: int) -> Iterator[Finding]:
@@ -211,8 +211,8 @@ def _find_in_identity(watched: Watched, published: frozenset[EventType], version
         yield _problem(table, found, "Add a primary key, or:\n" + _make_full(table, lacking))
     elif table.is_partitioned and not table.own_identity.identifies_rows:
         found = "no primary key: UPDATE and DELETE will fail in a partition that is added later"
-        cure = "Add a primary key, or run for each new partition: ALTER TABLE … REPLICA IDENTITY FULL;"
-        yield Finding(what=_table(table.name), state=State.WARNING, found=found, cure=cure)
+        hint = "Add a primary key, or run for each new partition: ALTER TABLE … REPLICA IDENTITY FULL;"
+        yield Finding(what=_table(table.name), state=State.WARNING, found=found, hint=hint)
     if full and table.virtual_generated and version >= 18_00_00:
         found = "REPLICA IDENTITY FULL with a virtual generated column: UPDATE and DELETE would fail"
         yield _problem(table, found, _set_identity(full, "DEFAULT"))
@@ -221,8 +221,8 @@ def _find_in_identity(watched: Watched, published: frozenset[EventType], version
         yield _problem(table, found, _make_full(table, partial))
 
 
-def _problem(table: Table, found: str, cure: str) -> Finding:
-    return Finding(what=_table(table.name), state=State.PROBLEM, found=found, cure=cure)
+def _problem(table: Table, found: str, hint: str) -> Finding:
+    return Finding(what=_table(table.name), state=State.PROBLEM, found=found, hint=hint)
 
 
 def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
@@ -252,8 +252,8 @@ def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
 def _find_in_silent(table: Table) -> Iterator[Finding]:
     if table.silent:
         found = f"what changes in {_names(table.silent)} is in no log: foreign, or unlogged"
-        cure = "ALTER TABLE … SET LOGGED; or watch what is foreign on its own server."
-        yield Finding(what=_table(table.name), state=State.WARNING, found=found, cure=cure)
+        hint = "ALTER TABLE … SET LOGGED; or watch what is foreign on its own server."
+        yield Finding(what=_table(table.name), state=State.WARNING, found=found, hint=hint)
 
 
 def _old_values(route: Route, table: Table, found: str, partial: Sequence[TableName]) -> Finding:
@@ -261,7 +261,7 @@ def _old_values(route: Route, table: Table, found: str, partial: Sequence[TableN
         what=f"route to {route.task}",
         state=State.WARNING,
         found=f"{_names([table.name])}: {found}",
-        cure="A table with virtual generated columns cannot have REPLICA IDENTITY FULL."
+        hint="A table with virtual generated columns cannot have REPLICA IDENTITY FULL."
         if table.virtual_generated
         else _make_full(table, partial),
     )

@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 from psycopg2.sql import SQL, Composed, Identifier, Literal
 
 from cdc_tasks.errors import CDCError
-from listener.core.source import SourceLost
+from listener.core.source import SourceLostError
 from listener.postgres.client.connection import Connection, execute, fetch
-from listener.postgres.client.errors import PermissionDenied
+from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.tables.catalogue import Table, TableName
 from listener.postgres.tables.publication import add_tables, drop_tables, with_sql
 
@@ -52,7 +52,7 @@ def find_unwritten(connection: Connection, tables: Sequence[Table]) -> frozenset
     try:
         with _transaction(connection):
             return _unwritten(connection, tables)
-    except SourceLost:
+    except SourceLostError:
         if connection.closed:
             raise
         return frozenset()
@@ -69,25 +69,25 @@ class Taken(NamedTuple):
     """What came of taking tables in."""
 
     proven: frozenset[int]  # the OIDs of those into which nothing was written before
-    denied: tuple[PermissionDenied, ...]  # for those that are not ours to publish, with the SQL
-    busy: tuple[SourceLost, ...]  # for those that somebody holds
+    denied: tuple[PermissionDeniedError, ...]  # for those that are not ours to publish, with the SQL
+    busy: tuple[SourceLostError, ...]  # for those that somebody holds
     unlocked: frozenset[int]  # the OIDs of those that somebody was writing to
 
 
 def take_in(
     connection: Connection, publication: str, columns: Mapping[TableName, Columns], tables: Sequence[Table]
 ) -> Taken:
-    """Add the tables, with these `columns`; raises SourceLost where the session is."""
+    """Add the tables, with these `columns`; raises SourceLostError where the session is."""
     proven: set[int] = set()
     unlocked: set[int] = set()
-    denied: list[PermissionDenied] = []
-    busy: list[SourceLost] = []
+    denied: list[PermissionDeniedError] = []
+    busy: list[SourceLostError] = []
     until = time.monotonic() + _PATIENCE
     for at in range(0, len(tables), _AT_ONCE):
         some = tables[at : at + _AT_ONCE]
         try:
             proven |= _add(connection, publication, columns, some, lock=True)
-        except (PermissionDenied, SourceLost):
+        except (PermissionDeniedError, SourceLostError):
             if connection.closed:
                 raise
             for table in some:  # one of them is in somebody's hands, or not ours
@@ -100,13 +100,13 @@ def take_in(
 
 @contextmanager
 def _collecting(
-    connection: Connection, denied: list[PermissionDenied], busy: list[SourceLost]
+    connection: Connection, denied: list[PermissionDeniedError], busy: list[SourceLostError]
 ) -> Iterator[None]:
     try:
         yield
-    except PermissionDenied as error:
+    except PermissionDeniedError as error:
         denied.append(error)
-    except SourceLost as error:
+    except SourceLostError as error:
         if connection.closed:
             raise
         busy.append(error)
@@ -124,7 +124,7 @@ def run_together(connection: Connection, statements: Sequence[Composed]) -> None
         with _transaction(connection):
             for statement in statements:
                 execute(connection, statement)
-    except (PermissionDenied, SourceLost) as error:
+    except (PermissionDeniedError, SourceLostError) as error:
         if connection.closed:
             raise
         raise with_sql(error, statements, connection) from error
@@ -143,7 +143,7 @@ def _add_soon(
     """
     for _ in range(_TRIES - 1):
         if time.monotonic() < until:
-            with suppress(SourceLost):
+            with suppress(SourceLostError):
                 return _add(connection, publication, columns, [table], lock=True)
             time.sleep(_PAUSE)
     _add(connection, publication, columns, [table], lock=False)
@@ -165,7 +165,7 @@ def _add(
                 execute(connection, _lock(some))
             proven = _unwritten(connection, some) if lock else frozenset[int]()
             execute(connection, statement)
-    except (PermissionDenied, SourceLost) as error:
+    except (PermissionDeniedError, SourceLostError) as error:
         if connection.closed:
             raise
         raise with_sql(error, [statement], connection) from error

@@ -16,9 +16,9 @@ import structlog
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from cdc_tasks.changes import EventType
-from listener.core.source import Gap, SourceError, SourceLost
+from listener.core.source import GapError, SourceError, SourceLostError
 from listener.postgres.client.connection import Connection, execute, fetch
-from listener.postgres.client.errors import PermissionDenied
+from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.tables.catalogue import Identity, Table, TableName
 from listener.postgres.tables.selection import Watched
@@ -126,7 +126,7 @@ def ensure_publication(
     """Make the publication, or bring it up to date; one that is right already is not touched.
 
     One that our role may not change is left as it is where it has what is `needed`, which may be less than wanted.
-    Raises PermissionDenied with the SQL for somebody who may, SourceLost where a lock could not be had soon.
+    Raises PermissionDeniedError with the SQL for somebody who may, SourceLostError where a lock could not be had soon.
     """
     found = read_publication(connection, name)
     if found == wanted:
@@ -137,7 +137,7 @@ def ensure_publication(
     statements = statements_for(name, found, wanted)
     try:
         _apply(connection, statements)
-    except (PermissionDenied, SourceLost) as error:
+    except (PermissionDeniedError, SourceLostError) as error:
         if connection.closed or not suffices:
             raise with_sql(error, statements, connection) from error
         log.info("publication_left_as_it_is", publication=name, reason=error.message)
@@ -203,13 +203,15 @@ def _apply(connection: Connection, statements: Sequence[Composed]) -> None:
 
 
 def with_sql(
-    error: PermissionDenied | SourceLost, statements: Sequence[Composed], connection: Connection
-) -> SourceError | SourceLost:
+    error: PermissionDeniedError | SourceLostError, statements: Sequence[Composed], connection: Connection
+) -> SourceError | SourceLostError:
     """Return the error with what helps: the SQL for somebody who may run it, or who holds a lock."""
-    if isinstance(error, SourceLost):
-        return SourceLost(f"The publication could not be changed: {error.message}", hint=error.hint)
+    if isinstance(error, SourceLostError):
+        return SourceLostError(f"The publication could not be changed: {error.message}", hint=error.hint)
     sql = "\n".join(f"{statement.as_string(connection)};" for statement in statements)
-    return PermissionDenied(error.message, hint=f"Let the owner of the tables, or a superuser, run:\n{sql}")
+    return PermissionDeniedError(
+        error.message, hint=f"Let the owner of the tables, or a superuser, run:\n{sql}"
+    )
 
 
 def _say_changed(name: str, found: Publication | None, wanted: Publication) -> None:
@@ -283,9 +285,9 @@ def _listed(numbers: Sequence[int] | None, names: Mapping[str, str]) -> frozense
     return None if numbers is None else frozenset(names[str(number)] for number in numbers)
 
 
-def gap_of_publication(publication: str, start: str, end: str) -> Gap:
+def gap_of_publication(publication: str, start: str, end: str) -> GapError:
     """Return the gap of a publication that is gone."""
-    return Gap(
+    return GapError(
         f"The publication {publication} is gone. What was committed after {start} "
         f"and before it is made again (now: {end}) cannot be read.",
         hint=ACCEPT_GAP,

@@ -12,9 +12,9 @@ import structlog
 from cdc_tasks.changes import EventType
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, raise_problems
-from listener.core.source import Gap, SourceError
+from listener.core.source import GapError, SourceError
 from listener.postgres.client.connection import Connection, fetch_value
-from listener.postgres.client.errors import PermissionDenied
+from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
@@ -44,8 +44,8 @@ from listener.postgres.tables.selection import covered_partitions, watched_table
 
 __all__ = [
     "Look",
-    "RenamedAway",
     "TableKeeper",
+    "TableRenamedError",
     "gap_of_tables",
     "gap_start",
     "read_end",
@@ -60,7 +60,7 @@ SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curr
 """
 
 
-class RenamedAway(SourceError):
+class TableRenamedError(SourceError):
     """A watched table has a name for which there is no route."""
 
 
@@ -76,7 +76,7 @@ class Trouble(NamedTuple):
 
     event: str
     reason: str
-    cure: str
+    hint: str
 
 
 class Repaired(NamedTuple):
@@ -129,18 +129,18 @@ class TableKeeper:
         as it is. `position` is how far the log was published; `is_noted` is False for `assumed` notes. Tables are taken
         back before a gap is told: so it grows no more while it waits for somebody.
 
-        Raises SourceError with all that is wrong with the tables, SourceLost where a lock could not be had soon,
+        Raises SourceError with all that is wrong with the tables, SourceLostError where a lock could not be had soon,
         Gap where changes are missing, unless that is accepted; with assumed notes it is told, and stops nobody.
         """
         findings, survey = self.survey(connection, notes)
         raise_problems(findings)
-        losses, cures = self._restore(connection, notes, survey)
+        losses, hints = self._restore(connection, notes, survey)
         renamed = tuple(find_renamed(notes, survey, self.routes, position))
         start, end = gap_start(notes, survey, position), read_end(connection)
-        gap = gap_of_tables(losses, renamed, format_lsn(start), format_lsn(end), cures)
+        gap = gap_of_tables(losses, renamed, format_lsn(start), format_lsn(end), hints)
         if gap and not is_noted:
             for loss in losses:
-                say_gap(_note_of(loss, start, end), cure=_BRING_UP_TO_DATE)
+                say_gap(_note_of(loss, start, end), hint=_BRING_UP_TO_DATE)
         elif gap and not accept_gap:
             raise gap  # with nothing taken out of the publication: the next start may need it
         if self.publication is not None:
@@ -176,8 +176,8 @@ class TableKeeper:
     def look(self, connection: Connection, notes: Notes, *, since: int, position: int) -> Look:
         """Take in what has come and take back what went, while a listener reads; note what may be missing.
 
-        At `since` all was published that is noted. Raises Gap where the publication is gone, RenamedAway where the
-        plugin does not tell which table a name stands for, SourceLost.
+        At `since` all was published that is noted. Raises GapError where the publication is gone, TableRenamedError
+        where the plugin does not tell which table a name stands for, SourceLostError.
         """
         survey = self._survey_changes(connection, notes)
         if self.publication is None:
@@ -270,8 +270,8 @@ class TableKeeper:
         if taken.busy:
             raise taken.busy[0]
         unwritten = find_unwritten(connection, [each for each in provable if each not in missing])
-        cures = dict.fromkeys(error.hint or "" for error in taken.denied)
-        return _unproven(losses, taken.proven | unwritten, taken.unlocked), tuple(cures)
+        hints = dict.fromkeys(error.hint or "" for error in taken.denied)
+        return _unproven(losses, taken.proven | unwritten, taken.unlocked), tuple(hints)
 
     def _repair(self, connection: Connection, found: Publication, notes: Notes, survey: Survey) -> Repaired:
         """Publish what the routes need and is not published, as far as that does no harm and we may."""
@@ -281,7 +281,7 @@ class TableKeeper:
         # What is published already suffers only from events that are new.
         is_same = {event.value for event in wanted.events} <= notes.events
         harm = _find_harm(survey, wanted, lacking if is_same else None, connection.info.server_version)
-        denied: list[PermissionDenied] = []
+        denied: list[PermissionDeniedError] = []
         with _collecting(denied):
             if not found.has_options_of(wanted) and harm.keys() <= lacking:
                 run_together(connection, [set_options(found.name, wanted)])
@@ -301,7 +301,7 @@ class TableKeeper:
             for each in (*denied, *taken.denied, *taken.busy)
         ]
         troubles += [
-            Trouble("tables_wrong", f"{each.what}: {each.found}", each.cure) for each in harm.values()
+            Trouble("tables_wrong", f"{each.what}: {each.found}", each.hint) for each in harm.values()
         ]
         return Repaired(_unproven(losses, proven, taken.unlocked), proven, tuple(troubles))
 
@@ -339,10 +339,10 @@ def gap_of_tables(
     renamed: Collection[Renamed],
     start: str,
     end: str,
-    more_cures: Collection[str] = (),
-) -> Gap | None:
+    more_hints: Collection[str] = (),
+) -> GapError | None:
     """Return the gap that tables have; None where nothing is missing."""
-    told, cures = [], list(more_cures)
+    told, hints = [], list(more_hints)
     if losses:
         tables = [f"{each.table} ({each.reason})" for each in losses]
         more = f", and {len(tables) - _MOST_TOLD} more" if len(tables) > _MOST_TOLD else ""
@@ -351,10 +351,10 @@ def gap_of_tables(
             f" {', '.join(tables[:_MOST_TOLD])}{more}."
         )
     for each in renamed:
-        text, cure = tell_renamed(each)
+        text, hint = tell_renamed(each)
         told.append(text)
-        cures.append(cure)
-    return Gap(" ".join(told), hint="\n".join([*cures, ACCEPT_GAP])) if told else None
+        hints.append(hint)
+    return GapError(" ".join(told), hint="\n".join([*hints, ACCEPT_GAP])) if told else None
 
 
 def tell_renamed(renamed: Renamed) -> tuple[str, str]:
@@ -365,21 +365,21 @@ def tell_renamed(renamed: Renamed) -> tuple[str, str]:
         f"{old} is called {new} now: what was committed {when} it was renamed comes as {missing},"
         " for which there is no route."
     )
-    cure = (
+    hint = (
         f"Give a route for each of {old} and {new}. Take the one for {old} out when the listener has passed the"
         " rename: once `python -m listener status` has shown lag_bytes 0."
     )
-    return text, cure
+    return text, hint
 
 
 def _note_of(loss: Loss, start: int, end: int) -> GapNote:
     return GapNote(table=loss.table, start=format_lsn(start), end=format_lsn(end), reason=loss.reason)
 
 
-def say_gap(gap: GapNote, *, cure: str = ACCEPT_GAP) -> None:
+def say_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
     """Tell the log of a gap that nobody has accepted."""
     end = {"to": gap.end} if gap.end else {}
-    log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, cure=cure)
+    log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, hint=hint)
 
 
 def _with_gap(notes: Notes, gap: GapNote) -> Notes:
@@ -409,7 +409,7 @@ def _without_open_gaps(
     return replace(notes, gaps=tuple(gaps)) if gaps != list(notes.gaps) else notes
 
 
-def _accept(notes: Notes, gap: Gap | None, renamed: Collection[Renamed], end: int) -> Notes:
+def _accept(notes: Notes, gap: GapError | None, renamed: Collection[Renamed], end: int) -> Notes:
     for message in [*([gap.message] if gap else []), *map(str, notes.gaps)]:
         log.error("gap_accepted", gap=message)
     tables = dict(notes.tables or {})
@@ -422,10 +422,12 @@ def _accept(notes: Notes, gap: Gap | None, renamed: Collection[Renamed], end: in
 
 
 def _refuse_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], since: int) -> None:
-    """Raise RenamedAway for a table whose changes come under a name that no route has."""
+    """Raise TableRenamedError for a table whose changes come under a name that no route has."""
     for each in find_renamed(notes, survey, routes, survey.end):
-        text, cure = tell_renamed(each)
-        raise RenamedAway(f"{text} What was committed after {format_lsn(since)} may be missing.", hint=cure)
+        text, hint = tell_renamed(each)
+        raise TableRenamedError(
+            f"{text} What was committed after {format_lsn(since)} may be missing.", hint=hint
+        )
 
 
 def _unproven(losses: Sequence[Loss], proven: Collection[int], unlocked: Collection[int]) -> tuple[Loss, ...]:
@@ -463,8 +465,8 @@ def _find_harm(
 
 
 @contextmanager
-def _collecting(denied: list[PermissionDenied]) -> Iterator[None]:
+def _collecting(denied: list[PermissionDeniedError]) -> Iterator[None]:
     try:
         yield
-    except PermissionDenied as error:
+    except PermissionDeniedError as error:
         denied.append(error)

@@ -14,12 +14,12 @@ from typing import Any, Final
 import structlog
 
 from cdc_tasks.errors import CDCError
-from listener.core.source import Gap, SourceLost
+from listener.core.source import GapError, SourceLostError
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.tables.catalogue import TableName
 from listener.postgres.tables.notes import Notes
 from listener.postgres.tables.reconciliation import Renamed, is_named
-from listener.postgres.tables.sync import Look, RenamedAway, TableKeeper, read_end, tell_renamed
+from listener.postgres.tables.sync import Look, TableKeeper, TableRenamedError, read_end, tell_renamed
 
 __all__ = ["TableWatch"]
 
@@ -103,7 +103,7 @@ class TableWatch:
             self._thread.join(_LAST_LOOK)
 
     def announced(self, oid: int, name: TableName) -> None:
-        """Raise RenamedAway where a watched table's changes come under a name for which there is no route.
+        """Raise TableRenamedError where a watched table's changes come under a name for which there is no route.
 
         The name is noted: the next start takes a route for it, although no table has it any more.
         """
@@ -122,8 +122,8 @@ class TableWatch:
             self.notes = self.notes.with_former_name(oid, name, seen=self.looked)
         is_old = now == note.name
         old, new = (name, note.name) if is_old else (note.name, name)
-        text, cure = tell_renamed(Renamed(oid, old, new, is_left=not is_old))
-        raise RenamedAway(text, hint=cure)
+        text, hint = tell_renamed(Renamed(oid, old, new, is_left=not is_old))
+        raise TableRenamedError(text, hint=hint)
 
     def _ask(self, oid: int, name: TableName) -> tuple[TableName | None, bool]:
         """Return the table's name now, and whether another table has the one that we know."""
@@ -145,14 +145,14 @@ class TableWatch:
         finally:
             self._let_go()
             if self.error is None and not self._closed.is_set():
-                self.error = SourceLost("The look at the tables ended unexpectedly.")
+                self.error = SourceLostError("The look at the tables ended unexpectedly.")
 
     def _look_or_tell(self) -> None:
         try:
             self._look()
-        except (Gap, RenamedAway) as error:
+        except (GapError, TableRenamedError) as error:
             self.error = error
-        except SourceLost as error:
+        except SourceLostError as error:
             if self._session is None or self._session.closed:
                 log.debug("tables_unknown", reason=error.message)  # the loop meets the same, and tells
             else:
@@ -183,11 +183,11 @@ class TableWatch:
         for trouble in look.troubles:
             self._tell(*trouble)
 
-    def _tell(self, event: str, reason: str, cure: str) -> None:
+    def _tell(self, event: str, reason: str, hint: str) -> None:
         """Log it once, until all is well again."""
-        if (key := f"{event} {reason} {cure}") not in self._told:
+        if (key := f"{event} {reason} {hint}") not in self._told:
             self._told.add(key)
-            log.error(event, reason=reason, cure=cure)
+            log.error(event, reason=reason, hint=hint)
 
     def _open(self) -> Connection:
         if self._session is not None and monotonic() - self._opened_at > _RENEW_EVERY:

@@ -14,13 +14,13 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from listener.postgres.codec.change import Transaction, WALChange
-from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder, NotEnoughSaid
+from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder, UndescribedTableError
 from listener.postgres.codec.table import Column, Table
 from listener.postgres.codec.tuple_data import UNCHANGED
 from listener.postgres.codec.values import ValueType
 from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
-from listener.postgres.wal2json.history import TableName, Unknown
+from listener.postgres.wal2json.history import TableName, UnknownDefinitionError
 
 __all__ = ["NUMBERS_AS_STRINGS", "OPTIONS", "Wal2JsonDecoder"]
 
@@ -198,13 +198,13 @@ class Wal2JsonDecoder(Decoder):
         """Return the change that a row is; raises SourceError where its table is not known well enough."""
         try:
             return self._decode_row(row)
-        except Unknown:
+        except UnknownDefinitionError:
             self._is_stale |= self._definitions.look([row.table], place=self._place)
         self._forget()
         try:
             return self._decode_row(row)
-        except Unknown as unknown:
-            raise NotEnoughSaid(
+        except UnknownDefinitionError as unknown:
+            raise UndescribedTableError(
                 f"What the columns of {'.'.join(row.table)} were at {format_lsn(row.transaction.commit_lsn)} cannot "
                 f"be known: {unknown}. Nothing was acknowledged.",
                 hint=_UNKNOWN,
@@ -228,7 +228,7 @@ class Wal2JsonDecoder(Decoder):
         """Return whether it is a table's row: wal2json also sends what REFRESH does in a materialized view."""
         kinds = self._definitions.kinds(row.table, row.transaction.commit_lsn)
         if "m" in kinds and len(kinds) > 1:
-            raise Unknown("it is a materialized view now, or was one")
+            raise UnknownDefinitionError("it is a materialized view now, or was one")
         return "m" not in kinds
 
     def _insert(self, row: _Row, message: Mapping[str, Any]) -> WALChange:

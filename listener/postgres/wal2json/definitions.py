@@ -13,8 +13,8 @@ import structlog
 
 from listener.core.source import SourceError
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
-from listener.postgres.codec.decoder import NotEnoughSaid
-from listener.postgres.hints import PARTITIONED, PARTITIONED_CURE
+from listener.postgres.codec.decoder import UndescribedTableError
+from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT
 from listener.postgres.wal2json.history import (
     ColumnDefinition,
     Look,
@@ -22,7 +22,7 @@ from listener.postgres.wal2json.history import (
     TableDefinition,
     TableHistory,
     TableName,
-    Unknown,
+    UnknownDefinitionError,
     missing_columns,
 )
 
@@ -211,7 +211,7 @@ class TableDefinitions:
     ) -> dict[str, int]:
         """Return the columns, and their types, that a row lacks; see `table_history.missing_columns`.
 
-        `may_be_full`: what was sent of the old row may be all of it. Raises Unknown.
+        `may_be_full`: what was sent of the old row may be all of it. Raises UnknownDefinitionError.
         """
         ever_sent = self._sent.get(table, frozenset())
         missing = [
@@ -224,7 +224,7 @@ class TableDefinitions:
             if identities == {"f"}:
                 return {}
             if identities & {"f", ""} and is_whole:
-                raise Unknown("its replica identity was changed")
+                raise UnknownDefinitionError("its replica identity was changed")
         return {
             state.name: state.type_oid
             for column in missing
@@ -238,7 +238,7 @@ class TableDefinitions:
 
     def all_columns(self, table: TableName, place: int) -> dict[str, int]:
         """Return all columns that are known, and their types."""
-        with suppress(Unknown):
+        with suppress(UnknownDefinitionError):
             return {
                 state.name: state.type_oid
                 for columns in self._columns(table, place)
@@ -296,7 +296,9 @@ class TableDefinitions:
         found = [name for name in fetch(self._open(), _PARTITIONED) if self._watches(*name)]
         if found:
             names = ", ".join(".".join(name) for name in found)
-            raise NotEnoughSaid(f"{names} {PARTITIONED}. Nothing was acknowledged.", hint=PARTITIONED_CURE)
+            raise UndescribedTableError(
+                f"{names} {PARTITIONED}. Nothing was acknowledged.", hint=PARTITIONED_HINT
+            )
 
     def _find_commits(self, xid: int) -> None:
         """Find where this transaction committed, and all others that made what is known of any table."""

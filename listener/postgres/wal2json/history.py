@@ -20,7 +20,7 @@ __all__ = [
     "TableDefinition",
     "TableHistory",
     "TableName",
-    "Unknown",
+    "UnknownDefinitionError",
     "missing_columns",
 ]
 
@@ -40,7 +40,7 @@ class Order(Protocol):
 _HAVE_ROWS = "rpm"  # the kinds of what rows in the log may belong to
 
 
-class Unknown(Exception):
+class UnknownDefinitionError(Exception):
     """What the table was at that place cannot be known; the message says why."""
 
 
@@ -182,11 +182,11 @@ class TableHistory:
     def columns(self, place: int, order: Order) -> list[list[Possible]]:
         """Return what the columns may have been at `place`, of each table that may have had the name.
 
-        Raises Unknown where no look has found the table.
+        Raises UnknownDefinitionError where no look has found the table.
         """
         owners = list(self._owners(place, order))
         if not owners:
-            raise Unknown("it is gone, and nobody has looked at it before")
+            raise UnknownDefinitionError("it is gone, and nobody has looked at it before")
         return [list(_columns(looks, place, order)) for looks in owners]
 
     def _owners(self, place: int, order: Order) -> Iterator[list[Look]]:
@@ -292,22 +292,24 @@ def missing_columns(
 
     `is_whole`: all of the row was sent but values that lie outside of it and did not change; else only a key was.
     `ever_sent` are all columns of the table's rows so far: a value that lies outside of its row was sent once.
-    Raises Unknown where a name cannot be known.
+    Raises UnknownDefinitionError where a name cannot be known.
     """
     known = frozenset(name for column in columns for name in _names_of(column))
     rest = [column for column in columns if not _names_of(column) & frozenset(sent)]
     strangers = [name for name in sent if name not in known]
     if len(columns) - len(rest) > len(sent) - len(strangers):
-        raise Unknown("columns have taken each other's names")
+        raise UnknownDefinitionError("columns have taken each other's names")
     if strangers:  # they are what may have been something else, and nothing of that is missing
         unknown = [column for column in rest if column.may_be_another or column.added]
         if len(strangers) != len(unknown):
-            raise Unknown(f"nothing is known of {', '.join(strangers)}, which was renamed or dropped since")
+            raise UnknownDefinitionError(
+                f"nothing is known of {', '.join(strangers)}, which was renamed or dropped since"
+            )
         rest = [column for column in rest if column not in unknown]
     missing = [column for column in rest if not is_whole or _may_be_unsent(column, columns, ever_sent)]
     for column in missing:
         if column.may_be_another or (column.added and _strangers(columns, ever_sent)):
-            raise Unknown(
+            raise UnknownDefinitionError(
                 f"{', '.join(sorted(column.names)) or 'a column that was dropped'} was altered since"
             )
     return [column for column in missing if column.can_be_there]

@@ -13,7 +13,7 @@ import structlog
 from celery import Celery
 
 from cdc_tasks.routing.router import Call, Parked
-from listener.core.publisher import BrokerError, MessageTooLarge
+from listener.core.publisher import BrokerError, MessageTooLargeError
 from listener.core.retry import Patience
 from listener.publish.batching import group
 from listener.publish.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ class KombuPublisher:
         while messages:
             try:
                 self._patience.until_done(lambda: self._sender.send(messages))
-            except MessageTooLarge as error:
+            except MessageTooLargeError as error:
                 too_large = [each for each in tasks if len(_body(messages, each)) > error.limit]
                 if not too_large:
                     raise BrokerError(error.message, hint=error.hint) from error
@@ -103,7 +103,7 @@ class KombuPublisher:
         return self._checkpoint.held
 
     def stop(self) -> None:
-        """Make a waiting `publish` raise Stopped soon."""
+        """Make a waiting `publish` raise StoppedError soon."""
         for patience in self._patiences:
             patience.stop()
 

@@ -20,7 +20,7 @@ from kombu.utils.encoding import str_to_bytes
 
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Route
-from listener.core.publisher import BrokerAway, BrokerError, MessageTooLarge
+from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
 from listener.core.retry import Patience
 from listener.publish.kombu.confirms import Confirms
 from listener.publish.task_message import Kind, argsrepr, durable_queues, make_message, split_body
@@ -38,13 +38,13 @@ _LARGEST: Final = 512 * 1024 * 1024  # bytes: no RabbitMQ can be told to take mo
 _TOO_LARGE: Final = re.compile(r"message size (?P<size>\d+) is larger than .*size (?P<limit>\d+)")
 _TIMEOUTS: Final = {"read_timeout": 10, "write_timeout": 10}
 
-_CURES: Final[dict[type[Exception], str]] = {
+_HINTS: Final[dict[type[Exception], str]] = {
     amqp.AccessRefused: "Correct user and password in CELERY_BROKER_URL, or allow it: "
     "rabbitmqctl set_permissions <user> '.*' '.*' '.*'",
     amqp.NotAllowed: "Correct the virtual host in CELERY_BROKER_URL, or make it: rabbitmqctl add_vhost <name>",
     amqp.PreconditionFailed: "Correct task_queues of celeryconfig.py: RabbitMQ does not make such a queue or exchange.",
 }
-_OPTION_CURE: Final = "Correct the options of the message in task_routes of celeryconfig.py."
+_OPTION_HINT: Final = "Correct the options of the message in task_routes of celeryconfig.py."
 
 
 class KombuSender:
@@ -65,8 +65,8 @@ class KombuSender:
     def send(self, outstanding: dict[str, Message]) -> None:
         """Send them, by their task ids, in their order, and take out what the broker has taken over.
 
-        Raises BrokerAway, with those left in it that are not confirmed; MessageTooLarge likewise, for those of more
-        bytes than its limit; BrokerError; Stopped while it waits.
+        Raises BrokerAwayError, with those left in it that are not confirmed; MessageTooLargeError likewise, for those
+        of more bytes than its limit; BrokerError; StoppedError while it waits.
         """
         try:
             with self._translated():
@@ -91,7 +91,7 @@ class KombuSender:
         try:
             with self._translated():
                 self._drain(0)
-        except (BrokerAway, BrokerError):
+        except (BrokerAwayError, BrokerError):
             self._abandon()  # the next message meets a new connection, and tells
 
     def longest_queue(self) -> int:
@@ -204,7 +204,7 @@ class KombuSender:
             if self._wait() or self._is_blocked:
                 give_up_at = monotonic() + _SILENCE
             elif monotonic() > give_up_at:  # a quorum queue that has just started forgets some
-                raise BrokerAway(f"RabbitMQ confirmed nothing for {_SILENCE:.0f} seconds.")
+                raise BrokerAwayError(f"RabbitMQ confirmed nothing for {_SILENCE:.0f} seconds.")
 
     def _check_refusals(self, outstanding: dict[str, Message], *, is_fresh: bool) -> None:
         confirms = self._confirms
@@ -215,12 +215,12 @@ class KombuSender:
                     f"The task {outstanding[task_id].task} would go to no queue: {reason}.",
                     hint="Correct task_routes or task_queues in celeryconfig.py.",
                 )
-            raise BrokerAway(f"A queue is gone: {reason}")  # a new connection declares it anew
+            raise BrokerAwayError(f"A queue is gone: {reason}")  # a new connection declares it anew
         if confirms.refused:
-            raise BrokerAway("RabbitMQ refuses messages: a queue is full, or has lost its majority.")
+            raise BrokerAwayError("RabbitMQ refuses messages: a queue is full, or has lost its majority.")
 
     def _wait(self) -> bool:
-        """Wait a moment for a word from the broker; raises Stopped where there is none and we are to stop."""
+        """Wait a moment for a word from the broker; raises StoppedError where there is none and we are to stop."""
         heard = self._drain(_TICK)
         if not heard:
             self._patience.check()
@@ -250,19 +250,19 @@ class KombuSender:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raise BrokerAway for what passes, BrokerError for what a person has to mend."""
+        """Raise BrokerAwayError for what passes, BrokerError for what a person has to mend."""
         broker: Any = self._app.connection_for_write()  # not connected: it knows its transport's errors
         passing = (*broker.connection_errors, *broker.channel_errors, OperationalError)
         try:
             yield
-        except tuple(_CURES) as error:
+        except tuple(_HINTS) as error:
             if found := _TOO_LARGE.search(str(error)):
                 self.limit = int(found["limit"])
                 raise _too_large(int(found["size"]), self.limit) from error
-            cure = next(cure for kind, cure in _CURES.items() if isinstance(error, kind))
+            hint = next(hint for kind, hint in _HINTS.items() if isinstance(error, kind))
             if isinstance(error, amqp.PreconditionFailed) and error.method_sig == spec.Basic.Publish:
-                cure = _OPTION_CURE
-            raise BrokerError(f"The broker refuses us: {error}.", hint=cure) from error
+                hint = _OPTION_HINT
+            raise BrokerError(f"The broker refuses us: {error}.", hint=hint) from error
         except ImportError as error:
             raise BrokerError(
                 f"Celery's transport for CELERY_BROKER_URL is not installed: {error}."
@@ -273,17 +273,17 @@ class KombuSender:
                     f"The broker's certificate does not pass: {certificate.verify_message}.",
                     hint="Correct the host in CELERY_BROKER_URL, or ca_certs in broker_use_ssl of celeryconfig.py.",
                 ) from error
-            raise BrokerAway(f"{type(error).__name__}: {error}") from error
+            raise BrokerAwayError(f"{type(error).__name__}: {error}") from error
 
 
-def _too_large(size: int, limit: int) -> MessageTooLarge:
+def _too_large(size: int, limit: int) -> MessageTooLargeError:
     hint = "Send fewer columns: columns= of the route."
     if size <= _LARGEST:
         hint = (
             "Send fewer columns (columns= of the route), or allow it in rabbitmq.conf and restart RabbitMQ: "
             f"max_message_size = {min(2 * size, _LARGEST)}"
         )
-    return MessageTooLarge(
+    return MessageTooLargeError(
         f"A message of {size} bytes is too large for RabbitMQ, which takes {limit}.", limit=limit, hint=hint
     )
 

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
 
-from listener.core.publisher import BrokerAway, BrokerError, MessageTooLarge
+from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
 from listener.publish.tls import bad_certificate
 
 __all__ = ["Command", "RedisConnection", "broker_channel", "too_large", "translated"]
@@ -110,7 +110,7 @@ class RedisConnection:
     def send(self, commands: Iterable[Command]) -> list[Any]:
         """Send commands in one go and return their answers, errors of single commands among them.
 
-        Raises BrokerAway: then nobody knows what was done; BrokerError where waiting cannot help.
+        Raises BrokerAwayError: then nobody knows what was done; BrokerError where waiting cannot help.
         """
         self.start(commands)
         return self.finish()
@@ -148,7 +148,7 @@ class RedisConnection:
                 raise self.refusal(answer)
         return answers
 
-    def refusal(self, error: ResponseError) -> BrokerAway | BrokerError:
+    def refusal(self, error: ResponseError) -> BrokerAwayError | BrokerError:
         """Return what an error that the server answered with means."""
         return _refusal(error, self._variable)
 
@@ -178,7 +178,7 @@ def broker_channel(app: Celery) -> Iterator[Any]:
 
 @contextmanager
 def translated(variable: str) -> Iterator[None]:
-    """Raise BrokerAway for what passes, BrokerError for what a person has to mend."""
+    """Raise BrokerAwayError for what passes, BrokerError for what a person has to mend."""
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
@@ -193,17 +193,17 @@ def translated(variable: str) -> Iterator[None]:
                 f"The certificate of Redis does not pass: {certificate.verify_message}.",
                 hint=f"Correct the host in {variable}, or ssl_ca_certs in broker_use_ssl of celeryconfig.py.",
             ) from error
-        raise BrokerAway(f"{type(error).__name__}: {error}") from error
+        raise BrokerAwayError(f"{type(error).__name__}: {error}") from error
     except ValueError as error:
         raise BrokerError(
             f"Redis cannot be reached as {variable} and celeryconfig.py say: {error}."
         ) from error
 
 
-def _refusal(error: ResponseError, variable: str) -> BrokerAway | BrokerError:
+def _refusal(error: ResponseError, variable: str) -> BrokerAwayError | BrokerError:
     text = str(error)
     if isinstance(error, _FOR_NOW) or text.startswith(_FOR_NOW_WORDS):
-        return BrokerAway(f"Redis: {error}")
+        return BrokerAwayError(f"Redis: {error}")
     hint = None
     if isinstance(error, NoPermissionError):
         hint = f"Allow it to the user of {variable}: ACL SETUSER <user> ~* +@read +@write +@transaction +@connection"
@@ -215,7 +215,7 @@ def _refusal(error: ResponseError, variable: str) -> BrokerAway | BrokerError:
 def _chunks(commands: Iterable[Command], longest: int) -> Iterator[tuple[int, bytes]]:
     """Yield the commands as the server reads them, in pieces, each with the number of its commands.
 
-    Raises MessageTooLarge for what is longer than `longest` bytes: the server would hang up, most often without a word.
+    Raises MessageTooLargeError for what is longer than `longest` bytes: the server would hang up.
     """
     size, pieces = 0, list[bytes]()
     for command in commands:
@@ -230,9 +230,9 @@ def _chunks(commands: Iterable[Command], longest: int) -> Iterator[tuple[int, by
         yield len(pieces), b"".join(pieces)
 
 
-def too_large(length: int, longest: int) -> MessageTooLarge:
+def too_large(length: int, longest: int) -> MessageTooLargeError:
     """Return what a message of `length` bytes means where the server takes `longest`."""
-    return MessageTooLarge(
+    return MessageTooLargeError(
         f"A message of {length} bytes is too large for Redis, which takes {longest}.",
         limit=longest,
         hint="Send fewer columns (columns= of the route), or allow it: "

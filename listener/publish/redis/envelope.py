@@ -84,7 +84,7 @@ class Envelopes:
     def of(self, route: Route, kind: Kind) -> Envelope:
         """Return the envelope of a route's tasks, remembered in `made`; may talk to the broker, to declare the queue.
 
-        Raises EnvelopeError, BrokerError, BrokerAway.
+        Raises EnvelopeError, BrokerError, BrokerAwayError.
         """
         template = self._templates.get((route.key, route.queue)) or self._make(route)
         if len(self.made) >= _MOST_REMEMBERED:

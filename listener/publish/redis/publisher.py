@@ -15,7 +15,7 @@ from celery import Celery
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call, Parked, Route
-from listener.core.publisher import CheckpointMoved, Stopped
+from listener.core.publisher import CheckpointMovedError, StoppedError
 from listener.core.retry import Patience
 from listener.publish.batching import Gatherer
 from listener.publish.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ class RedisPublisher:
 
     def checkpoint(self, source: str | None = None) -> str | None:
         """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
-        with suppress(CheckpointMoved):  # it is read anew
+        with suppress(CheckpointMovedError):  # it is read anew
             self.settle()
         self._envelopes.forget()  # a broker that was emptied does not know the queues any more
         return self._patience.until_done(lambda: self._read(source))
@@ -110,13 +110,13 @@ class RedisPublisher:
         return self._checkpoint.held
 
     def stop(self) -> None:
-        """Make a waiting `publish` raise Stopped soon."""
+        """Make a waiting `publish` raise StoppedError soon."""
         self._patience.stop()
 
     def close(self) -> None:
         """Let go of the broker; after `stop`, hand over before what is held back, if that is to be had at once."""
         if self._patience.is_stopped and self._is_settled:
-            with suppress(CDCError, Stopped):  # it is kept, and goes out at the next start
+            with suppress(CDCError, StoppedError):  # it is kept, and goes out at the next start
                 self._hand_over()
         self._envelopes.close()
         self._redis.close()

@@ -15,7 +15,7 @@ from cdc_tasks.notify.accounts import Account
 from cdc_tasks.notify.delivery_log import SendRecord
 from cdc_tasks.notify.rate_limit import Turn
 from cdc_tasks.notify.services import Rate, Recipient
-from cdc_tasks.retry import NotYet
+from cdc_tasks.retry import NotYetError
 from tests.support.waiting import wait_until
 from tests.support.worker import Worker
 
@@ -36,7 +36,7 @@ def _turn(position: str) -> Turn:
 
 
 def _wait(turn: Turn, account: Account, rate: Rate) -> float:
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(NotYetError) as caught:
         turn.take(account, rate)
     return caught.value.after or 0
 
@@ -48,7 +48,7 @@ def test_a_message_that_is_being_sent_stays_the_senders_when_redis_clock_steps(
     sender = SendRecord("one")
     sender.claim()
     _step(in_process, step)
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(NotYetError) as caught:
         SendRecord("one").claim()
     assert 60 < (caught.value.after or 0) <= sent._HELD
     sender.confirm()

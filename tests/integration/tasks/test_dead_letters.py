@@ -81,10 +81,10 @@ def test_a_replayed_letter_keeps_its_id_and_is_gone_when_its_task_is_done(
     ids = [helpdesk.send("faulty.counts", "n", queue="bulk") for _ in range(3)]
     wait_until(lambda: _number(helpdesk) == 3, what="the letters")
 
-    _run(environment, "replay", ids[0])  # without the cure it comes back
+    _run(environment, "replay", ids[0])  # without the hint it comes back
     wait_until(lambda: len(_letter(environment, ids[0])["attempts"]) == 1, what="the letter to come back")
 
-    helpdesk.broker.cache.set("cure", 1)
+    helpdesk.broker.cache.set("hint", 1)
     assert _run(environment, "replay", "--task", "faulty.*").count("sent to faulty.counts") == 3
     wait_until(lambda: helpdesk.broker.cache.get("n") == b"3", what="the tasks to be done")
     assert _number(helpdesk) == 0

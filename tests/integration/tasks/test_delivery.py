@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.notify.delivery import MaybeSentError, deliver
-from cdc_tasks.notify.send_errors import AnswerLost, RateLimited, Refused, Unavailable
+from cdc_tasks.notify.send_errors import AnswerLostError, RateLimitedError, RefusedError, UnavailableError
 from cdc_tasks.notify.vault import VaultError
 from cdc_tasks.settings import worker_settings
 from tests.support.social_stub import Drop, Error, RateLimit, Slow, Status
@@ -99,16 +99,16 @@ def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, soci
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (RateLimit(7), RateLimited),
-        (Status(503), Unavailable),
-        (Error("service_unavailable"), Unavailable),
-        (Error("ratelimited"), RateLimited),
-        (Error("channel_not_found"), Refused),
-        (Error("account_inactive"), Refused),
-        (Status(404), Refused),
-        (Status(500), AnswerLost),
-        (Error("internal_error"), AnswerLost),
-        (Drop(posted=True), AnswerLost),
+        (RateLimit(7), RateLimitedError),
+        (Status(503), UnavailableError),
+        (Error("service_unavailable"), UnavailableError),
+        (Error("ratelimited"), RateLimitedError),
+        (Error("channel_not_found"), RefusedError),
+        (Error("account_inactive"), RefusedError),
+        (Status(404), RefusedError),
+        (Status(500), AnswerLostError),
+        (Error("internal_error"), AnswerLostError),
+        (Drop(posted=True), AnswerLostError),
     ],
 )
 def test_slacks_failures_are_told_apart(
@@ -119,18 +119,18 @@ def test_slacks_failures_are_told_apart(
         deliver(account_id, "new_ticket", 1, "change")
     assert type(caught.value) is expected
     assert "xoxb" not in str(caught.value)
-    if isinstance(fault, RateLimit) and isinstance(caught.value, RateLimited):
+    if isinstance(fault, RateLimit) and isinstance(caught.value, RateLimitedError):
         assert caught.value.after == 7
 
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (RateLimit(7), RateLimited),
-        (Status(503), Unavailable),
-        (Status(400), Refused),
-        (Status(502), AnswerLost),
-        (Drop(posted=True), AnswerLost),
+        (RateLimit(7), RateLimitedError),
+        (Status(503), UnavailableError),
+        (Status(400), RefusedError),
+        (Status(502), AnswerLostError),
+        (Drop(posted=True), AnswerLostError),
     ],
 )
 def test_teams_failures_are_told_apart_and_keep_the_url_secret(
@@ -153,7 +153,7 @@ def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpD
     connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
     account = connect(in_process.ANNA, "C0ANNA")
     in_process.social.close()
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         deliver(account, "new_ticket", 1, "change")
 
 
@@ -166,14 +166,14 @@ def test_a_service_that_is_too_slow_may_have_got_the_message(
     connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
     account = connect(in_process.ANNA, "C0ANNA")
     in_process.social.fail("C0ANNA", Slow(3))
-    with pytest.raises(AnswerLost):
+    with pytest.raises(AnswerLostError):
         deliver(account, "new_ticket", 1, "change")
     wait_until(lambda: len(in_process.social.posted) == 1, what="the message")
 
 
 def test_a_revoked_token_is_refused_with_what_to_do(in_process: HelpDesk, account_id: int) -> None:
     in_process.social.revoked.add("xoxb-good")
-    with pytest.raises(Refused, match=r"token_revoked\.\n  connect the account again"):
+    with pytest.raises(RefusedError, match=r"token_revoked\.\n  connect the account again"):
         deliver(account_id, "new_ticket", 1, "change")
 
 
@@ -181,7 +181,7 @@ def test_a_lost_answer_leads_to_another_message_if_that_is_wanted(
     in_process: HelpDesk, account_id: int
 ) -> None:
     in_process.social.fail("C0ANNA", Drop(posted=True))
-    with pytest.raises(AnswerLost):
+    with pytest.raises(AnswerLostError):
         deliver(account_id, "new_ticket", 1, "change")
     assert deliver(account_id, "new_ticket", 1, "change") == "sent to slack"
     assert len(in_process.social.posted) == 2
@@ -193,7 +193,7 @@ def test_a_lost_answer_is_the_end_if_that_is_wanted(
     monkeypatch.setenv("CDC_LOST_ANSWER", "give-up")
     worker_settings.cache_clear()
     in_process.social.fail("C0ANNA", Drop(posted=True))
-    with pytest.raises(AnswerLost):
+    with pytest.raises(AnswerLostError):
         deliver(account_id, "new_ticket", 1, "change")
     for _ in range(2):
         with pytest.raises(MaybeSentError, match="CDC_LOST_ANSWER"):
@@ -201,7 +201,7 @@ def test_a_lost_answer_is_the_end_if_that_is_wanted(
     assert len(in_process.social.posted) == 1
 
 
-def test_a_secret_that_no_key_opens_is_an_error_with_its_cure(in_process: HelpDesk, account_id: int) -> None:
+def test_a_secret_that_no_key_opens_is_an_error_with_its_hint(in_process: HelpDesk, account_id: int) -> None:
     in_process.database.execute("UPDATE connected_accounts SET secret = 'not ours'")
     with pytest.raises(VaultError, match="rotate-key"):
         deliver(account_id, "new_ticket", 1, "change")

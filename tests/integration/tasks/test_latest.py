@@ -11,7 +11,7 @@ import pytest
 
 from cdc_tasks.changes import EventType, RowChange
 from cdc_tasks.latest import latest_only, store_latest
-from cdc_tasks.retry import NotYet
+from cdc_tasks.retry import NotYetError
 from tests.support.helpdesk import change
 from tests.support.waiting import wait_until
 from tests.support.worker import Worker
@@ -89,7 +89,7 @@ def test_what_failed_is_not_taken_for_done(in_process: HelpDesk) -> None:
 def test_while_one_is_at_it_another_waits_its_turn(in_process: HelpDesk) -> None:
     with latest_only("row", _change(1)) as is_latest:
         assert is_latest
-        with pytest.raises(NotYet), latest_only("row", _change(2)):
+        with pytest.raises(NotYetError), latest_only("row", _change(2)):
             pass
 
 

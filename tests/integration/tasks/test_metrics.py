@@ -41,7 +41,7 @@ def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
         wait_until(lambda: _numbers(flower).get("dead_letters faulty.fails") == 3, what="the letters")
         wait_until(lambda: _numbers(flower).get("dead_letters faulty.counts") == 1, what="one more")
 
-        in_process.broker.cache.set("cure", 1)
+        in_process.broker.cache.set("hint", 1)
         assert _run("dead-letters", "replay", first) == 0
         assert _run("dead-letters", "replay", "--task", "faulty.fails") == 0  # they fail again
         wait_until(

@@ -92,11 +92,11 @@ def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: H
             [line] = wait_until(
                 lambda: second.events("foreign_worker_takes_our_tasks"), timeout=20, what="what it says"
             )
-            assert line["cure"] == stranger.cure
+            assert line["hint"] == stranger.hint
             [lacking] = wait_until(lambda: second.events("queues_without_worker"), what="what nobody takes")
             assert lacking["queues"] == ["celery", "notifications"]
         assert not first.events("foreign_worker_takes_our_tasks")  # it was told not to greet anybody
-        _run(helpdesk, stranger.cure.splitlines()[0])
+        _run(helpdesk, stranger.hint.splitlines()[0])
         wait_until(
             lambda: not any("house@" in what for what in _findings(helpdesk)),
             timeout=20,
@@ -123,7 +123,7 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
         wait_until(
             lambda: other.events("messages_held_with_kombus_transport"), timeout=20, what="what it says"
         )
-        assert "5 messages are back" in _run(helpdesk, found.cure.rpartition(": ")[2])
+        assert "5 messages are back" in _run(helpdesk, found.hint.rpartition(": ")[2])
     assert client.hkeys("unacked") == [b"of the house", b"unreadable"]
     assert _numbers(client.lrange("bulk", 0, -1)) == [4, 3, 2, 1, 0]  # the last is taken first
     assert "broker's unacked" not in _findings(helpdesk)

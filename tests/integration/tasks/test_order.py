@@ -10,7 +10,7 @@ import pytest
 
 from cdc_tasks import db
 from cdc_tasks.helpdesk.tickets import notify_ticket_insert, notify_ticket_update
-from cdc_tasks.retry import NotYet
+from cdc_tasks.retry import NotYetError
 from demo.servers import PostgresServer
 from tests.conftest import Database
 from tests.support.helpdesk import HelpDesk
@@ -88,15 +88,15 @@ def test_of_two_tickets_neither_waits_for_the_other(
     update = in_process.update_ticket(first.row["id"], status="closed")
     with monkeypatch.context() as broken:
         broken.setattr("cdc_tasks.helpdesk.tickets.notify_users", _database_is_away)
-        with pytest.raises(db.DatabaseAway):
+        with pytest.raises(db.DatabaseAwayError):
             notify_ticket_insert(first.to_message())
-    with pytest.raises(NotYet):
+    with pytest.raises(NotYetError):
         notify_ticket_update(update.to_message())
     assert notify_ticket_insert(second.to_message()) == "0 messages queued"
 
 
 def _database_is_away(*_: object) -> int:
-    raise db.DatabaseAway
+    raise db.DatabaseAwayError
 
 
 def _waiting_for_a_lock(helpdesk: HelpDesk) -> bool:

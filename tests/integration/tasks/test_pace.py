@@ -10,7 +10,7 @@ import pytest
 
 from cdc_tasks.notify.delivery import deliver
 from cdc_tasks.notify.rate_limit import Turn
-from cdc_tasks.retry import NotYet
+from cdc_tasks.retry import NotYetError
 from cdc_tasks.settings import worker_settings
 from tests.support.social_stub import RateLimit, Status
 from tests.support.waiting import wait_until
@@ -79,7 +79,7 @@ def test_waiting_for_ones_turn_is_not_a_failure(
     elsewhere = in_process.connect_slack(in_process.MONA, "C0MONA")
     assert deliver(mine, "new_ticket", 1, "a") == "sent to slack"
     assert deliver(mine, "new_ticket", 1, "a") == "nothing sent: it was sent before"  # takes nobody's slot
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(NotYetError) as caught:
         deliver(other, "new_ticket", 1, "a")  # another account, the same channel
     assert 0 < (caught.value.after or 0) <= 10
     assert not caught.value.counts
@@ -94,7 +94,7 @@ def test_a_message_that_never_comes_holds_up_the_others_for_a_while_only(
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
     Turn(lane=f"account:{account}", position="0/1:0", delivery_id="lost").expect()
-    with pytest.raises(NotYet):
+    with pytest.raises(NotYetError):
         deliver(account, "new_ticket", 1, "b", position="0/2:0")
     wait_until(lambda: _is_sent(account, "b", "0/2:0"), what="the others to go on")
 
@@ -115,5 +115,5 @@ def test_a_message_that_is_refused_lets_the_next_one_go_at_once(
 def _is_sent(account: int, change_id: str = "a", position: str | None = None) -> bool:
     try:
         return deliver(account, "new_ticket", 1, change_id, position=position) == "sent to slack"
-    except NotYet:
+    except NotYetError:
         return False

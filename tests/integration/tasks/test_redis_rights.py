@@ -104,6 +104,6 @@ def test_check_names_what_the_listener_lacks(helpdesk: HelpDesk) -> None:
         )
         found = {each["what"]: each for each in operator.asks("check")["findings"]}
         assert found["broker's rights"]["state"] == "problem"
-        assert found["broker's rights"]["cure"] == "ACL SETUSER anna +multi +watch"
+        assert found["broker's rights"]["hint"] == "ACL SETUSER anna +multi +watch"
     finally:
         client.execute_command("ACL", "DELUSER", "anna")

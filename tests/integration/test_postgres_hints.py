@@ -1,4 +1,4 @@
-"""Each cure does what it says, as it is pasted, whatever role and database are called."""
+"""Each hint does what it says, as it is pasted, whatever role and database are called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from demo.servers import PostgresServer
-from listener.postgres import hints as cures
+from listener.postgres import hints
 from listener.postgres.client.errors import Refusal, refused
 from listener.postgres.hints import RESERVED, quoted
 from listener.postgres.log.position import format_lsn, parse_lsn
@@ -25,7 +25,7 @@ _NAMES = [("listener", "helpdesk"), ('Mr "O\'Neil" {x}', "Größe 100 %"), ("use
 
 
 @pytest.mark.parametrize("server_class", [PostgresServer, DebianPostgresServer])
-def test_the_sql_of_every_cure_works_as_pasted(server_class: type[PostgresServer]) -> None:
+def test_the_sql_of_every_hint_works_as_pasted(server_class: type[PostgresServer]) -> None:
     tried = set()
     with server_class() as server:
         with closing(psycopg2.connect(server.url)) as connection, connection.cursor() as cursor:
@@ -44,9 +44,9 @@ def test_the_sql_of_every_cure_works_as_pasted(server_class: type[PostgresServer
 
 
 def _statements(role: str, database: str, beyond: str) -> list[str]:
-    """Return all SQL of the cures, but what has a placeholder that a person must fill in."""
+    """Return all SQL of the hints, but what has a placeholder that a person must fill in."""
     names = {"role": quoted(role), "database": quoted(database), "slot": "ours", "beyond": beyond}
-    texts = [getattr(cures, name).format(**names) for name in cures.__all__]
+    texts = [getattr(hints, name).format(**names) for name in hints.__all__]
     texts += [str(refused("words", each, {"user": role, "dbname": database})) for each in _REFUSALS]
     found = [statement for text in texts for statement in _SQL.findall(text)]
     # On Amazon RDS alone; a person's own slot.

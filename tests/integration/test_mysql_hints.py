@@ -14,7 +14,7 @@ from listener.core.findings import Finding, State
 from listener.mysql.check import check_mysql, find_in_server, find_in_tables
 from listener.mysql.client.connection import connect, fetch
 from listener.mysql.client.server import read_server
-from listener.mysql.errors import PermissionDenied, translate
+from listener.mysql.errors import PermissionDeniedError, translate
 from listener.mysql.monitor import BinlogMonitor
 from listener.router import BinlogRouter, EventType
 from tests.support.mysql_servers import MariaDBServer, MySQLServer
@@ -68,10 +68,10 @@ def bare_server(request: pytest.FixtureRequest) -> Iterator[MariaDBServer | MySQ
         yield server
 
 
-def statements(cure: str) -> list[str]:
-    """Return the SQL in a cure, as a client takes it that is given whole lines."""
+def statements(hint: str) -> list[str]:
+    """Return the SQL in a hint, as a client takes it that is given whole lines."""
     found = []
-    for line in cure.splitlines():
+    for line in hint.splitlines():
         if line.startswith(("SET ", "GRANT ", "CREATE ", "ALTER ", "FLUSH ", "TRUNCATE ")):
             sql, _, rest = line.rpartition(";")
             assert not rest.strip() or rest.strip().startswith("--"), line
@@ -103,7 +103,7 @@ def test_the_account_of_the_docs_may_do_what_the_listener_needs(
     router = BinlogRouter()
     router.register("helpdesk", "tickets", EventType.ALL, "a.task")
     url = documented_server.url_of("helpdesk", user="cdc:secret")
-    found = check_mysql(url, name="cures", server_id=4711, routes=router.routes, checkpoint=None)
+    found = check_mysql(url, name="hints", server_id=4711, routes=router.routes, checkpoint=None)
     assert [each for each in found if each.state is not State.OK] == []
     # REFERENCES on the watched databases does as well.
     paste(
@@ -111,11 +111,11 @@ def test_the_account_of_the_docs_may_do_what_the_listener_needs(
         "REVOKE SELECT ON *.* FROM 'cdc'@'%'",
         "GRANT REFERENCES ON helpdesk.* TO 'cdc'@'%'",
     )
-    found = check_mysql(url, name="cures", server_id=4711, routes=router.routes, checkpoint=None)
+    found = check_mysql(url, name="hints", server_id=4711, routes=router.routes, checkpoint=None)
     assert [each for each in found if each.state is not State.OK] == []
 
 
-def test_each_setting_that_check_complains_of_is_mended_by_its_cure(
+def test_each_setting_that_check_complains_of_is_mended_by_its_hint(
     bare_server: MariaDBServer | MySQLServer,
 ) -> None:
     url = bare_server.url_of("mysql")
@@ -125,14 +125,14 @@ def test_each_setting_that_check_complains_of_is_mended_by_its_cure(
         expected |= {"server_id", "GTIDs"}
     assert {each.what for each in wrong} == expected
     for each in wrong:
-        pasted = statements(each.cure)
+        pasted = statements(each.hint)
         assert pasted, each
         paste(bare_server, *pasted)
     assert [each for each in findings(url) if each.state is not State.OK] == []
 
 
 @pytest.mark.parametrize("schema", ["unseen", "un`seen", "unse*", "[u]nseen"])
-def test_a_schema_that_the_account_does_not_see_is_shown_by_the_cure(
+def test_a_schema_that_the_account_does_not_see_is_shown_by_the_hint(
     documented_server: MariaDBServer | MySQLServer, schema: str
 ) -> None:
     database = "un`seen" if "`" in schema else "unseen"
@@ -150,14 +150,14 @@ def test_a_schema_that_the_account_does_not_see_is_shown_by_the_cure(
     with closing(connect(url)) as connection:
         (found,) = find_in_tables(connection, router.routes)
     assert found.state is not State.OK
-    (pasted,) = re.findall(r"GRANT .*;", found.cure)
+    (pasted,) = re.findall(r"GRANT .*;", found.hint)
     paste(documented_server, pasted)
     with closing(connect(url)) as connection:
         (found,) = find_in_tables(connection, router.routes)
     assert found.state is State.OK
 
 
-def test_rights_that_are_missing_are_given_by_the_cure_to_the_account_that_asked(
+def test_rights_that_are_missing_are_given_by_the_hint_to_the_account_that_asked(
     documented_server: MariaDBServer | MySQLServer,
 ) -> None:
     paste(
@@ -166,14 +166,14 @@ def test_rights_that_are_missing_are_given_by_the_cure_to_the_account_that_asked
         "GRANT SELECT ON *.* TO 'poor'@'127.0.0.%'",
     )
     url = documented_server.url_of("mysql", user="poor:secret")
-    with closing(connect(url)) as connection, pytest.raises(PermissionDenied) as caught:
+    with closing(connect(url)) as connection, pytest.raises(PermissionDeniedError) as caught:
         fetch(connection, "SHOW BINARY LOGS")
     assert "'poor'@'127.0.0.%'" in (caught.value.hint or "")
     paste(documented_server, "GRANT REPLICATION CLIENT ON *.* TO 'poor'@'127.0.0.%'")
     monitor = BinlogMonitor(url, name="poor", routes=())
     with closing(monitor):
         monitor.open(saved=None)
-        with pytest.raises(PermissionDenied) as caught:
+        with pytest.raises(PermissionDeniedError) as caught:
             list(monitor.batches(None))
     assert "'poor'@'127.0.0.%'" in (caught.value.hint or "")
     paste(documented_server, *statements(caught.value.hint or ""))
