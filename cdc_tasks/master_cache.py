@@ -83,7 +83,7 @@ class UnknownTableError(CDCError):
 def refresh_master_cache(table: str) -> str:
     """Put fresh rows of `table` into each key that it feeds."""
     outcome = refresh(table)
-    log.info("master cache refreshed", table=table, outcome=outcome)
+    log.info("master_cache_refreshed", table=table, outcome=outcome)
     return outcome
 
 
@@ -121,9 +121,9 @@ def _is_missing(table: str) -> bool:
 
 def _refill(table: str) -> bool:
     try:
-        log.info("master cache refilled", table=table, outcome=refresh(table))
+        log.info("master_cache_refilled", table=table, outcome=refresh(table))
     except db.DatabaseRefusedError as error:  # not every database has each of the sample's tables
-        log.warning("master cache not refilled", table=table, error=error.message)
+        log.warning("master_cache_not_refilled", table=table, error=error.message)
         return False
     return True
 

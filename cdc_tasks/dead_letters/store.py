@@ -118,7 +118,7 @@ def keep(letter: DeadLetter) -> None:
     """Store it, in the place of an earlier one of the same task; raises CacheAwayError."""
     _run(_KEEP, letter)
     log.error(
-        "task gave up",
+        "task_gave_up",
         dead_letter=letter.id,
         of_task=letter.task,
         error=letter.error.partition(":")[0],

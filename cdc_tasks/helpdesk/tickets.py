@@ -127,12 +127,12 @@ def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | 
         for_managers = replace(occasion, kind=f"manager_{kind}")
         count = notify_users(session, [ticket.assigned_to_id], occasion)
         count += notify_users(session, get_manager_ids(ticket.assigned_to_id, session), for_managers)
-    log.info("messages queued", kind=kind, ticket_id=ticket_id, messages=count)
+    log.info("messages_queued", kind=kind, ticket_id=ticket_id, messages=count)
     return f"{count} messages queued"
 
 
 def _nothing_sent(ticket_id: int, reason: str) -> str:
-    log.info("nothing sent", reason=reason, ticket_id=ticket_id)
+    log.info("nothing_sent", reason=reason, ticket_id=ticket_id)
     return f"nothing sent: {reason}"
 
 

@@ -29,7 +29,7 @@ def welcome_user(change: dict[str, Any]) -> str:
     user_id = insert.row["id"]
     with db.session() as session:
         if session.get(User, user_id) is None:
-            log.info("nothing sent", reason="the user is gone", user_id=user_id)
+            log.info("nothing_sent", reason="the user is gone", user_id=user_id)
             return "nothing sent: the user is gone"
         occasion = Occasion(kind="welcome", subject_id=user_id, change_id=insert.id, position=insert.position)
         return f"{notify_users(session, [user_id], occasion)} messages queued"

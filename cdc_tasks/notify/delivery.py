@@ -69,7 +69,7 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
         raise NotYetError("These are the user's quiet hours.", after=quiet)
     if not _send_in_turn(account, message, turn):
         return _nothing_sent(occasion, account_id, "it was sent before")
-    log.info("message sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
+    log.info("message_sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
     return f"sent to {account.service}"
 
 
@@ -164,7 +164,7 @@ def _send_once(account: accounts.Account, message: Message, record: SendRecord) 
 
 def _nothing_sent(occasion: Occasion, account_id: int | None, reason: str, **more: Any) -> str:
     log.info(
-        "nothing sent",
+        "nothing_sent",
         reason=reason,
         kind=occasion.kind,
         subject_id=occasion.subject_id,

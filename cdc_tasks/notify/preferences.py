@@ -146,7 +146,7 @@ def _told(email: str, row: NotificationPreferences) -> str:
 def _zone(row: NotificationPreferences) -> tzinfo:
     found = _zone_named(row.time_zone)
     if found is None:
-        log.warning("unknown time zone", user_id=row.user_id, time_zone=row.time_zone, taken="UTC")
+        log.warning("unknown_time_zone", user_id=row.user_id, time_zone=row.time_zone, taken="UTC")
     return found or UTC
 
 

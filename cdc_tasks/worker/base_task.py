@@ -78,7 +78,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
                 with contextlib.suppress(CacheAwayError):
                     return self._hold(wait, headers)
             # The broker did not take the retry. Celery would drop the task; ours stays in the queue.
-            log.warning("the broker did not take the retry", of_task=self.name, error=repr(rejected.args[0]))
+            log.warning("retry_not_taken", of_task=self.name, error=repr(rejected.args[0]))
             time.sleep(_BREATH)
             return Reject("the broker did not take the retry", requeue=True)
         raise AssertionError("Task.retry raises")  # pragma: no cover

@@ -90,7 +90,7 @@ class Consumer(CeleryConsumer):
                 _raw(message), reason=reason, queue=(message.delivery_info or {}).get("routing_key")
             )
         except CacheAwayError as away:
-            log.warning("malformed message goes back", error=away.message)
+            log.warning("malformed_message_goes_back", error=away.message)
             message.reject_log_error(_logger, self.connection_errors, requeue=True)
             return
         message.ack_log_error(_logger, self.connection_errors)
@@ -101,7 +101,7 @@ class Consumer(CeleryConsumer):
             dead_letters.keep(_letter_of(message))
         except CacheAwayError as away:
             log.warning(
-                "unknown task goes back", name=headers["task"], task_id=headers["id"], error=away.message
+                "unknown_task_goes_back", name=headers["task"], task_id=headers["id"], error=away.message
             )
             message.reject_log_error(_logger, self.connection_errors, requeue=True)
             return

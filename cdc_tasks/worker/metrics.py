@@ -42,7 +42,7 @@ class _WaitingForAPerson(Collector):
             for listener, number in parked.counts().items():
                 changes.add_metric([listener], number)
         except cache.CacheAwayError as away:  # Flower's own numbers are still worth having
-            log.warning("no numbers of dead letters", error=away.message)
+            log.warning("no_numbers_of_dead_letters", error=away.message)
             return [_answered(answered, yes=False)]
         return [letters, changes, _answered(answered, yes=True)]
 

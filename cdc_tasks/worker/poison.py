@@ -67,7 +67,7 @@ def _strike_off(key: str) -> None:
         with cache.errors_translated():
             cache.client().delete(key)
     except cache.CacheAwayError as away:  # it is forgotten anyway, a day later
-        log.warning("suspect not struck off", key=key, error=away.message)
+        log.warning("suspect_not_struck_off", key=key, error=away.message)
 
 
 # --- What happens to them -------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def _kept(name: str, context: Context, error: Exception, trace: Any) -> bool:
     try:
         dead_letters.keep(dead_letters.letter_of(name, context, error, trace=str(trace)))
     except CacheAwayError as away:
-        log.exception("dead letter lost", of_task=name, dead_letter=context.id, error=away.message)
+        log.exception("dead_letter_lost", of_task=name, dead_letter=context.id, error=away.message)
         return False
     return True
 

@@ -97,7 +97,7 @@ def run(
         with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
             listener.run()
     except CDCError as error:
-        log.error("failed", error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
+        log.error("failed", code=error.code, error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
         raise typer.Exit(1) from error
     log.info("stopped", name=settings.cdc_name)
 
@@ -122,7 +122,7 @@ def check(*, as_json: AsJSON = False) -> None:
     findings = list(_findings(load(ListenerSettings)))
     is_ready = all(each.state is not State.PROBLEM for each in findings)
     if as_json:
-        fields = ("what", "state", "found", "hint")
+        fields = ("what", "state", "code", "found", "hint")
         print_json(
             {"ready": is_ready, "findings": [{f: getattr(each, f) for f in fields} for each in findings]}
         )

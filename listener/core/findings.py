@@ -28,6 +28,7 @@ class Finding:
     what: str  # as a person would call it: "wal_level", "table public.tickets"
     state: State = State.OK
     found: str
+    code: str = ""  # stable: for programs that read `check --json`
     hint: str = ""  # the exact SQL or command, ready to paste; empty where all is well
 
 
@@ -53,7 +54,7 @@ class CloseNames:
 
 def finding_from(what: str, error: CDCError, state: State = State.PROBLEM) -> Finding:
     """Return what an error says as a finding."""
-    return Finding(what=what, state=state, found=error.message, hint=error.hint or "")
+    return Finding(what=what, state=state, found=error.message, code=error.code, hint=error.hint or "")
 
 
 def raise_problems(findings: Iterable[Finding]) -> None:

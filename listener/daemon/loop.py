@@ -41,7 +41,7 @@ class Listener:
                 if not self._wakeup.is_set:
                     self._stream()
         except StoppedError:
-            log.info("stopped while waiting")
+            log.info("stopped_while_waiting")
         finally:
             self._monitor.close()
             self._publisher.close()
@@ -64,7 +64,7 @@ class Listener:
         try:
             self._pump()
         except (SourceLostError, CheckpointMovedError) as error:
-            log.warning("reading again", reason=error.message)
+            log.warning("reading_again", reason=error.message)
             self._wakeup.wait(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
         finally:
             self._monitor.close()
@@ -91,4 +91,4 @@ class Listener:
 
 def _say_away(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning("source is away", attempt=state.attempt_number, error=str(error))
+    log.warning("source_is_away", attempt=state.attempt_number, error=str(error))

@@ -51,7 +51,7 @@ def test_within_the_replay_window_all_is_published_again(database: Database) -> 
         broker.restart(keep_data=False)
         insert(database, 4)
         wait_until(lambda: arrived(broker.url) == [1, 2, 3, 4], what="the tasks again", timeout=20)
-    assert [each for each in logs if each["event"] == "reading again" and "gone" in each["reason"]]
+    assert [each for each in logs if each["event"] == "reading_again" and "gone" in each["reason"]]
 
 
 def test_a_broker_that_lost_its_data_while_no_listener_ran_is_said_and_mended(database: Database) -> None:

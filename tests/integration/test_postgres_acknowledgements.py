@@ -121,7 +121,7 @@ def test_a_server_that_shuts_down_does_not_wait_for_acknowledgements_and_knows_n
         history.execute("INSERT INTO other VALUES (1)")
         history.server.stop()
         assert "database system is shut down" in history.server.log, "it had to be killed"
-        wait_until(lambda: [line for line in logs if line["event"] == "reading again"], what="it to notice")
+        wait_until(lambda: [line for line in logs if line["event"] == "reading_again"], what="it to notice")
         checkpoint = WALPosition.parse(history.checkpoint)
         history.server.start()
         assert WALPosition.before(parse_lsn(history.confirmed)) <= checkpoint

@@ -159,7 +159,7 @@ def test_a_worker_with_the_least_rights_of_the_manual_runs_and_retries(
     rich = {"CELERY_BROKER_URL": _url(rabbitmq_server, vhost)}
     with Worker(environment, mingle=True) as worker, sender_of(rich) as sender:
         sender.send_task("faulty.retries_out", queue="celery")
-        wait_until(lambda: worker.events("task gave up"), timeout=40, what="the last try")
+        wait_until(lambda: worker.events("task_gave_up"), timeout=40, what="the last try")
         assert "ACCESS_REFUSED" not in worker.log
 
 

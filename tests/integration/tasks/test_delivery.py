@@ -68,13 +68,13 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
     helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
-    wait_until(lambda: worker.events("message sent"), what="the message")
+    wait_until(lambda: worker.events("message_sent"), what="the message")
     for _ in range(2):
         helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
 
-    wait_until(lambda: len(worker.events("nothing sent")) == 2, what="two that find it sent")
+    wait_until(lambda: len(worker.events("nothing_sent")) == 2, what="two that find it sent")
     assert len(social.posted) == 1
-    assert {line["reason"] for line in worker.events("nothing sent")} == {"it was sent before"}
+    assert {line["reason"] for line in worker.events("nothing_sent")} == {"it was sent before"}
 
 
 def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, social: SocialStub) -> None:
@@ -90,9 +90,9 @@ def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, soci
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
         wait_until(lambda: "Another worker is sending" in one.log + two.log, what="the other to come")
         wait_until(
-            lambda: one.events("nothing sent") + two.events("nothing sent"), timeout=20, what="it to give way"
+            lambda: one.events("nothing_sent") + two.events("nothing_sent"), timeout=20, what="it to give way"
         )
-        assert len(one.events("message sent") + two.events("message sent")) == 1
+        assert len(one.events("message_sent") + two.events("message_sent")) == 1
     assert social.attempts["C0CARL"] == len(social.posted) == 1
 
 

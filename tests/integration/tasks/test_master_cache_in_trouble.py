@@ -27,7 +27,7 @@ def test_an_empty_redis_is_filled_when_a_worker_starts(helpdesk: HelpDesk) -> No
     with Worker(helpdesk.environment) as worker:
         keys = ["master:roles", "master:priorities", "master:statuses", "master:statuses:open"]
         wait_until(lambda: helpdesk.broker.cache.exists(*keys) == len(keys), what="the keys")
-        wait_until(lambda: worker.events("master cache not refilled"), what="word of the missing table")
+        wait_until(lambda: worker.events("master_cache_not_refilled"), what="word of the missing table")
     assert [row["name"] for row in _cached(helpdesk.broker.cache, "roles")] == ["Admin"]
     assert not helpdesk.broker.cache.exists("cdc:dead-letters")
 

@@ -85,6 +85,6 @@ def _expect(
     with capture_logs() as lines:
         assert task(row_change.to_message()).startswith(("nothing sent", "0 messages queued"))
     assert [(line["event"], line["reason"], line["log_level"]) for line in lines if "reason" in line] == [
-        ("nothing sent", reason, "info")
+        ("nothing_sent", reason, "info")
     ]
     assert helpdesk.broker.client.llen("notifications") == 0

@@ -36,7 +36,7 @@ def test_an_update_does_not_overtake_the_insert_whose_task_is_tried_again(
         update = helpdesk.update_ticket(insert.row["id"], status="closed")
         with Worker(helpdesk.environment) as worker:
             wait_until(
-                lambda: worker.events("master cache refilled"), what="the worker to have nothing to do"
+                lambda: worker.events("master_cache_refilled"), what="the worker to have nothing to do"
             )
             server.stop()
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert)

@@ -39,7 +39,7 @@ def test_all_accounts_hear_of_what_is_wanted_and_of_nothing_else(
 
     assert {each.to for each in social.posted[:4]} == {"C0ANNA", "C0HOME", "anna", "C0VERA"}
     assert social.posted[4].to == "C0VERA"
-    reasons = {(each.get("user_id"), each["reason"]) for each in worker.events("nothing sent")}
+    reasons = {(each.get("user_id"), each["reason"]) for each in worker.events("nothing_sent")}
     assert (helpdesk.ANNA, "the user has muted these") in reasons
     assert (helpdesk.MONA, "the user wants no copies for managers") in reasons
 

@@ -52,7 +52,7 @@ def test_a_wait_of_less_than_a_second_counts_as_a_try_and_ends(
     }
     with Worker(environment) as worker, sender_of(environment) as sender:
         sender.send_task("faulty.retries_out", queue="celery")  # it waits for 0.1 s
-        [line] = wait_until(lambda: worker.events("task gave up"), timeout=20, what="the last try")
+        [line] = wait_until(lambda: worker.events("task_gave_up"), timeout=20, what="the last try")
         assert line["tries"] == 3
         assert "did not take the retry" not in worker.log
 

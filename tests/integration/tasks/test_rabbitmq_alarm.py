@@ -86,7 +86,7 @@ def test_retries_wait_for_the_end_of_the_alarm_and_hold_up_nobody(
         with _alarm(rabbitmq_server):
             worker.pause(on=False)
             wait_until(lambda: _counted(helpdesk) == 200, timeout=60, what="the others")
-            assert not worker.events("task gave up")
+            assert not worker.events("task_gave_up")
             wait_until(lambda: len(worker.events("retry_held")) >= 10, what="the retries to be kept")
             assert worker.events("broker_blocked")
         wait_until(lambda: len(_given_up(worker)) == 10, timeout=60, what="the last tries")
@@ -116,8 +116,8 @@ def test_a_worker_process_that_dies_meanwhile_does_not_take_its_task_along(
         with _alarm(rabbitmq_server):
             worker.pause(on=False)
             wait_until(lambda: helpdesk.broker.cache.get("killed"), timeout=30, what="the first death")
-        wait_until(lambda: worker.events("task gave up"), timeout=60, what="the last death")
+        wait_until(lambda: worker.events("task_gave_up"), timeout=60, what="the last death")
 
 
 def _given_up(worker: Worker) -> set[str]:
-    return {line["dead_letter"] for line in worker.events("task gave up")}
+    return {line["dead_letter"] for line in worker.events("task_gave_up")}

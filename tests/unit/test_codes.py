@@ -1,0 +1,43 @@
+"""Codes of errors are for programs: once given, they stay."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import cdc_tasks
+import listener
+from cdc_tasks.errors import CDCError
+
+# A code may be added. One that is taken away, or changed, breaks somebody's alarm.
+_CODES = """
+answer_lost bad_preference broker broker_away broker_blocked cache_away checkpoint_moved database_away
+database_refused envelope gap gtid_mode killed_workers lock_not_available malformed_message maybe_sent
+message_too_large not_accepting not_parked not_sent not_well not_yet open_flower other_log permission_denied
+rate_limited refused route server_id_taken settings slot_in_use source source_lost table_renamed
+too_many_connections try_again unavailable undescribed_table unfit_pool unknown_database unknown_database_type
+unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user unreadable_record vault
+"""
+
+
+def _subclasses(kind: type[CDCError]) -> set[type[CDCError]]:
+    found = set(kind.__subclasses__())
+    return found.union(*map(_subclasses, found)) if found else found
+
+
+def test_no_code_was_taken_away_or_changed() -> None:
+    for package in (cdc_tasks, listener):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    ours = {kind for kind in _subclasses(CDCError) if kind.__module__.startswith(("cdc_tasks.", "listener."))}
+    assert {kind.code for kind in ours} == set(_CODES.split())
+
+
+def test_an_error_has_its_classs_code_or_one_of_its_own() -> None:
+    class SlotIsBusyHTTPError(CDCError):
+        """The slot is busy."""
+
+    assert SlotIsBusyHTTPError().code == "slot_is_busy_http"
+    assert SlotIsBusyHTTPError("at 3", code="busy_at_night").code == "busy_at_night"
+    assert CDCError().code == "error"
