@@ -160,6 +160,7 @@ def give_back_unacked() -> None:
 
     from cdc_tasks import neighbours
     from cdc_tasks.celery import app
+    from cdc_tasks.queues import OLD_NAMES
 
     with app.connection_for_write() as connection:
         if connection.transport.driver_type != "redis":
@@ -167,7 +168,9 @@ def give_back_unacked() -> None:
             return
         channel: Any = connection.default_channel
         number = neighbours.give_back(
-            redis.Redis(connection_pool=channel.pool), app.amqp.queues, prefix=channel.global_keyprefix
+            redis.Redis(connection_pool=channel.pool),
+            [*app.amqp.queues, *OLD_NAMES],
+            prefix=channel.global_keyprefix,
         )
     _say(f"{number} messages are back in their queues.")
 

@@ -15,6 +15,7 @@ from celery.utils.saferepr import saferepr
 from cdc_tasks import dead_letters, suspects
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.countdown import with_countdown
+from cdc_tasks.queues import queue_of_key
 from cdc_tasks.retrying import MOST_TRIES, BrokerBlocked, TryAgain, may_try_again, seconds_to_wait
 
 if TYPE_CHECKING:
@@ -88,6 +89,19 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         request = self.request
         retry = self.signature_from_request(request, retries=request.retries + 1, headers=dict(headers))
         return hold(retry, wait=wait)
+
+    def signature_from_request(
+        self,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return what sends the task again, to the queue that it came from: Celery's own goes by `task_routes`."""
+        info = (self.request if request is None else request).delivery_info or {}
+        queue = queue or queue_of_key(self.app, info.get("routing_key"))
+        return super().signature_from_request(request, args, kwargs, queue, **options)
 
     def apply_async(  # type: ignore[override]  # the stubs name each option
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any

@@ -15,6 +15,7 @@ import structlog
 
 from cdc_tasks import cache
 from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.queues import without_delay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -94,7 +95,7 @@ def letter_of(task: str, request: Context, error: BaseException, *, trace: str |
         task=task,
         args=list(request.args or ()),
         kwargs=dict(request.kwargs or {}),
-        queue=(request.delivery_info or {}).get("routing_key"),
+        queue=without_delay(str((request.delivery_info or {}).get("routing_key") or "")) or None,
         error=described_error(error),
         traceback=mask_secrets(shown)[-_LONGEST_TRACEBACK:],
         failed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),

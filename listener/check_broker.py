@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.neighbours import kombus_unacked, queues_taken, strangers
+from cdc_tasks.queues import OLD_NAMES, own_queues
 from cdc_tasks.redis_rights import missing_for_listener
 from listener.check_queues import check_queues
 from listener.findings import CloseNames, Finding, State, finding_from
@@ -52,7 +53,7 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
             yield lacking
             return
         yield from _check_redis(app, durability)
-        yield from _check_kombus_unacked(app)
+        yield from _check_kombus_unacked(app, routes)
     elif durability != "memory":
         found, cure = (
             f"CDC_DURABILITY={durability} is for a Redis broker",
@@ -238,7 +239,7 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
         return
     active = inspect.active_queues() or {} if registered else {}
     needed = _needed(app, routes)
-    for stranger in strangers(registered, active, app.amqp.queues, needed):
+    for stranger in strangers(registered, active, own_queues(app, needed), needed):
         yield Finding(
             what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, cure=stranger.hint
         )
@@ -261,11 +262,12 @@ def _needed(app: Celery, routes: Sequence[Route]) -> dict[str, set[str]]:
     return needed
 
 
-def _check_kombus_unacked(app: Celery) -> Iterator[Finding]:
+def _check_kombus_unacked(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     with broker_channel(app) as channel:
         client = redis.Redis(connection_pool=channel.pool)
         try:
-            held = kombus_unacked(client, app.amqp.queues, prefix=channel.global_keyprefix)
+            ours = [*own_queues(app, _needed(app, routes)), *OLD_NAMES]
+            held = kombus_unacked(client, ours, prefix=channel.global_keyprefix)
         except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
             return
     if held is not None:

@@ -10,7 +10,7 @@ __all__ = ["batched", "setup", "to_celery"]
 
 def setup() -> BinlogRouter:
     router = BinlogRouter()
-    router.register("public", "tickets", EventType.ALL, "tests.task", queue="bulk")
+    router.register("public", "tickets", EventType.ALL, "tests.task", queue="cdc_bulk")
     return router
 
 
@@ -22,5 +22,5 @@ def to_celery() -> BinlogRouter:
 
 def batched() -> BinlogRouter:
     router = BinlogRouter()
-    router.register("public", "tickets", EventType.ALL, "tests.task", queue="bulk", batch=50)
+    router.register("public", "tickets", EventType.ALL, "tests.task", queue="cdc_bulk", batch=50)
     return router

@@ -28,7 +28,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 def test_a_worker_that_works_answers_and_one_that_does_not_is_told_with_its_cure(helpdesk: HelpDesk) -> None:
     helpdesk.broker.cache.hset("cdc:dead-letters", "an-id", "{}")
     helpdesk.broker.client.hset("cdc:shop:parked", "an-id", "{}")
-    with Worker(helpdesk.environment, "-Q", "cache") as worker:  # and whatever queues it has
+    with Worker(helpdesk.environment, "-Q", "cdc_cache") as worker:  # and whatever queues it has
         found = json.loads(_health(helpdesk.environment, "--json").stdout)
         assert found["worker"] == f"celery@{socket.gethostname()}"
         assert found["milliseconds"] > 0
