@@ -51,7 +51,7 @@ class OldQueues(StartStopStep):
             self._look_in_rabbitmq(consumer)
         elif kind == "redis":
             self._look_in_redis(consumer)
-            self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY, self._look_in_redis, args=(consumer,))
+            self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY, self._look_again, args=(consumer,))
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002  # Celery's signature
         """End; with the connection went what was consumed on it."""
@@ -102,6 +102,12 @@ class OldQueues(StartStopStep):
                 log.debug("old_queues_unknown", error=repr(error))
                 return
 
+    def _look_again(self, consumer: Any) -> None:
+        before = set(self.taken)
+        self._look_in_redis(consumer)
+        if self.taken != before:
+            consumer.task_consumer.consume()  # the first look comes before Celery begins to
+
     def _look_at(self, consumer: Any, name: str, first: list[Any]) -> None:
         found = [task for task in map(_task_of, filter(None, first)) if task is not None]
         if any(names_our_task(consumer.app, task) for task in found):
@@ -112,7 +118,6 @@ class OldQueues(StartStopStep):
     def _take(self, consumer: Any, name: str) -> None:
         self.taken.add(name)
         consumer.task_consumer.add_queue(Queue(name, Exchange(name, type="direct"), name, no_declare=True))
-        consumer.task_consumer.consume()
         self._say_once("old_queue_drained", name, now=queue_name(name))
 
     def _say_left(self, name: str, task: Any) -> None:

@@ -64,7 +64,8 @@ class Queues(amqp.Queues):
             return queue
         if name not in self.asked_by_old_name:
             self.asked_by_old_name[name] = new
-            warn_of_old_name(name, new)
+            if structlog.is_configured():  # else this is a command, whose output is an answer
+                warn_of_old_name(name, new)
         return self[new]
 
     def select(self, include: Iterable[str] | str | None) -> None:
@@ -118,7 +119,7 @@ class DefaultQueue(Queue):
         if existing_queue(channel.connection, self.name) is None:
             as_celery_does = Queue(self.name, Exchange(self.name, type="direct"), routing_key=self.name)
             as_celery_does(channel).declare()
-        super()._create_queue(nowait=nowait, channel=channel)
+        self.queue_bind(nowait=nowait, channel=channel)
 
 
 def runs_tasks_of_default_queue(app: Celery) -> bool:

@@ -213,6 +213,14 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             make_message(app, route)
         except CDCError as error:
             yield finding_from(f"route to {route.task}", error)
+            continue
+        if route.queue and (queue := _queue_of(app, route)) not in {route.queue, None}:
+            yield Finding(
+                what=f"route to {route.task}",
+                state=State.WARNING,
+                found=f"names the queue {route.queue}, which is called {queue} now",
+                cure=f'Write in the route: queue="{queue}"',
+            )
 
 
 def _queue_of(app: Celery, route: Route) -> str | None:
