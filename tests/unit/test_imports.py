@@ -18,6 +18,7 @@ SHARED = {
     "cdc_tasks.errors",
     "cdc_tasks.logs",
     "cdc_tasks.neighbours",
+    "cdc_tasks.queues",
     "cdc_tasks.rabbitmq_queues",
     "cdc_tasks.redis_rights",
     "cdc_tasks.settings",

@@ -87,7 +87,7 @@ def test_a_broker_connection_that_is_cut_without_a_word_heals_by_itself(
         with Worker({**environment, "CELERY_BROKER_URL": through}), sender_of(environment) as sender:
             _health(environment)
             cable.stall(new_ones=False)  # packets vanish, nobody hears of it
-            sender.send_task("cdc_tasks.answer_health", ["it-heals"], queue="celery")
+            sender.send_task("cdc_tasks.answer_health", ["it-heals"])
             answered = partial(helpdesk.broker.cache.exists, "cdc:health:it-heals")
             wait_until(answered, timeout=30, what="the answer")
 

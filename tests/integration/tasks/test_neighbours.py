@@ -97,7 +97,7 @@ def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: H
             )
             assert line["cure"] == stranger.cure
             [lacking] = wait_until(lambda: second.events("queues_without_worker"), what="what nobody takes")
-            assert lacking["queues"] == ["celery", "cdc_notifications"]
+            assert lacking["queues"] == ["cdc_notifications"]
         assert not first.events("foreign_worker_takes_our_tasks")  # it was told not to greet anybody
         _run(helpdesk, stranger.cure.splitlines()[0])
         wait_until(
