@@ -49,7 +49,7 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
     else:
         yield Finding(what="broker", found=address)
     if is_redis:
-        if lacking := _lacking_rights(app):
+        if lacking := _lacking_rights(app, routes):
             yield lacking
             return
         yield from _check_redis(app, durability)
@@ -92,11 +92,11 @@ def check_cache(url: str) -> Iterator[Finding]:
         yield Finding(what="cache", found="answers")
 
 
-def _lacking_rights(app: Celery) -> Finding | None:
+def _lacking_rights(app: Celery, routes: Sequence[Route]) -> Finding | None:
     """Return what the broker's user may not do; nothing else can be asked then."""
     with broker_channel(app) as channel:
         client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
-        missing = missing_for_listener(client, list(app.amqp.queues), prefix=prefix)
+        missing = missing_for_listener(client, own_queues(app, _needed(app, routes)), prefix=prefix)
     if missing is None:
         return None
     return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, cure=missing.hint)
