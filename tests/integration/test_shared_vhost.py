@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks.rabbitmq_queues import existing_queue
-from tests.listening import wait_for_listener
-from tests.operators import Operator
-from tests.rabbitmq import open_channel
-from tests.waiting import wait_until
-from tests.worker import Worker
+from cdc_tasks.broker.rabbitmq.queues import existing_queue
+from tests.support.listening import wait_for_listener
+from tests.support.operators import Operator
+from tests.support.rabbitmq import open_channel
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.conftest import Broker, Database
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _ROUTES = "tests.routes_beside_a_house"
@@ -138,7 +138,7 @@ def test_whoever_comes_first_both_workers_do_their_tasks(shared: _Shared, order:
         wait_until(lambda: len(shared.done_by_the_house()) == 2, timeout=40, what="the house's tasks")
         wait_until(_refreshed_twice(started["ours"]), timeout=40, what="our tasks")
         assert started["house"].poll() is None
-        assert not started["ours"].events("task gave up")
+        assert not started["ours"].events("task_gave_up")
         assert not started["ours"].events("foreign_worker_takes_our_tasks")
         problems = [
             each
@@ -152,12 +152,12 @@ def test_whoever_comes_first_both_workers_do_their_tasks(shared: _Shared, order:
 
 
 def _refreshed_twice(worker: Worker) -> Callable[[], bool]:
-    return lambda: len(worker.events("master cache refreshed")) >= 2
+    return lambda: len(worker.events("master_cache_refreshed")) >= 2
 
 
 def test_what_we_make_on_a_shared_vhost_has_names_of_our_own(shared: _Shared) -> None:
     with shared.ours() as worker, shared.listener("ours"):
-        wait_until(lambda: worker.events("master cache refreshed"), timeout=40, what="our task")
+        wait_until(lambda: worker.events("master_cache_refreshed"), timeout=40, what="our task")
         found = shared.names()
         assert {re.sub("@.*", "@", name) for name in found} == {
             "cdc_tasks",

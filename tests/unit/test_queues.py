@@ -7,12 +7,12 @@ from celery import Celery
 from celery.exceptions import QueueNotFound
 from kombu import Queue
 
-from cdc_tasks.queues import own_queues, queue_name, queue_of_key, without_delay
+from cdc_tasks.config.queues import own_queues, queue_name, queue_of_key, without_delay
 from cdc_tasks.settings import BrokerSettings, SettingsError, load
 
 
 def _app(*more: str) -> Celery:
-    app = Celery("tests", amqp="cdc_tasks.queues:AMQP", set_as_current=False)
+    app = Celery("tests", amqp="cdc_tasks.config.queues:AMQP", set_as_current=False)
     names = ("celery", "cdc_notifications", "cdc_cache", "cdc_bulk", *more)
     app.conf.update(
         task_queues=[Queue(name, routing_key=name) for name in names], task_create_missing_queues=False

@@ -9,25 +9,25 @@ import pytest
 from celery import Celery
 from kombu import Exchange, Queue
 
-from cdc_tasks.rabbitmq_queues import existing_queue
+from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.operators import Operator
-from tests.rabbitmq import QUORUM, drain, open_channel
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.operators import Operator
+from tests.support.rabbitmq import QUORUM, drain, open_channel
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
-    from tests.servers import RabbitMQServer
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.servers import RabbitMQServer
 
 _OLD = ("notifications", "cache", "bulk")
 
 
 @pytest.fixture
 def environment(helpdesk: HelpDesk) -> dict[str, str]:
-    modules = "tests.killed_tasks,tests.faulty_tasks"
+    modules = "tests.support.killed_tasks,tests.support.faulty_tasks"
     return {**helpdesk.environment, "CDC_TASK_MODULES": modules}
 
 
@@ -119,7 +119,7 @@ def test_a_queue_of_others_with_an_old_name_is_left_to_them(
             wait_until(lambda: len(worker.events("old_queue_left")) == 2, timeout=40, what="both to be left")
             sender.send_task("killed.note", [3], queue="cdc_cache")
             wait_until(lambda: _noted(helpdesk) == {3: 1}, timeout=40, what="our message")
-            assert not worker.events("task gave up")
+            assert not worker.events("task_gave_up")
             assert worker.stop() == 0
     for number, queue in enumerate(("notifications", "cache"), start=1):
         [message] = drain(rabbitmq_server, queue)
@@ -132,7 +132,7 @@ def test_a_retry_of_a_task_goes_to_the_queue_that_it_came_from(
     _old_queues(rabbitmq_server)
     _send_to_old(on_rabbitmq["CELERY_BROKER_URL"], "faulty.retries_out", queue="bulk")
     with Worker(on_rabbitmq, "-Q", "cdc_bulk") as worker:
-        [line] = wait_until(lambda: worker.events("task gave up"), timeout=40, what="the last try")
+        [line] = wait_until(lambda: worker.events("task_gave_up"), timeout=40, what="the last try")
         assert line["tries"] == 3
 
 
@@ -182,13 +182,13 @@ def test_a_worker_without_tasks_of_its_own_leaves_celerys_default_queue_alone(he
     helpdesk.send("house.note", 1, queue="celery")
     with Worker(helpdesk.environment) as worker:
         helpdesk.send("cdc_tasks.refresh_master_cache", "roles", queue="cdc_cache")
-        wait_until(lambda: worker.events("master cache refreshed"), timeout=40, what="our task")
+        wait_until(lambda: worker.events("master_cache_refreshed"), timeout=40, what="our task")
         assert worker.stop() == 0
     assert helpdesk.broker.client.llen("celery") == 1
 
 
 def test_a_route_with_an_old_name_sends_to_the_queue_that_has_its_place(helpdesk: HelpDesk) -> None:
-    operator = Operator(**helpdesk.environment, CDC_ROUTES="tests.refused_routes:by_old_name")
+    operator = Operator(**helpdesk.environment, CDC_ROUTES="tests.support.refused_routes:by_old_name")
     findings = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert findings["route to tests.task"]["state"] == "warning"
-    assert "cdc_bulk" in findings["route to tests.task"]["cure"]
+    assert "cdc_bulk" in findings["route to tests.task"]["hint"]
