@@ -6,7 +6,7 @@ from listener.router import BinlogRouter, EventType, became, changed
 
 __all__ = ["coalesced", "every_row", "every_ticket", "in_batches"]
 
-QUEUE = "bulk"
+QUEUE = "cdc_bulk"
 TABLES = ("narrow", "tickets", "wide")
 
 

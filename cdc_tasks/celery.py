@@ -10,16 +10,19 @@ import click
 import redis
 import structlog
 from celery import signals
+from celery.utils.text import str_to_list
 
 from cdc_tasks import logs
 from cdc_tasks.broker.clock import Ticking
 from cdc_tasks.broker.delays import DelayingCelery
 from cdc_tasks.broker.look_around import LookAround
+from cdc_tasks.broker.queues import runs_tasks_of_default_queue, warn_of_old_name
 from cdc_tasks.broker.redis.rights import missing_for_worker
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -44,6 +47,7 @@ def _check_addresses() -> None:
 _check_addresses()
 app = DelayingCelery(
     "cdc_tasks",
+    amqp="cdc_tasks.broker.queues:AMQP",
     task_cls="cdc_tasks.worker.base_task:RetryingTask",
     include=[
         "cdc_tasks.notify.delivery",
@@ -55,7 +59,7 @@ app = DelayingCelery(
     ],
 )
 app.config_from_object(settings_module())
-app.steps["consumer"].update([LookAround, Ticking])
+app.steps["consumer"].update([LookAround, OldQueues, Ticking])
 
 
 @app.on_after_configure.connect
@@ -72,6 +76,22 @@ def _report_bad_settings(**_: Any) -> None:
         worker_settings()
     except SettingsError as error:
         raise SystemExit(f"{error}") from None
+
+
+@signals.celeryd_init.connect
+def _leave_the_default_queue_to_others(instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """Take from Celery's default queue only if there are tasks for it here: else what is there is somebody else's."""
+    default = instance.app.conf.task_default_queue
+    if default not in str_to_list(options.get("queues") or "") and not runs_tasks_of_default_queue(
+        instance.app
+    ):
+        instance.app.amqp.queues.forget(default)
+
+
+@signals.celeryd_after_setup.connect
+def _report_old_names_of_queues(instance: Any, **_: Any) -> None:
+    for name, new in instance.app.amqp.queues.asked_by_old_name.items():
+        warn_of_old_name(name, new)
 
 
 @signals.celeryd_after_setup.connect

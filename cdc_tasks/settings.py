@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -88,6 +89,14 @@ def _words(value: object) -> object:
     )
 
 
+def _queue_prefix(value: str) -> str:
+    if "." in value:
+        raise ValueError("must have no dot, since RabbitMQ's topics are words between dots")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        raise ValueError("has a character that is not allowed, or too many")
+    return value
+
+
 def _rates(value: object) -> object:
     """Read `slack=1:5,teams=2:10`: messages a second to one channel, and to the service."""
     if not isinstance(value, str):
@@ -110,6 +119,7 @@ Address = Annotated[SecretStr, AfterValidator(_address)]
 RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]
 FernetKeys = Annotated[SecretStr, AfterValidator(_fernet_keys)]
 Rates = Annotated[dict[str, tuple[float, float]], NoDecode, BeforeValidator(_rates)]
+QueuePrefix = Annotated[str, AfterValidator(_queue_prefix)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # comma-separated
 
 
@@ -122,6 +132,11 @@ class BrokerSettings(Settings):
     )
     cdc_task_modules: Words = Field(
         (), description="Your own modules of tasks, comma-separated, e.g. myapp.tasks,myapp.more_tasks."
+    )
+    cdc_queue_prefix: QueuePrefix = Field(
+        "cdc_",
+        description="What the names of our queues begin with, the same for listener and workers: up to 64 of "
+        "a-z, A-Z, 0-9, _ and -.",
     )
 
 

@@ -11,6 +11,7 @@ from celery.bootsteps import StartStopStep
 from kombu.exceptions import KombuError
 
 from cdc_tasks.broker.neighbours import Neighbour, kombus_unacked, queues_taken, strangers
+from cdc_tasks.broker.queues import OLD_NAMES
 
 __all__ = ["LookAround"]
 
@@ -65,7 +66,7 @@ def _ask_workers(app: Any, connection: Any) -> None:
 def _look_at_unacked(app: Any, connection: Any) -> None:
     with connection.channel() as channel:
         client = redis.Redis(connection_pool=channel.pool)
-        if held := kombus_unacked(client, app.amqp.queues, prefix=channel.global_keyprefix):
+        if held := kombus_unacked(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):
             _warn("messages_held_with_kombus_transport", held)
 
 

@@ -163,6 +163,7 @@ def give_back_unacked() -> None:
     import redis
 
     from cdc_tasks.broker import neighbours
+    from cdc_tasks.broker.queues import OLD_NAMES
     from cdc_tasks.celery import app
 
     with app.connection_for_write() as connection:
@@ -171,7 +172,9 @@ def give_back_unacked() -> None:
             return
         channel: Any = connection.default_channel
         number = neighbours.give_back(
-            redis.Redis(connection_pool=channel.pool), app.amqp.queues, prefix=channel.global_keyprefix
+            redis.Redis(connection_pool=channel.pool),
+            [*app.amqp.queues, *OLD_NAMES],
+            prefix=channel.global_keyprefix,
         )
     _say(f"{number} messages are back in their queues.")
 

@@ -97,10 +97,12 @@ def drop(
 
 
 def _send(app: Any, letter: DeadLetter) -> None:
+    from cdc_tasks.broker.queues import queue_of_key
     from cdc_tasks.dead_letters.store import ATTEMPTS
     from cdc_tasks.worker.argsrepr import described
 
-    where = {"queue": letter.queue} if letter.queue in app.amqp.queues else {}
+    queue = queue_of_key(app, letter.queue)
+    where = {} if queue is None else {"queue": queue}
     failed = {"at": letter.failed_at, "error": letter.error, "replayed": _now()}
     app.send_task(
         letter.task,

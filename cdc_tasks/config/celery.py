@@ -7,6 +7,7 @@ that starts with `from cdc_tasks.config.celery import *` and name it in CELERY_C
 from kombu import Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
+from cdc_tasks.broker.queues import DefaultQueue
 from cdc_tasks.settings import BrokerSettings, load
 
 _settings = load(BrokerSettings)
@@ -71,34 +72,41 @@ task_publish_retry_policy = {"max_retries": 8, "interval_start": 0.1, "interval_
 # --- Queues -----------------------------------------------------------------------------------------------
 
 
-def _queue(name: str) -> Queue:
+_default = "celery"  # for tasks that name no queue, those of other applications on this broker among them
+# The topic exchange is what RabbitMQ's delayed delivery needs: a task that waits for its retry then waits in the
+# broker, and blocks no worker.
+_exchange = Exchange("cdc_tasks", type="topic") if _is_rabbitmq else Exchange(_default, type="direct")
+
+
+def _own(kind: str) -> Queue:
+    name = f"{_settings.cdc_queue_prefix}{kind}"
     if not _is_rabbitmq:
         return Queue(name, Exchange(name, type="direct"), routing_key=name)
-    # Quorum queues outlive a node. The topic exchange is what RabbitMQ's delayed delivery needs: a task that
-    # waits for its retry then waits in the broker, and blocks no worker.
-    return Queue(
-        name,
-        Exchange("cdc_tasks", type="topic"),
-        routing_key=name,
-        queue_arguments={"x-queue-type": "quorum"},
-    )
+    # Quorum queues outlive a node.
+    return Queue(name, _exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
 
 
 # People wait for notifications, readers wait for the cache, nobody waits for bulk: a worker takes from all in
-# turn, so that a full queue holds up no other. Workers for one alone: `celery -A cdc_tasks worker -Q cache`.
-task_queues = [_queue("celery"), _queue("notifications"), _queue("cache"), _queue("bulk")]
-task_default_queue = "celery"  # for your own tasks; a route's `queue=` says otherwise
-task_default_exchange = task_queues[0].exchange.name
-task_default_exchange_type = task_queues[0].exchange.type
-task_default_routing_key = "celery"
-task_default_queue_type = "quorum" if _is_rabbitmq else "classic"
+# turn, so that a full queue holds up no other. Workers for one alone: `celery -A cdc_tasks worker -Q cdc_cache`.
+_notifications, _cache, _bulk = _own("notifications"), _own("cache"), _own("bulk")
+_default_queue = (
+    DefaultQueue(_default, _exchange, routing_key=_default) if _is_rabbitmq else Queue(_default, _exchange)
+)
+task_queues = [_default_queue, _notifications, _cache, _bulk]
+task_default_queue = _default  # a route's `queue=` says otherwise
+task_default_exchange = _exchange.name
+task_default_exchange_type = _exchange.type
+task_default_routing_key = _default
+task_default_queue_type = (
+    "quorum" if _is_rabbitmq else "classic"
+)  # of a queue that a settings module adds by its name
 # A queue whose name is misspelt is an error, and not a place where tasks wait for ever.
 task_create_missing_queues = False
 task_routes = {
-    "cdc_tasks.refresh_*": {"queue": "cache"},
-    "cdc_tasks.refill_*": {"queue": "cache"},
-    "cdc_tasks.bulk.*": {"queue": "bulk"},
-    "cdc_tasks.*": {"queue": "notifications"},
+    "cdc_tasks.refresh_*": {"queue": _cache.name},
+    "cdc_tasks.refill_*": {"queue": _cache.name},
+    "cdc_tasks.bulk.*": {"queue": _bulk.name},
+    "cdc_tasks.*": {"queue": _notifications.name},
 }
 
 # --- Running ----------------------------------------------------------------------------------------------

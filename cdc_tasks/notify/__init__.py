@@ -43,7 +43,10 @@ __all__ = [
 _HOME: Final = {
     **dict.fromkeys(("Fact", "Message", "Occasion", "composes"), "messages"),
     **dict.fromkeys(("ConnectedAccount", "User"), "models"),
-    **dict.fromkeys(("AnswerLost", "NotSent", "RateLimited", "Refused", "Unavailable"), "send_errors"),
+    **dict.fromkeys(
+        ("AnswerLostError", "NotSentError", "RateLimitedError", "RefusedError", "UnavailableError"),
+        "send_errors",
+    ),
     **dict.fromkeys(("Adapter", "Rate", "Recipient", "register"), "services"),
     "notify_users": "delivery",
 }

@@ -12,6 +12,7 @@ import structlog
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 from cdc_tasks.broker.countdown import with_countdown
+from cdc_tasks.broker.queues import queue_of_key
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.retry import MOST_TRIES, BrokerBlockedError, TryAgain, may_try_again, seconds_to_wait
@@ -89,6 +90,19 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         request = self.request
         retry = self.signature_from_request(request, retries=request.retries + 1, headers=dict(headers))
         return hold(retry, wait=wait)
+
+    def signature_from_request(
+        self,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return what sends the task again, to the queue that it came from: Celery's own goes by `task_routes`."""
+        info = (self.request if request is None else request).delivery_info or {}
+        queue = queue or queue_of_key(self.app, info.get("routing_key"))
+        return super().signature_from_request(request, args, kwargs, queue, **options)
 
     def apply_async(  # type: ignore[override]  # the stubs name each option
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any

@@ -30,6 +30,7 @@ from cdc_tasks.dead_letters.malformed import (
 )
 from cdc_tasks.errors import CDCError
 from cdc_tasks.worker.deferred_retries import send_when_unblocked
+from cdc_tasks.worker.old_queues import leave_if_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,8 @@ class Consumer(CeleryConsumer):
     connection_errors: Any
     event_dispatcher: Any
     hub: Any
+    old_queues: Any  # set by `OldQueues`
+    task_consumer: Any
 
     def on_ready(self) -> None:
         """Celery's own, and then what waited for a broker that takes messages."""
@@ -76,7 +79,8 @@ class Consumer(CeleryConsumer):
         return take_readable
 
     def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002  # Celery's signature
-        self._keep(message, "It names no task.")
+        if not leave_if_foreign(self, message):
+            self._keep(message, "It names no task.")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
         self._keep(message, repr(exc))
@@ -96,6 +100,8 @@ class Consumer(CeleryConsumer):
         message.ack_log_error(_logger, self.connection_errors)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
+        if leave_if_foreign(self, message):
+            return
         headers = message.headers
         try:
             dead_letters.keep(_letter_of(message))

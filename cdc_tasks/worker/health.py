@@ -13,6 +13,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import cache
+from cdc_tasks.broker.queues import queue_name
 from cdc_tasks.celery import app
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
@@ -79,17 +80,17 @@ def _listen_to_questions(sender: str, instance: Any, **_: Any) -> None:
 
 def _queue(worker: str) -> Queue:
     """Make it on the exchange that the worker's other queues are on, if they share one."""
-    name = f"health.{worker}"
-    default = app.amqp.queues[app.conf.task_default_queue]
-    shared = default.exchange.type == "topic"
-    exchange = default.exchange if shared else Exchange(name, type="direct")
+    name = queue_name(f"health.{worker}")
+    other = next(iter(app.amqp.queues.values()))
+    shared = other.exchange.type == "topic"
+    exchange = other.exchange if shared else Exchange(name, type="direct")
     # On RabbitMQ it goes with its worker. It is not the connection's own (exclusive): a worker whose connection broke
     # without a word could not have it again before RabbitMQ has noticed as well.
     arguments = {"x-queue-type": "classic"} if shared else None
     return Queue(
         name,
         exchange,
-        routing_key=name,
+        routing_key=name.replace(".", ":"),  # one word of a topic, whatever the worker's name is
         expires=_FORGOTTEN,
         auto_delete=shared,
         queue_arguments=arguments,
@@ -97,9 +98,9 @@ def _queue(worker: str) -> Queue:
 
 
 def _ask(worker: str | None, question: str, timeout: float) -> None:
-    where: Any = app.conf.task_default_queue if worker is None else _queue(worker)
+    where: Any = {} if worker is None else {"queue": _queue(worker)}
     try:
-        answer_health.apply_async((question,), expires=timeout, retry=False, queue=where)
+        answer_health.apply_async((question,), expires=timeout, retry=False, **where)
     except OperationalError as error:
         raise NotWellError(
             f"The broker did not take a task: {error}",

@@ -44,7 +44,7 @@ __all__ = [
 
 def celery_app(settings: ListenerSettings) -> Celery:
     """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
-    app = Celery("listener")
+    app = Celery("listener", amqp="cdc_tasks.broker.queues:AMQP")
     module = settings.celery_config_module or settings_module()
     try:
         app.config_from_object(module, force=True)

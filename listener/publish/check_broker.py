@@ -12,6 +12,7 @@ from kombu import Connection
 from redis.exceptions import ResponseError
 
 from cdc_tasks.broker.neighbours import kombus_unacked, queues_taken, strangers
+from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.rights import missing_for_listener
 from cdc_tasks.config.guarantees import weakened
 from cdc_tasks.errors import CDCError
@@ -48,11 +49,11 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
     else:
         yield Finding(what="broker", found=address)
     if is_redis:
-        if lacking := _lacking_rights(app):
+        if lacking := _lacking_rights(app, routes):
             yield lacking
             return
         yield from _check_redis(app, durability)
-        yield from _check_kombus_unacked(app)
+        yield from _check_kombus_unacked(app, routes)
     elif durability != "memory":
         found, hint = (
             f"CDC_DURABILITY={durability} is for a Redis broker",
@@ -91,11 +92,11 @@ def check_cache(url: str) -> Iterator[Finding]:
         yield Finding(what="cache", found="answers")
 
 
-def _lacking_rights(app: Celery) -> Finding | None:
+def _lacking_rights(app: Celery, routes: Sequence[Route]) -> Finding | None:
     """Return what the broker's user may not do; nothing else can be asked then."""
     with broker_channel(app) as channel:
         client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
-        missing = missing_for_listener(client, list(app.amqp.queues), prefix=prefix)
+        missing = missing_for_listener(client, own_queues(app, _needed(app, routes)), prefix=prefix)
     if missing is None:
         return None
     return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, hint=missing.hint)
@@ -212,6 +213,14 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             make_message(app, route)
         except CDCError as error:
             yield finding_from(f"route to {route.task}", error)
+            continue
+        if route.queue and (queue := _queue_of(app, route)) not in {route.queue, None}:
+            yield Finding(
+                what=f"route to {route.task}",
+                state=State.WARNING,
+                found=f"names the queue {route.queue}, which is called {queue} now",
+                hint=f'Write in the route: queue="{queue}"',
+            )
 
 
 def _queue_of(app: Celery, route: Route) -> str | None:
@@ -238,7 +247,7 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
         return
     active = inspect.active_queues() or {} if registered else {}
     needed = _needed(app, routes)
-    for stranger in strangers(registered, active, app.amqp.queues, needed):
+    for stranger in strangers(registered, active, own_queues(app, needed), needed):
         yield Finding(
             what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, hint=stranger.hint
         )
@@ -261,11 +270,12 @@ def _needed(app: Celery, routes: Sequence[Route]) -> dict[str, set[str]]:
     return needed
 
 
-def _check_kombus_unacked(app: Celery) -> Iterator[Finding]:
+def _check_kombus_unacked(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     with broker_channel(app) as channel:
         client = redis.Redis(connection_pool=channel.pool)
         try:
-            held = kombus_unacked(client, app.amqp.queues, prefix=channel.global_keyprefix)
+            ours = [*own_queues(app, _needed(app, routes)), *OLD_NAMES]
+            held = kombus_unacked(client, ours, prefix=channel.global_keyprefix)
         except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
             return
     if held is not None:

@@ -279,11 +279,11 @@ def disturbed(kind: str, *, seed: int, stops: int, said: Callable[[str], None] =
             wait_until(lambda: client.keys("*cdc:chaos:checkpoint"), what="the first checkpoint")
         with definitions:
             for number in range(1, stops + 1):
-                said(f"{number}: {_disturb(environment, dice)}; {client.llen('bulk')} messages")
+                said(f"{number}: {_disturb(environment, dice)}; {client.llen('cdc_bulk')} messages")
         expected = definitions.committed()
         with ListenerProcess(environment) as last:
             wait_until(
-                lambda: last.check_alive() or client.llen("bulk") >= expected.total(),
+                lambda: last.check_alive() or client.llen("cdc_bulk") >= expected.total(),
                 timeout=120,
                 what=f"{expected.total()} messages",
             )
@@ -312,7 +312,7 @@ def _disturb(environment: dict[str, str], dice: random.Random) -> str:
 def _faults(client: redis.Redis, expected: Counter[tuple[str, str, int]]) -> list[str]:
     faults, arrived = [], Counter[tuple[str, str, int]]()
     tasks: set[str] = set()
-    for raw in reversed(client.lrange("bulk", 0, -1)):
+    for raw in reversed(client.lrange("cdc_bulk", 0, -1)):
         envelope = json.loads(raw)
         (change,) = json.loads(b64decode(envelope["body"]))[0]
         row: dict[str, Any] = change["after"] or change["before"] or {}

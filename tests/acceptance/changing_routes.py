@@ -24,6 +24,6 @@ def setup_router() -> BinlogRouter:
             [EventType.INSERT, EventType.UPDATE, EventType.DELETE],
             "changing.row",
             columns=["id", "mark", "note"] if table == "orders" else None,
-            queue="bulk",
+            queue="cdc_bulk",
         )
     return router

@@ -470,7 +470,7 @@ class ChangingTables:
 
     def _arrived(self) -> Counter[Key]:
         with redis.Redis.from_url(self._broker.url) as client:
-            return Counter(_key(read_message(raw).arguments[0]) for raw in client.lrange("bulk", 0, -1))
+            return Counter(_key(read_message(raw).arguments[0]) for raw in client.lrange("cdc_bulk", 0, -1))
 
     def _execute(self, statements: str) -> None:
         with self._connection.cursor() as cursor:

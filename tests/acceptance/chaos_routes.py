@@ -9,8 +9,8 @@ __all__ = ["setup_router"]
 
 def setup_router() -> BinlogRouter:
     router = BinlogRouter()
-    router.register("public", "accounts", EventType.ALL, "chaos.accounts", queue="bulk")
-    router.register("public", "events", EventType.ALL, "chaos.events", queue="bulk")
+    router.register("public", "accounts", EventType.ALL, "chaos.accounts", queue="cdc_bulk")
+    router.register("public", "events", EventType.ALL, "chaos.events", queue="cdc_bulk")
     router.register(
         "public",
         "accounts",
@@ -18,7 +18,7 @@ def setup_router() -> BinlogRouter:
         "chaos.opened",
         when=changed("open"),
         columns=["id", "open", "version"],
-        queue="notifications",
+        queue="cdc_notifications",
     )
     router.register("public", "events", EventType.INSERT, "chaos.new_events", batch=50, queue="celery")
     router.register(
@@ -28,6 +28,6 @@ def setup_router() -> BinlogRouter:
         "chaos.owner",
         args=lambda change: [change.row["owner"]],
         coalesce=True,
-        queue="bulk",
+        queue="cdc_bulk",
     )
     return router

@@ -25,7 +25,7 @@ __all__ = ["EXPECTED", "Message", "faults", "read_message", "read_queue"]
 Position = tuple[int, int]
 
 _POSITION: Final = re.compile(r"([0-9A-F]+)/([0-9A-F]+):(\d+)")
-_EVERYTHING: Final = "bulk"  # the queue of all changes, and of the coalesced tasks
+_EVERYTHING: Final = "cdc_bulk"  # the queue of all changes, and of the coalesced tasks
 _COALESCED: Final = "chaos.owner"
 _LONG: Final = 2_000  # bytes; what is longer is stored out of line
 _IN_FULL: Final = {"accounts"}  # tables whose old rows are there in full
@@ -122,8 +122,8 @@ Rule = Callable[[Sequence[Message], Sequence[Committed]], Iterator[str]]
 
 
 EXPECTED: Final[Mapping[str, Rule]] = {
-    "bulk": _every_change,
-    "notifications": _opened_or_closed,
+    "cdc_bulk": _every_change,
+    "cdc_notifications": _opened_or_closed,
     "celery": _new_events,
 }
 

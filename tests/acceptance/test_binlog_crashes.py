@@ -53,7 +53,7 @@ def test_each_change_is_queued_once_in_commit_order_while_the_listener_is_killed
         truth_count = sum(journal(database).values())
         with ListenerProcess(environment) as last:
             wait_until(
-                lambda: last.check_alive() or broker.client.llen("bulk") >= truth_count,
+                lambda: last.check_alive() or broker.client.llen("cdc_bulk") >= truth_count,
                 timeout=90,
                 what=f"{truth_count} messages",
             )
@@ -98,7 +98,7 @@ def _kill_again_and_again(database: MySQLDatabase, environment: dict[str, str], 
 def _messages(client: redis.Redis) -> list[dict[str, Any]]:
     """Return the queue's changes in the order in which workers would get them."""
     messages = []
-    for raw in reversed(client.lrange("bulk", 0, -1)):
+    for raw in reversed(client.lrange("cdc_bulk", 0, -1)):
         envelope = json.loads(raw)
         (change,) = json.loads(b64decode(envelope["body"]))[0]
         messages.append({**change, "task": envelope["headers"]["id"]})

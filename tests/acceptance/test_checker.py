@@ -50,38 +50,38 @@ def _right() -> Queues:
         _change(0x20, 0, "truncate"),
     ]
     return {
-        "bulk": [_message("chaos.events", change, change["position"]) for change in changes],
+        "cdc_bulk": [_message("chaos.events", change, change["position"]) for change in changes],
         "celery": [_message("chaos.new_events", changes[:1], "0/10:0")],
-        "notifications": [],
+        "cdc_notifications": [],
     }
 
 
 def _forge(queues: Queues, **values: Any) -> None:
-    queues["bulk"][0].arguments[0].update(values)
+    queues["cdc_bulk"][0].arguments[0].update(values)
 
 
 def _gap_at_the_end(queues: Queues) -> None:
-    queues["bulk"].pop()
+    queues["cdc_bulk"].pop()
 
 
 def _gap_within_a_transaction(queues: Queues) -> None:
-    del queues["bulk"][0]
+    del queues["cdc_bulk"][0]
 
 
 def _repeat(queues: Queues) -> None:
-    queues["bulk"].append(queues["bulk"][-1])
+    queues["cdc_bulk"].append(queues["cdc_bulk"][-1])
 
 
 def _repeat_under_another_id(queues: Queues) -> None:
-    queues["bulk"].append(replace(queues["bulk"][-1], id="another", tag="another"))
+    queues["cdc_bulk"].append(replace(queues["cdc_bulk"][-1], id="another", tag="another"))
 
 
 def _swap(queues: Queues) -> None:
-    queues["bulk"].reverse()
+    queues["cdc_bulk"].reverse()
 
 
 def _invent(queues: Queues) -> None:
-    queues["bulk"].append(_message("chaos.events", _change(0x30, 0, "insert"), "0/30:0"))
+    queues["cdc_bulk"].append(_message("chaos.events", _change(0x30, 0, "insert"), "0/30:0"))
 
 
 def _wrong_value(queues: Queues) -> None:
@@ -89,7 +89,7 @@ def _wrong_value(queues: Queues) -> None:
 
 
 def _null_for_a_value_that_was_not_sent(queues: Queues) -> None:
-    queues["bulk"][1].arguments[0].update(before={"id": 1, "body": None}, unavailable=[])
+    queues["cdc_bulk"][1].arguments[0].update(before={"id": 1, "body": None}, unavailable=[])
 
 
 def _wrong_event(queues: Queues) -> None:
@@ -102,7 +102,7 @@ def _nothing_at_all(queues: Queues) -> None:
 
 def _nothing_after_the_last_change(queues: Queues) -> None:
     change = _change(0x20, 0, "insert", table="accounts", after={"id": 1, "owner": 7})
-    queues["bulk"] += [
+    queues["cdc_bulk"] += [
         _message("chaos.owner", 7, "0/10:0"),
         _message("chaos.accounts", change, change["position"]),
     ]
@@ -142,7 +142,7 @@ def test_what_is_wrong_in_a_queue_is_noticed(harm: Callable[[Queues], None], sai
 
 def test_repeats_with_their_own_ids_pass_only_where_the_broker_allows_them() -> None:
     queues = _right()
-    queues["bulk"].append(replace(queues["bulk"][-1], tag="another"))
+    queues["cdc_bulk"].append(replace(queues["cdc_bulk"][-1], tag="another"))
     assert faults(queues, _COMMITTED, repeats=True) == []
 
 

@@ -126,7 +126,7 @@ class World:
 
     def _wait_for_end(self, client: redis.Redis, position: tuple[int, int]) -> None:
         def is_there() -> bool:
-            newest = map(read_message, client.lrange("bulk", 0, 100))  # coalesced tasks may be on top
+            newest = map(read_message, client.lrange("cdc_bulk", 0, 100))  # coalesced tasks may be on top
             return any(message.position >= position for message in newest)
 
         while not is_there():  # however long the way, it must not stand still

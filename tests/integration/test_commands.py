@@ -73,7 +73,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "when": "",
             "argument": "the change",
             "columns": "all",
-            "queue": "bulk",
+            "queue": "cdc_bulk",
             "grouping": "batch of 500",
         },
     ]
@@ -112,7 +112,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
             "tests.renamed",
             "tests.refresh",
         ]
-        wait_until(lambda: broker.client.llen("bulk") == 1, what="the batch that is not full")
+        wait_until(lambda: broker.client.llen("cdc_bulk") == 1, what="the batch that is not full")
 
         status = wait_until(lambda: _caught_up(operator), what="the listener to have caught up")
         assert status["listener"] == "running"

@@ -34,7 +34,7 @@ def test_a_gap_stops_it_until_it_is_accepted(
     with operator.running() as listener:
         wait_for_listener(each_database, timeout=30)
         each_database.execute("INSERT INTO roles VALUES (1, 'a')")
-        wait_until(lambda: broker.client.llen("bulk") == 1, what="the first task")
+        wait_until(lambda: broker.client.llen("cdc_bulk") == 1, what="the first task")
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(timeout=at_most(10)) == 0
     each_database.execute("INSERT INTO roles VALUES (2, 'missed')")
@@ -47,7 +47,7 @@ def test_a_gap_stops_it_until_it_is_accepted(
     with operator.running("run", "--accept-gap"):
         wait_for_listener(each_database, timeout=30)
         each_database.execute("INSERT INTO roles VALUES (3, 'b')")
-        wait_until(lambda: broker.client.llen("bulk") == 2, what="the task after the gap")
+        wait_until(lambda: broker.client.llen("cdc_bulk") == 2, what="the task after the gap")
 
 
 def test_a_second_listener_waits_says_so_and_takes_over(
@@ -62,7 +62,7 @@ def test_a_second_listener_waits_says_so_and_takes_over(
             first.send_signal(signal.SIGKILL)
             assert "streaming" in iter(events)
             each_database.execute("INSERT INTO roles VALUES (1, 'a')")
-            wait_until(lambda: broker.client.llen("bulk") == 1, what="a task of the second listener")
+            wait_until(lambda: broker.client.llen("cdc_bulk") == 1, what="a task of the second listener")
 
 
 def _forget_the_log(database: Database | MySQLDatabase) -> str:

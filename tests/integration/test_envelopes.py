@@ -93,7 +93,7 @@ def test_a_message_is_the_one_that_celery_sends_with_the_projects_own_settings(a
     app.conf.broker_url = any_broker.url
     assert _assert_equal_to_celerys(app, any_broker) == ["celery"]
     any_broker.client.flushall()
-    assert _assert_equal_to_celerys(app, any_broker, queue="bulk") == ["bulk"]
+    assert _assert_equal_to_celerys(app, any_broker, queue="cdc_bulk") == ["cdc_bulk"]
 
 
 def test_the_routes_queue_goes_before_celerys(broker: Broker) -> None:

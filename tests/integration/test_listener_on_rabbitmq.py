@@ -28,7 +28,7 @@ from listener.router import BinlogRouter, EventType
 
 def setup_router(schema):
     router = BinlogRouter()
-    router.register(schema, "items", EventType.INSERT, "tests.task", queue="bulk")
+    router.register(schema, "items", EventType.INSERT, "tests.task", queue="cdc_bulk")
     return router
 """
 
@@ -54,10 +54,10 @@ def test_committed_rows_arrive_in_their_order_over_a_restart_of_the_listener(
         "PYTHONPATH": f"{tmp_path}{os.pathsep}{_CHECKOUT}",
     }
     with open_channel(rabbitmq_server) as channel:
-        channel.queue_delete("bulk")
+        channel.queue_delete("cdc_bulk")
     _run(environment, database, broker, first=1, last=1500)
     _run(environment, database, broker, first=1501, last=2000)
-    assert row_ids(drain(rabbitmq_server, "bulk")) == list(range(1, 2001))
+    assert row_ids(drain(rabbitmq_server, "cdc_bulk")) == list(range(1, 2001))
 
 
 def _run(

@@ -43,11 +43,11 @@ def test_a_worker_runs_them_with_their_arguments(broker: Broker, worker: Worker)
     row = {"title": "Ünïcode", "big": 2**64, "price": "12.30", "tags": ["a", None], "nothing": None}
     event = change(1, **row)
     with redis_publisher(broker.url) as publisher:
-        publisher.publish(fire(router_to("probe.ran", queue="bulk"), [event]), checkpoint=event.position)
+        publisher.publish(fire(router_to("probe.ran", queue="cdc_bulk"), [event]), checkpoint=event.position)
     (record,) = _records(broker, 1)
     assert record["argument"] == event.to_message()
     assert record["id"].startswith(event.id)
-    assert (record["queue"], record["priority"]) == ("bulk", 0)
+    assert (record["queue"], record["priority"]) == ("cdc_bulk", 0)
     wait_until(
         lambda: not any(event.id.encode() in taken for taken in held(broker.client)),
         what="the message to be acknowledged",

@@ -47,7 +47,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLData
         wait_for_listener(any_mysql, timeout=30)
         any_mysql.execute("INSERT INTO roles VALUES (1, 'Auditor')", "UPDATE roles SET name = 'Admin'")
         wait_until(lambda: broker.client.llen("celery") == 2, what="two tasks in the default queue")
-        wait_until(lambda: broker.client.llen("bulk") == 1, what="the batch that is not full")
+        wait_until(lambda: broker.client.llen("cdc_bulk") == 1, what="the batch that is not full")
         assert {each["headers"]["task"] for each in tasks_in(broker, "celery")} == {
             "tests.refresh",
             "tests.renamed",
@@ -99,7 +99,7 @@ def test_reading_begins_with_the_oldest_log_where_that_is_asked_for_and_json_log
     mariadb_database.purge_logs()  # of other tests, with what stops a listener
     mariadb_database.execute("INSERT INTO roles VALUES (1, 'before')")
     with operator_on_mariadb.running("run", "--from-start", "--json-logs") as listener:
-        wait_until(lambda: broker.client.llen("bulk") == 1, what="the row of before", timeout=30)
+        wait_until(lambda: broker.client.llen("cdc_bulk") == 1, what="the row of before", timeout=30)
         listener.send_signal(signal.SIGINT)
         assert listener.wait(timeout=at_most(10)) == 0
         assert listener.stderr is not None

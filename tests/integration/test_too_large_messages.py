@@ -122,10 +122,12 @@ def test_what_was_too_large_for_rabbitmq_is_listed_and_replayed_once_the_limit_i
     rabbitmq_server: RabbitMQServer, broker: Broker, small_messages: None
 ) -> None:
     with open_channel(rabbitmq_server) as channel:
-        channel.queue_delete("bulk")
-    settings: dict[str, Any] = {"task_queues": [Queue("bulk", routing_key="bulk", queue_arguments=QUORUM)]}
+        channel.queue_delete("cdc_bulk")
+    settings: dict[str, Any] = {
+        "task_queues": [Queue("cdc_bulk", routing_key="cdc_bulk", queue_arguments=QUORUM)]
+    }
     some = [change(number, text=letter * _SMALL) for number, letter in ((1, "x"), (2, "y"))]
-    with kombu_publisher(rabbitmq_server.url, broker, "bulk", **settings) as publisher:
+    with kombu_publisher(rabbitmq_server.url, broker, "cdc_bulk", **settings) as publisher:
         publisher.publish(fire(refused_routes.setup(), some[:1]), checkpoint=position(1))
         publisher.publish(fire(refused_routes.batched(), some[1:]), checkpoint=position(2))
     one = _operator(rabbitmq_server.url, broker, "setup")
@@ -143,7 +145,7 @@ def test_what_was_too_large_for_rabbitmq_is_listed_and_replayed_once_the_limit_i
     sent = one.types("parked", "replay", "--all")
     assert sent.returncode == 0, sent.stderr
     assert one.asks("parked", "list") == []
-    first, second = (task["body"][0] for task in drain(rabbitmq_server, "bulk"))
+    first, second = (task["body"][0] for task in drain(rabbitmq_server, "cdc_bulk"))
     assert first == [some[0].to_message()]
     assert second == [[some[1].to_message()]]
 

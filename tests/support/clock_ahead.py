@@ -24,4 +24,4 @@ app.now = _an_hour_ahead  # type: ignore[method-assign]
 
 @shared_task(name="ahead.send_on")
 def send_on(number: int) -> None:
-    note.apply_async([number], countdown=0.5, queue="bulk")
+    note.apply_async([number], countdown=0.5, queue="cdc_bulk")

@@ -100,7 +100,7 @@ class HelpDesk:
         self,
         task: str,
         *arguments: Any,
-        queue: str = "notifications",
+        queue: str = "cdc_notifications",
         broker_url: str | None = None,
         countdown: float | None = None,
     ) -> str:

@@ -15,7 +15,7 @@ def setup(schema: str = "public") -> BinlogRouter:
     router.register(
         schema, "roles", [EventType.UPDATE], "tests.renamed", when=changed("name"), columns=["id"]
     )
-    router.register(schema, "roles", [EventType.INSERT], "tests.many", batch=500, queue="bulk")
+    router.register(schema, "roles", [EventType.INSERT], "tests.many", batch=500, queue="cdc_bulk")
     return router
 
 

@@ -100,11 +100,11 @@ def test_each_task_goes_to_its_queue(
     environment = {**os.environ, "CELERY_BROKER_URL": broker}
     environment.pop("DATABASE_URL", None)  # Flower has no need of it
     assert _output(program, environment) == [
-        f"notify_ticket_insert notifications {exchange_type} {arguments}",
-        f"deliver notifications {exchange_type} {arguments}",
-        f"refresh_master_cache cache {exchange_type} {arguments}",
-        f"refresh_all_master_caches cache {exchange_type} {arguments}",
-        "celery bulk cache celery notifications",
+        f"notify_ticket_insert cdc_notifications {exchange_type} {arguments}",
+        f"deliver cdc_notifications {exchange_type} {arguments}",
+        f"refresh_master_cache cdc_cache {exchange_type} {arguments}",
+        f"refresh_all_master_caches cdc_cache {exchange_type} {arguments}",
+        "celery cdc_bulk cdc_cache cdc_notifications celery",
         "False False",
     ]
 

@@ -54,7 +54,7 @@ def test_both_under_load_and_killed_at_random_they_never_run_each_others_tasks_a
         ForkedWorkers(helpdesk.environment, "-Q", "house", application="tests.support.stock_tasks") as theirs,
     ):
         sides = [
-            _Side("killed.note", "bulk", "begun to note", "noted", ours),
+            _Side("killed.note", "cdc_bulk", "begun to note", "noted", ours),
             _Side("house.note", "house", "house begun", "house done", theirs),
         ]
         alive = {side: [side.workers.start(), side.workers.start()] for side in sides}

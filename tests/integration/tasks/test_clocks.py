@@ -100,7 +100,7 @@ def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:
 def test_a_message_of_a_worker_whose_clock_is_ahead_waits_no_longer_than_it_said(helpdesk: HelpDesk) -> None:
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.clock_ahead"}
     right = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
-    with Worker(environment, "-Q", "celery"), Worker(right, "-Q", "bulk", "-n", "right@%h"):
+    with Worker(environment, "-Q", "celery"), Worker(right, "-Q", "cdc_bulk", "-n", "right@%h"):
         helpdesk.send("ahead.send_on", 1, queue="celery")
         wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), timeout=30, what="the message")
 

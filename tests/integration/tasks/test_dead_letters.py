@@ -38,7 +38,7 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
     helpdesk: HelpDesk, environment: dict[str, str], worker: Worker
 ) -> None:
     sent = {
-        helpdesk.send("faulty.counts", "n", queue="bulk"): ("faulty.counts", "ValueError", 1),
+        helpdesk.send("faulty.counts", "n", queue="cdc_bulk"): ("faulty.counts", "ValueError", 1),
         helpdesk.send("faulty.fails", queue="celery"): (
             "faulty.fails",
             "TypeError",
@@ -63,7 +63,7 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
     assert found == sent
     assert int(helpdesk.broker.cache.get("killed") or 0) == 3
     by_task = {each["task"]: each for each in letters.values()}
-    assert (by_task["faulty.counts"]["args"], by_task["faulty.counts"]["queue"]) == (["n"], "bulk")
+    assert (by_task["faulty.counts"]["args"], by_task["faulty.counts"]["queue"]) == (["n"], "cdc_bulk")
     assert by_task["faulty.unknown"]["args"] == [{"a": "a row"}]
     assert "a row" not in worker.log
     assert "ValueError" in by_task["faulty.counts"]["traceback"]
@@ -78,7 +78,7 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
 def test_a_replayed_letter_keeps_its_id_and_is_gone_when_its_task_is_done(
     helpdesk: HelpDesk, environment: dict[str, str], worker: Worker
 ) -> None:
-    ids = [helpdesk.send("faulty.counts", "n", queue="bulk") for _ in range(3)]
+    ids = [helpdesk.send("faulty.counts", "n", queue="cdc_bulk") for _ in range(3)]
     wait_until(lambda: _number(helpdesk) == 3, what="the letters")
 
     _run(environment, "replay", ids[0])  # without the hint it comes back
@@ -94,7 +94,7 @@ def test_a_replayed_letter_keeps_its_id_and_is_gone_when_its_task_is_done(
 def test_letters_are_chosen_by_id_by_task_and_by_time(
     helpdesk: HelpDesk, environment: dict[str, str], worker: Worker
 ) -> None:
-    first = helpdesk.send("faulty.counts", "n", queue="bulk")
+    first = helpdesk.send("faulty.counts", "n", queue="cdc_bulk")
     wait_until(lambda: _number(helpdesk) == 1, what="the first letter")
     moment = _letter(environment, first)["failed_at"]
     second = helpdesk.send("faulty.fails", queue="celery")

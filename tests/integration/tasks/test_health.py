@@ -28,7 +28,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 def test_a_worker_that_works_answers_and_one_that_does_not_is_told_with_its_hint(helpdesk: HelpDesk) -> None:
     helpdesk.broker.cache.hset("cdc:dead-letters", "an-id", "{}")
     helpdesk.broker.client.hset("cdc:shop:parked", "an-id", "{}")
-    with Worker(helpdesk.environment, "-Q", "cache") as worker:  # and whatever queues it has
+    with Worker(helpdesk.environment, "-Q", "cdc_cache") as worker:  # and whatever queues it has
         found = json.loads(_health(helpdesk.environment, "--json").stdout)
         assert found["worker"] == f"celery@{socket.gethostname()}"
         assert found["milliseconds"] > 0
@@ -87,7 +87,7 @@ def test_a_broker_connection_that_is_cut_without_a_word_heals_by_itself(
         with Worker({**environment, "CELERY_BROKER_URL": through}), sender_of(environment) as sender:
             _health(environment)
             cable.stall(new_ones=False)  # packets vanish, nobody hears of it
-            sender.send_task("cdc_tasks.answer_health", ["it-heals"], queue="celery")
+            sender.send_task("cdc_tasks.answer_health", ["it-heals"])
             answered = partial(helpdesk.broker.cache.exists, "cdc:health:it-heals")
             wait_until(answered, timeout=30, what="the answer")
 

@@ -70,23 +70,28 @@ def test_thousands_of_a_dead_workers_messages_are_back_at_once_and_in_their_orde
     number = 4000
     client = helpdesk.broker.client
     with (
-        Worker(_environment(helpdesk), "-Q", "bulk") as worker,
+        Worker(_environment(helpdesk), "-Q", "cdc_bulk") as worker,
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
     ):
         with app.pool.acquire(block=True) as connection:
             for each in range(number):
                 app.send_task(
-                    "killed.note", [each], queue="bulk", countdown=3600, connection=connection, argsrepr=""
+                    "killed.note",
+                    [each],
+                    queue="cdc_bulk",
+                    countdown=3600,
+                    connection=connection,
+                    argsrepr="",
                 )
         wait_until(lambda: len(held(client)) == number, timeout=90, what="the worker to hold them all")
         order = _numbers(app, sorted_by_claim(client))
         assert order == list(range(number))
         worker.kill()
         before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
-        with Worker(_environment(helpdesk), "-Q", "cache"):
-            wait_until(lambda: client.llen("bulk") == number, timeout=60, what="all to be back")
+        with Worker(_environment(helpdesk), "-Q", "cdc_cache"):
+            wait_until(lambda: client.llen("cdc_bulk") == number, timeout=60, what="all to be back")
         assert held(client) == []
-        assert _numbers(app, list(reversed(client.lrange("bulk", 0, -1)))) == order
+        assert _numbers(app, list(reversed(client.lrange("cdc_bulk", 0, -1)))) == order
         assert not list(client.scan_iter("cdc:restoring:*"))
         assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before < number / 10
 
@@ -96,20 +101,20 @@ def test_what_workers_hold_and_give_back_bears_the_applications_prefix(helpdesk:
     environment = {**_environment(helpdesk), "CELERY_CONFIG_MODULE": "tests.support.with_prefix"}
     with Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app:
         app.conf.broker_transport_options = {"global_keyprefix": "team:"}
-        with Worker(environment, "-Q", "bulk") as worker:
+        with Worker(environment, "-Q", "cdc_bulk") as worker:
             for number in range(3):
-                app.send_task("killed.note", [number], queue="bulk", countdown=3600)
+                app.send_task("killed.note", [number], queue="cdc_bulk", countdown=3600)
             wait_until(lambda: len(held(client, "team:")) == 3, timeout=30, what="the worker to hold them")
             wait_until(lambda: _blocked(client) >= 2, what="the worker to wait for more")
             worker.pause()
-            app.send_task("killed.note", [3], queue="bulk")
+            app.send_task("killed.note", [3], queue="cdc_bulk")
             wait_until(lambda: client.llen(_only(client, "team:cdc:inbox:*")), what="what came meanwhile")
             worker.kill()
-        with Worker(environment, "-Q", "cache"):
-            wait_until(lambda: client.llen("team:bulk") == 4, timeout=60, what="all to be back")
-            app.send_task("killed.note", [4], queue="cache")
+        with Worker(environment, "-Q", "cdc_cache"):
+            wait_until(lambda: client.llen("team:cdc_bulk") == 4, timeout=60, what="all to be back")
+            app.send_task("killed.note", [4], queue="cdc_cache")
             wait_until(lambda: cache.hexists("noted", "4"), what="a task of the other worker")
-    assert _numbers(app, list(reversed(client.lrange("team:bulk", 0, -1)))) == [0, 1, 2, 3]
+    assert _numbers(app, list(reversed(client.lrange("team:cdc_bulk", 0, -1)))) == [0, 1, 2, 3]
     assert not [key for key in client.scan_iter() if not key.startswith((b"team:", b"/"))]
 
 
@@ -117,42 +122,42 @@ def test_a_queue_that_is_something_else_now_holds_up_no_other_dead_worker(helpde
     """Nothing goes back twice either: a script that fails in its middle has done its first half."""
     client = helpdesk.broker.client
     with (
-        Worker(_environment(helpdesk), "-Q", "bulk,celery", "-n", "one@%h") as one,
-        Worker(_environment(helpdesk), "-Q", "notifications", "-n", "two@%h") as two,
+        Worker(_environment(helpdesk), "-Q", "cdc_bulk,celery", "-n", "one@%h") as one,
+        Worker(_environment(helpdesk), "-Q", "cdc_notifications", "-n", "two@%h") as two,
     ):
-        for queue in ("bulk", "celery", "notifications"):
+        for queue in ("cdc_bulk", "celery", "cdc_notifications"):
             helpdesk.send("killed.note", 1, queue=queue, countdown=3600)
         wait_until(lambda: len(held(client)) == 3, timeout=30, what="the workers to hold them")
         one.kill()
         two.kill()
     client.set("celery", "not a queue")
-    with Worker(_environment(helpdesk), "-Q", "cache") as other:
-        wait_until(lambda: client.llen("notifications") == 1, timeout=60, what="the other's message")
+    with Worker(_environment(helpdesk), "-Q", "cdc_cache") as other:
+        wait_until(lambda: client.llen("cdc_notifications") == 1, timeout=60, what="the other's message")
         wait_until(lambda: "can't go back now" in other.log, timeout=30, what="what it says")
         wait_until(
             lambda: not list(client.scan_iter("cdc:restoring:*")), what="nothing to be left of the try"
         )
         client.delete("celery")
         wait_until(lambda: client.llen("celery") == 1, timeout=30, what="the rest")
-    assert client.llen("bulk") == 1
+    assert client.llen("cdc_bulk") == 1
     assert held(client) == []
 
 
 def test_workers_go_on_when_redis_has_lost_all_it_had(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    with Worker(_environment(helpdesk), "-Q", "bulk") as worker:
-        helpdesk.send("killed.note", 1, queue="bulk", countdown=3600)
+    with Worker(_environment(helpdesk), "-Q", "cdc_bulk") as worker:
+        helpdesk.send("killed.note", 1, queue="cdc_bulk", countdown=3600)
         wait_until(lambda: len(held(client)) == 1, timeout=30, what="the worker to hold it")
         client.flushall()
         client.script_flush()
-        helpdesk.send("killed.note", 2, queue="bulk")
+        helpdesk.send("killed.note", 2, queue="cdc_bulk")
         wait_until(lambda: cache.hexists("noted", "2"), timeout=30, what="what came after")
         wait_until(lambda: _blocked(client) >= 2, what="the worker to wait")
         worker.pause()
-        helpdesk.send("killed.note", 3, queue="bulk")
+        helpdesk.send("killed.note", 3, queue="cdc_bulk")
         wait_until(lambda: list(client.scan_iter("cdc:inbox:*")), what="what came into its inbox")
         worker.kill()
-        with Worker(_environment(helpdesk), "-Q", "bulk"):
+        with Worker(_environment(helpdesk), "-Q", "cdc_bulk"):
             wait_until(lambda: cache.hexists("noted", "3"), timeout=60, what="what a dead worker's inbox had")
 
 

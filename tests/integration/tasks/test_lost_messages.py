@@ -52,18 +52,18 @@ def test_a_message_that_broke_off_on_its_way_to_a_worker(
     helpdesk.broker.client.script_flush()
     with Proxy(helpdesk.broker.server.port) as proxy:
         through = f"redis://127.0.0.1:{proxy.port}/0"
-        helpdesk.send("killed.note", 1, queue="bulk")
+        helpdesk.send("killed.note", 1, queue="cdc_bulk")
         proxy.fail(Fault.LOSE_ANSWER, at=taking)
         with Worker(
-            {**environment, "CELERY_BROKER_URL": through, "CELERY_CONFIG_MODULE": settings}, "-Q", "bulk"
+            {**environment, "CELERY_BROKER_URL": through, "CELERY_CONFIG_MODULE": settings}, "-Q", "cdc_bulk"
         ):
             wait_until(lambda: proxy.faults, what="the answer to be lost")
-            helpdesk.send("killed.note", 2, queue="bulk")
+            helpdesk.send("killed.note", 2, queue="cdc_bulk")
             wait_until(lambda: _noted(helpdesk).get("2"), timeout=20, what="the next message")
             if is_lost:
                 client = helpdesk.broker.client
                 wait_until(lambda: not client.hlen("unacked"), what="the next one to be acknowledged")
-                assert not client.llen("bulk")  # so the first is nowhere
+                assert not client.llen("cdc_bulk")  # so the first is nowhere
                 assert _noted(helpdesk) == {"2": 1}
             else:
                 wait_until(
@@ -133,13 +133,13 @@ class _Load:
         done = self._helpdesk.broker.cache.hlen("noted")
         for _ in range(max(100 - (self.notes - done), 0) + by):
             self.notes += 1
-            self._sender.send_task("killed.note", [self.notes], queue="bulk")
+            self._sender.send_task("killed.note", [self.notes], queue="cdc_bulk")
         settled = len(self._helpdesk.social.posted) + len(_letters(self._helpdesk))
         for _ in range(max(8 - (self.tickets - settled), 0) + by // 10):
             self.tickets += 1
             assignee = self._assignees[self.tickets % 2]
             insert = self._helpdesk.insert_ticket(assigned_to_id=assignee).to_message()
-            self._sender.send_task("cdc_tasks.notify_ticket_insert", [insert], queue="notifications")
+            self._sender.send_task("cdc_tasks.notify_ticket_insert", [insert], queue="cdc_notifications")
 
     def wait_until_done(self) -> None:
         wait_until(lambda: len(_noted(self._helpdesk)) == self.notes, timeout=60, what="all notes", every=0.2)

@@ -36,7 +36,7 @@ def _good() -> dict[str, Any]:
         "properties": {
             "correlation_id": "an-id",
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "bulk", "routing_key": "bulk"},
+            "delivery_info": {"exchange": "cdc_bulk", "routing_key": "cdc_bulk"},
             "priority": 0,
             "body_encoding": "base64",
             "delivery_tag": "a-tag",
@@ -82,8 +82,8 @@ _CHANGED = {  # what takes the place of a part: a path, and the value there; Non
     "no delivery tag": ("properties.delivery_tag", None),
     "a delivery tag that is a number": ("properties.delivery_tag", 7),
     "no delivery info": ("properties.delivery_info", None),
-    "a delivery info that is text": ("properties.delivery_info", "bulk"),
-    "an exchange that is a list": ("properties.delivery_info.exchange", ["bulk"]),
+    "a delivery info that is text": ("properties.delivery_info", "cdc_bulk"),
+    "an exchange that is a list": ("properties.delivery_info.exchange", ["cdc_bulk"]),
     "an unknown body encoding": ("properties.body_encoding", "rot13"),
     "a priority that is text": ("properties.priority", "high"),
     "no headers": ("headers", None),
@@ -121,10 +121,10 @@ def test_a_worker_lives_on_and_keeps_what_is_no_task(helpdesk: HelpDesk) -> None
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     messages = {**_WHOLE, **{name: _changed(_good(), *change) for name, change in _CHANGED.items()}}
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
-    with Worker(environment, "-Q", "bulk", concurrency=1) as worker:
+    with Worker(environment, "-Q", "cdc_bulk", concurrency=1) as worker:
         for number, (name, message) in enumerate(messages.items()):
-            client.lpush("bulk", message)
-            helpdesk.send("killed.note", number, queue="bulk")
+            client.lpush("cdc_bulk", message)
+            helpdesk.send("killed.note", number, queue="cdc_bulk")
             wait_until(
                 lambda: cache.hexists("noted", str(number)) or worker.process.poll() is not None,  # noqa: B023
                 timeout=60,
@@ -136,7 +136,7 @@ def test_a_worker_lives_on_and_keeps_what_is_no_task(helpdesk: HelpDesk) -> None
     raws = {b64decode(each["raw"]) for each in kept if each["raw"] is not None}
     missing = [name for name, message in messages.items() if not _is_kept(message, raws)]
     assert missing == []
-    assert client.llen("bulk") == 0
+    assert client.llen("cdc_bulk") == 0
 
 
 def _is_kept(message: str | bytes, raws: set[bytes]) -> bool:
@@ -159,17 +159,17 @@ def test_the_same_on_rabbitmq(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServe
         "CDC_TASK_MODULES": "tests.support.killed_tasks",
     }
     cache = helpdesk.broker.cache
-    with sender_of(environment) as sender, Worker(environment, "-Q", "bulk", concurrency=1) as worker:
+    with sender_of(environment) as sender, Worker(environment, "-Q", "cdc_bulk", concurrency=1) as worker:
         with sender.producer_pool.acquire(block=True) as producer:
             producer.publish(
                 body,
                 exchange="cdc_tasks",
-                routing_key="bulk",
+                routing_key="cdc_bulk",
                 content_type="application/json",
                 content_encoding="utf-8",
                 headers={"task": "killed.note", "id": "an-id", "timelimit": [None, None]},
             )
-        sender.send_task("killed.note", [1], queue="bulk")
+        sender.send_task("killed.note", [1], queue="cdc_bulk")
         wait_until(
             lambda: cache.hexists("noted", "1") or worker.process.poll() is not None,
             timeout=60,

@@ -238,11 +238,11 @@ def test_values_are_cached_as_changes_have_them(
 
 def test_a_worker_refreshes_one_table_and_all_of_them(helpdesk: HelpDesk, worker: Worker) -> None:
     helpdesk.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
-    helpdesk.send("cdc_tasks.refresh_master_cache", "roles", queue="cache")
+    helpdesk.send("cdc_tasks.refresh_master_cache", "roles", queue="cdc_cache")
     wait_until(lambda: _cached(helpdesk, "master:roles"), what="the roles to be cached")
     helpdesk.database.execute("UPDATE roles SET name = 'Super Admin'")
 
-    helpdesk.send("cdc_tasks.refresh_all_master_caches", queue="cache")
+    helpdesk.send("cdc_tasks.refresh_all_master_caches", queue="cdc_cache")
 
     wait_until(lambda: "Super Admin" in str(_cached(helpdesk, "master:roles")), what="the roles to be fresh")
     names = {key.name for keys in TABLE_TO_CACHE_KEYS.values() for key in keys}

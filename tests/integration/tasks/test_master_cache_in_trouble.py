@@ -118,7 +118,7 @@ def _change(helpdesk: HelpDesk, table: str, number: int) -> None:
 
 def _refresh(helpdesk: HelpDesk, server: ValkeyServer, table: str) -> None:
     wait_until(lambda: _is_up(server), what="Redis")
-    helpdesk.send("cdc_tasks.refresh_master_cache", table, queue="cache", broker_url=server.url)
+    helpdesk.send("cdc_tasks.refresh_master_cache", table, queue="cdc_cache", broker_url=server.url)
 
 
 def _is_up(server: ValkeyServer) -> bool:
@@ -146,4 +146,4 @@ def _cached(cache: redis.Redis, table: str) -> list[dict[str, Any]]:
 
 def _all_done(server: ValkeyServer) -> bool:
     with redis.Redis.from_url(server.url) as client:
-        return not client.llen("cache") and not held(client)
+        return not client.llen("cdc_cache") and not held(client)

@@ -37,7 +37,7 @@ def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
 
         for _ in range(3):
             in_process.send("faulty.fails", {}, queue="celery")
-        first = in_process.send("faulty.counts", "n", queue="bulk")
+        first = in_process.send("faulty.counts", "n", queue="cdc_bulk")
         wait_until(lambda: _numbers(flower).get("dead_letters faulty.fails") == 3, what="the letters")
         wait_until(lambda: _numbers(flower).get("dead_letters faulty.counts") == 1, what="one more")
 

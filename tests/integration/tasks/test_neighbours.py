@@ -77,7 +77,10 @@ def _run(helpdesk: HelpDesk, command: str) -> str:
 
 
 def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: HelpDesk) -> None:
-    with _house_worker(helpdesk, "house,notifications"), Worker(helpdesk.environment, "-Q", "bulk") as first:
+    with (
+        _house_worker(helpdesk, "house,cdc_notifications"),
+        Worker(helpdesk.environment, "-Q", "cdc_bulk") as first,
+    ):
         found = wait_until(
             lambda: (found := _findings(helpdesk)) and any("house@" in what for what in found) and found,
             timeout=60,
@@ -85,16 +88,16 @@ def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: H
         )
         [stranger] = [each for what, each in found.items() if "house@" in what]
         assert stranger.state is State.PROBLEM
-        assert "takes from notifications without having our tasks" in stranger.found
-        assert found["queue notifications"].found == "no running worker takes from it"
+        assert "takes from cdc_notifications without having our tasks" in stranger.found
+        assert found["queue cdc_notifications"].found == "no running worker takes from it"
 
-        with Worker(helpdesk.environment, "-Q", "cache", "-n", "second@%h", mingle=True) as second:
+        with Worker(helpdesk.environment, "-Q", "cdc_cache", "-n", "second@%h", mingle=True) as second:
             [line] = wait_until(
                 lambda: second.events("foreign_worker_takes_our_tasks"), timeout=20, what="what it says"
             )
             assert line["hint"] == stranger.hint
             [lacking] = wait_until(lambda: second.events("queues_without_worker"), what="what nobody takes")
-            assert lacking["queues"] == ["celery", "notifications"]
+            assert lacking["queues"] == ["cdc_notifications"]
         assert not first.events("foreign_worker_takes_our_tasks")  # it was told not to greet anybody
         _run(helpdesk, stranger.hint.splitlines()[0])
         wait_until(
@@ -109,9 +112,11 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
 ) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
-    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.support.plain_kombu"}, "-Q", "bulk") as worker:
+    with Worker(
+        {**environment, "CELERY_CONFIG_MODULE": "tests.support.plain_kombu"}, "-Q", "cdc_bulk"
+    ) as worker:
         for number in range(5):
-            helpdesk.send("killed.note", number, queue="bulk", countdown=3600)
+            helpdesk.send("killed.note", number, queue="cdc_bulk", countdown=3600)
         wait_until(lambda: client.hlen("unacked") == 5, timeout=30, what="the worker to hold them")
         worker.kill()
     client.hset("unacked", "of the house", json.dumps([{"headers": {}, "properties": {}}, "house", "house"]))
@@ -119,13 +124,13 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
     found = _findings(helpdesk)["broker's unacked"]
     assert found.state is State.WARNING
     assert found.found.startswith("5 messages of our queues")
-    with Worker(environment, "-Q", "cache", mingle=True) as other:
+    with Worker(environment, "-Q", "cdc_cache", mingle=True) as other:
         wait_until(
             lambda: other.events("messages_held_with_kombus_transport"), timeout=20, what="what it says"
         )
         assert "5 messages are back" in _run(helpdesk, found.hint.rpartition(": ")[2])
     assert client.hkeys("unacked") == [b"of the house", b"unreadable"]
-    assert _numbers(client.lrange("bulk", 0, -1)) == [4, 3, 2, 1, 0]  # the last is taken first
+    assert _numbers(client.lrange("cdc_bulk", 0, -1)) == [4, 3, 2, 1, 0]  # the last is taken first
     assert "broker's unacked" not in _findings(helpdesk)
     assert not held(client)
     assert not cache.hlen("noted")
@@ -144,22 +149,22 @@ def _at(*queues: str) -> list[dict[str, Any]]:
 
 
 def test_only_those_are_strangers_that_take_from_our_queues_and_have_said_what_they_can_do() -> None:
-    active = {"house@a": _at("house", "bulk"), "cdc@b": _at("bulk"), "silent@c": _at("bulk")}
-    [stranger] = strangers(_HOUSE | _OURS, active, ["bulk", "cache"])
+    active = {"house@a": _at("house", "cdc_bulk"), "cdc@b": _at("cdc_bulk"), "silent@c": _at("cdc_bulk")}
+    [stranger] = strangers(_HOUSE | _OURS, active, ["cdc_bulk", "cdc_cache"])
     assert stranger.who == "house@a"
-    assert stranger.hint.startswith("celery -A cdc_tasks control -d house@a cancel_consumer bulk\n")
-    assert queues_taken(_OURS | _HOUSE, active) == {"bulk"}
+    assert stranger.hint.startswith("celery -A cdc_tasks control -d house@a cancel_consumer cdc_bulk\n")
+    assert queues_taken(_OURS | _HOUSE, active) == {"cdc_bulk"}
     assert queues_taken(_HOUSE, active) == set()
-    assert not list(strangers(_HOUSE, {"house@a": _at("house")}, ["bulk"]))
+    assert not list(strangers(_HOUSE, {"house@a": _at("house")}, ["cdc_bulk"]))
 
 
 def test_another_applications_worker_that_has_what_the_routes_send_there_is_no_stranger() -> None:
-    active = {"house@a": _at("house", "bulk")}
-    needed = {"house": {"house.note"}, "bulk": {"house.note", "house.sync"}}
-    [stranger] = strangers(_HOUSE, active, ["house", "bulk"], needed)
-    assert stranger.found.startswith("takes from bulk without")
+    active = {"house@a": _at("house", "cdc_bulk")}
+    needed = {"house": {"house.note"}, "cdc_bulk": {"house.note", "house.sync"}}
+    [stranger] = strangers(_HOUSE, active, ["house", "cdc_bulk"], needed)
+    assert stranger.found.startswith("takes from cdc_bulk without")
     assert queues_taken(_HOUSE, active, needed) == {"house"}
 
 
 def test_an_empty_redis_has_nothing_of_kombus(helpdesk: HelpDesk) -> None:
-    assert kombus_unacked(helpdesk.broker.client, ["bulk"]) is None
+    assert kombus_unacked(helpdesk.broker.client, ["cdc_bulk"]) is None

@@ -87,4 +87,4 @@ def _expect(
     assert [(line["event"], line["reason"], line["log_level"]) for line in lines if "reason" in line] == [
         ("nothing_sent", reason, "info")
     ]
-    assert helpdesk.broker.client.llen("notifications") == 0
+    assert helpdesk.broker.client.llen("cdc_notifications") == 0

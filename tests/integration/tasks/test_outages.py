@@ -31,7 +31,7 @@ def test_tasks_wait_for_a_database_that_is_away(broker: Broker, social: SocialSt
         with Worker(helpdesk.environment) as worker:
             server.stop()
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
-            helpdesk.send("cdc_tasks.refresh_master_cache", "statuses", queue="cache")
+            helpdesk.send("cdc_tasks.refresh_master_cache", "statuses", queue="cdc_cache")
             wait_until(lambda: worker.log.count("DatabaseAway") >= 2, timeout=20, what="both tasks to wait")
             server.start()
 
@@ -62,7 +62,7 @@ def test_a_worker_that_is_asked_to_end_gives_back_what_waits_for_its_next_try(
         helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
         wait_until(lambda: "RateLimited" in worker.log, what="the wait to begin")
         assert worker.stop() == 0
-    assert helpdesk.broker.client.llen("notifications") == 1
+    assert helpdesk.broker.client.llen("cdc_notifications") == 1
     assert not held(helpdesk.broker.client)
 
 

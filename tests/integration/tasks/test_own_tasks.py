@@ -35,7 +35,7 @@ def test_the_module_in_the_docs_adds_a_task_a_message_a_service_and_a_cached_tab
     with Worker(environment):
         promotion = change(EventType.UPDATE, "users", after={"id": helpdesk.ANNA})
         helpdesk.send("myapp.promoted", promotion, queue="celery")
-        helpdesk.send("cdc_tasks.refresh_master_cache", "countries", queue="cache")
+        helpdesk.send("cdc_tasks.refresh_master_cache", "countries", queue="cdc_cache")
 
         wait_until(paper.exists, what="the message")
         countries = wait_until(lambda: helpdesk.broker.cache.get("master:countries"), what="the countries")

@@ -127,10 +127,10 @@ def test_the_queue_for_health_checks_goes_with_its_worker(
 ) -> None:
     environment = {**helpdesk.environment, "CELERY_BROKER_URL": rabbitmq_server.url}
     with Worker(environment, "-n", "short@%h") as worker:
-        assert "health.short@" in rabbitmq_server.control("list_queues", "name")
+        assert "cdc_health.short@" in rabbitmq_server.control("list_queues", "name")
         worker.kill()
         wait_until(
-            lambda: "health.short@" not in rabbitmq_server.control("list_queues", "name"),
+            lambda: "cdc_health.short@" not in rabbitmq_server.control("list_queues", "name"),
             timeout=30,
             what="the queue to go",
         )

@@ -34,7 +34,7 @@ def environment(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer) -> dict[str
 
 def _purge(server: RabbitMQServer) -> None:
     for queue in server.control("list_queues", "name").split():
-        if queue in {"celery", "notifications", "cache", "bulk"}:
+        if queue in {"celery", "cdc_notifications", "cdc_cache", "cdc_bulk"}:
             server.control("purge_queue", queue)
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
-_QUEUES = ["celery", "bulk"]
+_QUEUES = ["celery", "cdc_bulk"]
 _TOO_LITTLE = {
     "no scripts": ("~* &* +@all -eval -evalsha", "+eval +evalsha"),
     "no transactions": ("~* &* +@all -multi", "+multi"),
-    "keys of a stock worker": ("~celery ~_kombu* ~unacked* &* +@all", "~cdc:* ~bulk"),
+    "keys of a stock worker": ("~celery ~_kombu* ~unacked* &* +@all", "~cdc:* ~cdc_bulk"),
     "no channels": ("resetchannels ~* +@all", "&*"),
     "no moving": ("~* &* +@all -brpoplpush", "+brpoplpush"),
 }
@@ -57,11 +57,11 @@ def test_what_is_missing_is_told_with_the_statement_that_allows_it(server: Valke
 
 def test_a_user_who_may_all_lacks_nothing_and_queues_stay_as_they_are(server: ValkeyServer) -> None:
     with _user(server, "~* &* +@all") as user:
-        user.lpush("bulk", "one", "two")
+        user.lpush("cdc_bulk", "one", "two")
         assert missing_for_worker(user, _QUEUES, prefix="house:") is None
         assert missing_for_listener(user, _QUEUES) is None
-        assert user.lrange("bulk", 0, -1) == [b"two", b"one"]
-        user.delete("bulk")
+        assert user.lrange("cdc_bulk", 0, -1) == [b"two", b"one"]
+        user.delete("cdc_bulk")
 
 
 def test_a_worker_ends_in_words_and_works_once_it_may(helpdesk: HelpDesk) -> None:

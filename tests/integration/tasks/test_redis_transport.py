@@ -13,7 +13,7 @@ from tests.support.worker import Worker
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
 
-_QUEUES = ("celery", "notifications", "cache", "bulk")
+_QUEUES = ("celery", "cdc_notifications", "cdc_cache", "cdc_bulk")
 
 
 def test_a_message_in_any_queue_wakes_an_idle_worker_which_does_not_look_again_and_again(
@@ -33,7 +33,7 @@ def test_a_message_with_a_priority_is_found_although_nothing_wakes_the_worker(he
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
     ):
         wait_until(lambda: _blocked(helpdesk) > len(_QUEUES), what="the worker to wait at each queue")
-        app.send_task("killed.note", [1], queue="bulk", priority=9)
+        app.send_task("killed.note", [1], queue="cdc_bulk", priority=9)
         wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), what="the message")
 
 
@@ -57,16 +57,16 @@ def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> No
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}
     with (
-        Worker(environment, "-Q", "bulk"),
-        Worker(environment, "-Q", "bulk"),
-        Worker(environment, "-Q", "bulk"),
+        Worker(environment, "-Q", "cdc_bulk"),
+        Worker(environment, "-Q", "cdc_bulk"),
+        Worker(environment, "-Q", "cdc_bulk"),
     ):
         wait_until(
             lambda: _blocked(helpdesk) >= 6, timeout=60, what="three workers to wait at two queues each"
         )
         before = _calls(client, "brpoplpush")
         for number in range(10):
-            helpdesk.send("killed.note", number, queue="bulk")
+            helpdesk.send("killed.note", number, queue="cdc_bulk")
             wait_until(partial(cache.hexists, "noted", str(number)), what="the message")
             wait_until(lambda: _blocked(helpdesk) >= 6, what="all to wait again")
         assert (
@@ -79,14 +79,14 @@ def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
-    with Worker(environment, "-Q", "bulk") as worker:
+    with Worker(environment, "-Q", "cdc_bulk") as worker:
         wait_until(lambda: _blocked(helpdesk) >= 2, timeout=60, what="the worker to wait")
         worker.pause()
-        helpdesk.send("killed.note", 1, queue="bulk")
+        helpdesk.send("killed.note", 1, queue="cdc_bulk")
         wait_until(lambda: list(client.scan_iter("cdc:inbox:*")), what="the message to be in the inbox")
-        assert client.llen("bulk") == 0
+        assert client.llen("cdc_bulk") == 0
         worker.kill()
-        with Worker(environment, "-Q", "bulk"):
+        with Worker(environment, "-Q", "cdc_bulk"):
             wait_until(partial(cache.hexists, "noted", "1"), timeout=60, what="the message")
     assert cache.hget("noted", "1") == b"1"
 
@@ -96,22 +96,22 @@ def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpd
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}
     with (
-        Worker(environment, "-Q", "bulk,cache") as worker,
+        Worker(environment, "-Q", "cdc_bulk,cdc_cache") as worker,
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
     ):
         wait_until(lambda: _blocked(helpdesk) >= 3, timeout=60, what="the worker to wait at each queue")
-        app.control.cancel_consumer("cache")
+        app.control.cancel_consumer("cdc_cache")
         wait_until(lambda: _blocked(helpdesk) == 2, what="the worker to wait there no more")
-        helpdesk.send("killed.note", 1, queue="cache")
-        assert client.llen("cache") == 1
+        helpdesk.send("killed.note", 1, queue="cdc_cache")
+        assert client.llen("cdc_cache") == 1
 
-        helpdesk.send("killed.note_slowly", 2, queue="bulk")
+        helpdesk.send("killed.note_slowly", 2, queue="cdc_bulk")
         wait_until(lambda: cache.llen("begun"), what="a task that runs when the worker is asked to end")
         worker.process.terminate()
         wait_until(lambda: _blocked(helpdesk) == 0, timeout=20, what="the worker to wait nowhere")
-        helpdesk.send("killed.note", 3, queue="bulk")
+        helpdesk.send("killed.note", 3, queue="cdc_bulk")
         assert worker.process.wait(30) == 0
-    assert client.llen("bulk") == 1
+    assert client.llen("cdc_bulk") == 1
     assert cache.hkeys("noted") == [b"2"]
     assert not list(client.scan_iter("cdc:inbox:*"))
     assert not list(client.scan_iter("cdc:unacked*"))
@@ -120,15 +120,15 @@ def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpd
 def test_a_message_that_came_just_as_the_worker_was_asked_to_end_goes_back(helpdesk: HelpDesk) -> None:
     client = helpdesk.broker.client
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}
-    with Worker(environment, "-Q", "bulk,cache") as worker:
+    with Worker(environment, "-Q", "cdc_bulk,cdc_cache") as worker:
         wait_until(lambda: _blocked(helpdesk) >= 3, timeout=60, what="the worker to wait at each queue")
         worker.pause()
-        for queue in ("bulk", "cache"):
+        for queue in ("cdc_bulk", "cdc_cache"):
             helpdesk.send("killed.note", 1, queue=queue)
         worker.process.terminate()
         worker.pause(on=False)
         assert worker.process.wait(30) == 0
-    waits = client.llen("bulk") + client.llen("cache")
+    waits = client.llen("cdc_bulk") + client.llen("cdc_cache")
     assert waits + helpdesk.broker.cache.hlen("noted") >= 1
     assert not list(client.scan_iter("cdc:inbox:*"))
     assert not list(client.scan_iter("cdc:unacked*"))
@@ -138,12 +138,12 @@ def test_the_leases_of_workers_that_ended_go_and_those_of_the_living_stay(helpde
     client = helpdesk.broker.client
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
-    with Worker(environment, "-Q", "bulk") as worker:
-        helpdesk.send("killed.note", 1, queue="bulk")
+    with Worker(environment, "-Q", "cdc_bulk") as worker:
+        helpdesk.send("killed.note", 1, queue="cdc_bulk")
         wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), what="a task of it")
         old = wait_until(lambda: client.hkeys("cdc:leases"), what="its leases")
         assert worker.stop() == 0
-    with Worker(environment, "-Q", "cache"):
+    with Worker(environment, "-Q", "cdc_cache"):
         wait_until(lambda: not set(old) & set(client.hkeys("cdc:leases")), timeout=60, what="them to go")
     assert {key.rpartition(b":")[0] for key in client.scan_iter("cdc:*")} <= {b"cdc"}
 
@@ -155,16 +155,21 @@ def test_a_worker_that_stood_still_for_longer_than_its_lease_waits_under_a_new_o
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.quick_doorbells"}
     environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
-    with Worker(environment, "-Q", "bulk") as worker, Worker(environment, "-Q", "cache", "-n", "other@%h"):
-        [lease] = wait_until(lambda: _inboxes(client, "bulk"), timeout=60, what="the lease of its inbox")
+    with (
+        Worker(environment, "-Q", "cdc_bulk") as worker,
+        Worker(environment, "-Q", "cdc_cache", "-n", "other@%h"),
+    ):
+        [lease] = wait_until(lambda: _inboxes(client, "cdc_bulk"), timeout=60, what="the lease of its inbox")
         worker.pause()
-        wait_until(lambda: lease not in _inboxes(client, "bulk"), timeout=60, what="the lease to be ended")
+        wait_until(
+            lambda: lease not in _inboxes(client, "cdc_bulk"), timeout=60, what="the lease to be ended"
+        )
         worker.pause(on=False)
-        wait_until(lambda: lease in _inboxes(client, "bulk"), what="the worker to wait again")
+        wait_until(lambda: lease in _inboxes(client, "cdc_bulk"), what="the worker to wait again")
         worker.pause()
-        helpdesk.send("killed.note", 1, queue="bulk")
+        helpdesk.send("killed.note", 1, queue="cdc_bulk")
         worker.kill()
-        with Worker(environment, "-Q", "bulk"):
+        with Worker(environment, "-Q", "cdc_bulk"):
             wait_until(partial(cache.hexists, "noted", "1"), timeout=60, what="the message")
 
 

@@ -65,7 +65,7 @@ def test_a_broker_that_refuses_acknowledgements_gets_its_worker_back(
 
 def _send(helpdesk: HelpDesk, broker: ValkeyServer, *numbers: int) -> None:
     for number in numbers:
-        helpdesk.send("killed.note_slowly", number, queue="bulk", broker_url=broker.url)
+        helpdesk.send("killed.note_slowly", number, queue="cdc_bulk", broker_url=broker.url)
 
 
 def _noted(helpdesk: HelpDesk) -> set[int]:

@@ -95,7 +95,7 @@ def _health(environment: dict[str, str]) -> dict[str, Any]:
 
 def _send_ticket(helpdesk: HelpDesk, broker: SentinelBroker) -> None:
     insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL).to_message()
-    broker.send("cdc_tasks.notify_ticket_insert", insert, queue="notifications")
+    broker.send("cdc_tasks.notify_ticket_insert", insert, queue="cdc_notifications")
 
 
 def _held(broker: SentinelBroker) -> int:

@@ -28,10 +28,10 @@ def test_a_worker_that_is_asked_to_end_finishes_what_runs_and_leaves_the_rest_to
     with sender_of(environment) as sender:
         with Worker(environment) as worker:
             insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL).to_message()
-            sender.send_task("cdc_tasks.notify_ticket_insert", [insert], queue="notifications")
+            sender.send_task("cdc_tasks.notify_ticket_insert", [insert], queue="cdc_notifications")
             wait_until(lambda: "RateLimited" in worker.log, what="the wait to begin")
             for number in range(6):
-                sender.send_task("killed.note_slowly", [number], queue="bulk")
+                sender.send_task("killed.note_slowly", [number], queue="cdc_bulk")
             wait_until(lambda: cache.llen("begun") >= 2, what="two to run")
             assert worker.stop() == 0
         assert cache.hlen("noted") == cache.llen("begun") < 6

@@ -130,7 +130,7 @@ def test_the_messages_that_wait_hold_ids_and_show_no_row(in_process: HelpDesk) -
     notify_ticket_insert.delay(insert.to_message())
 
     [retried, delivery] = [
-        json.loads(each) for each in in_process.broker.client.lrange("notifications", 0, -1)
+        json.loads(each) for each in in_process.broker.client.lrange("cdc_notifications", 0, -1)
     ]
     assert json.loads(b64decode(delivery["body"]))[1] == {
         "account_id": 1,

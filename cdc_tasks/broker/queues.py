@@ -1,0 +1,157 @@
+"""The names of our queues, what they were called before, and how Celery's default queue is made on RabbitMQ.
+
+A name has no dot. RabbitMQ's topics are words between dots, and delayed delivery binds each queue to `#.<its name>`: a
+message for `cdc.cache` would also go to a queue `cache`, which may be somebody else's.
+"""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from celery.app import amqp
+from celery.utils.functional import maybe_list
+from kombu import Exchange, Queue
+
+from cdc_tasks.broker.rabbitmq.queues import existing_queue
+from cdc_tasks.settings import BrokerSettings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from celery import Celery
+
+__all__ = [
+    "AMQP",
+    "OLD_NAMES",
+    "DefaultQueue",
+    "own_queues",
+    "queue_name",
+    "queue_of",
+    "queue_of_key",
+    "runs_tasks_of_default_queue",
+    "warn_of_old_name",
+    "without_delay",
+]
+
+log = structlog.get_logger()
+
+_DELAY: Final = re.compile(
+    r"^(?:[01]\.)+"
+)  # before the name of a queue, in the key of a message that was delayed
+
+OLD_NAMES: Final = ("notifications", "cache", "bulk")  # up to version 0.1
+
+
+def queue_name(kind: str) -> str:
+    """Return the name of our queue for `kind`, such as "cache"."""
+    return f"{load(BrokerSettings).cdc_queue_prefix}{kind}"
+
+
+class Queues(amqp.Queues):
+    """Celery's, in which a queue of ours is also found under its old name, unless another queue has that."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked_by_old_name: dict[str, str] = {}
+
+    def __missing__(self, name: str) -> Queue:
+        new = self.current_name(name)
+        if new == name:
+            queue: Queue = super().__missing__(name)
+            return queue
+        if name not in self.asked_by_old_name:
+            self.asked_by_old_name[name] = new
+            if structlog.is_configured():  # else this is a command, whose output is an answer
+                warn_of_old_name(name, new)
+        return self[new]
+
+    def select(self, include: Iterable[str] | str | None) -> None:
+        """Take from these queues alone, as `-Q` says."""
+        super().select(list(self._current_names(include)))
+
+    def deselect(self, exclude: Iterable[str] | str | None) -> None:
+        """Take from all but these queues, as `-X` says."""
+        super().deselect(list(self._current_names(exclude)))
+
+    def _current_names(self, names: Iterable[str] | str | None) -> Iterator[str]:
+        for name in maybe_list(names) or ():
+            new = self.current_name(name)
+            if new != name:
+                self.asked_by_old_name[name] = new  # a worker tells once it has a log
+            yield new
+
+    def forget(self, name: str) -> None:
+        """Take from this queue no more, send there no more, and bind it to nothing."""
+        self.deselect(name)
+        self.pop(name, None)
+
+    def current_name(self, name: str) -> str:
+        """Return the name that the queue has now: another one only for an old name of ours."""
+        if name in self or name not in OLD_NAMES:
+            return name
+        new = queue_name(name)
+        return new if new in self else name
+
+
+def warn_of_old_name(name: str, new: str) -> None:
+    """Log that somebody has asked for a queue by the name that it had before."""
+    log.warning("queue_has_a_new_name", queue=name, now=new, hint=f"Write {new} in the place of {name}.")
+
+
+class AMQP(amqp.AMQP):
+    """Celery's, with our `Queues`."""
+
+    queues_cls = Queues
+
+
+class DefaultQueue(Queue):
+    """Celery's default queue on RabbitMQ, which other applications' workers may have, too.
+
+    A missing one is made as Celery makes it: a worker of any application would not start on another form. It is bound
+    to our topic exchange besides, so that delayed delivery works for it.
+    """
+
+    def _create_queue(self, nowait: bool = False, channel: Any = None) -> None:  # noqa: FBT001, FBT002  # kombu's
+        channel = channel or self.channel
+        if existing_queue(channel.connection, self.name) is None:
+            as_celery_does = Queue(self.name, Exchange(self.name, type="direct"), routing_key=self.name)
+            as_celery_does(channel).declare()
+        self.queue_bind(nowait=nowait, channel=channel)
+
+
+def runs_tasks_of_default_queue(app: Celery) -> bool:
+    """Return whether this app has tasks that are sent to Celery's default queue; true also if that is ours."""
+    default = app.conf.task_default_queue
+    if default.startswith(queue_name("")):
+        return True
+    names = [name for name in app.tasks if not name.startswith("celery.")]
+    return any(queue_of(app, name) == default for name in names)
+
+
+def queue_of(app: Celery, task: str) -> str | None:
+    """Return the queue to which the settings send a task; None for one that goes to an exchange."""
+    queue = app.amqp.router.route({}, task).get("queue")
+    return None if queue is None else str(queue.name)
+
+
+def queue_of_key(app: Celery, key: Any) -> str | None:
+    """Return the name of the queue that a message's routing key says it came from; None where that can't be told."""
+    if not isinstance(key, str):
+        return None
+    key, queues = without_delay(key), app.amqp.queues
+    name: str = queues.current_name(key) if isinstance(queues, Queues) else key
+    return name if name in queues else None
+
+
+def without_delay(key: str) -> str:
+    """Return a routing key without what RabbitMQ's delayed delivery puts in front of it."""
+    return _DELAY.sub("", key)
+
+
+def own_queues(app: Celery, needed: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """Return the queues of the settings; Celery's default queue only if it is `needed`, as others may have it too."""
+    default = app.conf.task_default_queue
+    return [name for name in app.amqp.queues if name != default or name in needed]

@@ -1,0 +1,183 @@
+"""What waits in the queues that were ours under another name: a worker takes it from there, as long as there is any.
+
+A worker takes from an old queue if it takes from the queue that has its place. It never makes or binds one. On RabbitMQ
+it looks for the queue when it connects; on Redis, where a queue is there while it holds a message, every few seconds.
+Others use such names, too: a worker leaves a queue in which it finds a message that is not ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+import structlog
+from amqp.exceptions import ChannelError
+from celery.bootsteps import StartStopStep
+from kombu import Exchange, Queue
+
+from cdc_tasks.broker.queues import OLD_NAMES, queue_name
+from cdc_tasks.broker.rabbitmq.queues import existing_queue, throw_away_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["OldQueues", "leave_if_foreign", "names_our_task"]
+
+log = structlog.get_logger()
+
+_LOOK_EVERY: Final = 10.0  # seconds, on Redis
+
+
+class OldQueues(StartStopStep):
+    """Looks for old queues, and takes from those that are there."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        consumer.old_queues = self
+        self.taken: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
+        self._foreign: set[str] = set()
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Look; after a lost connection to the broker, again."""
+        self.stop(consumer)
+        kind = consumer.connection.transport.driver_type
+        if kind == "amqp":
+            self._look_in_rabbitmq(consumer)
+        elif kind == "redis":
+            self._look_in_redis(consumer)
+            self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY, self._look_again, args=(consumer,))
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002  # Celery's signature
+        """End; with the connection went what was consumed on it."""
+        self.taken.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def leave(self, consumer: Any, name: str, message: Any) -> None:
+        """Take from this queue no more: it has a message that is no task of this worker's."""
+        self._foreign.add(name)
+        self.taken.discard(name)
+        consumer.task_consumer.cancel_by_queue(name)
+        headers = message.headers if isinstance(message.headers, Mapping) else {}
+        self._say_left(name, headers.get("task"))
+
+    def _wanted(self, app: Any) -> Iterator[str]:
+        for name in OLD_NAMES:
+            is_known = name in app.amqp.queues or name in self._foreign | self.taken
+            if not is_known and queue_name(name) in app.amqp.queues.consume_from:
+                yield name
+
+    def _look_in_rabbitmq(self, consumer: Any) -> None:
+        connection = consumer.task_consumer.channel.connection
+        for name in list(self._wanted(consumer.app)):
+            try:
+                is_there, task = _first_in_rabbitmq(connection, name)
+            except ChannelError as error:  # not allowed, or another connection's alone
+                self._say_once("old_queue_closed_to_us", name, error=error.reply_text)
+                continue
+            if is_there and (task is None or names_our_task(consumer.app, task)):
+                self._take(consumer, name)
+            elif is_there:
+                self._say_left(name, task)
+
+    def _look_in_redis(self, consumer: Any) -> None:
+        channel = consumer.task_consumer.channel
+        client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
+        for name in list(self._wanted(consumer.app)):
+            keys = [f"{prefix}{channel._q_for_pri(name, step)}" for step in channel.priority_steps]  # noqa: SLF001  # kombu's lists of a queue
+            try:
+                if client.exists(*keys):
+                    self._look_at(consumer, name, [client.lindex(key, -1) for key in keys])
+            except redis.ResponseError as error:  # not allowed, or no lists: then there is nothing of ours
+                self._foreign.add(name)
+                log.debug("old_queue_closed_to_us", queue=name, error=repr(error))
+            except (redis.RedisError, OSError) as error:
+                log.debug("old_queues_unknown", error=repr(error))
+                return
+
+    def _look_again(self, consumer: Any) -> None:
+        before = set(self.taken)
+        self._look_in_redis(consumer)
+        if self.taken != before:
+            consumer.task_consumer.consume()  # the first look comes before Celery begins to
+
+    def _look_at(self, consumer: Any, name: str, first: list[Any]) -> None:
+        found = [task for task in map(_task_of, filter(None, first)) if task is not None]
+        if any(names_our_task(consumer.app, task) for task in found):
+            self._take(consumer, name)
+        elif found:  # what names no task is no queue of Celery's
+            self._say_left(name, found[0])
+
+    def _take(self, consumer: Any, name: str) -> None:
+        self.taken.add(name)
+        consumer.task_consumer.add_queue(Queue(name, Exchange(name, type="direct"), name, no_declare=True))
+        self._say_once("old_queue_drained", name, now=queue_name(name))
+
+    def _say_left(self, name: str, task: Any) -> None:
+        self._say_once(
+            "old_queue_left",
+            name,
+            now=queue_name(name),
+            of_task=task,
+            reason="It has a message that is no task of this worker's: the queue may be somebody else's.",
+            hint="If the task is yours: name its module in CDC_TASK_MODULES, and restart the worker.",
+        )
+
+    def _say_once(self, event: str, name: str, **details: Any) -> None:
+        if (event, name) not in self._told:
+            self._told.add((event, name))
+            log.warning(event, queue=name, **details)
+
+
+def _first_in_rabbitmq(connection: Any, name: str) -> tuple[bool, str | None]:
+    """Return whether there is such a queue, and the task of its first message, empty for one that names none.
+
+    The message goes back. Raises ChannelError.
+    """
+    if existing_queue(connection, name) is None:
+        return False, None
+    with throw_away_channel(connection) as channel:
+        message = channel.basic_get(queue=name, no_ack=False)
+        if message is None:
+            return True, None
+        headers = message.properties.get("application_headers") or {}
+        return True, str(headers.get("task") or "")
+
+
+def leave_if_foreign(consumer: Any, message: Any) -> bool:
+    """Return whether a message that is no task of ours came from an old queue: then it goes back, and we leave."""
+    name = _came_from(consumer, message)
+    if name is None:
+        return False
+    consumer.old_queues.leave(consumer, name, message)
+    message.reject_log_error(log, consumer.connection_errors, requeue=True)
+    return True
+
+
+def names_our_task(app: Any, task: Any) -> bool:
+    """Return whether this worker has such a task, or it is one that comes with us."""
+    return isinstance(task, str) and (task in app.tasks or task.startswith("cdc_tasks."))
+
+
+def _came_from(consumer: Any, message: Any) -> str | None:
+    info = message.delivery_info if isinstance(message.delivery_info, Mapping) else {}
+    by_tag = {tag: name for name, tag in consumer.task_consumer._active_tags.items()}  # noqa: SLF001  # RabbitMQ says no more
+    name = by_tag.get(info.get("consumer_tag"), info.get("routing_key"))
+    if name in OLD_NAMES and name not in consumer.app.amqp.queues:
+        return str(name)
+    return None
+
+
+def _task_of(raw: bytes) -> str | None:
+    try:
+        task = json.loads(raw)["headers"]["task"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return task if isinstance(task, str) else None
