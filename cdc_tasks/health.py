@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 from cdc_tasks import cache, dead_letters, parked
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
+from cdc_tasks.redis_doorbells import NO_DOORBELL
 
 if TYPE_CHECKING:
     import celery
@@ -84,6 +85,8 @@ def _queue(worker: str) -> Queue:
     # On RabbitMQ it goes with its worker. It is not the connection's own (exclusive): a worker whose connection broke
     # without a word could not have it again before RabbitMQ has noticed as well.
     arguments = {"x-queue-type": "classic"} if shared else None
+    # On Redis, whoever asks can wait for a few seconds, and an idle worker has a connection less.
+    unhurried = None if shared else {NO_DOORBELL: True}
     return Queue(
         name,
         exchange,
@@ -91,6 +94,7 @@ def _queue(worker: str) -> Queue:
         expires=_FORGOTTEN,
         auto_delete=shared,
         queue_arguments=arguments,
+        consumer_arguments=unhurried,
     )
 
 
