@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from cdc_tasks import sent
+from cdc_tasks import sent, steady_clock
 from cdc_tasks.accounts import Account
 from cdc_tasks.countdown import eta_by_this_clock, with_countdown
 from cdc_tasks.pace import Turn
 from cdc_tasks.retrying import NotYet
 from cdc_tasks.sent import SendRecord
 from cdc_tasks.social import Rate, Recipient
-from cdc_tasks.steady_clock import CLOCK
+from cdc_tasks.steady_clock import CLOCK, LONGEST_STEP
 from tests.waiting import wait_until
 from tests.worker import Worker
 
@@ -92,7 +92,8 @@ def test_who_waits_for_one_that_is_late_looks_less_and_less_often(in_process: He
 
 def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:
     cache = helpdesk.broker.cache
-    with Worker(helpdesk.environment):
+    assert steady_clock._EVERY < LONGEST_STEP
+    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.quick_clock"}):
         first = wait_until(lambda: cache.hget(CLOCK, "passed"), timeout=30, what="a worker to look at it")
         wait_until(lambda: int(cache.hget(CLOCK, "passed") or 0) > int(first), timeout=30, what="it again")
 
