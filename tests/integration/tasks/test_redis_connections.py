@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu import Connection
 
-from cdc_tasks.redis_doorbells import seconds_to_wait
-from cdc_tasks.redis_transport import Transport
-from tests.waiting import wait_until
+from cdc_tasks.broker.redis.transport import Transport
+from cdc_tasks.broker.redis.wake_up import seconds_to_wait
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
