@@ -16,7 +16,7 @@ from cdc_tasks.settings import RedisSettings, load
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CacheAwayError", "client", "errors_translated"]
+__all__ = ["CacheAwayError", "client", "close_idle", "errors_translated"]
 
 
 class CacheAwayError(TryAgain):
@@ -34,6 +34,11 @@ def client() -> redis.Redis:
         # Every command and script of ours may run twice: a connection that broke is no reason to fail.
         retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries=3),
     )
+
+
+def close_idle() -> None:
+    """Close this process's connections that nobody uses now; the next command opens one again."""
+    client().connection_pool.disconnect(inuse_connections=False)
 
 
 @contextmanager

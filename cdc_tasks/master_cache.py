@@ -109,8 +109,11 @@ def _refill_an_empty_redis(**_: Any) -> None:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
     except cache.CacheAwayError:
         is_full = False
+    cache.close_idle()  # this is the worker's main process, which asks nothing more
     if not is_full:
-        refill_master_caches.apply_async(expires=_STALE)
+        with app.connection_for_write() as connection:
+            options: dict[str, Any] = {"expires": _STALE, "connection": connection}
+            refill_master_caches.apply_async(**options)
 
 
 def _is_missing(table: str) -> bool:

@@ -21,7 +21,7 @@ __all__ = ["CLOCK", "LONGEST_STEP", "STEADY", "Ticking"]
 
 CLOCK: Final = "cdc:clock"
 LONGEST_STEP: Final = 15  # seconds
-_EVERY: Final = 5  # seconds
+_EVERY: Final = 10  # seconds
 _REST: Final = 30  # seconds after Redis was away: to look costs a worker's main process a second then
 
 log = structlog.get_logger()

@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 
 from cdc_tasks import cache
 from cdc_tasks.broker.queues import queue_name
+from cdc_tasks.broker.redis.wake_up import NO_DOORBELL
 from cdc_tasks.celery import app
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
@@ -87,6 +88,8 @@ def _queue(worker: str) -> Queue:
     # On RabbitMQ it goes with its worker. It is not the connection's own (exclusive): a worker whose connection broke
     # without a word could not have it again before RabbitMQ has noticed as well.
     arguments = {"x-queue-type": "classic"} if shared else None
+    # On Redis, whoever asks can wait for a few seconds, and an idle worker has a connection less.
+    unhurried = None if shared else {NO_DOORBELL: True}
     return Queue(
         name,
         exchange,
@@ -94,6 +97,7 @@ def _queue(worker: str) -> Queue:
         expires=_FORGOTTEN,
         auto_delete=shared,
         queue_arguments=arguments,
+        consumer_arguments=unhurried,
     )
 
 

@@ -5,5 +5,5 @@ from tests.support.killed_tasks import note, note_slowly
 
 __all__ = ["note", "note_slowly"]
 
-redis_doorbells._WAIT = 600  # type: ignore[misc]
-redis_doorbells.LOOK_EVERY = 600.0  # type: ignore[misc]
+redis_doorbells.seconds_to_wait = lambda _lease: 600
+redis_doorbells._LOOK_EVERY = 600.0  # type: ignore[misc]

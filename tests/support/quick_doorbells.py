@@ -5,4 +5,4 @@ from tests.support.killed_tasks import note
 
 __all__ = ["note"]
 
-redis_doorbells._WAIT = 1  # type: ignore[misc]
+redis_doorbells._LONGEST_WAIT = 1  # type: ignore[misc]

@@ -28,7 +28,7 @@ def held(client: redis.Redis, prefix: str = "") -> list[bytes]:
 
 
 class Worker:
-    """`celery -A cdc_tasks worker` in a process group of its own, its log in a file."""
+    """`celery -A cdc_tasks worker`, or another application's, in a process group of its own, its log in a file."""
 
     def __init__(
         self,
@@ -37,7 +37,9 @@ class Worker:
         concurrency: int = 2,
         log_file: Path | None = None,
         mingle: bool = False,
+        application: str = "cdc_tasks",
     ) -> None:
+        self._application = application
         self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
         self._arguments = ["-c", str(concurrency), *arguments]
         if not mingle:  # no other worker is there to be greeted, which would take a second
@@ -48,7 +50,7 @@ class Worker:
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".worker.log")  # noqa: SIM115  # closed in `__exit__`
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "celery", "-A", "cdc_tasks", "worker", "--loglevel", "info"]
+        command = [sys.executable, "-m", "celery", "-A", self._application, "worker", "--loglevel", "info"]
         self.process = subprocess.Popen(
             [*command, *self._arguments],
             cwd=_CHECKOUT,

@@ -26,9 +26,10 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
+from cdc_tasks.broker.redis.connections import FewConnections
 from cdc_tasks.broker.redis.liveness import Vigilant
 from cdc_tasks.broker.redis.unacknowledged import LEASES, QoS, inbox_key, index_key, unacked_key
-from cdc_tasks.broker.redis.wake_up import LOOK_EVERY, Doorbells, Poller
+from cdc_tasks.broker.redis.wake_up import NO_DOORBELL, Doorbells, Poller
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed import (
     SHAPE_ERRORS,
@@ -93,6 +94,8 @@ class _ClaimingChannel:
             self._unacknowledged.add(queue)
         else:
             self._unacknowledged.discard(queue)
+        if (kwargs.get("arguments") or {}).get(NO_DOORBELL):
+            self.doorbells.omit(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
 
     def _basic_cancel(self: Any, consumer_tag: str) -> Any:
@@ -103,7 +106,7 @@ class _ClaimingChannel:
         return result
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
-        """Send a claim, or, where the last one found nothing, wait until a doorbell rings."""
+        """Send a claim, or, where the last one found nothing, wait for a doorbell and look now and then."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
@@ -113,19 +116,24 @@ class _ClaimingChannel:
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         self._asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
-        self.client.connection.send_command(*self._claim(queues))
+        if self._nothing_there:
+            self.client.connection.send_command("EXISTS", *self._places(queues))
+        else:
+            self.client.connection.send_command(*self._claim(queues))
 
     def look_again(self) -> None:
         """Send a claim the next time: there may be a message now."""
         self._nothing_there = False
 
-    def _claim(self: Any, queues: list[str]) -> list[Any]:
+    def _places(self: Any, queues: list[str]) -> list[str]:
+        """Return the keys of all lists in which a message may be, in the order in which to look."""
         places = [inbox_key(self.lease, queue) for queue in queues]
         places += [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        keys = [
-            f"{self.global_keyprefix}{key}"
-            for key in (LEASES, self.unacked_key, self.unacked_index_key, *places)
-        ]
+        return [f"{self.global_keyprefix}{place}" for place in places]
+
+    def _claim(self: Any, queues: list[str]) -> list[Any]:
+        keys = [f"{self.global_keyprefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
+        keys += self._places(queues)
         acknowledged = ["0" if queue in self._unacknowledged else "1" for queue in self._asked]
         script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
         return [*script, len(keys), *keys, self.lease, *acknowledged]
@@ -138,6 +146,8 @@ class _ClaimingChannel:
                 self._nothing_there = self._script_is_known
                 raise Empty
             number, content, tag = answer
+            if number >= 2 * len(self._asked) // (1 + len(self.priority_steps)):
+                self.doorbells.expect_priorities()
             queue = self._asked[number]
             try:
                 message = self._readable(content)
@@ -160,6 +170,9 @@ class _ClaimingChannel:
         except self.connection_errors:
             connection.disconnect()
             raise
+        if isinstance(answer, int):  # a look's: how many of the lists there are
+            self._nothing_there = not answer
+            raise Empty
         self._script_is_known = True
         return answer
 
@@ -212,11 +225,11 @@ def _wake_up() -> None:
     """Do nothing: the event loop then goes through its round, in which an idle worker may look at its queues."""
 
 
-class Channel(_ClaimingChannel, Vigilant, kombu_redis.Channel):
+class Channel(_ClaimingChannel, FewConnections, Vigilant, kombu_redis.Channel):
     """A channel to one Redis."""
 
 
-class SentinelChannel(_ClaimingChannel, Vigilant, kombu_redis.SentinelChannel):
+class SentinelChannel(_ClaimingChannel, FewConnections, Vigilant, kombu_redis.SentinelChannel):
     """A channel to the Redis that Sentinel names."""
 
 
@@ -238,7 +251,7 @@ class _RenewingTransport:
                 timer.cancel()
         lease = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
         self._renewing = loop.call_repeatedly(min(lease / 6, 60), self._renew)
-        self._looking = loop.call_repeatedly(LOOK_EVERY, _wake_up)
+        self._looking = loop.call_repeatedly(1, _wake_up)
 
     def _renew(self: Any) -> None:
         for channel in list(self.channels):

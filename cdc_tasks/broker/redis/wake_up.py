@@ -7,6 +7,9 @@ worker. The script takes from the inboxes first. An inbox is a part of what a wo
 back to its queue (`unacknowledged.py`), and a worker that has no room by then gives the message back.
 
 BRPOPLPUSH has been there since Redis 2.2; BLMOVE, which is to replace it, only since 6.2.
+
+Now and then a worker also looks at all its lists: kombu keeps messages with a priority in lists of their own, at which
+nobody waits, and a queue for which nobody is in a hurry needs no connection to wait on.
 """
 
 from __future__ import annotations
@@ -27,16 +30,26 @@ from cdc_tasks.broker.redis.unacknowledged import LEASES, inbox_key, inbox_lease
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Doorbells", "Poller"]
+__all__ = ["NO_DOORBELL", "Doorbells", "Poller"]
 
-_WAIT: Final = 10  # seconds after which a doorbell answers although nobody came: whole ones, before Redis 6
+NO_DOORBELL: Final = "x-cdc-no-doorbell"  # an argument of a consumer that is content with the looks
+_LONGEST_WAIT: Final = 30  # seconds after which a doorbell answers although nobody came
 _REST: Final = 3  # seconds before it waits again at a Redis that takes no writes
-# Seconds between two looks of an idle worker at all its queues: kombu keeps messages with a priority in lists of their
-# own, at which nobody waits.
-LOOK_EVERY: Final = 1.0
+_LOOK_EVERY: Final = 3.0  # seconds between two looks of an idle worker at all its queues
+_LOOK_EVERY_WITH_PRIORITIES: Final = 1.0
+_EXPECTED_FOR: Final = 60.0  # seconds in which more messages with a priority are expected after one
 _KIND: Final = "doorbell "  # what the poller knows their connections by
 
 logger = get_logger(__name__)
+
+
+def seconds_to_wait(lease: float) -> int:
+    """Return how long to wait at a queue: whole seconds, before Redis 6.
+
+    The inbox's lease is renewed right before a wait, and lasts for twice as long. So no message comes into an inbox
+    whose lease others have ended.
+    """
+    return max(1, min(int(lease / 2), _LONGEST_WAIT))
 
 
 class Doorbells:
@@ -50,13 +63,24 @@ class Doorbells:
         self._announced: set[str] = (
             set()
         )  # queues whose lease was renewed, and nobody has read the answer to that
+        self._omitted: set[str] = set()  # queues at which it does not wait
         self._rests_until = float("-inf")
         self._looked_at = float("-inf")
+        self._expects_priorities_until = float("-inf")
+
+    def omit(self, queue: str) -> None:
+        """Do not wait at this queue: what comes is found by the next look."""
+        self._omitted.add(queue)
+
+    def expect_priorities(self) -> None:
+        """Look more often for a while: a message with a priority came, and another may."""
+        self._expects_priorities_until = monotonic() + _EXPECTED_FOR
 
     def is_time_to_look(self) -> bool:
         """Return whether the last look at all queues was a while ago, and take this one for it if so."""
         now = monotonic()
-        if now - self._looked_at < LOOK_EVERY:
+        every = _LOOK_EVERY_WITH_PRIORITIES if now < self._expects_priorities_until else _LOOK_EVERY
+        if now - self._looked_at < every:
             return False
         self._looked_at = now
         return True
@@ -66,7 +90,7 @@ class Doorbells:
         if monotonic() < self._rests_until:
             return
         for queue in queues:
-            if queue not in self._waiting:
+            if queue not in self._waiting and queue not in self._omitted:
                 self._wait_at(queue)
 
     def _wait_at(self, queue: str) -> None:
@@ -82,7 +106,7 @@ class Doorbells:
             f"{self._channel.global_keyprefix}{key}" for key in (LEASES, inbox_key(lease, queue), queue)
         )
         renewal = ("HINCRBY", leases, inbox_lease(lease, queue), 1)
-        wait = ("BRPOPLPUSH", queue_key, inbox, _WAIT)
+        wait = ("BRPOPLPUSH", queue_key, inbox, self._wait)
         connection.send_packed_command(connection.pack_commands([renewal, wait]))
         self.inboxes.add(queue)
         self._announced.add(queue)
@@ -136,10 +160,15 @@ class Doorbells:
 
     def check(self, patience: float) -> None:
         """Raise the alarm where an answer is so many seconds overdue."""
-        overdue = [queue for queue, since in self._waiting.items() if monotonic() - since > _WAIT + patience]
+        longest = self._wait + patience
+        overdue = [queue for queue, since in self._waiting.items() if monotonic() - since > longest]
         if any(not _is_readable(self._clients[queue].connection) for queue in overdue):
-            logger.warning("Redis has not answered for %.0f seconds; connecting anew", _WAIT + patience)
+            logger.warning("Redis has not answered for %.0f seconds; connecting anew", longest)
             redis_silence.alarm()
+
+    @property
+    def _wait(self) -> int:
+        return seconds_to_wait(self._channel.visibility_timeout)
 
     def close(self) -> None:
         """Close all of them."""
@@ -182,7 +211,10 @@ class Poller(kombu_redis.MultiChannelPoller):
         super().on_poll_start()
 
     def maybe_check_brpop_health(self) -> None:
+        looking = [(channel, channel._in_poll) for channel in self._channels if channel._in_poll]  # noqa: SLF001  # the same
         super().maybe_check_brpop_health()  # type: ignore[misc]  # the same
+        if any(channel._in_poll is not connection for channel, connection in looking):  # noqa: SLF001  # the same
+            redis_silence.alarm()  # kombu closed it, since an answer is overdue
         for channel in self._channels:
             if channel.health_check_interval:
                 channel.doorbells.check(channel.health_check_interval)

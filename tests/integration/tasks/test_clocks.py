@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from cdc_tasks.broker.clock import CLOCK
+from cdc_tasks.broker import clock as steady_clock
+from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP
 from cdc_tasks.broker.countdown import eta_by_this_clock, with_countdown
 from cdc_tasks.notify import delivery_log as sent
 from cdc_tasks.notify.accounts import Account
@@ -92,7 +93,8 @@ def test_who_waits_for_one_that_is_late_looks_less_and_less_often(in_process: He
 
 def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:
     cache = helpdesk.broker.cache
-    with Worker(helpdesk.environment):
+    assert steady_clock._EVERY < LONGEST_STEP
+    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.quick_clock"}):
         first = wait_until(lambda: cache.hget(CLOCK, "passed"), timeout=30, what="a worker to look at it")
         wait_until(lambda: int(cache.hget(CLOCK, "passed") or 0) > int(first), timeout=30, what="it again")
 
