@@ -12,7 +12,7 @@ from celery import signals
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from cdc_tasks import cache, dead_letters, parked
+from cdc_tasks import cache, dead_letters, parked, waiting
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
 
@@ -32,6 +32,7 @@ class Health:
     milliseconds: int  # from sending the task to its answer
     dead_letters: int
     parked: int  # changes that no route could take
+    waiting: int  # messages that wait in Redis to be due
 
 
 class NotWellError(CDCError):
@@ -61,6 +62,7 @@ def check(worker: str | None, *, timeout: float) -> Health:
         milliseconds=milliseconds,
         dead_letters=dead_letters.count(),
         parked=sum(parked.counts().values()),
+        waiting=sum(waiting.counts().values()),
     )
 
 

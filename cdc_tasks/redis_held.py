@@ -26,6 +26,7 @@ from kombu.utils.json import dumps, loads
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.leases import Lease, Observer
 from cdc_tasks.malformed import SHAPE_ERRORS, keep_malformed
+from cdc_tasks.redis_later import LATER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -162,7 +163,12 @@ class QoS(kombu_redis.QoS):
         if now - self._swept_at < self.channel.unacked_restore_interval:
             return
         self._swept_at = now
-        found: dict[Any, Any] = self._redis().hgetall(self._prefixed(LEASES))
+        pipe = self._redis().pipeline(transaction=False)
+        pipe.hgetall(self._prefixed(LEASES))
+        pipe.exists(self._prefixed(LATER))
+        found, waits = pipe.execute()
+        if waits:
+            self.channel.later.look()
         counters = {bytes_to_str(name): int(counter) for name, counter in found.items()}
         counters.pop(self.channel.lease, None)
         for lease in self._observer.expired(counters, now):

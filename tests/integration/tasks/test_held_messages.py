@@ -38,7 +38,7 @@ def stock_worker(helpdesk: HelpDesk) -> Iterator[subprocess.Popen[bytes]]:
 def _environment(helpdesk: HelpDesk) -> dict[str, str]:
     return {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.killed_tasks",
+        "CDC_TASK_MODULES": "tests.holding_tasks",
         "CELERY_CONFIG_MODULE": "tests.short_lease",  # three seconds
     }
 
