@@ -245,6 +245,50 @@ def test_a_queue_that_is_something_else_now_keeps_what_waits_for_it(helpdesk: He
         wait_until(lambda: client.llen("bulk") == 1, timeout=30, what="it to come back")
 
 
+def test_nothing_is_lost_or_doubled_while_workers_that_put_away_and_bring_back_are_killed(
+    helpdesk: HelpDesk,
+) -> None:
+    """Each is somewhere at any moment, and what two workers bring back at once comes once."""
+    client, cache, number = helpdesk.broker.client, helpdesk.broker.cache, 1500
+    environment = _environment(helpdesk)
+    with _sender(helpdesk) as send:
+        for each in range(number):
+            send([each], countdown=_HOUR, headers=_LASTS, task_id=f"number-{each}")
+        for enough in (number // 4, number // 2, number - 10):
+            with Worker(environment, "-Q", "bulk") as worker:
+                wait_until(partial(_wait, client, enough), timeout=60, what="many to wait")
+                worker.kill()
+            there = [client.zcard(_BULK), len(held(client)), client.llen("bulk"), _in_inboxes(client)]
+            assert sum(there) == number
+
+        def all_have_run() -> bool:
+            if client.zcard(_BULK):  # also what a killed worker held: it waits from the start again
+                _pass_by(client, _HOUR)
+            return bool(cache.hlen("noted") == number)
+
+        _pass_by(client, _HOUR)
+        with (
+            Worker(environment, "-Q", "bulk", "-n", "one@%h") as one,
+            Worker(environment, "-Q", "bulk", "-n", "two@%h"),
+            Worker(environment, "-Q", "cache", "-n", "three@%h"),
+        ):
+            wait_until(lambda: cache.hlen("noted") > 100, timeout=60, what="some to run")
+            one.kill()
+            wait_until(all_have_run, timeout=90, what="all to run", every=0.5)
+            wait_until(lambda: not held(client), what="all to be acknowledged")
+    begun = sum(int(times) for times in cache.hvals("begun to note"))
+    assert begun <= number + 2 * 2  # what ran in the killed worker, and nothing else, began again
+    assert not client.exists("cdc:later", _BULK)
+
+
+def _wait(client: Any, number: int) -> bool:
+    return bool(client.zcard(_BULK) >= number)
+
+
+def _in_inboxes(client: Any) -> int:
+    return sum(client.llen(key) for key in client.scan_iter("cdc:inbox:*"))
+
+
 def test_health_and_a_command_count_what_waits(helpdesk: HelpDesk) -> None:
     client, environment = helpdesk.broker.client, _environment(helpdesk)
     with Worker(environment, "-Q", "bulk"), _sender(helpdesk) as send:
