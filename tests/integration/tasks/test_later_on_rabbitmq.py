@@ -47,7 +47,7 @@ def test_what_our_apps_send_waits_in_the_broker_and_the_worker_goes_on(
         sender.send_task("killed.note", [_NUMBER], queue="bulk", countdown=1)
         sender.send_task("killed.note", [_NUMBER + 1], queue="bulk")
         wait_until(lambda: helpdesk.broker.cache.hlen("noted") == 2, timeout=60, what="what is due")
-        assert _ready(rabbitmq_server, "celery_delayed_") == _NUMBER
+        wait_until(lambda: _ready(rabbitmq_server, "celery_delayed_") == _NUMBER, what="the others to wait")
         assert _unacknowledged(rabbitmq_server, "bulk") == 0
 
 
@@ -55,23 +55,17 @@ def test_what_our_apps_send_waits_in_the_broker_and_the_worker_goes_on(
 def test_of_what_others_send_a_worker_holds_a_bounded_number(
     helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer, kind: str
 ) -> None:
-    environment = _environment(helpdesk, rabbitmq_server)
+    environment, queue = _environment(helpdesk, rabbitmq_server), "bulk"
     if kind == "classic":
-        environment["CELERY_CONFIG_MODULE"] = "tests.classic_queues"
+        environment["CELERY_CONFIG_MODULE"], queue = "tests.classic_queues", "classic"
+    most = 2 if kind == "quorum" else 20
+    to_queue = {"exchange": "cdc_tasks", "exchange_type": "topic", "routing_key": queue}
     eta = (datetime.now(UTC) + timedelta(hours=10)).isoformat()
-    with Worker(environment, "-Q", "bulk"):
-        with Celery("others", broker=rabbitmq_server.url, set_as_current=False) as others:
-            for number in range(_NUMBER):
-                others.send_task(
-                    "killed.note",
-                    [number],
-                    exchange="cdc_tasks",
-                    exchange_type="topic",
-                    routing_key="bulk",
-                    eta=eta,
-                )
-        most = 2 if kind == "quorum" else 20
-        wait_until(
-            lambda: _unacknowledged(rabbitmq_server, "bulk") == most, timeout=60, what="some to be held"
-        )
-        wait_until(lambda: _ready(rabbitmq_server, "bulk") == _NUMBER - most, timeout=60, what="the others")
+    with (
+        Worker(environment, "-Q", queue),
+        Celery("others", broker=rabbitmq_server.url, set_as_current=False) as others,
+    ):
+        for number in range(_NUMBER):
+            others.send_task("killed.note", [number], eta=eta, **to_queue)
+        wait_until(lambda: _ready(rabbitmq_server, queue) == _NUMBER - most, timeout=60, what="the others")
+        assert _unacknowledged(rabbitmq_server, queue) == most
