@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.servers import RabbitMQServer
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.servers import RabbitMQServer
 
 
 def _good() -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _changed(message: dict[str, Any], path: str, value: Any) -> str:
 def test_a_worker_lives_on_and_keeps_what_is_no_task(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     messages = {**_WHOLE, **{name: _changed(_good(), *change) for name, change in _CHANGED.items()}}
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     with Worker(environment, "-Q", "bulk", concurrency=1) as worker:
         for number, (name, message) in enumerate(messages.items()):
             client.lpush("bulk", message)
@@ -156,7 +156,7 @@ def test_the_same_on_rabbitmq(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServe
     environment = {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.killed_tasks",
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
     }
     cache = helpdesk.broker.cache
     with sender_of(environment) as sender, Worker(environment, "-Q", "bulk", concurrency=1) as worker:
