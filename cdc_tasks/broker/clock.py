@@ -17,7 +17,7 @@ from celery.bootsteps import StartStopStep
 
 from cdc_tasks.settings import RedisSettings, load
 
-__all__ = ["CLOCK", "LONGEST_STEP", "STEADY", "Ticking"]
+__all__ = ["CLOCK", "LONGEST_STEP", "PASSED", "STEADY", "Ticking"]
 
 CLOCK: Final = "cdc:clock"
 LONGEST_STEP: Final = 15  # seconds
@@ -36,6 +36,23 @@ local function steady(key)
     local passed = (tonumber(clock[2]) or now) + math.min(math.max(since, 0), {LONGEST_STEP * 1000})
     redis.call('HSET', key, 'seen', string.format('%.0f', now), 'passed', string.format('%.0f', passed))
     return passed
+end
+"""
+
+# The same for waits of hours or days, which go on while nobody looks, such as when all workers are down.
+# A part of scripts: passed(KEYS[…], elapsed) returns milliseconds that have passed since some moment. `elapsed`: no
+# more than so many have passed since anybody looked, as the caller's monotonic clock knows since its own last look. So
+# a step of Redis' clock counts for a second at most. A caller that has not looked yet says -1, and believes it.
+PASSED: Final = """
+local function passed(key, elapsed)
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    local clock = redis.call('HMGET', key, 'seen', 'passed')
+    local since = math.max(now - (tonumber(clock[1]) or now), 0)
+    if elapsed >= 0 then since = math.min(since, elapsed + 1000) end
+    local total = (tonumber(clock[2]) or now) + since
+    redis.call('HSET', key, 'seen', string.format('%.0f', now), 'passed', string.format('%.0f', total))
+    return total
 end
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-__all__ = ["eta_by_this_clock", "with_countdown"]
+__all__ = ["due_at", "eta_by_this_clock", "with_countdown", "without_countdown"]
 
 _COUNTDOWN: Final = "cdc_countdown"  # the message header: seconds
 _LONGEST: Final = 1e8  # seconds: three years
@@ -19,6 +19,23 @@ def with_countdown(headers: dict[str, Any] | None, countdown: float | None) -> d
     """Return headers with this countdown; a retry has got those of the message before, with another one."""
     kept = {name: value for name, value in (headers or {}).items() if name != _COUNTDOWN}
     return kept if countdown is None else {**kept, _COUNTDOWN: float(countdown)}
+
+
+def without_countdown(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return headers of a message whose countdown is over, if it had one."""
+    return {**headers, _COUNTDOWN: 0} if _COUNTDOWN in headers else headers
+
+
+def due_at(headers: dict[str, Any]) -> datetime | None:
+    """Return the `eta`; None where there is none, or none that can be read."""
+    eta = headers.get("eta")
+    if not isinstance(eta, str):
+        return None
+    try:
+        due = datetime.fromisoformat(eta)
+    except ValueError:
+        return None
+    return due.replace(tzinfo=UTC) if due.tzinfo is None else due
 
 
 def eta_by_this_clock(headers: dict[str, Any], now: datetime) -> str | None:

@@ -138,6 +138,25 @@ def health(
         _say(f"{found.dead_letters} dead letters: python -m cdc_tasks dead-letters list")
     if found.parked:
         _say(f"{found.parked} changes that no route could take: python -m listener parked list")
+    if found.waiting:
+        _say(f"{found.waiting} messages wait to be due: python -m cdc_tasks waiting")
+
+
+@cli.command("waiting")
+def list_waiting(
+    *, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False
+) -> None:
+    """Count the messages that wait in Redis to be due, by queue. `celery inspect scheduled` has those due soon."""
+    from cdc_tasks.worker import waiting
+
+    counts = waiting.counts()
+    if as_json:
+        print(json.dumps(counts))  # noqa: T201  # its output is what it is for
+        return
+    table = Table("queue", "messages")
+    for queue, number in counts.items():
+        table.add_row(queue, str(number))
+    Console().print(table)
 
 
 @cli.command("refresh-cache")

@@ -32,6 +32,9 @@ if _is_rabbitmq:
     # not have it again before RabbitMQ has noticed as well, and would end.
     control_queue_exclusive = False
     control_queue_durable = True
+    # What is due later waits in the broker. Where it can't, in queues that are no quorum queues, a worker holds it: all
+    # there is, with Celery's default, in its memory.
+    worker_eta_task_limit = 5_000
     broker_transport_options = {
         "confirm_publish": True,  # off by default: the broker may drop a message without a word
         "read_timeout": 10,

@@ -14,10 +14,12 @@ import structlog
 from celery import signals
 from celery.app.task import Context
 from celery.utils.log import get_logger
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from cdc_tasks.broker.countdown import eta_by_this_clock
+from cdc_tasks.broker.countdown import due_at, eta_by_this_clock
+from cdc_tasks.broker.redis.later import is_to_wait
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.dead_letters.malformed import (
@@ -54,6 +56,7 @@ class Consumer(CeleryConsumer):
     hub: Any
     old_queues: Any  # set by `OldQueues`
     task_consumer: Any
+    strategies: Any
 
     def on_ready(self) -> None:
         """Celery's own, and then what waited for a broker that takes messages."""
@@ -74,9 +77,24 @@ class Consumer(CeleryConsumer):
             except (MalformedMessageError, DecodeError, ContentDisallowed, *SHAPE_ERRORS) as error:
                 self._keep(message, repr(error))
                 return
-            take(message)
+            if not self._waits_in_the_broker(message):
+                take(message)
 
         return take_readable
+
+    def _waits_in_the_broker(self, message: Any) -> bool:
+        """Let a message that is due later wait in Redis; return whether it does."""
+        later, headers = getattr(message.channel, "later", None), message.headers
+        due = due_at(headers)
+        if later is None or due is None or message.channel.claimed != message.delivery_tag:
+            return False
+        if headers.get("task") not in self.strategies or headers["id"] in state.revoked:
+            return False  # Celery sees to it at once
+        wait = (due - datetime.now(UTC)).total_seconds()
+        held = len(state.scheduled_requests)  # type: ignore[attr-defined]  # newer than the stubs
+        if not is_to_wait(wait, held=held, size=len(message.body)):
+            return False
+        return bool(later.put(message, due))
 
     def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002  # Celery's signature
         if not leave_if_foreign(self, message):

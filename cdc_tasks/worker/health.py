@@ -18,7 +18,7 @@ from cdc_tasks.broker.redis.wake_up import NO_DOORBELL
 from cdc_tasks.celery import app
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
-from cdc_tasks.worker import parked
+from cdc_tasks.worker import parked, waiting
 
 if TYPE_CHECKING:
     import celery
@@ -36,6 +36,7 @@ class Health:
     milliseconds: int  # from sending the task to its answer
     dead_letters: int
     parked: int  # changes that no route could take
+    waiting: int  # messages that wait in Redis to be due
 
 
 class NotWellError(CDCError):
@@ -65,6 +66,7 @@ def check(worker: str | None, *, timeout: float) -> Health:
         milliseconds=milliseconds,
         dead_letters=dead_letters.count(),
         parked=sum(parked.counts().values()),
+        waiting=sum(waiting.counts().values()),
     )
 
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from cdc_tasks import cache
 from cdc_tasks.dead_letters import store as dead_letters
-from cdc_tasks.worker import parked
+from cdc_tasks.worker import parked, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,29 +29,32 @@ def expose(registry: CollectorRegistry = REGISTRY) -> None:
 
 
 class _WaitingForAPerson(Collector):
-    """Dead letters, and changes that no route could take."""
+    """Dead letters, changes that no route could take, and messages that wait in Redis to be due."""
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return _families()
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        letters, changes, answered = _families()
+        letters, changes, later, answered = _families()
         try:
             for task, number in dead_letters.count_by_task().items():
                 letters.add_metric([task], number)
             for listener, number in parked.counts().items():
                 changes.add_metric([listener], number)
+            for queue, number in waiting.counts().items():
+                later.add_metric([queue], number)
         except cache.CacheAwayError as away:  # Flower's own numbers are still worth having
             log.warning("no_numbers_of_dead_letters", error=away.message)
             return [_answered(answered, yes=False)]
-        return [letters, changes, _answered(answered, yes=True)]
+        return [letters, changes, later, _answered(answered, yes=True)]
 
 
-def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
     return (
         GaugeMetricFamily("cdc_dead_letters", "Tasks that gave up: dead-letters list", labels=["task"]),
         GaugeMetricFamily("cdc_parked_changes", "Changes that a route could not take", labels=["listener"]),
-        GaugeMetricFamily("cdc_redis_up", "Whether Redis has told the two numbers above"),
+        GaugeMetricFamily("cdc_waiting_messages", "Messages that wait in Redis to be due", labels=["queue"]),
+        GaugeMetricFamily("cdc_redis_up", "Whether Redis has told the numbers above"),
     )
 
 

@@ -40,6 +40,7 @@ def missing_for_worker(client: redis.Redis, queues: Iterable[str], *, prefix: st
         *_of_keys(own),
         _Probe(("BRPOPLPUSH", own, f"{own}:2", 1)),
         _Probe(("EVAL", "return redis.call('HINCRBY', KEYS[1], 'a', 1)", 1, f"{own}:3")),
+        *_of_what_waits(own),
         _Probe(("EVALSHA", "0" * 40, 0)),
         _Probe(("PUBLISH", "/0.cdc.probe", ""), "&*"),
         *_of_queues(queues, prefix),
@@ -84,6 +85,24 @@ def _of_keys(own: str) -> list[_Probe]:
         ("EXPIRE", own, 60),
         ("MULTI",),
         ("EXEC",),
+    ]
+    return [_Probe(words) for words in commands]
+
+
+def _of_what_waits(own: str) -> list[_Probe]:
+    """Return what `cdc_tasks/broker/redis/later.py` needs beside the others."""
+    hashed, ranked = f"{own}:4", f"{own}:5"
+    commands: list[tuple[Any, ...]] = [
+        ("TIME",),
+        ("DEL", f"{own}:6"),
+        ("RPOP", f"{own}:6"),
+        ("LPOS", f"{own}:6", "x"),
+        ("LLEN", f"{own}:6"),
+        ("EXPIRE", hashed, 60),
+        ("ZSCORE", ranked, "x"),
+        ("ZRANGE", ranked, 0, 0),
+        ("ZRANGEBYSCORE", ranked, 0, 0),
+        ("ZREMRANGEBYRANK", ranked, 5, 5),
     ]
     return [_Probe(words) for words in commands]
 

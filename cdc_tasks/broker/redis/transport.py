@@ -8,6 +8,8 @@ A worker also renews a lease every few seconds while it holds messages. What it 
 lease was not renewed within the visibility timeout: that timeout has to be longer than a pause of a worker's main
 process, and not, as with kombu alone, longer than any task and any wait (`cdc_tasks/broker/redis/unacknowledged.py`).
 
+What is due later waits in Redis (`cdc_tasks/broker/redis/later.py`), and not, as with Celery alone, all in one worker.
+
 Queues and messages are kombu's own. What workers hold is kept under keys of ours, so that workers with kombu's
 transport on the same database and ours never touch each other's.
 """
@@ -27,6 +29,7 @@ from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
 from cdc_tasks.broker.redis.connections import FewConnections
+from cdc_tasks.broker.redis.later import Later
 from cdc_tasks.broker.redis.liveness import Vigilant
 from cdc_tasks.broker.redis.unacknowledged import LEASES, QoS, inbox_key, index_key, unacked_key
 from cdc_tasks.broker.redis.wake_up import NO_DOORBELL, Doorbells, Poller
@@ -78,12 +81,14 @@ class _ClaimingChannel:
     QoS: Any = QoS
     max_connections = 200  # not opened, but allowed: there is one for each queue
     claimed: str | None = None  # the delivery tag of the message that is being delivered
+    claimed_from = ""  # its queue
     _nothing_there = False  # the last claim found all queues empty
     _script_is_known = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unacknowledged: set[str] = set()  # queues whose messages nobody acknowledges
         self.doorbells = Doorbells(self)
+        self.later = Later(self)
         self.lease = uuid4().hex
         super().__init__(*args, **kwargs)
         self.unacked_key = unacked_key(self.lease)
@@ -195,6 +200,7 @@ class _ClaimingChannel:
     def _deliver_claimed(self: Any, queue: str, message: dict[str, Any]) -> None:
         self._queue_cycle.rotate(queue)
         self.claimed = None if queue in self._unacknowledged else message["properties"]["delivery_tag"]
+        self.claimed_from = queue
         try:
             self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own does
         finally:
@@ -205,12 +211,23 @@ class _ClaimingChannel:
         priority = self._get_message_priority(message, reverse=False)
         return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
 
+    def _purge(self: Any, queue: str) -> int:
+        """Delete what is in the queue, and what is to come there later."""
+        purged: int = super()._purge(queue)  # type: ignore[misc]
+        return purged + int(self.later.drop(queue))
+
+    def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
+        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
+        if queue not in self._fanout_queues:
+            self.later.drop(queue)
+
     def _on_connection_disconnect(self, connection: Any) -> None:
         self.doorbells.forget(connection)
         super()._on_connection_disconnect(connection)  # type: ignore[misc]
 
     def _close_clients(self) -> None:
         self.doorbells.close()
+        self.later.close()
         super()._close_clients()  # type: ignore[misc]
 
     def maybe_renew(self: Any) -> None:
@@ -238,6 +255,7 @@ class _RenewingTransport:
 
     _renewing: Any = None  # timers
     _looking: Any = None
+    loop: Any = None  # the worker's event loop
     cycle: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -246,6 +264,7 @@ class _RenewingTransport:
 
     def register_with_event_loop(self: Any, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        self.loop = loop
         for timer in (self._renewing, self._looking):
             if timer is not None:
                 timer.cancel()

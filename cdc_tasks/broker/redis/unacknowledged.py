@@ -23,6 +23,7 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
+from cdc_tasks.broker.redis.later import LATER
 from cdc_tasks.broker.redis.leases import Lease, Observer
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed import SHAPE_ERRORS, keep_malformed
@@ -162,7 +163,12 @@ class QoS(kombu_redis.QoS):
         if now - self._swept_at < self.channel.unacked_restore_interval:
             return
         self._swept_at = now
-        found: dict[Any, Any] = self._redis().hgetall(self._prefixed(LEASES))
+        pipe = self._redis().pipeline(transaction=False)
+        pipe.hgetall(self._prefixed(LEASES))
+        pipe.exists(self._prefixed(LATER))
+        found, waits = pipe.execute()
+        if waits:
+            self.channel.later.look()
         counters = {bytes_to_str(name): int(counter) for name, counter in found.items()}
         counters.pop(self.channel.lease, None)
         for lease in self._observer.expired(counters, now):

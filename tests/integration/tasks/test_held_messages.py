@@ -48,7 +48,7 @@ def stock_worker(helpdesk: HelpDesk) -> Iterator[subprocess.Popen[bytes]]:
 def _environment(helpdesk: HelpDesk) -> dict[str, str]:
     return {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CDC_TASK_MODULES": "tests.support.holding_tasks",
         "CELERY_CONFIG_MODULE": "tests.support.short_lease",  # three seconds
     }
 

@@ -27,6 +27,7 @@ _TOO_LITTLE = {
     "no transactions": ("~* &* +@all -multi", "+multi"),
     "keys of a stock worker": ("~celery ~_kombu* ~unacked* &* +@all", "~cdc:* ~cdc_bulk"),
     "no channels": ("resetchannels ~* +@all", "&*"),
+    "no clock, and no sorted sets": ("~* &* +@all -time -zrangebyscore", "+time +zrangebyscore"),
     "no moving": ("~* &* +@all -brpoplpush", "+brpoplpush"),
 }
 

@@ -112,7 +112,7 @@ def test_what_a_worker_reports_of_its_tasks_has_no_row_in_it(helpdesk: HelpDesk)
     change: Any = helpdesk.insert_ticket(title=_TITLE, assigned_to_id=helpdesk.ANNA)
     app.conf.broker_url = helpdesk.broker.url
     with Worker(helpdesk.environment):
-        helpdesk.send("cdc_tasks.notify_ticket_insert", change, countdown=3600)
+        helpdesk.send("cdc_tasks.notify_ticket_insert", change, countdown=50)
 
         def scheduled() -> list[Any]:
             found = app.control.inspect(timeout=5).scheduled() or {}

@@ -1,0 +1,12 @@
+"""Celery's settings, with queues that are no quorum queues; few messages with an ETA are held."""
+
+from kombu import Exchange, Queue
+
+from cdc_tasks.config.celery import *  # noqa: F403
+
+task_queues = [
+    Queue(name, Exchange("cdc_tasks", type="topic"), routing_key=name)
+    for name in ("celery", "notifications", "cache", "bulk", "classic")
+]
+task_default_queue_type = "classic"
+worker_eta_task_limit = 20
