@@ -6,6 +6,7 @@ others; then the message goes back to its queue, and the next worker ends too.
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,6 +34,11 @@ __all__ = [
 # What code raises that is given something of another shape than it expects.
 SHAPE_ERRORS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _TASK: Final = "malformed message"
+# Headers with which a broker, or our transport, marks a message that it delivers again.
+_REDELIVERY_MARKS: Final = frozenset(
+    {"redelivered", "x-acquired-count", "x-death", "x-delivery-count"}
+    | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
+)
 
 
 class MalformedMessageError(CDCError):
@@ -40,11 +46,14 @@ class MalformedMessageError(CDCError):
 
 
 def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -> None:
-    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAway."""
+    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAway.
+
+    A worker may die between this and its acknowledgement: a message that is delivered again has the same letter.
+    """
     content = raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw
     dead_letters.keep(
         dead_letters.DeadLetter(
-            id=f"malformed-{sha256(content).hexdigest()[:16]}",
+            id=f"malformed-{sha256(_identity(content)).hexdigest()[:16]}",
             task=_TASK,
             args=[],
             kwargs={},
@@ -56,6 +65,27 @@ def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -
             raw=b64encode(content).decode(),
         )
     )
+
+
+def _identity(content: bytes) -> bytes:
+    """Return what is the same in each delivery of a message."""
+    try:
+        message = json.loads(content)
+        if not isinstance(message, dict):
+            return content
+        properties = message.get("properties")
+        if isinstance(properties, dict):
+            properties["delivery_info"] = _unmarked(properties.get("delivery_info"))
+        message["headers"] = _unmarked(message.get("headers"))
+        return json.dumps(message, sort_keys=True).encode()
+    except SHAPE_ERRORS:
+        return content
+
+
+def _unmarked(headers: Any) -> Any:
+    if not isinstance(headers, dict):
+        return headers
+    return {name: value for name, value in headers.items() if name not in _REDELIVERY_MARKS}
 
 
 def check_envelope(message: Any) -> None:
