@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery.utils.time import maybe_iso8601
 
 from cdc_tasks import dead_letters
+from cdc_tasks.delivery_marks import without_marks
 from cdc_tasks.errors import CDCError
 
 if TYPE_CHECKING:
@@ -34,11 +35,6 @@ __all__ = [
 # What code raises that is given something of another shape than it expects.
 SHAPE_ERRORS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _TASK: Final = "malformed message"
-# Headers with which a broker, or our transport, marks a message that it delivers again.
-_REDELIVERY_MARKS: Final = frozenset(
-    {"redelivered", "x-acquired-count", "x-death", "x-delivery-count"}
-    | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
-)
 
 
 class MalformedMessageError(CDCError):
@@ -73,19 +69,12 @@ def _identity(content: bytes) -> bytes:
         message = json.loads(content)
         if not isinstance(message, dict):
             return content
-        properties = message.get("properties")
-        if isinstance(properties, dict):
-            properties["delivery_info"] = _unmarked(properties.get("delivery_info"))
-        message["headers"] = _unmarked(message.get("headers"))
+        for holder, name in ((message, "headers"), (message.get("properties"), "delivery_info")):
+            if isinstance(holder, dict) and isinstance(holder.get(name), dict):
+                holder[name] = without_marks(holder[name])
         return json.dumps(message, sort_keys=True).encode()
     except SHAPE_ERRORS:
         return content
-
-
-def _unmarked(headers: Any) -> Any:
-    if not isinstance(headers, dict):
-        return headers
-    return {name: value for name, value in headers.items() if name not in _REDELIVERY_MARKS}
 
 
 def check_envelope(message: Any) -> None:

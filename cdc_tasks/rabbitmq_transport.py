@@ -19,7 +19,7 @@ from celery import current_app
 from kombu.transport import pyamqp
 
 from cdc_tasks.rabbitmq_queues import bind_if_allowed, existing_queue, exists_exchange
-from cdc_tasks.retrying import BrokerBlocked
+from cdc_tasks.retrying import BrokerBlocked, UnroutableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +59,8 @@ class _Channel(_Waiting, pyamqp.Channel):
     def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> None:
         """Publish, and wait until RabbitMQ has confirmed it, unless it is for people who watch.
 
-        Raises BrokerBlocked, and TimeoutError, for kombu an error of the connection.
+        Raises BrokerBlocked, UnroutableError where `mandatory` is among the options and no queue is bound, and
+        TimeoutError, for kombu an error of the connection.
         """
         confirmed_within = options.pop("confirm_timeout", None) or _CONFIRMED_WITHIN
         is_for_watchers = _is_for_watchers(options.get("exchange", ""))
@@ -73,6 +74,7 @@ class _Channel(_Waiting, pyamqp.Channel):
         self._select_confirms()
         self._sent += 1
         self._unconfirmed.add(number := self._sent)
+        self._returned: str | None = None
         self._basic_publish(msg, *args, **options)
         if not is_for_watchers:
             self._wait_for_confirm(number, monotonic() + confirmed_within)
@@ -113,6 +115,7 @@ class _Channel(_Waiting, pyamqp.Channel):
         self.confirm_select()
         self.events["basic_ack"].add(self._note_ack)
         self.events["basic_nack"].add(self._note_nack)
+        self.events["basic_return"].add(self._note_return)
 
     def _wait_for_confirm(self, number: int, deadline: float) -> None:
         while number in self._unconfirmed:
@@ -124,6 +127,10 @@ class _Channel(_Waiting, pyamqp.Channel):
         if number in self._refused:
             self._refused.discard(number)
             raise MessageNacked
+        if self._returned is not None:  # it came before the confirmation
+            raise UnroutableError(
+                f"RabbitMQ has no queue for {self._returned}.", hint="rabbitmqctl list_bindings"
+            )
 
     def _note_ack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # py-amqp calls it so
         self._unconfirmed -= self._settled(number, multiple=multiple)
@@ -131,6 +138,9 @@ class _Channel(_Waiting, pyamqp.Channel):
     def _note_nack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # the same
         self._refused |= self._settled(number, multiple=multiple)
         self._unconfirmed -= self._refused
+
+    def _note_return(self, _error: Any, exchange: str, routing_key: str, _message: Any) -> None:
+        self._returned = f"a message to the exchange {exchange!r} with the routing key {routing_key!r}"
 
     def _settled(self, number: int, *, multiple: bool) -> set[int]:
         return {each for each in self._unconfirmed if each <= number} if multiple else {number}
