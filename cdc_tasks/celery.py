@@ -15,7 +15,7 @@ from cdc_tasks import logs
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
-from cdc_tasks.delays import DelayingCelery
+from cdc_tasks.delays import BehindWaits, DelayingCelery
 from cdc_tasks.look_around import LookAround
 from cdc_tasks.redis_rights import missing_for_worker
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
@@ -55,7 +55,7 @@ app = DelayingCelery(
     ],
 )
 app.config_from_object(settings_module())
-app.steps["consumer"].update([LookAround, Ticking])
+app.steps["consumer"].update([BehindWaits, LookAround, Ticking])
 
 
 @app.on_after_configure.connect
