@@ -20,6 +20,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from cdc_tasks import dead_letters
 from cdc_tasks.cache import CacheAway
 from cdc_tasks.countdown import eta_by_this_clock
+from cdc_tasks.delivery_marks import queue_of
 from cdc_tasks.errors import CDCError
 from cdc_tasks.held_retries import send_when_unblocked
 from cdc_tasks.malformed import (
@@ -86,9 +87,7 @@ class Consumer(CeleryConsumer):
 
     def _keep(self, message: Any, reason: str) -> None:
         try:
-            keep_malformed(
-                _raw(message), reason=reason, queue=(message.delivery_info or {}).get("routing_key")
-            )
+            keep_malformed(_raw(message), reason=reason, queue=queue_of(message.delivery_info))
         except CacheAway as away:
             log.warning("malformed message goes back", error=away.message)
             message.reject_log_error(_logger, self.connection_errors, requeue=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cdc_tasks import cache
+from cdc_tasks.delivery_marks import queue_of
 from cdc_tasks.errors import CDCError, mask_secrets
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def letter_of(task: str, request: Context, error: BaseException, *, trace: str |
         task=task,
         args=list(request.args or ()),
         kwargs=dict(request.kwargs or {}),
-        queue=(request.delivery_info or {}).get("routing_key"),
+        queue=queue_of(request.delivery_info),
         error=described_error(error),
         traceback=mask_secrets(shown)[-_LONGEST_TRACEBACK:],
         failed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),

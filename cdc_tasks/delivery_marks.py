@@ -1,22 +1,32 @@
-"""Headers in which a broker, or our Redis transport, notes how it has delivered a message: not a part of the message.
+"""What a broker, or our Redis transport, notes on a message of how it was delivered: not a part of the message.
 
-A copy of the message must not carry them on. RabbitMQ before version 4.0.1 takes a retry that does for a message that
-goes round in circles: it stays in one of the queues for waits, and no worker ever gets it.
+A copy of the message must not carry it on. RabbitMQ before version 4.0.1 takes a retry with such headers for a message
+that goes round in circles: it stays in one of the queues for waits, and no worker ever gets it.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
+
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["without_marks"]
+__all__ = ["queue_of", "without_marks"]
 
 _MARKS: Final = frozenset(
     {"redelivered", "x-acquired-count", "x-death", "x-delivery-count"}
     | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
 )
+_WAIT: Final = re.compile(rf"\A(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
+
+
+def queue_of(delivery_info: Mapping[str, Any] | None) -> str | None:
+    """Return the queue that a message came from: its routing key, without the bits of a wait on RabbitMQ."""
+    routing_key = (delivery_info or {}).get("routing_key")
+    return routing_key if routing_key is None else _WAIT.sub("", routing_key, count=1)
 
 
 def without_marks(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ connection that never publishes: a worker's events, replies and tasks go out on 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from shlex import quote
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -128,8 +129,9 @@ class _Channel(_Waiting, pyamqp.Channel):
             self._refused.discard(number)
             raise MessageNacked
         if self._returned is not None:  # it came before the confirmation
+            where = quote(self.connection.virtual_host)
             raise UnroutableError(
-                f"RabbitMQ has no queue for {self._returned}.", hint="rabbitmqctl list_bindings"
+                f"RabbitMQ has no queue for {self._returned}.", hint=f"rabbitmqctl list_bindings -p {where}"
             )
 
     def _note_ack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # py-amqp calls it so

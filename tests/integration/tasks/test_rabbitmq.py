@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -67,8 +68,10 @@ def test_a_task_that_is_tried_again_and_again_waits_in_the_same_queues_each_time
     environment = _with_faulty_tasks(helpdesk, rabbitmq_server)
     with Worker(environment) as worker, sender_of(environment) as sender:
         # Three seconds: two of the queues for waits, one behind the other.
-        task = sender.send_task("faulty.retries_out", kwargs={"after": 2}, queue="celery")
+        task = sender.send_task("faulty.retries_out", kwargs={"after": 2}, queue="bulk")
         assert _given_up(worker, task.id)["tries"] == 3
+    letter = json.loads(helpdesk.broker.cache.hget("cdc:dead-letters", task.id))
+    assert letter["queue"] == "bulk"  # a replay goes there
 
 
 @pytest.mark.parametrize("missing", ["an exchange", "a binding"])
