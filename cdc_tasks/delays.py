@@ -26,7 +26,7 @@ from kombu.transport.native_delayed_delivery import (
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
-from cdc_tasks.delivery_marks import without_marks
+from cdc_tasks.delivery_marks import queue_of, without_marks
 from cdc_tasks.retrying import UnroutableError
 
 __all__ = ["BehindWaits", "DelayingCelery"]
@@ -54,6 +54,10 @@ class DelayingCelery(Celery):
         is_kept_by_rabbitmq = bool(countdown or eta) and self.has_quorum_queues()
         if is_kept_by_rabbitmq:
             countdown, eta = _whole_seconds(countdown, eta, self.now())
+            if not options.get("queue") and (queue := queue_of(options)) in self.amqp.queues:
+                options["queue"] = (
+                    queue  # of a retry: Celery would take the one that the task's name leads to
+                )
         if options.get("headers"):
             options["headers"] = without_marks(options["headers"])
         if options.get("mandatory") is None:  # as Celery's tasks have it: dropped where no queue is bound
