@@ -11,7 +11,7 @@ from benchmarks import debezium
 from benchmarks.contenders import Contender, Counting, Ours, Run
 from benchmarks.postgres_stage import PUBLICATION, PostgresStage
 from tests.acceptance.listener_process import mortal
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 __all__ = ["ALL", "FAST"]
 

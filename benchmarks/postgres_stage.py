@@ -12,7 +12,7 @@ from benchmarks.routes import TABLES
 from benchmarks.stage import DESCRIPTION, TITLE, Stage
 from demo.servers import PostgresServer
 from tests.acceptance.listener_process import mortal
-from tests.servers import DebianPostgresServer
+from tests.support.servers import DebianPostgresServer
 
 __all__ = ["PUBLICATION", "PostgresStage"]
 

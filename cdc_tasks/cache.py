@@ -10,16 +10,16 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from cdc_tasks.retrying import TryAgain
+from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import RedisSettings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CacheAway", "client", "errors_translated"]
+__all__ = ["CacheAwayError", "client", "errors_translated"]
 
 
-class CacheAway(TryAgain):
+class CacheAwayError(TryAgain):
     """Redis, where the master cache is, did not answer."""
 
 
@@ -38,8 +38,8 @@ def client() -> redis.Redis:
 
 @contextmanager
 def errors_translated() -> Iterator[None]:
-    """Raise CacheAway for what heals: no connection, still loading, a replica in the master's place, full."""
+    """Raise CacheAwayError for what heals: no connection, still loading, a replica in the master's place, full."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
-        raise CacheAway(f"Redis at CACHE_URL did not take it: {error}") from error
+        raise CacheAwayError(f"Redis at CACHE_URL did not take it: {error}") from error

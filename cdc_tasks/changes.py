@@ -153,7 +153,7 @@ def _in_wal(place: str) -> tuple[str, int, str]:
 
 
 def _in_binlog(text: str) -> tuple[str, int, str]:
-    """Read a place in a binlog, in front of its epoch: numbers began again, see listener/mysql/progress.py."""
+    """Read a place in a binlog, in front of its epoch: numbers began again, see listener/mysql/codec/progress.py."""
     place, _, epoch = text.partition("@")
     # Behind all places that have no epoch: those begin with a digit or a to f.
     later = f"g{int(epoch):016x}." if epoch else ""

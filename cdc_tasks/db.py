@@ -15,13 +15,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.retrying import TryAgain
+from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DatabaseAway", "DatabaseRefusedError", "engine", "session", "sqlalchemy_url"]
+__all__ = ["DatabaseAwayError", "DatabaseRefusedError", "engine", "session", "sqlalchemy_url"]
 
 _DRIVERS = {
     "postgres": "postgresql+psycopg2",
@@ -35,7 +35,7 @@ _CONNECT_TIMEOUT = 5  # seconds
 _ANSWER_TIMEOUT = 40  # seconds; below the task's time limit
 
 
-class DatabaseAway(TryAgain):
+class DatabaseAwayError(TryAgain):
     """The database did not answer."""
 
 
@@ -62,17 +62,17 @@ def engine() -> Engine:
 
 @contextmanager
 def session() -> Iterator[Session]:
-    """Open a session; who writes commits. Raises DatabaseAway and DatabaseRefusedError."""
+    """Open a session; who writes commits. Raises DatabaseAwayError and DatabaseRefusedError."""
     try:
         with Session(engine()) as opened:
             yield opened
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         if isinstance(error, DBAPIError) and _is_denied(error):  # PyMySQL makes an OperationalError of it
             raise _refused(error) from error
-        raise DatabaseAway(f"The database did not answer: {_first_line(error)}") from error
+        raise DatabaseAwayError(f"The database did not answer: {_first_line(error)}") from error
     except DBAPIError as error:
         if error.connection_invalidated:
-            raise DatabaseAway(f"The connection broke: {_first_line(error)}") from error
+            raise DatabaseAwayError(f"The connection broke: {_first_line(error)}") from error
         raise _refused(error) from error
 
 

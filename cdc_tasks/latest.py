@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from cdc_tasks import cache
+from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.changes import position_key
-from cdc_tasks.retrying import NotYet
-from cdc_tasks.steady_clock import CLOCK, LONGEST_STEP, STEADY
+from cdc_tasks.retry import NotYetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,12 +81,12 @@ def latest_only(key: str, change: RowChange) -> Iterator[bool]:
     """Tell whether `change` is newer than all that was done for `key`; hold others off until the block ends.
 
     An exception in the block leaves the change undone: whoever comes next, it or an older one, may do it. Raises
-    NotYet while another worker is at the same key, and CacheAway: let them pass, the task is tried again.
+    NotYetError while another worker is at the same key, and CacheAwayError: let them pass, the task is tried again.
     """
     holder = uuid4().hex
     said, held = _run(_BEGIN, key, change, holder, int(_HELD * 1000), also=CLOCK)
     if said == b"busy":
-        raise NotYet("Another worker is at it.", after=min(held / 1000, 0.5))
+        raise NotYetError("Another worker is at it.", after=min(held / 1000, 0.5))
     if said == b"stale":
         yield False
         return
@@ -99,7 +99,7 @@ def latest_only(key: str, change: RowChange) -> Iterator[bool]:
 
 
 def store_latest(key: str, value: str | bytes | float | None, change: RowChange) -> bool:
-    """Set a key in CACHE_URL's Redis (None: delete it), unless a newer change did; tells whether. Raises CacheAway."""
+    """Set a key in CACHE_URL's Redis (None: delete it), unless a newer change did; tells whether. Raises CacheAwayError."""
     return bool(_run(_STORE, key, change, *([] if value is None else [value]), also=key))
 
 

@@ -19,9 +19,12 @@ Who began when is told by tickets from Redis' own clock: they go on even if Redi
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import sqlalchemy
 import structlog
 from celery import signals
@@ -29,7 +32,6 @@ from celery import signals
 from cdc_tasks import cache, db
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
-from cdc_tasks.master_rows import JsonArray
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "TABLE_TO_CACHE_KEYS",
     "CacheKey",
+    "JsonArray",
+    "as_json",
     "get",
     "refill_master_caches",
     "refresh",
@@ -79,7 +83,7 @@ class UnknownTableError(CDCError):
 def refresh_master_cache(table: str) -> str:
     """Put fresh rows of `table` into each key that it feeds."""
     outcome = refresh(table)
-    log.info("master cache refreshed", table=table, outcome=outcome)
+    log.info("master_cache_refreshed", table=table, outcome=outcome)
     return outcome
 
 
@@ -103,7 +107,7 @@ def _refill_an_empty_redis(**_: Any) -> None:
     """Ask for it in a task, which is tried again where the database or Redis is away."""
     try:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
-    except cache.CacheAway:
+    except cache.CacheAwayError:
         is_full = False
     if not is_full:
         refill_master_caches.apply_async(expires=_STALE)
@@ -117,9 +121,9 @@ def _is_missing(table: str) -> bool:
 
 def _refill(table: str) -> bool:
     try:
-        log.info("master cache refilled", table=table, outcome=refresh(table))
+        log.info("master_cache_refilled", table=table, outcome=refresh(table))
     except db.DatabaseRefusedError as error:  # not every database has each of the sample's tables
-        log.warning("master cache not refilled", table=table, error=error.message)
+        log.warning("master_cache_not_refilled", table=table, error=error.message)
         return False
     return True
 
@@ -135,7 +139,7 @@ def get(name: str) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = json.loads(found)  # orjson would round big integers
             return rows
         refresh(table)
-    raise cache.CacheAway(f"Redis does not keep {key}: is its memory full?")
+    raise cache.CacheAwayError(f"Redis does not keep {key}: is its memory full?")
 
 
 def refresh(table: str) -> str:
@@ -265,3 +269,56 @@ def _written_key(table: str) -> str:
 
 def _fresh_key(key: CacheKey, attempt: _Attempt) -> str:
     return f"cdc:master-cache:fresh:{key.name}:{attempt.ticket}"
+
+
+# --- Rows on their way into the cache -------------------------------------------------------------------
+
+_PIECE = 1 << 20  # bytes
+
+
+class JsonArray:
+    """A JSON array that is written to a key of Redis piece by piece; complete after `close`."""
+
+    def __init__(self, key: str, *, ttl: int) -> None:
+        """`ttl`: seconds after which Redis drops the key, unless somebody takes it over."""
+        self._key = key
+        self._ttl = ttl
+        self._pending = bytearray(b"[")
+        self._offset = 0  # where the next piece goes: a piece that is sent twice lands in the same place
+        self._is_first = True
+
+    def append(self, row: dict[str, Any]) -> None:
+        if not self._is_first:
+            self._pending += b","
+        self._is_first = False
+        self._pending += as_json(row)
+        if len(self._pending) >= _PIECE:
+            self._flush()
+
+    def close(self) -> None:
+        self._pending += b"]"
+        self._flush()
+
+    def _flush(self) -> None:
+        with cache.errors_translated(), cache.client().pipeline() as pipeline:
+            pipeline.setrange(self._key, self._offset, bytes(self._pending))
+            pipeline.expire(self._key, self._ttl)
+            pipeline.execute()
+        self._offset += len(self._pending)
+        self._pending.clear()
+
+
+def as_json(row: dict[str, Any]) -> bytes:
+    """Return the row as the changes have it: numeric as text, times as ISO 8601 in UTC, bytes as base64."""
+    try:
+        return orjson.dumps(row, default=_plain, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits, inside a JSON column
+        return json.dumps(row, default=_plain, ensure_ascii=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat() if value.tzinfo is None else value.astimezone(UTC).isoformat()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return b64encode(value).decode()
+    return str(value)

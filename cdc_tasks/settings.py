@@ -33,7 +33,7 @@ class SettingsError(CDCError):
 
 
 class Settings(BaseSettings):
-    """A frozen object built once from the environment; a field's description is its document and cure."""
+    """A frozen object built once from the environment; a field's description is its document and hint."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -202,7 +202,7 @@ def worker_settings() -> WorkerSettings:
 
 
 def load(kind: type[T]) -> T:
-    """Read the environment; raises SettingsError that names every bad variable, its value and the cure."""
+    """Read the environment; raises SettingsError that names every bad variable, its value and the hint."""
     try:
         return kind()
     except ValidationError as error:
@@ -213,11 +213,11 @@ def load(kind: type[T]) -> T:
 def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
     name = str(error["loc"][0]) if error["loc"] else "environment"
     field = kind.model_fields.get(name)
-    cure = f" {field.description}" if field and field.description else ""
+    hint = f" {field.description}" if field and field.description else ""
     if error["type"] == "missing":
-        return f"{name.upper()} is not set.{cure}"
+        return f"{name.upper()} is not set.{hint}"
     problem = error["msg"].removeprefix("Value error, ")
-    return f"{name.upper()}={_shown(field and field.annotation, error['input'])}: {problem}.{cure}"
+    return f"{name.upper()}={_shown(field and field.annotation, error['input'])}: {problem}.{hint}"
 
 
 def _shown(annotation: Any, value: Any) -> str:

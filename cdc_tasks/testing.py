@@ -21,7 +21,7 @@ _numbers = count(1)
 
 
 class _Router(Protocol):
-    """A `listener.router.BinlogRouter`: workers do not import the listener, so it is known by what it does."""
+    """A `cdc_tasks.routing.router.BinlogRouter`: workers do not import the listener, so it is known by what it does."""
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterable[Any]: ...
 

@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cdc_tasks.errors import CDCError
-from listener.sources import DatabaseType, detect_database_type, home_schema
+from listener.daemon.database_url import DatabaseType, detect_database_type, home_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,9 @@ import sqlalchemy
 from pydantic import SecretStr
 from sqlalchemy.exc import DBAPIError
 
-from cdc_tasks import accounts, schema, vault
 from cdc_tasks.errors import CDCError
+from cdc_tasks.helpdesk import schema
+from cdc_tasks.notify import accounts, vault
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from cdc_tasks import db, master_cache, vault
+from cdc_tasks import db, master_cache
 from cdc_tasks.celery import app
+from cdc_tasks.notify import vault
 from demo.databases import open_database
 from demo.inbox import Inbox
 from demo.programs import Flower, Listener, Worker

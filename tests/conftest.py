@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
 from demo.servers import PostgresServer, ValkeyServer
-from tests.mysql_servers import GivenMySQLServer, MariaDBServer, MySQLServer, shared_mysql_server
-from tests.mysql_source import MySQLDatabase, MySQLSource
-from tests.servers import DebianPostgresServer, RabbitMQServer, RedisServer
-from tests.waiting import wait_until
+from tests.support.mysql_servers import GivenMySQLServer, MariaDBServer, MySQLServer, shared_mysql_server
+from tests.support.mysql_source import MySQLDatabase, MySQLSource
+from tests.support.servers import DebianPostgresServer, RabbitMQServer, RedisServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

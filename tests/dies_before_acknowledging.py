@@ -6,7 +6,9 @@ import os
 import signal
 from typing import Any
 
-from cdc_tasks import consumer, malformed, redis_transport
+from cdc_tasks.broker.redis import transport as redis_transport
+from cdc_tasks.dead_letters import malformed
+from cdc_tasks.worker import consumer
 
 __all__: list[str] = []
 

@@ -25,8 +25,8 @@ broker_heartbeat = 4
 if _is_rabbitmq:
     # kombu's own waits for a confirmation for ever.
     for _alias in ("amqp", "pyamqp"):
-        TRANSPORT_ALIASES[_alias] = "cdc_tasks.rabbitmq_transport:Transport"
-    TRANSPORT_ALIASES["amqps"] = "cdc_tasks.rabbitmq_transport:SSLTransport"
+        TRANSPORT_ALIASES[_alias] = "cdc_tasks.broker.rabbitmq.transport:Transport"
+    TRANSPORT_ALIASES["amqps"] = "cdc_tasks.broker.rabbitmq.transport:SSLTransport"
     # The queue for `celery inspect`: were it the connection's own, a worker whose connection broke without a word could
     # not have it again before RabbitMQ has noticed as well, and would end.
     control_queue_exclusive = False
@@ -40,8 +40,8 @@ if _is_rabbitmq:
 elif _scheme in {"redis", "rediss", "sentinel", "unix", "socket"}:
     # kombu's own loses a message with a worker that dies at the wrong moment.
     for _alias in ("redis", "rediss"):
-        TRANSPORT_ALIASES[_alias] = "cdc_tasks.redis_transport:Transport"
-    TRANSPORT_ALIASES["sentinel"] = "cdc_tasks.redis_transport:SentinelTransport"
+        TRANSPORT_ALIASES[_alias] = "cdc_tasks.broker.redis.transport:Transport"
+    TRANSPORT_ALIASES["sentinel"] = "cdc_tasks.broker.redis.transport:SentinelTransport"
     # A Redis that takes no writes for a while (no replica, a full disk) is waited for as one that is away.
     broker_channel_error_retry = True
     broker_transport_options = {
@@ -126,7 +126,7 @@ worker_max_tasks_per_child = 20_000
 worker_max_memory_per_child = 400_000  # kB
 
 # A message that no task is for is kept as a dead letter. Celery would drop it, and log the row that is in it.
-worker_consumer = "cdc_tasks.consumer:Consumer"
+worker_consumer = "cdc_tasks.worker.consumer:Consumer"
 
 # --- Seeing -----------------------------------------------------------------------------------------------
 

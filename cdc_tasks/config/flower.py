@@ -40,7 +40,7 @@ def prepare() -> None:
     """Give Flower our defaults and our numbers; raises OpenFlowerError for an address that needs a password."""
     from tornado.options import options
 
-    from cdc_tasks import metrics
+    from cdc_tasks.worker import metrics
 
     options.address = options.address or _LOOPBACK
     if options.max_tasks == _FLOWERS_OWN_MAX_TASKS:

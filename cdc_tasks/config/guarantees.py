@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["UnfitPoolError", "check_pool", "weakened"]
 
-_OWN_TRANSPORTS: Final = ("cdc_tasks.redis_transport", "cdc_tasks.rabbitmq_transport")
+_OWN_TRANSPORTS: Final = ("cdc_tasks.broker.redis.transport", "cdc_tasks.broker.rabbitmq.transport")
 
 # setting: (what the guarantees need, what happens otherwise)
 _NEEDED: Final[dict[str, tuple[Any, str]]] = {
     "task_acks_late": (True, "a task is lost with a worker that dies"),
     "task_reject_on_worker_lost": (True, "a task is lost with a worker process that dies"),
     "worker_consumer": (
-        "cdc_tasks.consumer:Consumer",
+        "cdc_tasks.worker.consumer:Consumer",
         "messages of unknown tasks are dropped, with their rows in the log",
     ),
     "accept_content": (["json"], "whoever writes to the broker can run code in the workers"),

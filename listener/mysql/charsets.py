@@ -15,7 +15,7 @@ from functools import partial
 from itertools import product
 from typing import Final, NamedTuple
 
-from listener.mysql.session import Session
+from listener.mysql.client.connection import Session
 
 __all__ = ["BINARY", "Charsets", "Decode"]
 
@@ -103,7 +103,7 @@ class Charsets:
         return self._names[collation] in _UTF8
 
     def decoder(self, collation: int) -> Decode:
-        """Return what reads text of this collation, and never raises; raises KeyError, SourceError, SourceLost."""
+        """Return what reads text of this collation, and never raises; raises KeyError, SourceError, SourceLostError."""
         name = self._names[collation]
         found = self._decoders.get(name)
         if found is None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Final
 
 from cdc_tasks.errors import CDCError
-from listener.findings import Finding, State, finding_from
-from listener.mysql.connection import Connection, account, connect, fetch
-from listener.mysql.findings import find_in_grants, find_in_server, find_in_tables
-from listener.mysql.gaps import find_gap
-from listener.mysql.position import BinlogPosition
-from listener.mysql.preparation import read_log
-from listener.mysql.server import Server, current_position, read_server, replicas
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State, finding_from
+from listener.mysql.client.connection import Connection, account, connect, fetch
+from listener.mysql.client.server import Server, current_position, read_server, replicas
+from listener.mysql.errors import grant, setting
+from listener.mysql.log.position import BinlogPosition
+from listener.mysql.start.gaps import find_gap
+from listener.mysql.start.preparation import read_log
 from listener.mysql.stream import replica_uuid
-from listener.router import Route
+from listener.mysql.tables.described import watched_by
 
-__all__ = ["check_mysql"]
+__all__ = ["check_mysql", "find_in_grants", "find_in_server", "find_in_tables"]
 
 
 def check_mysql(
@@ -50,7 +52,7 @@ def _encryption(connection: Connection[Any]) -> Finding:
         what="TLS",
         state=State.OK if is_local else State.WARNING,
         found="not encrypted",
-        cure=""
+        hint=""
         if is_local
         else "Turn TLS on in the server, and write ?ssl_ca=/path/of/ca.pem in DATABASE_URL.",
     )
@@ -59,8 +61,8 @@ def _encryption(connection: Connection[Any]) -> Finding:
 def _server_id(connection: Connection[Any], server: Server, name: str, server_id: int) -> Finding:
     other = replicas(connection, server).get(server_id)
     if str(server_id) == server.variable("server_id") or (other and other != replica_uuid(name)):
-        cure = "CDC_SERVER_ID=…, different from the server's and each replica's"
-        return Finding(what="CDC_SERVER_ID", state=State.PROBLEM, found=f"{server_id} is taken", cure=cure)
+        hint = "CDC_SERVER_ID=…, different from the server's and each replica's"
+        return Finding(what="CDC_SERVER_ID", state=State.PROBLEM, found=f"{server_id} is taken", hint=hint)
     return Finding(what="CDC_SERVER_ID", found=str(server_id))
 
 
@@ -75,3 +77,207 @@ def _checkpoint(url: str, connection: Connection[Any], server: Server, checkpoin
     if gap:
         return finding_from("checkpoint", gap)
     return Finding(what="checkpoint", found=f"{after.file}:{after.offset}, and the log reaches that far")
+
+
+# --- What is found --------------------------------------------------------------------------------------
+
+_OLDEST: Final = {"mysql": (8, 0, 14), "mariadb": (10, 5, 0)}  # where a log can name its columns
+
+
+_WHOLE: Final = frozenset(
+    {"FULL", "FULL_NODUP"}
+)  # the other one (MariaDB 11.4) says in the new row what changed
+
+
+_SHORT_RETENTION: Final = 24 * 3600  # seconds
+
+
+_REPLICATION: Final = re.compile(r"ALL PRIVILEGES|REPLICATION SLAVE\b|REPLICATION REPLICA\b")
+
+
+_Name = tuple[str, str]  # schema and table
+
+
+_STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|SUPER\b")
+
+
+def find_in_server(server: Server) -> Iterator[Finding]:
+    """Look at the server's variables."""
+    yield _version(server)
+    section = "mariadb" if server.is_mariadb else "mysqld"
+    hint = f"Write log_bin under [{section}] in the server's configuration, and restart it."
+    yield _must_be(server, "log_bin", "ON", hint)
+    yield _must_be(server, "binlog_format", "ROW", _setting(server, "binlog_format", "ROW"))
+    metadata = server.variable("binlog_row_metadata") or "missing"
+    hint = _setting(server, "binlog_row_metadata", "FULL")
+    yield _finding("binlog_row_metadata", metadata, State.OK if metadata == "FULL" else State.PROBLEM, hint)
+    image = server.variable("binlog_row_image")
+    hint = _setting(server, "binlog_row_image", "FULL")
+    yield _finding("binlog_row_image", image, State.OK if image in _WHOLE else State.WARNING, hint)
+    number = server.variable("server_id")
+    hint = _setting(server, "server_id", "1")
+    yield _finding("server_id", number, State.PROBLEM if number == "0" else State.OK, hint)
+    yield _gtid(server)
+    yield _retention(server)
+
+
+def find_in_grants(connection: Connection[Any]) -> Iterator[Finding]:
+    """Look at what our account may do."""
+    who = account(connection)
+    grants = "\n".join(str(row[0]) for row in fetch(connection, "SHOW GRANTS"))
+    for what, pattern in (("REPLICATION SLAVE", _REPLICATION), ("REPLICATION CLIENT", _STATUS)):
+        given = pattern.search(grants) is not None
+        state = State.OK if given else State.PROBLEM
+        yield _finding(
+            f"privilege {what}", "granted" if given else f"not granted to {who}", state, grant(who)
+        )
+
+
+def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iterator[Finding]:
+    """Look for the tables and columns that the routes name."""
+    columns, versioned = _read_columns(connection)
+    without_rows = _read_tables_without_rows(connection)
+    for route in routes:
+        found = [name for name in watched_by(route, columns) if name not in without_rows]
+        what = f"table {route.schema}.{route.table}"
+        if not found:
+            yield _nothing_to_watch(connection, route, columns, without_rows)
+            continue
+        missing = _missing_columns(route, (columns[name] for name in found))
+        hint = f"Correct columns= of the route of {route.task}."
+        state = State.PROBLEM if missing else State.OK
+        yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, hint)
+    for name, period in versioned.items():
+        is_watched = any(route.matches(*name) for route in routes)
+        yield _logged_as_statements(name, period, State.PROBLEM if is_watched else State.WARNING)
+
+
+def _read_columns(connection: Connection[Any]) -> tuple[dict[_Name, set[str]], dict[_Name, list[str]]]:
+    """Return the columns of all tables, and the two of those whose versions go by transactions."""
+    columns: dict[_Name, set[str]] = {}
+    versioned: dict[_Name, list[str]] = {}
+    rows = fetch(
+        connection,
+        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME,"
+        " DATA_TYPE = 'bigint' AND GENERATION_EXPRESSION IN ('ROW START', 'ROW END')"
+        " FROM information_schema.COLUMNS"
+        " WHERE TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')",
+    )
+    for schema, table, column, is_of_period in rows:
+        name = str(schema), str(table)
+        columns.setdefault(name, set()).add(str(column))
+        if is_of_period:
+            versioned.setdefault(name, []).append(str(column))
+    return columns, versioned
+
+
+def _read_tables_without_rows(connection: Connection[Any]) -> dict[_Name, str]:
+    """Return views and sequences, with what they are."""
+    rows = fetch(
+        connection,
+        "SELECT TABLE_SCHEMA, TABLE_NAME, LOWER(TABLE_TYPE) FROM information_schema.TABLES"
+        " WHERE TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys')"
+        " AND TABLE_TYPE IN ('VIEW', 'SEQUENCE')",
+    )
+    return {(str(schema), str(table)): str(kind) for schema, table, kind in rows}
+
+
+def _nothing_to_watch(
+    connection: Connection[Any], route: Route, columns: Iterable[_Name], without_rows: Mapping[_Name, str]
+) -> Finding:
+    what = f"table {route.schema}.{route.table}"
+    if kind := without_rows.get((route.schema, route.table)):
+        hint = f"Name in the route of {route.task} the tables that hold the rows."
+        return _finding(what, f"is a {kind}: no change of one is logged", State.WARNING, hint)
+    known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
+    return _finding(
+        what,
+        "there is none that the account may read",
+        State.WARNING if _is_glob(route) else State.PROBLEM,
+        f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
+        f"or: GRANT SELECT ON {_grantable(route.schema)}.* TO {account(connection)};",
+    )
+
+
+def _logged_as_statements(name: _Name, period: Sequence[str], state: State) -> Finding:
+    schema, table = name
+    dropped = ", ".join(f"DROP COLUMN {_quoted(column)}" for column in period)
+    place = f"{_quoted(schema)}.{_quoted(table)}"
+    return _finding(
+        f"table {schema}.{table}",
+        "has system versioning by transaction ids: MariaDB logs its changes as statements, without rows",
+        state,
+        "Let it go by time, which forgets its history:\n"
+        "SET system_versioning_alter_history = KEEP;\n"
+        f"ALTER TABLE {place} {dropped}, DROP PERIOD FOR SYSTEM_TIME, DROP SYSTEM VERSIONING;\n"
+        f"ALTER TABLE {place} ADD SYSTEM VERSIONING;",
+    )
+
+
+def _version(server: Server) -> Finding:
+    oldest = _OLDEST[server.kind]
+    enough = server.version >= oldest
+    hint = f"Upgrade to {'.'.join(map(str, oldest))} or later: older logs do not name their columns."
+    return _finding("version", server.version_text, State.OK if enough else State.PROBLEM, hint)
+
+
+def _must_be(server: Server, name: str, value: str, hint: str) -> Finding:
+    found = server.variable(name)
+    return _finding(name, found, State.OK if found == value else State.PROBLEM, hint)
+
+
+def _gtid(server: Server) -> Finding:
+    if server.has_gtids:
+        return _finding("GTIDs", "on", State.OK, "")
+    return _finding(
+        "GTIDs",
+        "off: after a failover to a replica the listener cannot go on where it was",
+        State.WARNING,
+        "SET PERSIST enforce_gtid_consistency = ON;\n"
+        "SET PERSIST gtid_mode = OFF_PERMISSIVE;\n"
+        "SET PERSIST gtid_mode = ON_PERMISSIVE;\n"
+        "When the listener has logged gtids_are_on: SET PERSIST gtid_mode = ON;",
+    )
+
+
+def _retention(server: Server) -> Finding:
+    seconds = server.retention
+    if seconds is None:
+        return _finding("log retention", "until it is purged by hand", State.OK, "")
+    return _finding(
+        "log retention",
+        f"{seconds / 3600:g} hours: a listener that is away for longer misses changes",
+        State.WARNING if seconds < _SHORT_RETENTION else State.OK,
+        _setting(server, "binlog_expire_logs_seconds", "604800")
+        if server.variable("binlog_expire_logs_seconds")
+        else _setting(server, "expire_logs_days", "7"),
+    )
+
+
+def _missing_columns(route: Route, tables: Iterable[set[str]]) -> list[str]:
+    wanted = set(route.columns or ())
+    for columns in tables:
+        wanted -= columns
+    return sorted(wanted)
+
+
+def _is_glob(route: Route) -> bool:
+    """Tell whether the route may watch tables that are not there yet."""
+    return any(character in name for name in (route.schema, route.table) for character in "*?[")
+
+
+def _setting(server: Server, name: str, value: str) -> str:
+    return setting(name, value, mariadb=server.is_mariadb)
+
+
+def _finding(what: str, found: str, state: State, hint: str) -> Finding:
+    return Finding(what=what, found=found or "not known", state=state, hint="" if state is State.OK else hint)
+
+
+def _grantable(schema: str) -> str:
+    """Return the schema as GRANT takes it, which has wildcards of its own; all of them for a glob."""
+    return "*" if any(character in schema for character in "*?[") else _quoted(schema)
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"

@@ -10,13 +10,13 @@ from typing import Final
 import pymysql
 
 from cdc_tasks.errors import CDCError
-from listener.monitor import Gap, SourceError, SourceLost
+from listener.core.source import GapError, SourceError, SourceLostError
 
 __all__ = [
     "ACCEPT_GAP",
-    "GTIDModeForbids",
-    "PermissionDenied",
-    "ServerIdTaken",
+    "GTIDModeError",
+    "PermissionDeniedError",
+    "ServerIdTakenError",
     "grant",
     "is_about_permissions",
     "setting",
@@ -52,20 +52,20 @@ _LOST: Final = frozenset(
 _PERMISSIONS: Final = frozenset({1227, 1142, 1143, 1370, 1044})
 
 
-class PermissionDenied(SourceError):
+class PermissionDeniedError(SourceError):
     """The account may not do this."""
 
 
-class GTIDModeForbids(SourceError):
+class GTIDModeError(SourceError):
     """MySQL gives out no transactions without GTID while gtid_mode is ON, and none with one while it is OFF."""
 
 
-class ServerIdTaken(SourceError):
+class ServerIdTakenError(SourceError):
     """Another replica uses our server_id."""
 
     @classmethod
-    def by(cls, server_id: int, whom: str) -> ServerIdTaken:
-        return cls(f"The server_id {server_id} is taken by {whom}.", hint=_SERVER_ID_CURE)
+    def by(cls, server_id: int, whom: str) -> ServerIdTakenError:
+        return cls(f"The server_id {server_id} is taken by {whom}.", hint=_SERVER_ID_HINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class _Rule:
 
 _GRANT: Final = "GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user};"
 
-_TLS_CURE: Final = (
+_TLS_HINT: Final = (
     "Write ?ssl_ca=/path/of/ca.pem in DATABASE_URL, with the certificate of the authority that signed the server's, "
     "and the host as the server's certificate names it."
 )
@@ -93,8 +93,8 @@ _RULES: Final = (
         "Check user and password in DATABASE_URL (write each of : / ? # [ ] @ % in them as %XX), "
         "or set a new one: ALTER USER {user} IDENTIFIED BY '…';",
     ),
-    _Rule(SourceError, (3159,), "The server wants TLS: " + _TLS_CURE),
-    _Rule(SourceError, (2003, 2026), _TLS_CURE, text=r"\[SSL|certificate"),
+    _Rule(SourceError, (3159,), "The server wants TLS: " + _TLS_HINT),
+    _Rule(SourceError, (2003, 2026), _TLS_HINT, text=r"\[SSL|certificate"),
     _Rule(
         SourceError,
         (1130,),
@@ -108,33 +108,35 @@ _RULES: Final = (
     _Rule(SourceError, (1049, 1044), "Check the database's name in DATABASE_URL."),
     _Rule(SourceError, (1381,), "Start the server with log_bin and binlog_format=ROW."),
     _Rule(
-        SourceLost, (2002, 2003, 2005), "Is the server running there? Check host and port in DATABASE_URL."
+        SourceLostError,
+        (2002, 2003, 2005),
+        "Is the server running there? Check host and port in DATABASE_URL.",
     ),
 )
 
-_SERVER_ID_CURE: Final = (
+_SERVER_ID_HINT: Final = (
     "Give the listener a server_id of its own: CDC_SERVER_ID=…, unlike the server's and each replica's."
 )
 
 # What a server says when it is asked for its log: error 1236 with a text.
 _DUMP_RULES: Final = (
-    _Rule(ServerIdTaken, (1236, 4052), _SERVER_ID_CURE, text=r"same (server_uuid/)?server_id"),
+    _Rule(ServerIdTakenError, (1236, 4052), _SERVER_ID_HINT, text=r"same (server_uuid/)?server_id"),
     _Rule(
-        Gap,
+        GapError,
         (1236,),
         ACCEPT_GAP,
         text=r"purged|not in the (master|source)'s binlog|Could not find first log|more GTIDs than|"
         r"position > file size|impossible position|Could not find GTID state|has been purged",
     ),
     _Rule(
-        GTIDModeForbids,
+        GTIDModeError,
         (1236,),
         "SET GLOBAL gtid_mode = ON_PERMISSIVE;\nWhen the listener has read what was committed before the mode was "
         "changed: SET GLOBAL gtid_mode = ON;",
         text=r"Cannot replicate anonymous",
     ),
     _Rule(
-        GTIDModeForbids,
+        GTIDModeError,
         (1236,),
         "SET GLOBAL gtid_mode = OFF_PERMISSIVE;\nWhen the listener has read what was committed before the mode was "
         "changed: SET GLOBAL gtid_mode = OFF;",
@@ -182,12 +184,12 @@ def translate(error: pymysql.Error, user: str) -> CDCError:
     code, text = _parts(error)
     told = f"The database says: {text} ({code})" if code else f"The database says: {text}"
     if code in _PERMISSIONS:
-        return PermissionDenied(told, hint=grant(user))
+        return PermissionDeniedError(told, hint=grant(user))
     for rule in (*_RULES, *_DUMP_RULES):
         if rule.applies(code, text):
             return rule.error(told, hint=rule.hint.format(user=user))
     if code in _LOST or isinstance(error, pymysql.err.InterfaceError):
-        return SourceLost(told)
+        return SourceLostError(told)
     return SourceError(told)
 
 

@@ -12,25 +12,24 @@ from typing import Any, Final
 
 import structlog
 
-from listener.findings import raise_problems
-from listener.monitor import Batch, Saved, SourceLost
-from listener.mysql.catalogue import Definitions
-from listener.mysql.change import BinlogChange
+from cdc_tasks.routing.router import Route
+from listener.core.findings import raise_problems
+from listener.core.source import Batch, Saved, SourceLostError
+from listener.core.wakeup import Wakeup
 from listener.mysql.charsets import Charsets
-from listener.mysql.connection import Connection, connect
-from listener.mysql.decoder import Decoder
-from listener.mysql.errors import ServerIdTaken
-from listener.mysql.findings import find_in_server, find_in_tables
-from listener.mysql.lock import ListenerLock
-from listener.mysql.position import BinlogPosition
-from listener.mysql.preparation import starting_position
-from listener.mysql.server import Server, current_position, read_server, replicas
-from listener.mysql.session import Session
-from listener.mysql.statements import Dialect
+from listener.mysql.check import find_in_server, find_in_tables
+from listener.mysql.client.connection import Connection, Session, connect
+from listener.mysql.client.lock import ListenerLock
+from listener.mysql.client.server import Server, current_position, read_server, replicas
+from listener.mysql.codec.change import BinlogChange
+from listener.mysql.codec.decoder import Decoder
+from listener.mysql.errors import ServerIdTakenError
+from listener.mysql.log.position import BinlogPosition
+from listener.mysql.sql.statements import Dialect
+from listener.mysql.start.preparation import starting_position
 from listener.mysql.stream import BinlogStream, replica_uuid
-from listener.mysql.tables import Tables
-from listener.router import Route
-from listener.wakeup import Wakeup
+from listener.mysql.tables.catalogue import Definitions
+from listener.mysql.tables.described import Tables
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 
@@ -43,7 +42,7 @@ _STANDBY_EVERY: Final = 1.0  # seconds between two looks at whether the other li
 
 
 class BinlogMonitor:
-    """Reads one server's changes as a replica does; fulfils `listener.monitor.Monitor`.
+    """Reads one server's changes as a replica does; fulfils `listener.core.source.Monitor`.
 
     The server keeps its log for as long as it is told to (binlog_expire_logs_seconds) and knows nothing of us:
     there is nothing to acknowledge.
@@ -210,10 +209,10 @@ class BinlogMonitor:
     def _check_server_id(self, connection: Connection[Any]) -> None:
         mine = str(self._server_id)
         if mine == self._server.variable("server_id"):
-            raise ServerIdTaken.by(self._server_id, "the server itself")
+            raise ServerIdTakenError.by(self._server_id, "the server itself")
         other = replicas(connection, self._server).get(self._server_id)
         if other and other != replica_uuid(self._name):
-            raise ServerIdTaken.by(self._server_id, f"the replica {other}")
+            raise ServerIdTakenError.by(self._server_id, f"the replica {other}")
 
     def _read(self, changes: list[BinlogChange]) -> bool:
         """Read what the server has for us right now, up to a batch; tells whether it may be given away."""
@@ -262,9 +261,9 @@ class BinlogMonitor:
         """
         try:
             yield
-        except ServerIdTaken as error:
+        except ServerIdTakenError as error:
             if not self._lock.is_mine():
-                raise SourceLost(error.message) from error
+                raise SourceLostError(error.message) from error
             raise
 
 

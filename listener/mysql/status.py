@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
-from listener.mysql.connection import connect, fetch_value
-from listener.mysql.lock import lock_name
-from listener.mysql.position import BinlogPosition
-from listener.mysql.server import LogFile, Server, current_position, log_files, read_server
-from listener.status import Reader, SourceStatus
+from listener.core.status import Reader, SourceStatus
+from listener.mysql.client.connection import connect, fetch_value
+from listener.mysql.client.lock import lock_name
+from listener.mysql.client.server import LogFile, Server, current_position, log_files, read_server
+from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["read_mysql_status"]
 
 
 def read_mysql_status(url: str, name: str, checkpoint: str | None) -> SourceStatus:
-    """Return how far the server is; `name` is CDC_NAME. Raises SourceError, SourceLost."""
+    """Return how far the server is; `name` is CDC_NAME. Raises SourceError, SourceLostError."""
     with closing(connect(url)) as connection:
         server = read_server(connection)
         current = current_position(connection, server)

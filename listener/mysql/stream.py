@@ -17,14 +17,14 @@ from zlib import crc32
 from pymysqlreplication import BinLogStreamReader
 
 from cdc_tasks.errors import CDCError
-from listener.monitor import SourceError, SourceLost
-from listener.mysql.compressed import NO_CHECKSUM
-from listener.mysql.connection import Connection, account, connect, execute, translated
+from listener.core.source import SourceError, SourceLostError
+from listener.core.wakeup import Wakeup
+from listener.mysql.client.connection import Connection, account, connect, execute, translated
+from listener.mysql.client.server import Server
+from listener.mysql.codec.compressed import NO_CHECKSUM
 from listener.mysql.errors import ACCEPT_GAP, translate_dump
-from listener.mysql.gtid import MySQLGTIDs
-from listener.mysql.position import BinlogPosition
-from listener.mysql.server import Server
-from listener.wakeup import Wakeup
+from listener.mysql.log.gtid import MySQLGTIDs
+from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["BinlogStream", "replica_uuid"]
 
@@ -64,7 +64,7 @@ class BinlogStream:
         self._socket: socket.socket
 
     def start(self, server: Server, position: BinlogPosition) -> None:
-        """Ask for the log from `position` on; raises SourceError, Gap and SourceLost, also later while reading."""
+        """Ask for the log from `position` on; raises SourceError, GapError and SourceLostError, also later while reading."""
         with translated(self._connection):
             reader = self._reader(server, position)
             # The library's own iterator would reconnect by itself, leave out what it does not know, and decode
@@ -113,7 +113,7 @@ class BinlogStream:
             yield event if is_plain else self._checked(event)
 
     def wait(self, seconds: float) -> None:
-        """Wait for an event, at most so long; raises SourceLost where the server has been silent for too long."""
+        """Wait for an event, at most so long; raises SourceLostError where the server has been silent for too long."""
         if self._missing <= 0 or self._pending():
             return
         began = monotonic()
@@ -121,7 +121,7 @@ class BinlogStream:
             readable, _, _ = select([self._socket.fileno(), self._wakeup.fileno()], [], [], seconds)
         self._silent = 0.0 if readable else self._silent + monotonic() - began
         if self._silent > _SILENCE:
-            raise SourceLost(f"The database has not been heard of for {_SILENCE:.0f} seconds.")
+            raise SourceLostError(f"The database has not been heard of for {_SILENCE:.0f} seconds.")
 
     def close(self) -> None:
         """Close the connection; safe to call twice."""
@@ -164,7 +164,7 @@ class BinlogStream:
         if not self._has_checksums:
             return event + NO_CHECKSUM
         if crc32(event) != _INTACT:
-            raise SourceLost(f"An event of kind {kind} came damaged: its checksum is wrong.")
+            raise SourceLostError(f"An event of kind {kind} came damaged: its checksum is wrong.")
         return event
 
     @property
@@ -179,9 +179,9 @@ class BinlogStream:
             except (BlockingIOError, ssl.SSLWantReadError):
                 return False
             except OSError as error:
-                raise SourceLost(f"The connection to the database broke: {error}") from error
+                raise SourceLostError(f"The connection to the database broke: {error}") from error
             if not chunk:
-                raise SourceLost("The database closed the connection.")
+                raise SourceLostError("The database closed the connection.")
             self._chunks.append(chunk)
             self._missing -= len(chunk)
         return True
@@ -203,7 +203,7 @@ def _refusal(payload: bytes, account: str) -> CDCError:
         text = _SQLSTATE.sub(b"", payload[3:], count=1).decode(errors="replace")
         return translate_dump(code, text, account)
     if payload[0] == _EOF:
-        return SourceLost("The server ended the stream of its binlog.")
+        return SourceLostError("The server ended the stream of its binlog.")
     return SourceError(f"The server sent a packet of an unknown kind: {payload[0]:#x}.")
 
 

@@ -11,32 +11,37 @@ from typing import Final
 from psycopg2.sql import Literal
 
 from cdc_tasks.errors import CDCError
-from listener.findings import Finding, State, finding_from
-from listener.monitor import Saved, SourceLost
-from listener.postgres.change import format_lsn
-from listener.postgres.check_server import check_room, check_server
-from listener.postgres.connection import Connection, connect, execute, fetch
-from listener.postgres.cures import ACCEPT_GAP
-from listener.postgres.diagnosis import explain
-from listener.postgres.identifiers import quoted
-from listener.postgres.notes import Notes, parse_notes
-from listener.postgres.preparation import find_gap, find_wrong_place, published_lsn
-from listener.postgres.publication import statements_for
-from listener.postgres.remembered import Survey, find_renamed
-from listener.postgres.server_log import is_standby
-from listener.postgres.slot import (
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State, finding_from
+from listener.core.source import Saved, SourceLostError
+from listener.postgres.client.connection import (
+    Connection,
+    connect,
+    connect_replication,
+    execute,
+    fetch,
+    fetch_value,
+)
+from listener.postgres.client.diagnosis import explain
+from listener.postgres.client.slot import (
     Slot,
     check_slot,
     open_transactions,
     prepared_transactions,
     read_slot,
 )
-from listener.postgres.table_findings import find_refused
-from listener.postgres.table_keeper import TableKeeper, gap_of_tables, gap_start, tell_renamed
-from listener.postgres.watched import Watched
-from listener.router import Route
+from listener.postgres.client.timeline import is_standby
+from listener.postgres.gaps import find_gap, find_wrong_place, published_lsn
+from listener.postgres.hints import ACCEPT_GAP, LOGICAL, PRIMARY, REPLICATION, SLOTS, TLS, quoted
+from listener.postgres.log.position import format_lsn
+from listener.postgres.tables.findings import find_refused
+from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.publication import statements_for
+from listener.postgres.tables.reconciliation import Survey, find_renamed
+from listener.postgres.tables.selection import Watched
+from listener.postgres.tables.sync import TableKeeper, gap_of_tables, gap_start, tell_renamed
 
-__all__ = ["Wanted", "check_postgres"]
+__all__ = ["Wanted", "check_postgres", "check_room", "check_server"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +123,8 @@ def _check_creation(connection: Connection, what: str) -> Finding:
         return Finding(what=what, found=found)
     names = [Literal(name).as_string(connection) for name in prepared]
     found += f", once somebody has ended what was prepared: {', '.join(names)}"
-    cure = "\n".join(f"COMMIT PREPARED {name};   or: ROLLBACK PREPARED {name};" for name in names)
-    return Finding(what=what, state=State.WARNING, found=found, cure=cure)
+    hint = "\n".join(f"COMMIT PREPARED {name};   or: ROLLBACK PREPARED {name};" for name in names)
+    return Finding(what=what, state=State.WARNING, found=found, hint=hint)
 
 
 def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Iterator[Finding]:
@@ -132,15 +137,15 @@ def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Ite
     free = f"a listener reads from it (pid {slot.active_pid})" if slot.active_pid else "nobody reads from it"
     yield Finding(what=what, found=f"{free}; {_megabytes(slot.retained_bytes)} of log kept")
     if slot.wal_status == "unreserved":
-        found, cure = (
+        found, hint = (
             "about to be lost",
             "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
         )
-        yield Finding(what=what, state=State.WARNING, found=found, cure=cure)
+        yield Finding(what=what, state=State.WARNING, found=found, hint=hint)
     elif (slot.retained_bytes or 0) > wanted.lag_alarm:
         found = f"{_megabytes(slot.retained_bytes)} of log kept, more than CDC_LAG_ALARM"
-        cure = "Is the listener running, and is the broker there? python -m listener status"
-        yield Finding(what=what, state=State.WARNING, found=found, cure=cure)
+        hint = "Is the listener running, and is the broker there? python -m listener status"
+        yield Finding(what=what, state=State.WARNING, found=found, hint=hint)
 
 
 def _megabytes(size: int | None) -> str:
@@ -150,8 +155,8 @@ def _megabytes(size: int | None) -> str:
 def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url: str) -> Iterator[Finding]:
     """Try it in a slot of the moment: there is no list of the output plugins that a server has."""
     if wanted.failover and connection.info.server_version < 17_00_00:
-        found, cure = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
-        yield Finding(what="CDC_SLOT_FAILOVER", state=State.PROBLEM, found=found, cure=cure)
+        found, hint = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
+        yield Finding(what="CDC_SLOT_FAILOVER", state=State.PROBLEM, found=found, hint=hint)
     if wanted.plugin == "pgoutput" or slot is not None:
         return
     what = f"plugin {wanted.plugin}"
@@ -163,7 +168,7 @@ def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url
             _TRY_PLUGIN,
             [f"{wanted.slot[:50]}_check_{connection.info.backend_pid}", wanted.plugin],
         )
-    except SourceLost:
+    except SourceLostError:
         yield Finding(what=what, found="installed")
     except CDCError as error:
         explained = explain(error, partial(connect, url), wanted.slot, plugin=wanted.plugin, streams=False)
@@ -188,10 +193,10 @@ def _check_gaps(connection: Connection, wanted: Wanted, notes: Notes, survey: Su
         if gap := gap_of_tables(losses, (), start, format_lsn(survey.end)):
             yield finding_from("gap", gap)
         for each in find_renamed(notes, survey, wanted.routes, position):
-            found, cure = tell_renamed(each)
-            yield Finding(what="gap", state=State.PROBLEM, found=found, cure=f"{cure}\n{ACCEPT_GAP}")
+            found, hint = tell_renamed(each)
+            yield Finding(what="gap", state=State.PROBLEM, found=found, hint=f"{hint}\n{ACCEPT_GAP}")
     for noted in notes.gaps:
-        yield Finding(what="gap", state=State.PROBLEM, found=str(noted), cure=ACCEPT_GAP)
+        yield Finding(what="gap", state=State.PROBLEM, found=str(noted), hint=ACCEPT_GAP)
 
 
 def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -> Finding:
@@ -213,8 +218,8 @@ def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -
     sql = "\n".join(
         f"{statement.as_string(connection)};" for statement in statements_for(wanted.publication, found, plan)
     )
-    cure = f"Let the owner of the tables, or a superuser, run:\n{sql}"
-    return Finding(what=what, state=State.PROBLEM, found=obstacle, cure=cure)
+    hint = f"Let the owner of the tables, or a superuser, run:\n{sql}"
+    return Finding(what=what, state=State.PROBLEM, found=obstacle, hint=hint)
 
 
 def _check_partitions(publication: str, watched: Sequence[Watched], version: int) -> Iterator[Finding]:
@@ -225,8 +230,8 @@ def _check_partitions(publication: str, watched: Sequence[Watched], version: int
             f"PostgreSQL before 15 overlooks a partition of {', '.join(tables)} that is attached or detached"
         )
         change = f"ALTER PUBLICATION {quoted(publication)} SET (publish_via_partition_root = true);"
-        cure = f"End the transaction that does it with: {change}"
-        yield Finding(what="partitions", state=State.WARNING, found=found, cure=cure)
+        hint = f"End the transaction that does it with: {change}"
+        yield Finding(what="partitions", state=State.WARNING, found=found, hint=hint)
 
 
 _MAY: Final = """
@@ -258,3 +263,111 @@ def _obstacle(
     if not_owned:
         return f"is not as the routes need it, and {role} does not own {', '.join(not_owned)}"
     return None
+
+
+# --- The server -----------------------------------------------------------------------------------------
+
+_OLDEST: Final = 13_00_00
+
+
+def check_server(connection: Connection) -> Iterator[Finding]:
+    """Yield what there is to say about the server and the role."""
+    version = fetch_value(connection, "SHOW server_version")
+    if connection.info.server_version < _OLDEST:
+        hint = "Upgrade the server to PostgreSQL 13 or later."
+        yield Finding(what="version", state=State.PROBLEM, found=version, hint=hint)
+    else:
+        yield Finding(what="version", found=version)
+    yield _check_tls(connection)
+    if is_standby(connection):
+        found = "this server is a standby: the listener waits for a primary"
+        yield Finding(what="primary", state=State.PROBLEM, found=found, hint=PRIMARY)
+    level = fetch_value(connection, "SHOW wal_level")
+    if level == "logical":
+        yield Finding(what="wal_level", found=level)
+    else:
+        yield Finding(what="wal_level", state=State.PROBLEM, found=level, hint=LOGICAL)
+    yield from _check_retention(connection)
+    yield from _check_role(connection)
+
+
+def _check_tls(connection: Connection) -> Finding:
+    rows = fetch(connection, "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl")
+    if rows:
+        return Finding(what="TLS", found=rows[0][0])
+    is_local = fetch_value(
+        connection, "SELECT coalesce(inet_client_addr() << '127.0.0.0/8' OR inet_client_addr() = '::1', true)"
+    )
+    if is_local:
+        return Finding(what="TLS", found="none, within this machine")
+    return Finding(
+        what="TLS",
+        state=State.WARNING,
+        found="none: passwords and rows travel readable",
+        hint=TLS,
+    )
+
+
+def _check_retention(connection: Connection) -> Iterator[Finding]:
+    settings = dict(fetch(connection, _RETENTION))
+    kept = settings["max_slot_wal_keep_size"]
+    yield Finding(
+        what="max_slot_wal_keep_size",
+        found="unlimited: while the listener is away, the log grows" if kept == "-1" else kept,
+    )
+    idle = settings.get("idle_replication_slot_timeout", "0")
+    if idle != "0":
+        yield Finding(
+            what="idle_replication_slot_timeout",
+            state=State.WARNING,
+            found=f"{idle}: a listener that is away for so long loses changes",
+            hint="ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+        )
+
+
+_RETENTION: Final = """
+SELECT name, current_setting(name) FROM pg_settings
+WHERE name IN ('max_slot_wal_keep_size', 'idle_replication_slot_timeout')
+"""
+
+
+_ROLE: Final = """
+SELECT rolname, rolreplication OR rolsuper OR EXISTS (
+    SELECT FROM pg_roles AS granted
+    WHERE granted.rolname = 'rds_replication' AND pg_has_role(granted.oid, 'MEMBER'))
+FROM pg_roles WHERE rolname = current_user
+"""
+
+
+def _check_role(connection: Connection) -> Iterator[Finding]:
+    ((role, may_replicate),) = fetch(connection, _ROLE)
+    if may_replicate:
+        yield Finding(what="REPLICATION", found=f"{role} has it")
+    else:
+        hint = REPLICATION.format(role=quoted(role))
+        yield Finding(what="REPLICATION", state=State.PROBLEM, found=f"{role} does not have it", hint=hint)
+
+
+def check_room(connection: Connection, url: str, slot: Slot | None) -> Iterator[Finding]:
+    """Yield whether a slot and a WAL sender can be had; `slot` is ours, if it is there."""
+    ((used, limit),) = fetch(
+        connection, "SELECT count(*), current_setting('max_replication_slots')::int FROM pg_replication_slots"
+    )
+    found = f"{used} of {limit} in use"
+    if slot is None and used >= limit:
+        yield Finding(what="max_replication_slots", state=State.PROBLEM, found=found, hint=SLOTS)
+    else:
+        yield Finding(what="max_replication_slots", found=found)
+    yield _check_sender(url, slot)
+
+
+def _check_sender(url: str, slot: Slot | None) -> Finding:
+    """Open a session of the replication protocol, and close it: the only way to know that one can be had."""
+    try:
+        connect_replication(url).close()
+    except SourceLostError as error:
+        running = slot is not None and slot.active_pid is not None
+        return finding_from("max_wal_senders", error, State.WARNING if running else State.PROBLEM)
+    except CDCError as error:
+        return finding_from("max_wal_senders", error)
+    return Finding(what="max_wal_senders", found="one is free")

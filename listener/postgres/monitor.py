@@ -12,10 +12,10 @@ from typing import Final
 
 import structlog
 
-from listener.monitor import Batch, Gap, Saved, SourceError, SourceLost
-from listener.postgres.acknowledgements import Acknowledgements
-from listener.postgres.change import WALChange, format_lsn, parse_lsn
-from listener.postgres.connection import (
+from cdc_tasks.routing.router import Route
+from listener.core.source import Batch, GapError, Saved, SourceError, SourceLostError
+from listener.core.wakeup import Wakeup
+from listener.postgres.client.connection import (
     Connection,
     connect,
     connect_replication,
@@ -24,21 +24,21 @@ from listener.postgres.connection import (
     log_codec,
     translated,
 )
-from listener.postgres.cures import STUCK, UPDATE
-from listener.postgres.decoder import Begin, Commit, Decoder, NotEnoughSaid, WALPosition
-from listener.postgres.diagnosis import explain
-from listener.postgres.errors import SlotInUse, sqlstate_of
-from listener.postgres.notes import Notes, format_notes, parse_notes
-from listener.postgres.place import Place, Published
+from listener.postgres.client.diagnosis import explain
+from listener.postgres.client.errors import SlotInUseError, sqlstate_of
+from listener.postgres.client.slot import Slot, check_slot, create_slot, drop_slot, read_slot
+from listener.postgres.client.stream import ReplicationStream
+from listener.postgres.client.timeline import ServerLog, Start, identify, refuse_standby, resume
+from listener.postgres.codec.change import WALChange
+from listener.postgres.codec.decoder import Begin, Commit, Decoder, UndescribedTableError, WALPosition
+from listener.postgres.gaps import find_gap, published_lsn
+from listener.postgres.hints import STUCK, UPDATE
+from listener.postgres.log.acknowledgements import Acknowledgements
+from listener.postgres.log.position import Place, Published, format_lsn, parse_lsn
 from listener.postgres.plugins import PluginName, open_plugin
-from listener.postgres.preparation import find_gap, published_lsn
-from listener.postgres.server_log import ServerLog, Start, identify, refuse_standby, resume
-from listener.postgres.slot import Slot, check_slot, create_slot, drop_slot, read_slot
-from listener.postgres.stream import ReplicationStream
-from listener.postgres.table_keeper import Prepared, RenamedAway, TableKeeper
-from listener.postgres.table_watch import TableWatch
-from listener.router import Route
-from listener.wakeup import Wakeup
+from listener.postgres.tables.notes import Notes, format_notes, parse_notes
+from listener.postgres.tables.sync import Prepared, TableKeeper, TableRenamedError
+from listener.postgres.tables.watch import TableWatch
 
 __all__ = ["PostgresWALMonitor"]
 
@@ -63,7 +63,7 @@ _DECODER: Final = "decoder"  # the notes' field for what the decoder wants to kn
 
 
 class PostgresWALMonitor:
-    """Reads one database's changes through a logical replication slot; fulfils `listener.monitor.Monitor`."""
+    """Reads one database's changes through a logical replication slot; fulfils `listener.core.source.Monitor`."""
 
     source: str  # the cluster's system identifier, in hexadecimal; known once open
 
@@ -126,7 +126,7 @@ class PostgresWALMonitor:
         while not self._wakeup.is_set:
             try:
                 self._open(again if said and again else lambda: saved)
-            except SlotInUse as error:
+            except SlotInUseError as error:
                 if not said:
                     log.info("standby", slot=self._slot, reason=error.message)
                     said = True
@@ -143,10 +143,10 @@ class PostgresWALMonitor:
             yield from self._batches(after)
             if self._stream.has_answered:
                 yield from self._told_already()
-        except SourceLost:
+        except SourceLostError:
             yield from self._told_already()
             raise
-        except Gap as gap:
+        except GapError as gap:
             if after is None or not self._accept_gap:
                 raise
             log.error("gap_accepted", gap=gap.message)  # noqa: TRY400 - a person needs no traceback
@@ -178,7 +178,7 @@ class PostgresWALMonitor:
             try:
                 with self._explained(streams=True):
                     goes_on = self._read(changes)
-            except RenamedAway:
+            except TableRenamedError:
                 if not self._decoder.is_expecting:
                     # The name is noted; what was read in front of it comes again.
                     yield Batch((), self._named(position), notes=self._news())
@@ -348,7 +348,7 @@ class PostgresWALMonitor:
 
     def _acknowledge_the_rest(self) -> None:
         # A server that is gone will send it again, and the checkpoint knows better.
-        with suppress(SourceLost):
+        with suppress(SourceLostError):
             self._stream.acknowledge(self._acknowledgements.lsn)
 
     def _remember(self) -> None:
@@ -358,13 +358,13 @@ class PostgresWALMonitor:
     def _take_turn(self, connection: Connection) -> Slot | None:
         """Return the slot as it is; until the session ends, no other listener of this name prepares the server.
 
-        Raises SlotInUse where another listener reads, or is about to.
+        Raises SlotInUseError where another listener reads, or is about to.
         """
         if not fetch_value(connection, "SELECT pg_try_advisory_lock(%s)", [_lock_of(self._slot)]):
-            raise SlotInUse(f"Another listener is about to read from the slot {self._slot}.")
+            raise SlotInUseError(f"Another listener is about to read from the slot {self._slot}.")
         slot = read_slot(connection, self._slot)
         if slot and slot.active_pid:
-            raise SlotInUse(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
+            raise SlotInUseError(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
         return slot
 
     def _prepare(self, connection: Connection, slot: Slot | None, saved: Saved | None) -> None:
@@ -413,16 +413,16 @@ class PostgresWALMonitor:
 
     @contextmanager
     def _explained(self, *, streams: bool) -> Iterator[None]:
-        """Raise the server's errors with their reason and cure; `streams` tells that they came of reading on."""
+        """Raise the server's errors with their reason and hint; `streams` tells that they came of reading on."""
         try:
             yield
-        except RenamedAway:
+        except TableRenamedError:
             raise
-        except (SourceError, SourceLost) as error:
+        except (SourceError, SourceLostError) as error:
             connect_here = partial(connect, self._database_url)
             explained = explain(error, connect_here, self._slot, plugin=self._plugin, streams=streams)
-            has_cure = explained is not error or isinstance(error, NotEnoughSaid)
-            if streams and isinstance(error, SourceError) and not has_cure:
+            has_hint = explained is not error or isinstance(error, UndescribedTableError)
+            if streams and isinstance(error, SourceError) and not has_hint:
                 explained = self._stuck(error)
             if explained is error:
                 raise
@@ -460,7 +460,7 @@ class PostgresWALMonitor:
                 lost_from=format_lsn(start.lost_from),
                 reason="The new primary had not got all that the old one committed, or was restored to a point in "
                 "time, and tasks of what is lost were published. Of what it commits nothing is missing.",
-                cure="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
+                hint="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
             )
         behind = after is None or WALPosition.parse(after) < WALPosition.before(self._confirmed)
         if behind and not self._is_new:
@@ -470,7 +470,7 @@ class PostgresWALMonitor:
                 acknowledged=format_lsn(self._confirmed),
                 reason="The broker's checkpoint is older than what the database was told: it was restarted without "
                 "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
-                cure="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
+                hint="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
             )
 
 
@@ -486,10 +486,10 @@ def _lock_of(slot: str) -> int:
 
 @contextmanager
 def _races_lost() -> Iterator[None]:
-    """Raise SourceLost where another session has just made, or changed, what this one was about to."""
+    """Raise SourceLostError where another session has just made, or changed, what this one was about to."""
     try:
         yield
     except SourceError as error:
         if sqlstate_of(error) not in _RACES:
             raise
-        raise SourceLost(error.message) from error
+        raise SourceLostError(error.message) from error

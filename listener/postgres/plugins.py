@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from listener.postgres import wal2json
-from listener.postgres.catalogue import TableName, is_system
-from listener.postgres.connection import Connection
-from listener.postgres.decoder import Decoder
-from listener.postgres.definitions import TableDefinitions
-from listener.postgres.pgoutput import PgOutputDecoder
-from listener.postgres.type_catalogue import TypeCatalogue
-from listener.router import Route, RouteIndex
+from cdc_tasks.routing.router import Route, RouteIndex
+from listener.postgres.client.connection import Connection
+from listener.postgres.client.type_catalogue import TypeCatalogue
+from listener.postgres.codec.decoder import Decoder
+from listener.postgres.codec.pgoutput import PgOutputDecoder
+from listener.postgres.tables.catalogue import TableName, is_system
+from listener.postgres.wal2json import decoder as wal2json
+from listener.postgres.wal2json.definitions import TableDefinitions
 
 __all__ = ["Plugin", "PluginName", "open_plugin"]
 

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Final
 
-from listener.findings import Finding, State
-from listener.monitor import Saved
-from listener.postgres.change import format_lsn
-from listener.postgres.connection import Connection, connect, fetch_value
-from listener.postgres.decoder import WALPosition
-from listener.postgres.notes import Notes, parse_notes
-from listener.postgres.preparation import find_wrong_place
-from listener.postgres.server_log import is_standby
-from listener.postgres.slot import Slot, read_current, read_slot
-from listener.postgres.table_findings import find_refused
-from listener.postgres.table_keeper import TableKeeper
-from listener.router import Route
-from listener.status import Reader, SourceStatus
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State
+from listener.core.source import Saved
+from listener.core.status import Reader, SourceStatus
+from listener.postgres.client.connection import Connection, connect, fetch_value
+from listener.postgres.client.slot import Slot, read_current, read_slot
+from listener.postgres.client.timeline import is_standby
+from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.gaps import find_wrong_place
+from listener.postgres.log.position import format_lsn
+from listener.postgres.tables.findings import find_refused
+from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.sync import TableKeeper
 
 __all__ = ["read_postgres_status"]
 
@@ -35,7 +35,7 @@ def read_postgres_status(
     routes: Sequence[Route] = (),
     notes: str | None = None,
 ) -> SourceStatus:
-    """Return how far the server and its slot are; raises SourceError, SourceLost.
+    """Return how far the server and its slot are; raises SourceError, SourceLostError.
 
     With a `publication` it is compared with what the routes need now: tables may have been made anew, or taken
     out of it, while the listener runs, or been given partitions that are not as they have to be. `notes` are what

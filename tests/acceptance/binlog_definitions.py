@@ -20,9 +20,9 @@ import redis
 
 from demo.servers import ValkeyServer
 from tests.acceptance.listener_process import ListenerProcess
-from tests.mysql_servers import server_of_kind
-from tests.mysql_source import MySQLDatabase
-from tests.waiting import wait_until
+from tests.support.mysql_servers import server_of_kind
+from tests.support.mysql_source import MySQLDatabase
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,7 +28,7 @@ from psycopg2 import errors
 from demo.servers import PostgresServer, ValkeyServer
 from tests.acceptance.checker import read_message
 from tests.acceptance.listener_process import ListenerProcess
-from tests.waiting import Deadline, wait_until
+from tests.support.waiting import Deadline, wait_until
 
 __all__ = ["CHANGES", "ChangingTables", "Written", "told_in", "unexplained", "unfounded"]
 
@@ -416,7 +416,7 @@ class ChangingTables:
         log, failed = self._running.log, self._running.events("failed")
         assert failed, f"it ended without a word:\n{log[-3000:]}"
         self._forget()
-        has_gap = "--accept-gap" in (failed[-1].get("cure") or "")
+        has_gap = "--accept-gap" in (failed[-1].get("hint") or "")
         assert has_gap, f"it ended with what no gap explains:\n{log[-3000:]}"
         self._start("--accept-gap")
 

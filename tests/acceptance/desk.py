@@ -16,11 +16,11 @@ from cryptography.fernet import Fernet
 
 from demo.servers import ValkeyServer
 from tests.acceptance.listener_process import ListenerProcess
-from tests.listening import wait_for_listener
-from tests.mysql_source import MySQLDatabase
-from tests.social_stub import SocialStub
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.listening import wait_for_listener
+from tests.support.mysql_source import MySQLDatabase
+from tests.support.social_stub import SocialStub
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

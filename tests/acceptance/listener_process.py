@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from tests.waiting import at_most, wait_until
+from tests.support.waiting import at_most, wait_until
 
 __all__ = ["ListenerProcess", "mortal"]
 

@@ -64,7 +64,7 @@ def _install(parking: _Parking) -> None:
     import redis
 
     from listener.postgres.monitor import PostgresWALMonitor
-    from listener.redis_publisher import RedisPublisher
+    from listener.publish.redis.publisher import RedisPublisher
 
     published = False  # since the last acknowledgement
 

@@ -15,13 +15,13 @@ import redis
 from tests.acceptance.binlog_ledger import TABLES, committed, journal
 from tests.acceptance.binlog_writers import BinlogWriters
 from tests.acceptance.listener_process import ListenerProcess
-from tests.mysql_servers import server_of_kind
-from tests.mysql_source import MySQLDatabase
-from tests.waiting import wait_until
+from tests.support.mysql_servers import server_of_kind
+from tests.support.mysql_source import MySQLDatabase
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
-    from tests.mysql_servers import MariaDBServer, MySQLServer
+    from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 _SEED = 20261122
 _KILLS = {"mariadb": 20, "mysql": 20, "mysql without GTIDs": 8, "mysql, compressed": 8}

@@ -11,10 +11,10 @@ import pytest
 
 from listener.router import BinlogRouter, EventType
 from tests.acceptance.listener_process import ListenerProcess
-from tests.listening import wait_for_reader
-from tests.publishing import ids, waits
-from tests.sentinel import SentinelBroker
-from tests.waiting import wait_until
+from tests.support.listening import wait_for_reader
+from tests.support.publishing import ids, waits
+from tests.support.sentinel import SentinelBroker
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def test_without_a_replay_window_it_is_said_that_tasks_are_lost_and_what_comes_n
     with SentinelBroker() as watched, _listener(items, broker, watched) as listener:
         _fail_over_behind(items, watched)
         listener.wait_for("broker_lost_data")
-        assert "CDC_REPLAY_WINDOW" in listener.wait_for("broker_behind")["cure"]
+        assert "CDC_REPLAY_WINDOW" in listener.wait_for("broker_behind")["hint"]
         _insert(items, 6)
         _wait_for(watched, 1, 2, 3, 6)
 

@@ -19,7 +19,7 @@ from tests.acceptance.changing_tables import (
     unexplained,
     unfounded,
 )
-from tests.servers import DebianPostgresServer
+from tests.support.servers import DebianPostgresServer
 
 pytestmark = pytest.mark.timeout(400)
 

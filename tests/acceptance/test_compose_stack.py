@@ -21,10 +21,10 @@ import redis
 
 from demo.server_process import ServerProcess
 from demo.servers import PostgresServer
-from tests.compose import CHECKOUT, initialized_mysql, load_compose, variables_of_compose
-from tests.mysql_servers import MySQLServer
-from tests.servers import RedisServer
-from tests.waiting import wait_until
+from tests.support.compose import CHECKOUT, initialized_mysql, load_compose, variables_of_compose
+from tests.support.mysql_servers import MySQLServer
+from tests.support.servers import RedisServer
+from tests.support.waiting import wait_until
 
 _SECRETS = {name: f"the-{name.lower()}" for name in variables_of_compose()} | {
     "CDC_SECRET_KEY": base64.urlsafe_b64encode(bytes(32)).decode(),
@@ -98,7 +98,15 @@ def postgres() -> Iterator[PostgresServer]:
             "PGPORT": str(server.port),
             "PGPASSWORD": _SECRETS["POSTGRES_PASSWORD"],
         }
-        schema = ["psql", "-U", "postgres", "-d", "helpdesk", "-f", "cdc_tasks/schema/postgresql.sql"]
+        schema = [
+            "psql",
+            "-U",
+            "postgres",
+            "-d",
+            "helpdesk",
+            "-f",
+            "cdc_tasks/helpdesk/schema/postgresql.sql",
+        ]
         for command in (schema, ["docker/postgres/roles.sh"]):
             subprocess.run(command, cwd=CHECKOUT, env=environment, check=True, capture_output=True)
         assert is_healthy(_SERVICES["postgres"], environment)

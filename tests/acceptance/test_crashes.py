@@ -26,8 +26,8 @@ from tests.acceptance.listener_process import ListenerProcess
 from tests.acceptance.parking import POINTS
 from tests.acceptance.world import World
 from tests.acceptance.writers import Writers
-from tests.servers import DebianPostgresServer, RedisServer
-from tests.waiting import at_most, wait_until
+from tests.support.servers import DebianPostgresServer, RedisServer
+from tests.support.waiting import at_most, wait_until
 
 _SEED = 20261122
 

@@ -14,11 +14,11 @@ import redis
 
 from demo.programs import Flower, Listener, Worker
 from demo.servers import ValkeyServer
-from tests.browser import Browser
 from tests.conftest import Broker
-from tests.helpdesk import HelpDesk
-from tests.social_stub import SocialStub
-from tests.waiting import wait_until
+from tests.support.browser import Browser
+from tests.support.helpdesk import HelpDesk
+from tests.support.social_stub import SocialStub
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +100,7 @@ def test_the_task_of_an_inserted_row_is_seen_with_its_state(system: System) -> N
     assert "SUCCESS" in row
     assert "SUCCESS" in details
     assert "<public.tickets insert " in details
-    assert "messages queued" in details
+    assert "messages_queued" in details
 
 
 def test_a_cache_refresh_triggered_from_flower_takes_effect(system: System) -> None:

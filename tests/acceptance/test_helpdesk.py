@@ -10,8 +10,8 @@ import pytest
 
 from tests.acceptance.desk import Desk, running_desk
 from tests.conftest import fresh_database, fresh_mysql_database
-from tests.social_stub import Error
-from tests.waiting import wait_until
+from tests.support.social_stub import Error
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

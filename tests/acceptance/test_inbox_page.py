@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from cdc_tasks.messages import Fact, Message
+from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.services import Recipient, slack, teams
 from cdc_tasks.settings import WorkerSettings
-from cdc_tasks.social import Recipient, slack, teams
 from demo.inbox import Inbox
-from tests.browser import Browser
-from tests.waiting import wait_until
+from tests.support.browser import Browser
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

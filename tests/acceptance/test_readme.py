@@ -20,7 +20,7 @@ from cdc_tasks.testing import row_change
 from demo.inbox import Inbox
 from demo.programs import Program
 from demo.servers import PostgresServer, ValkeyServer
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from tests.acceptance.checker import EXPECTED, faults, read_message, read_queue
 from tests.acceptance.ledger import KEEP_LOG, Ledger
 from tests.acceptance.listener_process import ListenerProcess
 from tests.acceptance.network import Cable
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 __all__ = ["World"]
 

@@ -11,8 +11,8 @@ import sqlalchemy
 from cdc_tasks.db import sqlalchemy_url
 from cdc_tasks.errors import mask_secrets
 from cdc_tasks.settings import SettingsError
-from listener.postgres.connection import connect, connect_replication, fetch_value
-from listener.settings import ListenerSettings, RouteSettings, load
+from listener.daemon.settings import ListenerSettings, RouteSettings, load
+from listener.postgres.client.connection import connect, connect_replication, fetch_value
 
 if TYPE_CHECKING:
     from tests.conftest import Database

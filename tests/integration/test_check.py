@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.servers import PostgresServer
-from listener.postgres.connection import connect, connect_replication, execute, fetch
-from listener.postgres.slot import create_slot
-from tests.listening import SAVED
-from tests.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.publications import prepare_publication
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from listener.postgres.client.connection import connect, connect_replication, execute, fetch
+from listener.postgres.client.slot import create_slot
+from tests.support.listening import SAVED
+from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.publications import prepare_publication
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -58,13 +58,13 @@ def test_several_problems_of_a_server_are_found_in_one_go(server_class: type[Pos
             "route to tasks.absent",
             "table public.journal",
         ]
-        assert found["wal_level"].cure.startswith("ALTER SYSTEM SET wal_level = 'logical';")
-        assert found["REPLICATION"].cure.startswith("ALTER ROLE poor REPLICATION;")
-        assert "ALTER SYSTEM SET max_replication_slots" in found["max_replication_slots"].cure
-        assert found["table public.journal"].cure.endswith(
+        assert found["wal_level"].hint.startswith("ALTER SYSTEM SET wal_level = 'logical';")
+        assert found["REPLICATION"].hint.startswith("ALTER ROLE poor REPLICATION;")
+        assert "ALTER SYSTEM SET max_replication_slots" in found["max_replication_slots"].hint
+        assert found["table public.journal"].hint.endswith(
             "ALTER TABLE public.journal REPLICA IDENTITY FULL;"
         )
-        assert "ALTER SYSTEM SET max_wal_senders" in Findings(server.url)["max_wal_senders"].cure
+        assert "ALTER SYSTEM SET max_wal_senders" in Findings(server.url)["max_wal_senders"].hint
 
 
 @_EACH_VERSION
@@ -78,8 +78,8 @@ def test_a_server_with_all_slots_and_senders_taken_says_who_has_them(
             found = Findings(server.url)
             assert found.problems == ["max_replication_slots", "max_wal_senders"]
             assert found["max_replication_slots"].found == "1 of 1 in use"
-            assert "pg_drop_replication_slot" in found["max_replication_slots"].cure
-            assert "pg_stat_replication" in found["max_wal_senders"].cure
+            assert "pg_drop_replication_slot" in found["max_replication_slots"].hint
+            assert "pg_stat_replication" in found["max_wal_senders"].hint
         assert Findings(server.url, name="somebodys").problems == [
             "slot somebodys"
         ]  # its publication is missing
@@ -92,11 +92,11 @@ def test_a_wrong_password_and_a_server_that_is_away_are_told_without_the_passwor
     with server_class(password="right-secret") as server:
         wrong = Findings(server.url_of("postgres", password="wrong-secret"))
         assert wrong.problems == ["connection"]
-        assert "ALTER ROLE postgres PASSWORD" in wrong["connection"].cure
+        assert "ALTER ROLE postgres PASSWORD" in wrong["connection"].hint
         server.stop()
         away = Findings(server.url)
     assert away.problems == ["connection"]
-    assert "Is PostgreSQL running there?" in away["connection"].cure
+    assert "Is PostgreSQL running there?" in away["connection"].hint
     assert "secret" not in repr(wrong.all + away.all)
 
 
@@ -108,13 +108,13 @@ def test_wal2json_is_found_where_it_is_installed_and_missed_where_not(
     missing = Findings(database.url, plugin="wal2json")
     assert missing.problems == ["plugin wal2json"]
     if guarded:
-        assert missing["plugin wal2json"].cure.startswith("ALTER SYSTEM SET output_plugin_libraries")
+        assert missing["plugin wal2json"].hint.startswith("ALTER SYSTEM SET output_plugin_libraries")
         with PostgresServer() as server:
             with contextlib.closing(connect(server.url)) as connection:
-                for statement in missing["plugin wal2json"].cure.split(";"):
+                for statement in missing["plugin wal2json"].hint.split(";"):
                     execute(connection, statement or "SELECT")
             missing = _wait_until_unguarded(server.url)
-    assert "apt install postgresql-VERSION-wal2json" in missing["plugin wal2json"].cure
+    assert "apt install postgresql-VERSION-wal2json" in missing["plugin wal2json"].hint
     there = Findings(debian_database.url, plugin="wal2json")
     assert there["plugin wal2json"].found == "installed"
     assert there.problems == []
@@ -129,7 +129,7 @@ def test_wal2json_is_found_where_it_is_installed_and_missed_where_not(
 def _wait_until_unguarded(url: str) -> Findings:
     def found() -> Findings | None:
         findings = Findings(url, plugin="wal2json")
-        return None if "output_plugin_libraries" in findings["plugin wal2json"].cure else findings
+        return None if "output_plugin_libraries" in findings["plugin wal2json"].hint else findings
 
     unguarded = wait_until(found, what="the server to read its settings again")
     assert unguarded is not None
@@ -160,7 +160,7 @@ def test_a_lost_slot_is_a_problem_and_a_growing_one_a_warning(server_class: type
         lost = Findings(server.url)
         assert lost.problems == ["slot ours"]
         assert "is gone from its log" in lost["slot ours"].found
-        assert "--accept-gap" in lost["slot ours"].cure
+        assert "--accept-gap" in lost["slot ours"].hint
 
 
 def test_a_slot_of_wal2json_is_a_problem_for_pgoutput(debian_database: Database) -> None:
@@ -169,13 +169,13 @@ def test_a_slot_of_wal2json_is_a_problem_for_pgoutput(debian_database: Database)
         create_slot(connection, debian_database.name, "wal2json")
     found = Findings(debian_database.url, name=debian_database.name)
     assert found.problems == [f"slot {debian_database.name}"]
-    assert "pg_drop_replication_slot" in found[f"slot {debian_database.name}"].cure
+    assert "pg_drop_replication_slot" in found[f"slot {debian_database.name}"].hint
 
 
 def test_a_slot_that_is_gone_although_something_was_published_is_a_problem(any_database: Database) -> None:
     found = Findings(any_database.url, saved=SAVED)
     assert found.problems == ["slot ours"]
-    assert "--accept-gap" in found["slot ours"].cure
+    assert "--accept-gap" in found["slot ours"].hint
 
 
 def test_a_failover_slot_needs_a_server_that_knows_them(any_database: Database) -> None:
@@ -188,7 +188,7 @@ def test_an_idle_timeout_that_would_cost_the_slot_is_a_warning() -> None:
     with PostgresServer(settings={"idle_replication_slot_timeout": "1d"}) as server:
         found = Findings(server.url)["idle_replication_slot_timeout"]
     assert found.state is WARNING
-    assert "ALTER SYSTEM SET idle_replication_slot_timeout = 0" in found.cure
+    assert "ALTER SYSTEM SET idle_replication_slot_timeout = 0" in found.hint
 
 
 def test_a_standby_is_told_apart_from_a_primary() -> None:
@@ -210,4 +210,4 @@ def test_a_standby_is_told_apart_from_a_primary() -> None:
         standby.start()
         found = Findings(standby.url)
     assert "primary" in found.problems
-    assert "target_session_attrs=read-write" in found["primary"].cure
+    assert "target_session_attrs=read-write" in found["primary"].hint

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from listener.postgres.connection import connect
+from listener.postgres.client.connection import connect
 from listener.router import became, changed
-from tests.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
-from tests.publications import prepare_publication
+from tests.support.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
+from tests.support.publications import prepare_publication
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("table", "told", "cure"),
+    ("table", "told", "hint"),
     [
         ("tickts", "there is no table public.tickts. Did you mean public.tickets?", "Correct the route"),
         ("tickets_view", "is a view, and has no log", "Name the tables"),
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_route_to_what_is_no_table_with_a_log_is_a_problem(
-    database: Database, table: str, told: str, cure: str
+    database: Database, table: str, told: str, hint: str
 ) -> None:
     database.execute(
         "CREATE TABLE tickets (id int PRIMARY KEY); CREATE VIEW tickets_view AS TABLE tickets;"
@@ -36,7 +36,7 @@ def test_a_route_to_what_is_no_table_with_a_log_is_a_problem(
     )
     found = Findings(database.url, router_to((table, INSERT))).about(told)
     assert found.state is PROBLEM
-    assert cure in found.cure
+    assert hint in found.hint
 
 
 def test_a_column_that_is_not_there_is_a_problem_and_in_a_glob_a_warning(any_database: Database) -> None:
@@ -62,8 +62,8 @@ def test_routes_that_need_old_values_get_the_sql_that_puts_them_in_the_log(any_d
     compared = found.about("whether status changed is not in the log")
     deleted = found.about("a DELETE says nothing of title, only id")
     assert {compared.state, deleted.state} == {WARNING}
-    assert compared.cure == deleted.cure == "ALTER TABLE public.tickets REPLICA IDENTITY FULL;"
-    any_database.execute(compared.cure)
+    assert compared.hint == deleted.hint == "ALTER TABLE public.tickets REPLICA IDENTITY FULL;"
+    any_database.execute(compared.hint)
     assert [each.state for each in Findings(any_database.url, router).all if each.state is not OK] == []
 
 
@@ -79,7 +79,7 @@ def test_what_a_delete_and_an_old_row_lack_of_the_listed_columns_is_told(any_dat
     updated = found.about("an UPDATE has user_id in `after` alone")
     assert (deleted.what, deleted.state) == ("route to tasks.granted", WARNING)
     assert (updated.what, updated.state) == ("route to tasks.moved", WARNING)
-    any_database.execute(deleted.cure)
+    any_database.execute(deleted.hint)
     assert [each for each in Findings(any_database.url, router).all if each.state is not OK] == []
 
 
@@ -111,8 +111,8 @@ def test_the_sql_for_old_values_keeps_the_application_going_while_columns_are_li
     router = router_to(("tickets", UPDATE, "id"), when=changed("status"))
     with contextlib.closing(connect(any_database.url)) as connection:
         prepare_publication(connection, "ours", router.routes, column_lists=True)
-        cure = Findings(any_database.url, router).about("whether status changed").cure
-        any_database.execute(cure)
+        hint = Findings(any_database.url, router).about("whether status changed").hint
+        any_database.execute(hint)
         any_database.execute("UPDATE tickets SET status = 'new'")
         assert Findings(any_database.url, router)["publication ours"].found.startswith(
             "has what the routes need"
@@ -145,10 +145,10 @@ def test_a_role_that_may_not_publish_gets_the_sql_for_the_owner(any_database: Da
     any_database.execute(f'GRANT CREATE ON DATABASE "{any_database.name}" TO poor')
     found = Findings(url, router)
     assert "poor does not own public.tickets" in found["publication ours"].found
-    any_database.execute(found["publication ours"].cure.partition("\n")[2])
+    any_database.execute(found["publication ours"].hint.partition("\n")[2])
     assert Findings(url, router).problems == []
     any_database.execute("CREATE TABLE users (id int PRIMARY KEY)")
     found = Findings(url, router_to(("tickets", UPDATE), ("users", UPDATE)))
     assert "poor does not own it" in found["publication ours"].found
-    any_database.execute(found["publication ours"].cure.partition("\n")[2])
+    any_database.execute(found["publication ours"].hint.partition("\n")[2])
     assert Findings(url, router_to(("tickets", UPDATE), ("users", UPDATE))).problems == []

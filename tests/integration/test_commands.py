@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.listening import wait_for_listener
-from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.waiting import at_most, wait_until
+from tests.support.listening import wait_for_listener
+from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -23,7 +23,7 @@ def operator(database: Database, broker: Broker) -> Operator:
 
 
 def test_help_names_every_command_and_every_variable() -> None:
-    from listener.settings import ListenerSettings
+    from listener.daemon.settings import ListenerSettings
 
     told = Operator().types("--help").stdout
     for word in ("run", "check", "routes", "status", "parked"):
@@ -176,7 +176,7 @@ def test_a_table_made_again_while_nobody_listens_keeps_the_listener_from_startin
         failed = json.loads(refused.stderr.splitlines()[-1])
         assert (refused.returncode, failed["event"]) == (1, "failed")
         assert "public.roles" in failed["error"]
-        assert "--accept-gap" in failed["cure"]
+        assert "--accept-gap" in failed["hint"]
     with operator.running("run", "--accept-gap"):
         wait_for_listener(database, timeout=30)
         database.execute("INSERT INTO roles VALUES (2)")
@@ -245,8 +245,8 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
         url = {"CELERY_BROKER_URL": careless.url}
         findings = {each["what"]: each for each in operator.asks("check", **url)["findings"]}
         assert findings["broker's disk"]["state"] == findings["broker's memory"]["state"] == "warning"
-        assert "CONFIG SET appendonly yes" in findings["broker's disk"]["cure"]
-        assert "CONFIG SET maxmemory-policy noeviction" in findings["broker's memory"]["cure"]
+        assert "CONFIG SET appendonly yes" in findings["broker's disk"]["hint"]
+        assert "CONFIG SET maxmemory-policy noeviction" in findings["broker's memory"]["hint"]
         for durability, what in (("fsync", "broker's disk"), ("replicated", "CDC_DURABILITY=replicated")):
             checked = operator.asks("check", CDC_DURABILITY=durability, **url)
             assert [each["what"] for each in checked["findings"] if each["state"] == "problem"] == [what]
@@ -256,7 +256,7 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
 
 
 def test_celery_settings_without_what_the_guarantees_need_are_warned_of(operator: Operator) -> None:
-    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.plain_kombu")["findings"]
+    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.support.plain_kombu")["findings"]
     (told,) = [each for each in found if each["what"] == "celery settings"]
     assert told["state"] == "warning"
     assert "kombu.transport.redis" in told["found"]

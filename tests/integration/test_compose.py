@@ -16,8 +16,8 @@ from cryptography.fernet import Fernet
 from flower.options import default_options
 
 from cdc_tasks.settings import WorkerSettings
-from listener.settings import ListenerSettings
-from tests.compose import CHECKOUT, dockerfile_stages, load_compose, variables_of_compose
+from listener.daemon.settings import ListenerSettings
+from tests.support.compose import CHECKOUT, dockerfile_stages, load_compose, variables_of_compose
 
 _OUR_SERVICES = ("worker", "listener", "mysql-worker", "mysql-listener", "flower")
 _DATABASES = {"postgresql": "postgres", "mysql": "mysql"}  # the server's service, by profile

@@ -11,11 +11,11 @@ import psycopg2
 import pytest
 
 from demo.servers import PostgresServer
-from listener.findings import raise_problems
-from listener.postgres.preparation import look_at_tables
-from listener.postgres.publication import plan_publication, read_publication
+from listener.core.findings import raise_problems
+from listener.postgres.tables.current import look_at_tables
+from listener.postgres.tables.publication import plan_publication, read_publication
 from listener.routes import setup_router
-from tests.compose import CHECKOUT, try_commands
+from tests.support.compose import CHECKOUT, try_commands
 
 _PASSWORDS = {"LISTENER_PASSWORD": "listener's", "WORKER_PASSWORD": "worker's"}
 
@@ -34,7 +34,15 @@ def server() -> Iterator[PostgresServer]:
             "POSTGRES_USER": "postgres",
             "POSTGRES_DB": "helpdesk",
         }
-        schema = ["psql", "-U", "postgres", "-d", "helpdesk", "-f", "cdc_tasks/schema/postgresql.sql"]
+        schema = [
+            "psql",
+            "-U",
+            "postgres",
+            "-d",
+            "helpdesk",
+            "-f",
+            "cdc_tasks/helpdesk/schema/postgresql.sql",
+        ]
         for command in (schema, ["docker/postgres/roles.sh"]):
             subprocess.run(command, cwd=CHECKOUT, env=environment, check=True, capture_output=True)
         yield server

@@ -9,11 +9,11 @@ from typing import Any
 import pymysql
 import pytest
 
-from listener.findings import State
-from listener.loading import load_router
+from listener.core.findings import State
+from listener.daemon.loading import load_router
 from listener.mysql.check import check_mysql
-from tests.compose import initialized_mysql, load_compose, try_commands, variables_of_compose
-from tests.mysql_servers import MySQLServer
+from tests.support.compose import initialized_mysql, load_compose, try_commands, variables_of_compose
+from tests.support.mysql_servers import MySQLServer
 
 _SECRETS = {name: f"the '{name.lower()}' \\ of %s" for name in variables_of_compose()}
 _SERVICE: dict[str, Any] = load_compose(_SECRETS)["mysql"]

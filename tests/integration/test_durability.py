@@ -9,16 +9,25 @@ import redis
 from structlog.testing import capture_logs
 
 from demo.servers import ValkeyServer
-from listener.publisher import BrokerError, Stopped
-from tests.publishing import changes, fire, ids, in_background, position, redis_publisher, router_to, waits
-from tests.waiting import wait_until
+from listener.core.publisher import BrokerError, StoppedError
+from tests.support.publishing import (
+    changes,
+    fire,
+    ids,
+    in_background,
+    position,
+    redis_publisher,
+    router_to,
+    waits,
+)
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.redis_publisher import RedisPublisher
+    from listener.publish.redis.publisher import RedisPublisher
     from tests.conftest import Broker
-    from tests.servers import RedisServer
+    from tests.support.servers import RedisServer
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def test_a_wait_for_the_disk_can_be_stopped(logging: ValkeyServer) -> None:
     ):
         wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
         publisher.stop()
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             publishing.result(10)
 
 

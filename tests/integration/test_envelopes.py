@@ -8,10 +8,10 @@ import pytest
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
-from listener.publisher import BrokerError
-from listener.redis_publisher import RedisPublisher
-from listener.task_message import EnvelopeError
-from tests.publishing import celery_app, change, fire, messages, position, router_to
+from listener.core.publisher import BrokerError
+from listener.publish.redis.publisher import RedisPublisher
+from listener.publish.task_message import EnvelopeError
+from tests.support.publishing import celery_app, change, fire, messages, position, router_to
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -119,7 +119,7 @@ def test_a_queue_that_expires_is_kept_for_as_long_as_celery_would_keep_it(broker
 
 
 @pytest.mark.parametrize(
-    ("settings", "cure"),
+    ("settings", "hint"),
     [
         ({"task_serializer": "pickle", "accept_content": ["pickle"]}, "task_serializer"),
         ({"task_serializer": "yaml"}, "task_serializer"),
@@ -135,7 +135,7 @@ def test_a_queue_that_expires_is_kept_for_as_long_as_celery_would_keep_it(broker
     ],
 )
 def test_a_kind_of_message_that_is_not_made_is_an_error_with_the_setting_to_mend(
-    settings: dict[str, Any], cure: str, broker: Broker
+    settings: dict[str, Any], hint: str, broker: Broker
 ) -> None:
     app = celery_app(broker.url)
     app.conf.update(settings)
@@ -144,7 +144,7 @@ def test_a_kind_of_message_that_is_not_made_is_an_error_with_the_setting_to_mend
     with pytest.raises(EnvelopeError) as raised:
         publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
     publisher.close()
-    assert cure in str(raised.value)
+    assert hint in str(raised.value)
     assert not any(broker.client.type(key) == b"list" for key in broker.client.scan_iter())
 
 

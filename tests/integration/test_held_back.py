@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from listener.publisher import CheckpointMoved, Stopped
-from tests.proxy import Fault, Proxy
-from tests.publishing import (
+from listener.core.publisher import CheckpointMovedError, StoppedError
+from tests.support.proxy import Fault, Proxy
+from tests.support.publishing import (
     SOURCE,
     change,
     changes,
@@ -21,14 +21,14 @@ from tests.publishing import (
     router_to,
     waits,
 )
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import redis
 
-    from listener.redis_publisher import RedisPublisher
+    from listener.publish.redis.publisher import RedisPublisher
     from listener.router import BinlogRouter
     from tests.conftest import Broker
 
@@ -149,7 +149,7 @@ def test_a_connection_lost_while_it_is_read_back_does_not_forget_to_watch_the_ch
     ):
         assert proxy.faults == 1
         _publish(third, batching, 4, 500)
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             _publish(second, batching, 4, 500)
         assert second.checkpoint(SOURCE) == position(500)
     assert _batches(any_broker.client) == [[1, 2, 3]]
@@ -188,7 +188,7 @@ def test_a_stop_in_the_middle_of_a_publish_hands_over_nothing_that_will_be_read_
         with capture_logs() as logs, in_background(lambda: _publish(publisher, batching, 4, 6)) as publishing:
             wait_until(lambda: waits(logs), what="it to wait")
             publisher.stop()
-            with pytest.raises(Stopped):
+            with pytest.raises(StoppedError):
                 publishing.result(10)
         proxy.refuse(refusing=False)
     with redis_publisher(any_broker.url, options=_LONG) as publisher:

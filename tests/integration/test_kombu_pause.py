@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu import Queue
 
-from listener.kombu_message import sealing
-from listener.kombu_sender import KombuSender
-from listener.patience import Patience
-from listener.publisher import BrokerAway
-from tests.publishing import celery_app, router_to
+from listener.core.publisher import BrokerAwayError
+from listener.core.retry import Patience
+from listener.publish.kombu.sender import KombuSender, sealing
+from tests.support.publishing import celery_app, router_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 
 @pytest.fixture
@@ -47,6 +46,6 @@ def test_a_queue_that_is_deleted_meanwhile_is_waited_for_no_more(
 ) -> None:
     with celery_app(rabbitmq_server.url).connection_for_write() as connection:
         Queue(queue, channel=connection.default_channel).delete()
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerAwayError):
         sender.longest_queue()
     assert sender.longest_queue() == 0

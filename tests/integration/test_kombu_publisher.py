@@ -9,20 +9,29 @@ import pytest
 from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
-from listener.parked import parked_key, read_parked
-from listener.pause import Pause
-from listener.publisher import CheckpointMoved
+from listener.core.publisher import CheckpointMovedError
+from listener.publish.parked import parked_key, read_parked
+from listener.publish.pause import Pause
 from listener.router import BinlogRouter, EventType
-from tests.publishing import SOURCE, celery_app, change, changes, fire, in_background, position, router_to
-from tests.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, publisher_of, row_ids
-from tests.waiting import at_most, wait_until
+from tests.support.publishing import (
+    SOURCE,
+    celery_app,
+    change,
+    changes,
+    fire,
+    in_background,
+    position,
+    router_to,
+)
+from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, publisher_of, row_ids
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from listener.kombu_publisher import KombuPublisher
+    from listener.publish.kombu.publisher import KombuPublisher
     from tests.conftest import Broker
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 
 @pytest.fixture
@@ -138,7 +147,7 @@ def test_another_listener_with_our_name_is_noticed(
         kombu_publisher(rabbitmq_server.url, broker, queue) as second,
     ):
         _publish(first, 1, 1)
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             _publish(second, 1, 1)
 
 

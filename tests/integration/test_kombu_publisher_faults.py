@@ -12,17 +12,17 @@ from kombu import Exchange, Queue
 from kombu import transport as transports
 from structlog.testing import capture_logs
 
-from listener.publisher import BrokerError, Stopped
-from tests.proxy import Fault, Proxy
-from tests.publishing import change, changes, fire, in_background, position, router_to, waits
-from tests.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
-from tests.servers import RabbitMQServer
-from tests.waiting import wait_until
+from listener.core.publisher import BrokerError, StoppedError
+from tests.support.proxy import Fault, Proxy
+from tests.support.publishing import change, changes, fire, in_background, position, router_to, waits
+from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
+from tests.support.servers import RabbitMQServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.kombu_publisher import KombuPublisher
+    from listener.publish.kombu.publisher import KombuPublisher
     from tests.conftest import Broker
 
 
@@ -110,7 +110,7 @@ def _connections(server: RabbitMQServer) -> str:
     return server.control("list_connections", "name")
 
 
-@pytest.mark.parametrize("transport", ["kombu.transport.pyamqp", "cdc_tasks.rabbitmq_transport"])
+@pytest.mark.parametrize("transport", ["kombu.transport.pyamqp", "cdc_tasks.broker.rabbitmq.transport"])
 def test_a_broker_without_memory_is_waited_for(
     transport: str,
     rabbitmq_server: RabbitMQServer,
@@ -189,7 +189,7 @@ def test_stopping_while_the_broker_is_away_ends_the_wait(proxy: Proxy, broker: B
         with in_background(lambda: _publish(publisher, 1, 1)) as publishing:
             wait_until(lambda: waits(logs), what="it to wait")
             publisher.stop()
-            with pytest.raises(Stopped):
+            with pytest.raises(StoppedError):
                 publishing.result(10)
 
 
@@ -227,15 +227,15 @@ def test_a_queue_that_somebody_made_in_another_way_is_taken_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("login", "cure"), [("guest:wrong@{}//", "password"), ("guest:guest@{}/nowhere", "rabbitmqctl add_vhost")]
+    ("login", "hint"), [("guest:wrong@{}//", "password"), ("guest:guest@{}/nowhere", "rabbitmqctl add_vhost")]
 )
-def test_a_broker_that_refuses_us_is_an_error_with_its_cure(
-    login: str, cure: str, rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+def test_a_broker_that_refuses_us_is_an_error_with_its_hint(
+    login: str, hint: str, rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
 ) -> None:
     url = "amqp://" + login.format(f"127.0.0.1:{rabbitmq_server.port}")
     with kombu_publisher(url, broker, queue) as publisher, pytest.raises(BrokerError) as raised:
         _publish(publisher, 1, 1)
-    assert cure in (raised.value.hint or "")
+    assert hint in (raised.value.hint or "")
     assert "wrong" not in str(raised.value)
 
 

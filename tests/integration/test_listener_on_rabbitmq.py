@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.mysql.position import BinlogPosition
-from tests.listening import wait_for_reader, wait_for_replica
-from tests.mysql_source import MySQLDatabase
-from tests.rabbitmq import drain, open_channel, row_ids
-from tests.waiting import at_most, wait_until
+from listener.mysql.log.position import BinlogPosition
+from tests.support.listening import wait_for_reader, wait_for_replica
+from tests.support.mysql_source import MySQLDatabase
+from tests.support.rabbitmq import drain, open_channel, row_ids
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _ROUTES = """

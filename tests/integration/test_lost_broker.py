@@ -8,13 +8,13 @@ import redis
 import structlog
 
 from demo.servers import ValkeyServer
+from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.redis_publisher import RedisPublisher
+from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
-from listener.service import Listener
-from tests.listening import running
-from tests.publishing import celery_app, ids
-from tests.waiting import wait_until
+from tests.support.listening import running
+from tests.support.publishing import celery_app, ids
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -51,7 +51,7 @@ def test_within_the_replay_window_all_is_published_again(database: Database) -> 
         broker.restart(keep_data=False)
         insert(database, 4)
         wait_until(lambda: arrived(broker.url) == [1, 2, 3, 4], what="the tasks again", timeout=20)
-    assert [each for each in logs if each["event"] == "reading again" and "gone" in each["reason"]]
+    assert [each for each in logs if each["event"] == "reading_again" and "gone" in each["reason"]]
 
 
 def test_a_broker_that_lost_its_data_while_no_listener_ran_is_said_and_mended(database: Database) -> None:

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from listener import kombu_message
+from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.redis_publisher import RedisPublisher
+from listener.publish.kombu import message as kombu_message
+from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
-from listener.service import Listener
-from tests.listening import running
-from tests.publishing import celery_app, change, fire, position, redis_publisher
-from tests.rabbitmq import kombu_publisher
-from tests.waiting import wait_until
+from tests.support.listening import running
+from tests.support.publishing import celery_app, change, fire, position, redis_publisher
+from tests.support.rabbitmq import kombu_publisher
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     import redis
 
     from listener.postgres.monitor import PluginName
     from tests.conftest import Broker, Database
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 FEW, MANY = 25, 50
 _HANDFUL = 12

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from listener.findings import State
-from listener.monitor import SourceError
-from listener.mysql.connection import connect
-from listener.mysql.findings import find_in_tables
+from listener.core.findings import State
+from listener.core.source import SourceError
+from listener.mysql.check import find_in_tables
+from listener.mysql.client.connection import connect
 from listener.router import BinlogRouter, EventType
-from tests.mysql_source import MySQLSource
+from tests.support.mysql_source import MySQLSource
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change

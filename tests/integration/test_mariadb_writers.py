@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import position_key
-from listener.monitor import Gap
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import MariaDBServer
-from tests.mysql_source import MySQLDatabase, NumberSource
-from tests.waiting import wait_until
+from listener.core.source import GapError
+from listener.mysql.log.position import BinlogPosition
+from tests.support.mysql_servers import MariaDBServer
+from tests.support.mysql_source import MySQLDatabase, NumberSource
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +172,7 @@ def test_a_commit_that_the_other_server_never_got_is_a_gap_there(
     two.execute(*(f"INSERT INTO lost VALUES ({number})" for number in range(2, 12)))
     with NumberSource(two, name="lost", position=position) as source:
         for _ in range(2):
-            with pytest.raises(Gap, match="does not have"):
+            with pytest.raises(GapError, match="does not have"):
                 source.watch("lost")
             source.stop()
         source.watch("lost", accept_gap=True)

@@ -1,4 +1,4 @@
-"""What every source promises (`listener.monitor.Monitor`), held against each of them."""
+"""What every source promises (`listener.core.source.Monitor`), held against each of them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cdc_tasks.changes import RowChange, position_key
-from listener.monitor import Saved
+from listener.core.source import Saved
 from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
-from tests.listening import SAVED
-from tests.waiting import Deadline, at_most, wait_until
+from tests.support.listening import SAVED
+from tests.support.waiting import Deadline, at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cdc_tasks.changes import Change
-    from listener.monitor import Monitor
+    from listener.core.source import Monitor
 
 _TABLE = "CREATE TABLE t (id integer PRIMARY KEY, name varchar(50), amount {decimal})"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.monitor import Gap, SourceError
-from tests.mysql_source import MySQLSource
+from listener.core.source import GapError, SourceError
+from tests.support.mysql_source import MySQLSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc_tasks.changes import Change
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 _TABLE = "CREATE TABLE people (id integer PRIMARY KEY, name varchar(50), age integer)"
 
@@ -154,7 +154,7 @@ def test_a_statement_that_was_not_logged_as_rows_stops_the_listener(
     source.execute(_TABLE, "INSERT INTO people (id) VALUES (77)")
     source.watch("people")
     source.execute(statement, setting="binlog_format = 'STATEMENT'")
-    with pytest.raises(Gap, match="logged as a statement") as caught:
+    with pytest.raises(GapError, match="logged as a statement") as caught:
         source.changes(1)
     assert "binlog_format" in (caught.value.hint or "")
     source.stop()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.listening import wait_for_listener
-from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.waiting import at_most, wait_until
+from tests.support.listening import wait_for_listener
+from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLData
     checked = operator.asks("check")
     assert checked["ready"], checked
     (bookmark,) = [each for each in checked["findings"] if each["what"] == "bookmark"]
-    assert (bookmark["state"], "CONFIG SET appendonly yes" in bookmark["cure"]) == ("warning", True)
+    assert (bookmark["state"], "CONFIG SET appendonly yes" in bookmark["hint"]) == ("warning", True)
     assert {each["table"] for each in operator.asks("routes")} == {f"{any_mysql.name}.roles"}
     before = operator.types("status")
     assert (before.returncode, "never started" in before.stdout) == (1, True)

@@ -7,28 +7,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.findings import State
-from listener.monitor import SourceError, SourceLost
+from listener.core.findings import State
+from listener.core.source import SourceError, SourceLostError
+from listener.core.status import Reader
 from listener.mysql import stream
 from listener.mysql.check import check_mysql
-from listener.mysql.connection import connect, fetch_value
+from listener.mysql.client.connection import Session, connect, fetch_value
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.session import Session
 from listener.mysql.status import read_mysql_status
 from listener.router import BinlogRouter, EventType
-from listener.status import Reader
 from tests.acceptance.network import Cable
-from tests.certificates import write_certificates
-from tests.listening import SAVED
-from tests.mysql_servers import MariaDBServer, MySQLServer
-from tests.mysql_source import MySQLDatabase, MySQLSource
-from tests.waiting import wait_until
+from tests.support.certificates import write_certificates
+from tests.support.listening import SAVED
+from tests.support.mysql_servers import MariaDBServer, MySQLServer
+from tests.support.mysql_source import MySQLDatabase, MySQLSource
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from listener.findings import Finding
+    from listener.core.findings import Finding
 
 
 def _routes(database: MySQLDatabase, table: str = "t", columns: list[str] | None = None) -> BinlogRouter:
@@ -47,7 +46,7 @@ def _check(
 
 
 def _problems(findings: list[Finding]) -> dict[str, str]:
-    return {each.what: each.cure for each in findings if each.state is State.PROBLEM}
+    return {each.what: each.hint for each in findings if each.state is State.PROBLEM}
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_a_wrong_password_is_told_without_showing_it(account: MySQLDatabase) -> 
 
 
 def test_a_server_that_is_away_is_tried_again() -> None:
-    with pytest.raises(SourceLost, match="connect"):
+    with pytest.raises(SourceLostError, match="connect"):
         connect("mysql://root@127.0.0.1:1/")
 
 
@@ -145,7 +144,7 @@ def test_a_server_that_falls_silent_is_noticed_and_read_again(
             for _, batch in zip(range(16), batches, strict=False):  # heartbeats keep it alive
                 position = batch.position
             cable.stall(new_ones=False)
-            with pytest.raises(SourceLost, match="not been heard"):
+            with pytest.raises(SourceLostError, match="not been heard"):
                 for _ in batches:
                     pass
             cable.mend()

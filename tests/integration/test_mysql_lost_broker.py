@@ -11,23 +11,23 @@ import redis
 import structlog
 
 from demo.servers import ValkeyServer
-from listener.bookmark import Bookmark, read_bookmark
-from listener.monitor import Gap
-from listener.mysql.bookmarked import BookmarkedMonitor
+from listener.core.source import GapError
+from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.daemon.loop import Listener
+from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.position import BinlogPosition
-from listener.redis_publisher import RedisPublisher
+from listener.publish.bookmark import Bookmark, read_bookmark
+from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
-from listener.service import Listener
-from tests.listening import running, wait_for_replica
-from tests.publishing import celery_app, ids
-from tests.waiting import at_most, wait_until
+from tests.support.listening import running, wait_for_replica
+from tests.support.publishing import celery_app, ids
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_log_that_was_purged_meanwhile_is_a_gap(
     items.purge_logs()
     insert(items, 3)
     lossy.restart(keep_data=False)
-    with pytest.raises(Gap, match="purged"):
+    with pytest.raises(GapError, match="purged"):
         listener_on(items, lossy.url, broker.cache_url).run()
     with listening(items, lossy, broker.cache_url, accept_gap=True):
         wait_for_tasks(lossy.url, [3])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from listener.mysql.findings import find_in_tables
+from listener.mysql.check import find_in_tables
 from listener.router import BinlogRouter, EventType
-from tests.mysql_source import MySQLSource
+from tests.support.mysql_source import MySQLSource
 
 if TYPE_CHECKING:
     import pytest
 
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 FEW, MANY = 40, 80
 _HANDFUL = 12

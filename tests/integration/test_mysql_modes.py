@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from listener.monitor import Gap, SourceError, SourceLost
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import KINDS, WITHOUT_GTIDS, MySQLServer, server_of_kind
-from tests.mysql_source import MySQLSource, NumberSource
+from listener.core.source import GapError, SourceError, SourceLostError
+from listener.mysql.log.position import BinlogPosition
+from tests.support.mysql_servers import KINDS, WITHOUT_GTIDS, MySQLServer, server_of_kind
+from tests.support.mysql_source import MySQLSource, NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 _ON = ("OFF_PERMISSIVE", "ON_PERMISSIVE", "ON")
 _OFF = ("ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF")
@@ -130,7 +130,7 @@ def test_a_reset_is_a_gap_even_where_the_new_log_reaches_as_far(own: NumberSourc
     assert own.position is not None
     ((_, size, *_),) = own.database.fetch("SHOW BINARY LOGS")
     assert size > BinlogPosition.parse(own.position).offset
-    with pytest.raises(Gap, match="reset"):
+    with pytest.raises(GapError, match="reset"):
         own.watch()
     own.stop()
     own.watch(accept_gap=True)
@@ -143,10 +143,10 @@ def test_a_reset_under_a_listener_is_noticed_too(own: NumberSource) -> None:
     assert own.numbers(1) == [1]
     own.database.reset_log()
     own.insert(*range(10, 40))
-    with pytest.raises((SourceError, SourceLost)):
+    with pytest.raises((SourceError, SourceLostError)):
         own.changes(30)
     own.stop()
-    with pytest.raises(Gap, match="reset"):
+    with pytest.raises(GapError, match="reset"):
         own.watch()
 
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.monitor import Gap, SourceLost
-from listener.mysql.errors import ServerIdTaken
+from listener.core.source import GapError, SourceLostError
+from listener.mysql.errors import ServerIdTakenError
+from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import KINDS, server_of_kind
-from tests.mysql_source import NumberSource
-from tests.waiting import at_most, wait_until
+from tests.support.mysql_servers import KINDS, server_of_kind
+from tests.support.mysql_source import NumberSource
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.mysql_servers import MariaDBServer, MySQLServer
+    from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 
 @pytest.fixture(params=KINDS, scope="module")
@@ -116,7 +116,7 @@ def test_a_restart_of_the_server_loses_nothing(
     own.insert(1)
     assert own.numbers(1) == [1]
     own_server.restart()
-    with pytest.raises(SourceLost):
+    with pytest.raises(SourceLostError):
         own.changes(1)
     own.stop()
     own.insert(2)
@@ -139,7 +139,7 @@ def test_purged_logs_are_a_gap_that_names_what_is_missing(own: NumberSource) -> 
     own.execute("FLUSH BINARY LOGS")
     own.insert(3)
     own.database.purge_logs_before(own.database.newest_log())
-    with pytest.raises(Gap, match="purged") as caught:
+    with pytest.raises(GapError, match="purged") as caught:
         own.watch()
     assert "--accept-gap" in (caught.value.hint or "")
     own.stop()
@@ -155,7 +155,7 @@ def test_a_reset_of_the_log_is_a_gap(own: NumberSource) -> None:
     own.stop()
     own.database.reset_log()
     own.insert(2)
-    with pytest.raises(Gap, match="reset"):
+    with pytest.raises(GapError, match="reset"):
         own.watch()
     own.stop()
     own.watch(accept_gap=True)
@@ -199,7 +199,7 @@ def test_a_lost_lock_is_noticed(own: NumberSource) -> None:
     own.watch()
     ((session,),) = own.database.fetch("SELECT IS_USED_LOCK(%s)", f"cdc-tasks:{own.name}")
     own.execute(f"KILL {session}")
-    with pytest.raises(SourceLost, match="lost"):
+    with pytest.raises(SourceLostError, match="lost"):
         own.changes(1)
 
 
@@ -207,7 +207,7 @@ def test_a_server_id_that_is_taken_is_noticed_and_not_fought_over(own: NumberSou
     own.watch(server_id=4711)
     other = BinlogMonitor(own.database.url, name="another", routes=(), server_id=4711)
     try:
-        with pytest.raises(ServerIdTaken) as caught:
+        with pytest.raises(ServerIdTakenError) as caught:
             _read_both(other, own)
     finally:
         other.close()

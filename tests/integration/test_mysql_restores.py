@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import position_key
-from listener.findings import State
-from listener.monitor import Gap
+from listener.core.findings import State
+from listener.core.source import GapError
 from listener.mysql.check import check_mysql
-from listener.mysql.position import BinlogPosition
-from tests.mysql_servers import KINDS, server_of_kind
-from tests.mysql_source import NumberSource
+from listener.mysql.log.position import BinlogPosition
+from tests.support.mysql_servers import KINDS, server_of_kind
+from tests.support.mysql_source import NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc_tasks.changes import Change
-    from tests.mysql_servers import MariaDBServer, MySQLServer
+    from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 
 @pytest.fixture(params=KINDS, scope="module")
@@ -53,7 +53,7 @@ def restore(server: MariaDBServer | MySQLServer) -> None:
 def refuses(source: NumberSource) -> None:
     """Check that it stops, as often as a supervisor tries, and that `check` says so too."""
     for _ in range(2):
-        with pytest.raises(Gap, match="restored"):
+        with pytest.raises(GapError, match="restored"):
             source.watch()
         source.stop()
     found = check_mysql(
@@ -98,7 +98,7 @@ def test_a_restore_is_a_gap_whatever_is_written_before_the_listener_starts(
     own.insert(201)
     own.position = before
     for _ in range(2):
-        with pytest.raises(Gap, match=r"restored|purged"):
+        with pytest.raises(GapError, match=r"restored|purged"):
             own.watch()
         own.stop()
     own.watch(accept_gap=True)
@@ -156,7 +156,7 @@ def test_a_purge_of_what_was_published_is_a_gap_only_where_nothing_tells_that_it
     own.insert(2)
     has_gtids = BinlogPosition.parse(own.position or "").gtids is not None
     if not has_gtids:
-        with pytest.raises(Gap, match="purged"):
+        with pytest.raises(GapError, match="purged"):
             own.watch()
         own.stop()
     own.watch(accept_gap=not has_gtids)

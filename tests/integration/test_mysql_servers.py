@@ -7,7 +7,7 @@ from contextlib import closing
 import pymysql
 import pytest
 
-from tests.mysql_servers import MariaDBServer, MySQLServer
+from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 
 @pytest.mark.parametrize("kind", [MariaDBServer, MySQLServer])

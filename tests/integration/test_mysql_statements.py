@@ -10,12 +10,12 @@ import pymysql
 import pytest
 from structlog.testing import capture_logs
 
-from listener.monitor import Gap
-from listener.mysql.lexer import Kind, Rules, tokens
-from listener.mysql.statements import Effect, read_statement
-from tests.mysql_log import end_of_log, logged_statements
-from tests.mysql_servers import MariaDBServer, MySQLServer
-from tests.mysql_source import MySQLDatabase, MySQLSource
+from listener.core.source import GapError
+from listener.mysql.sql.lexer import Kind, Rules, tokens
+from listener.mysql.sql.statements import Effect, read_statement
+from tests.support.mysql_log import end_of_log, logged_statements
+from tests.support.mysql_servers import MariaDBServer, MySQLServer
+from tests.support.mysql_source import MySQLDatabase, MySQLSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -285,7 +285,7 @@ def test_missing_rows_stop_the_listener_with_the_sql_that_shows_and_mends_it(
 ) -> None:
     hidden.watch()
     _run(hidden, statement, session="SET binlog_format = 'STATEMENT'")
-    with pytest.raises(Gap, match="its rows are missing") as caught:
+    with pytest.raises(GapError, match="its rows are missing") as caught:
         hidden.changes(1)
     look, mend = (caught.value.hint or "").split("\n")[:2]
     shown = hidden.database.fetch(look.partition(";")[0])

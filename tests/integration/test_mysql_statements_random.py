@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pymysql
 import pytest
 
-from listener.mysql.statements import Effect, read_statement
-from tests.mysql_log import end_of_log, logged_statements
+from listener.mysql.sql.statements import Effect, read_statement
+from tests.support.mysql_log import end_of_log, logged_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.mysql_source import MySQLDatabase
+    from tests.support.mysql_source import MySQLDatabase
 
 _STATEMENTS = 150  # for each seed; about half of them are valid
 _TABLES = ("t", 'o"dd', "a`b", "a\\", "縗", "璥x", "ä")

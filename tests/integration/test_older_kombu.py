@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu.transport import redis as transport
 
-from listener.check_broker import check_broker
-from listener.task_message import EnvelopeError
-from tests.publishing import celery_app, change, fire, position, redis_publisher, router_to
+from listener.publish.check_broker import check_broker
+from listener.publish.task_message import EnvelopeError
+from tests.support.publishing import celery_app, change, fire, position, redis_publisher, router_to
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
@@ -41,4 +41,4 @@ def test_check_tells_of_it(broker: Broker) -> None:
     found = check_broker(celery_app(broker.url), router_to().routes, durability="memory")
     (told,) = [each for each in found if each.what == "kombu"]
     assert told.state == "problem"
-    assert "pip install 'kombu" in told.cure
+    assert "pip install 'kombu" in told.hint

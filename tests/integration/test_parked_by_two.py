@@ -9,12 +9,12 @@ import pytest
 import redis
 from typer.testing import CliRunner, Result
 
-from listener.parked import parked_key, store_parked
-from listener.parked_commands import cli
-from listener.publisher import BrokerAway
-from listener.redis_connection import RedisConnection
-from listener.router import BinlogRouter, EventType, Parked
-from tests.publishing import change, messages
+from cdc_tasks.routing.router import BinlogRouter, EventType, Parked
+from listener.cli.parked import cli
+from listener.core.publisher import BrokerAwayError
+from listener.publish.parked import parked_key, store_parked
+from listener.publish.redis.connection import RedisConnection
+from tests.support.publishing import change, messages
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change, RowChange
@@ -96,5 +96,5 @@ def test_a_broker_that_does_not_take_it_keeps_the_change_parked(broker: Broker) 
     _park(broker, change(1, table="documents"))
     broker.client.set("celery", "no list")
     done = _types("replay", "--all")
-    assert isinstance(done.exception, BrokerAway)
+    assert isinstance(done.exception, BrokerAwayError)
     assert broker.client.hlen(KEY) == 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from listener.postgres.connection import connect
-from tests.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.publications import listed, prepare, published
+from listener.postgres.client.connection import connect
+from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.publications import listed, prepare, published
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -53,7 +53,7 @@ def test_a_server_that_overlooks_partitions_is_told_of_them_by_sql_to_paste(any_
     """Versions 13 and 14; that the statement helps: `postgres_changes/test_partitions.py`."""
     any_database.execute(EVENTS)
     found = Findings(any_database.url, router_to(("events", [INSERT])))
-    cures = [each.cure for each in found.all if each.what == "partitions"]
+    hints = [each.hint for each in found.all if each.what == "partitions"]
     told = "ALTER PUBLICATION ours SET (publish_via_partition_root = true);"
     is_old = any_database.connection.info.server_version < 15_00_00
-    assert [told in (cure or "") for cure in cures] == ([True] if is_old else [])
+    assert [told in (hint or "") for hint in hints] == ([True] if is_old else [])

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-import cdc_tasks.__main__ as tasks_command_line
-import listener.__main__ as listener_command_line
+import cdc_tasks.cli.commands as tasks_command_line
+import listener.cli.commands as listener_command_line
 from cdc_tasks import cache, db
 from cdc_tasks.addresses import check_address
 from cdc_tasks.settings import BrokerSettings, SettingsError, load, worker_settings

@@ -11,13 +11,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
-from listener.monitor import Saved
-from listener.postgres.change import parse_lsn
-from listener.postgres.decoder import WALPosition
+from listener.core.source import Saved
+from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
-from tests.listening import SAVED
-from tests.postgres_history import NAME, History
-from tests.postgres_items import (
+from tests.support.listening import SAVED
+from tests.support.postgres_history import NAME, History
+from tests.support.postgres_items import (
     ROWS,
     acknowledge_all,
     changes_of,
@@ -27,12 +27,12 @@ from tests.postgres_items import (
     take,
     with_items,
 )
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.service import Listener
+    from listener.daemon.loop import Listener
     from tests.conftest import Database
 
 
@@ -121,7 +121,7 @@ def test_a_server_that_shuts_down_does_not_wait_for_acknowledgements_and_knows_n
         history.execute("INSERT INTO other VALUES (1)")
         history.server.stop()
         assert "database system is shut down" in history.server.log, "it had to be killed"
-        wait_until(lambda: [line for line in logs if line["event"] == "reading again"], what="it to notice")
+        wait_until(lambda: [line for line in logs if line["event"] == "reading_again"], what="it to notice")
         checkpoint = WALPosition.parse(history.checkpoint)
         history.server.start()
         assert WALPosition.before(parse_lsn(history.confirmed)) <= checkpoint

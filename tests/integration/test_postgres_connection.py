@@ -12,8 +12,8 @@ import pytest
 
 from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer
-from listener.monitor import SourceError, SourceLost
-from listener.postgres.connection import (
+from listener.core.source import SourceError, SourceLostError
+from listener.postgres.client.connection import (
     connect,
     connect_replication,
     execute,
@@ -21,13 +21,13 @@ from listener.postgres.connection import (
     fetch_value,
     translated,
 )
-from listener.postgres.diagnosis import explain
-from listener.postgres.errors import PermissionDenied, SlotInUse
-from listener.postgres.slot import create_slot
-from tests.certificates import write_certificates
-from tests.postgres_proxy import PostgresProxy
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from listener.postgres.client.diagnosis import explain
+from listener.postgres.client.errors import PermissionDeniedError, SlotInUseError
+from listener.postgres.client.slot import create_slot
+from tests.support.certificates import write_certificates
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,13 +191,13 @@ def test_a_login_that_fails_says_which_and_how_to_mend_it(
     database: str,
     says: tuple[str, str],
 ) -> None:
-    told, cure = says
+    told, hint = says
     if (opens, database) == (connect_replication, "Nowhere"):
         login = ("reader", _SECRET)  # who may not replicate is told that first
     with pytest.raises(SourceError) as raised:
         opens(guarded.url_of(database, user=login[0], password=login[1]))
     assert guarded.told(told) in raised.value.message
-    assert cure in str(raised.value.hint)
+    assert hint in str(raised.value.hint)
     assert "s3cret" not in str(raised.value)
 
 
@@ -219,30 +219,30 @@ def test_a_role_that_is_not_there_is_told_how_to_be_made(any_database: Database)
 
 def test_a_role_without_replication_is_told_how_to_get_it(guarded: Guarded) -> None:
     url = guarded.url_of("postgres", user="plain", password=_SECRET)
-    with pytest.raises(PermissionDenied) as raised:
+    with pytest.raises(PermissionDeniedError) as raised:
         connect_replication(url)
     assert "ALTER ROLE plain REPLICATION;" in str(raised.value)
-    with pytest.raises(PermissionDenied) as raised, contextlib.closing(connect(url)) as connection:
+    with pytest.raises(PermissionDeniedError) as raised, contextlib.closing(connect(url)) as connection:
         _make_slot(connection, url)
     assert "ALTER ROLE plain REPLICATION;" in str(raised.value)
 
 
 def test_no_free_sender_may_pass(guarded: Guarded) -> None:
-    with contextlib.closing(connect_replication(guarded.url)), pytest.raises(SourceLost) as raised:
+    with contextlib.closing(connect_replication(guarded.url)), pytest.raises(SourceLostError) as raised:
         connect_replication(guarded.url)
     assert "ALTER SYSTEM SET max_wal_senders" in str(raised.value)
 
 
 def test_no_free_connection_may_pass(guarded: Guarded) -> None:
     url = guarded.url_of("postgres", user="plain", password=_SECRET)
-    with contextlib.ExitStack() as opened, pytest.raises(SourceLost) as raised:
+    with contextlib.ExitStack() as opened, pytest.raises(SourceLostError) as raised:
         _connect_many(opened, url)
     assert "ALTER SYSTEM SET max_connections" in str(raised.value)
 
 
 def test_a_limit_of_the_role_may_pass_and_can_be_lifted(guarded: Guarded) -> None:
     url = guarded.url_of("postgres", user="single", password=_SECRET)
-    with contextlib.closing(connect(url)), pytest.raises(SourceLost) as raised:
+    with contextlib.closing(connect(url)), pytest.raises(SourceLostError) as raised:
         connect(url)
     assert "ALTER ROLE single CONNECTION LIMIT -1;" in str(raised.value)
 
@@ -319,7 +319,7 @@ def test_a_slot_in_use_is_another_listeners(any_database: Database) -> None:
         contextlib.closing(connect_replication(any_database.url)) as second,
     ):
         _start(first, any_database)
-        with pytest.raises(SlotInUse) as raised:
+        with pytest.raises(SlotInUseError) as raised:
             _start(second, any_database)
         assert "takes over" in str(raised.value)
 
@@ -328,25 +328,25 @@ def test_a_server_that_is_away_restarted_or_killed_may_come_back() -> None:
     with PostgresServer() as server:
         with contextlib.closing(connect(server.url)) as connection:
             server.restart()
-            with pytest.raises(SourceLost):
+            with pytest.raises(SourceLostError):
                 fetch(connection, "SELECT 1")
-            with pytest.raises(SourceLost, match="closed"):
+            with pytest.raises(SourceLostError, match="closed"):
                 fetch(connection, "SELECT 1")
         with contextlib.closing(connect(server.url)) as connection:
             server.kill()
-            with pytest.raises(SourceLost):
+            with pytest.raises(SourceLostError):
                 fetch(connection, "SELECT 1")
-        with pytest.raises(SourceLost) as raised:
+        with pytest.raises(SourceLostError) as raised:
             connect(server.url)
         assert "Is PostgreSQL running there?" in str(raised.value)
-    with pytest.raises(SourceLost, match="could not translate host name"):
+    with pytest.raises(SourceLostError, match="could not translate host name"):
         connect("postgresql://no-such-host.invalid/name")
 
 
 def test_a_session_that_an_administrator_ended_may_come_back(database: Database) -> None:
     with contextlib.closing(connect(database.url)) as connection:
         database.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
-        with pytest.raises(SourceLost):
+        with pytest.raises(SourceLostError):
             fetch(connection, "SELECT 1")
 
 
@@ -378,7 +378,7 @@ def _connect_many(opened: contextlib.ExitStack, url: str) -> None:
 def _error_of(url: str) -> Exception | None:
     try:
         connect(url).close()
-    except (SourceError, SourceLost) as error:
+    except (SourceError, SourceLostError) as error:
         return error
     return None
 

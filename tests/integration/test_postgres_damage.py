@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.postgres.change import parse_lsn
-from tests.listening import wait_for_listener
-from tests.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.postgres_proxy import PostgresProxy
-from tests.waiting import wait_until
+from listener.postgres.log.position import parse_lsn
+from tests.support.listening import wait_for_listener
+from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -36,9 +36,9 @@ def _fails_at_a_row(operator: Operator, database: Database, proxy: PostgresProxy
     return last
 
 
-def _skips_as_told(operator: Operator, database: Database, broker: Broker, cure: str) -> None:
-    """Paste the cure: the slot goes past the transaction, and the next one's task comes."""
-    (advance,) = [line.strip() for line in cure.splitlines() if "pg_replication_slot_advance" in line]
+def _skips_as_told(operator: Operator, database: Database, broker: Broker, hint: str) -> None:
+    """Paste the hint: the slot goes past the transaction, and the next one's task comes."""
+    (advance,) = [line.strip() for line in hint.splitlines() if "pg_replication_slot_advance" in line]
     wait_until(
         lambda: database.fetch(
             "SELECT 1 FROM pg_replication_slots WHERE NOT active AND slot_name = %s", database.name
@@ -59,7 +59,7 @@ def _skips_as_told(operator: Operator, database: Database, broker: Broker, cure:
         pytest.param({b"roles\0": b"roles!"}, "cannot be decoded", id="a relation"),
     ],
 )
-def test_a_message_that_cannot_be_decoded_stops_the_listener_with_place_and_cure(
+def test_a_message_that_cannot_be_decoded_stops_the_listener_with_place_and_hint(
     database: Database, broker: Broker, damage: dict[bytes, bytes], told: str
 ) -> None:
     operator = operator_on(database, broker)
@@ -70,7 +70,7 @@ def test_a_message_that_cannot_be_decoded_stops_the_listener_with_place_and_cure
     ((end,),) = database.fetch("SELECT pg_current_wal_lsn()::text")
     place = failed["error"].rsplit("commits at ", 1)[1].rstrip(".")
     assert 0 < parse_lsn(place) < parse_lsn(end)
-    _skips_as_told(operator, database, broker, failed["cure"])
+    _skips_as_told(operator, database, broker, failed["hint"])
 
 
 def test_a_message_of_wal2json_that_cannot_be_decoded_stops_the_listener_too(
@@ -81,7 +81,7 @@ def test_a_message_of_wal2json_that_cannot_be_decoded_stops_the_listener_too(
     damage = {b'"value":"damaged"': b'"value":{"a":123}'}
     with PostgresProxy(debian_database.server.port, replaces=damage) as proxy:
         failed = _fails_at_a_row(operator, debian_database, proxy)
-    _skips_as_told(operator, debian_database, broker, failed["cure"])
+    _skips_as_told(operator, debian_database, broker, failed["hint"])
 
 
 @pytest.mark.parametrize("key", ["held", "parked"])
@@ -96,7 +96,7 @@ def test_what_is_not_ours_in_redis_is_told_with_the_way_out(
     assert "Traceback" not in done.stderr
 
 
-def test_a_row_that_the_server_cannot_send_is_told_with_place_and_a_cure_that_works(
+def test_a_row_that_the_server_cannot_send_is_told_with_place_and_a_hint_that_works(
     database: Database, broker: Broker
 ) -> None:
     operator = operator_on(database, broker)
@@ -105,8 +105,8 @@ def test_a_row_that_the_server_cannot_send_is_told_with_place_and_a_cure_that_wo
     with PostgresProxy(database.server.port, errors={b"damaged": error}) as proxy:
         failed = _fails_at_a_row(operator, database, proxy)
     assert "invalid memory alloc request size" in failed["error"]
-    assert "columns=" in failed["cure"]
-    _skips_as_told(operator, database, broker, failed["cure"])
+    assert "columns=" in failed["hint"]
+    _skips_as_told(operator, database, broker, failed["hint"])
 
 
 def test_a_row_that_cannot_be_rendered_is_parked_with_its_bytes(database: Database, broker: Broker) -> None:

@@ -11,21 +11,21 @@ from structlog.testing import capture_logs
 
 from cdc_tasks.changes import position_key
 from demo.servers import PostgresServer
-from listener.monitor import Gap, SourceLost
-from listener.postgres.change import parse_lsn
-from listener.postgres.decoder import WALPosition
+from listener.core.source import GapError, SourceLostError
+from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from tests.listening import SAVED
-from tests.postgres_findings import PROBLEM, Findings
-from tests.publishing import router_to
-from tests.waiting import wait_until
+from tests.support.listening import SAVED
+from tests.support.postgres_findings import PROBLEM, Findings
+from tests.support.publishing import router_to
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc_tasks.changes import Change
-    from listener.monitor import Batch
+    from listener.core.source import Batch
 
 
 class _Standby(PostgresServer):
@@ -143,7 +143,7 @@ def test_after_a_failover_it_goes_on_with_the_next_change(pair: _Pair) -> None:
     assert pair.take(10) == [*range(1, 11)]
     pair.wait_for_standby()
     pair.fail_over()
-    with pytest.raises(SourceLost):
+    with pytest.raises(SourceLostError):
         pair.take(1)
     insert(pair.standby, 11, 20)
     with capture_logs() as logs:
@@ -217,7 +217,7 @@ def test_a_standby_is_not_read_from_and_once_it_is_promoted_it_is(pair: _Pair) -
     pair.wait_for_standby()
     pair.monitor.close()
     reader = make_monitor(alone)
-    with pytest.raises(SourceLost, match="is a standby") as refused:
+    with pytest.raises(SourceLostError, match="is a standby") as refused:
         reader.open(saved=SAVED)
     assert "target_session_attrs=read-write" in (refused.value.hint or "")
     found = Findings(alone, router_to(), name="cdc", failover=True)
@@ -242,7 +242,7 @@ def test_a_standby_is_not_read_from_and_once_it_is_promoted_it_is(pair: _Pair) -
 
 def test_a_checkpoint_of_a_timeline_that_the_server_does_not_come_from_is_refused(pair: _Pair) -> None:
     pair.position = f"2@{pair.position}"
-    with pytest.raises(Gap, match="beyond the end"):
+    with pytest.raises(GapError, match="beyond the end"):
         next(pair.monitor.batches(pair.position))
     pair.reopen(accept_gap=True)
     insert(pair.primary, 1, 1)
@@ -254,7 +254,7 @@ def test_a_slot_that_a_standby_only_copies_is_not_read_there_and_no_other_is_adv
     monitor = PostgresWALMonitor(
         pair.standby.url, slot="cdc", publication="cdc", routes=router_to().routes, failover=True
     )
-    with closing(monitor), pytest.raises(SourceLost) as raised:
+    with closing(monitor), pytest.raises(SourceLostError) as raised:
         monitor.open(saved=SAVED)
     assert "Name the primary in DATABASE_URL" in str(raised.value)
     assert "another replication slot" not in str(raised.value)

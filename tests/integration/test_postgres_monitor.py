@@ -13,12 +13,12 @@ import pytest
 
 from cdc_tasks.changes import EventType
 from demo.servers import PostgresServer
-from listener.monitor import Gap, SourceLost
+from listener.core.source import GapError, SourceLostError
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.listening import SAVED
-from tests.postgres_items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
-from tests.waiting import at_most, wait_until
+from tests.support.listening import SAVED
+from tests.support.postgres_items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,7 @@ def test_a_restarted_server_is_source_lost_and_the_next_open_goes_on() -> None:
             try:
                 for batch in batches:
                     monitor.acknowledge(batch.position)
-            except SourceLost as error:
+            except SourceLostError as error:
                 lost.append(error)
 
         reader = threading.Thread(target=pump)
@@ -154,7 +154,7 @@ def test_a_server_that_shuts_down_does_not_wait_for_a_reader_that_is_busy_elsewh
         take(batches, 2)  # nothing is acknowledged: the broker is away
         server.stop()
         assert "database system is shut down" in server.log, "it had to be killed"
-        with pytest.raises(SourceLost):
+        with pytest.raises(SourceLostError):
             take(batches, 1)
 
 
@@ -164,7 +164,7 @@ def test_a_slot_that_is_gone_is_a_gap_that_can_be_accepted(items: Database) -> N
         (batch,) = take(monitor.batches(after=None), 1)
     wait_until(lambda: not active(items), what="the server to notice that the reader is gone")
     items.execute("SELECT pg_drop_replication_slot(%s)", items.name)
-    with pytest.raises(Gap, match="gone") as caught:
+    with pytest.raises(GapError, match="gone") as caught:
         make_monitor(items).open(saved=SAVED)
     assert "--accept-gap" in str(caught.value)
     assert items.fetch("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", items.name) == []
@@ -174,7 +174,7 @@ def test_a_slot_that_is_gone_is_a_gap_that_can_be_accepted(items: Database) -> N
 
 
 def test_a_checkpoint_beyond_the_end_of_the_log_is_refused(items: Database) -> None:
-    with opened(items) as monitor, pytest.raises(Gap, match="lies beyond the end"):
+    with opened(items) as monitor, pytest.raises(GapError, match="lies beyond the end"):
         next(monitor.batches(after="FFFF/0:0"))
 
 

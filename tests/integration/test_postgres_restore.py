@@ -8,15 +8,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
-from listener.monitor import Gap, Saved
-from listener.postgres.place import Place
+from listener.core.source import GapError, Saved
+from listener.core.status import Reader
+from listener.postgres.log.position import Place
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter, EventType
-from listener.status import Reader
-from tests.postgres_findings import Findings
-from tests.postgres_history import History, is_later
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from tests.support.postgres_findings import Findings
+from tests.support.postgres_history import History, is_later
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,11 +43,11 @@ def archived_history() -> Iterator[History]:
         yield history
 
 
-def refusal(history: History, **options: Any) -> Gap:
+def refusal(history: History, **options: Any) -> GapError:
     """Return with what a listener ends, and see that it has left all as it was."""
     published, checkpoint, confirmed = history.ids(), history.checkpoint, history.confirmed
     error = history.listen(lambda: False, **options)
-    assert isinstance(error, Gap), error
+    assert isinstance(error, GapError), error
     assert (history.ids(), history.checkpoint, history.confirmed) == (published, checkpoint, confirmed)
     return error
 
@@ -203,7 +203,7 @@ def test_a_slot_that_a_recovery_did_not_bring_back_is_a_gap_that_names_its_ends(
     assert (status.reader, status.detail) == (Reader.LOST, "there is no replication slot cdc any more")
     for _ in range(2):
         gap = history.listen(lambda: False)
-        assert isinstance(gap, Gap)
+        assert isinstance(gap, GapError)
         assert f"committed after {place}:0 and before it is made again (now: 0/" in gap.message
         assert gap.message.partition("now")[0] in found["slot cdc"].found
     with capture_logs() as logs:

@@ -13,19 +13,19 @@ import pytest
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer
-from listener.monitor import SourceError, SourceLost
-from listener.postgres.errors import PermissionDenied
+from listener.core.source import SourceError, SourceLostError
+from listener.core.status import Reader
+from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter
-from listener.status import Reader
-from tests.listening import wait_for_listener
-from tests.operators import operator_on, tasks_in
-from tests.postgres_findings import Findings
-from tests.postgres_items import ROWS, active, changes_of, ids, make_monitor, take, with_items
-from tests.postgres_proxy import PostgresProxy
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from tests.support.listening import wait_for_listener
+from tests.support.operators import operator_on, tasks_in
+from tests.support.postgres_findings import Findings
+from tests.support.postgres_items import ROWS, active, changes_of, ids, make_monitor, take, with_items
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +122,7 @@ def test_listeners_of_other_names_with_one_publication_start_at_once(
             while True:
                 try:
                     return monitor.open(saved=None)
-                except SourceLost:
+                except SourceLostError:
                     continue
                 except CDCError as error:
                     failed.append(error)
@@ -159,7 +159,7 @@ def test_a_server_shuts_down_whatever_its_language_while_the_reader_is_busy_else
         take(batches, 2)  # nothing is acknowledged: the broker is away
         server.stop()
         assert "database system is shut down" in server.log, "it had to be killed"
-        with pytest.raises(SourceLost):
+        with pytest.raises(SourceLostError):
             take(batches, 1)
 
 
@@ -184,7 +184,7 @@ def _items_monitor(url: str) -> PostgresWALMonitor:
 
 
 def test_a_standby_names_the_primary_and_no_locks(standby: PostgresServer) -> None:
-    with pytest.raises(SourceLost) as raised:
+    with pytest.raises(SourceLostError) as raised:
         _items_monitor(standby.url).open(saved=None)
     assert "Name the primary in DATABASE_URL" in str(raised.value)
     assert "pg_stat_activity" not in str(raised.value)
@@ -198,7 +198,7 @@ def test_a_publication_that_the_role_may_not_make_is_told_in_another_language_to
     try:
         with PostgresProxy(database.server.port, translates=True) as proxy:
             url = proxy.url(database.server.url_of(database.name, user=f"reader_{database.name}"))
-            with pytest.raises(PermissionDenied) as raised:
+            with pytest.raises(PermissionDeniedError) as raised:
                 make_monitor(database, url=url).open(saved=None)
         assert "CREATE PUBLICATION" in str(raised.value)
     finally:

@@ -14,8 +14,8 @@ from cdc_tasks.changes import EventType
 from demo.servers import PostgresServer
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.postgres_findings import WARNING, Findings
-from tests.waiting import at_most, wait_until
+from tests.support.postgres_findings import WARNING, Findings
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def _execute(server: PostgresServer, *statements: str) -> None:
 def test_a_prepared_transaction_that_holds_a_slot_up_is_named(server: PostgresServer) -> None:
     _execute(server, "BEGIN", "INSERT INTO items VALUES (1)", "PREPARE TRANSACTION 'it''s mine'")
     found = Findings(server.url)["slot ours"]
-    assert (found.state, found.cure) == (
+    assert (found.state, found.hint) == (
         WARNING,
         "COMMIT PREPARED 'it''s mine';   or: ROLLBACK PREPARED 'it''s mine';",
     )

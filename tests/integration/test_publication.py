@@ -9,22 +9,31 @@ import psycopg2
 import pytest
 
 from cdc_tasks.changes import EventType
-from listener.monitor import Saved, SourceError
-from listener.postgres.change import parse_lsn
-from listener.postgres.connection import connect
-from listener.postgres.errors import PermissionDenied
-from listener.postgres.notes import Notes, format_notes
-from listener.postgres.preparation import find_gap
-from listener.postgres.publication import read_publication
-from listener.postgres.slot import create_slot, read_slot
+from listener.core.source import Saved, SourceError
+from listener.postgres.client.connection import connect
+from listener.postgres.client.errors import PermissionDeniedError
+from listener.postgres.client.slot import create_slot, read_slot
+from listener.postgres.gaps import find_gap
+from listener.postgres.log.position import parse_lsn
+from listener.postgres.tables.notes import Notes, format_notes
+from listener.postgres.tables.publication import read_publication
 from listener.router import BinlogRouter, changed
-from tests.listening import SAVED
-from tests.publications import DELETE, INSERT, UPDATE, events_of, listed, prepare, published, router_of
+from tests.support.listening import SAVED
+from tests.support.publications import (
+    DELETE,
+    INSERT,
+    UPDATE,
+    events_of,
+    listed,
+    prepare,
+    published,
+    router_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.connection import Connection
+    from listener.postgres.client.connection import Connection
     from tests.conftest import Database
 
 
@@ -140,7 +149,7 @@ def test_a_role_that_may_not_publish_gets_the_sql_for_one_that_may(any_database:
     url = _url_of_a_poor_role(any_database)
     narrow = router_of(lambda r: r.register("public", "tickets", UPDATE, "t", columns=["title"]))
     with contextlib.closing(connect(url)) as connection:
-        with pytest.raises(PermissionDenied) as raised:
+        with pytest.raises(PermissionDeniedError) as raised:
             prepare(connection, narrow)
         sql = str(raised.value.hint).partition("\n")[2]
         columns = ' ("id", "title")' if listed(connection) is not None else ""
@@ -154,7 +163,7 @@ def test_a_role_that_may_not_publish_gets_the_sql_for_one_that_may(any_database:
             return  # it has all columns already
 
         wide = router_of(lambda r: r.register("public", "tickets", UPDATE, "t"))
-        with pytest.raises(PermissionDenied) as raised:
+        with pytest.raises(PermissionDeniedError) as raised:
             prepare(connection, wide)
         any_database.execute(str(raised.value.hint).partition("\n")[2])
         assert published(connection) == {"tickets": None}

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import EventType
-from listener.monitor import SourceError, SourceLost
-from listener.postgres.connection import connect
-from listener.postgres.publication import read_publication
+from listener.core.source import SourceError, SourceLostError
+from listener.postgres.client.connection import connect
+from listener.postgres.tables.publication import read_publication
 from listener.router import became
-from tests.publications import DELETE, INSERT, UPDATE, listed, prepare, published, router_of
-from tests.waiting import at_most
+from tests.support.publications import DELETE, INSERT, UPDATE, listed, prepare, published, router_of
+from tests.support.waiting import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.connection import Connection
+    from listener.postgres.client.connection import Connection
     from tests.conftest import Database
 
 
@@ -144,12 +144,12 @@ def test_full_identity_with_a_virtual_column_is_refused_where_updates_would_fail
 def test_a_table_that_somebody_holds_is_not_waited_for_long(
     connection: Connection, any_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("listener.postgres.publication._LOCK_TIMEOUT", "100ms")
+    monkeypatch.setattr("listener.postgres.tables.publication._LOCK_TIMEOUT", "100ms")
     any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY)")
     router = router_of(lambda r: r.register("public", "tickets", INSERT, "t"))
     with contextlib.closing(any_database.connect()) as holder, holder.cursor() as cursor:
         cursor.execute("LOCK TABLE tickets IN SHARE UPDATE EXCLUSIVE MODE")
-        with pytest.raises(SourceLost, match="lock timeout"):
+        with pytest.raises(SourceLostError, match="lock timeout"):
             prepare(connection, router)
     prepare(connection, router)
     assert published(connection) == {"tickets": None}

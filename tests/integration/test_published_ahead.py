@@ -6,10 +6,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
-from listener.postgres.change import parse_lsn
+from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.postgres_items import wait_until_sent
+from tests.support.postgres_items import wait_until_sent
 
 if TYPE_CHECKING:
     from tests.conftest import Database

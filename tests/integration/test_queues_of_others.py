@@ -16,17 +16,17 @@ import pytest
 from kombu import Exchange, Queue
 
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.operators import Operator
-from tests.publishing import change, fire, position, router_to
-from tests.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.operators import Operator
+from tests.support.publishing import change, fire, position, router_to
+from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker, Database
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 _OURS = ("celery", "notifications", "cache", "bulk")
 
@@ -51,7 +51,7 @@ def _environment(database: Database, broker: Broker, url: str) -> dict[str, str]
         "CELERY_BROKER_URL": url,
         "CACHE_URL": broker.cache_url,
         "CDC_SECRET_KEY": "rop8WLZLEDDZrTQZX5ohkSKhzjFRaCAcI5Fb7x0kH3I=",
-        "CDC_TASK_MODULES": "tests.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
     }
 
 
@@ -102,7 +102,7 @@ def test_our_worker_takes_a_queue_of_the_house_as_it_is_and_the_house_goes_on(
             found = channel.queue_declare("celery", passive=True)
         assert found.consumer_count == 1
         operator = Operator(
-            **_environment(database, broker, url), CDC_ROUTES="tests.refused_routes:to_celery"
+            **_environment(database, broker, url), CDC_ROUTES="tests.support.refused_routes:to_celery"
         )
         findings = {each["what"]: each for each in operator.asks("check")["findings"]}
         told = findings["queue celery"]
@@ -159,7 +159,7 @@ def test_a_worker_with_the_least_rights_of_the_manual_runs_and_retries(
     rich = {"CELERY_BROKER_URL": _url(rabbitmq_server, vhost)}
     with Worker(environment, mingle=True) as worker, sender_of(rich) as sender:
         sender.send_task("faulty.retries_out", queue="celery")
-        wait_until(lambda: worker.events("task gave up"), timeout=40, what="the last try")
+        wait_until(lambda: worker.events("task_gave_up"), timeout=40, what="the last try")
         assert "ACCESS_REFUSED" not in worker.log
 
 
@@ -174,7 +174,7 @@ def test_a_retry_comes_back_where_the_exchange_of_the_house_is_a_direct_one(
     environment = _environment(database, broker, _url(rabbitmq_server, vhost))
     with Worker(environment) as worker, sender_of(environment) as sender:
         sender.send_task("faulty.retries_out", queue="celery")
-        (line,) = wait_until(lambda: worker.events("task gave up"), timeout=40, what="the last try")
+        (line,) = wait_until(lambda: worker.events("task_gave_up"), timeout=40, what="the last try")
         assert line["tries"] == 3
         received = [line for line in worker.log.splitlines() if "retries_out" in line and "received" in line]
         assert len(received) == 3  # once each, although there are two ways to the queue
@@ -185,20 +185,20 @@ def test_check_of_a_user_without_rights_is_no_traceback(
 ) -> None:
     database.execute("CREATE TABLE tickets (id int PRIMARY KEY)")
     environment = _environment(database, broker, _url(rabbitmq_server, vhost, poor))
-    operator = Operator(**environment, CDC_ROUTES="tests.refused_routes:setup")
+    operator = Operator(**environment, CDC_ROUTES="tests.support.refused_routes:setup")
     done = operator.types("check", "--json")
     assert "Traceback" not in done.stderr
     findings = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert findings["queue bulk"]["state"] == "ok"
     assert "may not be asked" in findings["workers"]["found"]
-    _paste(rabbitmq_server, vhost, findings["workers"]["cure"])
+    _paste(rabbitmq_server, vhost, findings["workers"]["hint"])
     again = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert again["workers"]["found"] == "none answers"
 
 
-def _paste(server: RabbitMQServer, vhost: str, cure: str) -> None:
-    """Run the command that a cure has, with its places filled in."""
-    command = cure.partition("rabbitmqctl ")[2]
+def _paste(server: RabbitMQServer, vhost: str, hint: str) -> None:
+    """Run the command that a hint has, with its places filled in."""
+    command = hint.partition("rabbitmqctl ")[2]
     for place, value in {"<vhost>": vhost, "<user>": "poor", "<exchange of the tasks>": "cdc_tasks"}.items():
         command = command.replace(place, value)
     server.control(*(word.strip("'") for word in command.split()))
@@ -210,6 +210,6 @@ def test_a_wrong_password_in_check_is_no_traceback(
     environment = _environment(
         database, broker, f"amqp://guest:wrong@127.0.0.1:{rabbitmq_server.port}/{vhost}"
     )
-    done = Operator(**environment, CDC_ROUTES="tests.refused_routes:setup").types("check", "--json")
+    done = Operator(**environment, CDC_ROUTES="tests.support.refused_routes:setup").types("check", "--json")
     assert "Traceback" not in done.stderr
     assert "ACCESS_REFUSED" in done.stdout

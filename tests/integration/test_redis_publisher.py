@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from listener.parked import parked_key, read_parked
-from listener.publisher import BrokerError, CheckpointMoved
+from listener.core.publisher import BrokerError, CheckpointMovedError
+from listener.publish.parked import parked_key, read_parked
 from listener.router import BinlogRouter, EventType
-from tests.publishing import (
+from tests.support.publishing import (
     SOURCE,
     change,
     changes,
@@ -98,11 +98,11 @@ def test_another_listener_with_our_name_moves_the_checkpoint_and_ours_stops_befo
     router = router_to()
     with redis_publisher(any_broker.url) as first, redis_publisher(any_broker.url) as second:
         first.publish(fire(router, [change(1)]), checkpoint=position(1))
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             second.publish(fire(router, [change(1)]), checkpoint=position(1))
         assert second.checkpoint(SOURCE) == position(1)
         second.publish(fire(router, [change(2)]), checkpoint=position(2))
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             first.publish(fire(router, [change(2)]), checkpoint=position(2))
     assert ids(any_broker.client, "celery") == [1, 2]
 
@@ -122,7 +122,7 @@ def test_a_listener_that_is_ahead_stops_before_it_doubles_what_another_one_publi
     with redis_publisher(broker.url) as first, redis_publisher(broker.url) as second:
         second.publish(fire(router, [change(1)]), checkpoint=position(1))
         first.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True)
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             first.publish(fire(router, [change(2)]), checkpoint=position(2), ahead=True)
         assert first.checkpoint(SOURCE) == position(1)
         first.publish(fire(router, [change(2)]), checkpoint=position(2))
@@ -136,7 +136,7 @@ def test_another_listener_that_only_moves_the_checkpoint_within_a_position_is_no
     with redis_publisher(broker.url) as publisher:
         publisher.publish((), checkpoint=position(1))
         broker.client.hset(checkpoint_key, mapping={"position": position(1), "mark": "somebody else's"})
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             publisher.publish(fire(router_to(), [change(2)]), checkpoint=position(2))
     assert not broker.client.exists("celery")
 
@@ -186,7 +186,7 @@ def test_a_parked_change_is_told_once_it_is_kept(broker: Broker) -> None:
     with redis_publisher(broker.url) as first, redis_publisher(broker.url) as second, capture_logs() as logs:
         second.publish((), checkpoint=position(1))
         first.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True)
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             first.settle()
         assert first.checkpoint(SOURCE) == position(1)
         assert not logs

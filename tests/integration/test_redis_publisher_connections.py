@@ -11,11 +11,11 @@ import redis
 
 from demo.server_process import free_port
 from demo.servers import ValkeyServer
-from listener.publisher import BrokerError
-from tests.certificates import write_certificates
-from tests.publishing import change, fire, ids, position, redis_publisher, router_to
-from tests.servers import RedisServer, SentinelServer
-from tests.waiting import wait_until
+from listener.core.publisher import BrokerError
+from tests.support.certificates import write_certificates
+from tests.support.publishing import change, fire, ids, position, redis_publisher, router_to
+from tests.support.servers import RedisServer, SentinelServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

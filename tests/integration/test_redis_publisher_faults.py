@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from demo.servers import ValkeyServer
-from listener.publisher import CheckpointMoved, Stopped
-from tests.proxy import Fault, Proxy
-from tests.publishing import (
+from listener.core.publisher import CheckpointMovedError, StoppedError
+from tests.support.proxy import Fault, Proxy
+from tests.support.publishing import (
     SOURCE,
     change,
     changes,
@@ -23,14 +23,14 @@ from tests.publishing import (
     router_to,
     waits,
 )
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import redis
 
-    from listener.redis_publisher import RedisPublisher
+    from listener.publish.redis.publisher import RedisPublisher
     from tests.conftest import Broker
 
 _IMPATIENT = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5}
@@ -61,7 +61,7 @@ def test_a_broker_that_loses_its_data_is_noticed_although_there_is_nothing_to_pu
     def is_noticed() -> bool:
         try:
             publisher.publish([], checkpoint=position(1))
-        except CheckpointMoved as error:
+        except CheckpointMovedError as error:
             return "is gone" in error.message
         return False
 
@@ -205,7 +205,7 @@ def test_a_broker_that_comes_back_without_its_data_is_noticed() -> None:
     with ValkeyServer() as server, redis_publisher(server.url) as publisher:
         _publish(publisher, 1, 1)
         server.restart(keep_data=False)
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             _publish(publisher, 2, 2)
         assert publisher.checkpoint(SOURCE) is None
         _publish(publisher, 1, 2)
@@ -219,7 +219,7 @@ def test_a_broker_that_comes_back_with_an_old_copy_of_its_data_is_noticed_and_sa
         _publish(publisher, 3, 4)
         server.kill()
         server.start()
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             _publish(publisher, 5, 5)
         (said,) = (line for line in logs if line["event"] == "broker_lost_data")
         assert f"went back to {position(2)}; we left it at {position(4)}" in said["reason"]
@@ -235,7 +235,7 @@ def test_another_listener_that_took_over_is_no_loss(any_broker: Broker) -> None:
         capture_logs() as logs,
     ):
         _publish(others, 1, 1)
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             _publish(ours, 1, 1)
     assert not [line for line in logs if line["event"] == "broker_lost_data"]
 
@@ -244,7 +244,7 @@ def test_a_broker_that_is_emptied_under_us_is_noticed(any_broker: Broker) -> Non
     with redis_publisher(any_broker.url) as publisher:
         _publish(publisher, 1, 1)
         any_broker.client.flushall()
-        with pytest.raises(CheckpointMoved):
+        with pytest.raises(CheckpointMovedError):
             _publish(publisher, 2, 2)
     assert not any_broker.client.exists("celery")
 
@@ -255,7 +255,7 @@ def test_stopping_while_the_broker_is_away_ends_the_wait(proxy: Proxy, any_broke
         with in_background(lambda: _publish(publisher, 1, 1)) as publishing:
             wait_until(lambda: waits(logs), what="it to wait")
             publisher.stop()
-            with pytest.raises(Stopped):
+            with pytest.raises(StoppedError):
                 publishing.result(10)
     assert not any_broker.client.exists("celery")
 

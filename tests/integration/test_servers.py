@@ -16,11 +16,11 @@ import redis
 from kombu import Connection, Queue
 
 from demo.servers import PostgresServer, ServerError, ValkeyServer
-from tests.waiting import at_most, wait_until
+from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
-    from tests.servers import RabbitMQServer
+    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 

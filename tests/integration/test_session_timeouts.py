@@ -6,9 +6,9 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from listener.postgres.connection import connect, fetch_value
+from listener.postgres.client.connection import connect, fetch_value
 from listener.postgres.monitor import PostgresWALMonitor
-from tests.publishing import router_to
+from tests.support.publishing import router_to
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -6,10 +6,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.compose import CHECKOUT
+from tests.support.compose import CHECKOUT
 
 
-def test_a_python_that_is_too_old_is_named_with_the_cure(tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_is_named_with_the_hint(tmp_path: Path) -> None:
     python = _program(tmp_path / "python", '[ "$1" = --version ] && echo Python 3.9.2 && exit; exit 1')
     result = _run("make-venv", tmp_path / "venv", "dev", PYTHON=python)
     assert result.returncode == 1
@@ -18,7 +18,7 @@ def test_a_python_that_is_too_old_is_named_with_the_cure(tmp_path: Path) -> None
     assert "make PYTHON=" in result.stderr
 
 
-def test_a_python_without_venv_is_named_with_the_cure(tmp_path: Path) -> None:
+def test_a_python_without_venv_is_named_with_the_hint(tmp_path: Path) -> None:
     script = 'case "$*" in *ensurepip*) exit 1;; --version) echo Python 3.11.2;; esac'
     result = _run("make-venv", tmp_path / "venv", "dev", PYTHON=_program(tmp_path / "python", script))
     assert result.returncode == 1

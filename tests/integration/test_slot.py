@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.servers import PostgresServer
-from listener.monitor import Saved, SourceError, SourceLost
-from listener.postgres.connection import connect, connect_replication, execute, fetch_value, translated
-from listener.postgres.errors import SlotInUse
-from listener.postgres.slot import (
+from listener.core.source import Saved, SourceError, SourceLostError
+from listener.core.wakeup import Wakeup
+from listener.postgres.client.connection import connect, connect_replication, execute, fetch_value, translated
+from listener.postgres.client.errors import SlotInUseError
+from listener.postgres.client.slot import (
     Slot,
     check_slot,
     create_slot,
@@ -22,14 +23,13 @@ from listener.postgres.slot import (
     open_transactions,
     read_slot,
 )
-from listener.wakeup import Wakeup
-from tests.servers import DebianPostgresServer
-from tests.waiting import wait_until
+from tests.support.servers import DebianPostgresServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.connection import Connection
+    from listener.postgres.client.connection import Connection
     from tests.conftest import Database
 
 
@@ -116,7 +116,7 @@ def test_a_slot_that_the_server_gave_up_is_a_gap_with_both_its_ends(
         drop_slot(connection, "ours")
 
 
-def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_cure_is_about_that() -> None:
+def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_hint_is_about_that() -> None:
     with (
         PostgresServer(settings={"max_slot_wal_keep_size": "-1"}) as server,
         contextlib.closing(connect(server.url)) as connection,
@@ -138,17 +138,17 @@ def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_cure_is_about_that() -
             in gap.message
         )
         assert "idle_timeout" in gap.message
-        cure = (gap.hint or "").partition("happen again: ")[2]
-        for statement in cure.rstrip(";").split(";"):  # as psql does with what is pasted
+        hint = (gap.hint or "").partition("happen again: ")[2]
+        for statement in hint.rstrip(";").split(";"):  # as psql does with what is pasted
             execute(connection, statement)
         wait_until(
             lambda: fetch_value(connection, "SHOW idle_replication_slot_timeout") == "0",
-            what="the cure to work",
+            what="the hint to work",
         )
 
 
 @pytest.mark.parametrize(
-    ("reason", "cure"),
+    ("reason", "hint"),
     [
         (None, "max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();"),
         ("wal_removed", "max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();"),
@@ -157,14 +157,14 @@ def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_cure_is_about_that() -
         ("of a later version", "--accept-gap"),
     ],
 )
-def test_each_reason_for_a_lost_slot_has_its_cure(
-    connection: Connection, any_database: Database, reason: str | None, cure: str
+def test_each_reason_for_a_lost_slot_has_its_hint(
+    connection: Connection, any_database: Database, reason: str | None, hint: str
 ) -> None:
     create_slot(connection, any_database.name, "pgoutput")
     slot = replace(_found(connection, any_database.name), wal_status="lost", invalidation_reason=reason)
     gap = gap_of(slot)
     assert gap is not None
-    assert cure in (gap.hint or "")
+    assert hint in (gap.hint or "")
 
 
 def test_a_slot_waits_for_open_transactions_and_the_wait_can_be_ended(
@@ -178,7 +178,7 @@ def test_a_slot_waits_for_open_transactions_and_the_wait_can_be_ended(
         wakeup = Wakeup()
         ended = threading.Timer(0.5, wakeup.set)
         ended.start()
-        with pytest.raises(SourceLost, match="cancel"):
+        with pytest.raises(SourceLostError, match="cancel"):
             create_slot(connection, any_database.name, "pgoutput", wakeup=wakeup)
         assert read_slot(connection, any_database.name) is None
 
@@ -203,7 +203,7 @@ def test_a_slot_in_use_is_not_dropped(connection: Connection, any_database: Data
             cursor.start_replication(
                 slot_name=any_database.name, options={"proto_version": "1", "publication_names": "nothing"}
             )
-        with pytest.raises(SlotInUse):
+        with pytest.raises(SlotInUseError):
             drop_slot(connection, any_database.name)
         assert _found(connection, any_database.name).active_pid == reader.info.backend_pid
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.servers import PostgresServer
-from listener.monitor import SourceLost
-from listener.postgres.connection import connect, connect_replication
-from listener.postgres.slot import create_slot
+from listener.core.source import SourceLostError
+from listener.core.status import Reader, SourceStatus
+from listener.daemon.status import SavedPosition, Status
+from listener.postgres.client.connection import connect, connect_replication
+from listener.postgres.client.slot import create_slot
 from listener.postgres.status import read_postgres_status
-from listener.status import Reader, SavedPosition, SourceStatus, Status
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -66,7 +67,7 @@ def test_a_lost_slot_says_so_and_one_that_is_about_to_be_lost_warns() -> None:
 
 
 def test_a_server_that_is_away_is_an_error() -> None:
-    with pytest.raises(SourceLost):
+    with pytest.raises(SourceLostError):
         read_postgres_status("postgresql://127.0.0.1:1/nowhere", "ours", None)
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
-from listener.lag_alarm import LagAlarm
+from listener.core.status import SourceStatus
+from listener.daemon.lag_alarm import LagAlarm
+from listener.daemon.status import SavedPosition, Status
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from listener.status import SavedPosition, SourceStatus, Status
-from tests.publishing import router_to
+from tests.support.publishing import router_to
 
 if TYPE_CHECKING:
     from tests.conftest import Database

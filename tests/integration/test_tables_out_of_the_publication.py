@@ -12,17 +12,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from listener.monitor import Gap, SourceError
-from listener.postgres import table_watch
-from listener.postgres.change import parse_lsn
-from listener.postgres.notes import parse_notes
+from listener.core.source import GapError, SourceError
+from listener.postgres.log.position import parse_lsn
+from listener.postgres.tables import watch as table_watch
+from listener.postgres.tables.notes import parse_notes
 from listener.router import BinlogRouter
-from tests.postgres_source import PostgresSource
+from tests.support.postgres_source import PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.notes import GapNote
+    from listener.postgres.tables.notes import GapNote
     from tests.conftest import Database
 
 TABLE = "CREATE TABLE {} (id int PRIMARY KEY, name text)"
@@ -70,7 +70,7 @@ def wait_for_gap(source: PostgresSource) -> GapNote:
 
 
 def refused(source: PostgresSource, *tables: str) -> str:
-    with pytest.raises(Gap) as caught:
+    with pytest.raises(GapError) as caught:
         source.watch(*tables)
     source.stop()
     return str(caught.value)

@@ -10,16 +10,17 @@ import psycopg2
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from listener.postgres.connection import connect
+from listener.core.status import SourceStatus
+from listener.daemon.status import SavedPosition, Status
+from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.postgres.notes import parse_notes
 from listener.postgres.status import read_postgres_status
+from listener.postgres.tables.notes import parse_notes
 from listener.router import BinlogRouter
-from listener.status import SavedPosition, SourceStatus, Status
-from tests.listening import SAVED
-from tests.postgres_findings import PROBLEM, UPDATE, Findings, router_to
-from tests.publications import prepare, prepare_publication
-from tests.waiting import wait_until
+from tests.support.listening import SAVED
+from tests.support.postgres_findings import PROBLEM, UPDATE, Findings, router_to
+from tests.support.publications import prepare, prepare_publication
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -45,9 +46,9 @@ def test_a_listener_that_may_not_publish_says_what_to_run_and_keeps_the_gap_open
 
         def read(what: str) -> list[str]:
             noted.append(next(batches).notes or noted[-1])
-            return [each["cure"] for each in logs if each["event"] == what]
+            return [each["hint"] for each in logs if each["event"] == what]
 
-        (cure,) = wait_until(lambda: read("tables_unseen"), what="the SQL for the owner")
+        (hint,) = wait_until(lambda: read("tables_unseen"), what="the SQL for the owner")
         wait_until(lambda: read("gap"), what="the gap")
         (gap,) = parse_notes(noted[-1]).gaps
         assert (gap.table, gap.end) == ("public.log_2", None)
@@ -55,7 +56,7 @@ def test_a_listener_that_may_not_publish_says_what_to_run_and_keeps_the_gap_open
             read_postgres_status(url, any_database.name, None, publication="cdc", routes=router.routes)
         )
         assert (status.is_healthy, status.source.unseen) == (False, ("public.log_2",))
-        any_database.execute(cure.partition("\n")[2])
+        any_database.execute(hint.partition("\n")[2])
         wait_until(lambda: read("gap") and parse_notes(noted[-1]).gaps[0].end, what="the end of the gap")
         any_database.execute("INSERT INTO log_2 VALUES (2); CREATE TABLE log_3 (id int PRIMARY KEY)")
         came = wait_until(lambda: next(batches).changes, what="the row")
@@ -83,7 +84,7 @@ def test_statements_that_a_list_of_columns_makes_fail_are_a_problem(debian_datab
     finding = Findings(debian_database.url, router).about(told)
     assert finding.state is PROBLEM
     debian_database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", debian_database.name)
-    debian_database.execute(finding.cure)
+    debian_database.execute(finding.hint)
     debian_database.execute("UPDATE t SET a = 2")
     assert Findings(debian_database.url, router).problems == []
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from listener.publisher import BrokerAway, BrokerError
-from listener.redis_connection import RedisConnection
-from tests.publishing import SOURCE, change, fire, position, redis_publisher, router_to
+from listener.core.publisher import BrokerAwayError, BrokerError
+from listener.publish.redis.connection import RedisConnection
+from tests.support.publishing import SOURCE, change, fire, position, redis_publisher, router_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from listener.redis_connection import Command
+    from listener.publish.redis.connection import Command
     from tests.conftest import Broker
 
 
@@ -27,7 +27,7 @@ def test_a_checkpoint_is_taken_back_although_the_connection_breaks(
         sent = list(commands)
         if sent[0][0] == "HSET" and next(cuts, False):
             self.close()
-            raise BrokerAway
+            raise BrokerAwayError
         return send(self, sent)
 
     with redis_publisher(broker.url) as publisher:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.findings import State
-from listener.monitor import SourceError
+from listener.core.findings import State
+from listener.core.source import SourceError
 from listener.postgres.status import read_postgres_status
-from tests.postgres_findings import INSERT, Findings, router_to
-from tests.postgres_source import PostgresSource
-from tests.waiting import wait_until
+from tests.support.postgres_findings import INSERT, Findings, router_to
+from tests.support.postgres_source import PostgresSource
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_a_route_to_a_partitioned_table_is_refused_by_check_and_run(
     ]
     assert found.state is State.PROBLEM
     assert "is partitioned, and wal2json does not say which table" in found.found
-    assert "CDC_PLUGIN=pgoutput" in found.cure
+    assert "CDC_PLUGIN=pgoutput" in found.hint
     with pytest.raises(SourceError, match=r"public\.events: is partitioned") as refused:
         source.watch(named)
     assert "CDC_PLUGIN=pgoutput" in refused.value.hint

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from cdc_tasks.failures import Refused
-from cdc_tasks.webhooks import _is_public as is_public
-from cdc_tasks.webhooks import checked_url, is_private_address, post
+from cdc_tasks.notify.send_errors import RefusedError
+from cdc_tasks.notify.webhooks import _is_public as is_public
+from cdc_tasks.notify.webhooks import checked_url, is_private_address, post
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def test_a_name_that_leads_to_this_machine_is_sent_nothing() -> None:
 def test_the_check_and_the_call_read_one_url() -> None:
     with listening() as server:
         url = f"https://localhost:{server.port}\\@x.webhook.office.com/workflows/1"
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedError):
             send(url, ("*.webhook.office.com",))
         assert server.received == []
 

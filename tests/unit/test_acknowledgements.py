@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from listener.postgres.acknowledgements import Acknowledgements
+from listener.postgres.log.acknowledgements import Acknowledgements
 
 
 class _Clock:

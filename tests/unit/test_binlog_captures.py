@@ -1,4 +1,4 @@
-"""The binlog's codec on what real servers have logged: `tests/binlog_captures.py`."""
+"""The binlog's codec on what real servers have logged: `tests/support/binlog_captures.py`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.binlog_captures import SCENARIOS, BinlogCapture, binlog_captures, read_all
+from tests.support.binlog_captures import SCENARIOS, BinlogCapture, binlog_captures, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from listener.mysql.change import BinlogChange
+    from listener.mysql.codec.change import BinlogChange
 
 _ALL = binlog_captures()
 

@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from listener.monitor import Gap, SourceError
-from listener.mysql.decoder import Decoder
-from listener.mysql.position import BinlogPosition
+from listener.core.source import GapError, SourceError
+from listener.mysql.codec.decoder import Decoder
+from listener.mysql.log.position import BinlogPosition
 
 _START = BinlogPosition(file="binlog.000001", offset=4, server="1")
 _LATER = BinlogPosition(file="binlog.000001", offset=10_000, server="1")
@@ -34,7 +34,7 @@ def test_an_event_that_the_server_marks_as_ignorable_is_ignored() -> None:
 
 
 def test_an_incident_is_a_gap() -> None:
-    with pytest.raises(Gap, match="incident"):
+    with pytest.raises(GapError, match="incident"):
         _decoder().decode(_event(26), [])
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.mysql.gtid import MariaDBGTIDs, MariaDBState, MySQLGTIDs
+from listener.mysql.log.gtid import MariaDBGTIDs, MariaDBState, MySQLGTIDs
 
 _A = "9a42f625-e678-11f1-9477-02fc00000001"
 _B = "00000000-e678-11f1-9477-02fc00000001"

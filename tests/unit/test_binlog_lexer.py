@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.mysql.lexer import ANSI_QUOTES, MSSQL, NO_BACKSLASH_ESCAPES, Kind, Rules, tokens, unquoted
+from listener.mysql.sql.lexer import ANSI_QUOTES, MSSQL, NO_BACKSLASH_ESCAPES, Kind, Rules, tokens, unquoted
 
 _CHARSETS = ("utf8mb4", "latin1", "cp866", "big5", "cp932", "gb18030", "gbk", "sjis", "ujis")
 

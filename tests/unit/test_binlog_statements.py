@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.mysql.lexer import ANSI_QUOTES, MSSQL, NO_BACKSLASH_ESCAPES
-from listener.mysql.statements import (
+from listener.mysql.sql.lexer import ANSI_QUOTES, MSSQL, NO_BACKSLASH_ESCAPES
+from listener.mysql.sql.statements import (
     Dialect,
     Effect,
     Query,

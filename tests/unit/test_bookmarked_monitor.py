@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from listener.monitor import Batch
-from listener.mysql.bookmarked import BookmarkedMonitor
+from listener.core.source import Batch
+from listener.daemon.bookmarked import BookmarkedMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from listener.confirms import Confirms
+from listener.publish.kombu.confirms import Confirms
 
 
 def _sent(*task_ids: str) -> Confirms:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.errors import CDCError
-from listener.monitor import Gap, SourceError
-from listener.mysql.json_binary import document, patch
-from listener.mysql.values import UNREADABLE
-from tests.binlog_captures import binlog_captures, read_all
+from listener.core.source import GapError, SourceError
+from listener.mysql.codec.json_binary import document, patch
+from listener.mysql.codec.values import UNREADABLE
+from tests.support.binlog_captures import binlog_captures, read_all
 
 if TYPE_CHECKING:
-    from tests.binlog_captures import BinlogCapture
+    from tests.support.binlog_captures import BinlogCapture
 
 _ALL = binlog_captures()
 _ROUNDS = 100  # of each capture
@@ -81,7 +81,7 @@ def _decode(capture: BinlogCapture, events: list[bytes], *, to_the_end: bool) ->
         for change in changes:
             change.to_json()
             change.changed("a")
-    except (SourceError, Gap):
+    except (SourceError, GapError):
         pass
     finally:
         decoder.close()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from listener.postgres.decoder import Begin, Commit, WALPosition
-from tests.captures import SCENARIOS, Capture, captures, scenarios_of
+from listener.postgres.codec.decoder import Begin, Commit, WALPosition
+from tests.support.captures import SCENARIOS, Capture, captures, scenarios_of
 
 if TYPE_CHECKING:
-    from listener.postgres.change import WALChange
+    from listener.postgres.codec.change import WALChange
 
 Row = dict[str, Any]
 

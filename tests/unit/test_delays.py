@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cdc_tasks.delays import DelayingCelery, _whole_seconds
+from cdc_tasks.broker.delays import DelayingCelery, _whole_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

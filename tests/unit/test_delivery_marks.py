@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
-from cdc_tasks.delivery_marks import queue_of
+from cdc_tasks.broker.delivery_marks import queue_of
 
 
 @pytest.mark.parametrize("queue", ["bulk", "0.1.bulk", "a.b"])

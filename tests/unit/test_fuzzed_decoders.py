@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from listener.monitor import SourceError
-from listener.parked import store_parked
-from listener.postgres.decoder import WALPosition
-from listener.router import BinlogRouter, EventType, Parked
-from tests.captures import SCENARIOS, Capture, captures
+from cdc_tasks.routing.router import BinlogRouter, EventType, Parked
+from listener.core.source import SourceError
+from listener.postgres.codec.decoder import WALPosition
+from listener.publish.parked import store_parked
+from tests.support.captures import SCENARIOS, Capture, captures
 
 if TYPE_CHECKING:
-    from listener.postgres.change import WALChange
+    from listener.postgres.codec.change import WALChange
 
 _ROUNDS = 150  # for each capture
 _MOST_MEMORY = 20_000_000  # bytes; the largest message has some thousand

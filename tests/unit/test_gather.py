@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from cdc_tasks.routing.router import BinlogRouter, Call, EventType, Parked
 from cdc_tasks.testing import row_change
-from listener.gather import Gatherer, group
-from listener.router import BinlogRouter, Call, EventType, Parked
+from listener.publish.batching import Gatherer, group
 
 
 class Clock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from listener.mysql.gtid_event import mariadb_gtid, mysql_gtid, tagged_gtid
+from listener.mysql.codec.gtid_event import mariadb_gtid, mysql_gtid, tagged_gtid
 
 _SERVER = "8518ce32-e697-11f1-a0a6-02fc00000001"
 _PLAIN = bytes.fromhex(

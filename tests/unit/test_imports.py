@@ -17,9 +17,9 @@ SHARED = {
     "cdc_tasks.config.guarantees",
     "cdc_tasks.errors",
     "cdc_tasks.logs",
-    "cdc_tasks.neighbours",
-    "cdc_tasks.rabbitmq_queues",
-    "cdc_tasks.redis_rights",
+    "cdc_tasks.broker.neighbours",
+    "cdc_tasks.broker.rabbitmq.queues",
+    "cdc_tasks.broker.redis.rights",
     "cdc_tasks.settings",
 }
 
@@ -61,9 +61,7 @@ def test_what_both_sides_know_imports_nothing_of_a_workers() -> None:
 
 
 def test_importing_the_listener_loads_no_task() -> None:
-    program = (
-        "import sys, listener.service, listener.routes; print(*(m for m in sys.modules if 'cdc_tasks.' in m))"
-    )
+    program = "import sys, listener.daemon.loop, listener.routes; print(*(m for m in sys.modules if 'cdc_tasks.' in m))"
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout

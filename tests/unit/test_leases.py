@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdc_tasks.leases import Lease, Observer
+from cdc_tasks.broker.redis.leases import Lease, Observer
 
 
 def observer() -> Observer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cdc_tasks.settings import SettingsError, load
-from listener.settings import ListenerSettings, RouteSettings
-from listener.sources import DatabaseType, UnknownDatabase, detect_database_type
+from listener.daemon.database_url import DatabaseType, UnknownDatabaseTypeError, detect_database_type
+from listener.daemon.settings import ListenerSettings, RouteSettings
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_the_scheme_tells_the_kind_of_database(url: str, expected: DatabaseType)
     "url", ["oracle://user:secret@host/name", "host=here password=secret", "", "sqlite:///x.db"]
 )
 def test_another_kind_of_database_is_a_clear_error_without_the_password(url: str) -> None:
-    with pytest.raises(UnknownDatabase, match="postgresql://") as raised:
+    with pytest.raises(UnknownDatabaseTypeError, match="postgresql://") as raised:
         detect_database_type(url)
     assert "secret" not in str(raised.value)
 
@@ -67,7 +67,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
     assert load(ListenerSettings).cdc_server_id is None
 
 
-def test_all_problems_are_told_at_once_with_variable_value_and_cure(
+def test_all_problems_are_told_at_once_with_variable_value_and_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bad = {

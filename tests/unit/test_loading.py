@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from listener.loading import load_router
+from listener.daemon.database_url import UnknownDatabaseTypeError
+from listener.daemon.loading import load_router
 from listener.router import BinlogRouter
-from listener.sources import UnknownDatabase
 
 _HELP_DESK = "listener.routes:setup_router"
 _ONE_ROUTE = BinlogRouter()
@@ -43,6 +43,6 @@ def test_routes_that_take_none_stay_as_they_are(reference: str) -> None:
 
 
 def test_a_url_of_mysql_without_a_database_is_told_when_routes_ask_for_it() -> None:
-    with pytest.raises(UnknownDatabase, match="names no database") as told:
+    with pytest.raises(UnknownDatabaseTypeError, match="names no database") as told:
         load_router(_HELP_DESK, "mysql://user:secret@host/")
     assert "secret" not in str(told.value)

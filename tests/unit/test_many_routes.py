@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_tasks.changes import EventType
-from listener.findings import CloseNames, State
-from listener.gather import Gatherer
-from listener.postgres import pgoutput
-from listener.postgres.builtin_types import BUILTIN
-from listener.postgres.catalogue import Identity, ReplicaIdentity, Table
-from listener.postgres.pgoutput import PgOutputDecoder
-from listener.postgres.table_findings import find_in_tables
-from listener.postgres.watched import watched_tables
-from listener.router import BinlogRouter, RouteIndex
-from tests.publishing import change, fire
+from cdc_tasks.routing.router import BinlogRouter, RouteIndex
+from listener.core.findings import CloseNames, State
+from listener.postgres.codec import pgoutput
+from listener.postgres.codec.builtin_types import BUILTIN
+from listener.postgres.codec.pgoutput import PgOutputDecoder
+from listener.postgres.tables.catalogue import Identity, ReplicaIdentity, Table
+from listener.postgres.tables.findings import find_in_tables
+from listener.postgres.tables.selection import watched_tables
+from listener.publish.batching import Gatherer
+from tests.support.publishing import change, fire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.change import WALChange
+    from listener.postgres.codec.change import WALChange
 
 _patterns = st.text("ab*?[]!-_", min_size=1, max_size=6)
 _names = st.text("ab[]-_", min_size=1, max_size=6)
@@ -63,7 +63,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(name)
         return fnmatchcase(name, pattern)
 
-    monkeypatch.setattr("listener.router.fnmatchcase", counting)
+    monkeypatch.setattr("cdc_tasks.routing.router.fnmatchcase", counting)
     return names
 
 

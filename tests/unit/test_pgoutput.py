@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.monitor import SourceError
-from listener.postgres.builtin_types import BUILTIN, ValueType
-from listener.postgres.pgoutput import PgOutputDecoder
-from listener.postgres.tuple_data import UNCHANGED, split_tuple, split_tuples
-from tests.captures import captures
+from listener.core.source import SourceError
+from listener.postgres.codec.builtin_types import BUILTIN, ValueType
+from listener.postgres.codec.pgoutput import PgOutputDecoder
+from listener.postgres.codec.tuple_data import UNCHANGED, split_tuple, split_tuples
+from tests.support.captures import captures
 
 if TYPE_CHECKING:
-    from listener.postgres.change import WALChange
-    from listener.postgres.tuple_data import Row
+    from listener.postgres.codec.change import WALChange
+    from listener.postgres.codec.tuple_data import Row
 
 
 # Long and short, and lengths whose bytes look like the head of a text: 0x74 is "t".

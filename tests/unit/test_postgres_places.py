@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.monitor import Gap
-from listener.postgres.decoder import Decoder, OtherLog
-from listener.postgres.place import Era, Eras, Place, Published, WALPosition
-from listener.postgres.server_log import ServerLog, Start, resume
+from listener.core.source import GapError
+from listener.postgres.client.timeline import ServerLog, Start, resume
+from listener.postgres.codec.decoder import Decoder, OtherLogError
+from listener.postgres.log.position import Era, Eras, Place, Published, WALPosition
 
 if TYPE_CHECKING:
-    from listener.postgres.change import WALChange
-    from listener.postgres.decoder import Begin, Commit
+    from listener.postgres.codec.change import WALChange
+    from listener.postgres.codec.decoder import Begin, Commit
 
 LAST = Published(0x100, 77, 3)
 PLACE = Place(Era(), WALPosition(0x1FF, 0), LAST)  # read up to 0/200
@@ -63,7 +63,9 @@ def test_what_was_acknowledged_is_known_to_the_slot_and_the_rest_has_to_come_by(
 
 
 def test_a_log_that_ends_before_what_was_published_is_refused() -> None:
-    with pytest.raises(Gap, match="beyond the end of the database's log, 0/100: the database was restored"):
+    with pytest.raises(
+        GapError, match="beyond the end of the database's log, 0/100: the database was restored"
+    ):
         going_on(server=SERVER._replace(end=0x100), confirmed=8)
     # Where only log that did not concern us is missing, nothing is.
     assert going_on(server=SERVER._replace(end=0x180), confirmed=0x110) == Start(0, LAST)
@@ -71,10 +73,10 @@ def test_a_log_that_ends_before_what_was_published_is_refused() -> None:
 
 def test_a_slot_beyond_the_checkpoint_is_a_gap_unless_it_was_us() -> None:
     assert going_on(confirmed=0x200) == Start(0, LAST)
-    with pytest.raises(Gap, match="slot cdc is at 0/208, and the checkpoint at 0/1FF:0"):
+    with pytest.raises(GapError, match="slot cdc is at 0/208, and the checkpoint at 0/1FF:0"):
         going_on(confirmed=0x208)
     assert going_on(confirmed=0x208, told=0x208) == Start(0, LAST)
-    with pytest.raises(Gap, match="by hand"):
+    with pytest.raises(GapError, match="by hand"):
         going_on(confirmed=0x210, told=0x208)
 
 
@@ -87,9 +89,11 @@ def test_a_failover_that_has_it_all_changes_nothing_and_one_that_has_not_goes_on
 
 
 def test_a_timeline_that_the_server_does_not_come_from_is_refused() -> None:
-    with pytest.raises(Gap, match="checkpoint 2@0/1FF:0 lies beyond the end of the database's log, 0/1000"):
+    with pytest.raises(
+        GapError, match="checkpoint 2@0/1FF:0 lies beyond the end of the database's log, 0/1000"
+    ):
         going_on(PLACE._replace(era=Era(0, 2)))
-    with pytest.raises(Gap, match=r"beyond the end of the database's log, 1\.3@0/9000"):
+    with pytest.raises(GapError, match=r"beyond the end of the database's log, 1\.3@0/9000"):
         going_on(PLACE._replace(era=Era(1, 4)), PROMOTED)
 
 
@@ -133,7 +137,7 @@ def test_another_transaction_in_its_place_or_none_is_another_log(lsn: int, commi
     decoder = _Bare(source="c0ffee")
     decoder.start(LAST, Eras(), is_expected=True)
     decoder.begin(0x80, 70)
-    with pytest.raises(OtherLog, match="published last, at 0/100:3, is not in the database's log"):
+    with pytest.raises(OtherLogError, match="published last, at 0/100:3, is not in the database's log"):
         decoder.begin(lsn, committed)
     assert decoder.is_expecting
 
@@ -141,7 +145,7 @@ def test_another_transaction_in_its_place_or_none_is_another_log(lsn: int, commi
 def test_log_that_is_read_beyond_its_place_without_it_is_another_log() -> None:
     decoder = _Bare(source="c0ffee")
     decoder.start(LAST, Eras(), is_expected=True)
-    with pytest.raises(OtherLog):
+    with pytest.raises(OtherLogError):
         decoder.is_waiting(0x108)
 
 

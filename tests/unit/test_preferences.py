@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from cdc_tasks.preferences import Preferences
+from cdc_tasks.notify.preferences import Preferences
 
 _BERLIN = ZoneInfo("Europe/Berlin")
 

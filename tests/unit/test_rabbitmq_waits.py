@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdc_tasks.rabbitmq_transport import _Channel, _Connection
+from cdc_tasks.broker.rabbitmq.transport import _Channel, _Connection
 
 
 class _OnlyHeartbeats(_Connection):

@@ -8,12 +8,19 @@ from typing import Any
 import pytest
 
 from cdc_tasks.changes import EventType
-from listener.postgres.catalogue import Identity, ReplicaIdentity, Table
-from listener.postgres.notes import Notes, TableNote
-from listener.postgres.publication import Publication, plan_publication
-from listener.postgres.remembered import Survey, find_losses, find_renamed, former_names, note_tables, settled
-from listener.postgres.table_keeper import gap_start
-from listener.postgres.watched import watched_tables
+from listener.postgres.tables.catalogue import Identity, ReplicaIdentity, Table
+from listener.postgres.tables.notes import Notes, TableNote
+from listener.postgres.tables.publication import Publication, plan_publication
+from listener.postgres.tables.reconciliation import (
+    Survey,
+    find_losses,
+    find_renamed,
+    former_names,
+    note_tables,
+    settled,
+)
+from listener.postgres.tables.selection import watched_tables
+from listener.postgres.tables.sync import gap_start
 from listener.router import BinlogRouter, Route
 
 T, U = ("public", "t"), ("public", "u")

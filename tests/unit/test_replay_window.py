@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from listener.bookmark import ReplayWindow
+from listener.publish.bookmark import ReplayWindow
 
 
 class Clock:

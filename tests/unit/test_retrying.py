@@ -3,10 +3,17 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import Reject, Retry
 
-from cdc_tasks.base_task import RetryingTask, described
 from cdc_tasks.celery import app
-from cdc_tasks.failures import AnswerLost, RateLimited, Refused, Unavailable, failure_of
-from cdc_tasks.retrying import LONGEST_WAIT, TryAgain, seconds_to_wait
+from cdc_tasks.notify.send_errors import (
+    AnswerLostError,
+    RateLimitedError,
+    RefusedError,
+    UnavailableError,
+    failure_of,
+)
+from cdc_tasks.retry import LONGEST_WAIT, TryAgain, seconds_to_wait
+from cdc_tasks.worker.argsrepr import described
+from cdc_tasks.worker.base_task import RetryingTask
 
 
 @pytest.mark.parametrize(
@@ -26,15 +33,15 @@ def test_a_service_that_says_how_long_is_obeyed_but_never_past_the_visibility_ti
 @pytest.mark.parametrize(
     ("status", "retry_after", "kind", "after"),
     [
-        (429, "12", RateLimited, 12),
-        (429, None, RateLimited, 30),
-        (429, "nonsense", RateLimited, 30),
-        (429, "Thu, 01 Jan 1970 00:00:00 GMT", RateLimited, 0),
-        (503, "3", Unavailable, 3),
-        (408, None, Unavailable, None),
-        (500, None, AnswerLost, None),
-        (504, None, AnswerLost, None),
-        (401, None, Refused, None),
+        (429, "12", RateLimitedError, 12),
+        (429, None, RateLimitedError, 30),
+        (429, "nonsense", RateLimitedError, 30),
+        (429, "Thu, 01 Jan 1970 00:00:00 GMT", RateLimitedError, 0),
+        (503, "3", UnavailableError, 3),
+        (408, None, UnavailableError, None),
+        (500, None, AnswerLostError, None),
+        (504, None, AnswerLostError, None),
+        (401, None, RefusedError, None),
     ],
 )
 def test_a_status_says_whether_a_message_may_have_been_taken(

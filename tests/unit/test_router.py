@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cdc_tasks.changes import EventType, RowChange
+from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError, became, changed
 from cdc_tasks.testing import assert_fires, assert_fires_nothing, row_change
-from listener.router import BinlogRouter, Call, Parked, RouteError, became, changed
 
 TICKET = {"id": 123, "title": "Fix bug", "status": "open"}
 
@@ -147,7 +147,7 @@ def test_a_change_whose_predicate_or_args_raises_is_parked_and_stops_nobody_else
         ),
     ],
 )
-def test_a_bad_registration_names_the_value_and_the_cure(
+def test_a_bad_registration_names_the_value_and_the_hint(
     arguments: tuple[Any, ...], options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(RouteError) as caught:

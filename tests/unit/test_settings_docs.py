@@ -13,8 +13,8 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from cdc_tasks.settings import WorkerSettings
-from listener.__main__ import cli
-from listener.settings import ListenerSettings
+from listener.cli.commands import cli
+from listener.daemon.settings import ListenerSettings
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -77,8 +77,9 @@ def test_every_command_and_option_on_the_page_exists(page: str) -> None:
 def test_every_field_of_the_status_is_explained() -> None:
     page = (_CHECKOUT / "docs" / "operating.md").read_text()
     told = set(re.findall(r"`(\w+)`", page))
-    from listener.console import describe_status
-    from listener.status import Reader, SavedPosition, SourceStatus, Status
+    from listener.cli.output import describe_status
+    from listener.core.status import Reader, SourceStatus
+    from listener.daemon.status import SavedPosition, Status
 
     source = SourceStatus(
         reader=Reader.NONE,

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cdc_tasks.failures import Refused
-from cdc_tasks.messages import Fact, Message
-from cdc_tasks.social import Recipient, slack
+from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.send_errors import RefusedError
+from cdc_tasks.notify.services import Recipient, slack
 
 _texts = st.text(st.characters(codec="utf-8"), max_size=50) | st.sampled_from(["&" * 3500, "<" * 3500])
 _messages = st.builds(
@@ -53,5 +53,5 @@ def test_a_cut_never_leaves_half_an_escape() -> None:
 
 def test_a_webhook_is_not_taken_for_a_token() -> None:
     recipient = Recipient(address=None, secret=SecretStr("https://hooks.slack.com/x"), email="a@example.com")
-    with pytest.raises(Refused, match="xoxb-"):
+    with pytest.raises(RefusedError, match="xoxb-"):
         slack.check(recipient)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from listener.postgres.table_history import (
+from listener.postgres.wal2json.history import (
     ColumnDefinition,
     Look,
     TableDefinition,
     TableHistory,
-    Unknown,
+    UnknownDefinitionError,
     missing_columns,
 )
 
@@ -77,18 +77,18 @@ def test_a_column_has_the_name_of_the_time(place: int, log: Log, names: set[str]
 
 
 def test_a_name_that_may_have_been_another_in_between_is_not_known() -> None:
-    with pytest.raises(Unknown, match="new, old was altered"):
+    with pytest.raises(UnknownDefinitionError, match="new, old was altered"):
         missing(RENAMED, 20, Log(x7=25, is_still=False), "id")
     assert missing(RENAMED, 10, Log(x7=25, is_still=False), "id") == {"old"}  # the look found it so
 
 
 def test_a_name_that_no_look_has_found_is_not_known() -> None:
     only_later = history((30, [ID, column(2, "new", by=7)]))
-    with pytest.raises(Unknown, match="new was altered"):
+    with pytest.raises(UnknownDefinitionError, match="new was altered"):
         missing(only_later, 20, Log(x7=25), "id")
     assert missing(only_later, 20, Log(x7=15), "id") == {"new"}
     assert missing(only_later, 20, Log(x7=25), "id", "old") == set()  # that was it, and it was sent
-    with pytest.raises(Unknown, match="it is gone"):
+    with pytest.raises(UnknownDefinitionError, match="it is gone"):
         TableHistory().columns(20, Log())
 
 
@@ -102,7 +102,7 @@ def test_a_column_that_may_have_been_there_under_another_name() -> None:
     assert missing(ADDED, 20, busy, "id") == {"body"}  # no row ever had its value
     assert missing(ADDED, 20, busy, "id", is_whole=False) == {"body", "more"}
     assert missing(ADDED, 20, busy, "id", ever_sent=["id", "body", "more"]) == {"body", "more"}
-    with pytest.raises(Unknown):
+    with pytest.raises(UnknownDefinitionError):
         missing(ADDED, 20, busy, "id", ever_sent=["id", "body", "first_name"])
     assert missing(ADDED, 20, busy, "id", "first_name") == {"body"}  # what was sent is not missing
 
@@ -119,7 +119,7 @@ def test_columns_that_take_each_other_s_names_are_not_mixed_up() -> None:
         (30, [ID, column(2, "b", by=7), column(3, "a", by=7)]),
     )
     assert missing(swapped, 20, Log(x7=25), "id", "a") == {"b"}
-    with pytest.raises(Unknown, match="each other's names"):
+    with pytest.raises(UnknownDefinitionError, match="each other's names"):
         missing(swapped, 20, Log(x7=20), "id", "a")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cdc_tasks.db import UnknownDatabaseError, sqlalchemy_url
+from cdc_tasks.notify.vault import new_key
 from cdc_tasks.settings import SettingsError, WorkerSettings, load
-from cdc_tasks.vault import new_key
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +95,7 @@ def test_each_task_goes_to_its_queue(
         "    queue = app.amqp.router.route({}, f'cdc_tasks.{name}')['queue']\n"
         "    print(name, queue.name, queue.exchange.type, queue.queue_arguments)\n"
         "print(app.amqp.router.route({}, 'myapp.index')['queue'].name, *sorted(app.amqp.queues))\n"
-        "import sys; print('sqlalchemy' in sys.modules, 'cdc_tasks.tickets' in sys.modules)\n"
+        "import sys; print('sqlalchemy' in sys.modules, 'cdc_tasks.helpdesk.tickets' in sys.modules)\n"
     )
     environment = {**os.environ, "CELERY_BROKER_URL": broker}
     environment.pop("DATABASE_URL", None)  # Flower has no need of it

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cdc_tasks.failures import Refused
-from cdc_tasks.messages import Fact, Message
+from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.send_errors import RefusedError
+from cdc_tasks.notify.services import Recipient, teams
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.social import Recipient, teams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +90,7 @@ def test_the_webhooks_of_workflows_are_taken(url: str) -> None:
     ],
 )
 def test_any_other_address_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedError) as caught:
         teams.check(_recipient(url))
     assert "workflows" not in str(caught.value)
 
@@ -99,7 +99,7 @@ def test_this_machine_is_taken_only_where_a_setting_says_so(settings: pytest.Mon
     settings.setenv("TEAMS_ALLOW_LOOPBACK", "true")
     worker_settings.cache_clear()
     teams.check(_recipient("http://127.0.0.1:8000/workflows/1"))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         teams.check(_recipient("http://10.0.0.1:8000/workflows/1"))
 
 
@@ -108,7 +108,7 @@ def test_more_hosts_can_be_named(settings: pytest.MonkeyPatch) -> None:
     worker_settings.cache_clear()
     teams.check(_recipient("https://hooks.example.com/1"))
     teams.check(_recipient("https://a.hooks.example.net/1"))
-    with pytest.raises(Refused, match="TEAMS_HOSTS"):
+    with pytest.raises(RefusedError, match="TEAMS_HOSTS"):
         teams.check(_recipient("https://prod.logic.azure.com/1"))
 
 
@@ -116,7 +116,7 @@ def test_another_port_can_be_named(settings: pytest.MonkeyPatch) -> None:
     settings.setenv("TEAMS_HOSTS", "hooks.example.com:8443")
     worker_settings.cache_clear()
     teams.check(_recipient("https://hooks.example.com:8443/1"))
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         teams.check(_recipient("https://hooks.example.com/1"))
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from cdc_tasks.changes import EventType
-from cdc_tasks.messages import Fact, Message
-from cdc_tasks.tickets import changes_worth_telling
-from tests.helpdesk import change
+from cdc_tasks.helpdesk.tickets import changes_worth_telling
+from cdc_tasks.notify.messages import Fact, Message
+from tests.support.helpdesk import change
 
 _OLD = {"id": 1, "title": "a", "status": "open", "priority": "Low", "assigned_to_id": 5}
 

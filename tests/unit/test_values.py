@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils import json as kombu_json
 
-from listener.postgres.values import BUILTIN, ValueType, converter
+from listener.postgres.codec.values import BUILTIN, ValueType, converter
 
 BOOL, BYTEA, INT8, INT4, TEXT, OID, JSON = 16, 17, 20, 23, 25, 26, 114
 FLOAT8, DATE, TIME, TIMESTAMP, TIMESTAMPTZ, TIMETZ = 701, 1082, 1083, 1114, 1184, 1266

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from listener.monitor import SourceError
-from listener.postgres.builtin_types import BUILTIN
-from listener.postgres.definitions import TableDefinitions, has_altered
-from listener.postgres.table_history import (
+from listener.core.source import SourceError
+from listener.postgres.codec.builtin_types import BUILTIN
+from listener.postgres.wal2json.decoder import Wal2JsonDecoder
+from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
+from listener.postgres.wal2json.history import (
     ColumnDefinition,
     Look,
     TableDefinition,
     TableHistory,
     TableName,
 )
-from listener.postgres.wal2json import Wal2JsonDecoder
-from tests.captures import captures
+from tests.support.captures import captures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from listener.postgres.change import WALChange
-    from listener.postgres.connection import Connection
+    from listener.postgres.client.connection import Connection
+    from listener.postgres.codec.change import WALChange
 
 _BEGIN = b'{"action":"B","timestamp":"2026-11-22 10:00:00.5+00","lsn":"1/A0","nextlsn":"1/B0"}'
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from listener.monitor import SourceError
-from tests.postgres_source import PostgresSource, told
+from listener.core.source import SourceError
+from tests.support.postgres_source import PostgresSource, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

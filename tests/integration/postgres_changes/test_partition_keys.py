@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.postgres_source import PostgresSource, told
+from tests.support.postgres_source import PostgresSource, told
 
 EVENTS = "CREATE TABLE events (id int, year int, code text NOT NULL, body text{}) PARTITION BY LIST (year)"
 PARTITION = "CREATE TABLE events_2026 PARTITION OF events FOR VALUES IN (2026)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.postgres_source import PostgresSource, told
+from tests.support.postgres_source import PostgresSource, told
 
 
 def test_partitions_are_reported_under_their_root(pgoutput: PostgresSource) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tests.postgres_source import PostgresSource, told
+from tests.support.postgres_source import PostgresSource, told
 
 LONG = "repeat('long ', 1000)"
 THE_LONG_TEXT = "long " * 1000

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from structlog.testing import capture_logs
 
-from listener.postgres.builtin_types import BUILTIN
-from listener.postgres.connection import connect
-from listener.postgres.type_catalogue import TypeCatalogue
-from tests.postgres_source import PostgresSource
+from listener.postgres.client.connection import connect
+from listener.postgres.client.type_catalogue import TypeCatalogue
+from listener.postgres.codec.builtin_types import BUILTIN
+from tests.support.postgres_source import PostgresSource
 
 if TYPE_CHECKING:
     from tests.conftest import Database

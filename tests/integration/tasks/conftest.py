@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks import cache, db, vault
+from cdc_tasks import cache, db
 from cdc_tasks.celery import app
+from cdc_tasks.notify import vault
 from cdc_tasks.settings import worker_settings
-from tests.helpdesk import HelpDesk
-from tests.social_stub import SocialStub
-from tests.worker import Worker
+from tests.support.helpdesk import HelpDesk
+from tests.support.social_stub import SocialStub
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

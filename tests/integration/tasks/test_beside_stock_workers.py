@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from celery import Celery
 
-from tests.forked_workers import ForkedWorkers
-from tests.waiting import wait_until
-from tests.worker import held
+from tests.support.forked_workers import ForkedWorkers
+from tests.support.waiting import wait_until
+from tests.support.worker import held
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 # Seconds under load; CDC_TEST_BESIDE=120 for a long run, CDC_TEST_SEED for one that was.
 _SECONDS = float(os.environ.get("CDC_TEST_BESIDE", "15"))
@@ -45,13 +45,13 @@ def test_both_under_load_and_killed_at_random_they_never_run_each_others_tasks_a
     dice = random.Random(_SEED)
     environment = {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.killed_tasks",
-        "CELERY_CONFIG_MODULE": "tests.short_lease",  # three seconds
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.support.short_lease",  # three seconds
     }
     with (
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as sender,
         ForkedWorkers(environment) as ours,
-        ForkedWorkers(helpdesk.environment, "-Q", "house", application="tests.stock_tasks") as theirs,
+        ForkedWorkers(helpdesk.environment, "-Q", "house", application="tests.support.stock_tasks") as theirs,
     ):
         sides = [
             _Side("killed.note", "bulk", "begun to note", "noted", ours),

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from cdc_tasks import sent
-from cdc_tasks.accounts import Account
-from cdc_tasks.countdown import eta_by_this_clock, with_countdown
-from cdc_tasks.pace import Turn
-from cdc_tasks.retrying import NotYet
-from cdc_tasks.sent import SendRecord
-from cdc_tasks.social import Rate, Recipient
-from cdc_tasks.steady_clock import CLOCK
-from tests.waiting import wait_until
-from tests.worker import Worker
+from cdc_tasks.broker.clock import CLOCK
+from cdc_tasks.broker.countdown import eta_by_this_clock, with_countdown
+from cdc_tasks.notify import delivery_log as sent
+from cdc_tasks.notify.accounts import Account
+from cdc_tasks.notify.delivery_log import SendRecord
+from cdc_tasks.notify.rate_limit import Turn
+from cdc_tasks.notify.services import Rate, Recipient
+from cdc_tasks.retry import NotYetError
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _HOUR = 3_600_000
 _NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -36,7 +36,7 @@ def _turn(position: str) -> Turn:
 
 
 def _wait(turn: Turn, account: Account, rate: Rate) -> float:
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(NotYetError) as caught:
         turn.take(account, rate)
     return caught.value.after or 0
 
@@ -48,7 +48,7 @@ def test_a_message_that_is_being_sent_stays_the_senders_when_redis_clock_steps(
     sender = SendRecord("one")
     sender.claim()
     _step(in_process, step)
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(NotYetError) as caught:
         SendRecord("one").claim()
     assert 60 < (caught.value.after or 0) <= sent._HELD
     sender.confirm()
@@ -98,8 +98,8 @@ def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:
 
 
 def test_a_message_of_a_worker_whose_clock_is_ahead_waits_no_longer_than_it_said(helpdesk: HelpDesk) -> None:
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.clock_ahead"}
-    right = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.clock_ahead"}
+    right = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     with Worker(environment, "-Q", "celery"), Worker(right, "-Q", "bulk", "-n", "right@%h"):
         helpdesk.send("ahead.send_on", 1, queue="celery")
         wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), timeout=30, what="the message")

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
 def environment(helpdesk: HelpDesk) -> dict[str, str]:
-    return {**helpdesk.environment, "CDC_TASK_MODULES": "tests.faulty_tasks"}
+    return {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.faulty_tasks"}
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
         "Unavailable: the service is away"
     ] * 2
     assert "the-secret-part" not in json.dumps(letters)
-    lines = worker.events("task gave up")
+    lines = worker.events("task_gave_up")
     assert {(line["dead_letter"], line["level"]) for line in lines} == {(each, "error") for each in sent}
 
 
@@ -81,14 +81,14 @@ def test_a_replayed_letter_keeps_its_id_and_is_gone_when_its_task_is_done(
     ids = [helpdesk.send("faulty.counts", "n", queue="bulk") for _ in range(3)]
     wait_until(lambda: _number(helpdesk) == 3, what="the letters")
 
-    _run(environment, "replay", ids[0])  # without the cure it comes back
+    _run(environment, "replay", ids[0])  # without the hint it comes back
     wait_until(lambda: len(_letter(environment, ids[0])["attempts"]) == 1, what="the letter to come back")
 
-    helpdesk.broker.cache.set("cure", 1)
+    helpdesk.broker.cache.set("hint", 1)
     assert _run(environment, "replay", "--task", "faulty.*").count("sent to faulty.counts") == 3
     wait_until(lambda: helpdesk.broker.cache.get("n") == b"3", what="the tasks to be done")
     assert _number(helpdesk) == 0
-    assert {line["task_id"] for line in worker.events("task gave up")} == set(ids)
+    assert {line["task_id"] for line in worker.events("task_gave_up")} == set(ids)
 
 
 def test_letters_are_chosen_by_id_by_task_and_by_time(
@@ -120,7 +120,7 @@ def test_a_task_that_cannot_leave_a_letter_now_comes_again_and_leaves_it_later(
         helpdesk.send("faulty.fails", {}, queue="celery")
         wait_until(lambda: "CacheAway" in worker.log, timeout=20, what="the task to wait")
         server.start()
-        found = wait_until(lambda: worker.events("task gave up"), timeout=30, what="the letter")
+        found = wait_until(lambda: worker.events("task_gave_up"), timeout=30, what="the letter")
         assert found[0]["error"] == "KeyError"
 
 

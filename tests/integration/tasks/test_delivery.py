@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks.delivery import MaybeSentError, deliver
-from cdc_tasks.failures import AnswerLost, RateLimited, Refused, Unavailable
+from cdc_tasks.notify.delivery import MaybeSentError, deliver
+from cdc_tasks.notify.send_errors import AnswerLostError, RateLimitedError, RefusedError, UnavailableError
+from cdc_tasks.notify.vault import VaultError
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.vault import VaultError
-from tests.social_stub import Drop, Error, RateLimit, Slow, Status
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.social_stub import Drop, Error, RateLimit, Slow, Status
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.social_stub import SocialStub
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.social_stub import SocialStub
 
 
 @pytest.fixture
@@ -68,19 +68,19 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
     helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
-    wait_until(lambda: worker.events("message sent"), what="the message")
+    wait_until(lambda: worker.events("message_sent"), what="the message")
     for _ in range(2):
         helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
 
-    wait_until(lambda: len(worker.events("nothing sent")) == 2, what="two that find it sent")
+    wait_until(lambda: len(worker.events("nothing_sent")) == 2, what="two that find it sent")
     assert len(social.posted) == 1
-    assert {line["reason"] for line in worker.events("nothing sent")} == {"it was sent before"}
+    assert {line["reason"] for line in worker.events("nothing_sent")} == {"it was sent before"}
 
 
 def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, social: SocialStub) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     social.fail("C0CARL", Slow(2))  # while one waits for its answer, the other comes
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     with (
         Worker(environment, "-n", "one@%h", concurrency=1) as one,
         Worker(environment, "-n", "two@%h", concurrency=1) as two,
@@ -90,25 +90,25 @@ def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, soci
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
         wait_until(lambda: "Another worker is sending" in one.log + two.log, what="the other to come")
         wait_until(
-            lambda: one.events("nothing sent") + two.events("nothing sent"), timeout=20, what="it to give way"
+            lambda: one.events("nothing_sent") + two.events("nothing_sent"), timeout=20, what="it to give way"
         )
-        assert len(one.events("message sent") + two.events("message sent")) == 1
+        assert len(one.events("message_sent") + two.events("message_sent")) == 1
     assert social.attempts["C0CARL"] == len(social.posted) == 1
 
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (RateLimit(7), RateLimited),
-        (Status(503), Unavailable),
-        (Error("service_unavailable"), Unavailable),
-        (Error("ratelimited"), RateLimited),
-        (Error("channel_not_found"), Refused),
-        (Error("account_inactive"), Refused),
-        (Status(404), Refused),
-        (Status(500), AnswerLost),
-        (Error("internal_error"), AnswerLost),
-        (Drop(posted=True), AnswerLost),
+        (RateLimit(7), RateLimitedError),
+        (Status(503), UnavailableError),
+        (Error("service_unavailable"), UnavailableError),
+        (Error("ratelimited"), RateLimitedError),
+        (Error("channel_not_found"), RefusedError),
+        (Error("account_inactive"), RefusedError),
+        (Status(404), RefusedError),
+        (Status(500), AnswerLostError),
+        (Error("internal_error"), AnswerLostError),
+        (Drop(posted=True), AnswerLostError),
     ],
 )
 def test_slacks_failures_are_told_apart(
@@ -119,18 +119,18 @@ def test_slacks_failures_are_told_apart(
         deliver(account_id, "new_ticket", 1, "change")
     assert type(caught.value) is expected
     assert "xoxb" not in str(caught.value)
-    if isinstance(fault, RateLimit) and isinstance(caught.value, RateLimited):
+    if isinstance(fault, RateLimit) and isinstance(caught.value, RateLimitedError):
         assert caught.value.after == 7
 
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (RateLimit(7), RateLimited),
-        (Status(503), Unavailable),
-        (Status(400), Refused),
-        (Status(502), AnswerLost),
-        (Drop(posted=True), AnswerLost),
+        (RateLimit(7), RateLimitedError),
+        (Status(503), UnavailableError),
+        (Status(400), RefusedError),
+        (Status(502), AnswerLostError),
+        (Drop(posted=True), AnswerLostError),
     ],
 )
 def test_teams_failures_are_told_apart_and_keep_the_url_secret(
@@ -153,7 +153,7 @@ def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpD
     connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
     account = connect(in_process.ANNA, "C0ANNA")
     in_process.social.close()
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         deliver(account, "new_ticket", 1, "change")
 
 
@@ -161,19 +161,19 @@ def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpD
 def test_a_service_that_is_too_slow_may_have_got_the_message(
     in_process: HelpDesk, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"cdc_tasks.social.{service}.TIMEOUT", 0.3)
+    monkeypatch.setattr(f"cdc_tasks.notify.services.{service}.TIMEOUT", 0.3)
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
     account = connect(in_process.ANNA, "C0ANNA")
     in_process.social.fail("C0ANNA", Slow(3))
-    with pytest.raises(AnswerLost):
+    with pytest.raises(AnswerLostError):
         deliver(account, "new_ticket", 1, "change")
     wait_until(lambda: len(in_process.social.posted) == 1, what="the message")
 
 
 def test_a_revoked_token_is_refused_with_what_to_do(in_process: HelpDesk, account_id: int) -> None:
     in_process.social.revoked.add("xoxb-good")
-    with pytest.raises(Refused, match=r"token_revoked\.\n  connect the account again"):
+    with pytest.raises(RefusedError, match=r"token_revoked\.\n  connect the account again"):
         deliver(account_id, "new_ticket", 1, "change")
 
 
@@ -181,7 +181,7 @@ def test_a_lost_answer_leads_to_another_message_if_that_is_wanted(
     in_process: HelpDesk, account_id: int
 ) -> None:
     in_process.social.fail("C0ANNA", Drop(posted=True))
-    with pytest.raises(AnswerLost):
+    with pytest.raises(AnswerLostError):
         deliver(account_id, "new_ticket", 1, "change")
     assert deliver(account_id, "new_ticket", 1, "change") == "sent to slack"
     assert len(in_process.social.posted) == 2
@@ -193,7 +193,7 @@ def test_a_lost_answer_is_the_end_if_that_is_wanted(
     monkeypatch.setenv("CDC_LOST_ANSWER", "give-up")
     worker_settings.cache_clear()
     in_process.social.fail("C0ANNA", Drop(posted=True))
-    with pytest.raises(AnswerLost):
+    with pytest.raises(AnswerLostError):
         deliver(account_id, "new_ticket", 1, "change")
     for _ in range(2):
         with pytest.raises(MaybeSentError, match="CDC_LOST_ANSWER"):
@@ -201,7 +201,7 @@ def test_a_lost_answer_is_the_end_if_that_is_wanted(
     assert len(in_process.social.posted) == 1
 
 
-def test_a_secret_that_no_key_opens_is_an_error_with_its_cure(in_process: HelpDesk, account_id: int) -> None:
+def test_a_secret_that_no_key_opens_is_an_error_with_its_hint(in_process: HelpDesk, account_id: int) -> None:
     in_process.database.execute("UPDATE connected_accounts SET secret = 'not ours'")
     with pytest.raises(VaultError, match="rotate-key"):
         deliver(account_id, "new_ticket", 1, "change")

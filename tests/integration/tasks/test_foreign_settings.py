@@ -15,12 +15,12 @@ from celery.concurrency import get_implementation
 
 from cdc_tasks.config.guarantees import UnfitPoolError, check_pool
 from demo.server_process import free_port
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 _CELERY = (sys.executable, "-m", "celery", "-A", "cdc_tasks")

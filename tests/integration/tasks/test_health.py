@@ -15,17 +15,17 @@ import pytest
 
 from tests.acceptance.network import Cable
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.servers import RabbitMQServer
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
-def test_a_worker_that_works_answers_and_one_that_does_not_is_told_with_its_cure(helpdesk: HelpDesk) -> None:
+def test_a_worker_that_works_answers_and_one_that_does_not_is_told_with_its_hint(helpdesk: HelpDesk) -> None:
     helpdesk.broker.cache.hset("cdc:dead-letters", "an-id", "{}")
     helpdesk.broker.client.hset("cdc:shop:parked", "an-id", "{}")
     with Worker(helpdesk.environment, "-Q", "cache") as worker:  # and whatever queues it has

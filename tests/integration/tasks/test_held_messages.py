@@ -11,20 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager
 def stock_worker(helpdesk: HelpDesk) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "celery", "-A", "tests.stock_tasks", "worker", "-c2", "-Q", "house"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.support.stock_tasks",
+        "worker",
+        "-c2",
+        "-Q",
+        "house",
+    ]
     environment = {**os.environ, **helpdesk.environment}
     with subprocess.Popen(
         [*command, "-n", "stock@%h"], cwd=_CHECKOUT, env=environment, stderr=subprocess.DEVNULL
@@ -38,8 +48,8 @@ def stock_worker(helpdesk: HelpDesk) -> Iterator[subprocess.Popen[bytes]]:
 def _environment(helpdesk: HelpDesk) -> dict[str, str]:
     return {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.killed_tasks",
-        "CELERY_CONFIG_MODULE": "tests.short_lease",  # three seconds
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.support.short_lease",  # three seconds
     }
 
 
@@ -83,7 +93,7 @@ def test_thousands_of_a_dead_workers_messages_are_back_at_once_and_in_their_orde
 
 def test_what_workers_hold_and_give_back_bears_the_applications_prefix(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**_environment(helpdesk), "CELERY_CONFIG_MODULE": "tests.with_prefix"}
+    environment = {**_environment(helpdesk), "CELERY_CONFIG_MODULE": "tests.support.with_prefix"}
     with Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app:
         app.conf.broker_transport_options = {"global_keyprefix": "team:"}
         with Worker(environment, "-Q", "bulk") as worker:

@@ -11,13 +11,13 @@ import pytest
 
 from cdc_tasks.changes import EventType, RowChange
 from cdc_tasks.latest import latest_only, store_latest
-from cdc_tasks.retrying import NotYet
-from tests.helpdesk import change
-from tests.waiting import wait_until
-from tests.worker import Worker
+from cdc_tasks.retry import NotYetError
+from tests.support.helpdesk import change
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -36,7 +36,7 @@ def _change(number: int, position: str | None = None, *, source: str = "here", *
 
 
 def test_a_hundred_changes_that_run_out_of_order_on_two_workers_leave_the_newest(helpdesk: HelpDesk) -> None:
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.latest_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.latest_tasks"}
     changes = [change(EventType.UPDATE, "tickets", after={"id": 1, "n": n}) for n in range(100)]
     with Worker(environment, "-n", "one@%h"), Worker(environment, "-n", "two@%h"):
         for each in random.sample(changes, len(changes)):
@@ -89,7 +89,7 @@ def test_what_failed_is_not_taken_for_done(in_process: HelpDesk) -> None:
 def test_while_one_is_at_it_another_waits_its_turn(in_process: HelpDesk) -> None:
     with latest_only("row", _change(1)) as is_latest:
         assert is_latest
-        with pytest.raises(NotYet), latest_only("row", _change(2)):
+        with pytest.raises(NotYetError), latest_only("row", _change(2)):
             pass
 
 

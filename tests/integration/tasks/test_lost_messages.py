@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.forked_workers import ForkedWorkers, is_alive
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.proxy import Fault, Proxy
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.forked_workers import ForkedWorkers, is_alive
+from tests.support.proxy import Fault, Proxy
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 # So many each on Redis and on RabbitMQ; CDC_TEST_KILLS=300 for a long run.
 _KILLS = int(os.environ.get("CDC_TEST_KILLS", "4"))
@@ -33,14 +33,17 @@ _TICKET = re.compile(r"TKT-(\d+)")
 def environment(helpdesk: HelpDesk) -> dict[str, str]:
     return {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.killed_tasks",
-        "CELERY_CONFIG_MODULE": "tests.short_lease",
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
     }
 
 
 @pytest.mark.parametrize(
     ("settings", "taking", "is_lost"),
-    [("tests.plain_kombu", b"BRPOP\r\n", True), ("tests.short_lease", b"RPOP', KEYS[i]", False)],
+    [
+        ("tests.support.plain_kombu", b"BRPOP\r\n", True),
+        ("tests.support.short_lease", b"RPOP', KEYS[i]", False),
+    ],
     ids=["with kombu's transport", "with ours"],
 )
 def test_a_message_that_broke_off_on_its_way_to_a_worker(
@@ -73,7 +76,7 @@ def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
     helpdesk: HelpDesk, environment: dict[str, str]
 ) -> None:
     task_id = helpdesk.send("guilty.kills_all", queue="celery")
-    with ForkedWorkers({**environment, "CDC_TASK_MODULES": "tests.guilty_tasks"}) as workers:
+    with ForkedWorkers({**environment, "CDC_TASK_MODULES": "tests.support.guilty_tasks"}) as workers:
         for _ in range(2):
             worker = workers.start()
             wait_until(lambda: not is_alive(worker), timeout=20, what="the worker to die")  # noqa: B023

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.waiting import at_most, wait_until
-from tests.worker import Worker, held
+from tests.support.waiting import at_most, wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from tests.helpdesk import HelpDesk
-    from tests.servers import RabbitMQServer
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.servers import RabbitMQServer
 
 
 def _good() -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _changed(message: dict[str, Any], path: str, value: Any) -> str:
 def test_a_worker_lives_on_and_keeps_what_is_no_task(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     messages = {**_WHOLE, **{name: _changed(_good(), *change) for name, change in _CHANGED.items()}}
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     with Worker(environment, "-Q", "bulk", concurrency=1) as worker:
         for number, (name, message) in enumerate(messages.items()):
             client.lpush("bulk", message)
@@ -214,8 +214,8 @@ def test_a_message_that_comes_again_on_redis_leaves_one_letter(
     content = message.encode(errors="surrogateescape")
     environment = {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.killed_tasks",
-        "CELERY_CONFIG_MODULE": "tests.short_lease",
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
     }
     client = helpdesk.broker.client
     client.lpush("bulk", content)
@@ -235,7 +235,7 @@ def _on_rabbitmq(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, str]:
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": server.url,
-        "CDC_TASK_MODULES": "tests.killed_tasks",
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
     }
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from demo.servers import ValkeyServer
-from tests.forked_workers import ForkedWorkers
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.forked_workers import ForkedWorkers
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHANGES = 1000
 _TABLES = ("roles", "departments", "priorities")
@@ -27,7 +27,7 @@ def test_an_empty_redis_is_filled_when_a_worker_starts(helpdesk: HelpDesk) -> No
     with Worker(helpdesk.environment) as worker:
         keys = ["master:roles", "master:priorities", "master:statuses", "master:statuses:open"]
         wait_until(lambda: helpdesk.broker.cache.exists(*keys) == len(keys), what="the keys")
-        wait_until(lambda: worker.events("master cache not refilled"), what="word of the missing table")
+        wait_until(lambda: worker.events("master_cache_not_refilled"), what="word of the missing table")
     assert [row["name"] for row in _cached(helpdesk.broker.cache, "roles")] == ["Admin"]
     assert not helpdesk.broker.cache.exists("cdc:dead-letters")
 
@@ -93,7 +93,7 @@ class _Reader:
 
 def _environment(helpdesk: HelpDesk, server: ValkeyServer) -> dict[str, str]:
     addresses = {"CELERY_BROKER_URL": server.url, "CACHE_URL": server.url_of(1)}
-    return {**helpdesk.environment, **addresses, "CELERY_CONFIG_MODULE": "tests.short_lease"}
+    return {**helpdesk.environment, **addresses, "CELERY_CONFIG_MODULE": "tests.support.short_lease"}
 
 
 def _change(helpdesk: HelpDesk, table: str, number: int) -> None:

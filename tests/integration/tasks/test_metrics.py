@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from typer.testing import CliRunner
 
-from cdc_tasks import dead_letters
-from cdc_tasks.__main__ import cli
+from cdc_tasks.cli.commands import cli
+from cdc_tasks.dead_letters import store as dead_letters
 from demo.programs import Flower
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     import pytest
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 
 def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
@@ -27,7 +27,7 @@ def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
     """Neither needs a database to tell it, nor a password to be asked."""
     in_process.broker.client.hset("cdc:shop:parked", mapping={"one": "{}", "two": "{}"})
     monkeypatch.setenv("FLOWER_BASIC_AUTH", "admin:flower-password")
-    environment = {**in_process.environment, "CDC_TASK_MODULES": "tests.faulty_tasks"}
+    environment = {**in_process.environment, "CDC_TASK_MODULES": "tests.support.faulty_tasks"}
     with ExitStack() as stack:
         stack.enter_context(Worker(environment))
         with monkeypatch.context() as without_database:
@@ -41,7 +41,7 @@ def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
         wait_until(lambda: _numbers(flower).get("dead_letters faulty.fails") == 3, what="the letters")
         wait_until(lambda: _numbers(flower).get("dead_letters faulty.counts") == 1, what="one more")
 
-        in_process.broker.cache.set("cure", 1)
+        in_process.broker.cache.set("hint", 1)
         assert _run("dead-letters", "replay", first) == 0
         assert _run("dead-letters", "replay", "--task", "faulty.fails") == 0  # they fail again
         wait_until(

@@ -8,18 +8,20 @@ import pytest
 import sqlalchemy
 from pydantic import SecretStr
 
-from cdc_tasks import accounts, cache, db, master_cache, schema, vault
+from cdc_tasks import cache, db, master_cache
 from cdc_tasks.celery import app
-from cdc_tasks.delivery import deliver
+from cdc_tasks.helpdesk import schema
+from cdc_tasks.helpdesk.users import get_manager_ids
+from cdc_tasks.notify import accounts, vault
+from cdc_tasks.notify.delivery import deliver
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.users import get_manager_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker
-    from tests.mysql_source import MySQLDatabase
-    from tests.social_stub import SocialStub
+    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.social_stub import SocialStub
 
 
 @pytest.fixture

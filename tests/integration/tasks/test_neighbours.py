@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from cdc_tasks.neighbours import kombus_unacked, queues_taken, strangers
-from listener.check_broker import check_broker
-from listener.findings import Finding, State
+from cdc_tasks.broker.neighbours import kombus_unacked, queues_taken, strangers
+from listener.core.findings import Finding, State
+from listener.publish.check_broker import check_broker
 from listener.router import BinlogRouter, EventType
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -35,7 +35,7 @@ def _house_worker(helpdesk: HelpDesk, queues: str) -> Iterator[None]:
         "-m",
         "celery",
         "-A",
-        "tests.stock_tasks",
+        "tests.support.stock_tasks",
         "worker",
         "-c1",
         "-Q",
@@ -92,11 +92,11 @@ def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: H
             [line] = wait_until(
                 lambda: second.events("foreign_worker_takes_our_tasks"), timeout=20, what="what it says"
             )
-            assert line["cure"] == stranger.cure
+            assert line["hint"] == stranger.hint
             [lacking] = wait_until(lambda: second.events("queues_without_worker"), what="what nobody takes")
             assert lacking["queues"] == ["celery", "notifications"]
         assert not first.events("foreign_worker_takes_our_tasks")  # it was told not to greet anybody
-        _run(helpdesk, stranger.cure.splitlines()[0])
+        _run(helpdesk, stranger.hint.splitlines()[0])
         wait_until(
             lambda: not any("house@" in what for what in _findings(helpdesk)),
             timeout=20,
@@ -108,8 +108,8 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
     helpdesk: HelpDesk,
 ) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
-    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.plain_kombu"}, "-Q", "bulk") as worker:
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.support.plain_kombu"}, "-Q", "bulk") as worker:
         for number in range(5):
             helpdesk.send("killed.note", number, queue="bulk", countdown=3600)
         wait_until(lambda: client.hlen("unacked") == 5, timeout=30, what="the worker to hold them")
@@ -123,7 +123,7 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
         wait_until(
             lambda: other.events("messages_held_with_kombus_transport"), timeout=20, what="what it says"
         )
-        assert "5 messages are back" in _run(helpdesk, found.cure.rpartition(": ")[2])
+        assert "5 messages are back" in _run(helpdesk, found.hint.rpartition(": ")[2])
     assert client.hkeys("unacked") == [b"of the house", b"unreadable"]
     assert _numbers(client.lrange("bulk", 0, -1)) == [4, 3, 2, 1, 0]  # the last is taken first
     assert "broker's unacked" not in _findings(helpdesk)

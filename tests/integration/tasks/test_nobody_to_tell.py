@@ -8,15 +8,15 @@ from structlog.testing import capture_logs
 
 from cdc_tasks import db
 from cdc_tasks.changes import EventType, RowChange
-from cdc_tasks.delivery import deliver
-from cdc_tasks.tickets import notify_ticket_insert, notify_ticket_update
-from cdc_tasks.users import get_manager_ids, welcome_user
-from tests.helpdesk import change
+from cdc_tasks.helpdesk.tickets import notify_ticket_insert, notify_ticket_update
+from cdc_tasks.helpdesk.users import get_manager_ids, welcome_user
+from cdc_tasks.notify.delivery import deliver
+from tests.support.helpdesk import change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 
 def test_an_update_of_something_else(in_process: HelpDesk) -> None:
@@ -85,6 +85,6 @@ def _expect(
     with capture_logs() as lines:
         assert task(row_change.to_message()).startswith(("nothing sent", "0 messages queued"))
     assert [(line["event"], line["reason"], line["log_level"]) for line in lines if "reason" in line] == [
-        ("nothing sent", reason, "info")
+        ("nothing_sent", reason, "info")
     ]
     assert helpdesk.broker.client.llen("notifications") == 0

@@ -9,17 +9,17 @@ import psycopg2
 import pytest
 
 from cdc_tasks import db
-from cdc_tasks.retrying import NotYet
-from cdc_tasks.tickets import notify_ticket_insert, notify_ticket_update
+from cdc_tasks.helpdesk.tickets import notify_ticket_insert, notify_ticket_update
+from cdc_tasks.retry import NotYetError
 from demo.servers import PostgresServer
 from tests.conftest import Database
-from tests.helpdesk import HelpDesk
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.helpdesk import HelpDesk
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
-    from tests.social_stub import SocialStub
+    from tests.support.social_stub import SocialStub
 
 _IN_ORDER = ["New Ticket", "Ticket Updated"]
 
@@ -36,7 +36,7 @@ def test_an_update_does_not_overtake_the_insert_whose_task_is_tried_again(
         update = helpdesk.update_ticket(insert.row["id"], status="closed")
         with Worker(helpdesk.environment) as worker:
             wait_until(
-                lambda: worker.events("master cache refilled"), what="the worker to have nothing to do"
+                lambda: worker.events("master_cache_refilled"), what="the worker to have nothing to do"
             )
             server.stop()
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
@@ -54,7 +54,7 @@ def test_an_update_does_not_overtake_the_insert_whose_worker_was_killed(
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
     update = helpdesk.update_ticket(insert.row["id"], status="closed")
-    environment = {**helpdesk.environment, "CELERY_CONFIG_MODULE": "tests.short_lease"}
+    environment = {**helpdesk.environment, "CELERY_CONFIG_MODULE": "tests.support.short_lease"}
     with closing(helpdesk.database.connect()) as locking, locking.cursor() as cursor:
         cursor.execute("LOCK TABLE tickets IN ACCESS EXCLUSIVE MODE")
         with Worker(environment) as worker:
@@ -74,7 +74,7 @@ def test_a_task_that_gives_up_holds_up_no_later_one(
     insert = in_process.insert_ticket(assigned_to_id=in_process.CARL)
     update = in_process.update_ticket(insert.row["id"], status="closed")
     with monkeypatch.context() as broken:
-        broken.setattr("cdc_tasks.tickets.notify_users", lambda *_: 1 / 0)
+        broken.setattr("cdc_tasks.helpdesk.tickets.notify_users", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             notify_ticket_insert(insert.to_message())
     assert notify_ticket_update(update.to_message()) == "0 messages queued"
@@ -87,16 +87,16 @@ def test_of_two_tickets_neither_waits_for_the_other(
     second = in_process.insert_ticket(assigned_to_id=in_process.CARL)
     update = in_process.update_ticket(first.row["id"], status="closed")
     with monkeypatch.context() as broken:
-        broken.setattr("cdc_tasks.tickets.notify_users", _database_is_away)
-        with pytest.raises(db.DatabaseAway):
+        broken.setattr("cdc_tasks.helpdesk.tickets.notify_users", _database_is_away)
+        with pytest.raises(db.DatabaseAwayError):
             notify_ticket_insert(first.to_message())
-    with pytest.raises(NotYet):
+    with pytest.raises(NotYetError):
         notify_ticket_update(update.to_message())
     assert notify_ticket_insert(second.to_message()) == "0 messages queued"
 
 
 def _database_is_away(*_: object) -> int:
-    raise db.DatabaseAway
+    raise db.DatabaseAwayError
 
 
 def _waiting_for_a_lock(helpdesk: HelpDesk) -> bool:

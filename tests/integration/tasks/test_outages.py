@@ -10,14 +10,14 @@ import psycopg2
 
 from demo.servers import PostgresServer, ValkeyServer
 from tests.conftest import Database
-from tests.helpdesk import HelpDesk
-from tests.social_stub import RateLimit
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.helpdesk import HelpDesk
+from tests.support.social_stub import RateLimit
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
-    from tests.social_stub import SocialStub
+    from tests.support.social_stub import SocialStub
 
 
 def test_tasks_wait_for_a_database_that_is_away(broker: Broker, social: SocialStub) -> None:
@@ -74,7 +74,7 @@ def test_a_broker_that_restarts_keeps_its_tasks_and_gets_its_workers_back(
     social.fail("C0ANNA", RateLimit(1))
     with ValkeyServer(append_only=True) as server:
         environment = {**helpdesk.environment, "CELERY_BROKER_URL": server.url}
-        with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.short_lease"}) as worker:
+        with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.support.short_lease"}) as worker:
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert, broker_url=server.url)
             wait_until(lambda: "RateLimited" in worker.log, what="a task that the worker holds")
             server.restart()

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks.delivery import deliver
-from cdc_tasks.pace import Turn
-from cdc_tasks.retrying import NotYet
+from cdc_tasks.notify.delivery import deliver
+from cdc_tasks.notify.rate_limit import Turn
+from cdc_tasks.retry import NotYetError
 from cdc_tasks.settings import worker_settings
-from tests.social_stub import RateLimit, Status
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.social_stub import RateLimit, Status
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.social_stub import SocialStub
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.social_stub import SocialStub
 
 
 def test_a_channel_gets_no_more_than_its_rate_from_three_workers_and_in_the_order_of_commits(
@@ -79,7 +79,7 @@ def test_waiting_for_ones_turn_is_not_a_failure(
     elsewhere = in_process.connect_slack(in_process.MONA, "C0MONA")
     assert deliver(mine, "new_ticket", 1, "a") == "sent to slack"
     assert deliver(mine, "new_ticket", 1, "a") == "nothing sent: it was sent before"  # takes nobody's slot
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(NotYetError) as caught:
         deliver(other, "new_ticket", 1, "a")  # another account, the same channel
     assert 0 < (caught.value.after or 0) <= 10
     assert not caught.value.counts
@@ -90,11 +90,11 @@ def test_waiting_for_ones_turn_is_not_a_failure(
 def test_a_message_that_never_comes_holds_up_the_others_for_a_while_only(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdc_tasks.pace._PATIENCE", 1)
+    monkeypatch.setattr("cdc_tasks.notify.rate_limit._PATIENCE", 1)
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
     Turn(lane=f"account:{account}", position="0/1:0", delivery_id="lost").expect()
-    with pytest.raises(NotYet):
+    with pytest.raises(NotYetError):
         deliver(account, "new_ticket", 1, "b", position="0/2:0")
     wait_until(lambda: _is_sent(account, "b", "0/2:0"), what="the others to go on")
 
@@ -115,5 +115,5 @@ def test_a_message_that_is_refused_lets_the_next_one_go_at_once(
 def _is_sent(account: int, change_id: str = "a", position: str | None = None) -> bool:
     try:
         return deliver(account, "new_ticket", 1, change_id, position=position) == "sent to slack"
-    except NotYet:
+    except NotYetError:
         return False

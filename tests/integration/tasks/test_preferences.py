@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdc_tasks.schema import sql
-from tests.waiting import wait_until
+from cdc_tasks.helpdesk.schema import sql
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.social_stub import SocialStub
-    from tests.worker import Worker
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.social_stub import SocialStub
+    from tests.support.worker import Worker
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -39,7 +39,7 @@ def test_all_accounts_hear_of_what_is_wanted_and_of_nothing_else(
 
     assert {each.to for each in social.posted[:4]} == {"C0ANNA", "C0HOME", "anna", "C0VERA"}
     assert social.posted[4].to == "C0VERA"
-    reasons = {(each.get("user_id"), each["reason"]) for each in worker.events("nothing sent")}
+    reasons = {(each.get("user_id"), each["reason"]) for each in worker.events("nothing_sent")}
     assert (helpdesk.ANNA, "the user has muted these") in reasons
     assert (helpdesk.MONA, "the user wants no copies for managers") in reasons
 

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 
-from cdc_tasks.delays import DelayingCelery
-from cdc_tasks.retrying import UnroutableError
-from tests.rabbitmq import open_channel
-from tests.social_stub import RateLimit
-from tests.waiting import wait_until
-from tests.worker import Worker
+from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks.retry import UnroutableError
+from tests.support.rabbitmq import open_channel
+from tests.support.social_stub import RateLimit
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from tests.helpdesk import HelpDesk
-    from tests.servers import RabbitMQServer
-    from tests.social_stub import SocialStub
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.servers import RabbitMQServer
+    from tests.support.social_stub import SocialStub
 
 
 def test_a_message_that_must_wait_waits_in_the_broker_and_arrives(
@@ -52,11 +52,11 @@ def test_a_wait_of_less_than_a_second_counts_as_a_try_and_ends(
     environment = {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
     }
     with Worker(environment) as worker, sender_of(environment) as sender:
         sender.send_task("faulty.retries_out", queue="celery")  # it waits for 0.1 s
-        [line] = wait_until(lambda: worker.events("task gave up"), timeout=20, what="the last try")
+        [line] = wait_until(lambda: worker.events("task_gave_up"), timeout=20, what="the last try")
         assert line["tries"] == 3
         assert "did not take the retry" not in worker.log
 
@@ -106,7 +106,7 @@ def _given_up(worker: Worker, task_id: str) -> dict[str, Any]:
     """Return what the worker says of the last try; a task of the test before may come again and give up too."""
 
     def lines() -> list[dict[str, Any]]:
-        return [line for line in worker.events("task gave up") if line["dead_letter"] == task_id]
+        return [line for line in worker.events("task_gave_up") if line["dead_letter"] == task_id]
 
     return wait_until(lines, timeout=30, what="the last try")[0]
 
@@ -115,7 +115,7 @@ def _with_faulty_tasks(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, 
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": server.url,
-        "CDC_TASK_MODULES": "tests.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
     }
 
 
@@ -168,7 +168,7 @@ def test_a_wait_of_less_than_a_second_may_be_asked_for_in_every_way(
     environment = {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
     }
     with Worker(environment):
         sent = subprocess.run(

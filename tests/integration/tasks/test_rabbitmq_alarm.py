@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.waiting import wait_until
-from tests.worker import Worker
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery import Celery
 
-    from tests.helpdesk import HelpDesk
-    from tests.servers import RabbitMQServer
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.servers import RabbitMQServer
 
 _TASKS = 600
 
@@ -28,7 +28,7 @@ def environment(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer) -> dict[str
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
     }
 
 
@@ -86,7 +86,7 @@ def test_retries_wait_for_the_end_of_the_alarm_and_hold_up_nobody(
         with _alarm(rabbitmq_server):
             worker.pause(on=False)
             wait_until(lambda: _counted(helpdesk) == 200, timeout=60, what="the others")
-            assert not worker.events("task gave up")
+            assert not worker.events("task_gave_up")
             wait_until(lambda: len(worker.events("retry_held")) >= 10, what="the retries to be kept")
             assert worker.events("broker_blocked")
         wait_until(lambda: len(_given_up(worker)) == 10, timeout=60, what="the last tries")
@@ -116,8 +116,8 @@ def test_a_worker_process_that_dies_meanwhile_does_not_take_its_task_along(
         with _alarm(rabbitmq_server):
             worker.pause(on=False)
             wait_until(lambda: helpdesk.broker.cache.get("killed"), timeout=30, what="the first death")
-        wait_until(lambda: worker.events("task gave up"), timeout=60, what="the last death")
+        wait_until(lambda: worker.events("task_gave_up"), timeout=60, what="the last death")
 
 
 def _given_up(worker: Worker) -> set[str]:
-    return {line["dead_letter"] for line in worker.events("task gave up")}
+    return {line["dead_letter"] for line in worker.events("task_gave_up")}

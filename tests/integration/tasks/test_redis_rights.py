@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from cdc_tasks.redis_rights import missing_for_listener, missing_for_worker
+from cdc_tasks.broker.redis.rights import missing_for_listener, missing_for_worker
 from demo.servers import ValkeyServer
-from tests.helpdesk import HelpDesk
-from tests.operators import Operator
-from tests.servers import RedisServer
-from tests.worker import Worker
+from tests.support.helpdesk import HelpDesk
+from tests.support.operators import Operator
+from tests.support.servers import RedisServer
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +104,6 @@ def test_check_names_what_the_listener_lacks(helpdesk: HelpDesk) -> None:
         )
         found = {each["what"]: each for each in operator.asks("check")["findings"]}
         assert found["broker's rights"]["state"] == "problem"
-        assert found["broker's rights"]["cure"] == "ACL SETUSER anna +multi +watch"
+        assert found["broker's rights"]["hint"] == "ACL SETUSER anna +multi +watch"
     finally:
         client.execute_command("ACL", "DELUSER", "anna")

@@ -8,13 +8,13 @@ import pytest
 import redis
 
 from demo.servers import ValkeyServer
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def worker(helpdesk: HelpDesk, own_broker: ValkeyServer) -> Iterator[Worker]:
     environment = {
         **helpdesk.environment,
         "CELERY_BROKER_URL": own_broker.url,
-        "CELERY_CONFIG_MODULE": "tests.short_lease",
-        "CDC_TASK_MODULES": "tests.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
     }
     with Worker(environment) as running:
         yield running

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks import sent
-from cdc_tasks.retrying import NotYet, TryAgain
-from cdc_tasks.sent import Claim, SendRecord
-from tests.waiting import wait_until
+from cdc_tasks.notify import delivery_log as sent
+from cdc_tasks.notify.delivery_log import Claim, SendRecord
+from cdc_tasks.retry import NotYetError, TryAgain
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 
 def test_of_many_who_want_to_send_at_once_only_one_may(in_process: HelpDesk) -> None:
@@ -45,7 +45,7 @@ def test_what_the_service_did_not_take_may_be_sent_at_once(in_process: HelpDesk)
 
 def test_the_second_is_told_how_long_to_wait_for_the_first(in_process: HelpDesk) -> None:
     SendRecord("one").claim()
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(NotYetError) as caught:
         SendRecord("one").claim()
     assert caught.value.after is not None
     assert 0 < caught.value.after <= sent._HELD

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import ValkeyServer
-from tests.sentinel import SentinelBroker
-from tests.servers import RedisServer
-from tests.waiting import wait_until
-from tests.worker import Worker, held
+from tests.support.sentinel import SentinelBroker
+from tests.support.servers import RedisServer
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -76,7 +76,7 @@ def test_after_a_failover_every_task_that_the_replica_has_is_done_and_new_ones_a
 
 def _environment(helpdesk: HelpDesk, broker: SentinelBroker) -> dict[str, str]:
     """Return a worker's. Its cache is on another server: what fails over is the broker alone."""
-    return {**helpdesk.environment, **broker.environment, "CDC_TASK_MODULES": "tests.killed_tasks"}
+    return {**helpdesk.environment, **broker.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
 
 
 def _health(environment: dict[str, str]) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc_tasks import db
-from cdc_tasks.messages import Fact, Occasion, compose
-from cdc_tasks.models import Ticket
+from cdc_tasks.helpdesk.models import Ticket
+from cdc_tasks.helpdesk.tickets import ticket_data
+from cdc_tasks.notify.messages import Fact, Occasion, compose
 from cdc_tasks.settings import worker_settings
-from cdc_tasks.tickets import ticket_data
 
 if TYPE_CHECKING:
     import pytest
 
-    from tests.helpdesk import HelpDesk
+    from tests.support.helpdesk import HelpDesk
 
 
 def test_ticket_data_has_names_where_the_row_has_ids(in_process: HelpDesk) -> None:

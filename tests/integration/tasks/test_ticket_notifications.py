@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
-from cdc_tasks.tickets import notify_ticket_insert
-from tests.helpdesk import change
-from tests.social_stub import Error, Status
-from tests.waiting import wait_until
+from cdc_tasks.helpdesk.tickets import notify_ticket_insert
+from tests.support.helpdesk import change
+from tests.support.social_stub import Error, Status
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.helpdesk import HelpDesk
-    from tests.social_stub import SocialStub
-    from tests.worker import Worker
+    from tests.support.helpdesk import HelpDesk
+    from tests.support.social_stub import SocialStub
+    from tests.support.worker import Worker
 
 
 def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accounts(
@@ -94,7 +94,7 @@ def test_a_ring_of_managers_does_no_harm(helpdesk: HelpDesk, social: SocialStub,
 
     helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
 
-    wait_until(lambda: len(worker.events("message sent")) == 3, what="three messages")
+    wait_until(lambda: len(worker.events("message_sent")) == 3, what="three messages")
     assert sorted(each.to for each in social.posted) == ["C01", "C02", "C03"]
     assert [each.heading for each in social.to("C03")] == ["New Ticket"]
 
@@ -118,7 +118,7 @@ def test_no_name_no_title_and_no_token_is_in_the_workers_log(
     social.fail("anna", Status(503))
     social.fail("C0ANNA", Error("invalid_auth"))
     helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
-    wait_until(lambda: worker.events("message sent"), timeout=20, what="the message that was tried again")
+    wait_until(lambda: worker.events("message_sent"), timeout=20, what="the message that was tried again")
     for secret in ("xoxb", "the-secret-part", "Printer", "Anna", "anna@example.com"):
         assert secret not in worker.log
 

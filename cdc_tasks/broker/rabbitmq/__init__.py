@@ -1,0 +1,1 @@
+"""kombu's RabbitMQ transport, with its gaps closed."""

@@ -1,0 +1,1 @@
+"""kombu's Redis transport, with its gaps closed."""

@@ -1,0 +1,257 @@
+"""kombu's Redis transport, without its two gaps: a worker that dies loses no message, and holds none up for long.
+
+kombu takes a message off its queue (BRPOP) and notes it in `unacked` a moment later. A worker that is killed in between
+takes it along, and so does a connection that breaks. Here one script does both, so that a message is always in a queue
+or in `unacked`. A script cannot wait: how an idle worker does is in `cdc_tasks/broker/redis/wake_up.py`.
+
+A worker also renews a lease every few seconds while it holds messages. What it held goes back to its queue when the
+lease was not renewed within the visibility timeout: that timeout has to be longer than a pause of a worker's main
+process, and not, as with kombu alone, longer than any task and any wait (`cdc_tasks/broker/redis/unacknowledged.py`).
+
+Queues and messages are kombu's own. What workers hold is kept under keys of ours, so that workers with kombu's
+transport on the same database and ours never touch each other's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from queue import Empty
+from time import monotonic
+from typing import Any, Final
+from uuid import uuid4
+
+from kombu.log import get_logger
+from kombu.transport import redis as kombu_redis
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+from redis.exceptions import NoScriptError
+
+from cdc_tasks.broker.redis.liveness import Vigilant
+from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
+from cdc_tasks.broker.redis.wake_up import LOOK_EVERY, Doorbells, Poller
+from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.dead_letters.malformed import (
+    SHAPE_ERRORS,
+    MalformedMessageError,
+    check_envelope,
+    keep_malformed,
+)
+
+__all__ = ["SentinelTransport", "Transport"]
+
+logger = get_logger(__name__)
+
+# KEYS: leases, unacked, its index, the queues in the order in which to look
+# ARGV: the lease, and for each queue whether its messages are acknowledged
+# A message that is none of kombu's is noted too, by a tag that is made up.
+_CLAIM = f"""
+local function address(message)
+    local properties = cjson.decode(message)['properties']
+    local where = properties['delivery_info']
+    local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
+    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key
+end
+if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return false end
+for i = 4, #KEYS do
+    local message = redis.call('RPOP', KEYS[i])
+    if message then
+        local is_kombus, tag, where = pcall(address, message)
+        if ARGV[i - 2] == '1' then
+            local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+            if not is_kombus then tag = '{MADE_UP_TAG}' .. count end
+            redis.call('HSET', KEYS[2], tag, is_kombus and '[' .. message .. ',' .. where .. ']' or message)
+            redis.call('ZADD', KEYS[3], count, tag)
+        end
+        return {{i - 4, message, tag}}
+    end
+end
+return false
+"""
+
+_CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
+
+
+class _ClaimingChannel:
+    """Before kombu's channel in a class's bases: how it takes a message from a queue."""
+
+    QoS: Any = QoS
+    max_connections = 200  # not opened, but allowed: there is one for each queue
+    claimed: str | None = None  # the delivery tag of the message that is being delivered
+    _nothing_there = False  # the last claim found all queues empty
+    _script_is_known = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unacknowledged: set[str] = set()  # queues whose messages nobody acknowledges
+        self.doorbells = Doorbells(self)
+        self.lease = uuid4().hex
+        super().__init__(*args, **kwargs)
+        self.unacked_key = unacked_key(self.lease)
+        self.unacked_index_key = index_key(self.lease)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001
+        if no_ack:
+            self._unacknowledged.add(queue)
+        else:
+            self._unacknowledged.discard(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+
+    def _basic_cancel(self: Any, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        result = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
+        if queue is not None and queue not in self.active_queues:
+            self.doorbells.leave(queue)
+        return result
+
+    def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Send a claim, or, where the last one found nothing, wait until a doorbell rings."""
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        if self._nothing_there and not self.doorbells.is_time_to_look():
+            self.doorbells.wait_at(queues)
+            return
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self._asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
+        self.client.connection.send_command(*self._claim(queues))
+
+    def look_again(self) -> None:
+        """Send a claim the next time: there may be a message now."""
+        self._nothing_there = False
+
+    def _claim(self: Any, queues: list[str]) -> list[Any]:
+        places = [inbox_key(self.lease, queue) for queue in queues]
+        places += [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        keys = [
+            f"{self.global_keyprefix}{key}"
+            for key in (LEASES, self.unacked_key, self.unacked_index_key, *places)
+        ]
+        acknowledged = ["0" if queue in self._unacknowledged else "1" for queue in self._asked]
+        script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
+        return [*script, len(keys), *keys, self.lease, *acknowledged]
+
+    def _brpop_read(self: Any, **_: Any) -> bool:
+        """Read what `_brpop_start` asked for; raises Empty where there is no message."""
+        try:
+            answer = self._read_answer()
+            if answer is None:
+                self._nothing_there = self._script_is_known
+                raise Empty
+            number, content, tag = answer
+            queue = self._asked[number]
+            try:
+                message = self._readable(content)
+            except (MalformedMessageError, *SHAPE_ERRORS) as error:
+                self._put_aside(content, queue, bytes_to_str(tag), reason=str(error))
+                raise Empty from None
+            self._deliver_claimed(queue, message)
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _read_answer(self: Any) -> Any:
+        connection = self.client.connection
+        try:
+            answer = connection.read_response()
+        except NoScriptError:  # Redis has restarted
+            self._script_is_known = False
+            return None
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+        self._script_is_known = True
+        return answer
+
+    def _readable(self: Any, content: bytes) -> dict[str, Any]:
+        message: dict[str, Any] = loads(content)
+        check_envelope(message)
+        self.decode_body(message["body"], message["properties"].get("body_encoding"))
+        return message
+
+    def _put_aside(self: Any, content: bytes, queue: str, tag: str, *, reason: str) -> None:
+        """Keep a message that can't be delivered; where it can't be kept now, it comes again with its lease's end."""
+        try:
+            keep_malformed(content, reason=reason, queue=queue)
+        except CacheAwayError as away:
+            logger.warning("a message that is no task's can't be kept now: %s", away.message)
+            return
+        if queue not in self._unacknowledged:
+            self.qos._remove_from_indices(tag).execute()  # noqa: SLF001  # as kombu's own `ack`
+
+    def _deliver_claimed(self: Any, queue: str, message: dict[str, Any]) -> None:
+        self._queue_cycle.rotate(queue)
+        self.claimed = None if queue in self._unacknowledged else message["properties"]["delivery_tag"]
+        try:
+            self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own does
+        finally:
+            self.claimed = None
+
+    def places(self: Any, message: dict[str, Any], exchange: str, routing_key: str) -> list[str]:
+        """Return the Redis lists that such a message goes to."""
+        priority = self._get_message_priority(message, reverse=False)
+        return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        self.doorbells.forget(connection)
+        super()._on_connection_disconnect(connection)  # type: ignore[misc]
+
+    def _close_clients(self) -> None:
+        self.doorbells.close()
+        super()._close_clients()  # type: ignore[misc]
+
+    def maybe_renew(self: Any) -> None:
+        """Renew what is held; a connection that is broken is healed elsewhere."""
+        try:
+            self.qos.renew()
+        except self.connection_errors:
+            logger.debug("renewing failed, will be tried again", exc_info=True)
+
+
+def _wake_up() -> None:
+    """Do nothing: the event loop then goes through its round, in which an idle worker may look at its queues."""
+
+
+class Channel(_ClaimingChannel, Vigilant, kombu_redis.Channel):
+    """A channel to one Redis."""
+
+
+class SentinelChannel(_ClaimingChannel, Vigilant, kombu_redis.SentinelChannel):
+    """A channel to the Redis that Sentinel names."""
+
+
+class _RenewingTransport:
+    """Before kombu's transport in a class's bases: what a worker does every few seconds."""
+
+    _renewing: Any = None  # timers
+    _looking: Any = None
+    cycle: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self: Any, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        for timer in (self._renewing, self._looking):
+            if timer is not None:
+                timer.cancel()
+        lease = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
+        self._renewing = loop.call_repeatedly(min(lease / 6, 60), self._renew)
+        self._looking = loop.call_repeatedly(LOOK_EVERY, _wake_up)
+
+    def _renew(self: Any) -> None:
+        for channel in list(self.channels):
+            channel.maybe_renew()
+
+
+class Transport(_RenewingTransport, kombu_redis.Transport):
+    """In the place of kombu's `redis://` and `rediss://`."""
+
+    Channel = Channel
+
+
+class SentinelTransport(_RenewingTransport, kombu_redis.SentinelTransport):
+    """In the place of kombu's `sentinel://`."""
+
+    Channel = SentinelChannel

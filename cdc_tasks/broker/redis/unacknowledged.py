@@ -1,0 +1,263 @@
+"""What a worker holds of a Redis broker's messages, and how that of a worker that is gone comes back.
+
+Each channel that takes messages has a lease of its own, and under its name what it holds: `cdc:unacked:NAME` with the
+messages by their delivery tags, and `cdc:unacked_index:NAME` with the tags in the order in which they were taken.
+`cdc:leases` has a counter for each lease, which goes up with every message taken, and every few seconds while the
+channel holds some.
+Where a channel waits for messages it has an inbox, `cdc:inbox:NAME:QUEUE`, with a lease of its own, `NAME QUEUE`, which
+goes up right before each wait: a message cannot come into an inbox that nobody knows. What ends in order leaves the
+leases of its inboxes for others to end, since a message may still be on its way there.
+The keys of kombu's own transport (`unacked`, …) belong to other people's workers, and are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import redis
+from kombu.log import get_logger
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+
+from cdc_tasks.broker.redis.leases import Lease, Observer
+from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.dead_letters.malformed import SHAPE_ERRORS, keep_malformed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["LEASES", "MADE_UP_TAG", "QoS", "index_key", "unacked_key"]
+
+LEASES: Final = "cdc:leases"
+MADE_UP_TAG: Final = "malformed-"  # how the tag of a message begins that is none of kombu's
+_AT_ONCE: Final = 1000  # messages in a command
+_KEPT: Final = 300  # seconds that half a sweep is kept, whose worker died
+
+logger = get_logger(__name__)
+
+# Moves what is in a list to the consumers' end of a queue, the oldest to the front.
+_MOVE = """
+local function move(from, to)
+    local number = redis.call('LLEN', from)
+    for start = 0, number - 1, 500 do
+        redis.call('RPUSH', to, unpack(redis.call('LRANGE', from, start, start + 499)))
+    end
+    redis.call('DEL', from)
+    return number
+end
+"""
+
+# KEYS: leases, unacked, its index, then pairs of a list and its queue: first the inboxes, whose messages are newer than
+# what was taken, then the lists of what goes back
+# ARGV: the lease, its counter as it was seen, how many messages it held then, the place of the first list after the
+# inboxes
+# A script that fails has done a part: so what could fail is looked at before.
+_GIVE_BACK = f"""{_MOVE}
+local function refuse(answer)
+    for i = tonumber(ARGV[4]), #KEYS, 2 do redis.call('DEL', KEYS[i]) end
+    return answer
+end
+local same = redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] and redis.call('ZCARD', KEYS[3]) == tonumber(ARGV[3])
+if not same then return refuse(0) end
+for i = 5, #KEYS, 2 do
+    local kind = redis.call('TYPE', KEYS[i]).ok
+    if kind ~= 'list' and kind ~= 'none' then
+        return refuse(redis.error_reply('WRONGTYPE of ' .. KEYS[i] .. ': ' .. kind))
+    end
+end
+for i = 4, #KEYS, 2 do move(KEYS[i], KEYS[i + 1]) end
+redis.call('DEL', KEYS[2], KEYS[3])
+redis.call('HDEL', KEYS[1], ARGV[1])
+return 1
+"""
+
+# KEYS: an inbox, its queue, leases; ARGV: the inbox's lease, its counter as it was seen, or nothing, if it is to go on
+_EMPTY_INBOX = f"""{_MOVE}
+if ARGV[2] ~= '' then
+    if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 0 end
+    redis.call('HDEL', KEYS[3], ARGV[1])
+end
+return move(KEYS[1], KEYS[2])
+"""
+
+
+def unacked_key(lease: str) -> str:
+    """Return the key of the hash with what is held under this lease, by delivery tags."""
+    return f"cdc:unacked:{lease}"
+
+
+def index_key(lease: str) -> str:
+    """Return the key of the sorted set with the delivery tags, in the order in which they were taken."""
+    return f"cdc:unacked_index:{lease}"
+
+
+def inbox_key(lease: str, queue: str) -> str:
+    """Return the key of the list into which a message of this queue comes while its worker waits for one."""
+    return f"cdc:inbox:{lease}:{queue}"
+
+
+def inbox_lease(lease: str, queue: str) -> str:
+    """Return the name of an inbox's own lease."""
+    return f"{lease} {queue}"
+
+
+class QoS(kombu_redis.QoS):
+    """What a worker holds."""
+
+    channel: Any  # the stubs know public things only
+    _delivered: Any
+    _dirty: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._swept_at = float("-inf")
+        interval = self.channel.unacked_restore_interval
+        self._observer = Observer(timeout=self.visibility_timeout, longest_step=2 * interval)
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a message as held; one that was claimed is in `unacked` already."""
+        if delivery_tag == self.channel.claimed:
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+            self._count_up()
+
+    def renew(self) -> None:
+        """Say that this worker still holds what it holds."""
+        if len(self._delivered) > len(self._dirty):
+            self._count_up()
+
+    def empty_inbox(self, queue: str) -> None:
+        """Give a message back that came when there was no room for it any more, or nobody asks for it."""
+        lease = self.channel.lease
+        self._run(_EMPTY_INBOX, [inbox_key(lease, queue), queue, LEASES], [inbox_lease(lease, queue), ""])
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give back what came into the inboxes too, at the end."""
+        self.channel.doorbells.close()
+        super().restore_unacked_once(stderr)
+        try:
+            for queue in self.channel.doorbells.inboxes:
+                self.empty_inbox(queue)
+        except (redis.RedisError, OSError, AttributeError) as error:
+            logger.debug("Redis is away; what is in an inbox comes back in a while (%r)", error)
+
+    def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002  # kombu's signature
+        """Give back what is held. Where Redis is away, it comes back when the lease has expired."""
+        try:
+            counter = self._redis().hget(self._prefixed(LEASES), self.channel.lease)
+            if counter is not None:
+                self._give_back(Lease(self.channel.lease, int(counter)), ())
+        # The last one of them: kombu has no connection any more.
+        except (redis.RedisError, OSError, AttributeError) as error:
+            logger.warning("Redis is away; what this worker held comes back in a while (%r)", error)
+        self._delivered.clear()
+
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:  # noqa: ARG002
+        """Give back what workers held that are gone; any worker does it for all."""
+        now = monotonic()
+        if now - self._swept_at < self.channel.unacked_restore_interval:
+            return
+        self._swept_at = now
+        found: dict[Any, Any] = self._redis().hgetall(self._prefixed(LEASES))
+        counters = {bytes_to_str(name): int(counter) for name, counter in found.items()}
+        counters.pop(self.channel.lease, None)
+        for lease in self._observer.expired(counters, now):
+            try:
+                self._restore_expired(lease, counters)
+            except CacheAwayError as away:
+                logger.warning("a message that is no task's can't be kept now: %s", away.message)
+            except redis.ResponseError as error:  # the other leases' messages come back all the same
+                logger.warning("what a dead worker held can't go back now: %s", error)
+
+    def _restore_expired(self, lease: Lease, counters: Iterable[str]) -> None:
+        name, _, queue = lease.name.partition(" ")
+        if queue:
+            keys = [inbox_key(name, queue), queue, LEASES]
+            number = int(self._run(_EMPTY_INBOX, keys, [lease.name, lease.counter]))
+        else:
+            inboxes = [other[len(name) + 1 :] for other in counters if other.startswith(f"{name} ")]
+            number = self._give_back(lease, inboxes)
+        if number:
+            logger.warning("a worker is gone; %d of its tasks are back in their queues", number)
+
+    def _give_back(self, lease: Lease, inboxes: Iterable[str]) -> int:
+        """Put what is held under a lease back, the oldest first in its queue, if the lease is still as it was seen."""
+        tags = self._redis().zrevrange(self._prefixed(index_key(lease.name)), 0, -1)
+        lists: dict[str, str] = {}  # by queue: what goes back to it
+        own = uuid4().hex
+        for queue, messages in self._by_queue(lease, tags):
+            place = lists.setdefault(queue, f"cdc:restoring:{own}:{len(lists)}")
+            pipe = self._redis().pipeline(transaction=False)
+            pipe.rpush(self._prefixed(place), *messages)
+            pipe.expire(self._prefixed(place), _KEPT)
+            pipe.execute()
+        keys = [LEASES, unacked_key(lease.name), index_key(lease.name)]
+        keys += [key for queue in inboxes for key in (inbox_key(lease.name, queue), queue)]
+        first_list = len(keys) + 1
+        keys += [key for queue, place in lists.items() for key in (place, queue)]
+        arguments = [lease.name, lease.counter, len(tags), first_list]
+        return len(tags) if self._run(_GIVE_BACK, keys, arguments) else 0
+
+    def _by_queue(self, lease: Lease, tags: list[Any]) -> Iterator[tuple[str, list[str]]]:
+        """Yield queues with messages as they go back there, the newest first."""
+        for start in range(0, len(tags), _AT_ONCE):
+            part = tags[start : start + _AT_ONCE]
+            found: dict[str, list[str]] = {}
+            messages = self._redis().hmget(self._prefixed(unacked_key(lease.name)), part)
+            for tag, held in zip(part, messages, strict=True):
+                if held is None:
+                    continue
+                for queue, message in self._restored(tag, held):
+                    found.setdefault(queue, []).append(message)
+            yield from found.items()
+
+    def _restored(self, tag: bytes | str, held: bytes | str) -> list[tuple[str, str]]:
+        """Return where a message goes back to, and what it is there; one that can't be read is kept elsewhere."""
+        try:
+            message, exchange, routing_key = loads(held)
+            message["headers"]["redelivered"] = True
+            message["properties"]["delivery_info"]["redelivered"] = True
+            text = dumps(message)
+            places = self.channel.places(message, exchange, routing_key)
+        except SHAPE_ERRORS as error:
+            keep_malformed(_as_it_came(tag, held), reason=repr(error))
+            return []
+        if not places:  # kombu would drop it
+            keep_malformed(
+                _as_it_came(tag, held),
+                reason=f"No queue is bound to {exchange!r} with {routing_key!r} any more.",
+            )
+        return [(queue, text) for queue in places]
+
+    def _count_up(self) -> None:
+        self._redis().hincrby(self._prefixed(LEASES), self.channel.lease, 1)
+
+    def _redis(self) -> redis.Redis:
+        # Not the channel's own client, which would put the prefix before the first key alone.
+        return redis.Redis(connection_pool=self.channel.pool)
+
+    def _prefixed(self, key: str) -> str:
+        return f"{self.channel.global_keyprefix}{key}"
+
+    def _run(self, script: str, keys: Iterable[str], arguments: Iterable[Any]) -> Any:
+        return self._redis().register_script(script)(
+            keys=[self._prefixed(key) for key in keys], args=list(arguments)
+        )
+
+
+def _as_it_came(tag: bytes | str, held: bytes | str) -> bytes | str:
+    """Return a message without the address that the claim put behind it: `[message,exchange,routing key]`."""
+    if bytes_to_str(tag).startswith(MADE_UP_TAG):
+        return held
+    text = held if isinstance(held, str) else held.decode(errors="surrogateescape")
+    try:
+        end = json.JSONDecoder().raw_decode(text, 1)[1]
+    except SHAPE_ERRORS:  # it is too deeply nested to be read
+        return held
+    return text[1:end].encode(errors="surrogateescape")

@@ -1,0 +1,215 @@
+"""What a person does by hand: keys, accounts, the cache, the sample tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from cdc_tasks import logs
+from cdc_tasks.cli import dead_letters as dead_letter_commands
+from cdc_tasks.errors import CDCError
+
+__all__ = ["cli", "main"]
+
+cli = typer.Typer(
+    name="python -m cdc_tasks",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
+    help=__doc__,
+)
+cli.add_typer(dead_letter_commands.cli, name="dead-letters")
+
+
+@cli.command("new-key")
+def new_key() -> None:
+    """Print a fresh key for CDC_SECRET_KEY."""
+    from cdc_tasks.notify import vault
+
+    print(vault.new_key())  # noqa: T201  # its output is what it is for
+
+
+@cli.command("rotate-key")
+def rotate_key() -> None:
+    """Seal every account's secret with the first key of CDC_SECRET_KEY; after that the others may go."""
+    from cdc_tasks import db
+    from cdc_tasks.notify import accounts
+
+    with db.session() as session:
+        _say(f"{accounts.reseal_all(session)} secrets sealed with the first key of CDC_SECRET_KEY.")
+
+
+@cli.command("connect-account")
+def connect_account(
+    email: Annotated[str, typer.Argument(help="The user's e-mail address, as in the table users.")],
+    service: Annotated[str, typer.Argument(help="slack or teams.")],
+    address: Annotated[
+        str | None, typer.Option(help="Slack: a channel or user id; without it the user is found by e-mail.")
+    ] = None,
+) -> None:
+    """Add an account for messages. Its token or webhook URL is asked for, or read from standard input."""
+    from cdc_tasks import db
+    from cdc_tasks.notify import accounts
+
+    _load_tasks()
+    label = "Webhook URL" if service == "teams" else "Token"
+    secret = typer.prompt(label, hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+    with db.session() as session:
+        account_id = accounts.connect(
+            session, email=email, service=service, address=address, secret=SecretStr(secret.strip())
+        )
+    _say(f"Account {account_id} connected: {email} on {service}.")
+
+
+@cli.command("accounts")
+def list_accounts() -> None:
+    """List the connected accounts, without their secrets."""
+    from sqlalchemy import select
+
+    from cdc_tasks import db
+    from cdc_tasks.notify.models import ConnectedAccount
+
+    table = Table("id", "user", "service", "address", "active")
+    with db.session() as session:
+        for account in session.scalars(select(ConnectedAccount).order_by(ConnectedAccount.id)):
+            active = "yes" if account.is_active else "no"
+            table.add_row(str(account.id), account.user.email, account.service, account.address or "", active)
+    Console().print(table)
+
+
+@cli.command("preferences")
+def set_preferences(
+    email: Annotated[str, typer.Argument(help="The user's e-mail address, as in the table users.")],
+    *,
+    mute: Annotated[
+        list[str] | None, typer.Option(help="A kind of message not to send; repeat it for more.")
+    ] = None,
+    unmute: Annotated[list[str] | None, typer.Option(help="A kind to send again.")] = None,
+    manager_copies: Annotated[
+        bool | None,
+        typer.Option(help='The "Manager:" messages about the tickets of others.', show_default="as it is"),
+    ] = None,
+    quiet: Annotated[
+        str | None,
+        typer.Option(help="Quiet hours, such as 22:00-07:00, after which waiting messages are sent; `none`."),
+    ] = None,
+    time_zone: Annotated[str | None, typer.Option(help="Of the quiet hours, such as Europe/Berlin.")] = None,
+) -> None:
+    """Show or set what a user wants to hear of, and when."""
+    from cdc_tasks import db
+    from cdc_tasks.notify import preferences
+
+    _load_tasks()
+    wishes = preferences.Wishes(
+        mute=mute or [], unmute=unmute or [], manager_copies=manager_copies, quiet=quiet, time_zone=time_zone
+    )
+    with db.session() as session:
+        _say(preferences.change(session, email, wishes))
+
+
+@cli.command("health")
+def health(
+    *,
+    worker: Annotated[
+        str | None,
+        typer.Option(help="Its name, as `celery status` has it.", show_default="the one on this machine"),
+    ] = None,
+    any_worker: Annotated[bool, typer.Option("--any", help="Whichever worker is first to answer.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=1)] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Send a task through the broker and the worker, and wait for its answer. Exit status 1 if none comes."""
+    from cdc_tasks.worker import health
+
+    _load_tasks()
+    found = health.check(None if any_worker else worker or health.own_worker(), timeout=timeout)
+    if as_json:
+        print(json.dumps(asdict(found)))  # noqa: T201  # its output is what it is for
+        return
+    _say(f"{found.worker} answered after {found.milliseconds} ms.")
+    if found.dead_letters:
+        _say(f"{found.dead_letters} dead letters: python -m cdc_tasks dead-letters list")
+    if found.parked:
+        _say(f"{found.parked} changes that no route could take: python -m listener parked list")
+
+
+@cli.command("refresh-cache")
+def refresh_cache(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Master tables.", show_default="all of them")
+    ] = None,
+) -> None:
+    """Refresh the master cache here and now, without a worker."""
+    from cdc_tasks import master_cache
+
+    _load_tasks()
+    for table in tables or master_cache.TABLE_TO_CACHE_KEYS:
+        _say(master_cache.refresh(table))
+
+
+@cli.command("give-back-unacked")
+def give_back_unacked() -> None:
+    """Put back what a dead worker of version 0.1, or one with kombu's own transport, held of our queues (Redis).
+
+    Stop such workers first, with SIGTERM: what one that lives holds would run a second time.
+    """
+    import redis
+
+    from cdc_tasks.broker import neighbours
+    from cdc_tasks.celery import app
+
+    with app.connection_for_write() as connection:
+        if connection.transport.driver_type != "redis":
+            _say("The broker is not Redis: it gives back what a dead worker held by itself.")
+            return
+        channel: Any = connection.default_channel
+        number = neighbours.give_back(
+            redis.Redis(connection_pool=channel.pool), app.amqp.queues, prefix=channel.global_keyprefix
+        )
+    _say(f"{number} messages are back in their queues.")
+
+
+@cli.command("schema")
+def schema(database: Annotated[Literal["postgresql", "mysql"], typer.Argument()] = "postgresql") -> None:
+    """Print the sample help desk's tables as SQL."""
+    from cdc_tasks.helpdesk.schema import sql
+
+    print(sql(database), end="")  # noqa: T201  # its output is what it is for
+
+
+@cli.command("create-schema")
+def create_schema() -> None:
+    """Make the sample help desk's tables in DATABASE_URL, as far as they are missing."""
+    from cdc_tasks import db
+    from cdc_tasks.helpdesk.schema import create
+
+    create(db.engine())
+    _say("The sample tables are there.")
+
+
+def main() -> None:
+    """Run a command; an error of ours is told without a traceback, and ends with status 1."""
+    logs.configure(level="warning")
+    try:
+        cli()
+    except CDCError as error:
+        Console(stderr=True, soft_wrap=True).print(f"{error}", style="red", markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
+def _load_tasks() -> None:
+    """Import what a worker imports: your own services and cache keys come with CDC_TASK_MODULES."""
+    from cdc_tasks.celery import app
+
+    app.loader.import_default_modules()
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)

@@ -1,0 +1,165 @@
+"""Tasks that gave up: list them, look at them, replay or drop them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from cdc_tasks.dead_letters.store import DeadLetter
+
+__all__ = ["cli"]
+
+cli = typer.Typer(help=__doc__, no_args_is_help=True)
+
+_MOMENTS = ["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"]
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Those with these ids.")]
+OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task; * for any letters.")]
+Since = Annotated[
+    datetime | None, typer.Option(formats=_MOMENTS, help="Only what failed then or later (UTC).")
+]
+Until = Annotated[datetime | None, typer.Option(formats=_MOMENTS, help="Only what failed before (UTC).")]
+All = Annotated[bool, typer.Option("--all", help="All of them.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+@cli.command("list")
+def list_letters(
+    *, task: OfTask = None, since: Since = None, until: Until = None, as_json: AsJSON = False
+) -> None:
+    """List what gave up, the oldest first, and say how many changes no route could take."""
+    found = _matching(task, since, until)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))  # noqa: T201  # the command's result
+        return
+    table = Table("id", "failed at", "task", "tries", "error", box=None, pad_edge=False)
+    for each in found:
+        row = (
+            each.id,
+            each.failed_at[:19],
+            each.task,
+            str(len(each.attempts) + 1),
+            each.error.split("\n")[0],
+        )
+        table.add_row(*map(escape, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a pipe or a file: nobody's window to fit into
+    console.print(table)
+    _say_parked()
+
+
+@cli.command()
+def show(letter_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Show one as JSON: its message, its error with the traceback, and its earlier tries."""
+    from cdc_tasks.dead_letters import store as dead_letters
+
+    print(json.dumps(asdict(dead_letters.get(letter_id)), indent=2))  # noqa: T201  # the command's result
+
+
+@cli.command()
+def replay(
+    ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
+) -> None:
+    """Send them again, with the ids that they had: what was sent to somebody before is not sent twice."""
+    from cdc_tasks.celery import app
+    from cdc_tasks.dead_letters import store as dead_letters
+
+    for letter in _chosen(ids, task, since, until, everything=everything):
+        if letter.raw is not None:
+            typer.echo(f"{letter.id}: not sent, it is no task's message: show it, and drop it", err=True)
+            continue
+        _send(app, letter)
+        dead_letters.forget(letter)  # behind the sending: rather twice with one id than never
+        typer.echo(f"{letter.id}: sent to {letter.task}")
+
+
+@cli.command()
+def drop(
+    ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
+) -> None:
+    """Throw them away for good."""
+    from cdc_tasks.dead_letters import store as dead_letters
+
+    for letter in _chosen(ids, task, since, until, everything=everything):
+        dropped = dead_letters.forget(letter)
+        typer.echo(f"{letter.id}: {'dropped' if dropped else 'has failed again meanwhile, and stays'}")
+
+
+def _send(app: Any, letter: DeadLetter) -> None:
+    from cdc_tasks.dead_letters.store import ATTEMPTS
+    from cdc_tasks.worker.argsrepr import described
+
+    where = {"queue": letter.queue} if letter.queue in app.amqp.queues else {}
+    failed = {"at": letter.failed_at, "error": letter.error, "replayed": _now()}
+    app.send_task(
+        letter.task,
+        args=letter.args,
+        kwargs=letter.kwargs,
+        task_id=letter.id,
+        argsrepr=described(letter.args),
+        kwargsrepr=described(letter.kwargs),
+        headers={ATTEMPTS: [*letter.attempts, failed]},
+        **where,
+        **letter.options,
+    )
+
+
+def _chosen(
+    ids: Sequence[str] | None,
+    task: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    everything: bool,
+) -> list[DeadLetter]:
+    from cdc_tasks.dead_letters import store as dead_letters
+
+    if ids:
+        return [dead_letters.get(letter_id) for letter_id in ids]
+    if not (task or since or until or everything):
+        raise typer.BadParameter("name some ids, --task, --since or --until, or say --all")
+    return _matching(task, since, until)
+
+
+def _matching(task: str | None, since: datetime | None, until: datetime | None) -> list[DeadLetter]:
+    from cdc_tasks.dead_letters import store as dead_letters
+
+    found = [
+        each
+        for each in dead_letters.every()
+        if (task is None or fnmatch(each.task, task))
+        and (since is None or datetime.fromisoformat(each.failed_at) >= _in_utc(since))
+        and (until is None or datetime.fromisoformat(each.failed_at) < _in_utc(until))
+    ]
+    return sorted(found, key=lambda each: (each.failed_at, each.id))
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _say_parked() -> None:
+    """Tell of changes that no route could take: the listener stores those, beside its checkpoint."""
+    from cdc_tasks.worker import parked
+
+    for name, number in parked.counts().items():
+        typer.echo(
+            f"Beside these, {number} changes that a route could not take: "
+            f"CDC_NAME={name} python -m listener parked list",
+            err=True,
+        )

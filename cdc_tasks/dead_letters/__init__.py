@@ -1,0 +1,1 @@
+"""Messages that nobody could process, kept until a person replays or drops them."""

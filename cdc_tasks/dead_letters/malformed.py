@@ -1,0 +1,177 @@
+"""Messages that are no task: kept as dead letters, so that neither the worker ends nor the message is lost.
+
+Anyone who can write to the broker can send them. Celery would drop some, with their content in the log, and end at
+others; then the message goes back to its queue, and the next worker ends too.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+from celery.utils.time import maybe_iso8601
+
+from cdc_tasks.broker.delivery_marks import without_marks
+from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.errors import CDCError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "SHAPE_ERRORS",
+    "MalformedMessageError",
+    "check_body",
+    "check_envelope",
+    "check_headers",
+    "check_mapping",
+    "keep_malformed",
+]
+
+# What code raises that is given something of another shape than it expects.
+SHAPE_ERRORS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_TASK: Final = "malformed message"
+
+
+class MalformedMessageError(CDCError):
+    """This is not a task's message."""
+
+
+def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -> None:
+    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAwayError.
+
+    A worker may die between this and its acknowledgement: a message that is delivered again has the same letter.
+    """
+    content = raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw
+    dead_letters.keep(
+        dead_letters.DeadLetter(
+            id=f"malformed-{sha256(_identity(content)).hexdigest()[:16]}",
+            task=_TASK,
+            args=[],
+            kwargs={},
+            queue=queue,
+            error=f"{MalformedMessageError.__name__}: {reason}",
+            traceback="",
+            failed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            worker=None,
+            raw=b64encode(content).decode(),
+        )
+    )
+
+
+def _identity(content: bytes) -> bytes:
+    """Return what is the same in each delivery of a message."""
+    try:
+        message = json.loads(content)
+        if not isinstance(message, dict):
+            return content
+        for holder, name in ((message, "headers"), (message.get("properties"), "delivery_info")):
+            if isinstance(holder, dict) and isinstance(holder.get(name), dict):
+                holder[name] = without_marks(holder[name])
+        return json.dumps(message, sort_keys=True).encode()
+    except SHAPE_ERRORS:
+        return content
+
+
+def check_envelope(message: Any) -> None:
+    """Raise MalformedMessageError where kombu's Redis transport could not deliver this."""
+    _expect(message, "the message", Mapping)
+    _expect(message.get("headers"), "headers", Mapping)
+    properties = _expect(message.get("properties"), "properties", Mapping)
+    _expect(properties.get("delivery_tag"), "delivery_tag", str)
+    where = _expect(properties.get("delivery_info"), "delivery_info", Mapping)
+    for name in ("exchange", "routing_key"):
+        _expect(where.get(name), name, str)
+    _expect(message.get("body"), "body", str)
+    priority = where.get("priority", properties.get("priority"))
+    if priority is not None:
+        _expect(priority, "priority", int)
+
+
+def check_headers(headers: Mapping[str, Any]) -> None:
+    """Raise MalformedMessageError where Celery's worker would end at these headers of a task (protocol 2)."""
+    for name in ("id", "task"):
+        _expect(headers.get(name), name, str)
+    for name, check in _HEADERS.items():
+        if headers.get(name) is not None:
+            check(name, headers[name])
+
+
+def check_mapping(headers: Any) -> Mapping[str, Any]:
+    """Return headers that are a mapping; raises MalformedMessageError."""
+    found: Mapping[str, Any] = _expect(headers, "headers", Mapping)
+    return found
+
+
+def check_body(body: Any) -> None:
+    """Raise MalformedMessageError unless it is a list of arguments, keywords and what else Celery sends along."""
+    parts = _expect(body, "the body", Sequence)
+    if len(parts) != 3:
+        raise MalformedMessageError(f"The body has {len(parts)} parts instead of 3.")
+    arguments, keywords, embedded = parts
+    _expect(arguments, "the arguments", Sequence)
+    _expect(keywords, "the keywords", Mapping)
+    if embedded is not None:
+        _expect(embedded, "the third part of the body", Mapping)
+
+
+def _expect(value: Any, name: str, kind: type) -> Any:
+    is_text_for_a_list = kind is Sequence and isinstance(value, str | bytes)
+    if not isinstance(value, kind) or is_text_for_a_list or (kind is int and isinstance(value, bool)):
+        raise MalformedMessageError(f"{name} is {type(value).__name__} instead of {kind.__name__}.")
+    return value
+
+
+def _is_text(name: str, value: Any) -> None:
+    _expect(value, name, str)
+
+
+def _is_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise MalformedMessageError(f"{name} is not a number of seconds or of tries.")
+
+
+def _are_limits(name: str, value: Any) -> None:
+    if len(_expect(value, name, Sequence)) != 2:
+        raise MalformedMessageError(f"{name} has not two parts.")
+    for each in value:
+        if each is not None:
+            _is_number(name, each)
+
+
+def _is_time(name: str, value: Any) -> None:
+    try:
+        maybe_iso8601(value)
+    except SHAPE_ERRORS:
+        raise MalformedMessageError(f"{name} is no time.") from None
+
+
+def _is_mapping(name: str, value: Any) -> None:
+    _expect(value, name, Mapping)
+
+
+def _is_list(name: str, value: Any) -> None:
+    _expect(value, name, Sequence)
+
+
+_HEADERS: Final[dict[str, Callable[[str, Any], None]]] = {
+    "argsrepr": _is_text,
+    "eta": _is_time,
+    "expires": _is_time,
+    "group": _is_text,
+    "group_index": _is_number,
+    "kwargsrepr": _is_text,
+    "lang": _is_text,
+    "origin": _is_text,
+    "parent_id": _is_text,
+    "retries": _is_number,
+    "root_id": _is_text,
+    "shadow": _is_text,
+    "stamped_headers": _is_list,
+    "stamps": _is_mapping,
+    "timelimit": _are_limits,
+}

@@ -1,0 +1,29 @@
+"""The help desk's own tables, as far as the tasks read them: the real ones may have more columns."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from cdc_tasks.notify.models import Base, User
+
+__all__ = ["Ticket"]
+
+
+class Ticket(Base):
+    """One thing to be done for somebody."""
+
+    __tablename__ = "tickets"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    status: Mapped[str | None]
+    priority: Mapped[str | None]
+    assigned_to_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    created_by_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    created_at: Mapped[datetime | None]
+
+    assigned_to: Mapped[User | None] = relationship(foreign_keys=[assigned_to_id], lazy="joined")
+    created_by: Mapped[User | None] = relationship(foreign_keys=[created_by_id], lazy="joined")

@@ -1,0 +1,76 @@
+"""Connected accounts: where a person wants messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.orm import lazyload
+
+from cdc_tasks.errors import CDCError
+from cdc_tasks.notify import vault
+from cdc_tasks.notify.models import ConnectedAccount, User
+from cdc_tasks.notify.services import Recipient, adapter_for
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+    from sqlalchemy.orm import Session
+
+__all__ = ["connect", "ids_for_user", "load", "reseal_all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """An account that can be sent to."""
+
+    id: int
+    user_id: int
+    service: str
+    recipient: Recipient
+
+
+class UnknownUserError(CDCError):
+    """There is no such user."""
+
+
+def ids_for_user(session: Session, user_id: int) -> list[int]:
+    """Return the user's active accounts, oldest first."""
+    query = select(ConnectedAccount.id).where(
+        ConnectedAccount.user_id == user_id, ConnectedAccount.is_active.is_(True)
+    )
+    return list(session.scalars(query.order_by(ConnectedAccount.id)))
+
+
+def load(session: Session, account_id: int) -> Account | None:
+    """Return the account, its secret opened; None where it is gone or switched off. Raises VaultError."""
+    row = session.get(ConnectedAccount, account_id)
+    if row is None or not row.is_active:
+        return None
+    secret = vault.open_sealed(row.secret)
+    recipient = Recipient(address=row.address, secret=secret, email=row.user.email)
+    return Account(id=row.id, user_id=row.user_id, service=row.service, recipient=recipient)
+
+
+def connect(session: Session, *, email: str, service: str, address: str | None, secret: SecretStr) -> int:
+    """Add an account, its secret sealed, and return its id; raises UnknownUserError and RefusedError."""
+    user = session.scalar(select(User).where(User.email == email))
+    if user is None:
+        raise UnknownUserError(f"No user has the e-mail address {email}.")
+    adapter_for(service).check(Recipient(address=address, secret=secret, email=email))
+    account = ConnectedAccount(
+        user_id=user.id, service=service, address=address, secret=vault.seal(secret), is_active=True
+    )
+    session.add(account)
+    session.commit()
+    return account.id
+
+
+def reseal_all(session: Session) -> int:
+    """Seal every secret with the first key of CDC_SECRET_KEY; returns how many. Raises VaultError."""
+    query = select(ConnectedAccount).options(lazyload(ConnectedAccount.user)).with_for_update()
+    accounts = session.scalars(query).all()
+    for account in accounts:
+        account.secret = vault.reseal(account.secret)
+    session.commit()
+    return len(accounts)

@@ -1,0 +1,161 @@
+"""What a person wants to hear of, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+import structlog
+from sqlalchemy import select
+
+from cdc_tasks.errors import CDCError
+from cdc_tasks.notify import messages
+from cdc_tasks.notify.accounts import UnknownUserError
+from cdc_tasks.notify.models import NotificationPreferences, User
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    from sqlalchemy.orm import Session
+
+__all__ = ["Preferences", "Wishes", "change", "of_user"]
+
+log = structlog.get_logger()
+
+_OF_MANAGERS = "manager_"  # how their kinds begin
+
+
+class BadPreferenceError(CDCError):
+    """This cannot be wished for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preferences:
+    """One person's; by default everything, at any time."""
+
+    muted_kinds: frozenset[str] = frozenset()
+    manager_copies: bool = True
+    quiet_from: time | None = None
+    quiet_until: time | None = None
+    time_zone: tzinfo = UTC
+
+    def says_no_to(self, kind: str) -> str | None:
+        """Return the reason why a message of this kind is not sent, or None."""
+        if kind in self.muted_kinds:
+            return "the user has muted these"
+        if kind.startswith(_OF_MANAGERS) and not self.manager_copies:
+            return "the user wants no copies for managers"
+        return None
+
+    def quiet_for(self, now: datetime) -> float:
+        """Return for how many seconds more it is quiet; 0: it is not. Both times equal: never quiet."""
+        begin, end = self.quiet_from, self.quiet_until
+        if begin is None or end is None:
+            return 0
+        here = now.astimezone(self.time_zone)
+        clock = here.time()
+        is_quiet = begin <= clock < end if begin <= end else clock >= begin or clock < end
+        if not is_quiet:
+            return 0
+        ends = here.replace(hour=end.hour, minute=end.minute, second=end.second, microsecond=end.microsecond)
+        if ends <= here:
+            ends += timedelta(days=1)
+        return (ends.astimezone(UTC) - now).total_seconds()  # in UTC: the clock may be changed meanwhile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What to change; None: leave it."""
+
+    mute: list[str] = field(default_factory=list)
+    unmute: list[str] = field(default_factory=list)
+    manager_copies: bool | None = None
+    quiet: str | None = None  # 22:00-07:00, or none
+    time_zone: str | None = None
+
+
+def of_user(session: Session, user_id: int) -> Preferences:
+    """Read a person's preferences."""
+    row = session.get(NotificationPreferences, user_id)
+    if row is None:
+        return Preferences()
+    return Preferences(
+        muted_kinds=frozenset(_words(row.muted_kinds)),
+        manager_copies=row.manager_copies,
+        quiet_from=row.quiet_from,
+        quiet_until=row.quiet_until,
+        time_zone=_zone(row),
+    )
+
+
+def change(session: Session, email: str, wishes: Wishes) -> str:
+    """Store what is wished for, and tell what holds now; raises UnknownUserError and BadPreferenceError."""
+    user = session.scalar(select(User).where(User.email == email))
+    if user is None:
+        raise UnknownUserError(f"No user has the e-mail address {email}.")
+    row = session.get(NotificationPreferences, user.id)
+    if row is None:
+        row = NotificationPreferences(user_id=user.id, muted_kinds="", manager_copies=True, time_zone="UTC")
+        session.add(row)
+    _apply(row, wishes)
+    session.commit()
+    return _told(email, row)
+
+
+def _apply(row: NotificationPreferences, wishes: Wishes) -> None:
+    unknown = sorted({*wishes.mute, *wishes.unmute} - set(messages.kinds()))
+    if unknown:
+        raise BadPreferenceError(
+            f"There is no kind {unknown[0]!r}; there are: {', '.join(messages.kinds())}."
+        )
+    row.muted_kinds = ",".join(sorted({*_words(row.muted_kinds), *wishes.mute} - {*wishes.unmute}))
+    if wishes.manager_copies is not None:
+        row.manager_copies = wishes.manager_copies
+    if wishes.quiet is not None:
+        row.quiet_from, row.quiet_until = _hours(wishes.quiet)
+    if wishes.time_zone is not None:
+        row.time_zone = wishes.time_zone
+        if _zone_named(wishes.time_zone) is None:
+            raise BadPreferenceError(
+                f"There is no time zone {wishes.time_zone!r}.", hint="such as Europe/Berlin"
+            )
+
+
+def _hours(text: str) -> tuple[time | None, time | None]:
+    if text == "none":
+        return None, None
+    begin, _, end = text.partition("-")
+    try:
+        return time.fromisoformat(begin.strip()), time.fromisoformat(end.strip())
+    except ValueError:
+        raise BadPreferenceError(
+            f"{text!r} are no hours.", hint="--quiet 22:00-07:00, or --quiet none"
+        ) from None
+
+
+def _told(email: str, row: NotificationPreferences) -> str:
+    quiet = f"{row.quiet_from:%H:%M} to {row.quiet_until:%H:%M} {row.time_zone}" if row.quiet_from else "none"
+    return (
+        f"{email}: muted: {row.muted_kinds or 'nothing'}; copies for managers: "
+        f"{'yes' if row.manager_copies else 'no'}; quiet hours: {quiet}."
+    )
+
+
+def _zone(row: NotificationPreferences) -> tzinfo:
+    found = _zone_named(row.time_zone)
+    if found is None:
+        log.warning("unknown_time_zone", user_id=row.user_id, time_zone=row.time_zone, taken="UTC")
+    return found or UTC
+
+
+def _zone_named(name: str) -> ZoneInfo | None:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # what it raises for what is not there, not a name, a directory
+        return None
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,324 @@
+"""Which change fires which task: pure, no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from kombu.utils.json import dumps
+
+from cdc_tasks.changes import Change, EventType
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.predicates import When, became, changed
+
+__all__ = [
+    "BinlogRouter",
+    "Call",
+    "EventType",
+    "Origin",
+    "Parked",
+    "Route",
+    "RouteError",
+    "RouteIndex",
+    "became",
+    "changed",
+]
+
+_EVERY_EVENT: Final = frozenset(EventType) - {EventType.ALL}
+
+Args = Callable[[Change], Sequence[Any]]
+
+
+class RouteError(CDCError):
+    """A route cannot be registered as it is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Changes of some tables that fire one task."""
+
+    schema: str  # a name, or a glob
+    table: str  # a name, or a glob
+    events: frozenset[EventType]
+    task: str
+    when: When | None = field(hash=False)  # a user's object, which may have no hash
+    args: Args | None = field(hash=False)  # None: the change itself is the task's one argument
+    columns: tuple[str, ...] | None  # None: all
+    queue: str | None  # None: as Celery's task_routes say
+    coalesce: bool
+    batch: int | None
+    key: str  # names the route in task ids, and survives a reordering of the routes
+    is_grouped: bool  # has coalesce or batch
+
+    def matches(self, schema: str, table: str) -> bool:
+        """Tell whether the route watches this table."""
+        return fnmatchcase(schema, self.schema) and fnmatchcase(table, self.table)
+
+
+class RouteIndex:
+    """Finds the routes that watch a table, without a look at each of them.
+
+    A route is kept under the part of its names before the first wildcard. So a name is looked up as it is, and
+    under each of its beginnings: what that costs grows with the name's length, and not with the number of routes.
+    Only routes whose globs begin alike are tried one by one.
+    """
+
+    def __init__(self, routes: Iterable[Route] = ()) -> None:
+        self._exact: dict[str, list[_Numbered]] = {}
+        self._globs: dict[str, list[_Numbered]] = {}
+        self._count = 0
+        self._found: dict[tuple[str, str], tuple[Route, ...]] = {}
+        for route in routes:
+            self.add(route)
+
+    def add(self, route: Route) -> None:
+        """Let a route be found, after those that were added before."""
+        name = _joined(route.schema, route.table)
+        wildcard = _WILDCARD.search(name)
+        routes, place = (self._exact, name) if wildcard is None else (self._globs, name[: wildcard.start()])
+        routes.setdefault(place, []).append((self._count, route))
+        self._count += 1
+        self._found.clear()
+
+    def watching(self, schema: str, table: str) -> tuple[Route, ...]:
+        """Return the routes that watch this table, in the order in which they were added."""
+        try:
+            return self._found[schema, table]
+        except KeyError:
+            if len(self._found) >= _MOST_REMEMBERED:
+                self._found.clear()
+            return self._found.setdefault((schema, table), self._find(schema, table))
+
+    def _find(self, schema: str, table: str) -> tuple[Route, ...]:
+        name = _joined(schema, table)
+        found = list(self._exact.get(name, ()))
+        for end in range(len(name) + 1) if self._globs else ():
+            alike = self._globs.get(name[:end], ())
+            found += (each for each in alike if each[1].matches(schema, table))
+        return tuple(route for _, route in sorted(found, key=itemgetter(0)))
+
+
+_Numbered = tuple[int, Route]
+_WILDCARD: Final = re.compile(r"[*?[]")
+_MOST_REMEMBERED: Final = 20_000  # names of tables
+
+
+def _joined(schema: str, table: str) -> str:
+    return f"{schema}\0{table}"  # no name has a zero byte
+
+
+class Origin(NamedTuple):
+    """The change that names a task, when nothing else of it is needed any more."""
+
+    kind: tuple[str, str, str]  # schema, table, event's value
+    stamp: tuple[bytes, bytes]  # id and position, encoded
+
+    @property
+    def id(self) -> str:
+        return self.stamp[0].decode()
+
+    @property
+    def position(self) -> str:
+        return self.stamp[1].decode()
+
+
+class Call(NamedTuple):
+    """One route fired by one change, or by several that it stands for."""
+
+    route: Route
+    change: Change | Origin
+    arguments: bytes  # JSON of the task's positional arguments, without the list's brackets
+
+    @property
+    def id(self) -> str:
+        """The task's id: from the change's and the route, so that a replayed task has the id it had."""
+        return f"{self.change.id}-{self.route.key}"
+
+
+_call = partial(tuple.__new__, Call)  # half the time of `Call(…)`
+
+
+class Parked(NamedTuple):
+    """A change that a route, or the broker, could not take: kept until a person replays or drops it."""
+
+    route: Route
+    change: Change | Origin
+    error: Exception
+    sealed: bytes | None = None  # the task's arguments, as in Call, where only an Origin is left
+
+
+class BinlogRouter:
+    """The table of routes. A change fires every route that matches it, in the order of their registration."""
+
+    def __init__(self) -> None:
+        self._routes: list[Route] = []
+        self._index = RouteIndex()
+        self._alike: Counter[tuple[str, str, frozenset[EventType], str]] = Counter()
+        self._keys: set[str] = set()
+        self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """All routes, in the order of their registration."""
+        return tuple(self._routes)
+
+    def register(
+        self,
+        schema: str,
+        table: str,
+        events: Iterable[EventType | str] | EventType | str,
+        task: str,
+        *,
+        when: When | None = None,
+        args: Args | None = None,
+        columns: Iterable[str] | None = None,
+        queue: str | None = None,
+        coalesce: bool = False,
+        batch: int | None = None,
+    ) -> Route:
+        """Fire `task` on `events` of the tables that match.
+
+        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `when(change)` decides; `args(change)`
+        gives the task's positional arguments; `columns` limits the rows that are sent. With `coalesce`,
+        changes with equal arguments lead to one task; with `batch`, up to so many go to one task as a list.
+
+        Raises RouteError that names the bad value and the hint.
+        """
+        _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
+        _check_callable(when=when, args=args)
+        _check_grouping(task, coalesce=coalesce, batch=batch, args=args)
+        wanted = _events(events)
+        route = Route(
+            schema=schema,
+            table=table,
+            events=wanted,
+            task=task,
+            when=when,
+            args=args,
+            columns=_columns(columns),
+            queue=queue,
+            coalesce=coalesce,
+            batch=batch,
+            key=self._key(schema, table, wanted, task),
+            is_grouped=coalesce or batch is not None,
+        )
+        self._routes.append(route)
+        self._index.add(route)
+        self._by_kind.clear()
+        return route
+
+    def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
+        """Return the routes that watch this (schema, table, event), whatever their `when` says."""
+        try:
+            return self._by_kind[kind]
+        except KeyError:
+            schema, table, event = kind
+            watching = self._index.watching(schema, table)
+            found = tuple(each for each in watching if event in each.events)
+            if len(self._by_kind) >= _MOST_REMEMBERED:
+                self._by_kind.clear()
+            return self._by_kind.setdefault(kind, found)
+
+    def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
+        """Yield what these changes fire, in their order."""
+        last: tuple[str, str, str] | None = None
+        routes: tuple[Route, ...] = ()
+        for change in changes:
+            kind = change.kind
+            if kind is not last:  # most are like the one before
+                routes, last = self.routes_for(kind), kind
+            for route in routes:
+                when, args = route.when, route.args
+                try:
+                    if when is not None and not when(change):
+                        continue
+                    body = change.to_json(route.columns) if args is None else _listed(route, args(change))
+                except Exception as error:  # noqa: BLE001 - a user's code, whatever it raises: the change is kept
+                    yield Parked(route, change, error)
+                else:
+                    yield _call((route, change, body))
+
+    def _key(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
+        """Digest what names the route; routes that are alike in it are told apart by their order."""
+        names = (schema, table, events, task)
+        name = "\0".join((schema, table, *sorted(events), task, str(self._alike[names])))
+        self._alike[names] += 1
+        while (key := hashlib.blake2b(name.encode(), digest_size=4).hexdigest()) in self._keys:
+            name += "\0"  # among thousands of routes two digests may be the same
+        self._keys.add(key)
+        return key
+
+
+def _check_name(**names: object) -> None:
+    for what, name in names.items():
+        if not _is_name(name):
+            raise RouteError(
+                f"{what}={name!r} is no name.", hint=f"Give the route a {what} that is not empty."
+            )
+
+
+def _check_callable(**functions: object) -> None:
+    for what, function in functions.items():
+        if function is not None and not callable(function):
+            raise RouteError(f"{what}={function!r} cannot be called.", hint=f"Write {what}=lambda change: …")
+
+
+def _check_grouping(task: str, *, coalesce: bool, batch: int | None, args: Args | None) -> None:
+    if batch is not None and not _is_count(batch):
+        raise RouteError(
+            f"batch={batch!r} of the route to {task} is no number of changes.", hint="Write e.g. batch=500."
+        )
+    if coalesce and batch is not None:
+        raise RouteError(
+            f"The route to {task} has coalesce and batch, which exclude each other.", hint="Leave one out."
+        )
+    if coalesce and args is None:
+        raise RouteError(
+            f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be alike.",
+            hint="Say what it coalesces on, e.g. args=lambda change: [change.table].",
+        )
+
+
+def _events(events: Iterable[EventType | str] | EventType | str) -> frozenset[EventType]:
+    names = [events] if isinstance(events, str) else list(events)
+    try:
+        found = frozenset(EventType(name) for name in names)
+    except ValueError:
+        known = ", ".join(f"EventType.{each.name}" for each in EventType)
+        raise RouteError(f"events={events!r} names no known event.", hint=f"Use some of {known}.") from None
+    if not found:
+        raise RouteError("events=[] would never fire.", hint="Name an event, or use EventType.ALL.")
+    return _EVERY_EVENT if EventType.ALL in found else found
+
+
+def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
+    if columns is None:
+        return None
+    names = (columns,) if isinstance(columns, str) else tuple(columns)
+    if not names or not all(map(_is_name, names)):
+        raise RouteError(
+            f"columns={columns!r} are no names of columns.", hint='Write e.g. columns=["id", "status"].'
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def _listed(route: Route, values: object) -> bytes:
+    """Return what a route's `args` gave as JSON, without the list's brackets."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise TypeError(f"args= of the route to {route.task} returned {type(values).__name__}, not a list")
+    return dumps(list(values)).encode()[1:-1]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,31 @@
+"""What Flower, `celery inspect` and logs show of a task's arguments: never row data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celery.utils.saferepr import saferepr
+
+__all__ = ["described"]
+
+
+def described(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
+    """Return a `repr` that has no row data in it: of a change table, event and id, of any other dict its keys."""
+    if isinstance(arguments, dict):
+        return saferepr({name: _shown(value) for name, value in arguments.items()})
+    return saferepr(tuple(_shown(value) for value in arguments))
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list) and value and all(_is_change(each) for each in value):
+        return f"<{len(value)} changes of {value[0]['schema']}.{value[0]['table']}, first {value[0]['id']}>"
+    if _is_change(value):
+        return f"<{value['event']} of {value['schema']}.{value['table']}, {value['id']}>"
+    if isinstance(value, dict):
+        return f"<{', '.join(map(str, value))}>"
+    return value
+
+
+def _is_change(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"id", "schema", "table", "event", "before", "after"}

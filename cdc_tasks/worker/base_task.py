@@ -1,0 +1,100 @@
+"""The base of every task: tried again as `cdc_tasks.retry` decides, kept as a dead letter when it gives up."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import celery
+import structlog
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
+
+from cdc_tasks.broker.countdown import with_countdown
+from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.retry import MOST_TRIES, BrokerBlockedError, TryAgain, may_try_again, seconds_to_wait
+from cdc_tasks.worker import poison as suspects
+from cdc_tasks.worker.argsrepr import described
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["RetryingTask"]
+
+log = structlog.get_logger()
+
+_BREATH = 1.0  # seconds, so that a task which goes back to its queue at once does not come again and again
+
+
+class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
+    """`TryAgain` is retried with back-off; any other error ends the task, and a person finds it."""
+
+    max_retries = MOST_TRIES
+    default_retry_delay = 10  # after a worker that died
+    Request = "cdc_tasks.worker.poison:BoundedRequest"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            with suspects.watched(self.request):
+                return self.run(*args, **kwargs)
+        except TaskPredicate:  # a retry or a rejection that the task itself asked for
+            raise
+        except Exception as error:  # whatever a task raises: it is raised again, or retried
+            if self.request.called_directly or self.request.is_eager:
+                raise
+            if isinstance(error, TryAgain) and may_try_again(error, self.request, self.max_retries):
+                raise self._later(error) from error
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: Exception) -> None:
+        """Keep a dead letter; where that cannot be had now, the task comes again: it must not be lost."""
+        try:
+            dead_letters.keep(dead_letters.letter_of(self.name, self.request, error))
+        except CacheAwayError as away:
+            raise self._later(away, counts=False) from error
+
+    def _later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject | Ignore:
+        request = self.request
+        wait = seconds_to_wait(error, request.retries)
+        headers = dict(request.headers or {})
+        if error.counts:
+            attempt = {
+                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "error": dead_letters.described_error(error),
+                "waits": round(wait, 1),
+            }
+            headers = dead_letters.with_attempt(headers, attempt)
+        if not (counts and error.counts):
+            request.update(retries=request.retries - 1)  # Celery adds one
+        try:
+            self.retry(exc=error, countdown=wait, headers=headers)
+        except Retry as retry:
+            return retry
+        except Reject as rejected:
+            if isinstance(rejected.args[0], BrokerBlockedError):
+                with contextlib.suppress(CacheAwayError):
+                    return self._hold(wait, headers)
+            # The broker did not take the retry. Celery would drop the task; ours stays in the queue.
+            log.warning("retry_not_taken", of_task=self.name, error=repr(rejected.args[0]))
+            time.sleep(_BREATH)
+            return Reject("retry_not_taken", requeue=True)
+        raise AssertionError("Task.retry raises")  # pragma: no cover
+
+    def _hold(self, wait: float, headers: Mapping[str, Any]) -> Ignore:
+        from cdc_tasks.worker.deferred_retries import hold
+
+        request = self.request
+        retry = self.signature_from_request(request, retries=request.retries + 1, headers=dict(headers))
+        return hold(retry, wait=wait)
+
+    def apply_async(  # type: ignore[override]  # the stubs name each option
+        self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Send the task; what Flower shows of its arguments names a change, and not what is in the row."""
+        options["headers"] = with_countdown(options.get("headers"), options.get("countdown"))
+        options.setdefault("argsrepr", described(args or ()))
+        options.setdefault("kwargsrepr", described(kwargs or {}))
+        return super().apply_async(args, kwargs, **options)

@@ -1,0 +1,140 @@
+"""Messages that no task of this worker is for, or that are none: kept as dead letters.
+
+Celery would drop the first and log their rows, and end at some of the others.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import signals
+from celery.app.task import Context
+from celery.utils.log import get_logger
+from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+from cdc_tasks.broker.countdown import eta_by_this_clock
+from cdc_tasks.broker.delivery_marks import queue_of
+from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.dead_letters.malformed import (
+    SHAPE_ERRORS,
+    MalformedMessageError,
+    check_body,
+    check_headers,
+    check_mapping,
+    keep_malformed,
+)
+from cdc_tasks.errors import CDCError
+from cdc_tasks.worker.deferred_retries import send_when_unblocked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Consumer", "UnknownTaskError"]
+
+log = structlog.get_logger()
+_logger = get_logger(__name__)
+
+
+class UnknownTaskError(CDCError):
+    """No module of this worker has a task of this name."""
+
+
+class Consumer(CeleryConsumer):
+    """Takes messages from the broker, in the worker's main process."""
+
+    connection: Any  # the stubs leave them out
+    connection_errors: Any
+    event_dispatcher: Any
+    hub: Any
+
+    def on_ready(self) -> None:
+        """Celery's own, and then what waited for a broker that takes messages."""
+        super().on_ready()
+        if self.hub is not None and self.connection.transport.driver_type == "amqp":
+            send_when_unblocked(self.hub)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Return what takes a message, which ends at none: Celery's own, once the message is seen to be a task's."""
+        take = super().create_task_handler(*args, **kwargs)
+
+        def take_readable(message: Any) -> None:
+            try:
+                if "task" in check_mapping(message.headers):
+                    check_headers(message.headers)
+                    check_body(message.payload)
+                    message.headers["eta"] = eta_by_this_clock(message.headers, datetime.now(UTC))
+            except (MalformedMessageError, DecodeError, ContentDisallowed, *SHAPE_ERRORS) as error:
+                self._keep(message, repr(error))
+                return
+            take(message)
+
+        return take_readable
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002  # Celery's signature
+        self._keep(message, "It names no task.")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
+        self._keep(message, repr(exc))
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self._keep(message, repr(exc))
+
+    def _keep(self, message: Any, reason: str) -> None:
+        try:
+            keep_malformed(_raw(message), reason=reason, queue=queue_of(message.delivery_info))
+        except CacheAwayError as away:
+            log.warning("malformed_message_goes_back", error=away.message)
+            message.reject_log_error(_logger, self.connection_errors, requeue=True)
+            return
+        message.ack_log_error(_logger, self.connection_errors)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
+        headers = message.headers
+        try:
+            dead_letters.keep(_letter_of(message))
+        except CacheAwayError as away:
+            log.warning(
+                "unknown_task_goes_back", name=headers["task"], task_id=headers["id"], error=away.message
+            )
+            message.reject_log_error(_logger, self.connection_errors, requeue=True)
+            return
+        message.ack_log_error(_logger, self.connection_errors)
+        if self.event_dispatcher:
+            self.event_dispatcher.send("task-failed", uuid=headers["id"], exception="UnknownTaskError()")
+        signals.task_unknown.send(
+            sender=self, message=message, exc=exc, name=headers["task"], id=headers["id"]
+        )
+
+
+def _raw(message: Any) -> str:
+    """Return headers and body of a message as JSON; a body that is no text in base64."""
+    body = message.body
+    if isinstance(body, bytes | bytearray | memoryview):
+        body = {"base64": b64encode(bytes(body)).decode()}
+    return json.dumps(
+        {"headers": message.headers, "content-type": message.content_type, "body": body}, default=repr
+    )
+
+
+def _letter_of(message: Any) -> dead_letters.DeadLetter:
+    arguments, keywords, _embedded = message.payload
+    headers = message.headers
+    request = Context(
+        id=headers["id"],
+        args=arguments,
+        kwargs=keywords,
+        delivery_info=message.delivery_info,
+        headers=headers,
+    )
+    unknown = UnknownTaskError(
+        f"No module of this worker has a task {headers['task']}.",
+        hint="name its module in CDC_TASK_MODULES of every worker, and then: "
+        f"python -m cdc_tasks dead-letters replay {headers['id']}",
+    )
+    return dead_letters.letter_of(headers["task"], request, unknown)

@@ -1,0 +1,134 @@
+"""Is the worker well? Only a task that went through the broker and the worker's pool, and was answered, can tell."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from celery import signals
+from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
+
+from cdc_tasks import cache
+from cdc_tasks.celery import app
+from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.errors import CDCError
+from cdc_tasks.worker import parked
+
+if TYPE_CHECKING:
+    import celery
+
+__all__ = ["Health", "NotWellError", "answer_health", "check", "own_worker"]
+
+_FORGOTTEN = 60  # seconds; the queue of a worker that never comes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What a round trip found."""
+
+    worker: str
+    milliseconds: int  # from sending the task to its answer
+    dead_letters: int
+    parked: int  # changes that no route could take
+
+
+class NotWellError(CDCError):
+    """No worker answered."""
+
+
+@app.task(name="cdc_tasks.answer_health", bind=True)
+def answer_health(self: celery.Task[Any, Any], question: str) -> None:
+    """Answer somebody who asks whether this worker is well."""
+    with cache.errors_translated(), cache.client().pipeline() as pipeline:
+        pipeline.rpush(_answer_key(question), self.request.hostname or "")
+        pipeline.expire(_answer_key(question), 60)
+        pipeline.execute()
+
+
+def check(worker: str | None, *, timeout: float) -> Health:
+    """Ask a worker by name (None: any) and wait for its answer; raises NotWellError and CacheAwayError."""
+    began = time.monotonic()
+    question = uuid4().hex
+    _ask(worker, question, timeout)
+    answered_by = _wait(question, began + timeout)
+    if answered_by is None:
+        raise _silence(worker, timeout)
+    milliseconds = round((time.monotonic() - began) * 1000)
+    return Health(
+        worker=answered_by,
+        milliseconds=milliseconds,
+        dead_letters=dead_letters.count(),
+        parked=sum(parked.counts().values()),
+    )
+
+
+def own_worker() -> str:
+    """Return the name that a worker on this machine, or in this container, has if it was given none."""
+    return f"celery@{socket.gethostname()}"
+
+
+@signals.celeryd_after_setup.connect
+def _listen_to_questions(sender: str, instance: Any, **_: Any) -> None:
+    """Give each worker a queue of its own, whatever its `-Q` says: others must not answer for it."""
+    instance.app.amqp.queues.select_add(_queue(sender))
+
+
+def _queue(worker: str) -> Queue:
+    """Make it on the exchange that the worker's other queues are on, if they share one."""
+    name = f"health.{worker}"
+    default = app.amqp.queues[app.conf.task_default_queue]
+    shared = default.exchange.type == "topic"
+    exchange = default.exchange if shared else Exchange(name, type="direct")
+    # On RabbitMQ it goes with its worker. It is not the connection's own (exclusive): a worker whose connection broke
+    # without a word could not have it again before RabbitMQ has noticed as well.
+    arguments = {"x-queue-type": "classic"} if shared else None
+    return Queue(
+        name,
+        exchange,
+        routing_key=name,
+        expires=_FORGOTTEN,
+        auto_delete=shared,
+        queue_arguments=arguments,
+    )
+
+
+def _ask(worker: str | None, question: str, timeout: float) -> None:
+    where: Any = app.conf.task_default_queue if worker is None else _queue(worker)
+    try:
+        answer_health.apply_async((question,), expires=timeout, retry=False, queue=where)
+    except OperationalError as error:
+        raise NotWellError(
+            f"The broker did not take a task: {error}",
+            hint="is it running, and is CELERY_BROKER_URL right? python -m listener check looks closer",
+        ) from error
+
+
+def _wait(question: str, deadline: float) -> str | None:
+    while (left := deadline - time.monotonic()) > 0:
+        with cache.errors_translated():
+            found: Any = cache.client().blpop([_answer_key(question)], timeout=max(min(left, 2), 0.1))
+        if found:
+            return str(found[1].decode())
+    return None
+
+
+def _silence(worker: str | None, timeout: float) -> NotWellError:
+    if worker is None:
+        return NotWellError(
+            f"No worker has answered for {timeout:g} seconds.",
+            hint="start one: celery -A cdc_tasks worker. If there are some, they are busy, or hang: "
+            "celery -A cdc_tasks inspect active",
+        )
+    return NotWellError(
+        f"{worker} has not answered for {timeout:g} seconds.",
+        hint=f"is that its name? celery -A cdc_tasks status. What is it at? celery -A cdc_tasks inspect active "
+        f"-d {worker}. If it hangs, restart it: its tasks come back",
+    )
+
+
+def _answer_key(question: str) -> str:
+    return f"cdc:health:{question}"

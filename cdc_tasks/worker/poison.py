@@ -1,0 +1,111 @@
+"""Tasks that were given back because their worker was gone, and that may be why it is gone.
+
+Of a message that comes for the second time nobody can say whether it killed its worker, or was at the wrong place at
+the wrong time. So it is noted when its task begins, and struck off when that ends, in whatever way. Who has begun so
+often and never ended is given up.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals
+from celery.app.task import Context
+from celery.worker.request import Request
+
+from cdc_tasks import cache
+from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.errors import CDCError
+from cdc_tasks.retry import MOST_KILLS, MOST_LOSSES
+from cdc_tasks.worker.argsrepr import described
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from billiard.einfo import ExceptionInfo
+    from celery.app.task import Context
+
+__all__ = ["KILLS", "BoundedRequest", "KilledWorkersError", "watched"]
+
+log = structlog.get_logger()
+
+KILLS = "cdc_kills"  # the message header that counts the worker processes that died with this task
+_KEPT = 24 * 3600  # seconds
+
+
+class KilledWorkersError(CDCError):
+    """Each worker that had this task died. Memory? A crash in a C extension? It is not tried any more."""
+
+
+@contextmanager
+def watched(request: Context) -> Iterator[None]:
+    """Note that a task which was delivered before begins and ends; raises KilledWorkersError and CacheAwayError."""
+    if int((request.headers or {}).get(KILLS, 0)) >= MOST_KILLS:
+        raise KilledWorkersError
+    if request.called_directly or not (request.delivery_info or {}).get("redelivered"):
+        yield
+        return
+    key = f"cdc:suspect:{request.id}"
+    with cache.errors_translated():
+        begun = int(cache.client().incr(key))
+        cache.client().expire(key, _KEPT)
+    try:
+        if begun > MOST_LOSSES:
+            raise KilledWorkersError
+        yield
+    finally:
+        _strike_off(key)
+
+
+def _strike_off(key: str) -> None:
+    try:
+        with cache.errors_translated():
+            cache.client().delete(key)
+    except cache.CacheAwayError as away:  # it is forgotten anyway, a day later
+        log.warning("suspect_not_struck_off", key=key, error=away.message)
+
+
+# --- What happens to them -------------------------------------------------------------------------------
+
+
+class BoundedRequest(Request):
+    """Celery's request, which counts how many worker processes its task has killed, and shows no row."""
+
+    def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002  # Celery's signature
+        """Return what `celery inspect` and Flower show of a task that runs or waits: no row, whatever they ask for."""
+        arguments, keywords = self._args, self._kwargs  # type: ignore[attr-defined]  # the stubs name public things only
+        return {**super().info(safe), "args": described(arguments or ()), "kwargs": described(keywords or {})}
+
+    def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
+        context: Context = self._context  # type: ignore[attr-defined]  # the stubs name public things only
+        kills = int((context.headers or {}).get(KILLS, 0)) + 1
+        if kills < MOST_KILLS or not _kept(self.task_name, context, exc, exc_info):
+            attempt = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "error": repr(exc)}
+            context.headers = dead_letters.with_attempt({**(context.headers or {}), KILLS: kills}, attempt)
+            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
+        self.acknowledge()
+        self.send_event("task-failed", exception=repr(exc), traceback=str(exc_info.traceback))
+        return True
+
+
+def _kept(name: str, context: Context, error: Exception, trace: Any) -> bool:
+    try:
+        dead_letters.keep(dead_letters.letter_of(name, context, error, trace=str(trace)))
+    except CacheAwayError as away:
+        log.exception("dead_letter_lost", of_task=name, dead_letter=context.id, error=away.message)
+        return False
+    return True
+
+
+@signals.task_failure.connect
+def _keep_what_was_killed(sender: Any, exception: Exception, task_id: str, **more: Any) -> None:
+    """Celery killed it at its hard time limit, or will not try it again: its own process could keep nothing."""
+    if isinstance(exception, TimeLimitExceeded | WorkerLostError):
+        failed = Context(id=task_id, args=more["args"], kwargs=more["kwargs"])
+        context = sender.request if sender.request.id else failed
+        _kept(sender.name, context, exception, more["einfo"])

@@ -1,0 +1,174 @@
+"""The listener turns committed rows of a database into Celery tasks."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import structlog
+import typer
+
+from cdc_tasks import logs
+from cdc_tasks.errors import CDCError
+from listener.cli import parked as parked_commands
+from listener.cli.output import (
+    describe_route,
+    describe_status,
+    print_json,
+    show_findings,
+    show_routes,
+    show_status,
+)
+from listener.core.findings import Finding, State, finding_from
+from listener.daemon.lag_alarm import LagAlarm
+from listener.daemon.loading import load_router
+from listener.daemon.loop import Listener
+from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
+from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status
+
+__all__ = ["cli", "main"]
+
+log = structlog.get_logger()
+
+
+def _variables() -> str:
+    """Return a line for each variable, for `--help`."""
+    fields = ListenerSettings.model_fields.items()
+    return "\n\n".join(["Environment:", *(f"{name.upper()}: {field.description}" for name, field in fields)])
+
+
+cli = typer.Typer(
+    name="python -m listener",
+    help=f"{__doc__} Without a command it runs.",
+    epilog=_variables(),
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
+)
+cli.add_typer(parked_commands.cli, name="parked")
+
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@cli.callback()
+def start(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        run()
+
+
+@cli.command()
+def run(
+    *,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Go on without changes that the database no longer has.")
+    ] = False,
+    from_start: Annotated[
+        bool,
+        typer.Option(
+            "--from-start",
+            help="MySQL and MariaDB: at the first start read the oldest log first, not from now on.",
+        ),
+    ] = False,
+    json_logs: Annotated[
+        bool, typer.Option("--json-logs", help="One JSON object a line, as CDC_LOG_FORMAT=json.")
+    ] = False,
+    log_level: Annotated[
+        LogLevel | None, typer.Option("--log-level", help="Instead of CDC_LOG_LEVEL.")
+    ] = None,
+) -> None:
+    """Run until told to stop. SIGTERM and Ctrl-C end it when the batch in hand is published."""
+    log_settings = load(LogSettings)
+    logs.configure(
+        json=json_logs or log_settings.cdc_log_format == "json", level=log_level or log_settings.cdc_log_level
+    )
+    try:
+        settings = load(ListenerSettings)
+        router = load_router(settings.cdc_routes, settings.source_url)
+        listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
+        _stop_on_signals(listener)
+        _spare_the_collector()
+        log.info("starting", name=settings.cdc_name, routes=len(router.routes))
+        with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
+            listener.run()
+    except CDCError as error:
+        log.error("failed", error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
+        raise typer.Exit(1) from error
+    log.info("stopped", name=settings.cdc_name)
+
+
+def _spare_the_collector() -> None:
+    """Look for garbage in circles seldom: a batch makes tens of thousands of objects, and not one circle.
+
+    With Python's own thresholds a sixth of the time goes into looking through them.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _stop_on_signals(listener: Listener) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: listener.stop())
+
+
+@cli.command()
+def check(*, as_json: AsJSON = False) -> None:
+    """Tell whether everything is ready, and of each problem how to mend it. Exit status 1 if there is one."""
+    findings = list(_findings(load(ListenerSettings)))
+    is_ready = all(each.state is not State.PROBLEM for each in findings)
+    if as_json:
+        fields = ("what", "state", "found", "hint")
+        print_json(
+            {"ready": is_ready, "findings": [{f: getattr(each, f) for f in fields} for each in findings]}
+        )
+    else:
+        show_findings(findings)
+    raise typer.Exit(0 if is_ready else 1)
+
+
+def _findings(settings: ListenerSettings) -> Iterator[Finding]:
+    try:
+        router = load_router(settings.cdc_routes, settings.source_url)
+    except CDCError as error:
+        yield finding_from("routes", error)
+        return
+    yield from check_everything(settings, router)
+
+
+@cli.command()
+def routes(*, as_json: AsJSON = False) -> None:
+    """Print the table of routes; needs neither database nor broker."""
+    settings = load(RouteSettings)
+    router = load_router(settings.cdc_routes, settings.source_url)
+    if as_json:
+        print_json([describe_route(route) for route in router.routes])
+    else:
+        show_routes(router.routes)
+
+
+@cli.command()
+def status(*, as_json: AsJSON = False) -> None:
+    """Tell how far the listener is: position, lag, slot. Exit status 1 where no listener reads."""
+    settings = load(ListenerSettings)
+    found = read_status(settings, load_router(settings.cdc_routes, settings.source_url))
+    if as_json:
+        print_json(describe_status(found))
+    else:
+        show_status(found)
+    raise typer.Exit(0 if found.is_healthy else 1)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is told in words, with its hint."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does: that is where people have their routes
+    try:
+        cli()
+    except CDCError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
+        sys.exit(1)

@@ -1,0 +1,145 @@
+"""What the commands show: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cdc_tasks.changes import EventType
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, State
+from listener.daemon.status import Status
+from listener.publish.parked import ParkedChange
+
+__all__ = [
+    "describe_route",
+    "describe_status",
+    "print_json",
+    "show_findings",
+    "show_parked",
+    "show_routes",
+    "show_status",
+]
+
+_COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red"}
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    print(json.dumps(value, indent=2, default=str))  # noqa: T201 - this is the command's result
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Print one line for each, and below them what to paste, in lines that are not broken."""
+    console = _console()
+    table = _table("", "what", "found")
+    for each in findings:
+        colour = _COLOURS[each.state]
+        table.add_row(f"[{colour}]{each.state}[/{colour}]", escape(each.what), escape(each.found))
+    console.print(table)
+    for each in findings:
+        if each.hint and each.state is not State.OK:
+            colour = _COLOURS[each.state]
+            console.print(f"[{colour}]{escape(each.what)}[/{colour}]: {escape(each.found)}", soft_wrap=True)
+            console.print(f"{_indented(each.hint)}\n", markup=False, highlight=False, soft_wrap=True)
+    problems = sum(each.state is State.PROBLEM for each in findings)
+    console.print(f"{problems} problem(s): not ready." if problems else "Ready.")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def show_routes(routes: Iterable[Route]) -> None:
+    """Print the table of routes."""
+    table = _table("table", "events", "task", "when", "argument", "columns", "queue", "grouping")
+    for route in routes:
+        table.add_row(*(escape(str(value)) for value in describe_route(route).values()))
+    _console().print(table)
+
+
+def describe_route(route: Route) -> Mapping[str, str]:
+    """Return a route in words."""
+    return {
+        "table": f"{route.schema}.{route.table}",
+        "events": ", ".join(event.name for event in EventType if event in route.events),
+        "task": route.task,
+        "when": "" if route.when is None else _called(route.when),
+        "argument": "the change" if route.args is None else _called(route.args),
+        "columns": "all" if route.columns is None else ", ".join(route.columns),
+        "queue": route.queue or "",
+        "grouping": "coalesce" if route.coalesce else f"batch of {route.batch}" if route.batch else "",
+    }
+
+
+def _called(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__qualname__", None)
+    return repr(function) if name is None else name.replace("<lambda>", "lambda").rpartition(".<locals>.")[2]
+
+
+def show_parked(parked: Iterable[ParkedChange]) -> None:
+    """Print a line for each parked change, without its row."""
+    table = _table("id", "committed at", "table", "event", "task", "error")
+    for each in parked:
+        change = each.change
+        row = (
+            each.id,
+            f"{change.committed_at:%Y-%m-%d %H:%M:%S}",
+            f"{change.schema}.{change.table}",
+            change.event,
+        )
+        table.add_row(*map(escape, (*row, each.task, each.error)))
+    _console().print(table)
+
+
+def show_status(status: Status) -> None:
+    """Print what the listener and the database say."""
+    console = _console()
+    table = Table(show_header=False, box=None)
+    for name, value in describe_status(status).items():
+        if name not in {"alarms", "gaps", "unseen", "paused"}:
+            table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
+    console.print(table)
+    for alarm in status.alarms:
+        console.print(f"[bold red]{escape(alarm)}[/bold red]", soft_wrap=True)
+
+
+def describe_status(status: Status) -> Mapping[str, Any]:
+    """Return the status as plain values."""
+    source, saved = status.source, status.saved
+    return {
+        "name": status.name,
+        "listener": source.reader.value,
+        "detail": source.detail,
+        "checkpoint": saved.position,
+        "acknowledged": source.acknowledged,
+        "end_of_log": source.current,
+        "lag_bytes": source.lag_bytes,
+        "lag_seconds": status.lag_seconds,
+        "retained_bytes": source.retained_bytes,
+        "safe_bytes": source.safe_bytes,
+        "unseen": list(source.unseen),
+        "gaps": list(source.gaps),
+        "parked": saved.parked,
+        "paused": None if saved.pause is None else saved.pause._asdict(),
+        "alarms": list(status.alarms),
+    }
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a pipe or a file: nobody's window to fit into
+    return console
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

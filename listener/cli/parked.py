@@ -1,0 +1,205 @@
+"""Changes that a route or the broker could not take: list them, look at them, replay or drop them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import ResponseError
+
+from cdc_tasks.changes import position_key
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
+from listener.cli.output import print_json, show_parked
+from listener.core.publisher import BrokerAwayError, BrokerError
+from listener.daemon.loading import load_router
+from listener.daemon.settings import ListenerSettings, load
+from listener.daemon.wiring import celery_app, checkpoint_store
+from listener.publish.parked import ParkedChange, parked_key, parse_parked
+from listener.publish.redis.connection import Command, RedisConnection
+from listener.publish.task_message import EnvelopeError, argsrepr, make_message
+
+__all__ = ["cli"]
+
+cli = typer.Typer(help=__doc__, no_args_is_help=True)
+
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Those with these ids.")]
+All = Annotated[bool, typer.Option("--all", help="All of them, or all of --task.")]
+
+_PAGE = "500"  # how many are read from Redis in one go
+_TAKEN = "is parked no more: somebody has just replayed or dropped it"
+
+
+class NotParkedError(CDCError):
+    """There is no such parked change."""
+
+
+class _Store:
+    """What is parked under CDC_NAME."""
+
+    def __init__(self, redis: RedisConnection, name: str) -> None:
+        self._redis = redis
+        self._key = parked_key(redis.prefixed(f"cdc:{name}"))
+
+    def __iter__(self) -> Iterator[ParkedChange]:
+        cursor: bytes | str = "0"
+        while True:
+            cursor, fields = self._ask("HSCAN", self._key, cursor, "COUNT", _PAGE)
+            for task_id, record in zip(fields[::2], fields[1::2], strict=True):
+                yield parse_parked(self._key, task_id, record)
+            if cursor == b"0":
+                return
+
+    def get(self, task_id: str) -> ParkedChange:
+        record = self._ask("HGET", self._key, task_id)
+        if record is None:
+            raise NotParkedError(
+                f"{task_id} is not parked.", hint="What is parked: python -m listener parked list"
+            )
+        return parse_parked(self._key, task_id.encode(), record)
+
+    def has(self, task_id: str) -> bool:
+        return bool(self._ask("HEXISTS", self._key, task_id))
+
+    def remove(self, task_id: str) -> bool:
+        """Return whether it was there still."""
+        return bool(self._ask("HDEL", self._key, task_id))
+
+    def _ask(self, *command: str | bytes) -> Any:
+        words: Command = command
+        (answer,) = self._redis.send([words])
+        if isinstance(answer, ResponseError):
+            raise self._redis.refusal(answer)
+        return answer
+
+
+@contextmanager
+def _opened(settings: ListenerSettings) -> Iterator[_Store]:
+    redis = checkpoint_store(settings)
+    try:
+        yield _Store(redis, settings.cdc_name)
+    finally:
+        redis.close()
+
+
+def _chosen(
+    store: _Store, ids: Sequence[str] | None, task: str | None, *, everything: bool
+) -> list[ParkedChange]:
+    """Return those that the arguments name, in the order of the log."""
+    if ids:
+        return [store.get(task_id) for task_id in ids]
+    if not everything:
+        raise typer.BadParameter("name some ids, or say --all")
+    return sorted((each for each in store if task in {None, each.task}), key=_order)
+
+
+def _order(parked: ParkedChange) -> tuple[Any, ...]:
+    change = parked.change
+    return change.committed_at, position_key(change.position), parked.id
+
+
+@cli.command("list")
+def list_parked(*, task: OfTask = None, as_json: AsJSON = False) -> None:
+    """List what is parked, the oldest first."""
+    with _opened(load(ListenerSettings)) as store:
+        found = _chosen(store, None, task, everything=True)
+    if as_json:
+        print_json([_described(each) for each in found])
+    else:
+        show_parked(found)
+
+
+@cli.command()
+def show(parked_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Show one with its error and its row, as JSON."""
+    with _opened(load(ListenerSettings)) as store:
+        print_json(_described(store.get(parked_id)))
+
+
+def _described(parked: ParkedChange) -> dict[str, Any]:
+    return {
+        "id": parked.id,
+        "task": parked.task,
+        "error": parked.error,
+        "parked_at": parked.parked_at.isoformat(),
+        "change": parked.change.to_message(),
+        **({} if parked.logged is None else {"logged": parked.logged}),
+        **({} if parked.arguments is None else {"arguments": parked.arguments}),
+        **({"is_shortened": True} if parked.is_shortened else {}),
+    }
+
+
+@cli.command()
+def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
+    """Give them to their routes again, as these are now. The tasks have the ids that they would have had."""
+    settings = load(ListenerSettings)
+    router, app, failed = load_router(settings.cdc_routes, settings.source_url), celery_app(settings), 0
+    with _opened(settings) as store:
+        for parked in _chosen(store, ids, task, everything=everything):
+            if not store.has(parked.id):
+                typer.echo(f"{parked.id}: {_TAKEN}")
+                continue
+            fired = _fire(parked, router, app)
+            refusal = _send(app, parked, fired) if isinstance(fired, Call) else fired
+            if refusal is not None:
+                failed += 1
+                typer.echo(f"{parked.id}: stays parked: {type(refusal).__name__}: {refusal}", err=True)
+                continue
+            store.remove(parked.id)  # behind the sending: rather twice with one id than never
+            typer.echo(f"{parked.id}: {f'sent to {parked.task}' if fired else 'does not fire any more'}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exception | None:
+    """Return what the change's route makes of it now: a task, nothing, or an error again."""
+    try:
+        route = parked.find_route(router)
+        make_message(app, route)
+    except (RouteError, EnvelopeError) as error:
+        return error
+    if parked.arguments is not None:  # of several changes, or of one that is known by its arguments alone
+        return Call(route, parked.change, b"")
+    fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
+    return fired.error if isinstance(fired, Parked) else fired
+
+
+def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
+    """Return why the broker refuses this message, None where it took it; raises BrokerAwayError."""
+    route, arguments = call.route, _arguments(parked, call)
+    options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
+    shown = argsrepr(parked.change.kind, parked.change.position)
+    refusals: Any = app.connection_for_write().channel_errors
+    try:
+        app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
+    except OperationalError as error:
+        raise BrokerAwayError(
+            f"The broker did not take {parked.id}, which stays parked: {error}",
+            hint="See what is the matter with it: python -m listener check",
+        ) from error
+    except refusals as error:
+        return BrokerError(str(error))
+    return None
+
+
+def _arguments(parked: ParkedChange, call: Call) -> list[Any]:
+    if parked.arguments is not None:
+        return list(parked.arguments)
+    arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
+    if call.route.batch is None:
+        return arguments
+    return [arguments if call.route.args is None else [arguments]]
+
+
+@cli.command()
+def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
+    """Throw them away for good."""
+    with _opened(load(ListenerSettings)) as store:
+        for parked in _chosen(store, ids, task, everything=everything):
+            typer.echo(f"{parked.id}: {'dropped' if store.remove(parked.id) else _TAKEN}")

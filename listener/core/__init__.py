@@ -1,0 +1,1 @@
+"""What a source and a publisher promise, and what all rooms share."""

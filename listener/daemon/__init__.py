@@ -1,0 +1,1 @@
+"""The listener as a whole: settings, wiring, loop, status, alarm."""

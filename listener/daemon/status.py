@@ -1,0 +1,108 @@
+"""How far the listener is, and how far the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from redis.exceptions import ResponseError
+
+from listener.core.source import Saved
+from listener.core.status import Reader, SourceStatus
+from listener.publish.parked import parked_key
+from listener.publish.pause import Pause, pause_key
+from listener.publish.redis.connection import RedisConnection
+
+__all__ = ["SavedPosition", "Status", "read_saved_position"]
+
+
+class SavedPosition(NamedTuple):
+    """The checkpoint as the broker holds it, and what is parked beside it."""
+
+    position: str | None
+    as_of: datetime | None  # when the last change up to it was committed
+    parked: int
+    notes: str | None = None  # the source's own
+    pause: Pause | None = None  # the listener waits, because a queue is longer than CDC_MAX_QUEUE
+
+    @property
+    def resumed(self) -> Saved | None:
+        """What the source gets at the next start."""
+        return None if self.position is None else Saved(self.position, self.notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """All that `python -m listener status` tells."""
+
+    name: str
+    source: SourceStatus
+    saved: SavedPosition
+    lag_alarm: int
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether somebody reads, and reads all that the routes name; a lag may pass by itself."""
+        source = self.source
+        return source.reader is Reader.RUNNING and not (source.unseen or source.problems or source.gaps)
+
+    @property
+    def lag_seconds(self) -> float | None:
+        """How long ago the oldest change that is not published yet was committed, at most."""
+        if not self.source.lag_bytes:
+            return None if self.source.lag_bytes is None else 0.0
+        if self.saved.as_of is None:
+            return None
+        return max(0.0, (datetime.now(UTC) - self.saved.as_of).total_seconds())
+
+    @property
+    def alarms(self) -> Iterator[str]:
+        """What a person should look at."""
+        source = self.source
+        if source.reader is not Reader.RUNNING:
+            yield f"no listener reads: {source.detail}"
+        if (source.retained_bytes or 0) > self.lag_alarm:
+            yield f"the database keeps {source.retained_bytes:,} bytes of log for us, more than CDC_LAG_ALARM"
+        if source.safe_bytes is not None and source.safe_bytes < (source.retained_bytes or 0):
+            yield f"after {source.safe_bytes:,} more bytes of log the database gives us up"
+        if source.unseen:
+            yield f"changes of {', '.join(source.unseen)} do not come (hint: python -m listener check)"
+        for problem in source.problems:
+            yield f"{problem} (hint: python -m listener check)"
+        for gap in source.gaps:
+            yield f"{gap} (to go on without: python -m listener run --accept-gap)"
+        if pause := self.saved.pause:
+            yield (
+                f"paused since {pause.since}: a queue has {pause.longest_queue:,} tasks, more than"
+                f" CDC_MAX_QUEUE={pause.max_queue}: start more workers, or raise CDC_MAX_QUEUE"
+            )
+        if self.saved.parked:
+            yield f"{self.saved.parked} changes are parked: python -m listener parked list"
+
+
+def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
+    """Return what is saved under CDC_NAME; raises BrokerAwayError, BrokerError."""
+    prefix = redis.prefixed(f"cdc:{name}")
+    try:
+        answers = redis.send(
+            [
+                ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
+                ("HLEN", parked_key(prefix)),
+                ("GET", pause_key(prefix)),
+            ]
+        )
+    finally:
+        redis.close()
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise redis.refusal(answer)
+    (position, as_of, notes), parked, pause = answers
+    return SavedPosition(
+        position.decode() if position else None,
+        datetime.fromisoformat(as_of.decode()) if as_of else None,
+        parked,
+        notes.decode() if notes else None,
+        Pause.parse(pause) if pause else None,
+    )

@@ -1,0 +1,219 @@
+"""Putting the parts together as the settings say: the only place that knows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from celery import Celery
+
+from cdc_tasks.config import settings_module
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.settings import SettingsError
+from listener.core.findings import Finding
+from listener.core.publisher import BrokerAwayError, Publisher
+from listener.core.source import Monitor, SourceError
+from listener.core.status import SourceStatus
+from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.daemon.database_url import DatabaseType
+from listener.daemon.loop import Listener
+from listener.daemon.settings import ListenerSettings
+from listener.daemon.status import SavedPosition, Status, read_saved_position
+from listener.mysql.check import check_mysql
+from listener.mysql.monitor import BinlogMonitor, derived_server_id
+from listener.mysql.status import read_mysql_status
+from listener.postgres.check import Wanted, check_postgres
+from listener.postgres.monitor import PostgresWALMonitor
+from listener.postgres.status import read_postgres_status
+from listener.publish.bookmark import Bookmark, read_bookmark
+from listener.publish.check_bookmark import check_bookmark
+from listener.publish.check_broker import check_broker, check_cache
+from listener.publish.kombu.publisher import KombuPublisher
+from listener.publish.redis.connection import RedisConnection
+from listener.publish.redis.publisher import RedisPublisher
+
+__all__ = [
+    "celery_app",
+    "check_everything",
+    "checkpoint_store",
+    "make_listener",
+    "read_source_status",
+    "read_status",
+]
+
+
+def celery_app(settings: ListenerSettings) -> Celery:
+    """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
+    app = Celery("listener")
+    module = settings.celery_config_module or settings_module()
+    try:
+        app.config_from_object(module, force=True)
+    except ImportError as error:
+        raise SettingsError(
+            f"CELERY_CONFIG_MODULE={module} cannot be imported: {error}.",
+            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
+        ) from error
+    return app
+
+
+def make_listener(
+    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool = False
+) -> Listener:
+    """Return the listener, not yet connected to anything."""
+    monitor = _monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
+    return Listener(monitor, router, _publisher(settings))
+
+
+def _monitor(
+    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool
+) -> Monitor:
+    if settings.database_type is DatabaseType.MYSQL:
+        reader = BinlogMonitor(
+            settings.database_url.get_secret_value(),
+            name=settings.cdc_name,
+            routes=router.routes,
+            server_id=settings.cdc_server_id,
+            batch_size=settings.cdc_batch_size,
+            from_start=from_start,
+            accept_gap=accept_gap,
+        )
+        bookmark = Bookmark(
+            settings.cache_url.get_secret_value(),
+            name=settings.cdc_name,
+            replay_window=settings.cdc_replay_window,
+        )
+        return BookmarkedMonitor(reader, bookmark)
+    if from_start:
+        raise SourceError(
+            "PostgreSQL has no log from before its replication slot.",
+            hint="Run without --from-start: reading begins where the slot was made.",
+        )
+    return PostgresWALMonitor(
+        settings.database_url.get_secret_value(),
+        slot=settings.slot,
+        publication=settings.publication,
+        routes=router.routes,
+        plugin=settings.cdc_plugin,
+        batch_size=settings.cdc_batch_size,
+        failover=settings.cdc_slot_failover,
+        replay_window=settings.cdc_replay_window,
+        accept_gap=accept_gap,
+        column_lists=settings.cdc_column_lists,
+    )
+
+
+def _publisher(settings: ListenerSettings) -> Publisher:
+    app = celery_app(settings)
+    if not _is_redis(app):
+        return KombuPublisher(
+            app,
+            settings.cache_url.get_secret_value(),
+            name=settings.cdc_name,
+            max_queue=settings.cdc_max_queue,
+        )
+    return RedisPublisher(
+        app,
+        name=settings.cdc_name,
+        durability=settings.cdc_durability,
+        coalesce_interval=settings.cdc_coalesce_interval,
+        batch_wait=settings.cdc_batch_wait,
+        max_queue=settings.cdc_max_queue,
+    )
+
+
+def _is_redis(app: Celery) -> bool:
+    with app.connection_for_write() as connection:
+        return bool(connection.transport.driver_type == "redis")
+
+
+def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
+    """Return the connection to where checkpoint and parked changes are: the broker, if it is Redis."""
+    app = celery_app(settings)
+    if _is_redis(app):
+        return RedisConnection.of_broker(app)
+    return RedisConnection.of_cache(settings.cache_url.get_secret_value())
+
+
+def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
+    """Yield what there is to say about database, broker, cache and workers."""
+    app = celery_app(settings)
+    yield from check_broker(app, router.routes, durability=settings.cdc_durability)
+    yield from check_cache(settings.cache_url.get_secret_value())
+    if settings.database_type is DatabaseType.MYSQL:
+        yield from check_bookmark(
+            checkpoint_store(settings),
+            settings.cache_url.get_secret_value(),
+            name=settings.cdc_name,
+            checkpoint=_saved(settings).position,
+        )
+        yield from check_mysql(
+            settings.database_url.get_secret_value(),
+            name=settings.cdc_name,
+            server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
+            routes=router.routes,
+            checkpoint=_place_in_binlog(settings),
+        )
+        return
+    wanted = Wanted(
+        slot=settings.slot,
+        publication=settings.publication,
+        plugin=settings.cdc_plugin,
+        failover=settings.cdc_slot_failover,
+        routes=router.routes,
+        lag_alarm=settings.cdc_lag_alarm,
+        saved=_saved(settings).resumed,
+        column_lists=settings.cdc_column_lists,
+    )
+    yield from check_postgres(settings.database_url.get_secret_value(), wanted)
+
+
+def _saved(settings: ListenerSettings) -> SavedPosition:
+    """Return what is saved, nothing where the broker is away: that is told elsewhere."""
+    try:
+        return read_saved_position(checkpoint_store(settings), settings.cdc_name)
+    except CDCError:
+        return SavedPosition(None, None, 0)
+
+
+def _place_in_binlog(settings: ListenerSettings) -> str | None:
+    """Return the checkpoint, or the bookmark where the broker has none."""
+    if (saved := _saved(settings).position) is not None:
+        return saved
+    try:
+        return read_bookmark(settings.cache_url.get_secret_value(), settings.cdc_name)
+    except CDCError:
+        return None
+
+
+def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
+    """Return how far the listener is; raises CDCError where database or broker does not tell."""
+    try:
+        saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
+    except BrokerAwayError as error:
+        raise BrokerAwayError(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
+    return Status(
+        name=settings.cdc_name,
+        source=read_source_status(settings, router, saved.position, saved.notes),
+        saved=saved,
+        lag_alarm=settings.cdc_lag_alarm,
+    )
+
+
+def read_source_status(
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    published: str | None = None,
+    notes: str | None = None,
+) -> SourceStatus:
+    """Return what the database says; `published` is the checkpoint, where it is known, with its `notes`."""
+    if settings.database_type is DatabaseType.MYSQL:
+        checkpoint = published or _place_in_binlog(settings)
+        return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
+    return read_postgres_status(
+        settings.database_url.get_secret_value(),
+        settings.slot,
+        published,
+        publication=settings.publication if settings.cdc_plugin == "pgoutput" else None,
+        routes=router.routes,
+        notes=notes,
+    )

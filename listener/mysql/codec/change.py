@@ -1,0 +1,119 @@
+"""A change as it came from the binlog: values as they were logged, made JSON only where somebody looks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import orjson
+
+from listener.core.change import LoggedChange
+from listener.core.source import SourceError
+from listener.mysql.codec.table import ABSENT, Kind, Row
+from listener.mysql.codec.values import iso_second
+
+__all__ = ["BinlogChange", "Transaction"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Transaction:
+    """One committed transaction: what its changes have in common, rendered once."""
+
+    __slots__ = ("committed", "file", "gtid", "id_head", "offset", "position_head", "tail")
+
+    def __init__(
+        self, *, gtid: str, file: str, offset: int, committed: int, server: str, epoch: int = 0
+    ) -> None:
+        """`gtid` is empty where there are none; `committed` in microseconds since 1970; `server` whose file it is.
+
+        The id is made of what the transaction has on each server, and on each replay. `epoch` is for the order alone.
+        """
+        self.gtid = gtid
+        self.file = file
+        self.offset = offset
+        self.committed = committed
+        place = gtid or f"{file}:{offset}"
+        # With the time, since numbers and files start again after a RESET.
+        name = gtid or f"{server}:{file}:{offset}"
+        self.id_head = f"{name.replace(':', '-')}-{committed:X}-".encode()
+        self.position_head = (f"{place}@{epoch}:" if epoch else f"{place}:").encode()
+        seconds, micro = divmod(committed, 1_000_000)
+        self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
+
+
+class BinlogChange(LoggedChange[Kind, Transaction, Row]):
+    """A change of MySQL's or MariaDB's."""
+
+    __slots__ = ()
+
+    def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the argument that a task receives, as JSON with only `columns` in its rows.
+
+        Raises SourceError where a value is not what its type says.
+        """
+        kind, old, new = self._kind, self._old, self._new
+        table = kind.table
+        change_id, position = self.stamp
+        try:
+            before = b"null" if old is None else table.render(old, columns)
+            after = b"null" if new is None else table.render(new, columns)
+        except SourceError as error:
+            raise SourceError(f"{error.message} It is at {self.position}.", hint=error.hint) from error
+        missing = table.absent(columns) if kind.is_whole else self._missing(columns)
+        return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
+            change_id, kind.head, before, after, missing, position, self.transaction.tail,
+        )  # fmt: skip
+
+    def changed(self, column: str) -> bool | None:
+        """Tell whether the column's value differs from before; None where the source did not send both."""
+        if self._kind.event != "update":
+            return True
+        place = self._kind.table.index.get(column)
+        if place is None or self._new is None or self._old is None:
+            return None
+        old, new = self._old[place], self._new[place]
+        if new is ABSENT:
+            return False  # MINIMAL and NOBLOB leave out what did not change
+        if old is ABSENT:
+            return None
+        return bool(old != new)
+
+    def of_current_row(self) -> BinlogChange | None:
+        """Return what the change is to the rows that are true now, in a table with system versioning.
+
+        MariaDB logs a DELETE as an update of the row's end, and an UPDATE as one and an insert of the old row. None
+        for what concerns history alone.
+        """
+        kind, old, new = self._kind, self._old, self._new
+        table = kind.table
+        was = old is not None and table.is_current(old)
+        is_now = new is not None and table.is_current(new)
+        if old is None or new is None or was == is_now:
+            return self if was or is_now else None
+        kind = table.insert if is_now else table.delete
+        old, new = (None, new) if is_now else (old, None)
+        return BinlogChange(
+            kind if self._kind.is_whole else kind.in_part, old, new, self.transaction, self.ordinal
+        )
+
+    @property
+    def committed_at(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self.transaction.committed)
+
+    def _old_json(self, row: Row) -> bytes:
+        return self._kind.table.render(row, None)
+
+    _new_json = _old_json
+
+    def _missing(self, columns: tuple[str, ...] | None) -> bytes:
+        """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
+        table, old, new = self._kind.table, self._old, self._new
+        if (old is None or ABSENT not in old) and (new is None or ABSENT not in new):
+            return table.absent(columns)
+        missing = [
+            name
+            for name in (table.names if columns is None else columns)
+            if (new is not None and table.is_missing(new, name))
+            or (old is not None and table.is_missing(old, name))
+        ]
+        return orjson.dumps(missing)[1:-1]

@@ -1,0 +1,1 @@
+"""GTIDs and positions in the binlog: pure, no I/O."""

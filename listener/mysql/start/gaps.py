@@ -1,0 +1,182 @@
+"""Whether the server still has what comes after a checkpoint, and where to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from listener.core.source import GapError, SourceLostError
+from listener.mysql.client.server import LogFile, Server
+from listener.mysql.errors import ACCEPT_GAP
+from listener.mysql.log.gtid import MariaDBGTIDs, MariaDBState, MySQLGTIDs
+from listener.mysql.log.position import BinlogPosition
+
+__all__ = ["Log", "beyond_gap", "find_gap", "reachable"]
+
+_RESET: Final = "The log was reset, or the server was restored from an earlier state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What there is of a server's log, as far as a checkpoint is held against it."""
+
+    files: Sequence[LogFile]  # oldest first
+    oldest: BinlogPosition  # its start
+    current: BinlogPosition  # its end
+    born: int = 0  # when the checkpoint's file was begun; 0: it is not here
+    has_last: bool = (
+        True  # what the checkpoint names as the last transaction; True also where its file is not here
+    )
+    known: MariaDBState = field(default_factory=MariaDBState)  # MariaDB, of another server: the whole log
+    purged: MariaDBState = field(default_factory=MariaDBState)  # and what was before it
+
+    def size(self, file: str) -> int | None:
+        """Return a file's size, None where it is not here."""
+        return next((each.size for each in self.files if each.name == file), None)
+
+
+def reachable(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition:
+    """Return the checkpoint in the server's terms, where there is no gap."""
+    if not server.has_gtids:  # any more
+        return replace(after, born=log.born, gtids=None, gtid="", published=None)
+    if _is_by_place(server, after) and log.size(after.start[0]) is None:  # and nothing came in it any more
+        return replace(log.oldest, gtids=after.gtids, last=after.last, epoch=after.epoch)
+    return replace(after, born=log.born)
+
+
+def find_gap(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
+    """Return what lies between the checkpoint and what the server still has.
+
+    Raises SourceLostError where a replica, after a failover perhaps, has not come as far as the checkpoint yet.
+    """
+    if after.server == server.name and (gap := _other_log(after, log)):
+        return gap
+    if after.gtids is None or not server.has_gtids:
+        return _gap_in_files(server, after, log)
+    if _is_by_place(server, after):
+        return _gap_in_places(after, log)
+    return _gap_in_gtids(server, after, log)
+
+
+def _gap_in_gtids(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
+    ahead = _ahead(after, log, mariadb=server.is_mariadb)
+    if ahead and server.variable("read_only") == "ON":
+        raise SourceLostError(f"The replica has not come as far as the checkpoint yet: {ahead}.")
+    if ahead:
+        return _gap(f"The checkpoint has transactions that the server does not have: {ahead}. {_RESET}.")
+    missing = _missing(after, log.oldest, log.purged) if server.is_mariadb else _not_done(after, log.oldest)
+    if missing:
+        return _purged(missing, log)
+    if after.server == server.name and log.size(after.file) is None:
+        return _gap_before_purged(after, log)
+    return None
+
+
+def _gap_before_purged(after: BinlogPosition, log: Log) -> GapError | None:
+    """Return the gap where MySQL has purged the checkpoint's file, but had not all that was published by then."""
+    lost = MySQLGTIDs(after.done or "").minus(MySQLGTIDs(log.oldest.gtids or ""))
+    if not lost:
+        return None
+    return _gap(f"{_RESET}: {after.file} is purged, but what the server has purged is without {lost}.")
+
+
+def beyond_gap(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition:
+    """Return where to go on when the gap is accepted: with the oldest that the server has and we have not.
+
+    An epoch of its own tells what comes from what was published with the same numbers.
+    """
+    epoch, oldest = after.epoch + 1, log.oldest
+    start = replace(oldest, epoch=epoch)
+    if after.gtids is None or oldest.gtids is None or after.server == server.name or not server.has_gtids:
+        return start
+    if server.is_mariadb:
+        merged, missing = MariaDBGTIDs(after.gtids), _missing(after, oldest, log.purged)
+        for gtid in missing:
+            merged.add(gtid)
+        beyond = BinlogPosition(file=after.file, offset=after.offset, server=after.server, gtids=str(merged))
+        return replace(beyond, epoch=epoch) if missing else start
+    if _not_done(after, oldest):
+        return replace(start, gtids=str(MySQLGTIDs(oldest.gtids).union(MySQLGTIDs(after.gtids))))
+    return start
+
+
+def _is_by_place(server: Server, after: BinlogPosition) -> bool:
+    """Return whether reading goes on by file and offset although there are GTIDs: MariaDB's have no order."""
+    return server.is_mariadb and after.is_place_on(server.name)
+
+
+def _other_log(after: BinlogPosition, log: Log) -> GapError | None:
+    """Return the gap where the server's files are others with the same names, so that equal GTIDs are others too."""
+    if after.born and log.born and after.born != log.born:
+        return _gap(
+            f"{_RESET}: {after.file} is not the file that the checkpoint {after.file}:{after.offset} was in."
+        )
+    if not log.has_last:
+        place = after.last.rpartition(":")[0]
+        return _gap(f"{_RESET}: the transaction at {place} is not the one that was published last.")
+    size = log.size(after.file)
+    if after.file_number > log.current.file_number or (size is not None and after.offset > size):
+        end = f"{log.current.file}:{log.current.offset}"
+        return _gap(f"{_RESET}: the checkpoint is at {after.file}:{after.offset}, and the log ends at {end}.")
+    return None
+
+
+def _gap_in_files(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
+    if after.server != server.name:
+        return _gap(
+            f"The checkpoint {after.file}:{after.offset} is of another server, {after.server}, and without GTIDs "
+            "its place in this one's log is not known."
+        )
+    file, offset = after.start
+    if log.size(file) is not None:
+        return None
+    return _gap(
+        f"The server has purged the logs from {file}:{offset} up to {log.oldest.file}: "
+        "what was committed there is missing."
+    )
+
+
+def _gap_in_places(after: BinlogPosition, log: Log) -> GapError | None:
+    if log.size(after.start[0]) is not None:
+        return None
+    done, purged = MariaDBGTIDs(after.gtids or ""), MariaDBGTIDs(log.oldest.gtids or "")
+    return None if done == purged else _purged(purged.minus(done) or purged, log, since=done)
+
+
+def _ahead(after: BinlogPosition, log: Log, *, mariadb: bool) -> str:
+    """Return which published transactions the server does not have."""
+    done = after.done or ""
+    if mariadb:
+        return str(log.known.lacks(MariaDBGTIDs(done)))
+    return str(MySQLGTIDs(done).minus(MySQLGTIDs(log.current.gtids or "")))
+
+
+def _missing(after: BinlogPosition, oldest: BinlogPosition, purged: MariaDBState) -> MariaDBGTIDs:
+    """Return the last transactions of those domains in which MariaDB has purged some that were not published."""
+    done = MariaDBGTIDs(after.gtids or "")
+    came_later = purged.lacks(done)
+    return MariaDBGTIDs(
+        ",".join(
+            gtid
+            for gtid in MariaDBGTIDs(oldest.gtids or "")
+            if gtid not in done and not came_later.has_domain_of(gtid)
+        )
+    )
+
+
+def _not_done(after: BinlogPosition, oldest: BinlogPosition) -> MySQLGTIDs:
+    return MySQLGTIDs(oldest.gtids or "").minus(MySQLGTIDs(after.gtids or ""))
+
+
+def _purged(missing: MySQLGTIDs | MariaDBGTIDs, log: Log, *, since: MariaDBGTIDs | None = None) -> GapError:
+    text = f"those up to {missing}" if isinstance(missing, MariaDBGTIDs) else str(missing)
+    behind = f" after {since}" if since else ""
+    return _gap(
+        f"The server has purged transactions that were never published: {text}{behind}. "
+        f"Its oldest log is {log.oldest.file}."
+    )
+
+
+def _gap(message: str) -> GapError:
+    return GapError(message, hint=ACCEPT_GAP)

@@ -1,0 +1,1 @@
+"""The tables that the routes name, as the log and the catalogue describe them."""

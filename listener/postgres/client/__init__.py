@@ -1,0 +1,1 @@
+"""Sessions on PostgreSQL, and what the listener creates on the server."""

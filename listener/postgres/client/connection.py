@@ -1,0 +1,244 @@
+"""Sessions on PostgreSQL: made here, and their errors put into our words here, once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from time import monotonic
+from typing import Any, Final
+
+import psycopg2
+import psycopg2.errors
+from psycopg2.extensions import ConnectionInfo, encodings, parse_dsn
+from psycopg2.extensions import connection as Connection  # noqa: N812 - the driver's class has a lower-case name
+from psycopg2.extras import LogicalReplicationConnection
+from psycopg2.sql import Composable
+
+from cdc_tasks.errors import CDCError
+from listener.core.source import SourceError
+from listener.postgres.client.errors import (
+    CONNECTING,
+    Refusal,
+    TooManyConnectionsError,
+    find_refusal,
+    refused,
+    time_limit,
+    translate,
+    words_of,
+)
+from listener.postgres.hints import POOLER, SENDERS
+
+__all__ = [
+    "Connection",
+    "connect",
+    "connect_replication",
+    "execute",
+    "fetch",
+    "fetch_value",
+    "is_shutting_down",
+    "log_codec",
+    "translated",
+]
+
+_DRIVER: Final = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)", re.IGNORECASE)
+
+# What we read and write depends on these; a role's or a database's own settings must not change them. They are sent
+# when the session starts, and set again once it is there: a connection pooler may drop what comes with the start.
+_SESSION: Final = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "search_path": "pg_catalog",  # names come out qualified, and nobody's function shadows ours
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",  # else psycopg2 writes E'…', which the replication grammar does not take
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "idle_in_transaction_session_timeout": "0",
+    "client_min_messages": "warning",
+}
+
+# The same for settings that earlier versions than these (as libpq has it) do not know, and would refuse. They end a
+# session that waits, and transaction_timeout a WAL sender too, in the middle of what it sends.
+_SINCE: Final = {"idle_session_timeout": 14_00_00, "transaction_timeout": 17_00_00}
+
+_NOT_ACCEPTING: Final = "57P03"  # the server is starting up, shutting down, or not consistent yet
+_ESCAPED: Final = r"\ "  # a space within a value of libpq's options
+_LISTS: Final = ("host", "hostaddr", "port")  # have a place for each of several hosts
+
+# Defaults: what the URL says wins. A server that is gone without a word is noticed after half a minute.
+_PARAMETERS: Final[Mapping[str, Any]] = {
+    "application_name": "cdc-tasks",
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+
+
+def connect(url: str) -> Connection:
+    """Open an ordinary session, with autocommit; raises SourceError, SourceLostError."""
+    connection: Connection = _connect(connection_parameters(url))
+    with _closed_on_error(connection), translated(connection):
+        connection.autocommit = True
+        _pin(connection)
+    return connection
+
+
+def connect_replication(url: str) -> LogicalReplicationConnection:
+    """Open a session of the replication protocol; raises SourceError, SourceLostError."""
+    try:
+        connection: LogicalReplicationConnection = _connect(
+            connection_parameters(url), connection_factory=LogicalReplicationConnection
+        )
+    except TooManyConnectionsError as error:
+        if _has_no_senders(url):
+            raise SourceError(error.message, hint=SENDERS) from error
+        raise
+    with _closed_on_error(connection), translated(connection):
+        _check_protocol(connection)
+        _pin(connection)
+        if (encoding := _server_encoding(connection)) != "UTF8" and encoding in encodings:
+            # As it is: the server would stop at the first bytes for which UTF-8 has no character.
+            connection.set_client_encoding("SQL_ASCII")
+    return connection
+
+
+def _connect(parameters: Mapping[str, Any], connection_factory: type[Connection] | None = None) -> Any:
+    started = monotonic()
+    try:
+        return psycopg2.connect(**parameters, connection_factory=connection_factory)
+    except CONNECTING as error:
+        if connection_factory is not None:
+            parameters = {**parameters, "replication": "database"}
+        is_silent = monotonic() - started >= time_limit(parameters)  # no host answered: do not wait once more
+        refusal = Refusal(words_of(error)) if is_silent else find_refusal(parameters)
+        raise refused(words_of(error), refusal, parameters) from error
+
+
+@contextmanager
+def _closed_on_error(connection: Connection) -> Iterator[None]:
+    """Close the connection where what follows fails."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _check_protocol(connection: LogicalReplicationConnection) -> None:
+    """Raise SourceError where this is an ordinary session: a pooler may drop the parameter `replication`."""
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute("IDENTIFY_SYSTEM")
+        except psycopg2.errors.SyntaxError as error:
+            raise SourceError("The server does not speak the replication protocol.", hint=POOLER) from error
+
+
+def _has_no_senders(url: str) -> bool:
+    """Ask in an ordinary session, which has room of its own."""
+    try:
+        with closing(connect(url)) as connection:
+            return bool(fetch_value(connection, "SELECT current_setting('max_wal_senders')") == "0")
+    except CDCError:
+        return False
+
+
+def _pin(connection: Connection) -> None:
+    since = {name: "0" for name, version in _SINCE.items() if connection.info.server_version >= version}
+    calls = ", ".join(
+        f"pg_catalog.set_config('{name}', '{value}', false)" for name, value in {**_SESSION, **since}.items()
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {calls}")
+
+
+def log_codec(connection: LogicalReplicationConnection) -> str:
+    """Return Python's name of the encoding in which the log's texts come."""
+    encoding = _server_encoding(connection)
+    return "utf-8" if encoding in {"UTF8", "SQL_ASCII"} else encodings.get(encoding, "utf-8")
+
+
+def _server_encoding(connection: Connection) -> str:
+    return connection.info.parameter_status("server_encoding") or "UTF8"
+
+
+def is_shutting_down(url: str, connection: Connection) -> bool:
+    """Ask the server that the connection is to, of the several that the URL may name."""
+    refusal = find_refusal(_only(connection_parameters(url), connection.info))
+    return refusal is not None and refusal.sqlstate == _NOT_ACCEPTING
+
+
+def _only(parameters: Mapping[str, Any], info: ConnectionInfo) -> dict[str, Any]:
+    """Return the parameters with that host alone to which a session is open."""
+    lists = {name: str(parameters[name]).split(",") for name in _LISTS if parameters.get(name)}
+    count = max(map(len, lists.values()), default=1)
+    hosts = [
+        {name: values[place] if len(values) > 1 else values[0] for name, values in lists.items()}
+        for place in range(count)
+    ]
+    alone = {key: value for key, value in parameters.items() if key != "target_session_attrs"}
+    for each in hosts:
+        host = each.get("host") or each.get("hostaddr") or info.host
+        if host == info.host and int(each.get("port") or info.port) == info.port:
+            return {**alone, **each}
+    return alone
+
+
+def connection_parameters(url: str) -> dict[str, Any]:
+    """Return libpq's parameters for a URL, SQLAlchemy's `postgresql+psycopg2://` included."""
+    try:
+        given = parse_dsn(_DRIVER.sub(r"\1", url))
+        for port in given.get("port", "").split(","):  # one for each host
+            int(port or 0)
+    except (psycopg2.ProgrammingError, ValueError):
+        # The driver's own words would show a part of the password.
+        raise SourceError(
+            "DATABASE_URL cannot be read.",
+            hint="Write postgresql://user:password@host:port/database; in user and password, write each of"
+            " : / ? # [ ] @ % as %XX, e.g. @ as %40.",
+        ) from None
+    pinned = " ".join(f"-c {name}={value.replace(' ', _ESCAPED)}" for name, value in _SESSION.items())
+    options = f"{given.get('options', '')} {pinned}".strip()
+    return {**_PARAMETERS, **given, "options": options, "client_encoding": "UTF8"}
+
+
+def fetch(
+    connection: Connection,
+    query: str | Composable,
+    arguments: Sequence[Any] | Mapping[str, Any] | None = None,
+) -> list[tuple[Any, ...]]:
+    """Return the rows of a query; raises SourceError, SourceLostError."""
+    with translated(connection), connection.cursor() as cursor:
+        cursor.execute(query, arguments)
+        return cursor.fetchall()
+
+
+def fetch_value(connection: Connection, query: str, arguments: Sequence[Any] | None = None) -> Any:
+    """Return the first value of the first row, None where there is none."""
+    rows = fetch(connection, query, arguments)
+    return rows[0][0] if rows else None
+
+
+def execute(
+    connection: Connection, statement: str | Composable, arguments: Sequence[Any] | None = None
+) -> None:
+    """Run a statement that returns nothing; raises SourceError, SourceLostError."""
+    with translated(connection), connection.cursor() as cursor:
+        cursor.execute(statement, arguments)
+
+
+@contextmanager
+def translated(session: Connection | None = None) -> Iterator[None]:
+    """Raise the driver's errors in our words; the session's parameters go into the hints."""
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise translate(error, parse_dsn(session.dsn) if session is not None else {}) from error

@@ -1,0 +1,1 @@
+"""Bytes of pgoutput, rows and values to changes: pure, no I/O."""

@@ -1,0 +1,99 @@
+"""A change as it came from PostgreSQL's log: kept as the server's text, decoded only where somebody looks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import orjson
+
+from listener.core.change import LoggedChange
+from listener.postgres.codec.table import NOT_PLAIN, Kind, Old
+from listener.postgres.codec.tuple_data import UNCHANGED, Row
+from listener.postgres.log.position import format_lsn
+
+__all__ = ["Transaction", "WALChange"]
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts its timestamps from here
+
+
+class Transaction:
+    """One committed transaction: what its changes have in common, rendered once."""
+
+    __slots__ = ("commit_lsn", "committed", "committed_at", "id_head", "position_head", "tail")
+
+    def __init__(self, commit_lsn: int, committed: int, source: str, era: str = "") -> None:
+        """Take the commit's place and time, in microseconds since 2000-01-01 UTC.
+
+        `source` names the cluster; `era` is what stands in front of positions.
+        """
+        self.commit_lsn = commit_lsn
+        self.committed = committed
+        self.committed_at = _EPOCH + timedelta(microseconds=committed)
+        # With the time: after a restore, or a failover that lost commits, another transaction has the LSN.
+        self.id_head = b"%b-%X-%X-" % (source.encode(), commit_lsn, committed)
+        self.position_head = f"{era}{format_lsn(commit_lsn)}:".encode()
+        self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
+
+
+class WALChange(LoggedChange[Kind, Transaction, Row]):
+    """A change of PostgreSQL's."""
+
+    __slots__ = ()
+
+    def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the argument that a task receives, as JSON with only `columns` in its rows."""
+        kind = self._kind
+        change_id, position = self.stamp
+        write = kind.writers.get(columns) or kind.compile(columns)
+        try:
+            return write(self._old, self._new, change_id, position, self.transaction.tail)
+        except NOT_PLAIN:
+            return self._to_json_with_care(columns)
+
+    def _to_json_with_care(self, columns: tuple[str, ...] | None) -> bytes:
+        kind, old, new = self._kind, self._old, self._new
+        change_id, position = self.stamp
+        before = b"null" if old is None else kind.table.render(old, kind.old_columns(columns))
+        after = b"null" if new is None else kind.table.render(new, columns)
+        return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
+            change_id, kind.head, before, after, self._missing(columns), position, self.transaction.tail,
+        )  # fmt: skip
+
+    def changed(self, column: str) -> bool | None:
+        """Tell whether the column's value differs from before; None where the source did not send both."""
+        if self._kind.event != "update":
+            return True
+        relation, old, new = self._kind.table, self._old, self._new
+        place = relation.index.get(column)
+        if place is None or new is None:
+            return None
+        if new[place].__class__ is not bytes and relation.is_missing(new, column):
+            return False  # an unchanged TOAST value
+        if old is None or (self._kind.old is Old.KEY and not relation.columns[place].key):
+            return None
+        return old[place] != new[place]
+
+    @property
+    def committed_at(self) -> datetime:
+        return self.transaction.committed_at
+
+    def _old_json(self, row: Row) -> bytes:
+        return self._kind.table.render(row, self._kind.old_columns(None))
+
+    def _new_json(self, row: Row) -> bytes:
+        return self._kind.table.render(row, None)
+
+    def _missing(self, columns: tuple[str, ...] | None) -> bytes:
+        """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
+        relation, old, new = self._kind.table, self._old, self._new
+        keys_only = self._kind.old is Old.KEY
+        if not keys_only and (old is None or UNCHANGED not in old) and (new is None or UNCHANGED not in new):
+            return relation.absent(columns)
+        missing = [
+            name
+            for name in (relation.names if columns is None else columns)
+            if (new is not None and relation.is_missing(new, name))
+            or (old is not None and relation.is_missing(old, name))
+            or (keys_only and name not in relation.key_columns)
+        ]
+        return orjson.dumps(missing)[1:-1]

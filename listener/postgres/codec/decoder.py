@@ -1,0 +1,165 @@
+"""What the two plugins' decoders share: transactions, ordinals, and what was published before a restart."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from struct import error as StructError  # noqa: N812 - struct's own is just `error`
+from typing import Final, NamedTuple
+
+from listener.core.source import GapError, SourceError
+from listener.postgres.codec.change import Transaction, WALChange
+from listener.postgres.hints import RESTORED, UPDATE
+from listener.postgres.log.position import Eras, Published, WALPosition
+
+__all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "OtherLogError", "UndescribedTableError", "WALPosition"]
+
+# What Python raises where bytes are not what the protocol says.
+MALFORMED: Final = (
+    ArithmeticError,  # a time that no calendar has
+    AttributeError,  # a row before the first transaction
+    LookupError,
+    RecursionError,
+    StructError,
+    TypeError,
+    ValueError,
+)
+
+
+class UndescribedTableError(SourceError):
+    """The log's messages do not say enough about a table; the hint is the hint, and skipping is none."""
+
+
+class Begin(NamedTuple):
+    """A transaction's first message; its place in the log is known before its changes arrive."""
+
+    commit_lsn: int
+
+
+class Commit(NamedTuple):
+    """A transaction's last message; `end_lsn` may be acknowledged once its changes are published."""
+
+    end_lsn: int
+
+
+class OtherLogError(GapError):
+    """The database's log is not the one that was read before: it was restored from an earlier state."""
+
+    def __init__(self, last: Published) -> None:
+        """`last` was published, and is not there."""
+        super().__init__(
+            f"What was published last, at {last.position}, is not in the database's log: the database was restored "
+            "from an earlier state, and has committed other changes since.",
+            hint=RESTORED,
+        )
+
+
+class Decoder(ABC):
+    """Turns one replication connection's messages into changes, leaving out what `after` covers."""
+
+    transaction: Transaction  # the one whose changes are being read
+
+    def __init__(self, *, source: str) -> None:
+        """`source` names the database cluster in the ids of its changes."""
+        self._source = source
+        self._after = WALPosition(0, 0)
+        self._expected: Published | None = None
+        self.eras = Eras()
+        self._ordinal = 0
+        self._published_up_to: float = -1  # ordinal in this transaction
+
+    @abstractmethod
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+        """Append the changes in one message to `changes`; tell of a transaction's start or end.
+
+        Raises SourceError, and nothing else, where the message cannot be decoded.
+        """
+
+    def confirm(self, changes: list[WALChange]) -> None:  # noqa: B027 - most have nothing to do
+        """Make certain of all changes since the last call, and put them right; before they are handed on.
+
+        Raises SourceError where one cannot be known, SourceLostError.
+        """
+
+    def may_move_on(self) -> bool:
+        """Return whether it is certain that nothing was left out which should have come; else ask again soon.
+
+        To be asked before the position moves past what no change came of. Raises SourceError, SourceLostError.
+        """
+        return True
+
+    def notes(self) -> str | None:
+        """Return what the next start needs to know, None where there is nothing new."""
+        return None
+
+    @property
+    def commit_lsn(self) -> int:
+        """Where the transaction commits that is being read; 0 before the first."""
+        transaction: Transaction | None = getattr(self, "transaction", None)
+        return transaction.commit_lsn if transaction else 0
+
+    def skip_to(self, after: WALPosition) -> None:
+        """Leave out all changes up to and with `after`: the broker has them."""
+        self._after = after
+
+    def start(self, last: Published, eras: Eras, *, is_expected: bool) -> None:
+        """Leave out what was published before, the last of which is `last`.
+
+        If it `is_expected`, OtherLogError is raised where the log does not have it before all that lies behind it.
+        """
+        self.skip_to(last.position)
+        self.eras = eras
+        self._expected = last if is_expected else None
+
+    @property
+    def is_expecting(self) -> bool:
+        """Whether what was published last is still to come: until then nobody knows which log this is."""
+        return self._expected is not None
+
+    def is_waiting(self, read_up_to: int) -> bool:
+        """Return whether the expected transaction is still to come, the log being read up to there."""
+        if self._expected is None:
+            return False
+        if read_up_to > self._expected.commit_lsn:
+            raise OtherLogError(self._expected)
+        return True
+
+    def begin(self, commit_lsn: int, committed: int) -> Begin:
+        """Start a transaction; `committed` in microseconds since 2000-01-01 UTC."""
+        if self._expected is not None:
+            self._compare(commit_lsn, committed, self._expected)
+        eras = self.eras
+        era = eras.newest_head if commit_lsn >= eras.newest_from else str(eras.of(commit_lsn))
+        self.transaction = Transaction(commit_lsn, committed, self._source, era)
+        self._ordinal = 0
+        if commit_lsn < self._after.commit_lsn:
+            self._published_up_to = float("inf")
+        elif commit_lsn == self._after.commit_lsn:
+            self._published_up_to = self._after.ordinal
+        else:
+            self._published_up_to = -1
+        return Begin(commit_lsn)
+
+    def _compare(self, commit_lsn: int, committed: int, expected: Published) -> None:
+        if commit_lsn < expected.commit_lsn:
+            return
+        if (commit_lsn, committed) != (expected.commit_lsn, expected.committed):
+            raise OtherLogError(expected)
+        self._expected = None
+
+    def commit(self, end_lsn: int) -> Commit:
+        """End the transaction."""
+        return Commit(end_lsn)
+
+    def next_ordinal(self) -> int | None:
+        """Return the number of the transaction's next change; None if it was published before."""
+        ordinal = self._ordinal
+        self._ordinal = ordinal + 1
+        return ordinal if ordinal > self._published_up_to else None
+
+    def unknown(self, what: str) -> SourceError:
+        """Return the error for something in the stream that this version cannot decode."""
+        at = WALPosition(self.commit_lsn, max(0, self._ordinal - 1))
+        return SourceError(
+            f"PostgreSQL sent something that cannot be decoded, at {at}: {what}. Nothing was acknowledged.",
+            hint=UPDATE,
+        )

@@ -1,0 +1,1 @@
+"""Positions in PostgreSQL's log: pure, no I/O."""

@@ -1,0 +1,50 @@
+"""The routes' tables as they are now, and what there is to say about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from cdc_tasks.routing.router import Route, RouteIndex
+from listener.core.findings import Finding
+from listener.postgres.client.connection import Connection
+from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
+from listener.postgres.tables.findings import find_in_tables
+from listener.postgres.tables.notes import Notes
+from listener.postgres.tables.reconciliation import former_names
+from listener.postgres.tables.selection import Watched, covered_partitions, watched_tables
+
+__all__ = ["TablesSeen", "look_at_tables", "routed"]
+
+
+_NOTHING_NOTED: Final = Notes()
+
+
+class TablesSeen(NamedTuple):
+    """The routes' tables as they are now."""
+
+    findings: list[Finding]
+    watched: tuple[Watched, ...]
+    covered: tuple[Table, ...]  # partitions that routes name, and that are watched as a part of the whole
+    names: Mapping[int, TableName]  # of all tables, views and the like
+
+
+def look_at_tables(
+    connection: Connection, routes: Sequence[Route], notes: Notes = _NOTHING_NOTED
+) -> TablesSeen:
+    """Return what there is to say about the routes' tables, and those that are to be watched.
+
+    wal2json needs no publication, but it too leaves out changes of rows that have no key.
+    """
+    known = read_names(connection)
+    tables = read_tables(connection, routed(routes, known))
+    version = connection.info.server_version
+    findings = find_in_tables(routes, tables, known.values(), version, former_names(notes, known))
+    watched, covered = watched_tables(routes, tables), covered_partitions(routes, tables)
+    return TablesSeen(list(findings), watched, covered, known)
+
+
+def routed(routes: Sequence[Route], names: Mapping[int, TableName]) -> list[int]:
+    """Return the OIDs of the tables that the routes name."""
+    index = RouteIndex(routes)
+    return [oid for oid, name in names.items() if index.watching(*name)]

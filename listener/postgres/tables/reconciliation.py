@@ -1,0 +1,233 @@
+"""What became of the tables that were watched: pure, no I/O.
+
+A table that was watched and is not published any more, and one that a route named all along but that was made
+only lately, may have rows that never came. Those are gaps. A table that a new route names is not: its rows are
+wanted from now on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import NamedTuple
+
+from cdc_tasks.routing.router import Route
+from listener.postgres.tables.catalogue import Table, TableName
+from listener.postgres.tables.notes import Notes, TableNote
+from listener.postgres.tables.publication import Publication
+from listener.postgres.tables.selection import Watched, is_glob
+
+__all__ = [
+    "ALL_TABLES",
+    "Loss",
+    "Renamed",
+    "Survey",
+    "find_losses",
+    "find_renamed",
+    "former_names",
+    "is_named",
+    "note_tables",
+    "settled",
+]
+
+ALL_TABLES = "all tables"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The server's tables, seen at one moment."""
+
+    end: int  # how far the log was, at least
+    names: Mapping[int, TableName]  # of all tables, views and the like
+    watched: Sequence[Watched]
+    publication: Publication | None  # None: there is none, or the plugin needs none
+    covered: Sequence[Table] = ()  # partitions that are watched as a part of the whole, and may become tables
+    settled: frozenset[int] = frozenset()  # watched tables that are left out: they are as they are noted
+
+    @cached_property
+    def by_oid(self) -> Mapping[int, Watched]:
+        return {each.table.oid: each for each in self.watched}
+
+    @cached_property
+    def covered_oids(self) -> frozenset[int]:
+        return frozenset(table.oid for table in self.covered)
+
+    @cached_property
+    def taken(self) -> frozenset[TableName]:
+        """The names that are taken now."""
+        return frozenset(self.names.values())
+
+
+class Loss(NamedTuple):
+    """A table of which changes may be missing."""
+
+    oid: int | None  # None: all tables
+    table: str
+    reason: str
+    is_provable: bool  # nothing is missing if nothing was ever written to the table
+
+
+class Renamed(NamedTuple):
+    """A table whose changes come under two names, of which the routes know only one."""
+
+    oid: int
+    old: TableName
+    new: TableName
+    is_left: bool  # the routes know the old one only
+
+
+def find_losses(notes: Notes, survey: Survey, wanted: Publication) -> Iterator[Loss]:
+    """Yield the tables that should have been published all along, and were not."""
+    found = survey.publication
+    if notes.tables is None or notes.publication is None or found is None:
+        return
+    if notes.publication != found.oid:
+        yield Loss(None, ALL_TABLES, "the publication was dropped and made again", is_provable=False)
+        return
+    if reason := _lost_everywhere(notes, found, wanted):
+        yield Loss(None, ALL_TABLES, reason, is_provable=False)
+    for oid, each in survey.by_oid.items():
+        note, name = notes.tables.get(oid), each.table.name
+        reason = _came(notes, found, name) if note is None else _went(note, found, name)
+        if reason:
+            is_provable = note is None or name not in found.tables
+            yield Loss(oid, ".".join(name), reason, is_provable)
+
+
+def _lost_everywhere(notes: Notes, found: Publication, wanted: Publication) -> str | None:
+    """Return why changes of all tables may be missing: what was published before and is not now."""
+    missing = {event.value for event in wanted.events - found.events} & notes.events
+    if missing:
+        return f"the publication no longer sent {', '.join(sorted(event.upper() for event in missing))}"
+    if wanted.via_root and not found.via_root:
+        return "the publication no longer had publish_via_partition_root: rows came under their partitions' names"
+    return None
+
+
+def _went(note: TableNote, found: Publication, name: TableName) -> str | None:
+    if found.is_wide(name):
+        return None
+    if name not in found.tables:
+        return "the table was taken out of the publication"
+    if note.member != found.members.get(name):
+        return "the table was out of the publication for a while"
+    return "the publication left out rows of the table" if name in found.filtered else None
+
+
+def _came(notes: Notes, found: Publication, name: TableName) -> str | None:
+    """Return why a table that was not noted should have been published: no reason if its route is new."""
+    if not any(
+        fnmatchcase(name[0], schema) and fnmatchcase(name[1], table) for schema, table in notes.patterns
+    ):
+        return None
+    if found.is_wide(name) and (notes.all_tables or name[0] in notes.schemas):
+        return None
+    if any(note.name == name for note in (notes.tables or {}).values()):
+        return "another table has this name now, and was not published from its first row on"
+    return "the table is new, and was not published from its first row on"
+
+
+def settled(notes: Notes, names: Mapping[int, TableName], found: Publication | None) -> frozenset[int]:
+    """Return the OIDs of the tables that are published, and called, as they are noted."""
+    return frozenset(
+        oid
+        for oid, note in (notes.tables or {}).items()
+        if names.get(oid) == note.name
+        and (found is None or note.member == found.members.get(note.name))
+        and (found is None or note.member is not None or found.is_wide(note.name))
+    )
+
+
+def find_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], position: int) -> Iterator[Renamed]:
+    """Yield the tables that come under two names of which the routes know one.
+
+    `position` is how far the log is published: what comes after it still has the names of its time.
+    """
+    for oid, note in (notes.tables or {}).items():
+        new = survey.names.get(oid)
+        if new is None:
+            continue  # what was written before it was dropped comes under its name
+        old_names = [note.name] if new != note.name else []
+        if position < note.seen and not note.is_accepted:
+            old_names += [name for name in note.former if name != new]
+        is_known = _is_routed(routes, new)
+        for old in old_names:
+            if is_known and not _is_routed(routes, old):
+                yield Renamed(oid, old, new, is_left=False)
+            elif not is_known and is_named(routes, old) and old not in survey.taken:
+                yield Renamed(oid, old, new, is_left=True)
+
+
+def note_tables(
+    notes: Notes, survey: Survey, routes: Sequence[Route], *, position: int, only: Callable[[int], bool]
+) -> Notes:
+    """Return the notes as they are to be now; `only` says of an oid whether what came of it is known."""
+    found = survey.publication
+    tables = {oid: note for oid, note in (notes.tables or {}).items() if _is_kept(oid, note, survey, routes)}
+    for oid, each in survey.by_oid.items():
+        if only(oid):
+            name = each.table.name
+            note = TableNote(name=name, member=found.members.get(name) if found else None)
+            # What is published up to there is past the renaming: an idle log's position is one before its end.
+            tables[oid] = _with_former(note, tables.get(oid), survey.end - 1, routes, position)
+    for table in survey.covered:
+        if found is not None and (table.name in found.members or found.is_wide(table.name)):
+            tables[table.oid] = TableNote(name=table.name, member=found.members.get(table.name))
+    return replace(
+        notes,
+        tables=tables,
+        patterns=frozenset((route.schema, route.table) for route in routes),
+        publication=found.oid if found else None,
+        events=frozenset(event.value for event in found.events) if found else frozenset(),
+        all_tables=found.all_tables if found else False,
+        schemas=found.schemas if found else frozenset(),
+    )
+
+
+def _is_kept(oid: int, note: TableNote, survey: Survey, routes: Sequence[Route]) -> bool:
+    """Return whether the note still says something about what comes, or may come."""
+    if oid in survey.settled or oid in survey.by_oid or oid in survey.covered_oids:
+        return True
+    if oid not in survey.names:
+        return any(is_named(routes, each) for each in (note.name, *note.former))
+    # A renamed table to whose new name there is no route: the next start has to tell.
+    return is_named(routes, note.name) and note.name not in survey.taken
+
+
+def _with_former(
+    note: TableNote, old: TableNote | None, end: int, routes: Sequence[Route], position: int
+) -> TableNote:
+    """Return the note with the names that the table had: one more if it is called something else now."""
+    if old is None:
+        return note
+    if old.name == note.name:
+        former, seen, is_accepted = old.former, old.seen, old.is_accepted
+    else:
+        former, seen, is_accepted = (*old.former, old.name), end, False
+    kept = tuple(
+        each
+        for each in dict.fromkeys(former)
+        if each != note.name and (position < seen or is_named(routes, each))
+    )
+    return replace(note, former=kept, seen=seen, is_accepted=is_accepted) if kept else note
+
+
+def is_named(routes: Sequence[Route], name: TableName) -> bool:
+    """Return whether a route names the table itself, not by a glob."""
+    return any(not is_glob(route) and (route.schema, route.table) == name for route in routes)
+
+
+def _is_routed(routes: Sequence[Route], name: TableName) -> bool:
+    return any(route.matches(*name) for route in routes)
+
+
+def former_names(notes: Notes, names: Mapping[int, TableName]) -> Mapping[TableName, TableName | None]:
+    """Return the names that noted tables had, each with the table's name now; None where it is gone."""
+    return {
+        old: names.get(oid)
+        for oid, note in (notes.tables or {}).items()
+        for old in (*note.former, note.name)
+        if old != names.get(oid)
+    }

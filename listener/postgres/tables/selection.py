@@ -1,0 +1,68 @@
+"""What the routes want to know of which tables: pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cdc_tasks.changes import EventType
+from cdc_tasks.routing.router import Route, RouteIndex
+from listener.postgres.tables.catalogue import Table
+
+__all__ = ["Watched", "covered_partitions", "is_glob", "needed_columns", "watched_tables"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """One table whose changes are wanted."""
+
+    table: Table
+    routes: tuple[Route, ...]
+
+    @property
+    def events(self) -> frozenset[EventType]:
+        return frozenset[EventType]().union(*(route.events for route in self.routes))
+
+    @property
+    def columns(self) -> frozenset[str] | None:
+        """The columns that any route looks at; None: all."""
+        needed = [needed_columns(route) for route in self.routes]
+        if any(columns is None for columns in needed):
+            return None
+        return frozenset[str]().union(*filter(None, needed))
+
+
+def watched_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Watched, ...]:
+    """Return the tables that the routes name; a partition only where no route names what it is a part of."""
+    watching = RouteIndex(routes).watching
+    candidates = {table.name: table for table in tables if table.is_publishable}
+    return tuple(
+        Watched(table=table, routes=watching(*name))
+        for name, table in candidates.items()
+        if watching(*name) and not any(watching(*ancestor) for ancestor in table.ancestors)
+    )
+
+
+def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Table, ...]:
+    """Return the partitions that routes name, and whose changes come as those of a table that they name, too."""
+    watching = RouteIndex(routes).watching
+    return tuple(
+        table
+        for table in tables
+        if table.is_publishable and any(watching(*ancestor) for ancestor in table.ancestors)
+    )
+
+
+def needed_columns(route: Route) -> frozenset[str] | None:
+    """Return the columns that a route looks at, those of `changed(…)` included; None: possibly all."""
+    if route.columns is None:
+        return None
+    if route.when is None:
+        return frozenset(route.columns)
+    looked_at: tuple[str, ...] | None = getattr(route.when, "columns", None)
+    return None if looked_at is None else frozenset(route.columns).union(looked_at)
+
+
+def is_glob(route: Route) -> bool:
+    """Tell whether the route may watch tables that are not there yet."""
+    return any(character in name for name in (route.schema, route.table) for character in "*?[")

@@ -1,0 +1,472 @@
+"""Keeps the publication and the tables that the routes name in step: at the start, and while the listener runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import structlog
+
+from cdc_tasks.changes import EventType
+from cdc_tasks.routing.router import Route
+from listener.core.findings import Finding, raise_problems
+from listener.core.source import GapError, SourceError
+from listener.postgres.client.connection import Connection, fetch_value
+from listener.postgres.client.errors import PermissionDeniedError
+from listener.postgres.hints import ACCEPT_GAP
+from listener.postgres.log.position import format_lsn, parse_lsn
+from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
+from listener.postgres.tables.current import look_at_tables, routed
+from listener.postgres.tables.findings import find_harm, for_wal2json
+from listener.postgres.tables.membership import find_unwritten, replace_list, run_together, take_in
+from listener.postgres.tables.notes import GapNote, Notes, TableNote
+from listener.postgres.tables.publication import (
+    Publication,
+    add_tables,
+    ensure_publication,
+    gap_of_publication,
+    plan_publication,
+    read_publication,
+    set_options,
+)
+from listener.postgres.tables.reconciliation import (
+    Loss,
+    Renamed,
+    Survey,
+    find_losses,
+    find_renamed,
+    note_tables,
+    settled,
+)
+from listener.postgres.tables.selection import covered_partitions, watched_tables
+
+__all__ = [
+    "Look",
+    "TableKeeper",
+    "TableRenamedError",
+    "gap_of_tables",
+    "gap_start",
+    "read_end",
+    "say_gap",
+    "tell_renamed",
+]
+
+log = structlog.get_logger()
+
+_END: Final = """
+SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text
+"""
+
+
+class TableRenamedError(SourceError):
+    """A watched table has a name for which there is no route."""
+
+
+_MOST_TOLD: Final = 50  # tables in one message
+_BRING_UP_TO_DATE: Final = (
+    "There is no checkpoint, so nobody knows whether the table was watched before. If it was, bring what depends on it"
+    " up to date by hand."
+)
+
+
+class Trouble(NamedTuple):
+    """Why a table cannot be published, for the log."""
+
+    event: str
+    reason: str
+    hint: str
+
+
+class Repaired(NamedTuple):
+    """What came of bringing a publication up to date."""
+
+    losses: tuple[Loss, ...]
+    proven: frozenset[int]  # the OIDs of tables of which nothing is missing
+    troubles: tuple[Trouble, ...]
+
+
+class Prepared(NamedTuple):
+    """What is to be noted, and where the log was before anybody looked."""
+
+    notes: Notes
+    looked: int
+
+
+class Look(NamedTuple):
+    """What a look at a running listener's tables led to."""
+
+    notes: Notes
+    troubles: tuple[Trouble, ...] = ()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that the routes name is published."""
+        return not self.troubles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableKeeper:
+    """One listener's tables."""
+
+    publication: str | None  # None: the plugin needs none
+    routes: Sequence[Route]
+    column_lists: bool = False
+
+    def prepare(
+        self,
+        connection: Connection,
+        notes: Notes,
+        *,
+        position: int = 0,
+        accept_gap: bool = False,
+        is_noted: bool = True,
+    ) -> Prepared:
+        """Make the publication what the routes need, and return what is to be noted.
+
+        To be called before the slot is made, and not while another listener reads, which relies on the publication
+        as it is. `position` is how far the log was published; `is_noted` is False for `assumed` notes. Tables are taken
+        back before a gap is told: so it grows no more while it waits for somebody.
+
+        Raises SourceError with all that is wrong with the tables, SourceLostError where a lock could not be had soon,
+        Gap where changes are missing, unless that is accepted; with assumed notes it is told, and stops nobody.
+        """
+        findings, survey = self.survey(connection, notes)
+        raise_problems(findings)
+        losses, hints = self._restore(connection, notes, survey)
+        renamed = tuple(find_renamed(notes, survey, self.routes, position))
+        start, end = gap_start(notes, survey, position), read_end(connection)
+        gap = gap_of_tables(losses, renamed, format_lsn(start), format_lsn(end), hints)
+        if gap and not is_noted:
+            for loss in losses:
+                say_gap(_note_of(loss, start, end), hint=_BRING_UP_TO_DATE)
+        elif gap and not accept_gap:
+            raise gap  # with nothing taken out of the publication: the next start may need it
+        if self.publication is not None:
+            wanted, needed = self.wanted(connection, survey), self.needed(connection, survey)
+            ensure_publication(connection, self.publication, wanted, needed=needed)
+        after = self._again(connection, survey)
+        if accept_gap:
+            notes = _accept(notes, gap, renamed, after.end)
+        for each in notes.gaps:
+            say_gap(each)
+        noted = note_tables(notes, after, self.routes, position=position, only=lambda _oid: True)
+        return Prepared(noted, survey.end)
+
+    def assumed(self, connection: Connection, confirmed: int) -> Notes:
+        """Return what is likely to have been noted by a start that never came to its first checkpoint.
+
+        All that it published is still in the publication, and nothing was acknowledged behind `confirmed`.
+        """
+        found = self._read(connection)
+        if found is None:
+            return Notes()
+        oids = {name: oid for oid, name in read_names(connection).items()}
+        members = {name: member for name, member in found.members.items() if name in oids}
+        return Notes(
+            tables={oids[name]: TableNote(name=name, member=member) for name, member in members.items()},
+            patterns=frozenset((route.schema, route.table) for route in self.routes),
+            publication=found.oid,
+            all_tables=found.all_tables,
+            schemas=found.schemas,
+            looked=confirmed,
+        )
+
+    def look(self, connection: Connection, notes: Notes, *, since: int, position: int) -> Look:
+        """Take in what has come and take back what went, while a listener reads; note what may be missing.
+
+        At `since` all was published that is noted. Raises GapError where the publication is gone, TableRenamedError where the
+        plugin does not tell which table a name stands for, SourceLostError.
+        """
+        survey = self._survey_changes(connection, notes)
+        if self.publication is None:
+            _refuse_renamed(notes, survey, self.routes, since)
+            return Look(note_tables(notes, survey, self.routes, position=position, only=lambda _oid: True))
+        if survey.publication is None:
+            raise gap_of_publication(self.publication, format_lsn(since), format_lsn(survey.end))
+        repaired = self._repair(connection, survey.publication, notes, survey)
+        after = self._again(connection, survey)
+        lacking = self.lacking(connection, after)
+        for loss in repaired.losses:
+            end = None if loss.oid in lacking else format_lsn(after.end)
+            gap = GapNote(table=loss.table, start=format_lsn(since), end=end, reason=loss.reason)
+            notes = _with_gap(notes, gap)
+        notes = _without_open_gaps(notes, after, lacking, repaired.proven)
+        noted = note_tables(notes, after, self.routes, position=position, only=lambda oid: oid not in lacking)
+        return Look(noted, repaired.troubles)
+
+    def survey(self, connection: Connection, notes: Notes) -> tuple[list[Finding], Survey]:
+        """Return what there is to say about the routes' tables, and what the server has now."""
+        end = read_end(connection)
+        seen = look_at_tables(connection, self.routes, notes)
+        publication = self._read(connection)
+        survey = Survey(
+            end=end,
+            names=seen.names,
+            watched=seen.watched,
+            covered=seen.covered,
+            publication=publication,
+        )
+        findings = for_wal2json(seen.findings, seen.watched) if self.publication is None else seen.findings
+        return findings, survey
+
+    def _survey_changes(self, connection: Connection, notes: Notes) -> Survey:
+        """Return a survey of the tables that are not as they are noted; of all, where others have a part in it."""
+        end = read_end(connection)
+        names, found = read_names(connection), self._read(connection)
+        as_noted = settled(notes, names, found)
+        others = {oid: name for oid, name in names.items() if oid not in as_noted}
+        tables = read_tables(connection, routed(self.routes, others))
+        watched = watched_tables(self.routes, tables)
+        events = frozenset[str]().union(*(each.events for each in watched))
+        has_lists = found is not None and any(columns is not None for columns in found.tables.values())
+        if self.column_lists or has_lists or not events <= notes.events:
+            return self.survey(connection, notes)[1]
+        return Survey(
+            end=end,
+            names=names,
+            watched=watched,
+            covered=covered_partitions(self.routes, tables),
+            publication=found,
+            settled=as_noted,
+        )
+
+    def wanted(self, connection: Connection, survey: Survey) -> Publication:
+        """Return what the publication should be."""
+        return _plan(connection, survey, column_lists=self.column_lists)
+
+    def needed(self, connection: Connection, survey: Survey) -> Publication:
+        """Return the least that the publication must have."""
+        return _plan(connection, survey, column_lists=True)
+
+    def lacking(self, connection: Connection, survey: Survey) -> frozenset[int]:
+        """Return the OIDs of the tables that are not published, or not with all that the routes need."""
+        needed, found = self.needed(connection, survey), survey.publication
+        lacking = frozenset(needed.tables if found is None else found.lacks(needed))
+        return frozenset(oid for oid, each in survey.by_oid.items() if each.table.name in lacking)
+
+    def unproven(self, connection: Connection, notes: Notes, survey: Survey) -> tuple[Loss, ...]:
+        """Return the tables of which changes may be missing; nothing is changed."""
+        losses = tuple(find_losses(notes, survey, self.wanted(connection, survey)))
+        proven = find_unwritten(connection, _provable(survey, losses))
+        return tuple(loss for loss in losses if loss.oid not in proven)
+
+    def _restore(
+        self, connection: Connection, notes: Notes, survey: Survey
+    ) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
+        """Publish tables again; return what may be missing, and the SQL for those that are not ours.
+
+        Events that went missing stay so until the gap is accepted: the next start has nothing else to know it by.
+        """
+        found = survey.publication
+        if found is None:
+            return (), ()
+        wanted = self.wanted(connection, survey)
+        losses = tuple(find_losses(notes, survey, wanted))
+        provable = _provable(survey, losses)
+        missing = [each for each in provable if not (each.name in found.tables or found.is_wide(each.name))]
+        taken = take_in(connection, found.name, wanted.tables, missing)
+        if taken.busy:
+            raise taken.busy[0]
+        unwritten = find_unwritten(connection, [each for each in provable if each not in missing])
+        hints = dict.fromkeys(error.hint or "" for error in taken.denied)
+        return _unproven(losses, taken.proven | unwritten, taken.unlocked), tuple(hints)
+
+    def _repair(self, connection: Connection, found: Publication, notes: Notes, survey: Survey) -> Repaired:
+        """Publish what the routes need and is not published, as far as that does no harm and we may."""
+        wanted = _with_events_of(notes, self.wanted(connection, survey), self.routes)
+        losses = tuple(find_losses(notes, survey, wanted))
+        lacking = frozenset(found.lacks(self.needed(connection, survey)))
+        # What is published already suffers only from events that are new.
+        is_same = {event.value for event in wanted.events} <= notes.events
+        harm = _find_harm(survey, wanted, lacking if is_same else None, connection.info.server_version)
+        denied: list[PermissionDeniedError] = []
+        with _collecting(denied):
+            if not found.has_options_of(wanted) and harm.keys() <= lacking:
+                run_together(connection, [set_options(found.name, wanted)])
+        with _collecting(denied):
+            if narrow := {table: wanted.tables[table] for table in lacking & found.tables.keys()}:
+                replace_list(connection, found.name, narrow)
+        missing = lacking - found.tables.keys() - harm.keys()
+        tables = [each.table for each in survey.watched if each.table.name in missing]
+        taken = take_in(connection, found.name, wanted.tables, tables)
+        with _collecting(denied):
+            if partitions := missing & {each.name for each in survey.covered}:
+                run_together(connection, [add_tables(found.name, dict.fromkeys(partitions))])
+        published = [table for table in _provable(survey, losses) if table.name in found.tables]
+        proven = taken.proven | find_unwritten(connection, published)
+        troubles = [
+            Trouble("tables_unseen", each.message, each.hint or "")
+            for each in (*denied, *taken.denied, *taken.busy)
+        ]
+        troubles += [
+            Trouble("tables_wrong", f"{each.what}: {each.found}", each.hint) for each in harm.values()
+        ]
+        return Repaired(_unproven(losses, proven, taken.unlocked), proven, tuple(troubles))
+
+    def _again(self, connection: Connection, survey: Survey) -> Survey:
+        """Return the survey with the publication as it is now, and an end of the log before that."""
+        end = read_end(connection)
+        return replace(survey, publication=self._read(connection), end=end)
+
+    def _read(self, connection: Connection) -> Publication | None:
+        return None if self.publication is None else read_publication(connection, self.publication)
+
+
+def _plan(connection: Connection, survey: Survey, *, column_lists: bool) -> Publication:
+    """Return what should be published, partitions included: they go on without a break when they are detached."""
+    plan = plan_publication(survey.watched, connection.info.server_version, column_lists=column_lists)
+    return replace(plan, tables={**plan.tables, **{each.name: None for each in survey.covered}})
+
+
+def read_end(connection: Connection) -> int:
+    """Return where the server's log ends."""
+    return parse_lsn(fetch_value(connection, _END))
+
+
+def gap_start(notes: Notes, survey: Survey, position: int) -> int:
+    """Return from where on changes may be missing of a table that is not as it is noted.
+
+    Not from `position` on, up to which the log is published: a table can be gone before a listener that is killed
+    has seen it, and the listener reads on.
+    """
+    return notes.looked if 0 < notes.looked <= survey.end else position
+
+
+def gap_of_tables(
+    losses: Collection[Loss],
+    renamed: Collection[Renamed],
+    start: str,
+    end: str,
+    more_hints: Collection[str] = (),
+) -> GapError | None:
+    """Return the gap that tables have; None where nothing is missing."""
+    told, hints = [], list(more_hints)
+    if losses:
+        tables = [f"{each.table} ({each.reason})" for each in losses]
+        more = f", and {len(tables) - _MOST_TOLD} more" if len(tables) > _MOST_TOLD else ""
+        told.append(
+            f"Changes that were committed between {start} and {end} may be missing:"
+            f" {', '.join(tables[:_MOST_TOLD])}{more}."
+        )
+    for each in renamed:
+        text, hint = tell_renamed(each)
+        told.append(text)
+        hints.append(hint)
+    return GapError(" ".join(told), hint="\n".join([*hints, ACCEPT_GAP])) if told else None
+
+
+def tell_renamed(renamed: Renamed) -> tuple[str, str]:
+    """Return what is wrong, and what to do."""
+    old, new = ".".join(renamed.old), ".".join(renamed.new)
+    missing, when = (new, "since") if renamed.is_left else (old, "before")
+    text = (
+        f"{old} is called {new} now: what was committed {when} it was renamed comes as {missing},"
+        " for which there is no route."
+    )
+    hint = (
+        f"Give a route for each of {old} and {new}. Take the one for {old} out when the listener has passed the"
+        " rename: once `python -m listener status` has shown lag_bytes 0."
+    )
+    return text, hint
+
+
+def _note_of(loss: Loss, start: int, end: int) -> GapNote:
+    return GapNote(table=loss.table, start=format_lsn(start), end=format_lsn(end), reason=loss.reason)
+
+
+def say_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
+    """Tell the log of a gap that nobody has accepted."""
+    end = {"to": gap.end} if gap.end else {}
+    log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, hint=hint)
+
+
+def _with_gap(notes: Notes, gap: GapNote) -> Notes:
+    with_gap = notes.with_gap(gap)
+    if with_gap.gaps != notes.gaps:
+        say_gap(gap)
+    return with_gap
+
+
+def _without_open_gaps(
+    notes: Notes, survey: Survey, lacking: Collection[int], proven: Collection[int]
+) -> Notes:
+    """Return the notes with an end of each gap whose table is published now, and without those of unwritten tables."""
+    names = {oid: ".".join(each.table.name) for oid, each in survey.by_oid.items()}
+    still, void = {names[oid] for oid in lacking}, {names[oid] for oid in proven if oid in names}
+    gaps = []
+    for gap in notes.gaps:
+        if gap.end is None and gap.table not in still:
+            if gap.table in void:
+                log.info("gap_over", table=gap.table, reason="nothing was written to the table")
+                continue
+            closed = replace(gap, end=format_lsn(survey.end))
+            say_gap(closed)
+            gaps.append(closed)
+        else:
+            gaps.append(gap)
+    return replace(notes, gaps=tuple(gaps)) if gaps != list(notes.gaps) else notes
+
+
+def _accept(notes: Notes, gap: GapError | None, renamed: Collection[Renamed], end: int) -> Notes:
+    for message in [*([gap.message] if gap else []), *map(str, notes.gaps)]:
+        log.error("gap_accepted", gap=message)
+    tables = dict(notes.tables or {})
+    for each in renamed:
+        note = tables.pop(each.oid)
+        if not each.is_left:
+            former = (*note.former, each.old)
+            tables[each.oid] = replace(note, name=each.new, former=former, seen=end, is_accepted=True)
+    return replace(notes, gaps=(), tables=None if notes.tables is None else tables)
+
+
+def _refuse_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], since: int) -> None:
+    """Raise TableRenamedError for a table whose changes come under a name that no route has."""
+    for each in find_renamed(notes, survey, routes, survey.end):
+        text, hint = tell_renamed(each)
+        raise TableRenamedError(
+            f"{text} What was committed after {format_lsn(since)} may be missing.", hint=hint
+        )
+
+
+def _unproven(losses: Sequence[Loss], proven: Collection[int], unlocked: Collection[int]) -> tuple[Loss, ...]:
+    """Return the losses that are left; `unlocked` are tables that were written to while they were taken in."""
+    more = "; so may be what transactions wrote that were open at the end of that"
+    return tuple(
+        each._replace(reason=each.reason + more) if each.oid in unlocked else each
+        for each in losses
+        if each.oid not in proven
+    )
+
+
+def _provable(survey: Survey, losses: Sequence[Loss]) -> list[Table]:
+    """Return the tables of which nothing is missing if nothing was ever written to them."""
+    return [survey.by_oid[loss.oid].table for loss in losses if loss.oid and loss.is_provable]
+
+
+def _with_events_of(notes: Notes, wanted: Publication, routes: Sequence[Route]) -> Publication:
+    """Return it with the events that were published for tables that are as they are noted."""
+    routed_events = frozenset[EventType]().union(*(route.events for route in routes))
+    noted = frozenset(event for event in routed_events if event.value in notes.events)
+    return replace(wanted, events=wanted.events | noted)
+
+
+def _find_harm(
+    survey: Survey, wanted: Publication, tables: Collection[TableName] | None, version: int
+) -> dict[TableName, Finding]:
+    """Return those of the tables (None: of all) whose UPDATE and DELETE would fail if they were published."""
+    return {
+        each.table.name: finding
+        for each in survey.watched
+        if tables is None or each.table.name in tables
+        for finding in find_harm(each, wanted.events, version)
+    }
+
+
+@contextmanager
+def _collecting(denied: list[PermissionDeniedError]) -> Iterator[None]:
+    try:
+        yield
+    except PermissionDeniedError as error:
+        denied.append(error)

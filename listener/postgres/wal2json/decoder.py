@@ -1,0 +1,325 @@
+"""wal2json's messages, format-version 2: JSON to changes, nothing else.
+
+What JSON did to the values is undone, so that a row is the server's text again, as with pgoutput. What cannot
+be undone: wal2json before 2.6 writes NaN and Infinity as null.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from listener.postgres.codec.change import Transaction, WALChange
+from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder, UndescribedTableError
+from listener.postgres.codec.table import Column, Table
+from listener.postgres.codec.tuple_data import UNCHANGED
+from listener.postgres.codec.values import ValueType
+from listener.postgres.log.position import format_lsn, parse_lsn
+from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
+from listener.postgres.wal2json.history import TableName, UnknownDefinitionError
+
+__all__ = ["NUMBERS_AS_STRINGS", "OPTIONS", "Wal2JsonDecoder"]
+
+# Without types: a type's name with a quote in it makes the JSON invalid. Without a filter on tables: ordinals
+# must stay what they are when routes change.
+OPTIONS: Final = {
+    "format-version": "2",
+    "include-lsn": "true",
+    "include-timestamp": "true",
+    "include-types": "false",
+    "include-type-oids": "true",
+}
+# Since wal2json 2.6, for NaN and Infinity; an older one refuses it with SQLSTATE 22023.
+NUMBERS_AS_STRINGS: Final = {"numeric-data-types-as-string": "true"}
+
+_ACTION = len('{"action":"')
+_BEGIN, _COMMIT, _LOGICAL_MESSAGE = ord("B"), ord("C"), ord("M")
+_INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
+_CHANGES = frozenset({_INSERT, _UPDATE, _DELETE, _TRUNCATE})
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_BYTEA = "17"
+
+_UNKNOWN: Final = (
+    "wal2json sends the names only of what it sends, and the table was altered again before this row was read. Bring "
+    "up to date by hand what depends on the table, and start once without the routes that name it, until "
+    "python -m listener status shows a later checkpoint. It cannot happen with ALTER TABLE … REPLICA IDENTITY FULL, "
+    "nor with CDC_PLUGIN=pgoutput (and another CDC_NAME: a slot belongs to one plugin)."
+)
+
+# Rows of tables that nobody watches are dropped without reading what follows.
+_names = re.compile(r'"schema":("(?:[^"\\]|\\.)*"),"table":("(?:[^"\\]|\\.)*")').search
+
+_Types = dict[str, str]  # of columns, as OIDs, in the table's order
+_Values = dict[str, bytes | None]
+
+
+class _Row(NamedTuple):
+    """A message about a table that is watched, kept until it is certain what the table was."""
+
+    action: int
+    text: str
+    table: TableName
+    transaction: Transaction
+    ordinal: int
+
+
+class Wal2JsonDecoder(Decoder):
+    """Decodes one replication connection's messages; drops the rows of tables that no route watches.
+
+    Rows are decoded by what was known of their tables before. `confirm` then looks at the catalogue once for all of
+    them, and decodes again those whose table has turned out to be another.
+    """
+
+    def __init__(
+        self,
+        resolve_type: Callable[[int], ValueType],
+        definitions: TableDefinitions,
+        watches: Callable[[str, str], bool],
+        *,
+        source: str,
+        codec: str = "utf-8",
+    ) -> None:
+        """`watches` tells of schema and table whether a route is interested; `codec` as Python names encodings."""
+        super().__init__(source=source)
+        self._resolve_type = resolve_type
+        self._definitions = definitions
+        self._watches = lru_cache(maxsize=10_000)(watches)
+        self._codec = codec
+        self._compiled = lru_cache(maxsize=1000)(self._compile)
+        self._place = 0  # where the last transaction that was read committed
+        self._has_rows = False  # the transaction that is being read
+        self._is_past_unseen = (
+            False  # something was read that no change comes of, and nobody has looked since
+        )
+        self._unconfirmed: list[_Row] = []
+        self._confirmed = 0  # changes of the batch before those rows
+        self._certain: set[TableName] = set()  # tables that have been nothing else since the last look
+        self._is_stale = False  # changes were decoded by what has turned out to be outdated
+        self._missing: dict[
+            tuple[TableName, tuple[str, ...], bool, bool], dict[str, int]
+        ] = {}  # of certain tables
+
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+        try:
+            return self._decode(payload, changes)
+        except MALFORMED as error:
+            raise self.unknown(f"wal2json message {payload[:60]!r} ({type(error).__name__})") from error
+
+    def confirm(self, changes: list[WALChange]) -> None:
+        rows, self._unconfirmed = self._unconfirmed, []
+        if rows and (self._looks_again(rows) or self._is_stale):
+            self._is_stale = False
+            self._forget()
+            changes[self._confirmed :] = self._changes_of(rows)
+        if not self._definitions.is_outdated:
+            self._certain.update(
+                row.table
+                for row in rows
+                if self._definitions.is_certain(row.table, row.transaction.commit_lsn)
+            )
+
+    def may_move_on(self) -> bool:
+        if self._definitions.is_outdated:
+            if not self._definitions.may_look_at_all:
+                return False
+            if self._definitions.look_at_all(place=self._place):
+                self._forget()
+        return not self._definitions.is_outdated
+
+    def _forget(self) -> None:
+        self._missing.clear()
+        self._certain.clear()
+
+    def _looks_again(self, rows: Sequence[_Row]) -> bool:
+        """Look where rows may be of other tables than was known; return whether that has found something new."""
+        definitions = self._definitions
+        tables = frozenset(row.table for row in rows)
+        if not definitions.is_outdated:
+            tables = frozenset(table for table in tables if not definitions.is_known(table))
+        elif definitions.may_look_at_all:
+            return definitions.look_at_all(place=self._place)
+        return bool(tables) and definitions.look(tables, place=self._place)
+
+    def notes(self) -> str | None:
+        return self._definitions.notes()
+
+    def _decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+        action = payload[_ACTION]
+        if action in _CHANGES:
+            ordinal = self.next_ordinal()
+            row = None if ordinal is None else self._row(action, payload, ordinal)
+            change = None if row is None else self._change(row, len(changes))
+            if change is not None:
+                changes.append(change)
+        elif action == _BEGIN:
+            return self._begin(payload)
+        elif action == _COMMIT:
+            return self.commit(parse_lsn(json.loads(payload)["nextlsn"]))
+        elif action != _LOGICAL_MESSAGE:
+            raise ValueError(action)
+        return None
+
+    def _begin(self, payload: bytes) -> Begin:
+        message = json.loads(payload)
+        self._place = parse_lsn(message["lsn"])
+        if has_altered(self._place, parse_lsn(message["nextlsn"])):
+            self._certain.clear()
+            self._definitions.may_be_altered(self._place)
+        committed_at = (datetime.fromisoformat(message["timestamp"]) - _EPOCH) // _MICROSECOND
+        return self.begin(self._place, committed_at)
+
+    def _row(self, action: int, payload: bytes, ordinal: int) -> _Row | None:
+        text = payload.decode(self._codec, "surrogateescape")
+        table = _table_name(text)
+        return _Row(action, text, table, self.transaction, ordinal) if self._watches(*table) else None
+
+    def _change(self, row: _Row, place: int) -> WALChange | None:
+        """Return the change, as of `place` in the batch, by what is known now."""
+        if row.table in self._certain:
+            return self._decode_known(row)
+        if not self._unconfirmed:
+            self._confirmed = place
+        self._unconfirmed.append(row)
+        return self._change_of(row)
+
+    def _changes_of(self, rows: Sequence[_Row]) -> list[WALChange]:
+        try:
+            return [change for row in rows if (change := self._change_of(row)) is not None]
+        except MALFORMED as error:
+            raise self.unknown(f"wal2json messages of {rows[0].table} ({type(error).__name__})") from error
+
+    def _change_of(self, row: _Row) -> WALChange | None:
+        """Return the change that a row is; raises SourceError where its table is not known well enough."""
+        try:
+            return self._decode_row(row)
+        except UnknownDefinitionError:
+            self._is_stale |= self._definitions.look([row.table], place=self._place)
+        self._forget()
+        try:
+            return self._decode_row(row)
+        except UnknownDefinitionError as unknown:
+            raise UndescribedTableError(
+                f"What the columns of {'.'.join(row.table)} were at {format_lsn(row.transaction.commit_lsn)} cannot "
+                f"be known: {unknown}. Nothing was acknowledged.",
+                hint=_UNKNOWN,
+            ) from unknown
+
+    def _decode_row(self, row: _Row) -> WALChange | None:
+        return self._decode_known(row) if self._has_log(row) else None
+
+    def _decode_known(self, row: _Row) -> WALChange | None:
+        if row.action == _TRUNCATE:
+            kind = self._table(row.table, self._all_columns(row)).truncate
+            return WALChange(kind, None, None, row.transaction, row.ordinal)
+        message = json.loads(row.text, parse_int=str, parse_float=str)  # a number keeps each of its digits
+        if row.action == _INSERT:
+            return self._insert(row, message)
+        if row.action == _UPDATE:
+            return self._update(row, message)
+        return self._delete(row, message)
+
+    def _has_log(self, row: _Row) -> bool:
+        """Return whether it is a table's row: wal2json also sends what REFRESH does in a materialized view."""
+        kinds = self._definitions.kinds(row.table, row.transaction.commit_lsn)
+        if "m" in kinds and len(kinds) > 1:
+            raise UnknownDefinitionError("it is a materialized view now, or was one")
+        return "m" not in kinds
+
+    def _insert(self, row: _Row, message: Mapping[str, Any]) -> WALChange:
+        types, new = _read(message["columns"])
+        kind = self._table(row.table, types).insert
+        return WALChange(kind, None, [*new.values()], row.transaction, row.ordinal)
+
+    def _update(self, row: _Row, message: Mapping[str, Any]) -> WALChange:
+        types, new = _read(message["columns"])
+        old_types, old = _read(message.get("identity", ()))
+        types |= old_types
+        may_be_full = len(old) >= len(new) and old.keys() >= new.keys()
+        if not may_be_full or len(old) == len(new):  # else that is the whole row, for REPLICA IDENTITY FULL
+            types |= self._missing_columns(row, types, is_whole=True, may_be_full=may_be_full)
+        # With REPLICA IDENTITY FULL the old row also has what is missing in the new one.
+        values: dict[str, Any] = {**dict.fromkeys(types, UNCHANGED), **old, **new}
+        is_key = len(old) < len(types)
+        # pgoutput sends an old key only where it has changed, wal2json always.
+        is_told = not is_key or any(values[column] != value for column, value in old.items())
+        known = self._table(row.table, types, tuple(old))
+        if not is_told:
+            return WALChange(known.update_alone, None, [*values.values()], row.transaction, row.ordinal)
+        kind = known.update_by_key if is_key else known.update
+        before = [old.get(column) for column in types]
+        return WALChange(kind, before, [*values.values()], row.transaction, row.ordinal)
+
+    def _delete(self, row: _Row, message: Mapping[str, Any]) -> WALChange:
+        types, old = _read(message["identity"])
+        types |= self._missing_columns(row, types, is_whole=False, may_be_full=True)
+        known = self._table(row.table, types, tuple(old))
+        kind = known.delete_by_key if len(types) > len(old) else known.delete
+        before = [old.get(column) for column in types]
+        return WALChange(kind, before, None, row.transaction, row.ordinal)
+
+    def _missing_columns(self, row: _Row, sent: _Types, *, is_whole: bool, may_be_full: bool) -> _Types:
+        asked = row.table, tuple(sent), is_whole, may_be_full
+        found = self._missing.get(asked)
+        if found is None:
+            found = self._definitions.missing(
+                row.table, sent, row.transaction.commit_lsn, is_whole=is_whole, may_be_full=may_be_full
+            )
+            if self._definitions.is_certain(row.table, row.transaction.commit_lsn):
+                self._missing[asked] = found
+        return {column: str(oid) for column, oid in found.items()}
+
+    def _all_columns(self, row: _Row) -> _Types:
+        found = self._definitions.all_columns(row.table, row.transaction.commit_lsn)
+        return {column: str(oid) for column, oid in found.items()}
+
+    def _table(self, name: TableName, types: _Types, key: tuple[str, ...] = ()) -> Table:
+        return self._compiled(name, tuple(types.items()), key)
+
+    def _compile(self, name: TableName, types: tuple[tuple[str, str], ...], key: tuple[str, ...]) -> Table:
+        self._definitions.has_sent(name, [column for column, _ in types])
+        columns = [
+            # wal2json prints an OID as if it had a sign.
+            Column(_clean(column), self._resolve_type(int(oid) & 0xFFFFFFFF), column in key)
+            for column, oid in types
+        ]
+        return Table(*name, columns, identity="d" if key else "f")
+
+
+def _table_name(text: str) -> TableName:
+    found = _names(text)
+    if found is None:
+        raise ValueError("no table")
+    return _clean(json.loads(found[1])), _clean(json.loads(found[2]))
+
+
+def _read(columns: Iterable[Mapping[str, Any]]) -> tuple[_Types, _Values]:
+    """Return types and values, by column, of what the message has as a list of columns."""
+    types: _Types = {}
+    values: _Values = {}
+    for column in columns:
+        name = column["name"]
+        types[name] = column["typeoid"]
+        values[name] = _server_text(column["value"], column["typeoid"])
+    return types, values
+
+
+def _server_text(value: Any, type_oid: str) -> bytes | None:
+    if value is None:
+        return None
+    if value is True:
+        return b"t"
+    if value is False:
+        return b"f"
+    text: bytes = value.encode(errors="surrogateescape")
+    return rb"\x" + text if type_oid == _BYTEA else text
+
+
+def _clean(name: str) -> str:
+    """Return the name with bytes that are not of the encoding as the pgoutput decoder shows them."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

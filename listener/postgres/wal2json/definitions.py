@@ -1,0 +1,378 @@
+"""Looks at the catalogue: for wal2json, whose messages do not say all about their tables."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+
+from listener.core.source import SourceError
+from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
+from listener.postgres.codec.decoder import UndescribedTableError
+from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT
+from listener.postgres.wal2json.history import (
+    ColumnDefinition,
+    Look,
+    Possible,
+    TableDefinition,
+    TableHistory,
+    TableName,
+    UnknownDefinitionError,
+    missing_columns,
+)
+
+__all__ = ["TableDefinitions", "has_altered"]
+
+log = structlog.get_logger()
+
+# Bytes of the record with which a transaction commits that has altered nothing: 24 of header, 2, 8 of time, 4, 8 of
+# database, 16 where it was replicated from elsewhere. One that has altered something adds at least 20 to them, with
+# what other sessions are to forget (xl_xact_invals in PostgreSQL's xact.h).
+LARGEST_PLAIN_COMMIT: Final = 64
+_PAGE, _PAGE_HEADER = 8192, 24  # a record that reaches the next page goes on behind the page's header
+
+_NOWHERE: Final = TableHistory()
+_MOST_ALTERING: Final = 10_000  # transactions that are remembered
+_LOOK_EVERY: Final = 0.25  # seconds between two looks at all tables, at least
+_ALTERS_FOR: Final = 2.0  # seconds until everybody sees what has committed
+_SHARE_OF_TIME: Final = 20  # of which they take a twentieth, at most
+
+# The end of the log, in the statement that looks: what it shows was committed before.
+_END_OF_LOG: Final = """
+pg_wal_lsn_diff(
+    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0'
+)::bigint
+"""
+
+# Older than the slot's catalog_xmin: it committed before all that the slot has still to send. An age below zero is
+# that of a transaction which is so old that numbers have gone round since.
+_TABLES: Final = f"""
+WITH horizon AS MATERIALIZED (
+    SELECT coalesce(max(age(catalog_xmin)), 2147483647) AS age FROM pg_replication_slots WHERE slot_name = %s
+)
+SELECT name.schema, name.relation, c.oid::bigint, c.relkind, c.relreplident,
+    json_build_array(c.xmin::text::bigint, n.xmin::text::bigint),
+    (age(c.xmin) < 0 OR age(c.xmin) > horizon.age) AND (age(n.xmin) < 0 OR age(n.xmin) > horizon.age),
+    (SELECT json_agg(json_build_array(
+         attnum, attname, atttypid::bigint, attlen = -1, attisdropped, a.xmin::text::bigint,
+         age(a.xmin) < 0 OR age(a.xmin) > horizon.age) ORDER BY attnum)
+     FROM pg_attribute a WHERE attrelid = c.oid AND attnum > 0),
+    {_END_OF_LOG}
+FROM horizon CROSS JOIN unnest(%s::text[], %s::text[]) AS name(schema, relation)
+LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
+    ON n.nspname = name.schema AND c.relname = name.relation
+"""  # noqa: S608 - no text of others
+
+_PARTITIONED: Final = """
+SELECT n.nspname::text, c.relname::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'p' AND c.relpersistence <> 't'
+"""
+
+# Relations that could be watched now: tables, partitioned tables, materialized views.
+_NAMES: Final = """
+SELECT n.nspname::text, c.relname::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'
+"""
+
+# Whoever has altered a table keeps this lock until everybody can see it, which may be after we have read of it.
+_ALTERING: Final = """
+SELECT EXISTS (
+    SELECT FROM pg_locks
+    WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+"""
+
+# Where transactions committed: a copy of the slot is read, without any rows. A subtransaction is not among them; it
+# is younger than its transaction, so that it committed with one of the older ones that have altered something.
+_COMMITS: Final = """
+SELECT asked.xid::text::bigint,
+    max(lsn) FILTER (WHERE committed.xid = asked.xid),
+    max(lsn) FILTER (WHERE age(committed.xid) > age(asked.xid) AND size > %s)
+FROM unnest(%s::xid[]) AS asked(xid) LEFT JOIN (
+    SELECT xid, pg_wal_lsn_diff((data::json ->> 'lsn')::pg_lsn, '0/0')::bigint AS lsn,
+        pg_wal_lsn_diff((data::json ->> 'nextlsn')::pg_lsn, (data::json ->> 'lsn')::pg_lsn) AS size
+    FROM pg_logical_slot_peek_changes(
+        %s, NULL, NULL, 'format-version', '2', 'include-lsn', 'true', 'filter-tables', '*.*')
+    WHERE data LIKE '{"action":"C"%%'
+) AS committed ON true
+GROUP BY 1
+"""
+
+
+def has_altered(commit: int, end: int) -> bool:
+    """Return whether a transaction may have altered a table, by where its commit begins and ends in the log."""
+    crosses = commit // _PAGE != (end - 1) // _PAGE
+    return end - commit > LARGEST_PLAIN_COMMIT + (_PAGE_HEADER if crosses else 0)
+
+
+class TableDefinitions:
+    """What is known of tables, and of where in the log they became it."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        slot: str,
+        watches: Callable[[str, str], bool] = lambda *_: True,
+        *,
+        notes: str | None = None,
+    ) -> None:
+        """`connect` opens an ordinary session, `slot` is what we read from, `notes` are what `notes` gave before."""
+        self._connect = connect
+        self._session: Connection | None = None
+        self._slot = slot
+        self._watches = watches
+        self._histories = _read_notes(notes)
+        self._commits: dict[
+            int, tuple[int | None, int]
+        ] = {}  # by xid: where; else the last place that it may be
+        self._sent: dict[TableName, frozenset[str]] = {}  # names of columns
+        self._altering: deque[int] = deque(maxlen=_MOST_ALTERING)
+        self._outdated_at = 0.0
+        self._is_outdated = False  # something was altered, and no look at all tables has shown what since
+        self._unknown_up_to = 0  # of the transactions before nobody knows any more
+        self._is_noted = False
+        self._confirmed = 0  # the place of the last look at all tables: rows before it are done with
+        self._looked_at_all = 0.0
+        self._took = 0.0
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether tables may be others now than the last look has found."""
+        return self._is_outdated
+
+    def is_known(self, table: TableName) -> bool:
+        """Return whether somebody has looked at the table."""
+        return table in self._histories
+
+    def look(self, tables: Collection[TableName], *, place: int) -> bool:
+        """Look at these tables; return whether that has found something new.
+
+        `place` is a place in the log up to which everything was read. Raises SourceError where a table that is
+        watched has become a partitioned one.
+        """
+        self._refuse_partitioned()
+        if not tables:
+            return False
+        schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
+        is_new = False
+        for schema, name, *found, end_of_log in fetch(self._open(), _TABLES, [self._slot, schemas, names]):
+            look = Look(definition=_definition(found), since=end_of_log, until=place)
+            history = self._histories.setdefault((schema, name), TableHistory())
+            is_new |= history.add(look)
+            if len(history.looks) == 1:
+                self._sent.pop((schema, name), None)
+        self._is_noted &= not is_new
+        return is_new
+
+    def look_at_all(self, *, place: int | None = None) -> bool:
+        """Look at all that is watched; without a `place` everything was read up to the end of the log."""
+        began = monotonic()
+        if place is None:
+            place = int(fetch_value(self._open(), f"SELECT {_END_OF_LOG}"))
+        is_altering = bool(fetch_value(self._open(), _ALTERING))
+        there = {
+            (schema, name) for schema, name in fetch(self._open(), _NAMES) if self._watches(schema, name)
+        }
+        for table in [name for name, history in self._histories.items() if history.is_over(self._confirmed)]:
+            del self._histories[table]
+            self._sent.pop(table, None)
+        is_new = self.look(there | self._histories.keys(), place=place)
+        self._confirmed = place
+        self._looked_at_all = monotonic()
+        self._took = self._looked_at_all - began
+        # Somebody who has been at it for longer has not committed yet.
+        self._is_outdated = is_altering and self._looked_at_all - self._outdated_at < _ALTERS_FOR
+        return is_new
+
+    @property
+    def may_look_at_all(self) -> bool:
+        """Return whether the last look at all is long enough ago."""
+        return monotonic() - self._looked_at_all >= max(_LOOK_EVERY, _SHARE_OF_TIME * self._took)
+
+    def is_certain(self, table: TableName, place: int) -> bool:
+        """Return whether the latest look shows the table as it was at that place, and has been since."""
+        history = self._histories.get(table, _NOWHERE)
+        return history.is_plain and history.is_certain(place)
+
+    def kinds(self, table: TableName, place: int) -> frozenset[str]:
+        """Return what may have had the name, as pg_class.relkind; nothing where that is not known."""
+        return self._histories.get(table, _NOWHERE).kinds(place, self)
+
+    def missing(
+        self, table: TableName, sent: Collection[str], place: int, *, is_whole: bool, may_be_full: bool
+    ) -> dict[str, int]:
+        """Return the columns, and their types, that a row lacks; see `table_history.missing_columns`.
+
+        `may_be_full`: what was sent of the old row may be all of it. Raises UnknownDefinitionError.
+        """
+        ever_sent = self._sent.get(table, frozenset())
+        missing = [
+            column
+            for columns in self._columns(table, place)
+            for column in missing_columns(columns, sent, is_whole=is_whole, ever_sent=ever_sent)
+        ]
+        if missing and may_be_full and not any(column.is_certain for column in missing):
+            identities = self._histories[table].identities(place, self)
+            if identities == {"f"}:
+                return {}
+            if identities & {"f", ""} and is_whole:
+                raise UnknownDefinitionError("its replica identity was changed")
+        return {
+            state.name: state.type_oid
+            for column in missing
+            for state in (*column.states, column.added)
+            if state is not None
+        }
+
+    def has_sent(self, table: TableName, columns: Collection[str]) -> None:
+        """Note that rows of the table have these columns: they may be ones that no look finds."""
+        self._sent[table] = self._sent.get(table, frozenset()).union(columns)
+
+    def all_columns(self, table: TableName, place: int) -> dict[str, int]:
+        """Return all columns that are known, and their types."""
+        with suppress(UnknownDefinitionError):
+            return {
+                state.name: state.type_oid
+                for columns in self._columns(table, place)
+                for column in columns
+                for state in column.states
+            }
+        return {}
+
+    def notes(self) -> str | None:
+        """Return what the next start needs to know, None where it was told and holds."""
+        if self._is_noted:
+            return None
+        self._is_noted = True
+        return _write_notes(self._histories)
+
+    def close(self) -> None:
+        """Close the session; safe to call twice."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def may_be_altered(self, place: int) -> None:
+        """Note that the transaction which commits at `place` may have altered a table."""
+        if len(self._altering) == self._altering.maxlen:
+            self._unknown_up_to = self._altering[0]
+        self._altering.append(place)
+        self._is_outdated = True
+        self._outdated_at = monotonic()
+
+    def is_before(self, xid: int, place: int) -> bool | None:
+        """See `Order`."""
+        if xid not in self._commits:
+            self._find_commits(xid)
+        exactly, latest = self._commits[xid]
+        if exactly is None:
+            return True if latest < place else None
+        return None if exactly == place else exactly < place
+
+    def is_quiet(self, since: int, place: int) -> bool:
+        """See `Order`."""
+        known = {exactly for exactly, _ in self._commits.values()}
+        return since >= self._unknown_up_to and all(
+            each in known for each in self._altering if since < each <= place
+        )
+
+    def _columns(self, table: TableName, place: int) -> list[list[Possible]]:
+        return self._histories.get(table, _NOWHERE).columns(place, self)
+
+    def _open(self) -> Connection:
+        if self._session is None or self._session.closed:
+            self._session = self._connect()
+        return self._session
+
+    def _refuse_partitioned(self) -> None:
+        found = [name for name in fetch(self._open(), _PARTITIONED) if self._watches(*name)]
+        if found:
+            names = ", ".join(".".join(name) for name in found)
+            raise UndescribedTableError(
+                f"{names} {PARTITIONED}. Nothing was acknowledged.", hint=PARTITIONED_HINT
+            )
+
+    def _find_commits(self, xid: int) -> None:
+        """Find where this transaction committed, and all others that made what is known of any table."""
+        asked = {xid, *(each for history in self._histories.values() for each in history.unsettled)}
+        asked -= self._commits.keys()
+        connection = self._open()
+        copy = f"{self._slot[:40]}_look_{connection.info.backend_pid}"
+        try:
+            execute(connection, "SELECT pg_copy_logical_replication_slot(%s, %s, true)", [self._slot, copy])
+            try:
+                found = fetch(
+                    connection, _COMMITS, [LARGEST_PLAIN_COMMIT, [str(each) for each in asked], copy]
+                )
+            finally:
+                execute(connection, "SELECT pg_drop_replication_slot(%s)", [copy])
+        except SourceError as error:
+            log.warning("order_unknown", reason=error.message)
+            found = [(each, None, 2**63) for each in asked]
+        self._commits |= {each: (exactly, latest or 0) for each, exactly, latest in found}
+        for old in [*self._commits][:-_MOST_ALTERING]:
+            del self._commits[old]
+
+
+def _definition(found: Sequence[Any]) -> TableDefinition | None:
+    """Read what the query, or a note, says of one table."""
+    oid, kind, identity, named_by, is_name_settled, columns = found
+    if oid is None:
+        return None
+    return TableDefinition(
+        oid=oid,
+        kind=kind,
+        identity=identity,
+        named_by=tuple(named_by),
+        is_name_settled=is_name_settled,
+        columns=tuple(map(_column, columns or ())),
+    )
+
+
+def _column(found: Sequence[Any]) -> ColumnDefinition:
+    number, name, type_oid, may_be_unsent, is_dropped, changed_by, is_settled = found
+    return ColumnDefinition(
+        number=number,
+        name=name,
+        type_oid=type_oid,
+        may_be_unsent=may_be_unsent,
+        is_dropped=is_dropped,
+        changed_by=changed_by,
+        is_settled=is_settled,
+    )
+
+
+def _write_notes(histories: Mapping[TableName, TableHistory]) -> str:
+    tables = [[*table, *map(_as_list, history.looks)] for table, history in histories.items()]
+    return json.dumps({"wal2json": tables}, separators=(",", ":"))
+
+
+def _as_list(look: Look) -> list[Any]:
+    """Return a look as JSON has it; whether something is settled is for each start to find out again."""
+    found = look.definition
+    if found is None:
+        return [look.since, look.until, None, "", "", [], False, []]
+    columns = [
+        [each.number, each.name, each.type_oid, each.may_be_unsent, each.is_dropped, each.changed_by, False]
+        for each in found.columns
+    ]
+    return [look.since, look.until, found.oid, found.kind, found.identity, found.named_by, False, columns]
+
+
+def _read_notes(notes: str | None) -> dict[TableName, TableHistory]:
+    """Read what `_write_notes` wrote; notes of the other plugin say nothing."""
+    tables: Iterable[list[Any]] = json.loads(notes).get("wal2json", ()) if notes else ()
+    return {
+        (schema, name): TableHistory(
+            [Look(definition=_definition(found), since=since, until=until) for since, until, *found in looks]
+        )
+        for schema, name, *looks in tables
+    }

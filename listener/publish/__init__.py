@@ -1,0 +1,1 @@
+"""Handing tasks to the broker, together with the checkpoint."""

@@ -1,0 +1,291 @@
+"""Whether the broker and the cache are there, keep what they are given, and whether workers take it from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import redis
+from amqp.exceptions import AccessRefused
+from celery import Celery
+from kombu import Connection
+from redis.exceptions import ResponseError
+
+from cdc_tasks.broker.neighbours import kombus_unacked, queues_taken, strangers
+from cdc_tasks.broker.redis.rights import missing_for_listener
+from cdc_tasks.config.guarantees import weakened
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import Route
+from listener.core.findings import CloseNames, Finding, State, finding_from
+from listener.core.publisher import BrokerAwayError
+from listener.publish.check_queues import check_queues
+from listener.publish.kombu.internals import check_kombu
+from listener.publish.redis.connection import RedisConnection, broker_channel
+from listener.publish.task_message import make_message
+
+__all__ = ["check_broker", "check_cache", "redis_info"]
+
+_AWAY: Final = "Start it, or correct {variable}."
+_ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are there
+
+
+def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
+    """Yield what was found; never raises CDCError."""
+    yield from _check_messages(app, routes)
+    yield from _check_kombu()
+    yield from _check_settings(app)
+    with app.connection_for_write() as connection:
+        address = connection.as_uri()  # without the password
+        alternatives = list(connection.alt)
+        is_redis = connection.transport.driver_type == "redis"
+        is_rabbitmq = connection.transport.driver_type == "amqp"
+        problem = _reach_redis(app) if is_redis else _reach(connection)
+    if problem:
+        yield problem
+        return
+    if len(alternatives) > 1:
+        yield from _check_each(app, alternatives)
+    else:
+        yield Finding(what="broker", found=address)
+    if is_redis:
+        if lacking := _lacking_rights(app):
+            yield lacking
+            return
+        yield from _check_redis(app, durability)
+        yield from _check_kombus_unacked(app)
+    elif durability != "memory":
+        found, hint = (
+            f"CDC_DURABILITY={durability} is for a Redis broker",
+            "Take CDC_DURABILITY out of the environment.",
+        )
+        yield Finding(what="durability", state=State.PROBLEM, found=found, hint=hint)
+    if is_rabbitmq:
+        yield from check_queues(app, dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))))
+    yield from _check_workers(app, routes)
+
+
+def _check_kombu() -> Iterator[Finding]:
+    try:
+        check_kombu()
+    except CDCError as error:
+        yield finding_from("kombu", error)
+
+
+def _check_settings(app: Celery) -> Iterator[Finding]:
+    for lacking in weakened(app):
+        yield Finding(
+            what="celery settings",
+            state=State.WARNING,
+            found=lacking,
+            hint="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+        )
+
+
+def check_cache(url: str) -> Iterator[Finding]:
+    """Yield whether the Redis of CACHE_URL is there."""
+    try:
+        _ask(RedisConnection.of_cache(url), ("PING",))
+    except CDCError as error:
+        yield _away("cache", error, "CACHE_URL")
+    else:
+        yield Finding(what="cache", found="answers")
+
+
+def _lacking_rights(app: Celery) -> Finding | None:
+    """Return what the broker's user may not do; nothing else can be asked then."""
+    with broker_channel(app) as channel:
+        client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
+        missing = missing_for_listener(client, list(app.amqp.queues), prefix=prefix)
+    if missing is None:
+        return None
+    return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, hint=missing.hint)
+
+
+def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
+    """Tell of each of several brokers whether it answers: the others hide one that does not."""
+    for url in urls:
+        with app.connection_for_write(url) as connection:
+            address = connection.as_uri()
+            if problem := _reach(connection):
+                found = f"{address} does not answer: {problem.found}"
+                yield Finding(what="broker", state=State.WARNING, found=found, hint=problem.hint)
+            else:
+                yield Finding(what="broker", found=address)
+
+
+def _reach(connection: Connection) -> Finding | None:
+    errors: tuple[type[BaseException], ...] = (
+        OSError,
+        *connection.connection_errors,
+        *connection.channel_errors,
+    )
+    try:
+        connection.ensure_connection(
+            max_retries=1, interval_start=0, timeout=5, reraise_as_library_errors=False
+        )
+        with connection.channel():  # Redis is not spoken to before that
+            return None
+    except errors as error:
+        return _away("broker", BrokerAwayError(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
+
+
+def _reach_redis(app: Celery) -> Finding | None:
+    try:
+        _ask(RedisConnection.of_broker(app), ("PING",))
+    except CDCError as error:
+        return _away("broker", error, "CELERY_BROKER_URL")
+    return None
+
+
+def _away(what: str, error: CDCError, variable: str) -> Finding:
+    found = finding_from(what, error)
+    return (
+        found
+        if found.hint
+        else Finding(what=what, state=State.PROBLEM, found=found.found, hint=_AWAY.format(variable=variable))
+    )
+
+
+def _ask(redis: RedisConnection, command: Sequence[str]) -> Any:
+    """Return the answer to one command, None where the server refuses it; raises BrokerAwayError, BrokerError."""
+    try:
+        (answer,) = redis.send([command])
+    finally:
+        redis.close()
+    return None if isinstance(answer, ResponseError) else answer
+
+
+def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
+    info = redis_info(RedisConnection.of_broker(app))
+    if info.get("aof_enabled") == "0":
+        yield Finding(
+            what="broker's disk",
+            state=State.PROBLEM if durability == "fsync" else State.WARNING,
+            found="no append-only file: a restart of the broker loses the tasks in its queues",
+            hint="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE",
+        )
+    elif info:
+        yield Finding(what="broker's disk", found="append-only file")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield Finding(
+            what="broker's memory",
+            state=State.WARNING,
+            found=f"{policy}: a full broker throws tasks away",
+            hint="redis-cli CONFIG SET maxmemory-policy noeviction   and: redis-cli CONFIG REWRITE",
+        )
+    elif info:
+        yield Finding(what="broker's memory", found=policy)
+    yield from _check_durability(app, info, durability)
+
+
+def redis_info(redis: RedisConnection) -> Mapping[str, str]:
+    """Return what INFO says, nothing where we may not ask; raises BrokerAwayError, BrokerError."""
+    lines = (_ask(redis, ("INFO",)) or b"").decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _check_durability(app: Celery, info: Mapping[str, str], durability: str) -> Iterator[Finding]:
+    what = f"CDC_DURABILITY={durability}"
+    if durability == "fsync" and not _knows(app, "WAITAOF"):
+        found, hint = (
+            "the broker has no WAITAOF",
+            "Upgrade to Redis 7.2 or Valkey, or set CDC_DURABILITY=memory.",
+        )
+        yield Finding(what=what, state=State.PROBLEM, found=found, hint=hint)
+    elif durability == "replicated" and info.get("connected_slaves") == "0":
+        found, hint = "the broker has no replica", "Start one with --replicaof, or set CDC_DURABILITY=memory."
+        yield Finding(what=what, state=State.PROBLEM, found=found, hint=hint)
+    else:
+        yield Finding(what=what, found="can be had")
+
+
+def _knows(app: Celery, command: str) -> bool:
+    answer = _ask(RedisConnection.of_broker(app), ("COMMAND", "INFO", command))
+    return bool(answer and answer[0])
+
+
+def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
+    """Look for routes whose tasks could not be sent, a queue that does not exist for one."""
+    for route in routes:
+        try:
+            make_message(app, route)
+        except CDCError as error:
+            yield finding_from(f"route to {route.task}", error)
+
+
+def _queue_of(app: Celery, route: Route) -> str | None:
+    try:
+        _, options = make_message(app, route)
+    except CDCError:
+        return None
+    return str(options["queue"].name) if "queue" in options else None
+
+
+def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
+    """Ask the workers that run now; that none does may be on purpose."""
+    inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
+    try:
+        registered = inspect.registered() or {}
+    except AccessRefused as error:
+        yield Finding(
+            what="workers",
+            state=State.WARNING,
+            found=f"may not be asked: {error.reply_text}",
+            hint="If they are to be asked: rabbitmqctl set_permissions -p <vhost> <user> "
+            r"'^(.*reply\.)?celery\.pidbox$' '^((.*reply\.)?celery\.pidbox|<exchange of the tasks>)$' '.*'",
+        )
+        return
+    active = inspect.active_queues() or {} if registered else {}
+    needed = _needed(app, routes)
+    for stranger in strangers(registered, active, app.amqp.queues, needed):
+        yield Finding(
+            what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, hint=stranger.hint
+        )
+    taken = queues_taken(registered, active, needed)
+    if not taken:
+        found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
+        yield Finding(what="workers", state=State.WARNING, found=found, hint="celery -A cdc_tasks worker")
+        return
+    known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
+    findings = [*_check_tasks(routes, known), *_check_consumers(needed, taken)]
+    yield from findings or [Finding(what="workers", found=f"{len(registered)} know all tasks of the routes")]
+
+
+def _needed(app: Celery, routes: Sequence[Route]) -> dict[str, set[str]]:
+    """Return the tasks that the routes send to each queue."""
+    needed: dict[str, set[str]] = {}
+    for route in routes:
+        if (queue := _queue_of(app, route)) is not None:
+            needed.setdefault(queue, set()).add(route.task)
+    return needed
+
+
+def _check_kombus_unacked(app: Celery) -> Iterator[Finding]:
+    with broker_channel(app) as channel:
+        client = redis.Redis(connection_pool=channel.pool)
+        try:
+            held = kombus_unacked(client, app.amqp.queues, prefix=channel.global_keyprefix)
+        except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
+            return
+    if held is not None:
+        yield Finding(what=f"broker's {held.who}", state=State.WARNING, found=held.found, hint=held.hint)
+
+
+def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
+    close = CloseNames(known)
+    for task in dict.fromkeys(route.task for route in routes):
+        if task not in known:
+            yield Finding(
+                what=f"route to {task}",
+                state=State.WARNING,
+                found=f"no running worker knows this task.{close.meant(task)}",
+                hint="Correct the route, or name the task's module in CDC_TASK_MODULES and restart the workers.",
+            )
+
+
+def _check_consumers(queues: Iterable[str], taken: set[str]) -> Iterator[Finding]:
+    for queue in queues:
+        if queue not in taken:
+            found, hint = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
+            yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, hint=hint)

@@ -1,0 +1,64 @@
+"""Whether RabbitMQ's queues are what the settings say: one in another form is used as it is, and told here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from amqp.exceptions import AccessRefused, ChannelError, PreconditionFailed
+from celery import Celery
+from kombu.transport import pyamqp
+
+from cdc_tasks.broker.rabbitmq.queues import existing_queue, throw_away_channel
+from listener.core.findings import Finding, State
+
+__all__ = ["check_queues"]
+
+
+def check_queues(app: Celery, names: Iterable[str]) -> Iterator[Finding]:
+    """Yield what there is to say of the queues with these names, without making one."""
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+        for name in names:
+            yield _check(connection.connection, app.amqp.queues[name])
+
+
+def _check(connection: Any, queue: Any) -> Finding:
+    what = f"queue {queue.name}"
+    try:
+        if existing_queue(connection, queue.name) is None:
+            return Finding(what=what, found="not there yet: the first listener or worker makes it")
+        with throw_away_channel(connection) as channel:
+            pyamqp.Channel.queue_declare(
+                channel,
+                queue=queue.name,
+                durable=queue.durable,
+                exclusive=queue.exclusive,
+                auto_delete=queue.auto_delete,
+                arguments=channel.prepare_queue_arguments(
+                    queue.queue_arguments or {},
+                    expires=queue.expires,
+                    message_ttl=queue.message_ttl,
+                    max_length=queue.max_length,
+                    max_length_bytes=queue.max_length_bytes,
+                    max_priority=queue.max_priority,
+                ),
+            )
+    except PreconditionFailed as error:
+        return Finding(
+            what=what,
+            state=State.WARNING,
+            found=f"used as it is, which is not as the settings say: {error.reply_text}",
+            hint="Nothing, if others made it so and need it. "
+            f"Else stop all who use it, drain it, and: rabbitmqctl delete_queue {queue.name}",
+        )
+    except AccessRefused:
+        return Finding(what=what, found="used as it is: this user may not look closer")
+    except ChannelError as error:
+        return Finding(
+            what=what,
+            state=State.PROBLEM,
+            found=f"cannot be used: {error.reply_text}",
+            hint=f"See who has it: rabbitmqctl list_queues name owner_pid | grep {queue.name}",
+        )
+    return Finding(what=what, found="as the settings say")

@@ -1,0 +1,1 @@
+"""RabbitMQ and every other broker that kombu speaks with: at least once."""

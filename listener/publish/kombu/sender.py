@@ -1,0 +1,330 @@
+"""Sending through kombu, to any broker that it speaks with; on RabbitMQ a message counts once it is confirmed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import structlog
+from amqp import exceptions as amqp
+from amqp import spec
+from celery import Celery
+from kombu import Producer, Queue
+from kombu.exceptions import OperationalError
+from kombu.serialization import dumps
+from kombu.utils.encoding import str_to_bytes
+
+from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
+from cdc_tasks.routing.router import Route
+from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
+from listener.core.retry import Patience
+from listener.publish.kombu.confirms import Confirms
+from listener.publish.task_message import Kind, argsrepr, durable_queues, make_message, split_body
+from listener.publish.tls import bad_certificate
+
+__all__ = ["KombuSender", "Message", "Sealed", "sealing"]
+
+log = structlog.get_logger()
+
+_HEARTBEAT: Final = 10  # seconds, where celeryconfig.py has none
+_TICK: Final = 0.5  # seconds between two heartbeats, and between two looks at whether we are stopped
+_SILENCE = 15.0  # seconds without a confirmation after which what is left is sent again
+_LARGE: Final = 1_000_000  # bytes: before such a message the others are confirmed, in case it is refused
+_LARGEST: Final = 512 * 1024 * 1024  # bytes: no RabbitMQ can be told to take more
+_TOO_LARGE: Final = re.compile(r"message size (?P<size>\d+) is larger than .*size (?P<limit>\d+)")
+_TIMEOUTS: Final = {"read_timeout": 10, "write_timeout": 10}
+
+_HINTS: Final[dict[type[Exception], str]] = {
+    amqp.AccessRefused: "Correct user and password in CELERY_BROKER_URL, or allow it: "
+    "rabbitmqctl set_permissions <user> '.*' '.*' '.*'",
+    amqp.NotAllowed: "Correct the virtual host in CELERY_BROKER_URL, or make it: rabbitmqctl add_vhost <name>",
+    amqp.PreconditionFailed: "Correct task_queues of celeryconfig.py: RabbitMQ does not make such a queue or exchange.",
+}
+_OPTION_HINT: Final = "Correct the options of the message in task_routes of celeryconfig.py."
+
+
+class KombuSender:
+    """Holds one connection and channel; whatever fails closes them."""
+
+    def __init__(self, app: Celery, patience: Patience) -> None:
+        self._app = app
+        self._patience = patience
+        self._connection: Any = None
+        self._channel: Any = None
+        self._confirms = Confirms()
+        self._declared: set[str | None] = set()  # on this connection: what asked for queues
+        self._queues: dict[str, None] = {}  # that were declared on any
+        self._is_blocked = False
+        self._ticked_at = 0.0
+        self.limit: int | None = None  # bytes in a body, as a refusal has told
+
+    def send(self, outstanding: dict[str, Message]) -> None:
+        """Send them, by their task ids, in their order, and take out what the broker has taken over.
+
+        Raises BrokerAwayError, with those left in it that are not confirmed; MessageTooLargeError likewise, for those of more
+        bytes than its limit; BrokerError; Stopped while it waits.
+        """
+        try:
+            with self._translated():
+                is_fresh = self._open()
+                producer = Producer(self._channel, auto_declare=False)
+                try:
+                    for task_id, message in list(outstanding.items()):
+                        self._send_one(producer, task_id, message)
+                    self._wait_for_confirms()
+                finally:
+                    for task_id in self._confirms.take():
+                        outstanding.pop(task_id, None)
+            self._check_refusals(outstanding, is_fresh=is_fresh)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def keep_alive(self) -> None:
+        """Tell the broker now and then that we are there; to be called when there is nothing to send."""
+        if self._connection is None or monotonic() - self._ticked_at < _TICK:
+            return
+        try:
+            with self._translated():
+                self._drain(0)
+        except (BrokerAwayError, BrokerError):
+            self._abandon()  # the next message meets a new connection, and tells
+
+    def longest_queue(self) -> int:
+        """Return how many messages wait in the longest of the queues that were sent to."""
+        try:
+            with self._translated():
+                self._open()
+                return max(map(self._length, list(self._queues)), default=0)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _length(self, queue: str) -> int:
+        try:
+            return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
+        except amqp.ChannelError:
+            del self._queues[queue]  # it is gone: whoever sends there next declares it anew
+            raise
+
+    def close(self) -> None:
+        """Say goodbye to the broker; safe to call twice."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release()
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Let go of the connection without a word, which nobody may hear."""
+        connection, self._connection = self._connection, None
+        self._channel = None
+        self._declared.clear()
+        self._is_blocked = False
+        if connection is not None:
+            connection.collect()
+
+    @cached_property
+    def _is_amqp(self) -> bool:
+        with self._app.connection_for_write() as connection:
+            return bool(connection.transport.driver_type == "amqp")
+
+    def _open(self) -> bool:
+        """Connect, if we are not; returns whether the connection is a new one."""
+        if self._connection is not None:
+            return False
+        connection = self._app.connection_for_write(
+            heartbeat=self._app.conf.broker_heartbeat or _HEARTBEAT, transport_options=self._options()
+        )
+        self._connection = connection
+        connection.ensure_connection(
+            max_retries=len(connection.alt) or 1,
+            interval_start=0,
+            interval_max=0,
+            reraise_as_library_errors=False,
+        )
+        self._channel = connection.channel()
+        self._confirms = Confirms()
+        if self._is_amqp:
+            self._confirms.watch(self._channel)
+        return True
+
+    def _options(self) -> dict[str, Any]:
+        """Return transport options in which confirming is ours: all of a batch together, and not one by one."""
+        options = dict(self._app.conf.broker_transport_options or {})
+        if not self._is_amqp:
+            return options
+        ours = {"confirm_publish": False, "on_blocked": self._on_blocked, "on_unblocked": self._on_unblocked}
+        return {**_TIMEOUTS, **options, **ours}
+
+    def _send_one(self, producer: Producer, task_id: str, message: Message) -> None:
+        self._declare(message)
+        while self._is_blocked:  # what is sent now would wait in a buffer, and be sent again after a time-out
+            self._wait()
+        if len(message.body) >= min(_LARGE, self.limit or _LARGE):
+            self._wait_for_confirms()  # a refusal closes the channel, and with it goes what is under way
+        self._confirms.sent(task_id)
+        producer.publish(message.body, **message.options)
+        if not self._is_amqp:  # what other brokers have taken, they have
+            self._confirms.on_ack(self._confirms.last, multiple=False)
+
+    def _declare(self, message: Message) -> None:
+        """Declare the message's queue once a connection; all where Celery does not say which it is."""
+        place = message.queue.name if message.queue else None
+        if place not in self._declared:
+            queues = [message.queue] if message.queue else durable_queues(self._app)
+            for queue in queues:
+                self._make(queue)
+                self._queues[queue.name] = None
+            self._declared.add(place)
+
+    def _make(self, queue: Queue) -> None:
+        """Make the queue, unless it exists: then it is taken as it is, and bound if need be."""
+        if not self._is_amqp or existing_queue(self._channel.connection, queue.name) is None:
+            queue(self._channel).declare()
+        elif queue.exchange.name and not getattr(queue, "no_declare", False):
+            connection = self._channel.connection
+            if not exists_exchange(connection, queue.exchange.name):
+                queue.exchange(self._channel).declare()
+            bind_if_allowed(
+                connection,
+                queue=queue.name,
+                exchange=queue.exchange.name,
+                routing_key=queue.routing_key,
+                arguments=queue.binding_arguments,
+            )
+
+    def _wait_for_confirms(self) -> None:
+        """Wait until all is confirmed or refused."""
+        give_up_at = monotonic() + _SILENCE
+        while self._confirms.is_waiting:
+            if self._wait() or self._is_blocked:
+                give_up_at = monotonic() + _SILENCE
+            elif monotonic() > give_up_at:  # a quorum queue that has just started forgets some
+                raise BrokerAwayError(f"RabbitMQ confirmed nothing for {_SILENCE:.0f} seconds.")
+
+    def _check_refusals(self, outstanding: dict[str, Message], *, is_fresh: bool) -> None:
+        confirms = self._confirms
+        if confirms.returned:
+            task_id, reason = next(iter(confirms.returned.items()))
+            if is_fresh:
+                raise BrokerError(
+                    f"The task {outstanding[task_id].task} would go to no queue: {reason}.",
+                    hint="Correct task_routes or task_queues in celeryconfig.py.",
+                )
+            raise BrokerAwayError(f"A queue is gone: {reason}")  # a new connection declares it anew
+        if confirms.refused:
+            raise BrokerAwayError("RabbitMQ refuses messages: a queue is full, or has lost its majority.")
+
+    def _wait(self) -> bool:
+        """Wait a moment for a word from the broker; raises StoppedError where there is none and we are to stop."""
+        heard = self._drain(_TICK)
+        if not heard:
+            self._patience.check()
+        return heard
+
+    def _drain(self, seconds: float) -> bool:
+        """Take what the broker says; returns whether it said something."""
+        heard = True
+        if self._is_amqp:
+            # Not through kombu's connection, which would connect anew without a word.
+            transport, connection = self._connection.transport, self._channel.connection
+            try:
+                transport.drain_events(connection, timeout=seconds)
+            except TimeoutError:
+                heard = False
+            transport.heartbeat_check(connection)
+        self._ticked_at = monotonic()
+        return heard
+
+    def _on_blocked(self, reason: str) -> None:
+        self._is_blocked = True
+        log.warning("waiting", what="broker", error=f"RabbitMQ takes no messages: {reason}")
+
+    def _on_unblocked(self) -> None:
+        self._is_blocked = False
+        log.info("back", what="broker")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise BrokerAwayError for what passes, BrokerError for what a person has to mend."""
+        broker: Any = self._app.connection_for_write()  # not connected: it knows its transport's errors
+        passing = (*broker.connection_errors, *broker.channel_errors, OperationalError)
+        try:
+            yield
+        except tuple(_HINTS) as error:
+            if found := _TOO_LARGE.search(str(error)):
+                self.limit = int(found["limit"])
+                raise _too_large(int(found["size"]), self.limit) from error
+            hint = next(hint for kind, hint in _HINTS.items() if isinstance(error, kind))
+            if isinstance(error, amqp.PreconditionFailed) and error.method_sig == spec.Basic.Publish:
+                hint = _OPTION_HINT
+            raise BrokerError(f"The broker refuses us: {error}.", hint=hint) from error
+        except ImportError as error:
+            raise BrokerError(
+                f"Celery's transport for CELERY_BROKER_URL is not installed: {error}."
+            ) from error
+        except passing as error:
+            if certificate := bad_certificate(error):
+                raise BrokerError(
+                    f"The broker's certificate does not pass: {certificate.verify_message}.",
+                    hint="Correct the host in CELERY_BROKER_URL, or ca_certs in broker_use_ssl of celeryconfig.py.",
+                ) from error
+            raise BrokerAwayError(f"{type(error).__name__}: {error}") from error
+
+
+def _too_large(size: int, limit: int) -> MessageTooLargeError:
+    hint = "Send fewer columns: columns= of the route."
+    if size <= _LARGEST:
+        hint = (
+            "Send fewer columns (columns= of the route), or allow it in rabbitmq.conf and restart RabbitMQ: "
+            f"max_message_size = {min(2 * size, _LARGEST)}"
+        )
+    return MessageTooLargeError(
+        f"A message of {size} bytes is too large for RabbitMQ, which takes {limit}.", limit=limit, hint=hint
+    )
+
+
+# --- The message ----------------------------------------------------------------------------------------
+
+
+class Message(NamedTuple):
+    """One task on its way."""
+
+    task: str
+    queue: Queue | None  # where it goes, as far as Celery says; it has to be declared before
+    body: bytes
+    options: dict[str, Any]  # of `kombu.Producer.publish`
+
+
+Sealed = Callable[[bytes, str, Kind, str], Message]  # (arguments, task id, kind, position) -> message
+
+
+class _Catcher:
+    """Stands in for a `kombu.Producer`, and keeps what Celery would publish."""
+
+    def publish(self, body: Any, **options: Any) -> None:
+        self.body, self.options = body, options
+
+
+def sealing(app: Celery, route: Route) -> Sealed:
+    """Return the function that makes the messages of one route; raises EnvelopeError."""
+    catcher = _Catcher()
+    message, where = make_message(app, route)
+    app.amqp.send_task_message(catcher, route.task, message, retry=False, **where)
+    options = catcher.options
+    headers, serializer, declare = (options.pop(name) for name in ("headers", "serializer", "declare"))
+    content_type, encoding, text = dumps(catcher.body, serializer)
+    head, tail = split_body(str_to_bytes(text), content_type)
+    options |= {"content_type": content_type, "content_encoding": encoding, "mandatory": True}
+    queue = declare[0] if declare else None
+
+    def seal(arguments: bytes, task_id: str, kind: Kind, position: str) -> Message:
+        mine = {**headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr(kind, position)}
+        filled = {**options, "headers": mine, "correlation_id": task_id}
+        return Message(route.task, queue, b"%b%b%b" % (head, arguments, tail), filled)
+
+    return seal

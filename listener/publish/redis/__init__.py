@@ -1,0 +1,1 @@
+"""Redis and Valkey: a batch and its checkpoint in one atomic step."""

@@ -1,0 +1,203 @@
+"""A task's message as it lies in Redis, made once by Celery and kombu and cut into a template."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from celery import Celery
+from kombu import Producer
+from kombu.utils.json import dumps
+from pybase64 import b64encode
+
+from cdc_tasks.routing.router import Route
+from listener.publish.kombu.internals import check_kombu
+from listener.publish.redis.connection import Command, broker_channel, translated
+from listener.publish.task_message import (
+    ID,
+    KIND,
+    POSITION,
+    EnvelopeError,
+    Kind,
+    durable_queues,
+    make_message,
+    shown_kind,
+    split_body,
+)
+
+__all__ = ["Envelope", "Envelopes"]
+
+_BODY = "cdc-0body"
+_PLACES: Final = (_BODY, ID, POSITION)  # filled in for each message; the kind for each kind of change
+_AGAIN: Final = re.compile("|".join(_PLACES))
+_MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
+
+
+_Seal = Callable[[bytes, bytes, bytes], bytes]  # (arguments, the change's id, position) -> message
+
+
+class Envelope(NamedTuple):
+    """The messages of one route and kind of change."""
+
+    keys: tuple[str, ...]  # the Redis lists that such a message goes to
+    expiries: tuple[Command, ...]  # what follows for a queue that goes away when it is not used
+    seal: _Seal
+
+
+class _Template(NamedTuple):
+    """The messages of one route, whatever the kind of change: those differ in a few letters."""
+
+    keys: tuple[str, ...]
+    expiries: tuple[Command, ...]
+    sealing: Callable[[bytes], _Seal]  # (the kind, as it stands in the message) -> `Envelope.seal`
+
+    def of(self, kind: Kind) -> Envelope:
+        shown = dumps(shown_kind(kind))[1:-1].encode()
+        return Envelope(self.keys, self.expiries, self.sealing(shown))
+
+
+class Envelopes:
+    """Makes envelopes by letting kombu send a task and catching the message on its way to Redis.
+
+    That is done once a route, over one connection, however many tables the route watches.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._channel: Any = None
+        self._stack = ExitStack()
+        self._templates: dict[tuple[str, str | None], _Template] = {}
+        self.made: dict[
+            tuple[str, str | None, Kind], Envelope
+        ] = {}  # by the route's key, its queue, and the kind
+        self.queues: dict[
+            str, None
+        ] = {}  # the Redis lists that any of them goes to, in the order of their making
+
+    def of(self, route: Route, kind: Kind) -> Envelope:
+        """Return the envelope of a route's tasks, remembered in `made`; may talk to the broker, to declare the queue.
+
+        Raises EnvelopeError, BrokerError, BrokerAwayError.
+        """
+        template = self._templates.get((route.key, route.queue)) or self._make(route)
+        if len(self.made) >= _MOST_REMEMBERED:
+            self.made.clear()
+        return self.made.setdefault((route.key, route.queue, kind), template.of(kind))
+
+    def forget(self) -> None:
+        """Make all of them anew: the broker may be another one, which knows nothing of our queues."""
+        self._templates.clear()
+        self.made.clear()
+        self.queues.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection; safe to call twice."""
+        self._channel = None
+        self._stack.close()
+
+    def _make(self, route: Route) -> _Template:
+        try:
+            with translated("CELERY_BROKER_URL"):
+                commands = self._commands(route)
+        except BaseException:
+            self.close()
+            raise
+        _check(route.task, commands)
+        pushes = {key: message for name, key, message in commands if name == "lpush"}
+        expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
+        template = _Template(tuple(pushes), expiries, _sealing(next(iter(pushes.values())), route))
+        self.queues.update(dict.fromkeys(pushes))
+        return self._templates.setdefault((route.key, route.queue), template)
+
+    def _commands(self, route: Route) -> _Commands:
+        if self._channel is None:
+            self._channel = self._stack.enter_context(broker_channel(self._app))
+        commands = _catch(self._app, self._channel, route)
+        if not commands:  # a worker would have bound its queues when it started
+            for queue in durable_queues(self._app):
+                queue(self._channel).declare()
+            commands = _catch(self._app, self._channel, route)
+        return commands
+
+
+_Commands = list[tuple[str, str, Any]]  # name, key, value
+
+
+class _Catcher:
+    """Stands in for kombu's batch of Redis commands (`kombu.transport.redis.PublishBatch`): runs none of them."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.commands: _Commands = []
+
+    def add(self, name: str, key: str, value: Any) -> None:
+        self.commands.append((name, f"{self._prefix}{key}", value))
+
+
+def _catch(app: Celery, channel: Any, route: Route) -> _Commands:
+    """Return the Redis commands that Celery's `send_task` ends in; its steps without its side effects."""
+    check_kombu()
+    catcher = _Catcher(channel.global_keyprefix)
+    channel.basic_publish = partial(type(channel).basic_publish, channel, _publish_batch=catcher)
+    message, options = make_message(app, route)
+    app.amqp.send_task_message(Producer(channel), route.task, message, retry=False, **options)
+    return catcher.commands
+
+
+def _check(task: str, commands: _Commands) -> None:
+    names = {name for name, _, _ in commands}
+    if "publish" in names:
+        raise EnvelopeError(
+            f"The task {task} would be broadcast, which Redis does not keep for a worker that is away.",
+            hint="Send it to a queue in task_routes of celeryconfig.py, and let that task do the rest.",
+        )
+    if "lpush" not in names:
+        raise EnvelopeError(
+            f"The task {task} would go to no queue: none is bound to its exchange.",
+            hint="Correct task_routes or task_queues in celeryconfig.py.",
+        )
+
+
+def _sealing(text: str, route: Route) -> Callable[[bytes], _Seal]:
+    """Return what makes, for a kind of change, the function that makes messages like the one caught."""
+    message = json.loads(text)
+    head, tail = split_body(_body(message), message["content-type"])
+    message["body"] = _BODY
+    # Tells these messages from earlier ones with the same task ids: kombu keys what is unacknowledged by delivery tag.
+    message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
+    text = dumps(message).replace("%", "%%")
+    pick = itemgetter(*(_PLACES.index(found) for found in _AGAIN.findall(text)))
+    template = _AGAIN.sub("%b", text.replace(ID, f"{ID}-{route.key}"))
+
+    def sealing(kind: bytes) -> _Seal:
+        mine = template.encode().replace(KIND.encode(), kind.replace(b"%", b"%%"))
+
+        def seal(arguments: bytes, change_id: bytes, position: bytes) -> bytes:
+            body = b64encode(head + arguments + tail)
+            sealed: bytes = mine % pick((body, change_id, position))
+            return sealed
+
+        return seal
+
+    return sealing
+
+
+def _body(message: dict[str, Any]) -> bytes:
+    if message["properties"].get("body_encoding") != "base64":
+        raise EnvelopeError(
+            "Messages would not be encoded as base64.",
+            hint="Leave body_encoding out of broker_transport_options in celeryconfig.py.",
+        )
+    if "compression" in message["headers"]:
+        raise EnvelopeError(
+            "Tasks would be compressed.", hint="Leave task_compression out of celeryconfig.py."
+        )
+    return b64decode(message["body"])

@@ -1,0 +1,1 @@
+"""What the tests share: servers, processes, stand-ins, and waiting."""

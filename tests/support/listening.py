@@ -1,0 +1,69 @@
+"""A listener that runs in a thread of the test, and when it is there."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from listener.core.source import Saved
+from listener.mysql.client.lock import lock_name
+from tests.support.mysql_source import MySQLDatabase
+from tests.support.waiting import at_most, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from listener.daemon.loop import Listener
+    from tests.conftest import Database
+
+__all__ = ["SAVED", "running", "wait_for_listener", "wait_for_reader", "wait_for_replica"]
+
+SAVED = Saved("0/0:0")  # something was published before; up to where, the test tells `batches`
+
+
+def wait_for_listener(database: Database | MySQLDatabase, *, timeout: float = 10) -> None:
+    """Return when what is committed from now on is read by the listener that has the database's name."""
+    if isinstance(database, MySQLDatabase):
+        wait_for_replica(database, database.name, timeout=timeout)
+    else:
+        wait_for_reader(database, database.name, timeout=timeout)
+
+
+def wait_for_reader(database: Database, slot: str, *, timeout: float = 10) -> None:
+    """Return when what is committed from now on is read from the slot.
+
+    A slot that is being made is active too; it has a position when it is done.
+    """
+    query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active AND confirmed_flush_lsn IS NOT NULL"
+    wait_until(lambda: database.fetch(query, slot), what="the listener to read", timeout=timeout)
+
+
+def wait_for_replica(database: MySQLDatabase, name: str, *, timeout: float = 10) -> None:
+    """Return when what is committed from now on is read by the listener with this CDC_NAME.
+
+    The server may still show the connection of a former one: ours is younger than the lock that it holds.
+    """
+
+    def reads() -> bool:
+        ((session,),) = database.fetch("SELECT IS_USED_LOCK(%s)", lock_name(name))
+        commands = {row[0]: str(row[4]) for row in database.fetch("SHOW PROCESSLIST")}
+        return session is not None and any(
+            command.startswith("Binlog Dump") and number > session for number, command in commands.items()
+        )
+
+    wait_until(reads, what="the listener to read", timeout=timeout)
+
+
+@contextmanager
+def running(listener: Listener, database: Database | MySQLDatabase) -> Iterator[None]:
+    """Run it under the database's name."""
+    thread = threading.Thread(target=listener.run)
+    thread.start()
+    try:
+        wait_for_listener(database)
+        yield
+    finally:
+        listener.stop()
+        thread.join(at_most(10))
+    assert not thread.is_alive()

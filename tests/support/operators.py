@@ -1,0 +1,82 @@
+"""Somebody at a shell, who types the listener's commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support.waiting import at_most
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Broker, Database
+    from tests.support.mysql_source import MySQLDatabase
+
+__all__ = ["ROUTES", "Operator", "operator_on", "tasks_in"]
+
+ROUTES = "tests.support.routes_for_commands"
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Operator:
+    """Somebody at a shell."""
+
+    def __init__(self, **environment: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "CELERY_"))}
+        self.environment = {**kept, **environment}
+
+    def types(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m listener …`, and return what it wrote and how it ended."""
+        return subprocess.run(
+            [sys.executable, "-W", "error::ResourceWarning", "-m", "listener", *arguments],
+            cwd=_CHECKOUT,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=at_most(60),
+            check=False,
+        )
+
+    def asks(self, *arguments: str, **environment: str) -> Any:
+        """Return the JSON that a command answers with."""
+        done = self.types(*arguments, "--json", **environment)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    @contextmanager
+    def running(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+        """Run it in the background; killed at the end if it still runs."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "listener", *arguments],
+            cwd=_CHECKOUT,
+            env={**self.environment, **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+def operator_on(database: Database | MySQLDatabase, broker: Broker) -> Operator:
+    """Return one with a table, an empty broker, and a name of their own."""
+    database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
+    return Operator(
+        DATABASE_URL=database.url,
+        CELERY_BROKER_URL=broker.url,
+        CACHE_URL=broker.cache_url,
+        CDC_NAME=database.name,
+        CDC_ROUTES=f"{ROUTES}:setup",
+    )
+
+
+def tasks_in(broker: Broker, queue: str) -> list[dict[str, Any]]:
+    """Return the messages that wait in a queue, oldest first."""
+    return [json.loads(message) for message in reversed(broker.client.lrange(queue, 0, -1))]

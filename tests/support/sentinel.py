@@ -1,0 +1,148 @@
+"""A broker behind Sentinel, and the ways in which it fails over."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+import redis
+from celery import Celery
+
+from demo.servers import ValkeyServer
+from tests.support.servers import SentinelServer
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["SentinelBroker"]
+
+
+class SentinelBroker:
+    """A master with replicas, and the Sentinel that names the master to Celery (`tests.support.behind_sentinel`)."""
+
+    def __init__(
+        self, *, replicas: int = 1, server: type[ValkeyServer] = ValkeyServer, arguments: Sequence[str] = ()
+    ) -> None:
+        """`arguments` are options of each server."""
+        self._arguments = ["--repl-diskless-sync-delay", "0", *arguments]
+        self.master = server(arguments=self._arguments)
+        self._server = server
+        self._count = replicas
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.master)
+            of_master = [*self._arguments, "--replicaof", "127.0.0.1", str(self.master.port)]
+            self.replicas = [
+                stack.enter_context(self._server(arguments=of_master)) for _ in range(self._count)
+            ]
+            self.sentinel = stack.enter_context(SentinelServer(self.master.port))
+            self._hurry()
+            wait_until(self._knows_replicas, timeout=30, what="Sentinel to know the replicas")
+            stack.callback(self._let_all_go)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What workers and listeners are told."""
+        return {
+            "CELERY_BROKER_URL": f"{self.sentinel.url}/0",
+            "CELERY_CONFIG_MODULE": "tests.support.behind_sentinel",
+        }
+
+    @property
+    def client(self) -> redis.Redis:
+        """A client of the server that is the master now, as Sentinel has it."""
+        return redis.Redis(port=self._master_port(), socket_timeout=5)
+
+    def send(self, task: str, *arguments: Any, queue: str = "celery") -> None:
+        """Send a task to the master that Sentinel names, by the task's name."""
+        with Celery("tests", broker=f"{self.sentinel.url}/0", set_as_current=False) as app:
+            app.conf.broker_transport_options = {"master_name": "mymaster"}
+            with (
+                app.connection_for_write() as connection
+            ):  # and none that a pool has kept from before a failover
+                app.send_task(task, arguments, queue=queue, connection=connection)
+
+    def wait_for_copies(self) -> None:
+        """Return when the replicas have all that the first master has."""
+        with redis.Redis.from_url(self.master.url) as client:
+            client.set(
+                "wait-for-copies", "1", px=1
+            )  # WAIT counts what this client wrote, and all before that
+            wait_until(lambda: client.wait(self._count, 1000) == self._count, timeout=30, what="the copies")
+
+    def hold_back(self, *held: ValkeyServer) -> None:
+        """Let replicas stand still; what the first master takes from now on is not even on its way to them."""
+        for replica in held:
+            os.kill(replica.pid, signal.SIGSTOP)
+        others = {each.port for each in self.replicas if each not in held}
+        with redis.Redis.from_url(self.master.url) as client:
+            client.client_kill_filter(_type="replica")  # the others come back
+            wait_until(lambda: _online(client) == others, what="the replicas to be cut off")
+
+    def let_go(self, *held: ValkeyServer) -> None:
+        """Let them go on."""
+        for replica in held:
+            os.kill(replica.pid, signal.SIGCONT)
+
+    def fail_over(self) -> None:
+        """Tell Sentinel to make a replica the master; the old one is told to follow it."""
+        with self._sentinel() as sentinel:
+            sentinel.execute_command("SENTINEL", "FAILOVER", "mymaster")
+
+    def kill_master(self) -> None:
+        """SIGKILL to the first master."""
+        self.master.kill()
+
+    def revive_master(self) -> None:
+        """Start the first master again after its death, empty: Sentinel makes it a replica of the new one."""
+        self.master.start()
+
+    def pause_master(self) -> None:
+        """Let the first master hang: its connections stay, and say nothing any more."""
+        os.kill(self.master.pid, signal.SIGSTOP)
+
+    def wait_for_new_master(self) -> None:
+        """Return when Sentinel names a replica as the master."""
+        wait_until(self.has_new_master, timeout=40, what="another master")
+
+    def has_new_master(self) -> bool:
+        return self._master_port() in {each.port for each in self.replicas}
+
+    def _master_port(self) -> int:
+        with self._sentinel() as sentinel:
+            # What Celery's client asks: SENTINEL GET-MASTER-ADDR-BY-NAME names the next one a moment earlier.
+            return int(sentinel.sentinel_masters()["mymaster"]["port"])
+
+    def _let_all_go(self) -> None:
+        for server in (self.master, *self.replicas):
+            if server.running:
+                os.kill(server.pid, signal.SIGCONT)  # what stands still does not end when asked
+
+    def _sentinel(self) -> redis.Redis:
+        return redis.Redis(port=self.sentinel.port, socket_timeout=5)
+
+    def _hurry(self) -> None:
+        """Let it ask for news twice a second, and so tell an old master soon, not after ten seconds, whom to follow."""
+        with self._sentinel() as sentinel:
+            sentinel.execute_command("SENTINEL", "DEBUG", "info-period", 500, "publish-period", 300)
+
+    def _knows_replicas(self) -> bool:
+        with self._sentinel() as sentinel:
+            found: list[Mapping[str, Any]] = sentinel.sentinel_slaves("mymaster")
+            return sum(not each["is_sdown"] for each in found) == self._count
+
+
+def _online(client: redis.Redis) -> set[int]:
+    """Return the ports of the replicas that follow this server."""
+    found = client.info("replication")
+    replicas = [found[f"slave{number}"] for number in range(found["connected_slaves"])]
+    return {each["port"] for each in replicas if each["state"] == "online"}
