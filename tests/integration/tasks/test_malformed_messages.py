@@ -255,7 +255,7 @@ def _publish(sender: Celery, body: bytes) -> None:
 
 
 def _take_one_and_die(environment: dict[str, str]) -> None:
-    modules = f"{environment['CDC_TASK_MODULES']},tests.dies_before_acknowledging"
+    modules = f"{environment['CDC_TASK_MODULES']},tests.support.dies_before_acknowledging"
     ended = subprocess.run(
         [
             sys.executable,
