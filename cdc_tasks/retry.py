@@ -17,6 +17,7 @@ __all__ = [
     "BrokerBlockedError",
     "NotYetError",
     "TryAgain",
+    "UnroutableError",
     "may_try_again",
     "seconds_to_wait",
     "seconds_without_spread",
@@ -57,6 +58,10 @@ class BrokerBlockedError(TryAgain):
             "RabbitMQ takes no messages: its memory or disk alarm is on.",
             hint="See which: rabbitmqctl status",
         )
+
+
+class UnroutableError(TryAgain):
+    """RabbitMQ has no queue for a message."""
 
 
 def may_try_again(error: Exception, request: Context, most_tries: int | None) -> bool:

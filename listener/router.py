@@ -1,4 +1,4 @@
-"""The router under its documented name: `from listener.router import BinlogRouter, EventType`."""
+"""The router under its documented name: `from cdc_tasks.routing.router import BinlogRouter, EventType`."""
 
 from __future__ import annotations
 

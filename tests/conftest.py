@@ -102,10 +102,17 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server() -> Iterator[RabbitMQServer]:
+def running_rabbitmq() -> Iterator[RabbitMQServer]:
     """RabbitMQ from Debian's packages."""
     with RabbitMQServer() as server:
         yield server
+
+
+@pytest.fixture
+def rabbitmq_server(running_rabbitmq: RabbitMQServer) -> RabbitMQServer:
+    """RabbitMQ without tasks; other queues and exchanges may be there."""
+    running_rabbitmq.forget_tasks()
+    return running_rabbitmq
 
 
 @pytest.fixture(scope="session")

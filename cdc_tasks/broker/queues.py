@@ -6,7 +6,6 @@ message for `cdc.cache` would also go to a queue `cache`, which may be somebody 
 
 from __future__ import annotations
 
-import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ from celery.app import amqp
 from celery.utils.functional import maybe_list
 from kombu import Exchange, Queue
 
+from cdc_tasks.broker.delivery_marks import without_wait
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.settings import BrokerSettings, load
 
@@ -33,14 +33,9 @@ __all__ = [
     "queue_of_key",
     "runs_tasks_of_default_queue",
     "warn_of_old_name",
-    "without_delay",
 ]
 
 log = structlog.get_logger()
-
-_DELAY: Final = re.compile(
-    r"^(?:[01]\.)+"
-)  # before the name of a queue, in the key of a message that was delayed
 
 OLD_NAMES: Final = ("notifications", "cache", "bulk")  # up to version 0.1
 
@@ -141,14 +136,9 @@ def queue_of_key(app: Celery, key: Any) -> str | None:
     """Return the name of the queue that a message's routing key says it came from; None where that can't be told."""
     if not isinstance(key, str):
         return None
-    key, queues = without_delay(key), app.amqp.queues
+    key, queues = without_wait(key), app.amqp.queues
     name: str = queues.current_name(key) if isinstance(queues, Queues) else key
     return name if name in queues else None
-
-
-def without_delay(key: str) -> str:
-    """Return a routing key without what RabbitMQ's delayed delivery puts in front of it."""
-    return _DELAY.sub("", key)
 
 
 def own_queues(app: Celery, needed: Mapping[str, Any] = MappingProxyType({})) -> list[str]:

@@ -6,6 +6,7 @@ others; then the message goes back to its queue, and the next worker ends too.
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.time import maybe_iso8601
 
+from cdc_tasks.broker.delivery_marks import without_marks
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
 
@@ -40,11 +42,14 @@ class MalformedMessageError(CDCError):
 
 
 def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -> None:
-    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAwayError."""
+    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAwayError.
+
+    A worker may die between this and its acknowledgement: a message that is delivered again has the same letter.
+    """
     content = raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw
     dead_letters.keep(
         dead_letters.DeadLetter(
-            id=f"malformed-{sha256(content).hexdigest()[:16]}",
+            id=f"malformed-{sha256(_identity(content)).hexdigest()[:16]}",
             task=_TASK,
             args=[],
             kwargs={},
@@ -56,6 +61,20 @@ def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -
             raw=b64encode(content).decode(),
         )
     )
+
+
+def _identity(content: bytes) -> bytes:
+    """Return what is the same in each delivery of a message."""
+    try:
+        message = json.loads(content)
+        if not isinstance(message, dict):
+            return content
+        for holder, name in ((message, "headers"), (message.get("properties"), "delivery_info")):
+            if isinstance(holder, dict) and isinstance(holder.get(name), dict):
+                holder[name] = without_marks(holder[name])
+        return json.dumps(message, sort_keys=True).encode()
+    except SHAPE_ERRORS:
+        return content
 
 
 def check_envelope(message: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cdc_tasks import cache
-from cdc_tasks.broker.queues import without_delay
+from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.errors import CDCError, mask_secrets
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def letter_of(task: str, request: Context, error: BaseException, *, trace: str |
         task=task,
         args=list(request.args or ()),
         kwargs=dict(request.kwargs or {}),
-        queue=without_delay(str((request.delivery_info or {}).get("routing_key") or "")) or None,
+        queue=came_from(request.delivery_info),
         error=described_error(error),
         traceback=mask_secrets(shown)[-_LONGEST_TRACEBACK:],
         failed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -81,7 +81,7 @@ end
 local wait = 0
 if first ~= me then
     local back = tonumber(redis.call('HGET', told, first)) - patience
-    local overdue = math.min(math.max(now - back, 0), 1000)  -- look less often the longer it is late
+    local overdue = math.min(math.max(now - back, 0), 5000)  -- look less often the longer it is late
     wait = math.max(back - now, 0) + math.max(redis.call('ZRANK', lane, me) * between.channel, 100, overdue)
 else
     if between.channel > 0 then wait = slot('channel', KEYS[3]) - now end

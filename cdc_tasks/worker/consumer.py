@@ -19,6 +19,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from cdc_tasks.broker.countdown import due_at, eta_by_this_clock
+from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.broker.redis.later import is_to_wait
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
@@ -108,9 +109,7 @@ class Consumer(CeleryConsumer):
 
     def _keep(self, message: Any, reason: str) -> None:
         try:
-            keep_malformed(
-                _raw(message), reason=reason, queue=(message.delivery_info or {}).get("routing_key")
-            )
+            keep_malformed(_raw(message), reason=reason, queue=came_from(message.delivery_info))
         except CacheAwayError as away:
             log.warning("malformed_message_goes_back", error=away.message)
             message.reject_log_error(_logger, self.connection_errors, requeue=True)

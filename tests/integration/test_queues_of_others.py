@@ -161,6 +161,23 @@ def test_a_worker_with_the_least_rights_of_the_manual_runs_and_retries(
         assert "ACCESS_REFUSED" not in worker.log
 
 
+def test_a_retry_comes_back_where_the_exchange_of_the_house_is_a_direct_one(
+    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str
+) -> None:
+    with open_channel(rabbitmq_server, vhost) as channel:
+        channel.exchange_declare("cdc_tasks", "direct", durable=True, auto_delete=False)
+        for name in _OURS:
+            channel.queue_declare(name, durable=True, auto_delete=False, arguments=QUORUM)
+            channel.queue_bind(name, "cdc_tasks", name)
+    environment = _environment(database, broker, _url(rabbitmq_server, vhost))
+    with Worker(environment) as worker, sender_of(environment) as sender:
+        sender.send_task("faulty.retries_out", queue="celery")
+        (line,) = wait_until(lambda: worker.events("task_gave_up"), timeout=40, what="the last try")
+        assert line["tries"] == 3
+        received = [line for line in worker.log.splitlines() if "retries_out" in line and "received" in line]
+        assert len(received) == 3  # once each, although there are two ways to the queue
+
+
 def test_check_of_a_user_without_rights_is_no_traceback(
     database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str, poor: str
 ) -> None:

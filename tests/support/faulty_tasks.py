@@ -34,8 +34,8 @@ def fails(row: dict[str, str]) -> None:
 
 
 @shared_task(name="faulty.retries_out", max_retries=2)
-def retries_out() -> None:
-    raise UnavailableError("the service is away", after=0.1)
+def retries_out(after: float = 0.1) -> None:
+    raise UnavailableError("the service is away", after=after)
 
 
 @shared_task(name="faulty.kills", default_retry_delay=0.1)

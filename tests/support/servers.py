@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import amqp
@@ -21,6 +22,8 @@ from tests.support.waiting import wait_until
 
 __all__ = ["DebianPostgresServer", "RabbitMQServer", "RedisServer", "SentinelServer"]
 
+_TASK_QUEUES = ("celery", "cdc_notifications", "cdc_cache", "cdc_bulk", "notifications", "cache", "bulk")
+_BITS_OF_A_WAIT = 10  # there is a queue for each; no test waits for longer than a thousand seconds
 _SYSTEM_DIRECTORIES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
 
@@ -156,6 +159,15 @@ class RabbitMQServer(ServerProcess):
         except (OSError, amqp.exceptions.AMQPError):
             return False
 
+    def forget_tasks(self) -> None:
+        """Let no test get what the killed worker of another one has not acknowledged, or was to try again."""
+        waits = [f"celery_delayed_{bit}" for bit in range(_BITS_OF_A_WAIT)]
+        with amqp.Connection(host=f"127.0.0.1:{self.port}") as connection:
+            for queue in (*waits, *_TASK_QUEUES):
+                with suppress(amqp.exceptions.NotFound), connection.channel() as channel:
+                    _wait_until_unused(channel, queue)
+                    channel.queue_purge(queue)
+
     def control(self, *arguments: str) -> str:
         """Run `rabbitmqctl` on this node, and return what it says."""
         command = [str(find_program("rabbitmqctl", "CDC_TEST_RABBITMQCTL")), "--quiet", *arguments]
@@ -205,4 +217,12 @@ def _missing(server: str, variable: str) -> ServerError:
     return ServerError(
         f"this test needs {server}, which is not on this machine",
         hint=f"run scripts/install-test-servers (Debian, Ubuntu), or set {variable}",
+    )
+
+
+def _wait_until_unused(channel: amqp.Channel, queue: str) -> None:
+    """Return when nobody consumes it any more: then all that is in it can be purged."""
+    wait_until(
+        lambda: channel.queue_declare(queue, passive=True).consumer_count == 0,
+        what=f"the consumers of {queue} to be gone",
     )

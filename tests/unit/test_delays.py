@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cdc_tasks.broker.delays import _whole_seconds
+from cdc_tasks.broker.delays import DelayingCelery, _whole_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,3 +33,13 @@ def test_a_wait_is_in_whole_seconds(
     form: Callable[[float], tuple[Any, Any]], countdown: float, whole: int | None
 ) -> None:
     assert _whole_seconds(*form(countdown), NOW)[0] == whole
+
+
+def test_what_a_broker_has_noted_of_a_message_is_not_sent_on_with_its_retry() -> None:
+    headers = {"x-death": [{"queue": "celery_delayed_1"}], "x-delivery-count": 1, "redelivered": True}
+    with DelayingCelery("tests", broker="memory://", set_as_current=False) as app:
+        app.send_task("any", queue="of this test", headers={**headers, "mine": 1})
+        with app.connection_for_read() as connection, connection.SimpleQueue("of this test") as queue:
+            message = queue.get(timeout=1)
+    assert message.headers["mine"] == 1
+    assert not headers.keys() & message.headers.keys()

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SHARED: Final = {
     "cdc_tasks",
     "cdc_tasks.addresses",
+    "cdc_tasks.broker.delivery_marks",
     "cdc_tasks.broker.neighbours",
     "cdc_tasks.broker.rabbitmq.queues",
     "cdc_tasks.broker.redis.rights",
@@ -39,7 +40,7 @@ LEVELS: Final = (
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
         "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
         "cdc_tasks.cache cdc_tasks.db",
-        "cdc_tasks.broker.rabbitmq.queues",
+        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
@@ -47,7 +48,7 @@ LEVELS: Final = (
         "cdc_tasks.config",
         "cdc_tasks.celery",
         # what of the worker's room needs the app itself
-        "cdc_tasks.worker.health cdc_tasks.worker.deferred_retries cdc_tasks.worker.parked",
+        "cdc_tasks.worker.health cdc_tasks.worker.deferred_retries cdc_tasks.worker.parked cdc_tasks.worker.waiting",
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
         "cdc_tasks.cli",

@@ -10,6 +10,7 @@ connection that never publishes: a worker's events, replies and tasks go out on 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from shlex import quote
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from celery import current_app
 from kombu.transport import pyamqp
 
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
-from cdc_tasks.retry import BrokerBlockedError
+from cdc_tasks.retry import BrokerBlockedError, UnroutableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +60,8 @@ class _Channel(_Waiting, pyamqp.Channel):
     def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> None:
         """Publish, and wait until RabbitMQ has confirmed it, unless it is for people who watch.
 
-        Raises BrokerBlockedError, and TimeoutError, for kombu an error of the connection.
+        Raises BrokerBlockedError, UnroutableError where `mandatory` is among the options and no queue is bound, and
+        TimeoutError, for kombu an error of the connection.
         """
         confirmed_within = options.pop("confirm_timeout", None) or _CONFIRMED_WITHIN
         is_for_watchers = _is_for_watchers(options.get("exchange", ""))
@@ -73,6 +75,7 @@ class _Channel(_Waiting, pyamqp.Channel):
         self._select_confirms()
         self._sent += 1
         self._unconfirmed.add(number := self._sent)
+        self._returned: str | None = None
         self._basic_publish(msg, *args, **options)
         if not is_for_watchers:
             self._wait_for_confirm(number, monotonic() + confirmed_within)
@@ -113,6 +116,7 @@ class _Channel(_Waiting, pyamqp.Channel):
         self.confirm_select()
         self.events["basic_ack"].add(self._note_ack)
         self.events["basic_nack"].add(self._note_nack)
+        self.events["basic_return"].add(self._note_return)
 
     def _wait_for_confirm(self, number: int, deadline: float) -> None:
         while number in self._unconfirmed:
@@ -124,6 +128,11 @@ class _Channel(_Waiting, pyamqp.Channel):
         if number in self._refused:
             self._refused.discard(number)
             raise MessageNacked
+        if self._returned is not None:  # it came before the confirmation
+            where = quote(self.connection.virtual_host)
+            raise UnroutableError(
+                f"RabbitMQ has no queue for {self._returned}.", hint=f"rabbitmqctl list_bindings -p {where}"
+            )
 
     def _note_ack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # py-amqp calls it so
         self._unconfirmed -= self._settled(number, multiple=multiple)
@@ -131,6 +140,9 @@ class _Channel(_Waiting, pyamqp.Channel):
     def _note_nack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # the same
         self._refused |= self._settled(number, multiple=multiple)
         self._unconfirmed -= self._refused
+
+    def _note_return(self, _error: Any, exchange: str, routing_key: str, _message: Any) -> None:
+        self._returned = f"a message to the exchange {exchange!r} with the routing key {routing_key!r}"
 
     def _settled(self, number: int, *, multiple: bool) -> set[int]:
         return {each for each in self._unconfirmed if each <= number} if multiple else {number}

@@ -31,7 +31,7 @@ from redis.exceptions import NoScriptError
 from cdc_tasks.broker.redis.connections import FewConnections
 from cdc_tasks.broker.redis.later import Later
 from cdc_tasks.broker.redis.liveness import Vigilant
-from cdc_tasks.broker.redis.unacknowledged import LEASES, QoS, inbox_key, index_key, unacked_key
+from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
 from cdc_tasks.broker.redis.wake_up import NO_DOORBELL, Doorbells, Poller
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed import (
@@ -48,7 +48,7 @@ logger = get_logger(__name__)
 # KEYS: leases, unacked, its index, the queues in the order in which to look
 # ARGV: the lease, and for each queue whether its messages are acknowledged
 # A message that is none of kombu's is noted too, by a tag that is made up.
-_CLAIM = """
+_CLAIM = f"""
 local function address(message)
     local properties = cjson.decode(message)['properties']
     local where = properties['delivery_info']
@@ -62,11 +62,11 @@ for i = 4, #KEYS do
         local is_kombus, tag, where = pcall(address, message)
         if ARGV[i - 2] == '1' then
             local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-            if not is_kombus then tag = 'malformed-' .. count end
+            if not is_kombus then tag = '{MADE_UP_TAG}' .. count end
             redis.call('HSET', KEYS[2], tag, is_kombus and '[' .. message .. ',' .. where .. ']' or message)
             redis.call('ZADD', KEYS[3], count, tag)
         end
-        return {i - 4, message, tag}
+        return {{i - 4, message, tag}}
     end
 end
 return false
@@ -182,7 +182,7 @@ class _ClaimingChannel:
         return answer
 
     def _readable(self: Any, content: bytes) -> dict[str, Any]:
-        message: dict[str, Any] = loads(bytes_to_str(content))
+        message: dict[str, Any] = loads(content)
         check_envelope(message)
         self.decode_body(message["body"], message["properties"].get("body_encoding"))
         return message

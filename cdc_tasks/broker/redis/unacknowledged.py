@@ -12,6 +12,7 @@ The keys of kombu's own transport (`unacked`, …) belong to other people's work
 
 from __future__ import annotations
 
+import json
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -31,9 +32,10 @@ from cdc_tasks.dead_letters.malformed import SHAPE_ERRORS, keep_malformed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["LEASES", "QoS", "index_key", "unacked_key"]
+__all__ = ["LEASES", "MADE_UP_TAG", "QoS", "index_key", "unacked_key"]
 
 LEASES: Final = "cdc:leases"
+MADE_UP_TAG: Final = "malformed-"  # how the tag of a message begins that is none of kombu's
 _AT_ONCE: Final = 1000  # messages in a command
 _KEPT: Final = 300  # seconds that half a sweep is kept, whose worker died
 
@@ -213,26 +215,30 @@ class QoS(kombu_redis.QoS):
         for start in range(0, len(tags), _AT_ONCE):
             part = tags[start : start + _AT_ONCE]
             found: dict[str, list[str]] = {}
-            for held in self._redis().hmget(self._prefixed(unacked_key(lease.name)), part):
+            messages = self._redis().hmget(self._prefixed(unacked_key(lease.name)), part)
+            for tag, held in zip(part, messages, strict=True):
                 if held is None:
                     continue
-                for queue, message in self._restored(held):
+                for queue, message in self._restored(tag, held):
                     found.setdefault(queue, []).append(message)
             yield from found.items()
 
-    def _restored(self, held: bytes | str) -> list[tuple[str, str]]:
+    def _restored(self, tag: bytes | str, held: bytes | str) -> list[tuple[str, str]]:
         """Return where a message goes back to, and what it is there; one that can't be read is kept elsewhere."""
         try:
-            message, exchange, routing_key = loads(bytes_to_str(held))
+            message, exchange, routing_key = loads(held)
             message["headers"]["redelivered"] = True
             message["properties"]["delivery_info"]["redelivered"] = True
             text = dumps(message)
             places = self.channel.places(message, exchange, routing_key)
         except SHAPE_ERRORS as error:
-            keep_malformed(held, reason=repr(error))
+            keep_malformed(_as_it_came(tag, held), reason=repr(error))
             return []
         if not places:  # kombu would drop it
-            keep_malformed(held, reason=f"No queue is bound to {exchange!r} with {routing_key!r} any more.")
+            keep_malformed(
+                _as_it_came(tag, held),
+                reason=f"No queue is bound to {exchange!r} with {routing_key!r} any more.",
+            )
         return [(queue, text) for queue in places]
 
     def _count_up(self) -> None:
@@ -249,3 +255,15 @@ class QoS(kombu_redis.QoS):
         return self._redis().register_script(script)(
             keys=[self._prefixed(key) for key in keys], args=list(arguments)
         )
+
+
+def _as_it_came(tag: bytes | str, held: bytes | str) -> bytes | str:
+    """Return a message without the address that the claim put behind it: `[message,exchange,routing key]`."""
+    if bytes_to_str(tag).startswith(MADE_UP_TAG):
+        return held
+    text = held if isinstance(held, str) else held.decode(errors="surrogateescape")
+    try:
+        end = json.JSONDecoder().raw_decode(text, 1)[1]
+    except SHAPE_ERRORS:  # it is too deeply nested to be read
+        return held
+    return text[1:end].encode(errors="surrogateescape")

@@ -134,7 +134,7 @@ def test_what_waits_keeps_its_priority_and_the_applications_prefix(helpdesk: Hel
         app.conf.broker_transport_options = {"global_keyprefix": "team:"}
         app.send_task("killed.note", [1], queue="cdc_bulk", priority=9, countdown=_HOUR, headers=_LASTS)
         wait_until(lambda: client.zcard("team:cdc:later") == 1, what="it to wait")
-        assert client.zrange("team:cdc:later", 0, -1) == [b"team:bulk\x06\x169"]
+        assert client.zrange("team:cdc:later", 0, -1) == [b"team:cdc_bulk\x06\x169"]
         _pass_by(client, _HOUR, "team:")
         wait_until(lambda: cache.hexists("noted", "1"), timeout=30, what="it to run")
     assert not [key for key in client.scan_iter() if not key.startswith((b"team:", b"/"))]
@@ -163,12 +163,12 @@ def test_what_waits_can_be_revoked_and_expires(helpdesk: HelpDesk) -> None:
 def test_to_purge_a_queue_deletes_what_waits_for_it(helpdesk: HelpDesk) -> None:
     client = helpdesk.broker.client
     environment = _environment(helpdesk)
-    with Worker(environment, "-Q", "bulk,cache"), _sender(helpdesk) as send:
+    with Worker(environment, "-Q", "cdc_bulk,cdc_cache"), _sender(helpdesk) as send:
         for _ in range(3):
             send([1], countdown=_HOUR)
         send([1], countdown=_HOUR, queue="cdc_cache")
         wait_until(lambda: client.zcard(_BULK) == 3, timeout=30, what="all to wait")
-        wait_until(lambda: client.zcard("cdc:later:cache") == 1, timeout=30, what="the other too")
+        wait_until(lambda: client.zcard("cdc:later:cdc_cache") == 1, timeout=30, what="the other too")
     command = [sys.executable, "-m", "celery", "-A", "cdc_tasks", "purge", "-f", "-Q", "cdc_bulk"]
     purged = subprocess.run(
         command, cwd=_CHECKOUT, env={**os.environ, **environment}, capture_output=True, text=True, check=True

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # So many each on Redis and on RabbitMQ; CDC_TEST_KILLS=300 for a long run.
 _KILLS = int(os.environ.get("CDC_TEST_KILLS", "4"))
+_SEED = int(os.environ.get("CDC_TEST_SEED", random.randrange(1_000_000)))
 _TICKET = re.compile(r"TKT-(\d+)")
 
 
@@ -96,14 +97,16 @@ def test_workers_killed_under_load_lose_nothing_and_send_nothing_twice(
     if broker_kind == "rabbitmq":
         environment["CELERY_BROKER_URL"] = request.getfixturevalue("rabbitmq_server").url
     environment |= {"CDC_LOST_ANSWER": "give-up", "CDC_RATES": "slack=0:0"}
+    request.node.user_properties.append(("seed", _SEED))
+    dice = random.Random(_SEED)
     with sender_of(environment) as sender, ForkedWorkers(environment) as workers:
         load = _Load(helpdesk, sender)
         alive = [workers.start(), workers.start()]
         for _ in range(_KILLS):
             load.top_up()
-            time.sleep(random.uniform(0, 1.5))
-            victim = alive.pop(random.randrange(2))
-            if random.random() < 0.5:  # what the broker sends it now is taken, and never noted
+            time.sleep(dice.uniform(0, 1.5))
+            victim = alive.pop(dice.randrange(2))
+            if dice.random() < 0.5:  # what the broker sends it now is taken, and never noted
                 workers.pause(victim)
                 load.top_up(by=10)
             workers.kill(victim)

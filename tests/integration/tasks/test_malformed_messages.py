@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from base64 import b64decode, b64encode
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import at_most, wait_until
 from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from tests.support.helpdesk import HelpDesk
     from tests.support.servers import RabbitMQServer
 
@@ -153,22 +160,10 @@ def _is_kept(message: str | bytes, raws: set[bytes]) -> bool:
 
 @pytest.mark.parametrize("body", [b"nonsense", b"\xff\xfe", b"[[1], {}]", b"null", b""])
 def test_the_same_on_rabbitmq(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer, body: bytes) -> None:
-    environment = {
-        **helpdesk.environment,
-        "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
-    }
+    environment = _on_rabbitmq(helpdesk, rabbitmq_server)
     cache = helpdesk.broker.cache
     with sender_of(environment) as sender, Worker(environment, "-Q", "cdc_bulk", concurrency=1) as worker:
-        with sender.producer_pool.acquire(block=True) as producer:
-            producer.publish(
-                body,
-                exchange="cdc_tasks",
-                routing_key="cdc_bulk",
-                content_type="application/json",
-                content_encoding="utf-8",
-                headers={"task": "killed.note", "id": "an-id", "timelimit": [None, None]},
-            )
+        _publish(sender, body)
         sender.send_task("killed.note", [1], queue="cdc_bulk")
         wait_until(
             lambda: cache.hexists("noted", "1") or worker.process.poll() is not None,
@@ -177,6 +172,119 @@ def test_the_same_on_rabbitmq(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServe
         )
         wait_until(lambda: cache.hlen("cdc:dead-letters"), timeout=60, what="what is no task to be kept")
         assert worker.process.poll() is None
+        _wait_until_empty(
+            rabbitmq_server
+        )  # else the next test's worker gets what this one has not acknowledged
     (letter,) = [json.loads(each) for each in cache.hvals("cdc:dead-letters")]
     assert letter["task"] == "malformed message"
     assert letter["raw"]
+
+
+def test_a_message_that_comes_again_on_rabbitmq_leaves_one_letter(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    """RabbitMQ counts in a header how often a quorum queue has delivered it."""
+    environment = _on_rabbitmq(helpdesk, rabbitmq_server)
+    with sender_of(environment) as sender:
+        for body in (b"[[1], {}]", b"[[2], {}]"):
+            _publish(sender, body)
+    _take_one_and_die(environment)
+    with Worker(environment, "-Q", "cdc_bulk", concurrency=1):
+        _wait_until_empty(rabbitmq_server)
+    assert len(_letters(helpdesk)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("body", _encoded([[1], {}])),  # noticed by the consumer
+        ("properties.priority", "high"),  # by the transport
+        ("properties.delivery_info.exchange", ["cdc_bulk"]),
+        ("headers", None),
+        ("headers", [1]),
+        ("body", "invalid \udcff UTF-8"),
+        None,  # nothing that can be read
+    ],
+)
+def test_a_message_that_comes_again_on_redis_leaves_one_letter(
+    helpdesk: HelpDesk, change: tuple[str, Any] | None
+) -> None:
+    """What a dead worker held is marked when it goes back."""
+    message = "nonsense" if change is None else _changed(_good(), *change).replace("\\udcff", "\udcff")
+    content = message.encode(errors="surrogateescape")
+    environment = {
+        **helpdesk.environment,
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
+    }
+    client = helpdesk.broker.client
+    client.lpush("cdc_bulk", content)
+    _take_one_and_die(environment)
+    (first,) = _letters(helpdesk)
+    assert held(client)
+    with Worker(environment, "-Q", "cdc_bulk", concurrency=1):
+        wait_until(
+            lambda: not held(client) and not client.llen("cdc_bulk"), timeout=60, what="it to be acknowledged"
+        )
+    (letter,) = _letters(helpdesk)
+    assert letter["id"] == first["id"]
+    assert not b64decode(letter["raw"]).startswith(b"[")  # without what the transport notes beside it
+
+
+def _on_rabbitmq(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, str]:
+    return {
+        **helpdesk.environment,
+        "CELERY_BROKER_URL": server.url,
+        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+    }
+
+
+def _publish(sender: Celery, body: bytes) -> None:
+    with sender.producer_pool.acquire(block=True) as producer:
+        for queue in sender.amqp.queues.values():
+            if queue.name == "cdc_bulk":
+                producer.maybe_declare(queue)
+        producer.publish(
+            body,
+            exchange="cdc_tasks",
+            routing_key="cdc_bulk",
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={"task": "killed.note", "id": "an-id", "timelimit": [None, None]},
+        )
+
+
+def _take_one_and_die(environment: dict[str, str]) -> None:
+    modules = f"{environment['CDC_TASK_MODULES']},tests.support.dies_before_acknowledging"
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "cdc_tasks",
+            "worker",
+            "-c",
+            "1",
+            "-Q",
+            "cdc_bulk",
+            "--without-mingle",
+        ],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, **environment, "CDC_TASK_MODULES": modules},
+        start_new_session=True,
+        timeout=at_most(30),
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL
+
+
+def _wait_until_empty(server: RabbitMQServer) -> None:
+    def messages() -> str:
+        return server.control("list_queues", "name", "messages")
+
+    wait_until(lambda: "bulk\t0" in messages(), timeout=60, what="all to be acknowledged", every=0.5)
+
+
+def _letters(helpdesk: HelpDesk) -> list[dict[str, Any]]:
+    return [json.loads(each) for each in helpdesk.broker.cache.hvals("cdc:dead-letters")]

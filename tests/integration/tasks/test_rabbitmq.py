@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
 
+from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks.retry import UnroutableError
+from tests.support.rabbitmq import open_channel
 from tests.support.social_stub import RateLimit
 from tests.support.waiting import wait_until
 from tests.support.worker import Worker
@@ -57,9 +61,67 @@ def test_a_wait_of_less_than_a_second_counts_as_a_try_and_ends(
         assert "did not take the retry" not in worker.log
 
 
-def sender_of(environment: dict[str, str]) -> Celery:
+def test_a_task_that_is_tried_again_and_again_waits_in_the_same_queues_each_time(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    """RabbitMQ notes in a header where a message has waited; with that header it would not let it wait there again."""
+    environment = _with_faulty_tasks(helpdesk, rabbitmq_server)
+    with Worker(environment) as worker, sender_of(environment) as sender:
+        # Three seconds: two of the queues for waits, one behind the other.
+        task = sender.send_task("faulty.retries_out", kwargs={"after": 2}, queue="cdc_bulk")
+        assert _given_up(worker, task.id)["tries"] == 3
+    letter = json.loads(helpdesk.broker.cache.hget("cdc:dead-letters", task.id))
+    assert letter["queue"] == "cdc_bulk"  # a replay goes there
+
+
+@pytest.mark.parametrize("missing", ["an exchange", "a binding"])
+def test_a_retry_for_which_rabbitmq_has_no_queue_for_waits_makes_it(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer, missing: str
+) -> None:
+    environment = _with_faulty_tasks(helpdesk, rabbitmq_server)
+    with Worker(environment) as worker, sender_of(environment) as sender:
+        with open_channel(rabbitmq_server) as channel:
+            if missing == "an exchange":
+                channel.exchange_delete("celery_delayed_27")
+            else:
+                channel.exchange_unbind("celery_delayed_26", "celery_delayed_27", "0.#")
+        task = sender.send_task("faulty.retries_out", queue="celery")
+        assert _given_up(worker, task.id)["tries"] == 3
+        assert worker.events("queues_for_waits_missing")
+
+
+def test_a_task_for_which_rabbitmq_has_no_queue_is_an_error(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    with sender_of(_with_faulty_tasks(helpdesk, rabbitmq_server), DelayingCelery) as sender:
+        sender.send_task("faulty.counts", ["counted", True], queue="celery")  # makes the exchange
+        with pytest.raises(UnroutableError, match="'nowhere'"):
+            sender.send_task("faulty.counts", ["counted", True], exchange="cdc_tasks", routing_key="nowhere")
+        sender.send_task("faulty.counts", ["counted", True], queue="celery")
+    with Worker(_with_faulty_tasks(helpdesk, rabbitmq_server)):
+        wait_until(lambda: helpdesk.broker.cache.get("counted") == b"2", timeout=30, what="the other two")
+
+
+def _given_up(worker: Worker, task_id: str) -> dict[str, Any]:
+    """Return what the worker says of the last try; a task of the test before may come again and give up too."""
+
+    def lines() -> list[dict[str, Any]]:
+        return [line for line in worker.events("task_gave_up") if line["dead_letter"] == task_id]
+
+    return wait_until(lines, timeout=30, what="the last try")[0]
+
+
+def _with_faulty_tasks(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, str]:
+    return {
+        **helpdesk.environment,
+        "CELERY_BROKER_URL": server.url,
+        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
+    }
+
+
+def sender_of(environment: dict[str, str], kind: type[Celery] = Celery) -> Celery:
     """What the listener is to Celery: an app with the same settings and no tasks."""
-    app = Celery("tests", set_as_current=False)
+    app = kind("tests", set_as_current=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CELERY_BROKER_URL", environment["CELERY_BROKER_URL"])
         app.config_from_object(fresh_celeryconfig())

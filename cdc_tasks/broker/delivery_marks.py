@@ -1,0 +1,39 @@
+"""What a broker, or our Redis transport, notes on a message of how it was delivered: not a part of the message.
+
+A copy of the message must not carry it on. RabbitMQ before version 4.0.1 takes a retry with such headers for a message
+that goes round in circles: it stays in one of the queues for waits, and no worker ever gets it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["came_from", "without_marks", "without_wait"]
+
+_MARKS: Final = frozenset(
+    {"redelivered", "x-acquired-count", "x-death", "x-delivery-count"}
+    | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
+)
+_WAIT: Final = re.compile(rf"\A(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
+
+
+def came_from(delivery_info: Mapping[str, Any] | None) -> str | None:
+    """Return the queue that a message came from: its routing key, without the bits of a wait on RabbitMQ."""
+    routing_key = (delivery_info or {}).get("routing_key")
+    return without_wait(routing_key) if routing_key else None
+
+
+def without_wait(routing_key: str) -> str:
+    """Return a routing key without what RabbitMQ's delayed delivery puts in front of it."""
+    return _WAIT.sub("", routing_key, count=1)
+
+
+def without_marks(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that the sender of a message has set."""
+    return {name: value for name, value in headers.items() if name not in _MARKS}
