@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.helpdesk import schema
-from cdc_tasks.notify import accounts, vault
+from cdc_tasks.notify import accounts, sealed_secrets
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -78,7 +78,7 @@ class Sample:
 
     def sealed_token(self) -> str:
         """Return a Slack token as it stands in the database: encrypted with the demo's key."""
-        return vault.seal(SecretStr("xoxb-demo"))
+        return sealed_secrets.seal(SecretStr("xoxb-demo"))
 
     def remove(self) -> None:
         """Leave the database as it was, if the demo has made tables in it; the listener must have ended."""

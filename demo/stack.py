@@ -13,7 +13,7 @@ import redis
 
 from cdc_tasks import db, master_cache
 from cdc_tasks.celery import app
-from cdc_tasks.notify import vault
+from cdc_tasks.notify import sealed_secrets
 from demo.databases import open_database
 from demo.inbox import Inbox
 from demo.programs import Flower, Listener, Worker
@@ -124,7 +124,7 @@ def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:
         "CELERY_BROKER_URL": addresses.broker,
         "CACHE_URL": addresses.cache,
         "CDC_NAME": _NAME,
-        "CDC_SECRET_KEY": vault.new_key(),
+        "CDC_SECRET_KEY": sealed_secrets.new_key(),
         "SLACK_API_URL": inbox.slack_api_url,
         "CDC_RATES": "slack=0:0,teams=0:0",  # the inbox is in no hurry, and those who watch are
         "TEAMS_ALLOW_LOOPBACK": "true",

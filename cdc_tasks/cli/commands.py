@@ -31,9 +31,9 @@ cli.add_typer(dead_letter_commands.cli, name="dead-letters")
 @cli.command("new-key")
 def new_key() -> None:
     """Print a fresh key for CDC_SECRET_KEY."""
-    from cdc_tasks.notify import vault
+    from cdc_tasks.notify import sealed_secrets
 
-    print(vault.new_key())  # noqa: T201  # its output is what it is for
+    print(sealed_secrets.new_key())  # noqa: T201  # its output is what it is for
 
 
 @cli.command("rotate-key")

@@ -98,7 +98,7 @@ def drop(
 
 def _send(app: Any, letter: DeadLetter) -> None:
     from cdc_tasks.dead_letters.store import ATTEMPTS
-    from cdc_tasks.worker.argsrepr import described
+    from cdc_tasks.worker.redacted_args import redacted
 
     where = {"queue": letter.queue} if letter.queue in app.amqp.queues else {}
     failed = {"at": letter.failed_at, "error": letter.error, "replayed": _now()}
@@ -107,8 +107,8 @@ def _send(app: Any, letter: DeadLetter) -> None:
         args=letter.args,
         kwargs=letter.kwargs,
         task_id=letter.id,
-        argsrepr=described(letter.args),
-        kwargsrepr=described(letter.kwargs),
+        argsrepr=redacted(letter.args),
+        kwargsrepr=redacted(letter.kwargs),
         headers={ATTEMPTS: [*letter.attempts, failed]},
         **where,
         **letter.options,

@@ -13,9 +13,9 @@ from kombu.exceptions import OperationalError
 from cdc_tasks import db
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
-from cdc_tasks.notify import accounts, messages, preferences
+from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, SendRecord
-from cdc_tasks.notify.messages import Message, Occasion
+from cdc_tasks.notify.message import Message, Notification, compose
 from cdc_tasks.notify.rate_limit import Turn
 from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
 from cdc_tasks.notify.services import adapter_for, rate_of
@@ -51,56 +51,56 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
 ) -> str:
     """Send one message to one account, unless it was sent before; what it says is read from the database."""
     pairs = None if changed is None else {column: (old, new) for column, (old, new) in changed.items()}
-    occasion = Occasion(
+    notification = Notification(
         kind=kind, subject_id=subject_id, change_id=change_id, changed=pairs, position=position
     )
-    turn = _turn(occasion, account_id)
+    turn = _turn(notification, account_id)
     with db.session() as session:
         account = accounts.load(session, account_id)
-        message = messages.compose(session, occasion)
+        message = compose(session, notification)
         quiet = preferences.of_user(session, account.user_id).quiet_for(datetime.now(UTC)) if account else 0
     if account is None or message is None:
         turn.leave()
         return _nothing_sent(
-            occasion, account_id, "the account is gone" if account is None else "its subject is gone"
+            notification, account_id, "the account is gone" if account is None else "its subject is gone"
         )
     if quiet:
         turn.comes_back(quiet)
         raise NotYetError("These are the user's quiet hours.", after=quiet)
     if not _send_in_turn(account, message, turn):
-        return _nothing_sent(occasion, account_id, "it was sent before")
+        return _nothing_sent(notification, account_id, "it was sent before")
     log.info("message_sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
     return f"sent to {account.service}"
 
 
-def notify_users(session: Session, user_ids: Iterable[int], occasion: Occasion) -> int:
+def notify_users(session: Session, user_ids: Iterable[int], notification: Notification) -> int:
     """Queue a message to every account of these users, and return how many; raises BrokerAwayError."""
     count = 0
     for user_id in user_ids:
-        if (unwanted := preferences.of_user(session, user_id).says_no_to(occasion.kind)) is not None:
-            _nothing_sent(occasion, None, unwanted, user_id=user_id)
+        if (unwanted := preferences.of_user(session, user_id).says_no_to(notification.kind)) is not None:
+            _nothing_sent(notification, None, unwanted, user_id=user_id)
             continue
         account_ids = accounts.ids_for_user(session, user_id)
         if not account_ids:
-            _nothing_sent(occasion, None, "the user has no connected account", user_id=user_id)
+            _nothing_sent(notification, None, "the user has no connected account", user_id=user_id)
         for account_id in account_ids:
-            _queue(occasion, account_id)
+            _queue(notification, account_id)
         count += len(account_ids)
     return count
 
 
-def _queue(occasion: Occasion, account_id: int) -> None:
-    turn = _turn(occasion, account_id)
+def _queue(notification: Notification, account_id: int) -> None:
+    turn = _turn(notification, account_id)
     turn.expect()
     try:
         deliver.apply_async(
             kwargs={
                 "account_id": account_id,
-                "kind": occasion.kind,
-                "subject_id": occasion.subject_id,
-                "change_id": occasion.change_id,
-                "changed": occasion.changed,
-                "position": occasion.position,
+                "kind": notification.kind,
+                "subject_id": notification.subject_id,
+                "change_id": notification.change_id,
+                "changed": notification.changed,
+                "position": notification.position,
             },
             task_id=turn.delivery_id,
         )
@@ -108,11 +108,13 @@ def _queue(occasion: Occasion, account_id: int) -> None:
         raise BrokerAwayError(f"The broker did not take a task: {error}") from error
 
 
-def _turn(occasion: Occasion, account_id: int) -> Turn:
+def _turn(notification: Notification, account_id: int) -> Turn:
     """Make it with the same id whenever the same change leads to the same message to the same account."""
-    name = f"cdc_tasks:{occasion.change_id}:{occasion.kind}:{account_id}"
+    name = f"cdc_tasks:{notification.change_id}:{notification.kind}:{account_id}"
     return Turn(
-        lane=f"account:{account_id}", position=occasion.position, delivery_id=str(uuid5(NAMESPACE_URL, name))
+        lane=f"account:{account_id}",
+        position=notification.position,
+        delivery_id=str(uuid5(NAMESPACE_URL, name)),
     )
 
 
@@ -162,12 +164,12 @@ def _send_once(account: accounts.Account, message: Message, record: SendRecord) 
     return True
 
 
-def _nothing_sent(occasion: Occasion, account_id: int | None, reason: str, **more: Any) -> str:
+def _nothing_sent(notification: Notification, account_id: int | None, reason: str, **more: Any) -> str:
     log.info(
         "nothing_sent",
         reason=reason,
-        kind=occasion.kind,
-        subject_id=occasion.subject_id,
+        kind=notification.kind,
+        subject_id=notification.subject_id,
         account_id=account_id,
         **more,
     )

@@ -11,8 +11,8 @@ import structlog
 from sqlalchemy import select
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.notify import messages
 from cdc_tasks.notify.accounts import UnknownUserError
+from cdc_tasks.notify.message import kinds
 from cdc_tasks.notify.models import NotificationPreferences, User
 
 if TYPE_CHECKING:
@@ -105,11 +105,9 @@ def change(session: Session, email: str, wishes: Wishes) -> str:
 
 
 def _apply(row: NotificationPreferences, wishes: Wishes) -> None:
-    unknown = sorted({*wishes.mute, *wishes.unmute} - set(messages.kinds()))
+    unknown = sorted({*wishes.mute, *wishes.unmute} - set(kinds()))
     if unknown:
-        raise BadPreferenceError(
-            f"There is no kind {unknown[0]!r}; there are: {', '.join(messages.kinds())}."
-        )
+        raise BadPreferenceError(f"There is no kind {unknown[0]!r}; there are: {', '.join(kinds())}.")
     row.muted_kinds = ",".join(sorted({*_words(row.muted_kinds), *wishes.mute} - {*wishes.unmute}))
     if wishes.manager_copies is not None:
         row.manager_copies = wishes.manager_copies

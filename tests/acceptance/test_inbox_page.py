@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.message import Fact, Message
 from cdc_tasks.notify.services import Recipient, slack, teams
 from cdc_tasks.settings import WorkerSettings
 from demo.inbox import Inbox

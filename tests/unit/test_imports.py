@@ -22,7 +22,7 @@ SHARED: Final = {
     "cdc_tasks.broker.redis.rights",
     "cdc_tasks.changes",
     "cdc_tasks.config",
-    "cdc_tasks.config.guarantees",
+    "cdc_tasks.config.required_settings",
     "cdc_tasks.errors",
     "cdc_tasks.logs",
     "cdc_tasks.routing",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.message import Fact, Message
 from cdc_tasks.notify.send_errors import RefusedError
 from cdc_tasks.notify.services import Recipient, slack
 

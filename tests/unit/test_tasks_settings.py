@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cdc_tasks.db import UnknownDatabaseError, sqlalchemy_url
-from cdc_tasks.notify.vault import new_key
+from cdc_tasks.notify.sealed_secrets import new_key
 from cdc_tasks.settings import SettingsError, WorkerSettings, load
 
 _CHECKOUT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from cdc_tasks.settings import worker_settings
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from cdc_tasks.notify.messages import Message
+    from cdc_tasks.notify.message import Message
 
 __all__ = ["TIMEOUT", "Adapter", "Rate", "Recipient", "adapter_for", "rate_of", "register"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from slack_sdk.web import SlackResponse
 
-    from cdc_tasks.notify.messages import Fact, Message
+    from cdc_tasks.notify.message import Fact, Message
 
 __all__ = ["RATE", "blocks", "check", "send"]
 

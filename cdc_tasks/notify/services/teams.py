@@ -25,7 +25,7 @@ from cdc_tasks.notify.webhooks import WebhookURL, checked_url, is_private_addres
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
-    from cdc_tasks.notify.messages import Message
+    from cdc_tasks.notify.message import Message
 
 __all__ = ["RATE", "card", "check", "send"]
 

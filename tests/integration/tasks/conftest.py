@@ -8,7 +8,7 @@ import pytest
 
 from cdc_tasks import cache, db
 from cdc_tasks.celery import app
-from cdc_tasks.notify import vault
+from cdc_tasks.notify import sealed_secrets
 from cdc_tasks.settings import worker_settings
 from tests.support.helpdesk import HelpDesk
 from tests.support.social_stub import SocialStub
@@ -52,5 +52,5 @@ def in_process(helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _forget() -> None:
-    for cached in (worker_settings, db.engine, cache.client, vault._keys):
+    for cached in (worker_settings, db.engine, cache.client, sealed_secrets._keys):
         cached.cache_clear()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.notify.delivery import MaybeSentError, deliver
+from cdc_tasks.notify.sealed_secrets import SealedSecretError
 from cdc_tasks.notify.send_errors import AnswerLostError, RateLimitedError, RefusedError, UnavailableError
-from cdc_tasks.notify.vault import VaultError
 from cdc_tasks.settings import worker_settings
 from tests.support.social_stub import Drop, Error, RateLimit, Slow, Status
 from tests.support.waiting import wait_until
@@ -203,5 +203,5 @@ def test_a_lost_answer_is_the_end_if_that_is_wanted(
 
 def test_a_secret_that_no_key_opens_is_an_error_with_its_hint(in_process: HelpDesk, account_id: int) -> None:
     in_process.database.execute("UPDATE connected_accounts SET secret = 'not ours'")
-    with pytest.raises(VaultError, match="rotate-key"):
+    with pytest.raises(SealedSecretError, match="rotate-key"):
         deliver(account_id, "new_ticket", 1, "change")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery.concurrency import get_implementation
 
-from cdc_tasks.config.guarantees import UnfitPoolError, check_pool
+from cdc_tasks.config.required_settings import UnfitPoolError, check_pool
 from demo.server_process import free_port
 from tests.support.waiting import wait_until
 

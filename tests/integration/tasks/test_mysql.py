@@ -12,7 +12,7 @@ from cdc_tasks import cache, db, master_cache
 from cdc_tasks.celery import app
 from cdc_tasks.helpdesk import schema
 from cdc_tasks.helpdesk.users import get_manager_ids
-from cdc_tasks.notify import accounts, vault
+from cdc_tasks.notify import accounts, sealed_secrets
 from cdc_tasks.notify.delivery import deliver
 from cdc_tasks.settings import worker_settings
 
@@ -31,9 +31,9 @@ def connection(
     """A fresh help desk on MariaDB and on MySQL; this process is a worker's as far as settings go."""
     monkeypatch.setenv("DATABASE_URL", any_mysql.url)
     monkeypatch.setenv("CACHE_URL", broker.cache_url)
-    monkeypatch.setenv("CDC_SECRET_KEY", vault.new_key())
+    monkeypatch.setenv("CDC_SECRET_KEY", sealed_secrets.new_key())
     monkeypatch.setenv("SLACK_API_URL", social.slack_api_url)
-    caches = (worker_settings, db.engine, cache.client, vault._keys)
+    caches = (worker_settings, db.engine, cache.client, sealed_secrets._keys)
     for cached in caches:
         cached.cache_clear()
     app.loader.import_default_modules()
