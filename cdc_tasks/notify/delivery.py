@@ -14,7 +14,7 @@ from cdc_tasks import db
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
-from cdc_tasks.notify.delivery_log import Claim, SendRecord
+from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
 from cdc_tasks.notify.message import Message, Notification, compose
 from cdc_tasks.notify.rate_limit import Turn
 from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
@@ -58,7 +58,9 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
     with db.session() as session:
         account = accounts.load(session, account_id)
         message = compose(session, notification)
-        quiet = preferences.of_user(session, account.user_id).quiet_for(datetime.now(UTC)) if account else 0
+        quiet = (
+            preferences.of_user(session, account.user_id).quiet_seconds(datetime.now(UTC)) if account else 0
+        )
     if account is None or message is None:
         turn.leave()
         return _nothing_sent(
@@ -77,7 +79,9 @@ def notify_users(session: Session, user_ids: Iterable[int], notification: Notifi
     """Queue a message to every account of these users, and return how many; raises BrokerAwayError."""
     count = 0
     for user_id in user_ids:
-        if (unwanted := preferences.of_user(session, user_id).says_no_to(notification.kind)) is not None:
+        if (
+            unwanted := preferences.of_user(session, user_id).reason_not_to_send(notification.kind)
+        ) is not None:
             _nothing_sent(notification, None, unwanted, user_id=user_id)
             continue
         account_ids = accounts.ids_for_user(session, user_id)
@@ -120,7 +124,7 @@ def _turn(notification: Notification, account_id: int) -> Turn:
 
 def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bool:
     """Send, or tell that it was sent before; raises NotYetError, and what `_send_once` raises."""
-    record = SendRecord(turn.delivery_id)
+    record = DeliveryRecord(turn.delivery_id)
     if not record.is_sent():
         turn.take(account, rate_of(account.service))
     try:
@@ -139,7 +143,7 @@ def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bo
     return is_sent
 
 
-def _send_once(account: accounts.Account, message: Message, record: SendRecord) -> bool:
+def _send_once(account: accounts.Account, message: Message, record: DeliveryRecord) -> bool:
     """Send, or tell that it was sent before; raises what the adapter raises, and MaybeSentError."""
     adapter = adapter_for(account.service)
     claim = record.claim()

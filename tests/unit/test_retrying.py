@@ -9,7 +9,7 @@ from cdc_tasks.notify.send_errors import (
     RateLimitedError,
     RefusedError,
     UnavailableError,
-    failure_of,
+    error_for_status,
 )
 from cdc_tasks.retry import LONGEST_WAIT, TryAgain, seconds_to_wait
 from cdc_tasks.worker.base_task import RetryingTask
@@ -47,7 +47,7 @@ def test_a_service_that_says_how_long_is_obeyed_but_never_past_the_visibility_ti
 def test_a_status_says_whether_a_message_may_have_been_taken(
     status: int, retry_after: str | None, kind: type[Exception], after: float | None
 ) -> None:
-    error = failure_of(status, retry_after, "Slack")
+    error = error_for_status(status, retry_after, "Slack")
     assert type(error) is kind
     assert getattr(error, "after", None) == after
 

@@ -10,9 +10,9 @@ from pydantic import SecretStr
 
 from cdc_tasks.broker.clock import CLOCK
 from cdc_tasks.broker.countdown import eta_by_this_clock, with_countdown
-from cdc_tasks.notify import delivery_log as sent
+from cdc_tasks.notify import delivery_log
 from cdc_tasks.notify.accounts import Account
-from cdc_tasks.notify.delivery_log import SendRecord
+from cdc_tasks.notify.delivery_log import DeliveryRecord
 from cdc_tasks.notify.rate_limit import Turn
 from cdc_tasks.notify.services import Rate, Recipient
 from cdc_tasks.retry import NotYetError
@@ -45,12 +45,12 @@ def _wait(turn: Turn, account: Account, rate: Rate) -> float:
 def test_a_message_that_is_being_sent_stays_the_senders_when_redis_clock_steps(
     in_process: HelpDesk, step: int
 ) -> None:
-    sender = SendRecord("one")
+    sender = DeliveryRecord("one")
     sender.claim()
     _step(in_process, step)
     with pytest.raises(NotYetError) as caught:
-        SendRecord("one").claim()
-    assert 60 < (caught.value.after or 0) <= sent._HELD
+        DeliveryRecord("one").claim()
+    assert 60 < (caught.value.after or 0) <= delivery_log._LEASE
     sender.confirm()
     sender.sent()
 
