@@ -8,12 +8,12 @@ from unittest.mock import Mock
 import pytest
 
 from demo.inbox import Message
+from demo.observer import CacheChanged, TaskEnded, TaskReceived
 from demo.scenario import ScenarioError, _await
 from demo.steps import Delivery, Refresh
-from demo.witness import CacheChanged, TaskEnded, TaskReceived
 
 if TYPE_CHECKING:
-    from demo.witness import Sighting
+    from demo.observer import Observation
 
 TO_ANNA = Delivery("slack", "anna@example.com", ("New Ticket", "Printer"))
 RECEIVED = TaskReceived(id="1", name="cdc_tasks.deliver", arguments="()")
@@ -25,13 +25,13 @@ def message(text: str, *, to: str = "anna@example.com") -> Message:
     return Message(number=1, service="slack", to=to, text=text, content={}, at=0.0, clock="")
 
 
-def await_effects(effects: list[Any], *seen: Sighting) -> list[Sighting]:
+def await_effects(effects: list[Any], *seen: Observation) -> list[Observation]:
     """Return what was told before the step was over."""
-    told: list[Sighting] = []
-    stack: Any = Mock(last_words="the end of its log, worker: …")
-    stack.sightings.return_value = iter(seen)
+    told: list[Observation] = []
+    stack: Any = Mock(log_ends="the end of its log, worker: …")
+    stack.observations.return_value = iter(seen)
     narrator: Any = Mock()
-    narrator.tell.side_effect = lambda sighting, **_: told.append(sighting)
+    narrator.tell.side_effect = lambda observation, **_: told.append(observation)
     _await(effects, stack, narrator)
     return told
 
