@@ -67,7 +67,7 @@ def start(
     storage, offsets = "org.apache.kafka.connect.storage.MemoryOffsetBackingStore", home / "debezium.offsets"
     if offset:
         storage = "org.apache.kafka.connect.storage.FileOffsetBackingStore"
-    engine_properties = {
+    merged = {
         "name": "bench",
         "topic.prefix": "bench",
         "offset.storage": storage,
@@ -77,7 +77,7 @@ def start(
     }
     settings, logging = home / "debezium.json", home / "log4j2.properties"
     settings.write_text(
-        json.dumps({"properties": engine_properties, "offset": offset, "as_pydbzengine": as_pydbzengine})
+        json.dumps({"properties": merged, "offset": offset, "as_pydbzengine": as_pydbzengine})
     )
     logging.write_text(_QUIET)
     return subprocess.Popen(

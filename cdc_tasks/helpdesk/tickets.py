@@ -15,7 +15,7 @@ from cdc_tasks.helpdesk.ticket_messages import REPORTED_COLUMNS
 from cdc_tasks.helpdesk.users import get_manager_ids
 from cdc_tasks.notify.delivery import notify_users
 from cdc_tasks.notify.message import Notification
-from cdc_tasks.notify.rate_limit import Turn, in_turn
+from cdc_tasks.notify.rate_limit import GroupMember, in_group_order
 
 if TYPE_CHECKING:
     from celery import Task
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 def notify_ticket_insert(self: Task[Any, Any], change: dict[str, Any]) -> str:
     """Notify the assignee of a new ticket, and the assignee's managers."""
     insert = RowChange.from_message(change)
-    with in_turn(_turn(insert), self):
+    with in_group_order(_group_member(insert), self):
         return _notify(insert, "new_ticket", None)
 
 
@@ -40,7 +40,7 @@ def notify_ticket_update(self: Task[Any, Any], change: dict[str, Any]) -> str:
     changed = reported_changes(update)
     if changed == {}:
         return _nothing_sent(update.row["id"], "no reported column has changed")
-    with in_turn(_turn(update), self):
+    with in_group_order(_group_member(update), self):
         return _notify(update, "ticket_updated", changed)
 
 
@@ -55,8 +55,8 @@ def reported_changes(update: RowChange) -> dict[str, tuple[Any, Any]] | None:
     return None if not found and None in differs.values() else found
 
 
-def _turn(change: RowChange) -> Turn:
-    return Turn(lane=f"ticket:{change.row['id']}", position=change.position, delivery_id=change.id)
+def _group_member(change: RowChange) -> GroupMember:
+    return GroupMember(group=f"ticket:{change.row['id']}", position=change.position, delivery_id=change.id)
 
 
 def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | None) -> str:
