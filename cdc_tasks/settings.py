@@ -130,7 +130,7 @@ class RedisSettings(BrokerSettings):
 
     cache_url: RedisURL = Field(
         SecretStr("redis://localhost:6379/1"),
-        description="Redis for the master cache, and for checkpoints where the broker is not Redis.",
+        description="Redis for the master cache, and for checkpoints if the broker is not Redis.",
     )
 
 

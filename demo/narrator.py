@@ -79,7 +79,7 @@ class Narrator:
         """Print a shell command that the step stands for."""
         self._line("$", "yellow", Text(command, style="bold"))
 
-    def tell(self, observation: Observation, *, since: Since | None = None) -> None:
+    def show(self, observation: Observation, *, since: Since | None = None) -> None:
         """Print an observation, and how long after `since` it happened."""
         match observation:
             case TaskReceived():

@@ -53,7 +53,7 @@ def watch(stack: Stack, narrator: Narrator) -> None:
             if now - last > _QUIET:
                 narrator.clock()
             last = now
-            narrator.tell(observation)
+            narrator.show(observation)
 
 
 def _play(step: Step, stack: Stack, narrator: Narrator) -> None:
@@ -87,7 +87,7 @@ def _await(
     """Wait until all effects have happened and all tasks have ended; raises ScenarioError for any other message."""
     missing, running = list(effects), set[str]()
     for observation in stack.observations(timeout=_TIMEOUT):
-        narrator.tell(observation, since=since)
+        narrator.show(observation, since=since)
         if isinstance(observation, TaskReceived):
             running.add(observation.id)
         elif isinstance(observation, TaskEnded):

@@ -1,4 +1,4 @@
-"""What a message says, whatever the service, and which function composes which kind."""
+"""What a message says, independent of the service, and which function composes which kind."""
 
 from __future__ import annotations
 

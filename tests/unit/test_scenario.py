@@ -1,4 +1,4 @@
-"""The demo insists on the effects of a step: what is missing, fails, or comes too often is an error that says so."""
+"""The demo checks the effects of a step: a missing, failed or repeated effect is an error that names it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def message(text: str, *, to: str = "anna@example.com") -> Message:
 
 
 def await_effects(effects: list[Any], *seen: Observation) -> list[Observation]:
-    """Return what was told before the step was over."""
-    told: list[Observation] = []
+    """Return what the narrator showed before the step was over."""
+    shown: list[Observation] = []
     stack: Any = Mock(log_ends="the end of its log, worker: …")
     stack.observations.return_value = iter(seen)
     narrator: Any = Mock()
-    narrator.tell.side_effect = lambda observation, **_: told.append(observation)
+    narrator.show.side_effect = lambda observation, **_: shown.append(observation)
     _await(effects, stack, narrator)
-    return told
+    return shown
 
 
 def test_a_step_is_over_when_its_effects_have_come_and_its_tasks_have_ended() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the tasks share: a help desk, and services that answer."""
+"""Fixtures for the tests of tasks: a help desk, a stub of the services, a worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def worker(helpdesk: HelpDesk) -> Iterator[Worker]:
 
 @pytest.fixture
 def in_process(helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch) -> Iterator[HelpDesk]:
-    """Let this very process be a worker's, as far as settings, database and cache go."""
+    """Give this process the settings, database and cache of a worker."""
     for name, value in helpdesk.environment.items():
         monkeypatch.setenv(name, value)
     _forget()

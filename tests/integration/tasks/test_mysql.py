@@ -1,4 +1,4 @@
-"""The tasks read from MySQL and MariaDB as they read from PostgreSQL."""
+"""The tasks read MySQL and MariaDB like PostgreSQL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def connection(
     any_mysql: MySQLDatabase, broker: Broker, social: SocialStub, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[sqlalchemy.Connection]:
-    """A fresh help desk on MariaDB and on MySQL; this process is a worker's as far as settings go."""
+    """A new help desk on MariaDB and on MySQL; this process has a worker's settings."""
     monkeypatch.setenv("DATABASE_URL", any_mysql.url)
     monkeypatch.setenv("CACHE_URL", broker.cache_url)
     monkeypatch.setenv("CDC_SECRET_KEY", sealed_secrets.new_key())
@@ -38,7 +38,7 @@ def connection(
         cached.cache_clear()
     app.loader.import_default_modules()
     schema.create(db.engine())
-    schema.create(db.engine())  # may be run again and again
+    schema.create(db.engine())  # may be run any number of times
     with db.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield connection
     db.engine().dispose()
@@ -65,8 +65,8 @@ def test_a_message_is_written_from_the_rows(connection: sqlalchemy.Connection, s
 
     changed = {"assigned_to_id": [1, 2], "status": ["closed", "open"]}
     assert deliver(account_id, "manager_ticket_updated", 7, "change", changed) == "sent to slack"
-    for told in ("TKT-00007 Feuer 🔥", "Móna 🎫 → Anna", "closed → open", "Normal"):
-        assert told in social.posted[0].text
+    for words in ("TKT-00007 Feuer 🔥", "Móna 🎫 → Anna", "closed → open", "Normal"):
+        assert words in social.posted[0].text
 
 
 def test_the_master_cache_is_filled(connection: sqlalchemy.Connection) -> None:

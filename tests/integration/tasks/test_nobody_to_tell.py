@@ -1,4 +1,4 @@
-"""Where there is nobody to tell, nothing is sent, the log says why, and the task is not tried again."""
+"""Without a recipient nothing is sent, the log says why, and the task is not retried."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_waiting_for_the_rate_limit_is_not_a_failure(
     wait_until(lambda: _is_sent(other), timeout=15, what="the reserved time")
 
 
-def test_a_message_that_never_comes_holds_up_the_others_for_a_while_only(
+def test_a_lost_message_delays_the_others_for_a_limited_time(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cdc_tasks.notify.rate_limit._GRACE", 1)
@@ -101,7 +101,7 @@ def test_a_message_that_never_comes_holds_up_the_others_for_a_while_only(
     wait_until(lambda: _is_sent(account, "b", "0/2:0"), what="the others to go on")
 
 
-def test_a_message_that_is_refused_lets_the_next_one_go_at_once(
+def test_after_a_refused_message_the_next_one_is_sent_at_once(
     in_process: HelpDesk, social: SocialStub
 ) -> None:
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
