@@ -1,1 +1,1 @@
-"""Ours beside others', on one server, the same rows, in turn: `make bench`."""
+"""The listener and other programs, measured in turn with the same rows on one server: `make bench`."""

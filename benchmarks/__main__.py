@@ -1,4 +1,4 @@
-"""Measure, and write the page: `make bench`."""
+"""Measure, and write the page of results: `make bench`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 
 class _Plan:
-    """What is measured, and how thoroughly."""
+    """What to measure, and with how many rows and rounds."""
 
     def __init__(self, *, quick: bool, rounds: int | None) -> None:
         self.rounds = rounds or (1 if quick else 5)
@@ -77,15 +77,17 @@ _PARTS = ("throughput", "width", "transactions", "latency", "memory", "grouping"
 
 def main(
     *,
-    quick: Annotated[bool, typer.Option("--quick", help="Short runs: to see that it works.")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="How often each contender runs.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Short runs, to check that everything works.")
+    ] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Number of runs of each contender.")] = None,
     database: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(_DATABASES)}; repeatable; all of them.")
+        list[str] | None, typer.Option(help=f"One of {', '.join(_DATABASES)}; repeatable; default: all.")
     ] = None,
-    only: Annotated[str, typer.Option(help=f"Some of {','.join(_PARTS)}.")] = ",".join(_PARTS),
-    output: Annotated[Path, typer.Option(help="Where benchmarks.md goes.")] = _DOCS,
+    only: Annotated[str, typer.Option(help=f"Any of {','.join(_PARTS)}.")] = ",".join(_PARTS),
+    output: Annotated[Path, typer.Option(help="The directory for benchmarks.md.")] = _DOCS,
 ) -> None:
-    """Measure, and write benchmarks.md with its charts; on MySQL and MariaDB only throughput and memory."""
+    """Measure, and write benchmarks.md with its charts. On MySQL and MariaDB: only throughput and memory."""
     plan = _Plan(quick=quick, rounds=rounds)
     known = output / "benchmarks" / "results.json"
     results = json.loads(known.read_text()) if known.exists() else {}
@@ -99,7 +101,7 @@ def main(
             report.keep(results, output)
     missing = [part for part in _PARTS if part not in results]
     if missing:
-        typer.echo(f"not measured yet, so no page is written: {', '.join(missing)}")
+        typer.echo(f"no page written, as these parts are not measured yet: {', '.join(missing)}")
         return
     report.write(results, output)
     typer.echo(f"written: {output / 'benchmarks.md'}")
@@ -108,7 +110,7 @@ def main(
 def _some(wanted: Sequence[str], known: Sequence[str], option: str) -> Sequence[str]:
     for each in wanted:
         if each not in known:
-            raise typer.BadParameter(f"{each!r} is none of {', '.join(known)}", param_hint=option)
+            raise typer.BadParameter(f"{each!r} is not one of {', '.join(known)}", param_hint=option)
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""What is measured on MySQL and MariaDB."""
+"""The measurements on MySQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _TRANSACTIONS: Final = (100, 1)  # rows in each
 Say = Callable[[str], None]
 
 
-def compare(database: str, rows: int, rounds: int, said: Say) -> dict[str, dict[str, Drained]]:
-    """Let all read the same rows, by rows in a transaction."""
+def compare(database: str, rows: int, rounds: int, say: Say) -> dict[str, dict[str, Drained]]:
+    """Let every contender read the same rows; return the results by the number of rows in a transaction."""
     server, contenders = DATABASES[database]
     return {
-        str(size): measure(BinlogStage(server()), contenders, Rows(rows, transaction=size), rounds, said)
+        str(size): measure(BinlogStage(server()), contenders, Rows(rows, transaction=size), rounds, say)
         for size in _TRANSACTIONS
     }
 
 
-def peak(database: str, sizes: Sequence[int], said: Say) -> dict[str, float]:
-    """Return the listener's peak memory in MB, by rows in a transaction."""
+def peak(database: str, sizes: Sequence[int], say: Say) -> dict[str, float]:
+    """Return the listener's peak memory in MB, by the number of rows in a transaction."""
     server, _ = DATABASES[database]
-    return peak_by_transaction(BinlogStage(server()), sizes, said)
+    return peak_by_transaction(BinlogStage(server()), sizes, say)
 
 
 def version(database: str) -> str:

@@ -1,4 +1,4 @@
-"""What reads a binlog: each from where the rows begin."""
+"""The programs that read a binlog, each from the place where the rows begin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Stock(Contender[BinlogStage]):
 class _Debezium(Contender[BinlogStage]):
     name = "Debezium"
 
-    def prepare(self, stage: BinlogStage) -> None:  # noqa: ARG002 - nothing on the server
+    def prepare(self, stage: BinlogStage) -> None:  # noqa: ARG002 - the server needs nothing
         debezium.install()
 
     def start(self, stage: BinlogStage) -> Run:
@@ -52,7 +52,7 @@ class _Debezium(Contender[BinlogStage]):
             "database.server.id": "4712",
             "table.include.list": "public.tickets",
             "include.schema.changes": "false",
-            "snapshot.mode": "recovery",  # the table as it is now, then on from the offset
+            "snapshot.mode": "recovery",  # reads the table's definition, then continues from the offset
             "snapshot.locking.mode": "none",
             "schema.history.internal": "io.debezium.relational.history.MemorySchemaHistory",
         }

@@ -1,4 +1,4 @@
-"""The page's part about MySQL and MariaDB."""
+"""The section of the page about MySQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["pictures", "section"]
 _OURS = "cdc-tasks"
 _NAMES = {"mariadb": "MariaDB", "mysql": "MySQL"}
 _NOTHING = 'Not measured yet: `make bench ARGS="--database mariadb --database mysql"`.'
-_QUICK = "**These are short runs (`--quick`): they show that it works, and no more.** "
+_QUICK = "**These are short runs (`--quick`), which only show that everything works.** "
 
 
 def pictures(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the charts by their names."""
+    """Return the charts by name."""
     return {
         database: charts.columns(
             f"Changes a second from {name}'s binlog",
@@ -31,7 +31,7 @@ def pictures(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def section(results: Mapping[str, Any]) -> str:
-    """Return what was measured on each server."""
+    """Return the results for each server."""
     found = [_of_server(database, results[database]) for database in _NAMES if database in results]
     return "\n\n".join(found) or _NOTHING
 

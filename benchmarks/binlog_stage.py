@@ -1,4 +1,4 @@
-"""MySQL and MariaDB to measure with."""
+"""MySQL and MariaDB for the benchmarks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 __all__ = ["BinlogPlace", "BinlogStage"]
 
-# Nothing here is about one contender: a server that is not short of memory.
+# These favour no contender: the server has enough memory.
 _OPTIONS = ("--innodb-buffer-pool-size=512M", "--innodb-flush-log-at-trx-commit=0")
 
 _SCHEMA = (
-    "CREATE DATABASE public",  # the routes are those of PostgreSQL
+    "CREATE DATABASE public",  # for the same routes as on PostgreSQL
     """CREATE TABLE public.tickets (
       id BIGINT AUTO_INCREMENT PRIMARY KEY, title VARCHAR(200), assigned_to_id BIGINT, created_by BIGINT,
       status VARCHAR(20), priority VARCHAR(20), created_at TIMESTAMP(6) NULL, flag BOOLEAN, description TEXT
@@ -30,13 +30,13 @@ _SCHEMA = (
           SELECT '{TITLE}', 5, 17, 'open', 'high', NOW(6), TRUE, '{DESCRIPTION}' FROM numbers WHERE n <= size;
         SET transactions = transactions - 1;
       END WHILE;
-    END""",  # noqa: S608 - of our own
+    END""",  # noqa: S608 - our own text
 )
 
 
 @dataclass(frozen=True)
 class BinlogPlace:
-    """The end of the log at some time."""
+    """A place in the log: its end at some time."""
 
     file: str
     offset: int
@@ -44,7 +44,7 @@ class BinlogPlace:
 
 
 class BinlogStage(Stage):
-    """MariaDB 10.11 of Debian's, or MySQL 9 with GTIDs; one table, and `mark`: where its last filling began."""
+    """Debian's MariaDB 10.11, or MySQL 9 with GTIDs, with one table; `mark` is the place before the last `fill`."""
 
     routes = "every_ticket"
 
@@ -67,7 +67,7 @@ class BinlogStage(Stage):
         return isinstance(self.server, MariaDBServer)
 
     def fetch(self, *statements: str) -> list[tuple[Any, ...]]:
-        """Run them in one session; returns the rows of the last one."""
+        """Run the statements in one session, and return the rows of the last one."""
         session = pymysql.connect(host="127.0.0.1", port=self.server.port, user="root", autocommit=True)
         with closing(session), session.cursor() as cursor:
             for statement in statements:
@@ -84,7 +84,7 @@ class BinlogStage(Stage):
         self.fetch(*_SCHEMA, "SET sql_log_bin = 0", "INSERT INTO public.numbers VALUES (1)")
 
     def _count_to(self, wanted: int) -> None:
-        """Have at least so many numbers, without a word in the log."""
+        """Fill the table of numbers with at least `wanted` rows, without logging it."""
         ((count,),) = self.fetch("SELECT COUNT(*) FROM public.numbers")
         doubling = (
             "INSERT INTO public.numbers SELECT n + (SELECT MAX(n) FROM public.numbers) FROM public.numbers"

@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn by hand: few shapes, no library."""
+"""Charts as SVG: a few shapes, without a library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 __all__ = ["bars", "columns", "line"]
 
 _WIDTH: Final = 760
-_LEFT: Final = 150  # room for the names of horizontal bars
+_LEFT: Final = 150  # the space for the names of horizontal bars
 _PLOT: Final = (60, 66, 680, 240)  # x, y, width, height of charts with axes
 _COLOURS: Final = ("#2563eb", "#94a3b8", "#d97706", "#be123c")
 _TEXT: Final = "#1e293b"
@@ -25,7 +25,7 @@ def _number(value: float) -> str:
 
 
 def bars(title: str, values: Mapping[str, float], *, unit: str, best: str) -> str:
-    """Return horizontal bars, one a name; `best` is drawn in the first colour."""
+    """Return horizontal bars, one for each name; `best` has the first colour."""
     scale = (_WIDTH - _LEFT - 110) / max(values.values())
     shapes = []
     for place, (name, value) in enumerate(values.items()):
@@ -40,7 +40,7 @@ def bars(title: str, values: Mapping[str, float], *, unit: str, best: str) -> st
 
 
 def columns(title: str, groups: Mapping[str, Mapping[str, float]], *, unit: str, below: str) -> str:
-    """Return columns, one a series in each group; `below` says what the groups are."""
+    """Return columns, one for each series in each group; `below` labels the groups."""
     series = list(next(iter(groups.values())))
     axis = _Axis(max(value for group in groups.values() for value in group.values()))
     x, y, width, height = _PLOT
@@ -69,7 +69,7 @@ def columns(title: str, groups: Mapping[str, Mapping[str, float]], *, unit: str,
 
 @dataclass(frozen=True)
 class _Axis:
-    """The scale at the left, from nothing to a round number above `most`."""
+    """The scale at the left, from 0 to a round number above `most`."""
 
     most: float
 
@@ -79,7 +79,7 @@ class _Axis:
 
     @property
     def steps(self) -> int:
-        """Into how many parts the scale is cut: round ones."""
+        """The number of parts of the scale, which end at round numbers."""
         return _STEPS[self._factor]
 
     @property

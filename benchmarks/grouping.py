@@ -1,4 +1,4 @@
-"""How many tasks `coalesce=True` and `batch=` make of how many changes."""
+"""The number of tasks that `coalesce=True` and `batch=` make of many changes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ONE_BY_ONE = f"""
         COMMIT;
       END LOOP;
     END $$
-"""  # noqa: S608 - a number of our own
+"""  # noqa: S608 - our own number
 
 
-# What is written to a table that is coalesced.
+# The statements on a table with a coalescing route.
 _UPDATES = {
     "coalesce, 1 transaction": "UPDATE tickets SET status = 'all at once'",
     f"coalesce, {_ROWS:,} transactions": _ONE_BY_ONE,
@@ -33,15 +33,15 @@ _UPDATES = {
 
 
 class Grouped(TypedDict):
-    """What became of some changes."""
+    """Some changes, and the tasks for them."""
 
     changes: int
-    seconds: float  # that the writing took
+    seconds: float  # of writing
     tasks: int
 
 
-def group(said: Callable[[str], None]) -> dict[str, Grouped]:
-    """Return it for 10,000 updates of one table that is coalesced, and for ten times the rows with `batch=500`."""
+def group(say: Callable[[str], None]) -> dict[str, Grouped]:
+    """Measure 10,000 updates of one table with a coalescing route, and 100,000 inserts with `batch=500`."""
     found: dict[str, Grouped] = {}
     with PostgresStage() as stage:
         stage.fill("tickets", _ROWS, transaction=_ROWS)
@@ -56,7 +56,7 @@ def group(said: Callable[[str], None]) -> dict[str, Grouped]:
             found["batch=500"] = _count(stage, partial(stage.fill, "tickets", rows, transaction=1_000), rows)
             listener.stop()
     for name, each in found.items():
-        said(f"{name}: {each['changes']:,} changes in {each['seconds']:.1f} s, {each['tasks']:,} tasks")
+        say(f"{name}: {each['changes']:,} changes in {each['seconds']:.1f} s, {each['tasks']:,} tasks")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What people write by hand: psycopg2's replication cursor, wal2json, and `task.delay()` for each row.
+"""A simple handwritten listener: psycopg2's replication cursor, wal2json, and `task.delay()` for each row.
 
 python -m benchmarks.handwritten DATABASE_URL BROKER_URL SLOT
 """
@@ -18,7 +18,7 @@ app = Celery("handwritten")
 
 @app.task(name="bench.row")
 def on_insert(row: dict[str, Any]) -> None:
-    """Stands for a task; nobody runs it here."""
+    """Do nothing: no worker runs this task."""
 
 
 def consume(message: Any) -> None:

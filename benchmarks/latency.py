@@ -1,4 +1,4 @@
-"""How long after its commit a change is in the queue, and its task runs; how soon the listener starts."""
+"""The time from a commit to the queue and to its task, and the time that the listener needs to start."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from tests.support.worker import Worker
 
 __all__ = ["BINS", "Latency", "time_start", "time_to_queue", "time_to_task"]
 
-BINS: Final = (0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 1000)  # upper ends, in milliseconds
+BINS: Final = (0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 1000)  # upper ends in milliseconds
 
-_WARM: Final = 2.0  # seconds whose messages are not counted
+_WARM: Final = 2.0  # seconds at the start that do not count
 
 
 class Latency(TypedDict):
-    """Milliseconds between a commit, as the server notes it, and what was waited for."""
+    """Milliseconds from a commit, by the server's time stamp, to the measured event."""
 
     count: int
     p50: float
     p95: float
     p99: float
     worst: float
-    histogram: list[int]  # how many, by `BINS`
+    histogram: list[int]  # counts, by `BINS`
 
 
-def time_to_queue(per_second: int, seconds: float, said: Callable[[str], None]) -> Latency:
-    """Commit single rows; note when each message comes to a client that waits at the queue."""
+def time_to_queue(per_second: int, seconds: float, say: Callable[[str], None]) -> Latency:
+    """Commit single rows; measure until a client that waits at the queue has each message."""
     with PostgresStage() as stage, stage.listener() as listener:
         listener.wait_for("streaming")
         writing = stage.write_steadily(per_second, seconds + _WARM)
         arrived = _pop_all(stage, writing)
         listener.stop()
-    return _summary([(when, _committed_at(message)) for when, message in arrived], said)
+    return _summary([(when, _committed_at(message)) for when, message in arrived], say)
 
 
-def time_to_task(per_second: int, seconds: float, said: Callable[[str], None]) -> Latency:
-    """Commit single rows; each task notes when its body runs, in a prefork worker with two processes."""
+def time_to_task(per_second: int, seconds: float, say: Callable[[str], None]) -> Latency:
+    """Commit single rows; measure until each task runs, in a prefork worker with two processes."""
     with TemporaryDirectory() as directory, PostgresStage() as stage:
         notes = Path(directory) / "notes"
         with Worker(worker_environment(stage, notes), "-Q", QUEUE), stage.listener() as listener:
@@ -57,11 +57,11 @@ def time_to_task(per_second: int, seconds: float, said: Callable[[str], None]) -
             (count,) = stage.fetch("SELECT count(*) FROM tickets")[0]
             wait_until(lambda: len(read_notes(notes)) == count, timeout=60, what="every task to run")
             listener.stop()
-        return _summary([(ran, committed) for ran, committed, _ in read_notes(notes)], said)
+        return _summary([(ran, committed) for ran, committed, _ in read_notes(notes)], say)
 
 
-def time_start(rounds: int, said: Callable[[str], None]) -> list[float]:
-    """Return the seconds from the listener's start until a change that waited for it is in the queue."""
+def time_start(rounds: int, say: Callable[[str], None]) -> list[float]:
+    """Return the seconds from the listener's start until a change that was already committed is in the queue."""
     found = []
     with PostgresStage() as stage:
         with stage.listener() as listener:
@@ -75,12 +75,12 @@ def time_start(rounds: int, said: Callable[[str], None]) -> list[float]:
                 wait_until(lambda: stage.queued() > 0, timeout=60, what="the first change", every=0.002)
                 found.append(round(time.monotonic() - start, 3))
                 listener.stop()
-    said(f"start to first change: {median(found):.2f} s")
+    say(f"start to first change: {median(found):.2f} s")
     return found
 
 
 def worker_environment(stage: PostgresStage, notes: Path) -> dict[str, str]:
-    """Return what a worker of `benchmarks.tasks` is told."""
+    """Return the environment of a worker for `benchmarks.tasks`."""
     return {
         "DATABASE_URL": stage.postgres.url,
         "CELERY_BROKER_URL": stage.valkey.url,
@@ -91,7 +91,7 @@ def worker_environment(stage: PostgresStage, notes: Path) -> dict[str, str]:
 
 
 def _pop_all(stage: PostgresStage, writing: subprocess.Popen[bytes]) -> list[tuple[float, bytes]]:
-    """Return (time, message) of all that comes while `writing` runs, and a second more."""
+    """Return (time, message) of each message that arrives while `writing` runs, and for a second more."""
     arrived: list[tuple[float, bytes]] = []
     while True:
         message = stage.broker.brpop([QUEUE], timeout=1)
@@ -106,7 +106,7 @@ def _committed_at(message: bytes) -> float:
     return datetime.fromisoformat(change["committed_at"]).timestamp()
 
 
-def _summary(pairs: Sequence[tuple[float, float]], said: Callable[[str], None]) -> Latency:
+def _summary(pairs: Sequence[tuple[float, float]], say: Callable[[str], None]) -> Latency:
     first = min(committed for _, committed in pairs)
     waits = sorted((arrived - committed) * 1000 for arrived, committed in pairs if committed >= first + _WARM)
     latency: Latency = {
@@ -117,7 +117,7 @@ def _summary(pairs: Sequence[tuple[float, float]], said: Callable[[str], None]) 
         "worst": round(waits[-1], 2),
         "histogram": _histogram(waits),
     }
-    said("latency: " + ", ".join(f"{name} {latency[name]} ms" for name in ("p50", "p95", "p99", "worst")))
+    say("latency: " + ", ".join(f"{name} {latency[name]} ms" for name in ("p50", "p95", "p99", "worst")))
     return latency
 
 

@@ -1,4 +1,4 @@
-"""How much memory the listener needs for transactions of any size, and how much processor time for nothing."""
+"""The listener's memory for transactions of any size, and its processor time when idle."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.waiting import wait_until
 
 __all__ = ["idle_share", "peak_by_transaction"]
 
-_AT_LEAST: Final = 50_000  # rows in all, so that small transactions come in full batches too
+_AT_LEAST: Final = 50_000  # rows in total, so that small transactions fill batches too
 
 
-def peak_by_transaction(stage: Stage, sizes: Sequence[int], said: Callable[[str], None]) -> dict[str, float]:
-    """Return the listener's peak memory in MB, by rows in a transaction; each in a process of its own.
+def peak_by_transaction(stage: Stage, sizes: Sequence[int], say: Callable[[str], None]) -> dict[str, float]:
+    """Return the listener's peak memory in MB by rows in a transaction, each in its own process.
 
-    Opens the stage, and closes it.
+    Opens and closes the stage.
     """
     found = {}
     with stage:
@@ -35,12 +35,12 @@ def peak_by_transaction(stage: Stage, sizes: Sequence[int], said: Callable[[str]
                 found[str(size)] = round(peak_memory(listener.process.pid), 1)
                 listener.stop()
             stage.broker.unlink(QUEUE)
-            said(f"transactions of {size:9,} rows: {found[str(size)]} MB at the peak")
+            say(f"transactions of {size:9,} rows: {found[str(size)]} MB at the peak")
     return found
 
 
-def idle_share(seconds: float, said: Callable[[str], None]) -> float:
-    """Return the percentage of a core that the listener uses while nothing happens."""
+def idle_share(seconds: float, say: Callable[[str], None]) -> float:
+    """Return the percentage of a core that the idle listener uses."""
     with PostgresStage() as stage, stage.listener() as listener:
         listener.wait_for("streaming")
         time.sleep(3)
@@ -48,5 +48,5 @@ def idle_share(seconds: float, said: Callable[[str], None]) -> float:
         time.sleep(seconds)
         share = (cpu_seconds(listener.process.pid) - before) / seconds * 100
         listener.stop()
-    said(f"idle: {share:.2f} % of a core")
+    say(f"idle: {share:.2f} % of a core")
     return round(share, 2)

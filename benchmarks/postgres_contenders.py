@@ -1,4 +1,4 @@
-"""What reads PostgreSQL's log: each has a slot of its own."""
+"""The programs that read PostgreSQL's log, each from its own slot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _OnASlot(Contender[PostgresStage]):
 
 
 def _skip(stage: PostgresStage, slot: str) -> None:
-    """Let the slot forget what was not read."""
+    """Advance the slot to the end of the log."""
     free = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
     wait_until(lambda: stage.fetch(free, slot), timeout=60, what=f"{slot} to be free")
     stage.run("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", slot)
@@ -93,7 +93,7 @@ class _Writing(Run):
     def progress(self) -> float:
         return self.output.stat().st_size if self.output.exists() else 0
 
-    def is_done(self, rows: int) -> bool:  # noqa: ARG002 - it ends by itself
+    def is_done(self, rows: int) -> bool:  # noqa: ARG002 - the program ends by itself
         return self.process.poll() is not None
 
     def end(self) -> None:

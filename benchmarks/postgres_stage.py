@@ -1,4 +1,4 @@
-"""PostgreSQL to measure with."""
+"""PostgreSQL for the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["PUBLICATION", "PostgresStage"]
 
 PUBLICATION = "bench"
 
-_SETTINGS = {  # nothing here is about one contender: a server that is not short of memory, and writes no page twice
+_SETTINGS = {  # these favour no contender: the server has enough memory, and few full-page writes
     "shared_buffers": "512MB",
     "max_wal_size": "8GB",
     "logical_decoding_work_mem": "64MB",
@@ -54,7 +54,7 @@ _VALUES = {
 
 
 class PostgresStage(Stage):
-    """A PostgreSQL with wal2json (Debian's) without fsync, with three tables and a publication."""
+    """Debian's PostgreSQL with wal2json, without fsync, with three tables and a publication."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class PostgresStage(Stage):
         self.fetch(statement, *arguments)
 
     def fill(self, table: str, rows: int, *, transaction: int) -> None:
-        """Insert so many rows, so many in each transaction."""
+        """Insert `rows` rows, `transaction` of them in each transaction."""
         columns, values = _VALUES[table]
         self.run(f"""
             DO $$
@@ -98,14 +98,14 @@ class PostgresStage(Stage):
                 COMMIT;
               END LOOP;
             END $$
-        """)  # noqa: S608 - names and values of our own
+        """)  # noqa: S608 - our own names and values
         self.run("CHECKPOINT")
 
     def write_steadily(self, per_second: int, seconds: float) -> subprocess.Popen[bytes]:
-        """Start `pgbench`, which commits so many rows a second, one in each transaction."""
+        """Start `pgbench`, which commits `per_second` rows a second, one in each transaction."""
         columns, values = _VALUES["tickets"]
         script = self.postgres.home / "insert.sql"
-        script.write_text(f"INSERT INTO tickets ({columns}) VALUES ({values});\n")  # noqa: S608 - of our own
+        script.write_text(f"INSERT INTO tickets ({columns}) VALUES ({values});\n")  # noqa: S608 - our own text
         options = [
             "-n",
             "-c",

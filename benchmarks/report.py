@@ -1,4 +1,4 @@
-"""The page in `docs/` and its charts, from what was measured."""
+"""The page in `docs/` and its charts, from the results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["keep", "write"]
 
 _PAGE = Path(__file__).with_name("report.md")
 _OURS = "cdc-tasks"
-_QUICK = "**These are short runs (`--quick`): they show that it works, and no more.**\n\n"
+_QUICK = "**These are short runs (`--quick`), which only show that everything works.**\n\n"
 _WIDTHS = {"narrow": "3 columns", "tickets": "9 columns", "wide": "41 columns"}
 
 Results = Mapping[str, Any]
 
 
 def write(results: Results, directory: Path) -> None:
-    """Write `benchmarks.md`, and beside it `benchmarks/` with the charts and all that was measured."""
+    """Write `benchmarks.md`, and beside it the directory `benchmarks/` with the charts and the results."""
     pictures = keep(results, directory)
     for name, picture in _charts(results).items():
         (pictures / f"{name}.svg").write_text(picture)
@@ -34,7 +34,7 @@ def write(results: Results, directory: Path) -> None:
 
 
 def keep(results: Results, directory: Path) -> Path:
-    """Write down what was measured, where the charts go; returns that place."""
+    """Write the results to the directory of the charts, and return that directory."""
     pictures = directory / "benchmarks"
     pictures.mkdir(parents=True, exist_ok=True)
     (pictures / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -78,7 +78,7 @@ def _charts(results: Results) -> dict[str, str]:
 
 
 def _rates(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return our rate first, so that it has the first colour."""
+    """Return the rates, ours first, so that it has the first colour."""
     return {name: found[name]["rate"] for name in sorted(found, key=lambda name: name != _OURS)}
 
 

@@ -1,4 +1,4 @@
-"""The routes that the listener has while it is measured."""
+"""The listener's routes during the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ TABLES = ("narrow", "tickets", "wide")
 
 
 def every_row() -> BinlogRouter:
-    """One task for each new row, past a predicate; and a route that never fires."""
+    """Return a route with one task for each new row, behind a predicate, and a route that never fires."""
     return _every_row_of(*TABLES)
 
 
 def every_ticket() -> BinlogRouter:
-    """Do the same where there is but one table."""
+    """Return the same routes for one table."""
     return _every_row_of("tickets")
 
 
 def in_batches() -> BinlogRouter:
-    """One task for 500 new rows."""
+    """Return a route with one task for 500 new rows."""
     router = BinlogRouter()
     router.register("public", "tickets", EventType.INSERT, "bench.rows", batch=500, queue=QUEUE)
     return router
 
 
 def coalesced() -> BinlogRouter:
-    """One task for all that changes in the table, and none more for a while."""
+    """Return a route that coalesces all updates of the table."""
     router = BinlogRouter()
     router.register(
         "public",

@@ -1,4 +1,4 @@
-"""The servers and the rows that everything is measured with: what all databases have in common."""
+"""The servers and rows of the benchmarks: what all databases have in common."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DESCRIPTION = "some longer description text here, with sixty characters or so...
 
 
 class Stage(ABC):
-    """A database, and a Valkey without a file."""
+    """A database, and a Valkey without persistence."""
 
     routes = "every_row"
 
@@ -42,34 +42,34 @@ class Stage(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """The database, as DATABASE_URL has it."""
+        """The value for DATABASE_URL."""
 
     @property
     @abstractmethod
     def version(self) -> str:
-        """The database server's."""
+        """The version of the database server."""
 
     @abstractmethod
     def _open(self, stack: ExitStack) -> None:
-        """Start the database and make the tables."""
+        """Start the database, and create the tables."""
 
     @abstractmethod
     def fill(self, table: str, rows: int, *, transaction: int) -> None:
-        """Insert so many rows, so many in each transaction."""
+        """Insert `rows` rows, `transaction` of them in each transaction."""
 
     def queued(self) -> int:
-        """Return how many tasks wait in the queue."""
+        """Return the number of tasks in the queue."""
         return int(self.broker.llen(QUEUE))
 
     def wait_until_quiet(self) -> None:
-        """Wait until no more tasks come: there are some, and as many as a second ago."""
+        """Wait until the queue is not empty and has not grown for a second."""
         before, now = 0, self.queued()
         while not now or now != before:
             time.sleep(1)
             before, now = now, self.queued()
 
     def listener(self, routes: str = "", **more: str) -> ListenerProcess:
-        """Start our listener."""
+        """Start the listener."""
         environment = {
             "DATABASE_URL": self.url,
             "CELERY_BROKER_URL": self.valkey.url,

@@ -1,4 +1,4 @@
-"""Tables and ratios as the page has them."""
+"""Tables and ratios for the page."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["ratio", "table"]
 
 
 def ratio(value: float) -> str:
-    """Return how many times, with as many digits as mean something."""
+    """Return a ratio with its significant digits."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2f}" if value < 1 else f"{value:.1f}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, whose first column is text."""
+    """Return a table in Markdown; its first column is text, the others are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,4 +1,4 @@
-"""Tasks that only note when they ran, and how many rows they got."""
+"""Tasks that only record when they ran, and with how many rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from celery import shared_task
 
 __all__ = ["Note", "read_notes"]
 
-_VARIABLE = "BENCH_NOTES"  # the file
+_VARIABLE = "BENCH_NOTES"  # the file's path
 _NOTE = Struct("=ddI")
 
-Note = tuple[float, float, int]  # when the task ran, when its first row was committed, how many rows
+Note = tuple[float, float, int]  # the times of the task and of its first row's commit, and the number of rows
 
 
 @shared_task(name="bench.row")
@@ -32,7 +32,7 @@ def rows(changes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_notes(path: Path) -> list[Note]:
-    """Return what the tasks of all processes noted."""
+    """Return the records of all processes."""
     return list(_NOTE.iter_unpack(path.read_bytes()))
 
 

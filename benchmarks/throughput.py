@@ -1,4 +1,4 @@
-"""How many rows a second each contender gets through."""
+"""The rows a second of each contender."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ __all__ = ["Drained", "Rows", "compare", "measure", "vary_transactions", "vary_w
 
 AnyStage = TypeVar("AnyStage", bound=Stage)
 
-_EVERY: Final = 0.01  # seconds between two looks
-_WARM: Final = 0.25  # of the rows, before the clock starts: a JVM's first ones are its slowest
-_PATIENCE: Final = 900.0  # seconds
+_EVERY: Final = 0.01  # seconds between two samples
+_WARM: Final = 0.25  # the share of the rows before timing starts: a JVM warms up with them
+_TIMEOUT: Final = 900.0  # seconds
 
 TRANSACTIONS: Final = (1, 10, 100, 1_000, 100_000)
 
 
 class Drained(TypedDict):
-    """One contender, over all rounds."""
+    """The results of one contender over all rounds."""
 
     rates: list[float]  # rows a second, of each round
     rate: float  # the median
-    from_start: float  # rows a second from the start of the process, its warm-up too; the median
-    cpu: float  # microseconds of its own processor time for a row, the median
-    memory: float  # MB, at its peak over all rounds
+    from_start: float  # rows a second since the start of the process, with the warm-up; the median
+    cpu: float  # microseconds of its processor time for a row; the median
+    memory: float  # MB; the peak over all rounds
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What everybody reads."""
+    """The rows that every contender reads."""
 
     count: int
     transaction: int = 100  # rows in each
@@ -56,28 +56,28 @@ class _Result:
     memory: float
 
 
-def compare(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, Drained]:
-    """Let all read the same rows."""
-    return measure(PostgresStage(), postgres_contenders.ALL, Rows(rows), rounds, said)
+def compare(rows: int, rounds: int, say: Callable[[str], None]) -> dict[str, Drained]:
+    """Let every contender read the same rows."""
+    return measure(PostgresStage(), postgres_contenders.ALL, Rows(rows), rounds, say)
 
 
-def vary_width(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
-    """Return what it is for tables of 3, 9 and 41 columns."""
+def vary_width(rows: int, rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
+    """Measure tables of 3, 9 and 41 columns."""
     return {
-        table: _measure_fast(Rows(rows, table=table), rounds, said) for table in ("narrow", "tickets", "wide")
+        table: _measure_fast(Rows(rows, table=table), rounds, say) for table in ("narrow", "tickets", "wide")
     }
 
 
-def vary_transactions(rows: int, rounds: int, said: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
-    """Return what it is for transactions of 1 to 100,000 rows."""
+def vary_transactions(rows: int, rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Drained]]:
+    """Measure transactions of 1 to 100,000 rows."""
     return {
-        str(size): _measure_fast(Rows(max(rows, size), transaction=size), rounds, said)
+        str(size): _measure_fast(Rows(max(rows, size), transaction=size), rounds, say)
         for size in TRANSACTIONS
     }
 
 
-def _measure_fast(rows: Rows, rounds: int, said: Callable[[str], None]) -> dict[str, Drained]:
-    return measure(PostgresStage(), postgres_contenders.FAST, rows, rounds, said)
+def _measure_fast(rows: Rows, rounds: int, say: Callable[[str], None]) -> dict[str, Drained]:
+    return measure(PostgresStage(), postgres_contenders.FAST, rows, rounds, say)
 
 
 def measure(
@@ -85,9 +85,9 @@ def measure(
     contenders: Sequence[Contender[AnyStage]],
     rows: Rows,
     rounds: int,
-    said: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> dict[str, Drained]:
-    """Let these read the same rows, in turn, in another order each round; opens the stage, and closes it."""
+    """Let the contenders read the same rows in turn, in another order each round. Opens and closes the stage."""
     results: dict[str, list[_Result]] = {each.name: [] for each in contenders}
     with stage:
         for each in contenders:
@@ -97,7 +97,7 @@ def measure(
             for each in _rotated(contenders, number):
                 result = _drain(each, stage, int(rows.count * each.share))
                 results[each.name].append(result)
-                said(f"{rows}, round {number + 1}: {each.name:15} {result.rate:9,.0f}/s")
+                say(f"{rows}, round {number + 1}: {each.name:15} {result.rate:9,.0f}/s")
     return {name: _summary(found) for name, found in results.items()}
 
 
@@ -107,7 +107,7 @@ def _rotated(contenders: Sequence[Contender[AnyStage]], by: int) -> Iterable[Con
 
 
 def _drain(contender: Contender[AnyStage], stage: AnyStage, rows: int) -> _Result:
-    """Let one read `rows` rows; returns its rate without the warm-up, and with it."""
+    """Let one contender read `rows` rows; return its rate without and with the warm-up, processor time and memory."""
     run = contender.start(stage)
     try:
         samples, cpu, memory = _watch(run, rows)
@@ -121,10 +121,10 @@ def _drain(contender: Contender[AnyStage], stage: AnyStage, rows: int) -> _Resul
 
 
 def _watch(run: Run, rows: int) -> tuple[list[tuple[float, float]], float, float]:
-    """Return (time, progress) until it is done; the processor time that it used meanwhile, and its peak memory."""
+    """Return samples (time, progress) until it is done, its processor time since the first row, and its peak memory."""
     samples: list[tuple[float, float]] = []
     pid, cpu, before, memory = run.process.pid, 0.0, None, 0.0
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while True:
         done = run.is_done(rows)
         samples.append((time.monotonic(), run.progress()))
@@ -132,11 +132,11 @@ def _watch(run: Run, rows: int) -> tuple[list[tuple[float, float]], float, float
             return samples, cpu - (before or 0.0), memory
         ended = run.process.poll() is not None and not run.is_done(rows)
         if ended or time.monotonic() > deadline:
-            raise AssertionError(f"{run} ended, or stands still, at {samples[-1][1]:,.0f} of {rows:,}")
-        with suppress(ProcessLookupError):  # it has just ended
+            raise AssertionError(f"{run} ended or stopped at {samples[-1][1]:,.0f} of {rows:,}")
+        with suppress(ProcessLookupError):  # the process has just ended
             cpu, memory = cpu_seconds(pid), peak_memory(pid)
         if before is None and samples[-1][1]:
-            before = cpu  # from here on: to start up is measured elsewhere
+            before = cpu  # the start is measured elsewhere
         time.sleep(_EVERY)
 
 

@@ -1,4 +1,4 @@
-"""The other end of the queue: how many rows a second a worker gets through, row by row and in batches."""
+"""The rows a second of a worker, row by row and in batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Worked", "work"]
 
 
 class Worked(TypedDict):
-    """One worker with two processes, whose tasks do nothing."""
+    """The results of one worker with two processes, whose tasks do nothing."""
 
     rows: int
     tasks: int
@@ -26,15 +26,15 @@ class Worked(TypedDict):
     rows_per_second: float
 
 
-def work(rows: int, said: Callable[[str], None]) -> dict[str, Worked]:
-    """Return it for one task a row, and for ten times the rows with `batch=500`."""
+def work(rows: int, say: Callable[[str], None]) -> dict[str, Worked]:
+    """Measure one task for each row, and `batch=500` with ten times the rows."""
     return {
-        "one by one": _work("every_row", rows, said),
-        "batch=500": _work("in_batches", rows * 10, said),
+        "one by one": _work("every_row", rows, say),
+        "batch=500": _work("in_batches", rows * 10, say),
     }
 
 
-def _work(routes: str, rows: int, said: Callable[[str], None]) -> Worked:
+def _work(routes: str, rows: int, say: Callable[[str], None]) -> Worked:
     with TemporaryDirectory() as directory, PostgresStage() as stage:
         with stage.listener(routes) as listener:
             listener.wait_for("streaming")
@@ -52,7 +52,7 @@ def _work(routes: str, rows: int, said: Callable[[str], None]) -> Worked:
         "tasks_per_second": round(len(ran) / seconds),
         "rows_per_second": round(rows / seconds),
     }
-    said(f"{routes}: {worked['tasks_per_second']:,} tasks/s, {worked['rows_per_second']:,} rows/s")
+    say(f"{routes}: {worked['tasks_per_second']:,} tasks/s, {worked['rows_per_second']:,} rows/s")
     return worked
 
 

@@ -1,4 +1,4 @@
-"""The Redis of CACHE_URL: one client per process, whose errors say whether trying again may help."""
+"""The Redis at CACHE_URL: one client per process, and errors that say whether a retry may help."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["CacheAwayError", "client", "close_idle", "errors_translated"]
 
 
 class CacheAwayError(TryAgain):
-    """Redis, where the master cache is, did not answer."""
+    """The Redis of the master cache did not answer."""
 
 
 @cache
 def client() -> redis.Redis:
-    """Return this process's client; safe in threads and after a fork."""
+    """Return this process's client, which threads may share and which works after a fork."""
     return redis.Redis.from_url(
         load(RedisSettings).cache_url.get_secret_value(),
         socket_timeout=5,
         socket_connect_timeout=5,
         health_check_interval=15,
-        # Every command and script of ours may run twice: a connection that broke is no reason to fail.
+        # All our commands and scripts are idempotent, so they are repeated after the connection broke.
         retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries=3),
     )
 
@@ -43,8 +43,8 @@ def close_idle() -> None:
 
 @contextmanager
 def errors_translated() -> Iterator[None]:
-    """Raise CacheAwayError for what heals: no connection, still loading, a replica in the master's place, full."""
+    """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
-        raise CacheAwayError(f"Redis at CACHE_URL did not take it: {error}") from error
+        raise CacheAwayError(f"Redis at CACHE_URL did not take the command: {error}") from error

@@ -20,7 +20,7 @@ from cdc_tasks.broker.queues import runs_tasks_of_default_queue, warn_of_old_nam
 from cdc_tasks.broker.redis.rights import missing_for_worker
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
-from cdc_tasks.config.guarantees import UnfitPoolError, check_pool, weakened
+from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 from cdc_tasks.worker.old_queues import OldQueues
 

@@ -1,4 +1,4 @@
-"""The database as tasks see it: one engine per process, errors that say whether trying again may help."""
+"""The tasks' database: one engine per process, and errors that say whether a retry may help."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DRIVERS = {
     "mysql": "mysql+pymysql",
     "mariadb": "mysql+pymysql",
 }
-_DENIED = frozenset({1142, 1143, 1227})  # ER_TABLEACCESS_DENIED_ERROR and its like, of MySQL and MariaDB
+_DENIED = frozenset({1142, 1143, 1227})  # ER_TABLEACCESS_DENIED_ERROR and similar, of MySQL and MariaDB
 _WRONG_DATABASE = "is it the right database? The sample's tables: python -m cdc_tasks create-schema"
 _CONNECT_TIMEOUT = 5  # seconds
 _ANSWER_TIMEOUT = 40  # seconds; below the task's time limit
@@ -40,34 +40,34 @@ class DatabaseAwayError(TryAgain):
 
 
 class DatabaseRefusedError(CDCError):
-    """The database did not do as asked, and would not do so later."""
+    """The database refused a statement, and would refuse it again."""
 
 
 class UnknownDatabaseError(CDCError):
-    """DATABASE_URL is of a database that the tasks do not know."""
+    """The tasks do not support the database of DATABASE_URL."""
 
 
 @cache
 def engine() -> Engine:
-    """Return this process's engine, made when first asked for."""
+    """Return this process's engine, created on first use."""
     url = sqlalchemy_url(worker_settings().database_url.get_secret_value())
     return sqlalchemy.create_engine(
         url,
         connect_args=_connect_args(url),
-        pool_pre_ping=True,  # the server was restarted: notice it now, and not in the middle of a task
-        pool_recycle=1800,  # MySQL and firewalls drop what is idle for long
-        hide_parameters=True,  # values of rows do not belong into an error's text
+        pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
+        pool_recycle=1800,  # MySQL and firewalls drop idle connections
+        hide_parameters=True,  # an error's text must not hold values of rows
     )
 
 
 @contextmanager
 def session() -> Iterator[Session]:
-    """Open a session; who writes commits. Raises DatabaseAwayError and DatabaseRefusedError."""
+    """Open a session; the caller commits. Raises DatabaseAwayError and DatabaseRefusedError."""
     try:
         with Session(engine()) as opened:
             yield opened
     except (OperationalError, InterfaceError, PoolTimeout) as error:
-        if isinstance(error, DBAPIError) and _is_denied(error):  # PyMySQL makes an OperationalError of it
+        if isinstance(error, DBAPIError) and _is_denied(error):  # PyMySQL raises OperationalError for it
             raise _refused(error) from error
         raise DatabaseAwayError(f"The database did not answer: {_first_line(error)}") from error
     except DBAPIError as error:
@@ -82,14 +82,14 @@ def _refused(error: DBAPIError) -> DatabaseRefusedError:
 
 
 def _is_denied(error: DBAPIError) -> bool:
-    """Return whether the role lacks a right: SQLSTATE 42501, or one of MySQL's numbers."""
+    """Return whether the role lacks a privilege: SQLSTATE 42501, or one of MySQL's error numbers."""
     original = error.orig
     number = original.args[0] if original is not None and original.args else None
     return getattr(original, "pgcode", None) == "42501" or number in _DENIED
 
 
 def _grants() -> str:
-    """Return the statements that give this role what tasks and commands need; for the tables' owner."""
+    """Return the statements with which the tables' owner grants this role what tasks and commands need."""
     url = engine().url
     is_mysql = url.get_backend_name() == "mysql"
     role = f"'{url.username}'" if is_mysql else f'"{url.username}"'
@@ -103,7 +103,7 @@ def _grants() -> str:
 
 
 def sqlalchemy_url(url: str) -> URL:
-    """Map any DATABASE_URL to the driver that is installed; raises UnknownDatabaseError."""
+    """Return the URL with the driver that is installed; raises UnknownDatabaseError."""
     scheme, _, rest = url.partition("://")
     driver = _DRIVERS.get(scheme.partition("+")[0])
     if driver is None:
@@ -122,7 +122,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
             "read_timeout": _ANSWER_TIMEOUT,
             "write_timeout": _ANSWER_TIMEOUT,
         }
-    # A server that is gone without a word is noticed within half a minute, not after the kernel's two hours.
+    # A server that vanished is noticed within half a minute; by the kernel's default it takes two hours.
     keepalive = {
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -137,7 +137,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _leave_the_parents_connections() -> None:
-    """Drop them unclosed: a connection that two processes speak on is garbage to both."""
+    """Forget the engine after a fork without closing its connections: the parent still uses them."""
     if engine.cache_info().currsize:
         engine().dispose(close=False)
         engine.cache_clear()

@@ -1,13 +1,13 @@
-"""Tasks on one row may run out of order; with these, an older change never overwrites what a newer one did.
+"""The newest change wins: tasks on one row may run out of order, and an older change must not overwrite a newer one.
 
-A retried task goes to the back of its queue, and two workers may have two changes of one row at a time. So positions
-are compared where the effect is, and not before:
+A retried task goes to the back of its queue, and two workers may have two changes of one row at the same time. So
+compare the positions where the effect is, and not before:
 
     with latest_only(f"search:{change.row['id']}", change) as is_latest:
         if is_latest:
             search.index(change.row)
 
-    store_latest(f"price:{change.row['id']}", change.row["price"], change)  # in Redis, in one step
+    store_latest(f"price:{change.row['id']}", change.row["price"], change)  # in Redis, atomically
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["latest_only", "store_latest"]
 
-_HELD = 65 + LONGEST_STEP  # seconds; above the task's time limit: who began earlier has ended, or is dead
-_KEPT = 7 * 24 * 3600  # seconds; a change that comes later than this is taken for new
+_LEASE = (
+    65 + LONGEST_STEP
+)  # seconds; above the task's time limit: a worker with an older lease has ended, or is dead
+_KEPT = 7 * 24 * 3600  # seconds; after that a late change counts as new
 
-# Places of one log compare; those of different logs do not, and then the time of the commit has to do. So it has for a
-# place of an earlier generation (the first eight digits): it is a late change, or one of a listener that lost its
-# checkpoint, and with it the number of its generation.
+# Places in one log compare. Those of different logs do not: then the time of the commit decides. It also decides for a
+# place of an earlier generation (the first eight digits). That is a late change, or a change from a listener that lost
+# its checkpoint, and with it the number of its generation.
 _COMPARE = """
 local record = redis.call('HMGET', KEYS[1], 'log', 'place', 'committed', 'holder', 'until')
 local function is_newer()
@@ -48,18 +50,18 @@ local function note()
 end
 """
 
-# KEYS: the record, the clock; ARGV: log, place, time of commit, seconds to keep it, who asks, milliseconds to hold it
+# KEYS: the record, the clock; ARGV: log, place, time of commit, seconds to keep it, the holder, its lease in ms
 _BEGIN = f"""{STEADY}{_COMPARE}
 local now = steady(KEYS[2])
 if not is_newer() then return {{'stale', 0}} end
-local held = record[5] and record[4] ~= ARGV[5] and tonumber(record[5]) - now or 0
-if held > 0 then return {{'busy', held}} end
+local left = record[5] and record[4] ~= ARGV[5] and tonumber(record[5]) - now or 0
+if left > 0 then return {{'busy', left}} end
 redis.call('HSET', KEYS[1], 'holder', ARGV[5], 'until', now + ARGV[6])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return {{'latest', 0}}
 """
 
-# KEYS: the record; ARGV: log, place, time of commit, seconds to keep it, who asks, whether it is done
+# KEYS: the record; ARGV: log, place, time of commit, seconds to keep it, the holder, whether it is done
 _END = f"""{_COMPARE}
 if record[4] ~= ARGV[5] then return 0 end
 if ARGV[6] == 'done' and is_newer() then note() end
@@ -67,7 +69,7 @@ redis.call('HDEL', KEYS[1], 'holder', 'until')
 return 1
 """
 
-# KEYS: the record, the value's key; ARGV: log, place, time of commit, seconds to keep it, the value, if there is one
+# KEYS: the record, the value's key; ARGV: log, place, time of commit, seconds to keep it, the value if there is one
 _STORE = f"""{_COMPARE}
 if not is_newer() then return 0 end
 if ARGV[5] then redis.call('SET', KEYS[2], ARGV[5]) else redis.call('DEL', KEYS[2]) end
@@ -78,16 +80,16 @@ return 1
 
 @contextmanager
 def latest_only(key: str, change: RowChange) -> Iterator[bool]:
-    """Tell whether `change` is newer than all that was done for `key`; hold others off until the block ends.
+    """Yield whether `change` is newer than every change done for `key`; lock the key until the block ends.
 
-    An exception in the block leaves the change undone: whoever comes next, it or an older one, may do it. Raises
-    NotYetError while another worker is at the same key, and CacheAwayError: let them pass, the task is tried again.
+    If the block raises, the change counts as not done: the next change may be done, even an older one. Raises
+    NotYetError while another worker has the key, and CacheAwayError. Do not catch them: the task is retried.
     """
     holder = uuid4().hex
-    said, held = _run(_BEGIN, key, change, holder, int(_HELD * 1000), also=CLOCK)
-    if said == b"busy":
-        raise NotYetError("Another worker is at it.", after=min(held / 1000, 0.5))
-    if said == b"stale":
+    outcome, left = _run(_BEGIN, key, change, holder, int(_LEASE * 1000), also=CLOCK)
+    if outcome == b"busy":
+        raise NotYetError("Another worker has this key.", after=min(left / 1000, 0.5))
+    if outcome == b"stale":
         yield False
         return
     try:
@@ -99,7 +101,7 @@ def latest_only(key: str, change: RowChange) -> Iterator[bool]:
 
 
 def store_latest(key: str, value: str | bytes | float | None, change: RowChange) -> bool:
-    """Set a key in CACHE_URL's Redis (None: delete it) unless a newer change did; return whether.
+    """Set a key in CACHE_URL's Redis (None: delete it), unless a newer change did. Return whether it was set.
 
     Raises CacheAwayError.
     """
@@ -110,7 +112,7 @@ def _run(
     script: str, key: str, change: RowChange, *more: str | bytes | float, also: str | None = None
 ) -> Any:
     log, place = position_key(change.position)
-    if not log:  # PostgreSQL: which cluster it is, is in the id alone
+    if not log:  # PostgreSQL: only the id names the cluster
         log = change.id.partition("-")[0]
     keys = [f"cdc:latest:{key}", *([also] if also else [])]
     with cache.errors_translated():

@@ -1,4 +1,4 @@
-"""Logs are events: one structlog line each, human on a terminal, JSON when asked; never a secret."""
+"""Logs are events, one structlog line each: text for people, or JSON; without secrets."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from cdc_tasks.errors import mask_secrets
 __all__ = ["configure"]
 
 
-# Loggers that write tokens, URLs, rows or SQL parameters below these levels, whatever level was asked for.
+# Below these levels these loggers write tokens, URLs, rows or SQL parameters. No setting lowers them further.
 _NEVER_BELOW: Final = {
     "celery.pool": logging.INFO,  # the arguments of each task
     "httpx": logging.WARNING,
     "requests": logging.INFO,
     "slack_sdk": logging.INFO,  # each request, with the message
     "sqlalchemy": logging.WARNING,  # statements, parameters and rows
-    "urllib3": logging.INFO,  # each path, and a webhook's secret is in it
+    "urllib3": logging.INFO,  # each path, which holds a webhook's secret
 }
 
 
 def configure(*, json: bool = False, level: str | int = "info", file: str | None = None) -> None:
-    """Send structlog's events, and those of the standard library's loggers, to standard error or to `file`.
+    """Send the events of structlog and of the standard library's loggers to standard error, or to `file`.
 
-    `level` is a name or a number of the standard library's; a file that a log rotation moves away is opened again.
+    `level` is a name or a number of the standard library. After a log rotation the file is opened again.
     """
     least = _number(level)
     shared: list[Processor] = [
@@ -67,7 +67,7 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
 
 
 def _number(level: str | int) -> int:
-    """Return the standard level at or above: structlog knows no others."""
+    """Return the next standard level at or above `level`: structlog supports only those."""
     number = level if isinstance(level, int) else logging.getLevelNamesMapping()[level.upper()]
     return min(50, max(10, -(-number // 10) * 10))
 

@@ -1,19 +1,19 @@
-"""Master tables in Redis: `get("roles")` for readers, `refresh_master_cache` for routes and for hands.
+"""Master tables in Redis: readers call `get("roles")`, routes send the task `refresh_master_cache`.
 
-A key holds a JSON array of the table's rows, each an object of column and value, in the order of `id`.
+A key holds a JSON array of the table's rows, ordered by `id`; each row is an object of column and value.
 
-Two refreshes of one table may overlap, and the one that read first may be the last to write. Time stamps,
-log positions and tickets do not tell whose read was the newer: all of them are taken before or after the
-read, never with it. So none is compared. A refresh asks, before it reads, who wrote last; its write is
-taken only if that is still so. Then whatever is in the cache was written, and therefore read, before this
-read began: the new rows are the newer ones, on every database whose queries see what was committed
-before them (a primary, not a replica). If somebody else did write meanwhile, there are two cases:
+Two refreshes of one table may overlap, and the one that read first may write last. Time stamps, log positions and
+tickets cannot say which read was newer: all are taken before or after the read, never with it. So none of them is
+compared. Before it reads, a refresh notes which refresh wrote last. It may write only if that has not changed. Then
+the rows in the cache were written, and therefore read, before this read began, and the new rows are newer. This holds
+on every database whose queries see all earlier commits (a primary, not a replica). If another refresh did write in
+between, there are two cases:
 
-- The other began after this refresh did. It has seen all that this one was asked for: nothing left to do.
-- The other began earlier. Nobody can say whose rows are newer: read again. That ends, since each of those who
+- It began after this one. Its rows include every change that this one was asked for: nothing is left to do.
+- It began before this one. It is unknown which rows are newer: this one reads again. That ends, as each refresh that
   began earlier writes once.
 
-Who began when is told by tickets from Redis' own clock: they go on even if Redis forgets the last one.
+Tickets from Redis' clock say which refresh began first. They keep rising even if Redis loses the last one.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ __all__ = [
 
 log = structlog.get_logger()
 
-_STALE = 3600  # seconds; a refill that no worker has taken by then is not needed any more
-_UNFINISHED_TTL = 120  # seconds; what a refresh that died leaves behind is gone after that
+_STALE = 3600  # seconds; a refill that no worker has started by then expires
+_UNFINISHED_TTL = 120  # seconds; then the keys of a refresh that died expire
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """One key that a table feeds."""
+    """One key that holds rows of a table."""
 
-    name: str  # the key in Redis; what readers ask for is the part after "master:"
-    keep: Callable[[Mapping[str, Any]], bool] = lambda _row: True  # which rows belong into it
+    name: str  # the key in Redis; readers ask for the part after "master:"
+    keep: Callable[[Mapping[str, Any]], bool] = lambda _row: True  # whether a row belongs into it
 
 
-# Your own tables: `TABLE_TO_CACHE_KEYS["countries"] = [CacheKey("master:countries")]`, in a module that
-# CDC_TASK_MODULES names. A table outside the search path is `schema.table`.
+# To add your own table: `TABLE_TO_CACHE_KEYS["countries"] = [CacheKey("master:countries")]`, in a module that
+# CDC_TASK_MODULES names. Name a table outside the search path `schema.table`.
 TABLE_TO_CACHE_KEYS: dict[str, list[CacheKey]] = {
     "departments": [CacheKey("master:departments")],
     "priorities": [CacheKey("master:priorities")],
@@ -76,12 +76,12 @@ TABLE_TO_CACHE_KEYS: dict[str, list[CacheKey]] = {
 
 
 class UnknownTableError(CDCError):
-    """This table feeds no key of the master cache."""
+    """This table is not in the master cache."""
 
 
 @app.task(name="cdc_tasks.refresh_master_cache")
 def refresh_master_cache(table: str) -> str:
-    """Put fresh rows of `table` into each key that it feeds."""
+    """Read `table` and replace each of its keys."""
     outcome = refresh(table)
     log.info("master_cache_refreshed", table=table, outcome=outcome)
     return outcome
@@ -89,7 +89,7 @@ def refresh_master_cache(table: str) -> str:
 
 @app.task(name="cdc_tasks.refresh_all_master_caches")
 def refresh_all_master_caches() -> str:
-    """Refresh every table, each in a task of its own."""
+    """Refresh every table, each in its own task."""
     for table in TABLE_TO_CACHE_KEYS:
         refresh_master_cache.delay(table)
     return f"{len(TABLE_TO_CACHE_KEYS)} refreshes queued"
@@ -97,14 +97,14 @@ def refresh_all_master_caches() -> str:
 
 @app.task(name="cdc_tasks.refill_master_caches")
 def refill_master_caches() -> str:
-    """Refresh the tables that have a key missing in Redis; sent when a worker starts and finds some missing."""
+    """Refresh the tables that lack a key in Redis. A worker that finds such tables at its start sends this task."""
     refilled = [table for table in TABLE_TO_CACHE_KEYS if _is_missing(table) and _refill(table)]
     return f"refilled: {', '.join(refilled) or 'nothing'}"
 
 
 @signals.worker_ready.connect
 def _refill_an_empty_redis(**_: Any) -> None:
-    """Ask for it in a task, which is tried again where the database or Redis is away."""
+    """Send a task if keys are missing: a task is retried while the database or Redis is away."""
     try:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
     except cache.CacheAwayError:
@@ -125,28 +125,28 @@ def _is_missing(table: str) -> bool:
 def _refill(table: str) -> bool:
     try:
         log.info("master_cache_refilled", table=table, outcome=refresh(table))
-    except db.DatabaseRefusedError as error:  # not every database has each of the sample's tables
+    except db.DatabaseRefusedError as error:  # a database may lack some of the sample's tables
         log.warning("master_cache_not_refilled", table=table, error=error.message)
         return False
     return True
 
 
 def get(name: str) -> list[dict[str, Any]]:
-    """Return the rows of `master:<name>`, read from the database where Redis has none."""
+    """Return the rows of `master:<name>`; if Redis lacks the key, refresh it first."""
     key = f"master:{name}"
     table = _table_of(key)
-    for _ in range(3):  # a key can be evicted as soon as it is there
+    for _ in range(3):  # a key may be evicted right after it was written
         with cache.errors_translated():
             found = cache.client().get(key)
         if found is not None:
-            rows: list[dict[str, Any]] = json.loads(found)  # orjson would round big integers
+            rows: list[dict[str, Any]] = json.loads(found)  # orjson would round large integers
             return rows
         refresh(table)
     raise cache.CacheAwayError(f"Redis does not keep {key}: is its memory full?")
 
 
 def refresh(table: str) -> str:
-    """Read `table` and replace its keys in one step; returns what came of it. Raises UnknownTableError."""
+    """Read `table`, replace its keys atomically, and return the outcome. Raises UnknownTableError."""
     keys = _keys_of(table)
     while True:
         attempt = _begin(table)
@@ -158,11 +158,11 @@ def refresh(table: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
-    ticket: str  # of this refresh: greater than that of any that began before
-    written: str  # the ticket of whoever had written last when this refresh began; empty: nobody
+    ticket: str  # of this refresh: greater than the ticket of each earlier one
+    written: str  # the ticket of the refresh that wrote last, when this one began; empty: none
 
 
-# KEYS: the last ticket given out, the ticket of the last write
+# KEYS: the last ticket issued, the ticket of the last write
 _BEGIN = """
 local time = redis.call('TIME')
 local last = tonumber(redis.call('GET', KEYS[1]) or '0')
@@ -171,11 +171,11 @@ redis.call('SET', KEYS[1], ticket)
 return {ticket, redis.call('GET', KEYS[2]) or ''}
 """
 
-# KEYS: the ticket of the last write, then pairs of fresh rows and the key that they are for
-# ARGV: my ticket, the ticket of the last write when I began
+# KEYS: the ticket of the last write, then pairs: the key with the new rows, the key to replace
+# ARGV: the ticket of this refresh, the ticket of the last write when it began
 _REPLACE = """
 local written = redis.call('GET', KEYS[1]) or ''
-if written == ARGV[1] then return 'written' end  -- the answer got lost, and the client asked again
+if written == ARGV[1] then return 'written' end  -- the answer was lost, and the client repeats the call
 
 local outcome = 'written'
 if written ~= ARGV[2] then
@@ -206,7 +206,7 @@ def _begin(table: str) -> _Attempt:
 
 
 def _read(table: str, keys: list[CacheKey], attempt: _Attempt) -> int:
-    """Stream the rows into Redis, beside the keys that readers see: no table has to fit into memory here."""
+    """Stream the rows into keys beside those that readers see: a table need not fit into memory here."""
     arrays = [(key.keep, JsonArray(_fresh_key(key, attempt), ttl=_UNFINISHED_TTL)) for key in keys]
     count = 0
     for row in _rows(table):
@@ -235,7 +235,7 @@ def _rows(table: str) -> Iterator[dict[str, Any]]:
         .select_from(sqlalchemy.table(name, schema=schema or None))
         .order_by(sqlalchemy.column("id"))
     )
-    with db.session() as session:  # one statement: one snapshot, whatever the isolation level
+    with db.session() as session:  # one statement, so one snapshot at any isolation level
         for row in session.execute(query, execution_options={"yield_per": 1000}).mappings():
             yield dict(row)
 
@@ -248,7 +248,7 @@ def _keys_of(table: str) -> list[CacheKey]:
         )
     if table not in TABLE_TO_CACHE_KEYS:
         raise UnknownTableError(
-            f"{table!r} feeds no key of the master cache; these do: {', '.join(TABLE_TO_CACHE_KEYS)}.",
+            f"{table!r} is not in the master cache; these tables are: {', '.join(TABLE_TO_CACHE_KEYS)}.",
             hint=f'TABLE_TO_CACHE_KEYS["{table}"] = [CacheKey("master:{table}")]',
         )
     return TABLE_TO_CACHE_KEYS[table]
@@ -259,7 +259,7 @@ def _table_of(key: str) -> str:
         if key in (each.name for each in keys):
             return table
     known = ", ".join(each.name for keys in TABLE_TO_CACHE_KEYS.values() for each in keys)
-    raise UnknownTableError(f"No table feeds {key!r}; there are: {known}.")
+    raise UnknownTableError(f"No key {key!r} is in the master cache; there are: {known}.")
 
 
 def _begun_key(table: str) -> str:
@@ -274,20 +274,20 @@ def _fresh_key(key: CacheKey, attempt: _Attempt) -> str:
     return f"cdc:master-cache:fresh:{key.name}:{attempt.ticket}"
 
 
-# --- Rows on their way into the cache -------------------------------------------------------------------
+# --- Writing rows to Redis -------------------------------------------------------------------
 
 _PIECE = 1 << 20  # bytes
 
 
 class JsonArray:
-    """A JSON array that is written to a key of Redis piece by piece; complete after `close`."""
+    """A JSON array, written to a key of Redis in pieces; complete after `close`."""
 
     def __init__(self, key: str, *, ttl: int) -> None:
-        """`ttl`: seconds after which Redis drops the key, unless somebody takes it over."""
+        """`ttl`: seconds after which Redis drops the key, unless it is renamed before."""
         self._key = key
         self._ttl = ttl
         self._pending = bytearray(b"[")
-        self._offset = 0  # where the next piece goes: a piece that is sent twice lands in the same place
+        self._offset = 0  # of the next piece: a piece that is sent twice is written to the same place
         self._is_first = True
 
     def append(self, row: dict[str, Any]) -> None:
@@ -312,10 +312,10 @@ class JsonArray:
 
 
 def as_json(row: dict[str, Any]) -> bytes:
-    """Return the row as the changes have it: numeric as text, times as ISO 8601 in UTC, bytes as base64."""
+    """Return the row with values as in a change: numeric as text, times as ISO 8601 in UTC, bytes as base64."""
     try:
         return orjson.dumps(row, default=_plain, option=orjson.OPT_PASSTHROUGH_DATETIME)
-    except orjson.JSONEncodeError:  # an integer of more than 64 bits, inside a JSON column
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits in a JSON column
         return json.dumps(row, default=_plain, ensure_ascii=False).encode()
 
 

@@ -1,4 +1,4 @@
-"""What the environment says, read in one place: the worker's variables, and how problems are reported."""
+"""Settings from the environment: the worker's variables, and the error that names every bad one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ T = TypeVar("T", bound="Settings")
 
 
 class SettingsError(CDCError):
-    """The environment has values that cannot be used."""
+    """The environment has invalid values."""
 
 
 class Settings(BaseSettings):
-    """A frozen object built once from the environment; a field's description is its document and hint."""
+    """A frozen object, built once from the environment. A field's description is also the hint in errors."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -44,11 +44,11 @@ def _address(value: SecretStr) -> SecretStr:
     return value
 
 
-# What kombu takes behind the ? of a URL, which is less than Redis' own client does.
+# The parameters that kombu takes behind the ? of a URL: fewer than Redis' own client.
 _BROKER_PARAMETERS: Final = frozenset({"heartbeat", "login_method"})  # and all that starts with ssl_
 _BY_KOMBU: Final = frozenset(
     {"redis", "rediss", "sentinel", "amqp", "amqps", "pyamqp"}
-)  # others read it themselves
+)  # other transports read the URL themselves
 
 
 def _broker_url(value: SecretStr) -> SecretStr:
@@ -59,7 +59,7 @@ def _broker_url(value: SecretStr) -> SecretStr:
         unknown = [name for name in given if name not in _BROKER_PARAMETERS and not name.startswith("ssl_")]
         if unknown:
             raise ValueError(
-                f"Celery takes no such parameters in a broker's URL: {', '.join(unknown)}; options belong into "
+                f"Celery takes no such parameters in a broker's URL: {', '.join(unknown)}; put options into "
                 "broker_transport_options of the module in CELERY_CONFIG_MODULE"
             )
     return value
@@ -98,7 +98,7 @@ def _queue_prefix(value: str) -> str:
 
 
 def _rates(value: object) -> object:
-    """Read `slack=1:5,teams=2:10`: messages a second to one channel, and to the service."""
+    """Parse `slack=1:5,teams=2:10`: messages a second to one channel, and to the service."""
     if not isinstance(value, str):
         return value
     rates = {}
@@ -124,7 +124,7 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # comma-s
 
 
 class BrokerSettings(Settings):
-    """Where tasks travel, and which: all that `celeryconfig.py` needs, and so all that Flower needs."""
+    """The broker and the modules of tasks: all that `celeryconfig.py` and Flower need."""
 
     celery_broker_url: BrokerURL = Field(
         SecretStr("redis://localhost:6379/0"),
@@ -141,16 +141,16 @@ class BrokerSettings(Settings):
 
 
 class RedisSettings(BrokerSettings):
-    """Where tasks travel, and where tasks keep what they must know: all that needs no database."""
+    """The broker and the cache: all settings that need no database."""
 
     cache_url: RedisURL = Field(
         SecretStr("redis://localhost:6379/1"),
-        description="Redis for the master cache, and for checkpoints where the broker is not Redis.",
+        description="Redis for the master cache, and for checkpoints if the broker is not Redis.",
     )
 
 
 class ConnectionSettings(RedisSettings):
-    """The three addresses that listener and workers share."""
+    """The three addresses that the listener and the workers share."""
 
     database_url: Address = Field(
         description="The database, e.g. postgresql://user:password@host:5432/name or mysql://user:password@host/name."
@@ -158,7 +158,7 @@ class ConnectionSettings(RedisSettings):
 
 
 class LogSettings(Settings):
-    """How log lines look; for workers `--loglevel` of Celery says how many there are."""
+    """The format and level of log lines. A worker's level is Celery's option `--loglevel`."""
 
     cdc_log_format: Literal["text", "json"] = Field(
         "text", description="Log lines for people (text) or for machines (json)."
@@ -170,17 +170,17 @@ class LogSettings(Settings):
 
 
 class WorkerSettings(LogSettings, ConnectionSettings):
-    """What the tasks need."""
+    """All settings of the tasks."""
 
     ticket_base_url: str | None = Field(
         None,
         pattern=r"^https?://",
-        description="Where a ticket's page is, e.g. https://helpdesk.example.com/tickets.",
+        description="The address of the tickets' pages, e.g. https://helpdesk.example.com/tickets.",
     )
     cdc_secret_key: FernetKeys | None = Field(
         None,
-        description="Encrypts the tokens of connected accounts; several, comma-separated, to change keys. "
-        "Make one: python -m cdc_tasks new-key",
+        description="The key that encrypts the tokens of connected accounts; several, comma-separated, to change keys. "
+        "Create one: python -m cdc_tasks new-key",
     )
     slack_api_url: str = Field(
         "https://slack.com/api/", pattern=r"^https?://.*/$", description="Slack's Web API; ends with a slash."
@@ -188,25 +188,25 @@ class WorkerSettings(LogSettings, ConnectionSettings):
     teams_hosts: Words = Field(
         ("*.logic.azure.com", "*.api.powerplatform.com", "*.webhook.office.com"),
         description="Hosts that a Teams webhook may be on, comma-separated, * for any name; "
-        "with a port where it is not 443, e.g. hooks.example.com:8443.",
+        "with a port if it is not 443, e.g. hooks.example.com:8443.",
     )
     teams_allow_loopback: bool = Field(
         default=False,
-        description="Also take webhooks on this very machine, without TLS: for tests and the demo.",
+        description="Also accept webhooks on this machine, without TLS: for tests and the demo.",
     )
     teams_card: Literal["wrapped", "bare"] = Field(
         "wrapped",
-        description="`bare` for a Workflow that posts the card itself and not a message that holds it.",
+        description="`bare` for a Workflow that expects the card alone, and not a message that contains it.",
     )
     cdc_lost_answer: Literal["send-again", "give-up"] = Field(
         "send-again",
-        description="When a service may have taken a message but its answer was lost: "
-        "rather twice than never (send-again), or rather never than twice (give-up).",
+        description="If a service may have taken a message but its answer was lost: "
+        "send it again, perhaps twice (send-again), or do not send it again, perhaps never (give-up).",
     )
     cdc_rates: Rates = Field(
         {},
-        description="Messages a second to one channel, and to a whole service, over all workers, 0 without limit, "
-        "e.g. slack=1:5,teams=2:10 (which is the default).",
+        description="Messages a second to one channel, and to a whole service, over all workers; 0: no limit. "
+        "The default: slack=1:5,teams=2:10.",
     )
 
 
@@ -217,7 +217,7 @@ def worker_settings() -> WorkerSettings:
 
 
 def load(kind: type[T]) -> T:
-    """Read the environment; raises SettingsError that names every bad variable, its value and the hint."""
+    """Read the environment; raises SettingsError with every bad variable, its value and a hint."""
     try:
         return kind()
     except ValidationError as error:
@@ -236,7 +236,7 @@ def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
 
 
 def _shown(annotation: Any, value: Any) -> str:
-    """Return the value for people; nothing of one that may hold a password, since it could not be read."""
+    """Return the value for an error's text, or *** if it may hold a password."""
     if isinstance(value, SecretStr) or "SecretStr" in str(annotation):
         return "***"
     return repr(mask_secrets(str(value)))

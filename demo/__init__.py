@@ -1,1 +1,1 @@
-"""The whole system on one machine: real servers, a worker, Flower, the listener, a live scenario."""
+"""The whole system on one machine: real servers, a worker, Flower, the listener and a live scenario."""

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_LAST_RESORT = 60.0  # seconds for everything to be stopped
-_ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_TIMEOUT = 60.0  # seconds to stop everything
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Ended(BaseException):
-    """A signal asks us to end: no error, and nothing that an `except Exception` may swallow."""
+    """A signal ends the demo. This is no error, and no `except Exception` may catch it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -35,37 +35,37 @@ class Ended(BaseException):
 
 def demo(
     *,
-    once: Annotated[bool, typer.Option("--once", help="End with status 0 after the scenario.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit after the scenario, with status 0.")] = False,
     database: Annotated[
         DatabaseKind | None,
         typer.Option(
             "--database",
-            help="What to start: postgresql (the default, from a wheel); mariadb, which has to be installed; "
-            "mysql, unpacked from Debian's packages.",
+            help="The database to start: postgresql (the default, from a wheel), mariadb (has to be installed) or "
+            "mysql (unpacked from Debian's packages).",
         ),
     ] = None,
 ) -> None:
-    """Watch plain SQL become Slack and Teams messages and a fresh cache, through the real programs.
+    """Run SQL statements, and show the Slack and Teams messages and the cache refreshes that follow.
 
-    The database and Valkey are started, unless DATABASE_URL and CELERY_BROKER_URL (and CACHE_URL) name others:
-    PostgreSQL, MySQL or MariaDB. Everything ends and goes away with Ctrl-C.
+    The demo starts a database and Valkey, unless DATABASE_URL and CELERY_BROKER_URL (and CACHE_URL) name others:
+    PostgreSQL, MySQL or MariaDB. Ctrl-C stops everything and removes it.
     """
     logs.configure(level="warning")
     narrator = Narrator()
-    for each in _ENDED_BY:
+    for each in _SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
             signal.signal(each, _end)
     try:
         _run(narrator, once=once, database=database)
     except Ended as ended:
         narrator.ended()
-        # Ctrl-C is how a demo ends; a supervisor that sent SIGTERM wants to hear of it.
+        # Ctrl-C is the normal end; a supervisor that sent SIGTERM expects its number in the status.
         raise SystemExit(0 if ended.signal_number == signal.SIGINT else 128 + ended.signal_number) from None
     narrator.ended()
 
 
 def _run(narrator: Narrator, *, once: bool, database: DatabaseKind | None) -> None:
-    from demo import scenario, stack  # heavy: `--help` need not wait for it
+    from demo import scenario, stack  # slow to import: not for `--help`
 
     begun = time.monotonic()
     with stack.started(narrator.starting, database) as running:
@@ -80,18 +80,18 @@ def _run(narrator: Narrator, *, once: bool, database: DatabaseKind | None) -> No
 
 
 def _end(signal_number: int, _frame: FrameType | None) -> NoReturn:
-    """Unwind once; whoever insists while everything is being stopped is not heard twice."""
-    for each in _ENDED_BY:
+    """Raise Ended once; ignore further signals while everything is being stopped."""
+    for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    # Python drops an exception that is raised in a destructor: then the kernel ends what we have started.
-    last_resort = threading.Timer(_LAST_RESORT, os._exit, [128 + signal_number])
-    last_resort.daemon = True
-    last_resort.start()
+    # Python drops an exception raised in a destructor. Then this timer ends us, and the kernel our child processes.
+    timer = threading.Timer(_STOP_TIMEOUT, os._exit, [128 + signal_number])
+    timer.daemon = True
+    timer.start()
     raise Ended(signal_number)
 
 
 def main() -> None:
-    """Run the demo; an error of ours is told without a traceback, and ends with status 1."""
+    """Run the demo; print a CDCError without a traceback, and exit with status 1."""
     try:
         typer.run(demo)
     except CDCError as error:

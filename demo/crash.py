@@ -1,4 +1,4 @@
-"""The last step: the listener dies by SIGKILL while rows are written, and nobody misses a message."""
+"""The last step: SIGKILL ends the listener while rows are written, and no message is lost or sent twice."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from cdc_tasks.errors import CDCError
-from demo.witness import Message, TaskEnded, TaskReceived
+from demo.observer import Message, TaskEnded, TaskReceived
 
 if TYPE_CHECKING:
     from demo.narrator import Narrator
+    from demo.observer import Observation
     from demo.stack import Stack
-    from demo.witness import Sighting
 
 __all__ = ["Crash", "CrashError"]
 
 _ROWS, _KILLED_AFTER, _STARTED_AFTER = 20, 7, 14
-_PATIENCE: Final = 60.0  # seconds for all messages to come
+_TIMEOUT: Final = 60.0  # seconds until all messages have arrived
 _SERVICES: Final = ("slack", "teams")
 _TASK: Final = "cdc_tasks.notify_ticket_insert"
 _INSERT: Final = "INSERT INTO tickets (title, assigned_to_id) VALUES ('ROW', 2)"
@@ -30,30 +30,30 @@ class CrashError(CDCError):
 
 
 class Crash:
-    """Writes rows, kills and starts the listener in between, and counts what comes of them."""
+    """Writes rows, kills and restarts the listener in between, and counts the messages."""
 
     def __init__(self, stack: Stack, narrator: Narrator) -> None:
         self._stack = stack
         self._narrator = narrator
-        self._tasks: list[str] = []  # ids, in the order in which a worker got them
+        self._tasks: list[str] = []  # ids, in the order in which workers received them
         self._running: set[str] = set()
         self._messages: Counter[tuple[str, int]] = Counter()  # service, row
 
     def play(self) -> None:
-        """Play it; raises CrashError with what is missing and what came twice."""
+        """Play the step; raises CrashError that names what is missing and what came twice."""
         self._narrator.step(
             "The listener is killed while rows are written, and started again",
             sql=f"{_statement(1)};\n-- and so on: {_ROWS} transactions",
         )
         started_again = self._write()
         self._stack.listener.wait()
-        # A row that comes last: when its messages are there, any repeat of an earlier one is there too.
+        # A last row: once its messages have arrived, any repeated earlier one has arrived too.
         self._insert(_ROWS + 1)
         self._count()
-        self._judge(time.monotonic() - started_again)
+        self._check(time.monotonic() - started_again)
 
     def _write(self) -> float:
-        """Write the rows; returns time.monotonic() of the listener's second start."""
+        """Write the rows; return time.monotonic() of the listener's second start."""
         listener, started_again = self._stack.listener, 0.0
         for row in range(1, _ROWS + 1):
             self._insert(row)
@@ -70,23 +70,23 @@ class Crash:
         self._stack.sample.execute(_statement(row))
 
     def _count(self) -> None:
-        for sighting in self._stack.sightings(patience=_PATIENCE):
-            self._take(sighting)
+        for observation in self._stack.observations(timeout=_TIMEOUT):
+            self._take(observation)
             if len(self._messages) == len(_SERVICES) * (_ROWS + 1) and not self._running:
                 return
 
-    def _take(self, sighting: Sighting) -> None:
-        match sighting:
+    def _take(self, observation: Observation) -> None:
+        match observation:
             case TaskReceived():
-                self._running.add(sighting.id)
-                if sighting.name == _TASK:
-                    self._tasks.append(sighting.id)
+                self._running.add(observation.id)
+                if observation.name == _TASK:
+                    self._tasks.append(observation.id)
             case TaskEnded():
-                self._running.discard(sighting.id)
-            case Message() if found := _ROW.search(sighting.text):
-                self._messages[sighting.service, int(found[1])] += 1
+                self._running.discard(observation.id)
+            case Message() if found := _ROW.search(observation.text):
+                self._messages[observation.service, int(found[1])] += 1
 
-    def _judge(self, seconds: float) -> None:
+    def _check(self, seconds: float) -> None:
         rows = range(1, _ROWS + 2)
         missing = [
             (service, row) for service in _SERVICES for row in rows if not self._messages[service, row]
@@ -95,12 +95,12 @@ class Crash:
         repeated = [each for each, count in Counter(self._tasks).items() if count > 1]
         if missing or twice or repeated:
             raise CrashError(
-                f"missing: {missing}; twice: {twice}; tasks that came again: {repeated}",
-                hint=self._stack.last_words,
+                f"missing: {missing}; twice: {twice}; repeated tasks: {repeated}",
+                hint=self._stack.log_ends,
             )
         self._narrator.note(
             f"{_ROWS} tickets, {len(set(self._tasks)) - 1} tasks, {_ROWS} messages on Slack, {_ROWS} on Teams:"
-            f" all there {seconds:.1f} s after the listener's start"
+            f" all of them {seconds:.1f} s after the listener's restart"
         )
         self._narrator.proof("Nothing is missing, and nothing came twice.")
 

@@ -1,4 +1,4 @@
-"""The database of the demo: one that the environment names, or one that is started."""
+"""The database of the demo: the one that the environment names, or one that the demo starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Database", "DatabaseKind", "open_database"]
 
 DatabaseKind = Literal["postgresql", "mariadb", "mysql"]
 
-_NAME = "helpdesk"  # on a MariaDB or MySQL of ours
+_NAME = "helpdesk"  # the database that the demo creates on its own MariaDB or MySQL
 
 
 class WrongDatabaseError(CDCError):
@@ -25,14 +25,14 @@ class WrongDatabaseError(CDCError):
 
 
 class Database(NamedTuple):
-    """Where it is, and the command that people type before a statement in quotes."""
+    """The URL, and the command that runs a quoted statement."""
 
     url: str
     sql: str
 
 
 def open_database(cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind | None) -> Database:
-    """Return that of DATABASE_URL, or start one of this kind, else PostgreSQL; raises CDCError."""
+    """Return the database of DATABASE_URL, or start one of this kind (default: PostgreSQL); raises CDCError."""
     if url := os.environ.get("DATABASE_URL"):
         return _named(url, kind)
     if kind is None or kind == "postgresql":
@@ -44,7 +44,7 @@ def _named(url: str, kind: DatabaseKind | None) -> Database:
     found = detect_database_type(url)
     if kind is not None and (found is DatabaseType.POSTGRESQL) != (kind == "postgresql"):
         raise WrongDatabaseError(
-            f"DATABASE_URL is of {found}, and --database says {kind}.", hint="Leave out one of them."
+            f"DATABASE_URL names {found}, and --database says {kind}.", hint="Leave out one of them."
         )
     if found is DatabaseType.POSTGRESQL:
         return Database(url, 'psql "$DATABASE_URL" -c')
@@ -70,7 +70,7 @@ def _start_mysql(
         say("MariaDB")
         server = MariaDBServer()
     else:
-        say("MySQL (the first time it is unpacked from Debian's packages)")
+        say("MySQL (unpacks Debian's packages the first time)")
         server = MySQLServer()
     cleanup.enter_context(server)
     return Database(server.create_database(_NAME), f"{server.client_of(_NAME)} -e")

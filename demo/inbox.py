@@ -1,4 +1,4 @@
-"""An inbox that stands in for Slack and for Microsoft Teams, with a page that shows what arrives."""
+"""A replacement for Slack and Microsoft Teams, with a page that shows the messages."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Inbox", "Message"]
 
-_KEPT = 500  # messages that the page can still show
+_KEPT = 500  # messages kept for the page
 _LARGEST_BODY = 1 << 20  # bytes
-_LARGEST_CARD = 28 * 1024  # bytes; what Teams takes
-# Nothing from outside, and nothing that a message could bring along.
+_LARGEST_CARD = 28 * 1024  # bytes; the limit of Teams
+# The page loads nothing from other hosts, and nothing that a message contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message that a person would see now."""
+    """One message that the service would show."""
 
     number: int  # 1, 2, 3, … in the order of arrival
     service: str  # slack, teams
     to: str  # an e-mail address, a channel, or the name in a webhook's URL
-    text: str  # what a lock screen would show
+    text: str  # the plain text, as on a lock screen
     content: dict[str, Any]  # Slack: the arguments of chat.postMessage; Teams: the Adaptive Card
-    at: float  # time.monotonic() when the request had been read
-    clock: str  # the same as ISO 8601
+    at: float  # time.monotonic() after the request was read
+    clock: str  # the same moment as ISO 8601
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the page needs."""
+        """Return the fields that the page needs."""
         return {
             "number": self.number,
             "service": self.service,
@@ -51,7 +51,7 @@ class Message:
 
 
 class Inbox:
-    """A server on 127.0.0.1, in threads of this process; `on_message` is called in one of them."""
+    """A server on 127.0.0.1, in threads of this process, one of which calls `on_message`."""
 
     def __init__(self, on_message: Callable[[Message], None] = lambda _message: None) -> None:
         self._on_message = on_message
@@ -74,25 +74,25 @@ class Inbox:
 
     @property
     def url(self) -> str:
-        """The page."""
+        """The URL of the page."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
     def slack_api_url(self) -> str:
-        """What SLACK_API_URL has to be."""
+        """The value for SLACK_API_URL."""
         return f"{self.url}/api/"
 
     def teams_webhook(self, name: str) -> str:
-        """Return a webhook's URL as a Workflow has it; `name` is shown as the recipient."""
+        """Return a webhook URL like that of a Workflow; the page shows `name` as the recipient."""
         return f"{self.url}/workflows/{quote(name, safe='')}/triggers/manual/paths/invoke?sig=secret"
 
     def messages(self, after: int = 0) -> list[Message]:
-        """Return what arrived after the message of this number, oldest first."""
+        """Return the messages with a number above `after`, oldest first."""
         with self._lock:
             return [message for message in self._messages if message.number > after]
 
     def receive(self, service: str, to: str, text: str, content: dict[str, Any]) -> None:
-        """Take a message in."""
+        """Store a message, and report it."""
         with self._lock:
             message = Message(
                 number=next(self._numbers),
@@ -107,7 +107,7 @@ class Inbox:
         self._on_message(message)
 
     def user_id(self, email: str) -> str:
-        """Return the user id of an address, which stays the same; everybody has one here."""
+        """Return the user id of an e-mail address: always the same, and different for each address."""
         letters = "".join(letter for letter in email.partition("@")[0].upper() if letter.isalnum())
         user_id = f"U0{letters}"
         with self._lock:
@@ -121,7 +121,7 @@ class _Server(ThreadingHTTPServer):
     inbox: Inbox
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that left in the middle: a browser's tab was closed."""
+        """Ignore a client that disconnected early, as a closed browser tab does."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             found = [message.to_json() for message in self.server.inbox.messages(after)]
             self._answer_json(200, found)
         elif url.path.startswith("/tickets/"):
-            self._answer(200, b"Here would be the ticket's page in your own application.\n", "text/plain")
+            self._answer(200, b"In your application this would be the ticket's page.\n", "text/plain")
         else:
             self._answer(404, b"Not found\n", "text/plain")
 
@@ -158,10 +158,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(404, b"Not found\n", "text/plain")
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: the terminal belongs to the scenario."""
+        """Log nothing: the terminal shows the scenario."""
 
     def _slack(self, method: str, body: bytes) -> dict[str, Any]:
-        """Answer as https://docs.slack.dev/apis/web-api says: errors too come with status 200."""
+        """Answer like the Web API (https://docs.slack.dev/apis/web-api): errors also have status 200."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if not token.startswith("xox"):
             return {"ok": False, "error": "invalid_auth" if token else "not_authed"}
@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"ok": True, "channel": channel, "ts": f"{time.time():.6f}", "message": content}
 
     def _teams(self, name: str, body: bytes) -> None:
-        """Answer as the trigger "When a Teams webhook request is received" does: 202, and no body."""
+        """Answer like the trigger "When a Teams webhook request is received": 202 without a body."""
         try:
             payload = json.loads(body)
             card = payload["attachments"][0]["content"] if "attachments" in payload else payload
@@ -222,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _arguments(content_type: str, body: bytes) -> dict[str, Any]:
-    """Read a form or JSON, whichever it is; raises ValueError."""
+    """Parse a form or JSON; raises ValueError."""
     if content_type.startswith("application/json"):
         arguments = json.loads(body or "{}")
         if not isinstance(arguments, dict):

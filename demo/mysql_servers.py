@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: the machine's own, with row-based binlogs that name their columns."""
+"""MariaDB and MySQL of this machine, with row-based binlogs that name the columns."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ __all__ = ["MariaDBServer", "MySQLServer"]
 
 _UNPACK_MYSQL = Path(__file__).resolve().parents[1] / "scripts" / "unpack-mysql"
 _SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/bin")
-_OR_NAME_ONE = "or name a server that runs, and an empty database: DATABASE_URL=mysql://…/cdc_demo"
+_OR_NAME_ONE = "or give the URL of an empty database on a running server: DATABASE_URL=mysql://…/cdc_demo"
 
 
 class _BinlogServer(ServerProcess):
-    """What the two have in common."""
+    """What both servers have in common."""
 
-    clients: ClassVar[tuple[str, ...]]  # programs with which a person talks to it, the best first
+    clients: ClassVar[tuple[str, ...]]  # command-line clients, the best first
 
     def __init__(self, *, port: int | None = None, arguments: Sequence[str] = ()) -> None:
-        """`arguments` are the server's own options, and win over ours."""
+        """`arguments` are options of the server, which override ours."""
         super().__init__(port=port)
         self.arguments = list(arguments)
 
     @property
     def url(self) -> str:
-        """Where the superuser connects, to no database in particular."""
+        """The superuser's URL, without a database."""
         return self.url_of("")
 
     def url_of(self, database: str, *, user: str = "root") -> str:
         return f"mysql://{user}@127.0.0.1:{self.port}/{database}"
 
     def client_of(self, database: str) -> str:
-        """Return the command with which a person talks to it; `-e 'SELECT 1'` behind it runs a statement."""
+        """Return the command-line client's command; append `-e 'SELECT 1'` to run a statement."""
         client = next(filter(shutil.which, self.clients), self.clients[0])
         return f"{client} --host=127.0.0.1 --port={self.port} --user=root {database}"
 
     def create_database(self, name: str) -> str:
-        """Make an empty one, and return its URL."""
+        """Create an empty database, and return its URL."""
         with closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         return self.url_of(name)
 
     def connect(self, database: str | None = None) -> pymysql.connections.Connection[pymysql.cursors.Cursor]:
-        """Return a session of the superuser's that commits each statement; the caller closes it."""
+        """Return a session of the superuser in autocommit mode; the caller closes it."""
         return pymysql.connect(
             host="127.0.0.1",
             port=self.port,
@@ -64,18 +64,20 @@ class _BinlogServer(ServerProcess):
 
     @abstractmethod
     def _make_data(self) -> list[str]:
-        """Return the command that fills `data_dir`, which is there and empty."""
+        """Return the command that fills `data_dir`, which exists and is empty."""
 
     @abstractmethod
     def _server(self) -> list[str]:
-        """Return the command of the server without the options that both have."""
+        """Return the server's command without the common options."""
 
     def _prepare(self) -> None:
         command = self._make_data()
         super()._prepare()
         result = subprocess.run(command, cwd=self.home, capture_output=True, text=True, check=False)
         if result.returncode != 0:
-            raise ServerError(f"{self.name} could not make its data", hint=result.stdout + result.stderr)
+            raise ServerError(
+                f"{self.name} could not create its data directory", hint=result.stdout + result.stderr
+            )
 
     def _command(self) -> list[str]:
         return [
@@ -92,13 +94,13 @@ class _BinlogServer(ServerProcess):
             "--binlog-format=ROW",
             "--binlog-row-image=FULL",
             "--binlog-row-metadata=FULL",
-            "--sync-binlog=0",  # with the next: outlives a crash of the server, not one of the machine
+            "--sync-binlog=0",  # with the next option: survives a crash of the server, but not of the machine
             "--innodb-flush-log-at-trx-commit=2",
             *self.arguments,
         ]
 
     def _account(self) -> list[str]:
-        """Return the option without which they refuse to run as root."""
+        """Return the option that they require to run as root."""
         return ["--user=root"] if os.geteuid() == 0 else []
 
     def _is_ready(self) -> bool:
@@ -110,7 +112,7 @@ class _BinlogServer(ServerProcess):
 
 
 class MariaDBServer(_BinlogServer):
-    """The machine's own MariaDB: 10.11 on Debian 12."""
+    """The MariaDB of this machine: 10.11 on Debian 12."""
 
     name = "mariadb"
     clients = ("mariadb", "mysql")
@@ -121,7 +123,7 @@ class MariaDBServer(_BinlogServer):
             "--no-defaults",
             *self._account(),
             f"--datadir={self.data_dir}",
-            f"--tmpdir={self.home}",  # two that share one delete each other's files
+            f"--tmpdir={self.home}",  # two servers with the same directory delete each other's files
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         ]
@@ -131,7 +133,7 @@ class MariaDBServer(_BinlogServer):
 
 
 class MySQLServer(_BinlogServer):
-    """MySQL with GTIDs: `CDC_TEST_MYSQL_SERVER`, or Debian unstable's 9, unpacked once into the user's cache."""
+    """MySQL with GTIDs: `CDC_TEST_MYSQL_SERVER`, or MySQL 9 of Debian unstable, unpacked once into the user's cache."""
 
     name = "mysql"
     clients = ("mysql", "mariadb")
@@ -146,7 +148,7 @@ class MySQLServer(_BinlogServer):
             return [chosen, "--no-defaults", *self._options()]
         root = _unpacked_mysql()
         libraries = next(root.glob("usr/lib/*-linux-gnu"))
-        # Its own loader and libraries, which are newer than the machine's.
+        # Use its own loader and libraries, which are newer than this machine's.
         loader = next(libraries.glob("ld-linux-*.so.*"))
         search = f"{libraries}:{root}/usr/lib/mysql/private"
         share = root / "usr/share/mysql"

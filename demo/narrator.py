@@ -1,4 +1,4 @@
-"""What the demo prints: each step with its SQL, and each thing that follows from it when it happens."""
+"""What the demo prints: each step with its SQL, and each effect when it happens."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from demo.witness import CacheChanged, TaskEnded, TaskReceived
+from demo.observer import CacheChanged, TaskEnded, TaskReceived
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from demo.observer import Message, Observation
     from demo.stack import Stack
-    from demo.witness import Message, Sighting
 
 __all__ = ["Narrator", "Since"]
 
 _WIDTH: Final = 110
-_LONGEST: Final = 700  # characters of a cached value that are shown
+_LONGEST: Final = 700  # characters shown of a cached value
 _STATES: Final = {"SUCCESS": "green", "FAILURE": "bold red", "RETRY": "yellow"}
 _SERVICES: Final = {"slack": ("Slack", "magenta"), "teams": ("Teams", "blue")}
 _IDEAS: Final = (
@@ -34,14 +34,14 @@ _IDEAS: Final = (
 
 
 class Since(NamedTuple):
-    """The moment from which an effect is counted."""
+    """The moment from which the time of an effect is counted."""
 
     at: float  # time.monotonic()
-    what: str  # happened then: "commit"
+    what: str  # what happened then: "commit"
 
 
 class Narrator:
-    """Prints for a terminal, or plainly for a log."""
+    """Prints for a terminal, or plain text for a log."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -50,21 +50,21 @@ class Narrator:
         self._steps = 0
 
     @property
-    def is_watched(self) -> bool:
-        """Whether a person looks on, who has to be able to follow."""
+    def is_interactive(self) -> bool:
+        """Whether a person reads along, who needs pauses."""
         return self._console.is_terminal
 
     def starting(self, what: str) -> None:
         self._console.print(f"[dim]Starting[/] {what} …")
 
     def running(self, stack: Stack, seconds: float) -> None:
-        """Say where to look."""
+        """Print the addresses of the pages."""
         self._console.print(f"All running after {seconds:.1f} s.\n")
         self._line("Inbox", "cyan", Text(stack.inbox.url, style="bold underline"))
         self._line("Flower", "cyan", Text(stack.flower.url, style="bold underline"))
 
     def step(self, title: str, *, sql: str | None = None) -> None:
-        """Begin a step, with the SQL that is going to be run."""
+        """Begin a step: print its title and its SQL."""
         self._steps += 1
         title = f" {self._steps}  {title} "
         self._console.print("", Rule(Text(title, style="bold"), align="left", style="dim"))
@@ -76,55 +76,53 @@ class Narrator:
             )
 
     def shell(self, command: str) -> None:
-        """Say what is run in a shell, or could be."""
+        """Print a shell command that the step stands for."""
         self._line("$", "yellow", Text(command, style="bold"))
 
-    def tell(self, sighting: Sighting, *, since: Since | None = None) -> None:
-        """Print what was seen, and how long after `since`."""
-        match sighting:
+    def show(self, observation: Observation, *, since: Since | None = None) -> None:
+        """Print an observation, and how long after `since` it happened."""
+        match observation:
             case TaskReceived():
-                self._received(sighting)
+                self._received(observation)
             case TaskEnded():
-                self._ended(sighting)
+                self._ended(observation)
             case CacheChanged():
-                self._cache(sighting, _after(since, sighting.at))
+                self._cache(observation, _after(since, observation.at))
             case _:
-                self._message(sighting, _after(since, sighting.at))
+                self._message(observation, _after(since, observation.at))
 
     def clock(self) -> None:
-        """Begin something that was not announced, with the time of day."""
+        """Begin a section that is no step, with the time of day."""
         title = Text(f" {datetime.now().astimezone():%H:%M:%S} ", style="bold")
         self._console.print("", Rule(title, align="left", style="dim"))
 
     def note(self, text: str) -> None:
-        """Print a line that sums up."""
+        """Print a summary line."""
         self._line("", "", Text(text))
 
     def proof(self, text: str) -> None:
-        """Print what has been shown."""
+        """Print what the step has proved."""
         self._line("✓", "bold green", Text(text, style="bold green"))
 
     def invite(self, stack: Stack) -> None:
-        """Tell how to go on by hand."""
+        """Print statements to try by hand."""
         title = Text(" Try it yourself, in another terminal ", style="bold")
         self._console.print("", Rule(title, align="left", style="dim"))
         for statement in _IDEAS:
             self._console.print(
                 f'{stack.addresses.sql} "{statement}"', style="bold", soft_wrap=True, markup=False
             )
-        self._console.print(
-            f"\nWhat comes of it is shown here, at {stack.inbox.url} and at {stack.flower.url}."
-        )
+        self._console.print(f"\nThe effects appear here, at {stack.inbox.url} and at {stack.flower.url}.")
         self._console.print("Ctrl-C ends the demo and removes everything.\n")
 
     def ending(self) -> None:
-        self._console.print("\n[dim]Ending: the listener, Flower, the worker, the servers …[/]")
+        self._console.print("\n[dim]Stopping the listener, Flower, the worker, the servers …[/]")
 
     def ended(self) -> None:
         self._console.print("[dim]Nothing is left running.[/]")
 
     def _received(self, task: TaskReceived) -> None:
-        if task.arguments.startswith("<"):  # sent by the listener, which names the change
+        if task.arguments.startswith("<"):  # the listener sent it: the arguments name the change
             table, event, position = task.arguments.strip("<>").rsplit(" ", 2)
             change = Text.assemble((f"{event} ", "bold"), f"of {table}", (f"  at {position}", "dim"))
             self._line("change", "cyan", change)

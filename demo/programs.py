@@ -1,4 +1,4 @@
-"""Worker, Flower and listener as child processes, started as a user starts them."""
+"""The worker, Flower and the listener as child processes, started with the commands that a user types."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _LOG_LINES_SHOWN = 15
 
 
 class Program(ServerProcess):
-    """A Python program that is launched at once and waited for later, so that several start side by side."""
+    """A Python program. `launch` returns at once and `wait` comes later, so that several start in parallel."""
 
-    arguments: ClassVar[list[str]]  # for the interpreter
-    ready_line: ClassVar[str]  # what its log says when it serves
+    arguments: ClassVar[list[str]]  # of the interpreter
+    ready_line: ClassVar[str]  # the line in its log when it is ready
     stop_timeout = 10
 
     def __init__(self) -> None:
         super().__init__()
-        self._log_start = 0  # where in the log this run of it begins
+        self._log_start = 0  # where this run begins in the log
 
     @property
     def url(self) -> str:
-        """Where people can look at it; empty where there is nothing to see."""
+        """The URL of its page; empty if it has none."""
         return ""
 
     def launch(self) -> None:
-        """Start it, and return at once."""
+        """Start the program, and return at once."""
         self._log_start = len(self.log)
         self._launch()
 
     def wait(self) -> None:
-        """Return when it serves; raises ServerError where it ends instead, or takes too long."""
+        """Wait until it is ready; raises ServerError if it ends before, or takes too long."""
         deadline = time.monotonic() + self.start_timeout
         while not self._is_ready():
             if not self.running or time.monotonic() > deadline:
@@ -47,13 +47,13 @@ class Program(ServerProcess):
             time.sleep(0.02)
 
     def check(self) -> None:
-        """Raise ServerError if it has ended by itself."""
+        """Raise ServerError if the program has ended."""
         if not self.running:
-            raise ServerError(f"the {self.name} has ended by itself", hint=self.last_words)
+            raise ServerError(f"the {self.name} has ended by itself", hint=self.log_end)
 
     @property
-    def last_words(self) -> str:
-        """The end of its log, for people."""
+    def log_end(self) -> str:
+        """The last lines of the log, for an error's text."""
         lines = self.log.splitlines()[-_LOG_LINES_SHOWN:]
         return "\n    ".join([f"the end of its log, {self.name}:", *lines]) if lines else "its log is empty"
 
@@ -68,7 +68,7 @@ class Program(ServerProcess):
         return self.ready_line in self.log[self._log_start :]
 
     def _failure(self) -> ServerError:
-        return ServerError(f"the {self.name} did not start", hint=self.last_words)
+        return ServerError(f"the {self.name} did not start", hint=self.log_end)
 
 
 class Worker(Program):
@@ -78,13 +78,13 @@ class Worker(Program):
     arguments: ClassVar = [
         *("-m", "celery", "-A", "cdc_tasks", "worker"),
         *("--hostname=demo@%h", "--concurrency=2", "--loglevel=INFO"),
-        "--without-mingle",  # there are no neighbours, and waiting for their answer takes a second
+        "--without-mingle",  # there are no other workers, and waiting for their answers takes a second
     ]
     ready_line = " ready."
 
 
 class Flower(Program):
-    """`celery -A cdc_tasks flower`, for this machine only."""
+    """`celery -A cdc_tasks flower`, reachable from this machine only."""
 
     name = "flower"
     arguments: ClassVar = ["-m", "celery", "-A", "cdc_tasks", "flower"]

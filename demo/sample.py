@@ -1,4 +1,4 @@
-"""The demo's rows: a help desk of three people, in a database that holds nothing else."""
+"""The demo's tables and rows: a help desk of three people, in an otherwise empty database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.helpdesk import schema
-from cdc_tasks.notify import accounts, vault
+from cdc_tasks.notify import accounts, sealed_secrets
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Sample", "SampleError"]
 
-# The last made first: in this order they can be dropped.
+# In the order in which they can be dropped: the last created first.
 _TABLES = tuple(reversed(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", schema.sql("postgresql"))))
-# A table that only the demo makes: where it is, the others are the demo's too.
+# Only the demo creates this table. If it exists, the other tables are the demo's too.
 _MARK = "cdc_demo"
-# How an empty database is made, and how its URL begins.
+# The command that creates an empty database, and the scheme of its URL.
 _EMPTY = {
     "postgresql": ("createdb", "postgresql"),
     "mysql": ("mysqladmin create", "mysql"),
@@ -34,7 +34,7 @@ _EMPTY = {
 _ROWS = (
     "INSERT INTO departments (name) VALUES ('Support'), ('Engineering')",
     "INSERT INTO roles (name) VALUES ('Admin'), ('Agent')",
-    # Identities begin at 1: Mona, Anna, Carl.
+    # The ids are 1 Mona, 2 Anna, 3 Carl.
     "INSERT INTO users (name, email) VALUES ('Mona', 'mona@example.com')",
     "INSERT INTO users (name, email, manager_id) VALUES ('Anna', 'anna@example.com', 1)",
     "INSERT INTO users (name, email, manager_id) VALUES ('Carl', 'carl@example.com', 1)",
@@ -46,15 +46,15 @@ class SampleError(CDCError):
 
 
 class Sample:
-    """The sample tables and their rows; they go away with `remove`."""
+    """The sample tables and their rows; `remove` drops them."""
 
     def __init__(self, engine: Engine, *, name: str) -> None:
-        """`name` is the listener's CDC_NAME: what it leaves on the server is removed too."""
+        """`name` is the listener's CDC_NAME: `remove` also drops its slot and publication."""
         self._engine = engine
         self._name = name
 
     def prepare(self, inbox: Inbox) -> None:
-        """Make the tables anew, with people whose accounts lead to the inbox; raises SampleError."""
+        """Create the tables again, with users whose accounts lead to the inbox; raises SampleError."""
         try:
             self._refuse_tables_of_others()
             self.remove()
@@ -62,14 +62,14 @@ class Sample:
             schema.create(self._engine)
             self.execute(*_ROWS)
         except DBAPIError as error:
-            raise SampleError(f"the sample tables could not be made: {error.orig}".strip()) from error
+            raise SampleError(f"the sample tables could not be created: {error.orig}".strip()) from error
         with sqlalchemy.orm.Session(self._engine) as session:
             slack, teams = SecretStr("xoxb-demo"), SecretStr(inbox.teams_webhook("Mona"))
             accounts.connect(session, email="anna@example.com", service="slack", address=None, secret=slack)
             accounts.connect(session, email="mona@example.com", service="teams", address=None, secret=teams)
 
     def execute(self, *statements: str) -> float:
-        """Run them as they are, in one transaction; returns time.monotonic() of its commit's return."""
+        """Run the statements in one transaction; return time.monotonic() when the commit has returned."""
         with self._engine.connect() as connection:
             for statement in statements:
                 connection.exec_driver_sql(statement)
@@ -77,11 +77,11 @@ class Sample:
             return time.monotonic()
 
     def sealed_token(self) -> str:
-        """Return a Slack token as it stands in the database: encrypted with the demo's key."""
-        return vault.seal(SecretStr("xoxb-demo"))
+        """Return a Slack token as in the database: encrypted with the demo's key."""
+        return sealed_secrets.seal(SecretStr("xoxb-demo"))
 
     def remove(self) -> None:
-        """Leave the database as it was, if the demo has made tables in it; the listener must have ended."""
+        """Drop everything that the demo created, if it did; the listener must have ended."""
         if _MARK not in self._tables():
             return
         with self._engine.begin() as connection:
@@ -100,12 +100,12 @@ class Sample:
         if taken and _MARK not in tables:
             create, scheme = _EMPTY[self._engine.dialect.name]
             raise SampleError(
-                f"DATABASE_URL's database has tables of its own where the demo's would be: {', '.join(taken)}",
-                hint=f"give the demo an empty one: {create} cdc_demo, and DATABASE_URL={scheme}://…/cdc_demo",
+                f"The database of DATABASE_URL already has tables that the demo would create: {', '.join(taken)}",
+                hint=f"give the demo an empty database: {create} cdc_demo, and DATABASE_URL={scheme}://…/cdc_demo",
             )
 
     def _remove_replication(self, connection: Connection) -> None:
-        """Drop slot and publication: a slot that nobody reads keeps the server's log for ever."""
+        """Drop the slot and the publication: a slot without a reader retains WAL forever."""
         slot = sqlalchemy.text(
             "SELECT active FROM pg_replication_slots"
             " WHERE slot_name = :name AND database = current_database()"

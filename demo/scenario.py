@@ -1,4 +1,4 @@
-"""Plays the steps, one after the other, and insists on their effects."""
+"""Plays the steps in order, and fails if an effect is missing."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from cdc_tasks import cache
 from cdc_tasks.errors import CDCError
 from demo.crash import Crash
 from demo.narrator import Since
+from demo.observer import Message, TaskEnded, TaskReceived
 from demo.steps import STEPS, TOKEN, Refresh
-from demo.witness import Message, TaskEnded, TaskReceived
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from demo.narrator import Narrator
+    from demo.observer import Observation
     from demo.stack import Stack
     from demo.steps import Effect, Step
-    from demo.witness import Sighting
 
 __all__ = ["ScenarioError", "play", "watch"]
 
-_PATIENCE: Final = 30.0  # seconds for an effect to come
-_PAUSE: Final = 1.5  # seconds between two steps, where a person looks on
-_QUIET: Final = 2.0  # seconds after which what comes next is something new
+_TIMEOUT: Final = 30.0  # seconds until an effect must have happened
+_PAUSE: Final = 1.5  # seconds between two steps, if a person reads along
+_QUIET: Final = 2.0  # seconds without an observation that end a section
 _CALL: Final = ("-A", "cdc_tasks", "call", "cdc_tasks.refresh_master_cache", "--args", '["roles"]')
 
 
 class ScenarioError(CDCError):
-    """A step did not have the effect that it must have."""
+    """A step did not have its effects."""
 
 
 def play(stack: Stack, narrator: Narrator) -> None:
-    """Play all of it; raises ScenarioError, and ServerError where a program has ended by itself."""
+    """Play all steps; raises ScenarioError, and ServerError if a program has ended."""
     for step in STEPS:
         _play(step, stack, narrator)
         _pause(narrator)
@@ -45,15 +45,15 @@ def play(stack: Stack, narrator: Narrator) -> None:
 
 
 def watch(stack: Stack, narrator: Narrator) -> None:
-    """Print whatever happens, until a signal ends it."""
+    """Print everything that happens, until a signal ends the demo."""
     last = -_QUIET
     while True:
-        for sighting in stack.sightings(patience=60):
+        for observation in stack.observations(timeout=60):
             now = time.monotonic()
             if now - last > _QUIET:
                 narrator.clock()
             last = now
-            narrator.tell(sighting)
+            narrator.show(observation)
 
 
 def _play(step: Step, stack: Stack, narrator: Narrator) -> None:
@@ -66,7 +66,7 @@ def _play(step: Step, stack: Stack, narrator: Narrator) -> None:
 
 def _refresh_by_hand(stack: Stack, narrator: Narrator) -> None:
     key = "master:roles"
-    narrator.step("A key of the cache is lost, and somebody brings it back by hand")
+    narrator.step("A key of the cache is lost, and a command restores it")
     narrator.shell(f"redis-cli DEL {key}")
     cache.client().delete(key)
     _await([Refresh(key, "")], stack, narrator)
@@ -76,7 +76,7 @@ def _refresh_by_hand(stack: Stack, narrator: Narrator) -> None:
         [sys.executable, "-m", "celery", *_CALL], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     _await([Refresh(key, "Super Admin")], stack, narrator, since=begun)
-    _, problem = call.communicate(timeout=_PATIENCE)
+    _, problem = call.communicate(timeout=_TIMEOUT)
     if call.returncode != 0:
         raise ScenarioError(f"celery call ended with status {call.returncode}", hint=problem)
 
@@ -84,23 +84,21 @@ def _refresh_by_hand(stack: Stack, narrator: Narrator) -> None:
 def _await(
     effects: Iterable[Effect], stack: Stack, narrator: Narrator, *, since: Since | None = None
 ) -> None:
-    """Return when all effects have come and the tasks are over; no message may come that is none of them."""
+    """Wait until all effects have happened and all tasks have ended; raises ScenarioError for any other message."""
     missing, running = list(effects), set[str]()
-    for sighting in stack.sightings(patience=_PATIENCE):
-        narrator.tell(sighting, since=since)
-        if isinstance(sighting, TaskReceived):
-            running.add(sighting.id)
-        elif isinstance(sighting, TaskEnded):
-            _must_not_fail(sighting)
-            running.discard(sighting.id)
+    for observation in stack.observations(timeout=_TIMEOUT):
+        narrator.show(observation, since=since)
+        if isinstance(observation, TaskReceived):
+            running.add(observation.id)
+        elif isinstance(observation, TaskEnded):
+            _must_not_fail(observation)
+            running.discard(observation.id)
         else:
-            _tick_off(missing, sighting)
+            _tick_off(missing, observation)
         if not missing and not running:
             return
     if missing:
-        raise ScenarioError(
-            f"after {_PATIENCE:.0f} seconds this has still not come: {missing[0]}", hint=stack.last_words
-        )
+        raise ScenarioError(f"still missing after {_TIMEOUT:.0f} seconds: {missing[0]}", hint=stack.log_ends)
 
 
 def _must_not_fail(task: TaskEnded) -> None:
@@ -108,14 +106,16 @@ def _must_not_fail(task: TaskEnded) -> None:
         raise ScenarioError(f"the task {task.name} failed: {task.outcome}")
 
 
-def _tick_off(missing: list[Effect], sighting: Sighting) -> None:
-    met = next((effect for effect in missing if effect.is_met_by(sighting)), None)
+def _tick_off(missing: list[Effect], observation: Observation) -> None:
+    met = next((effect for effect in missing if effect.is_met_by(observation)), None)
     if met is not None:
         missing.remove(met)
-    elif isinstance(sighting, Message):
-        raise ScenarioError(f"a message came twice, or to the wrong person: {sighting.to}: {sighting.text}")
+    elif isinstance(observation, Message):
+        raise ScenarioError(
+            f"a message came twice, or to the wrong person: {observation.to}: {observation.text}"
+        )
 
 
 def _pause(narrator: Narrator) -> None:
-    if narrator.is_watched:
+    if narrator.is_interactive:
         time.sleep(_PAUSE)

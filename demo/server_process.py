@@ -1,4 +1,4 @@
-"""A server as a child process: a free port, a fresh directory, a readable error when it does not start."""
+"""A server as a child process: a free port, a new directory, and a readable error if it does not start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cdc_tasks.errors import CDCError
 __all__ = ["ServerError", "ServerProcess", "free_port"]
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
-# Below the range that Linux gives to outgoing connections: a stopped server finds its port free again.
+# Below the range of Linux' outgoing connections, so that a stopped server's port stays free.
 _PORTS = range(20000, 32000)
 _LOG_LINES_SHOWN = 25
 
@@ -30,22 +30,21 @@ class ServerError(CDCError):
 
 
 class ServerProcess(ABC):
-    """One server on 127.0.0.1, its data in a fresh directory that goes away with it.
+    """One server on 127.0.0.1, its data in a new directory that `close` removes.
 
-    Start it from a thread that lives as long as the server shall: the server is killed when that thread
-    ends, however it ends, so that a killed program leaves nothing running (on Linux; elsewhere `close`
-    has to be reached).
+    Start it from a thread that lives as long as the server should. On Linux the kernel kills the server when that
+    thread ends, for any reason, so that a killed program leaves nothing running. Elsewhere only `close` stops it.
     """
 
     name: str
     stop_signal: signal.Signals = signal.SIGTERM
-    # What the kernel sends to the server when we are gone without having stopped it.
+    # The signal that the kernel sends to the server when we died without stopping it.
     orphan_signal: signal.Signals = signal.SIGKILL
     start_timeout: float = 60
     stop_timeout: float = 20
 
     def __init__(self, *, port: int | None = None) -> None:
-        """Without `port` a free one is picked at the first start, and kept from then on."""
+        """Without `port` the first start picks a free one, and later starts keep it."""
         self._port = port
         self._port_is_ours = port is None
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,7 +58,7 @@ class ServerProcess(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
 
     @abstractmethod
     def _command(self) -> list[str]:
@@ -67,17 +66,17 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def _is_ready(self) -> bool:
-        """Return whether it serves clients now; asked again and again while it starts."""
+        """Return whether it serves clients now; called repeatedly while it starts."""
 
     def _prepare(self) -> None:
-        """Make `data_dir`, which does not exist yet."""
+        """Create `data_dir`, which does not exist yet."""
         self.data_dir.mkdir()
 
     def _environment(self) -> dict[str, str]:
         return dict(os.environ)
 
     def _owner(self) -> tuple[int, int] | None:
-        """User and group to run as, where it is not ours."""
+        """Return the user and group to run as, or None for our own."""
         return None
 
     @property
@@ -98,11 +97,11 @@ class ServerProcess(ABC):
 
     @property
     def log(self) -> str:
-        """All that the server wrote so far, over restarts."""
+        """Everything that the server has logged, over restarts."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def start(self) -> Self:
-        """Start, and return when clients are served; a server that runs already is left alone."""
+        """Start the server, and return when it serves clients; do nothing if it already runs."""
         if self.running:
             return self
         if not self.data_dir.exists():
@@ -115,28 +114,28 @@ class ServerProcess(ABC):
         return self
 
     def stop(self) -> None:
-        """Ask it to end, insist after `stop_timeout` seconds; its data stay for the next start."""
+        """Stop the server, with SIGKILL after `stop_timeout` seconds; keep its data for the next start."""
         self._end(self.stop_signal, self.stop_timeout)
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the server, like a crash."""
         self._end(signal.SIGKILL, self.stop_timeout)
 
     def restart(self, *, keep_data: bool = True) -> Self:
-        """Stop and start on the same port, with its data or with none."""
+        """Stop and start on the same port, with its data or without."""
         self.stop()
         if not keep_data:
             self.wipe()
         return self.start()
 
     def wipe(self) -> None:
-        """Throw away a stopped server's data."""
+        """Delete a stopped server's data."""
         if self.running:
-            raise ServerError(f"{self.name} is running: stop it before its data are thrown away")
+            raise ServerError(f"{self.name} is running: stop it before its data are deleted")
         shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def close(self) -> None:
-        """Stop, and remove all it left on disk."""
+        """Stop the server, and remove its directory."""
         self.stop()
         self._home.cleanup()
 
@@ -151,7 +150,7 @@ class ServerProcess(ABC):
         self.close()
 
     def _launch_and_wait(self, deadline: float) -> bool:
-        """Whether a new process came to serve clients; if not, there is none."""
+        """Start a process, and return whether it serves clients; if it does not, kill it."""
         process = self._launch()
         while process.poll() is None and time.monotonic() < deadline:
             if self._is_ready():
@@ -172,12 +171,12 @@ class ServerProcess(ABC):
                 stderr=subprocess.STDOUT,
                 cwd=self.home,
                 env=self._environment(),
-                start_new_session=True,  # Ctrl-C is for the program that started us; it stops us in its order
+                start_new_session=True,  # Ctrl-C goes to the program that started it, which stops its servers in order
             )
         return self._process
 
     def _may_try_again(self) -> bool:
-        """Whether what the log says is a matter of bad luck; picks another port where that was it."""
+        """Return whether another start may succeed; pick another port if ours was taken."""
         if self._port_is_ours and "address already in use" in self._log_end().lower():
             self._port = free_port()
             return True
@@ -201,12 +200,12 @@ class ServerProcess(ABC):
     def _failure(self) -> ServerError:
         return ServerError(
             f"{self.name} did not start on 127.0.0.1:{self.port}",
-            hint=f"the end of its log says:\n{self._log_end() or '(nothing)'}",
+            hint=f"the end of its log:\n{self._log_end() or '(nothing)'}",
         )
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nothing listens now."""
+    """Return a port of 127.0.0.1 that is free now."""
     for port in random.sample(_PORTS, k=200):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -219,8 +218,8 @@ def free_port() -> int:
 
 
 def _temporary_root() -> str:
-    """Return a directory that other users can pass through: as root, servers run as somebody else."""
+    """Return a directory that other users can enter: as root, servers run as another user."""
     chosen = Path(tempfile.gettempdir()).resolve()
     if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in (chosen, *chosen.parents)):
-        return "/tmp"  # noqa: S108 - only the parent of a directory of our own
+        return "/tmp"  # noqa: S108 - only the parent of our own directory
     return str(chosen)

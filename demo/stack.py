@@ -1,4 +1,4 @@
-"""The whole system on this machine: what is started, in which order, and how it ends."""
+"""The whole system on this machine: what the demo starts, in which order, and how it stops."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import redis
 
 from cdc_tasks import db, master_cache
 from cdc_tasks.celery import app
-from cdc_tasks.notify import vault
+from cdc_tasks.notify import sealed_secrets
 from demo.databases import open_database
 from demo.inbox import Inbox
+from demo.observer import Observation, Observer
 from demo.programs import Flower, Listener, Worker
 from demo.sample import Sample
 from demo.servers import ValkeyServer
-from demo.witness import Sighting, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,67 +28,67 @@ if TYPE_CHECKING:
 
 __all__ = ["Addresses", "Stack", "started"]
 
-_NAME = "cdc_demo"  # CDC_NAME: not that of a listener that may run on the same servers
-# Settings that the demo makes itself; the user's own are for the user's own system.
+_NAME = "cdc_demo"  # CDC_NAME: another than that of a listener on the same servers
+# The demo sets these itself; the user's own values are for the user's own system.
 _SETTINGS = ("CDC_", "CELERY_", "FLOWER_", "SLACK_", "TEAMS_", "TICKET_", "CACHE_URL", "DATABASE_URL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where the servers are."""
+    """The addresses of the servers."""
 
     database: str
     broker: str
     cache: str
-    sql: str  # the command that people type before a statement
+    sql: str  # the command that runs a quoted statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Everything, running."""
+    """The running system."""
 
     addresses: Addresses
     sample: Sample
     inbox: Inbox
-    witness: Witness
+    observer: Observer
     worker: Worker
     flower: Flower
     listener: Listener
 
     def check(self) -> None:
-        """Raise ServerError if one of the programs has ended by itself."""
+        """Raise ServerError if one of the programs has ended."""
         for program in (self.listener, self.worker, self.flower):
             program.check()
 
-    def sightings(self, *, patience: float) -> Iterator[Sighting]:
-        """Yield what is seen, for so many seconds; raises ServerError if a program ends by itself."""
-        deadline = time.monotonic() + patience
+    def observations(self, *, timeout: float) -> Iterator[Observation]:
+        """Yield observations for up to `timeout` seconds; raises ServerError if a program ends."""
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if (sighting := self.witness.next(0.2)) is not None:
-                yield sighting
+            if (observation := self.observer.next(0.2)) is not None:
+                yield observation
             else:
                 self.check()
 
     @property
-    def last_words(self) -> str:
-        """The ends of the logs, for people who ask why."""
-        return "\n  ".join(program.last_words for program in (self.listener, self.worker))
+    def log_ends(self) -> str:
+        """The last lines of the logs, for an error's text."""
+        return "\n  ".join(program.log_end for program in (self.listener, self.worker))
 
 
 @contextmanager
 def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Iterator[Stack]:
-    """Start it all and, at the end, stop it in the opposite order; `say` is told what is started.
+    """Start everything, and stop it in the opposite order at the end; call `say` with what is starting.
 
-    Servers that the environment names are used, the others are started: a database of `kind`, else PostgreSQL.
-    Call it in the main thread: what is started ends with the thread. Raises CDCError.
+    It uses the servers that the environment names and starts the others: a database of `kind`, or PostgreSQL.
+    Call it in the main thread, as the programs end with the thread. Raises CDCError.
     """
-    sightings: queue.SimpleQueue[Sighting] = queue.SimpleQueue()
+    observations: queue.SimpleQueue[Observation] = queue.SimpleQueue()
     with ExitStack() as cleanup:
         addresses = _servers(cleanup, say, kind)
-        inbox = cleanup.enter_context(Inbox(sightings.put))
-        _become_the_only_settings(_environment(addresses, inbox))
+        inbox = cleanup.enter_context(Inbox(observations.put))
+        _replace_environment(_environment(addresses, inbox))
         sample = _sample(cleanup, addresses, inbox)
-        witness = cleanup.enter_context(Witness(app, addresses.cache, sightings))
+        observer = cleanup.enter_context(Observer(app, addresses.cache, observations))
         say("a worker, Flower and the listener")
         flower, worker, listener = Flower(), Worker(), Listener()
         for program in (flower, worker, listener):
@@ -100,7 +100,7 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
             addresses=addresses,
             sample=sample,
             inbox=inbox,
-            witness=witness,
+            observer=observer,
             worker=worker,
             flower=flower,
             listener=listener,
@@ -124,9 +124,9 @@ def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:
         "CELERY_BROKER_URL": addresses.broker,
         "CACHE_URL": addresses.cache,
         "CDC_NAME": _NAME,
-        "CDC_SECRET_KEY": vault.new_key(),
+        "CDC_SECRET_KEY": sealed_secrets.new_key(),
         "SLACK_API_URL": inbox.slack_api_url,
-        "CDC_RATES": "slack=0:0,teams=0:0",  # the inbox is in no hurry, and those who watch are
+        "CDC_RATES": "slack=0:0,teams=0:0",  # no limit: a person is watching, and the inbox has none
         "TEAMS_ALLOW_LOOPBACK": "true",
         "TICKET_BASE_URL": f"{inbox.url}/tickets",
         "NO_PROXY": no_proxy,
@@ -134,8 +134,8 @@ def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:
     }
 
 
-def _become_the_only_settings(environment: Mapping[str, str]) -> None:
-    """Set our own environment, which the programs inherit: the demo itself reads cache and database too."""
+def _replace_environment(environment: Mapping[str, str]) -> None:
+    """Change the environment of this process: the demo reads it too, and the programs inherit it."""
     for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         del os.environ[name]
     os.environ.update(environment)
@@ -147,13 +147,13 @@ def _sample(cleanup: ExitStack, addresses: Addresses, inbox: Inbox) -> Sample:
     sample.prepare(inbox)
     cleanup.callback(sample.remove)
     _forget_checkpoint(addresses)
-    master_cache.refresh("roles")  # as any application would have found it
+    master_cache.refresh("roles")  # as in a running application
     cleanup.callback(_forget_checkpoint, addresses)
     return sample
 
 
 def _forget_checkpoint(addresses: Addresses) -> None:
-    """Remove what a listener of the demo keeps in Redis: the slot that it belongs to is gone."""
+    """Remove the keys of the demo's listener in Redis: its slot no longer exists."""
     for url in {addresses.broker, addresses.cache}:
         if url.startswith(("redis", "unix")):
             with redis.Redis.from_url(url) as client:

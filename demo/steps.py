@@ -1,33 +1,33 @@
-"""What the scenario consists of: plain SQL, and what has to come of it."""
+"""The steps of the scenario: plain SQL, and its effects."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from demo.witness import CacheChanged, Message
+from demo.observer import CacheChanged, Message
 
 if TYPE_CHECKING:
-    from demo.witness import Sighting
+    from demo.observer import Observation
 
 __all__ = ["STEPS", "TOKEN", "Delivery", "Effect", "Refresh", "Step"]
 
-TOKEN: Final = "<encrypted token>"  # noqa: S105 - what is shown in a token's place
+TOKEN: Final = "<encrypted token>"  # noqa: S105 - shown in place of a token
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that has to come."""
+    """A message that must arrive."""
 
     service: str
     to: str
-    words: tuple[str, ...]  # that it has to have in it
+    words: tuple[str, ...]  # that it must contain
 
-    def is_met_by(self, sighting: Sighting) -> bool:
+    def is_met_by(self, observation: Observation) -> bool:
         return (
-            isinstance(sighting, Message)
-            and (sighting.service, sighting.to) == (self.service, self.to)
-            and all(word in sighting.text for word in self.words)
+            isinstance(observation, Message)
+            and (observation.service, observation.to) == (self.service, self.to)
+            and all(word in observation.text for word in self.words)
         )
 
     def __str__(self) -> str:
@@ -36,16 +36,16 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """A key of the cache that has to get a new value."""
+    """A key of the cache that must get a new value."""
 
     key: str
-    word: str  # that has to be in it
+    word: str  # that the value must contain
 
-    def is_met_by(self, sighting: Sighting) -> bool:
+    def is_met_by(self, observation: Observation) -> bool:
         return (
-            isinstance(sighting, CacheChanged)
-            and sighting.key == self.key
-            and self.word in (sighting.after or "")
+            isinstance(observation, CacheChanged)
+            and observation.key == self.key
+            and self.word in (observation.after or "")
         )
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ Effect = Delivery | Refresh
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One transaction and its effects: these, and no message besides."""
+    """One transaction and its effects; it sends no other messages."""
 
     title: str
     sql: str
@@ -66,7 +66,7 @@ class Step:
 
 STEPS: Final = (
     Step(
-        "A colleague joins: she is welcomed on Slack",
+        "A colleague joins: she gets a welcome on Slack",
         """\
 BEGIN;
 INSERT INTO users (name, email, manager_id) VALUES ('Nora', 'nora@example.com', 1);
@@ -75,7 +75,7 @@ COMMIT;""",
         (Delivery("slack", "nora@example.com", ("Welcome", "Nora")),),
     ),
     Step(
-        "A ticket is inserted: its assignee hears of it on Slack, her manager on Teams",
+        "A ticket is inserted: its assignee gets a message on Slack, her manager on Teams",
         """\
 INSERT INTO tickets (title, priority, assigned_to_id, created_by_id)
 VALUES ('Printer on fire', 'High', 2, 3);""",
@@ -85,7 +85,7 @@ VALUES ('Printer on fire', 'High', 2, 3);""",
         ),
     ),
     Step(
-        "Status and priority change: the message says from what to what",
+        "Status and priority change: the messages show the old and the new values",
         "UPDATE tickets SET status = 'in progress', priority = 'Urgent' WHERE id = 1;",
         (
             Delivery("slack", "anna@example.com", ("Ticket Updated", "open → in progress", "High → Urgent")),
@@ -93,7 +93,7 @@ VALUES ('Printer on fire', 'High', 2, 3);""",
         ),
     ),
     Step(
-        "The ticket is handed over",
+        "The ticket gets another assignee",
         "UPDATE tickets SET assigned_to_id = 4 WHERE id = 1;",
         (
             Delivery("slack", "nora@example.com", ("Ticket Updated", "Anna → Nora")),
@@ -101,7 +101,7 @@ VALUES ('Printer on fire', 'High', 2, 3);""",
         ),
     ),
     Step(
-        "A role is renamed: the cache has it at once",
+        "A role is renamed: the cache is refreshed at once",
         "UPDATE roles SET name = 'Super Admin' WHERE name = 'Admin';",
         (Refresh("master:roles", "Super Admin"),),
     ),

@@ -1,4 +1,4 @@
-"""What a person does by hand: keys, accounts, the cache, the sample tables."""
+"""Commands for keys, accounts, preferences, the master cache, workers and the sample tables."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ cli.add_typer(dead_letter_commands.cli, name="dead-letters")
 
 @cli.command("new-key")
 def new_key() -> None:
-    """Print a fresh key for CDC_SECRET_KEY."""
-    from cdc_tasks.notify import vault
+    """Print a new key for CDC_SECRET_KEY."""
+    from cdc_tasks.notify import sealed_secrets
 
-    print(vault.new_key())  # noqa: T201  # its output is what it is for
+    print(sealed_secrets.new_key())  # noqa: T201  # the command's result
 
 
 @cli.command("rotate-key")
 def rotate_key() -> None:
-    """Seal every account's secret with the first key of CDC_SECRET_KEY; after that the others may go."""
+    """Encrypt every account's secret with the first key of CDC_SECRET_KEY. Then the other keys can be removed."""
     from cdc_tasks import db
     from cdc_tasks.notify import accounts
 
     with db.session() as session:
-        _say(f"{accounts.reseal_all(session)} secrets sealed with the first key of CDC_SECRET_KEY.")
+        _say(f"{accounts.reseal_all(session)} secrets encrypted with the first key of CDC_SECRET_KEY.")
 
 
 @cli.command("connect-account")
 def connect_account(
-    email: Annotated[str, typer.Argument(help="The user's e-mail address, as in the table users.")],
-    service: Annotated[str, typer.Argument(help="slack or teams.")],
+    email: Annotated[str, typer.Argument(help="The user's e-mail address in the table users.")],
+    service: Annotated[str, typer.Argument(help="slack, teams, or your own service.")],
     address: Annotated[
-        str | None, typer.Option(help="Slack: a channel or user id; without it the user is found by e-mail.")
+        str | None,
+        typer.Option(help="Slack: a channel or user id. Without it Slack finds the user by e-mail."),
     ] = None,
 ) -> None:
-    """Add an account for messages. Its token or webhook URL is asked for, or read from standard input."""
+    """Connect an account for messages. Prompts for its token or webhook URL, or reads it from standard input."""
     from cdc_tasks import db
     from cdc_tasks.notify import accounts
 
@@ -86,32 +87,37 @@ def list_accounts() -> None:
 
 @cli.command("preferences")
 def set_preferences(
-    email: Annotated[str, typer.Argument(help="The user's e-mail address, as in the table users.")],
+    email: Annotated[str, typer.Argument(help="The user's e-mail address in the table users.")],
     *,
-    mute: Annotated[
-        list[str] | None, typer.Option(help="A kind of message not to send; repeat it for more.")
+    mute: Annotated[list[str] | None, typer.Option(help="A kind of message not to send; repeatable.")] = None,
+    unmute: Annotated[
+        list[str] | None, typer.Option(help="A kind of message to send again; repeatable.")
     ] = None,
-    unmute: Annotated[list[str] | None, typer.Option(help="A kind to send again.")] = None,
     manager_copies: Annotated[
         bool | None,
-        typer.Option(help='The "Manager:" messages about the tickets of others.', show_default="as it is"),
+        typer.Option(
+            help='Whether to send the "Manager:" messages about the tickets of others.',
+            show_default="unchanged",
+        ),
     ] = None,
     quiet: Annotated[
         str | None,
-        typer.Option(help="Quiet hours, such as 22:00-07:00, after which waiting messages are sent; `none`."),
+        typer.Option(help="Quiet hours, e.g. 22:00-07:00, or none. Messages are sent when they end."),
     ] = None,
-    time_zone: Annotated[str | None, typer.Option(help="Of the quiet hours, such as Europe/Berlin.")] = None,
+    time_zone: Annotated[
+        str | None, typer.Option(help="The time zone of the quiet hours, e.g. Europe/Berlin.")
+    ] = None,
 ) -> None:
-    """Show or set what a user wants to hear of, and when."""
+    """Show or change which messages a user gets, and when."""
     from cdc_tasks import db
     from cdc_tasks.notify import preferences
 
     _load_tasks()
-    wishes = preferences.Wishes(
+    changes = preferences.PreferenceChanges(
         mute=mute or [], unmute=unmute or [], manager_copies=manager_copies, quiet=quiet, time_zone=time_zone
     )
     with db.session() as session:
-        _say(preferences.change(session, email, wishes))
+        _say(preferences.change(session, email, changes))
 
 
 @cli.command("health")
@@ -119,25 +125,27 @@ def health(
     *,
     worker: Annotated[
         str | None,
-        typer.Option(help="Its name, as `celery status` has it.", show_default="the one on this machine"),
+        typer.Option(
+            help="The worker's name, as `celery status` shows it.", show_default="the one on this machine"
+        ),
     ] = None,
-    any_worker: Annotated[bool, typer.Option("--any", help="Whichever worker is first to answer.")] = False,
+    any_worker: Annotated[bool, typer.Option("--any", help="Ask any worker.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=1)] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Send a task through the broker and the worker, and wait for its answer. Exit status 1 if none comes."""
+    """Send a task to a worker through the broker, and wait for its answer. Exit status 1 if none comes."""
     from cdc_tasks.worker import health
 
     _load_tasks()
     found = health.check(None if any_worker else worker or health.own_worker(), timeout=timeout)
     if as_json:
-        print(json.dumps(asdict(found)))  # noqa: T201  # its output is what it is for
+        print(json.dumps(asdict(found)))  # noqa: T201  # the command's result
         return
     _say(f"{found.worker} answered after {found.milliseconds} ms.")
     if found.dead_letters:
         _say(f"{found.dead_letters} dead letters: python -m cdc_tasks dead-letters list")
     if found.parked:
-        _say(f"{found.parked} changes that no route could take: python -m listener parked list")
+        _say(f"{found.parked} parked changes: python -m listener parked list")
     if found.waiting:
         _say(f"{found.waiting} messages wait to be due: python -m cdc_tasks waiting")
 
@@ -165,7 +173,7 @@ def refresh_cache(
         list[str] | None, typer.Argument(help="Master tables.", show_default="all of them")
     ] = None,
 ) -> None:
-    """Refresh the master cache here and now, without a worker."""
+    """Refresh the master cache in this process, without a worker."""
     from cdc_tasks import master_cache
 
     _load_tasks()
@@ -175,9 +183,9 @@ def refresh_cache(
 
 @cli.command("give-back-unacked")
 def give_back_unacked() -> None:
-    """Put back what a dead worker of version 0.1, or one with kombu's own transport, held of our queues (Redis).
+    """Requeue the unacknowledged messages of dead workers of version 0.1, or with kombu's own transport (Redis).
 
-    Stop such workers first, with SIGTERM: what one that lives holds would run a second time.
+    Stop such workers first, with SIGTERM: the tasks of one that still runs would run a second time.
     """
     import redis
 
@@ -187,7 +195,7 @@ def give_back_unacked() -> None:
 
     with app.connection_for_write() as connection:
         if connection.transport.driver_type != "redis":
-            _say("The broker is not Redis: it gives back what a dead worker held by itself.")
+            _say("The broker is not Redis: it requeues the messages of a dead worker itself.")
             return
         channel: Any = connection.default_channel
         number = neighbours.give_back(
@@ -195,29 +203,29 @@ def give_back_unacked() -> None:
             [*app.amqp.queues, *OLD_NAMES],
             prefix=channel.global_keyprefix,
         )
-    _say(f"{number} messages are back in their queues.")
+    _say(f"{number} messages requeued.")
 
 
 @cli.command("schema")
 def schema(database: Annotated[Literal["postgresql", "mysql"], typer.Argument()] = "postgresql") -> None:
-    """Print the sample help desk's tables as SQL."""
+    """Print the tables of the sample help desk as SQL."""
     from cdc_tasks.helpdesk.schema import sql
 
-    print(sql(database), end="")  # noqa: T201  # its output is what it is for
+    print(sql(database), end="")  # noqa: T201  # the command's result
 
 
 @cli.command("create-schema")
 def create_schema() -> None:
-    """Make the sample help desk's tables in DATABASE_URL, as far as they are missing."""
+    """Create the missing tables of the sample help desk in DATABASE_URL."""
     from cdc_tasks import db
     from cdc_tasks.helpdesk.schema import create
 
     create(db.engine())
-    _say("The sample tables are there.")
+    _say("The sample tables exist.")
 
 
 def main() -> None:
-    """Run a command; an error of ours is told without a traceback, and ends with status 1."""
+    """Run a command; print a CDCError without a traceback, and exit with status 1."""
     logs.configure(level="warning")
     try:
         cli()
@@ -227,7 +235,7 @@ def main() -> None:
 
 
 def _load_tasks() -> None:
-    """Import what a worker imports: your own services and cache keys come with CDC_TASK_MODULES."""
+    """Import what a worker imports, also the services and cache keys of CDC_TASK_MODULES."""
     from cdc_tasks.celery import app
 
     app.loader.import_default_modules()

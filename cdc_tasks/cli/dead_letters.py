@@ -1,4 +1,4 @@
-"""Tasks that gave up: list them, look at them, replay or drop them."""
+"""Dead letters, the tasks that gave up: list, show, replay or drop them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ cli = typer.Typer(help=__doc__, no_args_is_help=True)
 
 _MOMENTS = ["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"]
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Those with these ids.")]
-OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task; * for any letters.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Ids of dead letters.")]
+OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task; * matches any letters.")]
 Since = Annotated[
-    datetime | None, typer.Option(formats=_MOMENTS, help="Only what failed then or later (UTC).")
+    datetime | None,
+    typer.Option(formats=_MOMENTS, help="Only those that failed then or later (UTC)."),
 ]
-Until = Annotated[datetime | None, typer.Option(formats=_MOMENTS, help="Only what failed before (UTC).")]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
-AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+Until = Annotated[
+    datetime | None, typer.Option(formats=_MOMENTS, help="Only those that failed before (UTC).")
+]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @cli.command("list")
 def list_letters(
     *, task: OfTask = None, since: Since = None, until: Until = None, as_json: AsJSON = False
 ) -> None:
-    """List what gave up, the oldest first, and say how many changes no route could take."""
+    """List the dead letters, oldest first, and the number of parked changes."""
     found = _matching(task, since, until)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))  # noqa: T201  # the command's result
@@ -54,14 +57,14 @@ def list_letters(
         table.add_row(*map(escape, row))
     console = Console()
     if not console.is_terminal:
-        console.width = 1000  # a pipe or a file: nobody's window to fit into
+        console.width = 1000  # a pipe or a file has no width
     console.print(table)
     _say_parked()
 
 
 @cli.command()
 def show(letter_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
-    """Show one as JSON: its message, its error with the traceback, and its earlier tries."""
+    """Show one dead letter as JSON: its message, its error with the traceback, and its earlier attempts."""
     from cdc_tasks.dead_letters import store as dead_letters
 
     print(json.dumps(asdict(dead_letters.get(letter_id)), indent=2))  # noqa: T201  # the command's result
@@ -71,16 +74,18 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
 def replay(
     ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
 ) -> None:
-    """Send them again, with the ids that they had: what was sent to somebody before is not sent twice."""
+    """Send the tasks again with the same ids, so that no notification is sent twice."""
     from cdc_tasks.celery import app
     from cdc_tasks.dead_letters import store as dead_letters
 
     for letter in _chosen(ids, task, since, until, everything=everything):
         if letter.raw is not None:
-            typer.echo(f"{letter.id}: not sent, it is no task's message: show it, and drop it", err=True)
+            typer.echo(f"{letter.id}: not sent, as it is not a task message: show it, and drop it", err=True)
             continue
         _send(app, letter)
-        dead_letters.forget(letter)  # behind the sending: rather twice with one id than never
+        dead_letters.forget(
+            letter
+        )  # after sending: a crash in between sends it twice with one id, and loses nothing
         typer.echo(f"{letter.id}: sent to {letter.task}")
 
 
@@ -88,18 +93,18 @@ def replay(
 def drop(
     ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
 ) -> None:
-    """Throw them away for good."""
+    """Delete dead letters."""
     from cdc_tasks.dead_letters import store as dead_letters
 
     for letter in _chosen(ids, task, since, until, everything=everything):
         dropped = dead_letters.forget(letter)
-        typer.echo(f"{letter.id}: {'dropped' if dropped else 'has failed again meanwhile, and stays'}")
+        typer.echo(f"{letter.id}: {'dropped' if dropped else 'kept, as it has failed again'}")
 
 
 def _send(app: Any, letter: DeadLetter) -> None:
     from cdc_tasks.broker.queues import queue_of_key
     from cdc_tasks.dead_letters.store import ATTEMPTS
-    from cdc_tasks.worker.argsrepr import described
+    from cdc_tasks.worker.redacted_args import redacted
 
     queue = queue_of_key(app, letter.queue)
     where = {} if queue is None else {"queue": queue}
@@ -109,8 +114,8 @@ def _send(app: Any, letter: DeadLetter) -> None:
         args=letter.args,
         kwargs=letter.kwargs,
         task_id=letter.id,
-        argsrepr=described(letter.args),
-        kwargsrepr=described(letter.kwargs),
+        argsrepr=redacted(letter.args),
+        kwargsrepr=redacted(letter.kwargs),
         headers={ATTEMPTS: [*letter.attempts, failed]},
         **where,
         **letter.options,
@@ -130,7 +135,7 @@ def _chosen(
     if ids:
         return [dead_letters.get(letter_id) for letter_id in ids]
     if not (task or since or until or everything):
-        raise typer.BadParameter("name some ids, --task, --since or --until, or say --all")
+        raise typer.BadParameter("give some ids, --task, --since, --until or --all")
     return _matching(task, since, until)
 
 
@@ -156,12 +161,12 @@ def _now() -> str:
 
 
 def _say_parked() -> None:
-    """Tell of changes that no route could take: the listener stores those, beside its checkpoint."""
+    """Print the number of parked changes, which the listener stores beside its checkpoint."""
     from cdc_tasks.worker import parked
 
     for name, number in parked.counts().items():
         typer.echo(
-            f"Beside these, {number} changes that a route could not take: "
+            f"In addition, {number} parked changes, whose routes failed: "
             f"CDC_NAME={name} python -m listener parked list",
             err=True,
         )

@@ -1,7 +1,7 @@
-"""Flower's settings, each with its reason, wherever `celery -A cdc_tasks flower` is started.
+"""Flower's settings, each with its reason, in any directory that `celery -A cdc_tasks flower` is started in.
 
-What its command line, FLOWER_… variables or a `flowerconfig.py` say goes first. Flower has no hook for this. It reads
-its options and then imports the app's modules, which Celery announces by a signal: that is when `prepare` runs.
+The command line, FLOWER_… variables and a `flowerconfig.py` override them. Flower has no hook for defaults. It reads
+its options and then imports the app's modules; Celery sends a signal for that, and `prepare` runs then.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["OpenFlowerError", "is_flower", "prepare"]
 
 _LOOPBACK: Final = "127.0.0.1"
-# Each task seen is kept in memory; Flower's own 100,000 take hundreds of megabytes.
+# Flower keeps each task in memory; its own default of 100,000 takes hundreds of megabytes.
 _MAX_TASKS: Final = 10_000
 _FLOWERS_OWN_MAX_TASKS: Final = 100_000
 
 
 class OpenFlowerError(CDCError):
-    """Flower would be open to the network: its pages show tasks, and start them."""
+    """Flower would be open to the network, and its pages show and start tasks."""
 
 
 def is_flower() -> bool:
-    """Return whether this process is Flower's."""
+    """Return whether this process is Flower."""
     context = click.get_current_context(silent=True)
     return context is not None and context.info_name == "flower"
 
 
 def prepare() -> None:
-    """Give Flower our defaults and our numbers; raises OpenFlowerError for an address that needs a password."""
+    """Set our defaults and metrics in Flower; raises OpenFlowerError if the address needs a password."""
     from tornado.options import options
 
     from cdc_tasks.worker import metrics
@@ -48,7 +48,7 @@ def prepare() -> None:
     if not (options.basic_auth or options.auth):
         _check_address(options.address, options.unix_socket)
         _take_known_hosts_only()
-    # /metrics tells of dead letters and parked changes too. Prometheus needs no password for it: it has only numbers.
+    # Adds dead letters and parked changes to /metrics. That page needs no password: it holds only numbers.
     metrics.expose()
 
 
@@ -57,7 +57,7 @@ def _check_address(address: str, unix_socket: str) -> None:
         return
     raise OpenFlowerError(
         f"Flower on {address} without a password would be open to the network.",
-        hint="Set FLOWER_BASIC_AUTH=user:password, or leave the address out: then only this machine reaches it.",
+        hint="Set FLOWER_BASIC_AUTH=user:password, or leave the address out: then it listens on this machine only.",
     )
 
 
@@ -69,7 +69,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _take_known_hosts_only() -> None:
-    """Refuse any other Host header: a stranger's page could read ours under a name of its own (DNS rebinding)."""
+    """Refuse any other Host header, against DNS rebinding: another site's page could read ours."""
     from flower.app import Flower
     from tornado.web import RequestHandler
 
@@ -77,7 +77,7 @@ def _take_known_hosts_only() -> None:
         def prepare(self) -> None:
             self.set_status(403)
             self.finish(
-                f"{self.request.host_name} is no name of this Flower. Its names: CDC_FLOWER_HOSTS=flower.example.com\n"
+                f"{self.request.host_name} is not a name of this Flower. Add it: CDC_FLOWER_HOSTS=flower.example.com\n"
             )
 
     start = Flower.start_http_server

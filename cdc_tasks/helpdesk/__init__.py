@@ -1,1 +1,1 @@
-"""The application that ships with the engine: tickets and users, and who is told about them."""
+"""The sample application: tickets and users, and the notifications about them."""

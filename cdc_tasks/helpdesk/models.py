@@ -1,4 +1,4 @@
-"""The help desk's own tables, as far as the tasks read them: the real ones may have more columns."""
+"""The columns of the help desk's tables that the tasks read; the real tables may have more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Ticket"]
 
 
 class Ticket(Base):
-    """One thing to be done for somebody."""
+    """One request, which a user works on for another."""
 
     __tablename__ = "tickets"
 

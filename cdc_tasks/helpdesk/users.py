@@ -1,4 +1,4 @@
-"""What happens when a row of `users` changes, and who somebody's managers are."""
+"""The task for new users, its welcome message, and the chain of a user's managers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cdc_tasks import db
 from cdc_tasks.celery import app
 from cdc_tasks.changes import RowChange
 from cdc_tasks.notify.delivery import notify_users
-from cdc_tasks.notify.messages import Fact, Message, Occasion, composes
+from cdc_tasks.notify.message import Fact, Message, Notification, composes
 from cdc_tasks.notify.models import User
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ def welcome_user(change: dict[str, Any]) -> str:
         if session.get(User, user_id) is None:
             log.info("nothing_sent", reason="the user is gone", user_id=user_id)
             return "nothing sent: the user is gone"
-        occasion = Occasion(kind="welcome", subject_id=user_id, change_id=insert.id, position=insert.position)
-        return f"{notify_users(session, [user_id], occasion)} messages queued"
+        notification = Notification(
+            kind="welcome", subject_id=user_id, change_id=insert.id, position=insert.position
+        )
+        return f"{notify_users(session, [user_id], notification)} messages queued"
 
 
 def get_manager_ids(user_id: int, session: Session) -> list[int]:
-    """Return the ids of a user's managers, up the chain: nearest first, each once, never the user's own."""
+    """Return the ids of a user's managers, up the chain: nearest first, each once, without the user's own."""
     found: list[int] = []
     manager_id = _manager_of(user_id, session)
     while manager_id is not None and manager_id != user_id and manager_id not in found:
@@ -50,8 +52,8 @@ def _manager_of(user_id: int, session: Session) -> int | None:
 
 
 @composes("welcome")
-def _welcome(session: Session, occasion: Occasion) -> Message | None:
-    user = session.get(User, occasion.subject_id)
+def _welcome(session: Session, notification: Notification) -> Message | None:
+    user = session.get(User, notification.subject_id)
     if user is None:
         return None
     manager = session.get(User, user.manager_id) if user.manager_id is not None else None

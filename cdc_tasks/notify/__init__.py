@@ -1,6 +1,6 @@
-"""Messages to people: what they say, to which account, how often, and what was sent.
+"""Notifications: their text, the accounts that get them, the rate limits, and the log of what was sent.
 
-The names below are public: kinds of messages and services of your own are made of them (docs/tasks.md).
+The names below are public: use them to add kinds of messages and services (docs/tasks.md).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from cdc_tasks.notify.delivery import notify_users
-    from cdc_tasks.notify.messages import Fact, Message, Occasion, composes
+    from cdc_tasks.notify.message import Fact, Message, Notification, composes
     from cdc_tasks.notify.models import ConnectedAccount, User
     from cdc_tasks.notify.send_errors import (
         AnswerLostError,
@@ -28,7 +28,7 @@ __all__ = [
     "Fact",
     "Message",
     "NotSentError",
-    "Occasion",
+    "Notification",
     "Rate",
     "RateLimitedError",
     "Recipient",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _HOME: Final = {
-    **dict.fromkeys(("Fact", "Message", "Occasion", "composes"), "messages"),
+    **dict.fromkeys(("Fact", "Message", "Notification", "composes"), "message"),
     **dict.fromkeys(("ConnectedAccount", "User"), "models"),
     **dict.fromkeys(
         ("AnswerLostError", "NotSentError", "RateLimitedError", "RefusedError", "UnavailableError"),

@@ -1,4 +1,4 @@
-"""Connected accounts: where a person wants messages."""
+"""Connected accounts: where a user wants messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import lazyload
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.notify import vault
+from cdc_tasks.notify import sealed_secrets
 from cdc_tasks.notify.models import ConnectedAccount, User
 from cdc_tasks.notify.services import Recipient, adapter_for
 
@@ -22,7 +22,7 @@ __all__ = ["connect", "ids_for_user", "load", "reseal_all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """An account that can be sent to."""
+    """An active account, its secret decrypted."""
 
     id: int
     user_id: int
@@ -43,23 +43,23 @@ def ids_for_user(session: Session, user_id: int) -> list[int]:
 
 
 def load(session: Session, account_id: int) -> Account | None:
-    """Return the account, its secret opened; None where it is gone or switched off. Raises VaultError."""
+    """Return the account, its secret decrypted; None if it is deleted or inactive. Raises SealedSecretError."""
     row = session.get(ConnectedAccount, account_id)
     if row is None or not row.is_active:
         return None
-    secret = vault.open_sealed(row.secret)
+    secret = sealed_secrets.open_sealed(row.secret)
     recipient = Recipient(address=row.address, secret=secret, email=row.user.email)
     return Account(id=row.id, user_id=row.user_id, service=row.service, recipient=recipient)
 
 
 def connect(session: Session, *, email: str, service: str, address: str | None, secret: SecretStr) -> int:
-    """Add an account, its secret sealed, and return its id; raises UnknownUserError and RefusedError."""
+    """Add an account, its secret encrypted, and return its id; raises UnknownUserError and RefusedError."""
     user = session.scalar(select(User).where(User.email == email))
     if user is None:
         raise UnknownUserError(f"No user has the e-mail address {email}.")
     adapter_for(service).check(Recipient(address=address, secret=secret, email=email))
     account = ConnectedAccount(
-        user_id=user.id, service=service, address=address, secret=vault.seal(secret), is_active=True
+        user_id=user.id, service=service, address=address, secret=sealed_secrets.seal(secret), is_active=True
     )
     session.add(account)
     session.commit()
@@ -67,10 +67,10 @@ def connect(session: Session, *, email: str, service: str, address: str | None, 
 
 
 def reseal_all(session: Session) -> int:
-    """Seal every secret with the first key of CDC_SECRET_KEY; returns how many. Raises VaultError."""
+    """Encrypt every secret with the first key of CDC_SECRET_KEY; return how many. Raises SealedSecretError."""
     query = select(ConnectedAccount).options(lazyload(ConnectedAccount.user)).with_for_update()
     accounts = session.scalars(query).all()
     for account in accounts:
-        account.secret = vault.reseal(account.secret)
+        account.secret = sealed_secrets.reseal(account.secret)
     session.commit()
     return len(accounts)

@@ -1,4 +1,4 @@
-"""One message to one connected account: a task of its own, retried on its own, sent once."""
+"""One message to one connected account: its own task with its own retries, sent once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kombu.exceptions import OperationalError
 from cdc_tasks import db
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
-from cdc_tasks.notify import accounts, messages, preferences
-from cdc_tasks.notify.delivery_log import Claim, SendRecord
-from cdc_tasks.notify.messages import Message, Occasion
-from cdc_tasks.notify.rate_limit import Turn
+from cdc_tasks.notify import accounts, preferences
+from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
+from cdc_tasks.notify.message import Message, Notification, compose
+from cdc_tasks.notify.rate_limit import GroupMember
 from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
 from cdc_tasks.notify.services import adapter_for, rate_of
 from cdc_tasks.retry import NotYetError, TryAgain, may_try_again, seconds_without_spread
@@ -37,11 +37,11 @@ class BrokerAwayError(TryAgain):
 
 
 class MaybeSentError(CDCError):
-    """The answer to an earlier attempt was lost, and CDC_LOST_ANSWER=give-up says not to send again."""
+    """The answer to an earlier attempt was lost, and CDC_LOST_ANSWER=give-up forbids another."""
 
 
 @app.task(name="cdc_tasks.deliver")
-def deliver(  # noqa: PLR0917  # a task's arguments come by name
+def deliver(  # noqa: PLR0917  # the arguments are passed by name
     account_id: int,
     kind: str,
     subject_id: int,
@@ -49,96 +49,101 @@ def deliver(  # noqa: PLR0917  # a task's arguments come by name
     changed: dict[str, list[Any]] | None = None,
     position: str | None = None,
 ) -> str:
-    """Send one message to one account, unless it was sent before; what it says is read from the database."""
+    """Send one message to one account, unless it was sent before; compose its text from the database."""
     pairs = None if changed is None else {column: (old, new) for column, (old, new) in changed.items()}
-    occasion = Occasion(
+    notification = Notification(
         kind=kind, subject_id=subject_id, change_id=change_id, changed=pairs, position=position
     )
-    turn = _turn(occasion, account_id)
+    member = _group_member(notification, account_id)
     with db.session() as session:
         account = accounts.load(session, account_id)
-        message = messages.compose(session, occasion)
-        quiet = preferences.of_user(session, account.user_id).quiet_for(datetime.now(UTC)) if account else 0
+        message = compose(session, notification)
+        quiet = (
+            preferences.of_user(session, account.user_id).quiet_seconds(datetime.now(UTC)) if account else 0
+        )
     if account is None or message is None:
-        turn.leave()
+        member.release()
         return _nothing_sent(
-            occasion, account_id, "the account is gone" if account is None else "its subject is gone"
+            notification, account_id, "the account is gone" if account is None else "its subject is gone"
         )
     if quiet:
-        turn.comes_back(quiet)
+        member.reschedule(quiet)
         raise NotYetError("These are the user's quiet hours.", after=quiet)
-    if not _send_in_turn(account, message, turn):
-        return _nothing_sent(occasion, account_id, "it was sent before")
+    if not _send_in_order(account, message, member):
+        return _nothing_sent(notification, account_id, "it was sent before")
     log.info("message_sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
     return f"sent to {account.service}"
 
 
-def notify_users(session: Session, user_ids: Iterable[int], occasion: Occasion) -> int:
-    """Queue a message to every account of these users, and return how many; raises BrokerAwayError."""
+def notify_users(session: Session, user_ids: Iterable[int], notification: Notification) -> int:
+    """Queue one message for each account of these users, and return their number; raises BrokerAwayError."""
     count = 0
     for user_id in user_ids:
-        if (unwanted := preferences.of_user(session, user_id).says_no_to(occasion.kind)) is not None:
-            _nothing_sent(occasion, None, unwanted, user_id=user_id)
+        reason = preferences.of_user(session, user_id).reason_not_to_send(notification.kind)
+        if reason is not None:
+            _nothing_sent(notification, None, reason, user_id=user_id)
             continue
         account_ids = accounts.ids_for_user(session, user_id)
         if not account_ids:
-            _nothing_sent(occasion, None, "the user has no connected account", user_id=user_id)
+            _nothing_sent(notification, None, "the user has no connected account", user_id=user_id)
         for account_id in account_ids:
-            _queue(occasion, account_id)
+            _queue(notification, account_id)
         count += len(account_ids)
     return count
 
 
-def _queue(occasion: Occasion, account_id: int) -> None:
-    turn = _turn(occasion, account_id)
-    turn.expect()
+def _queue(notification: Notification, account_id: int) -> None:
+    member = _group_member(notification, account_id)
+    member.expect()
     try:
         deliver.apply_async(
             kwargs={
                 "account_id": account_id,
-                "kind": occasion.kind,
-                "subject_id": occasion.subject_id,
-                "change_id": occasion.change_id,
-                "changed": occasion.changed,
-                "position": occasion.position,
+                "kind": notification.kind,
+                "subject_id": notification.subject_id,
+                "change_id": notification.change_id,
+                "changed": notification.changed,
+                "position": notification.position,
             },
-            task_id=turn.delivery_id,
+            task_id=member.delivery_id,
         )
     except OperationalError as error:
         raise BrokerAwayError(f"The broker did not take a task: {error}") from error
 
 
-def _turn(occasion: Occasion, account_id: int) -> Turn:
-    """Make it with the same id whenever the same change leads to the same message to the same account."""
-    name = f"cdc_tasks:{occasion.change_id}:{occasion.kind}:{account_id}"
-    return Turn(
-        lane=f"account:{account_id}", position=occasion.position, delivery_id=str(uuid5(NAMESPACE_URL, name))
+def _group_member(notification: Notification, account_id: int) -> GroupMember:
+    """Return it with an id that is always the same for one change, kind of message and account."""
+    name = f"cdc_tasks:{notification.change_id}:{notification.kind}:{account_id}"
+    return GroupMember(
+        group=f"account:{account_id}",
+        position=notification.position,
+        delivery_id=str(uuid5(NAMESPACE_URL, name)),
     )
 
 
-def _send_in_turn(account: accounts.Account, message: Message, turn: Turn) -> bool:
-    """Send, or tell that it was sent before; raises NotYetError, and what `_send_once` raises."""
-    record = SendRecord(turn.delivery_id)
+def _send_in_order(account: accounts.Account, message: Message, member: GroupMember) -> bool:
+    """Send the message; return False if it was sent before. Raises NotYetError, and the errors of `_send_once`."""
+    record = DeliveryRecord(member.delivery_id)
     if not record.is_sent():
-        turn.take(account, rate_of(account.service))
+        member.acquire(account, rate_of(account.service))
     try:
         is_sent = _send_once(account, message, record)
     except TryAgain as error:
         if may_try_again(error, deliver.request, deliver.max_retries):
             wait = seconds_without_spread(error, deliver.request.retries)
-            turn.comes_back(wait, hold_up=account if isinstance(error, RateLimitedError) else None)
+            member.reschedule(wait, block_channel_of=account if isinstance(error, RateLimitedError) else None)
         else:
-            turn.leave()
+            member.release()
         raise
-    except Exception:  # whatever an adapter raises, it gives up, and those behind it go on
-        turn.leave()
+    except Exception:  # the task gives up after any other error, and the next messages go on
+        member.release()
         raise
-    turn.leave()
+    member.release()
     return is_sent
 
 
-def _send_once(account: accounts.Account, message: Message, record: SendRecord) -> bool:
-    """Send, or tell that it was sent before; raises what the adapter raises, and MaybeSentError."""
+def _send_once(account: accounts.Account, message: Message, record: DeliveryRecord) -> bool:
+    """Send the message; return False if it was sent before. Raises the adapter's errors and MaybeSentError."""
     adapter = adapter_for(account.service)
     claim = record.claim()
     if claim is Claim.SENT:
@@ -154,7 +159,7 @@ def _send_once(account: accounts.Account, message: Message, record: SendRecord) 
         raise
     except SoftTimeLimitExceeded as error:
         record.unknown()
-        raise AnswerLostError("The service was still not done when the task's time was over.") from error
+        raise AnswerLostError("The service had not answered when the task's time limit was over.") from error
     except BaseException:
         record.unknown()
         raise
@@ -162,12 +167,12 @@ def _send_once(account: accounts.Account, message: Message, record: SendRecord) 
     return True
 
 
-def _nothing_sent(occasion: Occasion, account_id: int | None, reason: str, **more: Any) -> str:
+def _nothing_sent(notification: Notification, account_id: int | None, reason: str, **more: Any) -> str:
     log.info(
         "nothing_sent",
         reason=reason,
-        kind=occasion.kind,
-        subject_id=occasion.subject_id,
+        kind=notification.kind,
+        subject_id=notification.subject_id,
         account_id=account_id,
         **more,
     )

@@ -1,4 +1,4 @@
-"""People, their accounts and their preferences: the tables that messages need. The real ones may have more columns."""
+"""The tables that notifications need: users, accounts and preferences. The real ones may have more columns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["Base", "ConnectedAccount", "NotificationPreferences", "User"]
 
 
 class Base(DeclarativeBase):
-    """Tables are made by `cdc_tasks/helpdesk/schema/*.sql`, or are there already: never from here."""
+    """The base of the models. The tables come from `cdc_tasks/helpdesk/schema/*.sql`, never from these classes."""
 
-    type_annotation_map = {int: BigInteger}  # noqa: RUF012  # SQLAlchemy's own way to say it
+    type_annotation_map = {int: BigInteger}  # noqa: RUF012  # SQLAlchemy reads it like this
 
 
 class User(Base):
-    """A person, who may have a manager, who may have one too."""
+    """A person. A manager may have a manager too."""
 
     __tablename__ = "users"
 
@@ -28,22 +28,22 @@ class User(Base):
 
 
 class ConnectedAccount(Base):
-    """Where a person wants messages."""
+    """Where a user wants messages."""
 
     __tablename__ = "connected_accounts"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     service: Mapped[str]  # the name of a module of `cdc_tasks.notify.services`
-    address: Mapped[str | None]  # Slack: channel or user id; empty: found by the user's e-mail
-    secret: Mapped[str]  # sealed by `cdc_tasks.notify.vault`: Slack's bot token, Teams' webhook URL
+    address: Mapped[str | None]  # Slack: channel or user id; None: found by the user's e-mail
+    secret: Mapped[str]  # Slack's bot token or Teams' webhook URL, encrypted by `sealed_secrets`
     is_active: Mapped[bool]
 
     user: Mapped[User] = relationship(lazy="joined")
 
 
 class NotificationPreferences(Base):
-    """What a person wants to hear of, and when; who has none hears of everything at any time."""
+    """Which messages a user wants, and when. A user without a row gets all of them at any time."""
 
     __tablename__ = "notification_preferences"
 

@@ -1,4 +1,4 @@
-"""What a person wants to hear of, and when."""
+"""Which messages a user wants, and when."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import structlog
 from sqlalchemy import select
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.notify import messages
 from cdc_tasks.notify.accounts import UnknownUserError
+from cdc_tasks.notify.message import kinds
 from cdc_tasks.notify.models import NotificationPreferences, User
 
 if TYPE_CHECKING:
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["Preferences", "Wishes", "change", "of_user"]
+__all__ = ["PreferenceChanges", "Preferences", "change", "of_user"]
 
 log = structlog.get_logger()
 
-_OF_MANAGERS = "manager_"  # how their kinds begin
+_MANAGER_PREFIX = "manager_"  # of the kinds that are copies for managers
 
 
 class BadPreferenceError(CDCError):
-    """This cannot be wished for."""
+    """This preference is not valid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preferences:
-    """One person's; by default everything, at any time."""
+    """The preferences of one user; by default every message, at any time."""
 
     muted_kinds: frozenset[str] = frozenset()
     manager_copies: bool = True
@@ -41,16 +41,16 @@ class Preferences:
     quiet_until: time | None = None
     time_zone: tzinfo = UTC
 
-    def says_no_to(self, kind: str) -> str | None:
-        """Return the reason why a message of this kind is not sent, or None."""
+    def reason_not_to_send(self, kind: str) -> str | None:
+        """Return why the user gets no message of this kind, or None."""
         if kind in self.muted_kinds:
             return "the user has muted these"
-        if kind.startswith(_OF_MANAGERS) and not self.manager_copies:
+        if kind.startswith(_MANAGER_PREFIX) and not self.manager_copies:
             return "the user wants no copies for managers"
         return None
 
-    def quiet_for(self, now: datetime) -> float:
-        """Return for how many seconds more it is quiet; 0: it is not. Both times equal: never quiet."""
+    def quiet_seconds(self, now: datetime) -> float:
+        """Return the seconds until the quiet hours end, 0 outside them. If both times are equal, there are none."""
         begin, end = self.quiet_from, self.quiet_until
         if begin is None or end is None:
             return 0
@@ -62,11 +62,13 @@ class Preferences:
         ends = here.replace(hour=end.hour, minute=end.minute, second=end.second, microsecond=end.microsecond)
         if ends <= here:
             ends += timedelta(days=1)
-        return (ends.astimezone(UTC) - now).total_seconds()  # in UTC: the clock may be changed meanwhile
+        return (
+            ends.astimezone(UTC) - now
+        ).total_seconds()  # in UTC, as the local clock may change in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class PreferenceChanges:
     """What to change; None: leave it."""
 
     mute: list[str] = field(default_factory=list)
@@ -77,7 +79,7 @@ class Wishes:
 
 
 def of_user(session: Session, user_id: int) -> Preferences:
-    """Read a person's preferences."""
+    """Return a user's preferences."""
     row = session.get(NotificationPreferences, user_id)
     if row is None:
         return Preferences()
@@ -90,8 +92,8 @@ def of_user(session: Session, user_id: int) -> Preferences:
     )
 
 
-def change(session: Session, email: str, wishes: Wishes) -> str:
-    """Store what is wished for, and tell what holds now; raises UnknownUserError and BadPreferenceError."""
+def change(session: Session, email: str, changes: PreferenceChanges) -> str:
+    """Store the changes, and return a summary for people; raises UnknownUserError and BadPreferenceError."""
     user = session.scalar(select(User).where(User.email == email))
     if user is None:
         raise UnknownUserError(f"No user has the e-mail address {email}.")
@@ -99,27 +101,25 @@ def change(session: Session, email: str, wishes: Wishes) -> str:
     if row is None:
         row = NotificationPreferences(user_id=user.id, muted_kinds="", manager_copies=True, time_zone="UTC")
         session.add(row)
-    _apply(row, wishes)
+    _apply(row, changes)
     session.commit()
-    return _told(email, row)
+    return _summary(email, row)
 
 
-def _apply(row: NotificationPreferences, wishes: Wishes) -> None:
-    unknown = sorted({*wishes.mute, *wishes.unmute} - set(messages.kinds()))
+def _apply(row: NotificationPreferences, changes: PreferenceChanges) -> None:
+    unknown = sorted({*changes.mute, *changes.unmute} - set(kinds()))
     if unknown:
-        raise BadPreferenceError(
-            f"There is no kind {unknown[0]!r}; there are: {', '.join(messages.kinds())}."
-        )
-    row.muted_kinds = ",".join(sorted({*_words(row.muted_kinds), *wishes.mute} - {*wishes.unmute}))
-    if wishes.manager_copies is not None:
-        row.manager_copies = wishes.manager_copies
-    if wishes.quiet is not None:
-        row.quiet_from, row.quiet_until = _hours(wishes.quiet)
-    if wishes.time_zone is not None:
-        row.time_zone = wishes.time_zone
-        if _zone_named(wishes.time_zone) is None:
+        raise BadPreferenceError(f"There is no kind {unknown[0]!r}; there are: {', '.join(kinds())}.")
+    row.muted_kinds = ",".join(sorted({*_words(row.muted_kinds), *changes.mute} - {*changes.unmute}))
+    if changes.manager_copies is not None:
+        row.manager_copies = changes.manager_copies
+    if changes.quiet is not None:
+        row.quiet_from, row.quiet_until = _hours(changes.quiet)
+    if changes.time_zone is not None:
+        row.time_zone = changes.time_zone
+        if _zone_named(changes.time_zone) is None:
             raise BadPreferenceError(
-                f"There is no time zone {wishes.time_zone!r}.", hint="such as Europe/Berlin"
+                f"There is no time zone {changes.time_zone!r}.", hint="such as Europe/Berlin"
             )
 
 
@@ -131,11 +131,11 @@ def _hours(text: str) -> tuple[time | None, time | None]:
         return time.fromisoformat(begin.strip()), time.fromisoformat(end.strip())
     except ValueError:
         raise BadPreferenceError(
-            f"{text!r} are no hours.", hint="--quiet 22:00-07:00, or --quiet none"
+            f"{text!r} are not valid hours.", hint="--quiet 22:00-07:00, or --quiet none"
         ) from None
 
 
-def _told(email: str, row: NotificationPreferences) -> str:
+def _summary(email: str, row: NotificationPreferences) -> str:
     quiet = f"{row.quiet_from:%H:%M} to {row.quiet_until:%H:%M} {row.time_zone}" if row.quiet_from else "none"
     return (
         f"{email}: muted: {row.muted_kinds or 'nothing'}; copies for managers: "
@@ -153,7 +153,7 @@ def _zone(row: NotificationPreferences) -> tzinfo:
 def _zone_named(name: str) -> ZoneInfo | None:
     try:
         return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # what it raises for what is not there, not a name, a directory
+    except (KeyError, ValueError, OSError):  # it is unknown, not a name, or a directory
         return None
 
 

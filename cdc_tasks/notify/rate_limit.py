@@ -1,12 +1,12 @@
-"""How fast messages go out, over all workers: so many a second to a channel and to a service, in the order of commits.
+"""The rate limit of messages, over all workers: up to N a second to a channel and to a service, in commit order.
 
-Each account has a lane: its messages, sorted by the position of the change that they are about. Only the first in a
-lane may send, and only once its slot has come: the next free moment of its channel, and then of its service. Who must
-wait is told for how long, and its task comes back then; no worker waits meanwhile. Redis decides, in one step and by
+The messages to one account are a message group, sorted by the position of their changes. Only the first of a group may
+be sent, and only at the time reserved for it: the next free time of its channel, and then of its service. A message
+that must wait gets the number of seconds, and its task is rescheduled; no worker blocks. Redis decides atomically, by
 the steady clock.
 
-The tasks that queue a ticket's messages have a lane too, the ticket's: one that is tried again, or whose worker was
-killed, is not overtaken by those of later changes.
+The tasks that queue a ticket's messages are a group too. If one is retried, or its worker is killed, the tasks of later
+changes do not overtake it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from cdc_tasks.notify.accounts import Account
     from cdc_tasks.notify.services import Rate
 
-__all__ = ["Turn", "in_turn"]
+__all__ = ["GroupMember", "in_group_order"]
 
-# Seconds past the time for which a message was expected back. Then it counts as gone, with its worker, and those behind
-# it go on. Longer than a task may run, and than the broker needs to bring one back.
-_PATIENCE = 75 + LONGEST_STEP
+# Seconds after the time at which a message was expected. Then it counts as lost with its worker, and the next ones of
+# its group go on. Longer than a task may run, and than the broker needs to deliver it again.
+_GRACE = 75 + LONGEST_STEP
 
-# A lane is a sorted set of messages, and a hash: until when each is waited for, and which slot it has.
-# The last key is the clock's. Keys of the pace have a day to live, longer than any wait.
-_LANE = f"""{STEADY}
+# A group is a sorted set of messages (`lane`) and a hash (`told`) with the end of the wait for each, and its reserved
+# times. The last key is the clock's. All keys expire after a day, which is longer than any wait.
+_GROUP = f"""{STEADY}
 local now = steady(KEYS[#KEYS])
 local lane, told, me, patience = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2])
 local function wait_for(member, back)
@@ -52,15 +52,15 @@ local function forget(member)
 end
 """
 
-# ARGV: me, patience
-_EXPECT = f"""{_LANE}
+# ARGV: the message, the grace in milliseconds
+_EXPECT = f"""{_GROUP}
 redis.call('ZADD', lane, 'NX', 0, me)
 wait_for(me, now)
 """
 
-# KEYS: lane, told, the channel's next free moment, the service's; ARGV: me, patience, milliseconds between two messages
-# to the channel, to the service, the longest wait
-_TAKE = f"""{_LANE}
+# KEYS: lane, told, the next free time of the channel, of the service; ARGV: the message, the grace, milliseconds
+# between two messages to the channel, to the service, the longest wait
+_ACQUIRE = f"""{_GROUP}
 redis.call('ZADD', lane, 0, me)
 local first = redis.call('ZRANGE', lane, 0, 0)[1]
 while first ~= me and tonumber(redis.call('HGET', told, first) or 0) < now do
@@ -69,7 +69,7 @@ while first ~= me and tonumber(redis.call('HGET', told, first) or 0) < now do
 end
 
 local between = {{channel = tonumber(ARGV[3]), service = tonumber(ARGV[4])}}
-local function slot(what, key)  -- mine, reserved when I first ask
+local function reserved(what, key)  -- my time, reserved at my first call
     local mine = tonumber(redis.call('HGET', told, what .. ' ' .. me))
     if mine then return mine end
     mine = math.max(now, tonumber(redis.call('GET', key) or 0))
@@ -84,9 +84,9 @@ if first ~= me then
     local overdue = math.min(math.max(now - back, 0), 5000)  -- look less often the longer it is late
     wait = math.max(back - now, 0) + math.max(redis.call('ZRANK', lane, me) * between.channel, 100, overdue)
 else
-    if between.channel > 0 then wait = slot('channel', KEYS[3]) - now end
-    if wait <= 0 and between.service > 0 then wait = slot('service', KEYS[4]) - now end
-    if wait <= 0 then  -- some come late, and then the next one is not to come too soon after
+    if between.channel > 0 then wait = reserved('channel', KEYS[3]) - now end
+    if wait <= 0 and between.service > 0 then wait = reserved('service', KEYS[4]) - now end
+    if wait <= 0 then  -- after a late message the next one must not follow too soon
         local free = redis.call('MGET', KEYS[3] .. ':used', KEYS[4] .. ':used')
         wait = math.max(tonumber(free[1] or 0), tonumber(free[2] or 0)) - now
     end
@@ -100,8 +100,9 @@ wait_for(me, now + math.max(wait, 0))
 return wait
 """
 
-# KEYS: lane, told, the channel's next free moment; ARGV: me, patience, milliseconds, whether all of the channel waits
-_COMES_BACK = f"""{_LANE}
+# KEYS: lane, told, the next free time of the channel; ARGV: the message, the grace, milliseconds, whether the whole
+# channel waits
+_RESCHEDULE = f"""{_GROUP}
 redis.call('HDEL', told, 'channel ' .. me, 'service ' .. me)
 wait_for(me, now + ARGV[3])
 if ARGV[4] == 'all' and now + ARGV[3] > tonumber(redis.call('GET', KEYS[3]) or 0) then
@@ -109,78 +110,78 @@ if ARGV[4] == 'all' and now + ARGV[3] > tonumber(redis.call('GET', KEYS[3]) or 0
 end
 """
 
-# ARGV: me, patience
-_LEAVE = f"""{_LANE}
+# ARGV: the message, the grace in milliseconds
+_RELEASE = f"""{_GROUP}
 forget(me)
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One message's place among those to the same account, or one task's among those on the same row."""
+class GroupMember:
+    """One message among those to the same account, or one task among those of the same row."""
 
-    lane: str
-    position: str | None  # of the change; without one it goes before the others
+    group: str
+    position: str | None  # of the change; a message without one comes before the others
     delivery_id: str
 
     def expect(self) -> None:
-        """Say that this message will come: those of later changes wait for it. Raises CacheAwayError."""
+        """Announce this message: those of later changes wait for it. Raises CacheAwayError."""
         self._run(_EXPECT)
 
-    def take(self, account: Account, rate: Rate) -> None:
-        """Go on if this message may be sent now; raises NotYetError, which says when it may, and CacheAwayError."""
+    def acquire(self, account: Account, rate: Rate) -> None:
+        """Return if this message may be sent now; raises NotYetError with the wait, and CacheAwayError."""
         between = (_milliseconds_between(rate.channel), _milliseconds_between(rate.service))
-        self._take(between, [_channel(account), f"cdc:pace:{account.service}"])
+        self._acquire(between, [_channel(account), f"cdc:pace:{account.service}"])
 
-    def take_freely(self) -> None:
-        """Go on if nothing earlier is under way, however fast; raises NotYetError and CacheAwayError."""
-        self._take((0, 0), ["cdc:pace:none", "cdc:pace:none"])
+    def acquire_unlimited(self) -> None:
+        """Return if no earlier member of the group is pending, at any rate; raises NotYetError and CacheAwayError."""
+        self._acquire((0, 0), ["cdc:pace:none", "cdc:pace:none"])
 
-    def _take(self, between: tuple[int, int], places: list[str]) -> None:
-        wait = self._run(_TAKE, *between, int(LONGEST_WAIT * 1000), more_keys=places)
+    def _acquire(self, between: tuple[int, int], next_free: list[str]) -> None:
+        wait = self._run(_ACQUIRE, *between, int(LONGEST_WAIT * 1000), more_keys=next_free)
         if wait > 0:
-            raise NotYetError("It is not this one's turn.", after=wait / 1000)
+            raise NotYetError("Earlier messages, or the rate limit, come first.", after=wait / 1000)
 
-    def comes_back(self, seconds: float, *, hold_up: Account | None = None) -> None:
-        """Say that this one is tried again then; nothing goes to the channel of `hold_up` before."""
-        what = "this one" if hold_up is None else "all"
-        place = "cdc:pace:none" if hold_up is None else _channel(hold_up)
+    def reschedule(self, seconds: float, *, block_channel_of: Account | None = None) -> None:
+        """Announce the retry after `seconds`; until then nothing goes to the channel of `block_channel_of`."""
+        what = "this one" if block_channel_of is None else "all"
+        next_free = "cdc:pace:none" if block_channel_of is None else _channel(block_channel_of)
         milliseconds = int(min(max(seconds, 0.001), LONGEST_WAIT) * 1000)
-        self._run(_COMES_BACK, milliseconds, what, more_keys=[place])
+        self._run(_RESCHEDULE, milliseconds, what, more_keys=[next_free])
 
-    def leave(self) -> None:
-        """Let those behind it go on: this message is sent, or will never be."""
-        self._run(_LEAVE)
+    def release(self) -> None:
+        """Leave the group, so that the next members go on: this message was sent, or never will be."""
+        self._run(_RELEASE)
 
     def _run(self, script: str, *arguments: Any, more_keys: list[str] | None = None) -> Any:
         place = position_key(self.position)[1] if self.position else ""
-        lane = f"cdc:lane:{self.lane}"
+        lane = f"cdc:lane:{self.group}"
         keys = [lane, f"{lane}:told", *(more_keys or []), CLOCK]
         with cache.errors_translated():
             return cache.client().register_script(script)(
-                keys=keys, args=[f"{place} {self.delivery_id}", _PATIENCE * 1000, *arguments]
+                keys=keys, args=[f"{place} {self.delivery_id}", _GRACE * 1000, *arguments]
             )
 
 
 @contextmanager
-def in_turn(turn: Turn, task: Task[Any, Any]) -> Iterator[None]:
-    """Begin only when no earlier task of the lane runs, and let later ones wait.
+def in_group_order(member: GroupMember, task: Task[Any, Any]) -> Iterator[None]:
+    """Run the block only if no earlier task of the group is pending; later ones wait for it.
 
-    Raises NotYetError, CacheAwayError.
+    Raises NotYetError and CacheAwayError.
     """
-    turn.take_freely()
+    member.acquire_unlimited()
     try:
         yield
     except TryAgain as error:
         if may_try_again(error, task.request, task.max_retries):
-            turn.comes_back(seconds_without_spread(error, task.request.retries))
+            member.reschedule(seconds_without_spread(error, task.request.retries))
         else:
-            turn.leave()
+            member.release()
         raise
-    except Exception:  # whatever it is, this task gives up, and those behind it go on
-        turn.leave()
+    except Exception:  # the task gives up after any other error, and the next ones go on
+        member.release()
         raise
-    turn.leave()
+    member.release()
 
 
 def _milliseconds_between(rate: float) -> int:
@@ -188,7 +189,7 @@ def _milliseconds_between(rate: float) -> int:
 
 
 def _channel(account: Account) -> str:
-    """Return the key of what the service limits: several accounts may lead to one channel."""
+    """Return the key of the rate-limited channel: several accounts may lead to one."""
     to = account.recipient
     channel = to.address or f"{to.secret.get_secret_value()} {to.email}"
     return f"cdc:pace:{account.service}:{sha256(channel.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""What went wrong with a message, as far as it decides what happens next."""
+"""Why a message was not sent, or may not have been: the error decides what happens next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
     "RateLimitedError",
     "RefusedError",
     "UnavailableError",
-    "failure_of",
+    "error_for_status",
 ]
 
 
@@ -28,21 +28,21 @@ class RefusedError(NotSentError):
 
 
 class UnavailableError(NotSentError, TryAgain):
-    """The service is away, or has an error of its own."""
+    """The service cannot be reached, or has an internal error."""
 
 
 class RateLimitedError(UnavailableError):
-    """The service wants us to slow down, and says for how long."""
+    """The service limits the rate, and says how long to wait."""
 
 
 class AnswerLostError(TryAgain):
-    """The service may have the message or not: the connection broke before its answer came."""
+    """The service may have taken the message: the connection broke before the answer came."""
 
 
-def failure_of(status: int, retry_after: str | None, what: str) -> NotSentError | AnswerLostError:
-    """Tell what an HTTP status says about the message; `what` is for people, and names the service.
+def error_for_status(status: int, retry_after: str | None, what: str) -> NotSentError | AnswerLostError:
+    """Return the error for an HTTP status; `what` names the service in its text.
 
-    A 503 is a refusal to begin; behind any other 5xx the message may have been posted.
+    After a 503 the service has not taken the message. After any other 5xx it may have.
     """
     after = _seconds(retry_after)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -55,7 +55,7 @@ def failure_of(status: int, retry_after: str | None, what: str) -> NotSentError 
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a date."""
+    """Return the seconds of a Retry-After header, which holds seconds or a date."""
     if not retry_after:
         return None
     try:

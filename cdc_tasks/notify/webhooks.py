@@ -1,8 +1,8 @@
-"""Where a webhook may lead. A worker reaches addresses that a person cannot, and must not be made to call them.
+"""Which URLs a webhook may have. A worker reaches private addresses; no user may make it call them.
 
-`checked_url` and the call itself go by one parse of the URL. What two parsers could read differently (a backslash, a
-user name) is refused. `post` follows no redirect, and closes a connection to an address that is not public before
-it sends anything: a host name's addresses are known only then.
+`checked_url` and the call use the same parse of the URL. A URL that two parsers could read differently (a backslash, a
+user name) is refused. `post` follows no redirect. It closes a connection to an address that is not public before it
+sends anything: only then is the host's address known.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["WebhookURL", "checked_url", "is_private_address", "post"]
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _TLS_PORT: Final = 443
-# What RFC 3986 allows in a URL. A backslash is not in it: some parsers take it for a slash, and some do not.
+# The characters of a URL by RFC 3986. A backslash is none of them: some parsers read it as a slash.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9:/?#\[\]@!$&'()*+,;=._~%-]+")
 _NAT64: Final = 0x0064_FF9B << 96
 
 
 class WebhookURL(NamedTuple):
-    """A URL that may be called."""
+    """A URL that passed the check."""
 
     url: str
-    is_loopback: bool  # on this very machine, which a setting allows
+    is_loopback: bool  # on this machine, which a setting allows
 
 
 class _PrivateAddressError(NewConnectionError):
@@ -46,10 +46,10 @@ class _PrivateAddressError(NewConnectionError):
 
 
 def checked_url(text: str, hosts: Iterable[str], *, allow_loopback: bool = False) -> WebhookURL:
-    """Return the URL as it is to be called.
+    """Return the URL to call; raises RefusedError.
 
-    `hosts` are patterns such as `*.logic.azure.com`, with a port where it is not 443: `hooks.example.com:8443`.
-    `allow_loopback` also allows http on this machine. Raises RefusedError.
+    `hosts` are patterns such as `*.logic.azure.com`, with a port if it is not 443: `hooks.example.com:8443`.
+    `allow_loopback` also allows this machine, and http there.
     """
     url = _parsed(text.strip())
     if allow_loopback and url.host in _LOOPBACK and url.scheme in {"http", "https"}:
@@ -83,14 +83,15 @@ def _check_host(url: Url, patterns: tuple[str, ...]) -> None:
             return
     place = host if port == _TLS_PORT else f"{host}:{port}"
     raise RefusedError(
-        f"{place!r} is not a host of webhooks.", hint=f"if it is: TEAMS_HOSTS={','.join([*patterns, place])}"
+        f"{place!r} is not an allowed webhook host.",
+        hint=f"to allow it: TEAMS_HOSTS={','.join([*patterns, place])}",
     )
 
 
 def post(webhook: WebhookURL, payload: Any, **options: Any) -> requests.Response:
     """Post JSON and return the answer, a redirect included; `options` are those of `requests.post`.
 
-    Raises what requests raises; `is_private_address` tells whether the address was why.
+    Raises the errors of requests; `is_private_address` returns whether the address was the cause.
     """
     with requests.Session() as session:
         if not webhook.is_loopback:
@@ -130,7 +131,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 class _PublicAdapter(HTTPAdapter):
-    """Connects to public addresses only. A proxy of the environment (HTTPS_PROXY) decides for itself."""
+    """Connects to public addresses only. Behind a proxy (HTTPS_PROXY) the proxy decides."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

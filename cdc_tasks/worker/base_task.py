@@ -17,7 +17,7 @@ from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.retry import MOST_TRIES, BrokerBlockedError, TryAgain, may_try_again, seconds_to_wait
 from cdc_tasks.worker import poison as suspects
-from cdc_tasks.worker.argsrepr import described
+from cdc_tasks.worker.redacted_args import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,6 +109,6 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
     ) -> Any:
         """Send the task; what Flower shows of its arguments names a change, and not what is in the row."""
         options["headers"] = with_countdown(options.get("headers"), options.get("countdown"))
-        options.setdefault("argsrepr", described(args or ()))
-        options.setdefault("kwargsrepr", described(kwargs or {}))
+        options.setdefault("argsrepr", redacted(args or ()))
+        options.setdefault("kwargsrepr", redacted(kwargs or {}))
         return super().apply_async(args, kwargs, **options)

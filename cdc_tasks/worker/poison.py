@@ -22,7 +22,7 @@ from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
 from cdc_tasks.retry import MOST_KILLS, MOST_LOSSES
-from cdc_tasks.worker.argsrepr import described
+from cdc_tasks.worker.redacted_args import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ class BoundedRequest(Request):
     def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002  # Celery's signature
         """Return what `celery inspect` and Flower show of a task that runs or waits: no row, whatever they ask for."""
         arguments, keywords = self._args, self._kwargs  # type: ignore[attr-defined]  # the stubs name public things only
-        return {**super().info(safe), "args": described(arguments or ()), "kwargs": described(keywords or {})}
+        return {**super().info(safe), "args": redacted(arguments or ()), "kwargs": redacted(keywords or {})}
 
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
         context: Context = self._context  # type: ignore[attr-defined]  # the stubs name public things only

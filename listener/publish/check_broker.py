@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from cdc_tasks.broker.neighbours import kombus_unacked, queues_taken, strangers
 from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.rights import missing_for_listener
-from cdc_tasks.config.guarantees import weakened
+from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 from listener.core.findings import CloseNames, Finding, State, finding_from

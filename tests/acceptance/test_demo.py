@@ -1,4 +1,4 @@
-"""`python -m demo` as a newcomer meets it: as root and as anybody, and however it ends."""
+"""`python -m demo` for a new user: as root and as another user, and with every way to end it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.support.mysql_source import MySQLDatabase
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-# Become `nobody`; only to see what the checkout and the interpreter are, wherever root has put them, it stays root.
+# Become `nobody`, with the right to read the checkout and the interpreter in any directory of root.
 _AS_NOBODY = (
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
@@ -34,14 +34,14 @@ _INVITATION = "Try it yourself"
 
 
 class Demo:
-    """The demo as a process, its output line by line, and every process that it has led to."""
+    """The demo as a process, with its output line by line, and all of its descendants."""
 
     def __init__(self, *arguments: str, via: Sequence[str] = (), **environment: str) -> None:
         self._mark = f"mark-{uuid.uuid4().hex}"
         self._home = tempfile.TemporaryDirectory(prefix="cdc-demo-", dir="/tmp", ignore_cleanup_errors=True)
-        self.home = Path(self._home.name)  # all that it writes; what a SIGKILL leaves behind goes with it
+        self.home = Path(self._home.name)  # everything that it writes; also removes what a SIGKILL leaves
         self.home.chmod(0o777)
-        # A shell's background jobs ignore Ctrl-C, and so would the demo.
+        # A shell's background jobs ignore Ctrl-C, and the demo would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         kept = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
         self.process = subprocess.Popen(
@@ -93,7 +93,7 @@ class Demo:
         return status
 
     def processes(self) -> dict[int, str]:
-        """Return each process that has it for an ancestor and its command, whoever is their parent now."""
+        """Return each descendant and its command, also those with another parent by now."""
         found = {}
         for process in Path("/proc").iterdir():
             try:
@@ -101,12 +101,12 @@ class Demo:
                     found[int(process.name)] = (
                         (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     )
-            except OSError:  # it has ended, or is somebody else's
+            except OSError:  # it has ended, or belongs to another user
                 continue
         return found
 
     def pid_of(self, words: str) -> int:
-        """Return the process whose command has these words in it; of several the eldest."""
+        """Return the process whose command contains these words, the oldest of several."""
         return min(pid for pid, command in self.processes().items() if words in command)
 
     def _read(self) -> None:
@@ -119,7 +119,7 @@ def assert_nothing_runs(demo: Demo) -> None:
     wait_until(lambda: not demo.processes(), timeout=15, what="every process of the demo to be gone")
 
 
-def assert_the_story_was_told(output: str, *, schema: str = "public") -> None:
+def assert_the_scenario_was_shown(output: str, *, schema: str = "public") -> None:
     assert len(re.findall(r"\d+ ms after commit", output)) >= 8
     unwrapped = " ".join(re.sub(r"\d+ ms after commit", "", output).split())
     for words in (
@@ -141,20 +141,20 @@ def assert_the_story_was_told(output: str, *, schema: str = "public") -> None:
     assert re.search(r"Flower http://127\.0\.0\.1:\d+", output)
 
 
-def test_the_whole_story_is_told_once_on_embedded_servers_and_nothing_is_left() -> None:
+def test_the_scenario_is_shown_once_on_embedded_servers_and_nothing_is_left() -> None:
     with Demo("--once") as demo:
         assert demo.end() == 0, demo.output
-        assert_the_story_was_told(demo.output)
+        assert_the_scenario_was_shown(demo.output)
         assert_nothing_runs(demo)
         assert list(demo.home.iterdir()) == []
 
 
-def test_somebody_who_is_not_root_sees_the_same() -> None:
+def test_a_user_other_than_root_sees_the_same() -> None:
     with Demo("--once", via=_AS_NOBODY if os.geteuid() == 0 else (), HOME="/nonexistent") as demo:
         demo.wait_for("All running after")
         assert 0 not in {Path(f"/proc/{pid}").stat().st_uid for pid in demo.processes()}
         assert demo.end() == 0, demo.output
-        assert_the_story_was_told(demo.output)
+        assert_the_scenario_was_shown(demo.output)
 
 
 def test_the_servers_that_the_environment_names_are_used_and_left_as_they_were(
@@ -164,7 +164,7 @@ def test_the_servers_that_the_environment_names_are_used_and_left_as_they_were(
     with Demo("--once", **addresses) as demo:
         assert demo.end() == 0, demo.output
 
-    assert_the_story_was_told(demo.output)
+    assert_the_scenario_was_shown(demo.output)
     assert "Starting PostgreSQL" not in demo.output
     assert "Starting Valkey" not in demo.output
     assert database.fetch("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
@@ -175,11 +175,11 @@ def test_the_servers_that_the_environment_names_are_used_and_left_as_they_were(
     assert list(broker.client.scan_iter("*cdc_demo*")) == []
 
 
-def test_the_same_story_is_told_on_a_mariadb_that_is_started_for_anybody() -> None:
+def test_the_same_scenario_is_shown_on_a_mariadb_started_by_any_user() -> None:
     arguments = ("--once", "--database", "mariadb")
     with Demo(*arguments, via=_AS_NOBODY if os.geteuid() == 0 else (), HOME="/nonexistent") as demo:
         assert demo.end() == 0, demo.output
-        assert_the_story_was_told(demo.output, schema="helpdesk")
+        assert_the_scenario_was_shown(demo.output, schema="helpdesk")
         assert_nothing_runs(demo)
         assert list(demo.home.iterdir()) == []
 
@@ -195,7 +195,7 @@ def test_a_mysql_that_the_environment_names_is_used_and_left_as_it_was(
     with Demo("--once", **addresses) as demo:
         assert demo.end() == 0, demo.output
 
-    assert_the_story_was_told(demo.output, schema=mysql_database.name)
+    assert_the_scenario_was_shown(demo.output, schema=mysql_database.name)
     assert "Starting MySQL" not in demo.output
     assert mysql_database.fetch("SHOW TABLES") == []
     for redis in (broker.client, broker.cache):
@@ -203,7 +203,7 @@ def test_a_mysql_that_the_environment_names_is_used_and_left_as_it_was(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "told"),
+    ("arguments", "environment", "words"),
     [
         (["mariadb"], {"CDC_TEST_MARIADB_INSTALL_DB": "/nowhere"}, "apt-get install mariadb-server"),
         (["mysql"], {"CDC_TEST_MYSQL_SERVER": "/nowhere"}, "CDC_TEST_MYSQL_SERVER=/path/of/mysqld"),
@@ -211,12 +211,12 @@ def test_a_mysql_that_the_environment_names_is_used_and_left_as_it_was(
         (["mariadb"], {"DATABASE_URL": "mysql://here/"}, "names no database"),
     ],
 )
-def test_a_database_that_cannot_be_had_is_told_with_what_to_do(
-    arguments: list[str], environment: dict[str, str], told: str
+def test_a_database_that_cannot_be_started_is_an_error_with_a_hint(
+    arguments: list[str], environment: dict[str, str], words: str
 ) -> None:
     with Demo("--once", "--database", *arguments, **environment) as demo:
         assert demo.end() == 1
-        assert told in demo.output
+        assert words in demo.output
         assert "Traceback" not in demo.output
 
 
@@ -226,12 +226,12 @@ def test_tables_that_are_not_the_demos_are_not_touched(database: Database, broke
     with Demo("--once", DATABASE_URL=database.url, CELERY_BROKER_URL=broker.url) as demo:
         assert demo.end() == 1
 
-    assert "has tables of its own where the demo's would be: tickets" in demo.output
+    assert "already has tables that the demo would create: tickets" in demo.output
     assert "Traceback" not in demo.output
     assert database.fetch("SELECT mine FROM tickets") == [("precious",)]
 
 
-def test_a_change_made_by_hand_after_the_story_is_shown_and_ctrl_c_ends_it_all() -> None:
+def test_a_change_by_hand_after_the_scenario_is_shown_and_ctrl_c_ends_everything() -> None:
     with Demo() as demo:
         demo.wait_for(_INVITATION)
         demo.wait_for("Auditor")
@@ -251,7 +251,7 @@ def test_a_change_made_by_hand_after_the_story_is_shown_and_ctrl_c_ends_it_all()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_lives_on_when_the_demo_is_killed(number: signal.Signals) -> None:
+def test_nothing_keeps_running_when_the_demo_is_killed(number: signal.Signals) -> None:
     with Demo() as demo:
         demo.wait_for("All running after")
         assert len(demo.processes()) > 5

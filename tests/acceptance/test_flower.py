@@ -1,4 +1,4 @@
-"""Flower in a real browser, beside a real listener and a real worker: what is seen there, and what never is."""
+"""Flower in a real browser, with a real listener and a real worker: what it shows, and what it must not."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 _LOGIN = "admin:flower-password"
 _TITLE = "Project X"
-# What must be on none of its pages: secrets, and what is in the rows.
+# No page may contain these: secrets, and data of rows.
 _SECRETS = ("database-password", "broker-password", "xoxb-secret", "flower-password")
 _ROWS = (_TITLE, "anna@example.com", "Auditor", "on hold")
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """All of it running, with a password wherever there can be one."""
+    """The running system, with passwords for all of its parts."""
 
     desk: HelpDesk
     flower: Flower
@@ -44,12 +44,12 @@ class System:
         self.browser.open(f"http://{_LOGIN}@127.0.0.1:{self.flower.port}{path}")
 
     def insert_ticket(self) -> None:
-        """Insert one with plain SQL, and wait for its message."""
+        """Insert a ticket with plain SQL, and wait for its message."""
         self.desk.database.execute("INSERT INTO tickets (title, assigned_to_id) VALUES (%s, 3)", _TITLE)
         wait_until(lambda: self.desk.social.posted, timeout=30, what="the message on Slack")
 
     def row_of(self, task: str) -> str:
-        """Return what the page of tasks says of the task of this name."""
+        """Return the row of this task on the page of tasks, once it has succeeded."""
         script = "return [...document.querySelectorAll('tbody tr')].map((row) => row.innerText)"
         return wait_until(
             lambda: next((row for row in self.browser.run(script) if task in row and "SUCCESS" in row), None),
@@ -100,12 +100,12 @@ def test_the_task_of_an_inserted_row_is_seen_with_its_state(system: System) -> N
     assert "SUCCESS" in row
     assert "SUCCESS" in details
     assert "<public.tickets insert " in details
-    assert "messages_queued" in details
+    assert "messages queued" in details
 
 
 def test_a_cache_refresh_triggered_from_flower_takes_effect(system: System) -> None:
     system.desk.database.execute("INSERT INTO roles (name) VALUES ('Auditor')")
-    wait_until(  # the worker has filled the empty key already, when it started
+    wait_until(  # the worker filled the missing key when it started
         lambda: b"Auditor" in (system.desk.broker.cache.get("master:roles") or b""),
         timeout=30,
         what="the listener's refresh",
@@ -130,7 +130,7 @@ def test_nobody_triggers_a_task_without_the_password(system: System) -> None:
         assert raised.value.code == 401
 
 
-def test_no_page_shows_a_secret_or_what_is_in_a_row(system: System) -> None:
+def test_no_page_shows_a_secret_or_row_data(system: System) -> None:
     database = system.desk.database
     database.execute("INSERT INTO roles (name) VALUES ('Auditor')")
     database.execute("INSERT INTO statuses (name) VALUES ('on hold')")

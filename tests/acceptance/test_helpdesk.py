@@ -1,4 +1,4 @@
-"""The help desk from the SQL to the message, through real programs, on PostgreSQL, MariaDB and MySQL alike."""
+"""The help desk from the SQL to the message, with real programs, on PostgreSQL, MariaDB and MySQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", params=["postgres_server", "mariadb_server", "mysql_server"])
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
-    """One for all tests of a database: they tell each other's messages apart by their words."""
+    """One desk for all tests of a database: the tests find their own messages by their words."""
     fresh = fresh_database if request.param == "postgres_server" else fresh_mysql_database
     with fresh(request.getfixturevalue(request.param)) as database, running_desk(database) as running:
         yield running
@@ -28,7 +28,7 @@ def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
 def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accounts(desk: Desk) -> None:
     desk.insert_ticket('Feuer 🔥 im "Drucker"', desk.ANNA)
 
-    desk.wait_until_told(
+    desk.wait_for_messages(
         "Feuer 🔥",
         ("C0ANNA", "New Ticket"),
         ("anna", "New Ticket"),
@@ -40,14 +40,14 @@ def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accoun
             assert words in message.text
 
 
-def test_an_update_says_what_changed_from_what_to_what(desk: Desk) -> None:
+def test_the_message_about_an_update_shows_the_old_and_the_new_values(desk: Desk) -> None:
     desk.insert_ticket("Handed over", desk.CARL)
     desk.database.execute(
         "UPDATE tickets SET status = 'in progress', priority = 'Urgent', assigned_to_id = 5"
         " WHERE title = 'Handed over'"
     )
 
-    desk.wait_until_told(
+    desk.wait_for_messages(
         "Carl → Paul",
         ("C0PAUL", "Ticket Updated"),
         ("C0MONA", "Manager: Ticket Updated"),
@@ -58,7 +58,7 @@ def test_an_update_says_what_changed_from_what_to_what(desk: Desk) -> None:
         assert "Normal → Urgent" in message.text
 
 
-def test_what_is_rolled_back_or_not_of_interest_tells_nobody(desk: Desk) -> None:
+def test_a_rolled_back_ticket_or_an_unreported_column_sends_nothing(desk: Desk) -> None:
     with closing(desk.database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute("INSERT INTO tickets (title, assigned_to_id) VALUES ('Rolled back', 3)")
@@ -67,8 +67,8 @@ def test_what_is_rolled_back_or_not_of_interest_tells_nobody(desk: Desk) -> None
     desk.database.execute("UPDATE tickets SET description = 'Committed, too' WHERE title = 'Committed'")
     desk.database.execute("UPDATE tickets SET status = 'closed' WHERE title = 'Committed'")
 
-    desk.wait_until_told("Committed", ("C0DORA", "New Ticket"), ("C0DORA", "Ticket Updated"))
-    assert desk.told("Rolled back") == []
+    desk.wait_for_messages("Committed", ("C0DORA", "New Ticket"), ("C0DORA", "Ticket Updated"))
+    assert desk.messages("Rolled back") == []
 
 
 def test_a_new_user_is_welcomed(desk: Desk) -> None:
@@ -78,7 +78,7 @@ def test_a_new_user_is_welcomed(desk: Desk) -> None:
         cursor.execute(desk.account(100, "slack", "xoxb-good", "C0ZOE"))
         connection.commit()
 
-    desk.wait_until_told("Zoë", ("C0ZOE", "Welcome"))
+    desk.wait_for_messages("Zoë", ("C0ZOE", "Welcome"))
 
 
 def test_the_master_cache_follows_the_tables(desk: Desk) -> None:
@@ -95,25 +95,27 @@ def test_the_master_cache_follows_the_tables(desk: Desk) -> None:
 
     desk.cache.delete("master:roles")
     desk.cache.delete("master:departments")
-    assert "1 rows of roles" in desk.types("refresh-cache", "roles").stderr
+    assert "1 rows of roles" in desk.run_command("refresh-cache", "roles").stderr
     desk.wait_for_cache("roles", ["Super Admin"])
 
 
-def test_preferences_are_heeded(desk: Desk) -> None:
-    muted = desk.types("preferences", "paul@example.com", "--mute", "new_ticket", "--quiet", "none")
+def test_preferences_are_respected(desk: Desk) -> None:
+    muted = desk.run_command("preferences", "paul@example.com", "--mute", "new_ticket", "--quiet", "none")
     assert "muted: new_ticket" in muted.stderr, muted.stderr
     assert (
         "copies for managers: no"
-        in desk.types("preferences", "vera@example.com", "--no-manager-copies").stderr
+        in desk.run_command("preferences", "vera@example.com", "--no-manager-copies").stderr
     )
 
     desk.insert_ticket("Wanted", desk.PAUL)
     desk.database.execute("UPDATE tickets SET priority = 'High' WHERE title = 'Wanted'")
 
-    desk.wait_until_told("Normal → High", ("C0PAUL", "Ticket Updated"), ("C0MONA", "Manager: Ticket Updated"))
-    assert ("C0PAUL", "New Ticket") not in desk.told("Wanted")
-    assert "vera" not in {to for to, _ in desk.told("Wanted")}
-    assert desk.types("preferences", "vera@example.com", "--manager-copies").returncode == 0
+    desk.wait_for_messages(
+        "Normal → High", ("C0PAUL", "Ticket Updated"), ("C0MONA", "Manager: Ticket Updated")
+    )
+    assert ("C0PAUL", "New Ticket") not in desk.messages("Wanted")
+    assert "vera" not in {to for to, _ in desk.messages("Wanted")}
+    assert desk.run_command("preferences", "vera@example.com", "--manager-copies").returncode == 0
 
 
 def test_a_message_that_cannot_be_sent_is_kept_and_can_be_replayed(desk: Desk) -> None:
@@ -121,28 +123,28 @@ def test_a_message_that_cannot_be_sent_is_kept_and_can_be_replayed(desk: Desk) -
     desk.insert_ticket("Returned to sender", desk.DORA)
 
     wait_until(
-        lambda: "cdc_tasks.deliver" in desk.types("dead-letters", "list").stdout,
+        lambda: "cdc_tasks.deliver" in desk.run_command("dead-letters", "list").stdout,
         timeout=30,
         what="the letter",
     )
-    (letter,) = json.loads(desk.types("dead-letters", "list", "--json").stdout)
+    (letter,) = json.loads(desk.run_command("dead-letters", "list", "--json").stdout)
     assert "invalid_auth" in letter["error"]
-    assert desk.told("Returned to sender") == []
+    assert desk.messages("Returned to sender") == []
 
-    assert desk.types("dead-letters", "replay", letter["id"]).returncode == 0
-    desk.wait_until_told("Returned to sender", ("C0DORA", "New Ticket"))
+    assert desk.run_command("dead-letters", "replay", letter["id"]).returncode == 0
+    desk.wait_for_messages("Returned to sender", ("C0DORA", "New Ticket"))
 
 
-def test_an_account_is_connected_by_hand(desk: Desk) -> None:
-    refused = desk.types("connect-account", "nobody@example.com", "slack", secret="xoxb-good")
+def test_an_account_is_connected_by_a_command(desk: Desk) -> None:
+    refused = desk.run_command("connect-account", "nobody@example.com", "slack", secret="xoxb-good")
     assert (refused.returncode, "No user" in refused.stderr) == (1, True)
-    added = desk.types(
+    added = desk.run_command(
         "connect-account", "carl@example.com", "slack", "--address", "C0CARL", secret="xoxb-secret"
     )
     assert "connected" in added.stderr, added.stderr
-    assert "carl@example.com" in desk.types("accounts").stdout
+    assert "carl@example.com" in desk.run_command("accounts").stdout
     [(sealed,)] = desk.database.fetch("SELECT secret FROM connected_accounts WHERE address = 'C0CARL'")
     assert "xoxb" not in sealed
 
     desk.insert_ticket("For Carl", desk.CARL)
-    desk.wait_until_told("For Carl", ("C0CARL", "New Ticket"))
+    desk.wait_for_messages("For Carl", ("C0CARL", "New Ticket"))

@@ -1,4 +1,4 @@
-"""The inbox's page in a real browser: what arrives can be read, newest first, and nothing comes from outside."""
+"""The inbox's page in a real browser: messages are readable, newest first, and nothing loads from other hosts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.message import Fact, Message
 from cdc_tasks.notify.services import Recipient, slack, teams
 from cdc_tasks.settings import WorkerSettings
 from demo.inbox import Inbox
@@ -53,7 +53,7 @@ def send(inbox: Inbox, message: Message, *services: str) -> None:
 
 
 def articles(browser: Browser, count: int) -> list[str]:
-    """Wait until so many messages are shown, newest first."""
+    """Wait until the page shows `count` messages, and return them, newest first."""
     return wait_until(
         lambda: found if len(found := browser.run(ARTICLES)) == count else None, what=f"{count} messages"
     )
@@ -99,7 +99,7 @@ def test_messages_come_to_an_open_page_by_themselves_newest_first(browser: Brows
     assert browser.run("return document.getElementById('slack').textContent") == "3"
 
 
-def test_whoever_opens_the_page_late_sees_what_came_before(browser: Browser, inbox: Inbox) -> None:
+def test_a_page_opened_late_shows_earlier_messages(browser: Browser, inbox: Inbox) -> None:
     send(inbox, TICKET, "teams")
     browser.open(inbox.url)
 
@@ -125,7 +125,7 @@ def test_markup_in_a_message_stays_text(browser: Browser, inbox: Inbox) -> None:
     )
 
 
-def test_the_page_needs_nothing_from_outside_and_complains_of_nothing(browser: Browser, inbox: Inbox) -> None:
+def test_the_page_loads_nothing_from_other_hosts_and_logs_no_problem(browser: Browser, inbox: Inbox) -> None:
     browser.problems()
     browser.open(inbox.url)
     send(inbox, TICKET, "slack", "teams")

@@ -32,7 +32,7 @@ def send(message: dict[str, object]) -> str:
 
 
 @notify.composes("paid")
-def paid(session: object, occasion: notify.Occasion) -> notify.Message | None:
+def paid(session: object, notification: notify.Notification) -> notify.Message | None:
     return notify.Message(heading="Paid", title=str(master_cache.get("roles")))
 
 

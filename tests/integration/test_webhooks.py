@@ -1,4 +1,4 @@
-"""Where a webhook leads: no redirect is followed, and no private address is spoken to."""
+"""Webhooks: no redirect is followed, and nothing is sent to a private address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Listening:
-    """A server on this machine that answers with `answer` and keeps what it was sent."""
+    """A server on this machine that answers with `answer` and stores what it receives."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
@@ -59,7 +59,7 @@ def send(url: str, hosts: tuple[str, ...] = (), **options: Any) -> requests.Resp
     return post(checked_url(url, hosts, **options), {"text": "hello"}, timeout=10)
 
 
-def test_a_redirect_is_an_answer_and_is_not_followed() -> None:
+def test_a_redirect_is_returned_and_not_followed() -> None:
     with listening() as target:
         with listening("307 Moved", f"Location: http://127.0.0.1:{target.port}/") as server:
             answer = send(f"http://127.0.0.1:{server.port}/workflows/1", allow_loopback=True)
@@ -67,7 +67,7 @@ def test_a_redirect_is_an_answer_and_is_not_followed() -> None:
         assert target.received == []
 
 
-def test_a_name_that_leads_to_this_machine_is_sent_nothing() -> None:
+def test_a_host_name_of_this_machine_gets_nothing() -> None:
     with listening() as server:
         with pytest.raises(requests.ConnectionError) as caught:
             send(f"https://localhost:{server.port}/workflows/1", (f"localhost:{server.port}",))
@@ -75,7 +75,7 @@ def test_a_name_that_leads_to_this_machine_is_sent_nothing() -> None:
         assert server.received in ([], [b""])
 
 
-def test_the_check_and_the_call_read_one_url() -> None:
+def test_the_check_and_the_call_use_the_same_parse() -> None:
     with listening() as server:
         url = f"https://localhost:{server.port}\\@x.webhook.office.com/workflows/1"
         with pytest.raises(RefusedError):
@@ -103,5 +103,5 @@ def test_the_check_and_the_call_read_one_url() -> None:
         ("2002:7f00:1::", False),
     ],
 )
-def test_only_public_addresses_are_spoken_to(address: str, public: bool) -> None:
+def test_only_public_addresses_are_accepted(address: str, public: bool) -> None:
     assert is_public(address) is public

@@ -1,4 +1,4 @@
-"""A help desk to test with: its tables, its people, their accounts; and a worker's environment around it."""
+"""A help desk for tests: its tables, users and accounts, and a worker's environment."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class HelpDesk:
             "CDC_SECRET_KEY": self.key,
             "SLACK_API_URL": self.social.slack_api_url,
             "TEAMS_ALLOW_LOOPBACK": "true",
-            "CDC_RATES": "slack=0:0,teams=0:0",  # nobody here minds
+            "CDC_RATES": "slack=0:0,teams=0:0",  # no limits
             "TICKET_BASE_URL": "https://helpdesk.example.com/tickets",
         }
 

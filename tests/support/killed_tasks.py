@@ -7,11 +7,11 @@ import time
 from celery import shared_task
 
 from cdc_tasks import cache
-from cdc_tasks.notify import delivery_log as sent
+from cdc_tasks.notify import delivery_log
 
 __all__ = ["note", "note_slowly"]
 
-sent._HELD = 8  # seconds: nobody waits a minute to learn that a worker which was sending is dead
+delivery_log._LEASE = 8  # seconds: no test waits a minute for the lease of a dead worker
 
 
 @shared_task(name="killed.note")

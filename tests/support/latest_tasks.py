@@ -1,4 +1,4 @@
-"""A user's tasks that keep the newest state of a row: in Redis, and anywhere."""
+"""An application's tasks that keep the newest state of a row: in Redis, and elsewhere."""
 
 from __future__ import annotations
 

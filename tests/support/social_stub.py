@@ -1,4 +1,4 @@
-"""A server that answers as Slack's Web API and as a Teams webhook do, and fails as they do when told to."""
+"""A stub of Slack's Web API and of a Teams webhook, which can fail like them."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Status:
 
 @dataclass(frozen=True)
 class Slow:
-    """Take the message, and let the answer wait."""
+    """Take the message, and delay the answer."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Close the connection without an answer; the message is posted, or it is not."""
+    """Close the connection without an answer, with the message posted or not."""
 
     posted: bool
 
@@ -55,7 +55,7 @@ Fault = RateLimit | Error | Status | Slow | Drop
 
 @dataclass(frozen=True)
 class Posted:
-    """A message that people would see."""
+    """A posted message."""
 
     service: str
     to: str  # Slack: the channel or user id; Teams: the webhook's name
@@ -75,7 +75,7 @@ class Posted:
 
 
 class SocialStub:
-    """Give `slack_api_url` to the settings and `teams_url(…)` to accounts; ask `posted` what arrived."""
+    """The server: `slack_api_url` is for the settings, `teams_url(…)` for accounts, `posted` has the messages."""
 
     def __init__(self) -> None:
         self.posted: list[Posted] = []
@@ -96,7 +96,7 @@ class SocialStub:
         self.close()
 
     def close(self) -> None:
-        """Be away: whoever connects is refused."""
+        """Close the server: it refuses connections."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -113,14 +113,14 @@ class SocialStub:
         return f"{self.url}/workflows/{name}/triggers/manual/paths/invoke?sig=the-secret-part"
 
     def fail(self, to: str, *faults: Fault) -> None:
-        """Let the next requests for this channel or webhook fail, one fault each."""
+        """Make the next requests for this channel or webhook fail, one fault each."""
         self._faults[to].extend(faults)
 
     def always_fail(self, to: str, fault: Fault) -> None:
         self._always[to] = fault
 
     def recover(self, to: str) -> None:
-        """Take what it is sent from now on."""
+        """Take messages again."""
         self._faults[to].clear()
         self._always.pop(to, None)
 
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(202, None)
 
     def _fails(self, to: str, message: Posted) -> bool:
-        """Play the fault that is due, if there is one."""
+        """Return whether a fault is due, and play it."""
         stub = self.server.stub
         match stub.next_fault(to):
             case RateLimit(seconds):
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             case Slow(seconds):
                 stub.posted.append(message)
                 time.sleep(seconds)
-                with contextlib.suppress(OSError):  # whoever asked may have given up
+                with contextlib.suppress(OSError):  # the client may have given up
                     self._answer(202, None) if message.service == "teams" else self._answer(200, {"ok": True})
             case Drop(posted):
                 if posted:

@@ -23,7 +23,7 @@ SHARED: Final = {
     "cdc_tasks.broker.redis.rights",
     "cdc_tasks.changes",
     "cdc_tasks.config",
-    "cdc_tasks.config.guarantees",
+    "cdc_tasks.config.required_settings",
     "cdc_tasks.broker.queues",
     "cdc_tasks.errors",
     "cdc_tasks.logs",

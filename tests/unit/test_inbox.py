@@ -1,4 +1,4 @@
-"""The inbox answers as Slack's Web API and as a Teams webhook do."""
+"""The inbox answers like Slack's Web API and like a Teams webhook."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_message_posted_with_slacks_own_client_arrives(inbox: Inbox) -> None:
     assert message.content["blocks"] == blocks
 
 
-def test_a_person_found_by_e_mail_is_shown_by_that_address(inbox: Inbox) -> None:
+def test_a_user_found_by_e_mail_is_shown_with_the_address(inbox: Inbox) -> None:
     client = slack(inbox)
 
     first, again, other = (
@@ -75,7 +75,7 @@ def test_a_person_found_by_e_mail_is_shown_by_that_address(inbox: Inbox) -> None
         ("xoxb-1", "no.such", {}, "unknown_method"),
     ],
 )
-def test_slacks_errors_come_as_slack_sends_them(
+def test_slacks_errors_have_slacks_format(
     inbox: Inbox, token: str, method: str, arguments: dict[str, str], error: str
 ) -> None:
     with pytest.raises(SlackApiError) as raised:
@@ -108,7 +108,7 @@ def test_a_teams_webhook_refuses_what_teams_would_refuse(
     assert inbox.messages() == []
 
 
-def test_whoever_waits_for_messages_is_told_of_each_with_the_time() -> None:
+def test_the_callback_gets_each_message_with_its_time() -> None:
     seen: list[Message] = []
     with Inbox(seen.append) as inbox:
         slack(inbox).chat_postMessage(channel="C1", text="one")

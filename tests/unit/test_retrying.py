@@ -9,11 +9,11 @@ from cdc_tasks.notify.send_errors import (
     RateLimitedError,
     RefusedError,
     UnavailableError,
-    failure_of,
+    error_for_status,
 )
 from cdc_tasks.retry import LONGEST_WAIT, TryAgain, seconds_to_wait
-from cdc_tasks.worker.argsrepr import described
 from cdc_tasks.worker.base_task import RetryingTask
+from cdc_tasks.worker.redacted_args import redacted
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_service_that_says_how_long_is_obeyed_but_never_past_the_visibility_ti
 def test_a_status_says_whether_a_message_may_have_been_taken(
     status: int, retry_after: str | None, kind: type[Exception], after: float | None
 ) -> None:
-    error = failure_of(status, retry_after, "Slack")
+    error = error_for_status(status, retry_after, "Slack")
     assert type(error) is kind
     assert getattr(error, "after", None) == after
 
@@ -61,11 +61,11 @@ def test_a_change_is_shown_by_its_name_and_other_arguments_as_they_are() -> None
         "before": None,
         "after": {"n": "Anna"},
     }
-    assert described((change,)) == "('<insert of public.users, abc>',)"
-    assert described(([change, change],)) == "('<2 changes of public.users, first abc>',)"
-    assert described({"changed": {"status": ["open", "closed"]}}) == "{'changed': '<status>'}"
-    assert described(("roles", 1, [])) == "('roles', 1, [])"
-    assert described({"change": change, "n": 1}) == "{'change': '<insert of public.users, abc>', 'n': 1}"
+    assert redacted((change,)) == "('<insert of public.users, abc>',)"
+    assert redacted(([change, change],)) == "('<2 changes of public.users, first abc>',)"
+    assert redacted({"changed": {"status": ["open", "closed"]}}) == "{'changed': '<status>'}"
+    assert redacted(("roles", 1, [])) == "('roles', 1, [])"
+    assert redacted({"change": change, "n": 1}) == "{'change': '<insert of public.users, abc>', 'n': 1}"
 
 
 def test_a_retry_that_the_broker_does_not_take_leaves_the_task_in_the_queue(

@@ -1,4 +1,4 @@
-"""The demo insists on the effects of a step: what is missing, fails, or comes too often is an error that says so."""
+"""The demo checks the effects of a step: a missing, failed or repeated effect is an error that names it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from unittest.mock import Mock
 import pytest
 
 from demo.inbox import Message
+from demo.observer import CacheChanged, TaskEnded, TaskReceived
 from demo.scenario import ScenarioError, _await
 from demo.steps import Delivery, Refresh
-from demo.witness import CacheChanged, TaskEnded, TaskReceived
 
 if TYPE_CHECKING:
-    from demo.witness import Sighting
+    from demo.observer import Observation
 
 TO_ANNA = Delivery("slack", "anna@example.com", ("New Ticket", "Printer"))
 RECEIVED = TaskReceived(id="1", name="cdc_tasks.deliver", arguments="()")
@@ -25,15 +25,15 @@ def message(text: str, *, to: str = "anna@example.com") -> Message:
     return Message(number=1, service="slack", to=to, text=text, content={}, at=0.0, clock="")
 
 
-def await_effects(effects: list[Any], *seen: Sighting) -> list[Sighting]:
-    """Return what was told before the step was over."""
-    told: list[Sighting] = []
-    stack: Any = Mock(last_words="the end of its log, worker: …")
-    stack.sightings.return_value = iter(seen)
+def await_effects(effects: list[Any], *seen: Observation) -> list[Observation]:
+    """Return what the narrator showed before the step was over."""
+    shown: list[Observation] = []
+    stack: Any = Mock(log_ends="the end of its log, worker: …")
+    stack.observations.return_value = iter(seen)
     narrator: Any = Mock()
-    narrator.tell.side_effect = lambda sighting, **_: told.append(sighting)
+    narrator.show.side_effect = lambda observation, **_: shown.append(observation)
     _await(effects, stack, narrator)
-    return told
+    return shown
 
 
 def test_a_step_is_over_when_its_effects_have_come_and_its_tasks_have_ended() -> None:

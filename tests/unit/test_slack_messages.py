@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.message import Fact, Message
 from cdc_tasks.notify.send_errors import RefusedError
 from cdc_tasks.notify.services import Recipient, slack
 
@@ -22,7 +22,7 @@ _messages = st.builds(
 
 
 @given(_messages)
-def test_whatever_a_message_says_it_stays_within_slacks_limits(message: Message) -> None:
+def test_every_message_stays_within_slacks_limits(message: Message) -> None:
     blocks = slack.blocks(message)
     assert len(blocks) <= 50
     for block in blocks:
@@ -37,7 +37,7 @@ def test_whatever_a_message_says_it_stays_within_slacks_limits(message: Message)
                 assert len(block["elements"][0]["url"]) <= 3000
 
 
-def test_a_title_cannot_call_a_whole_channel_or_pose_as_a_link() -> None:
+def test_a_title_cannot_notify_a_whole_channel_or_become_a_link() -> None:
     message = Message(heading="New Ticket", title="<!channel> & <https://evil.example|help>")
     text = json.dumps(slack.blocks(message))
     assert "<!" not in text
@@ -51,7 +51,7 @@ def test_a_cut_never_leaves_half_an_escape() -> None:
         assert "&" not in title.replace("&amp;", "")
 
 
-def test_a_webhook_is_not_taken_for_a_token() -> None:
+def test_a_webhook_is_no_token() -> None:
     recipient = Recipient(address=None, secret=SecretStr("https://hooks.slack.com/x"), email="a@example.com")
     with pytest.raises(RefusedError, match="xoxb-"):
         slack.check(recipient)

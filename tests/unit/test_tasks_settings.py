@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from cdc_tasks.db import UnknownDatabaseError, sqlalchemy_url
-from cdc_tasks.notify.vault import new_key
+from cdc_tasks.notify.sealed_secrets import new_key
 from cdc_tasks.settings import SettingsError, WorkerSettings, load
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def test_all_problems_are_told_at_once_with_secrets_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_at_once_with_secrets_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     monkeypatch.setenv("CACHE_URL", "http://user:hunter2@cache")
     monkeypatch.setenv("CDC_SECRET_KEY", "my-secret-key")
@@ -98,7 +98,7 @@ def test_each_task_goes_to_its_queue(
         "import sys; print('sqlalchemy' in sys.modules, 'cdc_tasks.helpdesk.tickets' in sys.modules)\n"
     )
     environment = {**os.environ, "CELERY_BROKER_URL": broker}
-    environment.pop("DATABASE_URL", None)  # Flower has no need of it
+    environment.pop("DATABASE_URL", None)  # Flower does not need it
     assert _output(program, environment) == [
         f"notify_ticket_insert cdc_notifications {exchange_type} {arguments}",
         f"deliver cdc_notifications {exchange_type} {arguments}",

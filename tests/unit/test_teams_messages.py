@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.notify.message import Fact, Message
 from cdc_tasks.notify.send_errors import RefusedError
 from cdc_tasks.notify.services import Recipient, teams
 from cdc_tasks.settings import worker_settings
@@ -35,12 +35,12 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 @given(_messages)
-def test_whatever_a_message_says_its_card_stays_below_28_kilobytes(message: Message) -> None:
+def test_every_card_stays_below_28_kilobytes(message: Message) -> None:
     size = len(json.dumps(teams._wrapped(teams.card(message))))
     assert size < 28_000
 
 
-def test_a_title_cannot_pose_as_a_link() -> None:
+def test_a_title_cannot_become_a_link() -> None:
     card = teams.card(
         Message(heading="[x](https://evil.example)", title="[y](z)", facts=(Fact("a", "[b](c)"),))
     )
@@ -61,7 +61,7 @@ def test_a_title_cannot_pose_as_a_link() -> None:
         "https://PROD-12.westeurope.logic.azure.com/workflows/1",
     ],
 )
-def test_the_webhooks_of_workflows_are_taken(url: str) -> None:
+def test_the_webhooks_of_workflows_are_accepted(url: str) -> None:
     teams.check(_recipient(url))
 
 
@@ -95,7 +95,7 @@ def test_any_other_address_is_refused_and_not_repeated(url: str) -> None:
     assert "workflows" not in str(caught.value)
 
 
-def test_this_machine_is_taken_only_where_a_setting_says_so(settings: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_accepted_only_with_its_setting(settings: pytest.MonkeyPatch) -> None:
     settings.setenv("TEAMS_ALLOW_LOOPBACK", "true")
     worker_settings.cache_clear()
     teams.check(_recipient("http://127.0.0.1:8000/workflows/1"))

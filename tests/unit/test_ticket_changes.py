@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from cdc_tasks.changes import EventType
-from cdc_tasks.helpdesk.tickets import changes_worth_telling
-from cdc_tasks.notify.messages import Fact, Message
+from cdc_tasks.helpdesk.tickets import reported_changes
+from cdc_tasks.notify.message import Fact, Message
 from tests.support.helpdesk import change
 
 _OLD = {"id": 1, "title": "a", "status": "open", "priority": "Low", "assigned_to_id": 5}
@@ -31,11 +31,11 @@ _OLD = {"id": 1, "title": "a", "status": "open", "priority": "Low", "assigned_to
         ({"id": 1, "status": "open"}, {"id": 1, "status": "open"}, {}),
     ],
 )
-def test_what_has_changed_is_told_as_far_as_the_old_row_is_known(
+def test_changes_are_reported_as_far_as_the_old_row_is_known(
     before: dict[str, Any] | None, after: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
     update = change(EventType.UPDATE, "tickets", before=before, after=after)
-    assert changes_worth_telling(update) == expected
+    assert reported_changes(update) == expected
 
 
 def test_a_message_in_one_line_says_it_all() -> None:

@@ -1,5 +1,5 @@
--- The sample help desk on MySQL 8 and MariaDB 10.5 or later. May be run again and again: it makes what is missing and
--- touches nothing else. Your own tables may have more columns; the tasks name only those below.
+-- The sample help desk on MySQL 8 and MariaDB 10.5 or later. May be run any number of times: it
+-- creates what is missing and changes nothing else. Your own tables may have more columns; the tasks name only those below.
 
 CREATE TABLE IF NOT EXISTS departments (
     id          bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
@@ -53,24 +53,24 @@ CREATE TABLE IF NOT EXISTS tickets (
     FOREIGN KEY (created_by_id) REFERENCES users (id) ON DELETE SET NULL
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4;
 
--- Where a person wants messages. `secret` is encrypted with CDC_SECRET_KEY: add rows with `python -m cdc_tasks connect-account`.
+-- Where a user wants messages. `secret` is encrypted with CDC_SECRET_KEY; add rows with `python -m cdc_tasks connect-account`.
 CREATE TABLE IF NOT EXISTS connected_accounts (
     id          bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
     user_id     bigint NOT NULL,
     service     varchar(50) NOT NULL,                 -- slack, teams
-    address     varchar(200),                         -- Slack: channel or user id; empty: found by the user's e-mail
+    address     varchar(200),                         -- Slack: channel or user id; NULL: found by the user's e-mail
     secret      text NOT NULL,                        -- Slack: bot token; Teams: webhook URL; encrypted
     is_active   boolean NOT NULL DEFAULT true,
     created_at  datetime(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6),
     FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4;
 
--- What a person wants to hear of, and when: set it with `python -m cdc_tasks preferences`. Who has no row hears of all.
+-- Which messages a user wants, and when; set it with `python -m cdc_tasks preferences`. A user without a row gets all.
 CREATE TABLE IF NOT EXISTS notification_preferences (
     user_id         bigint NOT NULL PRIMARY KEY,
     muted_kinds     varchar(1000) NOT NULL DEFAULT '',  -- comma-separated: new_ticket, ticket_updated, welcome, …
     manager_copies  boolean NOT NULL DEFAULT true,      -- the "Manager:" messages
-    quiet_from      time,                               -- what comes in quiet hours is sent when they end
+    quiet_from      time,                               -- messages of the quiet hours are sent when they end
     quiet_until     time,
     time_zone       varchar(100) NOT NULL DEFAULT 'UTC',
     FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE

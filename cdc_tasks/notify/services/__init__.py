@@ -1,4 +1,4 @@
-"""Messaging services: one module each, found by its name. What each of them promises stands here."""
+"""Messaging services: one module each, found by its name, and the protocol that all of them follow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cdc_tasks.settings import worker_settings
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from cdc_tasks.notify.messages import Message
+    from cdc_tasks.notify.message import Message
 
 __all__ = ["TIMEOUT", "Adapter", "Rate", "Recipient", "adapter_for", "rate_of", "register"]
 
@@ -22,35 +22,35 @@ TIMEOUT = 10  # seconds, for a connection and for each answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipient:
-    """One account of one person, as the service knows it."""
+    """One account of one user, as the service needs it."""
 
-    address: str | None  # a channel or user id, where the service has those
+    address: str | None  # a channel or user id, if the service has those
     secret: SecretStr  # a token, or a webhook URL
     email: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Messages a second, over all workers; 0: no limit."""
+    """The most messages a second, over all workers; 0: no limit."""
 
     channel: float = 0
     service: float = 0
 
 
 class Adapter(Protocol):
-    """A service: a module of this package, or of yours that calls `register`.
+    """A service: a module of this package, or an object that your module passes to `register`.
 
-    It owns its connections, keeps no state between calls, and blocks for seconds at most. Errors of its library
-    do not leave it: they carry tokens and URLs. What leaves it are those of `cdc_tasks.notify.send_errors`, which
-    say what is known of the message. Without an error the service has it. It may have a `RATE`; CDC_RATES goes before
-    that.
+    It owns its connections, keeps no state between calls, and blocks for seconds at most. It raises only the errors of
+    `cdc_tasks.notify.send_errors`, which say whether the message was sent: the errors of its library may hold tokens
+    and URLs. If it raises none, the service has taken the message. It may have an attribute `RATE`, which CDC_RATES
+    overrides.
     """
 
     def send(self, recipient: Recipient, message: Message) -> None:
-        """Send it once; no tries of its own."""
+        """Send the message once, without retrying."""
 
     def check(self, recipient: Recipient) -> None:
-        """Raise RefusedError where the account can be seen to be wrong without sending anything."""
+        """Raise RefusedError if the account is wrong, as far as that can be seen without sending anything."""
 
 
 _registered: dict[str, Adapter] = {}
@@ -61,7 +61,7 @@ class UnknownServiceError(CDCError):
 
 
 def register(service: str, adapter: Adapter) -> None:
-    """Add a service of your own, from a module that CDC_TASK_MODULES names."""
+    """Add your own service; call this in a module that CDC_TASK_MODULES names."""
     _registered[service] = adapter
 
 
@@ -78,7 +78,7 @@ def adapter_for(service: str) -> Adapter:
 
 
 def rate_of(service: str) -> Rate:
-    """Return how fast messages may go to the service; raises UnknownServiceError."""
+    """Return the service's rate limit; raises UnknownServiceError."""
     chosen = worker_settings().cdc_rates.get(service)
     if chosen is not None:
         return Rate(*chosen)

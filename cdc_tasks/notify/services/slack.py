@@ -17,7 +17,7 @@ from cdc_tasks.notify.send_errors import (
     NotSentError,
     RefusedError,
     UnavailableError,
-    failure_of,
+    error_for_status,
 )
 from cdc_tasks.notify.services import TIMEOUT, Rate, Recipient
 from cdc_tasks.settings import worker_settings
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
     from slack_sdk.web import SlackResponse
 
-    from cdc_tasks.notify.messages import Fact, Message
+    from cdc_tasks.notify.message import Fact, Message
 
 __all__ = ["RATE", "blocks", "check", "send"]
 
-# https://docs.slack.dev/apis/web-api/rate-limits: one a second a channel, some hundreds a minute a workspace.
+# https://docs.slack.dev/apis/web-api/rate-limits: one message a second to a channel, some hundreds a minute to all.
 RATE = Rate(channel=1, service=5)
 
-# Characters; and how many fields a section may have.
+# Most characters of each text, and most fields of a section.
 _TEXT, _HEADER, _SECTION, _FIELD, _URL, _FIELDS = 4000, 150, 3000, 2000, 3000, 10
 
-_NOT_NOW = {"service_unavailable", "request_timeout", "team_added_to_org"}
-_PERHAPS_DONE = {"fatal_error", "internal_error"}  # "it's possible some aspect of the operation succeeded"
+_TEMPORARY = {"service_unavailable", "request_timeout", "team_added_to_org"}
+_MAYBE_POSTED = {"fatal_error", "internal_error"}  # "it's possible some aspect of the operation succeeded"
 _HINTS = {
     "channel_not_found": "connect the account again, with the id of a channel that the app can see",
     "is_archived": "connect the account again, with a channel that is not archived",
@@ -50,14 +50,14 @@ _NEW_TOKEN = "connect the account again, with a token that is valid"  # noqa: S1
 
 
 def send(recipient: Recipient, message: Message) -> None:
-    """Post to the account's channel or person, found by e-mail where there is no address."""
+    """Post to the account's channel or person; without an address, find the person by e-mail."""
     client = WebClient(
         token=recipient.secret.get_secret_value(),
         base_url=worker_settings().slack_api_url,
         timeout=TIMEOUT,
-        retry_handlers=[],  # its own would send again after a lost answer
+        retry_handlers=[],  # the client's own handlers would send again after a lost answer
     )
-    client.proxy = None  # urllib then heeds HTTPS_PROXY and NO_PROXY itself; slack_sdk forgets the second
+    client.proxy = None  # then urllib reads HTTPS_PROXY and NO_PROXY itself; slack_sdk ignores NO_PROXY
     channel = recipient.address or _user_id(client, recipient.email)
     text = _cut(_escaped(message.text), _TEXT)
     _call(
@@ -68,7 +68,7 @@ def send(recipient: Recipient, message: Message) -> None:
 
 
 def check(recipient: Recipient) -> None:
-    """Tell a webhook URL or a signing secret from a token."""
+    """Raise RefusedError if the secret is not a token, but a webhook URL or a signing secret."""
     if not recipient.secret.get_secret_value().startswith("xox"):
         raise RefusedError(
             "Slack's tokens start with xoxb- (a bot's) or xoxp- (a person's); this one does not."
@@ -76,7 +76,7 @@ def check(recipient: Recipient) -> None:
 
 
 def blocks(message: Message) -> list[dict[str, Any]]:
-    """Show the message in Block Kit, within Slack's limits."""
+    """Return the message as blocks of Block Kit, within Slack's limits."""
     title = _cut(_escaped(message.title), _SECTION - 20)
     found: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": _cut(message.heading, _HEADER)}},
@@ -97,7 +97,7 @@ def _field(fact: Fact) -> dict[str, str]:
 
 
 def _escaped(text: str) -> str:
-    """Keep `<!channel>` in a ticket's title from calling a whole channel."""
+    """Escape Slack's markup: `<!channel>` in a ticket's title must not notify a whole channel."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -105,40 +105,40 @@ def _cut(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     kept = text[: limit - 1]
-    ampersand = kept.rfind("&", -5)  # not through the middle of an &amp;
+    ampersand = kept.rfind("&", -5)  # do not cut inside an &amp;
     return (kept[:ampersand] if ampersand >= 0 and ";" not in kept[ampersand:] else kept) + "…"
 
 
 def _user_id(client: WebClient, email: str) -> str:
     try:
         return str(_call(lambda: client.users_lookupByEmail(email=email))["user"]["id"])
-    except AnswerLostError as error:  # a question that was not answered has posted nothing
+    except AnswerLostError as error:  # a lookup without an answer has posted nothing
         raise UnavailableError(error.message, after=error.after) from None
 
 
 def _call(method: Callable[[], SlackResponse]) -> SlackResponse:
-    """Call, and say in our own words what went wrong; the library's errors stay here."""
+    """Call the method, and translate the library's errors."""
     try:
         return method()
     except SlackApiError as error:
-        raise _failure(error) from None
+        raise _send_error(error) from None
     except URLError as error:
         raise UnavailableError(f"Slack was not reached: {error.reason}.") from None
     except (OSError, HTTPException, UnicodeDecodeError, SlackClientError) as error:
         raise AnswerLostError(f"Slack's answer was lost: {type(error).__name__}.") from None
 
 
-def _failure(error: SlackApiError) -> NotSentError | AnswerLostError:
+def _send_error(error: SlackApiError) -> NotSentError | AnswerLostError:
     response = error.response
     status = getattr(response, "status_code", 200)
-    if status != 200:  # Slack's own errors come as 200
-        return failure_of(status, response.headers.get("Retry-After"), "Slack")
+    if status != 200:  # the Web API reports its own errors with status 200
+        return error_for_status(status, response.headers.get("Retry-After"), "Slack")
     code = str(response.get("error") or "no error code")
     if code in {"ratelimited", "rate_limited"}:
-        return failure_of(429, response.headers.get("Retry-After"), "Slack")
-    if code in _NOT_NOW:
+        return error_for_status(429, response.headers.get("Retry-After"), "Slack")
+    if code in _TEMPORARY:
         return UnavailableError(f"Slack: {code}.")
-    if code in _PERHAPS_DONE:
+    if code in _MAYBE_POSTED:
         return AnswerLostError(f"Slack: {code}.")
     needs_token = any(word in code for word in ("auth", "token", "account_inactive"))
     return RefusedError(f"Slack: {code}.", hint=_HINTS.get(code, _NEW_TOKEN if needs_token else None))

@@ -18,34 +18,34 @@ from cdc_tasks.notify.send_errors import (
     NotSentError,
     RefusedError,
     UnavailableError,
-    failure_of,
+    error_for_status,
 )
 from cdc_tasks.notify.services import TIMEOUT, Rate, Recipient
 from cdc_tasks.notify.webhooks import WebhookURL, checked_url, is_private_address, post
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
-    from cdc_tasks.notify.messages import Message
+    from cdc_tasks.notify.message import Message
 
 __all__ = ["RATE", "card", "check", "send"]
 
 RATE = Rate(channel=2, service=10)  # Teams: four requests a second
 
 _LIMIT = 28_000  # bytes of the whole message
-# Characters that stay below it together, even where each takes 12 bytes: an emoji in JSON.
+# Most characters of each text: together below the limit, even if each takes 12 bytes, as an emoji does in JSON.
 _HEADING, _TITLE, _FALLBACK, _NAME, _VALUE, _FACTS, _URL = 100, 300, 150, 40, 100, 10, 1000
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>])")
 
 
 class _Card(pymsteams.connectorcard):  # type: ignore[misc]  # it has no types
-    """pymsteams' card, which goes where the checked URL says and nowhere else."""
+    """pymsteams' card, posted to the checked URL and nowhere else."""
 
     def __init__(self, webhook: WebhookURL) -> None:
         super().__init__(webhook.url, http_timeout=TIMEOUT)
         self._webhook = webhook
 
     def send(self) -> bool:
-        """Post the card; raises TeamsWebhookException for any answer but 2xx, as the base class does."""
+        """Post the card; raises TeamsWebhookException unless the status is 2xx, as the base class does."""
         answer = post(self._webhook, self.payload, timeout=self.http_timeout)
         self.last_http_response = answer
         if not answer.ok or answer.is_redirect:
@@ -54,7 +54,7 @@ class _Card(pymsteams.connectorcard):  # type: ignore[misc]  # it has no types
 
 
 def send(recipient: Recipient, message: Message) -> None:
-    """Post the card to the account's webhook, once its URL is seen to be one."""
+    """Post the card to the account's webhook, after checking its URL."""
     outgoing = _Card(_webhook(recipient))
     outgoing.payload = _wrapped(card(message)) if worker_settings().teams_card == "wrapped" else card(message)
     if len(json.dumps(outgoing.payload)) > _LIMIT:
@@ -64,11 +64,11 @@ def send(recipient: Recipient, message: Message) -> None:
     except pymsteams.TeamsWebhookException:
         raise _refusal(outgoing.last_http_response) from None
     except requests.RequestException as error:
-        raise _failure(error) from None  # its text has the whole URL in it
+        raise _send_error(error) from None  # its text contains the whole URL
 
 
 def check(recipient: Recipient) -> None:
-    """Raise RefusedError for a URL that is not on a host of TEAMS_HOSTS: a worker can reach what others cannot."""
+    """Raise RefusedError if the URL's host is not in TEAMS_HOSTS: workers reach hosts that users must not."""
     _webhook(recipient)
 
 
@@ -84,13 +84,13 @@ def _webhook(recipient: Recipient) -> WebhookURL:
 def _refusal(answer: requests.Response) -> NotSentError | AnswerLostError:
     if answer.is_redirect:
         return RefusedError(
-            "Teams: the webhook's URL leads elsewhere.", hint="connect the account again, with a URL of today"
+            "Teams: the webhook's URL redirects.", hint="connect the account again, with a current URL"
         )
-    return failure_of(answer.status_code, answer.headers.get("Retry-After"), "Teams")
+    return error_for_status(answer.status_code, answer.headers.get("Retry-After"), "Teams")
 
 
 def card(message: Message) -> dict[str, Any]:
-    """Show the message as an Adaptive Card, well within the size that Teams takes."""
+    """Return the message as an Adaptive Card, well within the size that Teams takes."""
     title = {"type": "TextRun", "text": _cut(message.title, _TITLE), "weight": "Bolder"}
     heading = {
         "type": "TextBlock",
@@ -128,7 +128,7 @@ def _wrapped(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Escape what a TextBlock or a FactSet would take for Markdown: a title must not become a link."""
+    """Escape the Markdown of a TextBlock or a FactSet: a title must not become a link."""
     return _MARKDOWN.sub(r"\\\1", text)
 
 
@@ -136,10 +136,10 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _failure(error: requests.RequestException) -> NotSentError | AnswerLostError:
-    """Tell whether the card may have arrived; of the error only its name is kept."""
+def _send_error(error: requests.RequestException) -> NotSentError | AnswerLostError:
+    """Return the error for a failed call, which says whether the card may have arrived; keep only the error's name."""
     if is_private_address(error):
-        return RefusedError("The webhook's host has a private address, where workers send nothing.")
+        return RefusedError("The webhook's host has a private address; workers send only to public ones.")
     never_sent = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(error, never_sent) or isinstance(reason, urllib3.exceptions.NewConnectionError):

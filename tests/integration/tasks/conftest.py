@@ -1,4 +1,4 @@
-"""What the tests of the tasks share: a help desk, and services that answer."""
+"""Fixtures for the tests of tasks: a help desk, a stub of the services, a worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from cdc_tasks import cache, db
 from cdc_tasks.celery import app
-from cdc_tasks.notify import vault
+from cdc_tasks.notify import sealed_secrets
 from cdc_tasks.settings import worker_settings
 from tests.support.helpdesk import HelpDesk
 from tests.support.social_stub import SocialStub
@@ -39,7 +39,7 @@ def worker(helpdesk: HelpDesk) -> Iterator[Worker]:
 
 @pytest.fixture
 def in_process(helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch) -> Iterator[HelpDesk]:
-    """Let this very process be a worker's, as far as settings, database and cache go."""
+    """Give this process the settings, database and cache of a worker."""
     for name, value in helpdesk.environment.items():
         monkeypatch.setenv(name, value)
     _forget()
@@ -52,5 +52,5 @@ def in_process(helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def _forget() -> None:
-    for cached in (worker_settings, db.engine, cache.client, vault._keys):
+    for cached in (worker_settings, db.engine, cache.client, sealed_secrets._keys):
         cached.cache_clear()

@@ -1,4 +1,4 @@
-"""No two machines' clocks have to agree, and a step of one does no harm."""
+"""The machines' clocks may differ, and a step of a clock does no harm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import SecretStr
 from cdc_tasks.broker import clock as steady_clock
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP
 from cdc_tasks.broker.countdown import eta_by_this_clock, with_countdown
-from cdc_tasks.notify import delivery_log as sent
+from cdc_tasks.notify import delivery_log
 from cdc_tasks.notify.accounts import Account
-from cdc_tasks.notify.delivery_log import SendRecord
-from cdc_tasks.notify.rate_limit import Turn
+from cdc_tasks.notify.delivery_log import DeliveryRecord
+from cdc_tasks.notify.rate_limit import GroupMember
 from cdc_tasks.notify.services import Rate, Recipient
 from cdc_tasks.retry import NotYetError
 from tests.support.waiting import wait_until
@@ -28,66 +28,64 @@ _NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def _step(helpdesk: HelpDesk, milliseconds: int) -> None:
-    """Let Redis' clock say so much more than it does: what it said when it was looked at last is as much less."""
+    """Step Redis' clock ahead: the time that it had when it was last read is now earlier by as much."""
     helpdesk.broker.cache.hincrby(CLOCK, "seen", -milliseconds)
 
 
-def _turn(position: str) -> Turn:
-    return Turn(lane="account:1", position=position, delivery_id=position)
+def _member(position: str) -> GroupMember:
+    return GroupMember(group="account:1", position=position, delivery_id=position)
 
 
-def _wait(turn: Turn, account: Account, rate: Rate) -> float:
+def _wait(member: GroupMember, account: Account, rate: Rate) -> float:
     with pytest.raises(NotYetError) as caught:
-        turn.take(account, rate)
+        member.acquire(account, rate)
     return caught.value.after or 0
 
 
 @pytest.mark.parametrize("step", [_HOUR, -_HOUR])
-def test_a_message_that_is_being_sent_stays_the_senders_when_redis_clock_steps(
-    in_process: HelpDesk, step: int
-) -> None:
-    sender = SendRecord("one")
+def test_the_claim_of_a_message_holds_when_redis_clock_steps(in_process: HelpDesk, step: int) -> None:
+    sender = DeliveryRecord("one")
     sender.claim()
     _step(in_process, step)
     with pytest.raises(NotYetError) as caught:
-        SendRecord("one").claim()
-    assert 60 < (caught.value.after or 0) <= sent._HELD
+        DeliveryRecord("one").claim()
+    assert 60 < (caught.value.after or 0) <= delivery_log._LEASE
     sender.confirm()
     sender.sent()
 
 
 @pytest.mark.parametrize("step", [_HOUR, -_HOUR])
-def test_the_first_of_a_lane_is_waited_for_when_redis_clock_steps(in_process: HelpDesk, step: int) -> None:
+def test_a_group_waits_for_its_first_message_when_redis_clock_steps(in_process: HelpDesk, step: int) -> None:
     account = _account()
-    _turn("0/1:0").expect()
+    _member("0/1:0").expect()
     _step(in_process, step)
-    assert _wait(_turn("0/2:0"), account, Rate(channel=1, service=0)) < 60
-    _turn("0/1:0").take(account, Rate(channel=1, service=0))
-    _turn("0/1:0").leave()
+    assert _wait(_member("0/2:0"), account, Rate(channel=1, service=0)) < 60
+    _member("0/1:0").acquire(account, Rate(channel=1, service=0))
+    _member("0/1:0").release()
 
 
 @pytest.mark.parametrize("step", [_HOUR, -_HOUR])
-def test_the_next_message_of_a_channel_waits_for_its_slot_and_no_hour_when_redis_clock_steps(
+def test_the_next_message_of_a_channel_waits_for_its_time_and_no_hour_when_redis_clock_steps(
     in_process: HelpDesk, step: int
 ) -> None:
     account, rate = _account(), Rate(channel=1, service=1)
-    _turn("0/1:0").take(account, rate)
-    _turn("0/1:0").leave()
-    wait = _wait(_turn("0/2:0"), account, rate)
+    _member("0/1:0").acquire(account, rate)
+    _member("0/1:0").release()
+    wait = _wait(_member("0/2:0"), account, rate)
     _step(in_process, step)
     if step < 0:
-        assert 0 < _wait(_turn("0/2:0"), account, rate) <= wait
+        assert 0 < _wait(_member("0/2:0"), account, rate) <= wait
     else:
-        _turn("0/2:0").take(account, rate)
+        _member("0/2:0").acquire(account, rate)
 
 
-def test_who_waits_for_one_that_is_late_looks_less_and_less_often(in_process: HelpDesk) -> None:
+def test_a_message_that_waits_for_a_late_one_asks_less_and_less_often(in_process: HelpDesk) -> None:
     account, rate = _account(), Rate(channel=0, service=0)
-    _turn("0/1:0").expect()
-    waits = [_wait(_turn("0/2:0"), account, rate)]
+    _member("0/1:0").expect()
+    waits = [_wait(_member("0/2:0"), account, rate)]
     for _ in range(2):
         in_process.broker.cache.hincrby(CLOCK, "passed", 2000)
-        waits.append(_wait(_turn("0/2:0"), account, rate))
+        waits.append(_wait(_member("0/2:0"), account, rate))
     assert waits[0] < 1 < waits[1] < waits[2] <= 5.1
 
 

@@ -1,4 +1,4 @@
-"""One message to one account: what happens when its service, its account or its worker fails."""
+"""One message to one account, if its service, its account or its worker fails."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.notify.delivery import MaybeSentError, deliver
+from cdc_tasks.notify.sealed_secrets import SealedSecretError
 from cdc_tasks.notify.send_errors import AnswerLostError, RateLimitedError, RefusedError, UnavailableError
-from cdc_tasks.notify.vault import VaultError
 from cdc_tasks.settings import worker_settings
 from tests.support.social_stub import Drop, Error, RateLimit, Slow, Status
 from tests.support.waiting import wait_until
@@ -26,12 +26,12 @@ def account_id(in_process: HelpDesk) -> int:
     return in_process.connect_slack(in_process.ANNA, "C0ANNA")
 
 
-def test_one_persons_failing_account_neither_blocks_nor_repeats_anothers_message(
+def test_a_failing_account_neither_blocks_nor_repeats_another_ones_message(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:
-    helpdesk.connect_slack(helpdesk.ANNA, "C0GONE")  # never heals
+    helpdesk.connect_slack(helpdesk.ANNA, "C0GONE")  # never recovers
     helpdesk.connect_teams(helpdesk.ANNA, "anna")
-    helpdesk.connect_slack(helpdesk.MONA, "C0MONA")  # heals
+    helpdesk.connect_slack(helpdesk.MONA, "C0MONA")  # recovers
     social.fail("C0MONA", Status(503), RateLimit(1), Drop(posted=False))
 
     helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
@@ -79,7 +79,7 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
 
 def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, social: SocialStub) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
-    social.fail("C0CARL", Slow(2))  # while one waits for its answer, the other comes
+    social.fail("C0CARL", Slow(2))  # the other worker comes while the first waits for the answer
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     with (
         Worker(environment, "-n", "one@%h", concurrency=1) as one,
@@ -111,7 +111,7 @@ def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, soci
         (Drop(posted=True), AnswerLostError),
     ],
 )
-def test_slacks_failures_are_told_apart(
+def test_slacks_errors_are_distinguished(
     in_process: HelpDesk, account_id: int, fault: Error, expected: type[Exception]
 ) -> None:
     in_process.social.fail("C0ANNA", fault)
@@ -133,7 +133,7 @@ def test_slacks_failures_are_told_apart(
         (Drop(posted=True), AnswerLostError),
     ],
 )
-def test_teams_failures_are_told_apart_and_keep_the_url_secret(
+def test_teams_errors_are_distinguished_and_keep_the_url_secret(
     in_process: HelpDesk, fault: Status, expected: type[Exception]
 ) -> None:
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
@@ -148,7 +148,7 @@ def test_teams_failures_are_told_apart_and_keep_the_url_secret(
 
 
 @pytest.mark.parametrize("service", ["slack", "teams"])
-def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpDesk, service: str) -> None:
+def test_a_service_that_is_not_reached_has_not_taken_the_message(in_process: HelpDesk, service: str) -> None:
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     connect = in_process.connect_slack if service == "slack" else in_process.connect_teams
     account = connect(in_process.ANNA, "C0ANNA")
@@ -158,7 +158,7 @@ def test_a_service_that_is_not_reached_has_not_got_the_message(in_process: HelpD
 
 
 @pytest.mark.parametrize("service", ["slack", "teams"])
-def test_a_service_that_is_too_slow_may_have_got_the_message(
+def test_a_service_that_is_too_slow_may_have_taken_the_message(
     in_process: HelpDesk, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"cdc_tasks.notify.services.{service}.TIMEOUT", 0.3)
@@ -171,13 +171,13 @@ def test_a_service_that_is_too_slow_may_have_got_the_message(
     wait_until(lambda: len(in_process.social.posted) == 1, what="the message")
 
 
-def test_a_revoked_token_is_refused_with_what_to_do(in_process: HelpDesk, account_id: int) -> None:
+def test_a_revoked_token_is_refused_with_a_hint(in_process: HelpDesk, account_id: int) -> None:
     in_process.social.revoked.add("xoxb-good")
     with pytest.raises(RefusedError, match=r"token_revoked\.\n  connect the account again"):
         deliver(account_id, "new_ticket", 1, "change")
 
 
-def test_a_lost_answer_leads_to_another_message_if_that_is_wanted(
+def test_after_a_lost_answer_the_message_is_sent_again_by_default(
     in_process: HelpDesk, account_id: int
 ) -> None:
     in_process.social.fail("C0ANNA", Drop(posted=True))
@@ -187,7 +187,7 @@ def test_a_lost_answer_leads_to_another_message_if_that_is_wanted(
     assert len(in_process.social.posted) == 2
 
 
-def test_a_lost_answer_is_the_end_if_that_is_wanted(
+def test_after_a_lost_answer_the_message_is_not_sent_again_with_give_up(
     in_process: HelpDesk, account_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CDC_LOST_ANSWER", "give-up")
@@ -201,7 +201,7 @@ def test_a_lost_answer_is_the_end_if_that_is_wanted(
     assert len(in_process.social.posted) == 1
 
 
-def test_a_secret_that_no_key_opens_is_an_error_with_its_hint(in_process: HelpDesk, account_id: int) -> None:
+def test_a_secret_that_no_key_decrypts_is_an_error_with_a_hint(in_process: HelpDesk, account_id: int) -> None:
     in_process.database.execute("UPDATE connected_accounts SET secret = 'not ours'")
-    with pytest.raises(VaultError, match="rotate-key"):
+    with pytest.raises(SealedSecretError, match="rotate-key"):
         deliver(account_id, "new_ticket", 1, "change")

@@ -1,4 +1,4 @@
-"""Beside other people's settings: a `celeryconfig.py` that is not ours, and Flower started from anywhere."""
+"""Settings of other applications: a foreign `celeryconfig.py`, and Flower started in any directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery.concurrency import get_implementation
 
-from cdc_tasks.config.guarantees import UnfitPoolError, check_pool
+from cdc_tasks.config.required_settings import UnfitPoolError, check_pool
 from demo.server_process import free_port
 from tests.support.waiting import wait_until
 
@@ -32,10 +32,10 @@ def elsewhere(helpdesk: HelpDesk, tmp_path: Path) -> Elsewhere:
 
 
 class Elsewhere:
-    """A directory that is not the checkout, with the packages installed."""
+    """A directory outside the checkout, with the packages installed."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
-        """Put links where site-packages would be: the checkout's own celeryconfig.py is not in a wheel."""
+        """Link the packages into a site-packages directory, without the checkout's celeryconfig.py, as in a wheel."""
         self.directory = directory
         packages = directory / "site-packages"
         packages.mkdir()
@@ -100,7 +100,7 @@ def _status(url: str, *, host: str | None = None) -> int | None:
         return None
 
 
-def test_a_foreign_celeryconfig_does_not_take_the_place_of_ours(elsewhere: Elsewhere) -> None:
+def test_a_foreign_celeryconfig_does_not_replace_ours(elsewhere: Elsewhere) -> None:
     (elsewhere.directory / "celeryconfig.py").write_text(
         "task_acks_late = False\nraise SystemExit('imported')\n"
     )
@@ -119,7 +119,7 @@ def test_a_celeryconfig_that_starts_from_ours_is_used(elsewhere: Elsewhere) -> N
     assert "celeryconfig_not_used" not in log
 
 
-def test_settings_without_what_the_guarantees_need_are_told_at_the_start(elsewhere: Elsewhere) -> None:
+def test_settings_that_weaken_the_guarantees_are_logged_at_the_start(elsewhere: Elsewhere) -> None:
     (elsewhere.directory / "mine.py").write_text("import os\nbroker_url = os.environ['CELERY_BROKER_URL']\n")
     log = elsewhere.run_worker(CELERY_CONFIG_MODULE="mine")
     (line,) = [each for each in log.splitlines() if "settings_weaken_guarantees" in each]
@@ -135,7 +135,7 @@ def test_a_result_backend_of_another_application_is_not_used(elsewhere: Elsewher
     assert "Traceback" not in log
 
 
-def test_flower_is_for_this_machine_only_wherever_it_is_started(flower: str, flower_port: int) -> None:
+def test_flower_listens_on_this_machine_only_in_any_directory(flower: str, flower_port: int) -> None:
     listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     places = [
         line.split()[1] for line in listening.splitlines() if f":{flower_port:04X} " in line.split("  ")[0]
@@ -145,7 +145,7 @@ def test_flower_is_for_this_machine_only_wherever_it_is_started(flower: str, flo
         assert b"cdc_dead_letters" in answer.read()
 
 
-def test_flower_without_a_password_answers_to_its_own_names_only(flower: str, flower_port: int) -> None:
+def test_flower_without_a_password_accepts_its_own_host_names_only(flower: str, flower_port: int) -> None:
     assert _status(f"{flower}/workers") == 200
     assert _status(f"{flower}/workers", host=f"localhost:{flower_port}") == 200
     assert _status(f"{flower}/workers", host="rebound.example.com") == 403
@@ -175,7 +175,7 @@ def test_flower_with_a_password_may_be_open(elsewhere: Elsewhere, flower_port: i
         process.wait(60)
 
 
-def test_names_for_a_flower_behind_a_proxy_can_be_given(elsewhere: Elsewhere, flower_port: int) -> None:
+def test_a_flower_behind_a_proxy_can_have_more_host_names(elsewhere: Elsewhere, flower_port: int) -> None:
     process = elsewhere.start(
         "flower", f"--port={flower_port}", CDC_FLOWER_HOSTS="flower.example.com, tasks.example.com"
     )
@@ -189,7 +189,7 @@ def test_names_for_a_flower_behind_a_proxy_can_be_given(elsewhere: Elsewhere, fl
         process.wait(60)
 
 
-def test_a_pool_without_the_guarantees_is_refused_in_words(elsewhere: Elsewhere) -> None:
+def test_a_pool_without_the_guarantees_is_refused_with_a_hint(elsewhere: Elsewhere) -> None:
     process = elsewhere.start("worker", "-c1", "--pool=threads")
     assert process.wait(60) == 1
     assert "--pool=prefork" in elsewhere.log

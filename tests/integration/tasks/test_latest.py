@@ -73,11 +73,11 @@ def test_a_deleted_value_does_not_come_back_with_an_older_change(in_process: Hel
     assert in_process.broker.cache.get("value") is None
 
 
-def test_what_failed_is_not_taken_for_done(in_process: HelpDesk) -> None:
+def test_a_change_whose_block_failed_is_not_done(in_process: HelpDesk) -> None:
     with pytest.raises(OSError, match="search is away"), latest_only("row", _change(2)):
         raise OSError("search is away")
     with latest_only("row", _change(1)) as is_latest:
-        assert is_latest  # the older one first: fine, the newer one is yet to come
+        assert is_latest  # the older change may be done first: the newer one comes later
     with latest_only("row", _change(2)) as is_latest:
         assert is_latest
     with latest_only("row", _change(2)) as is_latest:
@@ -86,7 +86,7 @@ def test_what_failed_is_not_taken_for_done(in_process: HelpDesk) -> None:
         assert is_latest
 
 
-def test_while_one_is_at_it_another_waits_its_turn(in_process: HelpDesk) -> None:
+def test_while_one_worker_has_the_key_another_waits(in_process: HelpDesk) -> None:
     with latest_only("row", _change(1)) as is_latest:
         assert is_latest
         with pytest.raises(NotYetError), latest_only("row", _change(2)):
@@ -105,8 +105,8 @@ def test_after_a_failover_the_time_of_the_commit_decides(in_process: HelpDesk) -
     )
 
 
-def test_after_a_restore_the_newer_history_wins_wherever_its_log_stands(in_process: HelpDesk) -> None:
-    """Its places are those of a higher era; the times of the commits do not count: its clock may be another."""
+def test_after_a_restore_the_newer_history_wins_at_any_place_in_its_log(in_process: HelpDesk) -> None:
+    """Its places have a higher era. The times of the commits do not count, as its clock may differ."""
     assert store_latest("value", "old", _change(900))
     assert store_latest("value", "restored", _change(20, "1.1@0/20:0"))
     assert not store_latest("value", "late", _change(15))

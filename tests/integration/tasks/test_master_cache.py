@@ -1,4 +1,4 @@
-"""The master cache equals the tables, for every reader at every moment."""
+"""The master cache equals the tables, for every reader at any time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_table_without_rows_is_an_empty_list(in_process: HelpDesk) -> None:
     assert master_cache.get("departments") == []
 
 
-def test_a_reader_who_finds_nothing_in_redis_gets_the_rows_all_the_same(in_process: HelpDesk) -> None:
+def test_a_reader_gets_the_rows_also_if_redis_lacks_the_key(in_process: HelpDesk) -> None:
     in_process.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
 
     assert [row["name"] for row in master_cache.get("roles")] == ["Admin"]
@@ -81,7 +81,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(in_process: HelpD
 
 @pytest.fixture
 def slow_first_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """The first refresh has read its rows and stops before it writes them, until it is told to go on."""
+    """The first refresh stops after reading its rows and before writing them, until an event is set."""
     has_read, go_on = threading.Event(), threading.Event()
     replace = master_cache._replace
 
@@ -120,7 +120,7 @@ def test_a_read_that_began_earlier_but_may_be_newer_is_done_again(
     slow_first_read: tuple[threading.Event, threading.Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first to begin writes last, but read before; the second began later and must not be lost."""
+    """The refresh that began first reads first and writes last; the rows of the second must not be lost."""
     has_read, go_on = slow_first_read
     in_process.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
     early = threading.Thread(target=master_cache.refresh, args=["roles"])
@@ -138,7 +138,7 @@ def test_a_read_that_began_earlier_but_may_be_newer_is_done_again(
     assert [row["name"] for row in master_cache.get("roles")] == ["Super Admin"]
 
 
-def test_a_redis_that_forgot_everything_meanwhile_ends_with_the_rows_all_the_same(
+def test_a_refresh_writes_its_rows_also_if_redis_lost_its_data_meanwhile(
     in_process: HelpDesk, slow_first_read: tuple[threading.Event, threading.Event]
 ) -> None:
     has_read, go_on = slow_first_read
@@ -209,7 +209,7 @@ def test_a_hundred_thousand_rows_are_cached_and_readers_never_see_a_part_of_them
     assert 0 not in lengths
 
 
-def test_values_are_cached_as_changes_have_them(
+def test_values_are_cached_in_the_format_of_changes(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TABLE_TO_CACHE_KEYS, "kinds", [CacheKey("master:kinds")])

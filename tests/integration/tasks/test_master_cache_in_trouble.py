@@ -1,4 +1,4 @@
-"""The cache is right after any change of the tables, whatever dies meanwhile."""
+"""The cache is correct after any change of the tables, whichever process dies."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ _TABLES = ("roles", "departments", "priorities")
 
 
 def test_an_empty_redis_is_filled_when_a_worker_starts(helpdesk: HelpDesk) -> None:
-    helpdesk.database.execute("DROP TABLE departments CASCADE")  # not every database has each of them
+    helpdesk.database.execute("DROP TABLE departments CASCADE")  # a database may lack some of them
     helpdesk.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
     with Worker(helpdesk.environment) as worker:
         keys = ["master:roles", "master:priorities", "master:statuses", "master:statuses:open"]
         wait_until(lambda: helpdesk.broker.cache.exists(*keys) == len(keys), what="the keys")
-        wait_until(lambda: worker.events("master_cache_not_refilled"), what="word of the missing table")
+        wait_until(
+            lambda: worker.events("master_cache_not_refilled"), what="the log line about the missing table"
+        )
     assert [row["name"] for row in _cached(helpdesk.broker.cache, "roles")] == ["Admin"]
     assert not helpdesk.broker.cache.exists("cdc:dead-letters")
 
@@ -45,7 +47,7 @@ def test_after_a_thousand_changes_killed_workers_and_a_restarted_redis_the_cache
             _change(helpdesk, table, number)
             _refresh(helpdesk, server, table)
             if number % 100 == 50:
-                _refresh(helpdesk, server, random.choice(_TABLES))  # somebody does it by hand
+                _refresh(helpdesk, server, random.choice(_TABLES))  # a refresh by hand
             if number % 300 == 0:
                 next(trouble)()
                 running = workers.start()
@@ -62,7 +64,7 @@ def test_after_a_thousand_changes_killed_workers_and_a_restarted_redis_the_cache
 
 
 class _Reader:
-    """Reads a counter that only grows, and notes when it does not."""
+    """Reads a counter that only grows, and records when it decreases."""
 
     def __init__(self, server: ValkeyServer) -> None:
         self.steps_back: list[tuple[int, int]] = []
@@ -78,7 +80,7 @@ class _Reader:
             try:
                 rows = _cached(self._client, "roles")
             except redis.ConnectionError:
-                continue  # it is being restarted
+                continue  # the server is restarting
             seen = max((int(row["description"] or 0) for row in rows), default=0)
             if seen < newest:
                 self.steps_back.append((newest, seen))

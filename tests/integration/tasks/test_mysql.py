@@ -1,4 +1,4 @@
-"""The tasks read from MySQL and MariaDB as they read from PostgreSQL."""
+"""The tasks read MySQL and MariaDB like PostgreSQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cdc_tasks import cache, db, master_cache
 from cdc_tasks.celery import app
 from cdc_tasks.helpdesk import schema
 from cdc_tasks.helpdesk.users import get_manager_ids
-from cdc_tasks.notify import accounts, vault
+from cdc_tasks.notify import accounts, sealed_secrets
 from cdc_tasks.notify.delivery import deliver
 from cdc_tasks.settings import worker_settings
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 def connection(
     any_mysql: MySQLDatabase, broker: Broker, social: SocialStub, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[sqlalchemy.Connection]:
-    """A fresh help desk on MariaDB and on MySQL; this process is a worker's as far as settings go."""
+    """A new help desk on MariaDB and on MySQL; this process has a worker's settings."""
     monkeypatch.setenv("DATABASE_URL", any_mysql.url)
     monkeypatch.setenv("CACHE_URL", broker.cache_url)
-    monkeypatch.setenv("CDC_SECRET_KEY", vault.new_key())
+    monkeypatch.setenv("CDC_SECRET_KEY", sealed_secrets.new_key())
     monkeypatch.setenv("SLACK_API_URL", social.slack_api_url)
-    caches = (worker_settings, db.engine, cache.client, vault._keys)
+    caches = (worker_settings, db.engine, cache.client, sealed_secrets._keys)
     for cached in caches:
         cached.cache_clear()
     app.loader.import_default_modules()
     schema.create(db.engine())
-    schema.create(db.engine())  # may be run again and again
+    schema.create(db.engine())  # may be run any number of times
     with db.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield connection
     db.engine().dispose()
@@ -65,8 +65,8 @@ def test_a_message_is_written_from_the_rows(connection: sqlalchemy.Connection, s
 
     changed = {"assigned_to_id": [1, 2], "status": ["closed", "open"]}
     assert deliver(account_id, "manager_ticket_updated", 7, "change", changed) == "sent to slack"
-    for told in ("TKT-00007 Feuer 🔥", "Móna 🎫 → Anna", "closed → open", "Normal"):
-        assert told in social.posted[0].text
+    for words in ("TKT-00007 Feuer 🔥", "Móna 🎫 → Anna", "closed → open", "Normal"):
+        assert words in social.posted[0].text
 
 
 def test_the_master_cache_is_filled(connection: sqlalchemy.Connection) -> None:

@@ -128,7 +128,7 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
         wait_until(
             lambda: other.events("messages_held_with_kombus_transport"), timeout=20, what="what it says"
         )
-        assert "5 messages are back" in _run(helpdesk, found.hint.rpartition(": ")[2])
+        assert "5 messages requeued" in _run(helpdesk, found.hint.rpartition(": ")[2])
     assert client.hkeys("unacked") == [b"of the house", b"unreadable"]
     assert _numbers(client.lrange("cdc_bulk", 0, -1)) == [4, 3, 2, 1, 0]  # the last is taken first
     assert "broker's unacked" not in _findings(helpdesk)

@@ -1,4 +1,4 @@
-"""Where there is nobody to tell, nothing is sent, the log says why, and the task is not tried again."""
+"""Without a recipient nothing is sent, the log says why, and the task is not retried."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_an_update_of_something_else(in_process: HelpDesk) -> None:
     in_process.connect_slack(in_process.ANNA, "C0ANNA")
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     update = in_process.update_ticket(1, title="Printer still on fire")
-    _expect(in_process, notify_ticket_update, update, "nothing worth telling has changed")
+    _expect(in_process, notify_ticket_update, update, "no reported column has changed")
 
 
 def test_a_ticket_without_an_assignee(in_process: HelpDesk) -> None:

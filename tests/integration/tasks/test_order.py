@@ -1,4 +1,4 @@
-"""A ticket's messages come in the order of its changes, also where the task of an earlier change is delayed."""
+"""A ticket's messages keep the order of its changes, also if the task of an earlier change is delayed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _IN_ORDER = ["New Ticket", "Ticket Updated"]
 
 
-def test_an_update_does_not_overtake_the_insert_whose_task_is_tried_again(
+def test_an_update_does_not_overtake_an_insert_whose_task_is_retried(
     broker: Broker, social: SocialStub
 ) -> None:
     with PostgresServer() as server, closing(psycopg2.connect(server.url)) as connection:
@@ -48,7 +48,7 @@ def test_an_update_does_not_overtake_the_insert_whose_task_is_tried_again(
     assert [each.heading for each in social.posted] == _IN_ORDER
 
 
-def test_an_update_does_not_overtake_the_insert_whose_worker_was_killed(
+def test_an_update_does_not_overtake_an_insert_whose_worker_was_killed(
     helpdesk: HelpDesk, social: SocialStub
 ) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
@@ -68,7 +68,7 @@ def test_an_update_does_not_overtake_the_insert_whose_worker_was_killed(
     assert [each.heading for each in social.posted] == _IN_ORDER
 
 
-def test_a_task_that_gives_up_holds_up_no_later_one(
+def test_a_task_that_gives_up_does_not_block_later_ones(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert = in_process.insert_ticket(assigned_to_id=in_process.CARL)
@@ -80,7 +80,7 @@ def test_a_task_that_gives_up_holds_up_no_later_one(
     assert notify_ticket_update(update.to_message()) == "0 messages queued"
 
 
-def test_of_two_tickets_neither_waits_for_the_other(
+def test_two_tickets_do_not_wait_for_each_other(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = in_process.insert_ticket(assigned_to_id=in_process.CARL)

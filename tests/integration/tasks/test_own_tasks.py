@@ -1,4 +1,4 @@
-"""What a user adds: the module in docs/tasks.md, as it stands there."""
+"""An application's own module: the one in docs/tasks.md, unchanged."""
 
 from __future__ import annotations
 

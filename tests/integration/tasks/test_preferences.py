@@ -1,4 +1,4 @@
-"""A person says what to hear of, and when, and on which accounts."""
+"""A user's preferences: which messages, when, and on which accounts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
-def test_all_accounts_hear_of_what_is_wanted_and_of_nothing_else(
+def test_all_accounts_get_the_wanted_messages_and_no_others(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
@@ -44,13 +44,13 @@ def test_all_accounts_hear_of_what_is_wanted_and_of_nothing_else(
     assert (helpdesk.MONA, "the user wants no copies for managers") in reasons
 
 
-def test_what_comes_in_quiet_hours_is_sent_when_they_end(
+def test_messages_of_the_quiet_hours_are_sent_when_they_end(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     end = datetime.now(UTC).replace(microsecond=0) + timedelta(
         seconds=25
-    )  # time for all that follows on a busy machine, too
+    )  # enough for the steps below on a busy machine
     begin = end - timedelta(hours=8)
     _set(helpdesk, "carl@example.com", "--quiet", f"{begin:%H:%M:%S}-{end:%H:%M:%S}")
     for title in ("First", "Second"):
@@ -63,10 +63,10 @@ def test_what_comes_in_quiet_hours_is_sent_when_they_end(
     assert ["First" in each.text for each in social.posted] == [True, False]
 
 
-def test_preferences_are_set_by_hand_and_nonsense_is_refused(helpdesk: HelpDesk) -> None:
-    helpdesk.database.execute(sql("postgresql"))  # once more: it touches nothing that is there
-    told = _set(helpdesk, "anna@example.com", "--quiet", "22:00-07:00", "--time-zone", "Europe/Berlin")
-    assert "quiet hours: 22:00 to 07:00 Europe/Berlin" in told
+def test_preferences_are_set_by_a_command_and_bad_values_are_refused(helpdesk: HelpDesk) -> None:
+    helpdesk.database.execute(sql("postgresql"))  # a second time: it changes nothing that exists
+    shown = _set(helpdesk, "anna@example.com", "--quiet", "22:00-07:00", "--time-zone", "Europe/Berlin")
+    assert "quiet hours: 22:00 to 07:00 Europe/Berlin" in shown
     assert "quiet hours: none" in _set(helpdesk, "anna@example.com", "--quiet", "none", "--mute", "welcome")
     assert "muted: nothing" in _set(helpdesk, "anna@example.com", "--unmute", "welcome")
     assert "new_ticket" in _set(helpdesk, "anna@example.com", "--mute", "lies", status=1)

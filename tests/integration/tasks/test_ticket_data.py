@@ -1,4 +1,4 @@
-"""A ticket as people are told of it."""
+"""A ticket as its messages show it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from cdc_tasks import db
 from cdc_tasks.helpdesk.models import Ticket
-from cdc_tasks.helpdesk.tickets import ticket_data
-from cdc_tasks.notify.messages import Fact, Occasion, compose
+from cdc_tasks.helpdesk.ticket_messages import ticket_data
+from cdc_tasks.notify.message import Fact, Notification, compose
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def test_ticket_data_has_names_where_the_row_has_ids(in_process: HelpDesk) -> No
         }
 
 
-def test_there_is_no_link_without_a_base_url_and_nobody_where_nobody_is(
+def test_without_a_base_url_there_is_no_link_and_without_people_no_names(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TICKET_BASE_URL")
@@ -46,12 +46,12 @@ def test_there_is_no_link_without_a_base_url_and_nobody_where_nobody_is(
     assert data["assigned_to"] is data["created_by"] is None
 
 
-def test_a_message_tells_what_has_changed_first_and_then_the_rest(in_process: HelpDesk) -> None:
+def test_a_message_shows_what_has_changed_first_and_then_the_rest(in_process: HelpDesk) -> None:
     in_process.insert_ticket(assigned_to_id=in_process.ANNA, created_at="2026-11-22 11:00+01")
     changed = {"status": ("closed", "open"), "assigned_to_id": (None, in_process.ANNA)}
-    occasion = Occasion(kind="ticket_updated", subject_id=1, change_id="change", changed=changed)
+    notification = Notification(kind="ticket_updated", subject_id=1, change_id="change", changed=changed)
     with db.session() as session:
-        message = compose(session, occasion)
+        message = compose(session, notification)
     assert message is not None
     assert message.facts == (
         Fact("Assigned to", "nobody → Anna"),

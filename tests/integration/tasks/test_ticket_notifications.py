@@ -1,4 +1,4 @@
-"""A ticket changes, and the people whom it concerns are told, by a real worker."""
+"""A ticket changes, and a real worker notifies the users concerned."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accoun
         ("teams", "vera", "Manager: New Ticket"),
     ]
     for message in social.posted:
-        for told in (
+        for words in (
             "TKT-00001",
             "Printer on fire",
             "Anna",
@@ -49,10 +49,10 @@ def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accoun
             "open",
             "helpdesk.example.com/tickets/1",
         ):
-            assert told in message.text
+            assert words in message.text
 
 
-def test_an_update_says_what_changed_from_what_to_what(
+def test_the_message_about_an_update_shows_the_old_and_the_new_values(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
@@ -68,11 +68,11 @@ def test_an_update_says_what_changed_from_what_to_what(
     assert [each.heading for each in social.to("C0ANNA")] == ["Ticket Updated"]
     assert [each.heading for each in social.to("C0MONA")] == ["Manager: Ticket Updated"]
     for message in social.posted:
-        for told in ("Carl → Anna", "open → in progress", "Normal → Urgent"):
-            assert told in message.text
+        for words in ("Carl → Anna", "open → in progress", "Normal → Urgent"):
+            assert words in message.text
 
 
-def test_without_the_old_row_an_update_says_what_is_now(
+def test_without_the_old_row_the_message_shows_the_current_values(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
@@ -87,7 +87,7 @@ def test_without_the_old_row_an_update_says_what_is_now(
     assert "→" not in social.posted[0].text
 
 
-def test_a_ring_of_managers_does_no_harm(helpdesk: HelpDesk, social: SocialStub, worker: Worker) -> None:
+def test_a_cycle_of_managers_does_no_harm(helpdesk: HelpDesk, social: SocialStub, worker: Worker) -> None:
     helpdesk.database.execute("UPDATE users SET manager_id = %s WHERE id = %s", helpdesk.ANNA, helpdesk.VERA)
     for user_id in (helpdesk.ANNA, helpdesk.MONA, helpdesk.VERA):
         helpdesk.connect_slack(user_id, f"C0{user_id}")
@@ -123,7 +123,7 @@ def test_no_name_no_title_and_no_token_is_in_the_workers_log(
         assert secret not in worker.log
 
 
-def test_the_messages_that_wait_hold_ids_and_show_no_row(in_process: HelpDesk) -> None:
+def test_queued_messages_hold_ids_and_show_no_row(in_process: HelpDesk) -> None:
     in_process.connect_slack(in_process.ANNA, "C0ANNA")
     insert = in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     notify_ticket_insert(insert.to_message())

@@ -1,4 +1,4 @@
-"""Where a worker's log goes, and what is never in it nor in what a worker reports of its tasks."""
+"""Where a worker's log goes, and what neither the log nor a worker's reports on tasks contain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TITLE = "Project X"
 
 @pytest.fixture
 def environment(helpdesk: HelpDesk, tmp_path: Path) -> dict[str, str]:
-    """Connect nobody yet; the worker's files go where nobody else has any."""
+    """Return the environment of a worker with JSON logs and its own home directory."""
     return {**os.environ, **helpdesk.environment, "CDC_LOG_FORMAT": "json", "HOME": str(tmp_path)}
 
 
@@ -93,7 +93,9 @@ def test_a_log_file_that_was_moved_away_is_opened_again(helpdesk: HelpDesk, tmp_
         )
 
 
-def test_at_debug_no_message_no_webhook_and_no_row_is_logged(helpdesk: HelpDesk, social: SocialStub) -> None:
+def test_the_debug_level_logs_no_message_no_webhook_and_no_row(
+    helpdesk: HelpDesk, social: SocialStub
+) -> None:
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA", "xoxb-the-token")
     helpdesk.connect_teams(helpdesk.ANNA, "anna")
     with Worker(helpdesk.environment, "--loglevel", "debug") as worker:
@@ -108,7 +110,7 @@ def test_at_debug_no_message_no_webhook_and_no_row_is_logged(helpdesk: HelpDesk,
     assert [words for words in ("the-secret-part", "xoxb-the-token", _TITLE) if words in log] == []
 
 
-def test_what_a_worker_reports_of_its_tasks_has_no_row_in_it(helpdesk: HelpDesk) -> None:
+def test_a_workers_reports_on_its_tasks_contain_no_row(helpdesk: HelpDesk) -> None:
     change: Any = helpdesk.insert_ticket(title=_TITLE, assigned_to_id=helpdesk.ANNA)
     app.conf.broker_url = helpdesk.broker.url
     with Worker(helpdesk.environment):

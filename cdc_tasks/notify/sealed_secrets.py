@@ -1,4 +1,4 @@
-"""Tokens and webhook URLs at rest: sealed with CDC_SECRET_KEY, opened only to send."""
+"""Tokens and webhook URLs at rest: encrypted with CDC_SECRET_KEY, decrypted only to send."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pydantic import SecretStr
 from cdc_tasks.errors import CDCError
 from cdc_tasks.settings import worker_settings
 
-__all__ = ["VaultError", "new_key", "open_sealed", "reseal", "seal"]
+__all__ = ["SealedSecretError", "new_key", "open_sealed", "reseal", "seal"]
 
 
-class VaultError(CDCError):
-    """A secret cannot be sealed or opened."""
+class SealedSecretError(CDCError):
+    """A secret cannot be encrypted or decrypted."""
+
+    code = "vault"
 
 
 def new_key() -> str:
-    """Return a fresh key for CDC_SECRET_KEY."""
+    """Return a new key for CDC_SECRET_KEY."""
     return Fernet.generate_key().decode()
 
 
@@ -28,7 +30,7 @@ def seal(secret: SecretStr) -> str:
 
 
 def open_sealed(sealed: str) -> SecretStr:
-    """Decrypt with whichever key fits; raises VaultError."""
+    """Decrypt with any of the keys; raises SealedSecretError."""
     try:
         return SecretStr(_keys().decrypt(sealed.encode()).decode())
     except InvalidToken:
@@ -36,7 +38,7 @@ def open_sealed(sealed: str) -> SecretStr:
 
 
 def reseal(sealed: str) -> str:
-    """Encrypt anew with the first key what any of the keys opens; raises VaultError."""
+    """Decrypt with any of the keys and encrypt again with the first; raises SealedSecretError."""
     try:
         return _keys().rotate(sealed.encode()).decode()
     except InvalidToken:
@@ -47,16 +49,16 @@ def reseal(sealed: str) -> str:
 def _keys() -> MultiFernet:
     secret = worker_settings().cdc_secret_key
     if secret is None:
-        raise VaultError(
-            "CDC_SECRET_KEY is not set, and without it no connected account can be read or added.",
+        raise SealedSecretError(
+            "CDC_SECRET_KEY is not set: without it connected accounts can neither be read nor added.",
             hint='export CDC_SECRET_KEY="$(python -m cdc_tasks new-key)"   # once; keep it',
         )
     return MultiFernet([Fernet(key.strip()) for key in secret.get_secret_value().split(",")])
 
 
-def _wrong_key() -> VaultError:
-    return VaultError(
-        "No key in CDC_SECRET_KEY opens this account's secret.",
-        hint="put the key it was sealed with back, behind the new one and a comma, and then: "
+def _wrong_key() -> SealedSecretError:
+    return SealedSecretError(
+        "No key in CDC_SECRET_KEY decrypts this account's secret.",
+        hint="add the key that it was encrypted with, behind the new one and a comma, and then run: "
         "python -m cdc_tasks rotate-key",
     )

@@ -1,4 +1,4 @@
-"""How fast messages go out, and in which order, over several workers."""
+"""The rate limit and the order of messages, over several workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.notify.delivery import deliver
-from cdc_tasks.notify.rate_limit import Turn
+from cdc_tasks.notify.rate_limit import GroupMember
 from cdc_tasks.retry import NotYetError
 from cdc_tasks.settings import worker_settings
 from tests.support.social_stub import RateLimit, Status
@@ -26,7 +26,7 @@ def test_a_channel_gets_no_more_than_its_rate_from_three_workers_and_in_the_orde
 ) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
-    social.fail("C0CARL", Status(503))  # what comes later does not overtake
+    social.fail("C0CARL", Status(503))  # later messages do not overtake it
     social.always_fail("C0CARL", RateLimit(1))
     ticket = helpdesk.insert_ticket("Ticket", assigned_to_id=helpdesk.CARL)
     states = ["in progress", "closed", "open"] * 4
@@ -42,14 +42,16 @@ def test_a_channel_gets_no_more_than_its_rate_from_three_workers_and_in_the_orde
             )
         wait_until(lambda: social.attempts["C0CARL"], what="the first message")
         helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
-        wait_until(lambda: social.to("C0ANNA"), what="somebody else's message: no worker is waiting")
+        wait_until(lambda: social.to("C0ANNA"), what="another user's message: no worker blocks")
         social.recover("C0CARL")
         wait_until(lambda: len(social.to("C0CARL")) == 13, timeout=40, what="all messages")
 
     at = [each.at for each in social.to("C0CARL")]
     assert at[-1] - began > 12 / 4 - 0.01  # each may be late, and none early
-    told = [fact for each in social.to("C0CARL")[1:] for fact in set(states) if f"→ {fact}" in each.text]
-    assert told == states
+    states_sent = [
+        fact for each in social.to("C0CARL")[1:] for fact in set(states) if f"→ {fact}" in each.text
+    ]
+    assert states_sent == states
 
 
 def test_a_service_gets_no_more_than_its_rate_whatever_the_channel(
@@ -68,7 +70,7 @@ def test_a_service_gets_no_more_than_its_rate_whatever_the_channel(
     )  # each may be late, and none early
 
 
-def test_waiting_for_ones_turn_is_not_a_failure(
+def test_waiting_for_the_rate_limit_is_not_a_failure(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch, social: SocialStub
 ) -> None:
     monkeypatch.setenv("CDC_RATES", "slack=0.1:0")
@@ -78,35 +80,35 @@ def test_waiting_for_ones_turn_is_not_a_failure(
     other = in_process.connect_slack(in_process.MONA, "C0TEAM")
     elsewhere = in_process.connect_slack(in_process.MONA, "C0MONA")
     assert deliver(mine, "new_ticket", 1, "a") == "sent to slack"
-    assert deliver(mine, "new_ticket", 1, "a") == "nothing sent: it was sent before"  # takes nobody's slot
+    assert deliver(mine, "new_ticket", 1, "a") == "nothing sent: it was sent before"  # reserves no time
     with pytest.raises(NotYetError) as caught:
         deliver(other, "new_ticket", 1, "a")  # another account, the same channel
     assert 0 < (caught.value.after or 0) <= 10
     assert not caught.value.counts
     assert deliver(elsewhere, "new_ticket", 1, "a") == "sent to slack"
-    wait_until(lambda: _is_sent(other), timeout=15, what="the slot")
+    wait_until(lambda: _is_sent(other), timeout=15, what="the reserved time")
 
 
-def test_a_message_that_never_comes_holds_up_the_others_for_a_while_only(
+def test_a_lost_message_delays_the_others_for_a_limited_time(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdc_tasks.notify.rate_limit._PATIENCE", 1)
+    monkeypatch.setattr("cdc_tasks.notify.rate_limit._GRACE", 1)
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
-    Turn(lane=f"account:{account}", position="0/1:0", delivery_id="lost").expect()
+    GroupMember(group=f"account:{account}", position="0/1:0", delivery_id="lost").expect()
     with pytest.raises(NotYetError):
         deliver(account, "new_ticket", 1, "b", position="0/2:0")
     wait_until(lambda: _is_sent(account, "b", "0/2:0"), what="the others to go on")
 
 
-def test_a_message_that_is_refused_lets_the_next_one_go_at_once(
+def test_after_a_refused_message_the_next_one_is_sent_at_once(
     in_process: HelpDesk, social: SocialStub
 ) -> None:
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
     social.fail("C0ANNA", Status(404))
     for position in ("0/1:0", "0/2:0"):
-        Turn(lane=f"account:{account}", position=position, delivery_id=position).leave()
+        GroupMember(group=f"account:{account}", position=position, delivery_id=position).release()
     with pytest.raises(Exception, match="404"):
         deliver(account, "new_ticket", 1, "a", position="0/1:0")
     assert deliver(account, "new_ticket", 1, "b", position="0/2:0") == "sent to slack"

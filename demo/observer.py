@@ -1,4 +1,4 @@
-"""Whoever sees what happens: tasks in Celery's events, messages at the inbox, keys of the cache in Redis."""
+"""Observes what happens: tasks by Celery's events, messages at the inbox, keys of the cache by Redis."""
 
 from __future__ import annotations
 
@@ -19,56 +19,58 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-__all__ = ["CacheChanged", "Message", "Sighting", "TaskEnded", "TaskReceived", "Witness"]
+__all__ = ["CacheChanged", "Message", "Observation", "Observer", "TaskEnded", "TaskReceived"]
 
 _PREFIX = "master:"
-_INVALIDATIONS = "__redis__:invalidate"  # where a server tells a RESP2 client which keys have changed
+_INVALIDATIONS = (
+    "__redis__:invalidate"  # the channel on which a server announces changed keys to a RESP2 client
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReceived:
-    """A worker has taken a task off its queue."""
+    """A worker has received a task."""
 
     id: str
     name: str
-    arguments: str  # as Flower shows them: they name the change, and nothing of the row
+    arguments: str  # as Flower shows them: without row data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnded:
-    """A task is over, or waits for its next attempt."""
+    """A task has ended, or waits for its next attempt."""
 
     id: str
     name: str
     state: str  # SUCCESS, FAILURE, RETRY
-    outcome: str  # what it returned, or its error
-    seconds: float | None  # that it ran; None where it failed
+    outcome: str  # its result or its error
+    seconds: float | None  # of its run; None if it failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheChanged:
-    """A key of the master cache has another value."""
+    """A key of the master cache has changed."""
 
     key: str
-    before: str | None  # JSON; None: there was no such key
+    before: str | None  # JSON; None: no such key
     after: str | None
-    at: float  # time.monotonic() when Redis said so
+    at: float  # time.monotonic() when Redis announced it
 
 
-class WitnessError(CDCError):
+class ObserverError(CDCError):
     """The broker or the cache does not answer."""
 
 
-Sighting = TaskReceived | TaskEnded | CacheChanged | Message
+Observation = TaskReceived | TaskEnded | CacheChanged | Message
 
 
-class Witness:
-    """Hands out what was seen, in that order; messages are put in by the inbox."""
+class Observer:
+    """Returns observations in their order; the inbox adds the messages."""
 
-    def __init__(self, app: Celery, cache_url: str, sightings: queue.SimpleQueue[Sighting]) -> None:
-        self._sightings = sightings
-        self._tasks = _TaskWitness(app, sightings.put)
-        self._cache = _CacheWitness(cache_url, sightings.put)
+    def __init__(self, app: Celery, cache_url: str, observations: queue.SimpleQueue[Observation]) -> None:
+        self._observations = observations
+        self._tasks = _TaskObserver(app, observations.put)
+        self._cache = _CacheObserver(cache_url, observations.put)
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
@@ -79,25 +81,25 @@ class Witness:
                 cleanup.callback(thread.join, 5)
                 cleanup.callback(each.stop)
                 if not each.ready.wait(15):
-                    raise WitnessError
+                    raise ObserverError
             self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self._cleanup.close()
 
-    def next(self, timeout: float) -> Sighting | None:
-        """Return the next sighting, or None after `timeout` seconds without any."""
+    def next(self, timeout: float) -> Observation | None:
+        """Return the next observation, or None if there is none for `timeout` seconds."""
         try:
-            return self._sightings.get(timeout=timeout)
+            return self._observations.get(timeout=timeout)
         except queue.Empty:
             return None
 
 
-class _TaskWitness:
-    """Reads the events that workers send to Flower too."""
+class _TaskObserver:
+    """Reads the events of the workers, as Flower does."""
 
-    def __init__(self, app: Celery, see: Callable[[Sighting], None]) -> None:
+    def __init__(self, app: Celery, see: Callable[[Observation], None]) -> None:
         self._app = app
         self._see = see
         self._names: dict[str, str] = {}
@@ -149,10 +151,10 @@ class _TaskWitness:
         self._see(TaskEnded(id=event["uuid"], name=name, state=state, outcome=outcome, seconds=seconds))
 
 
-class _CacheWitness:
-    """Lets Redis say which keys of the master cache have changed, the moment they do: no polling."""
+class _CacheObserver:
+    """Subscribes to changes of the master cache's keys in Redis, without polling."""
 
-    def __init__(self, url: str, see: Callable[[Sighting], None]) -> None:
+    def __init__(self, url: str, see: Callable[[Observation], None]) -> None:
         self._redis: Any = redis.Redis.from_url(url, protocol=2)  # half of redis-py has no types
         self._see = see
         self._values: dict[str, str | None] = {}
@@ -171,23 +173,23 @@ class _CacheWitness:
 
     def _follow(self) -> None:
         """Follow one connection until it breaks; https://redis.io/docs/latest/develop/reference/client-side-caching."""
-        with self._redis.pubsub() as told, self._redis.client() as tracking:
-            told.execute_command("CLIENT", "ID")
-            told_id = told.parse_response()
-            told.subscribe(_INVALIDATIONS)
+        with self._redis.pubsub() as subscription, self._redis.client() as tracking:
+            subscription.execute_command("CLIENT", "ID")
+            client_id = subscription.parse_response()
+            subscription.subscribe(_INVALIDATIONS)
             tracking.execute_command(
-                "CLIENT", "TRACKING", "ON", "REDIRECT", told_id, "BCAST", "PREFIX", _PREFIX
+                "CLIENT", "TRACKING", "ON", "REDIRECT", client_id, "BCAST", "PREFIX", _PREFIX
             )
             self._catch_up()
             while not self._stopped:
-                message = told.get_message(ignore_subscribe_messages=True, timeout=0.2)
+                message = subscription.get_message(ignore_subscribe_messages=True, timeout=0.2)
                 if message is not None:
                     keys = message["data"]  # None: all of them, by FLUSHALL
                     changed = list(self._values) if keys is None else [key.decode() for key in keys]
                     self._compare(changed, time.monotonic())
 
     def _catch_up(self) -> None:
-        """Learn what is there, at first silently."""
+        """Read all keys; report differences, except the first time."""
         keys = [key.decode() for key in self._redis.scan_iter(f"{_PREFIX}*")]
         if self.ready.is_set():
             return self._compare({*keys, *self._values}, time.monotonic())

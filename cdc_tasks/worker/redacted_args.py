@@ -1,4 +1,4 @@
-"""What Flower, `celery inspect` and logs show of a task's arguments: never row data."""
+"""A task's arguments as Flower, `celery inspect` and logs show them: without row data."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from celery.utils.saferepr import saferepr
 
-__all__ = ["described"]
+__all__ = ["redacted"]
 
 
-def described(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Return a `repr` that has no row data in it: of a change table, event and id, of any other dict its keys."""
+def redacted(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
+    """Return a `repr` without row data: a change is shown as table, event and id, any other dict as its keys."""
     if isinstance(arguments, dict):
         return saferepr({name: _shown(value) for name, value in arguments.items()})
     return saferepr(tuple(_shown(value) for value in arguments))
