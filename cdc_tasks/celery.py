@@ -15,9 +15,9 @@ from celery.utils.text import str_to_list
 from cdc_tasks import logs
 from cdc_tasks.broker.clock import Ticking
 from cdc_tasks.broker.delays import BehindWaits, DelayingCelery
-from cdc_tasks.broker.look_around import LookAround
+from cdc_tasks.broker.other_workers import AskOtherWorkers
 from cdc_tasks.broker.queues import runs_tasks_of_default_queue, warn_of_old_name
-from cdc_tasks.broker.redis.rights import missing_for_worker
+from cdc_tasks.broker.redis.acl import missing_for_worker
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
@@ -59,7 +59,7 @@ app = DelayingCelery(
     ],
 )
 app.config_from_object(settings_module())
-app.steps["consumer"].update([BehindWaits, LookAround, OldQueues, Ticking])
+app.steps["consumer"].update([BehindWaits, AskOtherWorkers, OldQueues, Ticking])
 
 
 @app.on_after_configure.connect

@@ -1,4 +1,6 @@
-"""How tasks are sent that wait, and how others are: so that RabbitMQ has each in a queue, or the sender knows.
+"""How tasks are sent that wait, and for how long they wait, whatever the machines' clocks say.
+
+RabbitMQ has each message in a queue, or the sender knows that it has not.
 
 RabbitMQ keeps the waits, in whole seconds, in queues of Celery's (`celery_delayed_…`): one for each bit of the wait,
 each of which sends on to the next. A worker makes them at its start. Celery refuses waits of less than a second; here
@@ -9,10 +11,10 @@ the queues as well: that exchange may be a direct one of the house's, which take
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from amqp.exceptions import NotFound
@@ -29,7 +31,14 @@ from kombu.transport.native_delayed_delivery import (
 from cdc_tasks.broker.delivery_marks import without_marks
 from cdc_tasks.retry import UnroutableError
 
-__all__ = ["BehindWaits", "DelayingCelery"]
+__all__ = [
+    "BehindWaits",
+    "DelayingCelery",
+    "due_at",
+    "eta_by_this_clock",
+    "with_countdown",
+    "without_countdown",
+]
 
 log = structlog.get_logger()
 
@@ -119,3 +128,46 @@ def _whole_seconds(
     if countdown is None or countdown <= 0:
         return None, eta
     return ceil(countdown), None
+
+
+# --- How long a message waits, by the sender's and by this clock ----------------------------------------
+
+# Celery's `eta` is a time of the sender's clock. A worker whose clock is behind that would wait for longer, by as much
+# as they differ, and hold up what waits for the message. So the sender also says how many seconds the message is to
+# wait, and a worker waits for no longer than that.
+_COUNTDOWN: Final = "cdc_countdown"  # the message header: seconds
+_LONGEST: Final = 1e8  # seconds: three years
+
+
+def with_countdown(headers: dict[str, Any] | None, countdown: float | None) -> dict[str, Any]:
+    """Return headers with this countdown; a retry has got those of the message before, with another one."""
+    kept = {name: value for name, value in (headers or {}).items() if name != _COUNTDOWN}
+    return kept if countdown is None else {**kept, _COUNTDOWN: float(countdown)}
+
+
+def without_countdown(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return headers of a message whose countdown is over, if it had one."""
+    return {**headers, _COUNTDOWN: 0} if _COUNTDOWN in headers else headers
+
+
+def due_at(headers: dict[str, Any]) -> datetime | None:
+    """Return the `eta`; None where there is none, or none that can be read."""
+    eta = headers.get("eta")
+    if not isinstance(eta, str):
+        return None
+    try:
+        due = datetime.fromisoformat(eta)
+    except ValueError:
+        return None
+    return due.replace(tzinfo=UTC) if due.tzinfo is None else due
+
+
+def eta_by_this_clock(headers: dict[str, Any], now: datetime) -> str | None:
+    """Return when a message that has come now is due at the latest, as its `eta`; None where it is not to wait."""
+    eta, countdown = headers.get("eta"), headers.get(_COUNTDOWN)
+    if not isinstance(eta, str) or not isinstance(countdown, int | float) or not 0 <= countdown < _LONGEST:
+        return eta
+    latest = now + timedelta(seconds=countdown)
+    due = datetime.fromisoformat(eta)
+    due = due.replace(tzinfo=UTC) if due.tzinfo is None else due
+    return eta if due <= latest else latest.isoformat()

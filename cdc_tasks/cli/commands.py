@@ -155,9 +155,9 @@ def list_waiting(
     *, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False
 ) -> None:
     """Count the messages that wait in Redis to be due, by queue. `celery inspect scheduled` has those due soon."""
-    from cdc_tasks.worker import waiting
+    from cdc_tasks.worker import waiting_counts
 
-    counts = waiting.counts()
+    counts = waiting_counts.counts()
     if as_json:
         print(json.dumps(counts))  # noqa: T201  # its output is what it is for
         return
@@ -189,7 +189,7 @@ def give_back_unacked() -> None:
     """
     import redis
 
-    from cdc_tasks.broker import neighbours
+    from cdc_tasks.broker import other_workers
     from cdc_tasks.broker.queues import OLD_NAMES
     from cdc_tasks.celery import app
 
@@ -198,7 +198,7 @@ def give_back_unacked() -> None:
             _say("The broker is not Redis: it requeues the messages of a dead worker itself.")
             return
         channel: Any = connection.default_channel
-        number = neighbours.give_back(
+        number = other_workers.give_back(
             redis.Redis(connection_pool=channel.pool),
             [*app.amqp.queues, *OLD_NAMES],
             prefix=channel.global_keyprefix,

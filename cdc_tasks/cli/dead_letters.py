@@ -162,9 +162,9 @@ def _now() -> str:
 
 def _say_parked() -> None:
     """Print the number of parked changes, which the listener stores beside its checkpoint."""
-    from cdc_tasks.worker import parked
+    from cdc_tasks.worker import parked_counts
 
-    for name, number in parked.counts().items():
+    for name, number in parked_counts.counts().items():
         typer.echo(
             f"In addition, {number} parked changes, whose routes failed: "
             f"CDC_NAME={name} python -m listener parked list",

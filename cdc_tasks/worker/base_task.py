@@ -11,7 +11,7 @@ import celery
 import structlog
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
-from cdc_tasks.broker.countdown import with_countdown
+from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.queues import queue_of_key
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters

@@ -18,12 +18,12 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from cdc_tasks.broker.countdown import due_at, eta_by_this_clock
+from cdc_tasks.broker.delays import due_at, eta_by_this_clock
 from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.broker.redis.later import is_to_wait
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
-from cdc_tasks.dead_letters.malformed import (
+from cdc_tasks.dead_letters.malformed_messages import (
     SHAPE_ERRORS,
     MalformedMessageError,
     check_body,

@@ -18,7 +18,7 @@ from cdc_tasks.broker.redis.wake_up import NO_DOORBELL
 from cdc_tasks.celery import app
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
-from cdc_tasks.worker import parked, waiting
+from cdc_tasks.worker import parked_counts, waiting_counts
 
 if TYPE_CHECKING:
     import celery
@@ -65,8 +65,8 @@ def check(worker: str | None, *, timeout: float) -> Health:
         worker=answered_by,
         milliseconds=milliseconds,
         dead_letters=dead_letters.count(),
-        parked=sum(parked.counts().values()),
-        waiting=sum(waiting.counts().values()),
+        parked=sum(parked_counts.counts().values()),
+        waiting=sum(waiting_counts.counts().values()),
     )
 
 

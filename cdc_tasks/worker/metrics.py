@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from cdc_tasks import cache
 from cdc_tasks.dead_letters import store as dead_letters
-from cdc_tasks.worker import parked, waiting
+from cdc_tasks.worker import parked_counts, waiting_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,9 +39,9 @@ class _WaitingForAPerson(Collector):
         try:
             for task, number in dead_letters.count_by_task().items():
                 letters.add_metric([task], number)
-            for listener, number in parked.counts().items():
+            for listener, number in parked_counts.counts().items():
                 changes.add_metric([listener], number)
-            for queue, number in waiting.counts().items():
+            for queue, number in waiting_counts.counts().items():
                 later.add_metric([queue], number)
         except cache.CacheAwayError as away:  # Flower's own numbers are still worth having
             log.warning("no_numbers_of_dead_letters", error=away.message)

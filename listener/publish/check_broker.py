@@ -11,9 +11,9 @@ from celery import Celery
 from kombu import Connection
 from redis.exceptions import ResponseError
 
-from cdc_tasks.broker.neighbours import kombus_unacked, queues_taken, strangers
+from cdc_tasks.broker.other_workers import kombus_unacked, queues_taken, strangers
 from cdc_tasks.broker.queues import OLD_NAMES, own_queues
-from cdc_tasks.broker.redis.rights import missing_for_listener
+from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route

@@ -7,14 +7,14 @@ import signal
 from typing import Any
 
 from cdc_tasks.broker.redis import transport as redis_transport
-from cdc_tasks.dead_letters import malformed
+from cdc_tasks.dead_letters import malformed_messages
 from cdc_tasks.worker import consumer
 
 __all__: list[str] = []
 
 
 def _keep_and_die(*args: Any, **kwargs: Any) -> None:
-    malformed.keep_malformed(*args, **kwargs)
+    malformed_messages.keep_malformed(*args, **kwargs)
     os.killpg(0, signal.SIGKILL)  # the pool's processes too
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cdc_tasks.broker.countdown import due_at, eta_by_this_clock, with_countdown, without_countdown
+from cdc_tasks.broker.delays import due_at, eta_by_this_clock, with_countdown, without_countdown
 from cdc_tasks.broker.redis.later import HELD_AT_MOST, HELD_FOR, HELD_SIZE, is_to_wait
 
 _NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cdc_tasks.dead_letters.malformed import _identity
+from cdc_tasks.dead_letters.malformed_messages import _identity
 
 
 def _of(message: object) -> bytes:

@@ -26,7 +26,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
 
 from cdc_tasks.broker.clock import PASSED
-from cdc_tasks.broker.countdown import without_countdown
+from cdc_tasks.broker.delays import without_countdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

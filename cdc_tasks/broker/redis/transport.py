@@ -30,11 +30,11 @@ from redis.exceptions import NoScriptError
 
 from cdc_tasks.broker.redis.connections import FewConnections
 from cdc_tasks.broker.redis.later import Later
-from cdc_tasks.broker.redis.liveness import Vigilant
+from cdc_tasks.broker.redis.silent_connections import Vigilant
 from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
 from cdc_tasks.broker.redis.wake_up import NO_DOORBELL, Doorbells, Poller
 from cdc_tasks.cache import CacheAwayError
-from cdc_tasks.dead_letters.malformed import (
+from cdc_tasks.dead_letters.malformed_messages import (
     SHAPE_ERRORS,
     MalformedMessageError,
     check_envelope,

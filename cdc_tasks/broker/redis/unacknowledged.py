@@ -27,7 +27,7 @@ from kombu.utils.json import dumps, loads
 from cdc_tasks.broker.redis.later import LATER
 from cdc_tasks.broker.redis.leases import Lease, Observer
 from cdc_tasks.cache import CacheAwayError
-from cdc_tasks.dead_letters.malformed import SHAPE_ERRORS, keep_malformed
+from cdc_tasks.dead_letters.malformed_messages import SHAPE_ERRORS, keep_malformed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -24,7 +24,7 @@ from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import OutOfMemoryError
 
-from cdc_tasks.broker.redis import liveness as redis_silence
+from cdc_tasks.broker.redis import silent_connections
 from cdc_tasks.broker.redis.unacknowledged import LEASES, inbox_key, inbox_lease
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Doorbells:
         overdue = [queue for queue, since in self._waiting.items() if monotonic() - since > longest]
         if any(not _is_readable(self._clients[queue].connection) for queue in overdue):
             logger.warning("Redis has not answered for %.0f seconds; connecting anew", longest)
-            redis_silence.alarm()
+            silent_connections.alarm()
 
     @property
     def _wait(self) -> int:
@@ -214,7 +214,7 @@ class Poller(kombu_redis.MultiChannelPoller):
         looking = [(channel, channel._in_poll) for channel in self._channels if channel._in_poll]  # noqa: SLF001  # the same
         super().maybe_check_brpop_health()  # type: ignore[misc]  # the same
         if any(channel._in_poll is not connection for channel, connection in looking):  # noqa: SLF001  # the same
-            redis_silence.alarm()  # kombu closed it, since an answer is overdue
+            silent_connections.alarm()  # kombu closed it, since an answer is overdue
         for channel in self._channels:
             if channel.health_check_interval:
                 channel.doorbells.check(channel.health_check_interval)

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from cdc_tasks.broker import clock as steady_clock
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP
-from cdc_tasks.broker.countdown import eta_by_this_clock, with_countdown
+from cdc_tasks.broker.delays import eta_by_this_clock, with_countdown
 from cdc_tasks.notify import delivery_log
 from cdc_tasks.notify.accounts import Account
 from cdc_tasks.notify.delivery_log import DeliveryRecord

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from celery import Celery
 
-from cdc_tasks.broker.countdown import with_countdown
+from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.redis import later as redis_later
 from tests.support.waiting import wait_until
 from tests.support.worker import Worker, held

@@ -6,22 +6,30 @@
 from __future__ import annotations
 
 import json
+from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import redis
+import structlog
+from celery.bootsteps import StartStopStep
+from kombu.exceptions import KombuError
+
+from cdc_tasks.broker.queues import OLD_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    import redis
+__all__ = ["AskOtherWorkers", "OtherWorker", "give_back", "kombus_unacked", "queues_taken", "strangers"]
 
-__all__ = ["Neighbour", "give_back", "kombus_unacked", "queues_taken", "strangers"]
+log = structlog.get_logger()
 
 _OUR_TASK: Final = "cdc_tasks.deliver"  # each of our workers has it
 _MOST: Final = 10_000  # messages that are looked at: enough to tell that there are some
 
 
-class Neighbour(NamedTuple):
-    """Somebody whose presence does harm."""
+class OtherWorker(NamedTuple):
+    """A worker that harms ours, or what one has left."""
 
     who: str
     found: str
@@ -47,7 +55,7 @@ def strangers(
     active: Mapping[str, Sequence[Mapping[str, Any]]],
     ours: Collection[str],
     needed: Mapping[str, Collection[str]] = MappingProxyType({}),
-) -> Iterator[Neighbour]:
+) -> Iterator[OtherWorker]:
     """Yield the workers that take from queues of ours and cannot do what is there: they drop what they get.
 
     `registered` and `active` are what `celery inspect registered` and `active_queues` answer; `needed`: the tasks that
@@ -60,7 +68,7 @@ def strangers(
         at = sorted({queue["name"] for queue in queues} & set(ours))
         names = [name for name in at if not _can_do(tasks, needed.get(name, ()))]
         if names:
-            yield Neighbour(
+            yield OtherWorker(
                 who=worker,
                 found=f"takes from {', '.join(names)} without having our tasks, and so drops those that it gets",
                 hint="\n".join(
@@ -79,12 +87,12 @@ def _names(tasks: Sequence[str]) -> set[str]:
     return {task.partition(" ")[0] for task in tasks}  # behind it are the options that were asked for
 
 
-def kombus_unacked(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> Neighbour | None:
+def kombus_unacked(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> OtherWorker | None:
     """Return what is to be said of messages of ours that were taken with kombu's own transport; raises RedisError."""
     number = sum(1 for _ in _ours_in_unacked(client, ours, prefix))
     if not number:
         return None
-    return Neighbour(
+    return OtherWorker(
         who=f"{prefix}unacked",
         found=f"{number} messages of our queues are held with kombu's own transport, by a worker of version 0.1, of "
         "somebody else's, or one that is gone; ours leave them alone",
@@ -145,3 +153,62 @@ def _read(held: bytes) -> tuple[str, str]:
         return str(routing_key), json.dumps(message)
     except (ValueError, TypeError, KeyError, RecursionError):
         return "", ""
+
+
+# --- What a worker asks at its start --------------------------------------------------------------------
+
+_ANSWER_WITHIN: Final = 1.0  # seconds
+
+
+class AskOtherWorkers(StartStopStep):
+    """Asks the other workers, once; `--without-mingle` leaves it out, as Celery's own questions to others."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, without_mingle: bool = False, **options: Any) -> None:  # noqa: FBT001, FBT002  # Celery's
+        super().__init__(consumer, **options)
+        self.enabled = not without_mingle
+        self._has_looked = False
+
+    def start(self, consumer: Any) -> None:
+        """Look around while the worker works: the answers take a second."""
+        if not self._has_looked:
+            self._has_looked = True
+            Thread(target=_look, args=[consumer.app], name="look-around", daemon=True).start()
+
+
+def _look(app: Any) -> None:
+    with app.connection_for_read() as connection:
+        try:
+            _ask_workers(app, connection)
+            if connection.transport.driver_type == "redis":
+                _look_at_unacked(app, connection)
+        except (
+            OSError,
+            KombuError,
+            redis.RedisError,
+            *connection.connection_errors,
+            *connection.channel_errors,
+        ) as error:
+            log.info("neighbours_unknown", error=repr(error))
+
+
+def _ask_workers(app: Any, connection: Any) -> None:
+    inspect = app.control.inspect(timeout=_ANSWER_WITHIN, connection=connection)
+    registered, active = inspect.registered() or {}, inspect.active_queues() or {}
+    for stranger in strangers(registered, active, app.amqp.queues):
+        _warn("foreign_worker_takes_our_tasks", stranger)
+    own = set(app.amqp.queues.consume_from)  # this worker does not answer itself yet
+    if lacking := set(app.amqp.queues) - own - queues_taken(registered, active):
+        log.info("queues_without_worker", queues=sorted(lacking))
+
+
+def _look_at_unacked(app: Any, connection: Any) -> None:
+    with connection.channel() as channel:
+        client = redis.Redis(connection_pool=channel.pool)
+        if held := kombus_unacked(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):
+            _warn("messages_held_with_kombus_transport", held)
+
+
+def _warn(event: str, other: OtherWorker) -> None:
+    log.warning(event, who=other.who, found=other.found, hint=other.hint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from cdc_tasks.broker.redis.rights import missing_for_listener, missing_for_worker
+from cdc_tasks.broker.redis.acl import missing_for_listener, missing_for_worker
 from demo.servers import ValkeyServer
 from tests.support.helpdesk import HelpDesk
 from tests.support.operators import Operator

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from cdc_tasks.broker.neighbours import kombus_unacked, queues_taken, strangers
+from cdc_tasks.broker.other_workers import kombus_unacked, queues_taken, strangers
 from listener.core.findings import Finding, State
 from listener.publish.check_broker import check_broker
 from listener.router import BinlogRouter, EventType
