@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from celery.app.task import Context
 
 __all__ = [
-    "LONGEST_WAIT",
-    "MOST_KILLS",
-    "MOST_TRIES",
+    "MAX_PROCESS_CRASHES",
+    "MAX_RETRIES",
+    "MAX_WAIT",
     "BrokerBlockedError",
     "NotYetError",
     "TryAgain",
     "UnroutableError",
-    "may_try_again",
+    "may_retry",
     "seconds_to_wait",
-    "seconds_without_spread",
+    "seconds_without_jitter",
 ]
 
-LONGEST_WAIT = 600.0  # seconds; what waits longer comes back, looks, and waits on
-MOST_TRIES = 15  # after the first: about an hour of waiting
-MOST_KILLS = 3  # of worker processes, by one task
-MOST_LOSSES = 10  # of whole workers, which may have died for another reason
+MAX_WAIT = 600.0  # seconds; what waits longer comes back, looks, and waits on
+MAX_RETRIES = 15  # after the first: about an hour of waiting
+MAX_PROCESS_CRASHES = 3  # of worker processes, by one task
+MAX_WORKER_CRASHES = 10  # of whole workers, which may have died for another reason
 
 
 class TryAgain(CDCError):  # noqa: N818  # the public name, which says what to do
@@ -64,21 +64,21 @@ class UnroutableError(TryAgain):
     """RabbitMQ has no queue for a message."""
 
 
-def may_try_again(error: Exception, request: Context, most_tries: int | None) -> bool:
+def may_retry(error: Exception, request: Context, most_tries: int | None) -> bool:
     """Tell whether a task that failed so is to be tried again; `most_tries` None: without end."""
     if not isinstance(error, TryAgain):
         return False
     return not error.counts or most_tries is None or request.retries < most_tries
 
 
-def seconds_without_spread(error: TryAgain, retries: int) -> float:
+def seconds_without_jitter(error: TryAgain, retries: int) -> float:
     """Return about what `seconds_to_wait` does."""
-    return min(2.0**retries if error.after is None else error.after, LONGEST_WAIT)
+    return min(2.0**retries if error.after is None else error.after, MAX_WAIT)
 
 
 def seconds_to_wait(error: TryAgain, retries: int) -> float:
     """Return what the service asked for, or 1, 2, 4, … seconds; spread, so that not all come back at once."""
     if error.after is not None:
         spread = random.uniform(0, 1) if error.counts else 0  # noqa: S311  # spread, not secrecy
-        return min(error.after + spread, LONGEST_WAIT)
-    return min(2.0**retries, LONGEST_WAIT) * random.uniform(0.5, 1)  # noqa: S311  # the same
+        return min(error.after + spread, MAX_WAIT)
+    return min(2.0**retries, MAX_WAIT) * random.uniform(0.5, 1)  # noqa: S311  # the same

@@ -129,25 +129,25 @@ def give_back(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -
     )
 
 
-class _Held(NamedTuple):
+class _Unacknowledged(NamedTuple):
     tag: bytes
     queue: str
     message: str
 
 
-def _ours_in_unacked(client: redis.Redis, ours: Collection[str], prefix: str) -> Iterator[_Held]:
-    for number, (tag, held) in enumerate(client.hscan_iter(f"{prefix}unacked", count=500)):
+def _ours_in_unacked(client: redis.Redis, ours: Collection[str], prefix: str) -> Iterator[_Unacknowledged]:
+    for number, (tag, entry) in enumerate(client.hscan_iter(f"{prefix}unacked", count=500)):
         if number >= _MOST:
             return
-        queue, message = _read(held)
+        queue, message = _read(entry)
         if queue in ours:
-            yield _Held(tag, queue, message)
+            yield _Unacknowledged(tag, queue, message)
 
 
-def _read(held: bytes) -> tuple[str, str]:
+def _read(entry: bytes) -> tuple[str, str]:
     """Return the queue of what kombu noted, and the message as it was there; no queue where that can't be read."""
     try:
-        message, _exchange, routing_key = json.loads(held)
+        message, _exchange, routing_key = json.loads(entry)
         message["headers"]["redelivered"] = True
         message["properties"]["delivery_info"]["redelivered"] = True
         return str(routing_key), json.dumps(message)
@@ -206,8 +206,8 @@ def _ask_workers(app: Any, connection: Any) -> None:
 def _look_at_unacked(app: Any, connection: Any) -> None:
     with connection.channel() as channel:
         client = redis.Redis(connection_pool=channel.pool)
-        if held := kombus_unacked(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):
-            _warn("messages_held_with_kombus_transport", held)
+        if found := kombus_unacked(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):
+            _warn("messages_held_with_kombus_transport", found)
 
 
 def _warn(event: str, other: OtherWorker) -> None:

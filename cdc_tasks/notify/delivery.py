@@ -19,7 +19,7 @@ from cdc_tasks.notify.message import Message, Notification, compose
 from cdc_tasks.notify.rate_limit import GroupMember
 from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
 from cdc_tasks.notify.services import adapter_for, rate_of
-from cdc_tasks.retry import NotYetError, TryAgain, may_try_again, seconds_without_spread
+from cdc_tasks.retry import NotYetError, TryAgain, may_retry, seconds_without_jitter
 from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def _send_in_order(account: accounts.Account, message: Message, member: GroupMem
     try:
         is_sent = _send_once(account, message, record)
     except TryAgain as error:
-        if may_try_again(error, deliver.request, deliver.max_retries):
-            wait = seconds_without_spread(error, deliver.request.retries)
+        if may_retry(error, deliver.request, deliver.max_retries):
+            wait = seconds_without_jitter(error, deliver.request.retries)
             member.reschedule(wait, block_channel_of=account if isinstance(error, RateLimitedError) else None)
         else:
             member.release()

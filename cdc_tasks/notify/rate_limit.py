@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cdc_tasks import cache
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.changes import position_key
-from cdc_tasks.retry import LONGEST_WAIT, NotYetError, TryAgain, may_try_again, seconds_without_spread
+from cdc_tasks.retry import MAX_WAIT, NotYetError, TryAgain, may_retry, seconds_without_jitter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,7 +138,7 @@ class GroupMember:
         self._acquire((0, 0), ["cdc:pace:none", "cdc:pace:none"])
 
     def _acquire(self, between: tuple[int, int], next_free: list[str]) -> None:
-        wait = self._run(_ACQUIRE, *between, int(LONGEST_WAIT * 1000), more_keys=next_free)
+        wait = self._run(_ACQUIRE, *between, int(MAX_WAIT * 1000), more_keys=next_free)
         if wait > 0:
             raise NotYetError("Earlier messages, or the rate limit, come first.", after=wait / 1000)
 
@@ -146,7 +146,7 @@ class GroupMember:
         """Announce the retry after `seconds`; until then nothing goes to the channel of `block_channel_of`."""
         what = "this one" if block_channel_of is None else "all"
         next_free = "cdc:pace:none" if block_channel_of is None else _channel(block_channel_of)
-        milliseconds = int(min(max(seconds, 0.001), LONGEST_WAIT) * 1000)
+        milliseconds = int(min(max(seconds, 0.001), MAX_WAIT) * 1000)
         self._run(_RESCHEDULE, milliseconds, what, more_keys=[next_free])
 
     def release(self) -> None:
@@ -173,8 +173,8 @@ def in_group_order(member: GroupMember, task: Task[Any, Any]) -> Iterator[None]:
     try:
         yield
     except TryAgain as error:
-        if may_try_again(error, task.request, task.max_retries):
-            member.reschedule(seconds_without_spread(error, task.request.retries))
+        if may_retry(error, task.request, task.max_retries):
+            member.reschedule(seconds_without_jitter(error, task.request.retries))
         else:
             member.release()
         raise

@@ -15,8 +15,8 @@ from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.queues import queue_of_key
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
-from cdc_tasks.retry import MOST_TRIES, BrokerBlockedError, TryAgain, may_try_again, seconds_to_wait
-from cdc_tasks.worker import poison as suspects
+from cdc_tasks.retry import MAX_RETRIES, BrokerBlockedError, TryAgain, may_retry, seconds_to_wait
+from cdc_tasks.worker import poison
 from cdc_tasks.worker.redacted_args import redacted
 
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ _BREATH = 1.0  # seconds, so that a task which goes back to its queue at once do
 class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
     """`TryAgain` is retried with back-off; any other error ends the task, and a person finds it."""
 
-    max_retries = MOST_TRIES
+    max_retries = MAX_RETRIES
     default_retry_delay = 10  # after a worker that died
     Request = "cdc_tasks.worker.poison:BoundedRequest"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            with suspects.watched(self.request):
+            with poison.count_crashes(self.request):
                 return self.run(*args, **kwargs)
         except TaskPredicate:  # a retry or a rejection that the task itself asked for
             raise
         except Exception as error:  # whatever a task raises: it is raised again, or retried
             if self.request.called_directly or self.request.is_eager:
                 raise
-            if isinstance(error, TryAgain) and may_try_again(error, self.request, self.max_retries):
+            if isinstance(error, TryAgain) and may_retry(error, self.request, self.max_retries):
                 raise self._later(error) from error
             self._give_up(error)
             raise
@@ -77,19 +77,19 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         except Reject as rejected:
             if isinstance(rejected.args[0], BrokerBlockedError):
                 with contextlib.suppress(CacheAwayError):
-                    return self._hold(wait, headers)
+                    return self._defer(wait, headers)
             # The broker did not take the retry. Celery would drop the task; ours stays in the queue.
             log.warning("retry_not_taken", of_task=self.name, error=repr(rejected.args[0]))
             time.sleep(_BREATH)
             return Reject("the broker did not take the retry", requeue=True)
         raise AssertionError("Task.retry raises")  # pragma: no cover
 
-    def _hold(self, wait: float, headers: Mapping[str, Any]) -> Ignore:
-        from cdc_tasks.worker.deferred_retries import hold
+    def _defer(self, wait: float, headers: Mapping[str, Any]) -> Ignore:
+        from cdc_tasks.worker.deferred_retries import defer
 
         request = self.request
         retry = self.signature_from_request(request, retries=request.retries + 1, headers=dict(headers))
-        return hold(retry, wait=wait)
+        return defer(retry, wait=wait)
 
     def signature_from_request(
         self,

@@ -92,8 +92,8 @@ class Consumer(CeleryConsumer):
         if headers.get("task") not in self.strategies or headers["id"] in state.revoked:
             return False  # Celery sees to it at once
         wait = (due - datetime.now(UTC)).total_seconds()
-        held = len(state.scheduled_requests)  # type: ignore[attr-defined]  # newer than the stubs
-        if not is_to_wait(wait, held=held, size=len(message.body)):
+        unacknowledged = len(state.scheduled_requests)  # type: ignore[attr-defined]  # newer than the stubs
+        if not is_to_wait(wait, unacknowledged=unacknowledged, size=len(message.body)):
             return False
         return bool(later.put(message, due))
 

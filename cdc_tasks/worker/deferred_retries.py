@@ -21,7 +21,7 @@ from cdc_tasks.retry import BrokerBlockedError
 if TYPE_CHECKING:
     from celery import Signature
 
-__all__ = ["hold", "send_held_retries", "send_when_unblocked"]
+__all__ = ["defer", "send_deferred_retries", "send_when_unblocked"]
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ _KEY = "cdc:held-retries"  # a hash: task id, the retry
 _SENT_WITHIN = 60  # seconds, by one worker; then another may try
 
 
-def hold(retry: Signature[Any], *, wait: float) -> Ignore:
+def defer(retry: Signature[Any], *, wait: float) -> Ignore:
     """Keep a retry that is to be sent with this wait; what is returned takes its message off the queue.
 
     Raises CacheAwayError.
@@ -42,7 +42,7 @@ def hold(retry: Signature[Any], *, wait: float) -> Ignore:
 
 
 @app.task(name="cdc_tasks.send_held_retries")
-def send_held_retries() -> None:
+def send_deferred_retries() -> None:
     """Send what is held; does nothing while another worker does."""
     with cache.errors_translated():
         lock = cache.client().lock(f"{_KEY}:sending", timeout=_SENT_WITHIN, blocking=False)
@@ -57,8 +57,8 @@ def send_held_retries() -> None:
                 lock.release()
 
 
-def _send(held: dict[str, Any]) -> None:
-    app.signature(held["retry"]).apply_async(countdown=held["wait"])
+def _send(entry: dict[str, Any]) -> None:
+    app.signature(entry["retry"]).apply_async(countdown=entry["wait"])
 
 
 def send_when_unblocked(hub: Any) -> None:
@@ -81,6 +81,6 @@ def _ask() -> None:
             app.connection_for_write() as connection
         ):  # one of the pool may be as dead as the one that was lost
             options: dict[str, Any] = {"retry": False, "connection": connection}
-            send_held_retries.apply_async(**options)
+            send_deferred_retries.apply_async(**options)
     except (BrokerBlockedError, OperationalError) as error:
         log.warning("held_retries_wait", error=repr(error))

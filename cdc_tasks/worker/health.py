@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 
 from cdc_tasks import cache
 from cdc_tasks.broker.queues import queue_name
-from cdc_tasks.broker.redis.wake_up import NO_DOORBELL
+from cdc_tasks.broker.redis.wake_up import NO_WAKE_UP
 from cdc_tasks.celery import app
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
@@ -59,7 +59,7 @@ def check(worker: str | None, *, timeout: float) -> Health:
     _ask(worker, question, timeout)
     answered_by = _wait(question, began + timeout)
     if answered_by is None:
-        raise _silence(worker, timeout)
+        raise _no_answer(worker, timeout)
     milliseconds = round((time.monotonic() - began) * 1000)
     return Health(
         worker=answered_by,
@@ -91,7 +91,7 @@ def _queue(worker: str) -> Queue:
     # without a word could not have it again before RabbitMQ has noticed as well.
     arguments = {"x-queue-type": "classic"} if shared else None
     # On Redis, whoever asks can wait for a few seconds, and an idle worker has a connection less.
-    unhurried = None if shared else {NO_DOORBELL: True}
+    unhurried = None if shared else {NO_WAKE_UP: True}
     return Queue(
         name,
         exchange,
@@ -123,7 +123,7 @@ def _wait(question: str, deadline: float) -> str | None:
     return None
 
 
-def _silence(worker: str | None, timeout: float) -> NotWellError:
+def _no_answer(worker: str | None, timeout: float) -> NotWellError:
     if worker is None:
         return NotWellError(
             f"No worker has answered for {timeout:g} seconds.",

@@ -21,7 +21,7 @@ from cdc_tasks import cache
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
-from cdc_tasks.retry import MOST_KILLS, MOST_LOSSES
+from cdc_tasks.retry import MAX_PROCESS_CRASHES, MAX_WORKER_CRASHES
 from cdc_tasks.worker.redacted_args import redacted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from billiard.einfo import ExceptionInfo
     from celery.app.task import Context
 
-__all__ = ["KILLS", "BoundedRequest", "KilledWorkersError", "watched"]
+__all__ = ["KILLS", "BoundedRequest", "KilledWorkersError", "count_crashes"]
 
 log = structlog.get_logger()
 
@@ -43,9 +43,9 @@ class KilledWorkersError(CDCError):
 
 
 @contextmanager
-def watched(request: Context) -> Iterator[None]:
+def count_crashes(request: Context) -> Iterator[None]:
     """Note that a task which was delivered before begins and ends; raises KilledWorkersError and CacheAwayError."""
-    if int((request.headers or {}).get(KILLS, 0)) >= MOST_KILLS:
+    if int((request.headers or {}).get(KILLS, 0)) >= MAX_PROCESS_CRASHES:
         raise KilledWorkersError
     if request.called_directly or not (request.delivery_info or {}).get("redelivered"):
         yield
@@ -55,14 +55,14 @@ def watched(request: Context) -> Iterator[None]:
         begun = int(cache.client().incr(key))
         cache.client().expire(key, _KEPT)
     try:
-        if begun > MOST_LOSSES:
+        if begun > MAX_WORKER_CRASHES:
             raise KilledWorkersError
         yield
     finally:
-        _strike_off(key)
+        _forget_crashes(key)
 
 
-def _strike_off(key: str) -> None:
+def _forget_crashes(key: str) -> None:
     try:
         with cache.errors_translated():
             cache.client().delete(key)
@@ -84,7 +84,7 @@ class BoundedRequest(Request):
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
         context: Context = self._context  # type: ignore[attr-defined]  # the stubs name public things only
         kills = int((context.headers or {}).get(KILLS, 0)) + 1
-        if kills < MOST_KILLS or not _kept(self.task_name, context, exc, exc_info):
+        if kills < MAX_PROCESS_CRASHES or not _kept(self.task_name, context, exc, exc_info):
             attempt = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "error": repr(exc)}
             context.headers = dead_letters.with_attempt({**(context.headers or {}), KILLS: kills}, attempt)
             return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same

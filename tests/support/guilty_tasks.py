@@ -7,11 +7,11 @@ import signal
 
 from celery import shared_task
 
-from cdc_tasks.worker import poison as suspects
+from cdc_tasks.worker import poison
 
 __all__ = ["kills_all"]
 
-suspects.MOST_LOSSES = 1
+poison.MAX_WORKER_CRASHES = 1
 
 
 @shared_task(name="guilty.kills_all")

@@ -5,5 +5,5 @@ from tests.support.killed_tasks import note, note_slowly
 
 __all__ = ["note", "note_slowly"]
 
-redis_later.HELD_FOR = 1e9  # type: ignore[misc]
-redis_later.HELD_AT_MOST = 1_000_000  # type: ignore[misc]
+redis_later.KEEP_SECONDS = 1e9  # type: ignore[misc]
+redis_later.KEEP_MESSAGES = 1_000_000  # type: ignore[misc]

@@ -7,29 +7,29 @@ from datetime import UTC, datetime
 import pytest
 
 from cdc_tasks.broker.delays import due_at, eta_by_this_clock, with_countdown, without_countdown
-from cdc_tasks.broker.redis.later import HELD_AT_MOST, HELD_FOR, HELD_SIZE, is_to_wait
+from cdc_tasks.broker.redis.later import KEEP_BYTES, KEEP_MESSAGES, KEEP_SECONDS, is_to_wait
 
 _NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "held", "size", "waits"),
+    ("seconds", "unacknowledged", "size", "waits"),
     [
-        (HELD_FOR + 0.1, 0, 1, True),
-        (HELD_FOR, 0, 1, False),
-        (1, HELD_AT_MOST - 1, 1, False),
-        (1, HELD_AT_MOST, 1, True),
-        (1, 0, HELD_SIZE, False),
-        (1, 0, HELD_SIZE + 1, True),
-        (0, HELD_AT_MOST, HELD_SIZE + 1, False),  # it is due
-        (-3600, HELD_AT_MOST, HELD_SIZE + 1, False),
+        (KEEP_SECONDS + 0.1, 0, 1, True),
+        (KEEP_SECONDS, 0, 1, False),
+        (1, KEEP_MESSAGES - 1, 1, False),
+        (1, KEEP_MESSAGES, 1, True),
+        (1, 0, KEEP_BYTES, False),
+        (1, 0, KEEP_BYTES + 1, True),
+        (0, KEEP_MESSAGES, KEEP_BYTES + 1, False),  # it is due
+        (-3600, KEEP_MESSAGES, KEEP_BYTES + 1, False),
         (1e12, 0, 1, True),
     ],
 )
 def test_what_is_due_late_is_large_or_one_too_many_waits_in_redis(
-    seconds: float, held: int, size: int, waits: bool
+    seconds: float, unacknowledged: int, size: int, waits: bool
 ) -> None:
-    assert is_to_wait(seconds, held=held, size=size) is waits
+    assert is_to_wait(seconds, unacknowledged=unacknowledged, size=size) is waits
 
 
 def test_a_countdown_is_over_when_its_message_comes_back_whatever_its_eta_says() -> None:

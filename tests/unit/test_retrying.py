@@ -11,13 +11,13 @@ from cdc_tasks.notify.send_errors import (
     UnavailableError,
     error_for_status,
 )
-from cdc_tasks.retry import LONGEST_WAIT, TryAgain, seconds_to_wait
+from cdc_tasks.retry import MAX_WAIT, TryAgain, seconds_to_wait
 from cdc_tasks.worker.base_task import RetryingTask
 from cdc_tasks.worker.redacted_args import redacted
 
 
 @pytest.mark.parametrize(
-    ("retries", "least", "most"), [(0, 0.5, 1), (3, 4, 8), (9, 256, 512), (60, 300, LONGEST_WAIT)]
+    ("retries", "least", "most"), [(0, 0.5, 1), (3, 4, 8), (9, 256, 512), (60, 300, MAX_WAIT)]
 )
 def test_waits_grow_up_to_ten_minutes_and_are_spread(retries: int, least: float, most: float) -> None:
     waits = {seconds_to_wait(TryAgain(), retries) for _ in range(50)}
@@ -27,7 +27,7 @@ def test_waits_grow_up_to_ten_minutes_and_are_spread(retries: int, least: float,
 
 def test_a_service_that_says_how_long_is_obeyed_but_never_past_the_visibility_timeout() -> None:
     assert 30 <= seconds_to_wait(TryAgain(after=30), 5) <= 31
-    assert seconds_to_wait(TryAgain(after=86400), 0) == LONGEST_WAIT < 900
+    assert seconds_to_wait(TryAgain(after=86400), 0) == MAX_WAIT < 900
 
 
 @pytest.mark.parametrize(

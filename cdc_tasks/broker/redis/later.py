@@ -38,9 +38,9 @@ LATER: Final = "cdc:later"
 _CLOCK: Final = "cdc:later-clock"
 _MOVED: Final = "cdc:later-moved"  # a hash: list, the message of it that was moved last
 
-HELD_FOR: Final = 60.0  # seconds
-HELD_AT_MOST: Final = 500  # messages
-HELD_SIZE: Final = 100_000  # bytes of each
+KEEP_SECONDS: Final = 60.0  # a worker keeps what is due within them
+KEEP_MESSAGES: Final = 500
+KEEP_BYTES: Final = 100_000  # bytes of each
 
 _AT_ONCE: Final = 1000  # messages that are moved and that nobody has taken yet
 _AGAIN: Final = 0.25  # seconds between two looks while something is due
@@ -110,9 +110,12 @@ return #due
 """
 
 
-def is_to_wait(seconds: float, *, held: int, size: int) -> bool:
-    """Return whether a message that is due in so many seconds waits in Redis; `held`: those that the worker holds."""
-    return seconds > HELD_FOR or (seconds > 0 and (held >= HELD_AT_MOST or size > HELD_SIZE))
+def is_to_wait(seconds: float, *, unacknowledged: int, size: int) -> bool:
+    """Return whether a message that is due in `seconds` waits in Redis.
+
+    `unacknowledged`: how many messages that are due later this worker keeps.
+    """
+    return seconds > KEEP_SECONDS or (seconds > 0 and (unacknowledged >= KEEP_MESSAGES or size > KEEP_BYTES))
 
 
 def waiting_key(place: str) -> str:

@@ -11,27 +11,27 @@ from weakref import WeakSet
 
 import redis
 
-__all__ = ["Vigilant", "alarm"]
+__all__ = ["Liveness", "reconnect_all"]
 
-_channels: WeakSet[Vigilant] = WeakSet()
+_channels: WeakSet[Liveness] = WeakSet()
 
 
-def alarm() -> None:
+def reconnect_all() -> None:
     """Let every channel of this process connect anew, before it sends anything else; from any thread."""
     for channel in list(_channels):
-        channel.is_suspected = True
+        channel.must_reconnect = True
         for pool in (channel._pool, channel._async_pool):  # noqa: SLF001  # a mixin of the same class
             if pool is not None:
                 pool.disconnect(inuse_connections=False)
 
 
-class Vigilant:
+class Liveness:
     """Before kombu's channel in a class's bases."""
 
     connection: Any
     _pool: Any
     _async_pool: Any
-    is_suspected = False  # its connections are to be closed, by the thread that has them
+    must_reconnect = False  # its connections are to be closed, by the thread that has them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,20 +40,20 @@ class Vigilant:
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002  # kombu's
         parameters: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
         kind = parameters["connection_class"]
-        parameters["connection_class"] = type(kind.__name__, (_Listening, kind), {})
+        parameters["connection_class"] = type(kind.__name__, (_ReportsTimeouts, kind), {})
         return parameters
 
-    def connect_anew(self) -> None:
+    def reconnect_if_told(self) -> None:
         """Close what the event loop watches, if there was an alarm: it connects again in its next round."""
-        if self.is_suspected:
-            self.is_suspected = False
+        if self.must_reconnect:
+            self.must_reconnect = False
             watched = list(self.connection.cycle._chan_to_sock)  # noqa: SLF001  # kombu has no other list
             for client in (client for channel, client, _ in watched if channel is self):
                 if client.connection is not None:
                     client.connection.disconnect()
 
 
-class _Listening:
+class _ReportsTimeouts:
     """Before redis-py's connection in a class's bases."""
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,5 +61,5 @@ class _Listening:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.TimeoutError:
             if "timeout" not in kwargs:  # nobody asked for a short wait: this was `socket_timeout`
-                alarm()
+                reconnect_all()
             raise

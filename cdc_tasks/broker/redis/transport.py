@@ -30,9 +30,9 @@ from redis.exceptions import NoScriptError
 
 from cdc_tasks.broker.redis.connections import FewConnections
 from cdc_tasks.broker.redis.later import Later
-from cdc_tasks.broker.redis.silent_connections import Vigilant
+from cdc_tasks.broker.redis.silent_connections import Liveness
 from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
-from cdc_tasks.broker.redis.wake_up import NO_DOORBELL, Doorbells, Poller
+from cdc_tasks.broker.redis.wake_up import NO_WAKE_UP, Poller, WakeUps
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed_messages import (
     SHAPE_ERRORS,
@@ -87,7 +87,7 @@ class _ClaimingChannel:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unacknowledged: set[str] = set()  # queues whose messages nobody acknowledges
-        self.doorbells = Doorbells(self)
+        self.wake_ups = WakeUps(self)
         self.later = Later(self)
         self.lease = uuid4().hex
         super().__init__(*args, **kwargs)
@@ -99,15 +99,15 @@ class _ClaimingChannel:
             self._unacknowledged.add(queue)
         else:
             self._unacknowledged.discard(queue)
-        if (kwargs.get("arguments") or {}).get(NO_DOORBELL):
-            self.doorbells.omit(queue)
+        if (kwargs.get("arguments") or {}).get(NO_WAKE_UP):
+            self.wake_ups.omit(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
 
     def _basic_cancel(self: Any, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag)
         result = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
         if queue is not None and queue not in self.active_queues:
-            self.doorbells.leave(queue)
+            self.wake_ups.leave(queue)
         return result
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
@@ -115,8 +115,8 @@ class _ClaimingChannel:
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        if self._nothing_there and not self.doorbells.is_time_to_look():
-            self.doorbells.wait_at(queues)
+        if self._nothing_there and not self.wake_ups.is_time_to_look():
+            self.wake_ups.wait_at(queues)
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
@@ -152,7 +152,7 @@ class _ClaimingChannel:
                 raise Empty
             number, content, tag = answer
             if number >= 2 * len(self._asked) // (1 + len(self.priority_steps)):
-                self.doorbells.expect_priorities()
+                self.wake_ups.expect_priorities()
             queue = self._asked[number]
             try:
                 message = self._readable(content)
@@ -222,11 +222,11 @@ class _ClaimingChannel:
             self.later.drop(queue)
 
     def _on_connection_disconnect(self, connection: Any) -> None:
-        self.doorbells.forget(connection)
+        self.wake_ups.forget(connection)
         super()._on_connection_disconnect(connection)  # type: ignore[misc]
 
     def _close_clients(self) -> None:
-        self.doorbells.close()
+        self.wake_ups.close()
         self.later.close()
         super()._close_clients()  # type: ignore[misc]
 
@@ -238,15 +238,15 @@ class _ClaimingChannel:
             logger.debug("renewing failed, will be tried again", exc_info=True)
 
 
-def _wake_up() -> None:
+def _go_round() -> None:
     """Do nothing: the event loop then goes through its round, in which an idle worker may look at its queues."""
 
 
-class Channel(_ClaimingChannel, FewConnections, Vigilant, kombu_redis.Channel):
+class Channel(_ClaimingChannel, FewConnections, Liveness, kombu_redis.Channel):
     """A channel to one Redis."""
 
 
-class SentinelChannel(_ClaimingChannel, FewConnections, Vigilant, kombu_redis.SentinelChannel):
+class SentinelChannel(_ClaimingChannel, FewConnections, Liveness, kombu_redis.SentinelChannel):
     """A channel to the Redis that Sentinel names."""
 
 
@@ -270,7 +270,7 @@ class _RenewingTransport:
                 timer.cancel()
         lease = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
         self._renewing = loop.call_repeatedly(min(lease / 6, 60), self._renew)
-        self._looking = loop.call_repeatedly(1, _wake_up)
+        self._looking = loop.call_repeatedly(1, _go_round)
 
     def _renew(self: Any) -> None:
         for channel in list(self.channels):

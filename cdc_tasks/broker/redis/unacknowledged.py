@@ -140,10 +140,10 @@ class QoS(kombu_redis.QoS):
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Give back what came into the inboxes too, at the end."""
-        self.channel.doorbells.close()
+        self.channel.wake_ups.close()
         super().restore_unacked_once(stderr)
         try:
-            for queue in self.channel.doorbells.inboxes:
+            for queue in self.channel.wake_ups.inboxes:
                 self.empty_inbox(queue)
         except (redis.RedisError, OSError, AttributeError) as error:
             logger.debug("Redis is away; what is in an inbox comes back in a while (%r)", error)
@@ -216,27 +216,27 @@ class QoS(kombu_redis.QoS):
             part = tags[start : start + _AT_ONCE]
             found: dict[str, list[str]] = {}
             messages = self._redis().hmget(self._prefixed(unacked_key(lease.name)), part)
-            for tag, held in zip(part, messages, strict=True):
-                if held is None:
+            for tag, entry in zip(part, messages, strict=True):
+                if entry is None:
                     continue
-                for queue, message in self._restored(tag, held):
+                for queue, message in self._restored(tag, entry):
                     found.setdefault(queue, []).append(message)
             yield from found.items()
 
-    def _restored(self, tag: bytes | str, held: bytes | str) -> list[tuple[str, str]]:
+    def _restored(self, tag: bytes | str, entry: bytes | str) -> list[tuple[str, str]]:
         """Return where a message goes back to, and what it is there; one that can't be read is kept elsewhere."""
         try:
-            message, exchange, routing_key = loads(held)
+            message, exchange, routing_key = loads(entry)
             message["headers"]["redelivered"] = True
             message["properties"]["delivery_info"]["redelivered"] = True
             text = dumps(message)
             places = self.channel.places(message, exchange, routing_key)
         except SHAPE_ERRORS as error:
-            keep_malformed(_as_it_came(tag, held), reason=repr(error))
+            keep_malformed(_as_it_came(tag, entry), reason=repr(error))
             return []
         if not places:  # kombu would drop it
             keep_malformed(
-                _as_it_came(tag, held),
+                _as_it_came(tag, entry),
                 reason=f"No queue is bound to {exchange!r} with {routing_key!r} any more.",
             )
         return [(queue, text) for queue in places]
@@ -257,13 +257,13 @@ class QoS(kombu_redis.QoS):
         )
 
 
-def _as_it_came(tag: bytes | str, held: bytes | str) -> bytes | str:
+def _as_it_came(tag: bytes | str, entry: bytes | str) -> bytes | str:
     """Return a message without the address that the claim put behind it: `[message,exchange,routing key]`."""
     if bytes_to_str(tag).startswith(MADE_UP_TAG):
-        return held
-    text = held if isinstance(held, str) else held.decode(errors="surrogateescape")
+        return entry
+    text = entry if isinstance(entry, str) else entry.decode(errors="surrogateescape")
     try:
         end = json.JSONDecoder().raw_decode(text, 1)[1]
     except SHAPE_ERRORS:  # it is too deeply nested to be read
-        return held
+        return entry
     return text[1:end].encode(errors="surrogateescape")

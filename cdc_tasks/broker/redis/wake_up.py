@@ -30,15 +30,15 @@ from cdc_tasks.broker.redis.unacknowledged import LEASES, inbox_key, inbox_lease
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["NO_DOORBELL", "Doorbells", "Poller"]
+__all__ = ["NO_WAKE_UP", "Poller", "WakeUps"]
 
-NO_DOORBELL: Final = "x-cdc-no-doorbell"  # an argument of a consumer that is content with the looks
-_LONGEST_WAIT: Final = 30  # seconds after which a doorbell answers although nobody came
+NO_WAKE_UP: Final = "x-cdc-no-wake-up"  # an argument of a consumer that is content with the looks
+_MAX_WAIT: Final = 30  # seconds after which a wait ends although nobody came
 _REST: Final = 3  # seconds before it waits again at a Redis that takes no writes
 _LOOK_EVERY: Final = 3.0  # seconds between two looks of an idle worker at all its queues
 _LOOK_EVERY_WITH_PRIORITIES: Final = 1.0
 _EXPECTED_FOR: Final = 60.0  # seconds in which more messages with a priority are expected after one
-_KIND: Final = "doorbell "  # what the poller knows their connections by
+_KIND: Final = "wake-up "  # what the poller knows their connections by
 
 logger = get_logger(__name__)
 
@@ -49,10 +49,10 @@ def seconds_to_wait(lease: float) -> int:
     The inbox's lease is renewed right before a wait, and lasts for twice as long. So no message comes into an inbox
     whose lease others have ended.
     """
-    return max(1, min(int(lease / 2), _LONGEST_WAIT))
+    return max(1, min(int(lease / 2), _MAX_WAIT))
 
 
-class Doorbells:
+class WakeUps:
     """Those of one channel, made when it first waits; one thread has the channel, and these."""
 
     def __init__(self, channel: Any) -> None:
@@ -158,13 +158,13 @@ class Doorbells:
                 self._waiting.pop(queue, None)
                 self._announced.discard(queue)
 
-    def check(self, patience: float) -> None:
+    def check(self, timeout: float) -> None:
         """Raise the alarm where an answer is so many seconds overdue."""
-        longest = self._wait + patience
+        longest = self._wait + timeout
         overdue = [queue for queue, since in self._waiting.items() if monotonic() - since > longest]
         if any(not _is_readable(self._clients[queue].connection) for queue in overdue):
             logger.warning("Redis has not answered for %.0f seconds; connecting anew", longest)
-            silent_connections.alarm()
+            silent_connections.reconnect_all()
 
     @property
     def _wait(self) -> int:
@@ -194,7 +194,7 @@ def _is_readable(connection: Any) -> bool:
 
 
 class Poller(kombu_redis.MultiChannelPoller):
-    """kombu's, which also watches doorbells."""
+    """kombu's, which also watches for wake-ups."""
 
     _channels: Any
     _fd_to_chan: Any
@@ -207,14 +207,14 @@ class Poller(kombu_redis.MultiChannelPoller):
 
     def on_poll_start(self) -> None:
         for channel in self._channels:
-            channel.connect_anew()
+            channel.reconnect_if_told()
         super().on_poll_start()
 
     def maybe_check_brpop_health(self) -> None:
         looking = [(channel, channel._in_poll) for channel in self._channels if channel._in_poll]  # noqa: SLF001  # the same
         super().maybe_check_brpop_health()  # type: ignore[misc]  # the same
         if any(channel._in_poll is not connection for channel, connection in looking):  # noqa: SLF001  # the same
-            silent_connections.alarm()  # kombu closed it, since an answer is overdue
+            silent_connections.reconnect_all()  # kombu closed it, since an answer is overdue
         for channel in self._channels:
             if channel.health_check_interval:
-                channel.doorbells.check(channel.health_check_interval)
+                channel.wake_ups.check(channel.health_check_interval)

@@ -70,7 +70,7 @@ def test_of_20_000_messages_with_an_eta_a_worker_holds_few_and_the_due_ones_run(
             return bool(client.zcard(_BULK) == number)
 
         wait_until(all_wait, timeout=120, what="all to wait")
-        assert most <= redis_later.HELD_AT_MOST
+        assert most <= redis_later.KEEP_MESSAGES
         assert _memory(worker) - before < 50_000_000
         send([number], countdown=1)
         send([number + 1], eta=datetime.now(UTC) + timedelta(seconds=2))
@@ -90,13 +90,13 @@ def test_of_20_000_messages_with_an_eta_a_worker_holds_few_and_the_due_ones_run(
 
 def test_more_than_a_worker_holds_runs_when_it_is_due(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    number = redis_later.HELD_AT_MOST + 500
+    number = redis_later.KEEP_MESSAGES + 500
     with Worker(_environment(helpdesk), "-Q", "cdc_bulk"), _sender(helpdesk) as send:
         eta = datetime.now(UTC) + timedelta(seconds=20)
         for each in range(number):
             send([each], eta=eta)
         wait_until(lambda: client.zcard(_BULK), timeout=20, what="some to wait")
-        assert len(held(client)) <= redis_later.HELD_AT_MOST + 2 * 2
+        assert len(held(client)) <= redis_later.KEEP_MESSAGES + 2 * 2
         wait_until(lambda: cache.hlen("noted") == number, timeout=60, what="all to run")
     assert set(cache.hvals("noted")) == {b"1"}
     assert not client.exists("cdc:later", _BULK)

@@ -20,7 +20,7 @@ def test_a_message_in_any_queue_wakes_an_idle_worker_which_does_not_look_again_a
     helpdesk: HelpDesk,
 ) -> None:
     cache = helpdesk.broker.cache
-    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}):
+    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}):
         for number, queue in enumerate(_QUEUES * 3):
             wait_until(lambda: _blocked(helpdesk) == len(_QUEUES), what="the worker to wait at each queue")
             helpdesk.send("killed.note", number, queue=queue)
@@ -39,7 +39,7 @@ def test_a_message_with_a_priority_is_found_although_nothing_wakes_the_worker(he
 
 def test_a_worker_with_more_queues_than_kombu_has_connections_waits_at_each(helpdesk: HelpDesk) -> None:
     queues = [f"queue-{number}" for number in range(30)]
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
     with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.support.any_queue"}, "-Q", ",".join(queues)):
         wait_until(lambda: _blocked(helpdesk) == len(queues), what="the worker to wait at each queue")
         for number, queue in enumerate(queues):
@@ -55,7 +55,7 @@ def _blocked(helpdesk: HelpDesk) -> int:
 def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> None:
     """Their event loops are the same: what a second one did for a message would be seen in Redis' counts."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
     with (
         Worker(environment, "-Q", "cdc_bulk"),
         Worker(environment, "-Q", "cdc_bulk"),
@@ -92,7 +92,7 @@ def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
 def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpdesk: HelpDesk) -> None:
     """Its doorbells would hold what comes for as long as they wait; here that is ten minutes."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
     with (
         Worker(environment, "-Q", "cdc_bulk,cdc_cache") as worker,
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
@@ -117,7 +117,7 @@ def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpd
 
 def test_a_message_that_came_just_as_the_worker_was_asked_to_end_goes_back(helpdesk: HelpDesk) -> None:
     client = helpdesk.broker.client
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.deaf_doorbells"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
     with Worker(environment, "-Q", "cdc_bulk,cdc_cache") as worker:
         wait_until(lambda: _blocked(helpdesk) == 2, timeout=60, what="the worker to wait at each queue")
         worker.pause()
@@ -151,7 +151,7 @@ def test_a_worker_that_stood_still_for_longer_than_its_lease_waits_under_a_new_o
 ) -> None:
     """Others ended the leases of its inboxes. It goes on, takes a message into one, and dies."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.quick_doorbells"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.quick_wake_up"}
     environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
     with (
         Worker(environment, "-Q", "cdc_bulk") as worker,
