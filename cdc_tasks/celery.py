@@ -35,7 +35,7 @@ _RESULT_BACKEND = "CELERY_RESULT_BACKEND"
 
 
 def _check_addresses() -> None:
-    """Tell a bad address in words: Celery's command line would show a traceback."""
+    """Show an error for a bad URL; Celery's command line would show a traceback."""
     try:
         load(BrokerSettings)
     except SettingsError as error:
@@ -64,14 +64,17 @@ app.steps["consumer"].update([BehindWaits, AskOtherWorkers, OldQueues, Ticking])
 
 @app.on_after_configure.connect
 def _leave_out_a_foreign_result_backend(sender: Celery, **_: Any) -> None:
-    """Go without results where the settings have none: Celery would take CELERY_RESULT_BACKEND, whoever set it."""
+    """Use no result backend if the settings have none.
+
+    Celery would use CELERY_RESULT_BACKEND, which another application may have set.
+    """
     if os.environ.get(_RESULT_BACKEND) and sender.conf.get("result_backend", None) is None:
         sender.backend_cls = "disabled"
 
 
 @signals.celeryd_init.connect
 def _report_bad_settings(**_: Any) -> None:
-    """All at once and before the first task, and not one by one, each in a task that fails."""
+    """Report all bad settings before the first task; otherwise each would show when a task fails."""
     try:
         worker_settings()
     except SettingsError as error:
@@ -80,7 +83,7 @@ def _report_bad_settings(**_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _leave_the_default_queue_to_others(instance: Any, options: dict[str, Any], **_: Any) -> None:
-    """Take from Celery's default queue only if there are tasks for it here: else what is there is somebody else's."""
+    """Take from Celery's default queue only if this app has tasks for it: otherwise its messages are not ours."""
     default = instance.app.conf.task_default_queue
     if default not in str_to_list(options.get("queues") or "") and not runs_tasks_of_default_queue(
         instance.app
@@ -116,20 +119,20 @@ def _report_weak_settings(**_: Any) -> None:
             "result_backend_not_used",
             variable=_RESULT_BACKEND,
             reason="The settings of cdc-tasks keep no results.",
-            hint="If results are wanted: result_backend = … in the module of CELERY_CONFIG_MODULE.",
+            hint="To keep results: set result_backend in the module of CELERY_CONFIG_MODULE.",
         )
     if path := ignored_file():
         log.warning(
             "celeryconfig_not_used",
             file=str(path),
-            reason="It does not start from the settings of cdc-tasks, so it is taken for another application's.",
-            hint="If it is meant: start it with `from cdc_tasks.config.celery import *`.",
+            reason="It does not start from the settings of cdc-tasks, so it may be another application's.",
+            hint="To use it: start it with `from cdc_tasks.config.celery import *`.",
         )
 
 
 @signals.celeryd_after_setup.connect
 def _refuse_a_redis_user_without_rights(instance: Any, **_: Any) -> None:
-    """Tell at once what the broker's user may not do: else each such command ends the consumer, again and again."""
+    """Refuse to start if the broker's user lacks a permission: each such command would end the consumer."""
     with instance.app.connection_for_read() as connection:
         if connection.transport.driver_type != "redis":
             return
@@ -140,7 +143,7 @@ def _refuse_a_redis_user_without_rights(instance: Any, **_: Any) -> None:
                     list(instance.app.amqp.queues.consume_from),
                     prefix=channel.global_keyprefix,
                 )
-        except (redis.RedisError, OSError):  # it is away: a worker waits for it
+        except (redis.RedisError, OSError):  # Redis is down: the worker waits for it
             return
     if missing is not None:
         raise SystemExit(f"error: The broker refuses us: {missing.found}.\n  {missing.hint}")
@@ -158,7 +161,7 @@ def _prepare_flower(**_: Any) -> None:
 
 @signals.setup_logging.connect
 def _configure_logs(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
-    """Log as CDC_LOG_FORMAT says, to where Celery's `--logfile`, `--detach` and `celery multi` say."""
+    """Log in the format of CDC_LOG_FORMAT, to the file of Celery's `--logfile`, `--detach` or `celery multi`."""
     logs.configure(
         json=load(LogSettings).cdc_log_format == "json", level=loglevel or logging.INFO, file=logfile
     )
@@ -166,7 +169,7 @@ def _configure_logs(loglevel: int | str | None = None, logfile: str | None = Non
 
 @signals.task_prerun.connect
 def _name_the_task(task_id: str, task: Task[Any, Any], **_: Any) -> None:
-    """Every line that a task logs says which task it was."""
+    """Add the task's name and id to every line that it logs."""
     structlog.contextvars.bind_contextvars(task=task.name, task_id=task_id)
 
 

@@ -1,4 +1,4 @@
-"""What is tried again and when: the one place that decides, for every task."""
+"""Which errors are retried, when and how often: for every task."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ __all__ = [
     "seconds_without_jitter",
 ]
 
-MAX_WAIT = 600.0  # seconds; what waits longer comes back, looks, and waits on
-MAX_RETRIES = 15  # after the first: about an hour of waiting
+MAX_WAIT = 600.0  # seconds; a task that has to wait longer comes back, checks, and waits again
+MAX_RETRIES = 15  # after the first try: about an hour of waiting
 MAX_PROCESS_CRASHES = 3  # of worker processes, by one task
 MAX_WORKER_CRASHES = 10  # of whole workers, which may have died for another reason
 
 
 class TryAgain(CDCError):  # noqa: N818  # the public name, which says what to do
-    """Something that the task needs is away for now."""
+    """Something that the task needs is not available now."""
 
-    counts: ClassVar[bool] = True  # as one of the tries that a task has
+    counts: ClassVar[bool] = True  # whether it counts towards MAX_RETRIES
 
     def __init__(
         self, message: str | None = None, *, hint: str | None = None, after: float | None = None
     ) -> None:
-        """`after`: seconds to wait, where the service that failed has said so."""
+        """`after`: the seconds to wait that the failed service has asked for."""
         super().__init__(message, hint=hint)
         self.after = after
 
 
 class NotYetError(TryAgain):
-    """Nothing has failed: it is not this task's turn. It may wait as often as it must."""
+    """Nothing has failed, but the task has to wait. Such retries are not limited."""
 
     counts = False
 
@@ -64,21 +64,21 @@ class UnroutableError(TryAgain):
     """RabbitMQ has no queue for a message."""
 
 
-def may_retry(error: Exception, request: Context, most_tries: int | None) -> bool:
-    """Tell whether a task that failed so is to be tried again; `most_tries` None: without end."""
+def may_retry(error: Exception, request: Context, max_retries: int | None) -> bool:
+    """Return whether to retry a task after this error; `max_retries` None: without a limit."""
     if not isinstance(error, TryAgain):
         return False
-    return not error.counts or most_tries is None or request.retries < most_tries
+    return not error.counts or max_retries is None or request.retries < max_retries
 
 
 def seconds_without_jitter(error: TryAgain, retries: int) -> float:
-    """Return about what `seconds_to_wait` does."""
+    """Return the same as `seconds_to_wait`, without jitter."""
     return min(2.0**retries if error.after is None else error.after, MAX_WAIT)
 
 
 def seconds_to_wait(error: TryAgain, retries: int) -> float:
-    """Return what the service asked for, or 1, 2, 4, … seconds; spread, so that not all come back at once."""
+    """Return what the service asked for, or 1, 2, 4, … seconds; with jitter, so that not all retries come at once."""
     if error.after is not None:
-        spread = random.uniform(0, 1) if error.counts else 0  # noqa: S311  # spread, not secrecy
-        return min(error.after + spread, MAX_WAIT)
+        jitter = random.uniform(0, 1) if error.counts else 0  # noqa: S311  # no secret
+        return min(error.after + jitter, MAX_WAIT)
     return min(2.0**retries, MAX_WAIT) * random.uniform(0.5, 1)  # noqa: S311  # the same

@@ -1,1 +1,1 @@
-"""What a worker and its broker agree on: unacknowledged messages, liveness, wake-up, delays, clocks."""
+"""How a worker uses its broker: unacknowledged messages, liveness, wake-up, delays, clocks, queues."""

@@ -1,9 +1,11 @@
-"""A clock that no step of a machine's clock moves, for scripts that have to know how long ago something was.
+"""A clock in Redis that ignores steps of the machines' clocks, for scripts that measure how long ago something was.
 
-Redis has no monotonic clock. So `cdc:clock` has what Redis' clock said when a script looked last, and how much time had
-passed by then. A script adds what has passed since, LONGEST_STEP at most: a step ahead counts for that much, and a step
-back for nothing, as does a failover to a machine with another clock. A while in which nobody looks counts for that much
-too. So every worker looks every few seconds (`Ticking`), and what is measured has LONGEST_STEP to spare.
+Redis has no monotonic clock. So `cdc:clock` keeps the time of Redis' clock when a script last read it, and how much
+time had passed by then. A script adds the time since then, up to LONGEST_STEP. A step ahead counts for up to
+LONGEST_STEP. A step back counts for nothing, and so does a failover to a machine whose clock is behind.
+
+A long time without a reading also counts for LONGEST_STEP only. So every worker reads the clock every few seconds
+(`Ticking`), and scripts that measure with it allow an error of LONGEST_STEP.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ __all__ = ["CLOCK", "LONGEST_STEP", "PASSED", "STEADY", "Ticking"]
 CLOCK: Final = "cdc:clock"
 LONGEST_STEP: Final = 15  # seconds
 _EVERY: Final = 10  # seconds
-_REST: Final = 30  # seconds after Redis was away: to look costs a worker's main process a second then
+_REST: Final = (
+    30  # seconds without a reading after an error, which may have blocked the main process for a second
+)
 
 log = structlog.get_logger()
 
-# A part of scripts: steady(KEYS[…]) returns milliseconds that have passed since some moment.
+# A function for scripts: steady(KEYS[…]) returns the milliseconds since an arbitrary moment.
 STEADY: Final = f"""
 local function steady(key)
     local time = redis.call('TIME')
@@ -39,10 +43,11 @@ local function steady(key)
 end
 """
 
-# The same for waits of hours or days, which go on while nobody looks, such as when all workers are down.
-# A part of scripts: passed(KEYS[…], elapsed) returns milliseconds that have passed since some moment. `elapsed`: no
-# more than so many have passed since anybody looked, as the caller's monotonic clock knows since its own last look. So
-# a step of Redis' clock counts for a second at most. A caller that has not looked yet says -1, and believes it.
+# The same for waits of hours or days, which go on while nobody reads the clock, for example while all workers are down.
+# A function for scripts: passed(KEYS[…], elapsed) returns the milliseconds since an arbitrary moment. `elapsed` is the
+# upper limit of the time since the last reading: the milliseconds since the caller's own last reading, by its monotonic
+# clock. So a step of Redis' clock counts for up to a second. A caller without an earlier reading passes -1: then Redis'
+# clock is trusted.
 PASSED: Final = """
 local function passed(key, elapsed)
     local time = redis.call('TIME')
@@ -60,7 +65,7 @@ _TICK: Final = f"{STEADY} return steady(KEYS[1])"
 
 
 class Ticking(StartStopStep):
-    """Looks at the clock every few seconds, so that it goes on while no task does."""
+    """Reads the clock every few seconds, so that it goes on while no task runs."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -71,12 +76,12 @@ class Ticking(StartStopStep):
         self._script: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Begin; after a lost connection to the broker, again."""
+        """Start the timer, also after each reconnection to the broker."""
         self.stop(consumer)
         self._timer = consumer.timer.call_repeatedly(_EVERY, self._tick)
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002  # Celery's signature
-        """End."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -92,7 +97,7 @@ class Ticking(StartStopStep):
 
     def _tick_script(self) -> Any:
         if self._script is None:
-            # Not the tasks' client: the event loop waits meanwhile, and may not for long.
+            # Not the tasks' client, whose time-outs are longer: this call blocks the event loop.
             client = redis.Redis.from_url(
                 load(RedisSettings).cache_url.get_secret_value(),
                 socket_timeout=1,

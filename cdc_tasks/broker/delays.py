@@ -1,11 +1,12 @@
-"""How tasks are sent that wait, and for how long they wait, whatever the machines' clocks say.
+"""Messages with a delay: how they are sent on RabbitMQ, and how long they wait, whatever the machines' clocks say.
 
-RabbitMQ has each message in a queue, or the sender knows that it has not.
+On RabbitMQ a delayed message waits in Celery's queues (`celery_delayed_…`): one for each bit of the delay in whole
+seconds, and each forwards to the next. A worker makes these queues when it starts. Celery refuses delays of less than a
+second; we round them up. A message whose delay is over goes to a topic exchange. Celery binds the tasks' exchange to
+it. We also bind the queues: the tasks' exchange may be an existing direct exchange, which cannot match a routing key
+that begins with a delay.
 
-RabbitMQ keeps the waits, in whole seconds, in queues of Celery's (`celery_delayed_…`): one for each bit of the wait,
-each of which sends on to the next. A worker makes them at its start. Celery refuses waits of less than a second; here
-they are rounded up. What has waited comes to a topic exchange, to which Celery binds the exchange of the tasks, and we
-the queues as well: that exchange may be a direct one of the house's, which takes no routing key with a wait in it.
+Every message is published as mandatory, so the sender learns of a message for which RabbitMQ has no queue.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ log = structlog.get_logger()
 
 
 class DelayingCelery(Celery):
-    """Celery's app; whatever sends a task with a wait comes through here: tasks, signatures, retries, beat."""
+    """Celery's app. Everything that sends a task calls `send_task`: tasks, signatures, retries, beat."""
 
     def send_task(  # the stubs name each option
         self,
@@ -56,16 +57,16 @@ class DelayingCelery(Celery):
         *more: Any,
         **options: Any,
     ) -> Any:
-        """Send a task by name; `countdown` and `eta` mean the next whole second where RabbitMQ keeps the wait.
+        """Send a task by name; if the delay is kept by RabbitMQ, it is rounded up to whole seconds.
 
-        Raises UnroutableError where RabbitMQ has no queue for it.
+        Raise UnroutableError if RabbitMQ has no queue for the task.
         """
         is_kept_by_rabbitmq = bool(countdown or eta) and self.has_quorum_queues()
         if is_kept_by_rabbitmq:
             countdown, eta = _whole_seconds(countdown, eta, self.now())
         if options.get("headers"):
             options["headers"] = without_marks(options["headers"])
-        if options.get("mandatory") is None:  # as Celery's tasks have it: dropped where no queue is bound
+        if options.get("mandatory") is None:  # Celery's default lets RabbitMQ drop a message without a queue
             options["mandatory"] = True
         send = partial(super().send_task, name, args, kwargs, countdown, eta, *more, **options)
         try:
@@ -78,19 +79,19 @@ class DelayingCelery(Celery):
             return send()
 
     def has_quorum_queues(self) -> bool:
-        """Return whether RabbitMQ keeps the waits."""
+        """Return whether RabbitMQ keeps the delays: Celery's delayed delivery needs quorum queues."""
         queues = self.amqp.queues.values()
         return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
 
 
 def _make_queues_for_waits(app: Celery) -> None:
-    """Do what a worker does at its start; what exists stays as it is."""
+    """Make the queues that a worker makes when it starts; existing ones stay as they are."""
     with app.connection_for_write() as connection:
         kind = app.conf.broker_native_delayed_delivery_queue_type
         declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
         for queue in app.amqp.queues.values():
             if not isinstance(queue, Broadcast):
-                with suppress(NotFound):  # nobody has made that queue yet: whoever does binds it
+                with suppress(NotFound):  # the queue does not exist yet; the worker that makes it binds it
                     bind_queue_to_native_delayed_delivery_exchange(connection, queue)
                     _bind_behind_waits(connection, queue)
 
@@ -101,27 +102,27 @@ def _bind_behind_waits(connection: Any, queue: Any) -> None:
 
 
 class BehindWaits(StartStopStep):
-    """Binds the queues of a worker to where messages come that have waited."""
+    """Binds a worker's queues to the exchange to which messages go when their delay is over."""
 
     requires = ("celery.worker.consumer.delayed_delivery:DelayedDelivery",)
 
     def include_if(self, consumer: Any) -> bool:
-        """Return whether RabbitMQ keeps the waits of this worker's tasks."""
+        """Return whether RabbitMQ keeps the delays of this worker's tasks."""
         return bool(consumer.app.has_quorum_queues())
 
     def start(self, consumer: Any) -> None:
-        """Begin; after a lost connection to the broker, again."""
+        """Bind the queues, also after each reconnection to the broker."""
         with consumer.app.connection_for_write() as connection:
             for queue in consumer.app.amqp.queues.consume_from.values():
                 if not isinstance(queue, Broadcast):
-                    with suppress(NotFound):  # there are no queues for waits: Celery has said so
+                    with suppress(NotFound):  # there are no queues for delays: Celery has logged that
                         _bind_behind_waits(connection, queue)
 
 
 def _whole_seconds(
     countdown: float | None, eta: datetime | str | None, now: datetime
 ) -> tuple[float | None, datetime | str | None]:
-    """Return the wait as a countdown, as Celery counts it: `eta` goes first; what is due is due at once."""
+    """Return the delay as a countdown; as in Celery, `eta` has precedence. A past `eta` means no delay."""
     if eta:
         due = datetime.fromisoformat(eta) if isinstance(eta, str) else eta
         countdown = (maybe_make_aware(due) - maybe_make_aware(now)).total_seconds()
@@ -132,26 +133,25 @@ def _whole_seconds(
 
 # --- How long a message waits, by the sender's and by this clock ----------------------------------------
 
-# Celery's `eta` is a time of the sender's clock. A worker whose clock is behind that would wait for longer, by as much
-# as they differ, and hold up what waits for the message. So the sender also says how many seconds the message is to
-# wait, and a worker waits for no longer than that.
-_COUNTDOWN: Final = "cdc_countdown"  # the message header: seconds
+# Celery's `eta` is a time of the sender's clock. A worker whose clock is behind would wait longer, by the difference of
+# the clocks. So the sender also sets a header with the number of seconds, and a worker waits no longer than that.
+_COUNTDOWN: Final = "cdc_countdown"  # a message header: seconds
 _LONGEST: Final = 1e8  # seconds: three years
 
 
 def with_countdown(headers: dict[str, Any] | None, countdown: float | None) -> dict[str, Any]:
-    """Return headers with this countdown; a retry has got those of the message before, with another one."""
+    """Return headers with this countdown; it replaces one of an earlier try."""
     kept = {name: value for name, value in (headers or {}).items() if name != _COUNTDOWN}
     return kept if countdown is None else {**kept, _COUNTDOWN: float(countdown)}
 
 
 def without_countdown(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return headers of a message whose countdown is over, if it had one."""
+    """Return the headers with a countdown of 0, if they have a countdown."""
     return {**headers, _COUNTDOWN: 0} if _COUNTDOWN in headers else headers
 
 
 def due_at(headers: dict[str, Any]) -> datetime | None:
-    """Return the `eta`; None where there is none, or none that can be read."""
+    """Return the `eta`; None if there is none, or if it cannot be read."""
     eta = headers.get("eta")
     if not isinstance(eta, str):
         return None
@@ -163,7 +163,7 @@ def due_at(headers: dict[str, Any]) -> datetime | None:
 
 
 def eta_by_this_clock(headers: dict[str, Any], now: datetime) -> str | None:
-    """Return when a message that has come now is due at the latest, as its `eta`; None where it is not to wait."""
+    """Return the `eta` of a message that arrives now, no later than its countdown allows; None if it has none."""
     eta, countdown = headers.get("eta"), headers.get(_COUNTDOWN)
     if not isinstance(eta, str) or not isinstance(countdown, int | float) or not 0 <= countdown < _LONGEST:
         return eta

@@ -1,7 +1,8 @@
-"""What a broker, or our Redis transport, notes on a message of how it was delivered: not a part of the message.
+"""Headers that a broker or our Redis transport adds when it delivers a message; they are no part of the message.
 
-A copy of the message must not carry it on. RabbitMQ before version 4.0.1 takes a retry with such headers for a message
-that goes round in circles: it stays in one of the queues for waits, and no worker ever gets it.
+A copy of the message, such as a retry, must not have them. RabbitMQ before version 4.0.1 takes a retry with such
+headers for a message in a routing loop. The retry then stays in one of the queues for delays, and no worker ever gets
+it.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ _WAIT: Final = re.compile(rf"\A(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
 
 
 def came_from(delivery_info: Mapping[str, Any] | None) -> str | None:
-    """Return the queue that a message came from: its routing key, without the bits of a wait on RabbitMQ."""
+    """Return the queue that a message came from: its routing key, without RabbitMQ's prefix for a delay."""
     routing_key = (delivery_info or {}).get("routing_key")
     return without_wait(routing_key) if routing_key else None
 
 
 def without_wait(routing_key: str) -> str:
-    """Return a routing key without what RabbitMQ's delayed delivery puts in front of it."""
+    """Return a routing key without the prefix of delayed delivery on RabbitMQ."""
     return _WAIT.sub("", routing_key, count=1)
 
 
 def without_marks(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers that the sender of a message has set."""
+    """Return only the headers that the sender has set."""
     return {name: value for name, value in headers.items() if name not in _MARKS}

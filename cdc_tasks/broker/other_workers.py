@@ -1,6 +1,6 @@
-"""Who else is at the broker: workers that take our messages and are not ours, and messages that nobody of ours holds.
+"""Other workers that harm ours: they take from our queues, or have taken our messages with kombu's transport.
 
-`python -m listener check` asks, and each worker does at its start.
+`python -m listener check` looks for them, and so does each worker when it starts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["AskOtherWorkers", "OtherWorker", "give_back", "kombus_unacked", "que
 log = structlog.get_logger()
 
 _OUR_TASK: Final = "cdc_tasks.deliver"  # each of our workers has it
-_MOST: Final = 10_000  # messages that are looked at: enough to tell that there are some
+_MAX_SCANNED: Final = 10_000  # messages: enough to know that there are some
 
 
 class OtherWorker(NamedTuple):
-    """A worker that harms ours, or what one has left."""
+    """A worker that harms ours, or messages that such a worker has taken."""
 
     who: str
     found: str
@@ -41,7 +41,7 @@ def queues_taken(
     active: Mapping[str, Sequence[Mapping[str, Any]]],
     needed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> set[str]:
-    """Return the queues from which a worker takes that can do what is there; all as for `strangers`."""
+    """Return the queues that have a worker with the tasks for them; parameters as for `strangers`."""
     return {
         queue["name"]
         for worker, queues in active.items()
@@ -56,10 +56,10 @@ def strangers(
     ours: Collection[str],
     needed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Iterator[OtherWorker]:
-    """Yield the workers that take from queues of ours and cannot do what is there: they drop what they get.
+    """Yield the workers that take from our queues without having the tasks for them: they drop these messages.
 
-    `registered` and `active` are what `celery inspect registered` and `active_queues` answer; `needed`: the tasks that
-    are sent to a queue, as far as that is known. A worker of another application that has them all is none of these.
+    `registered` and `active` are the answers of `celery inspect registered` and `active_queues`. `needed`: the known
+    tasks that are sent to each queue. A worker of another application that has all of them is not reported.
     """
     for worker, queues in sorted(active.items()):
         tasks = registered.get(worker)
@@ -70,11 +70,11 @@ def strangers(
         if names:
             yield OtherWorker(
                 who=worker,
-                found=f"takes from {', '.join(names)} without having our tasks, and so drops those that it gets",
+                found=f"takes from {', '.join(names)} without having our tasks, and drops those that it gets",
                 hint="\n".join(
                     f"celery -A cdc_tasks control -d {worker} cancel_consumer {name}" for name in names
                 )
-                + "\nand start it with queues of its own from now on: worker -Q …",
+                + "\nand start it with its own queues from now on: worker -Q …",
             )
 
 
@@ -84,20 +84,23 @@ def _can_do(tasks: Sequence[str], needed: Collection[str]) -> bool:
 
 
 def _names(tasks: Sequence[str]) -> set[str]:
-    return {task.partition(" ")[0] for task in tasks}  # behind it are the options that were asked for
+    return {task.partition(" ")[0] for task in tasks}  # after the name are the options that were asked for
 
 
 def kombus_unacked(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> OtherWorker | None:
-    """Return what is to be said of messages of ours that were taken with kombu's own transport; raises RedisError."""
+    """Return a finding about our messages that kombu's own transport has taken; None if there are none.
+
+    Raise RedisError if Redis fails.
+    """
     number = sum(1 for _ in _ours_in_unacked(client, ours, prefix))
     if not number:
         return None
     return OtherWorker(
         who=f"{prefix}unacked",
-        found=f"{number} messages of our queues are held with kombu's own transport, by a worker of version 0.1, of "
-        "somebody else's, or one that is gone; ours leave them alone",
-        hint="Stop such workers with SIGTERM, which gives back what they hold. What is left after that is of dead "
-        "ones: python -m cdc_tasks give-back-unacked",
+        found=f"{number} messages of our queues are unacknowledged with kombu's own transport, by a worker of version "
+        "0.1, of another application, or a dead one; our workers do not touch them",
+        hint="Stop such workers with SIGTERM: they then give back their messages. The rest belongs to dead workers: "
+        "python -m cdc_tasks give-back-unacked",
     )
 
 
@@ -111,12 +114,15 @@ return 1
 
 
 def give_back(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> int:
-    """Put messages of our queues that kombu's own transport holds back, and return how many; raises RedisError."""
+    """Put our messages that kombu's own transport has taken back into their queues, and return how many.
+
+    Raise RedisError if Redis fails.
+    """
     script = client.register_script(_GIVE_BACK)
     places = {tag: place for place in _ours_in_unacked(client, ours, prefix) for tag in [place.tag]}
     newest_first = [
         tag for tag in client.zrevrange(f"{prefix}unacked_index", 0, -1) if tag in places
-    ]  # so that the oldest is the next to be taken
+    ]  # the oldest is pushed last, and is the next to be taken
     rest = [tag for tag in places if tag not in set(newest_first)]
     return sum(
         int(
@@ -137,7 +143,7 @@ class _Unacknowledged(NamedTuple):
 
 def _ours_in_unacked(client: redis.Redis, ours: Collection[str], prefix: str) -> Iterator[_Unacknowledged]:
     for number, (tag, entry) in enumerate(client.hscan_iter(f"{prefix}unacked", count=500)):
-        if number >= _MOST:
+        if number >= _MAX_SCANNED:
             return
         queue, message = _read(entry)
         if queue in ours:
@@ -145,7 +151,7 @@ def _ours_in_unacked(client: redis.Redis, ours: Collection[str], prefix: str) ->
 
 
 def _read(entry: bytes) -> tuple[str, str]:
-    """Return the queue of what kombu noted, and the message as it was there; no queue where that can't be read."""
+    """Return the queue of an entry of kombu's, and the message as it was there; no queue if it cannot be read."""
     try:
         message, _exchange, routing_key = json.loads(entry)
         message["headers"]["redelivered"] = True
@@ -161,7 +167,7 @@ _ANSWER_WITHIN: Final = 1.0  # seconds
 
 
 class AskOtherWorkers(StartStopStep):
-    """Asks the other workers, once; `--without-mingle` leaves it out, as Celery's own questions to others."""
+    """Asks the other workers once; `--without-mingle` turns it off, as it does for Celery's own questions."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -171,10 +177,10 @@ class AskOtherWorkers(StartStopStep):
         self._has_looked = False
 
     def start(self, consumer: Any) -> None:
-        """Look around while the worker works: the answers take a second."""
+        """Ask in a thread while the worker starts to work: the answers take a second."""
         if not self._has_looked:
             self._has_looked = True
-            Thread(target=_look, args=[consumer.app], name="look-around", daemon=True).start()
+            Thread(target=_look, args=[consumer.app], name="ask-other-workers", daemon=True).start()
 
 
 def _look(app: Any) -> None:
@@ -198,7 +204,7 @@ def _ask_workers(app: Any, connection: Any) -> None:
     registered, active = inspect.registered() or {}, inspect.active_queues() or {}
     for stranger in strangers(registered, active, app.amqp.queues):
         _warn("foreign_worker_takes_our_tasks", stranger)
-    own = set(app.amqp.queues.consume_from)  # this worker does not answer itself yet
+    own = set(app.amqp.queues.consume_from)  # this worker does not answer yet
     if lacking := set(app.amqp.queues) - own - queues_taken(registered, active):
         log.info("queues_without_worker", queues=sorted(lacking))
 

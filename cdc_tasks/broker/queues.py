@@ -1,7 +1,7 @@
-"""The names of our queues, what they were called before, and how Celery's default queue is made on RabbitMQ.
+"""The names of our queues, their earlier names, and how Celery's default queue is made on RabbitMQ.
 
-A name has no dot. RabbitMQ's topics are words between dots, and delayed delivery binds each queue to `#.<its name>`: a
-message for `cdc.cache` would also go to a queue `cache`, which may be somebody else's.
+A name has no dot. A RabbitMQ topic consists of words between dots, and delayed delivery binds each queue to
+`#.<its name>`. So a message for `cdc.cache` would also go to a queue `cache`, which may belong to another application.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def queue_name(kind: str) -> str:
 
 
 class Queues(amqp.Queues):
-    """Celery's, in which a queue of ours is also found under its old name, unless another queue has that."""
+    """Celery's queues; one of ours is also found by its old name, unless another queue has that name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,32 +59,32 @@ class Queues(amqp.Queues):
             return queue
         if name not in self.asked_by_old_name:
             self.asked_by_old_name[name] = new
-            if structlog.is_configured():  # else this is a command, whose output is an answer
+            if structlog.is_configured():  # a command's output must hold only its answer
                 warn_of_old_name(name, new)
         return self[new]
 
     def select(self, include: Iterable[str] | str | None) -> None:
-        """Take from these queues alone, as `-Q` says."""
+        """Consume only these queues: the `-Q` option."""
         super().select(list(self._current_names(include)))
 
     def deselect(self, exclude: Iterable[str] | str | None) -> None:
-        """Take from all but these queues, as `-X` says."""
+        """Do not consume these queues: the `-X` option."""
         super().deselect(list(self._current_names(exclude)))
 
     def _current_names(self, names: Iterable[str] | str | None) -> Iterator[str]:
         for name in maybe_list(names) or ():
             new = self.current_name(name)
             if new != name:
-                self.asked_by_old_name[name] = new  # a worker tells once it has a log
+                self.asked_by_old_name[name] = new  # logged when the worker has its log
             yield new
 
     def forget(self, name: str) -> None:
-        """Take from this queue no more, send there no more, and bind it to nothing."""
+        """Remove this queue: it is not consumed, published to or bound."""
         self.deselect(name)
         self.pop(name, None)
 
     def current_name(self, name: str) -> str:
-        """Return the name that the queue has now: another one only for an old name of ours."""
+        """Return the current name of a queue; it differs only for an old name of ours."""
         if name in self or name not in OLD_NAMES:
             return name
         new = queue_name(name)
@@ -92,21 +92,21 @@ class Queues(amqp.Queues):
 
 
 def warn_of_old_name(name: str, new: str) -> None:
-    """Log that somebody has asked for a queue by the name that it had before."""
-    log.warning("queue_has_a_new_name", queue=name, now=new, hint=f"Write {new} in the place of {name}.")
+    """Log that a queue was asked for by its old name."""
+    log.warning("queue_has_a_new_name", queue=name, now=new, hint=f"Write {new} instead of {name}.")
 
 
 class AMQP(amqp.AMQP):
-    """Celery's, with our `Queues`."""
+    """Celery's AMQP, with our `Queues`."""
 
     queues_cls = Queues
 
 
 class DefaultQueue(Queue):
-    """Celery's default queue on RabbitMQ, which other applications' workers may have, too.
+    """Celery's default queue on RabbitMQ, which other applications' workers may use too.
 
-    A missing one is made as Celery makes it: a worker of any application would not start on another form. It is bound
-    to our topic exchange besides, so that delayed delivery works for it.
+    If it is missing, it is made with Celery's arguments: with other arguments no other application's worker would
+    start. It is also bound to our topic exchange, so that delayed delivery works for it.
     """
 
     def _create_queue(self, nowait: bool = False, channel: Any = None) -> None:  # noqa: FBT001, FBT002  # kombu's
@@ -118,7 +118,7 @@ class DefaultQueue(Queue):
 
 
 def runs_tasks_of_default_queue(app: Celery) -> bool:
-    """Return whether this app has tasks that are sent to Celery's default queue; true also if that is ours."""
+    """Return whether this app has tasks that go to Celery's default queue; True also if that queue is ours."""
     default = app.conf.task_default_queue
     if default.startswith(queue_name("")):
         return True
@@ -127,13 +127,13 @@ def runs_tasks_of_default_queue(app: Celery) -> bool:
 
 
 def queue_of(app: Celery, task: str) -> str | None:
-    """Return the queue to which the settings send a task; None for one that goes to an exchange."""
+    """Return the queue to which the settings route a task; None if they route it to an exchange."""
     queue = app.amqp.router.route({}, task).get("queue")
     return None if queue is None else str(queue.name)
 
 
 def queue_of_key(app: Celery, key: Any) -> str | None:
-    """Return the name of the queue that a message's routing key says it came from; None where that can't be told."""
+    """Return the queue that a message came from, by its routing key; None if that is unknown."""
     if not isinstance(key, str):
         return None
     key, queues = without_wait(key), app.amqp.queues
@@ -142,6 +142,6 @@ def queue_of_key(app: Celery, key: Any) -> str | None:
 
 
 def own_queues(app: Celery, needed: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
-    """Return the queues of the settings; Celery's default queue only if it is `needed`, as others may have it too."""
+    """Return the queues of the settings; Celery's default queue, which others may use too, only if it is `needed`."""
     default = app.conf.task_default_queue
     return [name for name in app.amqp.queues if name != default or name in needed]

@@ -1,4 +1,4 @@
-"""Settings of Celery and of Flower, each with its reason, and which module they are read from."""
+"""Settings of Celery and Flower, each with its reason, and the module from which they are read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Final
 __all__ = ["OWN_MODULE", "settings_module"]
 
 OWN_MODULE: Final = "cdc_tasks.config.celery"
-_CONVENTIONAL: Final = "celeryconfig"  # what Celery's manual calls a settings module, whoever's it is
+_CONVENTIONAL: Final = "celeryconfig"  # the module name in Celery's manual; any application may have one
 
 
 def settings_module() -> str:
     """Return the name of the module with Celery's settings.
 
-    CELERY_CONFIG_MODULE names it. Without that it is a `celeryconfig.py` that starts from our settings, as the one of
-    a checkout does. A `celeryconfig.py` that does not is another application's: it is not used.
+    CELERY_CONFIG_MODULE names it. The default is a `celeryconfig.py` that starts from our settings, such as the one in
+    a checkout. Any other `celeryconfig.py` may be another application's and is not used.
     """
     if chosen := os.environ.get("CELERY_CONFIG_MODULE"):
         return chosen
@@ -34,7 +34,7 @@ def conventional_file() -> Path | None:
     """Return the `celeryconfig.py` that Python would import, without importing it."""
     try:
         spec = find_spec(_CONVENTIONAL)
-    except ValueError:  # it is being imported, or somebody has put something else in its place
+    except ValueError:  # it is being imported, or other code has replaced it in `sys.modules`
         return None
     if spec is None or not spec.origin:
         return None

@@ -1,7 +1,7 @@
 """Celery's settings, each with its reason: for workers, for Flower, and for the listener, which has no tasks.
 
-The environment fills in what differs from place to place; to go further than that, write a module of your own
-that starts with `from cdc_tasks.config.celery import *` and name it in CELERY_CONFIG_MODULE.
+Environment variables set what differs between deployments. For anything else, write a module that starts with
+`from cdc_tasks.config.celery import *` and name it in CELERY_CONFIG_MODULE.
 """
 
 from kombu import Exchange, Queue
@@ -17,67 +17,67 @@ _is_rabbitmq = _scheme in {"amqp", "amqps", "pyamqp"}
 # --- Broker -----------------------------------------------------------------------------------------------
 
 broker_url = _settings.celery_broker_url.get_secret_value()
-# A broker that is away, at the start or later, is waited for: for ever, since giving up helps nobody.
+# If the broker is down, at the start or later, a worker retries forever: to give up would help nobody.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-# A half-open connection is noticed within seconds; with the defaults a worker never recovers from one. RabbitMQ gives
-# what it has sent there to others after two heartbeats.
+# A half-open connection is noticed within seconds; with the defaults a worker never recovers from one. After two
+# heartbeats RabbitMQ gives the connection's unacknowledged messages to other workers.
 broker_heartbeat = 4
 if _is_rabbitmq:
-    # kombu's own waits for a confirmation for ever.
+    # kombu's transport waits for a confirm forever.
     for _alias in ("amqp", "pyamqp"):
         TRANSPORT_ALIASES[_alias] = "cdc_tasks.broker.rabbitmq.transport:Transport"
     TRANSPORT_ALIASES["amqps"] = "cdc_tasks.broker.rabbitmq.transport:SSLTransport"
-    # The queue for `celery inspect`: were it the connection's own, a worker whose connection broke without a word could
-    # not have it again before RabbitMQ has noticed as well, and would end.
+    # The queue for `celery inspect`. After a connection has broken without a signal, a worker could not use an
+    # exclusive queue again until RabbitMQ has noticed too, and the worker would end.
     control_queue_exclusive = False
     control_queue_durable = True
-    # What is due later waits in the broker. Where it can't, in queues that are no quorum queues, a worker holds it: all
-    # there is, with Celery's default, in its memory.
+    # Messages that are due later wait in the broker, if their queue is a quorum queue. A worker keeps those of other
+    # queues in its memory; Celery's default has no limit.
     worker_eta_task_limit = 5_000
     broker_transport_options = {
-        "confirm_publish": True,  # off by default: the broker may drop a message without a word
+        "confirm_publish": True,  # off by default: the broker could drop a message unnoticed
         "read_timeout": 10,
         "write_timeout": 10,
         "max_retries": 3,
     }
 elif _scheme in {"redis", "rediss", "sentinel", "unix", "socket"}:
-    # kombu's own loses a message with a worker that dies at the wrong moment.
+    # kombu's transport loses a message if a worker dies at the wrong moment.
     for _alias in ("redis", "rediss"):
         TRANSPORT_ALIASES[_alias] = "cdc_tasks.broker.redis.transport:Transport"
     TRANSPORT_ALIASES["sentinel"] = "cdc_tasks.broker.redis.transport:SentinelTransport"
-    # A Redis that takes no writes for a while (no replica, a full disk) is waited for as one that is away.
+    # A worker waits for a Redis that takes no writes (no replica, a full disk) as for one that is down.
     broker_channel_error_retry = True
     broker_transport_options = {
         "socket_timeout": 5,
         "socket_connect_timeout": 5,
         "health_check_interval": 5,
-        # A task of a worker that died, or has hung for so long, comes back after this many seconds. A worker that
-        # lives says every ten seconds that it still has its tasks, however long they run or wait.
+        # The tasks of a worker come back if it has not renewed its lease for this many seconds, because it has died or
+        # hangs. A live worker renews it every ten seconds, however long its tasks run or wait.
         "visibility_timeout": 60,
         "unacked_restore_interval": 5,
     }
 
 # --- Messages ---------------------------------------------------------------------------------------------
 
-# JSON only: a pickle from a broker that somebody else can write to is code that runs here.
+# JSON only: anyone who can write to the broker could run code here with a pickle.
 task_serializer = result_serializer = event_serializer = "json"
 accept_content = result_accept_content = ["json"]
 timezone = "UTC"
 enable_utc = True
-# Nobody waits for a result; what a task did is in its log line and in Flower.
+# Nothing waits for a result; a task's log line and Flower show what it did.
 task_ignore_result = True
 result_backend = None
-# A broker that is away for moments does not fail a task that starts others.
+# A task that sends others does not fail if the broker is down for a moment.
 task_publish_retry = True
 task_publish_retry_policy = {"max_retries": 8, "interval_start": 0.1, "interval_step": 0.5, "interval_max": 3}
 
 # --- Queues -----------------------------------------------------------------------------------------------
 
 
-_default = "celery"  # for tasks that name no queue, those of other applications on this broker among them
-# The topic exchange is what RabbitMQ's delayed delivery needs: a task that waits for its retry then waits in the
-# broker, and blocks no worker.
+_default = "celery"  # for tasks that name no queue, also those of other applications on this broker
+# RabbitMQ's delayed delivery needs a topic exchange. With it a task waits for its retry in the broker, and blocks no
+# worker.
 _exchange = Exchange("cdc_tasks", type="topic") if _is_rabbitmq else Exchange(_default, type="direct")
 
 
@@ -85,12 +85,12 @@ def _own(kind: str) -> Queue:
     name = f"{_settings.cdc_queue_prefix}{kind}"
     if not _is_rabbitmq:
         return Queue(name, Exchange(name, type="direct"), routing_key=name)
-    # Quorum queues outlive a node.
+    # Quorum queues survive the loss of a node.
     return Queue(name, _exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
 
 
-# People wait for notifications, readers wait for the cache, nobody waits for bulk: a worker takes from all in
-# turn, so that a full queue holds up no other. Workers for one alone: `celery -A cdc_tasks worker -Q cdc_cache`.
+# People wait for notifications, readers wait for the cache, nobody waits for bulk. A worker takes from all queues in
+# turn, so a full queue does not delay the others. A worker for one queue: `celery -A cdc_tasks worker -Q cdc_cache`.
 _notifications, _cache, _bulk = _own("notifications"), _own("cache"), _own("bulk")
 _default_queue = (
     DefaultQueue(_default, _exchange, routing_key=_default) if _is_rabbitmq else Queue(_default, _exchange)
@@ -103,7 +103,7 @@ task_default_routing_key = _default
 task_default_queue_type = (
     "quorum" if _is_rabbitmq else "classic"
 )  # of a queue that a settings module adds by its name
-# A queue whose name is misspelt is an error, and not a place where tasks wait for ever.
+# A misspelt queue name is an error; Celery's default makes a queue in which tasks would wait forever.
 task_create_missing_queues = False
 task_routes = {
     "cdc_tasks.refresh_*": {"queue": _cache.name},
@@ -115,33 +115,33 @@ task_routes = {
 # --- Running ----------------------------------------------------------------------------------------------
 
 imports = _settings.cdc_task_modules
-# A task is acknowledged when it is done. One whose worker dies comes back, but as a retry: a task that kills
-# its worker does not do so for ever.
+# A task is acknowledged when it has ended. If its worker process dies, it comes back as a retry, so a poison message
+# does not kill processes forever.
 task_acks_late = True
 task_reject_on_worker_lost = True
 task_retry_on_worker_lost = True
-# A failed task is over: kept unacknowledged it would be dropped by Redis and run for ever by RabbitMQ.
+# A failed task is acknowledged: otherwise Redis would drop it, and RabbitMQ would deliver it forever.
 task_acks_on_failure = task_acks_on_timeout = True
-# Every call that a task makes has a time-out of its own; these are for what hangs all the same.
+# Every call in a task has its own time-out; these limits are for tasks that hang nevertheless.
 task_soft_time_limit = 45
 task_time_limit = 60
 # A slow task keeps at most one other waiting behind it.
 worker_prefetch_multiplier = 1
-# A task that cannot be acknowledged any more will come back: two of it must not run side by side.
+# After a lost connection a task cannot be acknowledged, so it comes back: it must not run twice at the same time.
 worker_cancel_long_running_tasks_on_connection_loss = True
-# On SIGTERM running tasks get this long to end; what waits for its retry goes back to the queue.
+# On SIGTERM running tasks have this many seconds to end; tasks that wait for their retry go back to the queue.
 worker_soft_shutdown_timeout = 30
 worker_enable_soft_shutdown_on_idle = True
-# Whatever a library leaks ends here. A new process takes a fifth of a second in which tasks wait, so not too often.
+# A limit for memory leaks of libraries. Tasks wait a fifth of a second for a new process, so it is not too low.
 worker_max_tasks_per_child = 20_000
 worker_max_memory_per_child = 400_000  # kB
 
-# A message that no task is for is kept as a dead letter. Celery would drop it, and log the row that is in it.
+# A message of an unknown task becomes a dead letter. Celery would drop it, and log the row in it.
 worker_consumer = "cdc_tasks.worker.consumer:Consumer"
 
-# --- Seeing -----------------------------------------------------------------------------------------------
+# --- Monitoring -------------------------------------------------------------------------------------------
 
-# Flower lives from these. The event at sending costs the listener a factor of five, so there is none.
+# Flower needs task events. The event at sending would make the listener five times slower, so it is off.
 worker_send_task_events = True
 task_send_sent_event = False
 worker_hijack_root_logger = False

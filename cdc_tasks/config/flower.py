@@ -1,7 +1,7 @@
-"""Flower's settings, each with its reason, in any directory that `celery -A cdc_tasks flower` is started in.
+"""Flower's settings, each with its reason; they apply in any directory.
 
 The command line, FLOWER_… variables and a `flowerconfig.py` override them. Flower has no hook for defaults. It reads
-its options and then imports the app's modules; Celery sends a signal for that, and `prepare` runs then.
+its options and then imports the app's modules. Celery sends a signal at that moment, and `prepare` runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenFlowerError", "is_flower", "prepare"]
 
 _LOOPBACK: Final = "127.0.0.1"
-# Flower keeps each task in memory; its own default of 100,000 takes hundreds of megabytes.
+# Flower keeps each task in memory; its default of 100,000 tasks needs hundreds of megabytes.
 _MAX_TASKS: Final = 10_000
 _FLOWERS_OWN_MAX_TASKS: Final = 100_000
 
@@ -37,7 +37,7 @@ def is_flower() -> bool:
 
 
 def prepare() -> None:
-    """Set our defaults and metrics in Flower; raises OpenFlowerError if the address needs a password."""
+    """Set our defaults and metrics in Flower; raise OpenFlowerError if the address needs a password."""
     from tornado.options import options
 
     from cdc_tasks.worker import metrics
@@ -48,7 +48,7 @@ def prepare() -> None:
     if not (options.basic_auth or options.auth):
         _check_address(options.address, options.unix_socket)
         _take_known_hosts_only()
-    # Adds dead letters and parked changes to /metrics. That page needs no password: it holds only numbers.
+    # Adds dead letters and parked changes to /metrics. That page needs no password: it has only numbers.
     metrics.expose()
 
 
@@ -57,7 +57,7 @@ def _check_address(address: str, unix_socket: str) -> None:
         return
     raise OpenFlowerError(
         f"Flower on {address} without a password would be open to the network.",
-        hint="Set FLOWER_BASIC_AUTH=user:password, or leave the address out: then it listens on this machine only.",
+        hint="Set FLOWER_BASIC_AUTH=user:password, or omit the address: then Flower listens on this machine only.",
     )
 
 
@@ -69,7 +69,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _take_known_hosts_only() -> None:
-    """Refuse any other Host header, against DNS rebinding: another site's page could read ours."""
+    """Refuse any other Host header: with DNS rebinding another site's page could read ours."""
     from flower.app import Flower
     from tornado.web import RequestHandler
 

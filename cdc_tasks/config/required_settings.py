@@ -1,4 +1,4 @@
-"""The Celery settings that the guarantees of docs/guarantees.md require, and what is lost without them."""
+"""The Celery settings that the guarantees of docs/guarantees.md require, with the reason for each."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _REQUIRED: Final[dict[str, tuple[Any, str]]] = {
 }
 
 
-# The module of a Celery pool: why a task could run twice at the same time, or be lost.
+# The module of a Celery pool: the reason why a task could run twice at the same time or be lost.
 _NO_LOOP: Final = "it has no event loop that renews the leases of the worker's tasks"
 _UNFIT_POOLS: Final = {
-    "celery.concurrency.thread": "a thread cannot be stopped: after the connection to the broker broke, its task "
-    "goes on and runs a second time beside itself",
+    "celery.concurrency.thread": "a thread cannot be stopped: after the connection to the broker has broken, its "
+    "task goes on while it runs a second time",
     "celery.concurrency.gevent": _NO_LOOP,
     "celery.concurrency.eventlet": _NO_LOOP,
 }
@@ -46,18 +46,18 @@ def check_pool(pool: type) -> None:
     if why := _UNFIT_POOLS.get(pool.__module__):
         raise UnfitPoolError(
             f"The pool {pool.__module__.rpartition('.')[2]} is refused: {why}.",
-            hint="Leave --pool out, or use: --pool=prefork",
+            hint="Omit --pool, or use: --pool=prefork",
         )
 
 
 def weakened(app: Celery) -> list[str]:
-    """Return how the app's settings weaken the guarantees, one sentence each."""
+    """Return the ways in which the app's settings weaken the guarantees, one sentence each."""
     return list(_weakened(app))
 
 
 def _weakened(app: Celery) -> Iterator[str]:
-    if without := _foreign_transport(app):
-        yield without
+    if weakness := _foreign_transport(app):
+        yield weakness
     for name, (required, otherwise) in _REQUIRED.items():
         value = app.conf.get(name)
         if (sorted(value) if isinstance(required, list) else value) != required:

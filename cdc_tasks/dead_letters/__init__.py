@@ -1,1 +1,1 @@
-"""Messages that nobody could process, kept until a person replays or drops them."""
+"""Messages that no task could process, kept until a person replays or drops them."""

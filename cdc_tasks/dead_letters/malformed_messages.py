@@ -1,7 +1,7 @@
-"""Messages that are no task: kept as dead letters, so that neither the worker ends nor the message is lost.
+"""Malformed messages: they become dead letters, so that no worker ends and no message is lost.
 
-Anyone who can write to the broker can send them. Celery would drop some, with their content in the log, and end at
-others; then the message goes back to its queue, and the next worker ends too.
+Anyone who can write to the broker can send them. Celery would drop some and log their content. Others would end its
+worker; then the message goes back to its queue, and ends the next worker too.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = [
     "keep_malformed",
 ]
 
-# What code raises that is given something of another shape than it expects.
+# The errors of code that gets a value of another shape than it expects.
 SHAPE_ERRORS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _TASK: Final = "malformed message"
 
 
 class MalformedMessageError(CDCError):
-    """This is not a task's message."""
+    """This message is no task's."""
 
 
 def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -> None:
-    """Keep a message as it came, base64 in the dead letter's `raw`; raises CacheAwayError.
+    """Keep a message as it came, in base64, in the dead letter's `raw`; raise CacheAwayError if Redis is down.
 
-    A worker may die between this and its acknowledgement: a message that is delivered again has the same letter.
+    A worker may die before it acknowledges the message. A second delivery has the same id, and so the same dead letter.
     """
     content = raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw
     dead_letters.keep(
@@ -64,7 +64,7 @@ def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -
 
 
 def _identity(content: bytes) -> bytes:
-    """Return what is the same in each delivery of a message."""
+    """Return the part of a message that is the same in each delivery."""
     try:
         message = json.loads(content)
         if not isinstance(message, dict):
@@ -78,22 +78,22 @@ def _identity(content: bytes) -> bytes:
 
 
 def check_envelope(message: Any) -> None:
-    """Raise MalformedMessageError where kombu's Redis transport could not deliver this."""
+    """Raise MalformedMessageError if kombu's Redis transport could not deliver this message."""
     _expect(message, "the message", Mapping)
     _expect(message.get("headers"), "headers", Mapping)
     properties = _expect(message.get("properties"), "properties", Mapping)
     _expect(properties.get("delivery_tag"), "delivery_tag", str)
-    where = _expect(properties.get("delivery_info"), "delivery_info", Mapping)
+    delivery_info = _expect(properties.get("delivery_info"), "delivery_info", Mapping)
     for name in ("exchange", "routing_key"):
-        _expect(where.get(name), name, str)
+        _expect(delivery_info.get(name), name, str)
     _expect(message.get("body"), "body", str)
-    priority = where.get("priority", properties.get("priority"))
+    priority = delivery_info.get("priority", properties.get("priority"))
     if priority is not None:
         _expect(priority, "priority", int)
 
 
 def check_headers(headers: Mapping[str, Any]) -> None:
-    """Raise MalformedMessageError where Celery's worker would end at these headers of a task (protocol 2)."""
+    """Raise MalformedMessageError if these headers of a task (protocol 2) would end Celery's worker."""
     for name in ("id", "task"):
         _expect(headers.get(name), name, str)
     for name, check in _HEADERS.items():
@@ -102,13 +102,13 @@ def check_headers(headers: Mapping[str, Any]) -> None:
 
 
 def check_mapping(headers: Any) -> Mapping[str, Any]:
-    """Return headers that are a mapping; raises MalformedMessageError."""
+    """Return the headers; raise MalformedMessageError if they are no mapping."""
     found: Mapping[str, Any] = _expect(headers, "headers", Mapping)
     return found
 
 
 def check_body(body: Any) -> None:
-    """Raise MalformedMessageError unless it is a list of arguments, keywords and what else Celery sends along."""
+    """Raise MalformedMessageError unless the body is a list of arguments, keywords and Celery's own data."""
     parts = _expect(body, "the body", Sequence)
     if len(parts) != 3:
         raise MalformedMessageError(f"The body has {len(parts)} parts instead of 3.")
@@ -132,12 +132,12 @@ def _is_text(name: str, value: Any) -> None:
 
 def _is_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise MalformedMessageError(f"{name} is not a number of seconds or of tries.")
+        raise MalformedMessageError(f"{name} is not a number of seconds or of retries.")
 
 
 def _are_limits(name: str, value: Any) -> None:
     if len(_expect(value, name, Sequence)) != 2:
-        raise MalformedMessageError(f"{name} has not two parts.")
+        raise MalformedMessageError(f"{name} does not have two parts.")
     for each in value:
         if each is not None:
             _is_number(name, each)

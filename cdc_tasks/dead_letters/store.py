@@ -1,6 +1,6 @@
-"""Tasks that gave up: kept in Redis until a person replays or drops them.
+"""Dead letters: tasks that gave up, kept in Redis until a person replays or drops them.
 
-They are kept where CACHE_URL points: whatever the broker is, workers and people find them in one place.
+They are in the Redis of CACHE_URL, so workers and people find them in one place with every broker.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 log = structlog.get_logger()
 
-ATTEMPTS = "cdc_attempts"  # the message header in which a task's history travels
+ATTEMPTS = "cdc_attempts"  # the message header with the task's earlier tries
 
 _KEY = "cdc:dead-letters"  # a hash: task id, letter
 _COUNTS = "cdc:dead-letters:by-task"  # a hash: task, number; letters are too large to be read for each scrape
@@ -47,7 +47,7 @@ _LONGEST_HISTORY = 30
 _LONGEST_ERROR = 1_000  # characters
 _LONGEST_TRACEBACK = 20_000
 
-# What a replayed message is not to take over: it starts anew.
+# What a replayed message does not take over: it starts again.
 _OF_ONE_TRY = {"expires", "retries", "task_id", "headers"}
 
 # KEYS: the letters, the numbers; ARGV: an id, the letter, its task
@@ -70,7 +70,7 @@ class UnknownLetterError(CDCError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """One task that gave up, with all that its message had."""
+    """One task that gave up, with everything in its message."""
 
     id: str
     task: str
@@ -82,12 +82,12 @@ class DeadLetter:
     failed_at: str  # ISO 8601, UTC
     worker: str | None
     attempts: list[dict[str, Any]] = field(default_factory=list)  # before the last one: at, error, waits
-    options: dict[str, Any] = field(default_factory=dict)  # as Celery's `send_task` takes them
-    raw: str | None = None  # base64: a message that is not a task's, as it came
+    options: dict[str, Any] = field(default_factory=dict)  # for Celery's `send_task`
+    raw: str | None = None  # base64: a malformed message as it came
 
 
 def letter_of(task: str, request: Context, error: BaseException, *, trace: str | None = None) -> DeadLetter:
-    """Make the letter of a task that failed now; secrets in the error's texts are masked."""
+    """Return the letter of a task that failed now; secrets in the error's texts are masked."""
     shown = trace if trace is not None else "".join(traceback.format_exception(error))
     options = request.as_execution_options()
     return DeadLetter(
@@ -116,7 +116,7 @@ def with_attempt(headers: Mapping[str, Any], attempt: Mapping[str, Any]) -> dict
 
 
 def keep(letter: DeadLetter) -> None:
-    """Store it, in the place of an earlier one of the same task; raises CacheAwayError."""
+    """Store a letter; it replaces an earlier one with the same id. Raise CacheAwayError if Redis is down."""
     _run(_KEEP, letter)
     log.error(
         "task_gave_up",
@@ -129,7 +129,7 @@ def keep(letter: DeadLetter) -> None:
 
 
 def get(letter_id: str) -> DeadLetter:
-    """Return one; raises UnknownLetterError."""
+    """Return one letter; raise UnknownLetterError if there is none with this id."""
     with cache.errors_translated():
         found = cache.client().hget(_KEY, letter_id)
     if found is None:
@@ -140,27 +140,27 @@ def get(letter_id: str) -> DeadLetter:
 
 
 def every() -> Iterator[DeadLetter]:
-    """Yield all of them, in no particular order."""
+    """Yield all letters, in no particular order."""
     with cache.errors_translated():
         for _, found in cache.client().hscan_iter(_KEY, count=500):
             yield DeadLetter(**json.loads(found))
 
 
 def count() -> int:
-    """Return how many there are."""
+    """Return the number of letters."""
     with cache.errors_translated():
         return int(cache.client().hlen(_KEY))
 
 
 def count_by_task() -> dict[str, int]:
-    """Return how many there are of each task; raises CacheAwayError."""
+    """Return the number of letters of each task; raise CacheAwayError if Redis is down."""
     with cache.errors_translated():
         found: dict[Any, Any] = cache.client().hgetall(_COUNTS)
     return {task.decode(): int(number) for task, number in found.items()}
 
 
 def forget(letter: DeadLetter) -> bool:
-    """Remove it, unless the task has failed again meanwhile; tells whether it was removed."""
+    """Remove a letter, unless the task has failed again meanwhile; return whether it was removed."""
     return bool(_run(_FORGET, letter))
 
 

@@ -1,1 +1,1 @@
-"""What a worker does with a task: run, retry, give up, report."""
+"""How a worker runs a task, retries it, gives up and reports."""

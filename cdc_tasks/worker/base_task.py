@@ -1,4 +1,4 @@
-"""The base of every task: tried again as `cdc_tasks.retry` decides, kept as a dead letter when it gives up."""
+"""The base class of every task: retries as `cdc_tasks.retry` decides, and keeps a dead letter when it gives up."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ __all__ = ["RetryingTask"]
 
 log = structlog.get_logger()
 
-_BREATH = 1.0  # seconds, so that a task which goes back to its queue at once does not come again and again
+_PAUSE = 1.0  # seconds before a task goes back to its queue, which limits the loop
 
 
 class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
-    """`TryAgain` is retried with back-off; any other error ends the task, and a person finds it."""
+    """Retries `TryAgain` with back-off; any other error ends the task with a dead letter."""
 
     max_retries = MAX_RETRIES
-    default_retry_delay = 10  # after a worker that died
+    default_retry_delay = 10  # seconds, after a worker has died
     Request = "cdc_tasks.worker.poison:BoundedRequest"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             with poison.count_crashes(self.request):
                 return self.run(*args, **kwargs)
-        except TaskPredicate:  # a retry or a rejection that the task itself asked for
+        except TaskPredicate:  # a retry or a rejection that the task itself has raised
             raise
-        except Exception as error:  # whatever a task raises: it is raised again, or retried
+        except Exception as error:  # a task may raise anything: it is retried, or raised again
             if self.request.called_directly or self.request.is_eager:
                 raise
             if isinstance(error, TryAgain) and may_retry(error, self.request, self.max_retries):
-                raise self._later(error) from error
+                raise self._retry_later(error) from error
             self._give_up(error)
             raise
 
     def _give_up(self, error: Exception) -> None:
-        """Keep a dead letter; where that cannot be had now, the task comes again: it must not be lost."""
+        """Keep a dead letter; if that fails now, retry the task, so that it is not lost."""
         try:
             dead_letters.keep(dead_letters.letter_of(self.name, self.request, error))
         except CacheAwayError as away:
-            raise self._later(away, counts=False) from error
+            raise self._retry_later(away, counts=False) from error
 
-    def _later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject | Ignore:
+    def _retry_later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject | Ignore:
         request = self.request
         wait = seconds_to_wait(error, request.retries)
         headers = dict(request.headers or {})
@@ -78,9 +78,9 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
             if isinstance(rejected.args[0], BrokerBlockedError):
                 with contextlib.suppress(CacheAwayError):
                     return self._defer(wait, headers)
-            # The broker did not take the retry. Celery would drop the task; ours stays in the queue.
+            # The broker did not take the retry. Celery would drop the task; here it stays in the queue.
             log.warning("retry_not_taken", of_task=self.name, error=repr(rejected.args[0]))
-            time.sleep(_BREATH)
+            time.sleep(_PAUSE)
             return Reject("the broker did not take the retry", requeue=True)
         raise AssertionError("Task.retry raises")  # pragma: no cover
 
@@ -99,7 +99,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         queue: str | None = None,
         **options: Any,
     ) -> Any:
-        """Return what sends the task again, to the queue that it came from: Celery's own goes by `task_routes`."""
+        """Return the signature of a retry, for the queue that the task came from; Celery's follows `task_routes`."""
         info = (self.request if request is None else request).delivery_info or {}
         queue = queue or queue_of_key(self.app, info.get("routing_key"))
         return super().signature_from_request(request, args, kwargs, queue, **options)
@@ -107,7 +107,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
     def apply_async(  # type: ignore[override]  # the stubs name each option
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Send the task; what Flower shows of its arguments names a change, and not what is in the row."""
+        """Send the task; Flower shows which change is in its arguments, but no row."""
         options["headers"] = with_countdown(options.get("headers"), options.get("countdown"))
         options.setdefault("argsrepr", redacted(args or ()))
         options.setdefault("kwargsrepr", redacted(kwargs or {}))

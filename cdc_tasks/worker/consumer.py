@@ -1,6 +1,6 @@
-"""Messages that no task of this worker is for, or that are none: kept as dead letters.
+"""The worker's consumer: malformed messages and those of unknown tasks become dead letters.
 
-Celery would drop the first and log their rows, and end at some of the others.
+Celery would drop messages of unknown tasks and log their rows, and some malformed messages would end its worker.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _logger = get_logger(__name__)
 
 
 class UnknownTaskError(CDCError):
-    """No module of this worker has a task of this name."""
+    """No module of this worker has a task with this name."""
 
 
 class Consumer(CeleryConsumer):
@@ -60,13 +60,13 @@ class Consumer(CeleryConsumer):
     strategies: Any
 
     def on_ready(self) -> None:
-        """Celery's own, and then what waited for a broker that takes messages."""
+        """Start as Celery does, and then send the retries that waited for a broker alarm to end."""
         super().on_ready()
         if self.hub is not None and self.connection.transport.driver_type == "amqp":
             send_when_unblocked(self.hub)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return what takes a message, which ends at none: Celery's own, once the message is seen to be a task's."""
+        """Return the function that takes a message: Celery's, after a check that the message is a task's."""
         take = super().create_task_handler(*args, **kwargs)
 
         def take_readable(message: Any) -> None:
@@ -78,19 +78,19 @@ class Consumer(CeleryConsumer):
             except (MalformedMessageError, DecodeError, ContentDisallowed, *SHAPE_ERRORS) as error:
                 self._keep(message, repr(error))
                 return
-            if not self._waits_in_the_broker(message):
+            if not self._puts_off(message):
                 take(message)
 
         return take_readable
 
-    def _waits_in_the_broker(self, message: Any) -> bool:
-        """Let a message that is due later wait in Redis; return whether it does."""
+    def _puts_off(self, message: Any) -> bool:
+        """Put a message that is due later into Redis; return whether it waits there."""
         later, headers = getattr(message.channel, "later", None), message.headers
         due = due_at(headers)
         if later is None or due is None or message.channel.claimed != message.delivery_tag:
             return False
         if headers.get("task") not in self.strategies or headers["id"] in state.revoked:
-            return False  # Celery sees to it at once
+            return False  # Celery handles it at once
         wait = (due - datetime.now(UTC)).total_seconds()
         unacknowledged = len(state.scheduled_requests)  # type: ignore[attr-defined]  # newer than the stubs
         if not is_to_wait(wait, unacknowledged=unacknowledged, size=len(message.body)):
@@ -137,7 +137,7 @@ class Consumer(CeleryConsumer):
 
 
 def _raw(message: Any) -> str:
-    """Return headers and body of a message as JSON; a body that is no text in base64."""
+    """Return headers and body of a message as JSON; a body of bytes is in base64."""
     body = message.body
     if isinstance(body, bytes | bytearray | memoryview):
         body = {"base64": b64encode(bytes(body)).decode()}

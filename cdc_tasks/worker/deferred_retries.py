@@ -1,7 +1,7 @@
-"""Retries that RabbitMQ did not take while its alarm was on: kept in Redis, and sent when it is over.
+"""Retries that RabbitMQ refused while its alarm was on: they are kept in Redis, and sent when the alarm is over.
 
-Given back to its queue, such a task would come again at once, ahead of all others, and a quorum queue drops what
-comes back too often.
+A task that is given back to its queue instead would come again at once, before all others, and a quorum queue drops
+messages that come back too often.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["defer", "send_deferred_retries", "send_when_unblocked"]
 log = structlog.get_logger()
 
 _KEY = "cdc:held-retries"  # a hash: task id, the retry
-_SENT_WITHIN = 60  # seconds, by one worker; then another may try
+_LOCK_TIMEOUT = 60  # seconds that one worker has to send them; then another may try
 
 
 def defer(retry: Signature[Any], *, wait: float) -> Ignore:
-    """Keep a retry that is to be sent with this wait; what is returned takes its message off the queue.
+    """Keep a retry that is to be sent with this delay; return the exception that acknowledges its message.
 
-    Raises CacheAwayError.
+    Raise CacheAwayError if Redis is down.
     """
     record = json.dumps({"wait": wait, "retry": retry}, default=str)
     with cache.errors_translated():
@@ -43,9 +43,9 @@ def defer(retry: Signature[Any], *, wait: float) -> Ignore:
 
 @app.task(name="cdc_tasks.send_held_retries")
 def send_deferred_retries() -> None:
-    """Send what is held; does nothing while another worker does."""
+    """Send the deferred retries, unless another worker is sending them."""
     with cache.errors_translated():
-        lock = cache.client().lock(f"{_KEY}:sending", timeout=_SENT_WITHIN, blocking=False)
+        lock = cache.client().lock(f"{_KEY}:sending", timeout=_LOCK_TIMEOUT, blocking=False)
         if not lock.acquire():
             return
         try:
@@ -62,7 +62,7 @@ def _send(entry: dict[str, Any]) -> None:
 
 
 def send_when_unblocked(hub: Any) -> None:
-    """Have the held retries sent now, and whenever RabbitMQ takes messages again; `hub` is the worker's event loop."""
+    """Send the deferred retries now and after each alarm of RabbitMQ; `hub` is the worker's event loop."""
     from cdc_tasks.broker.rabbitmq import transport
 
     owner = os.getpid()
@@ -77,9 +77,8 @@ def send_when_unblocked(hub: Any) -> None:
 
 def _ask() -> None:
     try:
-        with (
-            app.connection_for_write() as connection
-        ):  # one of the pool may be as dead as the one that was lost
+        # Not from the pool: its connection may be as dead as the lost one.
+        with app.connection_for_write() as connection:
             options: dict[str, Any] = {"retry": False, "connection": connection}
             send_deferred_retries.apply_async(**options)
     except (BrokerBlockedError, OperationalError) as error:

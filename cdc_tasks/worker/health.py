@@ -1,4 +1,4 @@
-"""Is the worker well? Only a task that went through the broker and the worker's pool, and was answered, can tell."""
+"""The worker's health check: a task goes through the broker and the worker's pool, and answers."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Health", "NotWellError", "answer_health", "check", "own_worker"]
 
-_FORGOTTEN = 60  # seconds; the queue of a worker that never comes
+_EXPIRES = 60  # seconds until RabbitMQ deletes the queue of a worker that does not exist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What a round trip found."""
+    """The result of a health check."""
 
     worker: str
-    milliseconds: int  # from sending the task to its answer
+    milliseconds: int  # from sending the task to receiving its answer
     dead_letters: int
-    parked: int  # changes that no route could take
-    waiting: int  # messages that wait in Redis to be due
+    parked: int  # changes that a route could not take
+    waiting: int  # messages that wait in Redis until they are due
 
 
 class NotWellError(CDCError):
@@ -45,7 +45,7 @@ class NotWellError(CDCError):
 
 @app.task(name="cdc_tasks.answer_health", bind=True)
 def answer_health(self: celery.Task[Any, Any], question: str) -> None:
-    """Answer somebody who asks whether this worker is well."""
+    """Answer a health check."""
     with cache.errors_translated(), cache.client().pipeline() as pipeline:
         pipeline.rpush(_answer_key(question), self.request.hostname or "")
         pipeline.expire(_answer_key(question), 60)
@@ -53,7 +53,7 @@ def answer_health(self: celery.Task[Any, Any], question: str) -> None:
 
 
 def check(worker: str | None, *, timeout: float) -> Health:
-    """Ask a worker by name (None: any) and wait for its answer; raises NotWellError and CacheAwayError."""
+    """Ask a worker by name (None: any) and wait for its answer; raise NotWellError or CacheAwayError."""
     began = time.monotonic()
     question = uuid4().hex
     _ask(worker, question, timeout)
@@ -71,35 +71,35 @@ def check(worker: str | None, *, timeout: float) -> Health:
 
 
 def own_worker() -> str:
-    """Return the name that a worker on this machine, or in this container, has if it was given none."""
+    """Return the default name of a worker on this machine or in this container."""
     return f"celery@{socket.gethostname()}"
 
 
 @signals.celeryd_after_setup.connect
 def _listen_to_questions(sender: str, instance: Any, **_: Any) -> None:
-    """Give each worker a queue of its own, whatever its `-Q` says: others must not answer for it."""
+    """Give each worker its own queue, whatever its `-Q` is, so that no other worker answers for it."""
     instance.app.amqp.queues.select_add(_queue(sender))
 
 
 def _queue(worker: str) -> Queue:
-    """Make it on the exchange that the worker's other queues are on, if they share one."""
+    """Return a worker's queue for health checks, on the exchange of its other queues if they share one."""
     name = queue_name(f"health.{worker}")
     other = next(iter(app.amqp.queues.values()))
     shared = other.exchange.type == "topic"
     exchange = other.exchange if shared else Exchange(name, type="direct")
-    # On RabbitMQ it goes with its worker. It is not the connection's own (exclusive): a worker whose connection broke
-    # without a word could not have it again before RabbitMQ has noticed as well.
+    # RabbitMQ deletes it with its worker. It is not exclusive: after a connection has broken without a signal, its
+    # worker could not use an exclusive queue again until RabbitMQ has noticed too.
     arguments = {"x-queue-type": "classic"} if shared else None
-    # On Redis, whoever asks can wait for a few seconds, and an idle worker has a connection less.
-    unhurried = None if shared else {NO_WAKE_UP: True}
+    # On Redis an answer may take a few seconds, which saves a connection of each idle worker.
+    consumer_arguments = None if shared else {NO_WAKE_UP: True}
     return Queue(
         name,
         exchange,
         routing_key=name.replace(".", ":"),  # one word of a topic, whatever the worker's name is
-        expires=_FORGOTTEN,
+        expires=_EXPIRES,
         auto_delete=shared,
         queue_arguments=arguments,
-        consumer_arguments=unhurried,
+        consumer_arguments=consumer_arguments,
     )
 
 
@@ -110,7 +110,7 @@ def _ask(worker: str | None, question: str, timeout: float) -> None:
     except OperationalError as error:
         raise NotWellError(
             f"The broker did not take a task: {error}",
-            hint="is it running, and is CELERY_BROKER_URL right? python -m listener check looks closer",
+            hint="is it running, and is CELERY_BROKER_URL right? python -m listener check says more",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What an operator is woken for, for Prometheus: on Flower's page `/metrics`, beside Flower's own numbers."""
+"""Numbers for Prometheus that an operator wants an alert for; Flower's page `/metrics` shows them with its own."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = structlog.get_logger()
 
 
 def expose(registry: CollectorRegistry = REGISTRY) -> None:
-    """Add our numbers to those of this process; each scrape asks Redis anew."""
+    """Add our numbers to this process's registry; each scrape asks Redis."""
     registry.register(_WaitingForAPerson())
 
 
 class _WaitingForAPerson(Collector):
-    """Dead letters, changes that no route could take, and messages that wait in Redis to be due."""
+    """Dead letters, changes that a route could not take, and messages that wait in Redis until they are due."""
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return _families()
@@ -43,7 +43,7 @@ class _WaitingForAPerson(Collector):
                 changes.add_metric([listener], number)
             for queue, number in waiting_counts.counts().items():
                 later.add_metric([queue], number)
-        except cache.CacheAwayError as away:  # Flower's own numbers are still worth having
+        except cache.CacheAwayError as away:  # Flower's own numbers are still useful
             log.warning("no_numbers_of_dead_letters", error=away.message)
             return [_answered(answered, yes=False)]
         return [letters, changes, later, _answered(answered, yes=True)]
@@ -54,7 +54,7 @@ def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily
         GaugeMetricFamily("cdc_dead_letters", "Tasks that gave up: dead-letters list", labels=["task"]),
         GaugeMetricFamily("cdc_parked_changes", "Changes that a route could not take", labels=["listener"]),
         GaugeMetricFamily("cdc_waiting_messages", "Messages that wait in Redis to be due", labels=["queue"]),
-        GaugeMetricFamily("cdc_redis_up", "Whether Redis has told the numbers above"),
+        GaugeMetricFamily("cdc_redis_up", "Whether Redis has answered with the numbers above"),
     )
 
 

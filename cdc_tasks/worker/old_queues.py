@@ -1,8 +1,9 @@
-"""What waits in the queues that were ours under another name: a worker takes it from there, as long as there is any.
+"""Messages in the queues with our old names: a worker takes them as long as there are any.
 
-A worker takes from an old queue if it takes from the queue that has its place. It never makes or binds one. On RabbitMQ
-it looks for the queue when it connects; on Redis, where a queue is there while it holds a message, every few seconds.
-Others use such names, too: a worker leaves a queue in which it finds a message that is not ours.
+A worker takes from an old queue if it takes from the new one. It never makes or binds an old queue. On RabbitMQ it
+looks for the queue when it connects. On Redis, where a queue exists only while it has a message, it looks every few
+seconds. Other applications use such names too: a worker leaves a queue in which it finds a message of another
+application.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LOOK_EVERY: Final = 10.0  # seconds, on Redis
 
 
 class OldQueues(StartStopStep):
-    """Looks for old queues, and takes from those that are there."""
+    """Looks for old queues, and takes from those that exist."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -39,12 +40,12 @@ class OldQueues(StartStopStep):
         super().__init__(consumer, **options)
         consumer.old_queues = self
         self.taken: set[str] = set()
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
         self._foreign: set[str] = set()
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Look; after a lost connection to the broker, again."""
+        """Look, also after each reconnection to the broker."""
         self.stop(consumer)
         kind = consumer.connection.transport.driver_type
         if kind == "amqp":
@@ -54,19 +55,19 @@ class OldQueues(StartStopStep):
             self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY, self._look_again, args=(consumer,))
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002  # Celery's signature
-        """End; with the connection went what was consumed on it."""
+        """Stop looking; the consumers ended with their connection."""
         self.taken.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def leave(self, consumer: Any, name: str, message: Any) -> None:
-        """Take from this queue no more: it has a message that is no task of this worker's."""
+        """Stop taking from this queue: it has a message that is no task of this worker's."""
         self._foreign.add(name)
         self.taken.discard(name)
         consumer.task_consumer.cancel_by_queue(name)
         headers = message.headers if isinstance(message.headers, Mapping) else {}
-        self._say_left(name, headers.get("task"))
+        self._log_left(name, headers.get("task"))
 
     def _wanted(self, app: Any) -> Iterator[str]:
         for name in OLD_NAMES:
@@ -79,13 +80,13 @@ class OldQueues(StartStopStep):
         for name in list(self._wanted(consumer.app)):
             try:
                 is_there, task = _first_in_rabbitmq(connection, name)
-            except ChannelError as error:  # not allowed, or another connection's alone
-                self._say_once("old_queue_closed_to_us", name, error=error.reply_text)
+            except ChannelError as error:  # no permission, or an exclusive queue of another connection
+                self._log_once("old_queue_closed_to_us", name, error=error.reply_text)
                 continue
             if is_there and (task is None or names_our_task(consumer.app, task)):
                 self._take(consumer, name)
             elif is_there:
-                self._say_left(name, task)
+                self._log_left(name, task)
 
     def _look_in_redis(self, consumer: Any) -> None:
         channel = consumer.task_consumer.channel
@@ -95,7 +96,7 @@ class OldQueues(StartStopStep):
             try:
                 if client.exists(*keys):
                     self._look_at(consumer, name, [client.lindex(key, -1) for key in keys])
-            except redis.ResponseError as error:  # not allowed, or no lists: then there is nothing of ours
+            except redis.ResponseError as error:  # no permission, or no list: then the queue is not ours
                 self._foreign.add(name)
                 log.debug("old_queue_closed_to_us", queue=name, error=repr(error))
             except (redis.RedisError, OSError) as error:
@@ -106,40 +107,40 @@ class OldQueues(StartStopStep):
         before = set(self.taken)
         self._look_in_redis(consumer)
         if self.taken != before:
-            consumer.task_consumer.consume()  # the first look comes before Celery begins to
+            consumer.task_consumer.consume()  # not after the first look, which comes before Celery's own `consume`
 
     def _look_at(self, consumer: Any, name: str, first: list[Any]) -> None:
         found = [task for task in map(_task_of, filter(None, first)) if task is not None]
         if any(names_our_task(consumer.app, task) for task in found):
             self._take(consumer, name)
-        elif found:  # what names no task is no queue of Celery's
-            self._say_left(name, found[0])
+        elif found:  # a list whose messages name no task is no queue of Celery's
+            self._log_left(name, found[0])
 
     def _take(self, consumer: Any, name: str) -> None:
         self.taken.add(name)
         consumer.task_consumer.add_queue(Queue(name, Exchange(name, type="direct"), name, no_declare=True))
-        self._say_once("old_queue_drained", name, now=queue_name(name))
+        self._log_once("old_queue_drained", name, now=queue_name(name))
 
-    def _say_left(self, name: str, task: Any) -> None:
-        self._say_once(
+    def _log_left(self, name: str, task: Any) -> None:
+        self._log_once(
             "old_queue_left",
             name,
             now=queue_name(name),
             of_task=task,
-            reason="It has a message that is no task of this worker's: the queue may be somebody else's.",
+            reason="It has a message that is no task of this worker's: the queue may be another application's.",
             hint="If the task is yours: name its module in CDC_TASK_MODULES, and restart the worker.",
         )
 
-    def _say_once(self, event: str, name: str, **details: Any) -> None:
-        if (event, name) not in self._told:
-            self._told.add((event, name))
+    def _log_once(self, event: str, name: str, **details: Any) -> None:
+        if (event, name) not in self._logged:
+            self._logged.add((event, name))
             log.warning(event, queue=name, **details)
 
 
 def _first_in_rabbitmq(connection: Any, name: str) -> tuple[bool, str | None]:
-    """Return whether there is such a queue, and the task of its first message, empty for one that names none.
+    """Return whether there is such a queue, and the task of its first message; empty if that names none.
 
-    The message goes back. Raises ChannelError.
+    The message goes back to the queue. Raise ChannelError if RabbitMQ refuses it.
     """
     if existing_queue(connection, name) is None:
         return False, None
@@ -152,7 +153,10 @@ def _first_in_rabbitmq(connection: Any, name: str) -> tuple[bool, str | None]:
 
 
 def leave_if_foreign(consumer: Any, message: Any) -> bool:
-    """Return whether a message that is no task of ours came from an old queue: then it goes back, and we leave."""
+    """If a message that is no task of ours came from an old queue, give it back and leave that queue.
+
+    Return whether that is so.
+    """
     name = _came_from(consumer, message)
     if name is None:
         return False
@@ -162,13 +166,13 @@ def leave_if_foreign(consumer: Any, message: Any) -> bool:
 
 
 def names_our_task(app: Any, task: Any) -> bool:
-    """Return whether this worker has such a task, or it is one that comes with us."""
+    """Return whether this worker has such a task, or the task is one of cdc-tasks' own."""
     return isinstance(task, str) and (task in app.tasks or task.startswith("cdc_tasks."))
 
 
 def _came_from(consumer: Any, message: Any) -> str | None:
     info = message.delivery_info if isinstance(message.delivery_info, Mapping) else {}
-    by_tag = {tag: name for name, tag in consumer.task_consumer._active_tags.items()}  # noqa: SLF001  # RabbitMQ says no more
+    by_tag = {tag: name for name, tag in consumer.task_consumer._active_tags.items()}  # noqa: SLF001  # a message has no more than its tag
     name = by_tag.get(info.get("consumer_tag"), info.get("routing_key"))
     if name in OLD_NAMES and name not in consumer.app.amqp.queues:
         return str(name)

@@ -1,4 +1,4 @@
-"""How many changes the listeners have parked: theirs to list and replay, but one place should tell of all."""
+"""The numbers of parked changes, for people and for Prometheus; each listener lists and replays its own."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ __all__ = ["counts"]
 
 
 def counts() -> dict[str, int]:
-    """Return CDC_NAME: changes, from the broker where it is Redis, else from CACHE_URL; raises CacheAwayError."""
+    """Return the number for each CDC_NAME; raise CacheAwayError if Redis is down.
+
+    The changes are in the broker if it is Redis, else in CACHE_URL.
+    """
     from cdc_tasks.celery import app
 
     with app.connection_for_read() as connection, cache.errors_translated():
         if connection.transport.driver_type != "redis":
             return _counts(cache.client())
-        # Not waited for: who asks is a person, or Flower.
+        # No long retry: a person or Flower waits for the answer.
         connection.ensure_connection(
             max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
         )
-        with connection.channel() as channel:  # to the master, where Sentinel names it
+        with connection.channel() as channel:  # with Sentinel: to the master
             pool = channel.pool  # type: ignore[attr-defined]  # what kombu's channels to Redis have
             return _counts(redis.Redis(connection_pool=pool))
 
 
 def _counts(client: redis.Redis) -> dict[str, int]:
-    """Look for `cdc:<CDC_NAME>:parked`, behind the prefix that Celery's broker may have."""
+    """Find the keys `cdc:<CDC_NAME>:parked`, which may have the prefix of Celery's broker."""
     keys = sorted(client.scan_iter("*cdc:*:parked", count=1000, _type="hash"))
     return {key.decode().split(":")[-2]: int(client.hlen(key)) for key in keys}

@@ -1,8 +1,8 @@
-"""Tasks that were given back because their worker was gone, and that may be why it is gone.
+"""Poison messages: tasks that came back because their worker died, and that may have killed it.
 
-Of a message that comes for the second time nobody can say whether it killed its worker, or was at the wrong place at
-the wrong time. So it is noted when its task begins, and struck off when that ends, in whatever way. Who has begun so
-often and never ended is given up.
+A message that comes back may have killed its worker, or the worker died for another reason. So a crash count is
+increased when such a task begins, and deleted when the task ends in any way. A task that has begun too often without
+ending is given up.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ __all__ = ["KILLS", "BoundedRequest", "KilledWorkersError", "count_crashes"]
 
 log = structlog.get_logger()
 
-KILLS = "cdc_kills"  # the message header that counts the worker processes that died with this task
+KILLS = "cdc_kills"  # the message header with the number of worker processes that died with this task
 _KEPT = 24 * 3600  # seconds
 
 
 class KilledWorkersError(CDCError):
-    """Each worker that had this task died. Memory? A crash in a C extension? It is not tried any more."""
+    """Each worker that ran this task died. Memory? A crash in a C extension? It is not retried."""
 
 
 @contextmanager
 def count_crashes(request: Context) -> Iterator[None]:
-    """Note that a task which was delivered before begins and ends; raises KilledWorkersError and CacheAwayError."""
+    """Count the runs of a redelivered task that have not ended; raise KilledWorkersError or CacheAwayError."""
     if int((request.headers or {}).get(KILLS, 0)) >= MAX_PROCESS_CRASHES:
         raise KilledWorkersError
     if request.called_directly or not (request.delivery_info or {}).get("redelivered"):
@@ -52,10 +52,10 @@ def count_crashes(request: Context) -> Iterator[None]:
         return
     key = f"cdc:suspect:{request.id}"
     with cache.errors_translated():
-        begun = int(cache.client().incr(key))
+        runs = int(cache.client().incr(key))
         cache.client().expire(key, _KEPT)
     try:
-        if begun > MAX_WORKER_CRASHES:
+        if runs > MAX_WORKER_CRASHES:
             raise KilledWorkersError
         yield
     finally:
@@ -66,18 +66,18 @@ def _forget_crashes(key: str) -> None:
     try:
         with cache.errors_translated():
             cache.client().delete(key)
-    except cache.CacheAwayError as away:  # it is forgotten anyway, a day later
+    except cache.CacheAwayError as away:  # the key expires a day later
         log.warning("suspect_not_struck_off", key=key, error=away.message)
 
 
-# --- What happens to them -------------------------------------------------------------------------------
+# --- A task whose worker process died -------------------------------------------------------------------
 
 
 class BoundedRequest(Request):
-    """Celery's request, which counts how many worker processes its task has killed, and shows no row."""
+    """Celery's request; counts the worker processes that died with its task, and shows no row."""
 
     def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002  # Celery's signature
-        """Return what `celery inspect` and Flower show of a task that runs or waits: no row, whatever they ask for."""
+        """Return what `celery inspect` and Flower show of a task that runs or waits: never a row."""
         arguments, keywords = self._args, self._kwargs  # type: ignore[attr-defined]  # the stubs name public things only
         return {**super().info(safe), "args": redacted(arguments or ()), "kwargs": redacted(keywords or {})}
 
@@ -104,7 +104,10 @@ def _kept(name: str, context: Context, error: Exception, trace: Any) -> bool:
 
 @signals.task_failure.connect
 def _keep_what_was_killed(sender: Any, exception: Exception, task_id: str, **more: Any) -> None:
-    """Celery killed it at its hard time limit, or will not try it again: its own process could keep nothing."""
+    """Keep a dead letter of a task that Celery killed at its hard time limit, or does not retry.
+
+    The task's own process could not keep one.
+    """
     if isinstance(exception, TimeLimitExceeded | WorkerLostError):
         failed = Context(id=task_id, args=more["args"], kwargs=more["kwargs"])
         context = sender.request if sender.request.id else failed

@@ -11,7 +11,7 @@ __all__ = ["redacted"]
 
 
 def redacted(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Return a `repr` without row data: a change is shown as table, event and id, any other dict as its keys."""
+    """Return a `repr` without row data: a change as its table, event and id, any other dict as its keys."""
     if isinstance(arguments, dict):
         return saferepr({name: _shown(value) for name, value in arguments.items()})
     return saferepr(tuple(_shown(value) for value in arguments))

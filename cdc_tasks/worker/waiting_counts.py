@@ -1,4 +1,4 @@
-"""How many messages wait in Redis to be due, for people and for Prometheus."""
+"""The numbers of messages that wait in Redis until they are due, for people and for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ __all__ = ["counts"]
 
 
 def counts() -> dict[str, int]:
-    """Return the number for each queue that has some; none on RabbitMQ, which counts itself. Raises CacheAwayError."""
+    """Return the number for each queue that has some; raise CacheAwayError if Redis is down.
+
+    On RabbitMQ the result is empty: RabbitMQ counts them itself.
+    """
     from cdc_tasks.celery import app
 
     with app.connection_for_read() as connection, cache.errors_translated():
         if connection.transport.driver_type != "redis":
             return {}
-        # Not waited for: who asks is a person, or Flower.
+        # No long retry: a person or Flower waits for the answer.
         connection.ensure_connection(
             max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
         )

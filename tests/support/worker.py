@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def held(client: redis.Redis, prefix: str = "") -> list[bytes]:
-    """Return the messages that workers hold, as Redis has them."""
+def unacknowledged(client: redis.Redis, prefix: str = "") -> list[bytes]:
+    """Return the unacknowledged messages of all workers, as they are in Redis."""
     keys = client.scan_iter(match=f"{prefix}cdc:unacked:*")
     return [message for key in keys for message in client.hvals(key)]
 

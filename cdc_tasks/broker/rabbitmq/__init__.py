@@ -1,1 +1,1 @@
-"""kombu's RabbitMQ transport, with its gaps closed."""
+"""kombu's RabbitMQ transport with time-outs, confirms, and queues of others left as they are."""

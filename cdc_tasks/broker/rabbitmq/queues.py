@@ -1,4 +1,4 @@
-"""Queues and exchanges of RabbitMQ: one that exists is taken as it is, whoever made it; only a missing one is made."""
+"""Queues and exchanges of RabbitMQ: existing ones are used as they are, and only missing ones are made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ __all__ = ["bind_if_allowed", "existing_queue", "exists_exchange", "throw_away_c
 
 @contextmanager
 def throw_away_channel(connection: Any) -> Iterator[Any]:
-    """Open a channel of an `amqp.Connection`: a refusal closes it, and with it no consumer and no confirm."""
+    """Open a channel of an `amqp.Connection` for a request that RabbitMQ may refuse.
+
+    A refusal closes the channel. No consumer and no confirm is on this one.
+    """
     channel = connection.channel()
     try:
         yield channel
@@ -25,14 +28,14 @@ def throw_away_channel(connection: Any) -> Iterator[Any]:
 
 
 def existing_queue(connection: Any, name: str) -> Any:
-    """Return RabbitMQ's answer about a queue, None where there is none; needs no permission."""
+    """Return RabbitMQ's answer about a queue; None if there is no such queue. It needs no permission."""
     with throw_away_channel(connection) as channel, suppress(NotFound):
         return channel.queue_declare(queue=name, passive=True)
     return None
 
 
 def exists_exchange(connection: Any, name: str) -> bool:
-    """Return whether there is such an exchange, of whatever type; needs no permission."""
+    """Return whether there is such an exchange of any type. It needs no permission."""
     with throw_away_channel(connection) as channel, suppress(NotFound):
         channel.exchange_declare(exchange=name, type="direct", passive=True)
         return True
@@ -40,7 +43,10 @@ def exists_exchange(connection: Any, name: str) -> bool:
 
 
 def bind_if_allowed(connection: Any, *binding: Any, **options: Any) -> bool:
-    """Bind a queue to an exchange; returns whether RabbitMQ lets us: who grants us no right has bound it himself."""
+    """Bind a queue to an exchange; return False if the user lacks the permission.
+
+    Then an administrator who grants none is expected to have bound the queue.
+    """
     with throw_away_channel(connection) as channel, suppress(AccessRefused):
         pyamqp.Channel.queue_bind(channel, *binding, **options)
         return True

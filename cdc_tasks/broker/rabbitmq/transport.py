@@ -1,10 +1,10 @@
-"""kombu's RabbitMQ transport, in which every wait has an end, and an alarm of the broker stops no worker.
+"""kombu's RabbitMQ transport, with a time-out for every wait; an alarm of the broker stops no worker.
 
-kombu waits for a confirmation forever, and each heartbeat restarts its time-outs. The wait is in the worker's event
-loop, so a worker whose broker does not answer stands still.
+kombu waits for a confirm forever, and each heartbeat restarts its time-outs. It waits in the worker's event loop, so a
+worker hangs if its broker does not answer.
 
-RabbitMQ stops reading from a connection that publishes while its memory or disk alarm is on. Consuming goes on, on a
-connection that never publishes: a worker's events, replies and tasks go out on others.
+While RabbitMQ's memory or disk alarm is on, it does not read from connections that publish. A connection that never
+publishes goes on consuming: a worker publishes its events, replies and tasks on other connections.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ __all__ = ["SSLTransport", "Transport", "after_unblocked"]
 
 log = structlog.get_logger()
 
-_CONFIRMED_WITHIN: Final = 3.0  # seconds; RabbitMQ has written a message to disk long before that
-_ANSWERED_WITHIN: Final = 10.0  # seconds; a new quorum queue takes the longest
-_CLOSED_WITHIN: Final = 1.0  # seconds; the connection is let go of all the same
+_CONFIRM_TIMEOUT: Final = 3.0  # seconds; RabbitMQ writes a message to disk much faster
+_ANSWER_TIMEOUT: Final = 10.0  # seconds; a new quorum queue takes the longest
+_CLOSE_TIMEOUT: Final = 1.0  # seconds; after them the connection is dropped anyway
 
 after_unblocked: list[Callable[[], None]] = []  # called when a connection of this process may publish again
 
 
 class _Waiting:
-    """What waits for an answer of RabbitMQ's: a connection or a channel."""
+    """A connection or a channel, with a time-out when it waits for an answer."""
 
     connection: Any  # the stubs leave out most of py-amqp
 
     def wait(self, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
-        """Return the answer; raises TimeoutError, for kombu an error of the connection, which it makes anew."""
+        """Return the answer; raise TimeoutError, a connection error for kombu, which then reconnects."""
         connection = self.connection
-        if connection is None:  # closed meanwhile: py-amqp says so
+        if connection is None:  # it was closed meanwhile: py-amqp raises its own error
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # py-amqp's AbstractChannel
-        with connection.answered_within(timeout or _ANSWERED_WITHIN):
+        with connection.answered_within(timeout or _ANSWER_TIMEOUT):
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # the same
 
 
@@ -55,21 +55,21 @@ class _Channel(_Waiting, pyamqp.Channel):
     _confirm_selected: bool
     events: Any
 
-    _sent = 0  # number of the message that was sent last, since confirms were selected
+    _sent = 0  # number of the last message that was sent, since confirms were selected
 
     def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> None:
-        """Publish, and wait until RabbitMQ has confirmed it, unless it is for people who watch.
+        """Publish, and wait for the confirm, unless it is an event or remote control.
 
-        Raises BrokerBlockedError, UnroutableError where `mandatory` is among the options and no queue is bound, and
-        TimeoutError, for kombu an error of the connection.
+        Raise BrokerBlockedError while an alarm is on, UnroutableError if the message is `mandatory` and no queue is
+        bound, and TimeoutError, which is a connection error for kombu.
         """
-        confirmed_within = options.pop("confirm_timeout", None) or _CONFIRMED_WITHIN
-        is_for_watchers = _is_for_watchers(options.get("exchange", ""))
+        confirmed_within = options.pop("confirm_timeout", None) or _CONFIRM_TIMEOUT
+        is_monitoring = _is_monitoring(options.get("exchange", ""))
         if self.connection.has_been_blocked():
-            if is_for_watchers:
-                return  # nobody would see it before it is old
+            if is_monitoring:
+                return  # it would be outdated before anyone saw it
             raise BrokerBlockedError
-        if is_for_watchers and not self._confirm_selected:
+        if is_monitoring and not self._confirm_selected:
             self._basic_publish(msg, *args, **options)
             return
         self._select_confirms()
@@ -77,11 +77,11 @@ class _Channel(_Waiting, pyamqp.Channel):
         self._unconfirmed.add(number := self._sent)
         self._returned: str | None = None
         self._basic_publish(msg, *args, **options)
-        if not is_for_watchers:
+        if not is_monitoring:
             self._wait_for_confirm(number, monotonic() + confirmed_within)
 
     def queue_declare(self, queue: str = "", *args: Any, **options: Any) -> Any:
-        """Make a queue, unless it exists: then it is taken as it is. kombu passes options by name."""
+        """Make a queue, unless it exists: then use it as it is. kombu passes options by name."""
         if queue and not options.get("passive") and not options.get("exclusive"):
             found = existing_queue(self.connection, queue)
             if found is not None:
@@ -89,23 +89,23 @@ class _Channel(_Waiting, pyamqp.Channel):
         return super().queue_declare(queue, *args, **options)
 
     def exchange_declare(self, exchange: str, *args: Any, **options: Any) -> Any:
-        """Make an exchange, unless it exists: then it is taken as it is."""
+        """Make an exchange, unless it exists: then use it as it is."""
         if not options.get("passive") and exists_exchange(self.connection, exchange):
             return None
         return super().exchange_declare(exchange, *args, **options)
 
     def queue_bind(self, queue: str, *args: Any, **options: Any) -> Any:
-        """Bind a queue; where we have no right to, it is taken to be bound."""
+        """Bind a queue; if the user lacks the permission, expect it to be bound."""
         if not bind_if_allowed(self.connection, queue, *args, **options):
-            log.info("binding_not_made", queue=queue, reason="The user has no right to.")
+            log.info("binding_not_made", queue=queue, reason="The user lacks the permission.")
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        """Say goodbye, unless nobody listens."""
+        """Close in order, unless RabbitMQ does not read from this connection."""
         connection = self.connection
         if connection is not None and connection.is_blocked:
             self.collect()
         elif connection is not None:
-            with connection.answered_within(_CLOSED_WITHIN):
+            with connection.answered_within(_CLOSE_TIMEOUT):
                 super().close(*args, **kwargs)
 
     def _select_confirms(self) -> None:
@@ -120,36 +120,35 @@ class _Channel(_Waiting, pyamqp.Channel):
 
     def _wait_for_confirm(self, number: int, deadline: float) -> None:
         while number in self._unconfirmed:
-            if (
-                self.connection.is_blocked
-            ):  # it may be published once the alarm is over, with the id that it has
+            if self.connection.is_blocked:
+                # RabbitMQ may still take the message when the alarm is over; a retry has the same task id.
                 raise BrokerBlockedError
             self.connection.drain_events(timeout=max(0.0, deadline - monotonic()))
         if number in self._refused:
             self._refused.discard(number)
             raise MessageNacked
-        if self._returned is not None:  # it came before the confirmation
+        if self._returned is not None:  # RabbitMQ returns a message before it confirms it
             where = quote(self.connection.virtual_host)
             raise UnroutableError(
                 f"RabbitMQ has no queue for {self._returned}.", hint=f"rabbitmqctl list_bindings -p {where}"
             )
 
     def _note_ack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # py-amqp calls it so
-        self._unconfirmed -= self._settled(number, multiple=multiple)
+        self._unconfirmed -= self._confirmed(number, multiple=multiple)
 
     def _note_nack(self, number: int, multiple: bool) -> None:  # noqa: FBT001  # the same
-        self._refused |= self._settled(number, multiple=multiple)
+        self._refused |= self._confirmed(number, multiple=multiple)
         self._unconfirmed -= self._refused
 
     def _note_return(self, _error: Any, exchange: str, routing_key: str, _message: Any) -> None:
         self._returned = f"a message to the exchange {exchange!r} with the routing key {routing_key!r}"
 
-    def _settled(self, number: int, *, multiple: bool) -> set[int]:
+    def _confirmed(self, number: int, *, multiple: bool) -> set[int]:
         return {each for each in self._unconfirmed if each <= number} if multiple else {number}
 
 
-def _is_for_watchers(exchange: str) -> bool:
-    """Return whether messages to this exchange are events, remote control or its replies: no task is lost with them."""
+def _is_monitoring(exchange: str) -> bool:
+    """Return whether an exchange is for events, remote control or its replies: no task is lost with these."""
     return exchange.endswith(".pidbox") or exchange == current_app.conf.event_exchange
 
 
@@ -161,10 +160,10 @@ class _Connection(_Waiting, pyamqp.Connection):
     on_unblocked: Any
 
     is_blocked = False
-    answer_by: float | None = None  # when whoever waits for an answer gives up
+    answer_by: float | None = None  # the deadline of the current wait for an answer
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Read one method; raises TimeoutError when `timeout` seconds have passed, heartbeats or not."""
+        """Read one method; raise TimeoutError after `timeout` seconds, even if heartbeats arrive."""
         now = monotonic()
         ends = [
             end for end in (self.answer_by, None if timeout is None else now + timeout) if end is not None
@@ -174,30 +173,29 @@ class _Connection(_Waiting, pyamqp.Connection):
             return
         done = False
         while not done:
-            if (
-                self.is_blocked and self.answer_by is not None
-            ):  # a new connection is answered, until it publishes
+            # A new connection is answered until it publishes.
+            if self.is_blocked and self.answer_by is not None:
                 raise TimeoutError("RabbitMQ does not read from this connection: its alarm is on.")
             done = self.blocking_read(max(0.0, min(ends) - monotonic()))
 
     def has_been_blocked(self) -> bool:
-        """Return whether RabbitMQ has told this connection that it does not read from it."""
+        """Read what has arrived, and return whether RabbitMQ has blocked this connection."""
         with suppress(TimeoutError):
             while True:
                 self.drain_events(timeout=0)
         return self.is_blocked
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        """Say goodbye, unless nobody listens."""
+        """Close in order, unless RabbitMQ does not read from this connection."""
         if self.is_blocked:
             self.collect()
             return
-        with self.answered_within(_CLOSED_WITHIN):
+        with self.answered_within(_CLOSE_TIMEOUT):
             super().close(*args, **kwargs)
 
     @contextmanager
     def answered_within(self, seconds: float) -> Iterator[None]:
-        """Give up waiting for answers after so many seconds, or earlier where somebody further out says so."""
+        """Limit the waits for answers in this block to `seconds`, or to an enclosing block's deadline."""
         outer, end = self.answer_by, monotonic() + seconds
         self.answer_by = end if outer is None else min(outer, end)
         try:
@@ -221,12 +219,12 @@ class _Connection(_Waiting, pyamqp.Connection):
 
 
 class Transport(pyamqp.Transport):
-    """In the place of kombu's `amqp://` and `pyamqp://`."""
+    """Replaces kombu's transport for `amqp://` and `pyamqp://`."""
 
     Connection = _Connection
 
 
 class SSLTransport(pyamqp.SSLTransport):
-    """In the place of kombu's `amqps://`."""
+    """Replaces kombu's transport for `amqps://`."""
 
     Connection = _Connection

@@ -1,1 +1,1 @@
-"""kombu's Redis transport, with its gaps closed."""
+"""kombu's Redis transport with leases, wake-up, delayed messages and few connections."""

@@ -1,7 +1,7 @@
-"""What a user of Redis must be allowed, tried before anything is lost for want of it.
+"""The permissions that a Redis user needs, checked at start-up.
 
-A user without a right would meet that in the middle of a task. So each command that is needed is run once, on keys of
-its own or so that it changes nothing, and what is refused is told with the `ACL SETUSER` that allows it.
+Without the check, a missing permission would show in the middle of a task. So each command that is needed runs once, on
+keys made for the check or without changing anything. The result names the `ACL SETUSER` that grants what was refused.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _USER: Final = re.compile(r"[Uu]ser (?P<name>\S+) has no permissions")
 
 
 class Missing(NamedTuple):
-    """What a user lacks."""
+    """The permissions that a user lacks."""
 
     found: str
-    hint: str  # the statement that allows it
+    hint: str  # the command that grants them
 
 
 class _Probe(NamedTuple):
     words: tuple[Any, ...]
-    pattern: str = "cdc:*"  # of the keys that it is about, without the prefix
+    pattern: str = "cdc:*"  # of its keys, without the prefix
 
 
 def missing_for_worker(client: redis.Redis, queues: Iterable[str], *, prefix: str = "") -> Missing | None:
-    """Return what this user lacks to run a worker; None where all is allowed. Raises what redis-py raises."""
+    """Return the permissions that this user lacks for a worker, None if it has all; raise redis-py's errors."""
     own = f"{prefix}cdc:probe:{uuid4().hex}"
     probes = [
         *_of_keys(own),
@@ -52,7 +52,7 @@ def missing_for_worker(client: redis.Redis, queues: Iterable[str], *, prefix: st
 
 
 def missing_for_listener(client: redis.Redis, queues: Iterable[str], *, prefix: str = "") -> Missing | None:
-    """Return what this user lacks to run a listener; as `missing_for_worker`."""
+    """Return the permissions that this user lacks for a listener; see `missing_for_worker`."""
     own = f"{prefix}cdc:probe:{uuid4().hex}"
     probes = [*_of_keys(own), _Probe(("WATCH", own)), _Probe(("UNWATCH",)), *_of_queues(queues, prefix)]
     try:
@@ -90,7 +90,7 @@ def _of_keys(own: str) -> list[_Probe]:
 
 
 def _of_what_waits(own: str) -> list[_Probe]:
-    """Return what `cdc_tasks/broker/redis/later.py` needs beside the others."""
+    """Return the other commands that `cdc_tasks/broker/redis/later.py` needs."""
     hashed, ranked = f"{own}:4", f"{own}:5"
     commands: list[tuple[Any, ...]] = [
         ("TIME",),
@@ -129,7 +129,7 @@ def _try(client: redis.Redis, probes: Sequence[_Probe], prefix: str) -> Missing 
                 texts.append(str(error))
                 rights[_right(probe, str(error), prefix)] = None
             except ResponseError:
-                pass  # it was allowed, and what it met is another question
+                pass  # the command is permitted; it failed for another reason
     if not rights:
         return None
     named = next((match["name"] for text in texts if (match := _USER.search(text))), None)
@@ -140,7 +140,7 @@ def _try(client: redis.Redis, probes: Sequence[_Probe], prefix: str) -> Missing 
 
 
 def _right(probe: _Probe, text: str, prefix: str) -> str:
-    """Return the rule that allows it: a command, or, where that is allowed, the keys or the channel."""
+    """Return the ACL rule that grants it: for the command, or, if the command is permitted, for its keys or channel."""
     if "command" in text:
         return f"+{str(probe.words[0]).lower()}"
     return probe.pattern if probe.pattern.startswith("&") else f"~{prefix}{probe.pattern}"
@@ -149,5 +149,5 @@ def _right(probe: _Probe, text: str, prefix: str) -> str:
 def _remove(client: redis.Redis, keys: Sequence[str]) -> None:
     try:
         client.delete(*keys)
-    except RedisError:  # what is not allowed was told; the keys have an end of their own, or were not made
+    except RedisError:  # the missing permission is reported; the keys expire, or were never made
         return

@@ -1,9 +1,9 @@
-"""How a process gets by with few connections to a Redis broker: all its channels share a pool for their commands.
+"""Few connections to a Redis broker: all channels of a process share one pool for their commands.
 
-kombu gives each channel two pools, one for commands and one for connections that the event loop watches, and opens a
-connection in the second only to see that Redis answers. A worker has half a dozen channels over several kombu
-connections, and most of them only send something now and then. Here they take turns, mostly on one connection, and only
-what waits has a connection of its own.
+kombu gives each channel two pools, one for commands and one for connections that the event loop watches. It opens a
+connection in the second pool only to see whether Redis answers. A worker has half a dozen channels over several kombu
+connections, and most of them send something only now and then. Here they mostly share one connection. Only a channel
+that waits for messages has its own connections.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import redis
 
 __all__ = ["FewConnections"]
 
-# Seconds. What the event loop waits on is found dead without a PING: an answer to a look or a wait is overdue, and that
-# raises the alarm for all. The PING is left for the connection of remote control, on which nothing may come for days.
+# Seconds. The connections that wait for messages need no PING: if an answer is overdue, all connections are made again
+# (`silent_connections.py`). The PING is for the connection of remote control, which may get no message for days.
 _PING_WATCHED: Final = 20
 
-# Both may be used by several threads. At worst one closes a connection that nobody uses, and another opens it again.
+# Several threads may use both. At worst one closes an idle connection, and another opens it again.
 _pools: WeakValueDictionary[Any, redis.ConnectionPool] = WeakValueDictionary()
 _users: WeakKeyDictionary[redis.ConnectionPool, WeakSet[Any]] = WeakKeyDictionary()
 
 
 class FewConnections:
-    """Before kombu's channel in a class's bases."""
+    """A mixin, before kombu's channel in a class's bases."""
 
     connection: Any
     _pool: Any
@@ -33,10 +33,10 @@ class FewConnections:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.__dict__.pop("client", None)  # the one for commands, which answered: see `_create_client`
+        self.__dict__.pop("client", None)  # the client that kombu checked, see `_create_client`
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's
-        # As long as a channel is not registered, kombu only asks whether Redis answers.
+        # Before a channel is registered, kombu only checks whether Redis answers: a connection for commands will do.
         return super()._create_client(asynchronous=asynchronous and self._registered)  # type: ignore[misc]
 
     def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's
@@ -51,7 +51,8 @@ class FewConnections:
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002  # kombu's
         parameters: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
         if interval := parameters.get("health_check_interval"):
-            # What a worker sends every few seconds shows as much as a PING would: so that there is none before each.
+            # A worker sends something every few seconds, which checks the connection as well as a PING. One second more
+            # than that interval avoids a PING before each.
             parameters["health_check_interval"] = (
                 max(interval, _PING_WATCHED) if asynchronous else interval + 1
             )
@@ -68,6 +69,6 @@ class FewConnections:
                 shared.disconnect(inuse_connections=False)
 
     def close(self) -> None:
-        """Close it, and the connection that gave back what was left in it."""
+        """Close the channel, and the connection that gave back its messages."""
         super().close()  # type: ignore[misc]
         self._disconnect_pools()

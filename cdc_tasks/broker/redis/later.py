@@ -1,17 +1,18 @@
 """Messages that are due later wait in Redis, and not in a worker.
 
-Celery's worker takes a message with an ETA as any other and holds it, with a timer, until it is due: all there are, and
-then they are in one worker's memory. Ours holds only what is due soon, and a bounded number of that (`is_to_wait`). The
-rest goes, in the step that takes it off what the worker holds, into a sorted set for the list that it came from,
-`cdc:later:LIST`; `cdc:later` has these lists, by when the first message of each is due.
+Celery's worker takes a message with an ETA like any other and keeps it, with a timer, until it is due. So all such
+messages end up in one worker's memory. Our worker keeps only messages that are due soon, and a limited number of them
+(`is_to_wait`). It moves each other message into a sorted set, `cdc:later:LIST`, for the list that it came from. The
+same script removes it from the worker's unacknowledged messages. `cdc:later` has these lists by the time at which their
+first message is due.
 
-Any worker moves what is due to the consumers' end of its list, in order. It looks with its look at the leases, and when
-the next message is due. It moves a limited number at a time: what is moved later goes behind what was moved before and
-is still there.
+Any worker moves due messages to the consumers' end of their list, in order. It looks for them when it checks the
+leases, and when the next message is due. It moves a limited number at a time. A later batch goes behind the messages of
+the earlier ones that are still in the list.
 
-How long a message still waits is measured with a clock in Redis that no step moves, and that goes on while nobody looks
-(PASSED in `cdc_tasks/broker/clock.py`). A message with a countdown is due when it comes back. One with an ETA alone is
-due by the clock of the worker that gets it.
+The time that a message still has to wait is measured with a clock in Redis that ignores steps and that goes on while
+nobody reads it (PASSED in `cdc_tasks/broker/clock.py`). A message with a countdown is due when it is moved back. A
+message with only an ETA is due by the clock of the worker that gets it.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ __all__ = ["LATER", "Later", "is_to_wait", "waiting", "waiting_key"]
 
 LATER: Final = "cdc:later"
 _CLOCK: Final = "cdc:later-clock"
-_MOVED: Final = "cdc:later-moved"  # a hash: list, the message of it that was moved last
+_MOVED: Final = "cdc:later-moved"  # a hash: list, the last message that was moved to it
 
-KEEP_SECONDS: Final = 60.0  # a worker keeps what is due within them
+KEEP_SECONDS: Final = 60.0  # a worker keeps messages that are due within this time
 KEEP_MESSAGES: Final = 500
-KEEP_BYTES: Final = 100_000  # bytes of each
+KEEP_BYTES: Final = 100_000  # of each message
 
-_AT_ONCE: Final = 1000  # messages that are moved and that nobody has taken yet
-_AGAIN: Final = 0.25  # seconds between two looks while something is due
-_JITTER: Final = 250  # milliseconds between two clocks that count as none
+_MAX_MOVED: Final = 1000  # messages that were moved and that no worker has taken yet
+_AGAIN: Final = 0.25  # seconds between two looks while messages are due
+_JITTER: Final = 250  # milliseconds between two clocks that are ignored
 
 logger = get_logger(__name__)
 
-# In the scripts below the first command that writes is one that a full Redis takes; then it takes all of them.
+# In each script below a full Redis allows the first command that writes; it then allows all the others.
 
 # KEYS: unacked, its index, LATER, the list's sorted set, the clock; ARGV: the delivery tag, the list, the message, when
-# it is due by the caller's idea of the clock, in how many milliseconds, for how long the caller has not looked
+# it is due by the caller's estimate of the clock, in how many milliseconds it is due, milliseconds since the caller's
+# last look
 _PUT: Final = f"""{PASSED}
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return false end
 redis.call('ZREM', KEYS[2], ARGV[1])
@@ -65,7 +67,7 @@ if not first or tonumber(first) > due then redis.call('ZADD', KEYS[3], due, ARGV
 return string.format('%.0f', now)
 """
 
-# KEYS: LATER, the clock; ARGV: for how long the caller has not looked
+# KEYS: LATER, the clock; ARGV: milliseconds since the caller's last look
 _LOOK: Final = f"""{PASSED}
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 redis.call('HDEL', KEYS[2], '')
@@ -76,7 +78,7 @@ return {{string.format('%.0f', now), next[2] or '', due}}
 """
 
 # KEYS: LATER, the list's sorted set, the list, MOVED; ARGV: the clock as it was read
-# LPOS is not in Redis before 6.0.6: there what is moved later goes ahead.
+# Redis before 6.0.6 has no LPOS: there a later batch goes before the earlier ones.
 _MOVE: Final = f"""
 local kind = redis.call('TYPE', KEYS[3]).ok
 if kind ~= 'list' and kind ~= 'none' then
@@ -85,14 +87,14 @@ end
 redis.call('HDEL', KEYS[4], '')
 local before, ahead = redis.call('HGET', KEYS[4], KEYS[3]), {{}}
 if before then
-    local place = redis.pcall('LPOS', KEYS[3], before, 'RANK', -1, 'MAXLEN', {_AT_ONCE})
+    local place = redis.pcall('LPOS', KEYS[3], before, 'RANK', -1, 'MAXLEN', {_MAX_MOVED})
     if type(place) == 'number' then
         local number = redis.call('LLEN', KEYS[3]) - place
-        if number >= {_AT_ONCE} then return 0 end
+        if number >= {_MAX_MOVED} then return 0 end
         for i = 1, number do ahead[i] = redis.call('RPOP', KEYS[3]) end
     end
 end
-local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LIMIT', 0, {_AT_ONCE} - #ahead)
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LIMIT', 0, {_MAX_MOVED} - #ahead)
 for i = #due, 1, -1 do redis.call('RPUSH', KEYS[3], string.sub(due[i], 17)) end
 for i = #ahead, 1, -1 do redis.call('RPUSH', KEYS[3], ahead[i]) end
 if #due > 0 then
@@ -113,18 +115,18 @@ return #due
 def is_to_wait(seconds: float, *, unacknowledged: int, size: int) -> bool:
     """Return whether a message that is due in `seconds` waits in Redis.
 
-    `unacknowledged`: how many messages that are due later this worker keeps.
+    `unacknowledged`: the number of messages that this worker keeps until they are due.
     """
     return seconds > KEEP_SECONDS or (seconds > 0 and (unacknowledged >= KEEP_MESSAGES or size > KEEP_BYTES))
 
 
 def waiting_key(place: str) -> str:
-    """Return the key of the sorted set with the messages that are to come to this list."""
+    """Return the key of the sorted set with the messages that wait for this list."""
     return f"{LATER}:{place}"
 
 
 def waiting(client: redis.Redis, prefix: str, separator: str) -> dict[str, int]:
-    """Return how many messages of each queue wait; raises what redis-py raises."""
+    """Return how many messages of each queue wait; raise redis-py's errors."""
     found: dict[str, int] = {}
     places: Any = client.zrange(f"{prefix}{LATER}", 0, -1)
     for place in places:
@@ -135,7 +137,7 @@ def waiting(client: redis.Redis, prefix: str, separator: str) -> dict[str, int]:
 
 
 class _Looks:
-    """When this process last looked at the clock in Redis; it knows for how long it can't have gone on since."""
+    """When this process last read the clock in Redis: an upper limit for the time since any worker's last reading."""
 
     def __init__(self) -> None:
         self._last: float | None = None
@@ -147,21 +149,21 @@ class _Looks:
         self._last = at
 
 
-_looks = _Looks()  # outlives channels: a failover to a machine with another clock ends them all
+_looks = _Looks()  # outlives channels: all of them close at a failover, maybe to a machine with another clock
 
 
 class Later:
-    """What one channel puts there and brings back."""
+    """One channel's access to the messages that wait."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         self._offset: int | None = None  # from this machine's clock to the one in Redis, milliseconds
         self._timer: Any = None
-        self._look_at = float("inf")  # when the timer ends, by the monotonic clock
+        self._look_at = float("inf")  # when the timer fires, by the monotonic clock
         self._is_closed = False
 
     def put(self, message: Any, due: datetime) -> bool:
-        """Let a message that this worker has just taken wait; return False where Redis refuses that."""
+        """Let a message wait that this worker has just taken; return False if Redis refuses it."""
         now = round(time() * 1000)
         due_ms = round(due.timestamp() * 1000)
         tag, place = message.delivery_tag, self._prefixed(self._place(message))
@@ -171,16 +173,18 @@ class Later:
         try:
             answer = self._run(_PUT, keys, [tag, place, text, planned, due_ms - now])
         except redis.ResponseError as error:
-            logger.warning("a message that is due later stays in this worker: %s", error)
+            logger.warning(
+                "Redis does not take a message that is due later, so this worker keeps it: %s", error
+            )
             return False
         virtual.QoS.ack(self._channel.qos, tag)
-        if answer is not None:  # else this worker stood still, and others have the message now
+        if answer is not None:  # else this worker was paused past its lease, and others have the message
             self._follow(int(answer) - now)
             self._look_in((due_ms - now) / 1000)
         return True
 
     def look(self) -> None:
-        """Move what is due to its list, and see to it that what is due next is moved then."""
+        """Move due messages to their lists, and set the timer for the next one."""
         self._stop_timer()
         if self._is_closed:
             return
@@ -196,7 +200,7 @@ class Later:
             self._look_in((float(following) - float(now)) / 1000)
 
     def drop(self, queue: str) -> int:
-        """Delete what waits for this queue, and return how many messages those were."""
+        """Delete the messages that wait for this queue, and return how many there were."""
         places = {self._channel._q_for_pri(queue, step) for step in self._channel.priority_steps}  # noqa: SLF001  # as kombu's `_purge`
         pipe = self._redis().pipeline()
         for place in map(self._prefixed, places):
@@ -207,7 +211,7 @@ class Later:
         return int(sum(pipe.execute()[::3]))
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop the timer for good."""
         self._is_closed = True
         self._stop_timer()
 
@@ -222,10 +226,10 @@ class Later:
         try:
             client.register_script(_MOVE)(keys=keys, args=[now])
         except redis.ResponseError as error:
-            logger.warning("what is due can't go to its queue now: %s", error)
+            logger.warning("messages that are due cannot go to their queue now: %s", error)
 
     def _follow(self, offset: int) -> None:
-        """Keep the offset while it is about right: messages with the same ETA stay in their order."""
+        """Set the offset only if it is off by more than the jitter, so that messages with one ETA keep their order."""
         if self._offset is None or abs(offset - self._offset) > _JITTER:
             self._offset = offset
 

@@ -1,8 +1,8 @@
-"""Which workers are gone, as an observer sees it. No two machines' clocks are compared.
+"""Which leases have expired, without comparing two machines' clocks.
 
-A worker counts up while it holds messages. An observer looks at all counters every few seconds and adds up, by its own
-monotonic clock, for how long each has stood still. A step of anyone's clock, of Redis' or of a machine's, changes
-nothing. A pause of the observer itself counts as one look: what stood still meanwhile may have stood still with it.
+A worker increments its counter while it has unacknowledged messages. An observer reads all counters every few seconds
+and adds up, by its own monotonic clock, how long each has not changed. So steps of Redis' or a machine's clock have no
+effect. A pause of the observer itself counts as one interval: the same cause may have paused the workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Lease", "Observer"]
 
 
 class Lease(NamedTuple):
-    """What one channel of a worker holds is under its name."""
+    """A lease of one channel of a worker: its name, and its counter as it was read."""
 
     name: str
     counter: int
@@ -28,17 +28,17 @@ class _Seen(NamedTuple):
 
 
 class Observer:
-    """Remembers the counters that it has seen."""
+    """Remembers the counters that it has read."""
 
     def __init__(self, *, timeout: float, longest_step: float) -> None:
-        """Count a lease as expired after `timeout` seconds; one look adds `longest_step` seconds at most."""
+        """Expire a lease after `timeout` seconds without a change; one reading adds up to `longest_step` seconds."""
         self._timeout = timeout
         self._longest_step = longest_step
         self._seen: dict[str, _Seen] = {}
         self._looked_at: float | None = None
 
     def expired(self, counters: Mapping[str, int], now: float) -> list[Lease]:
-        """Return the leases that were not renewed in time; `now` is this process's monotonic clock."""
+        """Return the leases that were not renewed in time; `now`: this process's monotonic clock."""
         step = 0.0 if self._looked_at is None else min(now - self._looked_at, self._longest_step)
         self._looked_at = now
         self._seen = {name: self._look(name, counter, step) for name, counter in counters.items()}

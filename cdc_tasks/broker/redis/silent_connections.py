@@ -1,7 +1,7 @@
-"""A Redis that says nothing any more is noticed once, and not on one connection after the other.
+"""One time-out closes all connections to a Redis that does not answer.
 
-A worker has about ten connections to its broker, over several channels. Where the network swallows what they send, each
-of them alone would hold up the worker for its whole time-out. Here the first that hears nothing speaks for all.
+A worker has about ten connections to its broker, over several channels. If the network drops their packets, each
+connection alone would block the worker until its time-out. Here the first time-out makes all of them reconnect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _channels: WeakSet[Liveness] = WeakSet()
 
 
 def reconnect_all() -> None:
-    """Let every channel of this process connect anew, before it sends anything else; from any thread."""
+    """Make every channel of this process reconnect before it sends anything else; any thread may call it."""
     for channel in list(_channels):
         channel.must_reconnect = True
         for pool in (channel._pool, channel._async_pool):  # noqa: SLF001  # a mixin of the same class
@@ -26,12 +26,12 @@ def reconnect_all() -> None:
 
 
 class Liveness:
-    """Before kombu's channel in a class's bases."""
+    """A mixin, before kombu's channel in a class's bases: reconnects when another channel has met a time-out."""
 
     connection: Any
     _pool: Any
     _async_pool: Any
-    must_reconnect = False  # its connections are to be closed, by the thread that has them
+    must_reconnect = False  # the channel's own thread closes its connections
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class Liveness:
         return parameters
 
     def reconnect_if_told(self) -> None:
-        """Close what the event loop watches, if there was an alarm: it connects again in its next round."""
+        """Close the connections that the event loop watches, if `reconnect_all` was called; it then opens new ones."""
         if self.must_reconnect:
             self.must_reconnect = False
             watched = list(self.connection.cycle._chan_to_sock)  # noqa: SLF001  # kombu has no other list
@@ -54,12 +54,12 @@ class Liveness:
 
 
 class _ReportsTimeouts:
-    """Before redis-py's connection in a class's bases."""
+    """A mixin, before redis-py's connection in a class's bases."""
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.TimeoutError:
-            if "timeout" not in kwargs:  # nobody asked for a short wait: this was `socket_timeout`
+            if "timeout" not in kwargs:  # the caller set no shorter time-out: this was `socket_timeout`
                 reconnect_all()
             raise

@@ -1,17 +1,17 @@
-"""kombu's Redis transport, without its two gaps: a worker that dies loses no message, and holds none up for long.
+"""kombu's Redis transport, made safe: a dead worker loses no message, and its messages come back soon.
 
-kombu takes a message off its queue (BRPOP) and notes it in `unacked` a moment later. A worker that is killed in between
-takes it along, and so does a connection that breaks. Here one script does both, so that a message is always in a queue
-or in `unacked`. A script cannot wait: how an idle worker does is in `cdc_tasks/broker/redis/wake_up.py`.
+kombu takes a message off its queue (BRPOP) and writes it to `unacked` a moment later. The message is lost if the worker
+is killed or the connection breaks in between. Here one script does both, so a message is always in a queue or in
+`unacked`. A script cannot wait for a message: `cdc_tasks/broker/redis/wake_up.py` does that for an idle worker.
 
-A worker also renews a lease every few seconds while it holds messages. What it held goes back to its queue when the
-lease was not renewed within the visibility timeout: that timeout has to be longer than a pause of a worker's main
-process, and not, as with kombu alone, longer than any task and any wait (`cdc_tasks/broker/redis/unacknowledged.py`).
+A worker also renews a lease every few seconds while it has unacknowledged messages. If the lease is not renewed within
+the visibility timeout, the messages go back to their queue. That timeout must be longer than a pause of a worker's main
+process. With kombu alone it must be longer than any task and any delay (`cdc_tasks/broker/redis/unacknowledged.py`).
 
-What is due later waits in Redis (`cdc_tasks/broker/redis/later.py`), and not, as with Celery alone, all in one worker.
+Messages that are due later wait in Redis (`cdc_tasks/broker/redis/later.py`). With Celery alone, one worker keeps them.
 
-Queues and messages are kombu's own. What workers hold is kept under keys of ours, so that workers with kombu's
-transport on the same database and ours never touch each other's.
+The formats of queues and messages are kombu's. Unacknowledged messages are under our own keys, so our workers and
+workers with kombu's transport on the same database never touch each other's messages.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ logger = get_logger(__name__)
 
 # KEYS: leases, unacked, its index, the queues in the order in which to look
 # ARGV: the lease, and for each queue whether its messages are acknowledged
-# A message that is none of kombu's is noted too, by a tag that is made up.
+# A message without kombu's envelope is stored too, under a tag that the script makes up.
 _CLAIM = f"""
 local function address(message)
     local properties = cjson.decode(message)['properties']
@@ -76,17 +76,17 @@ _CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # w
 
 
 class _ClaimingChannel:
-    """Before kombu's channel in a class's bases: how it takes a message from a queue."""
+    """A mixin, before kombu's channel in a class's bases: how it takes a message from a queue."""
 
     QoS: Any = QoS
-    max_connections = 200  # not opened, but allowed: there is one for each queue
+    max_connections = 200  # an upper limit: there is one for each queue
     claimed: str | None = None  # the delivery tag of the message that is being delivered
     claimed_from = ""  # its queue
-    _nothing_there = False  # the last claim found all queues empty
+    _is_empty = False  # the last claim found all queues empty
     _script_is_known = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._unacknowledged: set[str] = set()  # queues whose messages nobody acknowledges
+        self._unacknowledged: set[str] = set()  # queues whose consumers do not acknowledge
         self.wake_ups = WakeUps(self)
         self.later = Later(self)
         self.lease = uuid4().hex
@@ -111,27 +111,27 @@ class _ClaimingChannel:
         return result
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
-        """Send a claim, or, where the last one found nothing, wait for a doorbell and look now and then."""
+        """Send a claim; if the last one found nothing, wait for a wake-up instead, and look now and then."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        if self._nothing_there and not self.wake_ups.is_time_to_look():
+        if self._is_empty and not self.wake_ups.is_time_to_look():
             self.wake_ups.wait_at(queues)
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         self._asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
-        if self._nothing_there:
+        if self._is_empty:
             self.client.connection.send_command("EXISTS", *self._places(queues))
         else:
             self.client.connection.send_command(*self._claim(queues))
 
     def look_again(self) -> None:
-        """Send a claim the next time: there may be a message now."""
-        self._nothing_there = False
+        """Send a claim in the next round: there may be a message now."""
+        self._is_empty = False
 
     def _places(self: Any, queues: list[str]) -> list[str]:
-        """Return the keys of all lists in which a message may be, in the order in which to look."""
+        """Return the keys of all lists that may have a message, in the order in which to look."""
         places = [inbox_key(self.lease, queue) for queue in queues]
         places += [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
         return [f"{self.global_keyprefix}{place}" for place in places]
@@ -144,11 +144,11 @@ class _ClaimingChannel:
         return [*script, len(keys), *keys, self.lease, *acknowledged]
 
     def _brpop_read(self: Any, **_: Any) -> bool:
-        """Read what `_brpop_start` asked for; raises Empty where there is no message."""
+        """Read the answer to `_brpop_start`; raise Empty if there is no message."""
         try:
             answer = self._read_answer()
             if answer is None:
-                self._nothing_there = self._script_is_known
+                self._is_empty = self._script_is_known
                 raise Empty
             number, content, tag = answer
             if number >= 2 * len(self._asked) // (1 + len(self.priority_steps)):
@@ -157,7 +157,7 @@ class _ClaimingChannel:
             try:
                 message = self._readable(content)
             except (MalformedMessageError, *SHAPE_ERRORS) as error:
-                self._put_aside(content, queue, bytes_to_str(tag), reason=str(error))
+                self._keep_malformed(content, queue, bytes_to_str(tag), reason=str(error))
                 raise Empty from None
             self._deliver_claimed(queue, message)
             return True
@@ -175,8 +175,8 @@ class _ClaimingChannel:
         except self.connection_errors:
             connection.disconnect()
             raise
-        if isinstance(answer, int):  # a look's: how many of the lists there are
-            self._nothing_there = not answer
+        if isinstance(answer, int):  # of EXISTS: how many of the lists exist
+            self._is_empty = not answer
             raise Empty
         self._script_is_known = True
         return answer
@@ -187,12 +187,12 @@ class _ClaimingChannel:
         self.decode_body(message["body"], message["properties"].get("body_encoding"))
         return message
 
-    def _put_aside(self: Any, content: bytes, queue: str, tag: str, *, reason: str) -> None:
-        """Keep a message that can't be delivered; where it can't be kept now, it comes again with its lease's end."""
+    def _keep_malformed(self: Any, content: bytes, queue: str, tag: str, *, reason: str) -> None:
+        """Keep a malformed message as a dead letter; if that fails now, it comes back when its lease expires."""
         try:
             keep_malformed(content, reason=reason, queue=queue)
         except CacheAwayError as away:
-            logger.warning("a message that is no task's can't be kept now: %s", away.message)
+            logger.warning("a malformed message cannot be kept as a dead letter now: %s", away.message)
             return
         if queue not in self._unacknowledged:
             self.qos._remove_from_indices(tag).execute()  # noqa: SLF001  # as kombu's own `ack`
@@ -207,12 +207,12 @@ class _ClaimingChannel:
             self.claimed = None
 
     def places(self: Any, message: dict[str, Any], exchange: str, routing_key: str) -> list[str]:
-        """Return the Redis lists that such a message goes to."""
+        """Return the Redis lists to which such a message goes."""
         priority = self._get_message_priority(message, reverse=False)
         return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
 
     def _purge(self: Any, queue: str) -> int:
-        """Delete what is in the queue, and what is to come there later."""
+        """Delete the messages in the queue, and those that wait for it."""
         purged: int = super()._purge(queue)  # type: ignore[misc]
         return purged + int(self.later.drop(queue))
 
@@ -231,15 +231,15 @@ class _ClaimingChannel:
         super()._close_clients()  # type: ignore[misc]
 
     def maybe_renew(self: Any) -> None:
-        """Renew what is held; a connection that is broken is healed elsewhere."""
+        """Renew the lease; the next command on a broken connection makes kombu reconnect."""
         try:
             self.qos.renew()
         except self.connection_errors:
-            logger.debug("renewing failed, will be tried again", exc_info=True)
+            logger.debug("the lease was not renewed; the worker tries again", exc_info=True)
 
 
-def _go_round() -> None:
-    """Do nothing: the event loop then goes through its round, in which an idle worker may look at its queues."""
+def _do_nothing() -> None:
+    """Start a round of the event loop, in which an idle worker may look at its queues."""
 
 
 class Channel(_ClaimingChannel, FewConnections, Liveness, kombu_redis.Channel):
@@ -251,7 +251,7 @@ class SentinelChannel(_ClaimingChannel, FewConnections, Liveness, kombu_redis.Se
 
 
 class _RenewingTransport:
-    """Before kombu's transport in a class's bases: what a worker does every few seconds."""
+    """A mixin, before kombu's transport in a class's bases: what a worker does every few seconds."""
 
     _renewing: Any = None  # timers
     _looking: Any = None
@@ -270,7 +270,7 @@ class _RenewingTransport:
                 timer.cancel()
         lease = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
         self._renewing = loop.call_repeatedly(min(lease / 6, 60), self._renew)
-        self._looking = loop.call_repeatedly(1, _go_round)
+        self._looking = loop.call_repeatedly(1, _do_nothing)
 
     def _renew(self: Any) -> None:
         for channel in list(self.channels):
@@ -278,12 +278,12 @@ class _RenewingTransport:
 
 
 class Transport(_RenewingTransport, kombu_redis.Transport):
-    """In the place of kombu's `redis://` and `rediss://`."""
+    """Replaces kombu's transport for `redis://` and `rediss://`."""
 
     Channel = Channel
 
 
 class SentinelTransport(_RenewingTransport, kombu_redis.SentinelTransport):
-    """In the place of kombu's `sentinel://`."""
+    """Replaces kombu's transport for `sentinel://`."""
 
     Channel = SentinelChannel

@@ -1,13 +1,15 @@
-"""What a worker holds of a Redis broker's messages, and how that of a worker that is gone comes back.
+"""A worker's unacknowledged messages on a Redis broker, and how those of a dead worker come back.
 
-Each channel that takes messages has a lease of its own, and under its name what it holds: `cdc:unacked:NAME` with the
-messages by their delivery tags, and `cdc:unacked_index:NAME` with the tags in the order in which they were taken.
-`cdc:leases` has a counter for each lease, which goes up with every message taken, and every few seconds while the
-channel holds some.
-Where a channel waits for messages it has an inbox, `cdc:inbox:NAME:QUEUE`, with a lease of its own, `NAME QUEUE`, which
-goes up right before each wait: a message cannot come into an inbox that nobody knows. What ends in order leaves the
-leases of its inboxes for others to end, since a message may still be on its way there.
-The keys of kombu's own transport (`unacked`, …) belong to other people's workers, and are left alone.
+Each channel that takes messages has a lease with a NAME. `cdc:unacked:NAME` has its unacknowledged messages by their
+delivery tags, and `cdc:unacked_index:NAME` has the tags in the order in which the messages were taken. `cdc:leases` has
+a counter for each lease. The counter increases with every message that is taken, and every few seconds while the
+channel has unacknowledged messages.
+
+For each queue at which a channel waits it has an inbox, `cdc:inbox:NAME:QUEUE`, which has its own lease, `NAME QUEUE`.
+That lease is renewed right before each wait, so no message arrives in an inbox without a lease. A channel that closes
+in order does not delete the leases of its inboxes, since a message may still arrive. Other workers do when they expire.
+
+The keys of kombu's own transport (`unacked`, …) belong to other applications' workers, and we do not touch them.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ if TYPE_CHECKING:
 __all__ = ["LEASES", "MADE_UP_TAG", "QoS", "index_key", "unacked_key"]
 
 LEASES: Final = "cdc:leases"
-MADE_UP_TAG: Final = "malformed-"  # how the tag of a message begins that is none of kombu's
+MADE_UP_TAG: Final = "malformed-"  # the beginning of the tag of a message without kombu's envelope
 _AT_ONCE: Final = 1000  # messages in a command
-_KEPT: Final = 300  # seconds that half a sweep is kept, whose worker died
+_KEPT: Final = 300  # seconds until the lists of an unfinished sweep expire
 
 logger = get_logger(__name__)
 
-# Moves what is in a list to the consumers' end of a queue, the oldest to the front.
+# Moves the messages of a list to the consumers' end of a queue; the oldest is taken first.
 _MOVE = """
 local function move(from, to)
     local number = redis.call('LLEN', from)
@@ -54,10 +56,10 @@ end
 """
 
 # KEYS: leases, unacked, its index, then pairs of a list and its queue: first the inboxes, whose messages are newer than
-# what was taken, then the lists of what goes back
-# ARGV: the lease, its counter as it was seen, how many messages it held then, the place of the first list after the
-# inboxes
-# A script that fails has done a part: so what could fail is looked at before.
+# those that were taken, then the lists of messages that go back
+# ARGV: the lease, its counter as it was read, how many unacknowledged messages it had then, the index in KEYS of the
+# first list after the inboxes
+# A script that fails is not rolled back: so it first checks everything that could fail.
 _GIVE_BACK = f"""{_MOVE}
 local function refuse(answer)
     for i = tonumber(ARGV[4]), #KEYS, 2 do redis.call('DEL', KEYS[i]) end
@@ -77,7 +79,7 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 return 1
 """
 
-# KEYS: an inbox, its queue, leases; ARGV: the inbox's lease, its counter as it was seen, or nothing, if it is to go on
+# KEYS: an inbox, its queue, leases; ARGV: the inbox's lease, its counter as it was read, empty if the lease goes on
 _EMPTY_INBOX = f"""{_MOVE}
 if ARGV[2] ~= '' then
     if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 0 end
@@ -88,17 +90,17 @@ return move(KEYS[1], KEYS[2])
 
 
 def unacked_key(lease: str) -> str:
-    """Return the key of the hash with what is held under this lease, by delivery tags."""
+    """Return the key of the hash with the unacknowledged messages of a lease, by delivery tags."""
     return f"cdc:unacked:{lease}"
 
 
 def index_key(lease: str) -> str:
-    """Return the key of the sorted set with the delivery tags, in the order in which they were taken."""
+    """Return the key of the sorted set with the delivery tags, in the order in which the messages were taken."""
     return f"cdc:unacked_index:{lease}"
 
 
 def inbox_key(lease: str, queue: str) -> str:
-    """Return the key of the list into which a message of this queue comes while its worker waits for one."""
+    """Return the key of the list that gets a message of this queue while the worker waits for one."""
     return f"cdc:inbox:{lease}:{queue}"
 
 
@@ -108,7 +110,7 @@ def inbox_lease(lease: str, queue: str) -> str:
 
 
 class QoS(kombu_redis.QoS):
-    """What a worker holds."""
+    """The unacknowledged messages of one channel, and the sweep for those of dead workers."""
 
     channel: Any  # the stubs know public things only
     _delivered: Any
@@ -121,7 +123,7 @@ class QoS(kombu_redis.QoS):
         self._observer = Observer(timeout=self.visibility_timeout, longest_step=2 * interval)
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a message as held; one that was claimed is in `unacked` already."""
+        """Add an unacknowledged message; one that was claimed is in `unacked` already."""
         if delivery_tag == self.channel.claimed:
             virtual.QoS.append(self, message, delivery_tag)
         else:
@@ -129,38 +131,38 @@ class QoS(kombu_redis.QoS):
             self._count_up()
 
     def renew(self) -> None:
-        """Say that this worker still holds what it holds."""
+        """Renew the lease if there are unacknowledged messages."""
         if len(self._delivered) > len(self._dirty):
             self._count_up()
 
     def empty_inbox(self, queue: str) -> None:
-        """Give a message back that came when there was no room for it any more, or nobody asks for it."""
+        """Give a message back that arrived after the worker became full, or after it left the queue."""
         lease = self.channel.lease
         self._run(_EMPTY_INBOX, [inbox_key(lease, queue), queue, LEASES], [inbox_lease(lease, queue), ""])
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Give back what came into the inboxes too, at the end."""
+        """Give back the messages in the inboxes too; kombu calls it when the channel closes."""
         self.channel.wake_ups.close()
         super().restore_unacked_once(stderr)
         try:
             for queue in self.channel.wake_ups.inboxes:
                 self.empty_inbox(queue)
         except (redis.RedisError, OSError, AttributeError) as error:
-            logger.debug("Redis is away; what is in an inbox comes back in a while (%r)", error)
+            logger.debug("Redis is down; messages in inboxes go back when their leases expire (%r)", error)
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002  # kombu's signature
-        """Give back what is held. Where Redis is away, it comes back when the lease has expired."""
+        """Give back the unacknowledged messages; if Redis is down, they go back when the lease expires."""
         try:
             counter = self._redis().hget(self._prefixed(LEASES), self.channel.lease)
             if counter is not None:
                 self._give_back(Lease(self.channel.lease, int(counter)), ())
-        # The last one of them: kombu has no connection any more.
+        # AttributeError: kombu has no connection any more.
         except (redis.RedisError, OSError, AttributeError) as error:
-            logger.warning("Redis is away; what this worker held comes back in a while (%r)", error)
+            logger.warning("Redis is down; this worker's messages go back when its lease expires (%r)", error)
         self._delivered.clear()
 
     def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:  # noqa: ARG002
-        """Give back what workers held that are gone; any worker does it for all."""
+        """Give back the messages of dead workers; any worker does it for all."""
         now = monotonic()
         if now - self._swept_at < self.channel.unacked_restore_interval:
             return
@@ -177,9 +179,9 @@ class QoS(kombu_redis.QoS):
             try:
                 self._restore_expired(lease, counters)
             except CacheAwayError as away:
-                logger.warning("a message that is no task's can't be kept now: %s", away.message)
-            except redis.ResponseError as error:  # the other leases' messages come back all the same
-                logger.warning("what a dead worker held can't go back now: %s", error)
+                logger.warning("a malformed message cannot be kept as a dead letter now: %s", away.message)
+            except redis.ResponseError as error:  # the messages of the other leases still go back
+                logger.warning("the messages of a dead worker cannot go back now: %s", error)
 
     def _restore_expired(self, lease: Lease, counters: Iterable[str]) -> None:
         name, _, queue = lease.name.partition(" ")
@@ -190,12 +192,12 @@ class QoS(kombu_redis.QoS):
             inboxes = [other[len(name) + 1 :] for other in counters if other.startswith(f"{name} ")]
             number = self._give_back(lease, inboxes)
         if number:
-            logger.warning("a worker is gone; %d of its tasks are back in their queues", number)
+            logger.warning("a worker is dead; %d of its tasks are back in their queues", number)
 
     def _give_back(self, lease: Lease, inboxes: Iterable[str]) -> int:
-        """Put what is held under a lease back, the oldest first in its queue, if the lease is still as it was seen."""
+        """Put the messages of a lease back, the oldest first in its queue, unless the lease was renewed meanwhile."""
         tags = self._redis().zrevrange(self._prefixed(index_key(lease.name)), 0, -1)
-        lists: dict[str, str] = {}  # by queue: what goes back to it
+        lists: dict[str, str] = {}  # queue: the key of the list with the messages that go back to it
         own = uuid4().hex
         for queue, messages in self._by_queue(lease, tags):
             place = lists.setdefault(queue, f"cdc:restoring:{own}:{len(lists)}")
@@ -211,7 +213,7 @@ class QoS(kombu_redis.QoS):
         return len(tags) if self._run(_GIVE_BACK, keys, arguments) else 0
 
     def _by_queue(self, lease: Lease, tags: list[Any]) -> Iterator[tuple[str, list[str]]]:
-        """Yield queues with messages as they go back there, the newest first."""
+        """Yield queues with the messages that go back there, the newest first."""
         for start in range(0, len(tags), _AT_ONCE):
             part = tags[start : start + _AT_ONCE]
             found: dict[str, list[str]] = {}
@@ -224,7 +226,7 @@ class QoS(kombu_redis.QoS):
             yield from found.items()
 
     def _restored(self, tag: bytes | str, entry: bytes | str) -> list[tuple[str, str]]:
-        """Return where a message goes back to, and what it is there; one that can't be read is kept elsewhere."""
+        """Return the lists to which a message goes back, with its new text; a malformed one becomes a dead letter."""
         try:
             message, exchange, routing_key = loads(entry)
             message["headers"]["redelivered"] = True
@@ -245,7 +247,7 @@ class QoS(kombu_redis.QoS):
         self._redis().hincrby(self._prefixed(LEASES), self.channel.lease, 1)
 
     def _redis(self) -> redis.Redis:
-        # Not the channel's own client, which would put the prefix before the first key alone.
+        # Not the channel's own client: in a script it would put the prefix before the first key only.
         return redis.Redis(connection_pool=self.channel.pool)
 
     def _prefixed(self, key: str) -> str:
@@ -258,12 +260,12 @@ class QoS(kombu_redis.QoS):
 
 
 def _as_it_came(tag: bytes | str, entry: bytes | str) -> bytes | str:
-    """Return a message without the address that the claim put behind it: `[message,exchange,routing key]`."""
+    """Return a message without the address that the claim appended: `[message,exchange,routing key]`."""
     if bytes_to_str(tag).startswith(MADE_UP_TAG):
         return entry
     text = entry if isinstance(entry, str) else entry.decode(errors="surrogateescape")
     try:
         end = json.JSONDecoder().raw_decode(text, 1)[1]
-    except SHAPE_ERRORS:  # it is too deeply nested to be read
+    except SHAPE_ERRORS:  # it is nested too deeply
         return entry
     return text[1:end].encode(errors="surrogateescape")

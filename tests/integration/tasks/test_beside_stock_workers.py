@@ -18,7 +18,7 @@ from celery import Celery
 
 from tests.support.forked_workers import ForkedWorkers
 from tests.support.waiting import wait_until
-from tests.support.worker import held
+from tests.support.worker import unacknowledged
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -98,7 +98,7 @@ def _top_up(helpdesk: HelpDesk, sender: Celery, side: _Side, sent: int, *, by: i
 def _wait_for_ours(helpdesk: HelpDesk, side: _Side, sent: int) -> None:
     cache, client = helpdesk.broker.cache, helpdesk.broker.client
     wait_until(lambda: cache.hlen(side.done) == sent, timeout=90, what="all of our tasks", every=0.2)
-    wait_until(lambda: not held(client), timeout=30, what="the last acknowledgement")
+    wait_until(lambda: not unacknowledged(client), timeout=30, what="the last acknowledgement")
 
 
 def _wait_for_theirs(helpdesk: HelpDesk, side: _Side) -> None:

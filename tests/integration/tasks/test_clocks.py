@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from cdc_tasks.broker import clock as steady_clock
+from cdc_tasks.broker import clock
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP
 from cdc_tasks.broker.delays import eta_by_this_clock, with_countdown
 from cdc_tasks.notify import delivery_log
@@ -91,8 +91,8 @@ def test_a_message_that_waits_for_a_late_one_asks_less_and_less_often(in_process
 
 def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:
     cache = helpdesk.broker.cache
-    assert steady_clock._EVERY < LONGEST_STEP
-    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.quick_clock"}):
+    assert clock._EVERY < LONGEST_STEP
+    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.quick_clock"}):
         first = wait_until(lambda: cache.hget(CLOCK, "passed"), timeout=30, what="a worker to look at it")
         wait_until(lambda: int(cache.hget(CLOCK, "passed") or 0) > int(first), timeout=30, what="it again")
 

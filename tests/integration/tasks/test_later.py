@@ -20,7 +20,7 @@ from celery import Celery
 from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.redis import later as redis_later
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def test_of_20_000_messages_with_an_eta_a_worker_holds_few_and_the_due_ones_run(
 
         def all_wait() -> bool:
             nonlocal most
-            most = max(most, len(held(client)))
+            most = max(most, len(unacknowledged(client)))
             return bool(client.zcard(_BULK) == number)
 
         wait_until(all_wait, timeout=120, what="all to wait")
@@ -96,7 +96,7 @@ def test_more_than_a_worker_holds_runs_when_it_is_due(helpdesk: HelpDesk) -> Non
         for each in range(number):
             send([each], eta=eta)
         wait_until(lambda: client.zcard(_BULK), timeout=20, what="some to wait")
-        assert len(held(client)) <= redis_later.KEEP_MESSAGES + 2 * 2
+        assert len(unacknowledged(client)) <= redis_later.KEEP_MESSAGES + 2 * 2
         wait_until(lambda: cache.hlen("noted") == number, timeout=60, what="all to run")
     assert set(cache.hvals("noted")) == {b"1"}
     assert not client.exists("cdc:later", _BULK)
@@ -156,7 +156,7 @@ def test_what_waits_can_be_revoked_and_expires(helpdesk: HelpDesk) -> None:
         _pass_by(client, _HOUR)
         wait_until(lambda: cache.hexists("noted", "4"), timeout=30, what="the one that nobody revoked")
         wait_until(lambda: "Discarding revoked task" in worker.log, what="what the worker says")
-        wait_until(lambda: not held(client), what="all to be acknowledged")
+        wait_until(lambda: not unacknowledged(client), what="all to be acknowledged")
     assert cache.hkeys("noted") == [b"4"]
 
 
@@ -258,7 +258,12 @@ def test_nothing_is_lost_or_doubled_while_workers_that_put_away_and_bring_back_a
             with Worker(environment, "-Q", "cdc_bulk") as worker:
                 wait_until(partial(_wait, client, enough), timeout=60, what="many to wait")
                 worker.kill()
-            there = [client.zcard(_BULK), len(held(client)), client.llen("cdc_bulk"), _in_inboxes(client)]
+            there = [
+                client.zcard(_BULK),
+                len(unacknowledged(client)),
+                client.llen("cdc_bulk"),
+                _in_inboxes(client),
+            ]
             assert sum(there) == number
 
         def all_have_run() -> bool:
@@ -275,7 +280,7 @@ def test_nothing_is_lost_or_doubled_while_workers_that_put_away_and_bring_back_a
             wait_until(lambda: cache.hlen("noted") > 100, timeout=60, what="some to run")
             one.kill()
             wait_until(all_have_run, timeout=90, what="all to run", every=0.5)
-            wait_until(lambda: not held(client), what="all to be acknowledged")
+            wait_until(lambda: not unacknowledged(client), what="all to be acknowledged")
     begun = sum(int(times) for times in cache.hvals("begun to note"))
     assert begun <= number + 2 * 2  # what ran in the killed worker, and nothing else, began again
     assert not client.exists("cdc:later", _BULK)

@@ -16,7 +16,7 @@ from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.forked_workers import ForkedWorkers, is_alive
 from tests.support.proxy import Fault, Proxy
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -82,7 +82,7 @@ def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
             wait_until(lambda: not is_alive(worker), timeout=20, what="the worker to die")  # noqa: B023
         workers.start()
         letters = wait_until(lambda: _letters(helpdesk), timeout=20, what="the letter")
-        wait_until(lambda: not held(helpdesk.broker.client), timeout=20, what="all else to be done")
+        wait_until(lambda: not unacknowledged(helpdesk.broker.client), timeout=20, what="all else to be done")
     assert [(each["id"], each["error"].partition(":")[0]) for each in letters] == [
         (task_id, "KilledWorkersError")
     ]

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.waiting import at_most, wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -138,7 +138,7 @@ def test_a_worker_lives_on_and_keeps_what_is_no_task(helpdesk: HelpDesk) -> None
                 what=f"the task behind {name}",
             )
             assert worker.process.poll() is None, f"{name} ended the worker:\n{worker.log[-3000:]}"
-        wait_until(lambda: not held(client), timeout=60, what="all to be acknowledged")
+        wait_until(lambda: not unacknowledged(client), timeout=60, what="all to be acknowledged")
     kept = [json.loads(each) for each in cache.hvals("cdc:dead-letters")]
     raws = {b64decode(each["raw"]) for each in kept if each["raw"] is not None}
     missing = [name for name, message in messages.items() if not _is_kept(message, raws)]
@@ -221,10 +221,12 @@ def test_a_message_that_comes_again_on_redis_leaves_one_letter(
     client.lpush("cdc_bulk", content)
     _take_one_and_die(environment)
     (first,) = _letters(helpdesk)
-    assert held(client)
+    assert unacknowledged(client)
     with Worker(environment, "-Q", "cdc_bulk", concurrency=1):
         wait_until(
-            lambda: not held(client) and not client.llen("cdc_bulk"), timeout=60, what="it to be acknowledged"
+            lambda: not unacknowledged(client) and not client.llen("cdc_bulk"),
+            timeout=60,
+            what="it to be acknowledged",
         )
     (letter,) = _letters(helpdesk)
     assert letter["id"] == first["id"]

@@ -12,7 +12,7 @@ import redis
 from demo.servers import ValkeyServer
 from tests.support.forked_workers import ForkedWorkers
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -148,4 +148,4 @@ def _cached(cache: redis.Redis, table: str) -> list[dict[str, Any]]:
 
 def _all_done(server: ValkeyServer) -> bool:
     with redis.Redis.from_url(server.url) as client:
-        return not client.llen("cdc_cache") and not held(client)
+        return not client.llen("cdc_cache") and not unacknowledged(client)

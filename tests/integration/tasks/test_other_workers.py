@@ -18,7 +18,7 @@ from listener.core.findings import Finding, State
 from listener.publish.check_broker import check_broker
 from listener.router import BinlogRouter, EventType
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +132,7 @@ def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_
     assert client.hkeys("unacked") == [b"of the house", b"unreadable"]
     assert _numbers(client.lrange("cdc_bulk", 0, -1)) == [4, 3, 2, 1, 0]  # the last is taken first
     assert "broker's unacked" not in _findings(helpdesk)
-    assert not held(client)
+    assert not unacknowledged(client)
     assert not cache.hlen("noted")
 
 

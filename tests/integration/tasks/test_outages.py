@@ -13,7 +13,7 @@ from tests.conftest import Database
 from tests.support.helpdesk import HelpDesk
 from tests.support.social_stub import RateLimit
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
@@ -63,7 +63,7 @@ def test_a_worker_that_is_asked_to_end_gives_back_what_waits_for_its_next_try(
         wait_until(lambda: "RateLimited" in worker.log, what="the wait to begin")
         assert worker.stop() == 0
     assert helpdesk.broker.client.llen("cdc_notifications") == 1
-    assert not held(helpdesk.broker.client)
+    assert not unacknowledged(helpdesk.broker.client)
 
 
 def test_a_broker_that_restarts_keeps_its_tasks_and_gets_its_workers_back(

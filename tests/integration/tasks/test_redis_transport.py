@@ -90,7 +90,7 @@ def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
 
 
 def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpdesk: HelpDesk) -> None:
-    """Its doorbells would hold what comes for as long as they wait; here that is ten minutes."""
+    """Its waits would keep messages until they end, which is ten minutes here."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
     with (

@@ -9,7 +9,7 @@ import redis
 
 from demo.servers import ValkeyServer
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_a_broker_that_refuses_acknowledgements_gets_its_worker_back(
         wait_until(lambda: "Connection to broker lost" in worker.log, timeout=20, what="the worker to notice")
         client.config_set("min-replicas-to-write", 0)
         wait_until(lambda: _noted(helpdesk) == {0, 1, 2}, timeout=20, what="all tasks")
-        wait_until(lambda: not held(client), timeout=20, what="all to be acknowledged")
+        wait_until(lambda: not unacknowledged(client), timeout=20, what="all to be acknowledged")
 
 
 def _send(helpdesk: HelpDesk, broker: ValkeyServer, *numbers: int) -> None:

@@ -15,7 +15,7 @@ from demo.servers import ValkeyServer
 from tests.support.sentinel import SentinelBroker
 from tests.support.servers import RedisServer
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def _send_ticket(helpdesk: HelpDesk, broker: SentinelBroker) -> None:
 def _held(broker: SentinelBroker) -> int:
     """How many messages workers hold, as far as the master knows."""
     with broker.client as client:
-        return len(held(client))
+        return len(unacknowledged(client))
 
 
 def _noted(helpdesk: HelpDesk) -> dict[int, int]:

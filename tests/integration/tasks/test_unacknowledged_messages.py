@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
+from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,14 +83,16 @@ def test_thousands_of_a_dead_workers_messages_are_back_at_once_and_in_their_orde
                     connection=connection,
                     argsrepr="",
                 )
-        wait_until(lambda: len(held(client)) == number, timeout=90, what="the worker to hold them all")
+        wait_until(
+            lambda: len(unacknowledged(client)) == number, timeout=90, what="the worker to hold them all"
+        )
         order = _numbers(app, sorted_by_claim(client))
         assert order == list(range(number))
         worker.kill()
         before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
         with Worker(_environment(helpdesk), "-Q", "cdc_cache"):
             wait_until(lambda: client.llen("cdc_bulk") == number, timeout=60, what="all to be back")
-        assert held(client) == []
+        assert unacknowledged(client) == []
         assert _numbers(app, list(reversed(client.lrange("cdc_bulk", 0, -1)))) == order
         assert not list(client.scan_iter("cdc:restoring:*"))
         assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before < number / 10
@@ -104,7 +106,9 @@ def test_what_workers_hold_and_give_back_bears_the_applications_prefix(helpdesk:
         with Worker(environment, "-Q", "cdc_bulk") as worker:
             for number in range(3):
                 app.send_task("killed.note", [number], queue="cdc_bulk", countdown=3600)
-            wait_until(lambda: len(held(client, "team:")) == 3, timeout=30, what="the worker to hold them")
+            wait_until(
+                lambda: len(unacknowledged(client, "team:")) == 3, timeout=30, what="the worker to hold them"
+            )
             wait_until(lambda: _blocked(client) == 1, what="the worker to wait for more")
             worker.pause()
             app.send_task("killed.note", [3], queue="cdc_bulk")
@@ -127,7 +131,7 @@ def test_a_queue_that_is_something_else_now_holds_up_no_other_dead_worker(helpde
     ):
         for queue in ("cdc_bulk", "celery", "cdc_notifications"):
             helpdesk.send("killed.note", 1, queue=queue, countdown=3600)
-        wait_until(lambda: len(held(client)) == 3, timeout=30, what="the workers to hold them")
+        wait_until(lambda: len(unacknowledged(client)) == 3, timeout=30, what="the workers to hold them")
         one.kill()
         two.kill()
     client.set("celery", "not a queue")
@@ -140,14 +144,14 @@ def test_a_queue_that_is_something_else_now_holds_up_no_other_dead_worker(helpde
         client.delete("celery")
         wait_until(lambda: client.llen("celery") == 1, timeout=30, what="the rest")
     assert client.llen("cdc_bulk") == 1
-    assert held(client) == []
+    assert unacknowledged(client) == []
 
 
 def test_workers_go_on_when_redis_has_lost_all_it_had(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     with Worker(_environment(helpdesk), "-Q", "cdc_bulk") as worker:
         helpdesk.send("killed.note", 1, queue="cdc_bulk", countdown=3600)
-        wait_until(lambda: len(held(client)) == 1, timeout=30, what="the worker to hold it")
+        wait_until(lambda: len(unacknowledged(client)) == 1, timeout=30, what="the worker to hold it")
         client.flushall()
         client.script_flush()
         helpdesk.send("killed.note", 2, queue="cdc_bulk")

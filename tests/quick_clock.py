@@ -1,5 +1,0 @@
-"""For a worker that looks at the steady clock every second."""
-
-from cdc_tasks.broker import clock as steady_clock
-
-steady_clock._EVERY = 1  # type: ignore[misc]
