@@ -1,4 +1,4 @@
-"""Celery's settings, with queues that are no quorum queues; few messages with an ETA are held."""
+"""Celery's settings, with queues that are no quorum queues; a worker keeps few messages with an ETA."""
 
 from kombu import Exchange, Queue
 

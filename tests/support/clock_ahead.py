@@ -1,4 +1,4 @@
-"""For a worker whose clock is an hour ahead, as far as what it sends goes."""
+"""For a worker whose clock is an hour ahead when it sends."""
 
 from __future__ import annotations
 

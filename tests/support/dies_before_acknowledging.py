@@ -1,4 +1,4 @@
-"""A worker that has kept a message that is no task's, and is killed before it acknowledges it."""
+"""A worker that is killed after it has kept a malformed message, and before it acknowledges it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that fail as tasks do: with an error, with their worker, for ever."""
+"""Tasks that fail in each way: with an error, with their worker, forever."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def kills() -> None:
 
 @shared_task(name="faulty.hangs", soft_time_limit=0.5, time_limit=1)
 def hangs() -> None:
-    """Hold out against the polite end."""
+    """Ignore the soft time limit."""
     while True:
         with contextlib.suppress(SoftTimeLimitExceeded):
             time.sleep(60)

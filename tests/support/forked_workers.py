@@ -1,4 +1,4 @@
-"""Celery workers that start in a tenth of a second, to be killed by the hundred: forked from a process that is warm."""
+"""Celery workers that start in a tenth of a second, to be killed by the hundred: forked from a loaded process."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class ForkedWorkers:
         return pid
 
     def pause(self, pid: int) -> None:
-        """SIGSTOP: what it is sent from now on reaches its sockets, and nobody reads it."""
+        """SIGSTOP: what it gets from now on reaches its sockets, and is not read."""
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGSTOP)
 
     def kill(self, pid: int) -> None:
-        """SIGKILL, to the worker and its pool: nobody has time for a last word."""
+        """SIGKILL, to the worker and its pool: no process can clean up."""
         self._alive.remove(pid)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ class ForkedWorkers:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether the process is there."""
+    """Return whether the process exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A task that takes its whole worker along, as one that eats all memory does."""
+"""A task that kills its whole worker, like one that uses up all memory."""
 
 from __future__ import annotations
 

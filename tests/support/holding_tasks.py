@@ -1,4 +1,4 @@
-"""For a worker that holds whatever it is given until it is due, as Celery's does."""
+"""For a worker that keeps every message until it is due, as Celery's does."""
 
 from cdc_tasks.broker.redis import later
 from tests.support.killed_tasks import note, note_slowly

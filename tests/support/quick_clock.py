@@ -1,4 +1,4 @@
-"""For a worker that looks at the steady clock every second."""
+"""For a worker that reads the steady clock every second."""
 
 from cdc_tasks.broker import clock
 

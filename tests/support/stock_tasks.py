@@ -1,4 +1,4 @@
-"""Somebody else's Celery application: Celery's own settings and transport, on a Redis that others use too."""
+"""Another Celery application: Celery's own settings and transport, on a shared Redis."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def unacknowledged(client: redis.Redis, prefix: str = "") -> list[bytes]:
 
 
 class Worker:
-    """`celery -A cdc_tasks worker`, or another application's, in a process group of its own, its log in a file."""
+    """`celery -A cdc_tasks worker`, or another application's, in its own process group, with its log in a file."""
 
     def __init__(
         self,
@@ -68,17 +68,17 @@ class Worker:
         self._log.close()
 
     def stop(self) -> int:
-        """Ask it to end, as an init system would, and return its exit status."""
+        """End it with SIGTERM, as an init system would, and return its exit status."""
         self.process.terminate()
         return self.process.wait(at_most(30))
 
     def kill(self) -> None:
-        """SIGKILL, to the whole group: no process has time for a last word."""
+        """SIGKILL, to the whole group: no process can clean up."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def pause(self, *, on: bool = True) -> None:
-        """Let it hang, as on a machine that is out of memory, or go on."""
+        """Let it hang, as on a machine without memory, or go on."""
         os.killpg(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)
 
     @property
@@ -88,7 +88,7 @@ class Worker:
         return printed + (own.read_text() if own is not None and own.exists() else "")
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """Return what the tasks logged under this name."""
+        """Return the log lines with this event name."""
         lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 

@@ -1,4 +1,4 @@
-"""A wait of less than a second is the next whole one, and what is due is due at once."""
+"""A delay is rounded up to whole seconds, and a message that is due has none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_wait_is_in_whole_seconds(
     assert _whole_seconds(*form(countdown), NOW)[0] == whole
 
 
-def test_what_a_broker_has_noted_of_a_message_is_not_sent_on_with_its_retry() -> None:
+def test_a_retry_does_not_carry_the_marks_of_the_broker() -> None:
     headers = {"x-death": [{"queue": "celery_delayed_1"}], "x-delivery-count": 1, "redelivered": True}
     with DelayingCelery("tests", broker="memory://", set_as_current=False) as app:
         app.send_task("any", queue="of this test", headers={**headers, "mine": 1})

@@ -1,4 +1,4 @@
-"""What a broker notes of a delivery is told from the message."""
+"""A broker's marks of a delivery are told apart from the message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which messages a worker holds until they are due, and what of their headers lasts."""
+"""Which messages a worker keeps until they are due, and which of their headers stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker counts as gone when its counter stands still for long enough by the observer's own clock."""
+"""A lease expires when its counter has not changed for the timeout, by the observer's own clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_counter_that_moves_never_expires_however_slowly_it_is_looked_at() -> 
 
 
 def test_one_that_goes_back_is_alive_too() -> None:
-    """After a failover to a replica that had not got the last counts."""
+    """After a failover to a replica that lacks the last counts."""
     seen = observer()
     for now in range(0, 50, 5):
         seen.expired({"w": 9}, now)
@@ -32,7 +32,7 @@ def test_one_that_goes_back_is_alive_too() -> None:
 
 
 def test_a_pause_of_the_observer_counts_as_one_look() -> None:
-    """A machine that was suspended: the worker beside it stood still as well."""
+    """The machine was suspended, and the worker on it too."""
     seen = observer()
     seen.expired({"w": 7}, 0)
     assert seen.expired({"w": 7}, 3600) == []

@@ -1,4 +1,4 @@
-"""A message that is no task's has one letter: whatever a broker notes on it when it comes again."""
+"""A malformed message has one dead letter, whatever marks the broker adds when it comes again."""
 
 from __future__ import annotations
 

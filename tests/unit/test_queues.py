@@ -1,4 +1,4 @@
-"""The names of our queues, and those that they had before."""
+"""The names of our queues, and their old names."""
 
 from __future__ import annotations
 

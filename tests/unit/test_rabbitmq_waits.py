@@ -1,4 +1,4 @@
-"""Every wait for RabbitMQ ends in time, whatever else it says; and each message's confirm is its own."""
+"""Every wait for RabbitMQ has a time-out that heartbeats do not restart; a confirm counts for its message only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cdc_tasks.broker.rabbitmq.transport import _Channel, _Connection
 
 
 class _OnlyHeartbeats(_Connection):
-    """A connection on which nothing but heartbeats comes, as fast as anybody reads them."""
+    """A connection that gets only heartbeats, as fast as they are read."""
 
     def __init__(self) -> None:
         self.is_blocked = False
@@ -24,7 +24,7 @@ def test_heartbeats_do_not_restart_a_time_out() -> None:
         _OnlyHeartbeats().drain_events(timeout=0.01)
 
 
-def test_whoever_waits_for_an_answer_gives_up_although_heartbeats_come() -> None:
+def test_a_wait_for_an_answer_ends_although_heartbeats_come() -> None:
     connection = _OnlyHeartbeats()
     with connection.answered_within(0.01), pytest.raises(TimeoutError):
         connection.drain_events()

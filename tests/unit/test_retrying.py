@@ -96,7 +96,7 @@ def test_a_task_that_must_wait_is_retried_and_says_why(monkeypatch: pytest.Monke
 
 
 def _task(monkeypatch: pytest.MonkeyPatch) -> RetryingTask:
-    """Return a task that always wants another try, and believes that a worker runs it."""
+    """Return a task that always wants another try, and runs as in a worker."""
 
     class Always(RetryingTask):
         name = "always"

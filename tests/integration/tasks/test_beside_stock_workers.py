@@ -67,7 +67,7 @@ def test_both_under_load_and_killed_at_random_they_never_run_each_others_tasks_a
             time.sleep(dice.uniform(0, 1))
             side = dice.choice(sides)
             victim = alive[side].pop(dice.randrange(2))
-            if dice.random() < 0.5:  # what the broker sends it now is taken
+            if dice.random() < 0.5:  # it takes what the broker sends now
                 side.workers.pause(victim)
                 sent[side] = _top_up(helpdesk, sender, side, sent[side], by=10)
             side.workers.kill(victim)
@@ -88,7 +88,7 @@ def test_both_under_load_and_killed_at_random_they_never_run_each_others_tasks_a
 
 
 def _top_up(helpdesk: HelpDesk, sender: Celery, side: _Side, sent: int, *, by: int = 0) -> int:
-    """Let some hundred tasks wait, and `by` more; return how many were sent in all."""
+    """Keep some hundred tasks in the queue, and add `by` more; return how many were sent in all."""
     for _ in range(max(100 - helpdesk.broker.client.llen(side.queue), 0) + by):
         sent += 1
         sender.send_task(side.task, [sent], queue=side.queue)
@@ -102,7 +102,7 @@ def _wait_for_ours(helpdesk: HelpDesk, side: _Side, sent: int) -> None:
 
 
 def _wait_for_theirs(helpdesk: HelpDesk, side: _Side) -> None:
-    """Until the living have taken what is queued, and done it: what the dead held stays where it is."""
+    """Wait until the live workers have run everything in the queues; messages of dead workers stay unacknowledged."""
     cache, client = helpdesk.broker.cache, helpdesk.broker.client
     wait_until(lambda: not client.llen(side.queue), timeout=90, what="their queue to be empty", every=0.2)
     seen: list[int] = []
@@ -115,7 +115,7 @@ def _wait_for_theirs(helpdesk: HelpDesk, side: _Side) -> None:
 
 
 def _check_theirs(helpdesk: HelpDesk, side: _Side, sent: int, kills: int) -> int:
-    """None began twice; return how many are nowhere, which kombu loses: one for a kill between taking and noting."""
+    """Check that no task began twice; return how many kombu lost: up to one for each kill."""
     cache, client = helpdesk.broker.cache, helpdesk.broker.client
     assert set(cache.hvals(side.begun)) == {b"1"}
     done = {int(number) for number in cache.hkeys(side.done)}

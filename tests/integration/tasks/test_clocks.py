@@ -1,4 +1,4 @@
-"""The machines' clocks may differ, and a step of a clock does no harm."""
+"""The machines' clocks may differ, and a step of a clock has no effect."""
 
 from __future__ import annotations
 

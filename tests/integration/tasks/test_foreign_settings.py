@@ -1,4 +1,4 @@
-"""Settings of other applications: a foreign `celeryconfig.py`, and Flower started in any directory."""
+"""Settings of other applications: another one's `celeryconfig.py`, and Flower started in any directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m cdc_tasks health`, as a container's health check runs it; and connections that break without a word."""
+"""`python -m cdc_tasks health`, as a container's health check runs it, and connections that break without a signal."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 def test_a_worker_that_works_answers_and_one_that_does_not_is_told_with_its_hint(helpdesk: HelpDesk) -> None:
     helpdesk.broker.cache.hset("cdc:dead-letters", "an-id", "{}")
     helpdesk.broker.client.hset("cdc:shop:parked", "an-id", "{}")
-    with Worker(helpdesk.environment, "-Q", "cdc_cache") as worker:  # and whatever queues it has
+    with Worker(helpdesk.environment, "-Q", "cdc_cache") as worker:  # with any queues
         found = json.loads(_health(helpdesk.environment, "--json").stdout)
         assert found["worker"] == f"celery@{socket.gethostname()}"
         assert found["milliseconds"] > 0
         assert (found["dead_letters"], found["parked"]) == (1, 1)
         assert "1 dead letters" in _health(helpdesk.environment).stderr
 
-        worker.pause()  # it has its process, and its connections, and does nothing
+        worker.pause()  # its process and its connections stay, but it does nothing
         result = _health(helpdesk.environment, "--timeout", "2", status=1)
         assert "has not answered for 2 seconds" in result.stderr
         assert "celery -A cdc_tasks inspect active" in result.stderr
@@ -86,7 +86,7 @@ def test_a_broker_connection_that_is_cut_without_a_word_heals_by_itself(
         environment = {**helpdesk.environment, "CELERY_BROKER_URL": direct}
         with Worker({**environment, "CELERY_BROKER_URL": through}), sender_of(environment) as sender:
             _health(environment)
-            cable.stall(new_ones=False)  # packets vanish, nobody hears of it
+            cable.stall(new_ones=False)  # packets are dropped, without an error
             sender.send_task("cdc_tasks.answer_health", ["it-heals"])
             answered = partial(helpdesk.broker.cache.exists, "cdc:health:it-heals")
             wait_until(answered, timeout=30, what="the answer")

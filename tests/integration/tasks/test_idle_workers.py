@@ -1,4 +1,4 @@
-"""What a worker costs that has nothing to do, beside a stock Celery worker's that is idle at the same time."""
+"""The cost of an idle worker, compared with a stock Celery worker that is idle at the same time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.support.helpdesk import HelpDesk
 
-_HEARTBEATS = 10  # of the stock worker: so long both are idle
+_HEARTBEATS = 10  # of the stock worker: the time for which both are idle
 
 
 def test_an_idle_worker_has_about_as_many_connections_and_sends_about_as_many_commands_as_a_stock_worker(
@@ -62,18 +62,18 @@ def _heartbeats(client: redis.Redis) -> int:
 
 
 def _connections(client: redis.Redis) -> list[Any]:
-    """Return those of workers: what each asked last, and for how long it has been idle."""
+    """Return the connections of workers: the last command of each, and how long it has been idle."""
     found = client.client_list()
     return [(each["db"], each["cmd"], each["idle"]) for each in found if not _is_ours(each)]
 
 
 def _is_ours(connection: dict[str, str]) -> bool:
-    """Return whether a connection is this test's; a worker never asks for what they ask."""
+    """Return whether a connection is this test's: a worker never sends such commands."""
     return connection["cmd"] in {"client|list", "info", "flushall"}
 
 
 def _commands(client: redis.Redis) -> dict[str, int]:
-    """Return how often each command was run so far, those within scripts too."""
+    """Return how often each command has run, also in scripts."""
     stats = client.info("commandstats")
     found = {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in stats.items()}
     return {name: calls for name, calls in found.items() if name not in {"info", "client|list"}}

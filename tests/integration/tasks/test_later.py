@@ -1,4 +1,4 @@
-"""What is due later waits in Redis: a worker holds a bounded number of it, and nothing of it ends with a worker."""
+"""Messages that are due later wait in Redis: a worker keeps a limited number, and none is lost with a worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 _HOUR = 3600
 _LASTS = with_countdown(
     {}, _HOUR
-)  # as a task of ours has it: it is due when an hour has passed, whatever clocks say
+)  # as one of our tasks has it: it is due after an hour, whatever the clocks say
 
 
 def _environment(helpdesk: HelpDesk, module: str = "tests.support.killed_tasks") -> dict[str, str]:
@@ -53,7 +53,7 @@ def _sender(helpdesk: HelpDesk) -> Iterator[Any]:
         yield partial(app.send_task, "killed.note", queue="cdc_bulk", connection=connection, argsrepr="")
 
 
-def test_of_20_000_messages_with_an_eta_a_worker_holds_few_and_the_due_ones_run(helpdesk: HelpDesk) -> None:
+def test_of_20_000_messages_with_an_eta_a_worker_keeps_few_and_the_due_ones_run(helpdesk: HelpDesk) -> None:
     client, cache, number = helpdesk.broker.client, helpdesk.broker.cache, 20_000
     eta = datetime.now(UTC) + timedelta(hours=5)
     with Worker(_environment(helpdesk), "-Q", "cdc_bulk") as worker, _sender(helpdesk) as send:
@@ -79,16 +79,16 @@ def test_of_20_000_messages_with_an_eta_a_worker_holds_few_and_the_due_ones_run(
         worker.kill()
     assert client.zcard(_BULK) == number
     _pass_by(client, _HOUR)
-    with Worker(_environment(helpdesk), "-Q", "cdc_cache"):  # it does not even take from that queue
+    with Worker(_environment(helpdesk), "-Q", "cdc_cache"):  # not a consumer of that queue
         wait_until(lambda: client.llen("cdc_bulk"), timeout=30, what="what is due to come back")
-        assert client.llen("cdc_bulk") <= 1000  # the rest waits for its room
+        assert client.llen("cdc_bulk") <= 1000  # the rest waits until there is room
     with Worker(_environment(helpdesk), "-Q", "cdc_bulk"):
         wait_until(lambda: cache.hlen("noted") == 2000 + 2, timeout=60, what="what is due to run")
         assert client.zcard(_BULK) == number - 2000
     assert set(cache.hvals("noted")) == {b"1"}
 
 
-def test_more_than_a_worker_holds_runs_when_it_is_due(helpdesk: HelpDesk) -> None:
+def test_more_than_a_worker_keeps_runs_when_it_is_due(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     number = redis_later.KEEP_MESSAGES + 500
     with Worker(_environment(helpdesk), "-Q", "cdc_bulk"), _sender(helpdesk) as send:
@@ -103,7 +103,7 @@ def test_more_than_a_worker_holds_runs_when_it_is_due(helpdesk: HelpDesk) -> Non
 
 
 def test_what_is_due_goes_ahead_of_the_queue_in_the_order_in_which_it_is_due(helpdesk: HelpDesk) -> None:
-    """Also where more is due than is moved at a time, and where it came in another order."""
+    """Also if more is due than is moved at a time, and if the messages came in another order."""
     client, number = helpdesk.broker.client, 2500
     with _sender(helpdesk) as send:
         with Worker(_environment(helpdesk, "tests.support.killed_tasks"), "-Q", "cdc_bulk"):
@@ -248,7 +248,7 @@ def test_a_queue_that_is_something_else_now_keeps_what_waits_for_it(helpdesk: He
 def test_nothing_is_lost_or_doubled_while_workers_that_put_away_and_bring_back_are_killed(
     helpdesk: HelpDesk,
 ) -> None:
-    """Each is somewhere at any moment, and what two workers bring back at once comes once."""
+    """Each message is in one place at any moment, and two workers that move at once move it once."""
     client, cache, number = helpdesk.broker.client, helpdesk.broker.cache, 1500
     environment = _environment(helpdesk)
     with _sender(helpdesk) as send:
@@ -267,7 +267,7 @@ def test_nothing_is_lost_or_doubled_while_workers_that_put_away_and_bring_back_a
             assert sum(there) == number
 
         def all_have_run() -> bool:
-            if client.zcard(_BULK):  # also what a killed worker held: it waits from the start again
+            if client.zcard(_BULK):  # also messages of a killed worker: their wait starts again
                 _pass_by(client, _HOUR)
             return bool(cache.hlen("noted") == number)
 
@@ -282,7 +282,7 @@ def test_nothing_is_lost_or_doubled_while_workers_that_put_away_and_bring_back_a
             wait_until(all_have_run, timeout=90, what="all to run", every=0.5)
             wait_until(lambda: not unacknowledged(client), what="all to be acknowledged")
     begun = sum(int(times) for times in cache.hvals("begun to note"))
-    assert begun <= number + 2 * 2  # what ran in the killed worker, and nothing else, began again
+    assert begun <= number + 2 * 2  # only what ran in the killed worker began again
     assert not client.exists("cdc:later", _BULK)
 
 
@@ -320,7 +320,7 @@ def _number(message: Any) -> int:
 
 
 def _pass_by(client: Any, seconds: float, prefix: str = "") -> None:
-    """Let so much time have passed for what waits."""
+    """Let time pass for the messages that wait."""
     client.hincrby(f"{prefix}cdc:later-clock", "passed", round(seconds * 1000))
 
 
@@ -329,7 +329,7 @@ def _passed(client: Any) -> int:
 
 
 def _step(client: Any, seconds: int) -> None:
-    """Let Redis' clock say so much more than it does: what it said when it was looked at last is as much less."""
+    """Step Redis' clock ahead: the time that it had when it was last read is now earlier by as much."""
     client.hincrby("cdc:later-clock", "seen", -seconds * 1000)
 
 

@@ -1,4 +1,4 @@
-"""What one worker holds of what is due later is bounded on RabbitMQ too."""
+"""On RabbitMQ too a worker keeps a limited number of messages that are due later."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_our_apps_send_waits_in_the_broker_and_the_worker_goes_on(
 
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
-def test_of_what_others_send_a_worker_holds_a_bounded_number(
+def test_of_what_others_send_a_worker_keeps_a_limited_number(
     helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer, kind: str
 ) -> None:
     environment, queue = _environment(helpdesk, rabbitmq_server), "cdc_bulk"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.support.helpdesk import HelpDesk
 
-# So many each on Redis and on RabbitMQ; CDC_TEST_KILLS=300 for a long run.
+# Kills on Redis, and as many on RabbitMQ; CDC_TEST_KILLS=300 for a long run.
 _KILLS = int(os.environ.get("CDC_TEST_KILLS", "4"))
 _SEED = int(os.environ.get("CDC_TEST_SEED", random.randrange(1_000_000)))
 _TICKET = re.compile(r"TKT-(\d+)")
@@ -49,7 +49,7 @@ def environment(helpdesk: HelpDesk) -> dict[str, str]:
 def test_a_message_that_broke_off_on_its_way_to_a_worker(
     helpdesk: HelpDesk, environment: dict[str, str], settings: str, taking: bytes, is_lost: bool
 ) -> None:
-    """What a worker has asked Redis for, and then dies, or its connection does: the answer goes nowhere."""
+    """A worker or its connection dies after a request to Redis: the answer is lost."""
     helpdesk.broker.client.script_flush()
     with Proxy(helpdesk.broker.server.port) as proxy:
         through = f"redis://127.0.0.1:{proxy.port}/0"
@@ -93,7 +93,7 @@ def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
 def test_workers_killed_under_load_lose_nothing_and_send_nothing_twice(
     helpdesk: HelpDesk, environment: dict[str, str], broker_kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """Two work, and again and again one is killed, at any moment: while it starts, in the middle of a task."""
+    """Two workers run, and one is killed again and again, at any moment: while it starts, or during a task."""
     if broker_kind == "rabbitmq":
         environment["CELERY_BROKER_URL"] = request.getfixturevalue("rabbitmq_server").url
     environment |= {"CDC_LOST_ANSWER": "give-up", "CDC_RATES": "slack=0:0"}
@@ -106,7 +106,7 @@ def test_workers_killed_under_load_lose_nothing_and_send_nothing_twice(
             load.top_up()
             time.sleep(dice.uniform(0, 1.5))
             victim = alive.pop(dice.randrange(2))
-            if dice.random() < 0.5:  # what the broker sends it now is taken, and never noted
+            if dice.random() < 0.5:  # it takes what the broker sends now, and never handles it
                 workers.pause(victim)
                 load.top_up(by=10)
             workers.kill(victim)
@@ -132,7 +132,7 @@ class _Load:
         helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
 
     def top_up(self, *, by: int = 0) -> None:
-        """Let there be some hundred notes and some messages to do, and `by` more."""
+        """Keep some hundred notes and some messages in the queues, and add `by` more."""
         done = self._helpdesk.broker.cache.hlen("noted")
         for _ in range(max(100 - (self.notes - done), 0) + by):
             self.notes += 1
@@ -156,7 +156,7 @@ def _check_notes(helpdesk: HelpDesk, load: _Load) -> None:
 
 
 def _check_messages(helpdesk: HelpDesk, load: _Load) -> None:
-    """Each ticket's message came once; or perhaps, and then a letter says so, and nothing else left a letter."""
+    """Check that each ticket's message was sent once, or may have been, which a dead letter says; no others exist."""
     posted = Counter(int(_TICKET.findall(each.text)[0]) for each in helpdesk.social.posted)
     letters = _letters(helpdesk)
     assert {each["error"].partition(":")[0] for each in letters} <= {"MaybeSentError"}
@@ -166,13 +166,13 @@ def _check_messages(helpdesk: HelpDesk, load: _Load) -> None:
 
 
 def _cut_short(helpdesk: HelpDesk) -> int:
-    """How many notes were begun and not ended: by a kill in the middle."""
+    """Return how many notes began and did not end, because their worker was killed."""
     begun = sum(map(int, helpdesk.broker.cache.hvals("begun to note")))
     return begun - sum(_noted(helpdesk).values())
 
 
 def _settled(helpdesk: HelpDesk) -> int:
-    """How many tickets' messages were sent for certain, or given up since nobody knows whether they were."""
+    """Return how many tickets' messages were certainly sent, or were given up because that is unknown."""
     done = sum(
         1 for key in helpdesk.broker.cache.scan_iter("cdc:sent:*", count=1000) if _is_sent(helpdesk, key)
     )

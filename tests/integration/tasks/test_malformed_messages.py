@@ -1,4 +1,4 @@
-"""Whatever somebody writes to the broker: the worker goes on, and what is no task's message is kept as it came."""
+"""Malformed messages: the worker goes on, and keeps each as it came."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_worker_lives_on_and_keeps_what_is_no_task(helpdesk: HelpDesk) -> None
 
 
 def _is_kept(message: str | bytes, raws: set[bytes]) -> bool:
-    """As it came, or, where kombu had taken it apart already, headers and body."""
+    """Return it as it came, or headers and body if kombu had already parsed it."""
     content = message.encode() if isinstance(message, str) else message
     if content in raws:
         return True
@@ -174,7 +174,7 @@ def test_the_same_on_rabbitmq(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServe
         assert worker.process.poll() is None
         _wait_until_empty(
             rabbitmq_server
-        )  # else the next test's worker gets what this one has not acknowledged
+        )  # otherwise the next test's worker gets what this one has not acknowledged
     (letter,) = [json.loads(each) for each in cache.hvals("cdc:dead-letters")]
     assert letter["task"] == "malformed message"
     assert letter["raw"]
@@ -203,13 +203,13 @@ def test_a_message_that_comes_again_on_rabbitmq_leaves_one_letter(
         ("headers", None),
         ("headers", [1]),
         ("body", "invalid \udcff UTF-8"),
-        None,  # nothing that can be read
+        None,  # it cannot be parsed
     ],
 )
 def test_a_message_that_comes_again_on_redis_leaves_one_letter(
     helpdesk: HelpDesk, change: tuple[str, Any] | None
 ) -> None:
-    """What a dead worker held is marked when it goes back."""
+    """A dead worker's message gets a mark when it goes back."""
     message = "nonsense" if change is None else _changed(_good(), *change).replace("\\udcff", "\udcff")
     content = message.encode(errors="surrogateescape")
     environment = {
@@ -230,7 +230,7 @@ def test_a_message_that_comes_again_on_redis_leaves_one_letter(
         )
     (letter,) = _letters(helpdesk)
     assert letter["id"] == first["id"]
-    assert not b64decode(letter["raw"]).startswith(b"[")  # without what the transport notes beside it
+    assert not b64decode(letter["raw"]).startswith(b"[")  # without the address that the transport appends
 
 
 def _on_rabbitmq(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What waits for a person, as Prometheus reads it from Flower."""
+"""The numbers of dead letters, parked and waiting messages, as Prometheus reads them from Flower."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
     in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither needs a database to tell it, nor a password to be asked."""
+    """This needs neither a database nor a password."""
     in_process.broker.client.hset("cdc:shop:parked", mapping={"one": "{}", "two": "{}"})
     monkeypatch.setenv("FLOWER_BASIC_AUTH", "admin:flower-password")
     environment = {**in_process.environment, "CDC_TASK_MODULES": "tests.support.faulty_tasks"}

@@ -1,4 +1,4 @@
-"""Queues that had another name in the version before: what waits there is done, and nothing of other people's."""
+"""Queues with our old names: their tasks run, and other applications' messages are left there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _noted(helpdesk: HelpDesk) -> dict[int, int]:
 
 
 def _old_queues(server: RabbitMQServer) -> None:
-    """Make them as version 0.1 did, bound as its workers bound them."""
+    """Make the queues and bindings of version 0.1."""
     with open_channel(server) as channel:
         channel.exchange_declare("cdc_tasks", "topic", durable=True, auto_delete=False)
         for name in _OLD:
@@ -55,7 +55,7 @@ def _old_queues(server: RabbitMQServer) -> None:
 
 
 def _send_to_old(url: str, task: str, *arguments: Any, queue: str, **options: Any) -> None:
-    """Send as version 0.1 did on RabbitMQ."""
+    """Send a task as version 0.1 did on RabbitMQ."""
     old = Queue(queue, Exchange("cdc_tasks", type="topic"), routing_key=queue, queue_arguments=QUORUM)
     with Celery("tests", broker=url, set_as_current=False) as app:
         app.send_task(task, arguments, queue=old, **options)
@@ -107,7 +107,7 @@ def test_no_old_queue_is_made(on_rabbitmq: dict[str, str], rabbitmq_server: Rabb
 def test_a_queue_of_others_with_an_old_name_is_left_to_them(
     helpdesk: HelpDesk, on_rabbitmq: dict[str, str], rabbitmq_server: RabbitMQServer
 ) -> None:
-    """One has their message when we come, one gets it later."""
+    """One queue has another application's message when we start, one gets it later."""
     url = on_rabbitmq["CELERY_BROKER_URL"]
     with open_channel(rabbitmq_server) as channel:
         for name in ("notifications", "cache"):
@@ -153,7 +153,7 @@ def test_what_waits_in_old_queues_of_redis_runs_once(helpdesk: HelpDesk, environ
 def test_what_comes_to_an_old_queue_of_redis_while_a_worker_runs_is_done(
     helpdesk: HelpDesk, environment: dict[str, str]
 ) -> None:
-    """A lease that expires, or a listener of the old version, puts it there."""
+    """An expired lease or a listener of the old version puts it there."""
     with Worker(environment, "-Q", "cdc_bulk") as worker:
         assert not worker.events("old_queue_drained")
         helpdesk.send("killed.note", 1, queue="bulk")

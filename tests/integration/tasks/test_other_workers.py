@@ -1,4 +1,4 @@
-"""Who else is at the broker is told by `check` and by each worker at its start, with what to do about it."""
+"""`check`, and each worker when it starts, report other workers that harm ours, with a hint."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def _run(helpdesk: HelpDesk, command: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: HelpDesk) -> None:
+def test_another_applications_worker_at_our_queues_is_reported_and_can_be_sent_away(
+    helpdesk: HelpDesk,
+) -> None:
     with (
         _house_worker(helpdesk, "house,cdc_notifications"),
         Worker(helpdesk.environment, "-Q", "cdc_bulk") as first,
@@ -98,7 +100,7 @@ def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: H
             assert line["hint"] == stranger.hint
             [lacking] = wait_until(lambda: second.events("queues_without_worker"), what="what nobody takes")
             assert lacking["queues"] == ["cdc_notifications"]
-        assert not first.events("foreign_worker_takes_our_tasks")  # it was told not to greet anybody
+        assert not first.events("foreign_worker_takes_our_tasks")  # it started with --without-mingle
         _run(helpdesk, stranger.hint.splitlines()[0])
         wait_until(
             lambda: not any("house@" in what for what in _findings(helpdesk)),
@@ -107,7 +109,7 @@ def test_a_strange_worker_at_our_queues_is_told_and_can_be_sent_away(helpdesk: H
         )
 
 
-def test_what_a_worker_with_kombus_transport_held_is_told_and_comes_back_in_its_order(
+def test_messages_that_kombus_transport_has_taken_are_reported_and_come_back_in_their_order(
     helpdesk: HelpDesk,
 ) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache

@@ -1,4 +1,4 @@
-"""A server that a task needs is away: the task waits, and is done when the server is back."""
+"""A server that a task needs is down: the task waits, and runs when the server is back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same tasks with RabbitMQ as their broker: quorum queues, and waits that the broker keeps."""
+"""The same tasks with RabbitMQ as their broker: quorum queues, and delays in the broker."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def test_a_wait_of_less_than_a_second_counts_as_a_try_and_ends(
 def test_a_task_that_is_tried_again_and_again_waits_in_the_same_queues_each_time(
     helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
 ) -> None:
-    """RabbitMQ notes in a header where a message has waited; with that header it would not let it wait there again."""
+    """RabbitMQ adds a header for each queue in which a message has waited; with it the message could not wait again."""
     environment = _with_faulty_tasks(helpdesk, rabbitmq_server)
     with Worker(environment) as worker, sender_of(environment) as sender:
-        # Three seconds: two of the queues for waits, one behind the other.
+        # Three seconds: two of the queues for delays, one after the other.
         task = sender.send_task("faulty.retries_out", kwargs={"after": 2}, queue="cdc_bulk")
         assert _given_up(worker, task.id)["tries"] == 3
     letter = json.loads(helpdesk.broker.cache.hget("cdc:dead-letters", task.id))
@@ -103,7 +103,7 @@ def test_a_task_for_which_rabbitmq_has_no_queue_is_an_error(
 
 
 def _given_up(worker: Worker, task_id: str) -> dict[str, Any]:
-    """Return what the worker says of the last try; a task of the test before may come again and give up too."""
+    """Return the worker's log line of the last try; a task of the test before may come back and give up too."""
 
     def lines() -> list[dict[str, Any]]:
         return [line for line in worker.events("task_gave_up") if line["dead_letter"] == task_id]
@@ -120,7 +120,7 @@ def _with_faulty_tasks(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, 
 
 
 def sender_of(environment: dict[str, str], kind: type[Celery] = Celery) -> Celery:
-    """What the listener is to Celery: an app with the same settings and no tasks."""
+    """Return an app with the same settings and no tasks, such as the listener's."""
     app = kind("tests", set_as_current=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CELERY_BROKER_URL", environment["CELERY_BROKER_URL"])
@@ -130,7 +130,7 @@ def sender_of(environment: dict[str, str], kind: type[Celery] = Celery) -> Celer
 
 
 def fresh_celeryconfig() -> ModuleType:
-    """Load it for the broker that the environment names now, whatever this process has loaded before."""
+    """Load the settings for the broker of the current environment, without those that were loaded before."""
     spec = spec_from_file_location(
         "celeryconfig_for_rabbitmq", Path(__file__).parents[3] / "cdc_tasks/config/celery.py"
     )

@@ -1,4 +1,4 @@
-"""Workers while RabbitMQ takes no messages: they take what waits, and nothing that they want to send is lost."""
+"""Workers during an alarm of RabbitMQ: they take messages, and nothing that they send is lost."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_retries_wait_for_the_end_of_the_alarm_and_hold_up_nobody(
         wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-retries"), what="nothing to be held")
 
 
-def test_a_retry_that_was_held_when_its_worker_died_is_sent_by_the_next_one(
+def test_a_retry_that_was_deferred_when_its_worker_died_is_sent_by_the_next_one(
     environment: dict[str, str], helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
 ) -> None:
     with Worker(environment) as worker, sender_of(environment) as sender:

@@ -1,4 +1,4 @@
-"""A Redis user who may not do what is needed: told at the start and by `check`, with the statement that allows it."""
+"""A Redis user without a permission: a worker refuses to start, `check` reports it, with the command that grants it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _user(server: ValkeyServer, rules: str) -> redis.Redis:
 
 
 @pytest.mark.parametrize("case", _TOO_LITTLE)
-def test_what_is_missing_is_told_with_the_statement_that_allows_it(server: ValkeyServer, case: str) -> None:
+def test_a_missing_permission_is_reported_with_the_command_that_grants_it(
+    server: ValkeyServer, case: str
+) -> None:
     rules, needed = _TOO_LITTLE[case]
     with _user(server, rules) as user, redis.Redis.from_url(server.url) as administrator:
         missing = missing_for_worker(user, _QUEUES)
@@ -65,7 +67,7 @@ def test_a_user_who_may_all_lacks_nothing_and_queues_stay_as_they_are(server: Va
         user.delete("cdc_bulk")
 
 
-def test_a_worker_ends_in_words_and_works_once_it_may(helpdesk: HelpDesk) -> None:
+def test_a_worker_refuses_to_start_and_works_with_the_permission(helpdesk: HelpDesk) -> None:
     server, client = helpdesk.broker.server, helpdesk.broker.client
     client.execute_command(
         "ACL", "SETUSER", "anna", "reset", "on", ">secret", "~*", "&*", "+@all", "-evalsha"

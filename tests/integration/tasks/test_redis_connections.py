@@ -1,4 +1,4 @@
-"""How many connections a process has to a Redis broker, and whose they are."""
+"""How many connections a process has to a Redis broker."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ def _publish(connection: Connection) -> None:
 
 
 def _connections(broker: Broker) -> int:
-    """Return how many there are beside the one that asks."""
+    """Return the number of connections without this one."""
     return len(broker.client.client_list()) - 1

@@ -1,4 +1,4 @@
-"""How a worker that has nothing to do comes to its next message."""
+"""How an idle worker gets its next message."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_a_worker_with_more_queues_than_kombu_has_connections_waits_at_each(help
 
 
 def _blocked(helpdesk: HelpDesk) -> int:
-    """How many connections wait for a message; none does at the queue of health checks."""
+    """Return how many connections wait for a message; none waits at the queue of health checks."""
     return int(helpdesk.broker.client.info("clients")["blocked_clients"])
 
 
 def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> None:
-    """Their event loops are the same: what a second one did for a message would be seen in Redis' counts."""
+    """Redis' counts of commands would show a second worker's reaction to a message."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
     with (
@@ -73,7 +73,7 @@ def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> No
 
 
 def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
-    """It waited, and was stopped before it could read the answer: the message is its own already."""
+    """It waited, and was stopped before it could read the answer: the message is already in its inbox."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
     environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
@@ -149,7 +149,7 @@ def test_the_leases_of_workers_that_ended_go_and_those_of_the_living_stay(helpde
 def test_a_worker_that_stood_still_for_longer_than_its_lease_waits_under_a_new_one(
     helpdesk: HelpDesk,
 ) -> None:
-    """Others ended the leases of its inboxes. It goes on, takes a message into one, and dies."""
+    """Others have deleted the leases of its inboxes. It goes on, gets a message in one, and dies."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.quick_wake_up"}
     environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"

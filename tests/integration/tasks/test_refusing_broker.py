@@ -1,4 +1,4 @@
-"""A broker that is there, and takes no writes for a while: it is full, or too few replicas follow it."""
+"""A broker that takes no writes for a while: it is full, or has too few replicas."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_full_broker_is_emptied_and_waited_at(
 def test_a_broker_that_refuses_acknowledgements_gets_its_worker_back(
     helpdesk: HelpDesk, own_broker: ValkeyServer, worker: Worker
 ) -> None:
-    """As a new master does that has no replica yet, if `min-replicas-to-write` says so."""
+    """Like a new master without a replica, if `min-replicas-to-write` requires one."""
     with redis.Redis.from_url(own_broker.url) as client:
         _send(helpdesk, own_broker, 0, 1, 2)
         wait_until(lambda: helpdesk.broker.cache.llen("begun") >= 2, what="tasks to run")

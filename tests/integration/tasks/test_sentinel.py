@@ -57,7 +57,7 @@ def test_a_worker_takes_tasks_from_the_master_and_what_it_holds_comes_back_when_
 def test_after_a_failover_every_task_that_the_replica_has_is_done_and_new_ones_are_taken(
     helpdesk: HelpDesk, server: type[ValkeyServer], fail: Callable[[SentinelBroker], None]
 ) -> None:
-    """Those in a queue, and those that run; and a process that has sent a task before sends another."""
+    """Queued tasks and running ones survive, and a process that has sent a task before sends another."""
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     with SentinelBroker(server=server) as broker, Worker(_environment(helpdesk, broker), concurrency=1):
         _send_ticket(helpdesk, broker)
@@ -99,7 +99,7 @@ def _send_ticket(helpdesk: HelpDesk, broker: SentinelBroker) -> None:
 
 
 def _held(broker: SentinelBroker) -> int:
-    """How many messages workers hold, as far as the master knows."""
+    """Return the number of unacknowledged messages on the master."""
     with broker.client as client:
         return len(unacknowledged(client))
 

@@ -1,4 +1,4 @@
-"""A worker that is asked to end: what runs ends, what waits goes back, nothing is lost and nothing is done twice."""
+"""SIGTERM: running tasks end, waiting ones go back, nothing is lost and nothing runs twice."""
 
 from __future__ import annotations
 

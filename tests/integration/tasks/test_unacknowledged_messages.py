@@ -1,4 +1,4 @@
-"""What workers hold on Redis: nobody else's is touched, and that of a dead worker is back soon, in its order."""
+"""Unacknowledged messages on Redis: those of a dead worker come back soon, in order, and others' are left alone."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_thousands_of_a_dead_workers_messages_are_back_at_once_and_in_their_orde
         assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before < number / 10
 
 
-def test_what_workers_hold_and_give_back_bears_the_applications_prefix(helpdesk: HelpDesk) -> None:
+def test_unacknowledged_messages_have_the_applications_prefix_and_go_back_with_it(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {**_environment(helpdesk), "CELERY_CONFIG_MODULE": "tests.support.with_prefix"}
     with Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app:
@@ -122,8 +122,10 @@ def test_what_workers_hold_and_give_back_bears_the_applications_prefix(helpdesk:
     assert not [key for key in client.scan_iter() if not key.startswith((b"team:", b"/"))]
 
 
-def test_a_queue_that_is_something_else_now_holds_up_no_other_dead_worker(helpdesk: HelpDesk) -> None:
-    """Nothing goes back twice either: a script that fails in its middle has done its first half."""
+def test_a_queue_that_is_no_list_any_more_blocks_the_messages_of_no_other_dead_worker(
+    helpdesk: HelpDesk,
+) -> None:
+    """Nothing goes back twice either, although a script that fails is not rolled back."""
     client = helpdesk.broker.client
     with (
         Worker(_environment(helpdesk), "-Q", "cdc_bulk,celery", "-n", "one@%h") as one,
