@@ -38,14 +38,14 @@ from listener.postgres.tables.findings import find_refused
 from listener.postgres.tables.notes import Notes, parse_notes
 from listener.postgres.tables.publication import statements_for
 from listener.postgres.tables.reconciliation import Survey, find_renamed
-from listener.postgres.tables.selection import Watched
-from listener.postgres.tables.sync import TableKeeper, gap_of_tables, gap_start, tell_renamed
+from listener.postgres.tables.selection import SelectedTable
+from listener.postgres.tables.sync import TableSync, describe_renamed, gap_of_tables, gap_start
 
-__all__ = ["Wanted", "check_postgres", "check_room", "check_server"]
+__all__ = ["Requirements", "check_capacity", "check_postgres", "check_server"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Requirements:
     """What the listener will ask the server for."""
 
     slot: str
@@ -58,12 +58,12 @@ class Wanted:
     column_lists: bool = False
 
     @property
-    def keeper(self) -> TableKeeper:
+    def sync(self) -> TableSync:
         publication = self.publication if self.plugin == "pgoutput" else None
-        return TableKeeper(publication=publication, routes=self.routes, column_lists=self.column_lists)
+        return TableSync(publication=publication, routes=self.routes, column_lists=self.column_lists)
 
 
-def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
+def check_postgres(url: str, wanted: Requirements) -> Iterator[Finding]:
     """Yield what was found, problem or not; never raises CDCError."""
     try:
         with closing(connect(url)) as connection:
@@ -72,18 +72,18 @@ def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
             yield from check_server(connection)
             if is_standby(connection):
                 return  # what else there is to say, the primary knows
-            yield from check_room(connection, url, slot)
+            yield from check_capacity(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
             yield from _check_place(url, wanted, slot)
             yield from _check_plugin(connection, wanted, slot, url)
             notes = parse_notes(wanted.saved.notes if wanted.saved else None)
-            findings, survey = wanted.keeper.survey(connection, notes)
+            findings, survey = wanted.sync.survey(connection, notes)
             yield from findings
-            yield from find_refused(survey.watched)
+            yield from find_refused(survey.selected)
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
                 yield _check_publication(connection, wanted, survey)
                 yield from _check_partitions(
-                    wanted.publication, survey.watched, connection.info.server_version
+                    wanted.publication, survey.selected, connection.info.server_version
                 )
             if slot is not None and not slot.is_lost:
                 yield from _check_gaps(connection, wanted, notes, survey)
@@ -96,7 +96,7 @@ def _address(connection: Connection) -> str:
     return f"{info.user} at {info.host}:{info.port}/{info.dbname}"
 
 
-def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+def _check_slot(connection: Connection, wanted: Requirements, slot: Slot | None) -> Iterator[Finding]:
     what = f"slot {wanted.slot}"
     publication = wanted.publication if wanted.plugin == "pgoutput" else None
     gap = find_gap(connection, slot, name=wanted.slot, publication=publication, saved=wanted.saved)
@@ -108,7 +108,7 @@ def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> It
         yield from _check_found_slot(connection, wanted, slot)
 
 
-def _check_place(url: str, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+def _check_place(url: str, wanted: Requirements, slot: Slot | None) -> Iterator[Finding]:
     """Yield what keeps the listener from going on where it was."""
     if slot and (gap := find_wrong_place(url, slot, wanted.saved)):
         yield finding_from("checkpoint", gap)
@@ -127,7 +127,7 @@ def _check_creation(connection: Connection, what: str) -> Finding:
     return Finding(what=what, state=State.WARNING, found=found, hint=hint)
 
 
-def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Iterator[Finding]:
+def _check_found_slot(connection: Connection, wanted: Requirements, slot: Slot) -> Iterator[Finding]:
     what = f"slot {slot.name}"
     try:
         check_slot(slot, plugin=wanted.plugin, database=connection.info.dbname)
@@ -152,7 +152,9 @@ def _megabytes(size: int | None) -> str:
     return f"{(size or 0) / 1e6:,.1f} MB"
 
 
-def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url: str) -> Iterator[Finding]:
+def _check_plugin(
+    connection: Connection, wanted: Requirements, slot: Slot | None, url: str
+) -> Iterator[Finding]:
     """Try it in a slot of the moment: there is no list of the output plugins that a server has."""
     if wanted.failover and connection.info.server_version < 17_00_00:
         found, hint = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
@@ -184,33 +186,35 @@ _TRY_PLUGIN: Final = (
 )
 
 
-def _check_gaps(connection: Connection, wanted: Wanted, notes: Notes, survey: Survey) -> Iterator[Finding]:
+def _check_gaps(
+    connection: Connection, wanted: Requirements, notes: Notes, survey: Survey
+) -> Iterator[Finding]:
     """Yield what the next start would stop at, and the gaps that nobody has accepted."""
     if wanted.saved is not None:
         position = published_lsn(wanted.saved)
         start = format_lsn(gap_start(notes, survey, position))
-        losses = wanted.keeper.unproven(connection, notes, survey)
+        losses = wanted.sync.unproven(connection, notes, survey)
         if gap := gap_of_tables(losses, (), start, format_lsn(survey.end)):
             yield finding_from("gap", gap)
         for each in find_renamed(notes, survey, wanted.routes, position):
-            found, hint = tell_renamed(each)
+            found, hint = describe_renamed(each)
             yield Finding(what="gap", state=State.PROBLEM, found=found, hint=f"{hint}\n{ACCEPT_GAP}")
     for noted in notes.gaps:
         yield Finding(what="gap", state=State.PROBLEM, found=str(noted), hint=ACCEPT_GAP)
 
 
-def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -> Finding:
+def _check_publication(connection: Connection, wanted: Requirements, survey: Survey) -> Finding:
     what = f"publication {wanted.publication}"
-    found, watched = survey.publication, survey.watched
+    found, selected = survey.publication, survey.selected
     plan, needed = (
-        wanted.keeper.wanted(connection, survey),
-        wanted.keeper.needed(connection, survey),
+        wanted.sync.wanted(connection, survey),
+        wanted.sync.needed(connection, survey),
     )
     if found == plan:
         return Finding(what=what, found=f"has what the routes need: {len(plan.tables)} tables")
     if found is not None and found.suffices_for(plan):
         return Finding(what=what, found="has what the routes need, and more")
-    obstacle = _obstacle(connection, wanted, watched, exists=found is not None)
+    obstacle = _obstacle(connection, wanted, selected, exists=found is not None)
     if obstacle is not None and found is not None and found.suffices_for(needed):
         return Finding(what=what, found="has what the routes need, with lists of columns")
     if obstacle is None:
@@ -222,9 +226,9 @@ def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -
     return Finding(what=what, state=State.PROBLEM, found=obstacle, hint=hint)
 
 
-def _check_partitions(publication: str, watched: Sequence[Watched], version: int) -> Iterator[Finding]:
+def _check_partitions(publication: str, selected: Sequence[SelectedTable], version: int) -> Iterator[Finding]:
     """Before version 15 pgoutput remembers what a table is published as until the publication changes."""
-    tables = [".".join(each.table.name) for each in watched if each.table.is_partitioned]
+    tables = [".".join(each.table.name) for each in selected if each.table.is_partitioned]
     if tables and version < 15_00_00:
         found = (
             f"PostgreSQL before 15 overlooks a partition of {', '.join(tables)} that is attached or detached"
@@ -247,10 +251,10 @@ FROM pg_roles WHERE rolname = current_user
 
 
 def _obstacle(
-    connection: Connection, wanted: Wanted, watched: Sequence[Watched], *, exists: bool
+    connection: Connection, wanted: Requirements, selected: Sequence[SelectedTable], *, exists: bool
 ) -> str | None:
     """Return why our role may not make or change the publication."""
-    schemas, tables = [each.table.name[0] for each in watched], [each.table.name[1] for each in watched]
+    schemas, tables = [each.table.name[0] for each in selected], [each.table.name[1] for each in selected]
     rows = fetch(connection, _MAY, {"publication": wanted.publication, "schemas": schemas, "tables": tables})
     ((is_superuser, may_create, owns_publication, not_owned),) = rows
     role = connection.info.user
@@ -348,7 +352,7 @@ def _check_role(connection: Connection) -> Iterator[Finding]:
         yield Finding(what="REPLICATION", state=State.PROBLEM, found=f"{role} does not have it", hint=hint)
 
 
-def check_room(connection: Connection, url: str, slot: Slot | None) -> Iterator[Finding]:
+def check_capacity(connection: Connection, url: str, slot: Slot | None) -> Iterator[Finding]:
     """Yield whether a slot and a WAL sender can be had; `slot` is ours, if it is there."""
     ((used, limit),) = fetch(
         connection, "SELECT count(*), current_setting('max_replication_slots')::int FROM pg_replication_slots"

@@ -30,7 +30,7 @@ def find_gap(
         return lost
     if publication is not None and read_publication(connection, publication) is None:
         # What is older than the publication is skipped without a word by version 18, and stops those before.
-        looked = parse_notes(saved.notes).looked if saved else 0
+        looked = parse_notes(saved.notes).checked_lsn if saved else 0
         # It may have been gone before a listener that was killed had seen it, and read on.
         is_earlier = 0 < looked < published_lsn(saved)
         start = format_lsn(looked) if is_earlier else unpublished_from(saved, slot)

@@ -28,16 +28,16 @@ from listener.postgres.client.diagnosis import explain
 from listener.postgres.client.errors import SlotInUseError, sqlstate_of
 from listener.postgres.client.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.client.stream import ReplicationStream
-from listener.postgres.client.timeline import ServerLog, Start, identify, refuse_standby, resume
+from listener.postgres.client.timeline import ResumePoint, Timeline, identify, refuse_standby, resume
 from listener.postgres.codec.change import WALChange
 from listener.postgres.codec.decoder import Begin, Commit, Decoder, UndescribedTableError, WALPosition
 from listener.postgres.gaps import find_gap, published_lsn
 from listener.postgres.hints import STUCK, UPDATE
 from listener.postgres.log.acknowledgements import Acknowledgements
-from listener.postgres.log.position import Place, Published, format_lsn, parse_lsn
+from listener.postgres.log.position import LastPublished, WALCheckpoint, format_lsn, parse_lsn
 from listener.postgres.plugins import PluginName, open_plugin
 from listener.postgres.tables.notes import Notes, format_notes, parse_notes
-from listener.postgres.tables.sync import Prepared, TableKeeper, TableRenamedError
+from listener.postgres.tables.sync import PreparedTables, TableRenamedError, TableSync
 from listener.postgres.tables.watch import TableWatch
 
 __all__ = ["PostgresWALMonitor"]
@@ -91,34 +91,34 @@ class PostgresWALMonitor:
         self._failover = failover
         self._replay_window = replay_window
         self._accept_gap = accept_gap
-        self._keeper = TableKeeper(
+        self._sync = TableSync(
             publication=publication if plugin == "pgoutput" else None,
             routes=routes,
             column_lists=column_lists,
         )
         self._noted: str | None = None  # what the broker holds of the notes, or will with the next batch
         self._compared: Notes | None = None  # with what is noted
-        self._looked = 0  # what is noted of that
+        self._noted_lsn = 0  # what is noted of that
         self._note_at = 0.0  # not before is it noted again for that alone
-        self._said: str | None = None  # what the decoder wants to know at the next start
+        self._decoder_notes: str | None = None  # what the decoder wants to know at the next start
         self._watch: TableWatch
-        self._prepared = Prepared(Notes(), 0)
+        self._prepared = PreparedTables(Notes(), 0)
         self._wakeup = Wakeup()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._in_transaction = False
         self._is_ahead = False  # the last batch may not be held by the broker yet
         self._confirmed = 0  # what the server had been told when we came
-        self._told = 0  # where it may stand because of what we told the server
+        self._advanced_to = 0  # where it may stand because of what we told the server
         self._is_new = False  # there was no slot before us
         self._gap_is_accepted = False  # and the next batch says so
-        self._last = Published()  # the last change, of this run or a former one
+        self._last = LastPublished()  # the last change, of this run or a former one
         self._acknowledged_at = 0.0
         self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
         self._idle_at = 0.0
         self._stream: ReplicationStream
         self._decoder: Decoder
-        self._log: ServerLog
-        self._open_things = ExitStack()
+        self._log: Timeline
+        self._resources = ExitStack()
 
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
@@ -142,9 +142,9 @@ class PostgresWALMonitor:
         try:
             yield from self._batches(after)
             if self._stream.has_answered:
-                yield from self._told_already()
+                yield from self._answered_position()
         except SourceLostError:
-            yield from self._told_already()
+            yield from self._answered_position()
             raise
         except GapError as gap:
             if after is None or not self._accept_gap:
@@ -155,14 +155,14 @@ class PostgresWALMonitor:
             self.open(saved=Saved(after))  # all again that was left out as published: it was another log's
             yield from self._batches(after)
 
-    def _told_already(self) -> Iterator[Batch]:
+    def _answered_position(self) -> Iterator[Batch]:
         """Yield the place that a server that shuts down may know before the broker does: see ReplicationStream."""
-        if not (self._stream.has_begun or self._decoder.is_expecting):
+        if not (self._stream.has_begun or self._decoder.awaits_last_published):
             place = max(self._stream.server_position, self._confirmed)
             yield Batch((), self._named(WALPosition.before(place)))
 
     def _batches(self, after: str | None) -> Iterator[Batch]:
-        start = self._resume(after) if after else Start()
+        start = self._resume(after) if after else ResumePoint()
         self._warn_of_loss(after, start)
         self._last = start.last
         self._decoder.start(start.last, self._log.eras(start.generation), is_expected=start.is_expected)
@@ -171,42 +171,42 @@ class PostgresWALMonitor:
         position = WALPosition.before(self._confirmed)
         if not start.is_expected:
             # From the start on: one that is missing tells a lost broker.
-            yield Batch((), self._named(position), notes=self._news())
+            yield Batch((), self._named(position), notes=self._changed_notes())
         while not self._wakeup.is_set:
-            self._accept_gap &= self._decoder.is_expecting  # the one that was meant, and none later
+            self._accept_gap &= self._decoder.awaits_last_published  # the one that was meant, and none later
             changes: list[WALChange] = []
             try:
                 with self._explained(streams=True):
                     goes_on = self._read(changes)
             except TableRenamedError:
-                if not self._decoder.is_expecting:
+                if not self._decoder.awaits_last_published:
                     # The name is noted; what was read in front of it comes again.
-                    yield Batch((), self._named(position), notes=self._news())
+                    yield Batch((), self._named(position), notes=self._changed_notes())
                 raise
-            self._decoder.confirm(changes)
+            self._decoder.verify(changes)
             if changes:
                 position = self._position_of(changes[-1])
                 self._last = _published(changes[-1])
                 self._is_ahead = goes_on
                 named, as_of = self._named(position), changes[-1].committed_at
-                yield Batch(changes, named, as_of, settle=not goes_on, notes=self._news())
+                yield Batch(changes, named, as_of, settle=not goes_on, notes=self._changed_notes())
                 continue
             if after and self._decoder.is_waiting(self._stream.server_position):
                 self._stream.wait(_TICK)
                 yield Batch((), after)
                 continue
-            if (idle := self._idle()) > position and self._decoder.may_move_on():
+            if (idle := self._idle()) > position and self._decoder.may_advance():
                 position = idle
             elif not self._is_ahead:
                 self._stream.wait(_TICK)
             self._is_ahead = False
-            yield Batch((), self._named(position), notes=self._news())
-        if not self._decoder.is_expecting:
-            yield from self._last_news(position)
+            yield Batch((), self._named(position), notes=self._changed_notes())
+        if not self._decoder.awaits_last_published:
+            yield from self._last_notes(position)
 
     def acknowledge(self, position: str) -> None:
         """Let the server forget its log up to `position`, half a second later at most."""
-        if self._decoder.is_expecting:
+        if self._decoder.awaits_last_published:
             return  # what was left out as published may be another log's
         published = self._watch.position = WALPosition.parse(position).commit_lsn
         lsn, now = self._acknowledgements.published(published), monotonic()
@@ -220,9 +220,9 @@ class PostgresWALMonitor:
 
     def close(self) -> None:
         """Let go of the slot."""
-        self._open_things.close()
+        self._resources.close()
 
-    def _news(self, *, is_last: bool = False) -> str | None:
+    def _changed_notes(self, *, is_last: bool = False) -> str | None:
         """Return the notes where they are not what the broker holds; raises what the watch found.
 
         That the tables were looked at once more is said now and then, and with the last ones.
@@ -230,23 +230,23 @@ class PostgresWALMonitor:
         watch = self._watch
         if watch.error is not None:
             raise watch.error
-        said, looked = self._decoder.notes(), watch.looked
-        notes = watch.notes  # after `looked`: they may be newer
-        is_due = looked != self._looked and (is_last or monotonic() >= self._note_at)
+        said, checked = self._decoder.notes(), watch.checked_lsn
+        notes = watch.notes  # after `checked`: they may be newer
+        is_due = checked != self._noted_lsn and (is_last or monotonic() >= self._note_at)
         if notes is self._compared and said is None and not is_due:
             return None
-        self._compared, self._said = notes, said or self._said
-        if self._said is not None:
-            notes = replace(notes, others={**notes.others, _DECODER: self._said})
-        noted, self._noted = self._noted, format_notes(replace(notes, looked=looked))
-        self._looked = looked
+        self._compared, self._decoder_notes = notes, said or self._decoder_notes
+        if self._decoder_notes is not None:
+            notes = replace(notes, others={**notes.others, _DECODER: self._decoder_notes})
+        noted, self._noted = self._noted, format_notes(replace(notes, checked_lsn=checked))
+        self._noted_lsn = checked
         self._note_at = monotonic() + max(_LOOKED_EVERY, len(self._noted) / _LOOKED_RATE)
         return None if noted == self._noted else self._noted
 
-    def _last_news(self, position: WALPosition) -> Iterator[Batch]:
+    def _last_notes(self, position: WALPosition) -> Iterator[Batch]:
         """Yield what the watch found and the broker does not know yet: the next start would take it for a gap."""
         self._watch.close()
-        if self._watch.error is None and (notes := self._news(is_last=True)) is not None:
+        if self._watch.error is None and (notes := self._changed_notes(is_last=True)) is not None:
             yield Batch((), self._named(position), notes=notes)
 
     def _read(self, changes: list[WALChange]) -> bool:
@@ -301,7 +301,7 @@ class PostgresWALMonitor:
         connect_here = partial(connect, self._database_url)
         with ExitStack() as stack, closing(connect_here()) as connection:
             refuse_standby(connection)
-            slot = self._take_turn(connection)
+            slot = self._acquire_slot(connection)
             # First, so that nothing is made on a server, or through a pooler, that does not let us read.
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
             self._prepare(connection, slot, saved())
@@ -310,7 +310,7 @@ class PostgresWALMonitor:
             slot = read_slot(replication, self._slot)
             self._confirmed = parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0")
             self.source = self._log.system
-            self._watch = TableWatch(connect_here, self._keeper, self._prepared.notes)
+            self._watch = TableWatch(connect_here, self._sync, self._prepared.notes)
             stack.callback(self._watch.close)
             plugin = open_plugin(
                 self._plugin,
@@ -318,7 +318,7 @@ class PostgresWALMonitor:
                 publication=self._publication,
                 routes=self._routes,
                 slot=self._slot,
-                notes=self._said,
+                notes=self._decoder_notes,
                 source=self.source,
                 codec=log_codec(replication),
                 announced=self._watch.announced,
@@ -335,13 +335,13 @@ class PostgresWALMonitor:
             )
             with self._explained(streams=False):
                 taken = self._stream.start(self._slot, plugin.options)
-            self._watch.start(self._prepared.looked)
+            self._watch.start(self._prepared.checked_lsn)
             self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
             self._in_transaction = self._is_ahead = False
             self._read_up_to = 0
             stack.callback(self._remember)
             stack.callback(self._acknowledge_the_rest)
-            self._open_things = stack.pop_all()
+            self._resources = stack.pop_all()
         log.info("streaming", slot=self._slot, plugin=self._plugin)
         if taken is not plugin.options[0]:
             log.warning("old_plugin", plugin=self._plugin, lacks=plugin.lacks_when_old)
@@ -353,9 +353,9 @@ class PostgresWALMonitor:
 
     def _remember(self) -> None:
         """Note how far we brought the slot: what is beyond it at the next start, somebody else did."""
-        self._told = max(self._told, self._stream.flushed, self._stream.server_position)
+        self._advanced_to = max(self._advanced_to, self._stream.flushed, self._stream.server_position)
 
-    def _take_turn(self, connection: Connection) -> Slot | None:
+    def _acquire_slot(self, connection: Connection) -> Slot | None:
         """Return the slot as it is; until the session ends, no other listener of this name prepares the server.
 
         Raises SlotInUseError where another listener reads, or is about to.
@@ -369,7 +369,7 @@ class PostgresWALMonitor:
 
     def _prepare(self, connection: Connection, slot: Slot | None, saved: Saved | None) -> None:
         """Make what is missing on the server: first the publication, then the slot."""
-        publication = self._keeper.publication
+        publication = self._sync.publication
         gap = find_gap(connection, slot, name=self._slot, publication=publication, saved=saved)
         if gap and not self._accept_gap:
             raise gap
@@ -396,13 +396,13 @@ class PostgresWALMonitor:
         """Compare the tables with the notes, unless an accepted gap covers all that happened since."""
         self._noted = saved.notes if saved else None
         notes = parse_notes(self._noted)
-        self._said = notes.others.get(_DECODER)
+        self._decoder_notes = notes.others.get(_DECODER)
         is_assumed = saved is None and slot is not None  # or the broker has lost what it held
         if is_anew:
             notes = replace(notes, tables=None)
         elif is_assumed:
-            notes = self._keeper.assumed(connection, parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0"))
-        self._prepared = self._keeper.prepare(
+            notes = self._sync.assumed(connection, parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0"))
+        self._prepared = self._sync.prepare(
             connection,
             notes,
             position=published_lsn(saved),
@@ -439,24 +439,28 @@ class PostgresWALMonitor:
             hint=STUCK.format(slot=self._slot, beyond=format_lsn(lsn + 1)),
         )
 
-    def _resume(self, checkpoint: str) -> Start:
-        return resume(checkpoint, self._log, slot=self._slot, confirmed=self._confirmed, told=self._told)
+    def _resume(self, checkpoint: str) -> ResumePoint:
+        return resume(
+            checkpoint, self._log, slot=self._slot, confirmed=self._confirmed, advanced_to=self._advanced_to
+        )
 
     def _named(self, position: WALPosition) -> str:
-        return str(Place(self._decoder.eras.of(position.commit_lsn), position, self._last))
+        return str(WALCheckpoint(self._decoder.eras.of(position.commit_lsn), position, self._last))
 
     def _next_generation(self, checkpoint: str) -> str:
         """Return the checkpoint behind an accepted gap: what the slot has from now on is new, wherever it stands."""
-        eras = self._log.eras(Place.parse(checkpoint).era.generation + 1)
-        return str(Place(eras.of(self._confirmed), WALPosition.before(self._confirmed), Published()))
+        eras = self._log.eras(WALCheckpoint.parse(checkpoint).era.generation + 1)
+        return str(
+            WALCheckpoint(eras.of(self._confirmed), WALPosition.before(self._confirmed), LastPublished())
+        )
 
-    def _warn_of_loss(self, after: str | None, start: Start) -> None:
+    def _warn_of_loss(self, after: str | None, start: ResumePoint) -> None:
         """Say what a failover lost, and what a broker that lost its data makes of our acknowledgements."""
-        spot = Place.parse(after).spot if after else "none"
+        label = WALCheckpoint.parse(after).label if after else "none"
         if start.lost_from:
             log.error(
                 "failover_lost_changes",
-                checkpoint=spot,
+                checkpoint=label,
                 lost_from=format_lsn(start.lost_from),
                 reason="The new primary had not got all that the old one committed, or was restored to a point in "
                 "time, and tasks of what is lost were published. Of what it commits nothing is missing.",
@@ -466,7 +470,7 @@ class PostgresWALMonitor:
         if behind and not self._is_new:
             log.error(
                 "broker_behind",
-                checkpoint=spot,
+                checkpoint=label,
                 acknowledged=format_lsn(self._confirmed),
                 reason="The broker's checkpoint is older than what the database was told: it was restarted without "
                 "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
@@ -474,8 +478,8 @@ class PostgresWALMonitor:
             )
 
 
-def _published(change: WALChange) -> Published:
-    return Published(change.transaction.commit_lsn, change.transaction.committed, change.ordinal)
+def _published(change: WALChange) -> LastPublished:
+    return LastPublished(change.transaction.commit_lsn, change.transaction.committed, change.ordinal)
 
 
 def _lock_of(slot: str) -> int:

@@ -61,7 +61,7 @@ def open_plugin(
         return not is_system(schema) and bool(index.watching(schema, table))
 
     definitions = TableDefinitions(connect, slot, watches, notes=notes)
-    definitions.look_at_all()
+    definitions.refresh_all()
     decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source, codec=codec)
     candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
     lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"

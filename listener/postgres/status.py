@@ -18,7 +18,7 @@ from listener.postgres.gaps import find_wrong_place
 from listener.postgres.log.position import format_lsn
 from listener.postgres.tables.findings import find_refused
 from listener.postgres.tables.notes import Notes, parse_notes
-from listener.postgres.tables.sync import TableKeeper
+from listener.postgres.tables.sync import TableSync
 
 __all__ = ["read_postgres_status"]
 
@@ -57,9 +57,7 @@ def read_postgres_status(
         problems: tuple[str, ...] = standby
         if reader is Reader.RUNNING and (publication is not None or slot.plugin == "wal2json"):
             name = None if slot.plugin == "wal2json" else publication
-            unseen, problems = _look_at_tables(
-                connection, TableKeeper(publication=name, routes=routes), noted
-            )
+            unseen, problems = _look_at_tables(connection, TableSync(publication=name, routes=routes), noted)
         if checkpoint and (gap := find_wrong_place(url, slot, Saved(checkpoint))):
             problems = (gap.message,)
     return SourceStatus(
@@ -77,13 +75,13 @@ def read_postgres_status(
 
 
 def _look_at_tables(
-    connection: Connection, keeper: TableKeeper, notes: Notes
+    connection: Connection, sync: TableSync, notes: Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the tables that the publication lacks, and what is wrong with those of the routes."""
-    findings, survey = keeper.survey(connection, notes)
-    lacking = keeper.lacking(connection, survey) if keeper.publication else ()
+    findings, survey = sync.survey(connection, notes)
+    lacking = sync.lacking(connection, survey) if sync.publication else ()
     unseen = [".".join(survey.by_oid[oid].table.name) for oid in sorted(lacking)]
-    return tuple(unseen), _problems([*findings, *find_refused(survey.watched)])
+    return tuple(unseen), _problems([*findings, *find_refused(survey.selected)])
 
 
 def _problems(findings: Iterable[Finding]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from demo.servers import PostgresServer
 from listener.core.source import GapError, Saved
 from listener.core.status import Reader
-from listener.postgres.log.position import Place
+from listener.postgres.log.position import WALCheckpoint
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter, EventType
 from tests.support.postgres_findings import Findings
@@ -132,9 +132,9 @@ def test_the_first_start_published_nothing_and_a_restored_copy_loses_nothing(his
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_for_what_it_says(history: History) -> None:
     history.publish(1, 10)
-    history.keep_checkpoint(Place.parse(history.checkpoint).spot)
+    history.keep_checkpoint(WALCheckpoint.parse(history.checkpoint).label)
     history.publish(11, 20)
-    assert Place.parse(history.checkpoint).last.committed
+    assert WALCheckpoint.parse(history.checkpoint).last.committed
 
 
 def place_of(history: History) -> str:

@@ -243,8 +243,8 @@ def test_where_the_log_was_at_the_last_look_is_noted_while_all_is_well(source: P
     start(source, "t")
     source.execute("INSERT INTO t VALUES (1)")
     end = end_of_log(source)
-    source.read_until(lambda: parse_notes(source.notes).looked >= end, what="a note of the look")
-    assert parse_notes(source.notes).looked <= end_of_log(source)
+    source.read_until(lambda: parse_notes(source.notes).checked_lsn >= end, what="a note of the look")
+    assert parse_notes(source.notes).checked_lsn <= end_of_log(source)
 
 
 def test_a_running_listener_takes_a_table_made_again_in(source: PostgresSource) -> None:

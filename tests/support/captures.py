@@ -196,17 +196,17 @@ class _Recorded(TableDefinitions):
         super().__init__(_no_server, "a_slot")
         self._tables = {(table["schema"], table["name"]): table["columns"] for table in tables}
 
-    def look(self, tables: Collection[TableName], *, place: int) -> bool:
+    def refresh(self, tables: Collection[TableName], *, lsn: int) -> bool:
         return False
 
-    def is_certain(self, table: TableName, place: int) -> bool:
+    def is_certain(self, table: TableName, lsn: int) -> bool:
         return True
 
     def missing(
         self,
         table: TableName,
         sent: Collection[str],
-        place: int,
+        lsn: int,
         *,
         is_whole: bool,
         may_be_full: bool,

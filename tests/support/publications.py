@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cdc_tasks.changes import EventType
 from listener.postgres.tables.notes import Notes
 from listener.postgres.tables.publication import read_publication
-from listener.postgres.tables.sync import TableKeeper
+from listener.postgres.tables.sync import TableSync
 from listener.router import BinlogRouter, Route
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def prepare_publication(
     connection: Connection, name: str, routes: Sequence[Route], *, column_lists: bool = False
 ) -> None:
     """Make a publication as a first start does."""
-    keeper = TableKeeper(publication=name, routes=routes, column_lists=column_lists)
-    keeper.prepare(connection, Notes())
+    sync = TableSync(publication=name, routes=routes, column_lists=column_lists)
+    sync.prepare(connection, Notes())
 
 
 def published(connection: Connection) -> dict[str, set[str] | None]:

@@ -18,7 +18,7 @@ NOTES = Notes(
     publication=3,
     events=frozenset({"insert"}),
     schemas=frozenset({"s"}),
-    looked=6,
+    checked_lsn=6,
     gaps=(GapNote(table="public.t", start="0/1", end=None, reason="why"),),
 )
 

@@ -13,7 +13,7 @@ from listener.postgres.wal2json.decoder import Wal2JsonDecoder
 from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
 from listener.postgres.wal2json.history import (
     ColumnDefinition,
-    Look,
+    Observation,
     TableDefinition,
     TableHistory,
     TableName,
@@ -41,18 +41,18 @@ class Definitions(TableDefinitions):
         self.may_look = True
 
     @property
-    def may_look_at_all(self) -> bool:
+    def may_refresh_all(self) -> bool:
         return self.may_look
 
-    def look_at_all(self, *, place: int | None = None) -> bool:
+    def refresh_all(self, *, lsn: int | None = None) -> bool:
         self._is_outdated = False
-        return self.look([*self._histories], place=place or 0)
+        return self.refresh([*self._histories], lsn=lsn or 0)
 
-    def look(self, tables: Collection[TableName], *, place: int) -> bool:
+    def refresh(self, tables: Collection[TableName], *, lsn: int) -> bool:
         self.asked += 1
         looks = [
             self._histories.setdefault(table, TableHistory()).add(
-                Look(definition=self.tables.get(table), since=self.end_of_log, until=place)
+                Observation(definition=self.tables.get(table), since=self.end_of_log, until=lsn)
             )
             for table in tables
         ]
@@ -78,7 +78,7 @@ def decode(
     changes: list[WALChange] = []
     for message in (_BEGIN, *messages):
         decoder.decode(message, changes)
-    decoder.confirm(changes)
+    decoder.verify(changes)
     return changes
 
 
@@ -103,7 +103,7 @@ def table(*columns: str, kind: str = "r", changed_by: int = 0) -> TableDefinitio
                 type_oid=25,
                 may_be_unsent=True,
                 changed_by=changed_by if number == len(columns) else 0,
-                is_settled=not changed_by or number < len(columns),
+                is_final=not changed_by or number < len(columns),
             )
             for number, name in enumerate(columns, start=1)
         ),
@@ -190,7 +190,7 @@ def test_what_orders_a_row_and_a_definition_is_the_log_and_no_clock(altered_at: 
     """The row committed at 1/A0, whatever the server's clock said: here a hundred years later, or earlier."""
     for year in ("1926", "2026", "2126"):
         definitions = Definitions(things=table("id", "old"))
-        definitions.look([("public", "things")], place=0)
+        definitions.refresh([("public", "things")], lsn=0)
         definitions.tables["public", "things"] = table("id", "new", changed_by=7)
         definitions.commits[7] = altered_at
         definitions.end_of_log = 0x1_0000_00FF
@@ -200,7 +200,7 @@ def test_what_orders_a_row_and_a_definition_is_the_log_and_no_clock(altered_at: 
         for raw in (_BEGIN, update()):
             decoder.decode(raw.replace(b"2026", year.encode()), changes)
         assert changes[0].unavailable == ("old",)  # by what was known
-        decoder.confirm(changes)
+        decoder.verify(changes)
         assert changes[0].unavailable == (name,)
         assert changes[0].committed_at.year == int(year)
 
@@ -219,7 +219,7 @@ def test_a_name_that_cannot_be_known_stops_the_listener() -> None:
 
 def test_where_two_names_are_possible_both_are_unavailable() -> None:
     definitions = Definitions(things=table("id", "old"))
-    definitions.look([("public", "things")], place=0)
+    definitions.refresh([("public", "things")], lsn=0)
     definitions.tables["public", "things"] = table("id", "new", changed_by=7)
     definitions.may_be_altered(0)
     definitions.commits[7] = 0x1_0000_00A0  # in the row's own transaction: before it, or after it
@@ -237,13 +237,13 @@ def test_nothing_moves_on_past_what_may_have_altered_a_table_before_somebody_has
     definitions = Definitions()
     decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions, lambda *_: True, source="c0ffee")
     decoder.decode(_BEGIN, [])
-    assert decoder.may_move_on()
+    assert decoder.may_advance()
     assert definitions.asked == 0
     decoder.decode(_BEGIN.replace(b"1/B0", b"1/FF"), [])
     definitions.may_look = False
-    assert not decoder.may_move_on()
+    assert not decoder.may_advance()
     definitions.may_look = True
-    assert decoder.may_move_on()
+    assert decoder.may_advance()
     assert definitions.asked == 1
 
 

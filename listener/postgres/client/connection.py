@@ -21,11 +21,11 @@ from listener.postgres.client.errors import (
     CONNECTING,
     Refusal,
     TooManyConnectionsError,
+    error_text,
     find_refusal,
     refused,
     time_limit,
     translate,
-    words_of,
 )
 from listener.postgres.hints import POOLER, SENDERS
 
@@ -119,8 +119,8 @@ def _connect(parameters: Mapping[str, Any], connection_factory: type[Connection]
         if connection_factory is not None:
             parameters = {**parameters, "replication": "database"}
         is_silent = monotonic() - started >= time_limit(parameters)  # no host answered: do not wait once more
-        refusal = Refusal(words_of(error)) if is_silent else find_refusal(parameters)
-        raise refused(words_of(error), refusal, parameters) from error
+        refusal = Refusal(error_text(error)) if is_silent else find_refusal(parameters)
+        raise refused(error_text(error), refusal, parameters) from error
 
 
 @contextmanager

@@ -26,12 +26,12 @@ __all__ = ["explain"]
 
 _DENIED: Final = "42501"
 _NO_FILE: Final = "58P01"  # the plugin's library, or a segment of the log
-_NOT_THERE: Final = "42704"  # the slot, or the publication as of then
+_MISSING: Final = "42704"  # the slot, or the publication as of then
 _LIMIT: Final = "53400"
-_NOT_NOW: Final = frozenset(
+_UNFIT_SERVER: Final = frozenset(
     {"55000", "0A000", "25006"}
 )  # what a slot needs is not given: version and reason vary
-_DIAGNOSED: Final = frozenset({_DENIED, _NO_FILE, _NOT_THERE, _LIMIT, *_NOT_NOW})
+_DIAGNOSED: Final = frozenset({_DENIED, _NO_FILE, _MISSING, _LIMIT, *_UNFIT_SERVER})
 
 _FACTS: Final = """
 SELECT pg_is_in_recovery(), current_setting('wal_level'), current_setting('max_replication_slots')::int,
@@ -78,13 +78,13 @@ def _explain(
     found = read_slot(connection, slot)
     if sqlstate == _DENIED:
         return _denied(error, facts)
-    if sqlstate in _NOT_NOW and (unfit := _not_now(error, facts)):
+    if sqlstate in _UNFIT_SERVER and (unfit := _unfit_server(error, facts)):
         return unfit
     if found is not None and (gap := gap_of(found)):
         return gap
     if found is None and facts.slots >= facts.max_slots:
         return SourceError(error.message, hint=SLOTS)
-    if sqlstate in {_NOT_THERE, _NO_FILE}:
+    if sqlstate in {_MISSING, _NO_FILE}:
         return (
             SourceError(error.message, hint=PLUGIN)
             if may_lack_plugin
@@ -101,7 +101,7 @@ def _denied(error: CDCError, facts: _Facts) -> CDCError:
     )  # newer minor releases list those that may be used
 
 
-def _not_now(error: CDCError, facts: _Facts) -> CDCError | None:
+def _unfit_server(error: CDCError, facts: _Facts) -> CDCError | None:
     if facts.is_standby:  # a failover may be on its way
         return SourceLostError(error.message, hint=PRIMARY)
     if facts.wal_level != "logical":

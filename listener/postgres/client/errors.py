@@ -44,12 +44,12 @@ __all__ = [
     "Refusal",
     "SlotInUseError",
     "TooManyConnectionsError",
+    "error_text",
     "find_refusal",
     "refused",
     "sqlstate_of",
     "time_limit",
     "translate",
-    "words_of",
 ]
 
 
@@ -127,7 +127,7 @@ _LIBPQ: Final = (
 )
 
 # After these the same may work again: connection, resources, operator, locks.
-_PASSING: Final = re.compile(r"08...|53...|57...|40...|55P03|58030")
+_TEMPORARY: Final = re.compile(r"08...|53...|57...|40...|55P03|58030")
 
 
 def translate(error: psycopg2.Error, parameters: Mapping[str, Any]) -> CDCError:
@@ -136,7 +136,7 @@ def translate(error: psycopg2.Error, parameters: Mapping[str, Any]) -> CDCError:
     if meaning := _MEANINGS.get(error.pgcode or ""):
         kind, hint = meaning
         return kind(text, hint=hint.format(**_named(parameters)))
-    if _passes(error):
+    if _is_temporary(error):
         return SourceLostError(text)
     # The server's hints know nothing of us: "Specify another replication slot." would lose what ours holds.
     return SourceError(text, hint=None if error.pgcode == "55000" else error.diag.message_hint)
@@ -177,7 +177,7 @@ def _refusal(refusal: Refusal, parameters: Mapping[str, Any]) -> tuple[type[CDCE
         return SourceError, POOLER
     if meaning := _REFUSALS.get(sqlstate):
         return meaning
-    return (SourceLostError if _PASSING.fullmatch(sqlstate) else SourceError), None
+    return (SourceLostError if _TEMPORARY.fullmatch(sqlstate) else SourceError), None
 
 
 def _without_server(text: str, refusal: Refusal, parameters: Mapping[str, Any]) -> CDCError:
@@ -191,9 +191,9 @@ def _without_server(text: str, refusal: Refusal, parameters: Mapping[str, Any]) 
     return SourceLostError(text, hint=NOT_LOCAL)
 
 
-def _passes(error: psycopg2.Error) -> bool:
+def _is_temporary(error: psycopg2.Error) -> bool:
     if error.pgcode:
-        return _PASSING.fullmatch(error.pgcode) is not None
+        return _TEMPORARY.fullmatch(error.pgcode) is not None
     return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or (
         type(error)
         is psycopg2.DatabaseError  # what it makes of a broken connection that libpq has no words for
@@ -252,7 +252,7 @@ class Refusal(NamedTuple):
     needs_password: bool = False
 
 
-def words_of(error: psycopg2.Error | UnicodeDecodeError) -> str:
+def error_text(error: psycopg2.Error | UnicodeDecodeError) -> str:
     """Return what libpq or the server said."""
     if isinstance(error, UnicodeDecodeError):
         return error.object.decode(errors="backslashreplace")
@@ -283,7 +283,7 @@ def _connect(session: connection, deadline: float) -> Refusal | None:
             if left <= 0 or not waiting.poll(left * 1000):
                 return Refusal("timeout expired")
     except CONNECTING as error:
-        return _parse(words_of(error), needs_password=bool(session.info.needs_password))
+        return _parse(error_text(error), needs_password=bool(session.info.needs_password))
     return None
 
 

@@ -13,7 +13,7 @@ from listener.core.source import GapError, Saved, SourceError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.hints import ACCEPT_GAP, LOGICAL
-from listener.postgres.log.position import Place
+from listener.postgres.log.position import WALCheckpoint
 
 __all__ = [
     "Slot",
@@ -156,7 +156,7 @@ def unpublished_from(saved: Saved | None, slot: Slot | None) -> str:
     if saved is None:
         return confirmed or "its last position"
     try:
-        checkpoint = Place.parse(saved.position).spot
+        checkpoint = WALCheckpoint.parse(saved.position).label
     except ValueError:  # of another source; that is told when its name is known
         checkpoint = saved.position
     return f"{checkpoint} (the slot: {confirmed})" if confirmed else checkpoint

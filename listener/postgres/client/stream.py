@@ -58,7 +58,7 @@ class ReplicationStream:
         self._closed = threading.Event()
         self._heard = monotonic()
         self._looked = 0  # how often somebody asked for messages
-        self._keeper = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
+        self._keep_alive_thread = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
         self.flushed = 0  # acknowledged explicitly
 
     def start(self, slot: str, options: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
@@ -79,7 +79,7 @@ class ReplicationStream:
             self._cursor.send_feedback(force=True)  # from now on its interval counts
         self._started_at = self._answered_at = self._cursor.feedback_timestamp
         self._heard = monotonic()
-        self._keeper.start()
+        self._keep_alive_thread.start()
         return taken
 
     @property
@@ -90,11 +90,11 @@ class ReplicationStream:
         """
         self._looked += 1
         with translated():
-            self._let_go()
+            self._answer_request()
         read: Callable[[], Any] = self._cursor.read_message if self.has_begun else self._read_first
         return read
 
-    def _let_go(self) -> None:
+    def _answer_request(self) -> None:
         """Tell a server that has asked for an answer what was received: one that shuts down waits for no more.
 
         The reading cursor has answered already, perhaps with an acknowledgement of long ago; for a server that waits
@@ -142,8 +142,8 @@ class ReplicationStream:
         """Close the connection; safe to call twice."""
         self._closed.set()
         self._connection.close()
-        if self._keeper.is_alive():
-            self._keeper.join()
+        if self._keep_alive_thread.is_alive():
+            self._keep_alive_thread.join()
 
     def __enter__(self) -> Self:
         return self

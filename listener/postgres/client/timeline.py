@@ -16,9 +16,9 @@ from psycopg2.extras import LogicalReplicationConnection
 from listener.core.source import GapError, SourceLostError
 from listener.postgres.client.connection import Connection, fetch_value, translated
 from listener.postgres.hints import ACCEPT_GAP, PRIMARY, RESTORED
-from listener.postgres.log.position import Era, Eras, Place, Published, format_lsn, parse_lsn
+from listener.postgres.log.position import Era, Eras, LastPublished, WALCheckpoint, format_lsn, parse_lsn
 
-__all__ = ["ServerLog", "Start", "identify", "is_standby", "refuse_standby", "resume"]
+__all__ = ["ResumePoint", "Timeline", "identify", "is_standby", "refuse_standby", "resume"]
 
 _FIRST: Final = 1  # a timeline that comes from none
 
@@ -30,7 +30,7 @@ _NO_HISTORY: Final = (
 )
 
 
-class ServerLog(NamedTuple):
+class Timeline(NamedTuple):
     """Whose log it is, and how far it goes."""
 
     system: str  # the cluster's system identifier, in hexadecimal
@@ -47,23 +47,23 @@ class ServerLog(NamedTuple):
         return self.end if timeline == self.timeline else self.ends.get(timeline, 0)
 
 
-class Start(NamedTuple):
+class ResumePoint(NamedTuple):
     """How to go on after a checkpoint."""
 
     generation: int = 0
-    last: Published = Published()  # nothing up to it is published again
+    last: LastPublished = LastPublished()  # nothing up to it is published again
     is_expected: bool = False  # the log has to bring that change again, before anything that lies behind it
     lost_from: int = 0  # where the new primary left the log: what was published of the rest is no more
 
 
-def identify(replication: LogicalReplicationConnection) -> ServerLog:
+def identify(replication: LogicalReplicationConnection) -> Timeline:
     """Ask the server (manual, "Streaming Replication Protocol"); raises SourceError, SourceLostError."""
     refuse_standby(replication)
     with translated(), replication.cursor() as cursor:
         cursor.execute("IDENTIFY_SYSTEM")
         ((system, timeline, end, _database),) = cursor.fetchall()
     ends = _read_ends(replication, int(timeline))
-    return ServerLog(f"{int(system):x}", int(timeline), parse_lsn(end), ends)
+    return Timeline(f"{int(system):x}", int(timeline), parse_lsn(end), ends)
 
 
 def is_standby(connection: Connection) -> bool:
@@ -78,37 +78,37 @@ def refuse_standby(connection: Connection) -> None:
 
 
 def resume(
-    checkpoint: str, server: ServerLog, *, slot: str, confirmed: int, told: int | None = None
-) -> Start:
+    checkpoint: str, server: Timeline, *, slot: str, confirmed: int, advanced_to: int | None = None
+) -> ResumePoint:
     """Return how to go on after `checkpoint`.
 
     `confirmed` is where the slot stands, `told` where we know that we brought it ourselves. Raises GapError where the
     log is not the one that the checkpoint speaks of, or the slot has left behind what was not published.
     """
-    place = Place.parse(checkpoint)
-    generation, timeline = place.era
-    last, end = place.last, server.end_of(timeline)
+    saved = WALCheckpoint.parse(checkpoint)
+    generation, timeline = saved.era
+    last, end = saved.last, server.end_of(timeline)
     if not end or (timeline == server.timeline and last.commit_lsn >= end):
-        raise _restored(place, server)
-    if confirmed > max(place.position.commit_lsn + 1, told or 0):
-        raise _slot_moved(place, slot, confirmed)
+        raise _restored(saved, server)
+    if confirmed > max(saved.position.commit_lsn + 1, advanced_to or 0):
+        raise _slot_moved(saved, slot, confirmed)
     if last.commit_lsn >= end:
-        return Start(generation, Published(end - 1), lost_from=end)
-    return Start(generation, last, bool(last.committed) and confirmed <= last.commit_lsn)
+        return ResumePoint(generation, LastPublished(end - 1), lost_from=end)
+    return ResumePoint(generation, last, bool(last.committed) and confirmed <= last.commit_lsn)
 
 
-def _restored(place: Place, server: ServerLog) -> GapError:
-    end = f"{Era(place.era.generation, server.timeline)}{format_lsn(server.end)}"
+def _restored(saved: WALCheckpoint, server: Timeline) -> GapError:
+    end = f"{Era(saved.era.generation, server.timeline)}{format_lsn(server.end)}"
     return GapError(
-        f"The checkpoint {place.spot} lies beyond the end of the database's log, {end}: the database was restored from "
-        "an earlier state.",
+        f"The checkpoint {saved.label} lies beyond the end of the database's log, {end}: the database was restored "
+        "from an earlier state.",
         hint=RESTORED,
     )
 
 
-def _slot_moved(place: Place, slot: str, confirmed: int) -> GapError:
+def _slot_moved(saved: WALCheckpoint, slot: str, confirmed: int) -> GapError:
     return GapError(
-        f"The replication slot {slot} is at {format_lsn(confirmed)}, and the checkpoint at {place.spot}: what was "
+        f"The replication slot {slot} is at {format_lsn(confirmed)}, and the checkpoint at {saved.label}: what was "
         "committed between the two may not have been published, and cannot be read any more. Either the slot was "
         "dropped and made again, or advanced, by hand; or the broker has lost what it held last.",
         hint=f"{ACCEPT_GAP}\n"

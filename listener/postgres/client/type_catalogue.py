@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from listener.core.source import SourceLostError
 from listener.postgres.client.connection import Connection, fetch
-from listener.postgres.codec.builtin_types import BUILTIN, Kind, ValueType
+from listener.postgres.codec.builtin_types import BUILTIN, TypeKind, ValueType
 
 __all__ = ["TypeCatalogue"]
 
@@ -24,7 +24,7 @@ SELECT oid::bigint, typtype::text, typbasetype::bigint, typelem::bigint, typdeli
 FROM needed JOIN pg_catalog.pg_type USING (oid)
 """
 
-_KINDS: Final[Mapping[str, Kind]] = {"c": "composite", "e": "enum", "r": "range", "m": "range"}
+_KINDS: Final[Mapping[str, TypeKind]] = {"c": "composite", "e": "enum", "r": "range", "m": "range"}
 
 
 class _Row(NamedTuple):

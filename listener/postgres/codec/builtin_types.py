@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["BUILTIN", "Kind", "ValueType"]
+__all__ = ["BUILTIN", "TypeKind", "ValueType"]
 
-Kind = Literal["base", "array", "domain", "enum", "composite", "range", "unknown"]
+TypeKind = Literal["base", "array", "domain", "enum", "composite", "range", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class ValueType:
     """As much of a row of `pg_type` as the look of its values depends on."""
 
     oid: int
-    kind: Kind = "base"
+    kind: TypeKind = "base"
     of: ValueType | None = None  # an array's elements, or what a domain is based on
     delimiter: bytes = b","  # between an array's elements
 
@@ -58,7 +58,7 @@ datemultirange 4535 6155                        int8multirange 4536 6157
 _BOX = 603  # the one type whose arrays are not separated by commas
 
 
-def _value_types(table: str, kind: Kind) -> Iterator[ValueType]:
+def _value_types(table: str, kind: TypeKind) -> Iterator[ValueType]:
     words = table.split()
     for oid, array_oid in zip(map(int, words[1::3]), map(int, words[2::3]), strict=True):
         value_type = ValueType(oid, kind)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import orjson
 
 from listener.core.change import LoggedChange
-from listener.postgres.codec.table import NOT_PLAIN, Kind, Old
+from listener.postgres.codec.table import NOT_PLAIN, Kind, OldRow
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.log.position import format_lsn
 
@@ -69,7 +69,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
             return None
         if new[place].__class__ is not bytes and relation.is_missing(new, column):
             return False  # an unchanged TOAST value
-        if old is None or (self._kind.old is Old.KEY and not relation.columns[place].key):
+        if old is None or (self._kind.old is OldRow.KEY and not relation.columns[place].key):
             return None
         return old[place] != new[place]
 
@@ -86,7 +86,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
         relation, old, new = self._kind.table, self._old, self._new
-        keys_only = self._kind.old is Old.KEY
+        keys_only = self._kind.old is OldRow.KEY
         if not keys_only and (old is None or UNCHANGED not in old) and (new is None or UNCHANGED not in new):
             return relation.absent(columns)
         missing = [

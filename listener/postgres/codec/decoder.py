@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from listener.core.source import GapError, SourceError
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.hints import RESTORED, UPDATE
-from listener.postgres.log.position import Eras, Published, WALPosition
+from listener.postgres.log.position import Eras, LastPublished, WALPosition
 
 __all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "OtherLogError", "UndescribedTableError", "WALPosition"]
 
@@ -44,7 +44,7 @@ class Commit(NamedTuple):
 class OtherLogError(GapError):
     """The database's log is not the one that was read before: it was restored from an earlier state."""
 
-    def __init__(self, last: Published) -> None:
+    def __init__(self, last: LastPublished) -> None:
         """`last` was published, and is not there."""
         super().__init__(
             f"What was published last, at {last.position}, is not in the database's log: the database was restored "
@@ -62,7 +62,7 @@ class Decoder(ABC):
         """`source` names the database cluster in the ids of its changes."""
         self._source = source
         self._after = WALPosition(0, 0)
-        self._expected: Published | None = None
+        self._expected: LastPublished | None = None
         self.eras = Eras()
         self._ordinal = 0
         self._published_up_to: float = -1  # ordinal in this transaction
@@ -74,13 +74,13 @@ class Decoder(ABC):
         Raises SourceError, and nothing else, where the message cannot be decoded.
         """
 
-    def confirm(self, changes: list[WALChange]) -> None:  # noqa: B027 - most have nothing to do
+    def verify(self, changes: list[WALChange]) -> None:  # noqa: B027 - most have nothing to do
         """Make certain of all changes since the last call, and put them right; before they are handed on.
 
         Raises SourceError where one cannot be known, SourceLostError.
         """
 
-    def may_move_on(self) -> bool:
+    def may_advance(self) -> bool:
         """Return whether it is certain that nothing was left out which should have come; else ask again soon.
 
         To be asked before the position moves past what no change came of. Raises SourceError, SourceLostError.
@@ -101,7 +101,7 @@ class Decoder(ABC):
         """Leave out all changes up to and with `after`: the broker has them."""
         self._after = after
 
-    def start(self, last: Published, eras: Eras, *, is_expected: bool) -> None:
+    def start(self, last: LastPublished, eras: Eras, *, is_expected: bool) -> None:
         """Leave out what was published before, the last of which is `last`.
 
         If it `is_expected`, OtherLogError is raised where the log does not have it before all that lies behind it.
@@ -111,7 +111,7 @@ class Decoder(ABC):
         self._expected = last if is_expected else None
 
     @property
-    def is_expecting(self) -> bool:
+    def awaits_last_published(self) -> bool:
         """Whether what was published last is still to come: until then nobody knows which log this is."""
         return self._expected is not None
 
@@ -139,7 +139,7 @@ class Decoder(ABC):
             self._published_up_to = -1
         return Begin(commit_lsn)
 
-    def _compare(self, commit_lsn: int, committed: int, expected: Published) -> None:
+    def _compare(self, commit_lsn: int, committed: int, expected: LastPublished) -> None:
         if commit_lsn < expected.commit_lsn:
             return
         if (commit_lsn, committed) != (expected.commit_lsn, expected.committed):

@@ -14,7 +14,7 @@ from listener.core import json_text
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.codec.values import ValueType, converter, verbatim
 
-__all__ = ["NOT_PLAIN", "Column", "Kind", "Old", "Table"]
+__all__ = ["NOT_PLAIN", "Column", "Kind", "OldRow", "Table"]
 
 _Names = tuple[str, ...] | None  # of columns; None: all
 _Render = Callable[[Row], bytes]
@@ -33,7 +33,7 @@ class Column:
     key: bool  # part of the replica identity
 
 
-class Old(Enum):
+class OldRow(Enum):
     """What a change has of the old row."""
 
     NOTHING = auto()
@@ -46,7 +46,9 @@ class Kind:
 
     __slots__ = ("_has_new", "event", "head", "name", "old", "table", "writers")
 
-    def __init__(self, table: Table, event: str, old: Old = Old.NOTHING, *, has_new: bool = True) -> None:
+    def __init__(
+        self, table: Table, event: str, old: OldRow = OldRow.NOTHING, *, has_new: bool = True
+    ) -> None:
         """`has_new`: there is a new row."""
         self.table = table
         self.event = event
@@ -62,7 +64,7 @@ class Kind:
 
     def old_columns(self, columns: _Names) -> _Names:
         """Return those of `columns` that the old row has."""
-        if self.old is not Old.KEY:
+        if self.old is not OldRow.KEY:
             return columns
         keys = self.table.key_columns
         return keys if columns is None else tuple(name for name in columns if name in keys)
@@ -73,9 +75,11 @@ class Kind:
         It takes the old row, the new row, the id, the position, and the end of the JSON.
         """
         table = self.table
-        old, olds = table.outline("old", self.old_columns(columns)) if self.old is not Old.NOTHING else _NULL
+        old, olds = (
+            table.outline("old", self.old_columns(columns)) if self.old is not OldRow.NOTHING else _NULL
+        )
         new, news = table.outline("new", columns) if self._has_new else _NULL
-        known = table.key_columns if self.old is Old.KEY else table.names
+        known = table.key_columns if self.old is OldRow.KEY else table.names
         missing = [name for name in (table.names if columns is None else columns) if name not in known]
         template = b'{"id":"%%b%b%b,"after":%b,"unavailable":%b,"position":"%%b%%b' % (
             _literal(self.head), old, new, _literal(orjson.dumps(missing)),
@@ -125,10 +129,10 @@ class Table:
         self._keyed = lru_cache(maxsize=100)(self._with_key)
         self.insert = Kind(self, "insert")
         self.update_alone = Kind(self, "update")
-        self.update_by_key = Kind(self, "update", Old.KEY)
-        self.update = Kind(self, "update", Old.ALL)
-        self.delete_by_key = Kind(self, "delete", Old.KEY, has_new=False)
-        self.delete = Kind(self, "delete", Old.ALL, has_new=False)
+        self.update_by_key = Kind(self, "update", OldRow.KEY)
+        self.update = Kind(self, "update", OldRow.ALL)
+        self.delete_by_key = Kind(self, "delete", OldRow.KEY, has_new=False)
+        self.delete = Kind(self, "delete", OldRow.ALL, has_new=False)
         self.truncate = Kind(self, "truncate", has_new=False)
         self._renderers: dict[_Names, _Render] = {}
         self._careful = lru_cache(maxsize=100)(partial(self._compile, careful=True))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["Era", "Eras", "Place", "Published", "WALPosition", "format_lsn", "parse_lsn"]
+__all__ = ["Era", "Eras", "LastPublished", "WALCheckpoint", "WALPosition", "format_lsn", "parse_lsn"]
 
 
 class WALPosition(NamedTuple):
@@ -26,7 +26,7 @@ class WALPosition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> WALPosition:
-        """Read what `str` printed, also as a part of what `Place` prints; raises ValueError."""
+        """Read what `str` printed, also as a part of what `WALCheckpoint` prints; raises ValueError."""
         lsn, *_, ordinal = text.rpartition("@")[2].split(":")
         return cls(parse_lsn(lsn), int(ordinal))
 
@@ -74,7 +74,7 @@ class Eras:
         return next(older, self.newest)
 
 
-class Published(NamedTuple):
+class LastPublished(NamedTuple):
     """The change that was published last; with `committed` 0 it is not known which one stood there."""
 
     commit_lsn: int = 0
@@ -85,7 +85,7 @@ class Published(NamedTuple):
         return f"{self.commit_lsn:X}-{self.committed:X}-{self.ordinal}"
 
     @classmethod
-    def parse(cls, text: str) -> Published:
+    def parse(cls, text: str) -> LastPublished:
         """Read what `str` printed; raises ValueError."""
         commit_lsn, committed, ordinal = text.split("-")
         return cls(int(commit_lsn, 16), int(committed, 16), int(ordinal))
@@ -95,30 +95,30 @@ class Published(NamedTuple):
         return WALPosition(self.commit_lsn, self.ordinal)
 
 
-class Place(NamedTuple):
+class WALCheckpoint(NamedTuple):
     """A checkpoint."""
 
     era: Era
     position: WALPosition
-    last: Published
+    last: LastPublished
 
     def __str__(self) -> str:
         return f"{self.era}{format_lsn(self.position.commit_lsn)}:{self.last}:{self.position.ordinal}"
 
     @property
-    def spot(self) -> str:
+    def label(self) -> str:
         """What a person is told of it."""
         return f"{self.era}{self.position}"
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> WALCheckpoint:
         """Read what `str` printed, or what earlier versions did, which did not note the last change."""
         position = WALPosition.parse(text)
         last = text.partition(":")[2].rpartition(":")[0]
         return cls(
             Era.parse(text.rpartition("@")[0]),
             position,
-            Published.parse(last) if last else Published(position.commit_lsn, 0, position.ordinal),
+            LastPublished.parse(last) if last else LastPublished(position.commit_lsn, 0, position.ordinal),
         )
 
 

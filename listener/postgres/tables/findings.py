@@ -13,7 +13,7 @@ from cdc_tasks.routing.router import Route, RouteIndex
 from listener.core.findings import CloseNames, Finding, State
 from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT, quoted, quoted_table
 from listener.postgres.tables.catalogue import Identity, Table, TableName
-from listener.postgres.tables.selection import Watched, is_glob, watched_tables
+from listener.postgres.tables.selection import SelectedTable, is_glob, selected_tables
 
 __all__ = ["find_harm", "find_in_tables", "find_refused", "for_wal2json"]
 
@@ -40,9 +40,9 @@ def find_in_tables(
     missing = partial(_no_table, close=close, former=former or {})
     for route in dict.fromkeys(routes):
         yield from _find_in_route(route, matching.get(route.key, ()), by_name, version, missing)
-    watched = watched_tables(routes, tables)
-    published = frozenset[EventType]().union(*(each.events for each in watched))
-    for each in watched:
+    selected = selected_tables(routes, tables)
+    published = frozenset[EventType]().union(*(each.events for each in selected))
+    for each in selected:
         findings = [
             *_find_in_identity(each, published, version),
             *_find_in_old_values(each),
@@ -60,18 +60,18 @@ def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, lis
     return found
 
 
-def for_wal2json(findings: Sequence[Finding], watched: Sequence[Watched]) -> list[Finding]:
+def for_wal2json(findings: Sequence[Finding], selected: Sequence[SelectedTable]) -> list[Finding]:
     """Return the findings with a problem for each partitioned table: of those wal2json does not say enough."""
     refused = [
-        _problem(each.table, PARTITIONED, PARTITIONED_HINT) for each in watched if each.table.is_partitioned
+        _problem(each.table, PARTITIONED, PARTITIONED_HINT) for each in selected if each.table.is_partitioned
     ]
     tables = {each.what for each in refused}
     return [*(each for each in findings if each.what not in tables), *refused]
 
 
-def _well(watched: Watched) -> Finding:
-    columns = "all columns" if watched.columns is None else ", ".join(sorted(watched.columns))
-    return Finding(what=_table(watched.table.name), found=f"{_events(watched.events)} of {columns}")
+def _well(selected: SelectedTable) -> Finding:
+    columns = "all columns" if selected.columns is None else ", ".join(sorted(selected.columns))
+    return Finding(what=_table(selected.table.name), found=f"{_events(selected.events)} of {columns}")
 
 
 def _find_in_route(
@@ -123,14 +123,14 @@ def _no_table_any_more(route: Route, now: TableName | None) -> Finding:
     )
 
 
-def find_harm(watched: Watched, published: frozenset[EventType], version: int) -> list[Finding]:
+def find_harm(selected: SelectedTable, published: frozenset[EventType], version: int) -> list[Finding]:
     """Return why the table must not be published: its UPDATE and DELETE would fail, or old values come out wrong."""
-    return [each for each in _find_in_identity(watched, published, version) if each.state is State.PROBLEM]
+    return [each for each in _find_in_identity(selected, published, version) if each.state is State.PROBLEM]
 
 
-def find_refused(watched: Iterable[Watched]) -> Iterator[Finding]:
+def find_refused(selected: Iterable[SelectedTable]) -> Iterator[Finding]:
     """Yield the tables whose UPDATE and DELETE the server refuses now, because of a list of columns."""
-    for each in watched:
+    for each in selected:
         for listed in each.table.listed_in:
             names = [own.table for own in each.table.identities if listed.refuses(own)]
             if names:
@@ -195,12 +195,14 @@ def _find_in_partition(route: Route, table: Table, tables: dict[TableName, Table
         yield Finding(what=f"route to {route.task}", state=State.WARNING, found=found, hint=hint)
 
 
-def _find_in_identity(watched: Watched, published: frozenset[EventType], version: int) -> Iterator[Finding]:
+def _find_in_identity(
+    selected: SelectedTable, published: frozenset[EventType], version: int
+) -> Iterator[Finding]:
     """Look for what would make the application's own statements fail, or old values come out wrong.
 
     A publication's events hold for all its tables, whatever the routes of this one are.
     """
-    table = watched.table
+    table = selected.table
     if not published & _NEED_A_KEY:
         return
     lacking = [each.table for each in table.identities if not each.identifies_rows]
@@ -225,15 +227,15 @@ def _problem(table: Table, found: str, hint: str) -> Finding:
     return Finding(what=_table(table.name), state=State.PROBLEM, found=found, hint=hint)
 
 
-def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
+def _find_in_old_values(selected: SelectedTable) -> Iterator[Finding]:
     """Routes that ask for old values which are not in the log."""
-    table = watched.table
+    table = selected.table
     partial = [
         each.table for each in (table.own_identity, *table.partitions) if each.identity is not Identity.FULL
     ]
     if not partial:
         return
-    for route in watched.routes:
+    for route in selected.routes:
         compared = frozenset(getattr(route.when, "columns", ())) - table.key
         if compared and EventType.UPDATE in route.events:
             found = (

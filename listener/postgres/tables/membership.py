@@ -24,12 +24,12 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.tables.catalogue import Table, TableName
 from listener.postgres.tables.publication import add_tables, drop_tables, with_sql
 
-__all__ = ["Taken", "find_unwritten", "replace_list", "run_together", "take_in"]
+__all__ = ["AddedTables", "add_to_publication", "find_unwritten", "replace_list", "run_together"]
 
 _LOCK_TIMEOUT: Final = "200ms"  # writers queue up behind a lock that we wait for
 _TRIES: Final = 3
 _PAUSE: Final = 0.3
-_PATIENCE: Final = 5.0  # seconds for all tries together, however many tables are in somebody's hands
+_TIME_LIMIT: Final = 5.0  # seconds for all tries together, however many tables are in somebody's hands
 _AT_ONCE: Final = 50  # tables in one transaction
 
 Columns = frozenset[str] | None
@@ -65,7 +65,7 @@ def _unwritten(connection: Connection, tables: Sequence[Table]) -> frozenset[int
     return frozenset(oids) - written
 
 
-class Taken(NamedTuple):
+class AddedTables(NamedTuple):
     """What came of taking tables in."""
 
     proven: frozenset[int]  # the OIDs of those into which nothing was written before
@@ -74,15 +74,15 @@ class Taken(NamedTuple):
     unlocked: frozenset[int]  # the OIDs of those that somebody was writing to
 
 
-def take_in(
+def add_to_publication(
     connection: Connection, publication: str, columns: Mapping[TableName, Columns], tables: Sequence[Table]
-) -> Taken:
+) -> AddedTables:
     """Add the tables, with these `columns`; raises SourceLostError where the session is."""
     proven: set[int] = set()
     unlocked: set[int] = set()
     denied: list[PermissionDeniedError] = []
     busy: list[SourceLostError] = []
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _TIME_LIMIT
     for at in range(0, len(tables), _AT_ONCE):
         some = tables[at : at + _AT_ONCE]
         try:
@@ -95,7 +95,7 @@ def take_in(
                     found = _add_soon(connection, publication, columns, table, until)
                     proven |= found or frozenset()
                     unlocked |= {table.oid} if found is None else frozenset()
-    return Taken(frozenset(proven), tuple(denied), tuple(busy), frozenset(unlocked))
+    return AddedTables(frozenset(proven), tuple(denied), tuple(busy), frozenset(unlocked))
 
 
 @contextmanager

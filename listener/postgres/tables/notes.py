@@ -61,7 +61,7 @@ class Notes:
     events: frozenset[str] = frozenset()
     all_tables: bool = False
     schemas: frozenset[str] = frozenset()  # those of which all tables are published
-    looked: int = 0  # where the log was when all was seen to be as it is noted; 0: not known
+    checked_lsn: int = 0  # where the log was when all was seen to be as it is noted; 0: not known
     gaps: tuple[GapNote, ...] = ()
     others: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ def parse_notes(text: str | None) -> Notes:
             events=frozenset(found.get("events", ())),
             all_tables=bool(found.get("all_tables")),
             schemas=frozenset(found.get("schemas", ())),
-            looked=int(found.get("looked", 0)),
+            checked_lsn=int(found.get("looked", 0)),
             gaps=tuple(GapNote(**each) for each in found.get("gaps", ())),
             others={name: value for name, value in found.items() if name not in _OURS},
         )
@@ -118,7 +118,7 @@ def format_notes(notes: Notes) -> str:
             "schemas": sorted(notes.schemas),
             "patterns": sorted(notes.patterns),
             "tables": tables,
-            "looked": notes.looked,
+            "looked": notes.checked_lsn,
             "gaps": [
                 {"table": gap.table, "start": gap.start, "end": gap.end, "reason": gap.reason}
                 for gap in notes.gaps

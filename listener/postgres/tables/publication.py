@@ -21,7 +21,7 @@ from listener.postgres.client.connection import Connection, execute, fetch
 from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.tables.catalogue import Identity, Table, TableName
-from listener.postgres.tables.selection import Watched
+from listener.postgres.tables.selection import SelectedTable
 
 __all__ = [
     "Publication",
@@ -86,31 +86,33 @@ class Publication:
         return listed is None or (columns is not None and listed >= columns)
 
 
-def plan_publication(watched: Sequence[Watched], version: int, *, column_lists: bool = False) -> Publication:
+def plan_publication(
+    selected: Sequence[SelectedTable], version: int, *, column_lists: bool = False
+) -> Publication:
     """Return what the publication has to be; `version` is libpq's number (150004)."""
     columns = _columns if column_lists and version >= 15_00_00 else _all_columns
-    events = frozenset[EventType]().union(*(each.events for each in watched))
+    events = frozenset[EventType]().union(*(each.events for each in selected))
     return Publication(
-        tables={each.table.name: columns(each, events, version) for each in watched},
+        tables={each.table.name: columns(each, events, version) for each in selected},
         events=events,
         generated_columns=True if version >= 18_00_00 else None,
     )
 
 
-def _all_columns(_watched: Watched, _events: frozenset[EventType], _version: int) -> None:
+def _all_columns(_selected: SelectedTable, _events: frozenset[EventType], _version: int) -> None:
     return None
 
 
-def _columns(watched: Watched, events: frozenset[EventType], version: int) -> frozenset[str] | None:
-    table = watched.table
-    if watched.columns is None:
+def _columns(selected: SelectedTable, events: frozenset[EventType], version: int) -> frozenset[str] | None:
+    table = selected.table
+    if selected.columns is None:
         return None
     sendable = frozenset(table.columns) - table.virtual_generated
     if version < 18_00_00:
         sendable -= table.stored_generated
     if events & _NEED_A_KEY and not _may_be_narrowed(table, sendable):
         return None
-    columns = (watched.columns | table.key) & sendable
+    columns = (selected.columns | table.key) & sendable
     # A list of all columns would only keep the application from dropping one.
     return None if not columns or columns == sendable else columns
 
@@ -142,7 +144,7 @@ def ensure_publication(
             raise with_sql(error, statements, connection) from error
         log.info("publication_left_as_it_is", publication=name, reason=error.message)
     else:
-        _say_changed(name, found, wanted)
+        _log_changes(name, found, wanted)
 
 
 def statements_for(name: str, found: Publication | None, wanted: Publication) -> Sequence[Composed]:
@@ -214,7 +216,7 @@ def with_sql(
     )
 
 
-def _say_changed(name: str, found: Publication | None, wanted: Publication) -> None:
+def _log_changes(name: str, found: Publication | None, wanted: Publication) -> None:
     before: Mapping[TableName, frozenset[str] | None] = found.tables if found else {}
     log.info(
         "publication_created" if found is None else "publication_changed",

@@ -17,7 +17,7 @@ from cdc_tasks.routing.router import Route
 from listener.postgres.tables.catalogue import Table, TableName
 from listener.postgres.tables.notes import Notes, TableNote
 from listener.postgres.tables.publication import Publication
-from listener.postgres.tables.selection import Watched, is_glob
+from listener.postgres.tables.selection import SelectedTable, is_glob
 
 __all__ = [
     "ALL_TABLES",
@@ -29,7 +29,7 @@ __all__ = [
     "former_names",
     "is_named",
     "note_tables",
-    "settled",
+    "unchanged_tables",
 ]
 
 ALL_TABLES = "all tables"
@@ -41,14 +41,14 @@ class Survey:
 
     end: int  # how far the log was, at least
     names: Mapping[int, TableName]  # of all tables, views and the like
-    watched: Sequence[Watched]
+    selected: Sequence[SelectedTable]
     publication: Publication | None  # None: there is none, or the plugin needs none
     covered: Sequence[Table] = ()  # partitions that are watched as a part of the whole, and may become tables
-    settled: frozenset[int] = frozenset()  # watched tables that are left out: they are as they are noted
+    unchanged: frozenset[int] = frozenset()  # watched tables that are left out: they are as they are noted
 
     @cached_property
-    def by_oid(self) -> Mapping[int, Watched]:
-        return {each.table.oid: each for each in self.watched}
+    def by_oid(self) -> Mapping[int, SelectedTable]:
+        return {each.table.oid: each for each in self.selected}
 
     @cached_property
     def covered_oids(self) -> frozenset[int]:
@@ -90,7 +90,7 @@ def find_losses(notes: Notes, survey: Survey, wanted: Publication) -> Iterator[L
         yield Loss(None, ALL_TABLES, reason, is_provable=False)
     for oid, each in survey.by_oid.items():
         note, name = notes.tables.get(oid), each.table.name
-        reason = _came(notes, found, name) if note is None else _went(note, found, name)
+        reason = _loss_of_new(notes, found, name) if note is None else _loss_of_noted(note, found, name)
         if reason:
             is_provable = note is None or name not in found.tables
             yield Loss(oid, ".".join(name), reason, is_provable)
@@ -106,7 +106,7 @@ def _lost_everywhere(notes: Notes, found: Publication, wanted: Publication) -> s
     return None
 
 
-def _went(note: TableNote, found: Publication, name: TableName) -> str | None:
+def _loss_of_noted(note: TableNote, found: Publication, name: TableName) -> str | None:
     if found.is_wide(name):
         return None
     if name not in found.tables:
@@ -116,7 +116,7 @@ def _went(note: TableNote, found: Publication, name: TableName) -> str | None:
     return "the publication left out rows of the table" if name in found.filtered else None
 
 
-def _came(notes: Notes, found: Publication, name: TableName) -> str | None:
+def _loss_of_new(notes: Notes, found: Publication, name: TableName) -> str | None:
     """Return why a table that was not noted should have been published: no reason if its route is new."""
     if not any(
         fnmatchcase(name[0], schema) and fnmatchcase(name[1], table) for schema, table in notes.patterns
@@ -129,7 +129,9 @@ def _came(notes: Notes, found: Publication, name: TableName) -> str | None:
     return "the table is new, and was not published from its first row on"
 
 
-def settled(notes: Notes, names: Mapping[int, TableName], found: Publication | None) -> frozenset[int]:
+def unchanged_tables(
+    notes: Notes, names: Mapping[int, TableName], found: Publication | None
+) -> frozenset[int]:
     """Return the OIDs of the tables that are published, and called, as they are noted."""
     return frozenset(
         oid
@@ -188,7 +190,7 @@ def note_tables(
 
 def _is_kept(oid: int, note: TableNote, survey: Survey, routes: Sequence[Route]) -> bool:
     """Return whether the note still says something about what comes, or may come."""
-    if oid in survey.settled or oid in survey.by_oid or oid in survey.covered_oids:
+    if oid in survey.unchanged or oid in survey.by_oid or oid in survey.covered_oids:
         return True
     if oid not in survey.names:
         return any(is_named(routes, each) for each in (note.name, *note.former))

@@ -9,11 +9,11 @@ from cdc_tasks.changes import EventType
 from cdc_tasks.routing.router import Route, RouteIndex
 from listener.postgres.tables.catalogue import Table
 
-__all__ = ["Watched", "covered_partitions", "is_glob", "needed_columns", "watched_tables"]
+__all__ = ["SelectedTable", "covered_partitions", "is_glob", "needed_columns", "selected_tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class SelectedTable:
     """One table whose changes are wanted."""
 
     table: Table
@@ -32,12 +32,12 @@ class Watched:
         return frozenset[str]().union(*filter(None, needed))
 
 
-def watched_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Watched, ...]:
+def selected_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[SelectedTable, ...]:
     """Return the tables that the routes name; a partition only where no route names what it is a part of."""
     watching = RouteIndex(routes).watching
     candidates = {table.name: table for table in tables if table.is_publishable}
     return tuple(
-        Watched(table=table, routes=watching(*name))
+        SelectedTable(table=table, routes=watching(*name))
         for name, table in candidates.items()
         if watching(*name) and not any(watching(*ancestor) for ancestor in table.ancestors)
     )

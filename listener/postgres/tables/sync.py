@@ -18,9 +18,9 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.tables.current import look_at_tables, routed
+from listener.postgres.tables.current import read_current_tables, routed
 from listener.postgres.tables.findings import find_harm, for_wal2json
-from listener.postgres.tables.membership import find_unwritten, replace_list, run_together, take_in
+from listener.postgres.tables.membership import add_to_publication, find_unwritten, replace_list, run_together
 from listener.postgres.tables.notes import GapNote, Notes, TableNote
 from listener.postgres.tables.publication import (
     Publication,
@@ -38,19 +38,19 @@ from listener.postgres.tables.reconciliation import (
     find_losses,
     find_renamed,
     note_tables,
-    settled,
+    unchanged_tables,
 )
-from listener.postgres.tables.selection import covered_partitions, watched_tables
+from listener.postgres.tables.selection import covered_partitions, selected_tables
 
 __all__ = [
-    "Look",
-    "TableKeeper",
+    "SyncResult",
     "TableRenamedError",
+    "TableSync",
+    "describe_renamed",
     "gap_of_tables",
     "gap_start",
+    "log_gap",
     "read_end",
-    "say_gap",
-    "tell_renamed",
 ]
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ class TableRenamedError(SourceError):
     """A watched table has a name for which there is no route."""
 
 
-_MOST_TOLD: Final = 50  # tables in one message
+_MOST_NAMED: Final = 50  # tables in one message
 _BRING_UP_TO_DATE: Final = (
     "There is no checkpoint, so nobody knows whether the table was watched before. If it was, bring what depends on it"
     " up to date by hand."
@@ -87,27 +87,27 @@ class Repaired(NamedTuple):
     troubles: tuple[Trouble, ...]
 
 
-class Prepared(NamedTuple):
+class PreparedTables(NamedTuple):
     """What is to be noted, and where the log was before anybody looked."""
 
     notes: Notes
-    looked: int
+    checked_lsn: int
 
 
-class Look(NamedTuple):
+class SyncResult(NamedTuple):
     """What a look at a running listener's tables led to."""
 
     notes: Notes
     troubles: tuple[Trouble, ...] = ()
 
     @property
-    def is_settled(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all that the routes name is published."""
         return not self.troubles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableKeeper:
+class TableSync:
     """One listener's tables."""
 
     publication: str | None  # None: the plugin needs none
@@ -122,7 +122,7 @@ class TableKeeper:
         position: int = 0,
         accept_gap: bool = False,
         is_noted: bool = True,
-    ) -> Prepared:
+    ) -> PreparedTables:
         """Make the publication what the routes need, and return what is to be noted.
 
         To be called before the slot is made, and not while another listener reads, which relies on the publication
@@ -140,19 +140,19 @@ class TableKeeper:
         gap = gap_of_tables(losses, renamed, format_lsn(start), format_lsn(end), hints)
         if gap and not is_noted:
             for loss in losses:
-                say_gap(_note_of(loss, start, end), hint=_BRING_UP_TO_DATE)
+                log_gap(_note_of(loss, start, end), hint=_BRING_UP_TO_DATE)
         elif gap and not accept_gap:
             raise gap  # with nothing taken out of the publication: the next start may need it
         if self.publication is not None:
             wanted, needed = self.wanted(connection, survey), self.needed(connection, survey)
             ensure_publication(connection, self.publication, wanted, needed=needed)
-        after = self._again(connection, survey)
+        after = self._survey_again(connection, survey)
         if accept_gap:
             notes = _accept(notes, gap, renamed, after.end)
         for each in notes.gaps:
-            say_gap(each)
+            log_gap(each)
         noted = note_tables(notes, after, self.routes, position=position, only=lambda _oid: True)
-        return Prepared(noted, survey.end)
+        return PreparedTables(noted, survey.end)
 
     def assumed(self, connection: Connection, confirmed: int) -> Notes:
         """Return what is likely to have been noted by a start that never came to its first checkpoint.
@@ -170,10 +170,10 @@ class TableKeeper:
             publication=found.oid,
             all_tables=found.all_tables,
             schemas=found.schemas,
-            looked=confirmed,
+            checked_lsn=confirmed,
         )
 
-    def look(self, connection: Connection, notes: Notes, *, since: int, position: int) -> Look:
+    def reconcile(self, connection: Connection, notes: Notes, *, since: int, position: int) -> SyncResult:
         """Take in what has come and take back what went, while a listener reads; note what may be missing.
 
         At `since` all was published that is noted. Raises GapError where the publication is gone, TableRenamedError
@@ -182,11 +182,13 @@ class TableKeeper:
         survey = self._survey_changes(connection, notes)
         if self.publication is None:
             _refuse_renamed(notes, survey, self.routes, since)
-            return Look(note_tables(notes, survey, self.routes, position=position, only=lambda _oid: True))
+            return SyncResult(
+                note_tables(notes, survey, self.routes, position=position, only=lambda _oid: True)
+            )
         if survey.publication is None:
             raise gap_of_publication(self.publication, format_lsn(since), format_lsn(survey.end))
         repaired = self._repair(connection, survey.publication, notes, survey)
-        after = self._again(connection, survey)
+        after = self._survey_again(connection, survey)
         lacking = self.lacking(connection, after)
         for loss in repaired.losses:
             end = None if loss.oid in lacking else format_lsn(after.end)
@@ -194,42 +196,42 @@ class TableKeeper:
             notes = _with_gap(notes, gap)
         notes = _without_open_gaps(notes, after, lacking, repaired.proven)
         noted = note_tables(notes, after, self.routes, position=position, only=lambda oid: oid not in lacking)
-        return Look(noted, repaired.troubles)
+        return SyncResult(noted, repaired.troubles)
 
     def survey(self, connection: Connection, notes: Notes) -> tuple[list[Finding], Survey]:
         """Return what there is to say about the routes' tables, and what the server has now."""
         end = read_end(connection)
-        seen = look_at_tables(connection, self.routes, notes)
+        seen = read_current_tables(connection, self.routes, notes)
         publication = self._read(connection)
         survey = Survey(
             end=end,
             names=seen.names,
-            watched=seen.watched,
+            selected=seen.selected,
             covered=seen.covered,
             publication=publication,
         )
-        findings = for_wal2json(seen.findings, seen.watched) if self.publication is None else seen.findings
+        findings = for_wal2json(seen.findings, seen.selected) if self.publication is None else seen.findings
         return findings, survey
 
     def _survey_changes(self, connection: Connection, notes: Notes) -> Survey:
         """Return a survey of the tables that are not as they are noted; of all, where others have a part in it."""
         end = read_end(connection)
         names, found = read_names(connection), self._read(connection)
-        as_noted = settled(notes, names, found)
+        as_noted = unchanged_tables(notes, names, found)
         others = {oid: name for oid, name in names.items() if oid not in as_noted}
         tables = read_tables(connection, routed(self.routes, others))
-        watched = watched_tables(self.routes, tables)
-        events = frozenset[str]().union(*(each.events for each in watched))
+        selected = selected_tables(self.routes, tables)
+        events = frozenset[str]().union(*(each.events for each in selected))
         has_lists = found is not None and any(columns is not None for columns in found.tables.values())
         if self.column_lists or has_lists or not events <= notes.events:
             return self.survey(connection, notes)[1]
         return Survey(
             end=end,
             names=names,
-            watched=watched,
+            selected=selected,
             covered=covered_partitions(self.routes, tables),
             publication=found,
-            settled=as_noted,
+            unchanged=as_noted,
         )
 
     def wanted(self, connection: Connection, survey: Survey) -> Publication:
@@ -266,7 +268,7 @@ class TableKeeper:
         losses = tuple(find_losses(notes, survey, wanted))
         provable = _provable(survey, losses)
         missing = [each for each in provable if not (each.name in found.tables or found.is_wide(each.name))]
-        taken = take_in(connection, found.name, wanted.tables, missing)
+        taken = add_to_publication(connection, found.name, wanted.tables, missing)
         if taken.busy:
             raise taken.busy[0]
         unwritten = find_unwritten(connection, [each for each in provable if each not in missing])
@@ -289,8 +291,8 @@ class TableKeeper:
             if narrow := {table: wanted.tables[table] for table in lacking & found.tables.keys()}:
                 replace_list(connection, found.name, narrow)
         missing = lacking - found.tables.keys() - harm.keys()
-        tables = [each.table for each in survey.watched if each.table.name in missing]
-        taken = take_in(connection, found.name, wanted.tables, tables)
+        tables = [each.table for each in survey.selected if each.table.name in missing]
+        taken = add_to_publication(connection, found.name, wanted.tables, tables)
         with _collecting(denied):
             if partitions := missing & {each.name for each in survey.covered}:
                 run_together(connection, [add_tables(found.name, dict.fromkeys(partitions))])
@@ -305,7 +307,7 @@ class TableKeeper:
         ]
         return Repaired(_unproven(losses, proven, taken.unlocked), proven, tuple(troubles))
 
-    def _again(self, connection: Connection, survey: Survey) -> Survey:
+    def _survey_again(self, connection: Connection, survey: Survey) -> Survey:
         """Return the survey with the publication as it is now, and an end of the log before that."""
         end = read_end(connection)
         return replace(survey, publication=self._read(connection), end=end)
@@ -316,7 +318,7 @@ class TableKeeper:
 
 def _plan(connection: Connection, survey: Survey, *, column_lists: bool) -> Publication:
     """Return what should be published, partitions included: they go on without a break when they are detached."""
-    plan = plan_publication(survey.watched, connection.info.server_version, column_lists=column_lists)
+    plan = plan_publication(survey.selected, connection.info.server_version, column_lists=column_lists)
     return replace(plan, tables={**plan.tables, **{each.name: None for each in survey.covered}})
 
 
@@ -331,7 +333,7 @@ def gap_start(notes: Notes, survey: Survey, position: int) -> int:
     Not from `position` on, up to which the log is published: a table can be gone before a listener that is killed
     has seen it, and the listener reads on.
     """
-    return notes.looked if 0 < notes.looked <= survey.end else position
+    return notes.checked_lsn if 0 < notes.checked_lsn <= survey.end else position
 
 
 def gap_of_tables(
@@ -345,19 +347,19 @@ def gap_of_tables(
     told, hints = [], list(more_hints)
     if losses:
         tables = [f"{each.table} ({each.reason})" for each in losses]
-        more = f", and {len(tables) - _MOST_TOLD} more" if len(tables) > _MOST_TOLD else ""
+        more = f", and {len(tables) - _MOST_NAMED} more" if len(tables) > _MOST_NAMED else ""
         told.append(
             f"Changes that were committed between {start} and {end} may be missing:"
-            f" {', '.join(tables[:_MOST_TOLD])}{more}."
+            f" {', '.join(tables[:_MOST_NAMED])}{more}."
         )
     for each in renamed:
-        text, hint = tell_renamed(each)
+        text, hint = describe_renamed(each)
         told.append(text)
         hints.append(hint)
     return GapError(" ".join(told), hint="\n".join([*hints, ACCEPT_GAP])) if told else None
 
 
-def tell_renamed(renamed: Renamed) -> tuple[str, str]:
+def describe_renamed(renamed: Renamed) -> tuple[str, str]:
     """Return what is wrong, and what to do."""
     old, new = ".".join(renamed.old), ".".join(renamed.new)
     missing, when = (new, "since") if renamed.is_left else (old, "before")
@@ -376,7 +378,7 @@ def _note_of(loss: Loss, start: int, end: int) -> GapNote:
     return GapNote(table=loss.table, start=format_lsn(start), end=format_lsn(end), reason=loss.reason)
 
 
-def say_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
+def log_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
     """Tell the log of a gap that nobody has accepted."""
     end = {"to": gap.end} if gap.end else {}
     log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, hint=hint)
@@ -385,7 +387,7 @@ def say_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
 def _with_gap(notes: Notes, gap: GapNote) -> Notes:
     with_gap = notes.with_gap(gap)
     if with_gap.gaps != notes.gaps:
-        say_gap(gap)
+        log_gap(gap)
     return with_gap
 
 
@@ -402,7 +404,7 @@ def _without_open_gaps(
                 log.info("gap_over", table=gap.table, reason="nothing was written to the table")
                 continue
             closed = replace(gap, end=format_lsn(survey.end))
-            say_gap(closed)
+            log_gap(closed)
             gaps.append(closed)
         else:
             gaps.append(gap)
@@ -424,7 +426,7 @@ def _accept(notes: Notes, gap: GapError | None, renamed: Collection[Renamed], en
 def _refuse_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], since: int) -> None:
     """Raise TableRenamedError for a table whose changes come under a name that no route has."""
     for each in find_renamed(notes, survey, routes, survey.end):
-        text, hint = tell_renamed(each)
+        text, hint = describe_renamed(each)
         raise TableRenamedError(
             f"{text} What was committed after {format_lsn(since)} may be missing.", hint=hint
         )
@@ -458,7 +460,7 @@ def _find_harm(
     """Return those of the tables (None: of all) whose UPDATE and DELETE would fail if they were published."""
     return {
         each.table.name: finding
-        for each in survey.watched
+        for each in survey.selected
         if tables is None or each.table.name in tables
         for finding in find_harm(each, wanted.events, version)
     }

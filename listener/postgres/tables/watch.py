@@ -19,7 +19,7 @@ from listener.postgres.client.connection import Connection, execute, fetch, fetc
 from listener.postgres.tables.catalogue import TableName
 from listener.postgres.tables.notes import Notes
 from listener.postgres.tables.reconciliation import Renamed, is_named
-from listener.postgres.tables.sync import Look, TableKeeper, TableRenamedError, read_end, tell_renamed
+from listener.postgres.tables.sync import SyncResult, TableRenamedError, TableSync, describe_renamed, read_end
 
 __all__ = ["TableWatch"]
 
@@ -60,13 +60,13 @@ WHERE c.oid = %(oid)s OR (n.nspname = %(schema)s AND c.relname = %(table)s AND c
 """
 
 
-def read_signature(connection: Connection, keeper: TableKeeper) -> Any:
+def read_signature(connection: Connection, sync: TableSync) -> Any:
     """Return a value that changes when the tables, or the publication, do."""
-    publication = keeper.publication or ""
+    publication = sync.publication or ""
     signature: list[Any] = fetch(connection, _SIGNATURE, {"publication": publication})
     if publication and connection.info.server_version >= 15_00_00:
         signature.append(fetch_value(connection, _SCHEMAS, [publication]))
-    if keeper.column_lists:
+    if sync.column_lists:
         signature.append(fetch_value(connection, _KEYS))
     return signature
 
@@ -74,26 +74,26 @@ def read_signature(connection: Connection, keeper: TableKeeper) -> Any:
 class TableWatch:
     """One listener's looks; `notes`, `looked` and `error` are for the loop."""
 
-    def __init__(self, connect: Callable[[], Connection], keeper: TableKeeper, notes: Notes) -> None:
+    def __init__(self, connect: Callable[[], Connection], sync: TableSync, notes: Notes) -> None:
         """`connect` opens an ordinary session; `notes` are what is noted at the start."""
         self.notes = notes
-        self.looked = 0  # where the log was when all was seen to be as it is noted, at least
+        self.checked_lsn = 0  # where the log was when all was seen to be as it is noted, at least
         self.error: CDCError | None = None  # stops the listener
         self.position = 0  # how far the log is published
         self._connect = connect
-        self._keeper = keeper
+        self._sync = sync
         self._session: Connection | None = None
         self._opened_at = 0.0
         self._signature: Any = None
-        self._is_settled = True
-        self._told: set[str] = set()
+        self._is_complete = True
+        self._logged: set[str] = set()
         self._lock = threading.Lock()  # of the notes, for whoever changes them
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="table-watch", daemon=True)
 
     def start(self, since: int) -> None:
         """Look from now on; at `since` all was as it has to be."""
-        self.looked = since
+        self.checked_lsn = since
         self._thread.start()
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class TableWatch:
         The name is noted: the next start takes a route for it, although no table has it any more.
         """
         note = (self.notes.tables or {}).get(oid)
-        routes = self._keeper.routes
+        routes = self._sync.routes
         if note is None or name == note.name or any(route.matches(*name) for route in routes):
             return
         if note.is_accepted and name in note.former:
@@ -119,10 +119,10 @@ class TableWatch:
             return
         with self._lock:
             self._closed.set()  # no look may overwrite it
-            self.notes = self.notes.with_former_name(oid, name, seen=self.looked)
+            self.notes = self.notes.with_former_name(oid, name, seen=self.checked_lsn)
         is_old = now == note.name
         old, new = (name, note.name) if is_old else (note.name, name)
-        text, hint = tell_renamed(Renamed(oid, old, new, is_left=not is_old))
+        text, hint = describe_renamed(Renamed(oid, old, new, is_left=not is_old))
         raise TableRenamedError(text, hint=hint)
 
     def _ask(self, oid: int, name: TableName) -> tuple[TableName | None, bool]:
@@ -140,64 +140,66 @@ class TableWatch:
         try:
             while self.error is None and not self._closed.wait(pause):
                 began = monotonic()
-                self._look_or_tell()
+                self._check_or_log()
                 pause = max(_EVERY, min(_PAUSES * (monotonic() - began), _LONGEST))
         finally:
-            self._let_go()
+            self._close_session()
             if self.error is None and not self._closed.is_set():
                 self.error = SourceLostError("The look at the tables ended unexpectedly.")
 
-    def _look_or_tell(self) -> None:
+    def _check_or_log(self) -> None:
         try:
-            self._look()
+            self._check()
         except (GapError, TableRenamedError) as error:
             self.error = error
         except SourceLostError as error:
             if self._session is None or self._session.closed:
                 log.debug("tables_unknown", reason=error.message)  # the loop meets the same, and tells
             else:
-                self._tell("publication_unchanged", error.message, error.hint or "")
-            self._let_go()
+                self._log_once("publication_unchanged", error.message, error.hint or "")
+            self._close_session()
         except CDCError as error:
-            self._tell("tables_unknown", error.message, error.hint or "")
+            self._log_once("tables_unknown", error.message, error.hint or "")
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         connection = self._open()
         end = read_end(connection)
-        signature = read_signature(connection, self._keeper)
-        if signature != self._signature or not self._is_settled:
-            look = self._keeper.look(connection, self.notes, since=self.looked, position=self.position)
-            self._take(look)
+        signature = read_signature(connection, self._sync)
+        if signature != self._signature or not self._is_complete:
+            result = self._sync.reconcile(
+                connection, self.notes, since=self.checked_lsn, position=self.position
+            )
+            self._take(result)
         self._signature = signature
         with self._lock:
             if not self._closed.is_set():  # else the notes may be older
-                self.looked = end
+                self.checked_lsn = end
 
-    def _take(self, look: Look) -> None:
+    def _take(self, result: SyncResult) -> None:
         with self._lock:
-            if look.notes != self.notes and not self._closed.is_set():
-                self.notes = look.notes
-        self._is_settled = look.is_settled
-        if look.is_settled:
-            self._told.clear()
-        for trouble in look.troubles:
-            self._tell(*trouble)
+            if result.notes != self.notes and not self._closed.is_set():
+                self.notes = result.notes
+        self._is_complete = result.is_complete
+        if result.is_complete:
+            self._logged.clear()
+        for trouble in result.troubles:
+            self._log_once(*trouble)
 
-    def _tell(self, event: str, reason: str, hint: str) -> None:
+    def _log_once(self, event: str, reason: str, hint: str) -> None:
         """Log it once, until all is well again."""
-        if (key := f"{event} {reason} {hint}") not in self._told:
-            self._told.add(key)
+        if (key := f"{event} {reason} {hint}") not in self._logged:
+            self._logged.add(key)
             log.error(event, reason=reason, hint=hint)
 
     def _open(self) -> Connection:
         if self._session is not None and monotonic() - self._opened_at > _RENEW_EVERY:
-            self._let_go()
+            self._close_session()
         if self._session is None or self._session.closed:
             self._session, self._opened_at = self._connect(), monotonic()
             execute(self._session, _LOCK_TIMEOUT)
         return self._session
 
-    def _let_go(self) -> None:
+    def _close_session(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None

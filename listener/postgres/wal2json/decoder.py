@@ -72,7 +72,7 @@ class _Row(NamedTuple):
 class Wal2JsonDecoder(Decoder):
     """Decodes one replication connection's messages; drops the rows of tables that no route watches.
 
-    Rows are decoded by what was known of their tables before. `confirm` then looks at the catalogue once for all of
+    Rows are decoded by what was known of their tables before. `verify` then looks at the catalogue once for all of
     them, and decodes again those whose table has turned out to be another.
     """
 
@@ -92,13 +92,13 @@ class Wal2JsonDecoder(Decoder):
         self._watches = lru_cache(maxsize=10_000)(watches)
         self._codec = codec
         self._compiled = lru_cache(maxsize=1000)(self._compile)
-        self._place = 0  # where the last transaction that was read committed
+        self._read_up_to = 0  # where the last transaction that was read committed
         self._has_rows = False  # the transaction that is being read
         self._is_past_unseen = (
             False  # something was read that no change comes of, and nobody has looked since
         )
-        self._unconfirmed: list[_Row] = []
-        self._confirmed = 0  # changes of the batch before those rows
+        self._unverified: list[_Row] = []
+        self._verified = 0  # changes of the batch before those rows
         self._certain: set[TableName] = set()  # tables that have been nothing else since the last look
         self._is_stale = False  # changes were decoded by what has turned out to be outdated
         self._missing: dict[
@@ -111,12 +111,12 @@ class Wal2JsonDecoder(Decoder):
         except MALFORMED as error:
             raise self.unknown(f"wal2json message {payload[:60]!r} ({type(error).__name__})") from error
 
-    def confirm(self, changes: list[WALChange]) -> None:
-        rows, self._unconfirmed = self._unconfirmed, []
+    def verify(self, changes: list[WALChange]) -> None:
+        rows, self._unverified = self._unverified, []
         if rows and (self._looks_again(rows) or self._is_stale):
             self._is_stale = False
             self._forget()
-            changes[self._confirmed :] = self._changes_of(rows)
+            changes[self._verified :] = self._changes_of(rows)
         if not self._definitions.is_outdated:
             self._certain.update(
                 row.table
@@ -124,11 +124,11 @@ class Wal2JsonDecoder(Decoder):
                 if self._definitions.is_certain(row.table, row.transaction.commit_lsn)
             )
 
-    def may_move_on(self) -> bool:
+    def may_advance(self) -> bool:
         if self._definitions.is_outdated:
-            if not self._definitions.may_look_at_all:
+            if not self._definitions.may_refresh_all:
                 return False
-            if self._definitions.look_at_all(place=self._place):
+            if self._definitions.refresh_all(lsn=self._read_up_to):
                 self._forget()
         return not self._definitions.is_outdated
 
@@ -142,9 +142,9 @@ class Wal2JsonDecoder(Decoder):
         tables = frozenset(row.table for row in rows)
         if not definitions.is_outdated:
             tables = frozenset(table for table in tables if not definitions.is_known(table))
-        elif definitions.may_look_at_all:
-            return definitions.look_at_all(place=self._place)
-        return bool(tables) and definitions.look(tables, place=self._place)
+        elif definitions.may_refresh_all:
+            return definitions.refresh_all(lsn=self._read_up_to)
+        return bool(tables) and definitions.refresh(tables, lsn=self._read_up_to)
 
     def notes(self) -> str | None:
         return self._definitions.notes()
@@ -167,12 +167,12 @@ class Wal2JsonDecoder(Decoder):
 
     def _begin(self, payload: bytes) -> Begin:
         message = json.loads(payload)
-        self._place = parse_lsn(message["lsn"])
-        if has_altered(self._place, parse_lsn(message["nextlsn"])):
+        self._read_up_to = parse_lsn(message["lsn"])
+        if has_altered(self._read_up_to, parse_lsn(message["nextlsn"])):
             self._certain.clear()
-            self._definitions.may_be_altered(self._place)
+            self._definitions.may_be_altered(self._read_up_to)
         committed_at = (datetime.fromisoformat(message["timestamp"]) - _EPOCH) // _MICROSECOND
-        return self.begin(self._place, committed_at)
+        return self.begin(self._read_up_to, committed_at)
 
     def _row(self, action: int, payload: bytes, ordinal: int) -> _Row | None:
         text = payload.decode(self._codec, "surrogateescape")
@@ -183,9 +183,9 @@ class Wal2JsonDecoder(Decoder):
         """Return the change, as of `place` in the batch, by what is known now."""
         if row.table in self._certain:
             return self._decode_known(row)
-        if not self._unconfirmed:
-            self._confirmed = place
-        self._unconfirmed.append(row)
+        if not self._unverified:
+            self._verified = place
+        self._unverified.append(row)
         return self._change_of(row)
 
     def _changes_of(self, rows: Sequence[_Row]) -> list[WALChange]:
@@ -199,7 +199,7 @@ class Wal2JsonDecoder(Decoder):
         try:
             return self._decode_row(row)
         except UnknownDefinitionError:
-            self._is_stale |= self._definitions.look([row.table], place=self._place)
+            self._is_stale |= self._definitions.refresh([row.table], lsn=self._read_up_to)
         self._forget()
         try:
             return self._decode_row(row)

@@ -17,7 +17,7 @@ from listener.postgres.codec.decoder import UndescribedTableError
 from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT
 from listener.postgres.wal2json.history import (
     ColumnDefinition,
-    Look,
+    Observation,
     Possible,
     TableDefinition,
     TableHistory,
@@ -42,7 +42,7 @@ _LOOK_EVERY: Final = 0.25  # seconds between two looks at all tables, at least
 _ALTERS_FOR: Final = 2.0  # seconds until everybody sees what has committed
 _SHARE_OF_TIME: Final = 20  # of which they take a twentieth, at most
 
-# The end of the log, in the statement that looks: what it shows was committed before.
+# The end of the log, in the statement that observations: what it shows was committed before.
 _END_OF_LOG: Final = """
 pg_wal_lsn_diff(
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0'
@@ -132,15 +132,15 @@ class TableDefinitions:
         self._histories = _read_notes(notes)
         self._commits: dict[
             int, tuple[int | None, int]
-        ] = {}  # by xid: where; else the last place that it may be
+        ] = {}  # by xid: where; else the last lsn that it may be
         self._sent: dict[TableName, frozenset[str]] = {}  # names of columns
         self._altering: deque[int] = deque(maxlen=_MOST_ALTERING)
         self._outdated_at = 0.0
         self._is_outdated = False  # something was altered, and no look at all tables has shown what since
         self._unknown_up_to = 0  # of the transactions before nobody knows any more
         self._is_noted = False
-        self._confirmed = 0  # the place of the last look at all tables: rows before it are done with
-        self._looked_at_all = 0.0
+        self._done_up_to = 0  # the lsn of the last look at all tables: rows before it are done with
+        self._refreshed_all_at = 0.0
         self._took = 0.0
 
     @property
@@ -152,10 +152,10 @@ class TableDefinitions:
         """Return whether somebody has looked at the table."""
         return table in self._histories
 
-    def look(self, tables: Collection[TableName], *, place: int) -> bool:
+    def refresh(self, tables: Collection[TableName], *, lsn: int) -> bool:
         """Look at these tables; return whether that has found something new.
 
-        `place` is a place in the log up to which everything was read. Raises SourceError where a table that is
+        `lsn` is a lsn in the log up to which everything was read. Raises SourceError where a table that is
         watched has become a partitioned one.
         """
         self._refuse_partitioned()
@@ -164,50 +164,50 @@ class TableDefinitions:
         schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
         is_new = False
         for schema, name, *found, end_of_log in fetch(self._open(), _TABLES, [self._slot, schemas, names]):
-            look = Look(definition=_definition(found), since=end_of_log, until=place)
+            seen = Observation(definition=_definition(found), since=end_of_log, until=lsn)
             history = self._histories.setdefault((schema, name), TableHistory())
-            is_new |= history.add(look)
-            if len(history.looks) == 1:
+            is_new |= history.add(seen)
+            if len(history.observations) == 1:
                 self._sent.pop((schema, name), None)
         self._is_noted &= not is_new
         return is_new
 
-    def look_at_all(self, *, place: int | None = None) -> bool:
-        """Look at all that is watched; without a `place` everything was read up to the end of the log."""
+    def refresh_all(self, *, lsn: int | None = None) -> bool:
+        """Look at all that is watched; without a `lsn` everything was read up to the end of the log."""
         began = monotonic()
-        if place is None:
-            place = int(fetch_value(self._open(), f"SELECT {_END_OF_LOG}"))
+        if lsn is None:
+            lsn = int(fetch_value(self._open(), f"SELECT {_END_OF_LOG}"))
         is_altering = bool(fetch_value(self._open(), _ALTERING))
         there = {
             (schema, name) for schema, name in fetch(self._open(), _NAMES) if self._watches(schema, name)
         }
-        for table in [name for name, history in self._histories.items() if history.is_over(self._confirmed)]:
+        for table in [name for name, history in self._histories.items() if history.is_over(self._done_up_to)]:
             del self._histories[table]
             self._sent.pop(table, None)
-        is_new = self.look(there | self._histories.keys(), place=place)
-        self._confirmed = place
-        self._looked_at_all = monotonic()
-        self._took = self._looked_at_all - began
+        is_new = self.refresh(there | self._histories.keys(), lsn=lsn)
+        self._done_up_to = lsn
+        self._refreshed_all_at = monotonic()
+        self._took = self._refreshed_all_at - began
         # Somebody who has been at it for longer has not committed yet.
-        self._is_outdated = is_altering and self._looked_at_all - self._outdated_at < _ALTERS_FOR
+        self._is_outdated = is_altering and self._refreshed_all_at - self._outdated_at < _ALTERS_FOR
         return is_new
 
     @property
-    def may_look_at_all(self) -> bool:
+    def may_refresh_all(self) -> bool:
         """Return whether the last look at all is long enough ago."""
-        return monotonic() - self._looked_at_all >= max(_LOOK_EVERY, _SHARE_OF_TIME * self._took)
+        return monotonic() - self._refreshed_all_at >= max(_LOOK_EVERY, _SHARE_OF_TIME * self._took)
 
-    def is_certain(self, table: TableName, place: int) -> bool:
-        """Return whether the latest look shows the table as it was at that place, and has been since."""
+    def is_certain(self, table: TableName, lsn: int) -> bool:
+        """Return whether the latest look shows the table as it was at that lsn, and has been since."""
         history = self._histories.get(table, _NOWHERE)
-        return history.is_plain and history.is_certain(place)
+        return history.is_plain and history.is_certain(lsn)
 
-    def kinds(self, table: TableName, place: int) -> frozenset[str]:
+    def kinds(self, table: TableName, lsn: int) -> frozenset[str]:
         """Return what may have had the name, as pg_class.relkind; nothing where that is not known."""
-        return self._histories.get(table, _NOWHERE).kinds(place, self)
+        return self._histories.get(table, _NOWHERE).kinds(lsn, self)
 
     def missing(
-        self, table: TableName, sent: Collection[str], place: int, *, is_whole: bool, may_be_full: bool
+        self, table: TableName, sent: Collection[str], lsn: int, *, is_whole: bool, may_be_full: bool
     ) -> dict[str, int]:
         """Return the columns, and their types, that a row lacks; see `table_history.missing_columns`.
 
@@ -216,11 +216,11 @@ class TableDefinitions:
         ever_sent = self._sent.get(table, frozenset())
         missing = [
             column
-            for columns in self._columns(table, place)
+            for columns in self._columns(table, lsn)
             for column in missing_columns(columns, sent, is_whole=is_whole, ever_sent=ever_sent)
         ]
         if missing and may_be_full and not any(column.is_certain for column in missing):
-            identities = self._histories[table].identities(place, self)
+            identities = self._histories[table].identities(lsn, self)
             if identities == {"f"}:
                 return {}
             if identities & {"f", ""} and is_whole:
@@ -236,12 +236,12 @@ class TableDefinitions:
         """Note that rows of the table have these columns: they may be ones that no look finds."""
         self._sent[table] = self._sent.get(table, frozenset()).union(columns)
 
-    def all_columns(self, table: TableName, place: int) -> dict[str, int]:
+    def all_columns(self, table: TableName, lsn: int) -> dict[str, int]:
         """Return all columns that are known, and their types."""
         with suppress(UnknownDefinitionError):
             return {
                 state.name: state.type_oid
-                for columns in self._columns(table, place)
+                for columns in self._columns(table, lsn)
                 for column in columns
                 for state in column.states
             }
@@ -260,32 +260,32 @@ class TableDefinitions:
             self._session.close()
             self._session = None
 
-    def may_be_altered(self, place: int) -> None:
-        """Note that the transaction which commits at `place` may have altered a table."""
+    def may_be_altered(self, lsn: int) -> None:
+        """Note that the transaction which commits at `lsn` may have altered a table."""
         if len(self._altering) == self._altering.maxlen:
             self._unknown_up_to = self._altering[0]
-        self._altering.append(place)
+        self._altering.append(lsn)
         self._is_outdated = True
         self._outdated_at = monotonic()
 
-    def is_before(self, xid: int, place: int) -> bool | None:
+    def is_before(self, xid: int, lsn: int) -> bool | None:
         """See `Order`."""
         if xid not in self._commits:
             self._find_commits(xid)
         exactly, latest = self._commits[xid]
         if exactly is None:
-            return True if latest < place else None
-        return None if exactly == place else exactly < place
+            return True if latest < lsn else None
+        return None if exactly == lsn else exactly < lsn
 
-    def is_quiet(self, since: int, place: int) -> bool:
+    def is_quiet(self, since: int, lsn: int) -> bool:
         """See `Order`."""
         known = {exactly for exactly, _ in self._commits.values()}
         return since >= self._unknown_up_to and all(
-            each in known for each in self._altering if since < each <= place
+            each in known for each in self._altering if since < each <= lsn
         )
 
-    def _columns(self, table: TableName, place: int) -> list[list[Possible]]:
-        return self._histories.get(table, _NOWHERE).columns(place, self)
+    def _columns(self, table: TableName, lsn: int) -> list[list[Possible]]:
+        return self._histories.get(table, _NOWHERE).columns(lsn, self)
 
     def _open(self) -> Connection:
         if self._session is None or self._session.closed:
@@ -302,7 +302,7 @@ class TableDefinitions:
 
     def _find_commits(self, xid: int) -> None:
         """Find where this transaction committed, and all others that made what is known of any table."""
-        asked = {xid, *(each for history in self._histories.values() for each in history.unsettled)}
+        asked = {xid, *(each for history in self._histories.values() for each in history.not_final)}
         asked -= self._commits.keys()
         connection = self._open()
         copy = f"{self._slot[:40]}_look_{connection.info.backend_pid}"
@@ -324,7 +324,7 @@ class TableDefinitions:
 
 def _definition(found: Sequence[Any]) -> TableDefinition | None:
     """Read what the query, or a note, says of one table."""
-    oid, kind, identity, named_by, is_name_settled, columns = found
+    oid, kind, identity, named_by, is_name_final, columns = found
     if oid is None:
         return None
     return TableDefinition(
@@ -332,13 +332,13 @@ def _definition(found: Sequence[Any]) -> TableDefinition | None:
         kind=kind,
         identity=identity,
         named_by=tuple(named_by),
-        is_name_settled=is_name_settled,
+        is_name_final=is_name_final,
         columns=tuple(map(_column, columns or ())),
     )
 
 
 def _column(found: Sequence[Any]) -> ColumnDefinition:
-    number, name, type_oid, may_be_unsent, is_dropped, changed_by, is_settled = found
+    number, name, type_oid, may_be_unsent, is_dropped, changed_by, is_final = found
     return ColumnDefinition(
         number=number,
         name=name,
@@ -346,25 +346,25 @@ def _column(found: Sequence[Any]) -> ColumnDefinition:
         may_be_unsent=may_be_unsent,
         is_dropped=is_dropped,
         changed_by=changed_by,
-        is_settled=is_settled,
+        is_final=is_final,
     )
 
 
 def _write_notes(histories: Mapping[TableName, TableHistory]) -> str:
-    tables = [[*table, *map(_as_list, history.looks)] for table, history in histories.items()]
+    tables = [[*table, *map(_as_list, history.observations)] for table, history in histories.items()]
     return json.dumps({"wal2json": tables}, separators=(",", ":"))
 
 
-def _as_list(look: Look) -> list[Any]:
+def _as_list(seen: Observation) -> list[Any]:
     """Return a look as JSON has it; whether something is settled is for each start to find out again."""
-    found = look.definition
+    found = seen.definition
     if found is None:
-        return [look.since, look.until, None, "", "", [], False, []]
+        return [seen.since, seen.until, None, "", "", [], False, []]
     columns = [
         [each.number, each.name, each.type_oid, each.may_be_unsent, each.is_dropped, each.changed_by, False]
         for each in found.columns
     ]
-    return [look.since, look.until, found.oid, found.kind, found.identity, found.named_by, False, columns]
+    return [seen.since, seen.until, found.oid, found.kind, found.identity, found.named_by, False, columns]
 
 
 def _read_notes(notes: str | None) -> dict[TableName, TableHistory]:
@@ -372,7 +372,10 @@ def _read_notes(notes: str | None) -> dict[TableName, TableHistory]:
     tables: Iterable[list[Any]] = json.loads(notes).get("wal2json", ()) if notes else ()
     return {
         (schema, name): TableHistory(
-            [Look(definition=_definition(found), since=since, until=until) for since, until, *found in looks]
+            [
+                Observation(definition=_definition(found), since=since, until=until)
+                for since, until, *found in observations
+            ]
         )
-        for schema, name, *looks in tables
+        for schema, name, *observations in tables
     }

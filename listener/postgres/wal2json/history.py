@@ -1,7 +1,7 @@
 """What a table was when a row was written, from looks at the catalogue before and after: pure, no I/O.
 
-A look shows a table as it is at that moment, and a row may be older or newer than the look. What orders the two is
-the log: each part of a definition names the transaction that made it so, and a transaction's place in the log is
+A look shows a table as it is at that moment, and a row may be older or newer than the seen. What orders the two is
+the log: each part of a definition names the transaction that made it so, and a transaction's lsn in the log is
 where it committed. No clock is asked.
 """
 
@@ -14,7 +14,7 @@ from typing import Protocol
 
 __all__ = [
     "ColumnDefinition",
-    "Look",
+    "Observation",
     "Order",
     "Possible",
     "TableDefinition",
@@ -30,23 +30,23 @@ TableName = tuple[str, str]  # schema, table
 class Order(Protocol):
     """What the log says of transactions: by their xids, and by where in it they committed."""
 
-    def is_before(self, xid: int, place: int) -> bool | None:
-        """Return whether the transaction committed before `place`; None: just there, or not known."""
+    def is_before(self, xid: int, lsn: int) -> bool | None:
+        """Return whether the transaction committed before `lsn`; None: just there, or not known."""
 
-    def is_quiet(self, since: int, place: int) -> bool:
-        """Return whether nothing altered a table in between, or at `place`, but what is known to have."""
+    def is_quiet(self, since: int, lsn: int) -> bool:
+        """Return whether nothing altered a table in between, or at `lsn`, but what is known to have."""
 
 
 _HAVE_ROWS = "rpm"  # the kinds of what rows in the log may belong to
 
 
 class UnknownDefinitionError(Exception):
-    """What the table was at that place cannot be known; the message says why."""
+    """What the table was at that lsn cannot be known; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnDefinition:
-    """One column, or the place of one that was dropped."""
+    """One column, or the lsn of one that was dropped."""
 
     number: int  # pg_attribute.attnum: no other column of the table ever gets it
     name: str
@@ -54,7 +54,7 @@ class ColumnDefinition:
     may_be_unsent: bool  # its value may lie outside of the row: then it is in the log only where it changes
     is_dropped: bool = False
     changed_by: int = 0  # the transaction that made it so
-    is_settled: bool = field(default=True, compare=False)  # that is older than all that is still to be read
+    is_final: bool = field(default=True, compare=False)  # that is older than all that is still to be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,23 +68,21 @@ class TableDefinition:
     named_by: tuple[int, ...] = field(
         default=(), compare=False
     )  # transactions: the last of them gave it the name
-    is_name_settled: bool = field(default=True, compare=False)
+    is_name_final: bool = field(default=True, compare=False)
 
     @property
-    def is_settled(self) -> bool:
+    def is_final(self) -> bool:
         """Whether all of it is older than all that is still to be read."""
-        return self.is_name_settled and all(column.is_settled for column in self.columns)
+        return self.is_name_final and all(column.is_final for column in self.columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Observation:
     """What one or more looks in a row have found."""
 
     definition: TableDefinition | None  # None: nothing had the name
-    since: (
-        int  # a place in the log at which it was so already: the end of the log after the first of the looks
-    )
-    until: int  # the last place in the log up to which it was so: before the last of the looks
+    since: int  # a lsn in the log at which it was so already: the end of the log after the first of the looks
+    until: int  # the last lsn in the log up to which it was so: before the last of the looks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,148 +110,162 @@ class Possible:
 class TableHistory:
     """What looks at one name have found, as far back as there is something to read."""
 
-    def __init__(self, looks: Sequence[Look] = ()) -> None:
-        """Begin with these looks, the oldest first."""
-        self._looks = list(looks)
+    def __init__(self, observations: Sequence[Observation] = ()) -> None:
+        """Begin with these observations, the oldest first."""
+        self._observations = list(observations)
 
     @property
-    def looks(self) -> Sequence[Look]:
+    def observations(self) -> Sequence[Observation]:
         """The oldest first."""
-        return self._looks
+        return self._observations
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing but an ordinary table was found."""
-        return all(look.definition is not None and look.definition.kind == "r" for look in self._looks)
+        return all(seen.definition is not None and seen.definition.kind == "r" for seen in self._observations)
 
-    def is_certain(self, place: int) -> bool:
-        """Return whether the latest look shows what it was at that place, and has been since."""
-        if not self._looks:
+    def is_certain(self, lsn: int) -> bool:
+        """Return whether the latest look shows what it was at that lsn, and has been since."""
+        if not self._observations:
             return False
-        return self._looks[-1].since <= place or (len(self._looks) == 1 and _is_settled(self._looks[0]))
-
-    def add(self, look: Look) -> bool:
-        """Add a look; return whether it has found something new."""
-        last = self._looks[-1] if self._looks else None
-        is_new = last is None or last.definition != look.definition
-        if last is not None and not is_new:
-            look = Look(
-                definition=look.definition, since=last.since, until=max(last.until, look.until)
-            )  # the newer definition: more of it may be settled
-            self._looks.pop()
-        self._looks.append(look)
-        if _is_settled(look):
-            del self._looks[:-1]
-        return is_new
-
-    def is_over(self, place: int) -> bool:
-        """Return whether nothing has the name, and all rows of what had it were read."""
-        return bool(self._looks) and self._looks[-1].definition is None and self._looks[-1].since < place
-
-    @property
-    def unsettled(self) -> frozenset[int]:
-        """The transactions that made what was found, of which the looks do not say that they are old."""
-        found = [look.definition for look in self._looks if look.definition]
-        columns = [column.changed_by for each in found for column in each.columns if not column.is_settled]
-        return frozenset(columns).union(*(each.named_by for each in found if not each.is_name_settled))
-
-    def identities(self, place: int, order: Order) -> frozenset[str]:
-        """Return what the replica identity may have been, as pg_class.relreplident; "" for one that no look found."""
-        found: set[str] = set()
-        for look in reversed(self._looks):
-            definition = look.definition
-            if definition is None:
-                continue
-            if not _is_younger(definition, place, order):
-                found.add(definition.identity)
-            if look.since <= place or definition.is_name_settled or _is_named(definition, place, order):
-                return frozenset(found if order.is_quiet(look.until, place) else found | {""})
-        return frozenset(found | {""})
-
-    def kinds(self, place: int, order: Order) -> frozenset[str]:
-        """Return the kinds of what may have had the name at that place; none where no look has found it."""
-        return frozenset(
-            look.definition.kind
-            for looks in self._owners(place, order)
-            for look in looks[-1:]
-            if look.definition
+        return self._observations[-1].since <= lsn or (
+            len(self._observations) == 1 and _is_final(self._observations[0])
         )
 
-    def columns(self, place: int, order: Order) -> list[list[Possible]]:
-        """Return what the columns may have been at `place`, of each table that may have had the name.
+    def add(self, seen: Observation) -> bool:
+        """Add a look; return whether it has found something new."""
+        last = self._observations[-1] if self._observations else None
+        is_new = last is None or last.definition != seen.definition
+        if last is not None and not is_new:
+            seen = Observation(
+                definition=seen.definition, since=last.since, until=max(last.until, seen.until)
+            )  # the newer definition: more of it may be settled
+            self._observations.pop()
+        self._observations.append(seen)
+        if _is_final(seen):
+            del self._observations[:-1]
+        return is_new
+
+    def is_over(self, lsn: int) -> bool:
+        """Return whether nothing has the name, and all rows of what had it were read."""
+        return (
+            bool(self._observations)
+            and self._observations[-1].definition is None
+            and self._observations[-1].since < lsn
+        )
+
+    @property
+    def not_final(self) -> frozenset[int]:
+        """The transactions that made what was found, of which the looks do not say that they are old."""
+        found = [seen.definition for seen in self._observations if seen.definition]
+        columns = [column.changed_by for each in found for column in each.columns if not column.is_final]
+        return frozenset(columns).union(*(each.named_by for each in found if not each.is_name_final))
+
+    def identities(self, lsn: int, order: Order) -> frozenset[str]:
+        """Return what the replica identity may have been, as pg_class.relreplident; "" for one that no look found."""
+        found: set[str] = set()
+        for seen in reversed(self._observations):
+            definition = seen.definition
+            if definition is None:
+                continue
+            if not _is_younger(definition, lsn, order):
+                found.add(definition.identity)
+            if seen.since <= lsn or definition.is_name_final or _is_named(definition, lsn, order):
+                return frozenset(found if order.is_quiet(seen.until, lsn) else found | {""})
+        return frozenset(found | {""})
+
+    def kinds(self, lsn: int, order: Order) -> frozenset[str]:
+        """Return the kinds of what may have had the name at that lsn; none where no look has found it."""
+        return frozenset(
+            seen.definition.kind
+            for observations in self._owners(lsn, order)
+            for seen in observations[-1:]
+            if seen.definition
+        )
+
+    def columns(self, lsn: int, order: Order) -> list[list[Possible]]:
+        """Return what the columns may have been at `lsn`, of each table that may have had the name.
 
         Raises UnknownDefinitionError where no look has found the table.
         """
-        owners = list(self._owners(place, order))
+        owners = list(self._owners(lsn, order))
         if not owners:
             raise UnknownDefinitionError("it is gone, and nobody has looked at it before")
-        return [list(_columns(looks, place, order)) for looks in owners]
+        return [list(_columns(observations, lsn, order)) for observations in owners]
 
-    def _owners(self, place: int, order: Order) -> Iterator[list[Look]]:
+    def _owners(self, lsn: int, order: Order) -> Iterator[list[Observation]]:
         """Yield the looks at each of those that may have had the name."""
-        found = [look for look in self._looks if look.definition and look.definition.kind in _HAVE_ROWS]
+        found = [
+            seen for seen in self._observations if seen.definition and seen.definition.kind in _HAVE_ROWS
+        ]
         owners = [
-            list(looks)
-            for _, looks in groupby(found, key=lambda look: look.definition and look.definition.oid)
+            list(observations)
+            for _, observations in groupby(found, key=lambda seen: seen.definition and seen.definition.oid)
         ]
         for at in reversed(range(len(owners))):
-            had_it = at == 0 or _had_the_name(owners[at], owners[at - 1], place, order)
+            had_it = at == 0 or _had_the_name(owners[at], owners[at - 1], lsn, order)
             if had_it is not False:
                 yield owners[at]
             if had_it:
                 return
 
 
-def _is_settled(look: Look) -> bool:
-    return look.definition is not None and look.definition.is_settled
+def _is_final(seen: Observation) -> bool:
+    return seen.definition is not None and seen.definition.is_final
 
 
-def _had_the_name(looks: Sequence[Look], earlier: Sequence[Look], place: int, order: Order) -> bool | None:
-    """Return whether it had the name at `place`, and not yet who had it `earlier`."""
-    definition = looks[-1].definition
-    if looks[0].since <= place or definition is None or definition.is_name_settled:
+def _had_the_name(
+    observations: Sequence[Observation], earlier: Sequence[Observation], lsn: int, order: Order
+) -> bool | None:
+    """Return whether it had the name at `lsn`, and not yet who had it `earlier`."""
+    definition = observations[-1].definition
+    if observations[0].since <= lsn or definition is None or definition.is_name_final:
         return True
-    if _is_named(definition, place, order):
+    if _is_named(definition, lsn, order):
         return True
     # Else the one that had it may have lost it before: what is known of the other one is only its latest change.
-    is_younger = _is_younger(definition, place, order) and order.is_quiet(earlier[-1].until, place)
+    is_younger = _is_younger(definition, lsn, order) and order.is_quiet(earlier[-1].until, lsn)
     return False if is_younger else None
 
 
-def _is_named(definition: TableDefinition, place: int, order: Order) -> bool:
-    """Return whether it was known as itself, and under this name, before `place`."""
-    return all(order.is_before(xid, place) for xid in definition.named_by)
+def _is_named(definition: TableDefinition, lsn: int, order: Order) -> bool:
+    """Return whether it was known as itself, and under this name, before `lsn`."""
+    return all(order.is_before(xid, lsn) for xid in definition.named_by)
 
 
-def _is_younger(definition: TableDefinition, place: int, order: Order) -> bool:
-    return any(order.is_before(xid, place) is False for xid in definition.named_by)
+def _is_younger(definition: TableDefinition, lsn: int, order: Order) -> bool:
+    return any(order.is_before(xid, lsn) is False for xid in definition.named_by)
 
 
-def _columns(looks: Sequence[Look], place: int, order: Order) -> Iterator[Possible]:
+def _columns(observations: Sequence[Observation], lsn: int, order: Order) -> Iterator[Possible]:
     by_number = [
-        {column.number: column for column in look.definition.columns} for look in looks if look.definition
+        {column.number: column for column in seen.definition.columns}
+        for seen in observations
+        if seen.definition
     ]
     for number in sorted(frozenset[int]().union(*by_number)):
-        found = [(look, columns.get(number)) for look, columns in zip(looks, by_number, strict=True)]
-        yield _possible(found, place, order)
+        found = [(seen, columns.get(number)) for seen, columns in zip(observations, by_number, strict=True)]
+        yield _possible(found, lsn, order)
 
 
-def _possible(found: Sequence[tuple[Look, ColumnDefinition | None]], place: int, order: Order) -> Possible:
-    """Go back from what the column is now to what it was made before `place`."""
+def _possible(
+    found: Sequence[tuple[Observation, ColumnDefinition | None]], lsn: int, order: Order
+) -> Possible:
+    """Go back from what the column is now to what it was made before `lsn`."""
     names = frozenset(column.name for _, column in found if column and not column.is_dropped)
     states: list[ColumnDefinition] = []
     may_be_gone = False
-    later: ColumnDefinition | None = None  # what it became, after `place`
-    for looks in reversed(_same(found)):
-        column = looks[-1][1]
-        was_made = column is None or looks[0][0].since <= place or _is_older(looks, place, order)
+    later: ColumnDefinition | None = None  # what it became, after `lsn`
+    for observations in reversed(_same(found)):
+        column = observations[-1][1]
+        was_made = column is None or observations[0][0].since <= lsn or _is_older(observations, lsn, order)
         if was_made is not False and (column is None or column.is_dropped):
             may_be_gone = True
         elif was_made is not False and column is not None:
             states.append(column)
         if was_made:
             # Since the last look that found it so it may have been renamed twice, or added and altered.
-            doubtful = later and not order.is_quiet(looks[-1][0].until, place)
+            doubtful = later and not order.is_quiet(observations[-1][0].until, lsn)
             twice = bool(doubtful) and _is_renamed(column, later)
             added = later if doubtful and column is None and not twice else None
             return Possible(
@@ -264,14 +276,16 @@ def _possible(found: Sequence[tuple[Look, ColumnDefinition | None]], place: int,
 
 
 def _same(
-    found: Sequence[tuple[Look, ColumnDefinition | None]],
-) -> list[list[tuple[Look, ColumnDefinition | None]]]:
-    return [list(looks) for _, looks in groupby(found, key=lambda each: each[1])]
+    found: Sequence[tuple[Observation, ColumnDefinition | None]],
+) -> list[list[tuple[Observation, ColumnDefinition | None]]]:
+    return [list(observations) for _, observations in groupby(found, key=lambda each: each[1])]
 
 
-def _is_older(looks: Sequence[tuple[Look, ColumnDefinition | None]], place: int, order: Order) -> bool | None:
-    columns = [column for _, column in looks if column]
-    return any(column.is_settled for column in columns) or order.is_before(columns[0].changed_by, place)
+def _is_older(
+    observations: Sequence[tuple[Observation, ColumnDefinition | None]], lsn: int, order: Order
+) -> bool | None:
+    columns = [column for _, column in observations if column]
+    return any(column.is_final for column in columns) or order.is_before(columns[0].changed_by, lsn)
 
 
 def _is_renamed(column: ColumnDefinition | None, later: ColumnDefinition | None) -> bool:

@@ -17,9 +17,9 @@ from listener.postgres.tables.reconciliation import (
     find_renamed,
     former_names,
     note_tables,
-    settled,
+    unchanged_tables,
 )
-from listener.postgres.tables.selection import watched_tables
+from listener.postgres.tables.selection import selected_tables
 from listener.postgres.tables.sync import gap_start
 from listener.router import BinlogRouter, Route
 
@@ -60,7 +60,7 @@ def survey(
     return Survey(
         end=1000,
         names=tables,
-        watched=watched_tables(routes, [table(oid, name) for oid, name in tables.items()]),
+        selected=selected_tables(routes, [table(oid, name) for oid, name in tables.items()]),
         publication=publication,
     )
 
@@ -71,7 +71,7 @@ def noted(routes: tuple[Route, ...], tables: dict[int, tuple[str, str]], **optio
 
 
 def lost(notes: Notes, now: Survey) -> list[tuple[str, bool]]:
-    wanted = plan_publication(now.watched, 18_00_00)
+    wanted = plan_publication(now.selected, 18_00_00)
     return [
         (loss.table, loss.is_provable)
         for loss in find_losses(notes, now, replace(wanted, generated_columns=None))
@@ -148,12 +148,12 @@ def test_what_is_as_it_is_noted_is_settled() -> None:
     routes = routes_to("*")
     notes = noted(routes, {1: T, 2: U})
     now = survey(routes, {1: T, 2: ("public", "v")}, {T: 101, ("public", "v"): 102})
-    assert settled(notes, now.names, now.publication) == {1}
-    assert settled(notes, {1: T, 2: U}, survey(routes, {}, {T: 101, U: 103}).publication) == {1}
+    assert unchanged_tables(notes, now.names, now.publication) == {1}
+    assert unchanged_tables(notes, {1: T, 2: U}, survey(routes, {}, {T: 101, U: 103}).publication) == {1}
 
 
 @pytest.mark.parametrize(("looked", "start"), [(0, 50), (40, 40), (60, 60), (101, 50)])
 def test_a_gap_begins_at_the_last_look_wherever_the_listener_has_read_to(looked: int, start: int) -> None:
     """Unless nobody noted one, or it was made in another log: this one has not come there yet."""
-    survey = Survey(end=100, names={}, watched=(), publication=None)
-    assert gap_start(Notes(looked=looked), survey, 50) == start
+    survey = Survey(end=100, names={}, selected=(), publication=None)
+    assert gap_start(Notes(checked_lsn=looked), survey, 50) == start

@@ -7,59 +7,59 @@ from typing import TYPE_CHECKING
 import pytest
 
 from listener.core.source import GapError
-from listener.postgres.client.timeline import ServerLog, Start, resume
+from listener.postgres.client.timeline import ResumePoint, Timeline, resume
 from listener.postgres.codec.decoder import Decoder, OtherLogError
-from listener.postgres.log.position import Era, Eras, Place, Published, WALPosition
+from listener.postgres.log.position import Era, Eras, LastPublished, WALCheckpoint, WALPosition
 
 if TYPE_CHECKING:
     from listener.postgres.codec.change import WALChange
     from listener.postgres.codec.decoder import Begin, Commit
 
-LAST = Published(0x100, 77, 3)
-PLACE = Place(Era(), WALPosition(0x1FF, 0), LAST)  # read up to 0/200
-SERVER = ServerLog("c0ffee", 1, 0x1000)
-PROMOTED = ServerLog("c0ffee", 3, 0x9000, {1: 0x1000, 2: 0x2000})
+LAST = LastPublished(0x100, 77, 3)
+PLACE = WALCheckpoint(Era(), WALPosition(0x1FF, 0), LAST)  # read up to 0/200
+SERVER = Timeline("c0ffee", 1, 0x1000)
+PROMOTED = Timeline("c0ffee", 3, 0x9000, {1: 0x1000, 2: 0x2000})
 
 
 def going_on(
-    place: Place = PLACE, server: ServerLog = SERVER, *, confirmed: int = 0x200, told: int = 0
-) -> Start:
-    return resume(str(place), server, slot="cdc", confirmed=confirmed, told=told)
+    place: WALCheckpoint = PLACE, server: Timeline = SERVER, *, confirmed: int = 0x200, advanced_to: int = 0
+) -> ResumePoint:
+    return resume(str(place), server, slot="cdc", confirmed=confirmed, advanced_to=advanced_to)
 
 
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        (Place(Era(), WALPosition(0x1FF, 0), LAST), "0/1FF:100-4D-3:0"),
-        (Place(Era(0, 2), WALPosition(0x500000001, 9), LAST), "2@5/1:100-4D-3:9"),
-        (Place(Era(4, 1), WALPosition(8, 0), Published()), "4.1@0/8:0-0-0:0"),
+        (WALCheckpoint(Era(), WALPosition(0x1FF, 0), LAST), "0/1FF:100-4D-3:0"),
+        (WALCheckpoint(Era(0, 2), WALPosition(0x500000001, 9), LAST), "2@5/1:100-4D-3:9"),
+        (WALCheckpoint(Era(4, 1), WALPosition(8, 0), LastPublished()), "4.1@0/8:0-0-0:0"),
     ],
 )
-def test_a_place_is_printed_and_read(place: Place, text: str) -> None:
+def test_a_place_is_printed_and_read(place: WALCheckpoint, text: str) -> None:
     assert str(place) == text
-    assert Place.parse(text) == place
+    assert WALCheckpoint.parse(text) == place
     assert WALPosition.parse(text) == place.position
 
 
 @pytest.mark.parametrize(("text", "era"), [("0/1FF:2", Era()), ("2@0/1FF:2", Era(0, 2))])
 def test_a_place_of_an_earlier_version_has_no_last_change(text: str, era: Era) -> None:
-    place = Place.parse(text)
-    assert (place.era, place.position, place.spot) == (era, WALPosition(0x1FF, 2), text)
-    assert place.last == Published(0x1FF, 0, 2)
-    assert going_on(Place.parse("0/1FF:2"), confirmed=0x100) == Start(0, place.last)
+    place = WALCheckpoint.parse(text)
+    assert (place.era, place.position, place.label) == (era, WALPosition(0x1FF, 2), text)
+    assert place.last == LastPublished(0x1FF, 0, 2)
+    assert going_on(WALCheckpoint.parse("0/1FF:2"), confirmed=0x100) == ResumePoint(0, place.last)
 
 
 @pytest.mark.parametrize("wrong", ["", "0/1FF", "binlog.000003:1234:5", "0/1:x-y:0", "x@0/1:0", "0/1:1-2:0"])
 def test_what_is_no_place_is_an_error(wrong: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # whatever it says
-        Place.parse(wrong)
+        WALCheckpoint.parse(wrong)
 
 
 def test_what_was_acknowledged_is_known_to_the_slot_and_the_rest_has_to_come_by() -> None:
-    assert going_on(confirmed=0x200) == Start(0, LAST)
-    assert going_on(confirmed=0x101) == Start(0, LAST)
-    assert going_on(confirmed=0x100) == Start(0, LAST, is_expected=True)
-    assert going_on(confirmed=8) == Start(0, LAST, is_expected=True)
+    assert going_on(confirmed=0x200) == ResumePoint(0, LAST)
+    assert going_on(confirmed=0x101) == ResumePoint(0, LAST)
+    assert going_on(confirmed=0x100) == ResumePoint(0, LAST, is_expected=True)
+    assert going_on(confirmed=8) == ResumePoint(0, LAST, is_expected=True)
 
 
 def test_a_log_that_ends_before_what_was_published_is_refused() -> None:
@@ -68,24 +68,24 @@ def test_a_log_that_ends_before_what_was_published_is_refused() -> None:
     ):
         going_on(server=SERVER._replace(end=0x100), confirmed=8)
     # Where only log that did not concern us is missing, nothing is.
-    assert going_on(server=SERVER._replace(end=0x180), confirmed=0x110) == Start(0, LAST)
+    assert going_on(server=SERVER._replace(end=0x180), confirmed=0x110) == ResumePoint(0, LAST)
 
 
 def test_a_slot_beyond_the_checkpoint_is_a_gap_unless_it_was_us() -> None:
-    assert going_on(confirmed=0x200) == Start(0, LAST)
+    assert going_on(confirmed=0x200) == ResumePoint(0, LAST)
     with pytest.raises(GapError, match="slot cdc is at 0/208, and the checkpoint at 0/1FF:0"):
         going_on(confirmed=0x208)
-    assert going_on(confirmed=0x208, told=0x208) == Start(0, LAST)
+    assert going_on(confirmed=0x208, advanced_to=0x208) == ResumePoint(0, LAST)
     with pytest.raises(GapError, match="by hand"):
-        going_on(confirmed=0x210, told=0x208)
+        going_on(confirmed=0x210, advanced_to=0x208)
 
 
 def test_a_failover_that_has_it_all_changes_nothing_and_one_that_has_not_goes_on_where_it_left() -> None:
-    assert going_on(server=PROMOTED) == Start(0, LAST)
-    late = Place(Era(), WALPosition(0x1FFF, 0), Published(0x1800, 77, 3))
-    assert going_on(late, PROMOTED) == Start(0, Published(0xFFF), lost_from=0x1000)
-    idle = Place(Era(), WALPosition(0x1FFF, 0), LAST)  # only log that did not concern us is lost
-    assert going_on(idle, PROMOTED) == Start(0, LAST)
+    assert going_on(server=PROMOTED) == ResumePoint(0, LAST)
+    late = WALCheckpoint(Era(), WALPosition(0x1FFF, 0), LastPublished(0x1800, 77, 3))
+    assert going_on(late, PROMOTED) == ResumePoint(0, LastPublished(0xFFF), lost_from=0x1000)
+    idle = WALCheckpoint(Era(), WALPosition(0x1FFF, 0), LAST)  # only log that did not concern us is lost
+    assert going_on(idle, PROMOTED) == ResumePoint(0, LAST)
 
 
 def test_a_timeline_that_the_server_does_not_come_from_is_refused() -> None:
@@ -124,11 +124,11 @@ def test_until_what_is_expected_comes_nothing_behind_it_is_taken_for_new() -> No
     decoder.start(LAST, Eras(), is_expected=True)
     decoder.begin(0x80, 70)
     assert decoder.next_ordinal() is None
-    assert decoder.is_expecting
+    assert decoder.awaits_last_published
     assert decoder.is_waiting(0x100)
     decoder.begin(0x100, 77)
     assert [decoder.next_ordinal() for _ in range(5)] == [None, None, None, None, 4]
-    assert not decoder.is_expecting
+    assert not decoder.awaits_last_published
     assert not decoder.is_waiting(0x2000)
 
 
@@ -139,7 +139,7 @@ def test_another_transaction_in_its_place_or_none_is_another_log(lsn: int, commi
     decoder.begin(0x80, 70)
     with pytest.raises(OtherLogError, match="published last, at 0/100:3, is not in the database's log"):
         decoder.begin(lsn, committed)
-    assert decoder.is_expecting
+    assert decoder.awaits_last_published
 
 
 def test_log_that_is_read_beyond_its_place_without_it_is_another_log() -> None:
@@ -151,7 +151,7 @@ def test_log_that_is_read_beyond_its_place_without_it_is_another_log() -> None:
 
 def test_an_id_is_of_one_transaction_and_a_position_of_one_era() -> None:
     decoder = _Bare(source="c0ffee")
-    decoder.start(Published(), PROMOTED.eras(1), is_expected=False)
+    decoder.start(LastPublished(), PROMOTED.eras(1), is_expected=False)
     heads = []
     for lsn, committed in ((0x100, 5), (0x100, 6), (0x2000, 6)):
         decoder.begin(lsn, committed)
