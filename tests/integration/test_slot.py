@@ -71,7 +71,7 @@ def test_a_slot_that_was_made_is_found_with_all_the_server_knows(
         ("SELECT pg_create_physical_replication_slot(%s)", "is physical"),
         (
             "SELECT pg_create_logical_replication_slot(%s, 'test_decoding')",
-            "made for the plugin test_decoding",
+            "created for the plugin test_decoding",
         ),
     ],
 )
