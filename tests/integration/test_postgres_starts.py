@@ -116,8 +116,7 @@ def test_listeners_of_other_names_with_one_publication_start_at_once(
     with ExitStack() as stack:
 
         def start(number: int) -> None:
-            monitor = make_monitor(any_database)
-            monitor._slot = f"{any_database.name}_{number}"
+            monitor = make_monitor(any_database, slot=f"{any_database.name}_{number}")
             stack.callback(monitor.close)
             while True:
                 try:

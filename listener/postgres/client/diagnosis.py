@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Final, NamedTuple
 
 from cdc_tasks.errors import CDCError
@@ -22,7 +22,7 @@ from listener.postgres.hints import (
     quoted,
 )
 
-__all__ = ["explain"]
+__all__ = ["explain", "explained"]
 
 _DENIED: Final = "42501"
 _NO_FILE: Final = "58P01"  # the plugin's library, or a segment of the log
@@ -48,6 +48,18 @@ class _Facts(NamedTuple):
     slots: int
     role: str
     may_replicate: bool
+
+
+@contextmanager
+def explained(connect: Callable[[], Connection], slot: str, *, plugin: str) -> Iterator[None]:
+    """Raise the errors of the body, which creates, drops or starts the slot, with their reason and hint."""
+    try:
+        yield
+    except (SourceError, SourceLostError) as error:
+        reason = explain(error, connect, slot, plugin=plugin, streams=False)
+        if reason is error:
+            raise
+        raise reason from error
 
 
 def explain(

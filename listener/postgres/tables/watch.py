@@ -79,7 +79,7 @@ class TableWatch:
         self.notes = notes
         self.checked_lsn = 0  # where the log was when all was seen to be as it is noted, at least
         self.error: CDCError | None = None  # stops the listener
-        self.position = 0  # how far the log is published
+        self._position = 0  # the LSN up to which the log is published
         self._connect = connect
         self._sync = sync
         self._session: Connection | None = None
@@ -101,6 +101,10 @@ class TableWatch:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(_LAST_LOOK)
+
+    def published(self, lsn: int) -> None:
+        """Note up to where the log is published."""
+        self._position = lsn
 
     def announced(self, oid: int, name: TableName) -> None:
         """Raise TableRenamedError where a watched table's changes come under a name for which there is no route.
@@ -167,7 +171,7 @@ class TableWatch:
         signature = read_signature(connection, self._sync)
         if signature != self._signature or not self._is_complete:
             result = self._sync.reconcile(
-                connection, self.notes, since=self.checked_lsn, position=self.position
+                connection, self.notes, since=self.checked_lsn, position=self._position
             )
             self._take(result)
         self._signature = signature
