@@ -138,7 +138,7 @@ def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_hint_is_about_that() -
             in gap.message
         )
         assert "idle_timeout" in gap.message
-        hint = (gap.hint or "").partition("happen again: ")[2]
+        hint = (gap.hint or "").partition("from now on: ")[2]
         for statement in hint.rstrip(";").split(";"):  # as psql does with what is pasted
             execute(connection, statement)
         wait_until(
