@@ -367,7 +367,7 @@ def test_a_rename_while_the_listener_is_stopped_needs_a_route_for_each_name(sour
     assert "no route" in refused(source, "t")
     told = refused(source, "u")
     assert "public.t is called public.u now" in told
-    assert "Give a route for each of public.t and public.u" in told
+    assert "Register a route for each of public.t and public.u" in told
     start(source, "t", "u")
     assert ids(source, 2) == [("t", 1), ("u", 2)]
     source.stop()

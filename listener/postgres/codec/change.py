@@ -1,4 +1,4 @@
-"""A change as it came from PostgreSQL's log: kept as the server's text, decoded only where somebody looks."""
+"""A change of PostgreSQL's log: kept as the server's text, and decoded only when it is used."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Transaction:
     __slots__ = ("commit_lsn", "committed", "committed_at", "id_head", "position_head", "tail")
 
     def __init__(self, commit_lsn: int, committed: int, source: str, era: str = "") -> None:
-        """Take the commit's place and time, in microseconds since 2000-01-01 UTC.
+        """Take the commit's LSN and time; `committed` is in microseconds since 2000-01-01 UTC.
 
-        `source` names the cluster; `era` is what stands in front of positions.
+        `source` names the cluster; `era` is the prefix of positions.
         """
         self.commit_lsn = commit_lsn
         self.committed = committed
         self.committed_at = _EPOCH + timedelta(microseconds=committed)
-        # With the time: after a restore, or a failover that lost commits, another transaction has the LSN.
+        # With the time: after a restore, or a failover that lost commits, another transaction may have the same LSN.
         self.id_head = b"%b-%X-%X-" % (source.encode(), commit_lsn, committed)
         self.position_head = f"{era}{format_lsn(commit_lsn)}:".encode()
         self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
@@ -60,7 +60,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
-        """Tell whether the column's value differs from before; None where the source did not send both."""
+        """Return whether the column's value differs from before; None if the server did not send both values."""
         if self._kind.event != "update":
             return True
         relation, old, new = self._kind.table, self._old, self._new

@@ -1,4 +1,4 @@
-"""A relation as the log describes it, compiled: rows of server's text go in, JSON comes out."""
+"""A table as the log describes it, compiled to functions from rows of the server's text to JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Names = tuple[str, ...] | None  # of columns; None: all
 _Render = Callable[[Row], bytes]
 _Write = Callable[[Row | None, Row | None, bytes, bytes, bytes], bytes]
 
-# What compiled functions raise where a value is not there, or a text is not UTF-8: rare, so it is met this way.
+# What compiled functions raise if a value is missing, or a text is not UTF-8. It is rare, so they do not check for it.
 NOT_PLAIN: Final = (AttributeError, TypeError, UnicodeDecodeError)
 
 
@@ -70,7 +70,7 @@ class Kind:
         return keys if columns is None else tuple(name for name in columns if name in keys)
 
     def compile(self, columns: _Names) -> _Write:
-        """Write the function that makes JSON of a whole change, with `columns` in its rows; it raises NOT_PLAIN.
+        """Compile the function that renders a whole change as JSON, with `columns` in its rows; it raises NOT_PLAIN.
 
         It takes the old row, the new row, the id, the position, and the end of the JSON.
         """
@@ -91,7 +91,7 @@ class Kind:
 
 
 class Table:
-    """One version of a table's definition, as of some place in the log."""
+    """One version of a table's definition, as of some LSN."""
 
     __slots__ = (
         "_absent",
@@ -141,7 +141,10 @@ class Table:
         self._known |= {f"convert{at}": converter(column.type) for at, column in enumerate(self.columns)}
 
     def keyed_by(self, key: Row) -> Table:
-        """Return the table with the key that this old row has, NULL elsewhere: a partition's need not be its root's."""
+        """Return the table with the key of this old row, whose other columns are NULL.
+
+        A partition's replica identity may differ from its root's.
+        """
         places = self._key_places
         if key.count(None) == len(key) - len(places) and None not in [key[place] for place in places]:
             return self
@@ -172,15 +175,15 @@ class Table:
             return self._absent.setdefault(columns, orjson.dumps(names)[1:-1])
 
     def is_missing(self, row: Row, name: str) -> bool:
-        """Tell whether `row` has no value, not even NULL, for the column."""
+        """Return whether `row` has no value, not even NULL, for the column."""
         place = self.index.get(name)
         return place is None or row[place] is UNCHANGED
 
     def outline(self, row: str, columns: _Names, *, careful: bool = False) -> tuple[bytes, list[str]]:
         """Return a template of a JSON object of `columns`, and the expressions that fill it in from the variable `row`.
 
-        For a hot path: a loop over columns would cost twice as much. Where the text is already JSON, and where
-        it is a plain string, not even a call is left; unless `careful`, bytes that are not UTF-8 are an error.
+        For a hot path: a loop over the columns would cost twice as much. No call is left for a text that is already
+        JSON. Unless `careful`, bytes that are not UTF-8 are an error.
         """
         wanted = self.names if columns is None else tuple(name for name in columns if name in self.index)
         template = b"{" + b",".join(_literal(orjson.dumps(name)) + b":%b" for name in wanted) + b"}"
@@ -211,5 +214,5 @@ _NULL: Final[tuple[bytes, list[str]]] = (b"null", [])
 
 
 def _literal(text: bytes) -> bytes:
-    """Return `text` as a template has it."""
+    """Return `text`, escaped for a template."""
     return text.replace(b"%", b"%%")

@@ -1,4 +1,4 @@
-"""The routes' tables as they are now, and what there is to say about them."""
+"""The routes' tables as they are now, with the findings about them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class CurrentTables(NamedTuple):
 
     findings: list[Finding]
     selected: tuple[SelectedTable, ...]
-    covered: tuple[Table, ...]  # partitions that routes name, and that are watched as a part of the whole
+    covered: tuple[Table, ...]  # partitions that routes select, and whose changes come as their root's
     names: Mapping[int, TableName]  # of all tables, views and the like
 
 
 def read_current_tables(
     connection: Connection, routes: Sequence[Route], notes: Notes = _NOTHING_NOTED
 ) -> CurrentTables:
-    """Return what there is to say about the routes' tables, and those that are to be selected.
+    """Return the routes' tables, and the findings about them.
 
-    wal2json needs no publication, but it too leaves out changes of rows that have no key.
+    wal2json needs no publication, but it also leaves out changes of rows without a key.
     """
     known = read_names(connection)
     tables = read_tables(connection, routed(routes, known))
@@ -45,6 +45,6 @@ def read_current_tables(
 
 
 def routed(routes: Sequence[Route], names: Mapping[int, TableName]) -> list[int]:
-    """Return the OIDs of the tables that the routes name."""
+    """Return the OIDs of the tables that the routes select."""
     index = RouteIndex(routes)
     return [oid for oid, name in names.items() if index.watching(*name)]

@@ -17,7 +17,7 @@ __all__ = ["GapNote", "Notes", "NotesWriter", "TableNote", "format_notes", "pars
 log = structlog.get_logger()
 
 _VERSION: Final = 1
-_MOST_GAPS: Final = 100  # if there are more, a table's gaps are joined: nobody reads that many
+_MOST_GAPS: Final = 100  # if there are more, a table's gaps are joined: a person cannot read that many
 _DECODER: Final = "decoder"  # the field for the decoder's notes
 
 # How often the notes are written for a new `checked_lsn` alone. Notes of thousands of tables are long.

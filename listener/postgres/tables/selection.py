@@ -1,4 +1,4 @@
-"""What the routes want to know of which tables: pure, no I/O."""
+"""Which tables the routes select, and which of their events and columns: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["SelectedTable", "covered_partitions", "is_glob", "needed_columns", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectedTable:
-    """One table whose changes are wanted."""
+    """A table that at least one route selects."""
 
     table: Table
     routes: tuple[Route, ...]
@@ -25,7 +25,7 @@ class SelectedTable:
 
     @property
     def columns(self) -> frozenset[str] | None:
-        """The columns that any route looks at; None: all."""
+        """The columns that any of the routes uses; None: all."""
         needed = [needed_columns(route) for route in self.routes]
         if any(columns is None for columns in needed):
             return None
@@ -33,7 +33,7 @@ class SelectedTable:
 
 
 def selected_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[SelectedTable, ...]:
-    """Return the tables that the routes name; a partition only where no route names what it is a part of."""
+    """Return the tables that the routes select; a partition only if no route selects one of its parents."""
     watching = RouteIndex(routes).watching
     candidates = {table.name: table for table in tables if table.is_publishable}
     return tuple(
@@ -44,7 +44,7 @@ def selected_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[S
 
 
 def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Table, ...]:
-    """Return the partitions that routes name, and whose changes come as those of a table that they name, too."""
+    """Return the partitions that routes select, and whose changes come as those of a parent that they also select."""
     watching = RouteIndex(routes).watching
     return tuple(
         table
@@ -54,7 +54,7 @@ def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tupl
 
 
 def needed_columns(route: Route) -> frozenset[str] | None:
-    """Return the columns that a route looks at, those of `changed(…)` included; None: possibly all."""
+    """Return the columns that a route uses, with those of `changed(…)`; None: possibly all."""
     if route.columns is None:
         return None
     if route.when is None:
@@ -64,5 +64,5 @@ def needed_columns(route: Route) -> frozenset[str] | None:
 
 
 def is_glob(route: Route) -> bool:
-    """Tell whether the route may watch tables that are not there yet."""
+    """Return whether the route may select tables that do not exist yet."""
     return any(character in name for name in (route.schema, route.table) for character in "*?[")
