@@ -139,4 +139,4 @@ def _lost_races_retried() -> Iterator[None]:
     except SourceError as error:
         if sqlstate_of(error) not in _LOST_RACES:
             raise
-        raise SourceLostError(error.message, code=error.code) from error
+        raise SourceLostError(error.message) from error

@@ -196,7 +196,7 @@ def test_what_orders_a_row_and_a_definition_is_the_log_and_no_clock(altered_at: 
         definitions.end_of_log = 0x1_0000_00FF
         decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions, lambda *_: True, source="c0ffee")
         changes: list[WALChange] = []
-        definitions.may_be_altered(0)
+        definitions.note_alteration(0)
         for raw in (_BEGIN, update()):
             decoder.decode(raw.replace(b"2026", year.encode()), changes)
         assert changes[0].unavailable == ("old",)  # by what was known
@@ -221,7 +221,7 @@ def test_where_two_names_are_possible_both_are_unavailable() -> None:
     definitions = Definitions(things=table("id", "old"))
     definitions.refresh([("public", "things")], lsn=0)
     definitions.tables["public", "things"] = table("id", "new", changed_by=7)
-    definitions.may_be_altered(0)
+    definitions.note_alteration(0)
     definitions.commits[7] = 0x1_0000_00A0  # in the row's own transaction: before it, or after it
     definitions.end_of_log = 0x1_0000_00FF
     (change,) = decode(update(), definitions=definitions)

@@ -165,7 +165,7 @@ class Wal2JsonDecoder(Decoder):
         self._read_up_to = parse_lsn(message["lsn"])
         if has_altered(self._read_up_to, parse_lsn(message["nextlsn"])):
             self._certain.clear()
-            self._definitions.may_be_altered(self._read_up_to)
+            self._definitions.note_alteration(self._read_up_to)
         committed_at = (datetime.fromisoformat(message["timestamp"]) - _EPOCH) // _MICROSECOND
         return self.begin(self._read_up_to, committed_at)
 

@@ -259,7 +259,7 @@ class TableDefinitions:
             self._session.close()
             self._session = None
 
-    def may_be_altered(self, lsn: int) -> None:
+    def note_alteration(self, lsn: int) -> None:
         """Note that the transaction that commits at `lsn` may have altered a table."""
         if len(self._altering) == self._altering.maxlen:
             self._unknown_up_to = self._altering[0]
