@@ -214,7 +214,7 @@ def test_a_slot_that_a_recovery_did_not_bring_back_is_a_gap_that_names_its_ends(
     assert new[0].position.startswith("1.2@")
 
 
-def test_what_was_published_last_comes_by_although_its_table_is_watched_no_more(
+def test_the_last_published_change_comes_again_although_no_route_selects_its_table(
     each_history: History,
 ) -> None:
     """The publication is changed at the start; the log is read with the one that there was."""

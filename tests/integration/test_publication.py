@@ -1,4 +1,4 @@
-"""The publication on real servers: what the routes need, from whoever may give it."""
+"""The publication on real servers: what the routes need, by a role that may create it."""
 
 from __future__ import annotations
 

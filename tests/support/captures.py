@@ -1,4 +1,4 @@
-"""Messages of real servers, kept for tests without a server: `python -m tests.support.captures` records them anew.
+"""Messages of real servers, kept for tests without a server: `python -m tests.support.captures` records them again.
 
 Each scenario is a list of statements, run on every server and read through every plugin that it has. Beside
 the messages a capture keeps what a decoder would ask the catalogue about tables. Partitioned tables are not for

@@ -38,14 +38,14 @@ def router_of(*routes: Callable[[BinlogRouter], object]) -> BinlogRouter:
 
 
 def prepare(connection: Connection, router: BinlogRouter, *, column_lists: bool = True) -> None:
-    """Make the publication `ours`; with lists of columns, the harder case, unless told otherwise."""
+    """Make the publication `ours`; with lists of columns, the harder case, unless `column_lists` is False."""
     prepare_publication(connection, "ours", router.routes, column_lists=column_lists)
 
 
 def prepare_publication(
     connection: Connection, name: str, routes: Sequence[Route], *, column_lists: bool = False
 ) -> None:
-    """Make a publication as a first start does."""
+    """Create a publication as a first start does."""
     sync = TableSync(publication=name, routes=routes, column_lists=column_lists)
     sync.prepare(connection, Notes())
 
@@ -59,7 +59,7 @@ def published(connection: Connection) -> dict[str, set[str] | None]:
 
 
 def listed(connection: Connection, *columns: str) -> set[str] | None:
-    """Return what is published of a table where only these columns are wanted: before version 15, all of it."""
+    """Return what is published of a table if only these columns are wanted: before version 15, all of it."""
     return set(columns) if connection.info.server_version >= 15_00_00 else None
 
 

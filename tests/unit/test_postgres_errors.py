@@ -45,7 +45,7 @@ _REPLICATION = {**_PARAMETERS, "replication": "database"}
         (None, None, {**_PARAMETERS, "target_session_attrs": "primary"}, SourceLostError, "Name the primary"),
     ],
 )
-def test_a_refusal_is_known_without_its_words(
+def test_a_refusal_is_recognized_without_its_message(
     sqlstate: str | None, routine: str | None, parameters: dict[str, str], kind: type, hint: str
 ) -> None:
     error = refused("Worte", Refusal("Worte", sqlstate, routine), parameters)
@@ -78,18 +78,18 @@ def test_a_refusal_has_a_code(sqlstate: str | None, routine: str | None, code: s
     assert refused("Worte", Refusal("Worte", sqlstate, routine), _REPLICATION).code == code
 
 
-def test_a_server_that_lets_the_second_try_in_may_be_tried_again() -> None:
+def test_a_server_that_accepts_the_second_attempt_is_retried() -> None:
     assert type(refused("gone", None, _PARAMETERS)) is SourceLostError
 
 
-def test_a_pooler_s_words_are_never_translated() -> None:
-    told = Refusal("unsupported startup parameter: replication", "08P01")
-    assert "connection pooler" in str(refused("no", told, _REPLICATION))
+def test_a_pooler_is_recognized_by_its_english_message() -> None:
+    message = Refusal("unsupported startup parameter: replication", "08P01")
+    assert "connection pooler" in str(refused("no", message, _REPLICATION))
     other = Refusal("pgbouncer cannot connect to server", "08P01")
     assert type(refused("no", other, _PARAMETERS)) is SourceLostError
 
 
-def test_of_several_hosts_the_last_one_s_refusal_counts() -> None:
+def test_the_refusal_of_the_last_of_several_hosts_counts() -> None:
     text = (
         'connection to server at "a", port 1 failed: FATAL:  57P03: das Datenbanksystem startet\n'
         "LOCATION:  ProcessStartupPacket, postmaster.c:1\n"

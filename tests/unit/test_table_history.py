@@ -1,4 +1,4 @@
-"""What a table was when a row was written, from what looks at it have found."""
+"""What a table was when a row was written, from the observations of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from listener.postgres.wal2json.history import (
 
 
 class Log:
-    """Where transactions committed, and whether others may have altered something."""
+    """The LSNs of commits, and whether other transactions may have altered something."""
 
     def __init__(self, *, is_still: bool = True, **commits: int) -> None:
         self._commits = {int(name[1:]): lsn for name, lsn in commits.items()}
@@ -81,10 +81,10 @@ def test_a_column_has_the_name_of_the_time(lsn: int, log: Log, names: set[str]) 
 def test_a_name_that_may_have_been_another_in_between_is_not_known() -> None:
     with pytest.raises(UnknownDefinitionError, match="new, old was altered"):
         missing(RENAMED, 20, Log(x7=25, is_still=False), "id")
-    assert missing(RENAMED, 10, Log(x7=25, is_still=False), "id") == {"old"}  # the look found it so
+    assert missing(RENAMED, 10, Log(x7=25, is_still=False), "id") == {"old"}  # it was observed so
 
 
-def test_a_name_that_no_look_has_found_is_not_known() -> None:
+def test_a_name_that_was_never_observed_is_not_known() -> None:
     only_later = history((30, [ID, column(2, "new", by=7)]))
     with pytest.raises(UnknownDefinitionError, match="new was altered"):
         missing(only_later, 20, Log(x7=25), "id")
@@ -125,7 +125,7 @@ def test_columns_that_take_each_other_s_names_are_not_mixed_up() -> None:
         missing(swapped, 20, Log(x7=20), "id", "a")
 
 
-def test_what_is_old_is_forgotten_and_the_same_is_kept_once() -> None:
+def test_old_observations_are_dropped_and_equal_ones_joined() -> None:
     found = history(
         (10, [ID]), (20, [ID]), (30, [ID, column(2, "a", by=7)]), (40, [ID, column(2, "a", by=7)])
     )
