@@ -52,7 +52,7 @@ _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'w
 
 
 class PostgresWALMonitor:
-    """Reads one database's changes through a logical replication slot; fulfils `listener.core.source.Monitor`."""
+    """Reads one database's changes through a logical replication slot; implements `listener.core.source.Monitor`."""
 
     source: str  # the cluster's system identifier, in hexadecimal; known once open
 
