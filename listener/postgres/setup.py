@@ -97,9 +97,8 @@ class ServerSetup:
         accept_gap: bool,
     ) -> PreparedTables:
         """Compare the tables with the notes; an accepted gap covers all that happened since."""
-        is_assumed = (
-            saved is None and slot is not None
-        )  # never got to a checkpoint, or the broker lost its data
+        # A start that never got to its first checkpoint, or a broker that lost its data.
+        is_assumed = saved is None and slot is not None
         if has_gap:
             notes = replace(notes, tables=None)
         elif is_assumed:
