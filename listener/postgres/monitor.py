@@ -146,10 +146,10 @@ class PostgresWALMonitor:
                 raise
             log.error("gap_accepted", gap=gap.message)  # noqa: TRY400 - a person needs no traceback
             after = self._next_generation(after)
-            yield Batch((), after)  # first the checkpoint: what is read from now on has its generation
-            self.open(
-                saved=Saved(after)
-            )  # reads again what was left out as published: that was another log's
+            # First the checkpoint: what is read from now on has its generation. Then all is read again, also what was
+            # left out as published: that was another log's.
+            yield Batch((), after)
+            self.open(saved=Saved(after))
             yield from self._batches(after)
 
     def acknowledge(self, position: str) -> None:

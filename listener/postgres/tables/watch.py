@@ -162,9 +162,8 @@ class TableWatch:
             self.error = error
         except SourceLostError as error:
             if self._session is None or self._session.closed:
-                log.debug(
-                    "tables_unknown", reason=error.message
-                )  # the loop gets the same error, and reports it
+                # The loop gets the same error, and reports it.
+                log.debug("tables_unknown", reason=error.message)
             else:
                 self._log_once("publication_unchanged", error.message, error.hint or "")
             self._close_session()

@@ -53,9 +53,8 @@ class ColumnDefinition:
     may_be_unsent: bool  # its value may be stored outside of the row: then the log has it only if it changes
     is_dropped: bool = False
     changed_by: int = 0  # the transaction that made it so
-    is_final: bool = field(
-        default=True, compare=False
-    )  # it has been so since before all that is still to be read
+    # Whether it has been so since before all that is still to be read.
+    is_final: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +65,8 @@ class TableDefinition:
     kind: str  # pg_class.relkind: r table, p partitioned table, m materialized view, …
     identity: str = "d"  # pg_class.relreplident: d primary key, i index, f full, n nothing
     columns: tuple[ColumnDefinition, ...]  # in the order of their numbers, dropped ones included
-    named_by: tuple[int, ...] = field(
-        default=(), compare=False
-    )  # transactions; the last of them gave it the name
+    # Transactions; the last of them gave it the name.
+    named_by: tuple[int, ...] = field(default=(), compare=False)
     is_name_final: bool = field(default=True, compare=False)
 
     @property
