@@ -69,9 +69,7 @@ class AddedTables(NamedTuple):
     """The result of adding tables to the publication."""
 
     proven: frozenset[int]  # the OIDs of those to which nothing was written before
-    denied: tuple[
-        PermissionDeniedError, ...
-    ]  # for those that the listener's role may not publish, with the SQL
+    denied: tuple[PermissionDeniedError, ...]  # for those that our role may not publish, with the SQL
     busy: tuple[SourceLostError, ...]  # for those that another session locks
     unlocked: frozenset[int]  # the OIDs of those that were added while another session was writing to them
 
