@@ -22,7 +22,7 @@ from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
-from listener.postgres.check import Wanted, check_postgres
+from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from listener.publish.bookmark import Bookmark, read_bookmark
@@ -154,7 +154,7 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
             checkpoint=_place_in_binlog(settings),
         )
         return
-    wanted = Wanted(
+    wanted = Requirements(
         slot=settings.slot,
         publication=settings.publication,
         plugin=settings.cdc_plugin,

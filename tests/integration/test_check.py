@@ -29,8 +29,8 @@ def test_a_server_that_is_ready_has_no_problem_before_and_after_the_first_start(
     router = router_to(("tickets", [INSERT, UPDATE], "title"))
     before = Findings(any_database.url, router, name=any_database.name)
     assert before.problems == []
-    assert before[f"slot {any_database.name}"].found == "will be made at the first start"
-    assert before[f"publication {any_database.name}"].found == "will be made"
+    assert before[f"slot {any_database.name}"].found == "will be created at the first start"
+    assert before[f"publication {any_database.name}"].found == "will be created"
     assert before["table public.tickets"].found == "INSERT, UPDATE of title"
     with contextlib.closing(connect(any_database.url)) as connection:
         prepare_publication(connection, any_database.name, router.routes)

@@ -1,4 +1,4 @@
-"""The publication on real servers: what the routes need, from whoever may give it."""
+"""The publication on real servers: what the routes need, by a role that may create it."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_publication_that_vanished_behind_its_slot_is_a_gap(
     assert gap(saved=SAVED) is None
     any_database.execute("DROP PUBLICATION ours")
     assert "The publication ours is gone" in str(gap(saved=SAVED))
-    read_on = Saved("0/3000000:0", format_notes(Notes(looked=parse_lsn("0/2000000"))))
+    read_on = Saved("0/3000000:0", format_notes(Notes(checked_lsn=parse_lsn("0/2000000"))))
     assert "committed after 0/2000000 and" in str(gap(saved=read_on))  # it was gone before the listener was
     behind = Saved("0/1000000:0", read_on.notes)
     assert "committed after 0/1000000:0 (the slot:" in str(gap(saved=behind))

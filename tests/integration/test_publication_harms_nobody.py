@@ -141,7 +141,7 @@ def test_full_identity_with_a_virtual_column_is_refused_where_updates_would_fail
     database.execute("UPDATE t SET a = 2")
 
 
-def test_a_table_that_somebody_holds_is_not_waited_for_long(
+def test_a_locked_table_is_not_waited_for_long(
     connection: Connection, any_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("listener.postgres.tables.publication._LOCK_TIMEOUT", "100ms")

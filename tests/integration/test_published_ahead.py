@@ -1,4 +1,4 @@
-"""What the server is told while a batch that was published ahead is not known to be held yet."""
+"""What the monitor acknowledges while the broker has not confirmed a batch yet."""
 
 from __future__ import annotations
 

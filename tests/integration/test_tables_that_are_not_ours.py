@@ -1,4 +1,4 @@
-"""What a role that may not change the publication is told, and of whom the server refuses UPDATE and DELETE."""
+"""A role that may not change the publication gets the SQL; tables whose UPDATE and DELETE the server refuses."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_statements_that_a_list_of_columns_makes_fail_are_a_problem(debian_datab
     with contextlib.suppress(psycopg2.errors.InvalidColumnReference):
         debian_database.execute("UPDATE t SET a = 2")
         raise AssertionError("the server took it")
-    told = "UPDATE of public.t are refused now: the publication ours lists columns"
-    finding = Findings(debian_database.url, router).about(told)
+    message = "UPDATE of public.t are refused now: the publication ours lists columns"
+    finding = Findings(debian_database.url, router).about(message)
     assert finding.state is PROBLEM
     debian_database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", debian_database.name)
     debian_database.execute(finding.hint)

@@ -1,4 +1,4 @@
-"""What wal2json does not say, on a real server: refused, or left out, and never guessed."""
+"""What wal2json does not send, on a real server: refused, or unavailable, and never guessed."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_materialized_view_in_the_place_of_a_table_is_not_taken_for_it(source:
 
 
 def test_no_name_is_made_up_for_a_column_that_was_renamed_twice(source: PostgresSource) -> None:
-    """The name that the row's column had was there for a moment, in which nobody looked."""
+    """The name that the row's column had was there for a moment, in which the listener did not read it."""
     source.execute(
         "CREATE TABLE items (id int PRIMARY KEY, note text, body text)",
         "ALTER TABLE items ALTER body SET STORAGE EXTERNAL",

@@ -1,4 +1,4 @@
-"""Messages of real servers, kept for tests without a server: `python -m tests.support.captures` records them anew.
+"""Messages of real servers, kept for tests without a server: `python -m tests.support.captures` records them again.
 
 Each scenario is a list of statements, run on every server and read through every plugin that it has. Beside
 the messages a capture keeps what a decoder would ask the catalogue about tables. Partitioned tables are not for
@@ -196,17 +196,17 @@ class _Recorded(TableDefinitions):
         super().__init__(_no_server, "a_slot")
         self._tables = {(table["schema"], table["name"]): table["columns"] for table in tables}
 
-    def look(self, tables: Collection[TableName], *, place: int) -> bool:
+    def refresh(self, tables: Collection[TableName], *, lsn: int) -> bool:
         return False
 
-    def is_certain(self, table: TableName, place: int) -> bool:
+    def is_certain(self, table: TableName, lsn: int) -> bool:
         return True
 
     def missing(
         self,
         table: TableName,
         sent: Collection[str],
-        place: int,
+        lsn: int,
         *,
         is_whole: bool,
         may_be_full: bool,

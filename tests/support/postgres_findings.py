@@ -6,7 +6,7 @@ from typing import Any
 
 from cdc_tasks.changes import EventType
 from listener.core.findings import Finding, State
-from listener.postgres.check import Wanted, check_postgres
+from listener.postgres.check import Requirements, check_postgres
 from listener.router import BinlogRouter
 
 __all__ = ["DELETE", "INSERT", "OK", "PROBLEM", "UPDATE", "WARNING", "Findings", "router_to"]
@@ -24,7 +24,9 @@ class Findings:
         defaults = {"plugin": "pgoutput", "failover": False, "lag_alarm": 10**9, "saved": None}
         routes = (router or BinlogRouter()).routes
         self.all = list(
-            check_postgres(url, Wanted(slot=name, publication=name, routes=routes, **{**defaults, **wanted}))
+            check_postgres(
+                url, Requirements(slot=name, publication=name, routes=routes, **{**defaults, **wanted})
+            )
         )
 
     @property

@@ -33,7 +33,7 @@ NAME = "cdc"
 
 
 class History:
-    """One server, one broker; `items` is watched, `other` is not."""
+    """One server, one broker; the route selects `items`, and not `other`."""
 
     def __init__(
         self, server_class: type[PostgresServer], plugin: PluginName, settings: dict[str, str] | None = None
@@ -72,7 +72,7 @@ class History:
                 cursor.execute("INSERT INTO items VALUES (%s)", (number,))
 
     def write_past(self, lsn: str) -> None:
-        """Write what nobody watches, until the log ends behind this place."""
+        """Write to `other` until the log ends after this LSN."""
         while self.execute("SELECT pg_current_wal_flush_lsn() > %s::pg_lsn", lsn) != [(True,)]:
             self.execute("INSERT INTO other SELECT generate_series(1, 200)")
 
@@ -90,7 +90,7 @@ class History:
         return Listener(monitor, self.router, RedisPublisher(celery_app(self.broker.url), name=NAME))
 
     def listen(self, until: Callable[[], bool], **options: Any) -> CDCError | None:
-        """Run a listener until then, or until it ends by itself; return what it ended with."""
+        """Run a listener until `until`, or until it ends by itself; return its error."""
         errors: list[CDCError] = []
         listener = self.listener(**options)
 

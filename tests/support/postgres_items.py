@@ -36,17 +36,19 @@ ROWS = "INSERT INTO items SELECT g, 'item' FROM generate_series(%s, %s) g"
 
 
 def with_items(database: Database) -> Database:
-    """Make a table that the monitor watches, and one that it does not."""
+    """Create a table that the route selects, and one that it does not."""
     database.execute("CREATE TABLE items (id bigint PRIMARY KEY, name text)")
     database.execute("CREATE TABLE other (id bigint)")
     return database
 
 
-def make_monitor(database: Database, *, url: str | None = None, **options: Any) -> PostgresWALMonitor:
+def make_monitor(
+    database: Database, *, url: str | None = None, slot: str | None = None, **options: Any
+) -> PostgresWALMonitor:
     router = BinlogRouter()
     router.register("public", "items", EventType.ALL, "task")
     return PostgresWALMonitor(
-        url or database.url, slot=database.name, publication="cdc", routes=router.routes, **options
+        url or database.url, slot=slot or database.name, publication="cdc", routes=router.routes, **options
     )
 
 
@@ -65,7 +67,7 @@ def ids(changes: list[Change]) -> list[int]:
 
 
 def take(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """Return batches until they have so many changes."""
+    """Return batches until they have `count` changes."""
     taken: list[Batch] = []
     deadline = Deadline(20)
     while sum(len(batch.changes) for batch in taken) < count:

@@ -33,7 +33,7 @@ class PostgresProxy:
         errors: Mapping[bytes, tuple[str, str]] | None = None,
         replaces: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        """`translates` makes the errors' words unreadable; `drops` and `refuses` name start-up parameters, as
+        """`translates` makes the errors' messages unreadable; `drops` and `refuses` name start-up parameters, as
         PgBouncer's `ignore_startup_parameters` does; `errors` gives SQLSTATE and message instead of the copied
         data that holds the key; `replaces` gives other bytes, as many, within copied data.
         """
@@ -131,7 +131,7 @@ def _message(kind: bytes, body: bytes) -> bytes:
 
 
 def _translate(kind: bytes, body: bytes) -> bytes:
-    """Return the message with each letter of its words exchanged."""
+    """Return the message with each letter of its text exchanged."""
     fields = [
         field[:1] + _exchanged(field[1:]) if field[0] in _TRANSLATED else field
         for field in body.split(b"\0")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from listener.postgres.plugins import PluginName
     from tests.conftest import Database
 
-__all__ = ["PLUGINS", "PostgresSource", "told"]
+__all__ = ["PLUGINS", "PostgresSource", "rows_of"]
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ PLUGINS: tuple[tuple[str, PluginName], ...] = (
 
 @dataclass
 class PostgresSource:
-    """Watch it after its tables are there; leave it to stop the monitor."""
+    """Call `watch` after the tables exist. Leaving the context stops the monitor."""
 
     database: Database
     plugin: PluginName
     name: str = "cdc_tasks"
     _monitor: PostgresWALMonitor | None = None
-    notes: str | None = None  # as the broker would hold them
+    notes: str | None = None  # as the broker would have them
     _position: str | None = None
     _unread: list[Change] = field(default_factory=list)  # came while something else was waited for
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -70,7 +70,7 @@ class PostgresSource:
 
     @property
     def saved(self) -> Saved | None:
-        """What a next start is given."""
+        """What the next start gets as saved."""
         return Saved(self._position, self.notes) if self._position else None
 
     def stop(self) -> None:
@@ -83,7 +83,7 @@ class PostgresSource:
             self.database.execute(statement)
 
     def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
-        """Return the next `count` changes, and acknowledge them; fail where others come, or none."""
+        """Return the next `count` changes, and acknowledge them; fail if others come, or none."""
         assert self._monitor is not None
         found, deadline = self._unread, Deadline(timeout)
         while len(found) < count:
@@ -108,7 +108,7 @@ class PostgresSource:
         return found
 
     def is_past(self, lsn: str) -> bool:
-        """Read a batch, and return whether its position is at that place of the log, or beyond."""
+        """Read a batch, and return whether its position is at that LSN or later."""
         batch = next(self._batches)
         assert self._monitor is not None
         self._monitor.acknowledge(batch.position)
@@ -136,6 +136,6 @@ def _split(schema: str, table: str) -> tuple[str, str]:
     return (first, rest) if dot else (schema, table)
 
 
-def told(changes: list[Change]) -> list[tuple[str, Any, Any, tuple[str, ...]]]:
+def rows_of(changes: list[Change]) -> list[tuple[str, Any, Any, tuple[str, ...]]]:
     """Return what tasks could see of them: event, before, after, and what is unavailable."""
     return [(change.event.value, change.before, change.after, change.unavailable) for change in changes]

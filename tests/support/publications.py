@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cdc_tasks.changes import EventType
 from listener.postgres.tables.notes import Notes
 from listener.postgres.tables.publication import read_publication
-from listener.postgres.tables.sync import TableKeeper
+from listener.postgres.tables.sync import TableSync
 from listener.router import BinlogRouter, Route
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ def router_of(*routes: Callable[[BinlogRouter], object]) -> BinlogRouter:
 
 
 def prepare(connection: Connection, router: BinlogRouter, *, column_lists: bool = True) -> None:
-    """Make the publication `ours`; with lists of columns, the harder case, unless told otherwise."""
+    """Make the publication `ours`; with lists of columns, the harder case, unless `column_lists` is False."""
     prepare_publication(connection, "ours", router.routes, column_lists=column_lists)
 
 
 def prepare_publication(
     connection: Connection, name: str, routes: Sequence[Route], *, column_lists: bool = False
 ) -> None:
-    """Make a publication as a first start does."""
-    keeper = TableKeeper(publication=name, routes=routes, column_lists=column_lists)
-    keeper.prepare(connection, Notes())
+    """Create a publication as a first start does."""
+    sync = TableSync(publication=name, routes=routes, column_lists=column_lists)
+    sync.prepare(connection, Notes())
 
 
 def published(connection: Connection) -> dict[str, set[str] | None]:
@@ -59,7 +59,7 @@ def published(connection: Connection) -> dict[str, set[str] | None]:
 
 
 def listed(connection: Connection, *columns: str) -> set[str] | None:
-    """Return what is published of a table where only these columns are wanted: before version 15, all of it."""
+    """Return what is published of a table if only these columns are wanted: before version 15, all of it."""
     return set(columns) if connection.info.server_version >= 15_00_00 else None
 
 

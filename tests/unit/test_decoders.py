@@ -1,4 +1,4 @@
-"""Both plugins' decoders on what real servers sent: the same rows, whichever they came through."""
+"""Both plugins' decoders on what real servers sent: the same rows through each."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ LEVELS: Final = (
         "listener.postgres.client",
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps",
-        "listener.postgres.check listener.postgres.monitor listener.postgres.status",
+        "listener.postgres.check listener.postgres.setup listener.postgres.status",
+        "listener.postgres.monitor",
     ),
     (
         "listener.mysql.errors listener.mysql.log",

@@ -18,7 +18,7 @@ from listener.postgres.codec.builtin_types import BUILTIN
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.tables.catalogue import Identity, ReplicaIdentity, Table
 from listener.postgres.tables.findings import find_in_tables
-from listener.postgres.tables.selection import watched_tables
+from listener.postgres.tables.selection import selected_tables
 from listener.publish.batching import Gatherer
 from tests.support.publishing import change, fire
 
@@ -98,7 +98,7 @@ def test_looking_at_tables_and_routes_compares_no_more_names_than_there_are(
         compared.clear()
         found = list(find_in_tables(router.routes, tables, [table.name for table in tables], 18_00_00))
         assert found
-        watched_tables(router.routes, tables)
+        selected_tables(router.routes, tables)
         for table in tables:
             router.routes_for((*table.name, "insert"))
         counts.append(len(compared))

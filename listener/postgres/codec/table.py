@@ -1,4 +1,4 @@
-"""A relation as the log describes it, compiled: rows of server's text go in, JSON comes out."""
+"""A table as the log describes it, compiled to functions from rows of the server's text to JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from listener.core import json_text
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.codec.values import ValueType, converter, verbatim
 
-__all__ = ["NOT_PLAIN", "Column", "Kind", "Old", "Table"]
+__all__ = ["NOT_PLAIN", "Column", "Kind", "OldRow", "Table"]
 
 _Names = tuple[str, ...] | None  # of columns; None: all
 _Render = Callable[[Row], bytes]
 _Write = Callable[[Row | None, Row | None, bytes, bytes, bytes], bytes]
 
-# What compiled functions raise where a value is not there, or a text is not UTF-8: rare, so it is met this way.
+# What compiled functions raise if a value is missing, or a text is not UTF-8. It is rare, so they do not check for it.
 NOT_PLAIN: Final = (AttributeError, TypeError, UnicodeDecodeError)
 
 
@@ -33,7 +33,7 @@ class Column:
     key: bool  # part of the replica identity
 
 
-class Old(Enum):
+class OldRow(Enum):
     """What a change has of the old row."""
 
     NOTHING = auto()
@@ -46,7 +46,9 @@ class Kind:
 
     __slots__ = ("_has_new", "event", "head", "name", "old", "table", "writers")
 
-    def __init__(self, table: Table, event: str, old: Old = Old.NOTHING, *, has_new: bool = True) -> None:
+    def __init__(
+        self, table: Table, event: str, old: OldRow = OldRow.NOTHING, *, has_new: bool = True
+    ) -> None:
         """`has_new`: there is a new row."""
         self.table = table
         self.event = event
@@ -62,20 +64,22 @@ class Kind:
 
     def old_columns(self, columns: _Names) -> _Names:
         """Return those of `columns` that the old row has."""
-        if self.old is not Old.KEY:
+        if self.old is not OldRow.KEY:
             return columns
         keys = self.table.key_columns
         return keys if columns is None else tuple(name for name in columns if name in keys)
 
     def compile(self, columns: _Names) -> _Write:
-        """Write the function that makes JSON of a whole change, with `columns` in its rows; it raises NOT_PLAIN.
+        """Compile the function that renders a whole change as JSON, with `columns` in its rows; it raises NOT_PLAIN.
 
         It takes the old row, the new row, the id, the position, and the end of the JSON.
         """
         table = self.table
-        old, olds = table.outline("old", self.old_columns(columns)) if self.old is not Old.NOTHING else _NULL
+        old, olds = (
+            table.outline("old", self.old_columns(columns)) if self.old is not OldRow.NOTHING else _NULL
+        )
         new, news = table.outline("new", columns) if self._has_new else _NULL
-        known = table.key_columns if self.old is Old.KEY else table.names
+        known = table.key_columns if self.old is OldRow.KEY else table.names
         missing = [name for name in (table.names if columns is None else columns) if name not in known]
         template = b'{"id":"%%b%b%b,"after":%b,"unavailable":%b,"position":"%%b%%b' % (
             _literal(self.head), old, new, _literal(orjson.dumps(missing)),
@@ -87,7 +91,7 @@ class Kind:
 
 
 class Table:
-    """One version of a table's definition, as of some place in the log."""
+    """One version of a table's definition, as of some LSN."""
 
     __slots__ = (
         "_absent",
@@ -125,10 +129,10 @@ class Table:
         self._keyed = lru_cache(maxsize=100)(self._with_key)
         self.insert = Kind(self, "insert")
         self.update_alone = Kind(self, "update")
-        self.update_by_key = Kind(self, "update", Old.KEY)
-        self.update = Kind(self, "update", Old.ALL)
-        self.delete_by_key = Kind(self, "delete", Old.KEY, has_new=False)
-        self.delete = Kind(self, "delete", Old.ALL, has_new=False)
+        self.update_by_key = Kind(self, "update", OldRow.KEY)
+        self.update = Kind(self, "update", OldRow.ALL)
+        self.delete_by_key = Kind(self, "delete", OldRow.KEY, has_new=False)
+        self.delete = Kind(self, "delete", OldRow.ALL, has_new=False)
         self.truncate = Kind(self, "truncate", has_new=False)
         self._renderers: dict[_Names, _Render] = {}
         self._careful = lru_cache(maxsize=100)(partial(self._compile, careful=True))
@@ -137,7 +141,10 @@ class Table:
         self._known |= {f"convert{at}": converter(column.type) for at, column in enumerate(self.columns)}
 
     def keyed_by(self, key: Row) -> Table:
-        """Return the table with the key that this old row has, NULL elsewhere: a partition's need not be its root's."""
+        """Return the table with the key of this old row, whose other columns are NULL.
+
+        A partition's replica identity may differ from its root's.
+        """
         places = self._key_places
         if key.count(None) == len(key) - len(places) and None not in [key[place] for place in places]:
             return self
@@ -168,15 +175,15 @@ class Table:
             return self._absent.setdefault(columns, orjson.dumps(names)[1:-1])
 
     def is_missing(self, row: Row, name: str) -> bool:
-        """Tell whether `row` has no value, not even NULL, for the column."""
+        """Return whether `row` has no value, not even NULL, for the column."""
         place = self.index.get(name)
         return place is None or row[place] is UNCHANGED
 
     def outline(self, row: str, columns: _Names, *, careful: bool = False) -> tuple[bytes, list[str]]:
         """Return a template of a JSON object of `columns`, and the expressions that fill it in from the variable `row`.
 
-        For a hot path: a loop over columns would cost twice as much. Where the text is already JSON, and where
-        it is a plain string, not even a call is left; unless `careful`, bytes that are not UTF-8 are an error.
+        For a hot path: a loop over the columns would cost twice as much. No call is left for a text that is already
+        JSON. Unless `careful`, bytes that are not UTF-8 are an error.
         """
         wanted = self.names if columns is None else tuple(name for name in columns if name in self.index)
         template = b"{" + b",".join(_literal(orjson.dumps(name)) + b":%b" for name in wanted) + b"}"
@@ -207,5 +214,5 @@ _NULL: Final[tuple[bytes, list[str]]] = (b"null", [])
 
 
 def _literal(text: bytes) -> bytes:
-    """Return `text` as a template has it."""
+    """Return `text`, escaped for a template."""
     return text.replace(b"%", b"%%")

@@ -1,4 +1,4 @@
-"""The routes' tables as they are now, and what there is to say about them."""
+"""The routes' tables as they are now, with the findings about them."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from listener.postgres.tables.catalogue import Table, TableName, read_names, rea
 from listener.postgres.tables.findings import find_in_tables
 from listener.postgres.tables.notes import Notes
 from listener.postgres.tables.reconciliation import former_names
-from listener.postgres.tables.selection import Watched, covered_partitions, watched_tables
+from listener.postgres.tables.selection import SelectedTable, covered_partitions, selected_tables
 
-__all__ = ["TablesSeen", "look_at_tables", "routed"]
+__all__ = ["CurrentTables", "read_current_tables", "routed"]
 
 
 _NOTHING_NOTED: Final = Notes()
 
 
-class TablesSeen(NamedTuple):
+class CurrentTables(NamedTuple):
     """The routes' tables as they are now."""
 
     findings: list[Finding]
-    watched: tuple[Watched, ...]
-    covered: tuple[Table, ...]  # partitions that routes name, and that are watched as a part of the whole
+    selected: tuple[SelectedTable, ...]
+    covered: tuple[Table, ...]  # partitions that routes select, and whose changes come as their root's
     names: Mapping[int, TableName]  # of all tables, views and the like
 
 
-def look_at_tables(
+def read_current_tables(
     connection: Connection, routes: Sequence[Route], notes: Notes = _NOTHING_NOTED
-) -> TablesSeen:
-    """Return what there is to say about the routes' tables, and those that are to be watched.
+) -> CurrentTables:
+    """Return the routes' tables, and the findings about them.
 
-    wal2json needs no publication, but it too leaves out changes of rows that have no key.
+    wal2json needs no publication, but it also leaves out changes of rows without a key.
     """
     known = read_names(connection)
     tables = read_tables(connection, routed(routes, known))
     version = connection.info.server_version
     findings = find_in_tables(routes, tables, known.values(), version, former_names(notes, known))
-    watched, covered = watched_tables(routes, tables), covered_partitions(routes, tables)
-    return TablesSeen(list(findings), watched, covered, known)
+    selected, covered = selected_tables(routes, tables), covered_partitions(routes, tables)
+    return CurrentTables(list(findings), selected, covered, known)
 
 
 def routed(routes: Sequence[Route], names: Mapping[int, TableName]) -> list[int]:
-    """Return the OIDs of the tables that the routes name."""
+    """Return the OIDs of the tables that the routes select."""
     index = RouteIndex(routes)
     return [oid for oid, name in names.items() if index.watching(*name)]

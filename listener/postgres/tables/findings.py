@@ -13,7 +13,7 @@ from cdc_tasks.routing.router import Route, RouteIndex
 from listener.core.findings import CloseNames, Finding, State
 from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT, quoted, quoted_table
 from listener.postgres.tables.catalogue import Identity, Table, TableName
-from listener.postgres.tables.selection import Watched, is_glob, watched_tables
+from listener.postgres.tables.selection import SelectedTable, is_glob, selected_tables
 
 __all__ = ["find_harm", "find_in_tables", "find_refused", "for_wal2json"]
 
@@ -29,10 +29,10 @@ def find_in_tables(
     version: int,
     former: Mapping[TableName, TableName | None] | None = None,
 ) -> Iterator[Finding]:
-    """Yield what is wrong or doubtful about the tables of the routes, and a line for each that is well.
+    """Yield the problems and warnings of the routes' tables, and one finding for each table without any.
 
-    `tables` are those of the routes, `known` the names of all there are; `version` as libpq has it (150004).
-    `former` are names that watched tables had, each with the table's name now, None where it is gone.
+    `tables` are those of the routes, `known` the names of all tables; `version` is libpq's number (150004).
+    `former` are former names of selected tables, each with the table's name now; None if it is gone.
     """
     by_name = {table.name: table for table in tables}
     matching = _matching(routes, tables)
@@ -40,9 +40,9 @@ def find_in_tables(
     missing = partial(_no_table, close=close, former=former or {})
     for route in dict.fromkeys(routes):
         yield from _find_in_route(route, matching.get(route.key, ()), by_name, version, missing)
-    watched = watched_tables(routes, tables)
-    published = frozenset[EventType]().union(*(each.events for each in watched))
-    for each in watched:
+    selected = selected_tables(routes, tables)
+    published = frozenset[EventType]().union(*(each.events for each in selected))
+    for each in selected:
         findings = [
             *_find_in_identity(each, published, version),
             *_find_in_old_values(each),
@@ -52,7 +52,7 @@ def find_in_tables(
 
 
 def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, list[Table]]:
-    """Return the tables that each route watches, by the route's key."""
+    """Return the tables that each route selects, by the route's key."""
     index, found = RouteIndex(routes), defaultdict[str, list[Table]](list)
     for table in tables:
         for route in index.watching(*table.name):
@@ -60,18 +60,21 @@ def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, lis
     return found
 
 
-def for_wal2json(findings: Sequence[Finding], watched: Sequence[Watched]) -> list[Finding]:
-    """Return the findings with a problem for each partitioned table: of those wal2json does not say enough."""
+def for_wal2json(findings: Sequence[Finding], selected: Sequence[SelectedTable]) -> list[Finding]:
+    """Return the findings with a problem for each partitioned table: wal2json does not send enough about those."""
     refused = [
-        _problem(each.table, PARTITIONED, PARTITIONED_HINT) for each in watched if each.table.is_partitioned
+        _problem(each.table, "partitioned_table", PARTITIONED, PARTITIONED_HINT)
+        for each in selected
+        if each.table.is_partitioned
     ]
     tables = {each.what for each in refused}
     return [*(each for each in findings if each.what not in tables), *refused]
 
 
-def _well(watched: Watched) -> Finding:
-    columns = "all columns" if watched.columns is None else ", ".join(sorted(watched.columns))
-    return Finding(what=_table(watched.table.name), found=f"{_events(watched.events)} of {columns}")
+def _well(selected: SelectedTable) -> Finding:
+    columns = "all columns" if selected.columns is None else ", ".join(sorted(selected.columns))
+    found = f"{_events(selected.events)} of {columns}"
+    return Finding(what=_table(selected.table.name), code="table", found=found)
 
 
 def _find_in_route(
@@ -98,8 +101,9 @@ def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableN
         return Finding(
             what=what,
             state=State.WARNING,
+            code="table_missing",
             found=found,
-            hint="A table that comes later is watched from then on.",
+            hint="A matching table that is created later is read from then on.",
         )
     if (route.schema, route.table) in former:
         return _no_table_any_more(route, former[route.schema, route.table])
@@ -107,6 +111,7 @@ def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableN
     return Finding(
         what=what,
         state=State.PROBLEM,
+        code="table_missing",
         found=f"there is no table {name}.{close.meant(name)}",
         hint="Correct the route, or create the table.",
     )
@@ -117,26 +122,28 @@ def _no_table_any_more(route: Route, now: TableName | None) -> Finding:
     return Finding(
         what=f"route to {route.task}",
         state=State.WARNING,
+        code="table_renamed" if now else "table_missing",
         found=f"{route.schema}.{route.table} {became}: only what was committed before still comes under that name",
-        hint="Take the route out when the listener has passed that: once `python -m listener status` has shown"
+        hint="Take the route out when the listener has read those changes: once `python -m listener status` has shown"
         " lag_bytes 0.",
     )
 
 
-def find_harm(watched: Watched, published: frozenset[EventType], version: int) -> list[Finding]:
-    """Return why the table must not be published: its UPDATE and DELETE would fail, or old values come out wrong."""
-    return [each for each in _find_in_identity(watched, published, version) if each.state is State.PROBLEM]
+def find_harm(selected: SelectedTable, published: frozenset[EventType], version: int) -> list[Finding]:
+    """Return why the table must not be published: its UPDATE and DELETE would fail, or old values would be wrong."""
+    return [each for each in _find_in_identity(selected, published, version) if each.state is State.PROBLEM]
 
 
-def find_refused(watched: Iterable[Watched]) -> Iterator[Finding]:
-    """Yield the tables whose UPDATE and DELETE the server refuses now, because of a list of columns."""
-    for each in watched:
+def find_refused(selected: Iterable[SelectedTable]) -> Iterator[Finding]:
+    """Yield a problem for each table whose UPDATE and DELETE the server refuses now because of a list of columns."""
+    for each in selected:
         for listed in each.table.listed_in:
             names = [own.table for own in each.table.identities if listed.refuses(own)]
             if names:
                 events = " and ".join(sorted(listed.events, reverse=True))
                 yield _problem(
                     each.table,
+                    "column_list",
                     f"{events} of {_names(names)} are refused now: the publication {listed.publication} lists columns,"
                     " and not all of the replica identity",
                     "\n".join(["BEGIN;", *_unlist(each.table, [listed.publication]), "COMMIT;"]),
@@ -157,11 +164,9 @@ def _not_publishable(table: Table) -> Finding:
         found = f"is a {_KINDS[table.kind]}, and has no log"
         hint = "Name the tables that it is made from in the route."
     else:
-        found, hint = (
-            "is unlogged: its changes are in no log",
-            f"ALTER TABLE {quoted_table(table.name)} SET LOGGED;",
-        )
-    return _problem(table, found, hint)
+        found = "is unlogged: its changes are in no log"
+        hint = f"ALTER TABLE {quoted_table(table.name)} SET LOGGED;"
+    return _problem(table, "table_not_logged", found, hint)
 
 
 def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Finding]:
@@ -172,6 +177,7 @@ def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Findi
             yield Finding(
                 what=f"route to {route.task}",
                 state=State.WARNING if is_glob(route) else State.PROBLEM,
+                code="column_missing",
                 found=f"{_names([table.name])} has no column {column}."
                 + (f" Did you mean {close[0]}?" if close else ""),
                 hint="Correct the route's columns=, or add the column.",
@@ -180,8 +186,9 @@ def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Findi
             yield Finding(
                 what=f"route to {route.task}",
                 state=State.WARNING,
+                code="generated_column",
                 found=f"{column} of {_names([table.name])} is generated: it is in no log, and is not sent",
-                hint="PostgreSQL 18 sends GENERATED ALWAYS AS (…) STORED; before, let the task read the row.",
+                hint="PostgreSQL 18 sends GENERATED ALWAYS AS (…) STORED; before 18, read the row in the task.",
             )
 
 
@@ -192,15 +199,18 @@ def _find_in_partition(route: Route, table: Table, tables: dict[TableName, Table
             f"{_names([table.name])} is a partition of {_names([root])}, and its changes come as that one's"
         )
         hint = f"Name {_names([root])} in the route."
-        yield Finding(what=f"route to {route.task}", state=State.WARNING, found=found, hint=hint)
+        what = f"route to {route.task}"
+        yield Finding(what=what, state=State.WARNING, code="partition", found=found, hint=hint)
 
 
-def _find_in_identity(watched: Watched, published: frozenset[EventType], version: int) -> Iterator[Finding]:
-    """Look for what would make the application's own statements fail, or old values come out wrong.
+def _find_in_identity(
+    selected: SelectedTable, published: frozenset[EventType], version: int
+) -> Iterator[Finding]:
+    """Yield what would make the application's own statements fail, or old values wrong.
 
-    A publication's events hold for all its tables, whatever the routes of this one are.
+    A publication's events hold for all its tables, whatever the routes of this table are.
     """
-    table = watched.table
+    table = selected.table
     if not published & _NEED_A_KEY:
         return
     lacking = [each.table for each in table.identities if not each.identifies_rows]
@@ -208,32 +218,38 @@ def _find_in_identity(watched: Watched, published: frozenset[EventType], version
     partial = [each.table for each in table.identities if each.identity is not Identity.FULL]
     if lacking:
         found = f"no primary key in {_names(lacking)}: the application's own UPDATE and DELETE would fail"
-        yield _problem(table, found, "Add a primary key, or:\n" + _make_full(table, lacking))
+        yield _problem(
+            table, "replica_identity", found, "Add a primary key, or:\n" + _make_full(table, lacking)
+        )
     elif table.is_partitioned and not table.own_identity.identifies_rows:
         found = "no primary key: UPDATE and DELETE will fail in a partition that is added later"
         hint = "Add a primary key, or run for each new partition: ALTER TABLE … REPLICA IDENTITY FULL;"
-        yield Finding(what=_table(table.name), state=State.WARNING, found=found, hint=hint)
+        yield _warning(table, "replica_identity", found, hint)
     if full and table.virtual_generated and version >= 18_00_00:
         found = "REPLICA IDENTITY FULL with a virtual generated column: UPDATE and DELETE would fail"
-        yield _problem(table, found, _set_identity(full, "DEFAULT"))
+        yield _problem(table, "virtual_column", found, _set_identity(full, "DEFAULT"))
     if table.own_identity.identity is Identity.FULL and partial:
         found = "REPLICA IDENTITY FULL, but not in each partition: old values would come out as NULL"
-        yield _problem(table, found, _make_full(table, partial))
+        yield _problem(table, "partition_identity", found, _make_full(table, partial))
 
 
-def _problem(table: Table, found: str, hint: str) -> Finding:
-    return Finding(what=_table(table.name), state=State.PROBLEM, found=found, hint=hint)
+def _problem(table: Table, code: str, found: str, hint: str) -> Finding:
+    return Finding(what=_table(table.name), state=State.PROBLEM, code=code, found=found, hint=hint)
 
 
-def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
-    """Routes that ask for old values which are not in the log."""
-    table = watched.table
+def _warning(table: Table, code: str, found: str, hint: str) -> Finding:
+    return Finding(what=_table(table.name), state=State.WARNING, code=code, found=found, hint=hint)
+
+
+def _find_in_old_values(selected: SelectedTable) -> Iterator[Finding]:
+    """Yield a warning for each route that needs old values which are not in the log."""
+    table = selected.table
     partial = [
         each.table for each in (table.own_identity, *table.partitions) if each.identity is not Identity.FULL
     ]
     if not partial:
         return
-    for route in watched.routes:
+    for route in selected.routes:
         compared = frozenset(getattr(route.when, "columns", ())) - table.key
         if compared and EventType.UPDATE in route.events:
             found = (
@@ -242,7 +258,7 @@ def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
             yield _old_values(route, table, found, partial)
         sent = frozenset(route.columns or ()) - table.key
         if sent and EventType.DELETE in route.events:
-            found = f"a DELETE says nothing of {_list(sent)}, only {_list(table.key)}"
+            found = f"a DELETE does not have {_list(sent)}, only {_list(table.key)}"
             yield _old_values(route, table, found, partial)
         if sent and route.args and EventType.UPDATE in route.events:
             found = f"an UPDATE has {_list(sent)} in `after` alone: args= cannot read them in `before`"
@@ -252,14 +268,15 @@ def _find_in_old_values(watched: Watched) -> Iterator[Finding]:
 def _find_in_silent(table: Table) -> Iterator[Finding]:
     if table.silent:
         found = f"what changes in {_names(table.silent)} is in no log: foreign, or unlogged"
-        hint = "ALTER TABLE … SET LOGGED; or watch what is foreign on its own server."
-        yield Finding(what=_table(table.name), state=State.WARNING, found=found, hint=hint)
+        hint = "ALTER TABLE … SET LOGGED; or run a listener on the foreign server, too."
+        yield _warning(table, "table_not_logged", found, hint)
 
 
 def _old_values(route: Route, table: Table, found: str, partial: Sequence[TableName]) -> Finding:
     return Finding(
         what=f"route to {route.task}",
         state=State.WARNING,
+        code="old_values",
         found=f"{_names([table.name])}: {found}",
         hint="A table with virtual generated columns cannot have REPLICA IDENTITY FULL."
         if table.virtual_generated
@@ -268,7 +285,7 @@ def _old_values(route: Route, table: Table, found: str, partial: Sequence[TableN
 
 
 def _make_full(table: Table, tables: Sequence[TableName]) -> str:
-    """Return the SQL; with a list of columns still published, the application's UPDATE and DELETE would fail."""
+    """Return the SQL. It removes lists of columns: with one, the application's UPDATE and DELETE would fail."""
     if not table.listed_in:
         return _set_identity(tables, "FULL")
     changes = _unlist(table, [each.publication for each in table.listed_in])

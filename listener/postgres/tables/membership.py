@@ -1,11 +1,11 @@
-"""Takes tables into the publication in such a way that one knows whether rows were missed before.
+"""Adds tables to the publication so that the listener knows whether it missed rows before.
 
-A lock that holds off writers (SHARE ROW EXCLUSIVE), a look at whether anything was ever written, and ALTER
-PUBLICATION are one transaction: an empty table's first row comes after it. The lock has one more purpose:
-a transaction that is open while a table is added goes on as if it were not there (on servers from before the
-minor releases of 2025: all of its rows; on later ones: those that it wrote before). Behind the lock there is none.
+One transaction locks out writers (SHARE ROW EXCLUSIVE), checks whether anything was ever written to the table, and adds
+the table: an empty table's first row comes after it. The lock has another purpose. A transaction that is open while a
+table is added is published as if the table had not been added (on servers from before the minor releases of 2025: all
+of its rows; on later ones: those that it wrote before). With the lock there is no such transaction.
 
-The application never waits for us for long: a lock that is not to be had at once is given up, and tried again.
+The application never waits long for the listener: if a lock is not free at once, the listener gives up and retries.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.tables.catalogue import Table, TableName
 from listener.postgres.tables.publication import add_tables, drop_tables, with_sql
 
-__all__ = ["Taken", "find_unwritten", "replace_list", "run_together", "take_in"]
+__all__ = ["AddedTables", "add_to_publication", "find_unwritten", "replace_list", "run_together"]
 
-_LOCK_TIMEOUT: Final = "200ms"  # writers queue up behind a lock that we wait for
+_LOCK_TIMEOUT: Final = "200ms"  # writers queue up behind a lock that the listener waits for
 _TRIES: Final = 3
 _PAUSE: Final = 0.3
-_PATIENCE: Final = 5.0  # seconds for all tries together, however many tables are in somebody's hands
+_TIME_LIMIT: Final = 5.0  # seconds for all attempts together, for any number of locked tables
 _AT_ONCE: Final = 50  # tables in one transaction
 
 Columns = frozenset[str] | None
 
-# A table has its OID as file name until it is emptied or rewritten, and -1 rows (before version 14: 0) until it is
-# analysed. Of partitions those count that hold rows.
+# A table's file has its OID as name until the table is truncated or rewritten, and the table has -1 rows (before
+# version 14: 0) until it is analysed. Only partitions that can have rows count.
 _WRITTEN: Final = """
 SELECT root.oid FROM unnest(%s::oid[]) AS root(oid)
 WHERE EXISTS (
@@ -46,7 +46,7 @@ WHERE EXISTS (
 
 
 def find_unwritten(connection: Connection, tables: Sequence[Table]) -> frozenset[int]:
-    """Return the OIDs of those into which nothing was ever written; none where somebody holds one of them."""
+    """Return the OIDs of the tables to which nothing was ever written; none if another session locks one of them."""
     if not tables:
         return frozenset()
     try:
@@ -65,24 +65,24 @@ def _unwritten(connection: Connection, tables: Sequence[Table]) -> frozenset[int
     return frozenset(oids) - written
 
 
-class Taken(NamedTuple):
-    """What came of taking tables in."""
+class AddedTables(NamedTuple):
+    """The result of adding tables to the publication."""
 
-    proven: frozenset[int]  # the OIDs of those into which nothing was written before
-    denied: tuple[PermissionDeniedError, ...]  # for those that are not ours to publish, with the SQL
-    busy: tuple[SourceLostError, ...]  # for those that somebody holds
-    unlocked: frozenset[int]  # the OIDs of those that somebody was writing to
+    proven: frozenset[int]  # the OIDs of those to which nothing was written before
+    denied: tuple[PermissionDeniedError, ...]  # for those that our role may not publish, with the SQL
+    busy: tuple[SourceLostError, ...]  # for those that another session locks
+    unlocked: frozenset[int]  # the OIDs of those that were added while another session was writing to them
 
 
-def take_in(
+def add_to_publication(
     connection: Connection, publication: str, columns: Mapping[TableName, Columns], tables: Sequence[Table]
-) -> Taken:
-    """Add the tables, with these `columns`; raises SourceLostError where the session is."""
+) -> AddedTables:
+    """Add the tables with these `columns`. Raise SourceLostError if the session is lost."""
     proven: set[int] = set()
     unlocked: set[int] = set()
     denied: list[PermissionDeniedError] = []
     busy: list[SourceLostError] = []
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _TIME_LIMIT
     for at in range(0, len(tables), _AT_ONCE):
         some = tables[at : at + _AT_ONCE]
         try:
@@ -90,12 +90,12 @@ def take_in(
         except (PermissionDeniedError, SourceLostError):
             if connection.closed:
                 raise
-            for table in some:  # one of them is in somebody's hands, or not ours
+            for table in some:  # one of them is locked, or may not be published
                 with _collecting(connection, denied, busy):
                     found = _add_soon(connection, publication, columns, table, until)
                     proven |= found or frozenset()
                     unlocked |= {table.oid} if found is None else frozenset()
-    return Taken(frozenset(proven), tuple(denied), tuple(busy), frozenset(unlocked))
+    return AddedTables(frozenset(proven), tuple(denied), tuple(busy), frozenset(unlocked))
 
 
 @contextmanager
@@ -113,13 +113,13 @@ def _collecting(
 
 
 def replace_list(connection: Connection, publication: str, tables: Mapping[TableName, Columns]) -> None:
-    """Publish other columns of tables that are published already: there is no moment without."""
+    """Publish other columns of tables that are already published: there is no moment without them."""
     statements = [drop_tables(publication, tables), add_tables(publication, tables)]
     run_together(connection, statements)
 
 
 def run_together(connection: Connection, statements: Sequence[Composed]) -> None:
-    """Run them in one transaction; an error tells the SQL, or who is in the way."""
+    """Run the statements in one transaction; an error has the SQL, or who has the lock, in its hint."""
     try:
         with _transaction(connection):
             for statement in statements:
@@ -137,9 +137,9 @@ def _add_soon(
     table: Table,
     until: float,
 ) -> frozenset[int] | None:
-    """Try a few times with the lock; at last without: a transaction that writes for long keeps no table out.
+    """Try a few times with the lock, then without it: a long transaction must not keep a table out.
 
-    Returns what `_add` does, None without the lock.
+    Return what `_add` returns; None without the lock.
     """
     for _ in range(_TRIES - 1):
         if time.monotonic() < until:
@@ -173,7 +173,7 @@ def _add(
 
 
 def _lock(tables: Collection[Table]) -> Composed:
-    """Return the statement that locks them, a partitioned table with its partitions."""
+    """Return the statement that locks the tables, a partitioned table with its partitions."""
     locked = (
         SQL("{}" if table.is_partitioned else "ONLY {}").format(Identifier(*table.name)) for table in tables
     )

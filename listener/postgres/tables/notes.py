@@ -1,22 +1,28 @@
-"""What a listener on PostgreSQL keeps with its checkpoint: the tables that it watched, gaps nobody has accepted."""
+"""What a listener on PostgreSQL keeps with its checkpoint: its tables, and the gaps that nobody has accepted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Any, Final
 
 import structlog
 
 from listener.postgres.tables.catalogue import TableName
 
-__all__ = ["GapNote", "Notes", "TableNote", "format_notes", "parse_notes"]
+__all__ = ["GapNote", "Notes", "NotesWriter", "TableNote", "format_notes", "parse_notes"]
 
 log = structlog.get_logger()
 
 _VERSION: Final = 1
-_MOST_GAPS: Final = 100  # beyond that a table's gaps are put together: nobody reads so many
+_MOST_GAPS: Final = 100  # if there are more, a table's gaps are joined: a person cannot read that many
+_DECODER: Final = "decoder"  # the field for the decoder's notes
+
+# How often the notes are written for a new `checked_lsn` alone. Notes of thousands of tables are long.
+_CHECKED_EVERY: Final = 2.0  # seconds, at least …
+_CHECKED_RATE: Final = 50_000  # … and bytes a second, at most
 _OURS: Final = frozenset(
     {"version", "publication", "events", "all_tables", "schemas", "patterns", "tables", "looked", "gaps"}
 )
@@ -24,26 +30,24 @@ _OURS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableNote:
-    """A table that was watched."""
+    """A selected table."""
 
     name: TableName
-    member: (
-        int | None
-    )  # pg_publication_rel.oid; None: published with all tables, with its schema, or not needed
+    # pg_publication_rel.oid. None: it is published with all tables, or with its schema, or needs no publication.
+    member: int | None
     former: tuple[TableName, ...] = ()  # names that it had before
-    seen: int = (
-        0  # the end of the log when it was first seen under `name`; older rows come under a former name
-    )
-    is_accepted: bool = False  # a person gave up what comes under the former names
+    # The end of the log when it was first seen under `name`: older rows come under a former name.
+    seen: int = 0
+    is_accepted: bool = False  # a person accepted to miss what comes under the former names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapNote:
-    """Changes of a table that are missing, and that nobody has accepted yet."""
+    """Missing changes of a table, which nobody has accepted yet."""
 
     table: str
-    start: str  # what was committed after this position of the log …
-    end: str | None  # … and before this one; None: it is not published yet
+    start: str  # all that was committed after this LSN …
+    end: str | None  # … and before this one; None: the table is still not published
     reason: str
 
     def __str__(self) -> str:
@@ -55,18 +59,23 @@ class GapNote:
 class Notes:
     """All that is kept with the checkpoint. Fields that this version does not know stay as they are."""
 
-    tables: Mapping[int, TableNote] | None = None  # by pg_class.oid; None: nothing was noted
+    tables: Mapping[int, TableNote] | None = None  # by pg_class.oid; None: there are no notes
     patterns: frozenset[TableName] = frozenset()  # the routes' schemas and tables
     publication: int | None = None  # pg_publication.oid
     events: frozenset[str] = frozenset()
     all_tables: bool = False
     schemas: frozenset[str] = frozenset()  # those of which all tables are published
-    looked: int = 0  # where the log was when all was seen to be as it is noted; 0: not known
+    checked_lsn: int = 0  # the end of the log when the tables were last found to be as noted; 0: not known
     gaps: tuple[GapNote, ...] = ()
     others: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def decoder(self) -> str | None:
+        """The decoder's notes."""
+        return self.others.get(_DECODER)
+
     def with_gap(self, gap: GapNote) -> Notes:
-        """Return the notes with one more gap; one of the same table that is still open becomes this one."""
+        """Return the notes with one more gap; it continues an open gap of the same table."""
         is_full = len(self.gaps) >= _MOST_GAPS
         for place, known in enumerate(self.gaps):
             if known.table == gap.table and (known.end is None or is_full):
@@ -75,7 +84,7 @@ class Notes:
         return replace(self, gaps=(*self.gaps, gap))
 
     def with_former_name(self, oid: int, name: TableName, *, seen: int) -> Notes:
-        """Return the notes with one more name under which a table's changes may come."""
+        """Return the notes with another name under which a table's changes may come."""
         tables = dict(self.tables or {})
         note = tables[oid]
         former = tuple(dict.fromkeys((*note.former, name)))
@@ -83,8 +92,49 @@ class Notes:
         return replace(self, tables=tables)
 
 
+class NotesWriter:
+    """Returns the notes for a batch when they differ from those that the broker has."""
+
+    def __init__(self) -> None:
+        self._saved: str | None = None  # what the broker has, or will have with the batch that is under way
+        self._compared: Notes | None = None  # `_saved` was made of these
+        self._decoder: str | None = None
+        self._checked_lsn = 0  # the one in `_saved`
+        self._next_check_at = 0.0  # before this time a new `checked_lsn` alone is no reason to write
+
+    def restart(self, saved: str | None) -> Notes:
+        """Start with the notes that the broker has, and return them."""
+        notes = parse_notes(saved)
+        self._saved, self._compared, self._decoder = saved, None, notes.decoder
+        return notes
+
+    @property
+    def decoder(self) -> str | None:
+        """The decoder's notes."""
+        return self._decoder
+
+    def changed(
+        self, notes: Notes, *, checked_lsn: int, decoder: str | None, is_last: bool = False
+    ) -> str | None:
+        """Return the notes as text; None if the broker has them.
+
+        `checked_lsn` replaces that of the notes. A new one alone is written now and then, and with `is_last`.
+        `decoder` are the decoder's notes; None: they are as before.
+        """
+        is_due = checked_lsn != self._checked_lsn and (is_last or monotonic() >= self._next_check_at)
+        if notes is self._compared and decoder is None and not is_due:
+            return None
+        self._compared, self._decoder = notes, decoder or self._decoder
+        if self._decoder is not None:
+            notes = replace(notes, others={**notes.others, _DECODER: self._decoder})
+        former, self._saved = self._saved, format_notes(replace(notes, checked_lsn=checked_lsn))
+        self._checked_lsn = checked_lsn
+        self._next_check_at = monotonic() + max(_CHECKED_EVERY, len(self._saved) / _CHECKED_RATE)
+        return None if former == self._saved else self._saved
+
+
 def parse_notes(text: str | None) -> Notes:
-    """Read what `format_notes` wrote; notes that cannot be read are as good as none, and the log says so."""
+    """Return the notes that `format_notes` wrote. Notes that cannot be read count as none, with a log line."""
     if not text:
         return Notes()
     try:
@@ -96,7 +146,7 @@ def parse_notes(text: str | None) -> Notes:
             events=frozenset(found.get("events", ())),
             all_tables=bool(found.get("all_tables")),
             schemas=frozenset(found.get("schemas", ())),
-            looked=int(found.get("looked", 0)),
+            checked_lsn=int(found.get("looked", 0)),
             gaps=tuple(GapNote(**each) for each in found.get("gaps", ())),
             others={name: value for name, value in found.items() if name not in _OURS},
         )
@@ -106,7 +156,7 @@ def parse_notes(text: str | None) -> Notes:
 
 
 def format_notes(notes: Notes) -> str:
-    """Return the notes as text; equal notes have the same."""
+    """Return the notes as text; equal notes have the same text."""
     tables = None if notes.tables is None else [_format_table(*each) for each in sorted(notes.tables.items())]
     return json.dumps(
         {
@@ -118,7 +168,7 @@ def format_notes(notes: Notes) -> str:
             "schemas": sorted(notes.schemas),
             "patterns": sorted(notes.patterns),
             "tables": tables,
-            "looked": notes.looked,
+            "looked": notes.checked_lsn,
             "gaps": [
                 {"table": gap.table, "start": gap.start, "end": gap.end, "reason": gap.reason}
                 for gap in notes.gaps
@@ -139,6 +189,6 @@ def _parse_table(fields: list[Any]) -> tuple[int, TableNote]:
 
 
 def _format_table(oid: int, note: TableNote) -> list[Any]:
-    """Return a list: there may be thousands."""
+    """Return a list, which is short: there may be thousands of tables."""
     short: list[Any] = [oid, *note.name, note.member]
     return [*short, note.seen, note.is_accepted, note.former] if note.former else short

@@ -1,4 +1,4 @@
-"""What became of the tables that were watched: decided from values alone."""
+"""What became of the noted tables: decided from values alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from listener.postgres.tables.reconciliation import (
     find_renamed,
     former_names,
     note_tables,
-    settled,
+    unchanged_tables,
 )
-from listener.postgres.tables.selection import watched_tables
+from listener.postgres.tables.selection import selected_tables
 from listener.postgres.tables.sync import gap_start
 from listener.router import BinlogRouter, Route
 
@@ -60,7 +60,7 @@ def survey(
     return Survey(
         end=1000,
         names=tables,
-        watched=watched_tables(routes, [table(oid, name) for oid, name in tables.items()]),
+        selected=selected_tables(routes, [table(oid, name) for oid, name in tables.items()]),
         publication=publication,
     )
 
@@ -71,7 +71,7 @@ def noted(routes: tuple[Route, ...], tables: dict[int, tuple[str, str]], **optio
 
 
 def lost(notes: Notes, now: Survey) -> list[tuple[str, bool]]:
-    wanted = plan_publication(now.watched, 18_00_00)
+    wanted = plan_publication(now.selected, 18_00_00)
     return [
         (loss.table, loss.is_provable)
         for loss in find_losses(notes, now, replace(wanted, generated_columns=None))
@@ -84,8 +84,8 @@ def lost(notes: Notes, now: Survey) -> list[tuple[str, bool]]:
         ({1: T}, {T: 101}, []),
         ({1: T}, {}, [("public.t", True)]),  # taken out
         ({1: T}, {T: 102}, [("public.t", False)]),  # taken out, and put back
-        ({2: T}, {}, [("public.t", True)]),  # made again
-        ({2: T}, {T: 102}, [("public.t", True)]),  # made again, and published by somebody
+        ({2: T}, {}, [("public.t", True)]),  # created again
+        ({2: T}, {T: 102}, [("public.t", True)]),  # created again, and published by hand
         ({1: U, 2: T}, {U: 101}, [("public.t", True)]),  # swapped
         ({}, {}, []),  # dropped: what was written before comes
     ],
@@ -110,14 +110,14 @@ def test_in_a_publication_of_all_tables_none_is_ever_lost() -> None:
     assert lost(notes, survey(routes, {2: T, 3: U}, {}, schemas=frozenset({"public"}))) == []
 
 
-def test_a_publication_made_again_or_without_events_has_lost_of_all_tables() -> None:
+def test_a_publication_created_again_or_without_events_has_lost_changes_of_all_tables() -> None:
     routes = routes_to("t")
     assert lost(noted(routes, {1: T}), survey(routes, {1: T}, {T: 101}, oid=98))[0] == ("all tables", False)
     inserts = survey(routes, {1: T}, {T: 101}, events=frozenset({EventType.INSERT}))
     assert lost(noted(routes, {1: T}), inserts) == [("all tables", False)]
 
 
-def test_nothing_is_lost_where_nothing_was_noted() -> None:
+def test_without_notes_nothing_is_lost() -> None:
     routes = routes_to("*")
     assert lost(Notes(), survey(routes, {1: T}, {})) == []
 
@@ -144,16 +144,16 @@ def test_a_renamed_table_needs_a_route_for_each_name_until_the_log_is_past_it() 
     assert past.tables == {1: TableNote(name=U, member=101)}
 
 
-def test_what_is_as_it_is_noted_is_settled() -> None:
+def test_tables_that_are_as_noted_are_unchanged() -> None:
     routes = routes_to("*")
     notes = noted(routes, {1: T, 2: U})
     now = survey(routes, {1: T, 2: ("public", "v")}, {T: 101, ("public", "v"): 102})
-    assert settled(notes, now.names, now.publication) == {1}
-    assert settled(notes, {1: T, 2: U}, survey(routes, {}, {T: 101, U: 103}).publication) == {1}
+    assert unchanged_tables(notes, now.names, now.publication) == {1}
+    assert unchanged_tables(notes, {1: T, 2: U}, survey(routes, {}, {T: 101, U: 103}).publication) == {1}
 
 
-@pytest.mark.parametrize(("looked", "start"), [(0, 50), (40, 40), (60, 60), (101, 50)])
-def test_a_gap_begins_at_the_last_look_wherever_the_listener_has_read_to(looked: int, start: int) -> None:
-    """Unless nobody noted one, or it was made in another log: this one has not come there yet."""
-    survey = Survey(end=100, names={}, watched=(), publication=None)
-    assert gap_start(Notes(looked=looked), survey, 50) == start
+@pytest.mark.parametrize(("checked", "start"), [(0, 50), (40, 40), (60, 60), (101, 50)])
+def test_a_gap_starts_at_the_last_check_and_not_at_the_checkpoint(checked: int, start: int) -> None:
+    """Except if there is none, or if it is of another log: this log has not come to that LSN yet."""
+    survey = Survey(end=100, names={}, selected=(), publication=None)
+    assert gap_start(Notes(checked_lsn=checked), survey, 50) == start
