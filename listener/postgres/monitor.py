@@ -189,7 +189,7 @@ class PostgresWALMonitor:
                 self._last = _published(changes[-1])
                 self._is_ahead = goes_on
                 named, as_of = self._named(position), changes[-1].committed_at
-                yield Batch(changes, named, as_of, settle=not goes_on, notes=self._news())
+                yield Batch(changes, named, as_of, pipelined=goes_on, notes=self._news())
                 continue
             if after and self._decoder.is_waiting(self._stream.server_position):
                 self._stream.wait(_TICK)

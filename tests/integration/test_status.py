@@ -56,7 +56,9 @@ def test_a_lost_slot_says_so_and_one_that_is_about_to_be_lost_warns() -> None:
             for _ in range(3):
                 cursor.execute("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'x', 'y')")
             close = _status(read_postgres_status(server.url, "ours", None))
-            assert any("more bytes of log the database gives us up" in alarm for alarm in close.alarms)
+            assert any(
+                "more bytes of log the database drops what it keeps for us" in alarm for alarm in close.alarms
+            )
             for _ in range(6):
                 cursor.execute("SELECT pg_switch_wal(), pg_logical_emit_message(false, 'x', 'y')")
             cursor.execute("CHECKPOINT")

@@ -159,16 +159,16 @@ def _operator(url: str, broker: Broker, routes: str) -> Operator:
 
 
 @pytest.mark.usefixtures("small_bulk")
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("pipelined", [False, True])
 def test_what_is_too_large_for_redis_is_parked_in_the_step_of_its_batch(
-    broker: Broker, *, ahead: bool
+    broker: Broker, *, pipelined: bool
 ) -> None:
     fits = "x" * (_MEGABYTE * 9 // 10)  # as a parked change, but not in base64
     some = [change(1), change(2, text=fits), change(3)]
     with redis_publisher(broker.url) as publisher, capture_logs() as logs:
-        publisher.publish(fire(router_to(), some), checkpoint=position(3), ahead=ahead)
-        publisher.publish(fire(router_to(), [change(4)]), checkpoint=position(4), ahead=ahead)
-        publisher.settle()
+        publisher.publish(fire(router_to(), some), checkpoint=position(3), pipelined=pipelined)
+        publisher.publish(fire(router_to(), [change(4)]), checkpoint=position(4), pipelined=pipelined)
+        publisher.flush()
     assert ids(broker.client, "celery") == [1, 3, 4]
     (parked,) = _parked(broker.client).values()
     assert parked.change == change(2, text=fits)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+from pathlib import Path
 
 import cdc_tasks
 import listener
@@ -32,6 +34,18 @@ def test_no_code_was_taken_away_or_changed() -> None:
                 importlib.import_module(module.name)
     ours = {kind for kind in _subclasses(CDCError) if kind.__module__.startswith(("cdc_tasks.", "listener."))}
     assert {kind.code for kind in ours} == set(_CODES.split())
+
+
+def test_every_finding_has_a_code() -> None:
+    without = [
+        f"{path}:{node.lineno}"
+        for room in ("core", "publish", "daemon", "cli")
+        for path in (Path(listener.__path__[0]) / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding"
+        if "code" not in {each.arg for each in node.keywords}
+    ]
+    assert without == []
 
 
 def test_an_error_has_its_classs_code_or_one_of_its_own() -> None:
