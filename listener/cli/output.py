@@ -102,7 +102,7 @@ def show_status(status: Status) -> None:
     console = _console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
-        if name not in {"alarms", "gaps", "unseen", "paused"}:
+        if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused"}:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
     console.print(table)
     for alarm in status.alarms:
@@ -128,6 +128,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
         "alarms": list(status.alarms),
+        "alarm_codes": list(status.alarm_codes),
     }
 
 

@@ -67,8 +67,8 @@ class Publisher(Protocol):
     Pipelined
 
     - Without `pipelined`, `publish` returns when the batch is confirmed.
-    - With it, `publish` may return while the batch is in flight. One batch at a time is: the next call of any method
-      but `stop` waits for it.
+    - With it, `publish` may return while the batch is in flight. Up to one batch is in flight: the next call of
+      `publish`, `flush`, `read_checkpoint` or `attach` waits for it.
     - An error of a batch in flight comes out of the call that waits for it. Then nothing of the batch counts.
 
     Deferred

@@ -72,8 +72,8 @@ class Monitor(Protocol):
     - The first batch has no changes and comes at once, with the position at which reading begins. The exception: on
       PostgreSQL a monitor that reads on after a restart may first have to find the last published transaction.
     - A change that comes alone is not deferred.
-    - A batch has about as many changes as the monitor was told, and about a megabyte of log, at most. A large
-      transaction comes in pieces, and reading may go on after any of them.
+    - A batch is bounded: about CDC_BATCH_SIZE changes, and about a megabyte of log. A large transaction comes in
+      pieces, and reading may go on after any of them.
     - While the source has nothing for us, a batch without changes comes at least every IDLE_INTERVAL, forever. The
       callers have no clock of their own. At each such batch the publisher releases what it deferred (coalesce=,
       batch=), looks whether the broker has lost its data, and answers RabbitMQ's heartbeats.
@@ -107,7 +107,7 @@ class Monitor(Protocol):
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what was committed after `after`; None: all that the source still has for us.
 
-        `after` is what the checkpoint says once the monitor is open. The batches end after `stop`, with one more
+        `after` is the checkpoint, read once the monitor is open. The batches end after `stop`, with one more
         batch perhaps. Nothing is lost if the caller does not take the rest: it comes again at the next start.
 
         Raises GapError if `after` is before the source's oldest log, SourceLostError, SourceError.

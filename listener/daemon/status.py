@@ -59,27 +59,42 @@ class Status:
 
     @property
     def alarms(self) -> Iterator[str]:
-        """What a person should look at."""
+        """What a person should look at, in words."""
+        return (text for _, text in self._alarms())
+
+    @property
+    def alarm_codes(self) -> Iterator[str]:
+        """The same for programs: a stable code for each alarm, in the same order."""
+        return (code for code, _ in self._alarms())
+
+    def _alarms(self) -> Iterator[tuple[str, str]]:
         source = self.source
         if source.reader is not Reader.RUNNING:
-            yield f"no listener reads: {source.detail}"
+            yield "no_reader", f"no listener reads: {source.detail}"
         if (source.retained_bytes or 0) > self.lag_alarm:
-            yield f"the database keeps {source.retained_bytes:,} bytes of log for us, more than CDC_LAG_ALARM"
+            kept = f"{source.retained_bytes:,} bytes of log"
+            yield "lag", f"the database keeps {kept} for us, more than CDC_LAG_ALARM"
         if source.safe_bytes is not None and source.safe_bytes < (source.retained_bytes or 0):
-            yield f"after {source.safe_bytes:,} more bytes of log the database drops what it keeps for us"
+            more = f"after {source.safe_bytes:,} more bytes of log"
+            yield "log_soon_dropped", f"{more} the database drops what it keeps for us"
         if source.unseen:
-            yield f"changes of {', '.join(source.unseen)} do not reach the listener (hint: python -m listener check)"
-        for problem in source.problems:
-            yield f"{problem} (hint: python -m listener check)"
-        for gap in source.gaps:
-            yield f"{gap} (to go on without: python -m listener run --accept-gap)"
-        if pause := self.saved.pause:
+            tables = ", ".join(source.unseen)
             yield (
-                f"paused since {pause.since}: a queue has {pause.longest_queue:,} tasks, more than"
-                f" CDC_MAX_QUEUE={pause.max_queue}: start more workers, or raise CDC_MAX_QUEUE"
+                "tables_unseen",
+                f"changes of {tables} do not reach the listener (hint: python -m listener check)",
+            )
+        for problem in source.problems:
+            yield "table_wrong", f"{problem} (hint: python -m listener check)"
+        for gap in source.gaps:
+            yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
+        if pause := self.saved.pause:
+            more = f"{pause.longest_queue:,} tasks, more than CDC_MAX_QUEUE={pause.max_queue}"
+            yield (
+                "paused",
+                f"paused since {pause.since}: a queue has {more}: start more workers, or raise CDC_MAX_QUEUE",
             )
         if self.saved.parked:
-            yield f"{self.saved.parked} changes are parked: python -m listener parked list"
+            yield "parked", f"{self.saved.parked} changes are parked: python -m listener parked list"
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:

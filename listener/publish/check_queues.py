@@ -1,4 +1,4 @@
-"""Whether RabbitMQ's queues are what the settings say: one in another form is used as it is, and told here."""
+"""Whether RabbitMQ's queues are as the settings say. A queue that differs is used as it is, and reported here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_queues"]
 
 
 def check_queues(app: Celery, names: Iterable[str]) -> Iterator[Finding]:
-    """Yield what there is to say of the queues with these names, without making one."""
+    """Yield a finding about each of these queues, without creating one."""
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
         for name in names:

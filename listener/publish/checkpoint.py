@@ -122,7 +122,7 @@ class Checkpoint:
     ) -> None:
         """Send the commands and the checkpoint's move to `position` as one atomic step. The one before is confirmed.
 
-        The commands are made again for each attempt, while they are being sent. `queries` are sent behind the step.
+        The commands are made again for each attempt, while they are being sent. `queries` follow the step.
         Waits for nothing: `flush` waits for a server that is away. Raises what `flush` raises.
         """
         mark = next(self._marks)

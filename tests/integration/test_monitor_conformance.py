@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from cdc_tasks.changes import RowChange, position_key
 from listener.core.source import Saved, SourceLostError
@@ -19,6 +19,7 @@ from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import SAVED
 from tests.support.mysql_source import MySQLDatabase
+from tests.support.publishing import in_background
 from tests.support.waiting import Deadline, at_most, wait_until
 
 if TYPE_CHECKING:
@@ -326,16 +327,14 @@ def test_stop_ends_the_batches_and_a_standby(source: Source) -> None:
             pass
         ended.set()
 
-    waiting = threading.Thread(target=lambda: standby.open(saved=None))
     threading.Thread(target=read).start()
-    waiting.start()
-    time.sleep(0.5)
-    assert waiting.is_alive()
-    standby.stop()
-    waiting.join(timeout=at_most(10))
-    assert not waiting.is_alive()
+    with capture_logs() as logs, in_background(lambda: standby.open(saved=None)) as opening:
+        wait_until(lambda: any(line["event"] == "standby" for line in logs), what="the standby to wait")
+        assert not opening.done()
+        standby.stop()
+        opening.result(at_most(60))
     monitor.stop()
-    assert ended.wait(at_most(10))
+    assert ended.wait(at_most(60))
 
 
 def test_a_standby_takes_over(source: Source) -> None:
@@ -346,12 +345,14 @@ def test_a_standby_takes_over(source: Source) -> None:
         asked.append(Saved(position))
         return asked[-1]
 
-    waiting = threading.Thread(target=lambda: standby.open(saved=SAVED, again=read_again))
-    waiting.start()
-    wait_until(waiting.is_alive, what="the standby to wait")
-    monitor.close()
-    waiting.join(timeout=at_most(20))
-    assert not waiting.is_alive()
+    with (
+        capture_logs() as logs,
+        in_background(lambda: standby.open(saved=SAVED, again=read_again)) as opening,
+    ):
+        wait_until(lambda: any(line["event"] == "standby" for line in logs), what="the standby to wait")
+        assert not opening.done()
+        monitor.close()
+        opening.result(at_most(60))
     source.execute("INSERT INTO t (id) VALUES (1)")
     found, _ = _read(standby, position, 1)
     assert found[0].row["id"] == 1

@@ -132,7 +132,7 @@ def test_a_pipelining_listener_stops_before_it_doubles_what_another_one_publishe
 def test_another_listener_that_only_moves_the_checkpoint_within_a_position_is_noticed(
     broker: Broker, checkpoint_key: str
 ) -> None:
-    """The position alone would not tell it."""
+    """The position alone would not show it."""
     with redis_publisher(broker.url) as publisher:
         publisher.publish((), checkpoint=position(1))
         broker.client.hset(checkpoint_key, mapping={"position": position(1), "mark": "somebody else's"})

@@ -1,4 +1,4 @@
-"""A broker that fails in the middle of a batch: nothing is lost, nothing is doubled, and it goes on by itself."""
+"""A broker that fails in the middle of a batch: nothing is lost or doubled, and the listener goes on by itself."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _publish(publisher: RedisPublisher, first: int, last: int) -> None:
 def test_a_broker_that_loses_its_data_is_noticed_although_there_is_nothing_to_publish(
     any_broker: Broker,
 ) -> None:
-    """Its tasks would else wait to be mended until somebody writes to the database."""
+    """Without that, its tasks would stay lost until the next write to the database."""
 
     def is_noticed() -> bool:
         try:

@@ -51,7 +51,7 @@ class Envelope(NamedTuple):
     """The messages of one route and kind of change."""
 
     keys: tuple[str, ...]  # the Redis lists that such a message goes to
-    expiries: tuple[Command, ...]  # sent behind it, for a queue that expires when it is not used
+    expiries: tuple[Command, ...]  # sent after it, for a queue that expires when it is not used
     render: _Render
 
 
