@@ -151,7 +151,7 @@ class Parked(NamedTuple):
     route: Route
     change: Change | Origin
     error: Exception
-    sealed: bytes | None = None  # the task's arguments, as in Call, if only an Origin is left
+    rendered: bytes | None = None  # the task's arguments, as in Call, if only an Origin is left
 
 
 class BinlogRouter:

@@ -69,13 +69,14 @@ class Publisher(Protocol):
     - Without `pipelined`, `publish` returns when the batch is confirmed.
     - With it, `publish` may return while the batch is in flight. Up to one batch is in flight: the next call of
       `publish`, `flush`, `read_checkpoint` or `attach` waits for it.
-    - An error of a batch in flight comes out of the call that waits for it. Then nothing of the batch counts.
+    - An error of a batch in flight comes out of the call that waits for it. Then the batch is not confirmed.
+      `read_checkpoint` and `attach` do not raise CheckpointMovedError: they read the checkpoint again.
 
     Deferred
 
     - What a route coalesces or batches may be deferred. It is saved together with the checkpoint, and released by a
       later `publish`, also one without tasks. So the caller calls `publish` at least every IDLE_INTERVAL.
-    - That call also finds out that the broker that has the checkpoint lost its data, and keeps the connection alive.
+    - On Redis that call also finds out that the broker lost its data; on RabbitMQ it answers and sends heartbeats.
 
     Errors
 

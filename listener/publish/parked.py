@@ -117,7 +117,7 @@ def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
     """Return the change as a task would get it. If that fails, return it without its row, and what else is known."""
     change = parked.change
     if isinstance(change, Origin):
-        arguments = orjson.Fragment(b"[%b]" % (parked.sealed or b""))
+        arguments = orjson.Fragment(b"[%b]" % (parked.rendered or b""))
         return {"change": _rowless(change, now).to_message(), "arguments": arguments}
     try:
         rendered = change.to_json()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +169,13 @@ def test_notes_stay_with_the_checkpoint_until_others_replace_them(target: Target
     assert reader.read_checkpoint() == Saved(position(2), "tables: tickets, users")
 
 
+def test_the_checkpoint_says_when_its_last_change_was_committed(target: Target) -> None:
+    publisher, event = target.publisher(), change(1)
+    publisher.publish(fire(router_to(), [event]), checkpoint=position(1), as_of=event.committed_at)
+    as_of = target.checkpoints.hget("cdc:test:checkpoint", "as_of")
+    assert as_of == event.committed_at.isoformat().encode()
+
+
 def test_reading_the_checkpoint_changes_nothing(target: Target) -> None:
     publisher, reader = target.publisher(), target.publisher(attached=False)
     publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
@@ -209,7 +216,12 @@ def test_an_error_of_a_pipelined_batch_comes_out_of_the_call_that_waits_for_it(t
 
     with pytest.raises(CheckpointMovedError):
         publish_and_wait()
-    assert ours.read_checkpoint() == Saved(position(5))
+    assert ours.attach(SOURCE) == position(5)
+    other.publish((), checkpoint=position(6))
+    with suppress(CheckpointMovedError):  # a publisher may wait at once
+        ours.publish((), checkpoint=position(7), pipelined=True)
+    assert ours.read_checkpoint() == Saved(position(6))
+    assert ours.attach(SOURCE) == position(6)
 
 
 def test_the_checkpoint_of_another_database_is_an_error_with_a_hint(target: Target) -> None:
