@@ -73,7 +73,7 @@ def test_a_drop_of_what_is_gone_says_so(broker: Broker) -> None:
     row = {"broker": broker.url, "route": setup().routes[0].key}
     _park(broker, change(2, **row))
     two = _types("drop", *2 * [f"7f00-2-0-{row['route']}"])
-    assert [line.partition(": ")[2][:7] for line in two.output.splitlines()] == ["dropped", "is park"]
+    assert [line.partition(": ")[2][:7] for line in two.output.splitlines()] == ["dropped", "is no l"]
 
 
 def test_a_text_that_utf_8_cannot_hold_is_replayed_as_it_was(broker: Broker) -> None:
