@@ -1,4 +1,4 @@
-"""A change as a source logged it: kept as it came, decoded only where somebody looks."""
+"""A change as a source logged it: its values are decoded only when they are read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RowT = TypeVar("RowT", bound=Sequence[Any])
 
 
 class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
-    """One row inserted, updated or deleted, or one table truncated; fulfils `cdc_tasks.changes.Change`."""
+    """One row inserted, updated or deleted, or one table truncated; implements `cdc_tasks.changes.Change`."""
 
     __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
 
@@ -52,7 +52,7 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         self.kind = kind.name
         self.transaction = transaction
         self.ordinal = ordinal
-        # Its id and position: each task that it fires needs them.
+        # Its id and position: each task that it fires needs both.
         number = b"%d" % ordinal
         self.stamp = transaction.id_head + number, transaction.position_head + number
 
@@ -62,7 +62,7 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
 
     @abstractmethod
     def changed(self, column: str) -> bool | None:
-        """Tell whether the column's value differs from before; None where the source did not send both."""
+        """Return whether the column's value differs from before; None if the source did not send both."""
 
     @property
     @abstractmethod
@@ -97,7 +97,7 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         return tuple(json.loads(b"[%b]" % self._missing(None)))
 
     def logged(self) -> dict[str, Any]:
-        """Return the rows as they were logged, for JSON: bytes as base64, other values as Python shows them."""
+        """Return the rows as they were logged, for JSON: bytes as base64, other values as their `repr`."""
         return {"before": _shown(self._old), "after": _shown(self._new)}
 
     @property
@@ -110,15 +110,15 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
 
     @abstractmethod
     def _old_json(self, row: RowT) -> bytes:
-        """Return all that there is of an old row."""
+        """Return the old row with all columns that the source sent."""
 
     @abstractmethod
     def _new_json(self, row: RowT) -> bytes:
-        """Return all that there is of a new row."""
+        """Return the new row with all columns that the source sent."""
 
     @abstractmethod
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
-        """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
+        """Return the names of the columns that the source did not send, as the inside of a JSON list."""
 
 
 def _shown(row: Sequence[Any] | None) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""A server's text as JSON: what both sources need to write a value into a task's message."""
+"""A server's text as JSON, for a task's message; both sources use it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import orjson
 
 __all__ = ["document", "string"]
 
-# What a worker's `json.loads` can take: Python refuses longer integers (`sys.set_int_max_str_digits`),
-# and recurses once a level, with a limit that the worker's own calls count against.
+# What a worker's `json.loads` accepts: Python refuses longer integers (`sys.set_int_max_str_digits`). It recurses
+# once a level, and the worker's own calls count against the limit.
 _LONGEST_INTEGER = 4300
 _DEEPEST_NESTING = 200
 
@@ -31,7 +31,7 @@ def string(text: bytes) -> bytes:
 
 
 def document(text: bytes) -> bytes:
-    """Return a JSON document as it is, or as a JSON string where a worker could not load it as it is."""
+    """Return a JSON document as it is, or as a JSON string if a worker could not load it."""
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -63,6 +63,6 @@ def _loads(text: bytes) -> bool:
 
 
 def _refuse_kombu_envelope(value: dict[str, Any]) -> None:
-    """Refuse what Kombu takes for a value of that type; not knowing the type, it refuses the message."""
+    """Refuse what kombu takes for a typed value: it does not know the type, and would refuse the message."""
     if value.keys() == {"__type__", "__value__"}:
         raise ValueError(value)

@@ -36,7 +36,7 @@ class BookmarkedMonitor:
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`, or beyond the bookmark; see `Monitor.batches`."""
-        noted = self._bookmark.read(self.source, patiently=after is None)
+        noted = self._bookmark.read(self.source, wait=after is None)
         if noted and (after is None or _is_before(after, noted)):
             self._say_lost(after, noted)
         batches = self._monitor.batches(after or noted)

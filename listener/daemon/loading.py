@@ -16,10 +16,10 @@ __all__ = ["load_router"]
 
 
 def load_router(reference: str, database_url: str | None) -> BinlogRouter:
-    """Return the router at `module:attribute`, called if it is a function; raises RouteError.
+    """Return the router at `module:attribute`; a function is called. Raises RouteError.
 
-    A function that has a parameter `schema` is given the database's home schema, if a database is named: so the
-    same routes serve PostgreSQL and MySQL. Raises UnknownDatabaseTypeError where there is none.
+    A function with a parameter `schema` gets the database's home schema, if there is a `database_url`: so the same
+    routes work on PostgreSQL and MySQL. Raises UnknownDatabaseTypeError if the URL names no schema.
     """
     module, _, attribute = reference.partition(":")
     try:
@@ -48,4 +48,5 @@ def _unusable(reference: str, problem: str) -> RouteError:
     return RouteError(
         f"CDC_ROUTES={reference} cannot be used: {problem}.",
         hint="Name a BinlogRouter, or a function that returns one: CDC_ROUTES=myapp.routes:setup_router",
+        code="routes_not_loaded",
     )

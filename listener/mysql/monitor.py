@@ -134,7 +134,7 @@ class BinlogMonitor:
             is_ahead = bool(changes)
             decoder.progress.give()
             as_of = changes[-1].committed_at if changes else None
-            yield Batch(changes, str(decoder.progress.position), as_of, settle=not changes)
+            yield Batch(changes, str(decoder.progress.position), as_of, pipelined=bool(changes))
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""

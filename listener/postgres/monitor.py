@@ -373,7 +373,7 @@ class PostgresWALMonitor:
             changes,
             self._checkpoint(position),
             last.committed_at,
-            settle=not may_read_on,
+            pipelined=may_read_on,
             notes=self._changed_notes(),
         )
 

@@ -38,7 +38,7 @@ def test_many_updates_in_one_or_in_many_transactions_lead_to_few_refreshes_the_l
         for number in range(300):
             database.execute("UPDATE roles SET name = 'x' WHERE id = %s", number)
         wait_until(
-            lambda: not broker.client.exists(f"cdc:{database.name}:held"), what="nothing to be held back"
+            lambda: not broker.client.exists(f"cdc:{database.name}:held"), what="nothing to be deferred"
         )
         wait_until(
             lambda: len(messages(broker.client, "celery")) >= 2, what="the refresh after the last change"

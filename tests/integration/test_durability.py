@@ -60,7 +60,7 @@ def test_a_checkpoint_that_was_only_read_is_not_held_before_the_disk_has_it(logg
     with redis_publisher(logging.url) as publisher:
         _publish(publisher, 1, 3)
     with redis_publisher(logging.url, durability="fsync") as publisher, capture_logs() as logs:
-        assert publisher.settle() is None
+        assert publisher.flush() is None
         with in_background(lambda: publisher.publish([], checkpoint=position(3))) as publishing:
             wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
             assert not publishing.done()

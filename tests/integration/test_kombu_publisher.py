@@ -135,7 +135,7 @@ def test_the_checkpoint_and_what_is_parked_are_in_the_cache(
     with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
         publisher.publish(fire(router, changes(1, 2)), checkpoint=position(2))
     with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
-        assert publisher.checkpoint(SOURCE) == position(2)
+        assert publisher.attach(SOURCE) == position(2)
     assert len(list(read_parked(broker.cache, parked_key("cdc:test")))) == 2
 
 

@@ -1,4 +1,4 @@
-"""The alarm about log that is kept for us, on a real slot that nobody reads."""
+"""The alarm about log that is kept for us, on a real slot without a reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way that Celery knows of reaching Redis, and what an operator is told where it does not work."""
+"""Every way in which Celery reaches Redis, and the errors if one does not work."""
 
 from __future__ import annotations
 

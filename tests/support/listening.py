@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAVED", "running", "wait_for_listener", "wait_for_reader", "wait_for_replica"]
 
-SAVED = Saved("0/0:0")  # something was published before; up to where, the test tells `batches`
+SAVED = Saved("0/0:0")  # something was published before; the test passes its position to `batches`
 
 
 def wait_for_listener(database: Database | MySQLDatabase, *, timeout: float = 10) -> None:

@@ -1,4 +1,4 @@
-"""Somebody at a shell, who types the listener's commands."""
+"""A person at a shell, who types the listener's commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Operator:
-    """Somebody at a shell."""
+    """A person at a shell."""
 
     def __init__(self, **environment: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "CELERY_"))}

@@ -45,7 +45,7 @@ def publisher_of(app: Celery, broker: Broker, *, max_queue: int | None = None) -
     """Open one as the loop does, with its checkpoint read."""
     publisher = KombuPublisher(app, broker.cache_url, name="test", max_queue=max_queue)
     try:
-        publisher.checkpoint(SOURCE)
+        publisher.attach(SOURCE)
         yield publisher
     finally:
         publisher.close()

@@ -33,8 +33,8 @@ class _Bookmark:
     def __init__(self) -> None:
         self.started_at: list[str] = []
 
-    def read(self, _source: str, *, patiently: bool) -> str:
-        assert not patiently
+    def read(self, _source: str, *, wait: bool) -> str:
+        assert not wait
         return _NOTED
 
     def start_at(self, position: str) -> None:

@@ -14,7 +14,7 @@ _ONE_ROUTE.register("mine", "tickets", "insert", "a.task")
 
 
 def without_schema() -> BinlogRouter:
-    """Return routes as somebody wrote them who knows the schema."""
+    """Return routes of a user who knows the schema."""
     return _ONE_ROUTE
 
 

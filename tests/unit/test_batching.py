@@ -9,7 +9,7 @@ import pytest
 
 from cdc_tasks.routing.router import BinlogRouter, Call, EventType, Parked
 from cdc_tasks.testing import row_change
-from listener.publish.batching import Gatherer, group
+from listener.publish.batching import Batcher, batch_together
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Store:
-    """Redis as far as a gatherer needs it: runs the commands that keep what is held back."""
+    """Redis as far as a batcher needs it: runs the commands that save what is deferred."""
 
     def __init__(self) -> None:
         self.records: dict[bytes, bytes] = {}
@@ -45,8 +45,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def gatherer(clock: Clock) -> Gatherer:
-    return Gatherer("held", interval=0.5, longest=1.0, clock=clock)
+def batcher(clock: Clock) -> Batcher:
+    return Batcher("held", interval=0.5, longest=1.0, clock=clock)
 
 
 def refresh_router() -> BinlogRouter:
@@ -73,66 +73,62 @@ def ids_of(call: Call) -> list[int]:
 
 
 def test_the_first_coalesced_call_goes_out_at_once_and_one_follows_when_the_interval_ends(
-    gatherer: Gatherer, clock: Clock
+    batcher: Batcher, clock: Clock
 ) -> None:
     router = refresh_router()
-    assert [call.arguments for call in gatherer.gather(fired(router, "roles", 1, 2, 3)).tasks] == [b'"roles"']
-    assert gatherer.gather(fired(router, "roles", 4)).tasks == []
+    assert [call.arguments for call in batcher.batch(fired(router, "roles", 1, 2, 3)).tasks] == [b'"roles"']
+    assert batcher.batch(fired(router, "roles", 4)).tasks == []
     clock.now += 0.4
-    assert gatherer.gather(fired(router, "roles", 5)).tasks == []
+    assert batcher.batch(fired(router, "roles", 5)).tasks == []
     clock.now += 0.1
-    assert [call.arguments for call in gatherer.gather(()).tasks] == [b'"roles"']
+    assert [call.arguments for call in batcher.batch(()).tasks] == [b'"roles"']
     clock.now += 0.5
-    assert gatherer.gather(()).tasks == []
+    assert batcher.batch(()).tasks == []
 
 
-def test_different_arguments_are_coalesced_apart(gatherer: Gatherer) -> None:
+def test_different_arguments_are_coalesced_apart(batcher: Batcher) -> None:
     router = refresh_router()
     calls = fired(router, "roles", 1) + fired(router, "statuses", 1) + fired(router, "roles", 2)
-    assert [call.arguments for call in gatherer.gather(calls).tasks] == [b'"roles"', b'"statuses"']
+    assert [call.arguments for call in batcher.batch(calls).tasks] == [b'"roles"', b'"statuses"']
 
 
-def test_ten_thousand_changes_in_a_second_lead_to_at_most_five_tasks(
-    gatherer: Gatherer, clock: Clock
-) -> None:
+def test_ten_thousand_changes_in_a_second_lead_to_at_most_five_tasks(batcher: Batcher, clock: Clock) -> None:
     router, tasks, last = refresh_router(), 0, 0.0
     for number in range(10_000):
         clock.now += 1 / 10_000
-        tasks += len(gatherer.gather(fired(router, "roles", number)).tasks)
+        tasks += len(batcher.batch(fired(router, "roles", number)).tasks)
     changed_last = clock.now
     for _ in range(8):
         clock.now += 0.25
-        if gatherer.gather(()).tasks:
+        if batcher.batch(()).tasks:
             tasks, last = tasks + 1, clock.now
     assert tasks <= 5
     assert last > changed_last
 
 
-def test_a_full_batch_goes_out_in_order_and_the_rest_waits(gatherer: Gatherer, clock: Clock) -> None:
+def test_a_full_batch_goes_out_in_order_and_the_rest_waits(batcher: Batcher, clock: Clock) -> None:
     router = index_router(3)
-    assert [ids_of(call) for call in gatherer.gather(fired(router, "events", 1, 2)).tasks] == []
-    assert [ids_of(call) for call in gatherer.gather(fired(router, "events", 3, 4, 5, 6, 7)).tasks] == [
+    assert [ids_of(call) for call in batcher.batch(fired(router, "events", 1, 2)).tasks] == []
+    assert [ids_of(call) for call in batcher.batch(fired(router, "events", 3, 4, 5, 6, 7)).tasks] == [
         [1, 2, 3],
         [4, 5, 6],
     ]
     clock.now += 1.0
-    assert [ids_of(call) for call in gatherer.gather(()).tasks] == [[7]]
-    assert gatherer.gather(()).tasks == []
+    assert [ids_of(call) for call in batcher.batch(()).tasks] == [[7]]
+    assert batcher.batch(()).tasks == []
 
 
-def test_a_batch_is_named_after_its_first_change_and_how_many_follow(
-    gatherer: Gatherer, clock: Clock
-) -> None:
+def test_a_batch_is_named_after_its_first_change_and_how_many_follow(batcher: Batcher, clock: Clock) -> None:
     """On a broker that may get it twice, the second one can end elsewhere: it is another task then."""
     router = index_router(3)
     calls = fired(router, "events", 1, 2, 3)
-    (full,) = gatherer.gather(calls).tasks
-    gatherer.gather(calls[:2])
+    (full,) = batcher.batch(calls).tasks
+    batcher.batch(calls[:2])
     clock.now += 1
-    (early,) = gatherer.gather(()).tasks
-    gatherer.gather(calls[:1])
+    (early,) = batcher.batch(()).tasks
+    batcher.batch(calls[:1])
     clock.now += 1
-    (lone,) = gatherer.gather(()).tasks
+    (lone,) = batcher.batch(()).tasks
     assert isinstance(calls[0], Call)
     change_id, key = calls[0].change.id, router.routes[0].key
     assert [each.id for each in (full, early, lone)] == [
@@ -142,74 +138,74 @@ def test_a_batch_is_named_after_its_first_change_and_how_many_follow(
     ]
 
 
-def test_a_batch_of_wide_rows_goes_out_before_it_takes_much_memory(gatherer: Gatherer) -> None:
+def test_a_batch_of_wide_rows_goes_out_before_it_takes_much_memory(batcher: Batcher) -> None:
     router = index_router(1000)
     wide = [row_change("events", "insert", after={"id": n, "text": "x" * 100_000}) for n in range(25)]
-    tasks = gatherer.gather(router.tasks_for(wide)).tasks
+    tasks = batcher.batch(router.tasks_for(wide)).tasks
     assert [len(ids_of(call)) for call in tasks] == [10, 10]
 
 
-def test_at_the_end_all_goes_out_due_or_not(gatherer: Gatherer) -> None:
+def test_at_the_end_all_goes_out_due_or_not(batcher: Batcher) -> None:
     store, router = Store(), index_router(3)
     router.register("public", "roles", "insert", "refresh", args=lambda change: [change.table], coalesce=True)
-    store.run(gatherer.gather(fired(router, "events", 1, 2) + fired(router, "roles", 1)).keeping)
-    store.run(gatherer.gather(fired(router, "roles", 2)).keeping)
-    gathered = gatherer.gather_all()
-    store.run(gathered.keeping)
-    assert [task.route.task for task in gathered.tasks] == ["index", "refresh"]
+    store.run(batcher.batch(fired(router, "events", 1, 2) + fired(router, "roles", 1)).saving)
+    store.run(batcher.batch(fired(router, "roles", 2)).saving)
+    batched = batcher.release_all()
+    store.run(batched.saving)
+    assert [task.route.task for task in batched.tasks] == ["index", "refresh"]
     assert store.records == {}
     assert store.lists == {}
 
 
-def test_with_args_a_batch_is_a_list_of_argument_lists(gatherer: Gatherer) -> None:
+def test_with_args_a_batch_is_a_list_of_argument_lists(batcher: Batcher) -> None:
     router = BinlogRouter()
     router.register(
         "public", "events", "insert", "index", args=lambda change: [change.row["id"], "x"], batch=2
     )
-    (task,) = gatherer.gather(fired(router, "events", 1, 2)).tasks
+    (task,) = batcher.batch(fired(router, "events", 1, 2)).tasks
     assert json.loads(b"[%b]" % task.arguments) == [[[1, "x"], [2, "x"]]]
 
 
-def test_what_was_held_back_is_due_at_once_after_a_crash(gatherer: Gatherer, clock: Clock) -> None:
+def test_what_was_deferred_is_due_at_once_after_a_crash(batcher: Batcher, clock: Clock) -> None:
     store, router = Store(), index_router(3)
     router.register("public", "roles", "insert", "refresh", args=lambda change: [change.table], coalesce=True)
-    store.run(gatherer.gather(fired(router, "events", 1, 2) + fired(router, "roles", 1)).keeping)
-    store.run(gatherer.gather(fired(router, "roles", 2)).keeping)
+    store.run(batcher.batch(fired(router, "events", 1, 2) + fired(router, "roles", 1)).saving)
+    store.run(batcher.batch(fired(router, "roles", 2)).saving)
 
-    after_the_crash = Gatherer("held", interval=0.5, longest=1.0, clock=clock)
+    after_the_crash = Batcher("held", interval=0.5, longest=1.0, clock=clock)
     after_the_crash.restore(store.records.values(), store.lists.__getitem__)
-    gathered = after_the_crash.gather(())
-    store.run(gathered.keeping)
-    batch, refresh = gathered.tasks
+    batched = after_the_crash.batch(())
+    store.run(batched.saving)
+    batch, refresh = batched.tasks
     assert (batch.route.task, ids_of(batch)) == ("index", [1, 2])
     assert (refresh.route.task, refresh.arguments) == ("refresh", b'"roles"')
     assert store.records == {}
     assert store.lists == {}
 
 
-def test_nothing_stays_behind_of_what_went_out(gatherer: Gatherer, clock: Clock) -> None:
+def test_nothing_stays_behind_of_what_went_out(batcher: Batcher, clock: Clock) -> None:
     store, router = Store(), index_router(3)
     for numbers in ((1, 2), (3, 4), (5,), (6, 7, 8)):
-        store.run(gatherer.gather(fired(router, "events", *numbers)).keeping)
+        store.run(batcher.batch(fired(router, "events", *numbers)).saving)
     assert [json.loads(item)["after"]["id"] for items in store.lists.values() for item in items] == [7, 8]
     clock.now += 2
-    store.run(gatherer.gather(()).keeping)
+    store.run(batcher.batch(()).saving)
     assert store.records == {}
     assert store.lists == {}
 
 
-def test_plain_calls_pass_in_their_order_and_keep_nothing(gatherer: Gatherer) -> None:
+def test_plain_calls_pass_in_their_order_and_save_nothing(batcher: Batcher) -> None:
     router = BinlogRouter()
     router.register("public", "events", "insert", "plain")
     calls = fired(router, "events", 1, 2, 3)
-    assert gatherer.gather(calls) == (calls, [], [])
+    assert batcher.batch(calls) == (calls, [], [])
 
 
-def test_where_nothing_can_be_held_back_all_goes_out_with_what_it_came_with() -> None:
+def test_where_nothing_can_be_deferred_all_goes_out_with_what_it_came_with() -> None:
     router = index_router(2)
     router.register(
         "public", "events", "insert", "refresh", args=lambda change: [change.table], coalesce=True
     )
-    tasks, parked = group(fired(router, "events", 1, 2, 3))
+    tasks, parked = batch_together(fired(router, "events", 1, 2, 3))
     assert sorted(task.route.task for task in tasks) == ["index", "index", "refresh"]
     assert parked == []

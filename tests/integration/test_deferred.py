@@ -1,4 +1,4 @@
-"""What is coalesced or batched is neither lost nor doubled, whatever happens while it is held back."""
+"""What is coalesced or batched is neither lost nor doubled, whatever happens while it is deferred."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def _publish(publisher: RedisPublisher, router: BinlogRouter, first: int, last: 
     publisher.publish(fire(router, changes(first, last)), checkpoint=position(last))
 
 
-def _idle_until_nothing_is_held(publisher: RedisPublisher, client: redis.Redis, last: int) -> None:
+def _idle_until_nothing_is_deferred(publisher: RedisPublisher, client: redis.Redis, last: int) -> None:
     """Do what the loop does while the source is quiet."""
 
     def look() -> bool:
         publisher.publish((), checkpoint=position(last))
         return not client.exists("cdc:test:held")
 
-    wait_until(look, what="nothing to be held back")
+    wait_until(look, what="nothing to be deferred")
 
 
 def _crash(publisher: RedisPublisher) -> None:
-    """Leave no time for a last word."""
+    """End it without a hand-over."""
     publisher._redis.close()
 
 
@@ -89,11 +89,11 @@ def test_many_inserts_become_few_tasks_in_order_with_none_missing(
 def test_a_lone_change_is_not_waited_with_for_others(broker: Broker, batching: BinlogRouter) -> None:
     with redis_publisher(broker.url, options=_SHORT) as publisher:
         _publish(publisher, batching, 1, 1)
-        _idle_until_nothing_is_held(publisher, broker.client, 1)
+        _idle_until_nothing_is_deferred(publisher, broker.client, 1)
     assert _batches(broker.client) == [[1]]
 
 
-def test_a_crash_between_two_publishes_neither_loses_nor_doubles_what_was_held_back(
+def test_a_crash_between_two_publishes_neither_loses_nor_doubles_what_was_deferred(
     any_broker: Broker, batching: BinlogRouter
 ) -> None:
     for first in range(1, 2001, 300):
@@ -102,7 +102,7 @@ def test_a_crash_between_two_publishes_neither_loses_nor_doubles_what_was_held_b
             _publish(publisher, batching, first, last)
             _crash(publisher)
     with redis_publisher(any_broker.url, options=_LONG) as publisher:
-        _idle_until_nothing_is_held(publisher, any_broker.client, 2000)
+        _idle_until_nothing_is_deferred(publisher, any_broker.client, 2000)
     assert [number for batch in _batches(any_broker.client) for number in batch] == list(range(1, 2001))
     assert not list(any_broker.client.scan_iter("*held*"))
 
@@ -115,7 +115,7 @@ def test_a_lost_answer_does_not_double_a_batch_that_goes_out_while_the_position_
     with redis_publisher(f"redis://127.0.0.1:{proxy.port}/0", options=_SHORT) as publisher:
         _publish(publisher, batching, 1, 3)
         proxy.fail(fault, at=b"LPUSH")
-        _idle_until_nothing_is_held(publisher, any_broker.client, 3)
+        _idle_until_nothing_is_deferred(publisher, any_broker.client, 3)
         assert proxy.faults == 1
         publisher.publish((), checkpoint=position(4))
     assert _batches(any_broker.client) == [[1, 2, 3]]
@@ -128,7 +128,7 @@ def test_the_last_coalesced_task_survives_a_crash(any_broker: Broker, coalescing
         _crash(publisher)
     assert len(messages(any_broker.client, "celery")) == 1
     with redis_publisher(any_broker.url, options=_LONG) as publisher:
-        _idle_until_nothing_is_held(publisher, any_broker.client, 50)
+        _idle_until_nothing_is_deferred(publisher, any_broker.client, 50)
     assert [message["body"][0] for message in messages(any_broker.client, "celery")] == [
         ["tickets"],
         ["tickets"],
@@ -151,13 +151,13 @@ def test_a_connection_lost_while_it_is_read_back_does_not_forget_to_watch_the_ch
         _publish(third, batching, 4, 500)
         with pytest.raises(CheckpointMovedError):
             _publish(second, batching, 4, 500)
-        assert second.checkpoint(SOURCE) == position(500)
+        assert second.attach(SOURCE) == position(500)
     assert _batches(any_broker.client) == [[1, 2, 3]]
     (held,) = any_broker.client.scan_iter("cdc:test:held:*")
     assert any_broker.client.llen(held) == 497
 
 
-def test_a_listener_that_is_stopped_hands_over_what_it_holds_back(
+def test_a_listener_that_is_stopped_hands_over_what_it_deferred(
     broker: Broker, batching: BinlogRouter
 ) -> None:
     with redis_publisher(broker.url, options=_LONG) as publisher:
@@ -175,7 +175,7 @@ def test_a_listener_that_is_stopped_while_the_broker_is_away_leaves_it_for_the_n
         proxy.refuse()
         publisher.stop()  # else the end would wait for the broker
     with redis_publisher(any_broker.url, options=_LONG) as publisher:
-        _idle_until_nothing_is_held(publisher, any_broker.client, 3)
+        _idle_until_nothing_is_deferred(publisher, any_broker.client, 3)
     assert _batches(any_broker.client) == [[1, 2, 3]]
 
 
@@ -192,13 +192,13 @@ def test_a_stop_in_the_middle_of_a_publish_hands_over_nothing_that_will_be_read_
                 publishing.result(10)
         proxy.refuse(refusing=False)
     with redis_publisher(any_broker.url, options=_LONG) as publisher:
-        assert publisher.checkpoint(SOURCE) == position(3)
+        assert publisher.attach(SOURCE) == position(3)
         _publish(publisher, batching, 4, 6)
         publisher.stop()
     assert [number for batch in _batches(any_broker.client) for number in batch] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_a_route_held_back_goes_out_even_if_it_is_registered_no_more(
+def test_what_a_route_deferred_goes_out_even_if_it_is_registered_no_more(
     broker: Broker, batching: BinlogRouter
 ) -> None:
     with redis_publisher(broker.url, options=_LONG) as publisher:
