@@ -231,6 +231,7 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             yield Finding(
                 what=f"route to {route.task}",
                 state=State.WARNING,
+                code="queue_renamed",
                 found=f"names the queue {route.queue}, which is called {queue} now",
                 hint=f'Write in the route: queue="{queue}"',
             )
