@@ -17,7 +17,7 @@ from listener.mysql.log.position import BinlogPosition
 from listener.mysql.start.gaps import find_gap
 from listener.mysql.start.preparation import read_log
 from listener.mysql.stream import replica_uuid
-from listener.mysql.tables.described import watched_by
+from listener.mysql.tables.described import selected_tables
 
 __all__ = ["check_mysql", "find_in_grants", "find_in_server", "find_in_tables"]
 
@@ -138,7 +138,7 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
     columns, versioned = _read_columns(connection)
     without_rows = _read_tables_without_rows(connection)
     for route in routes:
-        found = [name for name in watched_by(route, columns) if name not in without_rows]
+        found = [name for name in selected_tables(route, columns) if name not in without_rows]
         what = f"table {route.schema}.{route.table}"
         if not found:
             yield _nothing_to_watch(connection, route, columns, without_rows)
@@ -148,8 +148,8 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
         state = State.PROBLEM if missing else State.OK
         yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, hint)
     for name, period in versioned.items():
-        is_watched = any(route.matches(*name) for route in routes)
-        yield _logged_as_statements(name, period, State.PROBLEM if is_watched else State.WARNING)
+        is_selected = any(route.matches(*name) for route in routes)
+        yield _logged_as_statements(name, period, State.PROBLEM if is_selected else State.WARNING)
 
 
 def _read_columns(connection: Connection[Any]) -> tuple[dict[_Name, set[str]], dict[_Name, list[str]]]:

@@ -132,7 +132,7 @@ class BinlogMonitor:
             elif not is_ahead:
                 stream.wait(_TICK)
             is_ahead = bool(changes)
-            decoder.progress.give()
+            decoder.progress.hand_over()
             as_of = changes[-1].committed_at if changes else None
             yield Batch(changes, str(decoder.progress.position), as_of, settle=not changes)
 
@@ -193,7 +193,7 @@ class BinlogMonitor:
                 folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
                 charsets=self._charsets,
             ),
-            watches=partial(_watches, self._routes),
+            selects=partial(_selects, self._routes),
         )
         self._open_things.callback(self._decoder.close)
         self._accept_gap = False  # the one that was meant, and none that comes later
@@ -223,7 +223,7 @@ class BinlogMonitor:
             event = next(decoder.inner or self._events, None)
             if event is None:
                 if decoder.inner is not None:
-                    decoder.inner = None
+                    decoder.leave_inner()
                     continue
                 break
             size += len(event)
@@ -248,7 +248,7 @@ class BinlogMonitor:
             event = next(self._events)
             if event is None:
                 self._stream.wait(_TICK)
-            elif self._decoder.put_aside(event, changes):
+            elif self._decoder.buffer(event, changes):
                 return True
         return False
 
@@ -267,7 +267,7 @@ class BinlogMonitor:
             raise
 
 
-def _watches(routes: Sequence[Route], schema: str, table: str | None) -> bool:
+def _selects(routes: Sequence[Route], schema: str, table: str | None) -> bool:
     """Return whether a route watches the table; None: any of the schema's."""
     if table is None:
         return any(fnmatchcase(schema, route.schema) for route in routes)

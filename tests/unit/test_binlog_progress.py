@@ -26,9 +26,9 @@ def test_the_position_never_goes_back_while_a_published_part_is_read_again(
     _begin(progress, gtid)
     assert progress.published_up_to == 10
     for ordinal in (0, 5, 11):
-        progress.ordinal = ordinal
+        progress.advance(ordinal)
         assert progress.position == after
-    progress.ordinal = 12
+    progress.advance(12)
     assert progress.position.ordinal == 11
     progress.finish(300)
     assert progress.position == BinlogPosition(

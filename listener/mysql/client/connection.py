@@ -184,5 +184,6 @@ class Session:
     def close(self) -> None:
         """End the session; the next question opens another."""
         if self._connection is not None:
-            self._connection._force_close()  # type: ignore[attr-defined]  # noqa: SLF001 - says no goodbye, which could wait for an answer
+            if self._connection.open:
+                self._connection.close()
             self._connection = None

@@ -69,7 +69,7 @@ class Table:
         "index",
         "insert",
         "is_completed",
-        "is_watched",
+        "is_selected",
         "json_places",
         "layouts",
         "name",
@@ -86,7 +86,7 @@ class Table:
         table_map: TableMap,
         layouts: Sequence[Layout],
         *,
-        is_watched: bool,
+        is_selected: bool,
         is_completed: bool = False,
         hidden: frozenset[str] = frozenset(),
         row_end: str = "",
@@ -103,7 +103,7 @@ class Table:
         self.names = tuple(self.index)
         self.nullable = tuple(column.nullable for column in table_map.columns)
         self.row_end = columns.get(row_end)
-        self.is_watched = is_watched
+        self.is_selected = is_selected
         self.is_completed = is_completed
         self.json_places = [
             place for place, column in enumerate(table_map.columns) if column.type is ColumnType.JSON

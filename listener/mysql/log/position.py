@@ -14,7 +14,7 @@ _OFFSETS: Final = 1 << 32
 @total_ordering
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinlogPosition:
-    """A place between two changes; printed as `binlog.000003:1234:5 server=… born=… gtids=… in=… last=… epoch=…`.
+    """A place between two changes; printed as `binlog.000003:1234:5 server=… created_at=… gtids=… in=… last=… epoch=…`.
 
     A log is read from the start of a transaction on: `file` and `offset` are such a start, and what is before
     it was published. `ordinal` is the last published change of the transaction that starts there, -1 for none.
@@ -25,7 +25,7 @@ class BinlogPosition:
     offset: int
     ordinal: int = -1
     server: str = ""  # whose file: its server_uuid, on MariaDB its server_id
-    born: int = (
+    created_at: int = (
         0  # when the file was begun, in seconds since 1970: tells it from one after a RESET; 0 unknown
     )
     gtids: str | None = None  # all transactions that were published completely; None where there are no GTIDs
@@ -41,8 +41,8 @@ class BinlogPosition:
 
     def __str__(self) -> str:
         words = [f"{self.file}:{self.offset}:{self.ordinal}", f"server={self.server}"]
-        if self.born:
-            words.append(f"born={self.born}")
+        if self.created_at:
+            words.append(f"born={self.created_at}")
         if self.gtids is not None:
             words.append(f"gtids={self.gtids}")
         if self.gtid:
@@ -68,7 +68,7 @@ class BinlogPosition:
             offset=int(offset),
             ordinal=int(ordinal),
             server=words.get("server", ""),
-            born=int(words.get("born", 0)),
+            created_at=int(words.get("born", 0)),
             gtids=words.get("gtids"),
             gtid=words.get("in", ""),
             restart=words.get("restart", ""),
