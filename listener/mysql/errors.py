@@ -121,7 +121,9 @@ _RULES: Final = (
     ),
 )
 
-_SERVER_ID_HINT: Final = "Give the listener a server_id that neither the server nor a replica has: CDC_SERVER_ID=…"
+_SERVER_ID_HINT: Final = (
+    "Give the listener a server_id that neither the server nor a replica has: CDC_SERVER_ID=…"
+)
 
 # What a server answers to a request for its log: error 1236 with a text.
 _DUMP_RULES: Final = (

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from listener.core import json_text
+from listener.core import row_json
 from listener.mysql.codec.table_map import packed_integer
 from listener.mysql.codec.values import decimal, decimal_size
 
@@ -80,7 +80,7 @@ def document(value: bytes) -> bytes:
         return value
     if not value:
         return b"null"  # what IGNORE makes of a NULL in a column that must not have one
-    return json_text.document(_dump(_Reader(value).parse(value[0], 1)))
+    return row_json.document(_dump(_Reader(value).parse(value[0], 1)))
 
 
 def patch(before: bytes, differences: bytes) -> PatchedDocument:
@@ -98,7 +98,7 @@ def patch(before: bytes, differences: bytes) -> PatchedDocument:
             new = _Reader(differences[at : at + length]).parse(differences[at], 1)
             at += length
         _apply(tree, operation, path, new)
-    return PatchedDocument(json_text.document(_dump(tree[b""])))
+    return PatchedDocument(row_json.document(_dump(tree[b""])))
 
 
 def _apply(tree: dict[bytes, Tree], operation: int, path: str, new: Tree) -> None:
@@ -152,7 +152,7 @@ class _Reader:
         """Return the value of this type that begins there; raises ValueError, LookupError, struct.error."""
         if kind == _STRING:
             length, at = self._variable_length(at)
-            return json_text.string(self._take(at, length))
+            return row_json.string(self._take(at, length))
         if kind <= _LARGE_ARRAY:
             return self._container(kind, at, depth)
         if kind == _LITERAL:
@@ -196,7 +196,7 @@ class _Reader:
             unread -= length
             if unread < 0 or at + length > end:
                 raise ValueError("a document whose keys are larger than its bytes")
-            keys.append(json_text.string(data[at : at + length]))
+            keys.append(row_json.string(data[at : at + length]))
         self._unread = unread
         return keys
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from listener.core import json_text
+from listener.core import row_json
 from listener.core.source import SourceError
 from listener.mysql.codec.layout import Layout
 from listener.mysql.codec.table_map import ColumnType, TableMap
@@ -162,7 +162,7 @@ class Table:
                 continue
             place = self.index[name]
             value, layout = row[place], self.layouts[place]
-            convert = json_text.string if layout.is_utf8 else layout.convert
+            convert = row_json.string if layout.is_utf8 else layout.convert
             try:
                 text = b"null" if value is None else convert(value)
             except UNREADABLE as error:

@@ -19,7 +19,7 @@ from struct import error as StructError  # noqa: N812 - an exception's name
 
 import orjson
 
-from listener.core import json_text
+from listener.core import row_json
 
 __all__ = [
     "UNREADABLE",
@@ -376,5 +376,5 @@ def text_or_document(text: bytes) -> bytes:
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
-        return json_text.string(text)
-    return json_text.document(text)
+        return row_json.string(text)
+    return row_json.document(text)

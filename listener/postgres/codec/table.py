@@ -10,7 +10,7 @@ from typing import Final
 
 import orjson
 
-from listener.core import json_text
+from listener.core import row_json
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.codec.values import ValueType, converter, verbatim
 
@@ -185,7 +185,7 @@ class Table:
             convert = self._known[f"convert{place}"]
             if convert is verbatim:
                 value = "v"
-            elif convert is json_text.string and not careful:
+            elif convert is row_json.string and not careful:
                 value = "dumps(v.decode())"
             else:
                 value = f"convert{place}(v)"
