@@ -6,56 +6,24 @@ for the first time. The note may be a second old: it is to mend from, and no che
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
 from listener.core.publisher import BrokerAwayError, BrokerError
+from listener.core.replay_window import ReplayWindow
 from listener.core.retry import Patience
 from listener.publish.redis.connection import RedisConnection
 
-__all__ = ["Bookmark", "ReplayWindow", "bookmark_key", "read_bookmark"]
+__all__ = ["Bookmark", "bookmark_key", "read_bookmark"]
 
 log = structlog.get_logger()
 
 _EVERY: Final = 1.0  # seconds between two notes
 _AGAIN_AFTER: Final = 30.0  # seconds after one that Redis did not take
-_STEPS: Final = 1000  # a window moves on in so many steps: a batch of its own takes no memory
-
-
-class _Published(NamedTuple):
-    at: float
-    position: str
-
-
-class ReplayWindow:
-    """The position from which a broker that lost its data is to be mended: pure, no I/O."""
-
-    def __init__(self, seconds: float, *, clock: Callable[[], float] = monotonic) -> None:
-        """Let what was published in the last so many seconds be published again."""
-        self._seconds = seconds
-        self._clock = clock
-        self._published: deque[_Published] = deque()
-        self.position: str | None = None
-
-    def restart(self, position: str | None) -> None:
-        """Begin anew: what was published beyond `position` does not count any more."""
-        self._published.clear()
-        self.position = position
-
-    def published(self, position: str) -> None:
-        """Note that all up to `position` is published."""
-        now = self._clock()
-        if self.position is None:
-            self.position = position
-        if not self._published or now - self._published[-1].at >= self._seconds / _STEPS:
-            self._published.append(_Published(now, position))
-        while self._published and self._published[0].at <= now - self._seconds:
-            self.position = self._published.popleft().position
 
 
 class Bookmark:
@@ -68,7 +36,7 @@ class Bookmark:
         self._redis = RedisConnection.of_cache(cache_url)
         self._patience = Patience("cache")
         self._clock = clock
-        self._window = ReplayWindow(replay_window, clock=clock)
+        self._window: ReplayWindow[str] = ReplayWindow(replay_window, clock=clock)
         self._noted: str | None = None
         self._next = 0.0  # when Redis is asked next
         self._source = ""
@@ -82,8 +50,8 @@ class Bookmark:
         self._source = source
         found = self._patience.until_done(self._ask) if patiently else self._ask_once()
         self._noted = found
-        self._window.restart(found or self._window.position)
-        return self._window.position
+        self._window.restart(found or self._window.place)
+        return self._window.place
 
     def start_at(self, position: str) -> None:
         """Note that reading begins there, whatever was noted before."""
@@ -92,8 +60,10 @@ class Bookmark:
 
     def published(self, position: str) -> None:
         """Note it, in Redis once a second at most; one that is away holds nothing up."""
+        if self._window.place is None:
+            self._window.restart(position)
         self._window.published(position)
-        if self._clock() >= self._next and self._window.position != self._noted:
+        if self._clock() >= self._next and self._window.place != self._noted:
             self._write()
 
     def stop(self) -> None:
@@ -102,7 +72,7 @@ class Bookmark:
 
     def close(self) -> None:
         """Note what is not noted yet, and let go of Redis."""
-        if self._window.position not in {None, self._noted} and self._redis.is_open:
+        if self._window.place not in {None, self._noted} and self._redis.is_open:
             self._write()
         self._redis.close()
 
@@ -117,7 +87,7 @@ class Bookmark:
             return None  # `published` will say so
 
     def _write(self) -> None:
-        position, now = self._window.position or "", datetime.now(UTC).isoformat()
+        position, now = self._window.place or "", datetime.now(UTC).isoformat()
         fields = ("position", position, "source", self._source, "at", now)
         try:
             self._redis.ask([("HSET", self.key, *fields)])
