@@ -23,9 +23,7 @@ from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["BinlogStream", "replica_uuid"]
 
-_LIVENESS_TIMEOUT: Final = (
-    20.0  # seconds; without a packet for so long, not even a heartbeat, the connection is dead
-)
+_LIVENESS_TIMEOUT: Final = 20.0  # seconds without a packet, not even a heartbeat: the connection is dead
 _CHUNK: Final = 256 * 1024
 _FULL_PACKET: Final = FULL_PACKET
 _EVENT: Final = EVENT

@@ -96,6 +96,29 @@ def test_a_server_that_is_away_is_tried_again() -> None:
         connect("mysql://root@127.0.0.1:1/")
 
 
+def test_every_finding_has_its_code(any_mysql: MySQLDatabase) -> None:
+    any_mysql.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    assert {each.code for each in _check(any_mysql)} == {
+        *(
+            "connection",
+            "tls",
+            "version",
+            "log_bin",
+            "binlog_format",
+            "binlog_row_metadata",
+            "binlog_row_image",
+        ),
+        *(
+            "server_id",
+            "gtids",
+            "log_retention",
+            "privilege_replication_slave",
+            "privilege_replication_client",
+        ),
+        *("table", "cdc_server_id", "checkpoint"),
+    }
+
+
 def test_check_finds_tables_and_columns_that_do_not_exist(any_mysql: MySQLDatabase) -> None:
     any_mysql.execute("CREATE TABLE t (id int PRIMARY KEY)")
     assert f"table {any_mysql.name}.gone" in _problems(_check(any_mysql, table="gone"))

@@ -106,8 +106,8 @@ class _AskedError(Exception):
 def _ask(connection: Connection[Any], **options: Any) -> socket.socket:
     """Let the library's reader ask for the log; `options` are its own. Return the socket on which the packets come.
 
-    The reader opens its connections by a function that can be given to it: first the one for the log. When it wants
-    the second one, for questions about tables, it has asked for the log on the first, and is left.
+    The reader gets its connections from a function that we give it. It opens the one for the log first. When it opens
+    the second one, for queries about tables, it has asked for the log on the first: an exception leaves it there.
     """
     connections = iter((connection,))
 

@@ -42,7 +42,7 @@ class Definition:
     columns: Mapping[str, CatalogueColumn] = field(default_factory=dict)
 
     def type_of(self, column: str) -> str:
-        """Return the column's type, empty where it is not known."""
+        """Return the column's type, empty if it is not known."""
         known = self.columns.get(column)
         return known.type if known else ""
 
