@@ -52,7 +52,7 @@ def test_rows_come_with_all_their_columns_and_without_those_that_were_rolled_bac
 
 
 @_on_each_server("rows")
-def test_a_transaction_that_is_put_aside_comes_as_it_was(capture: BinlogCapture) -> None:
+def test_a_buffered_transaction_comes_as_it_was(capture: BinlogCapture) -> None:
     changes = read_all(capture.decoder(), capture.raw(), to_the_end=True)
     assert _seen(changes) == _seen(capture.changes())
 

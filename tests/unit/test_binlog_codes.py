@@ -14,9 +14,9 @@ _ROOM = Path(__file__).parents[2] / "listener" / "mysql"
 # A code may be added. One that is taken away, or changed, breaks somebody's alarm.
 _CODES = """
 binlog_row_metadata certificate checksum database_url host_blocked host_not_allowed incident lock_lost log_bin
-log_purged log_reset log_unreadable logged_as_statement login_failed max_allowed_packet mysql_replication offset_too_large
-other_server replica_behind server_id tls_required undecodable unknown_database unknown_event unknown_packet
-unknown_statement unreachable
+log_purged log_reset log_unreadable logged_as_statement login_failed max_allowed_packet mysql_replication
+offset_too_large other_server replica_behind server_id tls_required undecodable unknown_database unknown_event
+unknown_packet unknown_statement unreachable
 """
 
 
