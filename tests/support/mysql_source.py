@@ -89,7 +89,7 @@ class MySQLDatabase:
         return str(self.fetch("SHOW BINARY LOGS")[-1][0])
 
     def reset_log(self) -> None:
-        """Let the server begin its log anew, and be told from the one before: its birth is known to the second."""
+        """Reset the server's log, in another second than it was created: the listener knows the time only to the second."""
         born = log_created_at(self.url, self.newest_log())
         wait_until(lambda: time.time() >= born + 1, what="the next second")
         self.execute("RESET MASTER" if self.is_mariadb else "RESET BINARY LOGS AND GTIDS")
@@ -164,7 +164,7 @@ class NumberSource(MySQLSource):
 
     @classmethod
     def on(cls, server: MariaDBServer | MySQLServer) -> Self:
-        """Make its database and table anew."""
+        """Make its database and table again."""
         name = "own"
         MySQLDatabase(name="", server=server).execute(
             f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}"
