@@ -48,9 +48,7 @@ class BinlogMonitor:
     there is nothing to acknowledge.
     """
 
-    source: (
-        str  # mysql or mariadb: with GTIDs a checkpoint is valid on every server of a group; known once open
-    )
+    source: str  # mysql or mariadb, not one server: with GTIDs a checkpoint is valid on all of a group
 
     def __init__(
         self,
@@ -121,9 +119,7 @@ class BinlogMonitor:
         # At once, so that after a crash reading begins here again, and not behind what was committed since.
         yield Batch([], str(position))
         stream, decoder = self._stream, self._decoder
-        is_ahead = (
-            False  # the broker may not have all of the last batch yet: the next one, `settle`, waits for it
-        )
+        is_ahead = False  # the broker may not have all of the last batch yet: see `Batch.settle`
         while not self._wakeup.is_set:
             changes: list[BinlogChange] = []
             with self._yielding_to_successor():

@@ -89,7 +89,7 @@ class MySQLDatabase:
         return str(self.fetch("SHOW BINARY LOGS")[-1][0])
 
     def reset_log(self) -> None:
-        """Reset the server's log, in another second than it was created: the listener knows the time only to the second."""
+        """Reset the server's log in a later second than it was created in: a log has its time in seconds."""
         born = log_created_at(self.url, self.newest_log())
         wait_until(lambda: time.time() >= born + 1, what="the next second")
         self.execute("RESET MASTER" if self.is_mariadb else "RESET BINARY LOGS AND GTIDS")

@@ -13,9 +13,7 @@ from listener.mysql.client.connection import Connection, connect, execute, fetch
 __all__ = ["ListenerLock", "lock_name"]
 
 _PING_EVERY: Final = 5.0  # seconds
-_IDLE_TIMEOUT: Final = (
-    30  # seconds without a ping, e.g. if our machine is gone, until the server frees the lock
-)
+_IDLE_TIMEOUT: Final = 30  # seconds without a ping until the server frees the lock, e.g. of a dead machine
 _LONGEST: Final = 64  # characters in a lock's name
 
 

@@ -81,9 +81,7 @@ class Decoder:
         What cannot be read before `accepts_gap_until` is left out, with a log line. `dialect` says how statements are
         read; None: all text is UTF-8.
         """
-        self.inner: Iterator[bytes] | None = (
-            None  # events inside the last one, which come next: see `leave_inner`
-        )
+        self.inner: Iterator[bytes] | None = None  # events inside the last one: see `leave_inner`
         self.progress = Progress(after, mariadb=mariadb, server=server)
         self._forget_tables = forget
         self._rows = RowReader(describe, self.progress)

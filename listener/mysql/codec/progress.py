@@ -32,9 +32,7 @@ class Progress:
         self._order = _Order(after) if mariadb else None
         self.file = after.file  # the one that is being read
         self.created_at = after.created_at  # of that file, see `BinlogPosition`
-        self._executed: MySQLGTIDs | None = (
-            None  # all GTIDs before this file, while we read by file and offset
-        )
+        self._executed: MySQLGTIDs | None = None  # before this file, while we read by file and offset
         self.is_open = False  # inside a transaction
         self.is_standalone = False  # the transaction is one statement, and has no end of its own
         self.ordinal = 0  # of its next change

@@ -68,9 +68,7 @@ class Parser:
     def __init__(self, found: Iterator[Token], *, schema: str, name_of: Callable[[Token], str]) -> None:
         """Begin with the first token. `schema` is the session's own; `name_of` decodes a token as a name."""
         self.schema = schema
-        self.sets_mode = (
-            False  # the statement sets sql_mode for itself: the server read it under another mode
-        )
+        self.sets_mode = False  # it sets sql_mode for itself: the server read it under another mode
         self.now = self.last = _END
         self._tokens = found
         self._name_of = name_of
