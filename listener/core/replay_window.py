@@ -1,8 +1,4 @@
-"""What was published longer ago than a window: pure, no I/O.
-
-A broker that lost its data can be given again what was published within the window. So PostgreSQL may forget its log
-only up to the place before the window, and the bookmark of a binlog's reader stays at that place.
-"""
+"""The position from which changes can be published again to a broker that lost its data: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -13,48 +9,40 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 __all__ = ["ReplayWindow"]
 
-T = TypeVar("T")
+_STEPS: Final = 1000  # the window moves in this many steps: a batch needs no memory of its own
 
-_STEPS: Final = (
-    1000  # the window moves in up to this many steps: memory does not depend on the number of batches
-)
+PositionT = TypeVar("PositionT")
 
 
-class _Published(NamedTuple, Generic[T]):
-    """By `at` all up to `place` was published; `since` is when the first of this step was."""
+class _Published(NamedTuple, Generic[PositionT]):
+    """All up to `position` was published by `at`; `since` is when the step began."""
 
     since: float
     at: float
-    place: T
+    position: PositionT
 
 
-class ReplayWindow(Generic[T]):
-    """The last place in the log that was published before the window."""
+class ReplayWindow(Generic[PositionT]):
+    """A position that follows what is published, `seconds` behind."""
 
-    def __init__(self, seconds: float, *, clock: Callable[[], float] = monotonic) -> None:
-        """`seconds` is the length of the window; 0: the last published place."""
+    def __init__(self, seconds: float, *, start: PositionT, clock: Callable[[], float] = monotonic) -> None:
+        """`start` is the position until something was published `seconds` ago."""
+        self.position = start
         self._seconds = seconds
         self._clock = clock
-        self._published: deque[_Published[T]] = deque()  # in the order of the times
-        self.place: T | None = None
+        self._published: deque[_Published[PositionT]] = deque()  # in the order of the times
 
-    def restart(self, place: T | None) -> None:
-        """Begin again at `place`: what was published beyond it does not count any more."""
+    def restart(self, position: PositionT) -> None:
+        """Start again at `position`: forget what was published after it."""
         self._published.clear()
-        self.place = place
+        self.position = position
 
-    def published(self, place: T) -> None:
-        """Note that all up to `place` is published."""
-        now = since = self._clock()
+    def published(self, position: PositionT) -> PositionT:
+        """Note that all up to `position` is published; return the position that is `seconds` behind now."""
+        since = now = self._clock()
         if self._published and now - self._published[-1].since < self._seconds / _STEPS:
             since = self._published.pop().since
-        self._published.append(_Published(since, now, place))
-        self._move(now)
-
-    def move(self) -> None:
-        """Move on with the time."""
-        self._move(self._clock())
-
-    def _move(self, now: float) -> None:
+        self._published.append(_Published(since, now, position))
         while self._published and self._published[0].at <= now - self._seconds:
-            self.place = self._published.popleft().place
+            self.position = self._published.popleft().position
+        return self.position

@@ -126,8 +126,8 @@ def literal(text: bytes) -> bytes:
 
 # --- Values ---------------------------------------------------------------------------------------------
 
-# What a worker's `json.loads` can load: Python refuses longer integers (`sys.set_int_max_str_digits`), and recurses
-# once a level, up to a limit that the worker's own calls count against.
+# What a worker's `json.loads` accepts: Python refuses longer integers (`sys.set_int_max_str_digits`). It recurses
+# once a level, and the worker's own calls count against the limit.
 _LONGEST_INTEGER = 4300
 _DEEPEST_NESTING = 200
 
@@ -147,7 +147,7 @@ def string(text: bytes) -> bytes:
 
 
 def document(text: bytes) -> bytes:
-    """Return a JSON document as it is, or as a JSON string if a worker could not load the document."""
+    """Return a JSON document as it is, or as a JSON string if a worker could not load it."""
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -179,6 +179,6 @@ def _loads(text: bytes) -> bool:
 
 
 def _refuse_kombu_envelope(value: dict[str, Any]) -> None:
-    """Raise ValueError for what Kombu would take for a value of a registered type: it would refuse the message."""
+    """Refuse what kombu takes for a typed value: it does not know the type, and would refuse the message."""
     if value.keys() == {"__type__", "__value__"}:
         raise ValueError(value)

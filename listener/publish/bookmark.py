@@ -36,7 +36,7 @@ class Bookmark:
         self._redis = RedisConnection.of_cache(cache_url)
         self._patience = Patience("cache")
         self._clock = clock
-        self._window: ReplayWindow[str] = ReplayWindow(replay_window, clock=clock)
+        self._window = ReplayWindow[str | None](replay_window, start=None, clock=clock)
         self._noted: str | None = None
         self._next = 0.0  # when Redis is asked next
         self._source = ""
@@ -50,8 +50,8 @@ class Bookmark:
         self._source = source
         found = self._patience.until_done(self._ask) if patiently else self._ask_once()
         self._noted = found
-        self._window.restart(found or self._window.place)
-        return self._window.place
+        self._window.restart(found or self._window.position)
+        return self._window.position
 
     def start_at(self, position: str) -> None:
         """Note that reading begins there, whatever was noted before."""
@@ -60,10 +60,10 @@ class Bookmark:
 
     def published(self, position: str) -> None:
         """Note it, in Redis once a second at most; one that is away holds nothing up."""
-        if self._window.place is None:
-            self._window.restart(position)
+        if self._window.position is None:
+            self._window.restart(position)  # the first position that there is
         self._window.published(position)
-        if self._clock() >= self._next and self._window.place != self._noted:
+        if self._clock() >= self._next and self._window.position != self._noted:
             self._write()
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ class Bookmark:
 
     def close(self) -> None:
         """Note what is not noted yet, and let go of Redis."""
-        if self._window.place not in {None, self._noted} and self._redis.is_open:
+        if self._window.position not in {None, self._noted} and self._redis.is_open:
             self._write()
         self._redis.close()
 
@@ -87,7 +87,7 @@ class Bookmark:
             return None  # `published` will say so
 
     def _write(self) -> None:
-        position, now = self._window.place or "", datetime.now(UTC).isoformat()
+        position, now = self._window.position or "", datetime.now(UTC).isoformat()
         fields = ("position", position, "source", self._source, "at", now)
         try:
             self._redis.ask([("HSET", self.key, *fields)])

@@ -1,4 +1,4 @@
-"""How much of its log the server may forget: pure, no I/O."""
+"""How much of its log the server may discard: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ __all__ = ["Acknowledgements"]
 
 
 class Acknowledgements:
-    """Which end of the log follows from which published position, and when the server may learn of it."""
+    """Which LSN may be acknowledged once the log is published up to a position.
+
+    The LSN is always the end of a transaction, or of log without changes for the listener, and the replay window
+    behind what is published.
+    """
 
     def __init__(self, *, replay_window: float, clock: Callable[[], float] = monotonic) -> None:
-        """`replay_window` is in seconds: for so long a broker that lost its data can be given it again."""
-        self._window: ReplayWindow[int] = ReplayWindow(replay_window, clock=clock)
-        self._ended: deque[int] = deque()  # in the order of the log
+        """`replay_window`: for how many seconds the server keeps published changes, for a broker that loses them."""
+        self._ended: deque[int] = deque()  # in the order of the log, not yet published
+        self._published = 0  # the last end that is published
+        self._window = ReplayWindow(replay_window, start=0, clock=clock)
 
     @property
     def lsn(self) -> int:
-        """What may be acknowledged now."""
-        return self._window.place or 0
+        """What may be acknowledged, as of the last `published`."""
+        return self._window.position
 
     def ended(self, end_lsn: int) -> None:
-        """Note the end of a transaction, or of a stretch of log without changes for us."""
+        """Note the end of a transaction, or of log without changes for the listener."""
         self._ended.append(end_lsn)
 
     def published(self, up_to: int) -> int:
-        """Note that the log is published up to and including this place; return what may be acknowledged.
+        """Note that the log is published up to and with this LSN; return what may be acknowledged.
 
-        A place within a transaction's commit means that a part of it is published: its end is not.
+        The LSN of a transaction's commit means that a part of the transaction is published, and not its end.
         """
-        end_lsn = 0
         while self._ended and self._ended[0] <= up_to + 1:
-            end_lsn = self._ended.popleft()
-        if end_lsn:
-            self._window.published(end_lsn)
-        else:
-            self._window.move()
-        return self.lsn
+            self._published = self._ended.popleft()
+        return self._window.published(self._published)
