@@ -119,7 +119,7 @@ class BinlogMonitor:
         # At once, so that after a crash reading begins here again, and not behind what was committed since.
         yield Batch([], str(position))
         stream, decoder = self._stream, self._decoder
-        is_ahead = False  # the broker may not have all of the last batch yet: see `Batch.settle`
+        is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
         while not self._wakeup.is_set:
             changes: list[BinlogChange] = []
             with self._yielding_to_successor():

@@ -1,4 +1,4 @@
-"""What MariaDB's log leaves open about a table, and its catalogue tells."""
+"""What MariaDB's log leaves open about a table, and its catalogue says."""
 
 from __future__ import annotations
 

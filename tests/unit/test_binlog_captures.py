@@ -163,5 +163,5 @@ def test_what_mariadbs_log_leaves_open_is_completed(capture: BinlogCapture) -> N
 @pytest.mark.parametrize("capture", _ALL, ids=lambda each: f"{each.scenario}-{each}")
 def test_what_a_task_receives_is_json(capture: BinlogCapture) -> None:
     for change in capture.changes():
-        told = json.loads(change.to_json())
-        assert (told["table"], told["event"]) == (change.table, change.event.value)
+        as_json = json.loads(change.to_json())
+        assert (as_json["table"], as_json["event"]) == (change.table, change.event.value)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _ROOM = Path(__file__).parents[2] / "listener" / "mysql"
 
-# A code may be added. One that is taken away, or changed, breaks somebody's alarm.
+# A code may be added. To remove or change one breaks the programs that look for it.
 _CODES = """
 binlog_row_metadata certificate checksum database_url host_blocked host_not_allowed incident lock_lost log_bin
 log_purged log_reset log_unreadable logged_as_statement login_failed max_allowed_packet mysql_replication

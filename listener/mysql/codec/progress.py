@@ -197,7 +197,7 @@ class Progress:
             self._order.add(self.gtid)
         if self.published_up_to == ALL:
             return
-        # Its start, if its end is not known or does not fit into 32 bits: `last` then tells that it is done.
+        # Its start, if its end is not known or does not fit into 32 bits: `last` then says that it is done.
         end = max(self.start, (self._outer_end or offset) + self._lap)
         self._done_server, self._done_file, self._done_offset = self._server, self.file, end
         self._done_last = self._last()

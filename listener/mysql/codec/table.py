@@ -78,7 +78,7 @@ class Table(LoggedTable[Row]):
         hidden: frozenset[str] = frozenset(),
         row_end: str = "",
     ) -> None:
-        """`is_completed`: with what the catalogue says now. `hidden`: columns of the server's own, shown to nobody.
+        """`is_completed`: with what the catalogue says now. `hidden`: the server's own columns, which are never shown.
 
         `row_end`: the column that says until when a row is valid, in a table with system versioning.
         """

@@ -191,5 +191,5 @@ def _log_purged(message: str) -> GapError:
 
 
 def _log_reset(message: str) -> GapError:
-    """Return the error for a log that was reset, or of a server that was restored: nothing tells the two apart."""
+    """Return the error for a log that was reset, or of a server that was restored: the two look the same."""
     return GapError(message, hint=ACCEPT_GAP, code="log_reset")
