@@ -82,10 +82,7 @@ def _checkpoint(url: str, connection: Connection[Any], server: Server, checkpoin
 
 _Name = tuple[str, str]  # schema and table
 
-_OLDEST: Final = {
-    "mysql": (8, 0, 14),
-    "mariadb": (10, 5, 0),
-}  # the first whose logs can have the names of columns
+_OLDEST: Final = {"mysql": (8, 0, 14), "mariadb": (10, 5, 0)}  # whose logs can have the names of columns
 _WHOLE: Final = frozenset({"FULL", "FULL_NODUP"})  # FULL_NODUP (MariaDB 11.4): the new row has what changed
 _SHORT_RETENTION: Final = 24 * 3600  # seconds
 _REPLICATION: Final = re.compile(r"ALL PRIVILEGES|REPLICATION SLAVE\b|REPLICATION REPLICA\b")
@@ -137,11 +134,7 @@ def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iter
         if not found:
             yield _nothing_selected(connection, route, columns, without_rows)
             continue
-        missing = _missing_columns(route, (columns[name] for name in found))
-        hint = f"Correct columns= of the route of {route.task}."
-        state = State.PROBLEM if missing else State.OK
-        text = f"has no column {', '.join(missing)}" if missing else "found"
-        yield _finding("table", text, state, hint, what=f"table {route.schema}.{route.table}")
+        yield _found(route, _missing_columns(route, (columns[name] for name in found)))
     for name, period in versioned.items():
         is_selected = any(route.matches(*name) for route in routes)
         yield _logged_as_statements(name, period, State.PROBLEM if is_selected else State.WARNING)
@@ -177,16 +170,25 @@ def _read_tables_without_rows(connection: Connection[Any]) -> dict[_Name, str]:
     return {(str(schema), str(table)): str(kind) for schema, table, kind in rows}
 
 
+def _found(route: Route, missing: Sequence[str]) -> Finding:
+    what = f"table {route.schema}.{route.table}"
+    if not missing:
+        return _finding("table", "found", what=what)
+    text, hint = f"has no column {', '.join(missing)}", f"Correct columns= of the route of {route.task}."
+    return _finding("column_missing", text, State.PROBLEM, hint, what=what)
+
+
 def _nothing_selected(
     connection: Connection[Any], route: Route, columns: Iterable[_Name], without_rows: Mapping[_Name, str]
 ) -> Finding:
     what = f"table {route.schema}.{route.table}"
     if kind := without_rows.get((route.schema, route.table)):
         hint = f"Name in the route of {route.task} the tables that hold the rows."
-        return _finding("table", f"is a {kind}: the log has no changes of it", State.WARNING, hint, what=what)
+        text = f"is a {kind}: the log has no changes of it"
+        return _finding("table_without_rows", text, State.WARNING, hint, what=what)
     known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
     return _finding(
-        "table",
+        "table_missing",
         "there is none that the account may read",
         State.WARNING if _is_glob(route) else State.PROBLEM,
         f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "

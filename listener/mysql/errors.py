@@ -74,7 +74,7 @@ class _Rule:
     error: type[CDCError]
     code: str | None  # of our error; None: its class's
     numbers: tuple[int, ...]  # of the server's error
-    hint: str  # may name {user}
+    hint: str  # may name {user}; empty for none
     text: str = ""  # a pattern in the server's message
 
     def applies(self, number: int, text: str) -> bool:
@@ -92,13 +92,13 @@ _TLS_HINT: Final = (
 _RULES: Final = (
     _Rule(
         SourceError,
-        "login_failed",
+        "authentication",
         (1045, 1698),
         "Check user and password in DATABASE_URL (write each of : / ? # [ ] @ % in them as %XX), "
         "or set a new one: ALTER USER {user} IDENTIFIED BY '…';",
     ),
-    _Rule(SourceError, "tls_required", (3159,), "The server requires TLS: " + _TLS_HINT),
-    _Rule(SourceError, "certificate", (2003, 2026), _TLS_HINT, text=r"\[SSL|certificate"),
+    _Rule(SourceError, "tls", (3159,), "The server requires TLS: " + _TLS_HINT),
+    _Rule(SourceError, "tls", (2003, 2026), _TLS_HINT, text=r"\[SSL|certificate"),
     _Rule(
         SourceError,
         "host_not_allowed",
@@ -111,8 +111,9 @@ _RULES: Final = (
         (1129,),
         "MySQL: TRUNCATE TABLE performance_schema.host_cache;   MariaDB: FLUSH HOSTS;",
     ),
-    _Rule(SourceError, "unknown_database", (1049, 1044), "Check the database's name in DATABASE_URL."),
+    _Rule(SourceError, "database_missing", (1049, 1044), "Check the database's name in DATABASE_URL."),
     _Rule(SourceError, "log_bin", (1381,), "Start the server with log_bin and binlog_format=ROW."),
+    _Rule(SourceLostError, "too_many_connections", (1040, 1203, 1226), ""),
     _Rule(
         SourceLostError,
         "unreachable",

@@ -158,7 +158,7 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext | None:
         raise SourceError(
             f"The certificates in DATABASE_URL cannot be used: {error}.",
             hint="Check the files of ssl_ca, ssl_capath, ssl_cert and ssl_key.",
-            code="certificate",
+            code="tls",
         ) from error
     return context
 
