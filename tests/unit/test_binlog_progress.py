@@ -11,7 +11,7 @@ _GTID = "9a42f625-e678-11f1-9477-02fc00000001"
 
 
 def _begin(progress: Progress, gtid: str, *, end: int = 200) -> None:
-    progress.begin(gtid, end=end, size=100, committed=1, standalone=False)
+    progress.begin(gtid, end=end, size=100, committed=1)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ Selects = Callable[[str, str | None], bool]
 """Return whether a route selects this schema and table; None: any table of the schema."""
 
 _size_and_end = struct.Struct("<II").unpack_from
+_end = struct.Struct("<I").unpack_from
 
 _IGNORABLE: Final = 0x80  # a flag: a reader that does not know the event may go on
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
@@ -90,6 +91,7 @@ class Decoder:
         self._dialect = dialect or Dialect(mariadb=mariadb)
         self._selects = selects
         self._may_roll_back = mariadb
+        self._is_standalone = False  # the transaction is one statement, without an event that ends it
         known = self._make_handlers()
         self._handlers = [known.get(kind, self._unknown) for kind in range(256)]
 
@@ -226,7 +228,8 @@ class Decoder:
 
     def _begin(self, event: bytes, gtid: str, committed: int, *, standalone: bool) -> None:
         size, end = _size_and_end(event, 9)
-        self.progress.begin(gtid, end=end, size=size, committed=committed, standalone=standalone, event=event)
+        self._is_standalone = standalone
+        self.progress.begin(gtid, end=end, size=size, committed=committed, event=event)
 
     def _commit(self, event: bytes, _changes: Changes) -> None:
         self.progress.finish(_end_of(event))
@@ -245,7 +248,7 @@ class Decoder:
 
     def _query(self, event: bytes, changes: Changes) -> None:
         if is_begin(event):
-            self.progress.expect_end()
+            self._is_standalone = False
         else:
             self._judge(parse_query(event, len(event) - 4), event, changes)
 
@@ -257,7 +260,7 @@ class Decoder:
     def _judge(self, query: Query, event: bytes, changes: Changes) -> None:
         text, progress = query.text, self.progress
         if text == b"BEGIN":
-            progress.expect_end()
+            self._is_standalone = False
         elif text == b"COMMIT":
             self._commit(event, changes)
         elif text == b"ROLLBACK":
@@ -278,7 +281,7 @@ class Decoder:
         try:
             self._apply(read_statement(query, self._dialect), changes)
         finally:
-            if self.progress.is_standalone:
+            if self._is_standalone:
                 self._commit(event, changes)
 
     def _apply(self, statement: Statement, changes: Changes) -> None:
@@ -338,7 +341,7 @@ class Decoder:
         verb, _, name = text.partition(" ")
         if verb == "START":
             self._buffer.begin()
-            self.progress.expect_end()
+            self._is_standalone = False
         elif verb in {"COMMIT", "ROLLBACK"}:
             spool = self._buffer.resolve(name, commits=verb == "COMMIT")
             if spool is None:
@@ -371,4 +374,5 @@ def _undecodable(error: Exception) -> SourceError:
 
 
 def _end_of(event: bytes) -> int:
-    return int.from_bytes(event[13:17], "little")
+    end: int = _end(event, 13)[0]
+    return end

@@ -34,7 +34,7 @@ class Progress:
         self.created_at = after.created_at  # of that file, see `BinlogPosition`
         self._executed: MySQLGTIDs | None = None  # before this file, while we read by file and offset
         self.is_open = False  # inside a transaction
-        self.is_standalone = False  # the transaction is one statement, and has no end of its own
+
         self.ordinal = 0  # of its next change
         self.published_up_to: float = -1  # ordinal of its last change that was published before the start
         self.gtid, self.start = "", after.offset
@@ -104,20 +104,6 @@ class Progress:
             epoch=epoch,
         )
 
-    @property
-    def transaction(self) -> Transaction:
-        """What the changes of the transaction have in common."""
-        if self._transaction is None:
-            self._transaction = Transaction(
-                gtid=self.gtid if self.gtids is not None else "",
-                file=self.file,
-                offset=self.start,
-                committed=self._committed,
-                server=self._server,
-                epoch=self.epoch,
-            )
-        return self._transaction
-
     def enter(self, file: str) -> None:
         """Note that the next events are in this file."""
         if file != self.file:
@@ -141,9 +127,7 @@ class Progress:
         if self.gtids is None and not began_inside:
             self._executed = executed
 
-    def begin(
-        self, gtid: str, *, end: int, size: int, committed: int, standalone: bool, event: bytes = b""
-    ) -> None:
+    def begin(self, gtid: str, *, end: int, size: int, committed: int, event: bytes = b"") -> None:
         """Begin a transaction with an event that ends at `end`; `committed` in microseconds since 1970."""
         if self.is_open:  # the one before had no end of its own
             self.finish(self.start)
@@ -155,14 +139,10 @@ class Progress:
         self.start = self._offset(end) - size if end else self._done_offset
         self._last_start = self.start
         self.gtid, self._committed = gtid, committed
-        self.is_open, self.is_standalone = True, standalone
+        self.is_open = True
         self.ordinal = self._outer_end = 0
         self._transaction = None
         self.published_up_to = self._published_before() if self._catching_up else -1
-
-    def expect_end(self) -> None:
-        """Note that an event of its own will end the transaction."""
-        self.is_standalone = False
 
     def end_at(self, offset: int) -> None:
         """Note where the transaction ends: its last event is inside another one, and does not say so."""
@@ -170,7 +150,17 @@ class Progress:
 
     def next_change(self) -> tuple[Transaction, int, float]:
         """Return the transaction, the ordinal of its next change, and up to which ordinal it was published before."""
-        return self._transaction or self.transaction, self.ordinal, self.published_up_to
+        transaction = self._transaction
+        if transaction is None:
+            transaction = self._transaction = Transaction(
+                gtid=self.gtid if self.gtids is not None else "",
+                file=self.file,
+                offset=self.start,
+                committed=self._committed,
+                server=self._server,
+                epoch=self.epoch,
+            )
+        return transaction, self.ordinal, self.published_up_to
 
     def advance(self, ordinal: int) -> None:
         """Note that all changes before `ordinal` were read."""
