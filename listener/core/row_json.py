@@ -24,7 +24,7 @@ Columns = tuple[str, ...] | None
 Render = Callable[[RowT], bytes]
 
 NOT_PLAIN: Final = (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, StructError)
-"""What compiled functions raise if a value is not there, or not what its type says. Rare, so nothing looks for it."""
+"""What compiled functions raise if a value is missing, or not what its type says: rare, so they do not check."""
 
 
 class LoggedKind(Generic[TableT]):
