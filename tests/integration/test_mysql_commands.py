@@ -146,8 +146,8 @@ def test_a_broker_that_lost_its_data_is_told_by_check_and_status_and_mended_by_r
 
         findings = {each["what"]: each for each in operator.asks("check")["findings"]}
         assert findings["bookmark"]["state"] == "ok"
-        told = findings["broker's data"]
-        assert (told["state"], "has lost its data" in told["found"]) == ("warning", True)
+        found = findings["broker's data"]
+        assert (found["state"], "has lost its data" in found["found"]) == ("warning", True)
         assert operator.asks("status")["listener"] == "none"
         with operator.running("run", "--json-logs") as listener:
             assert listener.stderr is not None

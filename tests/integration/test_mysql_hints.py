@@ -105,7 +105,7 @@ def test_the_account_of_the_docs_may_do_what_the_listener_needs(
     url = documented_server.url_of("helpdesk", user="cdc:secret")
     found = check_mysql(url, name="hints", server_id=4711, routes=router.routes, checkpoint=None)
     assert [each for each in found if each.state is not State.OK] == []
-    # REFERENCES on the watched databases does as well.
+    # REFERENCES on the databases of the routes is enough, too.
     paste(
         documented_server,
         "REVOKE SELECT ON *.* FROM 'cdc'@'%'",

@@ -34,7 +34,7 @@ def counted(database: MySQLDatabase, name: str) -> int:
 
 
 def cost_of(source: MySQLSource, count: int) -> tuple[int, int]:
-    """Return how many sessions and questions a start takes, with the first change of each of so many tables."""
+    """Return how many sessions and queries a start takes, with the first change of each of these tables."""
     database = source.database
     source.execute(*(f"DELETE FROM t_{number}" for number in range(count)))
     source.position = None

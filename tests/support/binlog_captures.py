@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from zlib import crc32
 
 from listener.mysql.charsets import Charsets
 from listener.mysql.client.connection import Session, connect, execute, fetch
+from listener.mysql.client.replication import events_as_tool
 from listener.mysql.client.server import current_position, read_server
 from listener.mysql.codec.compressed import NO_CHECKSUM
 from listener.mysql.codec.decoder import Decoder
@@ -221,7 +221,7 @@ def binlog_captures(scenario: str = "*") -> list[BinlogCapture]:
 def read_all(decoder: Decoder, events: Iterable[bytes], *, to_the_end: bool = False) -> list[BinlogChange]:
     """Return the changes in these events, and in those that are inside of them.
 
-    `to_the_end`: put the rest of a transaction aside until it is certain, as at the end of each batch.
+    `to_the_end`: buffer the rest of a transaction until its outcome is certain, as at the end of each batch.
     """
     changes: list[BinlogChange] = []
     outer = iter(events)
@@ -230,9 +230,9 @@ def read_all(decoder: Decoder, events: Iterable[bytes], *, to_the_end: bool = Fa
         if event is not None:
             decoder.decode(event, changes)
             if to_the_end and changes and decoder.needs_end:
-                any(decoder.put_aside(later, changes) for later in outer)
+                any(decoder.buffer(later, changes) for later in outer)
         elif decoder.inner is not None:
-            decoder.inner = None
+            decoder.leave_inner()
         else:
             return changes
 
@@ -286,17 +286,11 @@ def _decoder(session: Session, *, mariadb: bool) -> Decoder:
 
 def read_log(url: str, position: BinlogPosition) -> list[bytes]:
     """Return the events from there to the end of the log, each with a checksum, as no replica: like mysqlbinlog."""
-    events = []
     with closing(connect(url)) as connection:
-        execute(connection, "SET @master_binlog_checksum = 'CRC32', @mariadb_slave_capability = 4")
-        request = struct.pack("<IHI", position.offset, 1, 0) + position.file.encode()
-        connection._execute_command(0x12, request)  # type: ignore[attr-defined]  # COM_BINLOG_DUMP
-        while True:
-            packet: bytes = connection._read_packet().get_all_data()  # type: ignore[no-untyped-call]
-            if packet[0] == 0xFE and len(packet) < 9:
-                return events
-            event = packet[1:]
-            events.append(event if crc32(event) == _INTACT else event + NO_CHECKSUM)
+        return [
+            event if crc32(event) == _INTACT else event + NO_CHECKSUM
+            for event in events_as_tool(connection, position.file, position.offset)
+        ]
 
 
 def _record(server: MariaDBServer | MySQLServer, scenario: str) -> BinlogCapture:

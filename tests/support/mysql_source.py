@@ -13,7 +13,7 @@ from listener.core.source import Saved
 from listener.mysql.client.connection import Address
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.start.identity import birth_of_log
+from listener.mysql.start.identity import log_created_at
 from listener.router import BinlogRouter, EventType
 from tests.support.waiting import Deadline, wait_until
 
@@ -89,8 +89,8 @@ class MySQLDatabase:
         return str(self.fetch("SHOW BINARY LOGS")[-1][0])
 
     def reset_log(self) -> None:
-        """Let the server begin its log anew, and be told from the one before: its birth is known to the second."""
-        born = birth_of_log(self.url, self.newest_log())
+        """Reset the server's log in a later second than it was created in: a log has its time in seconds."""
+        born = log_created_at(self.url, self.newest_log())
         wait_until(lambda: time.time() >= born + 1, what="the next second")
         self.execute("RESET MASTER" if self.is_mariadb else "RESET BINARY LOGS AND GTIDS")
 
@@ -164,7 +164,7 @@ class NumberSource(MySQLSource):
 
     @classmethod
     def on(cls, server: MariaDBServer | MySQLServer) -> Self:
-        """Make its database and table anew."""
+        """Make its database and table again."""
         name = "own"
         MySQLDatabase(name="", server=server).execute(
             f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}"

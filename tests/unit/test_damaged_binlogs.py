@@ -172,7 +172,7 @@ def test_rows_without_columns_and_with_bytes_are_refused() -> None:
     events = capture.raw()
     place = next(place for place, event in enumerate(events) if event[4] == 23)
     longer = events[place][:-4] + b"\xff" + events[place][-4:]
-    with pytest.raises(SourceError, match="no columns, and bytes all the same"):
+    with pytest.raises(SourceError, match="no columns, but they have bytes"):
         read_all(capture.decoder(), [*events[:place], longer])
 
 

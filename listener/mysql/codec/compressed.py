@@ -12,7 +12,7 @@ from listener.mysql.codec.values import inflate
 
 __all__ = ["NO_CHECKSUM", "inner_events", "uncompress_rest"]
 
-NO_CHECKSUM: Final = b"\0\0\0\0"  # stands where other events have theirs
+NO_CHECKSUM: Final = b"\0\0\0\0"  # in the place of the checksum
 _HEADER: Final = 19
 _CHUNK: Final = 256 * 1024
 
@@ -24,8 +24,8 @@ _ZSTD, _NONE = 0, 255
 def inner_events(event: bytes) -> Iterator[bytes]:
     """Yield the events of a MySQL transaction that was logged as one (binlog_transaction_compression).
 
-    They are unpacked as they are asked for: the memory does not depend on the transaction's size.
-    Raises ValueError where the compression is of no known kind, also while they are asked for where it is damaged.
+    Each is unpacked when it is taken: the memory does not depend on the transaction's size.
+    Raises ValueError if the compression is unknown, and while events are taken if it is damaged.
     """
     at, compression, size = _HEADER, _ZSTD, 0
     while True:
@@ -40,18 +40,18 @@ def inner_events(event: bytes) -> Iterator[bytes]:
         at += length
     payload = memoryview(event)[at:-4]
     if compression not in {_ZSTD, _NONE}:
-        raise ValueError(f"a transaction compressed in the way {compression}")
+        raise ValueError(f"a transaction with the compression {compression}")
     return _cut(_limited(_chunks(payload) if compression == _NONE else _unpack(payload), size))
 
 
 def uncompress_rest(event: bytes, at: int) -> bytes:
-    """Return a MariaDB event (log_bin_compress) with what is behind `at` as it was before its compression.
+    """Return a MariaDB event (log_bin_compress) with what is behind `at` uncompressed.
 
-    Raises ValueError where the compression is of no known kind.
+    Raises ValueError if the compression is unknown.
     """
     head = event[at]
     if head & 0x70:
-        raise ValueError(f"an event compressed in the way {(head & 0x70) >> 4}")
+        raise ValueError(f"an event with the compression {(head & 0x70) >> 4}")
     start = at + 1 + (head & 7)
     plain = inflate(event[start:-4], int.from_bytes(event[at + 1 : start], "big"))
     return b"%b%b%b" % (event[:at], plain, NO_CHECKSUM)
@@ -69,7 +69,7 @@ def _chunks(payload: memoryview) -> Iterator[bytes]:
 
 
 def _limited(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Yield no more than there should be: a few bytes may become gigabytes."""
+    """Yield the chunks, up to `size` bytes: a few compressed bytes may become gigabytes. Raises ValueError for more."""
     for chunk in chunks:
         size -= len(chunk)
         if size < 0:
@@ -78,9 +78,9 @@ def _limited(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 
 def _cut(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Cut what comes in pieces of any size into events."""
+    """Cut chunks of any size into events."""
     parts: list[bytes] = []
-    missing = _HEADER  # bytes until the next event is there, or is known to be larger
+    missing = _HEADER  # bytes that are needed for the next event, as far as its size is known
     for chunk in chunks:
         parts.append(chunk)
         missing -= len(chunk)
@@ -97,7 +97,7 @@ def _cut(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _size_at(data: bytes, at: int) -> int:
-    """Return the size of the event that begins there, or of its header where that is not there yet."""
+    """Return the size of the event that begins there, or of its header if that is not complete yet."""
     if len(data) - at < _HEADER:
         return _HEADER
     size = int.from_bytes(data[at + 9 : at + 13], "little")

@@ -1,4 +1,4 @@
-"""How a column's value stands in a row, and what makes JSON of it."""
+"""How a column's value is stored in a row, and what converts it to JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["CatalogueColumn", "Layout", "layout_of"]
 
 
 class CatalogueColumn(NamedTuple):
-    """One column as it is now."""
+    """What MariaDB's catalogue says of a column now."""
 
     type: str  # uuid, inet4, json, … in lower case
     digits: int | None = None  # of the fraction of a temporal type
     is_old: bool = False  # a temporal type in the form that it had before MySQL 5.6
-    is_row_end: bool = False  # says until when a row was true, in a table with system versioning
+    is_row_end: bool = False  # the end of a row's validity, in a table with system versioning
 
 
 _T = ColumnType
@@ -32,10 +32,10 @@ _FIXED_CODE: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 class Layout(NamedTuple):
     """One column's part of a row."""
 
-    code: str  # of `struct`, little-endian: of the value, or of its length
+    code: str  # for `struct`, little-endian: of the value, or of its length
     size: int  # of that, in bytes
-    counted: bool  # the value stands behind its length
-    convert: Convert  # what was read -> JSON; never raises but for text that is not of its character set
+    counted: bool  # the value follows its length
+    convert: Convert  # what was read -> JSON; raises only for text that is not in its character set
     is_integer: bool = False  # what was read is an int, and its JSON the number
     is_utf8: bool = False  # what was read is text in UTF-8
 
@@ -44,9 +44,9 @@ _UNKNOWN: Final = CatalogueColumn("")
 
 
 def layout_of(column: Column, charsets: Charsets, known: CatalogueColumn = _UNKNOWN) -> Layout:
-    """Return the column's layout; `known` is what MariaDB's catalogue knows beyond its log.
+    """Return the column's layout; `known` is what only MariaDB's catalogue says.
 
-    Raises ValueError where nothing behind the column can be read.
+    Raises ValueError if the column's length is unknown, so that nothing behind it can be read.
     """
     kind = column.type
     if kind in OLD_TEMPORAL and known.digits:
@@ -136,7 +136,7 @@ _VARCHARS: Final = frozenset({_T.VARCHAR, _T.VAR_STRING, _T.VARCHAR_COMPRESSED})
 
 def _labelled(column: Column, charsets: Charsets) -> Layout:
     size = column.metadata[1]
-    if column.labels is None:  # a table that nobody watches, or `Table` has refused it
+    if column.labels is None:  # only in a table that no route selects: `Tables` refuses a selected one
         return _fixed(size, values.base64)
     decode = charsets.decoder(column.collation) if column.collation else bytes.decode
     labels = tuple(decode(label) for label in column.labels)
@@ -146,7 +146,7 @@ def _labelled(column: Column, charsets: Charsets) -> Layout:
 
 
 def _long(column: Column, charsets: Charsets, known: CatalogueColumn) -> Layout:
-    """VARCHAR, TEXT and BLOB, and those that MariaDB has compressed."""
+    """Return the layout of VARCHAR, TEXT and BLOB, and of MariaDB's COMPRESSED ones."""
     kind, metadata = column.type, column.metadata
     if kind in _BLOBS:
         counted = _counted(metadata[0])
@@ -159,7 +159,7 @@ def _long(column: Column, charsets: Charsets, known: CatalogueColumn) -> Layout:
 
 
 def _string(column: Column, charsets: Charsets, known: CatalogueColumn) -> Layout:
-    """CHAR and BINARY; their greatest length in bytes is spread over the metadata's two."""
+    """Return the layout of CHAR and BINARY; the two bytes of metadata hold the greatest length."""
     length = ((column.metadata[0] & 0x30 ^ 0x30) << 4) + column.metadata[1]
     counted = _counted(2 if length > 255 else 1)
     if known.type == "uuid":
@@ -176,7 +176,7 @@ def _text(counted: Layout, column: Column, charsets: Charsets, known: CatalogueC
     if charsets.name(collation) == BINARY:
         return counted
     decode = charsets.decoder(collation)
-    if known.type == "json" and counted.size == 4:  # a LONGTEXT: others with such a CHECK are text
+    if known.type == "json" and counted.size == 4:  # a LONGTEXT: any other type with such a CHECK is text
         if charsets.is_utf8(collation):
             return counted._replace(convert=values.text_or_document)
         return counted._replace(convert=lambda value: values.text_or_document(decode(value).encode()))

@@ -1,4 +1,4 @@
-"""Which transaction is being read, how far, and what was published before a restart."""
+"""Which transaction is being read, how far reading has come, and what was published before a restart."""
 
 from __future__ import annotations
 
@@ -15,55 +15,53 @@ __all__ = ["ALL", "Progress"]
 
 log = structlog.get_logger()
 
-ALL: Final = float("inf")  # ordinals: the whole transaction
+ALL: Final = float("inf")  # as an ordinal: the whole transaction
 
 _FIRST: Final = 4  # the offset of a file's first event
 _OFFSETS: Final = 1 << 32  # events count their file's bytes modulo this
 
 
 class Progress:
-    """The place in the log, from one transaction to the next; leaves out what `after` covers."""
+    """The place in the log, from one transaction to the next, and which changes `after` already covers."""
 
     def __init__(self, after: BinlogPosition, *, mariadb: bool, server: str = "") -> None:
-        """`server` is whose log is read, where it is another than that of `after`: after a failover."""
+        """`server` is the server whose log is read, if it is not the one of `after`: after a failover."""
         self.gtids: GTIDSet | None = None
         if after.done is not None:
             self.gtids = MariaDBGTIDs(after.done) if mariadb else MySQLGTIDs(after.done)
         self._order = _Order(after) if mariadb else None
-        self.file = after.file  # that is being read
-        self.born = after.born  # when it was begun
-        self._executed: MySQLGTIDs | None = None  # all GTIDs before this file, while we go by files
-        self.is_open = False  # a transaction
-        self.is_standalone = False  # it has one statement, and no end of its own
+        self.file = after.file  # the one that is being read
+        self.created_at = after.created_at  # of that file, see `BinlogPosition`
+        self._executed: MySQLGTIDs | None = None  # before this file, while we read by file and offset
+        self.is_open = False  # inside a transaction
+
         self.ordinal = 0  # of its next change
-        self.published_up_to: float = -1  # ordinal of its last change that was published before we came
+        self.published_up_to: float = -1  # ordinal of its last change that was published before the start
         self.gtid, self.start = "", after.offset
-        self.outer_end = 0  # where it ends, where the event that ends it does not say
+        self._outer_end = 0  # where the transaction ends, if the event that ends it does not say so
         self._after = after
         self._server = server or after.server
         self._goes_by_place = after.is_place_on(self._server) and not isinstance(self.gtids, MySQLGTIDs)
         self.epoch = self._epoch_before = after.epoch
-        self._event, self._done_last = b"", after.last  # the event that began the transaction; the last one
-        self._last_start, self._lap = (
-            0,
-            0,
-        )  # of the last transaction; what is to be added to offsets in this file
+        self._event, self._done_last = b"", after.last  # what began this transaction; the last one, as `last`
+        self._last_start = 0  # of the last transaction
+        self._lap = 0  # what has to be added to offsets in this file
         self._catching_up = True
         self._committed = 0
         self._transaction: Transaction | None = None
         self._done_server, self._done_file, self._done_offset = after.server, after.file, after.offset
-        self._pending: dict[str, BinlogPosition] = {}  # where transactions begin that are prepared
+        self._pending: dict[str, BinlogPosition] = {}  # where the prepared transactions begin
         self._savepoints: dict[bytes, int] = {}
-        self._given: tuple[Transaction | None, int] = None, 0
+        self._handed_over: tuple[Transaction | None, int] = None, 0  # up to which ordinal of which one
 
     @property
     def place(self) -> str:
-        """Where we are, for a person."""
+        """The place as an operator reads it."""
         return f"{self.file}:{self.start}" + (f" ({self.gtid})" if self.gtid else "")
 
     @property
     def here(self) -> BinlogPosition:
-        """Where the transaction begins, with what was published before it."""
+        """The start of the transaction, with what was published before it."""
         gtids = self._gtids_text()
         if self._catching_up:
             gtids = self._after.gtids if self._order is None else str(self._order)
@@ -71,14 +69,14 @@ class Progress:
             file=self.file,
             offset=self.start,
             server=self._server,
-            born=self.born,
+            created_at=self.created_at,
             gtids=gtids,
             epoch=self._epoch_before,
         )
 
     @property
     def position(self) -> BinlogPosition:
-        """Behind the last change that was decoded, or behind what did not concern us."""
+        """The place behind the last change that was decoded, or behind log without changes for us."""
         if self._catching_up:
             return self._after
         gtids = self._gtids_text()
@@ -88,7 +86,7 @@ class Progress:
             oldest = min(self._pending.values())
             restart, published = f"{oldest.file}:{oldest.offset}", gtids
             gtids, epoch = oldest.gtids, oldest.epoch
-        # Never back behind what was published before we came, while its transaction is read once more.
+        # While a transaction is read again, the place stays behind what was published of it before the start.
         ordinal = max(self.ordinal - 1, self.published_up_to) if self.is_open else -1
         within = ordinal >= 0
         server, file = (self._server, self.file) if within else (self._done_server, self._done_file)
@@ -97,7 +95,7 @@ class Progress:
             offset=self.start if within else self._done_offset,
             ordinal=int(ordinal),
             server=server,
-            born=self.born if (server, file) == (self._server, self.file) else 0,
+            created_at=self.created_at if (server, file) == (self._server, self.file) else 0,
             gtids=gtids,
             gtid=self.gtid if within else "",
             restart=restart,
@@ -106,44 +104,32 @@ class Progress:
             epoch=epoch,
         )
 
-    @property
-    def transaction(self) -> Transaction:
-        """What the changes of the transaction have in common."""
-        if self._transaction is None:
-            self._transaction = Transaction(
-                gtid=self.gtid if self.gtids is not None else "",
-                file=self.file,
-                offset=self.start,
-                committed=self._committed,
-                server=self._server,
-                epoch=self.epoch,
-            )
-        return self._transaction
-
     def enter(self, file: str) -> None:
-        """Read in this file from now on."""
+        """Note that the next events are in this file."""
         if file != self.file:
             self._last_start = self._lap = 0
         self.file = file
 
     def rotate(self, file: str, offset: int) -> None:
-        """Go on in another file of the log."""
+        """Note that the log goes on in another file."""
         self.enter(file)
         self._done_server, self._done_file, self._done_offset = self._server, file, offset
-        self.born = 0
+        self.created_at = 0
         self._executed = None
 
+    def created(self, at: int) -> None:
+        """Note when the file was created, in seconds since 1970."""
+        self.created_at = at
+
     def learn(self, executed: MySQLGTIDs) -> None:
-        """Take in which transactions came before this file, where the server knows GTIDs and we go by files."""
+        """Take in which transactions came before this file, for a server with GTIDs that is read by file and offset."""
         began_inside = self._catching_up and self.file == self._after.file and self._after.offset > _FIRST
         if self.gtids is None and not began_inside:
             self._executed = executed
 
-    def begin(
-        self, gtid: str, *, end: int, size: int, committed: int, standalone: bool, event: bytes = b""
-    ) -> None:
-        """Start a transaction with an event that ends at `end`; `committed` in microseconds since 1970."""
-        if self.is_open:  # the last one had no end of its own
+    def begin(self, gtid: str, *, end: int, size: int, committed: int, event: bytes = b"") -> None:
+        """Begin a transaction with an event that ends at `end`; `committed` in microseconds since 1970."""
+        if self.is_open:  # the one before had no end of its own
             self.finish(self.start)
         self._event, self._epoch_before = event, self.epoch
         if self._order is not None and not self._order.ascends_to(gtid):
@@ -153,13 +139,35 @@ class Progress:
         self.start = self._offset(end) - size if end else self._done_offset
         self._last_start = self.start
         self.gtid, self._committed = gtid, committed
-        self.is_open, self.is_standalone = True, standalone
-        self.ordinal = self.outer_end = 0
+        self.is_open = True
+        self.ordinal = self._outer_end = 0
         self._transaction = None
         self.published_up_to = self._published_before() if self._catching_up else -1
 
+    def end_at(self, offset: int) -> None:
+        """Note where the transaction ends: its last event is inside another one, and does not say so."""
+        self._outer_end = offset
+
+    def next_change(self) -> tuple[Transaction, int, float]:
+        """Return the transaction, the ordinal of its next change, and up to which ordinal it was published before."""
+        transaction = self._transaction
+        if transaction is None:
+            transaction = self._transaction = Transaction(
+                gtid=self.gtid if self.gtids is not None else "",
+                file=self.file,
+                offset=self.start,
+                committed=self._committed,
+                server=self._server,
+                epoch=self.epoch,
+            )
+        return transaction, self.ordinal, self.published_up_to
+
+    def advance(self, ordinal: int) -> None:
+        """Note that all changes before `ordinal` were read."""
+        self.ordinal = ordinal
+
     def _follow_mode(self, gtid: str) -> None:
-        """Go by GTIDs from their first one on, where all that came before is known; and by files without one."""
+        """Read by GTIDs from the first one on, if all before it are known; without GTIDs read by file and offset."""
         if gtid:
             if self.gtids is None and self._executed is not None and not self._pending:
                 self.gtids = self._executed
@@ -170,7 +178,7 @@ class Progress:
             log.warning("gtids_are_off", position=self.place)
 
     def finish(self, offset: int) -> None:
-        """End the transaction; `offset` is behind it."""
+        """End the transaction, which ends before `offset`."""
         if not self.is_open:
             return
         self.is_open = False
@@ -179,60 +187,62 @@ class Progress:
             self._order.add(self.gtid)
         if self.published_up_to == ALL:
             return
-        # At its start where its end is not known, or has no place in 32 bits: then it is known as the last one.
-        end = max(self.start, (self.outer_end or offset) + self._lap)
+        # Its start, if its end is not known or does not fit into 32 bits: `last` then says that it is done.
+        end = max(self.start, (self._outer_end or offset) + self._lap)
         self._done_server, self._done_file, self._done_offset = self._server, self.file, end
         self._done_last = self._last()
         if self.gtids is not None and self.gtid:
             self.gtids.add(self.gtid)
 
     def abandon(self, changes: list[BinlogChange]) -> None:
-        """Forget a transaction that a crash of the server has left without its end."""
+        """Forget a transaction that has no end because the server crashed."""
         if self.is_open:
             self.take_back(changes, 0)
             self.is_open = False
             self.epoch = self._epoch_before
 
     def mark(self, savepoint: bytes) -> None:
+        """Note a savepoint."""
         self._savepoints[savepoint] = self.ordinal
 
     def take_back_to(self, savepoint: bytes, changes: list[BinlogChange]) -> None:
+        """Forget the changes since the savepoint: the transaction was rolled back to it."""
         self.take_back(changes, self._savepoints.get(savepoint, 0))
 
     def take_back(self, changes: list[BinlogChange], ordinal: int) -> None:
-        """Forget the changes from `ordinal` on: the transaction was rolled back so far."""
+        """Forget the changes from `ordinal` on: the transaction was rolled back to there."""
         while changes and changes[-1].transaction is self._transaction and changes[-1].ordinal >= ordinal:
             changes.pop()
-        transaction, given = self._given
-        if transaction is not None and transaction is self._transaction and given > ordinal:
+        transaction, handed_over = self._handed_over
+        if transaction is not None and transaction is self._transaction and handed_over > ordinal:
             log.error("rolled_back_after_publishing", position=self.place)
         self.ordinal = min(self.ordinal, ordinal)
 
     def prepare(self, name: str) -> str:
-        """End the first phase of an XA transaction; returns its GTID, to be given back to `settle`."""
+        """End the first phase of an XA transaction; return its GTID, which `resolve` needs."""
         self._pending[name] = self.here
         gtid = self.gtid
         if isinstance(self.gtids, MySQLGTIDs):
-            # A set can have a hole: after a restart the server sends this one again.
+            # The GTID stays out of the set, so that the server sends this transaction again after a restart.
             self.gtid = ""
         return gtid
 
-    def settle(self, name: str, gtid: str) -> None:
-        """Forget that the XA transaction was prepared: its second phase has come."""
+    def resolve(self, name: str, gtid: str) -> None:
+        """Forget that the XA transaction was prepared: it is committed now, or rolled back."""
         self._pending.pop(name, None)
         if gtid and isinstance(self.gtids, MySQLGTIDs):
             self.gtids.add(gtid)
 
-    def give(self) -> None:
-        """Say that all changes so far are given away: they cannot be taken back any more."""
+    def hand_over(self) -> None:
+        """Note that all changes so far leave in a batch: from now on they cannot be taken back."""
         if self.is_open:
-            self._given = self._transaction, self.ordinal
+            self._handed_over = self._transaction, self.ordinal
 
     def _gtids_text(self) -> str | None:
         return None if self.gtids is None else str(self.gtids)
 
     def _published_before(self) -> float:
-        """Return the last ordinal of this transaction that was published before we came."""
+        """Return the last ordinal of this transaction that was published before the start."""
         after = self._after
         if self._is_published():
             return ALL
@@ -252,7 +262,7 @@ class Progress:
         return self.gtids is not None and self.gtid in self.gtids
 
     def _is_last(self) -> bool:
-        """Return whether the transaction at the checkpoint's place is not the next, but the last one."""
+        """Return whether the transaction at the checkpoint's place is the last published one, and not the next one."""
         after = self._after
         if after.ordinal >= 0:
             return False
@@ -264,17 +274,17 @@ class Progress:
         return f"{self.file}:{self.start}:{mark_of(self._event)}" if self._event else ""
 
     def _offset(self, end: int) -> int:
-        """Return where an event ends that is not in the last transaction, whose own place has 32 bits only."""
+        """Return where an event ends; events have 32 bits for it, so that it starts from 0 again after 4 GB."""
         while end + self._lap < self._last_start:
             self._lap += _OFFSETS
         return end + self._lap
 
 
 class _Order:
-    """The last transaction of each of MariaDB's domains: whether numbers ascend, and how far to skip on another server.
+    """The last transaction of each MariaDB domain: do its numbers ascend, and what has to be skipped on another server.
 
-    A replica gives us what follows our GTIDs in each domain. Where prepared transactions are read again, that begins
-    with what was published.
+    The server sends what follows our GTIDs in each domain. If prepared transactions have to be read again, the first of
+    these were published already.
     """
 
     def __init__(self, after: BinlogPosition) -> None:
@@ -291,7 +301,7 @@ class _Order:
         self._last.add(gtid)
 
     def skips(self, gtid: str) -> bool:
-        """Return whether this one was published: so are all up to the last published one of its domain."""
+        """Return whether this one was published, as all are up to the last published one of its domain."""
         if gtid in self._skipped:
             self._skipped = self._skipped.minus(MariaDBGTIDs(gtid))
             return True

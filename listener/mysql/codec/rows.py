@@ -1,9 +1,9 @@
-"""Events that hold rows: tables are described, then come their rows, inserted, updated or deleted.
+"""Events that hold rows: a description of each table, then its rows, inserted, updated or deleted.
 
-An event holds at least one row. With `binlog_row_image=MINIMAL` a row may have no column in it (`INSERT INTO t ()
-VALUES ()`), and is no bytes then. Such an event holds exactly one: the server's own replicas read it so, MySQL refuses
-to log a second one, and MariaDB leaves out all columns only where the primary key has its constant default. (A table
-of BLACKHOLE keeps no key unique, and no row: several come as one.)
+An event holds at least one row. With `binlog_row_image=MINIMAL` a row may be without any column (`INSERT INTO t ()
+VALUES ()`), and then it has no bytes. Such an event holds exactly one row. The server's own replicas read it so, MySQL
+refuses to log a second one, and MariaDB leaves out all columns only if the primary key has its constant default. (A
+BLACKHOLE table keeps no key unique, and no rows: several come as one.)
 """
 
 from __future__ import annotations
@@ -22,41 +22,40 @@ from listener.mysql.codec.table_map import packed_integer
 __all__ = ["Describe", "RowReader"]
 
 Describe = Callable[[bytes], Table | None]
-"""A TABLE_MAP's body to the table; None for one that nobody watches and whose rows cannot be read.
-Raises SourceError for one that is watched."""
+"""A TABLE_MAP's body to the table; None for one that no route selects and whose rows cannot be read.
+Raises SourceError for a selected one."""
 
 _DUMMY_TABLE: Final = b"\xff\xff\xff\0\0\0"
 _PARTIAL_UPDATE: Final = 39
 _UPDATES: Final = frozenset({24, 31, _PARTIAL_UPDATE, 167, 170})
 _VERSION_2: Final = frozenset({30, 31, 32, _PARTIAL_UPDATE, 169, 170, 171})
 _FIRST_COMPRESSED: Final = 166
-_MOST_TABLES: Final = 20_000  # versions of tables that are kept
+_MOST_TABLES: Final = 20_000  # versions of tables that are cached
 
 
-# The table, the event uncompressed, where its rows begin, and what reads them: the old ones, where there are two, and
-# the new ones.
+# The table, the uncompressed event, where its rows begin, and what reads them: old rows (or the only ones), new rows.
 _Rows = tuple[Table, bytes, int, Image, Image]
 
 
 class RowReader:
-    """Knows the tables of one connection, and reads rows into changes."""
+    """Reads rows into changes, with the tables that one connection has described."""
 
     def __init__(self, describe: Describe, progress: Progress) -> None:
         self._describe = describe
         self._progress = progress
-        self._tables: dict[bytes, Table | None] = {}  # by the number that a file of the log gives them
-        self._described: dict[bytes, Table] = {}  # by all that the log says of them
-        # The same for those of which the catalogue knows more, behind their number: the server gives a table another
-        # one when it reads its definition again, so each time that somebody may have changed it.
+        self._tables: dict[bytes, Table | None] = {}  # by the number that they have in this file of the log
+        self._described: dict[bytes, Table] = {}  # by their whole description
+        # The same for those of which the catalogue knows more, by number and description: the server gives a table
+        # another number when it reads its definition again, so each time that the definition may have changed.
         self._completed: dict[bytes, Table | None] = {}
 
     def forget_numbers(self) -> None:
-        """Start with another file of the log."""
+        """Forget the numbers of tables: another file of the log begins."""
         self._tables.clear()
         self._completed.clear()
 
     def table_map(self, event: bytes, _changes: list[BinlogChange]) -> None:
-        """Read a table's description; raises SourceError where rows of a watched table could not be read."""
+        """Read a table's description; raises SourceError if rows of a selected table could not be read."""
         number, body = event[19:25], event[27:-4]
         try:
             self._tables[number] = self._described[body]
@@ -78,13 +77,15 @@ class RowReader:
         return table
 
     def inserted(self, event: bytes, changes: list[BinlogChange]) -> None:
+        """Append the changes of an event with new rows."""
         self._read_single(event, changes, is_new=True)
 
     def deleted(self, event: bytes, changes: list[BinlogChange]) -> None:
+        """Append the changes of an event with deleted rows."""
         self._read_single(event, changes, is_new=False)
 
     def _read_single(self, event: bytes, changes: list[BinlogChange], *, is_new: bool) -> None:
-        """Read rows that are new, or else were deleted: of each there is but one image."""
+        """Read rows that are new, or were deleted: there is one image of each."""
         rows = self._rows_of(event)
         if rows is None:
             return
@@ -93,9 +94,11 @@ class RowReader:
         kind = table.insert if is_new else table.delete
         if not image.is_complete:
             kind = kind.in_part
-        transaction, add, first = self._progress.transaction, changes.append, len(changes)
-        ordinal, after = self._progress.ordinal, self._after(table)
-        while True:  # at least one: a row without columns is no bytes
+        transaction, ordinal, after = self._progress.next_change()
+        add, first = changes.append, len(changes)
+        if not table.is_selected:
+            after = ALL
+        while True:  # at least one: a row without columns has no bytes
             row, at = readers[event[at : at + nulls]](event, at)
             if ordinal > after:
                 old, new = None if is_new else row, row if is_new else None
@@ -106,9 +109,10 @@ class RowReader:
         _check_end(table, at, end)
         if table.row_end is not None:
             _leave_out_history(changes, first)
-        self._progress.ordinal = ordinal
+        self._progress.advance(ordinal)
 
     def updated(self, event: bytes, changes: list[BinlogChange]) -> None:
+        """Append the changes of an event with rows as they were and as they are."""
         rows = self._rows_of(event)
         if rows is None:
             return
@@ -116,8 +120,10 @@ class RowReader:
         is_partial, is_complete = event[4] == _PARTIAL_UPDATE, new_image.is_complete
         is_whole, end = is_complete and image.is_complete and not is_partial, len(event) - 4
         kind = table.update if is_whole else table.update.in_part
-        transaction, add, first = self._progress.transaction, changes.append, len(changes)
-        ordinal, after = self._progress.ordinal, self._after(table)
+        transaction, ordinal, after = self._progress.next_change()
+        add, first = changes.append, len(changes)
+        if not table.is_selected:
+            after = ALL
         while True:
             old, at = image.readers[event[at : at + image.nulls]](event, at)
             places: list[int] = []
@@ -136,21 +142,18 @@ class RowReader:
         _check_end(table, at, end)
         if table.row_end is not None:
             _leave_out_history(changes, first)
-        self._progress.ordinal = ordinal
+        self._progress.advance(ordinal)
 
     def truncated(self, schema: str, name: str, changes: list[BinlogChange]) -> None:
-        progress = self._progress
+        """Append the change of a table that was truncated."""
         table = self._describe(b"".join((_counted(schema), _counted(name), b"\0\0")))
-        if table is not None and progress.ordinal > self._after(table):
-            changes.append(BinlogChange(table.truncate, None, None, progress.transaction, progress.ordinal))
-        progress.ordinal += 1
-
-    def _after(self, table: Table) -> float:
-        """Return the ordinal up to which changes are left out."""
-        return self._progress.published_up_to if table.is_watched else ALL
+        transaction, ordinal, after = self._progress.next_change()
+        if table is not None and table.is_selected and ordinal > after:
+            changes.append(BinlogChange(table.truncate, None, None, transaction, ordinal))
+        self._progress.advance(ordinal + 1)
 
     def _rows_of(self, event: bytes) -> _Rows | None:
-        """Return None where nobody watches and nothing can be read."""
+        """Return the parts of the event; None if its rows are not needed and cannot be read."""
         kind, number = event[4], event[19:25]
         if number == _DUMMY_TABLE:
             return None
@@ -160,6 +163,7 @@ class RowReader:
             raise SourceError(
                 "rows of a table that it did not describe.",
                 hint="Update cdc-tasks, and report this with the server's version.",
+                code="undecodable",
             ) from None
         if table is None:
             return None
@@ -176,18 +180,18 @@ class RowReader:
         if kind >= _FIRST_COMPRESSED:
             event = compressed.uncompress_rest(event, at)
         if image.is_empty and new_image.is_empty and at < len(event) - 4:
-            raise _unreadable(table, "they have no columns, and bytes all the same")
+            raise _unreadable(table, "they have no columns, but they have bytes")
         return table, event, at, image, new_image
 
 
 def _check_end(table: Table, at: int, end: int) -> None:
-    """Raise SourceError if the last row did not end with the event: then no row was read as it was meant."""
+    """Raise SourceError if the last row did not end with the event: then all rows were read wrongly."""
     if at != end:
-        raise _unreadable(table, "they end behind their event")
+        raise _unreadable(table, "the last one does not end with its event")
 
 
 def _leave_out_history(changes: list[BinlogChange], first: int) -> None:
-    """Make of the changes from `first` on those of the rows that are true now: MariaDB keeps history in the table."""
+    """Replace the changes from `first` on by those of current rows: MariaDB keeps history in the table itself."""
     current = [each.of_current_row() for each in changes[first:]]
     changes[first:] = [each for each in current if each is not None]
 
@@ -196,6 +200,7 @@ def _unreadable(table: Table, why: str) -> SourceError:
     return SourceError(
         f"rows of {table.schema}.{table.name} that cannot be read: {why}.",
         hint="Update cdc-tasks, and report this with the server's version.",
+        code="undecodable",
     )
 
 
@@ -205,7 +210,7 @@ def _counted(name: str) -> bytes:
 
 
 def _partial_columns(event: bytes, at: int, places: list[int]) -> tuple[list[int], int]:
-    """Return which JSON columns of a row hold differences and not documents, and where the row begins."""
+    """Return which JSON columns of a row hold differences instead of documents, and where the row begins."""
     options, at = packed_integer(event, at)
     if not options & 1:
         return [], at
@@ -225,5 +230,5 @@ def _patched(old: Row, new: Row, places: list[int]) -> Row:
 
 
 def _filled(old: Row, new: Row) -> Row:
-    """Take what an incomplete row image leaves out from the old row: it did not change."""
+    """Take from the old row what an incomplete row image leaves out: it did not change."""
     return tuple(was if value is ABSENT else value for was, value in zip(old, new, strict=True))

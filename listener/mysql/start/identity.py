@@ -1,6 +1,6 @@
-"""What tells a log from another with the same names: when a file was begun, and what is at a place of it.
+"""Which log it is: when a file was created, and which transaction is at a place.
 
-A log that was reset, or a server that was restored, has files of the same names, and hands out the same GTIDs again.
+After a reset or a restore a server has files with the same names, and gives the same GTIDs to other transactions.
 """
 
 from __future__ import annotations
@@ -8,47 +8,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import takewhile
-from struct import Struct
 from typing import Final
 
 from listener.core.source import GapError, SourceError
-from listener.mysql.client.connection import connect, execute, translated
+from listener.mysql.client.connection import connect, translated
+from listener.mysql.client.replication import events_as_tool
 from listener.mysql.codec.compressed import NO_CHECKSUM
 from listener.mysql.codec.gtid_event import mark_of
 from listener.mysql.errors import GTIDModeError
 from listener.mysql.log.gtid import MariaDBState
 
-__all__ = ["birth_of_log", "mark_at", "state_before"]
+__all__ = ["log_created_at", "mark_at", "state_before"]
 
-_DUMP: Final = 0x12  # COM_BINLOG_DUMP
 _ROTATE, _FORMAT, _GTID_LIST = 4, 15, 163
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
-_END: Final = 0xFE
 _FIRST: Final = 4  # the offset of a file's first event
-# Without waiting at the log's end, as no replica: like mysqlbinlog.
-_AS_A_TOOL: Final = (1, 0)
-
-_request = Struct("<IHI").pack
 
 
-def birth_of_log(url: str, file: str) -> int:
-    """Return seconds since 1970, from the file's first event; disturbs no replica.
+def log_created_at(url: str, file: str) -> int:
+    """Return when the server created the file, in seconds since 1970, by its first event. Disturbs no replica.
 
-    Raises SourceError, SourceLostError, and GapError where there is no such file.
+    Raises SourceError, SourceLostError, and GapError if there is no such file.
     """
     with _events(url, file, _FIRST) as events:
         return next(int.from_bytes(event[:4], "little") for event in events if event[4] == _FORMAT)
 
 
 def state_before(url: str, file: str) -> MariaDBState:
-    """Return what MariaDB's log had before a file; raises as `birth_of_log`."""
+    """Return what was in MariaDB's log before a file; raises as `log_created_at` does."""
     with _events(url, file, _FIRST) as events:
         head = takewhile(_is_about_the_file, events)
         return next((MariaDBState.decoded(event) for event in head if event[4] == _GTID_LIST), MariaDBState())
 
 
 def mark_at(url: str, file: str, offset: int) -> str | None:
-    """Return the mark of the event at a place, empty where there is none; None where gtid_mode forbids to read it.
+    """Return the mark of the event at a place: empty if there is none, None if gtid_mode does not allow reading it.
 
     Raises SourceLostError.
     """
@@ -68,25 +62,14 @@ def _is_about_the_file(event: bytes) -> bool:
 
 @contextmanager
 def _events(url: str, file: str, offset: int) -> Iterator[Iterator[bytes]]:
-    """Give the events from a place on, each with a checksum, to the log's end."""
-    with closing(connect(url)) as connection:
-        execute(connection, "SET @master_binlog_checksum = 'CRC32', @mariadb_slave_capability = 4")
-        try:
-            with translated(connection):
-                request = _request(offset, *_AS_A_TOOL) + file.encode()
-                connection._execute_command(_DUMP, request)  # type: ignore[attr-defined]  # noqa: SLF001 - the driver has no public way
-                yield _checked(iter(connection._read_packet, None))  # noqa: SLF001
-        finally:
-            connection._force_close()  # type: ignore[attr-defined]  # noqa: SLF001 - more is on its way
+    """Give the events from a place to the log's end, each with a checksum."""
+    with closing(connect(url)) as connection, translated(connection):
+        yield _checked(events_as_tool(connection, file, offset))
 
 
-def _checked(packets: Iterator[object]) -> Iterator[bytes]:
+def _checked(events: Iterator[bytes]) -> Iterator[bytes]:
     has_checksums = True
-    for packet in packets:
-        data: bytes = packet.get_all_data()  # type: ignore[attr-defined]  # the driver's, which has no types
-        if data[0] == _END:
-            return
-        event = data[1:]
+    for event in events:
         if event[4] == _FORMAT:
             has_checksums = event[-5] == 1
         yield event if has_checksums else event + NO_CHECKSUM

@@ -1,4 +1,4 @@
-"""What has to be right on the server before we read from it, and where to begin."""
+"""Where reading begins: what is asked of the server before it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from listener.mysql.client.server import Server, current_position, log_files, st
 from listener.mysql.log.gtid import MariaDBState
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.start.gaps import Log, beyond_gap, find_gap, reachable
-from listener.mysql.start.identity import birth_of_log, mark_at, state_before
+from listener.mysql.start.identity import log_created_at, mark_at, state_before
 
 __all__ = ["read_log", "starting_position"]
 
@@ -29,13 +29,13 @@ def starting_position(
     from_start: bool,
     accept_gap: bool,
 ) -> BinlogPosition:
-    """Return where to go on: behind the checkpoint, or without one at the end or the start of the log.
+    """Return where to go on: behind the checkpoint; without one, at the end or the start of the log.
 
-    Raises GapError where the server does not have what comes next.
+    Raises GapError if the server does not have what comes next.
     """
     if after is None:
         start = start_of(connection, server) if from_start else current
-        return replace(start, born=birth_of_log(url, start.file))
+        return replace(start, created_at=log_created_at(url, start.file))
     found = read_log(connection, server, url, after)
     gap = find_gap(server, after, found)
     if gap is None:
@@ -44,11 +44,11 @@ def starting_position(
         raise gap
     log.error("gap_accepted", gap=gap.message)
     beyond = beyond_gap(server, after, found)
-    return replace(beyond, born=birth_of_log(url, beyond.file) if beyond.server == server.name else 0)
+    return replace(beyond, created_at=log_created_at(url, beyond.file) if beyond.server == server.name else 0)
 
 
 def read_log(connection: Connection[Any], server: Server, url: str, after: BinlogPosition) -> Log:
-    """Ask the server what there is of its log; raises SourceError, SourceLostError."""
+    """Return what the server has of its log; raises SourceError, SourceLostError."""
     found = Log(
         files=log_files(connection),
         oldest=start_of(connection, server),
@@ -57,7 +57,7 @@ def read_log(connection: Connection[Any], server: Server, url: str, after: Binlo
     if after.server == server.name:
         return replace(
             found,
-            born=0 if found.size(after.file) is None else birth_of_log(url, after.file),
+            created_at=0 if found.size(after.file) is None else log_created_at(url, after.file),
             has_last=_has_last(url, after, found),
         )
     if not server.is_mariadb:

@@ -1,4 +1,4 @@
-"""Tables as the log describes them, made ready to read, with what only the catalogue knows."""
+"""Tables as the log describes them, with what only the catalogue knows, and which of them the routes select."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from listener.mysql.codec.table_map import OLD_TEMPORAL, ColumnType, TableMap, p
 from listener.mysql.errors import setting
 from listener.mysql.tables.catalogue import Definition, Definitions, needs_catalogue
 
-__all__ = ["Tables", "Watched", "watched_by"]
+__all__ = ["TableSelection", "Tables", "selected_tables"]
 
 
 class Tables:
-    """Makes a `Table` of each description in the log."""
+    """Makes a `Table` from each description in the log."""
 
     def __init__(
         self, definitions: Definitions | None, charsets: Charsets, routes: Sequence[Route], *, mariadb: bool
     ) -> None:
-        """`definitions`: what only the catalogue knows, where the log does not tell everything."""
+        """`definitions`: what only the catalogue knows; None if the log has everything."""
         self._definitions = definitions
         self._charsets = charsets
-        self._watched = Watched(routes)
+        self._selection = TableSelection(routes)
         self._mariadb = mariadb
 
     def describe(self, body: bytes) -> Table | None:
-        """Return the table; None for one that nobody watches and that cannot be read.
+        """Return the table; None for one that no route selects and that cannot be read.
 
-        Raises SourceError where rows of a watched table would have no names, or cannot be read.
+        Raises SourceError if the rows of a selected table have no column names, or cannot be read.
         """
         try:
             table_map = parse_table_map(body, mariadb=self._mariadb)
         except ValueError as error:
             table_map = _named(body)
-            if self._is_watched(table_map):
+            if self._is_selected(table_map):
                 raise _unreadable(table_map, error) from error
             return None
-        watched = self._is_watched(table_map)
-        if watched:
+        is_selected = self._is_selected(table_map)
+        if is_selected:
             _check_metadata(table_map, mariadb=self._mariadb)
         try:
-            return self._describe(table_map, is_watched=watched)
+            return self._describe(table_map, is_selected=is_selected)
         except (KeyError, ValueError) as error:
-            if watched:
+            if is_selected:
                 raise _unreadable(table_map, error) from error
             return None
 
     def forget(self, statement: bytes) -> None:
-        """Look up again what the catalogue knows of the tables that a statement may have changed."""
+        """Forget what the catalogue said of the tables that a statement may have changed."""
         if self._definitions is not None:
             self._definitions.forget(statement)
 
-    def _describe(self, table_map: TableMap, *, is_watched: bool) -> Table:
-        """Return the table; raises KeyError, ValueError where a column's layout is not known."""
-        if self._definitions is None or not needs_catalogue(table_map, is_watched=is_watched):
+    def _describe(self, table_map: TableMap, *, is_selected: bool) -> Table:
+        """Return the table; raises KeyError, ValueError if a column's layout is not known."""
+        if self._definitions is None or not needs_catalogue(table_map, is_selected=is_selected):
             layouts = [layout_of(column, self._charsets) for column in table_map.columns]
-            return Table(table_map, layouts, is_watched=is_watched)
+            return Table(table_map, layouts, is_selected=is_selected)
         definition = self._definitions.of(table_map)
         return Table(
             table_map,
             list(self._completed_layouts(table_map, definition)),
-            is_watched=is_watched and not definition.is_sequence(table_map),
+            is_selected=is_selected and not definition.is_sequence(table_map),
             is_completed=True,
             hidden=definition.hidden(table_map),
             row_end=definition.row_end(table_map),
@@ -76,12 +76,12 @@ class Tables:
             known = definition.columns.get(column.name)
             if column.type in OLD_TEMPORAL and not (known and known.is_old):
                 raise ValueError(
-                    f"the log does not say how many digits column {column.name} had, and the table was changed since"
+                    f"the log does not say how many digits column {column.name} had, and the table has changed since"
                 )
             yield layout_of(column, self._charsets, known) if known else layout_of(column, self._charsets)
 
-    def _is_watched(self, table: TableMap) -> bool:
-        return self._watched.covers(table.schema, table.name)
+    def _is_selected(self, table: TableMap) -> bool:
+        return self._selection.covers(table.schema, table.name)
 
 
 def _check_metadata(table: TableMap, *, mariadb: bool) -> None:
@@ -93,11 +93,12 @@ def _check_metadata(table: TableMap, *, mariadb: bool) -> None:
             f"rows of {table.schema}.{table.name} without the names of its columns:"
             " binlog_row_metadata is not FULL.",
             hint=f"{setting('binlog_row_metadata', 'FULL', mariadb=mariadb)}\nWhat was logged before cannot be read.",
+            code="binlog_row_metadata",
         )
 
 
 def _named(body: bytes) -> TableMap:
-    """Return as much of a description as can be read whatever its columns are."""
+    """Return the schema and name, which can be read whatever the columns are."""
     end = 1 + body[0]
     start = end + 2
     return TableMap(
@@ -111,27 +112,29 @@ def _unreadable(table: TableMap, error: Exception) -> SourceError:
     return SourceError(
         f"rows of {table.schema}.{table.name} that cannot be read: {error}.",
         hint="Update cdc-tasks, and report this with the server's version.",
+        code="undecodable",
     )
 
 
-# --- Which tables the routes watch ----------------------------------------------------------------------
+# --- Which tables the routes select ---------------------------------------------------------------------
 
 _WILDCARDS: Final = frozenset("*?[")
 
 
-class Watched:
-    """All that some routes watch."""
+class TableSelection:
+    """All tables that some routes select."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._names = {(route.schema, route.table) for route in routes if not _is_glob(route)}
         self._globs = [route for route in routes if _is_glob(route)]
 
     def covers(self, schema: str, table: str) -> bool:
+        """Return whether one of the routes selects the table."""
         return (schema, table) in self._names or any(route.matches(schema, table) for route in self._globs)
 
 
-def watched_by(route: Route, tables: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return those of the tables, by schema and name, that the route watches."""
+def selected_tables(route: Route, tables: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return those of the tables, by schema and name, that the route selects."""
     if _is_glob(route):
         return [name for name in tables if route.matches(*name)]
     name = route.schema, route.table

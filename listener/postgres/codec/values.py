@@ -15,7 +15,7 @@ from functools import cache
 
 from pybase64 import b64encode
 
-from listener.core import json_text
+from listener.core import row_json
 from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 
 __all__ = ["BUILTIN", "Convert", "ValueType", "array_converter", "converter", "verbatim"]
@@ -31,7 +31,7 @@ def converter(value_type: ValueType) -> Convert:
         return _or_text(array_converter(converter(value_type.of), value_type.delimiter))
     if value_type.kind == "domain" and value_type.of:
         return converter(value_type.of)
-    return _CONVERTERS.get(value_type.oid, json_text.string)
+    return _CONVERTERS.get(value_type.oid, row_json.string)
 
 
 def verbatim(text: bytes) -> bytes:
@@ -41,7 +41,7 @@ def verbatim(text: bytes) -> bytes:
 
 class _Booleans(dict[bytes, bytes]):
     def __missing__(self, text: bytes) -> bytes:
-        return json_text.string(text)
+        return row_json.string(text)
 
 
 def _float(text: bytes) -> bytes:
@@ -116,7 +116,7 @@ def _or_text(convert: Convert) -> Convert:
         try:
             return convert(text)
         except Exception:  # noqa: BLE001 - one odd value must not stop the stream
-            return json_text.string(text)
+            return row_json.string(text)
 
     return convert_or_text
 
@@ -128,7 +128,7 @@ _CONVERTERS: dict[int, Convert] = {
     21: verbatim,  # int2
     23: verbatim,  # int4
     26: verbatim,  # oid
-    114: json_text.document,
+    114: row_json.document,
     700: _float,
     701: _float,
     1082: _quoted,  # date
@@ -138,7 +138,7 @@ _CONVERTERS: dict[int, Convert] = {
     1266: _timetz,
     1700: _quoted,  # numeric
     2950: _quoted,  # uuid
-    3802: json_text.document,  # jsonb
+    3802: row_json.document,  # jsonb
 }
 
 
