@@ -191,6 +191,42 @@ INTERNALS: Final = (
         "Hands a message to the consumers of a queue.",
     ),
     Internal(
+        "kombu.entity",
+        "Queue._create_queue",
+        "(self, nowait=False, channel=None)",
+        "Celery's default queue is created as Celery creates it.",
+    ),
+    Internal(
+        "kombu.messaging", "Consumer._active_tags", "assigned", "Which queue a message of RabbitMQ came from."
+    ),
+    Internal(
+        "kombu.transport.redis",
+        "Channel._delete",
+        "(self, queue, exchange, routing_key, pattern, *args, **kwargs)",
+        "What waits for a queue is deleted with it.",
+    ),
+    Internal(
+        "kombu.transport.redis",
+        "Channel._disconnect_pools",
+        "(self)",
+        "All channels of a process share one pool.",
+    ),
+    Internal("kombu.transport.redis", "Channel._fanout_queues", "dict", "Such a queue is no list."),
+    Internal(
+        "kombu.transport.redis",
+        "Channel._get_pool",
+        "(self, asynchronous=False)",
+        "All channels of a process share one pool.",
+    ),
+    Internal("kombu.transport.redis", "Channel._in_poll", "bool", "Whether a channel waits for an answer."),
+    Internal(
+        "kombu.transport.redis",
+        "Channel._purge",
+        "(self, queue)",
+        "What waits for a queue is purged with it.",
+    ),
+    Internal("kombu.transport.virtual.base", "Message._raw", "assigned", "The message as Redis has it."),
+    Internal(
         "psycopg2",
         "_psycopg",
         "module",
