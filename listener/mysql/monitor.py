@@ -14,7 +14,7 @@ import structlog
 
 from cdc_tasks.routing.router import Route
 from listener.core.findings import raise_problems
-from listener.core.source import Batch, Saved, SourceLostError
+from listener.core.source import IDLE_INTERVAL, Batch, Saved, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.mysql.charsets import Charsets
 from listener.mysql.check import find_in_server, find_in_tables
@@ -36,7 +36,7 @@ __all__ = ["BinlogMonitor", "derived_server_id"]
 log = structlog.get_logger()
 
 _MAX_BYTES: Final = 1_000_000  # of events in a batch: wide rows come in smaller batches
-_TICK: Final = 0.25  # seconds up to an empty batch while nothing comes, see `Monitor`
+_TICK: Final = IDLE_INTERVAL
 _WARN_EVERY: Final = 60.0  # seconds
 _STANDBY_EVERY: Final = 1.0  # seconds between two attempts of a standby to get the lock
 

@@ -11,7 +11,7 @@ import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
 from cdc_tasks.routing.router import Route
-from listener.core.source import Batch, GapError, Saved, SourceError, SourceLostError
+from listener.core.source import IDLE_INTERVAL, Batch, GapError, Saved, SourceError, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import (
     Connection,
@@ -43,7 +43,7 @@ __all__ = ["PostgresWALMonitor"]
 log = structlog.get_logger()
 
 _MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batches
-_TICK = 0.25  # seconds between two empty batches while nothing comes
+_TICK = IDLE_INTERVAL
 _ACKNOWLEDGE_EVERY = 0.5  # seconds
 _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log without changes for the listener
 _STANDBY_EVERY = 1.0  # seconds between two attempts of a listener that waits for another one to end
