@@ -152,7 +152,7 @@ def _in_wal(place: str) -> tuple[str, int, str]:
 
 
 def _in_binlog(text: str) -> tuple[str, int, str]:
-    """Parse a place in a binlog and the epoch after it: numbers may repeat, see listener/mysql/codec/progress.py."""
+    """Parse a place in a binlog and the epoch after it: numbers may repeat, see transaction_progress.py."""
     place, _, epoch = text.partition("@")
     # It sorts after all places without an epoch: they begin with a digit or a to f.
     later = f"g{int(epoch):016x}." if epoch else ""

@@ -26,7 +26,7 @@ from listener.cli.output import (
 )
 from listener.core.findings import Finding, State, finding_from
 from listener.daemon.lag_alarm import LagAlarm
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
 from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status

@@ -17,7 +17,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
 from listener.cli.output import print_json, show_parked
 from listener.core.publisher import BrokerAwayError, BrokerError
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import celery_app, checkpoint_store
 from listener.publish.parked import ParkedChange, parked_key, parse_parked

@@ -10,7 +10,7 @@ from typing import Self
 import structlog
 
 from cdc_tasks.errors import CDCError
-from listener.core.status import SourceStatus
+from listener.core.source_status import SourceStatus
 
 __all__ = ["LagAlarm"]
 

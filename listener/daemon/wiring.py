@@ -13,8 +13,8 @@ from cdc_tasks.settings import SettingsError
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
-from listener.core.status import SourceStatus
-from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.core.source_status import SourceStatus
+from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.database_url import DatabaseType
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings

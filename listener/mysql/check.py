@@ -15,9 +15,9 @@ from listener.mysql.client.server import Server, current_position, read_server, 
 from listener.mysql.errors import grant, setting
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.start.gaps import find_gap
-from listener.mysql.start.preparation import read_log
+from listener.mysql.start.start_position import read_log
 from listener.mysql.stream import replica_uuid
-from listener.mysql.tables.described import selected_tables
+from listener.mysql.tables.table_description import selected_tables
 
 __all__ = ["check_mysql", "find_in_grants", "find_in_server", "find_in_tables"]
 

@@ -19,17 +19,17 @@ from listener.core.wakeup import Wakeup
 from listener.mysql.charsets import Charsets
 from listener.mysql.check import find_in_server, find_in_tables
 from listener.mysql.client.connection import Connection, Session, connect
-from listener.mysql.client.lock import ListenerLock
 from listener.mysql.client.server import Server, current_position, read_server, replicas
+from listener.mysql.client.single_reader_lock import ListenerLock
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.errors import ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.sql.statements import Dialect
-from listener.mysql.start.preparation import starting_position
+from listener.mysql.start.start_position import starting_position
 from listener.mysql.stream import BinlogStream, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
-from listener.mysql.tables.described import Tables
+from listener.mysql.tables.table_description import Tables
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
-from listener.core.status import Reader, SourceStatus
+from listener.core.source_status import Reader, SourceStatus
 from listener.mysql.client.connection import connect, fetch_value
-from listener.mysql.client.lock import lock_name
 from listener.mysql.client.server import LogFile, Server, current_position, log_files, read_server
+from listener.mysql.client.single_reader_lock import lock_name
 from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["read_mysql_status"]

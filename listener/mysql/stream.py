@@ -18,7 +18,7 @@ from listener.core.wakeup import Wakeup
 from listener.mysql.client.connection import Connection, account, connect, translated
 from listener.mysql.client.replication import EVENT, FULL_PACKET, refusal, start_replica
 from listener.mysql.client.server import Server
-from listener.mysql.codec.compressed import NO_CHECKSUM
+from listener.mysql.codec.compressed_events import NO_CHECKSUM
 from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["BinlogStream", "replica_uuid"]

@@ -34,12 +34,12 @@ from listener.postgres.client.timeline import is_standby
 from listener.postgres.gaps import find_gap, find_position_gap, published_lsn
 from listener.postgres.hints import ACCEPT_GAP, LOGICAL, PRIMARY, REPLICATION, SLOTS, TLS, quoted
 from listener.postgres.log.position import format_lsn
-from listener.postgres.tables.findings import find_refused
-from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.checkpoint_notes import Notes, parse_notes
 from listener.postgres.tables.publication import statements_for
 from listener.postgres.tables.reconciliation import Survey, find_renamed
 from listener.postgres.tables.selection import SelectedTable
 from listener.postgres.tables.sync import TableSync, describe_renamed, gap_of_tables, gap_start
+from listener.postgres.tables.table_findings import find_refused
 
 __all__ = ["Requirements", "check_capacity", "check_postgres", "check_server"]
 

@@ -10,7 +10,7 @@ from listener.postgres.client.slot import Slot, gap_of, read_current, unpublishe
 from listener.postgres.client.timeline import identify, resume
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import WALPosition, format_lsn, parse_lsn
-from listener.postgres.tables.notes import parse_notes
+from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.postgres.tables.publication import gap_of_publication, read_publication
 
 __all__ = ["find_gap", "find_position_gap", "published_lsn"]

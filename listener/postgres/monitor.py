@@ -34,7 +34,7 @@ from listener.postgres.log.acknowledgements import Acknowledgements
 from listener.postgres.log.position import LastPublished, WALCheckpoint, format_lsn, parse_lsn
 from listener.postgres.plugins import Plugin, PluginName, open_plugin
 from listener.postgres.setup import ServerSetup
-from listener.postgres.tables.notes import Notes, NotesWriter
+from listener.postgres.tables.checkpoint_notes import Notes, NotesWriter
 from listener.postgres.tables.sync import PreparedTables, TableRenamedError, TableSync
 from listener.postgres.tables.watch import TableWatch
 

@@ -19,7 +19,7 @@ from listener.postgres.client.slot import Slot, check_slot, create_slot, drop_sl
 from listener.postgres.gaps import find_gap, published_lsn
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.plugins import PluginName
-from listener.postgres.tables.notes import Notes
+from listener.postgres.tables.checkpoint_notes import Notes
 from listener.postgres.tables.sync import PreparedTables, TableSync
 
 __all__ = ["PreparedServer", "ServerSetup"]

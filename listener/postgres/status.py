@@ -9,16 +9,16 @@ from typing import Final
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, State
 from listener.core.source import Saved
-from listener.core.status import Reader, SourceStatus
+from listener.core.source_status import Reader, SourceStatus
 from listener.postgres.client.connection import Connection, connect, fetch_value
 from listener.postgres.client.slot import Slot, read_current, read_slot
 from listener.postgres.client.timeline import is_standby
 from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.gaps import find_position_gap
 from listener.postgres.log.position import format_lsn
-from listener.postgres.tables.findings import find_refused
-from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.checkpoint_notes import Notes, parse_notes
 from listener.postgres.tables.sync import TableSync
+from listener.postgres.tables.table_findings import find_refused
 
 __all__ = ["read_postgres_status"]
 

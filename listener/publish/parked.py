@@ -15,7 +15,7 @@ import structlog
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Origin, Parked, Route, RouteError
-from listener.core.change import LoggedChange
+from listener.core.logged_change import LoggedChange
 
 __all__ = [
     "ParkedChange",

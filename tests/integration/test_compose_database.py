@@ -12,7 +12,7 @@ import pytest
 
 from demo.servers import PostgresServer
 from listener.core.findings import raise_problems
-from listener.postgres.tables.current import read_current_tables
+from listener.postgres.tables.current_tables import read_current_tables
 from listener.postgres.tables.publication import plan_publication, read_publication
 from listener.routes import setup_router
 from tests.support.compose import CHECKOUT, try_commands

@@ -10,7 +10,7 @@ import pymysql
 import pytest
 
 from listener.core.findings import State
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.mysql.check import check_mysql
 from tests.support.compose import initialized_mysql, load_compose, try_commands, variables_of_compose
 from tests.support.mysql_servers import MySQLServer

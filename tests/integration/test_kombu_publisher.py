@@ -10,8 +10,8 @@ from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
 from listener.core.publisher import CheckpointMovedError
+from listener.publish.backpressure import Pause
 from listener.publish.parked import parked_key, read_parked
-from listener.publish.pause import Pause
 from listener.router import BinlogRouter, EventType
 from tests.support.publishing import (
     SOURCE,

@@ -9,7 +9,7 @@ import pytest
 
 from listener.core.findings import State
 from listener.core.source import SourceError, SourceLostError
-from listener.core.status import Reader
+from listener.core.source_status import Reader
 from listener.mysql import stream
 from listener.mysql.check import check_mysql
 from listener.mysql.client import replication

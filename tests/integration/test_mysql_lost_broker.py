@@ -12,7 +12,7 @@ import structlog
 
 from demo.servers import ValkeyServer
 from listener.core.source import GapError
-from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.loop import Listener
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from demo.servers import PostgresServer
 from listener.core.source import GapError, Saved
-from listener.core.status import Reader
+from listener.core.source_status import Reader
 from listener.postgres.log.position import WALCheckpoint
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter, EventType

@@ -14,7 +14,7 @@ from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from demo.servers import PostgresServer
 from listener.core.source import SourceError, SourceLostError
-from listener.core.status import Reader
+from listener.core.source_status import Reader
 from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status

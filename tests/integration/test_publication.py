@@ -15,7 +15,7 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.client.slot import create_slot, read_slot
 from listener.postgres.gaps import find_gap
 from listener.postgres.log.position import parse_lsn
-from listener.postgres.tables.notes import Notes, format_notes
+from listener.postgres.tables.checkpoint_notes import Notes, format_notes
 from listener.postgres.tables.publication import read_publication
 from listener.router import BinlogRouter, changed
 from tests.support.listening import SAVED

@@ -10,7 +10,7 @@ import pytest
 
 from demo.servers import PostgresServer
 from listener.core.source import SourceLostError
-from listener.core.status import Reader, SourceStatus
+from listener.core.source_status import Reader, SourceStatus
 from listener.daemon.status import SavedPosition, Status
 from listener.postgres.client.connection import connect, connect_replication
 from listener.postgres.client.slot import create_slot

@@ -15,14 +15,14 @@ from cdc_tasks.changes import EventType
 from listener.core.source import GapError, SourceError
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.tables import watch as table_watch
-from listener.postgres.tables.notes import parse_notes
+from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.router import BinlogRouter
 from tests.support.postgres_source import PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.tables.notes import GapNote
+    from listener.postgres.tables.checkpoint_notes import GapNote
     from tests.conftest import Database
 
 TABLE = "CREATE TABLE {} (id int PRIMARY KEY, name text)"

@@ -10,12 +10,12 @@ import psycopg2
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from listener.core.status import SourceStatus
+from listener.core.source_status import SourceStatus
 from listener.daemon.status import SavedPosition, Status
 from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from listener.postgres.tables.notes import parse_notes
+from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.router import BinlogRouter
 from tests.support.listening import SAVED
 from tests.support.postgres_findings import PROBLEM, UPDATE, Findings, router_to

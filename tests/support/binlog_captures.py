@@ -20,11 +20,11 @@ from listener.mysql.charsets import Charsets
 from listener.mysql.client.connection import Session, connect, execute, fetch
 from listener.mysql.client.replication import events_as_tool
 from listener.mysql.client.server import current_position, read_server
-from listener.mysql.codec.compressed import NO_CHECKSUM
+from listener.mysql.codec.compressed_events import NO_CHECKSUM
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.tables.catalogue import Definitions
-from listener.mysql.tables.described import Tables
+from listener.mysql.tables.table_description import Tables
 from listener.router import BinlogRouter, EventType
 from tests.support.mysql_servers import MariaDBServer, MySQLServer
 

@@ -21,8 +21,8 @@ from listener.postgres.client.connection import connect, execute, fetch
 from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.wal2json.decoder import OPTIONS, Wal2JsonDecoder
+from listener.postgres.wal2json.definition_history import TableName
 from listener.postgres.wal2json.definitions import TableDefinitions
-from listener.postgres.wal2json.history import TableName
 from tests.support.servers import DebianPostgresServer
 
 if TYPE_CHECKING:

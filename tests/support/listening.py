@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from listener.core.source import Saved
-from listener.mysql.client.lock import lock_name
+from listener.mysql.client.single_reader_lock import lock_name
 from tests.support.mysql_source import MySQLDatabase
 from tests.support.waiting import at_most, wait_until
 

@@ -13,7 +13,7 @@ from listener.core.source import Saved
 from listener.mysql.client.connection import Address
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
-from listener.mysql.start.identity import log_created_at
+from listener.mysql.start.log_identity import log_created_at
 from listener.router import BinlogRouter, EventType
 from tests.support.waiting import Deadline, wait_until
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
-from listener.postgres.tables.notes import Notes
+from listener.postgres.tables.checkpoint_notes import Notes
 from listener.postgres.tables.publication import read_publication
 from listener.postgres.tables.sync import TableSync
 from listener.router import BinlogRouter, Route

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from listener.mysql.codec.progress import ALL, Progress
+from listener.mysql.codec.transaction_progress import ALL, Progress
 from listener.mysql.log.position import BinlogPosition
 
 _GTID = "9a42f625-e678-11f1-9477-02fc00000001"

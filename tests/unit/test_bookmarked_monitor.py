@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from listener.core.source import Batch
-from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from listener.daemon.database_url import UnknownDatabaseTypeError
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.router import BinlogRouter
 
 _HELP_DESK = "listener.routes:setup_router"

@@ -17,8 +17,8 @@ from listener.postgres.codec import pgoutput
 from listener.postgres.codec.builtin_types import BUILTIN
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.tables.catalogue import Identity, ReplicaIdentity, Table
-from listener.postgres.tables.findings import find_in_tables
 from listener.postgres.tables.selection import selected_tables
+from listener.postgres.tables.table_findings import find_in_tables
 from listener.publish.batching import Batcher
 from tests.support.publishing import change, fire
 

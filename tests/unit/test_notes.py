@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from structlog.testing import capture_logs
 
-from listener.postgres.tables.notes import GapNote, Notes, TableNote, format_notes, parse_notes
+from listener.postgres.tables.checkpoint_notes import GapNote, Notes, TableNote, format_notes, parse_notes
 
 NOTES = Notes(
     tables={

@@ -9,7 +9,7 @@ import pytest
 
 from cdc_tasks.changes import EventType
 from listener.postgres.tables.catalogue import Identity, ReplicaIdentity, Table
-from listener.postgres.tables.notes import Notes, TableNote
+from listener.postgres.tables.checkpoint_notes import Notes, TableNote
 from listener.postgres.tables.publication import Publication, plan_publication
 from listener.postgres.tables.reconciliation import (
     Survey,

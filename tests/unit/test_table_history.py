@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from listener.postgres.wal2json.history import (
+from listener.postgres.wal2json.definition_history import (
     ColumnDefinition,
     Observation,
     TableDefinition,

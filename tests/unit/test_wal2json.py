@@ -10,14 +10,14 @@ import pytest
 from listener.core.source import SourceError
 from listener.postgres.codec.builtin_types import BUILTIN
 from listener.postgres.wal2json.decoder import Wal2JsonDecoder
-from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
-from listener.postgres.wal2json.history import (
+from listener.postgres.wal2json.definition_history import (
     ColumnDefinition,
     Observation,
     TableDefinition,
     TableHistory,
     TableName,
 )
+from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
 from tests.support.captures import captures
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from listener.core.change import LoggedChange
+from listener.core.logged_change import LoggedChange
 from listener.core.source import SourceError
 from listener.mysql.codec.table import ABSENT, Kind, Row
 from listener.mysql.codec.values import iso_second

@@ -14,12 +14,12 @@ import structlog
 
 from cdc_tasks.errors import CDCError
 from listener.core.source import GapError, SourceError
-from listener.mysql.codec import compressed
+from listener.mysql.codec import compressed_events
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.gtid_event import mariadb_gtid, mysql_gtid, tagged_gtid
-from listener.mysql.codec.progress import ALL, Progress
-from listener.mysql.codec.rows import Describe, RowReader
+from listener.mysql.codec.rows_events import Describe, RowReader
 from listener.mysql.codec.transaction_buffer import Spool, TransactionBuffer, xid_of
+from listener.mysql.codec.transaction_progress import ALL, Progress
 from listener.mysql.codec.values import UNREADABLE
 from listener.mysql.errors import ACCEPT_GAP
 from listener.mysql.log.gtid import MySQLGTIDs
@@ -236,7 +236,7 @@ class Decoder:
 
     def _payload(self, event: bytes, _changes: Changes) -> None:
         self.progress.end_at(_end_of(event))
-        self.inner = self._checked(compressed.inner_events(event))
+        self.inner = self._checked(compressed_events.inner_events(event))
 
     def _checked(self, events: Iterator[bytes]) -> Iterator[bytes]:
         try:
@@ -254,7 +254,7 @@ class Decoder:
 
     def _compressed_query(self, event: bytes, changes: Changes) -> None:
         at = 32 + int.from_bytes(event[30:32], "little") + event[27] + 1
-        plain = compressed.uncompress_rest(event, at)
+        plain = compressed_events.uncompress_rest(event, at)
         self._judge(parse_query(plain, len(plain) - 4), event, changes)
 
     def _judge(self, query: Query, event: bytes, changes: Changes) -> None:

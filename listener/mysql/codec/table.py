@@ -11,7 +11,7 @@ import orjson
 from listener.core import row_json
 from listener.core.row_json import Columns, LoggedKind, LoggedTable
 from listener.core.source import SourceError
-from listener.mysql.codec.layout import Layout
+from listener.mysql.codec.column_layout import Layout
 from listener.mysql.codec.table_map import ColumnType, TableMap
 from listener.mysql.codec.values import UNREADABLE
 

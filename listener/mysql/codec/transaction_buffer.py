@@ -10,8 +10,8 @@ from typing import Final
 import structlog
 
 from listener.mysql.codec.change import BinlogChange
-from listener.mysql.codec.compressed import NO_CHECKSUM
-from listener.mysql.codec.progress import ALL, Progress
+from listener.mysql.codec.compressed_events import NO_CHECKSUM
+from listener.mysql.codec.transaction_progress import ALL, Progress
 from listener.mysql.sql.statements import BACK_TO, SAVEPOINT, savepoint_name
 
 __all__ = ["Spool", "TransactionBuffer", "xid_of"]

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from cdc_tasks.routing.router import Route
 from listener.mysql.client.connection import Session
-from listener.mysql.codec.layout import CatalogueColumn
+from listener.mysql.codec.column_layout import CatalogueColumn
 from listener.mysql.codec.table_map import OLD_TEMPORAL, Column, ColumnType, TableMap
 
 __all__ = ["Definition", "Definitions", "needs_catalogue"]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from listener.core.change import LoggedChange
+from listener.core.logged_change import LoggedChange
 from listener.postgres.codec.table import NOT_PLAIN, Kind, OldRow
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.log.position import format_lsn

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cdc_tasks.routing.router import Route
 from listener.postgres.tables.catalogue import Table, TableName
-from listener.postgres.tables.notes import Notes, TableNote
+from listener.postgres.tables.checkpoint_notes import Notes, TableNote
 from listener.postgres.tables.publication import Publication
 from listener.postgres.tables.selection import SelectedTable, is_glob
 

@@ -18,10 +18,8 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.tables.current import read_current_tables, routed
-from listener.postgres.tables.findings import find_harm, for_wal2json
-from listener.postgres.tables.membership import add_to_publication, find_unwritten, replace_list, run_together
-from listener.postgres.tables.notes import GapNote, Notes, TableNote
+from listener.postgres.tables.checkpoint_notes import GapNote, Notes, TableNote
+from listener.postgres.tables.current_tables import read_current_tables, routed
 from listener.postgres.tables.publication import (
     Publication,
     add_tables,
@@ -30,6 +28,12 @@ from listener.postgres.tables.publication import (
     plan_publication,
     read_publication,
     set_options,
+)
+from listener.postgres.tables.publication_membership import (
+    add_to_publication,
+    find_unwritten,
+    replace_list,
+    run_together,
 )
 from listener.postgres.tables.reconciliation import (
     Loss,
@@ -41,6 +45,7 @@ from listener.postgres.tables.reconciliation import (
     unchanged_tables,
 )
 from listener.postgres.tables.selection import covered_partitions, selected_tables
+from listener.postgres.tables.table_findings import find_harm, for_wal2json
 
 __all__ = [
     "SyncResult",

@@ -17,7 +17,7 @@ from cdc_tasks.errors import CDCError
 from listener.core.source import GapError, SourceLostError
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.tables.catalogue import TableName
-from listener.postgres.tables.notes import Notes
+from listener.postgres.tables.checkpoint_notes import Notes
 from listener.postgres.tables.reconciliation import Renamed, is_named
 from listener.postgres.tables.sync import SyncResult, TableRenamedError, TableSync, describe_renamed, read_end
 

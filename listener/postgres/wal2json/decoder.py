@@ -19,8 +19,8 @@ from listener.postgres.codec.table import Column, Table
 from listener.postgres.codec.tuple_data import UNCHANGED
 from listener.postgres.codec.values import ValueType
 from listener.postgres.log.position import format_lsn, parse_lsn
+from listener.postgres.wal2json.definition_history import TableName, UnknownDefinitionError
 from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
-from listener.postgres.wal2json.history import TableName, UnknownDefinitionError
 
 __all__ = ["NUMBERS_AS_STRINGS", "OPTIONS", "Wal2JsonDecoder"]
 

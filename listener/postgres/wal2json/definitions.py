@@ -15,7 +15,7 @@ from listener.core.source import SourceError
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.codec.decoder import UndescribedTableError
 from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT
-from listener.postgres.wal2json.history import (
+from listener.postgres.wal2json.definition_history import (
     ColumnDefinition,
     Observation,
     PossibleColumn,

@@ -8,7 +8,7 @@ from typing import Final
 from cdc_tasks.routing.router import Route
 from listener.core.source import SourceError
 from listener.mysql.charsets import Charsets
-from listener.mysql.codec.layout import Layout, layout_of
+from listener.mysql.codec.column_layout import Layout, layout_of
 from listener.mysql.codec.table import Table
 from listener.mysql.codec.table_map import OLD_TEMPORAL, ColumnType, TableMap, parse_table_map
 from listener.mysql.errors import setting

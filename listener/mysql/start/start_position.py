@@ -12,7 +12,7 @@ from listener.mysql.client.server import Server, current_position, log_files, st
 from listener.mysql.log.gtid import MariaDBState
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.start.gaps import Log, beyond_gap, find_gap, reachable
-from listener.mysql.start.identity import log_created_at, mark_at, state_before
+from listener.mysql.start.log_identity import log_created_at, mark_at, state_before
 
 __all__ = ["read_log", "starting_position"]
 

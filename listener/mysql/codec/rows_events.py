@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Final
 
 from listener.core.source import SourceError
-from listener.mysql.codec import compressed
+from listener.mysql.codec import compressed_events
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.json_binary import patch
-from listener.mysql.codec.progress import ALL, Progress
 from listener.mysql.codec.table import ABSENT, Image, Row, Table
 from listener.mysql.codec.table_map import packed_integer
+from listener.mysql.codec.transaction_progress import ALL, Progress
 
 __all__ = ["Describe", "RowReader"]
 
@@ -178,7 +178,7 @@ class RowReader:
             new_image = table.image(event[at : at + size])
             at += size
         if kind >= _FIRST_COMPRESSED:
-            event = compressed.uncompress_rest(event, at)
+            event = compressed_events.uncompress_rest(event, at)
         if image.is_empty and new_image.is_empty and at < len(event) - 4:
             raise _unreadable(table, "they have no columns, but they have bytes")
         return table, event, at, image, new_image

@@ -13,7 +13,7 @@ from typing import Final
 from listener.core.source import GapError, SourceError
 from listener.mysql.client.connection import connect, translated
 from listener.mysql.client.replication import events_as_tool
-from listener.mysql.codec.compressed import NO_CHECKSUM
+from listener.mysql.codec.compressed_events import NO_CHECKSUM
 from listener.mysql.codec.gtid_event import mark_of
 from listener.mysql.errors import GTIDModeError
 from listener.mysql.log.gtid import MariaDBState

@@ -9,10 +9,10 @@ from cdc_tasks.routing.router import Route, RouteIndex
 from listener.core.findings import Finding
 from listener.postgres.client.connection import Connection
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.tables.findings import find_in_tables
-from listener.postgres.tables.notes import Notes
+from listener.postgres.tables.checkpoint_notes import Notes
 from listener.postgres.tables.reconciliation import former_names
 from listener.postgres.tables.selection import SelectedTable, covered_partitions, selected_tables
+from listener.postgres.tables.table_findings import find_in_tables
 
 __all__ = ["CurrentTables", "read_current_tables", "routed"]
 
