@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.postgres.client.connection import connect, connect_replication, execute, fetch
 from listener.postgres.client.slot import create_slot
 from tests.support.listening import SAVED
-from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.support.publications import prepare_publication
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.postgres.publications import prepare_publication
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -11,8 +11,8 @@ import pytest
 
 from listener.postgres.client.connection import connect
 from listener.router import became, changed
-from tests.support.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
-from tests.support.publications import prepare_publication
+from tests.support.postgres.findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
+from tests.support.postgres.publications import prepare_publication
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change

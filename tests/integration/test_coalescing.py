@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
 from tests.support.publishing import celery_app, messages
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database

@@ -10,7 +10,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
 from listener.core.findings import raise_problems
 from listener.postgres.tables.current_tables import read_current_tables
 from listener.postgres.tables.publication import plan_publication, read_publication

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from harness.waiting import wait_until
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from tests.support.proxy import Fault, Proxy
 from tests.support.publishing import (
@@ -21,7 +22,6 @@ from tests.support.publishing import (
     router_to,
     waits,
 )
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

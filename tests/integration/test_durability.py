@@ -8,7 +8,8 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
 from listener.core.publisher import BrokerError, StoppedError
 from tests.support.publishing import (
     changes,
@@ -20,14 +21,13 @@ from tests.support.publishing import (
     router_to,
     waits,
 )
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.machine_servers import RedisServer
     from listener.publish.redis.publisher import RedisPublisher
     from tests.conftest import Broker
-    from tests.support.servers import RedisServer
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.publishing import celery_app, router_to
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.servers import RabbitMQServer
+    from harness.machine_servers import RabbitMQServer
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
+from harness.waiting import at_most, wait_until
 from listener.core.publisher import CheckpointMovedError
 from listener.publish.backpressure import Pause
 from listener.publish.parked import parked_key, read_parked
@@ -24,14 +25,13 @@ from tests.support.publishing import (
     router_to,
 )
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, publisher_of, row_ids
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from harness.machine_servers import RabbitMQServer
     from listener.publish.kombu.publisher import KombuPublisher
     from tests.conftest import Broker
-    from tests.support.servers import RabbitMQServer
 
 
 @pytest.fixture

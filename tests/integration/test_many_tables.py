@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.kombu import sender
@@ -15,14 +16,13 @@ from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
 from tests.support.publishing import celery_app, change, fire, position, redis_publisher
 from tests.support.rabbitmq import kombu_publisher
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     import redis
 
+    from harness.machine_servers import RabbitMQServer
     from listener.postgres.monitor import PluginName
     from tests.conftest import Broker, Database
-    from tests.support.servers import RabbitMQServer
 
 FEW, MANY = 25, 50
 _HANDFUL = 12

@@ -14,7 +14,7 @@ from listener.core.source import SourceError
 from listener.mysql.check import find_in_tables
 from listener.mysql.client.connection import connect
 from listener.router import BinlogRouter, EventType
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change

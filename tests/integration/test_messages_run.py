@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.waiting import wait_until
+from harness.worker import Worker, held
 from tests.support.publishing import celery_app, change, changes, fire, position, redis_publisher, router_to
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ def worker(broker: Broker) -> Iterator[Worker]:
         "CELERY_BROKER_URL": broker.url,
         "CACHE_URL": broker.cache_url,
         "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
-        "CDC_TASK_MODULES": "tests.support.probe_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.probe",
     }
     with Worker(environment) as running:
         yield running

@@ -13,14 +13,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import RowChange, position_key
+from harness.waiting import Deadline, at_most, wait_until
 from listener.core.source import Saved, SourceLostError
 from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import SAVED
-from tests.support.mysql_source import MySQLDatabase
+from tests.support.mysql.source import MySQLDatabase
 from tests.support.publishing import in_background
-from tests.support.waiting import Deadline, at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from listener.core.source import GapError, SourceError
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc_tasks.changes import Change
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 _TABLE = "CREATE TABLE people (id integer PRIMARY KEY, name varchar(50), age integer)"
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import at_most, wait_until
 from tests.support.listening import wait_for_listener
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.given_mysql import MariaDBServer, MySQLServer
+from harness.waiting import wait_until
 from listener.core.findings import State
 from listener.core.source import SourceError, SourceLostError
 from listener.core.source_status import Reader
@@ -20,9 +22,7 @@ from listener.router import BinlogRouter, EventType
 from tests.acceptance.network import Cable
 from tests.support.certificates import write_certificates
 from tests.support.listening import SAVED
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
-from tests.support.mysql_source import MySQLDatabase, MySQLSource
-from tests.support.waiting import wait_until
+from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

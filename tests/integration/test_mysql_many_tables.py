@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from listener.mysql.check import find_in_tables
 from listener.router import BinlogRouter, EventType
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 if TYPE_CHECKING:
     import pytest
 
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 FEW, MANY = 40, 80
 _HANDFUL = 12

@@ -8,7 +8,7 @@ import pymysql
 import pytest
 
 if TYPE_CHECKING:
-    from tests.support.mysql_source import MySQLDatabase, MySQLSource
+    from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 _MINIMAL = "binlog_row_image = 'MINIMAL'"
 

@@ -10,12 +10,12 @@ import pymysql
 import pytest
 from structlog.testing import capture_logs
 
+from harness.given_mysql import MariaDBServer, MySQLServer
 from listener.core.source import GapError
 from listener.mysql.sql.lexer import Kind, Rules, tokens
 from listener.mysql.sql.statements import Effect, read_statement
-from tests.support.mysql_log import end_of_log, logged_statements
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
-from tests.support.mysql_source import MySQLDatabase, MySQLSource
+from tests.support.mysql.log import end_of_log, logged_statements
+from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

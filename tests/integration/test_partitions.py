@@ -6,8 +6,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from listener.postgres.client.connection import connect
-from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.support.publications import listed, prepare, published
+from tests.support.postgres.findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.postgres.publications import listed, prepare, published
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -9,7 +9,7 @@ from cdc_tasks.changes import EventType
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.support.postgres_items import wait_until_sent
+from tests.support.postgres.items import wait_until_sent
 
 if TYPE_CHECKING:
     from tests.conftest import Database

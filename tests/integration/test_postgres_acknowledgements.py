@@ -10,14 +10,15 @@ from urllib.parse import quote
 import pytest
 from structlog.testing import capture_logs
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.waiting import wait_until
 from listener.core.source import Saved
 from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from tests.support.listening import SAVED
-from tests.support.postgres_history import NAME, History
-from tests.support.postgres_items import (
+from tests.support.postgres.history import NAME, History
+from tests.support.postgres.items import (
     ROWS,
     acknowledge_all,
     changes_of,
@@ -27,7 +28,6 @@ from tests.support.postgres_items import (
     take,
     with_items,
 )
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

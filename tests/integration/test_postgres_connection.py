@@ -11,7 +11,9 @@ import psycopg2
 import pytest
 
 from cdc_tasks.errors import CDCError
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import SourceError, SourceLostError
 from listener.postgres.client.connection import (
     connect,
@@ -25,9 +27,7 @@ from listener.postgres.client.diagnosis import explain
 from listener.postgres.client.errors import PermissionDeniedError, SlotInUseError
 from listener.postgres.client.slot import create_slot
 from tests.support.certificates import write_certificates
-from tests.support.postgres_proxy import PostgresProxy
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

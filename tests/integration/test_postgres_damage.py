@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
 from listener.postgres.log.position import parse_lsn
 from tests.support.listening import wait_for_listener
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.support.postgres_proxy import PostgresProxy
-from tests.support.waiting import wait_until
+from tests.support.postgres.proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database

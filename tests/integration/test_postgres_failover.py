@@ -10,16 +10,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import position_key
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.waiting import wait_until
 from listener.core.source import GapError, SourceLostError
 from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from tests.support.listening import SAVED
-from tests.support.postgres_findings import PROBLEM, Findings
+from tests.support.postgres.findings import PROBLEM, Findings
 from tests.support.publishing import router_to
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

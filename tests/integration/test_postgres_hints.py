@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
 from listener.postgres import hints
 from listener.postgres.client.errors import Refusal, refused
 from listener.postgres.hints import RESERVED, quoted
 from listener.postgres.log.position import format_lsn, parse_lsn
-from tests.support.servers import DebianPostgresServer
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import GapError, Saved
 from listener.core.source_status import Reader
 from listener.postgres.log.position import WALCheckpoint
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter, EventType
-from tests.support.postgres_findings import Findings
-from tests.support.postgres_history import History, is_later
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import Findings
+from tests.support.postgres.history import History, is_later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

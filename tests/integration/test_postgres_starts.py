@@ -12,7 +12,9 @@ import pytest
 
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import SourceError, SourceLostError
 from listener.core.source_status import Reader
 from listener.postgres.client.errors import PermissionDeniedError
@@ -21,11 +23,9 @@ from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter
 from tests.support.listening import wait_for_listener
 from tests.support.operators import operator_on, tasks_in
-from tests.support.postgres_findings import Findings
-from tests.support.postgres_items import ROWS, active, changes_of, ids, make_monitor, take, with_items
-from tests.support.postgres_proxy import PostgresProxy
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import Findings
+from tests.support.postgres.items import ROWS, active, changes_of, ids, make_monitor, take, with_items
+from tests.support.postgres.proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from listener.postgres.tables.checkpoint_notes import Notes, format_notes
 from listener.postgres.tables.publication import read_publication
 from listener.router import BinlogRouter, changed
 from tests.support.listening import SAVED
-from tests.support.publications import (
+from tests.support.postgres.publications import (
     DELETE,
     INSERT,
     UPDATE,

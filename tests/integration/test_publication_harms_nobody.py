@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import EventType
+from harness.waiting import at_most
 from listener.core.source import SourceError, SourceLostError
 from listener.postgres.client.connection import connect
 from listener.postgres.tables.publication import read_publication
 from listener.router import became
-from tests.support.publications import DELETE, INSERT, UPDATE, listed, prepare, published, router_of
-from tests.support.waiting import at_most
+from tests.support.postgres.publications import DELETE, INSERT, UPDATE, listed, prepare, published, router_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

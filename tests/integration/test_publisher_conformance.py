@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from harness.waiting import wait_until
 from listener.core.publisher import BrokerError, CheckpointMovedError, StoppedError
 from listener.core.source import Saved
 from listener.publish.kombu.publisher import KombuPublisher
@@ -29,16 +30,15 @@ from tests.support.publishing import (
     waits,
 )
 from tests.support.rabbitmq import drain, row_ids
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import redis
 
+    from harness.machine_servers import RabbitMQServer
     from listener.core.publisher import Publisher
     from tests.conftest import Broker
-    from tests.support.servers import RabbitMQServer
 
 _QUICK = {"batch_wait": 0.25, "coalesce_interval": 0.1}
 

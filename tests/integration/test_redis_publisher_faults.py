@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from tests.support.proxy import Fault, Proxy
 from tests.support.publishing import (
@@ -23,7 +24,6 @@ from tests.support.publishing import (
     router_to,
     waits,
 )
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import Saved, SourceError, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import connect, connect_replication, execute, fetch_value, translated
@@ -23,8 +25,6 @@ from listener.postgres.client.slot import (
     open_transactions,
     read_slot,
 )
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
 from listener.core.source import SourceLostError
 from listener.core.source_status import Reader, SourceStatus
 from listener.daemon.status import SavedPosition, Status

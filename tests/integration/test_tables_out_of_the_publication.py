@@ -17,7 +17,7 @@ from listener.postgres.log.position import parse_lsn
 from listener.postgres.tables import watch as table_watch
 from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.router import BinlogRouter
-from tests.support.postgres_source import PostgresSource
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

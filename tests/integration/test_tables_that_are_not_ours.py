@@ -10,6 +10,7 @@ import psycopg2
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
+from harness.waiting import wait_until
 from listener.core.source_status import SourceStatus
 from listener.daemon.status import SavedPosition, Status
 from listener.postgres.client.connection import connect
@@ -18,9 +19,8 @@ from listener.postgres.status import read_postgres_status
 from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.router import BinlogRouter
 from tests.support.listening import SAVED
-from tests.support.postgres_findings import PROBLEM, UPDATE, Findings, router_to
-from tests.support.publications import prepare, prepare_publication
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import PROBLEM, UPDATE, Findings, router_to
+from tests.support.postgres.publications import prepare, prepare_publication
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -12,16 +12,16 @@ from structlog.testing import capture_logs
 
 from listener.core.publisher import BrokerError
 from listener.publish.parked import ParkedChange, parked_key, read_parked
-from tests.support import refused_routes
 from tests.support.operators import Operator
 from tests.support.publishing import change, fire, ids, messages, position, redis_publisher, router_to
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
+from tests.support.routes import refused as refused_routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.machine_servers import RabbitMQServer
     from tests.conftest import Broker
-    from tests.support.servers import RabbitMQServer
 
 _SMALL = 100_000  # bytes
 _USUAL = 128 * 1024 * 1024
@@ -156,7 +156,7 @@ def _operator(url: str, broker: Broker, routes: str) -> Operator:
         CELERY_BROKER_URL=url,
         CACHE_URL=broker.cache_url,
         CDC_NAME="test",
-        CDC_ROUTES=f"tests.support.refused_routes:{routes}",
+        CDC_ROUTES=f"tests.support.routes.refused:{routes}",
     )
 
 

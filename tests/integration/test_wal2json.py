@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
 from listener.core.findings import State
 from listener.core.source import SourceError
 from listener.postgres.status import read_postgres_status
-from tests.support.postgres_findings import INSERT, Findings, router_to
-from tests.support.postgres_source import PostgresSource
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import INSERT, Findings, router_to
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,10 +6,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from harness.waiting import at_most, wait_until
 from listener.core.source import Saved
 from listener.mysql.client.single_reader_lock import lock_name
-from tests.support.mysql_source import MySQLDatabase
-from tests.support.waiting import at_most, wait_until
+from tests.support.mysql.source import MySQLDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.waiting import at_most
+from harness.waiting import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker, Database
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 __all__ = ["ROUTES", "Operator", "operator_on", "tasks_in"]
 
-ROUTES = "tests.support.routes_for_commands"
+ROUTES = "tests.support.routes.for_commands"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 

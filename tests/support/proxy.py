@@ -10,7 +10,7 @@ from collections import deque
 from enum import Enum
 from typing import Self
 
-from tests.support.waiting import at_most
+from harness.waiting import at_most
 
 __all__ = ["Fault", "Proxy"]
 

@@ -1,4 +1,4 @@
-"""The binlog's codec on what real servers have logged: `tests/support/binlog_captures.py`."""
+"""The binlog's codec on what real servers have logged: `tests/support/mysql/captures.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.binlog_captures import SCENARIOS, BinlogCapture, binlog_captures, read_all
+from tests.support.mysql.captures import SCENARIOS, BinlogCapture, binlog_captures, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,10 +12,10 @@ from cdc_tasks.errors import CDCError
 from listener.core.source import GapError, SourceError
 from listener.mysql.codec.json_binary import document, patch
 from listener.mysql.codec.values import UNREADABLE
-from tests.support.binlog_captures import binlog_captures, read_all
+from tests.support.mysql.captures import binlog_captures, read_all
 
 if TYPE_CHECKING:
-    from tests.support.binlog_captures import BinlogCapture
+    from tests.support.mysql.captures import BinlogCapture
 
 _ALL = binlog_captures()
 _ROUNDS = 100  # of each capture

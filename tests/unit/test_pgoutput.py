@@ -14,7 +14,7 @@ from listener.core.source import SourceError
 from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.codec.tuple_data import UNCHANGED, split_tuple, split_tuples
-from tests.support.captures import captures
+from tests.support.postgres.captures import captures
 
 if TYPE_CHECKING:
     from listener.postgres.codec.change import WALChange

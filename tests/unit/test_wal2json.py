@@ -18,7 +18,7 @@ from listener.postgres.wal2json.definition_history import (
     TableName,
 )
 from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
-from tests.support.captures import captures
+from tests.support.postgres.captures import captures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.postgres_source import PostgresSource, rows_of
+from tests.support.postgres.source import PostgresSource, rows_of
 
 
 def test_replica_identity_can_be_changed_in_mid_stream(source: PostgresSource) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from listener.core.source import SourceError
-from tests.support.postgres_source import PostgresSource, rows_of
+from tests.support.postgres.source import PostgresSource, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

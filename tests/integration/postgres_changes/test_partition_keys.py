@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.postgres_source import PostgresSource, rows_of
+from tests.support.postgres.source import PostgresSource, rows_of
 
 EVENTS = "CREATE TABLE events (id int, year int, code text NOT NULL, body text{}) PARTITION BY LIST (year)"
 PARTITION = "CREATE TABLE events_2026 PARTITION OF events FOR VALUES IN (2026)"

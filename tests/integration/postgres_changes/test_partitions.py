@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.postgres_source import PostgresSource, rows_of
+from tests.support.postgres.source import PostgresSource, rows_of
 
 
 def test_partitions_are_reported_under_their_root(pgoutput: PostgresSource) -> None:

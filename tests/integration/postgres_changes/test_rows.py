@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tests.support.postgres_source import PostgresSource, rows_of
+from tests.support.postgres.source import PostgresSource, rows_of
 
 LONG = "repeat('long ', 1000)"
 THE_LONG_TEXT = "long " * 1000

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from listener.postgres.client.connection import connect
 from listener.postgres.client.type_catalogue import TypeCatalogue
 from listener.postgres.codec.builtin_types import BUILTIN
-from tests.support.postgres_source import PostgresSource
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.machine_servers import RedisServer
+from harness.waiting import wait_until
+from harness.worker import Worker, held
 from tests.support.sentinel import SentinelBroker
-from tests.support.servers import RedisServer
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def test_after_a_failover_every_task_that_the_replica_has_is_done_and_new_ones_a
 
 def _environment(helpdesk: HelpDesk, broker: SentinelBroker) -> dict[str, str]:
     """Return a worker's. Its cache is on another server: what fails over is the broker alone."""
-    return {**helpdesk.environment, **broker.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    return {**helpdesk.environment, **broker.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
 
 
 def _health(environment: dict[str, str]) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.waiting import at_most, wait_until
+from harness.waiting import at_most, wait_until
 
 __all__ = ["ListenerProcess", "mortal"]
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
-_LAUNCHER = _CHECKOUT / "demo" / "launch.py"
+_CHECKOUT = Path(__file__).resolve().parents[1]
+_LAUNCHER = _CHECKOUT / "harness" / "launch.py"
 
 
 def mortal(command: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from celery import shared_task
 
 from cdc_tasks.celery import app
-from tests.support.killed_tasks import note
+from tests.support.tasks.killed import note
 
 __all__ = ["note", "send_on"]
 

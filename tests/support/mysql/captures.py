@@ -1,6 +1,6 @@
 """Binlogs of real servers, kept for tests without a server.
 
-`python -m tests.support.binlog_captures` records them again.
+`python -m tests.support.mysql.captures` records them again.
 
 Each scenario is a list of statements, run on MariaDB and on MySQL, or on one of them. Beside the events a capture keeps
 what the codec asked the server: the names of collations, and what MariaDB's log leaves open about its tables.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
+from harness.given_mysql import MariaDBServer, MySQLServer
 from listener.mysql.charsets import Charsets
 from listener.mysql.client.connection import Session, connect, execute, fetch
 from listener.mysql.client.replication import events_as_tool
@@ -26,7 +27,6 @@ from listener.mysql.log.position import BinlogPosition
 from listener.mysql.tables.catalogue import Definitions
 from listener.mysql.tables.table_description import Tables
 from listener.router import BinlogRouter, EventType
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCENARIOS", "BinlogCapture", "binlog_captures", "read_all"]
 
-_DIRECTORY: Final = Path(__file__).parents[1] / "unit" / "captured"
+_DIRECTORY: Final = Path(__file__).parents[2] / "unit" / "captured"
 _SCHEMA: Final = "captured"
 _INTACT: Final = 0x2144DF1C  # what CRC-32 makes of anything that ends with its own CRC-32
 

@@ -1,4 +1,6 @@
-"""Messages of real servers, kept for tests without a server: `python -m tests.support.captures` records them again.
+"""Messages of real servers, kept for tests without a server.
+
+`python -m tests.support.postgres.captures` records them again.
 
 Each scenario is a list of statements, run on every server and read through every plugin that it has. Beside
 the messages a capture keeps what a decoder would ask the catalogue about tables. Partitioned tables are not for
@@ -16,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg2.sql import SQL, Identifier
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
 from listener.postgres.client.connection import connect, execute, fetch
 from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.wal2json.decoder import OPTIONS, Wal2JsonDecoder
 from listener.postgres.wal2json.definition_history import TableName
 from listener.postgres.wal2json.definitions import TableDefinitions
-from tests.support.servers import DebianPostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCENARIOS", "Capture", "captures", "read_slot", "scenarios_of"]
 
-_DIRECTORY: Final = Path(__file__).parents[1] / "unit" / "captured"
+_DIRECTORY: Final = Path(__file__).parents[2] / "unit" / "captured"
 
 PLUGIN_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "pgoutput": {"proto_version": "1", "publication_names": "everything"},

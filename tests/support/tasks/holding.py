@@ -1,7 +1,7 @@
 """For a worker that holds whatever it is given until it is due, as Celery's does."""
 
 from cdc_tasks.broker.redis import later as redis_later
-from tests.support.killed_tasks import note, note_slowly
+from tests.support.tasks.killed import note, note_slowly
 
 __all__ = ["note", "note_slowly"]
 

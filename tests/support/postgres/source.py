@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from harness.waiting import Deadline
 from listener.core.source import Saved
 from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
-from tests.support.waiting import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

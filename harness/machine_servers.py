@@ -12,13 +12,14 @@ import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import amqp
 import redis
 
-from demo.server_process import ServerError, ServerProcess, free_port
-from demo.servers import PostgresServer, ValkeyServer
-from tests.support.waiting import wait_until
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.server_process import ServerError, ServerProcess, free_port
+from harness.waiting import wait_until
 
 __all__ = ["DebianPostgresServer", "RabbitMQServer", "RedisServer", "SentinelServer"]
 
@@ -164,7 +165,8 @@ class RabbitMQServer(ServerProcess):
         waits = [f"celery_delayed_{bit}" for bit in range(_BITS_OF_A_WAIT)]
         with amqp.Connection(host=f"127.0.0.1:{self.port}") as connection:
             for queue in (*waits, *_TASK_QUEUES):
-                with suppress(amqp.exceptions.NotFound), connection.channel() as channel:
+                channel: Any
+                with suppress(amqp.exceptions.NotFound), connection.channel() as channel:  # type: ignore[attr-defined]  # the stubs lack it
                     _wait_until_unused(channel, queue)
                     channel.queue_purge(queue)
 
@@ -220,7 +222,7 @@ def _missing(server: str, variable: str) -> ServerError:
     )
 
 
-def _wait_until_unused(channel: amqp.Channel, queue: str) -> None:
+def _wait_until_unused(channel: Any, queue: str) -> None:
     """Return when nobody consumes it any more: then all that is in it can be purged."""
     wait_until(
         lambda: channel.queue_declare(queue, passive=True).consumer_count == 0,

@@ -6,9 +6,9 @@ import os
 from contextlib import closing
 from typing import Self
 
-import demo.mysql_servers
-from demo.mysql_servers import MariaDBServer
-from demo.server_process import ServerError
+import harness.mysql_servers
+from harness.mysql_servers import MariaDBServer
+from harness.server_process import ServerError
 from listener.core.findings import raise_problems
 from listener.mysql.check import find_in_server
 from listener.mysql.client.connection import Address, connect
@@ -29,7 +29,7 @@ WITHOUT_GTIDS = ("--gtid-mode=OFF", "--enforce-gtid-consistency=OFF")
 KINDS = ("mariadb", "mysql", "mysql without GTIDs")
 
 
-class MySQLServer(demo.mysql_servers.MySQLServer):
+class MySQLServer(harness.mysql_servers.MySQLServer):
     """MySQL with GTIDs; killed in the end, when its data go away with it.
 
     Asked to end, it waits eight seconds more where it still sees a replica. A listener is one, and for a while

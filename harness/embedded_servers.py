@@ -16,7 +16,7 @@ from urllib.parse import quote
 import psycopg2
 import redis
 
-from demo.server_process import ServerError, ServerProcess
+from harness.server_process import ServerError, ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

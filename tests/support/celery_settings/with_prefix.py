@@ -1,6 +1,6 @@
 """Celery's settings for a database whose keys all have a prefix of the application's; leases are short."""
 
-from tests.support.short_lease import *  # noqa: F403
-from tests.support.short_lease import broker_transport_options
+from tests.support.celery_settings.short_lease import *  # noqa: F403
+from tests.support.celery_settings.short_lease import broker_transport_options
 
 broker_transport_options = {**broker_transport_options, "global_keyprefix": "team:"}

@@ -15,7 +15,7 @@ from listener.mysql.stream import BinlogStream
 
 if TYPE_CHECKING:
     from listener.mysql.log.position import BinlogPosition
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 __all__ = ["end_of_log", "logged_statements"]
 

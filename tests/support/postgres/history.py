@@ -12,14 +12,14 @@ import redis
 
 from cdc_tasks.changes import RowChange, position_key
 from cdc_tasks.errors import CDCError
-from demo.servers import PostgresServer, ValkeyServer
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.publishing import celery_app, messages
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cdc_tasks.changes import Change, EventType
+from harness.waiting import Deadline, wait_until
 from listener.core.source import Batch, Saved
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.support.waiting import Deadline, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """For a worker whose doorbells answer every second."""
 
 from cdc_tasks.broker.redis import wake_up as redis_doorbells
-from tests.support.killed_tasks import note
+from tests.support.tasks.killed import note
 
 __all__ = ["note"]
 

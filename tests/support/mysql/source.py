@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pymysql
 
+from harness.waiting import Deadline, wait_until
 from listener.core.source import Saved
 from listener.mysql.client.connection import Address
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.start.log_identity import log_created_at
 from listener.router import BinlogRouter, EventType
-from tests.support.waiting import Deadline, wait_until
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from cdc_tasks.changes import Change
-    from tests.support.mysql_servers import GivenMySQLServer, MariaDBServer, MySQLServer
+    from harness.given_mysql import GivenMySQLServer, MariaDBServer, MySQLServer
 
 __all__ = ["MySQLDatabase", "MySQLSource", "NumberSource"]
 

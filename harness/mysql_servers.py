@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pymysql
 
-from demo.server_process import ServerError, ServerProcess
+from harness.server_process import ServerError, ServerProcess
 
 __all__ = ["MariaDBServer", "MySQLServer"]
 

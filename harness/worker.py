@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import redis
 
-from tests.support.waiting import at_most, wait_until
+from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
+_CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def held(client: redis.Redis, prefix: str = "") -> list[bytes]:
+def held(client: redis.Redis, prefix: str = "") -> list[Any]:
     """Return the messages that workers hold, as Redis has them."""
     keys = client.scan_iter(match=f"{prefix}cdc:unacked:*")
     return [message for key in keys for message in client.hvals(key)]
