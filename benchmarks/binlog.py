@@ -9,7 +9,7 @@ from benchmarks.binlog_contenders import MARIADB, MYSQL
 from benchmarks.binlog_stage import BinlogStage
 from benchmarks.memory import peak_by_transaction
 from benchmarks.throughput import Drained, Rows, measure
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
+from harness.given_mysql import MariaDBServer, MySQLServer
 
 __all__ = ["DATABASES", "compare", "peak", "version"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import debezium
 from benchmarks.binlog_stage import BinlogStage
 from benchmarks.contenders import Contender, Counting, Ours, Run
-from tests.acceptance.listener_process import mortal
+from harness.listener_process import mortal
 
 __all__ = ["MARIADB", "MYSQL"]
 

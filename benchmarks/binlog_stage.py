@@ -9,7 +9,7 @@ from typing import Any
 import pymysql
 
 from benchmarks.stage import DESCRIPTION, TITLE, Stage
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
+from harness.given_mysql import MariaDBServer, MySQLServer
 
 __all__ = ["BinlogPlace", "BinlogStage"]
 

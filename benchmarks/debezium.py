@@ -10,7 +10,7 @@ import venv
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.acceptance.listener_process import mortal
+from harness.listener_process import mortal
 
 __all__ = ["VERSIONS", "install", "start"]
 

@@ -16,8 +16,8 @@ from typing import Final, TypedDict
 from benchmarks.postgres_stage import PostgresStage
 from benchmarks.routes import QUEUE
 from benchmarks.tasks import read_notes
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 __all__ = ["BINS", "Latency", "time_start", "time_to_queue", "time_to_task"]
 

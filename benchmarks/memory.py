@@ -10,7 +10,7 @@ from benchmarks.postgres_stage import PostgresStage
 from benchmarks.readings import cpu_seconds, peak_memory
 from benchmarks.routes import QUEUE
 from benchmarks.stage import Stage
-from tests.support.waiting import wait_until
+from harness.waiting import wait_until
 
 __all__ = ["idle_share", "peak_by_transaction"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks import debezium
 from benchmarks.contenders import Contender, Counting, Ours, Run
 from benchmarks.postgres_stage import PUBLICATION, PostgresStage
-from tests.acceptance.listener_process import mortal
-from tests.support.waiting import wait_until
+from harness.listener_process import mortal
+from harness.waiting import wait_until
 
 __all__ = ["ALL", "FAST"]
 

@@ -10,9 +10,9 @@ import psycopg2
 
 from benchmarks.routes import TABLES
 from benchmarks.stage import DESCRIPTION, TITLE, Stage
-from demo.servers import PostgresServer
-from tests.acceptance.listener_process import mortal
-from tests.support.servers import DebianPostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.listener_process import mortal
+from harness.machine_servers import DebianPostgresServer
 
 __all__ = ["PUBLICATION", "PostgresStage"]
 

@@ -10,8 +10,8 @@ from typing import Self
 import redis
 
 from benchmarks.routes import QUEUE
-from demo.servers import ValkeyServer
-from tests.acceptance.listener_process import ListenerProcess
+from harness.embedded_servers import ValkeyServer
+from harness.listener_process import ListenerProcess
 
 __all__ = ["DESCRIPTION", "TITLE", "Stage"]
 

@@ -11,8 +11,8 @@ from benchmarks.latency import worker_environment
 from benchmarks.postgres_stage import PostgresStage
 from benchmarks.routes import QUEUE
 from benchmarks.tasks import read_notes
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 __all__ = ["Worked", "work"]
 

@@ -1,4 +1,4 @@
-"""Whether a URL says one thing only. Read once, at the start: drivers repeat what they can't read, the password too."""
+"""Whether a URL is unambiguous. The check comes first: a driver prints a URL that it cannot parse, password and all."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ESCAPE: Final = "in user and password, write each of : / ? # [ ] @ % as %XX, e.
 
 
 def check_address(text: str) -> None:
-    """Raise ValueError where programs could read the URL in different ways; its message repeats nothing of the URL.
+    """Raise ValueError if programs could parse the URL in different ways; the message has no part of the URL.
 
-    Several URLs, with semicolons between them, are what kombu takes for brokers that stand in for each other.
+    Several URLs with semicolons between them are alternatives, as kombu takes them for brokers.
     """
     for each in text.split(";"):
         _check(each)
@@ -32,7 +32,7 @@ def _check(url: str) -> None:
         raise ValueError(f"it has a blank, a control character or a backslash in it; {_ESCAPE}")
     authority, rest = _split(url[scheme.end() :])
     if "@" in rest:
-        raise ValueError(f"it has an @ behind what would be its host; {_ESCAPE}")
+        raise ValueError(f"it has an @ after its host; {_ESCAPE}")
     login, _, hosts = authority.rpartition("@")
     if _BAD_PERCENT.search(login) or set("@[]") & set(login):
         raise ValueError(f"its user or password is not escaped; {_ESCAPE}")
@@ -41,7 +41,7 @@ def _check(url: str) -> None:
 
 
 def _split(tail: str) -> tuple[str, str]:
-    """Return what stands before and behind the first of `/ ? #`."""
+    """Return what is before and after the first of `/ ? #`."""
     end = next((at for at, character in enumerate(tail) if character in "/?#"), len(tail))
     return tail[:end], tail[end:]
 
@@ -49,4 +49,4 @@ def _split(tail: str) -> tuple[str, str]:
 def _check_host(text: str) -> None:
     found = _HOST_AND_PORT.fullmatch(text)
     if found is None or int(found["port"] or 0) > _HIGHEST_PORT:
-        raise ValueError(f"its host and port can't be read; {_ESCAPE}")
+        raise ValueError(f"its host and port are not valid; {_ESCAPE}")

@@ -1,4 +1,4 @@
-"""What a change in the database looks like: the one thing that the listener and the workers both know."""
+"""What a change in the database looks like: the listener and the workers both know it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Change", "EventType", "RowChange", "position_key"]
 
 
 class EventType(StrEnum):
-    """What happened to a row, or, for TRUNCATE, to a whole table. ALL stands for the four in a route."""
+    """What happened to a row; with TRUNCATE, to a whole table. In a route, ALL means all four."""
 
     INSERT = "insert"
     UPDATE = "update"
@@ -23,7 +23,7 @@ class EventType(StrEnum):
 
 
 class Change(Protocol):
-    """What predicates and `args=` of a route may rely on, whether the values are decoded yet or not."""
+    """What predicates and `args=` of a route may use, before or after the values are decoded."""
 
     @property
     def schema(self) -> str: ...
@@ -58,19 +58,18 @@ class Change(Protocol):
 class RowChange:
     """One row inserted, updated or deleted, or one table truncated.
 
-    Values are what JSON can carry: integers and floats as numbers, `numeric` as str, dates and
-    timestamps as ISO 8601 str, `bytea` as base64 str, arrays as lists, `json` as the value itself,
-    everything else as the server's own text.
+    Values are what JSON has: integers and floats are numbers, `numeric` is str, dates and timestamps are ISO 8601 str,
+    `bytea` is base64 str, arrays are lists, `json` is the value itself, all others are the server's own text.
     """
 
     id: str  # from source, position and time of the commit alone: the same on every replay
     schema: str
     table: str
     event: EventType
-    before: Mapping[str, Any] | None  # the old row as far as the replica identity gives it
+    before: Mapping[str, Any] | None  # the old row, with the columns that the replica identity has
     after: Mapping[str, Any] | None  # None for a delete and for a truncate
-    unavailable: tuple[str, ...] = ()  # columns whose value the source did not send: not the same as NULL
-    position: str  # where it stands in the source's log; compare only with `position_key`
+    unavailable: tuple[str, ...] = ()  # columns whose value the source did not send; this is not NULL
+    position: str  # its place in the source's log; compare only with `position_key`
     committed_at: datetime
 
     @property
@@ -80,7 +79,7 @@ class RowChange:
 
     @property
     def kind(self) -> tuple[str, str, str]:
-        """What routes are looked up by: schema, table, event's value."""
+        """Schema, table and event's value: routes are found by it."""
         return self.schema, self.table, self.event.value
 
     @property
@@ -89,7 +88,7 @@ class RowChange:
         return self.id.encode(), self.position.encode()
 
     def changed(self, column: str) -> bool | None:
-        """Tell whether the column's value differs from before; None where the source did not send both.
+        """Return whether the column's value differs from before; None if the source did not send both.
 
         An insert, a delete and a truncate count as a change of every column.
         """
@@ -101,7 +100,7 @@ class RowChange:
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> RowChange:
-        """Build one from the argument that a task receives; raises KeyError where a field is missing."""
+        """Build one from the argument that a task receives; raises KeyError if a field is missing."""
         return cls(
             id=message["id"],
             schema=message["schema"],
@@ -135,10 +134,10 @@ class RowChange:
 
 
 def position_key(position: str) -> tuple[str, str]:
-    """Return (log, place) of a change's position: of one log the places compare as texts.
+    """Return (log, place) of a change's position. Places of the same log compare as texts.
 
-    Those of different logs do not compare: after a failover MySQL counts anew, under another name. On PostgreSQL the
-    places of one cluster compare, also after a failover or a restore. Raises ValueError.
+    Places of different logs do not compare: after a failover MySQL counts from 1 again, under another name. On
+    PostgreSQL all places of one cluster compare, also after a failover or a restore. Raises ValueError.
     """
     place, _, ordinal = position.rpartition(":")
     log, number, later = _in_wal(place) if "/" in place else _in_binlog(place)
@@ -146,16 +145,16 @@ def position_key(position: str) -> tuple[str, str]:
 
 
 def _in_wal(place: str) -> tuple[str, int, str]:
-    """Read PostgreSQL's LSN, behind its era."""
+    """Parse PostgreSQL's LSN and the era before it."""
     era, _, lsn = place.rpartition("@")
     high, low = lsn.split("/")
     return "", _era(era) << 64 | int(high, 16) << 32 | int(low, 16), ""
 
 
 def _in_binlog(text: str) -> tuple[str, int, str]:
-    """Read a place in a binlog, in front of its epoch: numbers began again, see listener/mysql/codec/progress.py."""
+    """Parse a place in a binlog and the epoch after it: numbers may repeat, see transaction_progress.py."""
     place, _, epoch = text.partition("@")
-    # Behind all places that have no epoch: those begin with a digit or a to f.
+    # It sorts after all places without an epoch: they begin with a digit or a to f.
     later = f"g{int(epoch):016x}." if epoch else ""
     return *_place(place), later
 
@@ -172,7 +171,7 @@ def _place(place: str) -> tuple[str, int]:
 
 
 def _era(era: str) -> int:
-    """Return the number of an era, timeline or generation.timeline; that of the first, which is not written, is 0."""
+    """Return the number of an era (timeline, or generation.timeline). The first era is empty, and 0."""
     generation, _, timeline = era.rpartition(".")
     return int(generation or 0) << 32 | int(timeline or 1) - 1
 

@@ -1,4 +1,4 @@
-"""The one base of every error of ours."""
+"""The base class of all errors of cdc-tasks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 __all__ = ["CDCError", "mask_secrets"]
 
-# A password may have an @ itself, and who mistypes :// has a password all the same.
+# A password may contain an @, and a URL with a mistyped :// has a password too.
 _PASSWORD_IN_URL = re.compile(r"(?P<user>\b[A-Za-z][\w+.\-]*:/{1,3}[^:/@\s]*):\S*(?=@)")
-_WORD = re.compile(
-    r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
-)  # where a word of a class's name begins
+# The beginning of a word in a class's name.
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _PASSWORD_IN_DSN = re.compile(r"(?P<key>\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE)
 
 
@@ -30,9 +29,9 @@ class CDCError(Exception):
     def __init__(
         self, message: str | None = None, *, hint: str | None = None, code: str | None = None
     ) -> None:
-        """Without `message` the class's docstring is it; `hint` is the exact command or SQL that mends it.
+        """Without `message` it has the class's docstring. `hint` is the exact command or SQL that mends it.
 
-        `code` is one of its own, where a class stands for several errors that a program may want to tell apart.
+        `code` replaces the class's code, if a program may want to tell several errors of one class apart.
         """
         self.message = mask_secrets(message or getdoc(type(self)) or "")
         self.hint = mask_secrets(hint) if hint else None

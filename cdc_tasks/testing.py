@@ -1,4 +1,4 @@
-"""For your own tests of your own routes: a change without a database, and what it fires without a broker.
+"""For tests of your routes: a change without a database, and what it fires without a broker.
 
 def test_closing_a_ticket_tells_its_author():
     change = row_change("tickets", "update", before={"status": "open"}, after={"status": "closed"})
@@ -21,7 +21,7 @@ _numbers = count(1)
 
 
 class _Router(Protocol):
-    """A `cdc_tasks.routing.router.BinlogRouter`: workers do not import the listener, so it is known by what it does."""
+    """What is used of a `cdc_tasks.routing.router.BinlogRouter`."""
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterable[Any]: ...
 
@@ -36,10 +36,10 @@ def row_change(
     unavailable: Sequence[str] = (),
     committed_at: datetime | None = None,
 ) -> RowChange:
-    """Return a change as a listener would; each has an id and a position of its own, later than the one before.
+    """Return a change as the listener would. Each has its own id, and a position after the one before.
 
-    Raises ValueError where the rows do not fit the event: an insert has no `before`, a delete no `after`,
-    an update has an `after`, a truncate has neither.
+    Raises ValueError if the rows do not fit the event: an insert has no `before`, a delete has no `after`, an update
+    has an `after`, a truncate has neither.
     """
     kind = EventType(event)
     _check_rows(kind, before, after)
@@ -60,7 +60,7 @@ def row_change(
 def assert_fires(
     router: _Router, change: Change, task: str, *, args: Sequence[Any] | None = None, times: int = 1
 ) -> None:
-    """Raise AssertionError, which tells what did fire, unless `change` fires `task` so many times.
+    """Raise AssertionError, with what did fire, unless `change` fires `task` this many `times`.
 
     With `args`, only calls with these positional arguments count.
     """
@@ -71,15 +71,15 @@ def assert_fires(
     if len(calls) != times:
         wanted = task if args is None else f"{task}{_shown(list(args))}"
         raise AssertionError(
-            f"{_title(change)} fires {wanted} {len(calls)} times, not {times}. {_told(fired)}"
+            f"{_title(change)} fires {wanted} {len(calls)} times, not {times}. {_described(fired)}"
         )
 
 
 def assert_fires_nothing(router: _Router, change: Change) -> None:
-    """Raise AssertionError, which tells what did fire, if `change` fires any task."""
+    """Raise AssertionError, with what did fire, if `change` fires any task."""
     fired = list(router.tasks_for([change]))
     if fired:
-        raise AssertionError(f"{_title(change)} is not to fire anything. {_told(fired)}")
+        raise AssertionError(f"{_title(change)} should not fire anything. {_described(fired)}")
 
 
 def _check_rows(event: EventType, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
@@ -97,9 +97,9 @@ def _title(change: Change) -> str:
     return f"{change.event.value} on {change.schema}.{change.table}"
 
 
-def _told(fired: Sequence[Any]) -> str:
+def _described(fired: Sequence[Any]) -> str:
     if not fired:
-        return "Nothing fired: no route matches, or its `when` said no."
+        return "Nothing fired: no route matches, or its `when` returned false."
     lines = [
         f"{each.route.task}{_shown(_arguments(each))}"
         if _is_call(each)

@@ -52,7 +52,7 @@ def _named(url: str, kind: DatabaseKind | None) -> Database:
 
 
 def _start_postgres(cleanup: ExitStack, say: Callable[[str], None]) -> Database:
-    from demo.servers import PostgresServer
+    from harness.embedded_servers import PostgresServer
 
     say("PostgreSQL")
     server = cleanup.enter_context(PostgresServer())
@@ -63,7 +63,7 @@ def _start_postgres(cleanup: ExitStack, say: Callable[[str], None]) -> Database:
 def _start_mysql(
     cleanup: ExitStack, say: Callable[[str], None], kind: Literal["mariadb", "mysql"]
 ) -> Database:
-    from demo.mysql_servers import MariaDBServer, MySQLServer
+    from harness.mysql_servers import MariaDBServer, MySQLServer
 
     server: MariaDBServer | MySQLServer
     if kind == "mariadb":

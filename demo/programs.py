@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import ClassVar
 
-from demo.server_process import ServerError, ServerProcess
+from harness.server_process import ServerError, ServerProcess
 
 __all__ = ["Flower", "Listener", "Program", "Worker"]
 

@@ -19,7 +19,7 @@ from demo.inbox import Inbox
 from demo.observer import Observation, Observer
 from demo.programs import Flower, Listener, Worker
 from demo.sample import Sample
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

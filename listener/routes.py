@@ -1,7 +1,7 @@
 """The page that you edit: which change fires which task.
 
-Copy it into your own code and point CDC_ROUTES to it, or change it here. `python -m listener routes` prints
-what it says, `python -m listener check` holds it against the database.
+Copy it into your own code and point CDC_ROUTES to it, or change it here. `python -m listener routes` prints the
+routes, `python -m listener check` compares them with the database.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MASTER_TABLES = ("roles", "departments", "priorities", "statuses")
 def setup_router(schema: str = "public") -> BinlogRouter:
     """Return the routes of the help desk.
 
-    The listener gives `schema` where there is such a parameter: `public` on PostgreSQL, on MySQL and MariaDB the
+    The listener passes `schema` if there is such a parameter: `public` on PostgreSQL, on MySQL and MariaDB the
     database that DATABASE_URL names.
     """
     router = BinlogRouter()

@@ -13,11 +13,11 @@ import redis
 from hypothesis import HealthCheck, settings
 from psycopg2 import sql
 
-from demo.servers import PostgresServer, ValkeyServer
-from tests.support.mysql_servers import GivenMySQLServer, MariaDBServer, MySQLServer, shared_mysql_server
-from tests.support.mysql_source import MySQLDatabase, MySQLSource
-from tests.support.servers import DebianPostgresServer, RabbitMQServer, RedisServer
-from tests.support.waiting import wait_until
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.given_mysql import GivenMySQLServer, MariaDBServer, MySQLServer, shared_mysql_server
+from harness.machine_servers import DebianPostgresServer, RabbitMQServer, RedisServer
+from harness.waiting import wait_until
+from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

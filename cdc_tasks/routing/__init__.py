@@ -1,1 +1,1 @@
-"""Which change fires which task: pure, no I/O. The listener uses it; an application needs no more of us."""
+"""Which change fires which task: pure, no I/O. The listener uses it, and an application's routes import it."""

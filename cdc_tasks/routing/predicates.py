@@ -15,7 +15,7 @@ When = Callable[[Change], object]
 
 @dataclass(frozen=True, slots=True)
 class _Changed:
-    columns: tuple[str, ...]  # what it looks at: these have to be sent by the source
+    columns: tuple[str, ...]  # it compares these: the source has to send them
 
     def __call__(self, change: Change) -> bool:
         for column in self.columns:  # noqa: SIM110 - `any` costs twice as much, and this is a hot path
@@ -42,11 +42,11 @@ class _Became:
 
 
 def changed(*columns: str) -> When:
-    """Fire where one of `columns` differs from before.
+    """Fire if one of `columns` differs from before.
 
-    An insert, a delete and a truncate count as a change of every column. Where the source did not send the
-    old value (PostgreSQL's REPLICA IDENTITY is not FULL) nobody can tell, and it fires: rather once too
-    often than a change lost. `python -m listener check` says which tables that concerns.
+    An insert, a delete and a truncate count as a change of every column. If the source did not send the old value
+    (PostgreSQL's REPLICA IDENTITY is not FULL), it fires: one task too many is better than a lost change.
+    `python -m listener check` names the tables to which this applies.
     """
     if not columns or not all(map(_is_name, columns)):
         raise TypeError(f"changed{columns!r} needs names of columns, e.g. changed('status')")
@@ -54,10 +54,10 @@ def changed(*columns: str) -> When:
 
 
 def became(column: str, value: Any) -> When:
-    """Fire where `column` has now this value and had another one, or the row is new.
+    """Fire if `column` now has this value and had another one, or if the row is new.
 
-    `value` is compared with what a task would receive: `numeric` and timestamps are str, arrays lists. Where the old
-    value is unknown it fires, as `changed` does.
+    `value` is compared with what a task would receive: `numeric` and timestamps are str, arrays are lists. If the old
+    value is unknown, it fires, as `changed` does.
     """
     if not _is_name(column):
         raise TypeError(f"became({column!r}, …) needs the name of a column, e.g. became('status', 'closed')")
@@ -65,7 +65,7 @@ def became(column: str, value: Any) -> When:
 
 
 def _as_json(value: Any) -> Any:
-    """Return the value as JSON brings it to a task: there are lists, and no tuples."""
+    """Return the value as a task gets it through JSON: with lists instead of tuples."""
     if isinstance(value, list | tuple):
         return [_as_json(each) for each in value]
     if isinstance(value, dict):

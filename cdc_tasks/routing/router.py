@@ -48,26 +48,26 @@ class Route:
     table: str  # a name, or a glob
     events: frozenset[EventType]
     task: str
-    when: When | None = field(hash=False)  # a user's object, which may have no hash
+    when: When | None = field(hash=False)  # a user's object: it may have no hash
     args: Args | None = field(hash=False)  # None: the change itself is the task's one argument
     columns: tuple[str, ...] | None  # None: all
-    queue: str | None  # None: as Celery's task_routes say
+    queue: str | None  # None: the one of Celery's task_routes
     coalesce: bool
     batch: int | None
-    key: str  # names the route in task ids, and survives a reordering of the routes
+    key: str  # identifies the route in task ids, also after the routes are reordered
     is_grouped: bool  # has coalesce or batch
 
     def matches(self, schema: str, table: str) -> bool:
-        """Tell whether the route watches this table."""
+        """Return whether the route watches this table."""
         return fnmatchcase(schema, self.schema) and fnmatchcase(table, self.table)
 
 
 class RouteIndex:
-    """Finds the routes that watch a table, without a look at each of them.
+    """Finds the routes that watch a table, without trying each route.
 
-    A route is kept under the part of its names before the first wildcard. So a name is looked up as it is, and
-    under each of its beginnings: what that costs grows with the name's length, and not with the number of routes.
-    Only routes whose globs begin alike are tried one by one.
+    A route is stored under the part of its names before the first wildcard. A lookup takes the table's name and each
+    prefix of it, so its cost grows with the length of the name, not with the number of routes. Only routes whose globs
+    have the same prefix are tried one by one.
     """
 
     def __init__(self, routes: Iterable[Route] = ()) -> None:
@@ -79,7 +79,7 @@ class RouteIndex:
             self.add(route)
 
     def add(self, route: Route) -> None:
-        """Let a route be found, after those that were added before."""
+        """Add a route, after those that were added before."""
         name = _joined(route.schema, route.table)
         wildcard = _WILDCARD.search(name)
         routes, place = (self._exact, name) if wildcard is None else (self._globs, name[: wildcard.start()])
@@ -115,7 +115,7 @@ def _joined(schema: str, table: str) -> str:
 
 
 class Origin(NamedTuple):
-    """The change that names a task, when nothing else of it is needed any more."""
+    """The change that a task is named after, when only its id and position are still needed."""
 
     kind: tuple[str, str, str]  # schema, table, event's value
     stamp: tuple[bytes, bytes]  # id and position, encoded
@@ -130,7 +130,7 @@ class Origin(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One route fired by one change, or by several that it stands for."""
+    """One route fired by one change, or by several changes together."""
 
     route: Route
     change: Change | Origin
@@ -138,7 +138,7 @@ class Call(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The task's id: from the change's and the route, so that a replayed task has the id it had."""
+        """The task's id: from the change's id and the route's key, so that a replayed task has the id that it had."""
         return f"{self.change.id}-{self.route.key}"
 
 
@@ -146,16 +146,16 @@ _call = partial(tuple.__new__, Call)  # half the time of `Call(…)`
 
 
 class Parked(NamedTuple):
-    """A change that a route, or the broker, could not take: kept until a person replays or drops it."""
+    """A change that a route or the broker could not take: kept until a person replays or drops it."""
 
     route: Route
     change: Change | Origin
     error: Exception
-    sealed: bytes | None = None  # the task's arguments, as in Call, where only an Origin is left
+    rendered: bytes | None = None  # the task's arguments, as in Call, if only an Origin is left
 
 
 class BinlogRouter:
-    """The table of routes. A change fires every route that matches it, in the order of their registration."""
+    """The table of routes. A change fires every route that matches it, in the order of registration."""
 
     def __init__(self) -> None:
         self._routes: list[Route] = []
@@ -166,7 +166,7 @@ class BinlogRouter:
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """All routes, in the order of their registration."""
+        """All routes, in the order of registration."""
         return tuple(self._routes)
 
     def register(
@@ -185,11 +185,12 @@ class BinlogRouter:
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
-        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `when(change)` decides; `args(change)`
-        gives the task's positional arguments; `columns` limits the rows that are sent. With `coalesce`,
-        changes with equal arguments lead to one task; with `batch`, up to so many go to one task as a list.
+        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `when(change)` decides whether it fires.
+        `args(change)` returns the task's positional arguments; without it the change is the one argument. `columns`
+        limits the rows that are sent. With `coalesce`, changes with equal arguments fire one task. With `batch`, one
+        task gets a list of up to that many changes.
 
-        Raises RouteError that names the bad value and the hint.
+        Raises RouteError, with the wrong value and a hint.
         """
         _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
         _check_callable(when=when, args=args)
@@ -215,7 +216,7 @@ class BinlogRouter:
         return route
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
-        """Return the routes that watch this (schema, table, event), whatever their `when` says."""
+        """Return the routes that watch this (schema, table, event), before their `when` decides."""
         try:
             return self._by_kind[kind]
         except KeyError:
@@ -240,18 +241,18 @@ class BinlogRouter:
                     if when is not None and not when(change):
                         continue
                     body = change.to_json(route.columns) if args is None else _listed(route, args(change))
-                except Exception as error:  # noqa: BLE001 - a user's code, whatever it raises: the change is kept
+                except Exception as error:  # noqa: BLE001 - a user's code may raise anything: the change is kept
                     yield Parked(route, change, error)
                 else:
                     yield _call((route, change, body))
 
     def _key(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
-        """Digest what names the route; routes that are alike in it are told apart by their order."""
+        """Return a digest of what identifies the route; routes that are equal in it differ by their order."""
         names = (schema, table, events, task)
         name = "\0".join((schema, table, *sorted(events), task, str(self._alike[names])))
         self._alike[names] += 1
         while (key := hashlib.blake2b(name.encode(), digest_size=4).hexdigest()) in self._keys:
-            name += "\0"  # among thousands of routes two digests may be the same
+            name += "\0"  # among thousands of routes two digests may be equal
         self._keys.add(key)
         return key
 
@@ -276,13 +277,11 @@ def _check_grouping(task: str, *, coalesce: bool, batch: int | None, args: Args 
             f"batch={batch!r} of the route to {task} is no number of changes.", hint="Write e.g. batch=500."
         )
     if coalesce and batch is not None:
-        raise RouteError(
-            f"The route to {task} has coalesce and batch, which exclude each other.", hint="Leave one out."
-        )
+        raise RouteError(f"The route to {task} has both coalesce and batch.", hint="Leave one out.")
     if coalesce and args is None:
         raise RouteError(
-            f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be alike.",
-            hint="Say what it coalesces on, e.g. args=lambda change: [change.table].",
+            f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be equal.",
+            hint="Give it the arguments to coalesce on, e.g. args=lambda change: [change.table].",
         )
 
 
@@ -310,7 +309,7 @@ def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
 
 
 def _listed(route: Route, values: object) -> bytes:
-    """Return what a route's `args` gave as JSON, without the list's brackets."""
+    """Return the result of a route's `args` as JSON, without the list's brackets."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"args= of the route to {route.task} returned {type(values).__name__}, not a list")
     return dumps(list(values)).encode()[1:-1]

@@ -26,7 +26,7 @@ from listener.cli.output import (
 )
 from listener.core.findings import Finding, State, finding_from
 from listener.daemon.lag_alarm import LagAlarm
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
 from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status
@@ -48,7 +48,7 @@ cli = typer.Typer(
     epilog=_variables(),
     invoke_without_command=True,
     add_completion=False,
-    pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
+    pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
 cli.add_typer(parked_commands.cli, name="parked")
 
@@ -72,17 +72,17 @@ def run(
         bool,
         typer.Option(
             "--from-start",
-            help="MySQL and MariaDB: at the first start read the oldest log first, not from now on.",
+            help="MySQL and MariaDB: at the first start, read all log that is there, not only from now on.",
         ),
     ] = False,
     json_logs: Annotated[
-        bool, typer.Option("--json-logs", help="One JSON object a line, as CDC_LOG_FORMAT=json.")
+        bool, typer.Option("--json-logs", help="One JSON object a line, as with CDC_LOG_FORMAT=json.")
     ] = False,
     log_level: Annotated[
         LogLevel | None, typer.Option("--log-level", help="Instead of CDC_LOG_LEVEL.")
     ] = None,
 ) -> None:
-    """Run until told to stop. SIGTERM and Ctrl-C end it when the batch in hand is published."""
+    """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends."""
     log_settings = load(LogSettings)
     logs.configure(
         json=json_logs or log_settings.cdc_log_format == "json", level=log_level or log_settings.cdc_log_level
@@ -92,7 +92,7 @@ def run(
         router = load_router(settings.cdc_routes, settings.source_url)
         listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
         _stop_on_signals(listener)
-        _spare_the_collector()
+        _collect_seldom()
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
         with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
             listener.run()
@@ -102,10 +102,10 @@ def run(
     log.info("stopped", name=settings.cdc_name)
 
 
-def _spare_the_collector() -> None:
-    """Look for garbage in circles seldom: a batch makes tens of thousands of objects, and not one circle.
+def _collect_seldom() -> None:
+    """Search for reference cycles seldom: a batch makes tens of thousands of objects and no cycle.
 
-    With Python's own thresholds a sixth of the time goes into looking through them.
+    With Python's default thresholds the collector takes a sixth of the time.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -118,7 +118,7 @@ def _stop_on_signals(listener: Listener) -> None:
 
 @cli.command()
 def check(*, as_json: AsJSON = False) -> None:
-    """Tell whether everything is ready, and of each problem how to mend it. Exit status 1 if there is one."""
+    """Show whether everything is ready, and how to mend each problem. Exit status 1 if there is one."""
     findings = list(_findings(load(ListenerSettings)))
     is_ready = all(each.state is not State.PROBLEM for each in findings)
     if as_json:
@@ -153,7 +153,7 @@ def routes(*, as_json: AsJSON = False) -> None:
 
 @cli.command()
 def status(*, as_json: AsJSON = False) -> None:
-    """Tell how far the listener is: position, lag, slot. Exit status 1 where no listener reads."""
+    """Show how far the listener is: position, lag, slot. Exit status 1 if no listener reads."""
     settings = load(ListenerSettings)
     found = read_status(settings, load_router(settings.cdc_routes, settings.source_url))
     if as_json:
@@ -164,9 +164,9 @@ def status(*, as_json: AsJSON = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error of ours is told in words, with its hint."""
+    """Run the command line; a CDCError is printed as its message and hint."""
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does: that is where people have their routes
+        sys.path.insert(0, here)  # as `python -m` does: routes are often there
     try:
         cli()
     except CDCError as error:

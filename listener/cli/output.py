@@ -1,4 +1,4 @@
-"""What the commands show: tables for people, JSON for programs."""
+"""What the commands print: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def print_json(value: Any) -> None:
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
-    """Print one line for each, and below them what to paste, in lines that are not broken."""
+    """Print one line for each, and below them the hints, in lines that are not wrapped."""
     console = _console()
     table = _table("", "what", "found")
     for each in findings:
@@ -64,7 +64,7 @@ def show_routes(routes: Iterable[Route]) -> None:
 
 
 def describe_route(route: Route) -> Mapping[str, str]:
-    """Return a route in words."""
+    """Return a route as words."""
     return {
         "table": f"{route.schema}.{route.table}",
         "events": ", ".join(event.name for event in EventType if event in route.events),
@@ -98,11 +98,11 @@ def show_parked(parked: Iterable[ParkedChange]) -> None:
 
 
 def show_status(status: Status) -> None:
-    """Print what the listener and the database say."""
+    """Print the status."""
     console = _console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
-        if name not in {"alarms", "gaps", "unseen", "paused"}:
+        if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused"}:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
     console.print(table)
     for alarm in status.alarms:
@@ -128,13 +128,14 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
         "alarms": list(status.alarms),
+        "alarm_codes": list(status.alarm_codes),
     }
 
 
 def _console() -> Console:
     console = Console()
     if not console.is_terminal:
-        console.width = 1000  # a pipe or a file: nobody's window to fit into
+        console.width = 1000  # a pipe or a file has no width
     return console
 
 

@@ -1,4 +1,4 @@
-"""Changes that a route or the broker could not take: list them, look at them, replay or drop them."""
+"""Changes that a route or the broker could not take: list, show, replay or drop them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
 from listener.cli.output import print_json, show_parked
 from listener.core.publisher import BrokerAwayError, BrokerError
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import celery_app, checkpoint_store
 from listener.publish.parked import ParkedChange, parked_key, parse_parked
@@ -30,15 +30,15 @@ cli = typer.Typer(help=__doc__, no_args_is_help=True)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Those with these ids.")]
-All = Annotated[bool, typer.Option("--all", help="All of them, or all of --task.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="The ids of parked changes.")]
+All = Annotated[bool, typer.Option("--all", help="All of them; with --task all of that task.")]
 
 _PAGE = "500"  # how many are read from Redis in one go
-_TAKEN = "is parked no more: somebody has just replayed or dropped it"
+_TAKEN = "is no longer parked: someone has just replayed or dropped it"
 
 
 class NotParkedError(CDCError):
-    """There is no such parked change."""
+    """No change with this id is parked."""
 
 
 class _Store:
@@ -61,7 +61,7 @@ class _Store:
         record = self._ask("HGET", self._key, task_id)
         if record is None:
             raise NotParkedError(
-                f"{task_id} is not parked.", hint="What is parked: python -m listener parked list"
+                f"{task_id} is not parked.", hint="See what is parked: python -m listener parked list"
             )
         return parse_parked(self._key, task_id.encode(), record)
 
@@ -69,7 +69,7 @@ class _Store:
         return bool(self._ask("HEXISTS", self._key, task_id))
 
     def remove(self, task_id: str) -> bool:
-        """Return whether it was there still."""
+        """Remove it; return whether it was still there."""
         return bool(self._ask("HDEL", self._key, task_id))
 
     def _ask(self, *command: str | bytes) -> Any:
@@ -92,11 +92,11 @@ def _opened(settings: ListenerSettings) -> Iterator[_Store]:
 def _chosen(
     store: _Store, ids: Sequence[str] | None, task: str | None, *, everything: bool
 ) -> list[ParkedChange]:
-    """Return those that the arguments name, in the order of the log."""
+    """Return the changes that the arguments name, in the order of the log."""
     if ids:
         return [store.get(task_id) for task_id in ids]
     if not everything:
-        raise typer.BadParameter("name some ids, or say --all")
+        raise typer.BadParameter("name some ids, or use --all")
     return sorted((each for each in store if task in {None, each.task}), key=_order)
 
 
@@ -138,7 +138,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
 
 @cli.command()
 def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
-    """Give them to their routes again, as these are now. The tasks have the ids that they would have had."""
+    """Give them to their routes again, as the routes are now. The tasks have the ids that they would have had."""
     settings = load(ListenerSettings)
     router, app, failed = load_router(settings.cdc_routes, settings.source_url), celery_app(settings), 0
     with _opened(settings) as store:
@@ -152,8 +152,8 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
                 failed += 1
                 typer.echo(f"{parked.id}: stays parked: {type(refusal).__name__}: {refusal}", err=True)
                 continue
-            store.remove(parked.id)  # behind the sending: rather twice with one id than never
-            typer.echo(f"{parked.id}: {f'sent to {parked.task}' if fired else 'does not fire any more'}")
+            store.remove(parked.id)  # after it was sent: twice with one id is better than never
+            typer.echo(f"{parked.id}: {f'sent to {parked.task}' if fired else 'no longer fires'}")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -164,14 +164,14 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
         make_message(app, route)
     except (RouteError, EnvelopeError) as error:
         return error
-    if parked.arguments is not None:  # of several changes, or of one that is known by its arguments alone
+    if parked.arguments is not None:  # of several changes, or of one whose row is not kept
         return Call(route, parked.change, b"")
     fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
     return fired.error if isinstance(fired, Parked) else fired
 
 
 def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
-    """Return why the broker refuses this message, None where it took it; raises BrokerAwayError."""
+    """Send the task; return why the broker refuses it, None if it took it. Raises BrokerAwayError."""
     route, arguments = call.route, _arguments(parked, call)
     options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
     shown = argsrepr(parked.change.kind, parked.change.position)
@@ -181,7 +181,7 @@ def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
     except OperationalError as error:
         raise BrokerAwayError(
             f"The broker did not take {parked.id}, which stays parked: {error}",
-            hint="See what is the matter with it: python -m listener check",
+            hint="See what is wrong: python -m listener check",
         ) from error
     except refusals as error:
         return BrokerError(str(error))
@@ -199,7 +199,7 @@ def _arguments(parked: ParkedChange, call: Call) -> list[Any]:
 
 @cli.command()
 def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
-    """Throw them away for good."""
+    """Drop them, forever."""
     with _opened(load(ListenerSettings)) as store:
         for parked in _chosen(store, ids, task, everything=everything):
             typer.echo(f"{parked.id}: {'dropped' if store.remove(parked.id) else _TAKEN}")

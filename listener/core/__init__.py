@@ -1,1 +1,1 @@
-"""What a source and a publisher promise, and what all rooms share."""
+"""What a source and a publisher promise, and what the listener's other packages share."""

@@ -1,4 +1,4 @@
-"""What a look at the surroundings found: one line each for `check`, and what `run` refuses to start with."""
+"""Findings about database, broker and workers: `check` shows one line each, `run` refuses to start with a problem."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CloseNames", "Finding", "State", "finding_from", "raise_problems"]
 
 
 class State(StrEnum):
-    """How bad it is: only a problem keeps the listener from running."""
+    """How bad it is: the listener starts unless it is a problem."""
 
     OK = "ok"
     WARNING = "warning"
@@ -23,28 +23,28 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that `check` looked at."""
 
-    what: str  # as a person would call it: "wal_level", "table public.tickets"
+    what: str  # its name for a person: "wal_level", "table public.tickets"
     state: State = State.OK
     found: str
     code: str = ""  # stable: for programs that read `check --json`
-    hint: str = ""  # the exact SQL or command, ready to paste; empty where all is well
+    hint: str = ""  # the exact SQL or command, ready to paste; empty if all is well
 
 
 class CloseNames:
-    """The names that there are, to find the one that somebody meant.
+    """The names that exist, to find the one that a person meant.
 
-    A look compares all of them, so that only the first few that ask are answered.
+    A search compares all of them, so only the first few are done.
     """
 
     def __init__(self, names: Iterable[str], *, most: int = 10) -> None:
-        """`most` is how often it looks."""
+        """`most` is the number of searches."""
         self._names = tuple(names)
         self._left = most
 
     def meant(self, name: str) -> str:
-        """Return a sentence with the name that is close to this one, empty where there is none."""
+        """Return a sentence with a name that is close to `name`, empty if there is none."""
         if self._left <= 0:
             return ""
         self._left -= 1
@@ -53,15 +53,20 @@ class CloseNames:
 
 
 def finding_from(what: str, error: CDCError, state: State = State.PROBLEM) -> Finding:
-    """Return what an error says as a finding."""
+    """Return an error as a finding, with its code and hint."""
     return Finding(what=what, state=state, found=error.message, code=error.code, hint=error.hint or "")
 
 
 def raise_problems(findings: Iterable[Finding]) -> None:
-    """Raise one SourceError that tells all problems with their hints; warnings and what is well pass."""
+    """Raise one SourceError with all problems and their hints; warnings are no reason.
+
+    Its code is that of the problems, if they have the same one.
+    """
     problems = [each for each in findings if each.state is State.PROBLEM]
     if not problems:
         return
-    told = "; ".join(f"{each.what}: {each.found}" for each in problems)
+    message = "; ".join(f"{each.what}: {each.found}" for each in problems)
     hints = dict.fromkeys(each.hint for each in problems if each.hint)
-    raise SourceError(told, hint="\n".join(hints))
+    codes = {each.code for each in problems}
+    code = codes.pop() if len(codes) == 1 else None
+    raise SourceError(message, hint="\n".join(hints), code=code or None)

@@ -1,4 +1,4 @@
-"""What handing tasks to a broker promises."""
+"""What a publisher promises: it hands tasks to a broker."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call, Parked
+from listener.core.source import Saved
 
 __all__ = [
     "BrokerAwayError",
@@ -20,7 +21,7 @@ __all__ = [
 
 
 class BrokerError(CDCError):
-    """The broker cannot be used as it is; a person has to mend it."""
+    """The listener cannot use the broker as it is; a person has to mend it."""
 
 
 class BrokerAwayError(CDCError):
@@ -37,30 +38,69 @@ class MessageTooLargeError(CDCError):
 
 
 class CheckpointMovedError(CDCError):
-    """The broker's checkpoint is not the one that we left: what comes next has to be read again."""
+    """The broker's checkpoint is not the one that we left; the listener has to read again from there."""
 
 
 class StoppedError(Exception):
-    """The listener was told to stop while it waited for the broker; nothing was acknowledged."""
+    """The listener was stopped while it waited for the broker; nothing was acknowledged."""
 
 
 class Publisher(Protocol):
     """Hands tasks to the broker and keeps the checkpoint.
 
-    It waits out a broker that is away, full or slow, and raises BrokerError only where waiting cannot help,
-    CheckpointMovedError where another listener took over, Stopped after `stop`.
+                      attach()                  publish(pipelined=True)
+      DETACHED ─────────────────► CONFIRMED ───────────────────────────► IN FLIGHT
+         ▲                        │  ▲   ▲                              │  │   │ publish(): waits for the batch
+         │                        └──┘   └──────────── flush() ─────────┘  │   │ in flight, then sends its own
+         │                       publish()                                 │   └─► IN FLIGHT
+         └───────────── CheckpointMovedError, or the source is lost ───────┘
+
+    Confirmed
+
+    - A batch is confirmed when the broker holds its tasks, as durably as CDC_DURABILITY asks, and the checkpoint is
+      its position. `publish` and `flush` return the last confirmed position; only that is acknowledged.
+    - On Redis, tasks, parked changes and checkpoint are one atomic step: a batch is there as a whole, once. On other
+      brokers the tasks come first: after a crash between the two the listener publishes the batch again.
+    - Tasks are published in the order in which they were fired.
+    - A task that is published again has the id that it had.
+
+    Pipelined
+
+    - Without `pipelined`, `publish` returns when the batch is confirmed.
+    - With it, `publish` may return while the batch is in flight. Up to one batch is in flight: the next call of
+      `publish`, `flush`, `read_checkpoint` or `attach` waits for it.
+    - An error of a batch in flight comes out of the call that waits for it. Then the batch is not confirmed.
+      `read_checkpoint` and `attach` do not raise CheckpointMovedError: they read the checkpoint again.
+
+    Deferred
+
+    - What a route coalesces or batches may be deferred. It is saved together with the checkpoint, and released by a
+      later `publish`, also one without tasks. So the caller calls `publish` at least every IDLE_INTERVAL.
+    - On Redis that call also finds out that the broker lost its data; on RabbitMQ it answers and sends heartbeats.
+
+    Errors
+
+    - A publisher waits for a broker that is away, full or slow, without a limit, and goes on by itself.
+    - It raises BrokerError or another CDCError only if waiting cannot help, CheckpointMovedError if another listener
+      took over or the broker lost its data, and StoppedError if `stop` ends a wait.
+    - A message that is too large for the broker is parked, like a change that a route could not take.
     """
 
-    def checkpoint(self, source: str | None = None) -> str | None:
-        """Return the last position whose tasks the broker holds; None before the first.
+    def read_checkpoint(self) -> Saved | None:
+        """Return the last position whose tasks the broker holds, and the source's notes; None before the first.
 
-        `source` is to be given before the first `publish`; raises BrokerError where the checkpoint is that of
-        another database.
+        It waits for the batch in flight, so that the answer is the newest. It changes nothing, here or at the broker.
         """
 
-    @property
-    def notes(self) -> str | None:
-        """What the source noted with the checkpoint, as it was when that was last asked for."""
+    def attach(self, source: str) -> str | None:
+        """Get ready to publish the changes of `source`, and return the position after which they begin.
+
+        Call it before the first `publish`, and again after each CheckpointMovedError and each loss of the source.
+        It takes over what a former listener deferred. From here on no other listener can write the checkpoint
+        without this one noticing.
+
+        Raises BrokerError if the checkpoint is that of another database.
+        """
 
     def publish(
         self,
@@ -68,22 +108,26 @@ class Publisher(Protocol):
         *,
         checkpoint: str,
         as_of: datetime | None = None,
-        ahead: bool = False,
+        pipelined: bool = False,
         notes: str | None = None,
     ) -> str | None:
-        """Make the broker hold these tasks, the parked changes, and the checkpoint: on Redis in one atomic step.
+        """Make the broker hold these tasks, the parked changes and the checkpoint; return the confirmed position.
 
-        `as_of` is when the last change was committed: the checkpoint carries it for whoever asks for the lag.
-        `notes`, where there are any, replace those that were kept with the checkpoint, in the same step as it.
-        With `ahead` it may return before the broker has answered, and the next call waits for that. Returns the
-        last position whose tasks the broker is known to hold.
+        `as_of` is when the last change was committed; the checkpoint carries it for `status`, which shows the lag.
+        `notes` replace those that were kept with the checkpoint, in the same step; None leaves them.
         """
 
-    def settle(self) -> str | None:
-        """Wait for what was published ahead; returns the last position whose tasks the broker holds."""
+    def flush(self) -> str | None:
+        """Wait for the batch in flight; return the confirmed position."""
 
     def stop(self) -> None:
-        """Make a waiting `publish` raise StoppedError soon; may be called from a signal handler."""
+        """Make a call that waits raise StoppedError soon. May be called from a signal handler.
+
+        A batch that need not wait is still published.
+        """
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Release the broker; after `stop`, first hand over what is deferred, if the broker is there.
+
+        Safe to call twice, and before `attach`.
+        """

@@ -1,4 +1,4 @@
-"""Waiting out a server that is away, full or starting, with back-off and jitter, until it is back or we are stopped."""
+"""Retrying while a server is away, full or starting, with back-off and jitter, until it is back or we are stopped."""
 
 from __future__ import annotations
 
@@ -8,43 +8,58 @@ from typing import TypeVar
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
+from cdc_tasks.errors import CDCError
 from listener.core.publisher import BrokerAwayError, StoppedError
 from listener.core.wakeup import Wakeup
 
-__all__ = ["Patience"]
+__all__ = ["Retry"]
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_SAY_EVERY = 20  # attempts, unless the reason is another one
+_LOG_EVERY = 20  # attempts that fail for the same reason
 
 
-class Patience:
-    """Does something again and again while what it needs is away."""
+class Retry:
+    """Calls a function again and again while it raises one kind of error."""
 
-    def __init__(self, what: str, *, longest: float = 5.0) -> None:
-        """Name the server in logs as `what`; wait `longest` seconds at most between two attempts."""
+    def __init__(
+        self,
+        what: str,
+        *,
+        on: type[CDCError] = BrokerAwayError,
+        event: str = "waiting",
+        shortest: float = 0.05,
+        longest: float = 5.0,
+        wakeup: Wakeup | None = None,
+    ) -> None:
+        """Name the server in the log as `what`, in lines of the name `event`.
+
+        Waits grow at random from `shortest` to `longest` seconds. `wakeup` ends the waits of several at once.
+        """
         self._what = what
-        self._wakeup = Wakeup()
-        self._said = ""  # why we wait, as the log has it
+        self._on = on
+        self._event = event
+        self._wakeup = wakeup or Wakeup()
+        self._logged = ""  # the reason of the last line
         self._retrying = Retrying(
-            retry=retry_if_exception_type(BrokerAwayError),
-            wait=wait_random_exponential(multiplier=0.05, max=longest),
+            retry=retry_if_exception_type(on),
+            wait=wait_random_exponential(multiplier=shortest, max=longest),
             sleep=self.sleep,
-            before_sleep=self._say,
+            before_sleep=self._log_wait,
             reraise=True,
         )
 
-    def until_done(self, action: Callable[[], T]) -> T:
-        """Return what `action` returns, at last; raises StoppedError after `stop` if it is still in vain."""
+    def call(self, action: Callable[[], T]) -> T:
+        """Return what `action` returns, at last; raises StoppedError if `stop` ends a wait."""
         try:
             return action()
-        except BrokerAwayError:
-            pass  # most often the connection went stale, and a new one does
+        except self._on:
+            pass  # most often the connection went stale, and a new one works
         result = self._retrying.copy()(action)
-        if self._said:
-            self._said = ""
+        if self._logged:
+            self._logged = ""
             log.info("back", what=self._what)
         return result
 
@@ -57,7 +72,7 @@ class Patience:
         return self._wakeup.is_set
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long; raises StoppedError after `stop`."""
+        """Wait; raises StoppedError after `stop`."""
         if self._wakeup.wait(seconds):
             raise StoppedError
 
@@ -65,8 +80,8 @@ class Patience:
         """Raise StoppedError after `stop`."""
         self.sleep(0)
 
-    def _say(self, state: RetryCallState) -> None:
+    def _log_wait(self, state: RetryCallState) -> None:
         reason = str(state.outcome.exception()) if state.outcome else ""
-        if reason != self._said or state.attempt_number % _SAY_EVERY == 0:
-            log.warning("waiting", what=self._what, attempt=state.attempt_number, error=reason)
-            self._said = reason
+        if reason != self._logged or state.attempt_number % _LOG_EVERY == 0:
+            log.warning(self._event, what=self._what, attempt=state.attempt_number, error=reason)
+            self._logged = reason

@@ -1,4 +1,4 @@
-"""Waking a wait from a signal handler or another thread."""
+"""Ending a wait from a signal handler or another thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Wakeup:
             os.write(self._writer, b"!")
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long; returns whether it is set."""
+        """Wait up to `seconds`; return whether it is set."""
         select([self._reader], [], [], seconds)
         return self.is_set
 

@@ -1,1 +1,1 @@
-"""The listener as a whole: settings, wiring, loop, status, alarm."""
+"""The listener as a whole: settings, wiring, loop, status, lag alarm."""

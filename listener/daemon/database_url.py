@@ -1,4 +1,4 @@
-"""Which kind of database an address names."""
+"""Which kind of database DATABASE_URL names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DatabaseType(StrEnum):
 
 
 class UnknownDatabaseTypeError(CDCError):
-    """The address names no database that can be watched."""
+    """DATABASE_URL names no database that the listener can read."""
 
 
 _DIALECTS: Final = {
@@ -34,29 +34,30 @@ _DIALECTS: Final = {
 
 
 def detect_database_type(url: str) -> DatabaseType:
-    """Tell it by the URL's scheme, SQLAlchemy's `dialect+driver://` included; raises UnknownDatabaseTypeError."""
+    """Return it from the URL's scheme, also SQLAlchemy's `dialect+driver://`; raises UnknownDatabaseTypeError."""
     match = _SCHEME.match(url)
     if not match:
         raise UnknownDatabaseTypeError("no URL with a scheme such as postgresql:// or mysql://")
     dialect = match["dialect"].lower()
     if dialect not in _DIALECTS:
         raise UnknownDatabaseTypeError(
-            f"{dialect}:// is no database that can be watched: postgresql://, mysql:// and mariadb:// are"
+            f"the listener cannot read {dialect}://, only postgresql://, mysql:// and mariadb://"
         )
     return _DIALECTS[dialect]
 
 
 def home_schema(url: str) -> str:
-    """Return the schema in which an application has its tables: `public`, on MySQL the database that the URL names.
+    """Return the schema of an application's tables: `public`, on MySQL the database that the URL names.
 
-    Raises UnknownDatabaseTypeError, also where a URL of MySQL names no database.
+    Raises UnknownDatabaseTypeError, also if a URL of MySQL names no database.
     """
     if detect_database_type(url) is DatabaseType.POSTGRESQL:
         return "public"
     database = unquote(urlsplit(url).path.lstrip("/"))
     if not database:
         raise UnknownDatabaseTypeError(
-            "DATABASE_URL names no database, and the routes are about the tables of one.",
-            hint="Write mysql://host:port/database, or name the schema in routes of your own.",
+            "DATABASE_URL names no database, and the routes need one.",
+            hint="Write mysql://host:port/database, or name the schema in your own routes.",
+            code="no_database_name",
         )
     return database

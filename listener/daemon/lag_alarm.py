@@ -1,4 +1,4 @@
-"""An alarm before the database's disk is full: log that is kept for us grows while nobody publishes it."""
+"""An alarm before the database's disk is full: the log that is kept for us grows while nothing publishes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 import structlog
 
 from cdc_tasks.errors import CDCError
-from listener.core.status import SourceStatus
+from listener.core.source_status import SourceStatus
 
 __all__ = ["LagAlarm"]
 
@@ -20,10 +20,10 @@ _EVERY = 30.0  # seconds
 
 
 class LagAlarm:
-    """Looks at the source beside the listener's loop, which may be waiting for the broker, and warns."""
+    """Looks at the source in a thread beside the listener's loop, which may wait for the broker, and warns."""
 
     def __init__(self, read: Callable[[], SourceStatus], limit: int, *, every: float = _EVERY) -> None:
-        """`read` uses a session of its own; `limit` in bytes of log that is kept; `every` in seconds."""
+        """`read` uses its own session; `limit` in bytes of log that is kept; `every` in seconds."""
         self._read = read
         self._limit = limit
         self._every = every
@@ -32,11 +32,11 @@ class LagAlarm:
         self._is_on = False
 
     def look(self) -> None:
-        """Look once: warn while too much log is kept, or too little room is left, and tell when it is over."""
+        """Look once: warn while too much log is kept or too little room is left; log when that is over."""
         try:
             source = self._read()
         except CDCError as error:
-            log.debug("lag_unknown", reason=error.message)  # the loop meets the same, and tells
+            log.debug("lag_unknown", reason=error.message)  # the loop meets the same error, and logs it
             return
         if source.unseen:
             log.error("tables_unseen", tables=source.unseen, hint="python -m listener check")
@@ -50,7 +50,7 @@ class LagAlarm:
                 retained_bytes=retained,
                 lag_bytes=source.lag_bytes,
                 bytes_until_lost=safe,
-                hint="See what holds the listener up: python -m listener status",
+                hint="See what delays the listener: python -m listener status",
             )
         elif self._is_on:
             self._is_on = False

@@ -1,4 +1,4 @@
-"""What the environment says to the listener, on top of what it says to everybody (`cdc_tasks.settings`)."""
+"""The listener's settings, from the environment; those that workers share are in `cdc_tasks.settings`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from listener.daemon.database_url import DatabaseType, detect_database_type
 
 __all__ = ["ListenerSettings", "LogSettings", "RouteSettings", "load"]
 
-_NAME = r"^[a-z0-9_]{1,63}$"  # what PostgreSQL allows in a slot's name
+_NAME = r"^[a-z0-9_]{1,63}$"  # PostgreSQL allows these as a slot's name
 
 
 def _watchable(url: SecretStr) -> SecretStr:
@@ -40,17 +40,17 @@ class RouteSettings(Settings):
         description="module:attribute of a BinlogRouter, or of a function that returns one.",
     )
     database_url: Address | None = Field(
-        None, description="What a routes function that has a parameter `schema` is given follows from it."
+        None, description="A routes function with a parameter `schema` gets the schema that follows from it."
     )
 
     @property
     def source_url(self) -> str | None:
-        """DATABASE_URL, where it is set."""
+        """DATABASE_URL, if it is set."""
         return self.database_url.get_secret_value() if self.database_url else None
 
 
 class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
-    """All that the listener needs."""
+    """All settings of the listener."""
 
     database_url: Annotated[Address, AfterValidator(_watchable)] = Field(
         description=ConnectionSettings.model_fields["database_url"].description
@@ -61,8 +61,8 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     )
     celery_config_module: str | None = Field(
         None,
-        description="The module with Celery's settings, instead of the celeryconfig.py of a checkout or our own; "
-        "yours starts with: from cdc_tasks.config.celery import *",
+        description="The module with Celery's settings, instead of a checkout's celeryconfig.py or the built-in one; "
+        "it starts with: from cdc_tasks.config.celery import *",
     )
     cdc_name: str = Field(
         "cdc_tasks",
@@ -72,23 +72,23 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     )
     cdc_plugin: Literal["pgoutput", "wal2json"] = Field(
         "pgoutput",
-        description="PostgreSQL's output plugin: pgoutput, which is always there, or wal2json, which cannot read "
+        description="PostgreSQL's output plugin: pgoutput, which every server has, or wal2json, which cannot read "
         "partitioned tables.",
     )
     cdc_slot: str | None = Field(
-        None, pattern=_NAME, description="PostgreSQL's replication slot, if not named as CDC_NAME says."
+        None, pattern=_NAME, description="PostgreSQL's replication slot; if not set, CDC_NAME."
     )
     cdc_publication: str | None = Field(
-        None, pattern=_NAME, description="PostgreSQL's publication, if not named as CDC_NAME says."
+        None, pattern=_NAME, description="PostgreSQL's publication; if not set, CDC_NAME."
     )
     cdc_slot_failover: bool = Field(
         default=False,
-        description="true: PostgreSQL 17 and later copies the slot to its standbys, to survive a failover.",
+        description="true: PostgreSQL 17 and later copies the slot to its standbys, so that it survives a failover.",
     )
     cdc_column_lists: bool = Field(
         default=False,
         description="true: PostgreSQL 15 and later sends only the columns that routes ask for. "
-        "See docs/operating.md for what that asks of migrations.",
+        "See docs/operating.md for what migrations have to do then.",
     )
     cdc_server_id: int | None = Field(
         None,
@@ -99,35 +99,38 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     )
     cdc_durability: Literal["memory", "fsync", "replicated"] = Field(
         "memory",
-        description="When the database may forget a change: once the broker has it in memory, "
+        description="When the database may drop a change: once the broker has it in memory, "
         "on its disk (fsync), or on a replica (replicated).",
     )
     cdc_batch_size: int = Field(
         1000,
         ge=1,
         le=100_000,
-        description="At most so many changes are published at a time, which bounds the memory.",
+        description="Up to this many changes are published at a time, which bounds the memory.",
     )
     cdc_batch_wait: float = Field(
         1.0,
         ge=0.25,
         le=3600,
-        description="Seconds that a change of a route with batch= waits for others, at most.",
+        description="Up to this many seconds a change of a route with batch= waits for others.",
     )
     cdc_coalesce_interval: float = Field(
-        0.5, gt=0, le=3600, description="Seconds between two tasks of a route with coalesce=True, at least."
+        0.5,
+        gt=0,
+        le=3600,
+        description="At least this many seconds are between two tasks of a route with coalesce=True.",
     )
     cdc_replay_window: float = Field(
         0.0,
         ge=0,
         le=7 * 86_400,
-        description="A broker that lost its data is given again what was published in so many seconds before. "
-        "PostgreSQL keeps that much more log on its disk; MySQL and MariaDB have it anyway.",
+        description="If the broker lost its data, the listener publishes again what it published in this many seconds "
+        "before. PostgreSQL keeps that much more log on its disk; MySQL and MariaDB have it anyway.",
     )
     cdc_max_queue: int | None = Field(
         None,
         ge=1,
-        description="Reading pauses while a queue is longer than this; if not set, it never does.",
+        description="The listener pauses while a queue is longer than this; if not set, it never pauses.",
     )
     cdc_lag_alarm: ByteSize = Field(
         ByteSize(1024**3),

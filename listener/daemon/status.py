@@ -1,4 +1,4 @@
-"""How far the listener is, and how far the database."""
+"""How far the listener is, and how far the database is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 from redis.exceptions import ResponseError
 
 from listener.core.source import Saved
-from listener.core.status import Reader, SourceStatus
+from listener.core.source_status import Reader, SourceStatus
+from listener.publish.backpressure import Pause, pause_key
 from listener.publish.parked import parked_key
-from listener.publish.pause import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = ["SavedPosition", "Status", "read_saved_position"]
@@ -24,8 +24,8 @@ class SavedPosition(NamedTuple):
     position: str | None
     as_of: datetime | None  # when the last change up to it was committed
     parked: int
-    notes: str | None = None  # the source's own
-    pause: Pause | None = None  # the listener waits, because a queue is longer than CDC_MAX_QUEUE
+    notes: str | None = None  # in the source's own format
+    pause: Pause | None = None  # the listener waits: a queue is longer than CDC_MAX_QUEUE
 
     @property
     def resumed(self) -> Saved | None:
@@ -35,7 +35,7 @@ class SavedPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """All that `python -m listener status` tells."""
+    """All that `python -m listener status` shows."""
 
     name: str
     source: SourceStatus
@@ -44,13 +44,13 @@ class Status:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether somebody reads, and reads all that the routes name; a lag may pass by itself."""
+        """Whether a listener reads, and reads all that the routes name; a lag may pass by itself."""
         source = self.source
         return source.reader is Reader.RUNNING and not (source.unseen or source.problems or source.gaps)
 
     @property
     def lag_seconds(self) -> float | None:
-        """How long ago the oldest change that is not published yet was committed, at most."""
+        """Up to how long ago the oldest change that is not published yet was committed."""
         if not self.source.lag_bytes:
             return None if self.source.lag_bytes is None else 0.0
         if self.saved.as_of is None:
@@ -59,31 +59,46 @@ class Status:
 
     @property
     def alarms(self) -> Iterator[str]:
-        """What a person should look at."""
+        """What a person should look at, in words."""
+        return (text for _, text in self._alarms())
+
+    @property
+    def alarm_codes(self) -> Iterator[str]:
+        """The same for programs: a stable code for each alarm, in the same order."""
+        return (code for code, _ in self._alarms())
+
+    def _alarms(self) -> Iterator[tuple[str, str]]:
         source = self.source
         if source.reader is not Reader.RUNNING:
-            yield f"no listener reads: {source.detail}"
+            yield "no_reader", f"no listener reads: {source.detail}"
         if (source.retained_bytes or 0) > self.lag_alarm:
-            yield f"the database keeps {source.retained_bytes:,} bytes of log for us, more than CDC_LAG_ALARM"
+            kept = f"{source.retained_bytes:,} bytes of log"
+            yield "lag", f"the database keeps {kept} for us, more than CDC_LAG_ALARM"
         if source.safe_bytes is not None and source.safe_bytes < (source.retained_bytes or 0):
-            yield f"after {source.safe_bytes:,} more bytes of log the database gives us up"
+            more = f"after {source.safe_bytes:,} more bytes of log"
+            yield "log_soon_dropped", f"{more} the database drops what it keeps for us"
         if source.unseen:
-            yield f"changes of {', '.join(source.unseen)} do not come (hint: python -m listener check)"
-        for problem in source.problems:
-            yield f"{problem} (hint: python -m listener check)"
-        for gap in source.gaps:
-            yield f"{gap} (to go on without: python -m listener run --accept-gap)"
-        if pause := self.saved.pause:
+            tables = ", ".join(source.unseen)
             yield (
-                f"paused since {pause.since}: a queue has {pause.longest_queue:,} tasks, more than"
-                f" CDC_MAX_QUEUE={pause.max_queue}: start more workers, or raise CDC_MAX_QUEUE"
+                "tables_unseen",
+                f"changes of {tables} do not reach the listener (hint: python -m listener check)",
+            )
+        for problem in source.problems:
+            yield "table_wrong", f"{problem} (hint: python -m listener check)"
+        for gap in source.gaps:
+            yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
+        if pause := self.saved.pause:
+            more = f"{pause.longest_queue:,} tasks, more than CDC_MAX_QUEUE={pause.max_queue}"
+            yield (
+                "paused",
+                f"paused since {pause.since}: a queue has {more}: start more workers, or raise CDC_MAX_QUEUE",
             )
         if self.saved.parked:
-            yield f"{self.saved.parked} changes are parked: python -m listener parked list"
+            yield "parked", f"{self.saved.parked} changes are parked: python -m listener parked list"
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
-    """Return what is saved under CDC_NAME; raises BrokerAwayError, BrokerError."""
+    """Return what the broker has under CDC_NAME; raises BrokerAwayError, BrokerError."""
     prefix = redis.prefixed(f"cdc:{name}")
     try:
         answers = redis.send(

@@ -1,4 +1,4 @@
-"""Putting the parts together as the settings say: the only place that knows all of them."""
+"""Building the listener from its settings: the only module that knows all parts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cdc_tasks.settings import SettingsError
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
-from listener.core.status import SourceStatus
-from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.core.source_status import SourceStatus
+from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.database_url import DatabaseType
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings
@@ -22,12 +22,11 @@ from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
-from listener.postgres.check import Wanted, check_postgres
+from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from listener.publish.bookmark import Bookmark, read_bookmark
-from listener.publish.check_bookmark import check_bookmark
-from listener.publish.check_broker import check_broker, check_cache
+from listener.publish.check_broker import check_bookmark, check_broker, check_cache
 from listener.publish.kombu.publisher import KombuPublisher
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
@@ -52,6 +51,7 @@ def celery_app(settings: ListenerSettings) -> Celery:
         raise SettingsError(
             f"CELERY_CONFIG_MODULE={module} cannot be imported: {error}.",
             hint="Write a module that starts with: from cdc_tasks.config.celery import *",
+            code="celery_config_module",
         ) from error
     return app
 
@@ -86,7 +86,8 @@ def _monitor(
     if from_start:
         raise SourceError(
             "PostgreSQL has no log from before its replication slot.",
-            hint="Run without --from-start: reading begins where the slot was made.",
+            hint="Run without --from-start: reading begins where the slot was created.",
+            code="from_start_unsupported",
         )
     return PostgresWALMonitor(
         settings.database_url.get_secret_value(),
@@ -127,7 +128,7 @@ def _is_redis(app: Celery) -> bool:
 
 
 def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
-    """Return the connection to where checkpoint and parked changes are: the broker, if it is Redis."""
+    """Return a connection to the Redis with checkpoint and parked changes: the broker, if it is Redis."""
     app = celery_app(settings)
     if _is_redis(app):
         return RedisConnection.of_broker(app)
@@ -135,7 +136,7 @@ def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
 
 
 def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
-    """Yield what there is to say about database, broker, cache and workers."""
+    """Yield the findings about database, broker, cache and workers."""
     app = celery_app(settings)
     yield from check_broker(app, router.routes, durability=settings.cdc_durability)
     yield from check_cache(settings.cache_url.get_secret_value())
@@ -151,10 +152,10 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
             name=settings.cdc_name,
             server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
             routes=router.routes,
-            checkpoint=_place_in_binlog(settings),
+            checkpoint=_position_in_binlog(settings),
         )
         return
-    wanted = Wanted(
+    wanted = Requirements(
         slot=settings.slot,
         publication=settings.publication,
         plugin=settings.cdc_plugin,
@@ -168,15 +169,15 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
 
 
 def _saved(settings: ListenerSettings) -> SavedPosition:
-    """Return what is saved, nothing where the broker is away: that is told elsewhere."""
+    """Return what is saved, nothing if the broker is away: another finding says so."""
     try:
         return read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except CDCError:
         return SavedPosition(None, None, 0)
 
 
-def _place_in_binlog(settings: ListenerSettings) -> str | None:
-    """Return the checkpoint, or the bookmark where the broker has none."""
+def _position_in_binlog(settings: ListenerSettings) -> str | None:
+    """Return the checkpoint, or the bookmark if the broker has none."""
     if (saved := _saved(settings).position) is not None:
         return saved
     try:
@@ -186,7 +187,7 @@ def _place_in_binlog(settings: ListenerSettings) -> str | None:
 
 
 def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
-    """Return how far the listener is; raises CDCError where database or broker does not tell."""
+    """Return how far the listener is; raises CDCError if database or broker does not answer."""
     try:
         saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except BrokerAwayError as error:
@@ -205,9 +206,9 @@ def read_source_status(
     published: str | None = None,
     notes: str | None = None,
 ) -> SourceStatus:
-    """Return what the database says; `published` is the checkpoint, where it is known, with its `notes`."""
+    """Return what the database reports; `published` is the checkpoint, if it is known, with its `notes`."""
     if settings.database_type is DatabaseType.MYSQL:
-        checkpoint = published or _place_in_binlog(settings)
+        checkpoint = published or _position_in_binlog(settings)
         return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
     return read_postgres_status(
         settings.database_url.get_secret_value(),

@@ -1,9 +1,9 @@
-"""Character sets: bytes of a text column to text, each character as the server has it.
+"""Character sets: the bytes of a text column to text, as the server decodes them.
 
-Python's codecs know the Unicode ones. Those of one byte are a table of 256 characters that the server is asked for
-once. For those of several bytes a codec does nearly all of it, and the server is asked once for every character: where
-it has another one than the codec, or one that the codec does not know, it is right. A byte that stands for no character
-becomes a backslash, `x` and two digits, where the server would show a question mark.
+Python's codecs decode the Unicode sets. A set of one byte is a table of 256 characters, for which the listener asks the
+server once. A set of several bytes is decoded by a codec, and the listener asks the server once for all its characters:
+if the server has another one than the codec, or one that the codec lacks, the server's is used. A byte that stands for
+no character becomes a backslash, `x` and two digits; the server would show a question mark.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ Decode = Callable[[bytes], str]
 BINARY: Final = "binary"
 _UTF8: Final = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
 _UNICODE: Final = {"utf16": "utf-16-be", "utf16le": "utf-16-le", "utf32": "utf-32-be"}
-_NONE: Final = "\ufffe"  # stands in tables for no character
+_NONE: Final = "\ufffe"  # in tables: no character
 
 
 def _bytes(*spans: tuple[int, int]) -> frozenset[int]:
     return frozenset(byte for first, last in spans for byte in range(first, last + 1))
 
 
-_Form = tuple[frozenset[int], ...]  # for each byte of a character those that it may be
+_Form = tuple[frozenset[int], ...]  # for each byte of a character, the values that it may have
 
 
 class _MultiByte(NamedTuple):
-    """A character set whose characters have one byte, or several that are made in one of these ways."""
+    """A character set whose characters have one byte, or several bytes in one of these forms."""
 
     codec: str
     forms: tuple[_Form, ...]
     computed: frozenset[int] = (
         frozenset()
-    )  # first bytes of those that every codec computes, so that nobody is asked
+    )  # first bytes of characters that are computed: the server is not asked
 
     def codes(self) -> Iterator[bytes]:
-        """Yield the characters of several bytes that the server is asked for."""
+        """Yield the characters of several bytes for which the server is asked."""
         for first, *rest in self.forms:
             form = (first - self.computed if len(rest) == 3 else first, *rest)
             yield from map(bytes, product(*map(sorted, form)))
 
     def singles(self) -> Iterator[int]:
-        """Yield the bytes that begin none of them."""
+        """Yield the bytes that do not begin a character of several bytes."""
         return (byte for byte in range(256) if not any(byte in form[0] for form in self.forms))
 
     def size(self, text: bytes, at: int) -> int:
-        """Return how many bytes the character has that begins there; 1 for a byte that is none."""
+        """Return how many bytes the character at `at` has; 1 for a byte that is no character."""
         for form in self.forms:
             code = text[at : at + len(form)]
             if len(code) == len(form) and all(byte in known for byte, known in zip(code, form, strict=True)):
@@ -83,14 +83,14 @@ _MULTI_BYTE: Final = {
     "gbk": _MultiByte("gbk", (_GBK,)),
     "gb18030": _MultiByte("gb18030", (_GBK, (_LEAD, _DIGIT, _LEAD, _DIGIT)), computed=_bytes((0x85, 0xFE))),
 }
-_CODES_IN_QUESTION: Final = 20_000
+_CODES_IN_QUERY: Final = 20_000
 
 
 class Charsets:
-    """What a server calls its collations, and how to read their text."""
+    """The names of a server's collations, and how their text is decoded."""
 
     def __init__(self, session: Session) -> None:
-        """`session` is asked at once for the names, and again when a character set is met that needs its help."""
+        """`session` is used at once, for the names, and again for a character set that needs the server's help."""
         self._session = session
         self._names = _read_names(session)
         self._decoders: dict[str, Decode] = {}
@@ -103,7 +103,7 @@ class Charsets:
         return self._names[collation] in _UTF8
 
     def decoder(self, collation: int) -> Decode:
-        """Return what reads text of this collation, and never raises; raises KeyError, SourceError, SourceLostError."""
+        """Return the decoder of this collation, which never raises; raises KeyError, SourceError, SourceLostError."""
         name = self._names[collation]
         found = self._decoders.get(name)
         if found is None:
@@ -124,7 +124,7 @@ class Charsets:
         return lambda text: codecs.charmap_decode(text, "backslashreplace", table)[0]
 
     def _table(self, name: str) -> str:
-        """Return the characters of one byte, for those that there are not `_NONE`."""
+        """Return the characters of the 256 bytes; `_NONE` for a byte that is no character."""
         query = " UNION ALL ".join(
             f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)" for byte in range(256)
         )
@@ -135,9 +135,9 @@ class Charsets:
         )
 
     def _characters(self, name: str, codes: list[bytes]) -> Iterator[tuple[bytes, str]]:
-        """Yield each of these codes, all longer than a byte, with its character, empty where there is none."""
-        for first in range(0, len(codes), _CODES_IN_QUESTION):
-            asked = codes[first : first + _CODES_IN_QUESTION]
+        """Yield each of these codes, all longer than a byte, with its character; empty if it is none."""
+        for first in range(0, len(codes), _CODES_IN_QUERY):
+            asked = codes[first : first + _CODES_IN_QUERY]
             ((text,),) = self._session.fetch(f"SELECT CONVERT(_binary %s USING {name})", [b"".join(asked)])
             yield from (
                 (code, "" if each == "?" else each) for code, each in zip(asked, str(text), strict=True)
@@ -145,15 +145,13 @@ class Charsets:
 
 
 class _MultiByteDecoder:
-    """Reads a character set by Python's codec, but for those characters that the server has otherwise."""
+    """Decodes by Python's codec, except for the characters that the server decodes otherwise."""
 
     def __init__(self, charset: _MultiByte, table: str, characters: Iterator[tuple[bytes, str]]) -> None:
         """`table` has the characters of one byte, `characters` all others."""
         self._charset = charset
         self._codec = codecs.getdecoder(charset.codec)
-        self._own: dict[
-            bytes, str
-        ] = {}  # where the server and the codec differ: the server's character, or none
+        self._own: dict[bytes, str] = {}  # the server's characters, if the codec has others; empty for none
         doubtful = set()
         singles = ((bytes((byte,)), table[byte].replace(_NONE, "")) for byte in charset.singles())
         for code, character in (*singles, *characters):
@@ -161,10 +159,11 @@ class _MultiByteDecoder:
             if ours != character:
                 self._own[code] = character
                 doubtful.add(ours)
-        # What the codec makes of those; without any of it the codec is right.
+        # What the codec makes of those codes: a text without any of it was decoded as the server does.
         self._find_doubtful = re.compile("|".join(map(re.escape, sorted(doubtful - {""}))) or r"(?!)").search
 
     def decode(self, text: bytes) -> str:
+        """Return the text."""
         try:
             found = self._codec(text)[0]
         except UnicodeDecodeError:
@@ -172,7 +171,7 @@ class _MultiByteDecoder:
         return self._decode_slowly(text) if self._find_doubtful(found) else found
 
     def _decode_slowly(self, text: bytes) -> str:
-        """Decode character by character, as the server has them."""
+        """Return the text, decoded character by character."""
         parts, at = [], 0
         while at < len(text):
             code = text[at : at + self._charset.size(text, at)]
@@ -197,7 +196,7 @@ def _unicode(text: bytes, *, codec: str) -> str:
 
 
 def _ucs2(text: bytes) -> str:
-    """UCS-2: halves of a surrogate pair are no characters to the server, not even side by side."""
+    """Return text in UCS-2: to the server, halves of a surrogate pair are no characters, not even as a pair."""
     found = _unicode(text, codec="utf-16-be")
     if found.isascii() or max(found) < "\U00010000":
         return found
@@ -209,7 +208,7 @@ def _utf8(text: bytes) -> str:
 
 
 def _read_names(session: Session) -> dict[int, str]:
-    # MariaDB since 10.10 has collations for several character sets, and gives the numbers only here.
+    # MariaDB since 10.10 has collations for several character sets: their numbers are only in the first table.
     tables = ("COLLATION_CHARACTER_SET_APPLICABILITY", "COLLATIONS")
     columns = {
         row[0]

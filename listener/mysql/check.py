@@ -1,4 +1,4 @@
-"""Whether this MySQL or MariaDB is ready: everything that could keep the listener from running, before it runs."""
+"""Whether this MySQL or MariaDB is ready: what could keep the listener from running, checked before it runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from listener.mysql.client.server import Server, current_position, read_server, 
 from listener.mysql.errors import grant, setting
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.start.gaps import find_gap
-from listener.mysql.start.preparation import read_log
+from listener.mysql.start.start_position import read_log
 from listener.mysql.stream import replica_uuid
-from listener.mysql.tables.described import watched_by
+from listener.mysql.tables.table_description import selected_tables
 
 __all__ = ["check_mysql", "find_in_grants", "find_in_server", "find_in_tables"]
 
@@ -25,12 +25,14 @@ __all__ = ["check_mysql", "find_in_grants", "find_in_server", "find_in_tables"]
 def check_mysql(
     url: str, *, name: str, server_id: int, routes: Sequence[Route], checkpoint: str | None
 ) -> Iterator[Finding]:
-    """Yield what was found, problem or not; never raises CDCError. `name` is CDC_NAME."""
+    """Yield the findings, problems or not; never raises CDCError. `name` is CDC_NAME."""
     try:
         with closing(connect(url)) as connection:
             server = read_server(connection)
             yield Finding(
-                what="connection", found=f"{account(connection)} at {connection.host}:{connection.port}"
+                what="connection",
+                code="connection",
+                found=f"{account(connection)} at {connection.host}:{connection.port}",
             )
             yield _encryption(connection)
             yield from find_in_server(server)
@@ -47,14 +49,13 @@ def _encryption(connection: Connection[Any]) -> Finding:
     cipher = str(fetch(connection, "SHOW SESSION STATUS LIKE 'Ssl_cipher'")[0][1])
     is_local = connection.host in {"localhost", "127.0.0.1", "::1"} or connection.unix_socket
     if cipher:
-        return Finding(what="TLS", found=cipher)
-    return Finding(
+        return Finding(what="TLS", code="tls", found=cipher)
+    return _finding(
+        "tls",
+        "not encrypted",
+        State.OK if is_local else State.WARNING,
+        "Turn on TLS in the server, and write ?ssl_ca=/path/of/ca.pem in DATABASE_URL.",
         what="TLS",
-        state=State.OK if is_local else State.WARNING,
-        found="not encrypted",
-        hint=""
-        if is_local
-        else "Turn TLS on in the server, and write ?ssl_ca=/path/of/ca.pem in DATABASE_URL.",
     )
 
 
@@ -62,47 +63,34 @@ def _server_id(connection: Connection[Any], server: Server, name: str, server_id
     other = replicas(connection, server).get(server_id)
     if str(server_id) == server.variable("server_id") or (other and other != replica_uuid(name)):
         hint = "CDC_SERVER_ID=…, different from the server's and each replica's"
-        return Finding(what="CDC_SERVER_ID", state=State.PROBLEM, found=f"{server_id} is taken", hint=hint)
-    return Finding(what="CDC_SERVER_ID", found=str(server_id))
+        return _finding("cdc_server_id", f"{server_id} is taken", State.PROBLEM, hint, what="CDC_SERVER_ID")
+    return _finding("cdc_server_id", str(server_id), what="CDC_SERVER_ID")
 
 
 def _checkpoint(url: str, connection: Connection[Any], server: Server, checkpoint: str | None) -> Finding:
     current = current_position(connection, server)
     if checkpoint is None:
-        return Finding(
-            what="checkpoint", found=f"none: reading will begin at {current.file}:{current.offset}"
-        )
+        return _finding("checkpoint", f"none: reading will begin at {current.file}:{current.offset}")
     after = BinlogPosition.parse(checkpoint)
     gap = find_gap(server, after, read_log(connection, server, url, after))
     if gap:
         return finding_from("checkpoint", gap)
-    return Finding(what="checkpoint", found=f"{after.file}:{after.offset}, and the log reaches that far")
+    return _finding("checkpoint", f"{after.file}:{after.offset}; the server still has the log behind it")
 
 
-# --- What is found --------------------------------------------------------------------------------------
-
-_OLDEST: Final = {"mysql": (8, 0, 14), "mariadb": (10, 5, 0)}  # where a log can name its columns
-
-
-_WHOLE: Final = frozenset(
-    {"FULL", "FULL_NODUP"}
-)  # the other one (MariaDB 11.4) says in the new row what changed
-
-
-_SHORT_RETENTION: Final = 24 * 3600  # seconds
-
-
-_REPLICATION: Final = re.compile(r"ALL PRIVILEGES|REPLICATION SLAVE\b|REPLICATION REPLICA\b")
-
+# --- The findings ---------------------------------------------------------------------------------------
 
 _Name = tuple[str, str]  # schema and table
 
-
+_OLDEST: Final = {"mysql": (8, 0, 14), "mariadb": (10, 5, 0)}  # whose logs can have the names of columns
+_WHOLE: Final = frozenset({"FULL", "FULL_NODUP"})  # FULL_NODUP (MariaDB 11.4): the new row has what changed
+_SHORT_RETENTION: Final = 24 * 3600  # seconds
+_REPLICATION: Final = re.compile(r"ALL PRIVILEGES|REPLICATION SLAVE\b|REPLICATION REPLICA\b")
 _STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|SUPER\b")
 
 
 def find_in_server(server: Server) -> Iterator[Finding]:
-    """Look at the server's variables."""
+    """Yield what the server's variables say."""
     yield _version(server)
     section = "mariadb" if server.is_mariadb else "mysqld"
     hint = f"Write log_bin under [{section}] in the server's configuration, and restart it."
@@ -122,38 +110,38 @@ def find_in_server(server: Server) -> Iterator[Finding]:
 
 
 def find_in_grants(connection: Connection[Any]) -> Iterator[Finding]:
-    """Look at what our account may do."""
+    """Yield whether the account has the privileges."""
     who = account(connection)
     grants = "\n".join(str(row[0]) for row in fetch(connection, "SHOW GRANTS"))
     for what, pattern in (("REPLICATION SLAVE", _REPLICATION), ("REPLICATION CLIENT", _STATUS)):
         given = pattern.search(grants) is not None
         state = State.OK if given else State.PROBLEM
         yield _finding(
-            f"privilege {what}", "granted" if given else f"not granted to {who}", state, grant(who)
+            f"privilege_{what.lower().replace(' ', '_')}",
+            "granted" if given else f"not granted to {who}",
+            state,
+            grant(who),
+            what=f"privilege {what}",
         )
 
 
 def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iterator[Finding]:
-    """Look for the tables and columns that the routes name."""
+    """Yield whether there are the tables and columns that the routes name."""
     columns, versioned = _read_columns(connection)
     without_rows = _read_tables_without_rows(connection)
     for route in routes:
-        found = [name for name in watched_by(route, columns) if name not in without_rows]
-        what = f"table {route.schema}.{route.table}"
+        found = [name for name in selected_tables(route, columns) if name not in without_rows]
         if not found:
-            yield _nothing_to_watch(connection, route, columns, without_rows)
+            yield _nothing_selected(connection, route, columns, without_rows)
             continue
-        missing = _missing_columns(route, (columns[name] for name in found))
-        hint = f"Correct columns= of the route of {route.task}."
-        state = State.PROBLEM if missing else State.OK
-        yield _finding(what, f"has no column {', '.join(missing)}" if missing else "found", state, hint)
+        yield _found(route, _missing_columns(route, (columns[name] for name in found)))
     for name, period in versioned.items():
-        is_watched = any(route.matches(*name) for route in routes)
-        yield _logged_as_statements(name, period, State.PROBLEM if is_watched else State.WARNING)
+        is_selected = any(route.matches(*name) for route in routes)
+        yield _logged_as_statements(name, period, State.PROBLEM if is_selected else State.WARNING)
 
 
 def _read_columns(connection: Connection[Any]) -> tuple[dict[_Name, set[str]], dict[_Name, list[str]]]:
-    """Return the columns of all tables, and the two of those whose versions go by transactions."""
+    """Return the columns of all tables, and the two period columns of those whose versions go by transaction ids."""
     columns: dict[_Name, set[str]] = {}
     versioned: dict[_Name, list[str]] = {}
     rows = fetch(
@@ -182,20 +170,30 @@ def _read_tables_without_rows(connection: Connection[Any]) -> dict[_Name, str]:
     return {(str(schema), str(table)): str(kind) for schema, table, kind in rows}
 
 
-def _nothing_to_watch(
+def _found(route: Route, missing: Sequence[str]) -> Finding:
+    what = f"table {route.schema}.{route.table}"
+    if not missing:
+        return _finding("table", "found", what=what)
+    text, hint = f"has no column {', '.join(missing)}", f"Correct columns= of the route of {route.task}."
+    return _finding("column_missing", text, State.PROBLEM, hint, what=what)
+
+
+def _nothing_selected(
     connection: Connection[Any], route: Route, columns: Iterable[_Name], without_rows: Mapping[_Name, str]
 ) -> Finding:
     what = f"table {route.schema}.{route.table}"
     if kind := without_rows.get((route.schema, route.table)):
         hint = f"Name in the route of {route.task} the tables that hold the rows."
-        return _finding(what, f"is a {kind}: no change of one is logged", State.WARNING, hint)
+        text = f"is a {kind}: the log has no changes of it"
+        return _finding("table_without_rows", text, State.WARNING, hint, what=what)
     known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
     return _finding(
-        what,
+        "table_missing",
         "there is none that the account may read",
         State.WARNING if _is_glob(route) else State.PROBLEM,
         f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
         f"or: GRANT SELECT ON {_grantable(route.schema)}.* TO {account(connection)};",
+        what=what,
     )
 
 
@@ -204,20 +202,21 @@ def _logged_as_statements(name: _Name, period: Sequence[str], state: State) -> F
     dropped = ", ".join(f"DROP COLUMN {_quoted(column)}" for column in period)
     place = f"{_quoted(schema)}.{_quoted(table)}"
     return _finding(
-        f"table {schema}.{table}",
+        "system_versioning",
         "has system versioning by transaction ids: MariaDB logs its changes as statements, without rows",
         state,
-        "Let it go by time, which forgets its history:\n"
+        "Let it go by time; this deletes its history:\n"
         "SET system_versioning_alter_history = KEEP;\n"
         f"ALTER TABLE {place} {dropped}, DROP PERIOD FOR SYSTEM_TIME, DROP SYSTEM VERSIONING;\n"
         f"ALTER TABLE {place} ADD SYSTEM VERSIONING;",
+        what=f"table {schema}.{table}",
     )
 
 
 def _version(server: Server) -> Finding:
     oldest = _OLDEST[server.kind]
     enough = server.version >= oldest
-    hint = f"Upgrade to {'.'.join(map(str, oldest))} or later: older logs do not name their columns."
+    hint = f"Upgrade to {'.'.join(map(str, oldest))} or later: older logs do not have the names of columns."
     return _finding("version", server.version_text, State.OK if enough else State.PROBLEM, hint)
 
 
@@ -228,29 +227,31 @@ def _must_be(server: Server, name: str, value: str, hint: str) -> Finding:
 
 def _gtid(server: Server) -> Finding:
     if server.has_gtids:
-        return _finding("GTIDs", "on", State.OK, "")
+        return _finding("gtids", "on", what="GTIDs")
     return _finding(
-        "GTIDs",
+        "gtids",
         "off: after a failover to a replica the listener cannot go on where it was",
         State.WARNING,
         "SET PERSIST enforce_gtid_consistency = ON;\n"
         "SET PERSIST gtid_mode = OFF_PERMISSIVE;\n"
         "SET PERSIST gtid_mode = ON_PERMISSIVE;\n"
         "When the listener has logged gtids_are_on: SET PERSIST gtid_mode = ON;",
+        what="GTIDs",
     )
 
 
 def _retention(server: Server) -> Finding:
     seconds = server.retention
     if seconds is None:
-        return _finding("log retention", "until it is purged by hand", State.OK, "")
+        return _finding("log_retention", "until it is purged by hand", what="log retention")
     return _finding(
-        "log retention",
-        f"{seconds / 3600:g} hours: a listener that is away for longer misses changes",
+        "log_retention",
+        f"{seconds / 3600:g} hours: a listener that is stopped for longer misses changes",
         State.WARNING if seconds < _SHORT_RETENTION else State.OK,
         _setting(server, "binlog_expire_logs_seconds", "604800")
         if server.variable("binlog_expire_logs_seconds")
         else _setting(server, "expire_logs_days", "7"),
+        what="log retention",
     )
 
 
@@ -262,7 +263,7 @@ def _missing_columns(route: Route, tables: Iterable[set[str]]) -> list[str]:
 
 
 def _is_glob(route: Route) -> bool:
-    """Tell whether the route may watch tables that are not there yet."""
+    """Return whether the route may select tables that do not exist yet."""
     return any(character in name for name in (route.schema, route.table) for character in "*?[")
 
 
@@ -270,12 +271,21 @@ def _setting(server: Server, name: str, value: str) -> str:
     return setting(name, value, mariadb=server.is_mariadb)
 
 
-def _finding(what: str, found: str, state: State, hint: str) -> Finding:
-    return Finding(what=what, found=found or "not known", state=state, hint="" if state is State.OK else hint)
+def _finding(
+    code: str, found: str, state: State = State.OK, hint: str = "", *, what: str | None = None
+) -> Finding:
+    """Return the finding; `what` is its code, unless it is given."""
+    return Finding(
+        what=what or code,
+        code=code,
+        found=found or "not known",
+        state=state,
+        hint="" if state is State.OK else hint,
+    )
 
 
 def _grantable(schema: str) -> str:
-    """Return the schema as GRANT takes it, which has wildcards of its own; all of them for a glob."""
+    """Return the schema as GRANT takes it; for a glob all schemas, since GRANT has other wildcards."""
     return "*" if any(character in schema for character in "*?[") else _quoted(schema)
 
 

@@ -1,4 +1,4 @@
-"""What MySQL's and MariaDB's errors mean for an operator, each with the command that mends it."""
+"""What MySQL's and MariaDB's errors mean for an operator, each with a code and the command that mends it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _LOST: Final = frozenset(
             1927,
             4031,
         ),  # shutting down, killed, cut
-        *(1205, 1213, 1317, 3024, 1969),  # a lock, a deadlock, interrupted
-        *(2002, 2003, 2005, 2006, 2013, 2014, 2055),  # the driver's own
+        *(1205, 1213, 1317, 3024, 1969),  # lock wait, deadlock, interrupted
+        *(2002, 2003, 2005, 2006, 2013, 2014, 2055),  # of the driver itself
     }
 )
 
@@ -57,7 +57,7 @@ class PermissionDeniedError(SourceError):
 
 
 class GTIDModeError(SourceError):
-    """MySQL gives out no transactions without GTID while gtid_mode is ON, and none with one while it is OFF."""
+    """MySQL sends no transactions without a GTID while gtid_mode is ON, and none with one while it is OFF."""
 
 
 class ServerIdTakenError(SourceError):
@@ -65,18 +65,21 @@ class ServerIdTakenError(SourceError):
 
     @classmethod
     def by(cls, server_id: int, whom: str) -> ServerIdTakenError:
+        """Return the error that names who uses it."""
         return cls(f"The server_id {server_id} is taken by {whom}.", hint=_SERVER_ID_HINT)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
     error: type[CDCError]
-    codes: tuple[int, ...]
-    hint: str  # may name {user}
-    text: str = ""
+    code: str | None  # of our error; None: its class's
+    numbers: tuple[int, ...]  # of the server's error
+    hint: str  # may name {user}; empty for none
+    text: str = ""  # a pattern in the server's message
 
-    def applies(self, code: int, text: str) -> bool:
-        return code in self.codes and re.search(self.text, text, re.IGNORECASE) is not None
+    def applies(self, number: int, text: str) -> bool:
+        """Return whether the rule is for this error of the server."""
+        return number in self.numbers and re.search(self.text, text, re.IGNORECASE) is not None
 
 
 _GRANT: Final = "GRANT SELECT, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user};"
@@ -89,47 +92,60 @@ _TLS_HINT: Final = (
 _RULES: Final = (
     _Rule(
         SourceError,
+        "authentication",
         (1045, 1698),
         "Check user and password in DATABASE_URL (write each of : / ? # [ ] @ % in them as %XX), "
         "or set a new one: ALTER USER {user} IDENTIFIED BY '…';",
     ),
-    _Rule(SourceError, (3159,), "The server wants TLS: " + _TLS_HINT),
-    _Rule(SourceError, (2003, 2026), _TLS_HINT, text=r"\[SSL|certificate"),
+    _Rule(SourceError, "tls", (3159,), "The server requires TLS: " + _TLS_HINT),
+    _Rule(SourceError, "tls", (2003, 2026), _TLS_HINT, text=r"\[SSL|certificate"),
     _Rule(
         SourceError,
+        "host_not_allowed",
         (1130,),
-        "Let the listener's host in: CREATE USER {user} IDENTIFIED BY '…';   and then: " + _GRANT,
+        "Allow the listener's host: CREATE USER {user} IDENTIFIED BY '…';   and then: " + _GRANT,
     ),
     _Rule(
         SourceError,
+        "host_blocked",
         (1129,),
         "MySQL: TRUNCATE TABLE performance_schema.host_cache;   MariaDB: FLUSH HOSTS;",
     ),
-    _Rule(SourceError, (1049, 1044), "Check the database's name in DATABASE_URL."),
-    _Rule(SourceError, (1381,), "Start the server with log_bin and binlog_format=ROW."),
+    _Rule(SourceError, "database_missing", (1049, 1044), "Check the database's name in DATABASE_URL."),
+    _Rule(SourceError, "log_bin", (1381,), "Start the server with log_bin and binlog_format=ROW."),
+    _Rule(SourceLostError, "too_many_connections", (1040, 1203, 1226), ""),
     _Rule(
         SourceLostError,
+        "unreachable",
         (2002, 2003, 2005),
         "Is the server running there? Check host and port in DATABASE_URL.",
     ),
 )
 
 _SERVER_ID_HINT: Final = (
-    "Give the listener a server_id of its own: CDC_SERVER_ID=…, unlike the server's and each replica's."
+    "Give the listener a server_id that neither the server nor a replica has: CDC_SERVER_ID=…"
 )
 
-# What a server says when it is asked for its log: error 1236 with a text.
+# What a server answers to a request for its log: error 1236 with a text.
 _DUMP_RULES: Final = (
-    _Rule(ServerIdTakenError, (1236, 4052), _SERVER_ID_HINT, text=r"same (server_uuid/)?server_id"),
+    _Rule(ServerIdTakenError, None, (1236, 4052), _SERVER_ID_HINT, text=r"same (server_uuid/)?server_id"),
     _Rule(
         GapError,
+        "log_purged",
         (1236,),
         ACCEPT_GAP,
-        text=r"purged|not in the (master|source)'s binlog|Could not find first log|more GTIDs than|"
-        r"position > file size|impossible position|Could not find GTID state|has been purged",
+        text=r"purged|Could not find first log|Could not find GTID state",
+    ),
+    _Rule(
+        GapError,
+        "log_reset",
+        (1236,),
+        ACCEPT_GAP,
+        text=r"not in the (master|source)'s binlog|more GTIDs than|position > file size|impossible position",
     ),
     _Rule(
         GTIDModeError,
+        None,
         (1236,),
         "SET GLOBAL gtid_mode = ON_PERMISSIVE;\nWhen the listener has read what was committed before the mode was "
         "changed: SET GLOBAL gtid_mode = ON;",
@@ -137,6 +153,7 @@ _DUMP_RULES: Final = (
     ),
     _Rule(
         GTIDModeError,
+        None,
         (1236,),
         "SET GLOBAL gtid_mode = OFF_PERMISSIVE;\nWhen the listener has read what was committed before the mode was "
         "changed: SET GLOBAL gtid_mode = OFF;",
@@ -144,20 +161,26 @@ _DUMP_RULES: Final = (
     ),
     _Rule(
         SourceError,
+        "log_unreadable",
         (1236,),
-        "If the log was reset, start the listener again: it says what is missing. Else see the server's error log.",
+        "If the log was reset, start the listener again: it reports what is missing. Else see the server's error log.",
         text=r"I/O error reading log event",
     ),
     _Rule(
         SourceError,
+        "max_allowed_packet",
         (1236,),
         "SET GLOBAL max_allowed_packet = 1073741824;",
         text=r"max_allowed_packet",
     ),
     _Rule(
-        SourceError, (1236,), "Start the server with log_bin and binlog_format=ROW.", text=r"log is not open"
+        SourceError,
+        "log_bin",
+        (1236,),
+        "Start the server with log_bin and binlog_format=ROW.",
+        text=r"log is not open",
     ),
-    _Rule(SourceError, (1236,), "SET GLOBAL server_id = 1;", text=r"server.id was not set"),
+    _Rule(SourceError, "server_id", (1236,), "SET GLOBAL server_id = 1;", text=r"server.id was not set"),
 )
 
 
@@ -167,12 +190,12 @@ def grant(user: str) -> str:
 
 
 def is_about_permissions(error: pymysql.Error) -> bool:
-    """Return whether the account may not do what was asked."""
+    """Return whether the account lacks a privilege."""
     return _parts(error)[0] in _PERMISSIONS
 
 
 def setting(name: str, value: str, *, mariadb: bool) -> str:
-    """Return the statement that sets a variable, for good."""
+    """Return the statement that sets a variable permanently."""
     if mariadb:
         in_file = f"-- and {name} = {value} under [mariadb] in the server's configuration"
         return f"SET GLOBAL {name} = {value};   {in_file}"
@@ -180,22 +203,22 @@ def setting(name: str, value: str, *, mariadb: bool) -> str:
 
 
 def translate(error: pymysql.Error, user: str) -> CDCError:
-    """Return the error in our words; `user` is the account as SQL names it."""
-    code, text = _parts(error)
-    told = f"The database says: {text} ({code})" if code else f"The database says: {text}"
-    if code in _PERMISSIONS:
-        return PermissionDeniedError(told, hint=grant(user))
+    """Return what the driver's error means for an operator; `user` is the account as SQL names it."""
+    number, text = _parts(error)
+    message = f"The database says: {text} ({number})" if number else f"The database says: {text}"
+    if number in _PERMISSIONS:
+        return PermissionDeniedError(message, hint=grant(user))
     for rule in (*_RULES, *_DUMP_RULES):
-        if rule.applies(code, text):
-            return rule.error(told, hint=rule.hint.format(user=user))
-    if code in _LOST or isinstance(error, pymysql.err.InterfaceError):
-        return SourceLostError(told)
-    return SourceError(told)
+        if rule.applies(number, text):
+            return rule.error(message, hint=rule.hint.format(user=user), code=rule.code)
+    if number in _LOST or isinstance(error, pymysql.err.InterfaceError):
+        return SourceLostError(message)
+    return SourceError(message)
 
 
-def translate_dump(code: int, text: str, user: str) -> CDCError:
-    """Return in our words what the server sent in place of the log."""
-    return translate(pymysql.err.OperationalError(code, text), user)
+def translate_dump(number: int, text: str, user: str) -> CDCError:
+    """Return what an error means that the server sent in place of its log."""
+    return translate(pymysql.err.OperationalError(number, text), user)
 
 
 def _parts(error: pymysql.Error) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""MySQL's and MariaDB's binlog as a Monitor: one lock, one replica's connection."""
+"""MySQL's and MariaDB's binlog as a Monitor: a lock, and the connection of a replica."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ import structlog
 
 from cdc_tasks.routing.router import Route
 from listener.core.findings import raise_problems
-from listener.core.source import Batch, Saved, SourceLostError
+from listener.core.source import IDLE_INTERVAL, Batch, Saved, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.mysql.charsets import Charsets
 from listener.mysql.check import find_in_server, find_in_tables
 from listener.mysql.client.connection import Connection, Session, connect
-from listener.mysql.client.lock import ListenerLock
 from listener.mysql.client.server import Server, current_position, read_server, replicas
+from listener.mysql.client.single_reader_lock import ListenerLock
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.errors import ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.sql.statements import Dialect
-from listener.mysql.start.preparation import starting_position
+from listener.mysql.start.start_position import starting_position
 from listener.mysql.stream import BinlogStream, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
-from listener.mysql.tables.described import Tables
+from listener.mysql.tables.table_description import Tables
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 
 log = structlog.get_logger()
 
 _MAX_BYTES: Final = 1_000_000  # of events in a batch: wide rows come in smaller batches
-_TICK: Final = 0.25  # seconds between two looks at what is due while nothing comes
+_TICK: Final = IDLE_INTERVAL
 _WARN_EVERY: Final = 60.0  # seconds
-_STANDBY_EVERY: Final = 1.0  # seconds between two looks at whether the other listener is gone
+_STANDBY_EVERY: Final = 1.0  # seconds between two attempts of a standby to get the lock
 
 
 class BinlogMonitor:
-    """Reads one server's changes as a replica does; fulfils `listener.core.source.Monitor`.
+    """Reads one server's changes as a replica; fulfils `listener.core.source.Monitor`.
 
-    The server keeps its log for as long as it is told to (binlog_expire_logs_seconds) and knows nothing of us:
+    The server keeps its log for the time that is set there (binlog_expire_logs_seconds), whatever a replica has read:
     there is nothing to acknowledge.
     """
 
-    source: str  # mysql or mariadb: with GTIDs a checkpoint holds on each server of a group; known once open
+    source: str  # mysql or mariadb, not one server: with GTIDs a checkpoint is valid on all of a group
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class BinlogMonitor:
         from_start: bool = False,
         accept_gap: bool = False,
     ) -> None:
-        """`name` is CDC_NAME; `server_id` None: derived from it; `batch_size` in changes.
+        """`name` is CDC_NAME. `server_id` None: one that is derived from it. `batch_size` is in changes.
 
-        `from_start`: without a checkpoint read the oldest log first. `accept_gap` as the command line has it.
+        `from_start`: without a checkpoint, read the oldest log first. `accept_gap`: as on the command line.
         """
         self._database_url = database_url
         self._name = name
@@ -74,14 +74,14 @@ class BinlogMonitor:
         self._accept_gap = accept_gap
         self.has_accepted_gap = False  # at its start
         self._wakeup = Wakeup()
-        self._open_things = ExitStack()
+        self._resources = ExitStack()
         self._warned_at = float("-inf")
         self._server: Server
-        self._session: Session  # for what is asked while the log is read
+        self._session: Session  # for queries while the log is read
         self._charsets: Charsets
         self._definitions: Definitions | None
         self._lock: ListenerLock
-        self._current: BinlogPosition  # the end of the log when we came
+        self._current: BinlogPosition  # the end of the log at the start
         self._stream: BinlogStream
         self._events: Iterator[bytes | None]
         self._decoder: Decoder
@@ -89,7 +89,7 @@ class BinlogMonitor:
     def open(
         self,
         *,
-        saved: Saved | None,  # noqa: ARG002 - the log is the server's own: there is no slot to be missing
+        saved: Saved | None,  # noqa: ARG002 - the log is the server's own: there is no slot that could be missing
         again: Callable[[], Saved | None] | None = None,  # noqa: ARG002
     ) -> None:
         """Become the only reader; see `Monitor.open`."""
@@ -109,32 +109,32 @@ class BinlogMonitor:
             with closing(connect(self._database_url)) as connection:
                 self._current = current_position(connection, self._server)
             self._definitions = self._look_up_tables()
-            self._open_things = stack.pop_all()
+            self._resources = stack.pop_all()
 
     def batches(self, after: str | None) -> Iterator[Batch]:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
         if self._wakeup.is_set:
             return
         position = self._start(after)
-        # At once: what was committed before we came is not what a crash shall bring back.
+        # At once, so that after a crash reading begins here again, and not behind what was committed since.
         yield Batch([], str(position))
         stream, decoder = self._stream, self._decoder
-        is_ahead = False  # the broker may not hold the last batch yet: the next one settles it
+        is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
         while not self._wakeup.is_set:
             changes: list[BinlogChange] = []
-            with self._standing_back():
+            with self._yielding_to_successor():
                 is_certain = self._read(changes)
             if not is_certain:
-                return  # we are to stop, and do not know yet whether they are rolled back: they come again
+                return  # stopped before it was known whether they are rolled back: the next start reads them again
             self._lock.check()
             if changes:
                 self._watch_retention(changes[-1])
             elif not is_ahead:
                 stream.wait(_TICK)
             is_ahead = bool(changes)
-            decoder.progress.give()
+            decoder.progress.hand_over()
             as_of = changes[-1].committed_at if changes else None
-            yield Batch(changes, str(decoder.progress.position), as_of, settle=not changes)
+            yield Batch(changes, str(decoder.progress.position), as_of, pipelined=bool(changes))
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""
@@ -144,21 +144,21 @@ class BinlogMonitor:
         self._wakeup.set()
 
     def close(self) -> None:
-        """Let go of the lock and the connections."""
-        self._open_things.close()
+        """Release the lock and close the connections; safe to call twice."""
+        self._resources.close()
 
     def _wait_for_lock(self) -> bool:
-        said = False
-        while not self._lock.take():
-            if not said:
+        is_logged = False
+        while not self._lock.acquire():
+            if not is_logged:
                 log.info("standby", name=self._name, reason="Another listener with this CDC_NAME is running.")
-                said = True
+                is_logged = True
             if self._wakeup.wait(_STANDBY_EVERY):
                 return False
         return True
 
     def _look_up_tables(self) -> Definitions | None:
-        """Return what only MariaDB's catalogue knows of the tables; None where the log tells everything."""
+        """Return what only MariaDB's catalogue knows of the tables; None for MySQL, whose log has everything."""
         if not self._server.is_mariadb:
             return None
         definitions = Definitions(self._session)
@@ -166,7 +166,7 @@ class BinlogMonitor:
         return definitions
 
     def _start(self, after: str | None) -> BinlogPosition:
-        """Connect as a replica at the right place, and return it."""
+        """Connect as a replica, and return the place where reading begins."""
         checkpoint = BinlogPosition.parse(after) if after else None
         with closing(connect(self._database_url)) as connection:
             start = starting_position(
@@ -193,14 +193,14 @@ class BinlogMonitor:
                 folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
                 charsets=self._charsets,
             ),
-            watches=partial(_watches, self._routes),
+            selects=partial(_selects, self._routes),
         )
-        self._open_things.callback(self._decoder.close)
-        self._accept_gap = False  # the one that was meant, and none that comes later
+        self._resources.callback(self._decoder.close)
+        self._accept_gap = False  # it was for this gap, not for a later one
         self._stream = BinlogStream(
             self._database_url, server_id=self._server_id, name=self._name, wakeup=self._wakeup
         )
-        self._open_things.callback(self._stream.close)
+        self._resources.callback(self._stream.close)
         self._stream.start(self._server, start)
         self._events = self._stream.events()
         log.info("streaming", position=str(start), server=self._server.version_text)
@@ -215,7 +215,7 @@ class BinlogMonitor:
             raise ServerIdTakenError.by(self._server_id, f"the replica {other}")
 
     def _read(self, changes: list[BinlogChange]) -> bool:
-        """Read what the server has for us right now, up to a batch; tells whether it may be given away."""
+        """Read what the server has sent, up to a batch; return whether the changes may be published."""
         decoder = self._decoder
         decode, full, size = decoder.decode, self._batch_size, 0
         deadline = monotonic() + _TICK
@@ -223,17 +223,17 @@ class BinlogMonitor:
             event = next(decoder.inner or self._events, None)
             if event is None:
                 if decoder.inner is not None:
-                    decoder.inner = None
+                    decoder.leave_inner()
                     continue
                 break
             size += len(event)
             decode(event, changes)
             if not changes and monotonic() > deadline:
-                break  # a long stretch that does not concern us
+                break  # a long stretch of log without changes for us
         return not (changes and decoder.needs_end) or self._read_to_the_end(changes)
 
     def _watch_retention(self, newest: BinlogChange) -> None:
-        """Warn while what is read is so old that the server may soon purge what comes next."""
+        """Warn if what is read is so old that the server may soon purge what comes next."""
         kept, now = self._server.retention, monotonic()
         if kept is None or now - self._warned_at < _WARN_EVERY:
             return
@@ -243,37 +243,38 @@ class BinlogMonitor:
             log.warning("log_soon_purged", age_seconds=int(age), kept_seconds=kept, position=newest.position)
 
     def _read_to_the_end(self, changes: list[BinlogChange]) -> bool:
-        """Put the rest of a transaction aside until it is certain that it was committed; False where we are to stop."""
+        """Buffer the rest of a transaction, until its outcome is known; return False if stopped before that."""
         while not self._wakeup.is_set:
             event = next(self._events)
             if event is None:
                 self._stream.wait(_TICK)
-            elif self._decoder.put_aside(event, changes):
+            elif self._decoder.buffer(event, changes):
                 return True
         return False
 
     @contextmanager
-    def _standing_back(self) -> Iterator[None]:
-        """Tell a stranger with our server_id from our own successor.
+    def _yielding_to_successor(self) -> Iterator[None]:
+        """Raise SourceLostError if another replica with our server_id is our own successor, which has the lock now.
 
-        Whoever comes last with a server_id gets the log. Where the lock is not ours any more it is our own
-        successor, and we are the standby; else a stranger: we do not take it from them in turn.
+        A server sends the log to the replica that came last with a server_id. Without the lock this listener becomes a
+        standby. With it, the other one is not a listener of this name: the error ends this one, so that the two do not
+        take the log from each other forever.
         """
         try:
             yield
         except ServerIdTakenError as error:
             if not self._lock.is_mine():
-                raise SourceLostError(error.message) from error
+                raise SourceLostError(error.message, code=error.code) from error
             raise
 
 
-def _watches(routes: Sequence[Route], schema: str, table: str | None) -> bool:
-    """Return whether a route watches the table; None: any of the schema's."""
+def _selects(routes: Sequence[Route], schema: str, table: str | None) -> bool:
+    """Return whether a route selects the table; None: any table of the schema."""
     if table is None:
         return any(fnmatchcase(schema, route.schema) for route in routes)
     return any(route.matches(schema, table) for route in routes)
 
 
 def derived_server_id(name: str) -> int:
-    """Return a server_id of 31 bits that depends on CDC_NAME alone: other replicas mostly have small ones."""
+    """Return a server_id of 31 bits that depends only on CDC_NAME; it is large, as most replicas have small ones."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") >> 1 | 1 << 30

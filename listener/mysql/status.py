@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
-from listener.core.status import Reader, SourceStatus
+from listener.core.source_status import Reader, SourceStatus
 from listener.mysql.client.connection import connect, fetch_value
-from listener.mysql.client.lock import lock_name
 from listener.mysql.client.server import LogFile, Server, current_position, log_files, read_server
+from listener.mysql.client.single_reader_lock import lock_name
 from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["read_mysql_status"]
 
 
 def read_mysql_status(url: str, name: str, checkpoint: str | None) -> SourceStatus:
-    """Return how far the server is; `name` is CDC_NAME. Raises SourceError, SourceLostError."""
+    """Return what the server knows of the listener `name` (CDC_NAME); raises SourceError, SourceLostError."""
     with closing(connect(url)) as connection:
         server = read_server(connection)
         current = current_position(connection, server)
@@ -30,7 +30,7 @@ def read_mysql_status(url: str, name: str, checkpoint: str | None) -> SourceStat
         reader=_reader(reader, checkpoint),
         detail=f"lock {lock_name(name)}, held by {f'session {reader}' if reader else 'nobody'}",
         current=f"{current.file}:{current.offset}",
-        acknowledged=None,  # the server keeps its log for as long as it is told to, and does not ask us
+        acknowledged=None,  # the server keeps its log for the time that is set there, and asks nobody
         lag_bytes=lag,
         retained_bytes=lag,
         safe_bytes=None,
@@ -46,7 +46,7 @@ def _reader(session: int | None, checkpoint: str | None) -> Reader:
 def _bytes_between(
     server: Server, after: BinlogPosition, current: BinlogPosition, files: Sequence[LogFile]
 ) -> int | None:
-    """Return how much log lies between; None where the checkpoint is of another server's log."""
+    """Return how much log lies between; None if the checkpoint is of another server's log."""
     if after.server != server.name or after.file_number > current.file_number:
         return None
     numbered = [(BinlogPosition(file=file.name, offset=4).file_number, file.size) for file in files]

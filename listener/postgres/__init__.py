@@ -1,1 +1,1 @@
-"""PostgreSQL: logical replication from a slot, decoded into changes."""
+"""The source PostgreSQL: reads a replication slot and decodes its messages into changes."""

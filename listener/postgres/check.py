@@ -1,4 +1,4 @@
-"""Whether this PostgreSQL is ready: everything that could keep the listener from running, before it runs."""
+"""Whether this PostgreSQL is ready: finds everything that could keep the listener from running, before it runs."""
 
 from __future__ import annotations
 
@@ -31,59 +31,59 @@ from listener.postgres.client.slot import (
     read_slot,
 )
 from listener.postgres.client.timeline import is_standby
-from listener.postgres.gaps import find_gap, find_wrong_place, published_lsn
+from listener.postgres.gaps import find_gap, find_position_gap, published_lsn
 from listener.postgres.hints import ACCEPT_GAP, LOGICAL, PRIMARY, REPLICATION, SLOTS, TLS, quoted
 from listener.postgres.log.position import format_lsn
-from listener.postgres.tables.findings import find_refused
-from listener.postgres.tables.notes import Notes, parse_notes
+from listener.postgres.tables.checkpoint_notes import Notes, parse_notes
 from listener.postgres.tables.publication import statements_for
 from listener.postgres.tables.reconciliation import Survey, find_renamed
-from listener.postgres.tables.selection import Watched
-from listener.postgres.tables.sync import TableKeeper, gap_of_tables, gap_start, tell_renamed
+from listener.postgres.tables.selection import SelectedTable
+from listener.postgres.tables.sync import TableSync, describe_renamed, gap_of_tables, gap_start
+from listener.postgres.tables.table_findings import find_refused
 
-__all__ = ["Wanted", "check_postgres", "check_room", "check_server"]
+__all__ = ["Requirements", "check_capacity", "check_postgres", "check_server"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What the listener will ask the server for."""
+class Requirements:
+    """What the listener needs of the server."""
 
     slot: str
     publication: str
     plugin: str
     failover: bool
     routes: Sequence[Route]
-    lag_alarm: int  # bytes of log kept for us that are worth a warning
+    lag_alarm: int  # bytes of log kept for the slot from which on there is a warning
     saved: Saved | None = None  # what was published before
     column_lists: bool = False
 
     @property
-    def keeper(self) -> TableKeeper:
+    def sync(self) -> TableSync:
         publication = self.publication if self.plugin == "pgoutput" else None
-        return TableKeeper(publication=publication, routes=self.routes, column_lists=self.column_lists)
+        return TableSync(publication=publication, routes=self.routes, column_lists=self.column_lists)
 
 
-def check_postgres(url: str, wanted: Wanted) -> Iterator[Finding]:
-    """Yield what was found, problem or not; never raises CDCError."""
+def check_postgres(url: str, wanted: Requirements) -> Iterator[Finding]:
+    """Yield what was found, problem or not. Never raise CDCError."""
     try:
         with closing(connect(url)) as connection:
-            yield Finding(what="connection", found=_address(connection))
+            yield Finding(what="connection", code="connection", found=_address(connection))
             slot = read_slot(connection, wanted.slot)
             yield from check_server(connection)
             if is_standby(connection):
-                return  # what else there is to say, the primary knows
-            yield from check_room(connection, url, slot)
+                return  # the rest can only be checked on the primary
+            yield from check_capacity(connection, url, slot)
             yield from _check_slot(connection, wanted, slot)
-            yield from _check_place(url, wanted, slot)
+            yield from _check_position(url, wanted, slot)
             yield from _check_plugin(connection, wanted, slot, url)
             notes = parse_notes(wanted.saved.notes if wanted.saved else None)
-            findings, survey = wanted.keeper.survey(connection, notes)
+            findings, survey = wanted.sync.survey(connection, notes)
             yield from findings
-            yield from find_refused(survey.watched)
+            yield from find_refused(survey.selected)
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
                 yield _check_publication(connection, wanted, survey)
                 yield from _check_partitions(
-                    wanted.publication, survey.watched, connection.info.server_version
+                    wanted.publication, survey.selected, connection.info.server_version
                 )
             if slot is not None and not slot.is_lost:
                 yield from _check_gaps(connection, wanted, notes, survey)
@@ -96,7 +96,7 @@ def _address(connection: Connection) -> str:
     return f"{info.user} at {info.host}:{info.port}/{info.dbname}"
 
 
-def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
+def _check_slot(connection: Connection, wanted: Requirements, slot: Slot | None) -> Iterator[Finding]:
     what = f"slot {wanted.slot}"
     publication = wanted.publication if wanted.plugin == "pgoutput" else None
     gap = find_gap(connection, slot, name=wanted.slot, publication=publication, saved=wanted.saved)
@@ -108,26 +108,26 @@ def _check_slot(connection: Connection, wanted: Wanted, slot: Slot | None) -> It
         yield from _check_found_slot(connection, wanted, slot)
 
 
-def _check_place(url: str, wanted: Wanted, slot: Slot | None) -> Iterator[Finding]:
-    """Yield what keeps the listener from going on where it was."""
-    if slot and (gap := find_wrong_place(url, slot, wanted.saved)):
+def _check_position(url: str, wanted: Requirements, slot: Slot | None) -> Iterator[Finding]:
+    """Yield what keeps the listener from continuing at its checkpoint."""
+    if slot and (gap := find_position_gap(url, slot, wanted.saved)):
         yield finding_from("checkpoint", gap)
 
 
 def _check_creation(connection: Connection, what: str) -> Finding:
-    found = "will be made at the first start"
+    found = "will be created at the first start"
     pids, prepared = open_transactions(connection), prepared_transactions(connection)
     if pids:
         found += f", once the transactions that are open now have ended (pid {', '.join(map(str, pids))})"
     if not prepared:
-        return Finding(what=what, found=found)
+        return Finding(what=what, code="slot", found=found)
     names = [Literal(name).as_string(connection) for name in prepared]
-    found += f", once somebody has ended what was prepared: {', '.join(names)}"
+    found += f", once the prepared transactions have been ended: {', '.join(names)}"
     hint = "\n".join(f"COMMIT PREPARED {name};   or: ROLLBACK PREPARED {name};" for name in names)
-    return Finding(what=what, state=State.WARNING, found=found, hint=hint)
+    return Finding(what=what, state=State.WARNING, code="slot", found=found, hint=hint)
 
 
-def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Iterator[Finding]:
+def _check_found_slot(connection: Connection, wanted: Requirements, slot: Slot) -> Iterator[Finding]:
     what = f"slot {slot.name}"
     try:
         check_slot(slot, plugin=wanted.plugin, database=connection.info.dbname)
@@ -135,33 +135,37 @@ def _check_found_slot(connection: Connection, wanted: Wanted, slot: Slot) -> Ite
         yield finding_from(what, error)
         return
     free = f"a listener reads from it (pid {slot.active_pid})" if slot.active_pid else "nobody reads from it"
-    yield Finding(what=what, found=f"{free}; {_megabytes(slot.retained_bytes)} of log kept")
+    yield Finding(what=what, code="slot", found=f"{free}; {_megabytes(slot.retained_bytes)} of log kept")
     if slot.wal_status == "unreserved":
-        found, hint = (
-            "about to be lost",
-            "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();",
-        )
-        yield Finding(what=what, state=State.WARNING, found=found, hint=hint)
+        hint = "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();"
+        yield Finding(what=what, state=State.WARNING, code="slot_lost", found="about to be lost", hint=hint)
     elif (slot.retained_bytes or 0) > wanted.lag_alarm:
         found = f"{_megabytes(slot.retained_bytes)} of log kept, more than CDC_LAG_ALARM"
         hint = "Is the listener running, and is the broker there? python -m listener status"
-        yield Finding(what=what, state=State.WARNING, found=found, hint=hint)
+        yield Finding(what=what, state=State.WARNING, code="slot_lag", found=found, hint=hint)
 
 
 def _megabytes(size: int | None) -> str:
     return f"{(size or 0) / 1e6:,.1f} MB"
 
 
-def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url: str) -> Iterator[Finding]:
-    """Try it in a slot of the moment: there is no list of the output plugins that a server has."""
+def _check_plugin(
+    connection: Connection, wanted: Requirements, slot: Slot | None, url: str
+) -> Iterator[Finding]:
+    """Try the plugin in a temporary slot: servers have no list of their output plugins."""
     if wanted.failover and connection.info.server_version < 17_00_00:
-        found, hint = "needs PostgreSQL 17 or later", "Take CDC_SLOT_FAILOVER out of the environment."
-        yield Finding(what="CDC_SLOT_FAILOVER", state=State.PROBLEM, found=found, hint=hint)
+        yield Finding(
+            what="CDC_SLOT_FAILOVER",
+            state=State.PROBLEM,
+            code="slot_failover",
+            found="needs PostgreSQL 17 or later",
+            hint="Take CDC_SLOT_FAILOVER out of the environment.",
+        )
     if wanted.plugin == "pgoutput" or slot is not None:
         return
     what = f"plugin {wanted.plugin}"
     try:
-        # It is loaded first; only then begins the wait for open transactions, which tells nothing.
+        # The server loads the plugin first. A time-out in the wait for open transactions means that it is installed.
         execute(connection, "SET statement_timeout = '2s'")
         fetch(
             connection,
@@ -169,12 +173,12 @@ def _check_plugin(connection: Connection, wanted: Wanted, slot: Slot | None, url
             [f"{wanted.slot[:50]}_check_{connection.info.backend_pid}", wanted.plugin],
         )
     except SourceLostError:
-        yield Finding(what=what, found="installed")
+        yield Finding(what=what, code="plugin", found="installed")
     except CDCError as error:
         explained = explain(error, partial(connect, url), wanted.slot, plugin=wanted.plugin, streams=False)
         yield finding_from(what, explained)
     else:
-        yield Finding(what=what, found="installed")
+        yield Finding(what=what, code="plugin", found="installed")
     finally:
         execute(connection, "RESET statement_timeout")
 
@@ -184,54 +188,65 @@ _TRY_PLUGIN: Final = (
 )
 
 
-def _check_gaps(connection: Connection, wanted: Wanted, notes: Notes, survey: Survey) -> Iterator[Finding]:
-    """Yield what the next start would stop at, and the gaps that nobody has accepted."""
+def _check_gaps(
+    connection: Connection, wanted: Requirements, notes: Notes, survey: Survey
+) -> Iterator[Finding]:
+    """Yield the gaps at which the next start would stop, and the noted ones that nobody has accepted."""
     if wanted.saved is not None:
         position = published_lsn(wanted.saved)
         start = format_lsn(gap_start(notes, survey, position))
-        losses = wanted.keeper.unproven(connection, notes, survey)
+        losses = wanted.sync.unproven(connection, notes, survey)
         if gap := gap_of_tables(losses, (), start, format_lsn(survey.end)):
             yield finding_from("gap", gap)
         for each in find_renamed(notes, survey, wanted.routes, position):
-            found, hint = tell_renamed(each)
-            yield Finding(what="gap", state=State.PROBLEM, found=found, hint=f"{hint}\n{ACCEPT_GAP}")
+            found, hint = describe_renamed(each)
+            yield Finding(
+                what="gap",
+                state=State.PROBLEM,
+                code="table_renamed",
+                found=found,
+                hint=f"{hint}\n{ACCEPT_GAP}",
+            )
     for noted in notes.gaps:
-        yield Finding(what="gap", state=State.PROBLEM, found=str(noted), hint=ACCEPT_GAP)
+        yield Finding(what="gap", state=State.PROBLEM, code="rows_missing", found=str(noted), hint=ACCEPT_GAP)
 
 
-def _check_publication(connection: Connection, wanted: Wanted, survey: Survey) -> Finding:
+def _check_publication(connection: Connection, wanted: Requirements, survey: Survey) -> Finding:
     what = f"publication {wanted.publication}"
-    found, watched = survey.publication, survey.watched
+    found, selected = survey.publication, survey.selected
     plan, needed = (
-        wanted.keeper.wanted(connection, survey),
-        wanted.keeper.needed(connection, survey),
+        wanted.sync.wanted(connection, survey),
+        wanted.sync.needed(connection, survey),
     )
+    is_well = partial(Finding, what=what, code="publication")
     if found == plan:
-        return Finding(what=what, found=f"has what the routes need: {len(plan.tables)} tables")
+        return is_well(found=f"has what the routes need: {len(plan.tables)} tables")
     if found is not None and found.suffices_for(plan):
-        return Finding(what=what, found="has what the routes need, and more")
-    obstacle = _obstacle(connection, wanted, watched, exists=found is not None)
+        return is_well(found="has what the routes need, and more")
+    obstacle = _obstacle(connection, wanted, selected, exists=found is not None)
     if obstacle is not None and found is not None and found.suffices_for(needed):
-        return Finding(what=what, found="has what the routes need, with lists of columns")
+        return is_well(found="has what the routes need, with lists of columns")
     if obstacle is None:
-        return Finding(what=what, found="will be made" if found is None else "will be brought up to date")
+        return is_well(found="will be created" if found is None else "will be brought up to date")
     sql = "\n".join(
         f"{statement.as_string(connection)};" for statement in statements_for(wanted.publication, found, plan)
     )
     hint = f"Let the owner of the tables, or a superuser, run:\n{sql}"
-    return Finding(what=what, state=State.PROBLEM, found=obstacle, hint=hint)
+    return Finding(what=what, state=State.PROBLEM, code="publication", found=obstacle, hint=hint)
 
 
-def _check_partitions(publication: str, watched: Sequence[Watched], version: int) -> Iterator[Finding]:
-    """Before version 15 pgoutput remembers what a table is published as until the publication changes."""
-    tables = [".".join(each.table.name) for each in watched if each.table.is_partitioned]
+def _check_partitions(publication: str, selected: Sequence[SelectedTable], version: int) -> Iterator[Finding]:
+    """Before version 15 pgoutput caches the name under which a table is published until the publication changes."""
+    tables = [".".join(each.table.name) for each in selected if each.table.is_partitioned]
     if tables and version < 15_00_00:
         found = (
             f"PostgreSQL before 15 overlooks a partition of {', '.join(tables)} that is attached or detached"
         )
         change = f"ALTER PUBLICATION {quoted(publication)} SET (publish_via_partition_root = true);"
-        hint = f"End the transaction that does it with: {change}"
-        yield Finding(what="partitions", state=State.WARNING, found=found, hint=hint)
+        hint = f"End the transaction that attaches or detaches it with: {change}"
+        yield Finding(
+            what="partitions", state=State.WARNING, code="partitions_overlooked", found=found, hint=hint
+        )
 
 
 _MAY: Final = """
@@ -247,17 +262,17 @@ FROM pg_roles WHERE rolname = current_user
 
 
 def _obstacle(
-    connection: Connection, wanted: Wanted, watched: Sequence[Watched], *, exists: bool
+    connection: Connection, wanted: Requirements, selected: Sequence[SelectedTable], *, exists: bool
 ) -> str | None:
-    """Return why our role may not make or change the publication."""
-    schemas, tables = [each.table.name[0] for each in watched], [each.table.name[1] for each in watched]
+    """Return why the listener's role may not create or change the publication."""
+    schemas, tables = [each.table.name[0] for each in selected], [each.table.name[1] for each in selected]
     rows = fetch(connection, _MAY, {"publication": wanted.publication, "schemas": schemas, "tables": tables})
     ((is_superuser, may_create, owns_publication, not_owned),) = rows
     role = connection.info.user
     if is_superuser:
         return None
     if not exists and not may_create:
-        return f"is not there, and {role} may not CREATE in this database"
+        return f"does not exist, and {role} may not CREATE in this database"
     if not owns_publication:
         return f"lacks something, and {role} does not own it"
     if not_owned:
@@ -271,22 +286,22 @@ _OLDEST: Final = 13_00_00
 
 
 def check_server(connection: Connection) -> Iterator[Finding]:
-    """Yield what there is to say about the server and the role."""
+    """Yield the findings about the server and the role."""
     version = fetch_value(connection, "SHOW server_version")
     if connection.info.server_version < _OLDEST:
         hint = "Upgrade the server to PostgreSQL 13 or later."
-        yield Finding(what="version", state=State.PROBLEM, found=version, hint=hint)
+        yield Finding(what="version", state=State.PROBLEM, code="version", found=version, hint=hint)
     else:
-        yield Finding(what="version", found=version)
+        yield Finding(what="version", code="version", found=version)
     yield _check_tls(connection)
     if is_standby(connection):
         found = "this server is a standby: the listener waits for a primary"
-        yield Finding(what="primary", state=State.PROBLEM, found=found, hint=PRIMARY)
+        yield Finding(what="primary", state=State.PROBLEM, code="standby", found=found, hint=PRIMARY)
     level = fetch_value(connection, "SHOW wal_level")
     if level == "logical":
-        yield Finding(what="wal_level", found=level)
+        yield Finding(what="wal_level", code="wal_level", found=level)
     else:
-        yield Finding(what="wal_level", state=State.PROBLEM, found=level, hint=LOGICAL)
+        yield Finding(what="wal_level", state=State.PROBLEM, code="wal_level", found=level, hint=LOGICAL)
     yield from _check_retention(connection)
     yield from _check_role(connection)
 
@@ -294,16 +309,17 @@ def check_server(connection: Connection) -> Iterator[Finding]:
 def _check_tls(connection: Connection) -> Finding:
     rows = fetch(connection, "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl")
     if rows:
-        return Finding(what="TLS", found=rows[0][0])
+        return Finding(what="TLS", code="tls", found=rows[0][0])
     is_local = fetch_value(
         connection, "SELECT coalesce(inet_client_addr() << '127.0.0.0/8' OR inet_client_addr() = '::1', true)"
     )
     if is_local:
-        return Finding(what="TLS", found="none, within this machine")
+        return Finding(what="TLS", code="tls", found="none, within this machine")
     return Finding(
         what="TLS",
         state=State.WARNING,
-        found="none: passwords and rows travel readable",
+        code="tls",
+        found="none: passwords and rows are sent in clear text",
         hint=TLS,
     )
 
@@ -313,6 +329,7 @@ def _check_retention(connection: Connection) -> Iterator[Finding]:
     kept = settings["max_slot_wal_keep_size"]
     yield Finding(
         what="max_slot_wal_keep_size",
+        code="wal_retention",
         found="unlimited: while the listener is away, the log grows" if kept == "-1" else kept,
     )
     idle = settings.get("idle_replication_slot_timeout", "0")
@@ -320,7 +337,8 @@ def _check_retention(connection: Connection) -> Iterator[Finding]:
         yield Finding(
             what="idle_replication_slot_timeout",
             state=State.WARNING,
-            found=f"{idle}: a listener that is away for so long loses changes",
+            code="idle_slot_timeout",
+            found=f"{idle}: a listener that is stopped for longer loses changes",
             hint="ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         )
 
@@ -341,28 +359,29 @@ FROM pg_roles WHERE rolname = current_user
 
 def _check_role(connection: Connection) -> Iterator[Finding]:
     ((role, may_replicate),) = fetch(connection, _ROLE)
+    what, code = "REPLICATION", "replication_role"
     if may_replicate:
-        yield Finding(what="REPLICATION", found=f"{role} has it")
+        yield Finding(what=what, code=code, found=f"{role} has it")
     else:
         hint = REPLICATION.format(role=quoted(role))
-        yield Finding(what="REPLICATION", state=State.PROBLEM, found=f"{role} does not have it", hint=hint)
+        yield Finding(what=what, state=State.PROBLEM, code=code, found=f"{role} does not have it", hint=hint)
 
 
-def check_room(connection: Connection, url: str, slot: Slot | None) -> Iterator[Finding]:
-    """Yield whether a slot and a WAL sender can be had; `slot` is ours, if it is there."""
+def check_capacity(connection: Connection, url: str, slot: Slot | None) -> Iterator[Finding]:
+    """Yield whether the server has a free slot and a free WAL sender; `slot` is the listener's, if it exists."""
     ((used, limit),) = fetch(
         connection, "SELECT count(*), current_setting('max_replication_slots')::int FROM pg_replication_slots"
     )
-    found = f"{used} of {limit} in use"
+    what, code, found = "max_replication_slots", "replication_slots", f"{used} of {limit} in use"
     if slot is None and used >= limit:
-        yield Finding(what="max_replication_slots", state=State.PROBLEM, found=found, hint=SLOTS)
+        yield Finding(what=what, state=State.PROBLEM, code=code, found=found, hint=SLOTS)
     else:
-        yield Finding(what="max_replication_slots", found=found)
+        yield Finding(what=what, code=code, found=found)
     yield _check_sender(url, slot)
 
 
 def _check_sender(url: str, slot: Slot | None) -> Finding:
-    """Open a session of the replication protocol, and close it: the only way to know that one can be had."""
+    """Open a session of the replication protocol, and close it: the only way to know that one is free."""
     try:
         connect_replication(url).close()
     except SourceLostError as error:
@@ -370,4 +389,4 @@ def _check_sender(url: str, slot: Slot | None) -> Finding:
         return finding_from("max_wal_senders", error, State.WARNING if running else State.PROBLEM)
     except CDCError as error:
         return finding_from("max_wal_senders", error)
-    return Finding(what="max_wal_senders", found="one is free")
+    return Finding(what="max_wal_senders", code="wal_senders", found="one is free")

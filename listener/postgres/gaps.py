@@ -1,4 +1,4 @@
-"""Whether the server still has what comes after a checkpoint: slot, publication, and the place in the log."""
+"""Whether the server still has what comes after a checkpoint: slot, publication, and position in the log."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from listener.postgres.client.slot import Slot, gap_of, read_current, unpublishe
 from listener.postgres.client.timeline import identify, resume
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import WALPosition, format_lsn, parse_lsn
-from listener.postgres.tables.notes import parse_notes
+from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.postgres.tables.publication import gap_of_publication, read_publication
 
-__all__ = ["find_gap", "find_wrong_place", "published_lsn"]
+__all__ = ["find_gap", "find_position_gap", "published_lsn"]
 
 
 def find_gap(
     connection: Connection, slot: Slot | None, *, name: str, publication: str | None, saved: Saved | None
 ) -> GapError | None:
-    """Return the gap between what was published and what the server still has for us.
+    """Return the gap between what was published and what the server still has.
 
-    `slot` is what the server has under `name`; `publication` is None for a plugin that needs none;
-    `saved` is `Monitor.open`'s.
+    `slot` is the server's slot called `name`; `publication` is None for a plugin that needs none; `saved` is
+    `Monitor.open`'s.
     """
     if slot is None:
         return _slot_is_gone(name, saved, read_current(connection)) if saved else None
     if lost := gap_of(slot, saved):
         return lost
     if publication is not None and read_publication(connection, publication) is None:
-        # What is older than the publication is skipped without a word by version 18, and stops those before.
-        looked = parse_notes(saved.notes).looked if saved else 0
-        # It may have been gone before a listener that was killed had seen it, and read on.
+        # Version 18 skips what is older than the publication without logging it. Earlier versions stop there.
+        looked = parse_notes(saved.notes).checked_lsn if saved else 0
+        # It may have been dropped before the checkpoint: a listener reads on until it checks, and may be killed.
         is_earlier = 0 < looked < published_lsn(saved)
         start = format_lsn(looked) if is_earlier else unpublished_from(saved, slot)
         return gap_of_publication(publication, start, slot.current_lsn)
@@ -39,25 +39,26 @@ def find_gap(
 
 
 def published_lsn(saved: Saved | None) -> int:
-    """Return how far the log was published; 0 where that is not known."""
+    """Return the LSN up to which the log was published; 0 if that is not known."""
     try:
         return WALPosition.parse(saved.position).commit_lsn if saved else 0
     except ValueError:
-        return 0  # the checkpoint of another kind of database: that is told elsewhere
+        return 0  # the checkpoint of another kind of database: the publisher reports it
 
 
 def _slot_is_gone(name: str, saved: Saved, current: str) -> GapError:
     return GapError(
         f"The replication slot {name} is gone: what was committed after {unpublished_from(saved, None)} and before it "
-        f"is made again (now: {current}) cannot be read.",
+        f"is created again (now: {current}) cannot be read.",
         hint=f"If this is a new listener, give it a CDC_NAME of its own. {ACCEPT_GAP}",
+        code="slot_gone",
     )
 
 
-def find_wrong_place(url: str, slot: Slot, saved: Saved | None) -> GapError | None:
-    """Return the gap of a slot, or of a log, that is not where the checkpoint says.
+def find_position_gap(url: str, slot: Slot, saved: Saved | None) -> GapError | None:
+    """Return the gap if the position of the slot, or of the log, does not fit the checkpoint.
 
-    None also while somebody reads, and where it cannot be known: what keeps us from asking is told elsewhere.
+    Return None also while a listener reads, and if it cannot be known: other checks report why.
     """
     if saved is None or slot.active_pid or slot.confirmed_flush_lsn is None or slot.is_lost:
         return None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Final
 
 import structlog
+from psycopg2.extras import LogicalReplicationConnection
 
 from cdc_tasks.routing.router import Route
-from listener.core.source import Batch, GapError, Saved, SourceError, SourceLostError
+from listener.core.source import IDLE_INTERVAL, Batch, GapError, Saved, SourceError, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import (
     Connection,
@@ -24,20 +22,20 @@ from listener.postgres.client.connection import (
     log_codec,
     translated,
 )
-from listener.postgres.client.diagnosis import explain
-from listener.postgres.client.errors import SlotInUseError, sqlstate_of
-from listener.postgres.client.slot import Slot, check_slot, create_slot, drop_slot, read_slot
+from listener.postgres.client.diagnosis import explain, explained
+from listener.postgres.client.errors import SlotInUseError
+from listener.postgres.client.slot import Slot, read_slot
 from listener.postgres.client.stream import ReplicationStream
-from listener.postgres.client.timeline import ServerLog, Start, identify, refuse_standby, resume
+from listener.postgres.client.timeline import ResumePoint, Timeline, identify, refuse_standby, resume
 from listener.postgres.codec.change import WALChange
 from listener.postgres.codec.decoder import Begin, Commit, Decoder, UndescribedTableError, WALPosition
-from listener.postgres.gaps import find_gap, published_lsn
 from listener.postgres.hints import STUCK, UPDATE
 from listener.postgres.log.acknowledgements import Acknowledgements
-from listener.postgres.log.position import Place, Published, format_lsn, parse_lsn
-from listener.postgres.plugins import PluginName, open_plugin
-from listener.postgres.tables.notes import Notes, format_notes, parse_notes
-from listener.postgres.tables.sync import Prepared, TableKeeper, TableRenamedError
+from listener.postgres.log.position import LastPublished, WALCheckpoint, format_lsn, parse_lsn
+from listener.postgres.plugins import Plugin, PluginName, open_plugin
+from listener.postgres.setup import ServerSetup
+from listener.postgres.tables.checkpoint_notes import Notes, NotesWriter
+from listener.postgres.tables.sync import PreparedTables, TableRenamedError, TableSync
 from listener.postgres.tables.watch import TableWatch
 
 __all__ = ["PostgresWALMonitor"]
@@ -45,25 +43,16 @@ __all__ = ["PostgresWALMonitor"]
 log = structlog.get_logger()
 
 _MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batches
-_TICK = 0.25  # seconds between two looks at what is due while nothing comes
+_TICK = IDLE_INTERVAL
 _ACKNOWLEDGE_EVERY = 0.5  # seconds
-_IDLE_EVERY = 1.0  # seconds between two acknowledgements of log that does not concern us
-_LOOKED_EVERY = 2.0  # seconds between two notes of when the tables were looked at, at least …
-_LOOKED_RATE = 50_000  # … and no more bytes a second than these: notes of thousands of tables are long
-_STANDBY_EVERY = 1.0  # seconds between two looks at whether the other listener is gone
+_IDLE_EVERY = 1.0  # seconds between two acknowledgements of log without changes for the listener
+_STANDBY_EVERY = 1.0  # seconds between two attempts of a listener that waits for another one to end
 
 _SENDER_TIMEOUT = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
 
-# What a race leaves behind whose winner is another listener, with the same publication: look again.
-_RACES: Final = frozenset({"23505", "42710", "XX000"})  # it is there already; tuple concurrently updated
-
-
-_DECODER: Final = "decoder"  # the notes' field for what the decoder wants to know at the next start
-
-
 class PostgresWALMonitor:
-    """Reads one database's changes through a logical replication slot; fulfils `listener.core.source.Monitor`."""
+    """Reads one database's changes through a logical replication slot; implements `listener.core.source.Monitor`."""
 
     source: str  # the cluster's system identifier, in hexadecimal; known once open
 
@@ -81,134 +70,94 @@ class PostgresWALMonitor:
         accept_gap: bool = False,
         column_lists: bool = False,
     ) -> None:
-        """`batch_size` in changes; `failover`, `accept_gap`, `column_lists` as settings and command line have them."""
+        """`batch_size` in changes; `failover`, `accept_gap`, `column_lists` as in the settings and command line."""
         self._database_url = database_url
         self._slot = slot
         self._publication = publication
         self._routes = routes
         self._plugin = plugin
         self._batch_size = batch_size
-        self._failover = failover
         self._replay_window = replay_window
         self._accept_gap = accept_gap
-        self._keeper = TableKeeper(
+        self._wakeup = Wakeup()
+        self._connect = partial(connect, database_url)
+        self._sync = TableSync(
             publication=publication if plugin == "pgoutput" else None,
             routes=routes,
             column_lists=column_lists,
         )
-        self._noted: str | None = None  # what the broker holds of the notes, or will with the next batch
-        self._compared: Notes | None = None  # with what is noted
-        self._looked = 0  # what is noted of that
-        self._note_at = 0.0  # not before is it noted again for that alone
-        self._said: str | None = None  # what the decoder wants to know at the next start
-        self._watch: TableWatch
-        self._prepared = Prepared(Notes(), 0)
-        self._wakeup = Wakeup()
-        self._acknowledgements = Acknowledgements(replay_window=replay_window)
-        self._in_transaction = False
-        self._is_ahead = False  # the last batch may not be held by the broker yet
-        self._confirmed = 0  # what the server had been told when we came
-        self._told = 0  # where it may stand because of what we told the server
-        self._is_new = False  # there was no slot before us
-        self._gap_is_accepted = False  # and the next batch says so
-        self._last = Published()  # the last change, of this run or a former one
-        self._acknowledged_at = 0.0
-        self._read_up_to = 0  # the end of the last transaction, or of the log that did not concern us
-        self._idle_at = 0.0
+        self._setup = ServerSetup(
+            connect=self._connect,
+            slot=slot,
+            plugin=plugin,
+            failover=failover,
+            sync=self._sync,
+            wakeup=self._wakeup,
+        )
+        self._resources = ExitStack()  # what `close` closes
+        # Of the server and the slot, as they were when the listener opened them.
+        self._tables = PreparedTables(Notes(), 0)
+        self._timeline: Timeline
+        self._confirmed = 0  # the slot's position
+        self._has_new_slot = False
+        self._gap_is_accepted = False  # and no batch has said so yet
+        self._advanced_to = 0  # up to here this listener itself may have moved the slot
+        # Of one connection.
         self._stream: ReplicationStream
         self._decoder: Decoder
-        self._log: ServerLog
-        self._open_things = ExitStack()
+        self._watch: TableWatch
+        self._notes = NotesWriter()
+        self._acknowledgements = Acknowledgements(replay_window=replay_window)
+        self._acknowledged_at = 0.0
+        self._in_transaction = False
+        self._is_ahead = False  # the broker may not have the last batch yet
+        self._last = LastPublished()  # the last change, of this run or an earlier one
+        self._read_up_to = 0  # the end of the last transaction, or of log without changes for the listener
+        self._idle_at = 0.0
 
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
-        said = False
+        waits = False
         while not self._wakeup.is_set:
             try:
-                self._open(again if said and again else lambda: saved)
+                self._open(again if waits and again else lambda: saved)
             except SlotInUseError as error:
-                if not said:
+                if not waits:
                     log.info("standby", slot=self._slot, reason=error.message)
-                    said = True
+                    waits = True
                 self._wakeup.wait(_STANDBY_EVERY)
             else:
                 return
 
     def batches(self, after: str | None) -> Iterator[Batch]:
-        """Yield what lies beyond `after`; see `Monitor.batches`."""
+        """Yield what comes after `after`; see `Monitor.batches`."""
         if after and self._gap_is_accepted:
             after = self._next_generation(after)
         self._gap_is_accepted = False
         try:
             yield from self._batches(after)
             if self._stream.has_answered:
-                yield from self._told_already()
+                yield from self._answered_position()
         except SourceLostError:
-            yield from self._told_already()
+            yield from self._answered_position()
             raise
         except GapError as gap:
             if after is None or not self._accept_gap:
                 raise
             log.error("gap_accepted", gap=gap.message)  # noqa: TRY400 - a person needs no traceback
             after = self._next_generation(after)
-            yield Batch((), after)  # held before anything is read in its terms
-            self.open(saved=Saved(after))  # all again that was left out as published: it was another log's
+            # First the checkpoint: what is read from now on has its generation. Then all is read again, also what was
+            # left out as published: that was another log's.
+            yield Batch((), after)
+            self.open(saved=Saved(after))
             yield from self._batches(after)
 
-    def _told_already(self) -> Iterator[Batch]:
-        """Yield the place that a server that shuts down may know before the broker does: see ReplicationStream."""
-        if not (self._stream.has_begun or self._decoder.is_expecting):
-            place = max(self._stream.server_position, self._confirmed)
-            yield Batch((), self._named(WALPosition.before(place)))
-
-    def _batches(self, after: str | None) -> Iterator[Batch]:
-        start = self._resume(after) if after else Start()
-        self._warn_of_loss(after, start)
-        self._last = start.last
-        self._decoder.start(start.last, self._log.eras(start.generation), is_expected=start.is_expected)
-        # Not from the checkpoint on: where the log that did not concern us was read up to, other changes may stand
-        # after a restore.
-        position = WALPosition.before(self._confirmed)
-        if not start.is_expected:
-            # From the start on: one that is missing tells a lost broker.
-            yield Batch((), self._named(position), notes=self._news())
-        while not self._wakeup.is_set:
-            self._accept_gap &= self._decoder.is_expecting  # the one that was meant, and none later
-            changes: list[WALChange] = []
-            try:
-                with self._explained(streams=True):
-                    goes_on = self._read(changes)
-            except TableRenamedError:
-                if not self._decoder.is_expecting:
-                    # The name is noted; what was read in front of it comes again.
-                    yield Batch((), self._named(position), notes=self._news())
-                raise
-            self._decoder.confirm(changes)
-            if changes:
-                position = self._position_of(changes[-1])
-                self._last = _published(changes[-1])
-                self._is_ahead = goes_on
-                named, as_of = self._named(position), changes[-1].committed_at
-                yield Batch(changes, named, as_of, settle=not goes_on, notes=self._news())
-                continue
-            if after and self._decoder.is_waiting(self._stream.server_position):
-                self._stream.wait(_TICK)
-                yield Batch((), after)
-                continue
-            if (idle := self._idle()) > position and self._decoder.may_move_on():
-                position = idle
-            elif not self._is_ahead:
-                self._stream.wait(_TICK)
-            self._is_ahead = False
-            yield Batch((), self._named(position), notes=self._news())
-        if not self._decoder.is_expecting:
-            yield from self._last_news(position)
-
     def acknowledge(self, position: str) -> None:
-        """Let the server forget its log up to `position`, half a second later at most."""
-        if self._decoder.is_expecting:
-            return  # what was left out as published may be another log's
-        published = self._watch.position = WALPosition.parse(position).commit_lsn
+        """Let the server discard its log up to `position`, up to half a second later."""
+        if self._decoder.awaits_last_published:
+            return  # this may be another log than the one that `position` is of
+        published = WALPosition.parse(position).commit_lsn
+        self._watch.published(published)
         lsn, now = self._acknowledgements.published(published), monotonic()
         if now - self._acknowledged_at >= _ACKNOWLEDGE_EVERY:
             self._acknowledged_at = now
@@ -219,58 +168,160 @@ class PostgresWALMonitor:
         self._wakeup.set()
 
     def close(self) -> None:
-        """Let go of the slot."""
-        self._open_things.close()
+        """Send the last acknowledgement, and close all connections."""
+        self._resources.close()
 
-    def _news(self, *, is_last: bool = False) -> str | None:
-        """Return the notes where they are not what the broker holds; raises what the watch found.
+    # --- Opening ------------------------------------------------------------------------------------------
 
-        That the tables were looked at once more is said now and then, and with the last ones.
+    def _open(self, saved: Callable[[], Saved | None]) -> None:
+        """Prepare the server, start the stream, and watch the tables from then on. Raise SlotInUseError."""
+        self.close()
+        with ExitStack() as stack, closing(self._connect()) as connection:
+            refuse_standby(connection)
+            slot = self._setup.acquire(connection)
+            # Before anything is created: this fails on a server, or behind a pooler, from which we cannot read.
+            replication = stack.enter_context(closing(connect_replication(self._database_url)))
+            self._prepare_server(connection, slot, saved())
+            self._identify_server(replication)
+            self._watch = TableWatch(self._connect, self._sync, self._tables.notes)
+            stack.callback(self._watch.close)
+            plugin = self._open_plugin(replication)
+            stack.callback(plugin.close)
+            options = self._start_stream(stack, connection, replication, plugin)
+            self._watch.start(self._tables.checked_lsn)
+            stack.callback(self._keep_advanced)
+            stack.callback(self._acknowledge_the_rest)
+            self._resources = stack.pop_all()
+        log.info("streaming", slot=self._slot, plugin=self._plugin)
+        if options is not plugin.options[0]:
+            log.warning("old_plugin", plugin=self._plugin, lacks=plugin.lacks_when_old)
+
+    def _prepare_server(self, connection: Connection, slot: Slot | None, saved: Saved | None) -> None:
+        notes = self._notes.restart(saved.notes if saved else None)
+        prepared = self._setup.prepare(connection, slot, saved, notes, accept_gap=self._accept_gap)
+        self._tables = prepared.tables
+        self._has_new_slot = prepared.has_new_slot
+        self._gap_is_accepted |= prepared.gap_is_accepted
+
+    def _identify_server(self, replication: LogicalReplicationConnection) -> None:
+        self._timeline = identify(replication)
+        self.source = self._timeline.system
+        slot = read_slot(replication, self._slot)
+        self._confirmed = parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0")
+
+    def _open_plugin(self, replication: LogicalReplicationConnection) -> Plugin:
+        plugin = open_plugin(
+            self._plugin,
+            self._connect,
+            publication=self._publication,
+            routes=self._routes,
+            slot=self._slot,
+            notes=self._notes.decoder,
+            source=self.source,
+            codec=log_codec(replication),
+            announced=self._watch.announced,
+        )
+        self._decoder = plugin.decoder
+        return plugin
+
+    def _start_stream(
+        self,
+        stack: ExitStack,
+        connection: Connection,
+        replication: LogicalReplicationConnection,
+        plugin: Plugin,
+    ) -> Mapping[str, str]:
+        """Start to read from the slot; return those of the plugin's options that the server accepted."""
+        self._stream = stack.enter_context(
+            ReplicationStream(
+                replication,
+                self._wakeup,
+                sender_timeout=float(fetch_value(connection, _SENDER_TIMEOUT)),
+                is_shutting_down=partial(is_shutting_down, self._database_url, replication),
+            )
+        )
+        self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
+        self._in_transaction = self._is_ahead = False
+        self._read_up_to = 0
+        with explained(self._connect, self._slot, plugin=self._plugin):
+            return self._stream.start(self._slot, plugin.options)
+
+    def _acknowledge_the_rest(self) -> None:
+        # If the server is gone it will send this part of the log again, and the checkpoint leaves it out.
+        with suppress(SourceLostError):
+            self._stream.acknowledge(self._acknowledgements.lsn)
+
+    def _keep_advanced(self) -> None:
+        """Note up to where we moved the slot: if it is further at the next start, somebody else moved it."""
+        self._advanced_to = max(self._advanced_to, self._stream.flushed, self._stream.server_position)
+
+    # --- Reading ------------------------------------------------------------------------------------------
+
+    def _batches(self, after: str | None) -> Iterator[Batch]:
+        """Yield batches until `stop`: an empty one every `_TICK` while nothing comes."""
+        position = self._start_decoder(after)
+        if not self._decoder.awaits_last_published:
+            # At once, so that the broker has a checkpoint from the start on: a missing one then means lost data.
+            yield self._empty_batch(position)
+        while not self._wakeup.is_set:
+            self._accept_gap &= self._decoder.awaits_last_published  # only this gap, and no later one
+            changes: list[WALChange] = []
+            try:
+                may_read_on = self._read(changes)
+            except TableRenamedError:
+                if not self._decoder.awaits_last_published:
+                    # Keep the name in the notes. The changes before it are read again.
+                    yield self._empty_batch(position)
+                raise
+            self._decoder.verify(changes)
+            if changes:
+                position = self._position_of(changes[-1])
+                yield self._batch(changes, position, may_read_on=may_read_on)
+            elif after and self._decoder.is_waiting(self._stream.server_position):
+                self._stream.wait(_TICK)
+                yield Batch((), after)
+            else:
+                position = self._advance(position)
+                yield self._empty_batch(position)
+        if not self._decoder.awaits_last_published:
+            yield from self._last_notes(position)
+
+    def _start_decoder(self, after: str | None) -> WALPosition:
+        """Let the decoder leave out what was published; return the position from which reading begins.
+
+        It is the slot's position and not the checkpoint's. Up to the checkpoint the log was read, but what held nothing
+        for the listener then may hold other changes after a restore.
         """
-        watch = self._watch
-        if watch.error is not None:
-            raise watch.error
-        said, looked = self._decoder.notes(), watch.looked
-        notes = watch.notes  # after `looked`: they may be newer
-        is_due = looked != self._looked and (is_last or monotonic() >= self._note_at)
-        if notes is self._compared and said is None and not is_due:
-            return None
-        self._compared, self._said = notes, said or self._said
-        if self._said is not None:
-            notes = replace(notes, others={**notes.others, _DECODER: self._said})
-        noted, self._noted = self._noted, format_notes(replace(notes, looked=looked))
-        self._looked = looked
-        self._note_at = monotonic() + max(_LOOKED_EVERY, len(self._noted) / _LOOKED_RATE)
-        return None if noted == self._noted else self._noted
-
-    def _last_news(self, position: WALPosition) -> Iterator[Batch]:
-        """Yield what the watch found and the broker does not know yet: the next start would take it for a gap."""
-        self._watch.close()
-        if self._watch.error is None and (notes := self._news(is_last=True)) is not None:
-            yield Batch((), self._named(position), notes=notes)
+        start = self._resume(after) if after else ResumePoint()
+        self._warn_of_loss(after, start)
+        self._last = start.last
+        eras = self._timeline.eras(start.generation)
+        self._decoder.start(start.last, eras, is_expected=start.is_expected)
+        return WALPosition.before(self._confirmed)
 
     def _read(self, changes: list[WALChange]) -> bool:
-        """Read what the server has for us right now, up to a batch; return whether one may read on before it is held.
+        """Read what the server has now, up to a batch; return whether to read on before the broker has it.
 
-        Behind a message that describes a table, which has no place of its own, psycopg2 takes over the place of a
-        keepalive, and tells it a server that asks, as one does that shuts down. The transactions before that place
-        have to be held by then. (A Begin of a transaction that came from another server has no place either; but the
+        Not behind a message without an LSN, such as one that describes a table. There psycopg2 takes over the LSN of a
+        keepalive, and sends it to a server that asks, as one does that shuts down. The broker must have all before that
+        LSN by then. (The Begin of a transaction that was replicated from another server has no LSN either. But the
         server sends the next message together with it, and a batch for each such transaction would be slow.)
         """
-        read, decode = self._stream.read, self._decoder.decode
-        full, size = self._batch_size, 0
-        with translated():
-            while len(changes) < full and size < _MAX_BYTES:
-                message = read()
-                if message is None:
-                    return True
-                payload = message.payload
-                size += len(payload)
-                boundary = decode(payload, changes)
-                if boundary is not None:
-                    self._note(boundary)
-                elif not message.data_start and (changes or self._is_ahead):
-                    return False
+        with self._errors_explained():
+            read, decode = self._stream.read, self._decoder.decode
+            full, size = self._batch_size, 0
+            with translated():
+                while len(changes) < full and size < _MAX_BYTES:
+                    message = read()
+                    if message is None:
+                        return True
+                    payload = message.payload
+                    size += len(payload)
+                    boundary = decode(payload, changes)
+                    if boundary is not None:
+                        self._note(boundary)
+                    elif not message.data_start and (changes or self._is_ahead):
+                        return False
         return True
 
     def _note(self, boundary: Begin | Commit) -> None:
@@ -280,13 +331,22 @@ class PostgresWALMonitor:
             self._acknowledgements.ended(boundary.end_lsn)
 
     def _position_of(self, change: WALChange) -> WALPosition:
-        """Return the end of its transaction where that was read: no acknowledgement goes beyond the checkpoint."""
+        """Return the end of the change's transaction if that was read: acknowledgements end at the checkpoint."""
         if self._read_up_to <= change.transaction.commit_lsn:
             return WALPosition(change.transaction.commit_lsn, change.ordinal)
         return WALPosition.before(self._read_up_to)
 
-    def _idle(self) -> WALPosition:
-        """Return how far we have read, also of log that does not concern us: the server may forget that too."""
+    def _advance(self, position: WALPosition) -> WALPosition:
+        """Return a later position if log without changes was read, else wait a `_TICK`."""
+        if (idle := self._idle_position()) > position and self._decoder.may_advance():
+            position = idle
+        elif not self._is_ahead:
+            self._stream.wait(_TICK)
+        self._is_ahead = False
+        return position
+
+    def _idle_position(self) -> WALPosition:
+        """Return how far the log is read, also log without changes for us: the server may discard that, too."""
         server_position, now = self._stream.server_position, monotonic()
         if self._in_transaction:
             return WALPosition(0, 0)
@@ -296,200 +356,117 @@ class PostgresWALMonitor:
             self._acknowledgements.ended(server_position)
         return WALPosition.before(self._read_up_to)
 
-    def _open(self, saved: Callable[[], Saved | None]) -> None:
-        self.close()
-        connect_here = partial(connect, self._database_url)
-        with ExitStack() as stack, closing(connect_here()) as connection:
-            refuse_standby(connection)
-            slot = self._take_turn(connection)
-            # First, so that nothing is made on a server, or through a pooler, that does not let us read.
-            replication = stack.enter_context(closing(connect_replication(self._database_url)))
-            self._prepare(connection, slot, saved())
-            sender_timeout = float(fetch_value(connection, _SENDER_TIMEOUT))
-            self._log = identify(replication)
-            slot = read_slot(replication, self._slot)
-            self._confirmed = parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0")
-            self.source = self._log.system
-            self._watch = TableWatch(connect_here, self._keeper, self._prepared.notes)
-            stack.callback(self._watch.close)
-            plugin = open_plugin(
-                self._plugin,
-                connect_here,
-                publication=self._publication,
-                routes=self._routes,
-                slot=self._slot,
-                notes=self._said,
-                source=self.source,
-                codec=log_codec(replication),
-                announced=self._watch.announced,
-            )
-            stack.callback(plugin.close)
-            self._decoder = plugin.decoder
-            self._stream = stack.enter_context(
-                ReplicationStream(
-                    replication,
-                    self._wakeup,
-                    sender_timeout=sender_timeout,
-                    is_shutting_down=partial(is_shutting_down, self._database_url, replication),
-                )
-            )
-            with self._explained(streams=False):
-                taken = self._stream.start(self._slot, plugin.options)
-            self._watch.start(self._prepared.looked)
-            self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
-            self._in_transaction = self._is_ahead = False
-            self._read_up_to = 0
-            stack.callback(self._remember)
-            stack.callback(self._acknowledge_the_rest)
-            self._open_things = stack.pop_all()
-        log.info("streaming", slot=self._slot, plugin=self._plugin)
-        if taken is not plugin.options[0]:
-            log.warning("old_plugin", plugin=self._plugin, lacks=plugin.lacks_when_old)
+    def _answered_position(self) -> Iterator[Batch]:
+        """Yield the LSN that psycopg2 may have sent to a server that shuts down: see ReplicationStream."""
+        if not (self._stream.has_begun or self._decoder.awaits_last_published):
+            lsn = max(self._stream.server_position, self._confirmed)
+            yield Batch((), self._checkpoint(WALPosition.before(lsn)))
 
-    def _acknowledge_the_rest(self) -> None:
-        # A server that is gone will send it again, and the checkpoint knows better.
-        with suppress(SourceLostError):
-            self._stream.acknowledge(self._acknowledgements.lsn)
+    # --- Batches, checkpoints and notes -------------------------------------------------------------------
 
-    def _remember(self) -> None:
-        """Note how far we brought the slot: what is beyond it at the next start, somebody else did."""
-        self._told = max(self._told, self._stream.flushed, self._stream.server_position)
-
-    def _take_turn(self, connection: Connection) -> Slot | None:
-        """Return the slot as it is; until the session ends, no other listener of this name prepares the server.
-
-        Raises SlotInUseError where another listener reads, or is about to.
-        """
-        if not fetch_value(connection, "SELECT pg_try_advisory_lock(%s)", [_lock_of(self._slot)]):
-            raise SlotInUseError(f"Another listener is about to read from the slot {self._slot}.")
-        slot = read_slot(connection, self._slot)
-        if slot and slot.active_pid:
-            raise SlotInUseError(f"The server's process {slot.active_pid} reads from the slot {slot.name}.")
-        return slot
-
-    def _prepare(self, connection: Connection, slot: Slot | None, saved: Saved | None) -> None:
-        """Make what is missing on the server: first the publication, then the slot."""
-        publication = self._keeper.publication
-        gap = find_gap(connection, slot, name=self._slot, publication=publication, saved=saved)
-        if gap and not self._accept_gap:
-            raise gap
-        with _races_lost():
-            self._prepare_tables(connection, slot, saved, is_anew=bool(gap))
-        if gap:
-            log.error("gap_accepted", gap=gap.message)
-            if slot:
-                with self._explained(streams=False):
-                    drop_slot(connection, self._slot)
-            self._gap_is_accepted = True
-        self._is_new = bool(gap) or slot is None
-        if self._is_new:
-            with _races_lost(), self._explained(streams=False):
-                create_slot(
-                    connection, self._slot, self._plugin, failover=self._failover, wakeup=self._wakeup
-                )
-        elif slot:
-            check_slot(slot, plugin=self._plugin, database=connection.info.dbname)
-
-    def _prepare_tables(
-        self, connection: Connection, slot: Slot | None, saved: Saved | None, *, is_anew: bool
-    ) -> None:
-        """Compare the tables with the notes, unless an accepted gap covers all that happened since."""
-        self._noted = saved.notes if saved else None
-        notes = parse_notes(self._noted)
-        self._said = notes.others.get(_DECODER)
-        is_assumed = saved is None and slot is not None  # or the broker has lost what it held
-        if is_anew:
-            notes = replace(notes, tables=None)
-        elif is_assumed:
-            notes = self._keeper.assumed(connection, parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0"))
-        self._prepared = self._keeper.prepare(
-            connection,
-            notes,
-            position=published_lsn(saved),
-            accept_gap=self._accept_gap,
-            is_noted=not is_assumed,
+    def _batch(self, changes: list[WALChange], position: WALPosition, *, may_read_on: bool) -> Batch:
+        last = changes[-1]
+        transaction = last.transaction
+        self._last = LastPublished(transaction.commit_lsn, transaction.committed, last.ordinal)
+        self._is_ahead = may_read_on
+        return Batch(
+            changes,
+            self._checkpoint(position),
+            last.committed_at,
+            pipelined=may_read_on,
+            notes=self._changed_notes(),
         )
-        self._compared = None
+
+    def _empty_batch(self, position: WALPosition) -> Batch:
+        return Batch((), self._checkpoint(position), notes=self._changed_notes())
+
+    def _checkpoint(self, position: WALPosition) -> str:
+        return str(WALCheckpoint(self._decoder.eras.of(position.commit_lsn), position, self._last))
+
+    def _next_generation(self, checkpoint: str) -> str:
+        """Return the checkpoint after an accepted gap: what the slot has from now on is new, at any LSN."""
+        eras = self._timeline.eras(WALCheckpoint.parse(checkpoint).era.generation + 1)
+        position = WALPosition.before(self._confirmed)
+        return str(WALCheckpoint(eras.of(self._confirmed), position, LastPublished()))
+
+    def _changed_notes(self, *, is_last: bool = False) -> str | None:
+        """Return the notes if the broker does not have them. Raise what the watch found."""
+        watch = self._watch
+        if watch.error is not None:
+            raise watch.error
+        checked_lsn = watch.checked_lsn
+        notes = watch.notes  # after `checked_lsn`: they may be newer, and never older
+        return self._notes.changed(
+            notes, checked_lsn=checked_lsn, decoder=self._decoder.notes(), is_last=is_last
+        )
+
+    def _last_notes(self, position: WALPosition) -> Iterator[Batch]:
+        """Yield what the watch found since the last batch: without it the next start would report a gap."""
+        self._watch.close()
+        if self._watch.error is None and (notes := self._changed_notes(is_last=True)) is not None:
+            yield Batch((), self._checkpoint(position), notes=notes)
+
+    # --- What went wrong ----------------------------------------------------------------------------------
 
     @contextmanager
-    def _explained(self, *, streams: bool) -> Iterator[None]:
-        """Raise the server's errors with their reason and hint; `streams` tells that they came of reading on."""
+    def _errors_explained(self) -> Iterator[None]:
+        """Raise the errors of reading with their reason and hint."""
         try:
             yield
-        except TableRenamedError:
+        except (TableRenamedError, UndescribedTableError):
             raise
         except (SourceError, SourceLostError) as error:
-            connect_here = partial(connect, self._database_url)
-            explained = explain(error, connect_here, self._slot, plugin=self._plugin, streams=streams)
-            has_hint = explained is not error or isinstance(error, UndescribedTableError)
-            if streams and isinstance(error, SourceError) and not has_hint:
-                explained = self._stuck(error)
-            if explained is error:
+            reason = explain(error, self._connect, self._slot, plugin=self._plugin, streams=True)
+            if reason is error and isinstance(error, SourceError):
+                reason = self._stuck(error)
+            if reason is error:
                 raise
-            raise explained from error
+            raise reason from error
 
     def _stuck(self, error: SourceError) -> SourceError:
-        """Say where in the log a message stands that the server cannot make, or that we cannot read."""
+        """Return the error with the position of a message that the server cannot send, or that we cannot read."""
         message = error.message.rstrip(".")
         if not self._in_transaction:
-            return SourceError(f"{message}. Reading stopped between two transactions.", hint=UPDATE)
+            return SourceError(
+                f"{message}. Reading stopped between two transactions.", hint=UPDATE, code=error.code
+            )
         lsn = self._decoder.commit_lsn
         return SourceError(
             f"{message}. Reading stopped in the transaction that commits at {format_lsn(lsn)}.",
             hint=STUCK.format(slot=self._slot, beyond=format_lsn(lsn + 1)),
+            code="stuck_transaction",
         )
 
-    def _resume(self, checkpoint: str) -> Start:
-        return resume(checkpoint, self._log, slot=self._slot, confirmed=self._confirmed, told=self._told)
+    def _resume(self, checkpoint: str) -> ResumePoint:
+        return resume(
+            checkpoint,
+            self._timeline,
+            slot=self._slot,
+            confirmed=self._confirmed,
+            advanced_to=self._advanced_to,
+        )
 
-    def _named(self, position: WALPosition) -> str:
-        return str(Place(self._decoder.eras.of(position.commit_lsn), position, self._last))
-
-    def _next_generation(self, checkpoint: str) -> str:
-        """Return the checkpoint behind an accepted gap: what the slot has from now on is new, wherever it stands."""
-        eras = self._log.eras(Place.parse(checkpoint).era.generation + 1)
-        return str(Place(eras.of(self._confirmed), WALPosition.before(self._confirmed), Published()))
-
-    def _warn_of_loss(self, after: str | None, start: Start) -> None:
-        """Say what a failover lost, and what a broker that lost its data makes of our acknowledgements."""
-        spot = Place.parse(after).spot if after else "none"
+    def _warn_of_loss(self, after: str | None, start: ResumePoint) -> None:
+        """Log what a failover lost, and that a broker lost its data."""
+        label = WALCheckpoint.parse(after).label if after else "none"
         if start.lost_from:
             log.error(
                 "failover_lost_changes",
-                checkpoint=spot,
+                checkpoint=label,
                 lost_from=format_lsn(start.lost_from),
-                reason="The new primary had not got all that the old one committed, or was restored to a point in "
-                "time, and tasks of what is lost were published. Of what it commits nothing is missing.",
+                reason="The new primary did not have all that the old one committed, or was restored to a point in "
+                "time. Tasks of the lost changes were published. Of the new primary's changes none is missing.",
                 hint="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
             )
-        behind = after is None or WALPosition.parse(after) < WALPosition.before(self._confirmed)
-        if behind and not self._is_new:
+        is_behind = after is None or WALPosition.parse(after) < WALPosition.before(self._confirmed)
+        if is_behind and not self._has_new_slot:
             log.error(
                 "broker_behind",
-                checkpoint=spot,
+                checkpoint=label,
                 acknowledged=format_lsn(self._confirmed),
-                reason="The broker's checkpoint is older than what the database was told: it was restarted without "
-                "its data, or with an old copy. Tasks that it held are lost where the database has no more of them.",
-                hint="Keep the broker's data (appendonly yes), and some log to mend from: CDC_REPLAY_WINDOW=600",
+                reason="The broker's checkpoint is older than what the listener acknowledged to the database: the "
+                "broker was restarted without its data, or with an old copy. Tasks that it had are lost if the "
+                "database no longer has their changes.",
+                hint="Make the broker keep its data (appendonly yes), and PostgreSQL some log to publish again from: "
+                "CDC_REPLAY_WINDOW=600",
             )
-
-
-def _published(change: WALChange) -> Published:
-    return Published(change.transaction.commit_lsn, change.transaction.committed, change.ordinal)
-
-
-def _lock_of(slot: str) -> int:
-    """Return the advisory lock that a listener holds while it prepares the server."""
-    digest = hashlib.blake2b(f"cdc-tasks {slot}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, signed=True)
-
-
-@contextmanager
-def _races_lost() -> Iterator[None]:
-    """Raise SourceLostError where another session has just made, or changed, what this one was about to."""
-    try:
-        yield
-    except SourceError as error:
-        if sqlstate_of(error) not in _RACES:
-            raise
-        raise SourceLostError(error.message) from error

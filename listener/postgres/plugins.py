@@ -1,4 +1,4 @@
-"""The two output plugins, each with its decoder and what it is to be told at the start."""
+"""The two output plugins, each with its decoder and its options."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PluginName = Literal["pgoutput", "wal2json"]
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """What one replication connection needs to know."""
+    """What one replication connection needs of a plugin."""
 
     decoder: Decoder
-    options: tuple[dict[str, str], ...]  # for START_REPLICATION: the first that the server takes
+    options: tuple[dict[str, str], ...]  # for START_REPLICATION: the first that the server accepts
     close: Callable[[], None]
-    lacks_when_old: str = ""  # what is amiss where the server does not take the first options
+    lacks_when_old: str = ""  # what is missing if the server does not accept the first options
 
 
 def open_plugin(
@@ -44,9 +44,9 @@ def open_plugin(
 ) -> Plugin:
     """Return the plugin, ready for one connection.
 
-    `connect` opens an ordinary session for the catalogue; `notes` are what the decoder noted before;
+    `connect` opens an ordinary session for the catalogue; `notes` are the decoder's notes of an earlier run;
     `codec` is Python's name of the encoding of the log's texts. `announced` is called with the OID and the name of a
-    table before its changes come, where the plugin tells them.
+    table before its changes come, if the plugin sends them.
     """
     types = TypeCatalogue(connect)
     resolve_type = types.resolve
@@ -61,7 +61,7 @@ def open_plugin(
         return not is_system(schema) and bool(index.watching(schema, table))
 
     definitions = TableDefinitions(connect, slot, watches, notes=notes)
-    definitions.look_at_all()
+    definitions.refresh_all()
     decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source, codec=codec)
     candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
     lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"

@@ -1,4 +1,4 @@
-"""What PostgreSQL knows of the listener."""
+"""The state of the listener as PostgreSQL has it: for `status` and the lag alarm."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, State
 from listener.core.source import Saved
-from listener.core.status import Reader, SourceStatus
+from listener.core.source_status import Reader, SourceStatus
 from listener.postgres.client.connection import Connection, connect, fetch_value
 from listener.postgres.client.slot import Slot, read_current, read_slot
 from listener.postgres.client.timeline import is_standby
 from listener.postgres.codec.decoder import WALPosition
-from listener.postgres.gaps import find_wrong_place
+from listener.postgres.gaps import find_position_gap
 from listener.postgres.log.position import format_lsn
-from listener.postgres.tables.findings import find_refused
-from listener.postgres.tables.notes import Notes, parse_notes
-from listener.postgres.tables.sync import TableKeeper
+from listener.postgres.tables.checkpoint_notes import Notes, parse_notes
+from listener.postgres.tables.sync import TableSync
+from listener.postgres.tables.table_findings import find_refused
 
 __all__ = ["read_postgres_status"]
 
@@ -35,11 +35,11 @@ def read_postgres_status(
     routes: Sequence[Route] = (),
     notes: str | None = None,
 ) -> SourceStatus:
-    """Return how far the server and its slot are; raises SourceError, SourceLostError.
+    """Return how far the server and its slot are. Raise SourceError, SourceLostError.
 
-    With a `publication` it is compared with what the routes need now: tables may have been made anew, or taken
-    out of it, while the listener runs, or been given partitions that are not as they have to be. `notes` are what
-    is kept with the checkpoint, where that is known.
+    The `publication` is compared with what the routes need now. While the listener runs, somebody may create a table
+    again, take it out of the publication, or give it partitions that do not fit. `notes` are those kept with the
+    checkpoint, if that is known.
     """
     noted = parse_notes(notes)
     with closing(connect(url)) as connection:
@@ -50,17 +50,15 @@ def read_postgres_status(
         lag = slot.unconfirmed_bytes
         if checkpoint is not None:
             published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
-            # What is acknowledged is published too, and may lie a little further: behind the last commit.
+            # What is acknowledged is published too, and may end a little later: after the last commit.
             lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
         problems: tuple[str, ...] = standby
         if reader is Reader.RUNNING and (publication is not None or slot.plugin == "wal2json"):
             name = None if slot.plugin == "wal2json" else publication
-            unseen, problems = _look_at_tables(
-                connection, TableKeeper(publication=name, routes=routes), noted
-            )
-        if checkpoint and (gap := find_wrong_place(url, slot, Saved(checkpoint))):
+            unseen, problems = _find_in_tables(connection, TableSync(publication=name, routes=routes), noted)
+        if checkpoint and (gap := find_position_gap(url, slot, Saved(checkpoint))):
             problems = (gap.message,)
     return SourceStatus(
         reader=reader,
@@ -76,14 +74,14 @@ def read_postgres_status(
     )
 
 
-def _look_at_tables(
-    connection: Connection, keeper: TableKeeper, notes: Notes
+def _find_in_tables(
+    connection: Connection, sync: TableSync, notes: Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the tables that the publication lacks, and what is wrong with those of the routes."""
-    findings, survey = keeper.survey(connection, notes)
-    lacking = keeper.lacking(connection, survey) if keeper.publication else ()
+    """Return the tables that are missing in the publication, and the problems of the routes' tables."""
+    findings, survey = sync.survey(connection, notes)
+    lacking = sync.lacking(connection, survey) if sync.publication else ()
     unseen = [".".join(survey.by_oid[oid].table.name) for oid in sorted(lacking)]
-    return tuple(unseen), _problems([*findings, *find_refused(survey.watched)])
+    return tuple(unseen), _problems([*findings, *find_refused(survey.selected)])
 
 
 def _problems(findings: Iterable[Finding]) -> tuple[str, ...]:

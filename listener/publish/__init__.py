@@ -1,1 +1,1 @@
-"""Handing tasks to the broker, together with the checkpoint."""
+"""Publishing tasks to the broker, together with the checkpoint."""

@@ -1,61 +1,30 @@
-"""Where the listener was, noted apart from the broker: one that loses its data does not take this along.
+"""Where the listener was, noted apart from the broker, which may lose its data.
 
-A source that keeps no place for us (a binlog, unlike a replication slot) would otherwise look like one that is read
-for the first time. The note may be a second old: it is to mend from, and no checkpoint.
+A binlog keeps no position for us, as a replication slot does. Without the note, a source whose checkpoint is lost looks
+like one that is read for the first time. The note may be a second old: the listener recovers from it, but it is no
+checkpoint.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
 from listener.core.publisher import BrokerAwayError, BrokerError
-from listener.core.retry import Patience
+from listener.core.replay_window import ReplayWindow
+from listener.core.retry import Retry
 from listener.publish.redis.connection import RedisConnection
 
-__all__ = ["Bookmark", "ReplayWindow", "bookmark_key", "read_bookmark"]
+__all__ = ["Bookmark", "bookmark_key", "read_bookmark"]
 
 log = structlog.get_logger()
 
 _EVERY: Final = 1.0  # seconds between two notes
-_AGAIN_AFTER: Final = 30.0  # seconds after one that Redis did not take
-_STEPS: Final = 1000  # a window moves on in so many steps: a batch of its own takes no memory
-
-
-class _Published(NamedTuple):
-    at: float
-    position: str
-
-
-class ReplayWindow:
-    """The position from which a broker that lost its data is to be mended: pure, no I/O."""
-
-    def __init__(self, seconds: float, *, clock: Callable[[], float] = monotonic) -> None:
-        """Let what was published in the last so many seconds be published again."""
-        self._seconds = seconds
-        self._clock = clock
-        self._published: deque[_Published] = deque()
-        self.position: str | None = None
-
-    def restart(self, position: str | None) -> None:
-        """Begin anew: what was published beyond `position` does not count any more."""
-        self._published.clear()
-        self.position = position
-
-    def published(self, position: str) -> None:
-        """Note that all up to `position` is published."""
-        now = self._clock()
-        if self.position is None:
-            self.position = position
-        if not self._published or now - self._published[-1].at >= self._seconds / _STEPS:
-            self._published.append(_Published(now, position))
-        while self._published and self._published[0].at <= now - self._seconds:
-            self.position = self._published.popleft().position
+_RETRY_AFTER: Final = 30.0  # seconds after a note that Redis did not take
 
 
 class Bookmark:
@@ -64,44 +33,46 @@ class Bookmark:
     def __init__(
         self, cache_url: str, *, name: str, replay_window: float = 0.0, clock: Callable[[], float] = monotonic
     ) -> None:
-        """`name` is CDC_NAME; `replay_window` in seconds: the note stays so far behind."""
+        """`name` is CDC_NAME; `replay_window` in seconds: the note stays that far behind."""
         self._redis = RedisConnection.of_cache(cache_url)
-        self._patience = Patience("cache")
+        self._retry = Retry("cache")
         self._clock = clock
-        self._window = ReplayWindow(replay_window, clock=clock)
+        self._window = ReplayWindow[str | None](replay_window, start=None, clock=clock)
         self._noted: str | None = None
-        self._next = 0.0  # when Redis is asked next
+        self._next = 0.0  # when the next note is due
         self._source = ""
         self.key = bookmark_key(name)
 
-    def read(self, source: str, *, patiently: bool) -> str | None:
-        """Return where the listener was on a source of this kind, None if it never was.
+    def read(self, source: str, *, wait: bool) -> str | None:
+        """Return where the listener was on a source of this kind; None if it never was.
 
-        `patiently`: wait for a Redis that is away; it alone may know. Raises StoppedError, BrokerError.
+        `wait`: wait while Redis is away, because only Redis may know. Raises StoppedError, BrokerError.
         """
         self._source = source
-        found = self._patience.until_done(self._ask) if patiently else self._ask_once()
+        found = self._retry.call(self._ask) if wait else self._ask_once()
         self._noted = found
         self._window.restart(found or self._window.position)
         return self._window.position
 
     def start_at(self, position: str) -> None:
-        """Note that reading begins there, whatever was noted before."""
+        """Note that reading begins at `position`, and forget the note before."""
         self._window.restart(position)
         self._next = 0.0
 
     def published(self, position: str) -> None:
-        """Note it, in Redis once a second at most; one that is away holds nothing up."""
+        """Note it, in Redis at most once a second. If Redis is away, nothing waits for it."""
+        if self._window.position is None:
+            self._window.restart(position)  # the first position that there is
         self._window.published(position)
         if self._clock() >= self._next and self._window.position != self._noted:
             self._write()
 
     def stop(self) -> None:
         """Make a waiting `read` raise StoppedError soon."""
-        self._patience.stop()
+        self._retry.stop()
 
     def close(self) -> None:
-        """Note what is not noted yet, and let go of Redis."""
+        """Note what is not noted yet, and close the connection."""
         if self._window.position not in {None, self._noted} and self._redis.is_open:
             self._write()
         self._redis.close()
@@ -114,7 +85,7 @@ class Bookmark:
         try:
             return self._ask()
         except (BrokerAwayError, BrokerError):
-            return None  # `published` will say so
+            return None  # `published` will log it
 
     def _write(self) -> None:
         position, now = self._window.position or "", datetime.now(UTC).isoformat()
@@ -122,7 +93,7 @@ class Bookmark:
         try:
             self._redis.ask([("HSET", self.key, *fields)])
         except (BrokerAwayError, BrokerError) as error:
-            self._next = self._clock() + _AGAIN_AFTER
+            self._next = self._clock() + _RETRY_AFTER
             log.warning("bookmark_not_kept", reason=error.message, hint="Start the Redis of CACHE_URL.")
         else:
             self._noted = position
@@ -135,7 +106,7 @@ def bookmark_key(name: str) -> str:
 
 
 def read_bookmark(cache_url: str, name: str) -> str | None:
-    """Return what is noted, for commands that look on; raises BrokerAwayError, BrokerError."""
+    """Return the noted position, for commands; raises BrokerAwayError, BrokerError."""
     redis = RedisConnection.of_cache(cache_url)
     try:
         return _read(redis, bookmark_key(name))[0]

@@ -1,4 +1,4 @@
-"""Whether the broker and the cache are there, keep what they are given, and whether workers take it from there."""
+"""Whether broker and cache are there and keep their data, and whether workers take the tasks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 from listener.core.findings import CloseNames, Finding, State, finding_from
 from listener.core.publisher import BrokerAwayError
+from listener.publish.bookmark import bookmark_key, read_bookmark
 from listener.publish.check_queues import check_queues
 from listener.publish.kombu.internals import check_kombu
-from listener.publish.redis.connection import RedisConnection, broker_channel
+from listener.publish.redis.connection import Command, RedisConnection, broker_channel
 from listener.publish.task_message import make_message
 
-__all__ = ["check_broker", "check_cache", "redis_info"]
+__all__ = ["check_bookmark", "check_broker", "check_cache", "redis_info"]
 
 _AWAY: Final = "Start it, or correct {variable}."
-_ANSWER_WITHIN: Final = 1.0  # seconds that workers have to say that they are there
+_ANSWER_WITHIN: Final = 1.0  # seconds in which workers answer
 
 
 def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
-    """Yield what was found; never raises CDCError."""
+    """Yield the findings; never raises CDCError."""
     yield from _check_messages(app, routes)
     yield from _check_kombu()
     yield from _check_settings(app)
@@ -47,7 +48,7 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
     if len(alternatives) > 1:
         yield from _check_each(app, alternatives)
     else:
-        yield Finding(what="broker", found=address)
+        yield Finding(what="broker", code="broker", found=address)
     if is_redis:
         if lacking := _lacking_rights(app, routes):
             yield lacking
@@ -59,7 +60,7 @@ def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> It
             f"CDC_DURABILITY={durability} is for a Redis broker",
             "Take CDC_DURABILITY out of the environment.",
         )
-        yield Finding(what="durability", state=State.PROBLEM, found=found, hint=hint)
+        yield Finding(what="durability", state=State.PROBLEM, code="durability", found=found, hint=hint)
     if is_rabbitmq:
         yield from check_queues(app, dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))))
     yield from _check_workers(app, routes)
@@ -77,41 +78,50 @@ def _check_settings(app: Celery) -> Iterator[Finding]:
         yield Finding(
             what="celery settings",
             state=State.WARNING,
+            code="celery_settings",
             found=lacking,
             hint="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
         )
 
 
 def check_cache(url: str) -> Iterator[Finding]:
-    """Yield whether the Redis of CACHE_URL is there."""
+    """Yield whether the Redis of CACHE_URL answers."""
     try:
         _ask(RedisConnection.of_cache(url), ("PING",))
     except CDCError as error:
         yield _away("cache", error, "CACHE_URL")
     else:
-        yield Finding(what="cache", found="answers")
+        yield Finding(what="cache", code="cache", found="answers")
 
 
 def _lacking_rights(app: Celery, routes: Sequence[Route]) -> Finding | None:
-    """Return what the broker's user may not do; nothing else can be asked then."""
+    """Return what the broker's user may not do; then no other question makes sense."""
     with broker_channel(app) as channel:
         client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
         missing = missing_for_listener(client, own_queues(app, _needed(app, routes)), prefix=prefix)
     if missing is None:
         return None
-    return Finding(what="broker's rights", state=State.PROBLEM, found=missing.found, hint=missing.hint)
+    return Finding(
+        what="broker's rights",
+        state=State.PROBLEM,
+        code="broker_rights",
+        found=missing.found,
+        hint=missing.hint,
+    )
 
 
 def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
-    """Tell of each of several brokers whether it answers: the others hide one that does not."""
+    """Yield for each of several brokers whether it answers: the others hide one that does not."""
     for url in urls:
         with app.connection_for_write(url) as connection:
             address = connection.as_uri()
             if problem := _reach(connection):
                 found = f"{address} does not answer: {problem.found}"
-                yield Finding(what="broker", state=State.WARNING, found=found, hint=problem.hint)
+                yield Finding(
+                    what="broker", state=State.WARNING, code=problem.code, found=found, hint=problem.hint
+                )
             else:
-                yield Finding(what="broker", found=address)
+                yield Finding(what="broker", code="broker", found=address)
 
 
 def _reach(connection: Connection) -> Finding | None:
@@ -124,7 +134,7 @@ def _reach(connection: Connection) -> Finding | None:
         connection.ensure_connection(
             max_retries=1, interval_start=0, timeout=5, reraise_as_library_errors=False
         )
-        with connection.channel():  # Redis is not spoken to before that
+        with connection.channel():  # for Redis, kombu connects only here
             return None
     except errors as error:
         return _away("broker", BrokerAwayError(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
@@ -139,16 +149,17 @@ def _reach_redis(app: Celery) -> Finding | None:
 
 
 def _away(what: str, error: CDCError, variable: str) -> Finding:
-    found = finding_from(what, error)
-    return (
-        found
-        if found.hint
-        else Finding(what=what, state=State.PROBLEM, found=found.found, hint=_AWAY.format(variable=variable))
+    return Finding(
+        what=what,
+        state=State.PROBLEM,
+        code=f"{what}_away" if isinstance(error, BrokerAwayError) else error.code,
+        found=error.message,
+        hint=error.hint or _AWAY.format(variable=variable),
     )
 
 
-def _ask(redis: RedisConnection, command: Sequence[str]) -> Any:
-    """Return the answer to one command, None where the server refuses it; raises BrokerAwayError, BrokerError."""
+def _ask(redis: RedisConnection, command: Command) -> Any:
+    """Return the answer to one command, None if the server refuses it; raises BrokerAwayError, BrokerError."""
     try:
         (answer,) = redis.send([command])
     finally:
@@ -162,26 +173,28 @@ def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
         yield Finding(
             what="broker's disk",
             state=State.PROBLEM if durability == "fsync" else State.WARNING,
+            code="broker_disk",
             found="no append-only file: a restart of the broker loses the tasks in its queues",
             hint="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE",
         )
     elif info:
-        yield Finding(what="broker's disk", found="append-only file")
+        yield Finding(what="broker's disk", code="broker_disk", found="append-only file")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         yield Finding(
             what="broker's memory",
             state=State.WARNING,
-            found=f"{policy}: a full broker throws tasks away",
+            code="broker_memory",
+            found=f"{policy}: a full broker drops tasks",
             hint="redis-cli CONFIG SET maxmemory-policy noeviction   and: redis-cli CONFIG REWRITE",
         )
     elif info:
-        yield Finding(what="broker's memory", found=policy)
+        yield Finding(what="broker's memory", code="broker_memory", found=policy)
     yield from _check_durability(app, info, durability)
 
 
 def redis_info(redis: RedisConnection) -> Mapping[str, str]:
-    """Return what INFO says, nothing where we may not ask; raises BrokerAwayError, BrokerError."""
+    """Return the fields of INFO, none if we may not ask; raises BrokerAwayError, BrokerError."""
     lines = (_ask(redis, ("INFO",)) or b"").decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
@@ -193,12 +206,12 @@ def _check_durability(app: Celery, info: Mapping[str, str], durability: str) -> 
             "the broker has no WAITAOF",
             "Upgrade to Redis 7.2 or Valkey, or set CDC_DURABILITY=memory.",
         )
-        yield Finding(what=what, state=State.PROBLEM, found=found, hint=hint)
+        yield Finding(what=what, state=State.PROBLEM, code="durability", found=found, hint=hint)
     elif durability == "replicated" and info.get("connected_slaves") == "0":
         found, hint = "the broker has no replica", "Start one with --replicaof, or set CDC_DURABILITY=memory."
-        yield Finding(what=what, state=State.PROBLEM, found=found, hint=hint)
+        yield Finding(what=what, state=State.PROBLEM, code="durability", found=found, hint=hint)
     else:
-        yield Finding(what=what, found="can be had")
+        yield Finding(what=what, code="durability", found="supported")
 
 
 def _knows(app: Celery, command: str) -> bool:
@@ -207,7 +220,7 @@ def _knows(app: Celery, command: str) -> bool:
 
 
 def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
-    """Look for routes whose tasks could not be sent, a queue that does not exist for one."""
+    """Find routes whose tasks could not be sent, for example to a queue that does not exist."""
     for route in routes:
         try:
             make_message(app, route)
@@ -218,6 +231,7 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             yield Finding(
                 what=f"route to {route.task}",
                 state=State.WARNING,
+                code="queue_renamed",
                 found=f"names the queue {route.queue}, which is called {queue} now",
                 hint=f'Write in the route: queue="{queue}"',
             )
@@ -232,7 +246,7 @@ def _queue_of(app: Celery, route: Route) -> str | None:
 
 
 def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
-    """Ask the workers that run now; that none does may be on purpose."""
+    """Ask the workers that run now; it is only a warning if none does."""
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
     try:
         registered = inspect.registered() or {}
@@ -240,8 +254,9 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
         yield Finding(
             what="workers",
             state=State.WARNING,
+            code="workers_not_asked",
             found=f"may not be asked: {error.reply_text}",
-            hint="If they are to be asked: rabbitmqctl set_permissions -p <vhost> <user> "
+            hint="To ask them: rabbitmqctl set_permissions -p <vhost> <user> "
             r"'^(.*reply\.)?celery\.pidbox$' '^((.*reply\.)?celery\.pidbox|<exchange of the tasks>)$' '.*'",
         )
         return
@@ -249,16 +264,28 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     needed = _needed(app, routes)
     for stranger in strangers(registered, active, own_queues(app, needed), needed):
         yield Finding(
-            what=f"worker {stranger.who}", state=State.PROBLEM, found=stranger.found, hint=stranger.hint
+            what=f"worker {stranger.who}",
+            state=State.PROBLEM,
+            code="foreign_worker",
+            found=stranger.found,
+            hint=stranger.hint,
         )
     taken = queues_taken(registered, active, needed)
     if not taken:
         found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
-        yield Finding(what="workers", state=State.WARNING, found=found, hint="celery -A cdc_tasks worker")
+        yield Finding(
+            what="workers",
+            state=State.WARNING,
+            code="no_workers",
+            found=found,
+            hint="celery -A cdc_tasks worker",
+        )
         return
     known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
     findings = [*_check_tasks(routes, known), *_check_consumers(needed, taken)]
-    yield from findings or [Finding(what="workers", found=f"{len(registered)} know all tasks of the routes")]
+    yield from findings or [
+        Finding(what="workers", code="workers", found=f"{len(registered)} know all tasks of the routes")
+    ]
 
 
 def _needed(app: Celery, routes: Sequence[Route]) -> dict[str, set[str]]:
@@ -279,7 +306,13 @@ def _check_kombus_unacked(app: Celery, routes: Sequence[Route]) -> Iterator[Find
         except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
             return
     if held is not None:
-        yield Finding(what=f"broker's {held.who}", state=State.WARNING, found=held.found, hint=held.hint)
+        yield Finding(
+            what=f"broker's {held.who}",
+            state=State.WARNING,
+            code="kombu_unacked",
+            found=held.found,
+            hint=held.hint,
+        )
 
 
 def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
@@ -289,6 +322,7 @@ def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
             yield Finding(
                 what=f"route to {task}",
                 state=State.WARNING,
+                code="unknown_task",
                 found=f"no running worker knows this task.{close.meant(task)}",
                 hint="Correct the route, or name the task's module in CDC_TASK_MODULES and restart the workers.",
             )
@@ -298,4 +332,44 @@ def _check_consumers(queues: Iterable[str], taken: set[str]) -> Iterator[Finding
     for queue in queues:
         if queue not in taken:
             found, hint = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
-            yield Finding(what=f"queue {queue}", state=State.WARNING, found=found, hint=hint)
+            yield Finding(
+                what=f"queue {queue}", state=State.WARNING, code="no_consumer", found=found, hint=hint
+            )
+
+
+# --- The bookmark ---------------------------------------------------------------------------------------
+
+
+def check_bookmark(
+    store: RedisConnection, cache_url: str, *, name: str, checkpoint: str | None
+) -> Iterator[Finding]:
+    """Yield whether a listener on a binlog finds its position again if the broker loses its data.
+
+    `store` has the `checkpoint` of CDC_NAME. It yields nothing if one of the two is away: another finding says so.
+    """
+    try:
+        bookmark = read_bookmark(cache_url, name)
+        infos = [redis_info(store), redis_info(RedisConnection.of_cache(cache_url))]
+    except CDCError:
+        return
+    if bookmark and checkpoint is None:
+        yield Finding(
+            what="broker's data",
+            state=State.WARNING,
+            code="broker_lost_data",
+            found=f"there is no checkpoint, but the listener has been at {bookmark}: the broker has lost its data",
+            hint="The listener goes on there. If this is a first start: redis-cli -u CACHE_URL DEL "
+            f"{bookmark_key(name)}",
+        )
+    is_one = len({info.get("run_id") for info in infos}) == 1
+    if is_one and infos[0].get("aof_enabled") == "0":
+        yield Finding(
+            what="bookmark",
+            state=State.WARNING,
+            code="bookmark_not_durable",
+            found="checkpoint and bookmark are in one Redis without an append-only file: if it loses both while no "
+            "listener runs, the next listener reads only what is committed after its start",
+            hint="redis-cli CONFIG SET appendonly yes   and: redis-cli CONFIG REWRITE   or another CACHE_URL",
+        )
+    elif infos[0]:
+        yield Finding(what="bookmark", code="bookmark", found="survives a broker that loses its data")

@@ -1,4 +1,4 @@
-"""Whether RabbitMQ's queues are what the settings say: one in another form is used as it is, and told here."""
+"""Whether RabbitMQ's queues are as the settings say. A queue that differs is used as it is, and reported here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_queues"]
 
 
 def check_queues(app: Celery, names: Iterable[str]) -> Iterator[Finding]:
-    """Yield what there is to say of the queues with these names, without making one."""
+    """Yield a finding about each of these queues, without creating one."""
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
         for name in names:
@@ -27,7 +27,9 @@ def _check(connection: Any, queue: Any) -> Finding:
     what = f"queue {queue.name}"
     try:
         if existing_queue(connection, queue.name) is None:
-            return Finding(what=what, found="not there yet: the first listener or worker makes it")
+            return Finding(
+                what=what, code="queue", found="not there yet: the first listener or worker makes it"
+            )
         with throw_away_channel(connection) as channel:
             pyamqp.Channel.queue_declare(
                 channel,
@@ -48,17 +50,19 @@ def _check(connection: Any, queue: Any) -> Finding:
         return Finding(
             what=what,
             state=State.WARNING,
+            code="queue_differs",
             found=f"used as it is, which is not as the settings say: {error.reply_text}",
             hint="Nothing, if others made it so and need it. "
             f"Else stop all who use it, drain it, and: rabbitmqctl delete_queue {queue.name}",
         )
     except AccessRefused:
-        return Finding(what=what, found="used as it is: this user may not look closer")
+        return Finding(what=what, code="queue", found="used as it is: this user may not look closer")
     except ChannelError as error:
         return Finding(
             what=what,
             state=State.PROBLEM,
+            code="queue_unusable",
             found=f"cannot be used: {error.reply_text}",
             hint=f"See who has it: rabbitmqctl list_queues name owner_pid | grep {queue.name}",
         )
-    return Finding(what=what, found="as the settings say")
+    return Finding(what=what, code="queue", found="as the settings say")

@@ -1,9 +1,9 @@
 """The checkpoint in Redis, and what is written with it: one atomic step, done exactly once.
 
-The step is a MULTI on a connection that WATCHes the checkpoint, and it leaves its own mark there. An answer
-that is lost leaves it unknown whether the step was done: the mark, read back, tells. A write of a former
-connection that is still under way cannot slip in afterwards: either it moves the checkpoint and our next step
-fails, or ours does and it fails. The same holds off a second listener with our name.
+The step is a MULTI on a connection that WATCHes the checkpoint, and it leaves its own mark there. If the answer is
+lost, nobody knows whether the step was done; the mark, read back, shows it. A write of a former connection that is
+still on its way cannot arrive later: either it moves the checkpoint and our next step fails, or our step moves it and
+the late write fails. The same keeps out a second listener with our name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import structlog
 from redis.exceptions import ResponseError
 
 from listener.core.publisher import BrokerAwayError, BrokerError, CheckpointMovedError
-from listener.core.retry import Patience
+from listener.core.retry import Retry
+from listener.core.source import Saved
 from listener.publish.redis.connection import Command, RedisConnection
 
 __all__ = ["Checkpoint"]
 
 log = structlog.get_logger()
 
-# What follows a step on its connection, and answers with how many disks or replicas have it.
+# What follows a step on its connection. The answer is how many disks or replicas have it.
 _DURABLE: Final[dict[str, tuple[str, ...]]] = {
     "memory": (),
     "fsync": ("WAITAOF", "1", "0"),
@@ -40,11 +41,11 @@ _MISSING: Final = {
     "fsync": "The batch is not on the broker's disk yet.",
     "replicated": "No replica of the broker has the batch yet.",
 }
-_LONGEST_WAIT: Final = 1.0  # seconds for the disk or the replica; then it is asked again
+_LONGEST_WAIT: Final = 1.0  # seconds for the disk or the replica; then the listener asks again
 
 
 class _Found(NamedTuple):
-    """What the checkpoint says."""
+    """What the checkpoint holds."""
 
     position: str | None
     source: str | None
@@ -56,43 +57,58 @@ class _Step(NamedTuple):
     commands: Callable[[], Iterable[Command]]
     move: Command  # writes the checkpoint
     mark: str
-    asking: Sequence[Command]  # asked right behind it
+    queries: Sequence[Command]  # sent right after it
 
 
 class Checkpoint:
-    """A position that moves together with what is written to Redis; waits out a server that is away."""
+    """A position that moves together with what is written to Redis; waits while the server is away."""
 
     def __init__(
-        self, redis: RedisConnection, patience: Patience, *, name: str, durability: str = "memory"
+        self, redis: RedisConnection, retry: Retry, *, name: str, durability: str = "memory"
     ) -> None:
         """`name` is CDC_NAME; `durability` is memory, fsync or replicated."""
         self._redis = redis
-        self._patience = patience
+        self._retry = retry
         self._durability = durability
         self._run = f"{uuid4().hex[:12]}:"
         self._marks = (f"{self._run}{number}" for number in count(1))
         self._known = _Found(None, None, None)
-        self._is_held = False  # as durably as was asked for; what was read may be in one memory alone
-        self._step: _Step | None = None  # started, and not settled yet
-        self._sent: Callable[[], Iterable[Command]] | None = None  # what went with it on the open connection
+        self._is_confirmed = False  # as durably as was asked for; what was read may be in one memory alone
+        self._step: _Step | None = None  # in flight
+        self._sent: Callable[[], Iterable[Command]] | None = (
+            None  # what was sent with it on the open connection
+        )
         self._source: str | None = None
-        self.notes: str | None = None  # what the source noted, as it was when the position was read
         self.key = redis.prefixed(f"cdc:{name}:checkpoint")
 
     @property
-    def held(self) -> str | None:
-        """The last position whose tasks the broker holds, as durably as was asked for, and as far as we know."""
-        return self._known.position if self._is_held else None
+    def confirmed(self) -> str | None:
+        """The last position that Redis is known to hold, as durably as was asked for."""
+        return self._known.position if self._is_confirmed else None
 
-    def read(self, source: str | None) -> str | None:
-        """Return the position; raises BrokerError where it is another database's."""
+    def read(self) -> Saved | None:
+        """Return position and notes, and change nothing; what is in flight may not be there yet."""
+        return self._retry.call(self._read)
+
+    def _read(self) -> Saved | None:
+        self._redis.close()
+        try:
+            position = self._open().position
+            (notes,) = self._redis.ask([("HGET", self.key, "notes")])
+        finally:
+            self._redis.close()  # its WATCH began now, and not with what we know: the next step looks again
+        return None if position is None else Saved(position, None if notes is None else notes.decode())
+
+    def attach(self, source: str) -> str | None:
+        """Forget what is in flight, watch the checkpoint from now on, and return its position.
+
+        Raises BrokerError if it is that of another database.
+        """
         self._source = source
         self._step = self._sent = None
         self._redis.close()
-        self._known = self._patience.until_done(self._open)
-        (notes,) = self._patience.until_done(lambda: self.ask([("HGET", self.key, "notes")]))
-        self.notes = None if notes is None else notes.decode()
-        self._is_held = not self._durable()
+        self._known = self._retry.call(self._open)
+        self._is_confirmed = not self._durable()
         return self._known.position
 
     def start(
@@ -101,43 +117,43 @@ class Checkpoint:
         position: str,
         as_of: datetime | None = None,
         *,
-        asking: Sequence[Command] = (),
+        queries: Sequence[Command] = (),
         notes: str | None = None,
     ) -> None:
-        """Send the commands and the checkpoint's move to `position` as one atomic step, the one before being settled.
+        """Send the commands and the checkpoint's move to `position` as one atomic step. The one before is confirmed.
 
-        The commands are made anew for each attempt, while they are being sent. Waits for nothing: a server that
-        is away is `settle`'s to wait for. Raises what `settle` raises.
+        The commands are made again for each attempt, while they are being sent. `queries` follow the step.
+        Waits for nothing: `flush` waits for a server that is away. Raises what `flush` raises.
         """
         mark = next(self._marks)
-        step = _Step(position, commands, self._store(position, mark, as_of, notes), mark, asking)
+        step = _Step(position, commands, self._store(position, mark, as_of, notes), mark, queries)
         with suppress(BrokerAwayError):
             self._send(step)
         self._step = step
 
-    def settle(self) -> list[Any]:
-        """Return when the step that was started is done, with the answers to what it asked.
+    def flush(self) -> list[Any]:
+        """Wait for the step in flight; return the answers to its queries.
 
-        Raises CheckpointMovedError where the checkpoint is not where we left it; then nothing was written.
+        Raises CheckpointMovedError if the checkpoint is not where we left it; then nothing was written.
         """
         step, self._step = self._step, None
         if step is None:
             return []
-        answers = self._patience.until_done(lambda: self._attempt(step))
+        answers = self._retry.call(lambda: self._attempt(step))
         self._known = _Found(step.position, self._source, step.mark)
-        self._is_held = True
+        self._is_confirmed = True
         return answers
 
     def look(self) -> None:
-        """Raise CheckpointMovedError where the checkpoint is not where we left it; nothing is to be written."""
-        found = _found(self._patience.until_done(lambda: self.ask(self._reading()))[0])
+        """Raise CheckpointMovedError if the checkpoint is not where we left it; writes nothing."""
+        found = _found(self._retry.call(lambda: self.ask(self._reading()))[0])
         if found.mark != self._known.mark:
             raise self._moved(found)
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Return the answers to commands that change nothing; raises BrokerAwayError, BrokerError."""
         if not self._redis.is_open:
-            found = self._open()  # whoever writes next relies on the watch
+            found = self._open()  # the next step relies on the watch
             if found.mark != self._known.mark:
                 raise self._moved(found)
         return self._redis.ask(commands)
@@ -146,7 +162,7 @@ class Checkpoint:
         try:
             return self._do(step)
         except BaseException:
-            self._redis.close()  # whatever it was: the next attempt starts with what the checkpoint says
+            self._redis.close()  # whatever it was: the next attempt starts from the checkpoint in Redis
             raise
 
     def _do(self, step: _Step) -> list[Any]:
@@ -162,7 +178,7 @@ class Checkpoint:
         if found.mark != step.mark:
             raise self._moved(found)
         if done is None:
-            raise BrokerAwayError("The step of a former connection came through late.")
+            raise BrokerAwayError("The step of a former connection arrived late.")
         if any(isinstance(answer, ResponseError) for answer in done):
             raise self._taken_back(done, [*commands(), step.move])
         durable = len(self._durable())
@@ -173,7 +189,7 @@ class Checkpoint:
         self._sent, commands = None, step.commands
         if not self._redis.is_open:
             found = self._open()
-            if found.mark == step.mark:  # the answer was lost, and not the step
+            if found.mark == step.mark:  # only the answer was lost
                 commands = _nothing
             elif found.mark != self._known.mark:
                 raise self._moved(found)
@@ -181,8 +197,8 @@ class Checkpoint:
         self._sent = commands
 
     def _behind(self, step: _Step) -> list[Command]:
-        """Return what is sent behind a step."""
-        return [*self._durable(), *step.asking, *self._watching()]
+        """Return what is sent right after a step."""
+        return [*self._durable(), *step.queries, *self._watching()]
 
     def _durable(self) -> list[Command]:
         words = _DURABLE[self._durability]
@@ -193,27 +209,29 @@ class Checkpoint:
         for answer in answers:
             if isinstance(answer, ResponseError):
                 if "replica instances" in str(answer):
-                    raise BrokerAwayError(f"Redis is a replica at present: {answer}")
+                    raise BrokerAwayError(f"Redis is a replica now: {answer}")
                 raise BrokerError(
-                    f"CDC_DURABILITY={self._durability} cannot be had from this Redis: {answer}.",
+                    f"This Redis does not support CDC_DURABILITY={self._durability}: {answer}.",
                     hint=_HINT[self._durability],
+                    code="durability",
                 )
             count = answer[0] if isinstance(answer, list) else answer
             if count < 1 and not at_start:
                 raise BrokerAwayError(_MISSING[self._durability])
 
     def _taken_back(self, done: list[Any], commands: Sequence[Command]) -> BrokerError:
-        """Take the checkpoint back: one of the commands failed, although the others were run."""
+        """Set the checkpoint back: one of the commands failed, although Redis ran the others."""
         answer, command = next(
             pair for pair in zip(done, commands, strict=True) if isinstance(pair[0], ResponseError)
         )
         position, _, mark = self._known
         back = self._store(position or "", mark or "")
-        self._patience.until_done(lambda: self._redis.send([back]))  # else the step would pass for done
+        self._retry.call(lambda: self._redis.send([back]))  # else the step would look done
         return BrokerError(
-            f"Redis did not take all of a batch, and it was not acknowledged: {command[0]!r} of "
+            f"Redis did not take all of a batch, so the listener did not acknowledge it: {command[0]!r} of "
             f"{command[1]!r}: {answer}",
             hint=f"See what that key is, and rename it: redis-cli TYPE {command[1]!r}",
+            code="partial_batch",
         )
 
     def _store(
@@ -231,7 +249,7 @@ class Checkpoint:
         return "HSET", self.key, *chain.from_iterable(fields.items())
 
     def _open(self) -> _Found:
-        """Watch the checkpoint on a fresh connection, and return it."""
+        """Connect, watch the checkpoint, and return it."""
         self._redis.open()
         answers = self._redis.send([*self._durable(), *self._watching()])
         self._check_durable(answers[:-2], at_start=True)
@@ -242,8 +260,9 @@ class Checkpoint:
         if found.source and self._source and found.source != self._source:
             raise BrokerError(
                 f"The checkpoint {self.key} is that of another database: {found.source}, not {self._source}.",
-                hint="Give each database a CDC_NAME of its own. If this one replaces it: "
+                hint="Give each database its own CDC_NAME. If this database replaces the other: "
                 f"redis-cli DEL {self.key}",
+                code="checkpoint_of_other_database",
             )
         return found
 
@@ -254,7 +273,7 @@ class Checkpoint:
         return [("HMGET", self.key, "position", "source", "mark")]
 
     def _moved(self, found: _Found) -> CheckpointMovedError:
-        """Say whether Redis lost data, or another listener has our name."""
+        """Return an error that says whether Redis lost data, or another listener has our name."""
         lost, left = None, self._known.position
         if found.mark is None:
             lost = "The checkpoint is gone"
@@ -263,11 +282,11 @@ class Checkpoint:
         if lost is None:
             return CheckpointMovedError(f"The checkpoint is {found.position}; we left it at {left}.")
         reason = (
-            f"{lost}; we left it at {left}. Redis has lost its data, or has an old copy of it, and with "
-            "it the tasks that were waiting. What the source still has for us is published again."
+            f"{lost}; we left it at {left}. Redis has lost its data, or has an old copy of it. The tasks that were "
+            "waiting are lost with it. The listener publishes again what the source still has."
         )
         log.error("broker_lost_data", reason=reason)
-        return CheckpointMovedError(reason)
+        return CheckpointMovedError(reason, code="broker_lost_data")
 
 
 def _nothing() -> Iterable[Command]:

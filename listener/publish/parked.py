@@ -15,26 +15,26 @@ import structlog
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Origin, Parked, Route, RouteError
-from listener.core.change import LoggedChange
+from listener.core.logged_change import LoggedChange
 
 __all__ = [
     "ParkedChange",
     "UnreadableRecordError",
+    "log_parked",
     "parked_key",
     "parse_parked",
     "read_parked",
-    "say_parked",
     "store_parked",
 ]
 
 log = structlog.get_logger()
 
-# How many bytes of a value are kept where the whole row is too large; a key's value has up to 3 kB.
+# How many bytes of a value are kept if the whole row is too large; the value of a key has up to 3 kB.
 _SHORTENED = (4096, 256, 0)
 
 
 class UnreadableRecordError(CDCError):
-    """A record of a parked change is not one of ours."""
+    """A record of a parked change is not in our format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,23 +47,25 @@ class ParkedChange:
     error: str  # the exception's type and message
     parked_at: datetime
     change: RowChange
-    logged: Mapping[str, Any] | None = None  # the row as it was logged, where it cannot be rendered
-    arguments: Sequence[Any] | None = None  # of the task, where the route has batch= or coalesce=
-    is_shortened: bool = False  # the whole was too large for Redis; `unavailable` names what is left out
+    logged: Mapping[str, Any] | None = None  # the row as it was logged, if it cannot be rendered
+    arguments: Sequence[Any] | None = None  # of the task, if the route has batch= or coalesce=
+    is_shortened: bool = False  # all of it was too large for Redis; `unavailable` names what is left out
 
     def find_route(self, router: BinlogRouter) -> Route:
-        """Return the route that failed, as it is registered now; raises RouteError where it is gone, or the row."""
+        """Return the route that failed, as it is registered now; raises RouteError if it is gone, or the row."""
         if self.is_shortened:
             raise RouteError(
                 f"The row of {self.id} was too large to be kept: only its short values are here.",
-                hint="Look it up in the database by its key, and do its task's work by hand; then drop it:\n"
+                hint="Look it up in the database by its key, and do the task's work by hand. Then drop it:\n"
                 f"  python -m listener parked show {self.id}\n  python -m listener parked drop {self.id}",
+                code="row_too_large",
             )
         if self.logged is not None:
             raise RouteError(
                 f"The row of {self.id} cannot be rendered.",
-                hint="See it as it was logged, and do its task's work by hand; then drop it:\n"
+                hint="See it as it was logged, and do the task's work by hand. Then drop it:\n"
                 f"  python -m listener parked show {self.id}\n  python -m listener parked drop {self.id}",
+                code="row_not_rendered",
             )
         for route in router.routes:
             if route.key == self.route:
@@ -71,29 +73,30 @@ class ParkedChange:
         raise RouteError(
             f"The route of {self.id} to {self.task} is no longer registered.",
             hint=f"Register it again, or drop the change: python -m listener parked drop {self.id}",
+            code="route_gone",
         )
 
 
 def parked_key(prefix: str) -> str:
-    """Return the Redis hash that holds them, by task id."""
+    """Return the key of the Redis hash that holds them, by task id."""
     return f"{prefix}:parked"
 
 
 def store_parked(
-    key: str, parked: Iterable[Parked], *, longest: int | None = None
+    key: str, parked: Iterable[Parked], *, max_bytes: int | None = None
 ) -> list[tuple[str | bytes, ...]]:
-    """Return the Redis commands that store them; they are run together with the checkpoint's.
+    """Return the Redis commands that store them; they run together with the checkpoint's.
 
-    `longest` is how many bytes Redis takes in one value: of a larger record only the short values are kept.
+    `max_bytes` is what Redis takes in one value: of a larger record only the short values are kept.
     """
     now = datetime.now(UTC)
     fields: list[str | bytes] = []
     for each in parked:
-        fields += [f"{each.change.id}-{each.route.key}", _record(each, now, longest)]
+        fields += [f"{each.change.id}-{each.route.key}", _record(each, now, max_bytes)]
     return [("HSET", key, *fields)] if fields else []
 
 
-def _record(parked: Parked, now: datetime, longest: int | None) -> bytes:
+def _record(parked: Parked, now: datetime, max_bytes: int | None) -> bytes:
     head = {
         "task": parked.route.task,
         "route": parked.route.key,
@@ -101,25 +104,25 @@ def _record(parked: Parked, now: datetime, longest: int | None) -> bytes:
         "parked_at": now.isoformat(),
     }
     record = orjson.dumps({**head, **_recorded(parked, now)})
-    if longest is None or len(record) <= longest:
+    if max_bytes is None or len(record) <= max_bytes:
         return record
     for most in _SHORTENED:
         record = orjson.dumps({**head, "change": _shortened(parked.change, now, most), "is_shortened": True})
-        if len(record) <= longest:
+        if len(record) <= max_bytes:
             break
     return record
 
 
 def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
-    """Return the change as a task would get it, or else without its row, and beside it what else there is."""
+    """Return the change as a task would get it. If that fails, return it without its row, and what else is known."""
     change = parked.change
     if isinstance(change, Origin):
-        arguments = orjson.Fragment(b"[%b]" % (parked.sealed or b""))
+        arguments = orjson.Fragment(b"[%b]" % (parked.rendered or b""))
         return {"change": _rowless(change, now).to_message(), "arguments": arguments}
     try:
         rendered = change.to_json()
         json.loads(rendered)
-    except Exception as error:  # noqa: BLE001 - whatever the reason: the change is kept
+    except Exception as error:  # noqa: BLE001 - for any reason: the change is kept
         rowless = _rowless(change, change.committed_at)
         return {"change": rowless.to_message(), "logged": {"error": _described(error), **_logged(change)}}
     return {"change": orjson.Fragment(rendered)}
@@ -140,12 +143,12 @@ def _rowless(change: Change | Origin, committed_at: datetime) -> RowChange:
 
 
 def _shortened(change: Change | Origin, now: datetime, most: int) -> dict[str, Any]:
-    """Return the change with the values that have up to `most` bytes; the others are named as unavailable."""
+    """Return the change with the values that have up to `most` bytes; `unavailable` names the others."""
     if isinstance(change, Origin):
         return _rowless(change, now).to_message()
     try:
         message = json.loads(change.to_json())
-    except Exception:  # noqa: BLE001 - whatever the reason: the place of the change is kept
+    except Exception:  # noqa: BLE001 - for any reason: the position of the change is kept
         return _rowless(change, change.committed_at).to_message()
     left_out = dict.fromkeys(message["unavailable"])
     for rows in ("before", "after"):
@@ -163,15 +166,13 @@ def _logged(change: Change) -> dict[str, Any]:
 def _described(error: Exception) -> str:
     try:
         text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - the words of a user's exception are a user's code
+    except Exception:  # noqa: BLE001 - the text of a user's exception is a user's code
         text = type(error).__name__
-    return text.encode(
-        errors="backslashreplace"
-    ).decode()  # some have half of a surrogate pair, which is no UTF-8
+    return text.encode(errors="backslashreplace").decode()  # half of a surrogate pair is not UTF-8
 
 
-def say_parked(parked: Iterable[Parked]) -> None:
-    """Log them, without the error's text: there may be a row's values in it."""
+def log_parked(parked: Iterable[Parked]) -> None:
+    """Log them, without the error's text: it may contain values of a row."""
     for each in parked:
         log.error(
             "parked",
@@ -189,14 +190,14 @@ def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:
 
 
 def parse_parked(key: str, task_id: bytes, record: bytes) -> ParkedChange:
-    """Return what one field of the hash `key` says; raises UnreadableRecordError."""
+    """Parse one field of the hash `key`; raises UnreadableRecordError."""
     try:
         return _parse(task_id, json.loads(record))
     except (LookupError, TypeError, ValueError) as error:
         name = task_id.decode(errors="backslashreplace")
         raise UnreadableRecordError(
-            f"What is parked as {name} in {key} cannot be read: {type(error).__name__}.",
-            hint=f"See it: redis-cli HGET {key} {name}\nTo throw it away: redis-cli HDEL {key} {name}",
+            f"The listener cannot read the parked change {name} in {key}: {type(error).__name__}.",
+            hint=f"See it: redis-cli HGET {key} {name}\nTo drop it: redis-cli HDEL {key} {name}",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Celery's own message for a task, with places to fill in: what it says is Celery's, whatever broker it goes to."""
+"""Celery's own message for a task, with places to fill in; its content is Celery's, for any broker."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ KIND: Final = "cdc-0kind"
 POSITION: Final = "cdc-0position"
 _ARGUMENT: Final = "cdc-0argument"
 
-# What Celery's `send_task` passes by itself: in task_routes they are an error, here as there.
+# Celery's `send_task` passes these itself: in task_routes they are an error, here as in Celery.
 _NOT_BY_ROUTE: Final = dict.fromkeys(
     ("countdown", "eta", "expires", "ignore_result", "shadow", "soft_time_limit", "time_limit")
 )
 
 
 class EnvelopeError(CDCError):
-    """Celery's settings ask for a kind of message that the listener does not make."""
+    """Celery's settings ask for a kind of message that the listener cannot make."""
 
 
 def make_message(app: Celery, route: Route) -> tuple[Any, dict[str, Any]]:
-    """Return what Celery's `send_task` would hand to `send_task_message`: the message, and where it goes.
+    """Return what Celery's `send_task` would pass to `send_task_message`: the message, and where it goes.
 
     Raises EnvelopeError.
     """
@@ -60,26 +60,31 @@ def make_message(app: Celery, route: Route) -> tuple[Any, dict[str, Any]]:
         raise EnvelopeError(
             f"The task {route.task} would go to a queue that does not exist: {error.args[0]}",
             hint="Add it to task_queues in celeryconfig.py, or correct queue= of the route.",
+            code="no_queue",
         ) from error
     except TypeError as error:
         raise EnvelopeError(
-            f"Celery cannot send {route.task} by name as its settings say: {error}.",
+            f"Celery cannot send {route.task} by name with its settings: {error}.",
             hint="Leave that option out of task_routes in celeryconfig.py.",
+            code="task_options",
         ) from error
     message.headers.update(argsrepr=f"<{KIND} {POSITION}>", kwargsrepr="{}")
     return message, options
 
 
 def split_body(body: bytes, content_type: str) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the arguments in the body that Celery made; raises EnvelopeError."""
+    """Return what is before and after the arguments in the body that Celery made; raises EnvelopeError."""
     if content_type != "application/json":
         raise EnvelopeError(
-            f"Tasks would be sent as {content_type}.", hint='Set task_serializer = "json" in celeryconfig.py.'
+            f"Tasks would be sent as {content_type}.",
+            hint='Set task_serializer = "json" in celeryconfig.py.',
+            code="message_format",
         )
     if ID.encode() in body:
         raise EnvelopeError(
             "Tasks would be sent in Celery's old protocol.",
             hint="Leave task_protocol out of celeryconfig.py.",
+            code="message_format",
         )
     head, _, tail = body.partition(json.dumps(_ARGUMENT).encode())
     return head, tail
@@ -91,13 +96,13 @@ def durable_queues(app: Celery) -> list[Queue]:
 
 
 def argsrepr(kind: Kind, position: str) -> str:
-    """Return what Flower shows of a task's arguments: which change it is, and nothing of the row."""
+    """Return what Flower shows as a task's arguments: which change it is, and nothing of the row."""
     return f"<{shown_kind(kind)} {position}>"
 
 
 @lru_cache(maxsize=10_000)
 def shown_kind(kind: Kind) -> str:
-    """Return what Flower shows of a kind of change: what stands in a message for KIND."""
+    """Return what Flower shows of a kind of change: the value of KIND in a message."""
     schema, table, event = kind
     name = orjson.dumps(f"{schema}.{table}").decode()[1:-1]
     return f"{name} {event}"

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pymysql
 import redis
 
-from demo.servers import ValkeyServer
-from tests.acceptance.listener_process import ListenerProcess
-from tests.support.mysql_servers import server_of_kind
-from tests.support.mysql_source import MySQLDatabase
-from tests.support.waiting import wait_until
+from harness.embedded_servers import ValkeyServer
+from harness.given_mysql import server_of_kind
+from harness.listener_process import ListenerProcess
+from harness.waiting import wait_until
+from tests.support.mysql.source import MySQLDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable

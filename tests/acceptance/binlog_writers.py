@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pymysql
 
 if TYPE_CHECKING:
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 __all__ = ["BinlogWriters"]
 

@@ -25,10 +25,10 @@ import psycopg2
 import redis
 from psycopg2 import errors
 
-from demo.servers import PostgresServer, ValkeyServer
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.listener_process import ListenerProcess
+from harness.waiting import Deadline, wait_until
 from tests.acceptance.checker import read_message
-from tests.acceptance.listener_process import ListenerProcess
-from tests.support.waiting import Deadline, wait_until
 
 __all__ = ["CHANGES", "ChangingTables", "Written", "told_in", "unexplained", "unfounded"]
 

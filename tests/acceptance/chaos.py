@@ -20,7 +20,7 @@ from typing import Annotated, Final, Literal, NoReturn
 
 import typer
 
-from demo.server_process import ServerProcess
+from harness.server_process import ServerProcess
 from tests.acceptance.binlog_definitions import disturbed
 from tests.acceptance.changing_tables import ChangingTables
 from tests.acceptance.network import Cable

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import redis
 from cryptography.fernet import Fernet
 
-from demo.servers import ValkeyServer
-from tests.acceptance.listener_process import ListenerProcess
+from harness.embedded_servers import ValkeyServer
+from harness.listener_process import ListenerProcess
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.listening import wait_for_listener
-from tests.support.mysql_source import MySQLDatabase
+from tests.support.mysql.source import MySQLDatabase
 from tests.support.social_stub import SocialStub
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

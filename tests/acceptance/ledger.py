@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg2
 
 if TYPE_CHECKING:
-    from demo.servers import PostgresServer
+    from harness.embedded_servers import PostgresServer
 
 __all__ = ["KEEP_LOG", "Committed", "Ledger"]
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
+from harness.given_mysql import server_of_kind
+from harness.listener_process import ListenerProcess
+from harness.waiting import wait_until
 from tests.acceptance.binlog_ledger import TABLES, committed, journal
 from tests.acceptance.binlog_writers import BinlogWriters
-from tests.acceptance.listener_process import ListenerProcess
-from tests.support.mysql_servers import server_of_kind
-from tests.support.mysql_source import MySQLDatabase
-from tests.support.waiting import wait_until
+from tests.support.mysql.source import MySQLDatabase
 
 if TYPE_CHECKING:
+    from harness.given_mysql import MariaDBServer, MySQLServer
     from tests.conftest import Broker
-    from tests.support.mysql_servers import MariaDBServer, MySQLServer
 
 _SEED = 20261122
 _KILLS = {"mariadb": 20, "mysql": 20, "mysql without GTIDs": 8, "mysql, compressed": 8}

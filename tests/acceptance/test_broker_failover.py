@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.listener_process import ListenerProcess
+from harness.waiting import wait_until
 from listener.router import BinlogRouter, EventType
-from tests.acceptance.listener_process import ListenerProcess
 from tests.support.listening import wait_for_reader
 from tests.support.publishing import ids, waits
 from tests.support.sentinel import SentinelBroker
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

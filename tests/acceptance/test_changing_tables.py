@@ -10,7 +10,8 @@ from collections import Counter
 
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
 from tests.acceptance.changing_tables import (
     CHANGES,
     ChangingTables,
@@ -19,7 +20,6 @@ from tests.acceptance.changing_tables import (
     unexplained,
     unfounded,
 )
-from tests.support.servers import DebianPostgresServer
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -19,12 +19,12 @@ import psycopg2
 import pytest
 import redis
 
-from demo.server_process import ServerProcess
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.given_mysql import MySQLServer
+from harness.machine_servers import RedisServer
+from harness.server_process import ServerProcess
+from harness.waiting import wait_until
 from tests.support.compose import CHECKOUT, initialized_mysql, load_compose, variables_of_compose
-from tests.support.mysql_servers import MySQLServer
-from tests.support.servers import RedisServer
-from tests.support.waiting import wait_until
 
 _SECRETS = {name: f"the-{name.lower()}" for name in variables_of_compose()} | {
     "CDC_SECRET_KEY": base64.urlsafe_b64encode(bytes(32)).decode(),

@@ -12,6 +12,9 @@ from itertools import count
 
 import pytest
 
+from harness.listener_process import ListenerProcess
+from harness.machine_servers import DebianPostgresServer, RedisServer
+from harness.waiting import at_most, wait_until
 from tests.acceptance.chaos import (
     FAULTS,
     Attack,
@@ -22,12 +25,9 @@ from tests.acceptance.chaos import (
     disturb,
     kill_at,
 )
-from tests.acceptance.listener_process import ListenerProcess
 from tests.acceptance.parking import POINTS
 from tests.acceptance.world import World
 from tests.acceptance.writers import Writers
-from tests.support.servers import DebianPostgresServer, RedisServer
-from tests.support.waiting import at_most, wait_until
 
 _SEED = 20261122
 

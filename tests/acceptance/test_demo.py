@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Self
 import psycopg2
 import pytest
 
-from tests.support.waiting import at_most, wait_until
+from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.conftest import Broker, Database
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 # Become `nobody`, with the right to read the checkout and the interpreter in any directory of root.

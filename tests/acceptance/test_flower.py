@@ -13,12 +13,12 @@ import pytest
 import redis
 
 from demo.programs import Flower, Listener, Worker
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
 from tests.conftest import Broker
 from tests.support.browser import Browser
 from tests.support.helpdesk import HelpDesk
 from tests.support.social_stub import SocialStub
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
 from tests.acceptance.desk import Desk, running_desk
 from tests.conftest import fresh_database, fresh_mysql_database
 from tests.support.social_stub import Error
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from cdc_tasks.notify.message import Fact, Message
 from cdc_tasks.notify.services import Recipient, slack, teams
 from cdc_tasks.settings import WorkerSettings
 from demo.inbox import Inbox
+from harness.waiting import wait_until
 from tests.support.browser import Browser
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,8 +19,8 @@ from cdc_tasks.changes import EventType, RowChange
 from cdc_tasks.testing import row_change
 from demo.inbox import Inbox
 from demo.programs import Program
-from demo.servers import PostgresServer, ValkeyServer
-from tests.support.waiting import wait_until
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

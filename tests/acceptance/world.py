@@ -11,12 +11,12 @@ from typing import Any, Final, Self
 import psycopg2
 import redis
 
-from demo.servers import PostgresServer, ValkeyServer
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.listener_process import ListenerProcess
+from harness.waiting import wait_until
 from tests.acceptance.checker import EXPECTED, faults, read_message, read_queue
 from tests.acceptance.ledger import KEEP_LOG, Ledger
-from tests.acceptance.listener_process import ListenerProcess
 from tests.acceptance.network import Cable
-from tests.support.waiting import wait_until
 
 __all__ = ["World"]
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.postgres.client.connection import connect, connect_replication, execute, fetch
 from listener.postgres.client.slot import create_slot
 from tests.support.listening import SAVED
-from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.support.publications import prepare_publication
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.postgres.publications import prepare_publication
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -29,8 +29,8 @@ def test_a_server_that_is_ready_has_no_problem_before_and_after_the_first_start(
     router = router_to(("tickets", [INSERT, UPDATE], "title"))
     before = Findings(any_database.url, router, name=any_database.name)
     assert before.problems == []
-    assert before[f"slot {any_database.name}"].found == "will be made at the first start"
-    assert before[f"publication {any_database.name}"].found == "will be made"
+    assert before[f"slot {any_database.name}"].found == "will be created at the first start"
+    assert before[f"publication {any_database.name}"].found == "will be created"
     assert before["table public.tickets"].found == "INSERT, UPDATE of title"
     with contextlib.closing(connect(any_database.url)) as connection:
         prepare_publication(connection, any_database.name, router.routes)

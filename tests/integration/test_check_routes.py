@@ -11,8 +11,8 @@ import pytest
 
 from listener.postgres.client.connection import connect
 from listener.router import became, changed
-from tests.support.postgres_findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
-from tests.support.publications import prepare_publication
+from tests.support.postgres.findings import DELETE, INSERT, OK, PROBLEM, UPDATE, WARNING, Findings, router_to
+from tests.support.postgres.publications import prepare_publication
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change
@@ -60,7 +60,7 @@ def test_routes_that_need_old_values_get_the_sql_that_puts_them_in_the_log(any_d
     router.register("public", "tickets", UPDATE, "tasks.renumbered", when=changed("id"))
     found = Findings(any_database.url, router)
     compared = found.about("whether status changed is not in the log")
-    deleted = found.about("a DELETE says nothing of title, only id")
+    deleted = found.about("a DELETE does not have title, only id")
     assert {compared.state, deleted.state} == {WARNING}
     assert compared.hint == deleted.hint == "ALTER TABLE public.tickets REPLICA IDENTITY FULL;"
     any_database.execute(compared.hint)
@@ -75,7 +75,7 @@ def test_what_a_delete_and_an_old_row_lack_of_the_listed_columns_is_told(any_dat
     router.register("public", "grants", [UPDATE], "tasks.moved", columns=columns, args=lambda _: [])
     router.register("public", "grants", [INSERT, DELETE], "tasks.counted", columns=["id"], args=lambda _: [])
     found = Findings(any_database.url, router)
-    deleted = found.about("a DELETE says nothing of user_id, only id")
+    deleted = found.about("a DELETE does not have user_id, only id")
     updated = found.about("an UPDATE has user_id in `after` alone")
     assert (deleted.what, deleted.state) == ("route to tasks.granted", WARNING)
     assert (updated.what, updated.state) == ("route to tasks.moved", WARNING)
@@ -141,7 +141,7 @@ def test_a_role_that_may_not_publish_gets_the_sql_for_the_owner(any_database: Da
     router = router_to(("tickets", UPDATE))
     found = Findings(url, router)
     assert found.problems == ["publication ours"]
-    assert found["publication ours"].found == "is not there, and poor may not CREATE in this database"
+    assert found["publication ours"].found == "does not exist, and poor may not CREATE in this database"
     any_database.execute(f'GRANT CREATE ON DATABASE "{any_database.name}" TO poor')
     found = Findings(url, router)
     assert "poor does not own public.tickets" in found["publication ours"].found

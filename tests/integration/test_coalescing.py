@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
 from tests.support.publishing import celery_app, messages
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -38,7 +38,7 @@ def test_many_updates_in_one_or_in_many_transactions_lead_to_few_refreshes_the_l
         for number in range(300):
             database.execute("UPDATE roles SET name = 'x' WHERE id = %s", number)
         wait_until(
-            lambda: not broker.client.exists(f"cdc:{database.name}:held"), what="nothing to be held back"
+            lambda: not broker.client.exists(f"cdc:{database.name}:held"), what="nothing to be deferred"
         )
         wait_until(
             lambda: len(messages(broker.client, "celery")) >= 2, what="the refresh after the last change"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import at_most, wait_until
 from tests.support.listening import wait_for_listener
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -256,7 +256,9 @@ def test_a_broker_that_can_lose_tasks_is_warned_of(operator: Operator) -> None:
 
 
 def test_celery_settings_without_what_the_guarantees_need_are_warned_of(operator: Operator) -> None:
-    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.support.plain_kombu")["findings"]
+    found = operator.asks("check", CELERY_CONFIG_MODULE="tests.support.celery_settings.plain_kombu")[
+        "findings"
+    ]
     (told,) = [each for each in found if each["what"] == "celery settings"]
     assert told["state"] == "warning"
     assert "kombu.transport.redis" in told["found"]

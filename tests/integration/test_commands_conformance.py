@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import at_most, wait_until
 from tests.support.listening import wait_for_listener
-from tests.support.mysql_source import MySQLDatabase
+from tests.support.mysql.source import MySQLDatabase
 from tests.support.operators import Operator, operator_on
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database

@@ -10,9 +10,9 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
 from listener.core.findings import raise_problems
-from listener.postgres.tables.current import look_at_tables
+from listener.postgres.tables.current_tables import read_current_tables
 from listener.postgres.tables.publication import plan_publication, read_publication
 from listener.routes import setup_router
 from tests.support.compose import CHECKOUT, try_commands
@@ -52,7 +52,7 @@ def test_the_publication_made_with_the_database_is_the_one_that_the_routes_ask_f
     server: PostgresServer,
 ) -> None:
     with closing(psycopg2.connect(_listener(server))) as connection:
-        findings, watched, *_ = look_at_tables(connection, setup_router().routes)
+        findings, watched, *_ = read_current_tables(connection, setup_router().routes)
         wanted = plan_publication(watched, connection.info.server_version)
         assert read_publication(connection, "cdc_tasks") == wanted
         raise_problems(findings)

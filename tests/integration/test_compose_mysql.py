@@ -9,11 +9,11 @@ from typing import Any
 import pymysql
 import pytest
 
+from harness.given_mysql import MySQLServer
 from listener.core.findings import State
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.mysql.check import check_mysql
 from tests.support.compose import initialized_mysql, load_compose, try_commands, variables_of_compose
-from tests.support.mysql_servers import MySQLServer
 
 _SECRETS = {name: f"the '{name.lower()}' \\ of %s" for name in variables_of_compose()}
 _SERVICE: dict[str, Any] = load_compose(_SECRETS)["mysql"]

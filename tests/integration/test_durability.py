@@ -8,7 +8,8 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
 from listener.core.publisher import BrokerError, StoppedError
 from tests.support.publishing import (
     changes,
@@ -20,14 +21,13 @@ from tests.support.publishing import (
     router_to,
     waits,
 )
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.machine_servers import RedisServer
     from listener.publish.redis.publisher import RedisPublisher
     from tests.conftest import Broker
-    from tests.support.servers import RedisServer
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_checkpoint_that_was_only_read_is_not_held_before_the_disk_has_it(logg
     with redis_publisher(logging.url) as publisher:
         _publish(publisher, 1, 3)
     with redis_publisher(logging.url, durability="fsync") as publisher, capture_logs() as logs:
-        assert publisher.settle() is None
+        assert publisher.flush() is None
         with in_background(lambda: publisher.publish([], checkpoint=position(3))) as publishing:
             wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
             assert not publishing.done()

@@ -58,7 +58,7 @@ def _assert_equal_to_celerys(app: Celery, broker: Broker, *, queue: str | None =
     """Publish a change in both ways, and return the queues in which the two messages are."""
     router = router_to(queue=queue)
     publisher = RedisPublisher(app, name="test")
-    publisher.checkpoint("7f00")
+    publisher.attach("7f00")
     row = {"title": 'A 100 % "quoted" Ünïcode\n\ttitle', "big": 2**70, "price": "12.50", "nothing": None}
     event = change(1, **row)
     publisher.publish(fire(router, [event]), checkpoint=event.position)
@@ -104,7 +104,7 @@ def test_the_routes_queue_goes_before_celerys(broker: Broker) -> None:
 def test_a_message_goes_to_the_database_that_the_url_names(broker: Broker) -> None:
     app = celery_app(broker.server.url_of(5))
     publisher = RedisPublisher(app, name="test")
-    publisher.checkpoint("7f00")
+    publisher.attach("7f00")
     publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
     publisher.close()
     assert not broker.client.keys()
@@ -140,7 +140,7 @@ def test_a_kind_of_message_that_is_not_made_is_an_error_with_the_setting_to_mend
     app = celery_app(broker.url)
     app.conf.update(settings)
     publisher = RedisPublisher(app, name="test")
-    publisher.checkpoint("7f00")
+    publisher.attach("7f00")
     with pytest.raises(EnvelopeError) as raised:
         publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
     publisher.close()
@@ -152,7 +152,7 @@ def test_making_a_message_sends_nothing_and_tells_nobody(broker: Broker) -> None
     app = celery_app(broker.url, result_backend=broker.cache_url, task_send_sent_event=True)
     with broker.client.monitor() as monitor:
         publisher = RedisPublisher(app, name="test")
-        publisher.checkpoint("7f00")
+        publisher.attach("7f00")
         publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
         publisher.close()
         broker.client.echo("end")
@@ -170,7 +170,7 @@ def test_something_else_in_the_queues_place_is_an_error_before_anything_is_writt
     broker.client.hset("celery\x06\x163", "not", "a queue")
     app = celery_app(broker.url, task_routes={"tests.*": {"priority": 3}})
     publisher = RedisPublisher(app, name="test")
-    publisher.checkpoint("7f00")
+    publisher.attach("7f00")
     with pytest.raises(BrokerError, match=r"WRONGTYPE") as raised:
         publisher.publish(fire(router_to(), [change(1)]), checkpoint=position(1))
     publisher.close()

@@ -10,14 +10,14 @@ import pytest
 from kombu import Queue
 
 from listener.core.publisher import BrokerAwayError
-from listener.core.retry import Patience
-from listener.publish.kombu.sender import KombuSender, sealing
+from listener.core.retry import Retry
+from listener.publish.kombu.sender import KombuSender, message_template
 from tests.support.publishing import celery_app, router_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.servers import RabbitMQServer
+    from harness.machine_servers import RabbitMQServer
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def queue() -> str:
 def sender(rabbitmq_server: RabbitMQServer, queue: str) -> Iterator[KombuSender]:
     """A sender that has sent five messages."""
     app = celery_app(rabbitmq_server.url)
-    seal = sealing(app, router_to(queue=queue).routes[0])
-    with closing(KombuSender(app, Patience("broker"))) as sender:
-        sender.send({name: seal(b"{}", name, ("public", "t", "insert"), "0/1:0") for name in "abcde"})
+    render = message_template(app, router_to(queue=queue).routes[0])
+    with closing(KombuSender(app, Retry("broker"))) as sender:
+        sender.send({name: render(b"{}", name, ("public", "t", "insert"), "0/1:0") for name in "abcde"})
         assert sender.longest_queue() == 5
         yield sender
 

@@ -9,9 +9,10 @@ import pytest
 from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
+from harness.waiting import at_most, wait_until
 from listener.core.publisher import CheckpointMovedError
+from listener.publish.backpressure import Pause
 from listener.publish.parked import parked_key, read_parked
-from listener.publish.pause import Pause
 from listener.router import BinlogRouter, EventType
 from tests.support.publishing import (
     SOURCE,
@@ -24,14 +25,13 @@ from tests.support.publishing import (
     router_to,
 )
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, publisher_of, row_ids
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from harness.machine_servers import RabbitMQServer
     from listener.publish.kombu.publisher import KombuPublisher
     from tests.conftest import Broker
-    from tests.support.servers import RabbitMQServer
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_checkpoint_and_what_is_parked_are_in_the_cache(
     with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
         publisher.publish(fire(router, changes(1, 2)), checkpoint=position(2))
     with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
-        assert publisher.checkpoint(SOURCE) == position(2)
+        assert publisher.attach(SOURCE) == position(2)
     assert len(list(read_parked(broker.cache, parked_key("cdc:test")))) == 2
 
 

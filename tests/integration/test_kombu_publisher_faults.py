@@ -12,12 +12,12 @@ from kombu import Exchange, Queue
 from kombu import transport as transports
 from structlog.testing import capture_logs
 
+from harness.machine_servers import RabbitMQServer
+from harness.waiting import wait_until
 from listener.core.publisher import BrokerError, StoppedError
 from tests.support.proxy import Fault, Proxy
 from tests.support.publishing import change, changes, fire, in_background, position, router_to, waits
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
-from tests.support.servers import RabbitMQServer
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The alarm about log that is kept for us, on a real slot that nobody reads."""
+"""The alarm about log that is kept for us, on a real slot without a reader."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from harness.waiting import wait_until
 from listener.daemon.lag_alarm import LagAlarm
 from listener.postgres.status import read_postgres_status
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database

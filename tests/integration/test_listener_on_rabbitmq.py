@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import at_most, wait_until
 from listener.mysql.log.position import BinlogPosition
 from tests.support.listening import wait_for_reader, wait_for_replica
-from tests.support.mysql_source import MySQLDatabase
+from tests.support.mysql.source import MySQLDatabase
 from tests.support.rabbitmq import drain, open_channel, row_ids
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
+    from harness.machine_servers import RabbitMQServer
     from tests.conftest import Broker, Database
-    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _ROUTES = """

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import redis
 import structlog
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
 from tests.support.publishing import celery_app, ids
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.publish.kombu import sender as kombu_sender
+from listener.publish.kombu import sender
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
 from tests.support.publishing import celery_app, change, fire, position, redis_publisher
 from tests.support.rabbitmq import kombu_publisher
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     import redis
 
+    from harness.machine_servers import RabbitMQServer
     from listener.postgres.monitor import PluginName
     from tests.conftest import Broker, Database
-    from tests.support.servers import RabbitMQServer
 
 FEW, MANY = 25, 50
 _HANDFUL = 12
@@ -121,13 +121,13 @@ def test_celery_is_asked_for_a_message_once_a_route_however_many_tables_it_watch
     rabbitmq_server: RabbitMQServer, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    make = kombu_sender.make_message
+    make = sender.make_message
 
     def counting(app: Any, route: Any) -> Any:
         asked.append(route.task)
         return make(app, route)
 
-    monkeypatch.setattr(kombu_sender, "make_message", counting)
+    monkeypatch.setattr(sender, "make_message", counting)
     router = routes_for(3)
     with kombu_publisher(rabbitmq_server.url, broker, "many-tables") as publisher:
         for number in range(MANY):

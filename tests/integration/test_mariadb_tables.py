@@ -1,4 +1,4 @@
-"""What MariaDB's log leaves open about a table, and its catalogue tells."""
+"""What MariaDB's log leaves open about a table, and its catalogue says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from listener.core.source import SourceError
 from listener.mysql.check import find_in_tables
 from listener.mysql.client.connection import connect
 from listener.router import BinlogRouter, EventType
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change
@@ -336,6 +336,6 @@ def test_check_says_of_a_view_and_a_sequence_that_no_change_comes(source: MySQLS
         found = [(each.found, each.state) for each in find_in_tables(connection, router.routes)]
     assert found == [
         ("found", State.OK),
-        ("is a view: no change of one is logged", State.WARNING),
-        ("is a sequence: no change of one is logged", State.WARNING),
+        ("is a view: the log has no changes of it", State.WARNING),
+        ("is a sequence: the log has no changes of it", State.WARNING),
     ]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import position_key
+from harness.given_mysql import MariaDBServer
+from harness.waiting import wait_until
 from listener.core.source import GapError
 from listener.mysql.log.position import BinlogPosition
-from tests.support.mysql_servers import MariaDBServer
-from tests.support.mysql_source import MySQLDatabase, NumberSource
-from tests.support.waiting import wait_until
+from tests.support.mysql.source import MySQLDatabase, NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 from tests.support.publishing import celery_app, change, changes, fire, position, redis_publisher, router_to
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ def worker(broker: Broker) -> Iterator[Worker]:
         "CELERY_BROKER_URL": broker.url,
         "CACHE_URL": broker.cache_url,
         "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
-        "CDC_TASK_MODULES": "tests.support.probe_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.probe",
     }
     with Worker(environment) as running:
         yield running
@@ -49,7 +49,7 @@ def test_a_worker_runs_them_with_their_arguments(broker: Broker, worker: Worker)
     assert record["id"].startswith(event.id)
     assert (record["queue"], record["priority"]) == ("cdc_bulk", 0)
     wait_until(
-        lambda: not any(event.id.encode() in taken for taken in held(broker.client)),
+        lambda: not any(event.id.encode() in taken for taken in unacknowledged(broker.client)),
         what="the message to be acknowledged",
     )
 

@@ -1,24 +1,26 @@
-"""What every source promises (`listener.core.source.Monitor`), held against each of them."""
+"""What every source promises (`listener.core.source.Monitor`), tested on each database."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from cdc_tasks.changes import RowChange, position_key
-from listener.core.source import Saved
+from harness.waiting import Deadline, at_most, wait_until
+from listener.core.source import Saved, SourceLostError
 from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import SAVED
-from tests.support.waiting import Deadline, at_most, wait_until
+from tests.support.mysql.source import MySQLDatabase
+from tests.support.publishing import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,11 +51,21 @@ class Source:
         for statement in statements:
             self.database.execute(statement)
 
+    def cut(self) -> None:
+        """End the connections over which monitors read."""
+        if isinstance(self.database, MySQLDatabase):
+            for row in self.database.fetch("SHOW PROCESSLIST"):
+                if str(row[4]).startswith("Binlog Dump"):
+                    self.database.execute(f"KILL {row[0]}")
+        else:
+            query = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s"
+            self.database.fetch(query, self.database.name)
+
 
 @pytest.fixture(params=["database", "debian_database", "mariadb_database", "mysql_database"])
 def source(request: pytest.FixtureRequest) -> Iterator[Source]:
     database = request.getfixturevalue(request.param)
-    postgres = not hasattr(database, "is_mariadb")
+    postgres = not isinstance(database, MySQLDatabase)
 
     def make(router: BinlogRouter) -> Monitor:
         if postgres:
@@ -75,7 +87,7 @@ def source(request: pytest.FixtureRequest) -> Iterator[Source]:
 
 
 def _read(monitor: Monitor, after: str | None, count: int) -> tuple[list[Change], str]:
-    """Return so many changes, and the position behind them."""
+    """Return `count` changes, and the position after them."""
     found: list[Change] = []
     deadline = Deadline(30)
     for batch in monitor.batches(after):
@@ -192,11 +204,117 @@ def test_a_large_transaction_comes_in_pieces_and_goes_on_in_the_middle(source: S
     assert first + [each.row["id"] for each in found] == list(range(5000))
 
 
-def test_empty_batches_come_while_nothing_happens(source: Source) -> None:
+def test_the_first_batch_is_where_reading_begins(source: Source) -> None:
+    source.execute("INSERT INTO t (id) VALUES (1)")
     monitor = source.monitor()
     monitor.open(saved=None)
-    for _, batch in zip(range(4), monitor.batches(None), strict=False):
+    first = next(iter(monitor.batches(None)))
+    assert (list(first.changes), first.pipelined) == ([], False)
+    monitor.close()
+    source.execute("INSERT INTO t (id) VALUES (2)")
+    monitor.open(saved=Saved(first.position))
+    found, _ = _read(monitor, first.position, 1)
+    assert found[0].row["id"] == 2
+
+
+def test_batches_without_changes_come_while_nothing_happens(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    for _, batch in zip(range(12), monitor.batches(None), strict=False):
+        assert (list(batch.changes), batch.pipelined) == ([], False)
+        monitor.acknowledge(batch.position)
+
+
+def test_a_batch_that_is_not_pipelined_follows_the_last_change(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    batches = monitor.batches(None)
+    next(batches)
+    source.execute("INSERT INTO t (id) VALUES (1)", "INSERT INTO t (id) VALUES (2)")
+    ids: list[int] = []
+    while len(ids) < 2:
+        batch = next(batches)
+        ids += [each.row["id"] for each in batch.changes]
+    batch = next(batches)
+    assert (ids, list(batch.changes), batch.pipelined) == ([1, 2], [], False)
+
+
+def test_the_position_moves_on_over_log_that_concerns_nobody(source: Source) -> None:
+    source.execute("CREATE TABLE other (id integer PRIMARY KEY)")
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    batches = monitor.batches(None)
+    first = position = next(batches).position
+    deadline = Deadline(30)
+    for number in range(1, 1_000_000):
+        source.execute(f"INSERT INTO other VALUES ({number})")
+        batch = next(batches)
         assert not batch.changes
+        position = batch.position
+        monitor.acknowledge(position)
+        if position != first:
+            break
+        deadline.check("a position after the first")
+    monitor.close()
+    source.execute("INSERT INTO t (id) VALUES (1)")
+    monitor.open(saved=Saved(position))
+    found, _ = _read(monitor, position, 1)
+    assert found[0].row["id"] == 1
+
+
+def test_nothing_is_dropped_beyond_what_was_acknowledged(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    batches = monitor.batches(None)
+    next(batches)
+    positions = []
+    for number in (1, 2, 3):
+        source.execute(f"INSERT INTO t (id) VALUES ({number})")
+        positions.append(next(batch for batch in batches if batch.changes).position)
+    monitor.acknowledge(positions[0])
+    monitor.close()
+    monitor.open(saved=Saved(positions[0]))
+    found, _ = _read(monitor, positions[0], 2)
+    assert [each.row["id"] for each in found] == [2, 3]
+
+
+def test_a_lost_connection_is_an_error_after_which_it_can_be_opened_again(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    batches = monitor.batches(None)
+    position = next(batches).position
+    source.cut()
+
+    def read_on() -> None:
+        for batch in batches:
+            assert not batch.changes
+
+    with pytest.raises(SourceLostError):
+        read_on()
+    monitor.close()
+    source.execute("INSERT INTO t (id) VALUES (1)")
+
+    def opens() -> bool:  # the server may still have the old connection
+        try:
+            monitor.open(saved=Saved(position))
+        except SourceLostError:
+            return False
+        return True
+
+    wait_until(opens, what="it to open again")
+    found, _ = _read(monitor, position, 1)
+    assert found[0].row["id"] == 1
+
+
+def test_every_monitor_of_a_database_has_the_same_source(source: Source) -> None:
+    names = []
+    for _ in range(2):
+        monitor = source.monitor()
+        monitor.open(saved=None)
+        names.append(monitor.source)
+        monitor.close()
+    assert names[0]
+    assert names[0] == names[1]
 
 
 def test_stop_ends_the_batches_and_a_standby(source: Source) -> None:
@@ -209,34 +327,41 @@ def test_stop_ends_the_batches_and_a_standby(source: Source) -> None:
             pass
         ended.set()
 
-    waiting = threading.Thread(target=lambda: standby.open(saved=None))
     threading.Thread(target=read).start()
-    waiting.start()
-    time.sleep(0.5)
-    assert waiting.is_alive()
-    standby.stop()
-    waiting.join(timeout=at_most(10))
-    assert not waiting.is_alive()
+    with capture_logs() as logs, in_background(lambda: standby.open(saved=None)) as opening:
+        wait_until(lambda: any(line["event"] == "standby" for line in logs), what="the standby to wait")
+        assert not opening.done()
+        standby.stop()
+        opening.result(at_most(60))
     monitor.stop()
-    assert ended.wait(at_most(10))
+    assert ended.wait(at_most(60))
 
 
 def test_a_standby_takes_over(source: Source) -> None:
     monitor, standby = source.monitor(), source.monitor()
-    position = _start(monitor)
-    waiting = threading.Thread(target=lambda: standby.open(saved=SAVED))
-    waiting.start()
-    wait_until(waiting.is_alive, what="the standby to wait")
-    monitor.close()
-    waiting.join(timeout=at_most(20))
-    assert not waiting.is_alive()
+    position, asked = _start(monitor), list[Saved]()
+
+    def read_again() -> Saved:
+        asked.append(Saved(position))
+        return asked[-1]
+
+    with (
+        capture_logs() as logs,
+        in_background(lambda: standby.open(saved=SAVED, again=read_again)) as opening,
+    ):
+        wait_until(lambda: any(line["event"] == "standby" for line in logs), what="the standby to wait")
+        assert not opening.done()
+        monitor.close()
+        opening.result(at_most(60))
     source.execute("INSERT INTO t (id) VALUES (1)")
     found, _ = _read(standby, position, 1)
     assert found[0].row["id"] == 1
+    assert asked or isinstance(source.database, MySQLDatabase)  # a binlog needs no more than `after`
 
 
-def test_closing_twice_is_fine(source: Source) -> None:
+def test_closing_twice_and_before_open_is_fine(source: Source) -> None:
     monitor = source.monitor()
+    monitor.close()
     monitor.open(saved=None)
     with closing(monitor):
         monitor.close()

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from listener.core.source import GapError, SourceError
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc_tasks.changes import Change
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 _TABLE = "CREATE TABLE people (id integer PRIMARY KEY, name varchar(50), age integer)"
 
@@ -212,7 +212,7 @@ def test_a_row_larger_than_a_packet_comes_whole(source: MySQLSource) -> None:
 
 
 def test_cascaded_deletes_are_in_the_log_only_where_the_server_does_them_itself(source: MySQLSource) -> None:
-    """What docs/mysql.md tells: MariaDB's and the older MySQL's InnoDB deletes below the binlog."""
+    """What docs/mysql.md says: MariaDB's and the older MySQL's InnoDB deletes below the binlog."""
     source.execute(
         "CREATE TABLE a (id int PRIMARY KEY)",
         "CREATE TABLE b (id int PRIMARY KEY, a_id int, FOREIGN KEY (a_id) REFERENCES a (id) ON DELETE CASCADE)",

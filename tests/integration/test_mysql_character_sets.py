@@ -8,10 +8,10 @@ from contextlib import closing
 from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 if TYPE_CHECKING:
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 _T = TypeVar("_T")
 

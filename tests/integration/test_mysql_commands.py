@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import at_most, wait_until
 from tests.support.listening import wait_for_listener
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def test_a_broker_that_lost_its_data_is_told_by_check_and_status_and_mended_by_r
 
         findings = {each["what"]: each for each in operator.asks("check")["findings"]}
         assert findings["bookmark"]["state"] == "ok"
-        told = findings["broker's data"]
-        assert (told["state"], "has lost its data" in told["found"]) == ("warning", True)
+        found = findings["broker's data"]
+        assert (found["state"], "has lost its data" in found["found"]) == ("warning", True)
         assert operator.asks("status")["listener"] == "none"
         with operator.running("run", "--json-logs") as listener:
             assert listener.stderr is not None

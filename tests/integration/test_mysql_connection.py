@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.given_mysql import MariaDBServer, MySQLServer
+from harness.waiting import wait_until
 from listener.core.findings import State
 from listener.core.source import SourceError, SourceLostError
-from listener.core.status import Reader
+from listener.core.source_status import Reader
 from listener.mysql import stream
 from listener.mysql.check import check_mysql
+from listener.mysql.client import replication
 from listener.mysql.client.connection import Session, connect, fetch_value
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.status import read_mysql_status
@@ -19,9 +22,7 @@ from listener.router import BinlogRouter, EventType
 from tests.acceptance.network import Cable
 from tests.support.certificates import write_certificates
 from tests.support.listening import SAVED
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
-from tests.support.mysql_source import MySQLDatabase, MySQLSource
-from tests.support.waiting import wait_until
+from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,6 +96,29 @@ def test_a_server_that_is_away_is_tried_again() -> None:
         connect("mysql://root@127.0.0.1:1/")
 
 
+def test_every_finding_has_its_code(any_mysql: MySQLDatabase) -> None:
+    any_mysql.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    assert {each.code for each in _check(any_mysql)} == {
+        *(
+            "connection",
+            "tls",
+            "version",
+            "log_bin",
+            "binlog_format",
+            "binlog_row_metadata",
+            "binlog_row_image",
+        ),
+        *(
+            "server_id",
+            "gtids",
+            "log_retention",
+            "privilege_replication_slave",
+            "privilege_replication_client",
+        ),
+        *("table", "cdc_server_id", "checkpoint"),
+    }
+
+
 def test_check_finds_tables_and_columns_that_do_not_exist(any_mysql: MySQLDatabase) -> None:
     any_mysql.execute("CREATE TABLE t (id int PRIMARY KEY)")
     assert f"table {any_mysql.name}.gone" in _problems(_check(any_mysql, table="gone"))
@@ -132,8 +156,8 @@ def test_status_tells_who_reads_and_how_far(source: MySQLSource) -> None:
 def test_a_server_that_falls_silent_is_noticed_and_read_again(
     any_mysql: MySQLDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "_HEARTBEAT", 0.5)
-    monkeypatch.setattr(stream, "_SILENCE", 1.5)
+    monkeypatch.setattr(replication, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(stream, "_LIVENESS_TIMEOUT", 1.5)
     any_mysql.execute("CREATE TABLE t (id int PRIMARY KEY)")
     with Cable(any_mysql.server.port) as cable:
         url = any_mysql.url.replace(f":{any_mysql.server.port}/", f":{cable.port}/")
@@ -144,7 +168,7 @@ def test_a_server_that_falls_silent_is_noticed_and_read_again(
             for _, batch in zip(range(16), batches, strict=False):  # heartbeats keep it alive
                 position = batch.position
             cable.stall(new_ones=False)
-            with pytest.raises(SourceLostError, match="not been heard"):
+            with pytest.raises(SourceLostError, match="sent nothing for"):
                 for _ in batches:
                     pass
             cable.mend()

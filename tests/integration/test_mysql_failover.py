@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.given_mysql import MariaDBServer, MySQLServer
+from harness.waiting import wait_until
 from listener.mysql.log.position import BinlogPosition
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
-from tests.support.mysql_source import MySQLDatabase, MySQLSource
-from tests.support.waiting import wait_until
+from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pymysql
 import pytest
 
+from harness.given_mysql import MariaDBServer, MySQLServer
 from listener.core.findings import Finding, State
 from listener.mysql.check import check_mysql, find_in_server, find_in_tables
 from listener.mysql.client.connection import connect, fetch
@@ -17,8 +18,7 @@ from listener.mysql.client.server import read_server
 from listener.mysql.errors import PermissionDeniedError, translate
 from listener.mysql.monitor import BinlogMonitor
 from listener.router import BinlogRouter, EventType
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
-from tests.support.mysql_source import MySQLDatabase
+from tests.support.mysql.source import MySQLDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,7 @@ def test_the_account_of_the_docs_may_do_what_the_listener_needs(
     url = documented_server.url_of("helpdesk", user="cdc:secret")
     found = check_mysql(url, name="hints", server_id=4711, routes=router.routes, checkpoint=None)
     assert [each for each in found if each.state is not State.OK] == []
-    # REFERENCES on the watched databases does as well.
+    # REFERENCES on the databases of the routes is enough, too.
     paste(
         documented_server,
         "REVOKE SELECT ON *.* FROM 'cdc'@'%'",

@@ -10,9 +10,10 @@ import pytest
 import redis
 import structlog
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import at_most, wait_until
 from listener.core.source import GapError
-from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.loop import Listener
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
@@ -21,13 +22,12 @@ from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running, wait_for_replica
 from tests.support.publishing import celery_app, ids
-from tests.support.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from listener.mysql.check import find_in_tables
 from listener.router import BinlogRouter, EventType
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 if TYPE_CHECKING:
     import pytest
 
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 FEW, MANY = 40, 80
 _HANDFUL = 12
@@ -34,7 +34,7 @@ def counted(database: MySQLDatabase, name: str) -> int:
 
 
 def cost_of(source: MySQLSource, count: int) -> tuple[int, int]:
-    """Return how many sessions and questions a start takes, with the first change of each of so many tables."""
+    """Return how many sessions and queries a start takes, with the first change of each of these tables."""
     database = source.database
     source.execute(*(f"DELETE FROM t_{number}" for number in range(count)))
     source.position = None

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
+from harness.given_mysql import KINDS, WITHOUT_GTIDS, MySQLServer, server_of_kind
 from listener.core.source import GapError, SourceError, SourceLostError
 from listener.mysql.log.position import BinlogPosition
-from tests.support.mysql_servers import KINDS, WITHOUT_GTIDS, MySQLServer, server_of_kind
-from tests.support.mysql_source import MySQLSource, NumberSource
+from tests.support.mysql.source import MySQLSource, NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 _ON = ("OFF_PERMISSIVE", "ON_PERMISSIVE", "ON")
 _OFF = ("ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF")

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.given_mysql import KINDS, server_of_kind
+from harness.waiting import at_most, wait_until
 from listener.core.source import GapError, SourceLostError
 from listener.mysql.errors import ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
-from tests.support.mysql_servers import KINDS, server_of_kind
-from tests.support.mysql_source import NumberSource
-from tests.support.waiting import at_most, wait_until
+from tests.support.mysql.source import NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.mysql_servers import MariaDBServer, MySQLServer
+    from harness.given_mysql import MariaDBServer, MySQLServer
 
 
 @pytest.fixture(params=KINDS, scope="module")

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import position_key
+from harness.given_mysql import KINDS, server_of_kind
 from listener.core.findings import State
 from listener.core.source import GapError
 from listener.mysql.check import check_mysql
 from listener.mysql.log.position import BinlogPosition
-from tests.support.mysql_servers import KINDS, server_of_kind
-from tests.support.mysql_source import NumberSource
+from tests.support.mysql.source import NumberSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc_tasks.changes import Change
-    from tests.support.mysql_servers import MariaDBServer, MySQLServer
+    from harness.given_mysql import MariaDBServer, MySQLServer
 
 
 @pytest.fixture(params=KINDS, scope="module")

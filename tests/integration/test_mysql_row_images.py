@@ -8,7 +8,7 @@ import pymysql
 import pytest
 
 if TYPE_CHECKING:
-    from tests.support.mysql_source import MySQLDatabase, MySQLSource
+    from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 _MINIMAL = "binlog_row_image = 'MINIMAL'"
 
@@ -68,7 +68,7 @@ def test_mysql_logs_a_row_without_columns_alone_in_its_event(mysql_source: MySQL
     )  # fmt: skip
     assert [each.after for each in source.changes(3)] == [{}, {}, {}]
     (failure,) = _failures(source, "INSERT INTO t VALUES (), ()")
-    assert failure == 1534  # the server's own refusal: it could not be told how many there are
+    assert failure == 1534  # the server's own refusal: the log could not say how many there are
     assert source.database.fetch("SELECT COUNT(*) FROM t") == [(3,)]
 
 

@@ -7,7 +7,7 @@ from contextlib import closing
 import pymysql
 import pytest
 
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
+from harness.given_mysql import MariaDBServer, MySQLServer
 
 
 @pytest.mark.parametrize("kind", [MariaDBServer, MySQLServer])

@@ -10,12 +10,12 @@ import pymysql
 import pytest
 from structlog.testing import capture_logs
 
+from harness.given_mysql import MariaDBServer, MySQLServer
 from listener.core.source import GapError
 from listener.mysql.sql.lexer import Kind, Rules, tokens
 from listener.mysql.sql.statements import Effect, read_statement
-from tests.support.mysql_log import end_of_log, logged_statements
-from tests.support.mysql_servers import MariaDBServer, MySQLServer
-from tests.support.mysql_source import MySQLDatabase, MySQLSource
+from tests.support.mysql.log import end_of_log, logged_statements
+from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -326,8 +326,8 @@ def test_rows_that_move_with_a_definition_are_told(source: MySQLSource) -> None:
             "INSERT INTO t VALUES (1)",
         )
         source.changes(1)
-    told = [(each["statement"], each["tables"]) for each in logs if each["event"] == "rows_without_changes"]
-    assert told == [
+    logged = [(each["statement"], each["tables"]) for each in logs if each["event"] == "rows_without_changes"]
+    assert logged == [
         ("ALTER TABLE … TRUNCATE PARTITION", [f"{name}.t"]),
         ("ALTER TABLE … EXCHANGE PARTITION", [f"{name}.t"]),
         ("ALTER TABLE … DROP PARTITION", [f"{name}.t"]),
@@ -397,7 +397,7 @@ def test_a_memory_table_that_a_restart_has_emptied_is_truncated(folding: MySQLSo
 
 
 def test_the_bytes_of_a_character_are_cut_as_the_server_cuts_them(source: MySQLSource) -> None:
-    """The server is asked whether a literal ends where the lexer says."""
+    """Ask the server whether a literal ends where the lexer says."""
     for charset in ("big5", "cp932", "gbk", "sjis", "ujis", "euckr", "gb2312", "latin1", "utf8mb4"):
         with closing(source.database.connect()) as connection, connection.cursor() as cursor:
             connection.query(f"SET NAMES {charset}, character_set_results = utf8mb4, sql_mode = ''")

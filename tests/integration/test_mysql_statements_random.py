@@ -10,12 +10,12 @@ import pymysql
 import pytest
 
 from listener.mysql.sql.statements import Effect, read_statement
-from tests.support.mysql_log import end_of_log, logged_statements
+from tests.support.mysql.log import end_of_log, logged_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 _STATEMENTS = 150  # for each seed; about half of them are valid
 _TABLES = ("t", 'o"dd', "a`b", "a\\", "縗", "璥x", "ä")

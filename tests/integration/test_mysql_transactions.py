@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.mysql_source import MySQLSource
+from tests.support.mysql.source import MySQLSource
 
 _TABLE = "CREATE TABLE people (id integer PRIMARY KEY, name varchar(50), age integer)"
 

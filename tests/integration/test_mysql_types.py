@@ -10,12 +10,12 @@ from uuid import UUID
 
 import pytest
 
-from tests.support.mysql_source import MySQLSource
-from tests.support.postgres_source import PostgresSource
+from tests.support.mysql.source import MySQLSource
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from tests.conftest import Database
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 _NUMBERS = [
     ("tinyint", "-128", -128),
@@ -193,7 +193,7 @@ def test_partial_updates_of_json_are_put_together(mysql_database: MySQLDatabase)
 
 
 def test_mariadbs_own_types_are_told_by_its_catalogue(mariadb_database: MySQLDatabase) -> None:
-    from tests.support.mysql_source import MySQLSource
+    from tests.support.mysql.source import MySQLSource
 
     uuids = [
         "123e4567-e89b-12d3-a456-426655440000",

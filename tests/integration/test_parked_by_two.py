@@ -24,7 +24,7 @@ KEY = parked_key("cdc:cdc_tasks")
 
 
 def _drop_the_second(change: Change) -> bool:
-    """Stand for somebody who drops the second change while the first is being replayed."""
+    """Drop the second change, as another person, while the first is being replayed."""
     redis.Redis.from_url(change.row["broker"]).hdel(KEY, f"7f00-2-0-{_route(change)}")
     return True
 
@@ -65,7 +65,7 @@ def test_what_somebody_else_has_dropped_meanwhile_is_not_replayed(broker: Broker
     done = _types("replay", "--all")
     assert done.exit_code == 0
     assert "sent to tests.first" in done.output
-    assert "somebody has just replayed or dropped it" in done.output
+    assert "someone has just replayed or dropped it" in done.output
     assert broker.client.llen("celery") == 1
 
 
@@ -73,7 +73,7 @@ def test_a_drop_of_what_is_gone_says_so(broker: Broker) -> None:
     row = {"broker": broker.url, "route": setup().routes[0].key}
     _park(broker, change(2, **row))
     two = _types("drop", *2 * [f"7f00-2-0-{row['route']}"])
-    assert [line.partition(": ")[2][:7] for line in two.output.splitlines()] == ["dropped", "is park"]
+    assert [line.partition(": ")[2][:7] for line in two.output.splitlines()] == ["dropped", "is no l"]
 
 
 def test_a_text_that_utf_8_cannot_hold_is_replayed_as_it_was(broker: Broker) -> None:

@@ -6,8 +6,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from listener.postgres.client.connection import connect
-from tests.support.postgres_findings import INSERT, UPDATE, WARNING, Findings, router_to
-from tests.support.publications import listed, prepare, published
+from tests.support.postgres.findings import INSERT, UPDATE, WARNING, Findings, router_to
+from tests.support.postgres.publications import listed, prepare, published
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -34,7 +34,7 @@ def test_an_update_in_a_partition_that_came_later_passes_a_list_of_columns(any_d
     any_database.execute("UPDATE events SET kind = 'old'")
 
 
-def test_a_partition_without_a_log_is_told_and_keeps_nobody_from_running(any_database: Database) -> None:
+def test_a_partition_without_a_log_is_a_warning(any_database: Database) -> None:
     any_database.execute(EVENTS.replace(", PRIMARY KEY (id, year)", ""))
     any_database.execute("ALTER TABLE events REPLICA IDENTITY FULL")
     any_database.execute("CREATE UNLOGGED TABLE events_2024 PARTITION OF events FOR VALUES IN (2024)")
@@ -49,11 +49,11 @@ def test_a_partition_without_a_log_is_told_and_keeps_nobody_from_running(any_dat
     assert found.about("public.events_2024, public.events_2025 is in no log").state is WARNING
 
 
-def test_a_server_that_overlooks_partitions_is_told_of_them_by_sql_to_paste(any_database: Database) -> None:
+def test_sql_to_paste_makes_a_server_notice_partitions(any_database: Database) -> None:
     """Versions 13 and 14; that the statement helps: `postgres_changes/test_partitions.py`."""
     any_database.execute(EVENTS)
     found = Findings(any_database.url, router_to(("events", [INSERT])))
     hints = [each.hint for each in found.all if each.what == "partitions"]
-    told = "ALTER PUBLICATION ours SET (publish_via_partition_root = true);"
+    sql = "ALTER PUBLICATION ours SET (publish_via_partition_root = true);"
     is_old = any_database.connection.info.server_version < 15_00_00
-    assert [told in (hint or "") for hint in hints] == ([True] if is_old else [])
+    assert [sql in (hint or "") for hint in hints] == ([True] if is_old else [])

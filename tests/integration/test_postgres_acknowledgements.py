@@ -1,4 +1,4 @@
-"""What the monitor acknowledges on real servers: no more than it was told, and no less."""
+"""What the monitor acknowledges on real servers: all that is published, and no more."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from urllib.parse import quote
 import pytest
 from structlog.testing import capture_logs
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.waiting import wait_until
 from listener.core.source import Saved
 from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from tests.support.listening import SAVED
-from tests.support.postgres_history import NAME, History
-from tests.support.postgres_items import (
+from tests.support.postgres.history import NAME, History
+from tests.support.postgres.items import (
     ROWS,
     acknowledge_all,
     changes_of,
@@ -27,7 +28,6 @@ from tests.support.postgres_items import (
     take,
     with_items,
 )
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def test_what_is_not_acknowledged_comes_again_and_what_is_does_not(items: Databa
         assert ids(changes_of(take(monitor.batches(after=None), 1))) == [2]
 
 
-def test_a_database_whose_watched_tables_are_idle_lets_its_log_go(items: Database) -> None:
+def test_the_log_of_a_database_with_idle_selected_tables_is_acknowledged(items: Database) -> None:
     with opened(items) as monitor:
         batches = monitor.batches(after=None)
         for number in range(5):
@@ -61,7 +61,7 @@ def test_a_database_whose_watched_tables_are_idle_lets_its_log_go(items: Databas
         acknowledge_all(items, monitor, batches)
 
 
-def test_nothing_is_acknowledged_that_was_not_said_to_be_published(items: Database) -> None:
+def test_nothing_is_acknowledged_that_is_not_published(items: Database) -> None:
     with opened(items) as monitor:
         before = confirmed(items)
         items.execute(ROWS, 1, 3)
@@ -76,7 +76,7 @@ def test_nothing_is_acknowledged_that_was_not_said_to_be_published(items: Databa
 def test_a_transaction_that_began_before_the_last_acknowledgement_is_not_acknowledged_with_it(
     items: Database,
 ) -> None:
-    """Its first messages lie before what is acknowledged: they are not taken for acknowledged by anybody."""
+    """Its first messages are before the acknowledged LSN, and still come again."""
     impatient = f"{items.url}?options={quote('-c wal_sender_timeout=1500')}"
     with (
         opened(items, batch_size=2, url=impatient) as monitor,

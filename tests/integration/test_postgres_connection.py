@@ -1,4 +1,4 @@
-"""Sessions on real servers, and what an operator reads when one can't be had."""
+"""Sessions on real servers, and the errors if the server refuses one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import psycopg2
 import pytest
 
 from cdc_tasks.errors import CDCError
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import SourceError, SourceLostError
 from listener.postgres.client.connection import (
     connect,
@@ -25,9 +27,7 @@ from listener.postgres.client.diagnosis import explain
 from listener.postgres.client.errors import PermissionDeniedError, SlotInUseError
 from listener.postgres.client.slot import create_slot
 from tests.support.certificates import write_certificates
-from tests.support.postgres_proxy import PostgresProxy
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class Guarded:
 
     server: PostgresServer
     proxy: PostgresProxy | None
-    told: Callable[[str], str]  # the server's words in its language
+    translated: Callable[[str], str]  # a message in the server's language
 
     def url_of(self, database: str, *, user: str = "postgres", password: str | None = None) -> str:
         url = self.server.url_of(database, user=user, password=password)
@@ -75,7 +75,7 @@ class Guarded:
 
 @pytest.fixture(scope="module", params=[PostgresServer, DebianPostgresServer])
 def guarded_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    """A server that asks for passwords and has one WAL sender, few connections, and no slot."""
+    """A server that requires passwords and has one WAL sender, few connections, and no slot."""
     settings = {"max_wal_senders": "1", "max_connections": "8", "max_replication_slots": "0"}
     with request.param(password=_SECRET, settings=settings) as server:
         with contextlib.closing(connect(server.url)) as connection:
@@ -191,12 +191,12 @@ def test_a_login_that_fails_says_which_and_how_to_mend_it(
     database: str,
     says: tuple[str, str],
 ) -> None:
-    told, hint = says
+    message, hint = says
     if (opens, database) == (connect_replication, "Nowhere"):
-        login = ("reader", _SECRET)  # who may not replicate is told that first
+        login = ("reader", _SECRET)  # a role without REPLICATION is refused for that first
     with pytest.raises(SourceError) as raised:
         opens(guarded.url_of(database, user=login[0], password=login[1]))
-    assert guarded.told(told) in raised.value.message
+    assert guarded.translated(message) in raised.value.message
     assert hint in str(raised.value.hint)
     assert "s3cret" not in str(raised.value)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
 from listener.postgres.log.position import parse_lsn
 from tests.support.listening import wait_for_listener
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
-from tests.support.postgres_proxy import PostgresProxy
-from tests.support.waiting import wait_until
+from tests.support.postgres.proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -27,10 +27,10 @@ def _fails_at_a_row(operator: Operator, database: Database, proxy: PostgresProxy
         wait_for_listener(database, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, 'damaged')")
         database.execute("INSERT INTO roles VALUES (2, 'after it')")
-        _, told = listener.communicate(timeout=60)
+        _, stderr = listener.communicate(timeout=60)
     assert listener.returncode == 1
-    assert "Traceback" not in told
-    last: dict[str, str] = json.loads(told.splitlines()[-1])
+    assert "Traceback" not in stderr
+    last: dict[str, str] = json.loads(stderr.splitlines()[-1])
     assert last["event"] == "failed"
     assert "damaged" not in last["error"]
     return last
@@ -52,7 +52,7 @@ def _skips_as_told(operator: Operator, database: Database, broker: Broker, hint:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         pytest.param({_TUPLE: b"N\0\2x\0\0\0\1"}, "of table public.roles", id="a value of no known kind"),
         pytest.param({_TUPLE: b"N\0\7t\0\0\0\1"}, "of table public.roles", id="more values than there are"),
@@ -60,13 +60,13 @@ def _skips_as_told(operator: Operator, database: Database, broker: Broker, hint:
     ],
 )
 def test_a_message_that_cannot_be_decoded_stops_the_listener_with_place_and_hint(
-    database: Database, broker: Broker, damage: dict[bytes, bytes], told: str
+    database: Database, broker: Broker, damage: dict[bytes, bytes], message: str
 ) -> None:
     operator = operator_on(database, broker)
     operator.environment["CDC_ROUTES"] = f"{ROUTES}:mended"
     with PostgresProxy(database.server.port, replaces=damage) as proxy:
         failed = _fails_at_a_row(operator, database, proxy)
-    assert told in failed["error"]
+    assert message in failed["error"]
     ((end,),) = database.fetch("SELECT pg_current_wal_lsn()::text")
     place = failed["error"].rsplit("commits at ", 1)[1].rstrip(".")
     assert 0 < parse_lsn(place) < parse_lsn(end)

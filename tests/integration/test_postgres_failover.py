@@ -10,16 +10,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import position_key
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.waiting import wait_until
 from listener.core.source import GapError, SourceLostError
 from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from tests.support.listening import SAVED
-from tests.support.postgres_findings import PROBLEM, Findings
+from tests.support.postgres.findings import PROBLEM, Findings
 from tests.support.publishing import router_to
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ class _Pair:
         return ids
 
     def has_slot(self) -> bool:
-        """Tell whether the standby has a copy of the slot."""
+        """Return whether the standby has a copy of the slot."""
         execute(self.primary, "SELECT pg_log_standby_snapshot()")
         self.take(0)
         found = execute(self.standby, "SELECT synced AND NOT temporary FROM pg_replication_slots")
@@ -92,7 +92,7 @@ class _Pair:
         wait_until(lambda: execute(self.standby, reached) == [(True,)], what="the standby to have all")
 
     def cut_off(self) -> None:
-        """Let the standby get no more."""
+        """Stop the replication to the standby."""
         execute(self.standby, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
         gone = "SELECT 1 FROM pg_stat_wal_receiver"
         wait_until(lambda: not execute(self.standby, gone), what="it to be behind")
@@ -184,9 +184,9 @@ def test_what_is_read_again_after_a_failover_has_the_ids_and_the_positions_that_
     for _ in range(2):
         pair.reopen()
         assert pair.take(20, acknowledges=False) == [*range(1, 21)]
-    told = [(change.id, change.position) for change in pair.changes]
-    assert (told[10:30], told[30:]) == (told[:10] + told[20:30], told[10:30])
-    assert [position[:2] for _, position in told[10:30]] == ["0/"] * 10 + ["2@"] * 10
+    published = [(change.id, change.position) for change in pair.changes]
+    assert (published[10:30], published[30:]) == (published[:10] + published[20:30], published[10:30])
+    assert [position[:2] for _, position in published[10:30]] == ["0/"] * 10 + ["2@"] * 10
 
 
 def test_log_that_did_not_concern_us_and_is_lost_in_a_failover_is_no_loss(pair: _Pair) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
 from listener.postgres import hints
 from listener.postgres.client.errors import Refusal, refused
 from listener.postgres.hints import RESERVED, quoted
 from listener.postgres.log.position import format_lsn, parse_lsn
-from tests.support.servers import DebianPostgresServer
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -44,13 +44,13 @@ def test_the_sql_of_every_hint_works_as_pasted(server_class: type[PostgresServer
 
 
 def _statements(role: str, database: str, beyond: str) -> list[str]:
-    """Return all SQL of the hints, but what has a placeholder that a person must fill in."""
+    """Return all SQL of the hints, except statements with a placeholder that a person must fill in."""
     names = {"role": quoted(role), "database": quoted(database), "slot": "ours", "beyond": beyond}
-    constants = [getattr(hints, name) for name in hints.__all__]
-    texts = [each.format(**names) for each in constants if isinstance(each, str)]
+    ours = [getattr(hints, name) for name in hints.__all__]
+    texts = [each.format(**names) for each in ours if isinstance(each, str)]
     texts += [str(refused("words", each, {"user": role, "dbname": database})) for each in _REFUSALS]
     found = [statement for text in texts for statement in _SQL.findall(text)]
-    # On Amazon RDS alone; a person's own slot.
+    # Only on Amazon RDS; a slot that a person has to name.
     return [each for each in found if "rds_replication" not in each and "'NAME'" not in each]
 
 

@@ -12,13 +12,13 @@ import psycopg2
 import pytest
 
 from cdc_tasks.changes import EventType
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.waiting import at_most, wait_until
 from listener.core.source import GapError, SourceLostError
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
 from tests.support.listening import SAVED
-from tests.support.postgres_items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
-from tests.support.waiting import at_most, wait_until
+from tests.support.postgres.items import ROWS, active, changes_of, ids, make_monitor, opened, take, with_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

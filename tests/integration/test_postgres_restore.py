@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import GapError, Saved
-from listener.core.status import Reader
-from listener.postgres.log.position import Place
+from listener.core.source_status import Reader
+from listener.postgres.log.position import WALCheckpoint
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter, EventType
-from tests.support.postgres_findings import Findings
-from tests.support.postgres_history import History, is_later
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import Findings
+from tests.support.postgres.history import History, is_later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,9 +132,9 @@ def test_the_first_start_published_nothing_and_a_restored_copy_loses_nothing(his
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_for_what_it_says(history: History) -> None:
     history.publish(1, 10)
-    history.keep_checkpoint(Place.parse(history.checkpoint).spot)
+    history.keep_checkpoint(WALCheckpoint.parse(history.checkpoint).label)
     history.publish(11, 20)
-    assert Place.parse(history.checkpoint).last.committed
+    assert WALCheckpoint.parse(history.checkpoint).last.committed
 
 
 def place_of(history: History) -> str:
@@ -160,7 +160,7 @@ def test_a_slot_that_somebody_moved_is_a_gap_that_names_its_ends(history: Histor
         assert (found.problems, found["checkpoint"].found) == (["checkpoint"], gap.message)
         assert status.problems == (gap.message,)
         assert f"is at {history.confirmed}, and the checkpoint at {place}:0" in gap.message
-        assert "by hand" in gap.message
+        assert "advanced it" in gap.message
         assert "broker" in gap.message
     history.published(151, 160, accept_gap=True)
     assert history.ids() == [*range(1, 11), *range(151, 161)]
@@ -204,7 +204,7 @@ def test_a_slot_that_a_recovery_did_not_bring_back_is_a_gap_that_names_its_ends(
     for _ in range(2):
         gap = history.listen(lambda: False)
         assert isinstance(gap, GapError)
-        assert f"committed after {place}:0 and before it is made again (now: 0/" in gap.message
+        assert f"committed after {place}:0 and before it is created again (now: 0/" in gap.message
         assert gap.message.partition("now")[0] in found["slot cdc"].found
     with capture_logs() as logs:
         history.listen(lambda: history.checkpoint.startswith("1.2@"), accept_gap=True)
@@ -214,7 +214,7 @@ def test_a_slot_that_a_recovery_did_not_bring_back_is_a_gap_that_names_its_ends(
     assert new[0].position.startswith("1.2@")
 
 
-def test_what_was_published_last_comes_by_although_its_table_is_watched_no_more(
+def test_the_last_published_change_comes_again_although_no_route_selects_its_table(
     each_history: History,
 ) -> None:
     """The publication is changed at the start; the log is read with the one that there was."""

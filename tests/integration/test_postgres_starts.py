@@ -12,20 +12,20 @@ import pytest
 
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import SourceError, SourceLostError
-from listener.core.status import Reader
+from listener.core.source_status import Reader
 from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from listener.router import BinlogRouter
 from tests.support.listening import wait_for_listener
 from tests.support.operators import operator_on, tasks_in
-from tests.support.postgres_findings import Findings
-from tests.support.postgres_items import ROWS, active, changes_of, ids, make_monitor, take, with_items
-from tests.support.postgres_proxy import PostgresProxy
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import Findings
+from tests.support.postgres.items import ROWS, active, changes_of, ids, make_monitor, take, with_items
+from tests.support.postgres.proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def test_settings_of_a_database_or_a_role_change_nothing(
 
 
 @pytest.mark.parametrize("pooler", ["drops", "refuses"])
-def test_a_pooler_is_refused_before_anything_is_made(any_database: Database, pooler: str) -> None:
+def test_a_pooler_is_refused_before_anything_is_created(any_database: Database, pooler: str) -> None:
     with_items(any_database)
     with PostgresProxy(any_database.server.port, **{pooler: ["replication"]}) as proxy:
         url = proxy.url(any_database.url)
@@ -116,8 +116,7 @@ def test_listeners_of_other_names_with_one_publication_start_at_once(
     with ExitStack() as stack:
 
         def start(number: int) -> None:
-            monitor = make_monitor(any_database)
-            monitor._slot = f"{any_database.name}_{number}"
+            monitor = make_monitor(any_database, slot=f"{any_database.name}_{number}")
             stack.callback(monitor.close)
             while True:
                 try:
@@ -191,7 +190,9 @@ def test_a_standby_names_the_primary_and_no_locks(standby: PostgresServer) -> No
     assert "another replication slot" not in str(raised.value)
 
 
-def test_a_publication_that_the_role_may_not_make_is_told_in_another_language_too(database: Database) -> None:
+def test_a_publication_that_the_role_may_not_create_is_reported_in_another_language_too(
+    database: Database,
+) -> None:
     with_items(database)
     database.execute(f"DROP ROLE IF EXISTS reader_{database.name}")
     database.execute(f"CREATE ROLE reader_{database.name} LOGIN REPLICATION")
@@ -205,5 +206,5 @@ def test_a_publication_that_the_role_may_not_make_is_told_in_another_language_to
         database.execute(f"DROP ROLE reader_{database.name}")
 
 
-def test_the_status_of_a_standby_is_told(standby: PostgresServer) -> None:
+def test_status_says_that_the_server_is_a_standby(standby: PostgresServer) -> None:
     assert read_postgres_status(standby.url, "nobodys", None).reader is Reader.NEVER_STARTED

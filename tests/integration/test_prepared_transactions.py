@@ -11,11 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.waiting import at_most, wait_until
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.router import BinlogRouter
-from tests.support.postgres_findings import WARNING, Findings
-from tests.support.waiting import at_most, wait_until
+from tests.support.postgres.findings import WARNING, Findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

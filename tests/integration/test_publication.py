@@ -1,4 +1,4 @@
-"""The publication on real servers: what the routes need, from whoever may give it."""
+"""The publication on real servers: what the routes need, by a role that may create it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.client.slot import create_slot, read_slot
 from listener.postgres.gaps import find_gap
 from listener.postgres.log.position import parse_lsn
-from listener.postgres.tables.notes import Notes, format_notes
+from listener.postgres.tables.checkpoint_notes import Notes, format_notes
 from listener.postgres.tables.publication import read_publication
 from listener.router import BinlogRouter, changed
 from tests.support.listening import SAVED
-from tests.support.publications import (
+from tests.support.postgres.publications import (
     DELETE,
     INSERT,
     UPDATE,
@@ -214,7 +214,7 @@ def test_a_publication_that_vanished_behind_its_slot_is_a_gap(
     assert gap(saved=SAVED) is None
     any_database.execute("DROP PUBLICATION ours")
     assert "The publication ours is gone" in str(gap(saved=SAVED))
-    read_on = Saved("0/3000000:0", format_notes(Notes(looked=parse_lsn("0/2000000"))))
+    read_on = Saved("0/3000000:0", format_notes(Notes(checked_lsn=parse_lsn("0/2000000"))))
     assert "committed after 0/2000000 and" in str(gap(saved=read_on))  # it was gone before the listener was
     behind = Saved("0/1000000:0", read_on.notes)
     assert "committed after 0/1000000:0 (the slot:" in str(gap(saved=behind))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.changes import EventType
+from harness.waiting import at_most
 from listener.core.source import SourceError, SourceLostError
 from listener.postgres.client.connection import connect
 from listener.postgres.tables.publication import read_publication
 from listener.router import became
-from tests.support.publications import DELETE, INSERT, UPDATE, listed, prepare, published, router_of
-from tests.support.waiting import at_most
+from tests.support.postgres.publications import DELETE, INSERT, UPDATE, listed, prepare, published, router_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ def test_full_identity_with_a_virtual_column_is_refused_where_updates_would_fail
     database.execute("UPDATE t SET a = 2")
 
 
-def test_a_table_that_somebody_holds_is_not_waited_for_long(
+def test_a_locked_table_is_not_waited_for_long(
     connection: Connection, any_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("listener.postgres.tables.publication._LOCK_TIMEOUT", "100ms")

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu import Exchange, Queue
 
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.operators import Operator
 from tests.support.publishing import change, fire, position, router_to
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.machine_servers import RabbitMQServer
     from tests.conftest import Broker, Database
-    from tests.support.servers import RabbitMQServer
 
 _OURS = ("celery", "cdc_notifications", "cdc_cache", "cdc_bulk")
 
@@ -51,7 +51,7 @@ def _environment(database: Database, broker: Broker, url: str) -> dict[str, str]
         "CELERY_BROKER_URL": url,
         "CACHE_URL": broker.cache_url,
         "CDC_SECRET_KEY": "rop8WLZLEDDZrTQZX5ohkSKhzjFRaCAcI5Fb7x0kH3I=",
-        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.faulty",
     }
 
 
@@ -102,7 +102,7 @@ def test_our_worker_takes_a_queue_of_the_house_as_it_is_and_the_house_goes_on(
             found = channel.queue_declare("celery", passive=True)
         assert found.consumer_count == 1
         operator = Operator(
-            **_environment(database, broker, url), CDC_ROUTES="tests.support.refused_routes:to_celery"
+            **_environment(database, broker, url), CDC_ROUTES="tests.support.routes.refused:to_celery"
         )
         findings = {each["what"]: each for each in operator.asks("check")["findings"]}
         assert findings["queue celery"]["state"] == "ok"
@@ -183,7 +183,7 @@ def test_check_of_a_user_without_rights_is_no_traceback(
 ) -> None:
     database.execute("CREATE TABLE tickets (id int PRIMARY KEY)")
     environment = _environment(database, broker, _url(rabbitmq_server, vhost, poor))
-    operator = Operator(**environment, CDC_ROUTES="tests.support.refused_routes:setup")
+    operator = Operator(**environment, CDC_ROUTES="tests.support.routes.refused:setup")
     done = operator.types("check", "--json")
     assert "Traceback" not in done.stderr
     findings = {each["what"]: each for each in operator.asks("check")["findings"]}
@@ -208,6 +208,6 @@ def test_a_wrong_password_in_check_is_no_traceback(
     environment = _environment(
         database, broker, f"amqp://guest:wrong@127.0.0.1:{rabbitmq_server.port}/{vhost}"
     )
-    done = Operator(**environment, CDC_ROUTES="tests.support.refused_routes:setup").types("check", "--json")
+    done = Operator(**environment, CDC_ROUTES="tests.support.routes.refused:setup").types("check", "--json")
     assert "Traceback" not in done.stderr
     assert "ACCESS_REFUSED" in done.stdout

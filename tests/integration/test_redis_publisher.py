@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from listener.core.publisher import BrokerError, CheckpointMovedError
+from listener.core.source import Saved
 from listener.publish.parked import parked_key, read_parked
 from listener.router import BinlogRouter, EventType
 from tests.support.publishing import (
@@ -42,24 +43,23 @@ def test_changes_are_in_the_queue_in_their_order(any_broker: Broker) -> None:
 def test_the_checkpoint_is_what_was_published_last(any_broker: Broker) -> None:
     router = router_to()
     with redis_publisher(any_broker.url) as publisher:
-        assert publisher.checkpoint(SOURCE) is None
+        assert publisher.attach(SOURCE) is None
         publisher.publish(fire(router, [change(1)]), checkpoint=position(1))
         publisher.publish((), checkpoint="0/FF:0")
     with redis_publisher(any_broker.url) as publisher:
-        assert publisher.checkpoint(SOURCE) == "0/FF:0"
+        assert publisher.attach(SOURCE) == "0/FF:0"
 
 
 def test_what_the_source_notes_is_kept_with_the_checkpoint_until_it_notes_something_else(
     broker: Broker,
 ) -> None:
     with redis_publisher(broker.url) as publisher:
-        assert (publisher.checkpoint(SOURCE), publisher.notes) == (None, None)
+        assert publisher.read_checkpoint() is None
         publisher.publish((), checkpoint=position(1), notes="tables: tickets")
         publisher.publish((), checkpoint=position(1), notes="tables: tickets, users")
         publisher.publish(fire(router_to(), [change(2)]), checkpoint=position(2))
     with redis_publisher(broker.url) as publisher:
-        assert publisher.checkpoint(SOURCE) == position(2)
-        assert publisher.notes == "tables: tickets, users"
+        assert publisher.read_checkpoint() == Saved(position(2), "tables: tickets, users")
 
 
 def test_the_batch_and_its_checkpoint_are_one_step(broker: Broker) -> None:
@@ -100,31 +100,31 @@ def test_another_listener_with_our_name_moves_the_checkpoint_and_ours_stops_befo
         first.publish(fire(router, [change(1)]), checkpoint=position(1))
         with pytest.raises(CheckpointMovedError):
             second.publish(fire(router, [change(1)]), checkpoint=position(1))
-        assert second.checkpoint(SOURCE) == position(1)
+        assert second.attach(SOURCE) == position(1)
         second.publish(fire(router, [change(2)]), checkpoint=position(2))
         with pytest.raises(CheckpointMovedError):
             first.publish(fire(router, [change(2)]), checkpoint=position(2))
     assert ids(any_broker.client, "celery") == [1, 2]
 
 
-def test_what_was_published_ahead_counts_as_held_when_the_broker_has_answered(broker: Broker) -> None:
+def test_a_pipelined_batch_counts_as_confirmed_when_the_broker_has_answered(broker: Broker) -> None:
     router = router_to()
     with redis_publisher(broker.url) as publisher:
-        assert publisher.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True) is None
-        held = publisher.publish(fire(router, [change(2)]), checkpoint=position(2), ahead=True)
-        assert held == position(1)
-        assert publisher.settle() == position(2)
+        assert publisher.publish(fire(router, [change(1)]), checkpoint=position(1), pipelined=True) is None
+        confirmed = publisher.publish(fire(router, [change(2)]), checkpoint=position(2), pipelined=True)
+        assert confirmed == position(1)
+        assert publisher.flush() == position(2)
     assert ids(broker.client, "celery") == [1, 2]
 
 
-def test_a_listener_that_is_ahead_stops_before_it_doubles_what_another_one_published(broker: Broker) -> None:
+def test_a_pipelining_listener_stops_before_it_doubles_what_another_one_published(broker: Broker) -> None:
     router = router_to()
     with redis_publisher(broker.url) as first, redis_publisher(broker.url) as second:
         second.publish(fire(router, [change(1)]), checkpoint=position(1))
-        first.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True)
+        first.publish(fire(router, [change(1)]), checkpoint=position(1), pipelined=True)
         with pytest.raises(CheckpointMovedError):
-            first.publish(fire(router, [change(2)]), checkpoint=position(2), ahead=True)
-        assert first.checkpoint(SOURCE) == position(1)
+            first.publish(fire(router, [change(2)]), checkpoint=position(2), pipelined=True)
+        assert first.attach(SOURCE) == position(1)
         first.publish(fire(router, [change(2)]), checkpoint=position(2))
     assert ids(broker.client, "celery") == [1, 2]
 
@@ -132,7 +132,7 @@ def test_a_listener_that_is_ahead_stops_before_it_doubles_what_another_one_publi
 def test_another_listener_that_only_moves_the_checkpoint_within_a_position_is_noticed(
     broker: Broker, checkpoint_key: str
 ) -> None:
-    """The position alone would not tell it."""
+    """The position alone would not show it."""
     with redis_publisher(broker.url) as publisher:
         publisher.publish((), checkpoint=position(1))
         broker.client.hset(checkpoint_key, mapping={"position": position(1), "mark": "somebody else's"})
@@ -156,7 +156,7 @@ def test_the_checkpoint_of_another_database_is_an_error_with_the_command_that_me
     with redis_publisher(broker.url) as publisher:
         publisher.publish((), checkpoint=position(1))
         with pytest.raises(BrokerError, match="another database") as raised:
-            publisher.checkpoint("beef")
+            publisher.attach("beef")
     assert f"redis-cli DEL {checkpoint_key}" in (raised.value.hint or "")
 
 
@@ -185,14 +185,14 @@ def test_a_parked_change_is_told_once_it_is_kept(broker: Broker) -> None:
     )
     with redis_publisher(broker.url) as first, redis_publisher(broker.url) as second, capture_logs() as logs:
         second.publish((), checkpoint=position(1))
-        first.publish(fire(router, [change(1)]), checkpoint=position(1), ahead=True)
+        first.publish(fire(router, [change(1)]), checkpoint=position(1), pipelined=True)
         with pytest.raises(CheckpointMovedError):
-            first.settle()
-        assert first.checkpoint(SOURCE) == position(1)
+            first.flush()
+        assert first.attach(SOURCE) == position(1)
         assert not logs
-        first.publish(fire(router, [change(2)]), checkpoint=position(2), ahead=True)
+        first.publish(fire(router, [change(2)]), checkpoint=position(2), pipelined=True)
         assert not logs
-        first.settle()
+        first.flush()
     assert [(each["event"], each["position"]) for each in logs] == [("parked", position(2))]
 
 
@@ -209,7 +209,7 @@ def test_a_queue_that_turns_into_something_else_stops_us_with_the_checkpoint_whe
         assert "redis-cli TYPE 'celery'" in (raised.value.hint or "")
         assert broker.client.hget(checkpoint_key, "position") == position(1).encode()
         broker.client.delete("celery")
-        assert publisher.checkpoint(SOURCE) == position(1)
+        assert publisher.attach(SOURCE) == position(1)
         publisher.publish(fire(router, [change(2)]), checkpoint=position(2))
     assert ids(broker.client, "celery") == [2]
 

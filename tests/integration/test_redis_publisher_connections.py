@@ -1,4 +1,4 @@
-"""Every way that Celery knows of reaching Redis, and what an operator is told where it does not work."""
+"""Every way in which Celery reaches Redis, and the errors if one does not work."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from demo.server_process import free_port
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.machine_servers import RedisServer, SentinelServer
+from harness.server_process import free_port
+from harness.waiting import wait_until
 from listener.core.publisher import BrokerError
 from tests.support.certificates import write_certificates
 from tests.support.publishing import change, fire, ids, position, redis_publisher, router_to
-from tests.support.servers import RedisServer, SentinelServer
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

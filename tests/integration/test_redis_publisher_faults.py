@@ -1,4 +1,4 @@
-"""A broker that fails in the middle of a batch: nothing is lost, nothing is doubled, and it goes on by itself."""
+"""A broker that fails in the middle of a batch: nothing is lost or doubled, and the listener goes on by itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from tests.support.proxy import Fault, Proxy
 from tests.support.publishing import (
@@ -23,7 +24,6 @@ from tests.support.publishing import (
     router_to,
     waits,
 )
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,14 +49,14 @@ def _url(proxy: Proxy) -> str:
 def _publish(publisher: RedisPublisher, first: int, last: int) -> None:
     """Publish as the listener does: it goes on while the broker's answer is on its way."""
     for number in range(first, last + 1):
-        publisher.publish(fire(router_to(), [change(number)]), checkpoint=position(number), ahead=True)
-    assert publisher.settle() == position(last)
+        publisher.publish(fire(router_to(), [change(number)]), checkpoint=position(number), pipelined=True)
+    assert publisher.flush() == position(last)
 
 
 def test_a_broker_that_loses_its_data_is_noticed_although_there_is_nothing_to_publish(
     any_broker: Broker,
 ) -> None:
-    """Its tasks would else wait to be mended until somebody writes to the database."""
+    """Without that, its tasks would stay lost until the next write to the database."""
 
     def is_noticed() -> bool:
         try:
@@ -207,7 +207,7 @@ def test_a_broker_that_comes_back_without_its_data_is_noticed() -> None:
         server.restart(keep_data=False)
         with pytest.raises(CheckpointMovedError):
             _publish(publisher, 2, 2)
-        assert publisher.checkpoint(SOURCE) is None
+        assert publisher.attach(SOURCE) is None
         _publish(publisher, 1, 2)
         assert ids(_client(server), "celery") == [1, 2]
 
@@ -223,7 +223,7 @@ def test_a_broker_that_comes_back_with_an_old_copy_of_its_data_is_noticed_and_sa
             _publish(publisher, 5, 5)
         (said,) = (line for line in logs if line["event"] == "broker_lost_data")
         assert f"went back to {position(2)}; we left it at {position(4)}" in said["reason"]
-        assert publisher.checkpoint(SOURCE) == position(2)
+        assert publisher.attach(SOURCE) == position(2)
         _publish(publisher, 3, 5)
         assert ids(_client(server), "celery") == [1, 2, 3, 4, 5]
 

@@ -15,12 +15,12 @@ import pytest
 import redis
 from kombu import Connection, Queue
 
-from demo.servers import PostgresServer, ServerError, ValkeyServer
-from tests.support.waiting import at_most, wait_until
+from harness.embedded_servers import PostgresServer, ServerError, ValkeyServer
+from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
+    from harness.machine_servers import RabbitMQServer
     from tests.conftest import Broker, Database
-    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -93,7 +93,7 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log() -> None:
 
 def test_servers_die_with_the_program_that_started_them() -> None:
     program = (
-        "from demo.servers import PostgresServer, ValkeyServer\n"
+        "from harness.embedded_servers import PostgresServer, ValkeyServer\n"
         "servers = PostgresServer().start(), ValkeyServer().start()\n"
         "print(*[server.pid for server in servers], *[server.home for server in servers], flush=True)\n"
         "input()\n"

@@ -32,7 +32,7 @@ def test_a_pause_in_a_large_transaction_outlives_a_transaction_timeout(database:
                 break
 
 
-def test_a_session_that_has_nothing_to_ask_for_a_while_stays(database: Database) -> None:
+def test_an_idle_session_stays_open(database: Database) -> None:
     database.execute(f"ALTER DATABASE {database.name} SET idle_session_timeout = '200ms'")
     with closing(connect(database.url)) as connection:
         time.sleep(0.5)

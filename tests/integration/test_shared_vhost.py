@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.listening import wait_for_listener
 from tests.support.operators import Operator
 from tests.support.rabbitmq import open_channel
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from harness.machine_servers import RabbitMQServer
     from tests.conftest import Broker, Database
-    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _ROUTES = "tests.routes_beside_a_house"

@@ -1,4 +1,4 @@
-"""The replication slot on real servers: made, found, lost, in use."""
+"""The replication slot on real servers: created, found, lost, in use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.machine_servers import DebianPostgresServer
+from harness.waiting import wait_until
 from listener.core.source import Saved, SourceError, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import connect, connect_replication, execute, fetch_value, translated
@@ -23,8 +25,6 @@ from listener.postgres.client.slot import (
     open_transactions,
     read_slot,
 )
-from tests.support.servers import DebianPostgresServer
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,22 +66,22 @@ def test_a_slot_that_was_made_is_found_with_all_the_server_knows(
 
 
 @pytest.mark.parametrize(
-    ("making", "told"),
+    ("making", "message"),
     [
         ("SELECT pg_create_physical_replication_slot(%s)", "is physical"),
         (
             "SELECT pg_create_logical_replication_slot(%s, 'test_decoding')",
-            "made for the plugin test_decoding",
+            "created for the plugin test_decoding",
         ),
     ],
 )
 def test_somebody_elses_slot_of_our_name_is_refused(
-    connection: Connection, any_database: Database, making: str, told: str
+    connection: Connection, any_database: Database, making: str, message: str
 ) -> None:
     name = any_database.name
     any_database.execute(making, name)
     try:
-        with pytest.raises(SourceError, match=told) as raised:
+        with pytest.raises(SourceError, match=message) as raised:
             check_slot(_found(connection, name), plugin="pgoutput", database=name)
         assert f"SELECT pg_drop_replication_slot('{name}');" in str(raised.value)
     finally:
@@ -138,7 +138,7 @@ def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_hint_is_about_that() -
             in gap.message
         )
         assert "idle_timeout" in gap.message
-        hint = (gap.hint or "").partition("happen again: ")[2]
+        hint = (gap.hint or "").partition("from now on: ")[2]
         for statement in hint.rstrip(";").split(";"):  # as psql does with what is pasted
             execute(connection, statement)
         wait_until(

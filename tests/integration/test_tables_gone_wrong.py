@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
-from listener.core.status import SourceStatus
+from listener.core.source_status import SourceStatus
 from listener.daemon.lag_alarm import LagAlarm
 from listener.daemon.status import SavedPosition, Status
 from listener.postgres.monitor import PostgresWALMonitor

@@ -15,14 +15,14 @@ from cdc_tasks.changes import EventType
 from listener.core.source import GapError, SourceError
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.tables import watch as table_watch
-from listener.postgres.tables.notes import parse_notes
+from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.router import BinlogRouter
-from tests.support.postgres_source import PostgresSource
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.postgres.tables.notes import GapNote
+    from listener.postgres.tables.checkpoint_notes import GapNote
     from tests.conftest import Database
 
 TABLE = "CREATE TABLE {} (id int PRIMARY KEY, name text)"
@@ -39,7 +39,7 @@ def ids(source: PostgresSource, count: int) -> list[tuple[str, int]]:
 
 
 def start(source: PostgresSource, *tables: str) -> None:
-    """Watch the tables, and let the broker hold what is noted of them."""
+    """Read the tables, and give the broker their notes."""
     source.watch(*tables)
 
     def noted() -> bool:
@@ -64,9 +64,9 @@ def published(source: PostgresSource) -> set[tuple[str, str]]:
 
 
 def wait_for_gap(source: PostgresSource) -> GapNote:
-    """Read on until a gap is told that is over."""
-    told = lambda: [each for each in gaps(source) if each.end]  # noqa: E731
-    return source.read_until(told, what="a gap")[0]
+    """Read on until the log has a gap that is over."""
+    closed = lambda: [each for each in gaps(source) if each.end]  # noqa: E731
+    return source.read_until(closed, what="a gap")[0]
 
 
 def refused(source: PostgresSource, *tables: str) -> str:
@@ -96,10 +96,10 @@ def test_a_table_replaced_while_the_listener_is_stopped_is_a_gap_until_it_is_acc
     source.stop()
     source.execute("INSERT INTO t VALUES (2)", REPLACEMENTS[how], "INSERT INTO t VALUES (3)")
     for _ in range(2):  # a supervisor starts it again
-        told = refused(source, "t")
-        assert "public.t" in told
-        assert "may be missing" in told
-        assert "--accept-gap" in told
+        message = refused(source, "t")
+        assert "public.t" in message
+        assert "may be missing" in message
+        assert "--accept-gap" in message
     source.execute("INSERT INTO t VALUES (4)")  # since the first refusal nothing is missed any more
     with capture_logs() as logs:
         source.watch("t", accept_gap=True)
@@ -171,37 +171,37 @@ def test_a_table_that_came_to_a_glob_while_the_listener_was_stopped_is_a_gap(sou
     start(source, "log_*")
     source.stop()
     source.execute(TABLE.format("log_2"), "INSERT INTO log_2 VALUES (1)", TABLE.format("log_3"))
-    told = refused(source, "log_*")
-    assert "public.log_2" in told
-    assert "public.log_3" not in told
+    message = refused(source, "log_*")
+    assert "public.log_2" in message
+    assert "public.log_3" not in message
     source.execute("INSERT INTO log_2 VALUES (2)", "INSERT INTO log_3 VALUES (1)")
     source.watch("log_*", accept_gap=True)
     assert ids(source, 2) == [("log_2", 2), ("log_3", 1)]
 
 
-def test_a_running_listener_takes_a_table_back_and_tells_the_gap(source: PostgresSource) -> None:
+def test_a_running_listener_publishes_a_table_again_and_reports_the_gap(source: PostgresSource) -> None:
     source.execute(TABLE.format("t"))
     start(source, "t")
     with capture_logs() as logs:
         source.execute("ALTER PUBLICATION cdc_tasks DROP TABLE t; INSERT INTO t VALUES (1)")
         gap = wait_for_gap(source)
     assert (gap.table, "taken out" in gap.reason) == ("public.t", True)
-    ((told,),) = ([line for line in logs if line["event"] == "gap"],)
-    assert (told["log_level"], told["table"], told["from"], told["to"]) == (
+    ((message,),) = ([line for line in logs if line["event"] == "gap"],)
+    assert (message["log_level"], message["table"], message["from"], message["to"]) == (
         "error", "public.t", gap.start, gap.end,
     )  # fmt: skip
     source.execute("INSERT INTO t VALUES (2)")
     assert ids(source, 1) == [("t", 2)]
     source.stop()
     with capture_logs() as logs:
-        source.watch("t")  # what was told once, and was made good, keeps no listener from starting
+        source.watch("t")  # a gap that was logged and is over keeps no listener from starting
     assert [line["table"] for line in logs if line["event"] == "gap"] == ["public.t"]
     source.stop()
     source.watch("t", accept_gap=True)
     source.read_until(lambda: not gaps(source), what="the gap to be accepted")
 
 
-def test_a_gap_begins_at_the_last_look_though_a_listener_that_was_killed_had_read_on(
+def test_a_gap_starts_at_the_last_check_although_a_killed_listener_had_read_on(
     source: PostgresSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table_watch, "_EVERY", 600)
@@ -211,14 +211,14 @@ def test_a_gap_begins_at_the_last_look_though_a_listener_that_was_killed_had_rea
     source.execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
     source.execute("INSERT INTO u VALUES (1)")
     assert ids(source, 1) == [("u", 1)]
-    source.stop()  # without the look and the notes of an orderly end
-    told = re.search(r"between (\S+) and (\S+) may be missing: public\.t", refused(source, "t", "u"))
-    assert told
-    assert parse_lsn(told[1]) <= began
-    assert parse_lsn(told[2]) >= end_of_log(source)
+    source.stop()  # without the check and the notes of an orderly end
+    message = re.search(r"between (\S+) and (\S+) may be missing: public\.t", refused(source, "t", "u"))
+    assert message
+    assert parse_lsn(message[1]) <= began
+    assert parse_lsn(message[2]) >= end_of_log(source)
 
 
-def test_a_table_replaced_after_a_first_start_that_was_killed_before_its_first_checkpoint_is_told(
+def test_a_table_replaced_after_a_first_start_that_was_killed_before_its_first_checkpoint_is_logged(
     source: PostgresSource,
 ) -> None:
     source.execute(TABLE.format("t"), TABLE.format("u"))
@@ -228,9 +228,9 @@ def test_a_table_replaced_after_a_first_start_that_was_killed_before_its_first_c
     source.execute("INSERT INTO t VALUES (1)", "DROP TABLE t", TABLE.format("t"), "INSERT INTO t VALUES (2)")
     with capture_logs() as logs:
         source.watch("t", "u")
-    (told,) = [line for line in logs if line["event"] == "gap"]
-    assert told["table"] == "public.t"
-    assert parse_lsn(told["from"]) < parse_lsn(told["to"])
+    (message,) = [line for line in logs if line["event"] == "gap"]
+    assert message["table"] == "public.t"
+    assert parse_lsn(message["from"]) < parse_lsn(message["to"])
     source.execute("INSERT INTO t VALUES (3)")
     assert ids(source, 2) == [("t", 1), ("t", 3)]
     assert gaps(source) == ()
@@ -238,16 +238,16 @@ def test_a_table_replaced_after_a_first_start_that_was_killed_before_its_first_c
     start(source, "t", "u")
 
 
-def test_where_the_log_was_at_the_last_look_is_noted_while_all_is_well(source: PostgresSource) -> None:
+def test_the_lsn_of_the_last_check_is_noted_while_all_is_well(source: PostgresSource) -> None:
     source.execute(TABLE.format("t"))
     start(source, "t")
     source.execute("INSERT INTO t VALUES (1)")
     end = end_of_log(source)
-    source.read_until(lambda: parse_notes(source.notes).looked >= end, what="a note of the look")
-    assert parse_notes(source.notes).looked <= end_of_log(source)
+    source.read_until(lambda: parse_notes(source.notes).checked_lsn >= end, what="a note of the check")
+    assert parse_notes(source.notes).checked_lsn <= end_of_log(source)
 
 
-def test_a_running_listener_takes_a_table_made_again_in(source: PostgresSource) -> None:
+def test_a_running_listener_adds_a_table_that_is_created_again(source: PostgresSource) -> None:
     source.execute(TABLE.format("t"))
     start(source, "t")
     source.execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
@@ -256,7 +256,7 @@ def test_a_running_listener_takes_a_table_made_again_in(source: PostgresSource) 
     assert ids(source, 1) == [("t", 2)]
 
 
-def test_a_new_table_of_a_glob_that_is_filled_by_whoever_makes_it_is_a_gap(source: PostgresSource) -> None:
+def test_a_new_table_of_a_glob_that_is_filled_when_it_is_created_is_a_gap(source: PostgresSource) -> None:
     start(source, "tenant_*.orders")
     source.execute(
         "CREATE SCHEMA tenant_1; CREATE TABLE tenant_1.orders (id int PRIMARY KEY);"
@@ -278,7 +278,7 @@ def test_a_new_table_of_a_glob_that_is_filled_later_loses_nothing(source: Postgr
 
 
 def test_a_glob_and_writers_that_never_rest(source: PostgresSource) -> None:
-    """Each table is written to right after it is made: it comes whole, or its gap is told."""
+    """Each table is written to right after it is made: all its rows come, or its gap is logged."""
     start(source, "log_*")
     tables, ended = 8, threading.Event()
 
@@ -313,7 +313,7 @@ def test_a_glob_and_writers_that_never_rest(source: PostgresSource) -> None:
     source.read_until(lambda: incomplete <= {gap.table for gap in gaps(source)}, what="the gaps")
 
 
-def test_a_table_that_somebody_writes_to_for_long_is_taken_in_all_the_same(source: PostgresSource) -> None:
+def test_a_table_with_a_long_write_transaction_is_added_all_the_same(source: PostgresSource) -> None:
     start(source, "log_*")
     with writing(source, "log_1"):
         gap = wait_for_gap(source)
@@ -322,7 +322,7 @@ def test_a_table_that_somebody_writes_to_for_long_is_taken_in_all_the_same(sourc
     source.changes_until(lambda change: change.row["id"] == 2)
 
 
-def test_a_table_that_somebody_holds_keeps_no_other_one_out(source: PostgresSource) -> None:
+def test_a_locked_table_keeps_no_other_table_out(source: PostgresSource) -> None:
     start(source, "log_*")
     with closing(source.database.connect()) as holder, holder.cursor() as cursor:
         cursor.execute(TABLE.format("log_0"))
@@ -336,7 +336,7 @@ def test_a_table_that_somebody_holds_keeps_no_other_one_out(source: PostgresSour
 
 @contextmanager
 def writing(source: PostgresSource, table: str) -> Iterator[None]:
-    """Make a table, and write to it in a transaction that stays open."""
+    """Create a table, and write to it in a transaction that stays open."""
     with closing(source.database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(TABLE.format(table))
         connection.commit()
@@ -345,7 +345,7 @@ def writing(source: PostgresSource, table: str) -> Iterator[None]:
         connection.commit()
 
 
-def test_a_table_whose_updates_would_fail_is_not_taken_in(source: PostgresSource) -> None:
+def test_a_table_whose_updates_would_fail_is_not_added(source: PostgresSource) -> None:
     start(source, "log_*")
     with capture_logs() as logs:
         source.execute("CREATE TABLE log_1 (id int)", "INSERT INTO log_1 VALUES (1)")
@@ -365,13 +365,13 @@ def test_a_rename_while_the_listener_is_stopped_needs_a_route_for_each_name(sour
     source.stop()
     source.execute("INSERT INTO t VALUES (1)", "ALTER TABLE t RENAME TO u", "INSERT INTO u VALUES (2)")
     assert "no route" in refused(source, "t")
-    told = refused(source, "u")
-    assert "public.t is called public.u now" in told
-    assert "Give a route for each of public.t and public.u" in told
+    message = refused(source, "u")
+    assert "public.t is called public.u now" in message
+    assert "Register a route for each of public.t and public.u" in message
     start(source, "t", "u")
     assert ids(source, 2) == [("t", 1), ("u", 2)]
     source.stop()
-    start(source, "t", "u")  # the old route may stay for as long as anybody likes
+    start(source, "t", "u")  # the old route may stay forever
     source.execute("INSERT INTO u VALUES (3)")
     assert ids(source, 1) == [("u", 3)]
     source.stop()
@@ -462,7 +462,7 @@ def test_a_dropped_table_may_keep_its_route_until_somebody_takes_it_out(source: 
 
 @pytest.mark.parametrize("column_lists", [False, True])
 def test_a_column_dropped_with_cascade(source: PostgresSource, *, column_lists: bool) -> None:
-    """Without lists of columns nothing happens; with them, a running listener takes the table back."""
+    """Without lists of columns nothing happens; with them, a running listener publishes the table again."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, a int, b int, c int)")
     router = BinlogRouter()
     router.register("public", "t", EventType.ALL, "a.task", columns=["id", "a", "b"])

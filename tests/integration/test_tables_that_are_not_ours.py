@@ -1,4 +1,4 @@
-"""What a role that may not change the publication is told, and of whom the server refuses UPDATE and DELETE."""
+"""A role that may not change the publication gets the SQL; tables whose UPDATE and DELETE the server refuses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import psycopg2
 from structlog.testing import capture_logs
 
 from cdc_tasks.changes import EventType
-from listener.core.status import SourceStatus
+from harness.waiting import wait_until
+from listener.core.source_status import SourceStatus
 from listener.daemon.status import SavedPosition, Status
 from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from listener.postgres.tables.notes import parse_notes
+from listener.postgres.tables.checkpoint_notes import parse_notes
 from listener.router import BinlogRouter
 from tests.support.listening import SAVED
-from tests.support.postgres_findings import PROBLEM, UPDATE, Findings, router_to
-from tests.support.publications import prepare, prepare_publication
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import PROBLEM, UPDATE, Findings, router_to
+from tests.support.postgres.publications import prepare, prepare_publication
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -80,8 +80,8 @@ def test_statements_that_a_list_of_columns_makes_fail_are_a_problem(debian_datab
     with contextlib.suppress(psycopg2.errors.InvalidColumnReference):
         debian_database.execute("UPDATE t SET a = 2")
         raise AssertionError("the server took it")
-    told = "UPDATE of public.t are refused now: the publication ours lists columns"
-    finding = Findings(debian_database.url, router).about(told)
+    message = "UPDATE of public.t are refused now: the publication ours lists columns"
+    finding = Findings(debian_database.url, router).about(message)
     assert finding.state is PROBLEM
     debian_database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", debian_database.name)
     debian_database.execute(finding.hint)

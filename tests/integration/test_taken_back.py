@@ -37,4 +37,4 @@ def test_a_checkpoint_is_taken_back_although_the_connection_breaks(
         monkeypatch.setattr(RedisConnection, "send", cut_once)
         with pytest.raises(BrokerError, match="did not take all of a batch"):
             publisher.publish(fire(router_to(), [change(2)]), checkpoint=position(2))
-        assert publisher.checkpoint(SOURCE) == position(1)
+        assert publisher.attach(SOURCE) == position(1)

@@ -12,20 +12,20 @@ from structlog.testing import capture_logs
 
 from listener.core.publisher import BrokerError
 from listener.publish.parked import ParkedChange, parked_key, read_parked
-from tests.support import refused_routes
 from tests.support.operators import Operator
 from tests.support.publishing import change, fire, ids, messages, position, redis_publisher, router_to
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
+from tests.support.routes import refused as refused_routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.machine_servers import RabbitMQServer
     from tests.conftest import Broker
-    from tests.support.servers import RabbitMQServer
 
 _SMALL = 100_000  # bytes
 _USUAL = 128 * 1024 * 1024
-_MEGABYTE = 1024 * 1024  # the least that Redis can be told to take
+_MEGABYTE = 1024 * 1024  # the smallest limit that Redis accepts
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_what_is_too_large_for_rabbitmq_is_parked_whole_and_the_others_arrive(
         7: _SMALL,
     }
     assert f"which takes {_SMALL}" in found[position(2)].error
-    assert [each["error"] for each in logs if each["event"] == "parked"] == ["MessageTooLarge"] * 3
+    assert [each["error"] for each in logs if each["event"] == "parked"] == ["MessageTooLargeError"] * 3
     assert broker.cache.hget("cdc:test:checkpoint", "position") == position(7).encode()
 
 
@@ -99,7 +99,7 @@ def test_batches_keep_within_a_known_limit(
             some = [change(number, text="x" * 10_000) for number in range(first, first + 50)]
             publisher.publish(fire(router, some), checkpoint=position(first + 49))
     arrived = [each["after"]["id"] for task in drain(rabbitmq_server, queue) for each in task["body"][0][0]]
-    (parked,) = _parked(broker.cache).values()  # the first was too large as a whole, and told the limit
+    (parked,) = _parked(broker.cache).values()  # the first was too large, and its error had the limit
     assert parked.arguments is not None
     kept = [each["after"]["id"] for each in parked.arguments[0]]
     assert [*kept, *arrived] == list(range(1, 101))
@@ -156,21 +156,21 @@ def _operator(url: str, broker: Broker, routes: str) -> Operator:
         CELERY_BROKER_URL=url,
         CACHE_URL=broker.cache_url,
         CDC_NAME="test",
-        CDC_ROUTES=f"tests.support.refused_routes:{routes}",
+        CDC_ROUTES=f"tests.support.routes.refused:{routes}",
     )
 
 
 @pytest.mark.usefixtures("small_bulk")
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("pipelined", [False, True])
 def test_what_is_too_large_for_redis_is_parked_in_the_step_of_its_batch(
-    broker: Broker, *, ahead: bool
+    broker: Broker, *, pipelined: bool
 ) -> None:
     fits = "x" * (_MEGABYTE * 9 // 10)  # as a parked change, but not in base64
     some = [change(1), change(2, text=fits), change(3)]
     with redis_publisher(broker.url) as publisher, capture_logs() as logs:
-        publisher.publish(fire(router_to(), some), checkpoint=position(3), ahead=ahead)
-        publisher.publish(fire(router_to(), [change(4)]), checkpoint=position(4), ahead=ahead)
-        publisher.settle()
+        publisher.publish(fire(router_to(), some), checkpoint=position(3), pipelined=pipelined)
+        publisher.publish(fire(router_to(), [change(4)]), checkpoint=position(4), pipelined=pipelined)
+        publisher.flush()
     assert ids(broker.client, "celery") == [1, 3, 4]
     (parked,) = _parked(broker.client).values()
     assert parked.change == change(2, text=fits)

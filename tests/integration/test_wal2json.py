@@ -1,4 +1,4 @@
-"""What wal2json does not say, on a real server: refused, or left out, and never guessed."""
+"""What wal2json does not send, on a real server: refused, or unavailable, and never guessed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
 from listener.core.findings import State
 from listener.core.source import SourceError
 from listener.postgres.status import read_postgres_status
-from tests.support.postgres_findings import INSERT, Findings, router_to
-from tests.support.postgres_source import PostgresSource
-from tests.support.waiting import wait_until
+from tests.support.postgres.findings import INSERT, Findings, router_to
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +157,7 @@ def test_a_materialized_view_in_the_place_of_a_table_is_not_taken_for_it(source:
 
 
 def test_no_name_is_made_up_for_a_column_that_was_renamed_twice(source: PostgresSource) -> None:
-    """The name that the row's column had was there for a moment, in which nobody looked."""
+    """The name that the row's column had was there for a moment, in which the listener did not read it."""
     source.execute(
         "CREATE TABLE items (id int PRIMARY KEY, note text, body text)",
         "ALTER TABLE items ALTER body SET STORAGE EXTERNAL",

@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from demo.server_process import ServerProcess
-from tests.support.servers import find_program
+from harness.machine_servers import find_program
+from harness.server_process import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from cryptography.fernet import Fernet
 
-from tests.support.mysql_servers import MySQLServer
+from harness.given_mysql import MySQLServer
 
 __all__ = [
     "CHECKOUT",

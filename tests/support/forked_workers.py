@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tests.support.waiting import at_most
+from harness.waiting import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,10 +6,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from harness.waiting import at_most, wait_until
 from listener.core.source import Saved
-from listener.mysql.client.lock import lock_name
-from tests.support.mysql_source import MySQLDatabase
-from tests.support.waiting import at_most, wait_until
+from listener.mysql.client.single_reader_lock import lock_name
+from tests.support.mysql.source import MySQLDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAVED", "running", "wait_for_listener", "wait_for_reader", "wait_for_replica"]
 
-SAVED = Saved("0/0:0")  # something was published before; up to where, the test tells `batches`
+SAVED = Saved("0/0:0")  # something was published before; the test passes its position to `batches`
 
 
 def wait_for_listener(database: Database | MySQLDatabase, *, timeout: float = 10) -> None:

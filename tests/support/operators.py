@@ -1,4 +1,4 @@
-"""Somebody at a shell, who types the listener's commands."""
+"""A person at a shell, who types the listener's commands."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.waiting import at_most
+from harness.waiting import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Broker, Database
-    from tests.support.mysql_source import MySQLDatabase
+    from tests.support.mysql.source import MySQLDatabase
 
 __all__ = ["ROUTES", "Operator", "operator_on", "tasks_in"]
 
-ROUTES = "tests.support.routes_for_commands"
+ROUTES = "tests.support.routes.for_commands"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Operator:
-    """Somebody at a shell."""
+    """A person at a shell."""
 
     def __init__(self, **environment: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "CELERY_"))}

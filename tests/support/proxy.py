@@ -10,7 +10,7 @@ from collections import deque
 from enum import Enum
 from typing import Self
 
-from tests.support.waiting import at_most
+from harness.waiting import at_most
 
 __all__ = ["Fault", "Proxy"]
 
@@ -22,13 +22,13 @@ class Fault(Enum):
 
     LOSE_REQUEST = "the connection is cut, and the server never gets it"
     LOSE_ANSWER = "the server gets it, and the connection is cut before its answer"
-    HOLD_ANSWER = "the server gets it, and nothing is heard any more"
-    HOLD_REQUEST = "nothing gets through any more, in either direction"
+    HOLD_ANSWER = "the server gets it, and no answer comes"
+    HOLD_REQUEST = "nothing gets through, in either direction"
     DELAY_REQUEST = "the connection is cut, and the server gets it when it is released"
 
 
 class Proxy:
-    """Stands before a server on 127.0.0.1; each fault happens once."""
+    """A proxy in front of a server on 127.0.0.1; each fault happens once."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -52,7 +52,7 @@ class Proxy:
         assert self._delivered.wait(at_most(10))
 
     def refuse(self, refusing: bool = True) -> None:
-        """Cut every connection, and each new one at once, until told otherwise."""
+        """Cut every connection, and each new one at once, until `refusing=False`."""
         self._refusing = refusing
         if refusing:
             self.cut()

@@ -118,7 +118,7 @@ def redis_publisher(
         celery_app(url, **settings), name=name, durability=durability, **(options or {})
     )
     try:
-        publisher.checkpoint(SOURCE)
+        publisher.attach(SOURCE)
         yield publisher
     finally:
         publisher.close()

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import amqp
 from kombu import Queue
 
+from harness.waiting import at_most
 from listener.publish.kombu.publisher import KombuPublisher
 from tests.support.publishing import SOURCE, celery_app
-from tests.support.waiting import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery import Celery
 
+    from harness.machine_servers import RabbitMQServer
     from tests.conftest import Broker
-    from tests.support.servers import RabbitMQServer
 
 __all__ = ["QUORUM", "drain", "kombu_publisher", "open_channel", "publisher_of", "row_ids"]
 
@@ -45,7 +45,7 @@ def publisher_of(app: Celery, broker: Broker, *, max_queue: int | None = None) -
     """Open one as the loop does, with its checkpoint read."""
     publisher = KombuPublisher(app, broker.cache_url, name="test", max_queue=max_queue)
     try:
-        publisher.checkpoint(SOURCE)
+        publisher.attach(SOURCE)
         yield publisher
     finally:
         publisher.close()

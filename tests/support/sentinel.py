@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import redis
 from celery import Celery
 
-from demo.servers import ValkeyServer
-from tests.support.servers import SentinelServer
-from tests.support.waiting import wait_until
+from harness.embedded_servers import ValkeyServer
+from harness.machine_servers import SentinelServer
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ __all__ = ["SentinelBroker"]
 
 
 class SentinelBroker:
-    """A master with replicas, and the Sentinel that names the master to Celery (`tests.support.behind_sentinel`)."""
+    """A master with replicas, and the Sentinel that names the master to Celery (`behind_sentinel`)."""
 
     def __init__(
         self, *, replicas: int = 1, server: type[ValkeyServer] = ValkeyServer, arguments: Sequence[str] = ()
@@ -54,7 +54,7 @@ class SentinelBroker:
         """What workers and listeners are told."""
         return {
             "CELERY_BROKER_URL": f"{self.sentinel.url}/0",
-            "CELERY_CONFIG_MODULE": "tests.support.behind_sentinel",
+            "CELERY_CONFIG_MODULE": "tests.support.celery_settings.behind_sentinel",
         }
 
     @property

@@ -1,4 +1,4 @@
-"""How much of its log the server may forget."""
+"""How much of its log the server may discard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Clock:
         return self.now
 
 
-def test_what_is_published_may_be_forgotten_up_to_its_transactions_end() -> None:
+def test_what_is_published_may_be_acknowledged_up_to_its_transactions_end() -> None:
     acknowledgements = Acknowledgements(replay_window=0)
     acknowledgements.ended(15)
     acknowledgements.ended(25)
@@ -24,7 +24,7 @@ def test_what_is_published_may_be_forgotten_up_to_its_transactions_end() -> None
     assert acknowledgements.published(30) == 25
 
 
-def test_with_a_replay_window_it_is_forgotten_that_much_later_and_never_earlier() -> None:
+def test_with_a_replay_window_it_may_be_acknowledged_that_much_later() -> None:
     clock = _Clock()
     acknowledgements = Acknowledgements(replay_window=60, clock=clock)
     acknowledgements.ended(15)

@@ -1,4 +1,4 @@
-"""The binlog's codec on what real servers have logged: `tests/support/binlog_captures.py`."""
+"""The binlog's codec on what real servers have logged: `tests/support/mysql/captures.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.binlog_captures import SCENARIOS, BinlogCapture, binlog_captures, read_all
+from tests.support.mysql.captures import SCENARIOS, BinlogCapture, binlog_captures, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ def test_rows_come_with_all_their_columns_and_without_those_that_were_rolled_bac
 
 
 @_on_each_server("rows")
-def test_a_transaction_that_is_put_aside_comes_as_it_was(capture: BinlogCapture) -> None:
+def test_a_buffered_transaction_comes_as_it_was(capture: BinlogCapture) -> None:
     changes = read_all(capture.decoder(), capture.raw(), to_the_end=True)
     assert _seen(changes) == _seen(capture.changes())
 
@@ -163,5 +163,5 @@ def test_what_mariadbs_log_leaves_open_is_completed(capture: BinlogCapture) -> N
 @pytest.mark.parametrize("capture", _ALL, ids=lambda each: f"{each.scenario}-{each}")
 def test_what_a_task_receives_is_json(capture: BinlogCapture) -> None:
     for change in capture.changes():
-        told = json.loads(change.to_json())
-        assert (told["table"], told["event"]) == (change.table, change.event.value)
+        as_json = json.loads(change.to_json())
+        assert (as_json["table"], as_json["event"]) == (change.table, change.event.value)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from listener.mysql.codec.progress import ALL, Progress
+from listener.mysql.codec.transaction_progress import ALL, Progress
 from listener.mysql.log.position import BinlogPosition
 
 _GTID = "9a42f625-e678-11f1-9477-02fc00000001"
 
 
 def _begin(progress: Progress, gtid: str, *, end: int = 200) -> None:
-    progress.begin(gtid, end=end, size=100, committed=1, standalone=False)
+    progress.begin(gtid, end=end, size=100, committed=1)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ def test_the_position_never_goes_back_while_a_published_part_is_read_again(
     _begin(progress, gtid)
     assert progress.published_up_to == 10
     for ordinal in (0, 5, 11):
-        progress.ordinal = ordinal
+        progress.advance(ordinal)
         assert progress.position == after
-    progress.ordinal = 12
+    progress.advance(12)
     assert progress.position.ordinal == 11
     progress.finish(300)
     assert progress.position == BinlogPosition(

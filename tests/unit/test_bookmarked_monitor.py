@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from listener.core.source import Batch
-from listener.daemon.bookmarked import BookmarkedMonitor
+from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +33,8 @@ class _Bookmark:
     def __init__(self) -> None:
         self.started_at: list[str] = []
 
-    def read(self, _source: str, *, patiently: bool) -> str:
-        assert not patiently
+    def read(self, _source: str, *, wait: bool) -> str:
+        assert not wait
         return _NOTED
 
     def start_at(self, position: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cdc_tasks
 import listener
 from cdc_tasks.errors import CDCError
 
-# A code may be added. One that is taken away, or changed, breaks somebody's alarm.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A code may be added. One that is taken away, or changed, breaks an alarm.
 _CODES = """
 answer_lost bad_preference broker broker_away broker_blocked cache_away checkpoint_moved database_away
 database_refused envelope gap gtid_mode killed_workers lock_not_available malformed_message maybe_sent
@@ -17,6 +23,16 @@ message_too_large not_accepting not_parked not_sent not_well not_yet open_flower
 rate_limited refused route server_id_taken settings slot_in_use source source_lost table_renamed
 too_many_connections try_again unavailable undescribed_table unfit_pool unknown_database unknown_database_type
 unroutable unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user unreadable_record vault
+"""
+
+# Of findings, and of errors whose class stands for several.
+_OWN_CODES = """
+bookmark bookmark_not_durable broadcast broker broker_access_refused broker_disk broker_lost_data
+broker_memory broker_rights broker_settings cache celery_config_module celery_settings certificate
+checkpoint_of_other_database durability foreign_worker from_start_unsupported kombu_unacked kombu_version
+message_format no_consumer no_database_name no_queue no_workers partial_batch queue queue_differs
+queue_unusable route_gone routes_not_loaded row_not_rendered row_too_large task_options
+transport_not_installed unknown_task unreadable_deferred workers workers_not_asked
 """
 
 
@@ -32,6 +48,34 @@ def test_no_code_was_taken_away_or_changed() -> None:
                 importlib.import_module(module.name)
     ours = {kind for kind in _subclasses(CDCError) if kind.__module__.startswith(("cdc_tasks.", "listener."))}
     assert {kind.code for kind in ours} == set(_CODES.split())
+
+
+def _calls_in_the_listener() -> Iterator[tuple[str, ast.Call]]:
+    for room in ("core", "publish", "daemon", "cli"):
+        for path in (Path(listener.__path__[0]) / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    yield f"{path}:{node.lineno}", node
+
+
+def test_every_finding_has_a_code() -> None:
+    without = [
+        place
+        for place, call in _calls_in_the_listener()
+        if isinstance(call.func, ast.Name) and call.func.id == "Finding"
+        if "code" not in {each.arg for each in call.keywords}
+    ]
+    assert without == []
+
+
+def test_no_code_that_a_finding_or_an_error_has_of_its_own_was_taken_away_or_changed() -> None:
+    codes = {
+        each.value.value
+        for _, call in _calls_in_the_listener()
+        for each in call.keywords
+        if each.arg == "code" and isinstance(each.value, ast.Constant)
+    }
+    assert set(_OWN_CODES.split()) - codes == set()
 
 
 def test_an_error_has_its_classs_code_or_one_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""Both plugins' decoders on what real servers sent: the same rows, whichever they came through."""
+"""Both plugins' decoders on what real servers sent: the same rows through each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from listener.postgres.codec.decoder import Begin, Commit, WALPosition
-from tests.support.captures import SCENARIOS, Capture, captures, scenarios_of
+from tests.support.postgres.captures import SCENARIOS, Capture, captures, scenarios_of
 
 if TYPE_CHECKING:
     from listener.postgres.codec.change import WALChange

@@ -15,7 +15,7 @@ from cdc_tasks.routing.router import BinlogRouter, EventType, Parked
 from listener.core.source import SourceError
 from listener.postgres.codec.decoder import WALPosition
 from listener.publish.parked import store_parked
-from tests.support.captures import SCENARIOS, Capture, captures
+from tests.support.postgres.captures import SCENARIOS, Capture, captures
 
 if TYPE_CHECKING:
     from listener.postgres.codec.change import WALChange

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from listener.daemon.database_url import UnknownDatabaseTypeError
-from listener.daemon.loading import load_router
+from listener.daemon.load_routes import load_router
 from listener.router import BinlogRouter
 
 _HELP_DESK = "listener.routes:setup_router"
@@ -14,7 +14,7 @@ _ONE_ROUTE.register("mine", "tickets", "insert", "a.task")
 
 
 def without_schema() -> BinlogRouter:
-    """Return routes as somebody wrote them who knows the schema."""
+    """Return routes of a user who knows the schema."""
     return _ONE_ROUTE
 
 

@@ -17,9 +17,9 @@ from listener.postgres.codec import pgoutput
 from listener.postgres.codec.builtin_types import BUILTIN
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.tables.catalogue import Identity, ReplicaIdentity, Table
-from listener.postgres.tables.findings import find_in_tables
-from listener.postgres.tables.selection import watched_tables
-from listener.publish.batching import Gatherer
+from listener.postgres.tables.selection import selected_tables
+from listener.postgres.tables.table_findings import find_in_tables
+from listener.publish.batching import Batcher
 from tests.support.publishing import change, fire
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def test_looking_at_tables_and_routes_compares_no_more_names_than_there_are(
         compared.clear()
         found = list(find_in_tables(router.routes, tables, [table.name for table in tables], 18_00_00))
         assert found
-        watched_tables(router.routes, tables)
+        selected_tables(router.routes, tables)
         for table in tables:
             router.routes_for((*table.name, "insert"))
         counts.append(len(compared))
@@ -157,10 +157,8 @@ def test_a_step_looks_only_at_the_batches_that_it_fills() -> None:
     router = BinlogRouter()
     for number in range(300):
         router.register("public", f"t_{number}", EventType.ALL, "task", batch=100)
-    gatherer = Gatherer("held", longest=600)
-    lengths = [
-        len(gatherer.gather(fire(router, [change(n + 1, table=f"t_{n}")])).keeping) for n in range(300)
-    ]
+    batcher = Batcher("held", longest=600)
+    lengths = [len(batcher.batch(fire(router, [change(n + 1, table=f"t_{n}")])).saving) for n in range(300)]
     assert lengths == [2] * 300  # that there is a batch, and its first change
-    assert gatherer.gather(()).keeping == []
-    assert len(gatherer.gather_all().tasks) == 300
+    assert batcher.batch(()).saving == []
+    assert len(batcher.release_all().tasks) == 300

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from structlog.testing import capture_logs
 
-from listener.postgres.tables.notes import GapNote, Notes, TableNote, format_notes, parse_notes
+from listener.postgres.tables.checkpoint_notes import GapNote, Notes, TableNote, format_notes, parse_notes
 
 NOTES = Notes(
     tables={
@@ -18,7 +18,7 @@ NOTES = Notes(
     publication=3,
     events=frozenset({"insert"}),
     schemas=frozenset({"s"}),
-    looked=6,
+    checked_lsn=6,
     gaps=(GapNote(table="public.t", start="0/1", end=None, reason="why"),),
 )
 
@@ -38,7 +38,7 @@ def test_nothing_noted_is_not_the_same_as_no_tables() -> None:
     assert parse_notes(format_notes(Notes(tables={}))).tables == {}
 
 
-def test_notes_that_cannot_be_read_are_told() -> None:
+def test_notes_that_cannot_be_read_are_logged() -> None:
     for text in ("no json", "[]", '{"tables":[[1]]}', '{"gaps":[{"table":"t"}]}'):
         with capture_logs() as logs:
             assert parse_notes(text) == Notes()
@@ -53,7 +53,7 @@ def test_an_open_gap_grows_and_a_closed_one_stays() -> None:
     assert again.gaps == (grown, closed)
 
 
-def test_gaps_do_not_become_more_for_ever() -> None:
+def test_the_number_of_gaps_is_limited() -> None:
     notes = Notes()
     for number in range(500):
         notes = notes.with_gap(GapNote(table="t", start=str(number), end=str(number + 1), reason="why"))

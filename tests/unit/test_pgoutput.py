@@ -14,7 +14,7 @@ from listener.core.source import SourceError
 from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.codec.tuple_data import UNCHANGED, split_tuple, split_tuples
-from tests.support.captures import captures
+from tests.support.postgres.captures import captures
 
 if TYPE_CHECKING:
     from listener.postgres.codec.change import WALChange
@@ -44,13 +44,13 @@ def _tuple_data(values: Row) -> bytes:
 
 @settings(deadline=None)  # a busy machine is not a slow decoder
 @given(_values)
-def test_a_tuple_is_cut_into_text_null_and_not_sent(values: Row) -> None:
+def test_a_tuple_is_split_into_text_null_and_not_sent(values: Row) -> None:
     assert split_tuple(b"t" + _tuple_data(values), 1) == values
 
 
 @settings(deadline=None)
 @given(_values, _values)
-def test_two_tuples_of_as_many_columns_are_cut(old: Row, new: Row) -> None:
+def test_two_tuples_of_as_many_columns_are_split(old: Row, new: Row) -> None:
     count = min(len(old), len(new))
     old, new = old[:count], new[:count]
     data = b"t" + _tuple_data(old) + b"N" + _tuple_data(new)
@@ -75,7 +75,7 @@ def test_texts_of_another_encoding_are_read_in_it() -> None:
     assert changes[0].after == {"id": 1, "title": r"für \x81", "done": False}
 
 
-def test_types_are_asked_for_once_a_relation_message_and_not_for_rows() -> None:
+def test_types_are_resolved_once_a_relation_message_and_not_for_rows() -> None:
     asked: list[int] = []
 
     def resolve(oid: int) -> ValueType:

@@ -1,4 +1,4 @@
-"""Which change fires which task, and what a bad registration is told."""
+"""Which change fires which task, and the errors of a wrong registration."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_every_field_of_the_status_is_explained() -> None:
     page = (_CHECKOUT / "docs" / "operating.md").read_text()
     told = set(re.findall(r"`(\w+)`", page))
     from listener.cli.output import describe_status
-    from listener.core.status import Reader, SourceStatus
+    from listener.core.source_status import Reader, SourceStatus
     from listener.daemon.status import SavedPosition, Status
 
     source = SourceStatus(

@@ -1,12 +1,12 @@
-"""What a table was when a row was written, from what looks at it have found."""
+"""What a table was when a row was written, from the observations of it."""
 
 from __future__ import annotations
 
 import pytest
 
-from listener.postgres.wal2json.history import (
+from listener.postgres.wal2json.definition_history import (
     ColumnDefinition,
-    Look,
+    Observation,
     TableDefinition,
     TableHistory,
     UnknownDefinitionError,
@@ -15,18 +15,18 @@ from listener.postgres.wal2json.history import (
 
 
 class Log:
-    """Where transactions committed, and whether others may have altered something."""
+    """The LSNs of commits, and whether other transactions may have altered something."""
 
     def __init__(self, *, is_still: bool = True, **commits: int) -> None:
-        self._commits = {int(name[1:]): place for name, place in commits.items()}
+        self._commits = {int(name[1:]): lsn for name, lsn in commits.items()}
         self._is_still = is_still
 
-    def is_before(self, xid: int, place: int) -> bool | None:
+    def is_before(self, xid: int, lsn: int) -> bool | None:
         committed = self._commits.get(xid)
-        return None if committed is None or committed == place else committed < place
+        return None if committed is None or committed == lsn else committed < lsn
 
-    def is_quiet(self, since: int, place: int) -> bool:
-        return self._is_still or place <= since
+    def is_quiet(self, since: int, lsn: int) -> bool:
+        return self._is_still or lsn <= since
 
 
 def column(number: int, name: str, by: int = 0, *, dropped: bool = False) -> ColumnDefinition:
@@ -37,7 +37,7 @@ def column(number: int, name: str, by: int = 0, *, dropped: bool = False) -> Col
         may_be_unsent=True,
         is_dropped=dropped,
         changed_by=by,
-        is_settled=not by,
+        is_final=not by,
     )
 
 
@@ -45,13 +45,15 @@ def history(*looks: tuple[int, list[ColumnDefinition]]) -> TableHistory:
     found = TableHistory()
     for at, columns in looks:
         found.add(
-            Look(definition=TableDefinition(oid=1, kind="r", columns=tuple(columns)), since=at, until=at)
+            Observation(
+                definition=TableDefinition(oid=1, kind="r", columns=tuple(columns)), since=at, until=at
+            )
         )
     return found
 
 
-def missing(of: TableHistory, place: int, log: Log, *sent: str, **options: object) -> set[str]:
-    (columns,) = of.columns(place, log)
+def missing(of: TableHistory, lsn: int, log: Log, *sent: str, **options: object) -> set[str]:
+    (columns,) = of.columns(lsn, log)
     found = missing_columns(columns, sent, **{"is_whole": True, **options})  # type: ignore[arg-type] - a test's
     return {state.name for each in found for state in (*each.states, each.added) if state}
 
@@ -63,7 +65,7 @@ DROPPED = history((10, [ID, column(2, "body")]), (30, [ID, column(2, "gone", by=
 
 
 @pytest.mark.parametrize(
-    ("place", "log", "names"),
+    ("lsn", "log", "names"),
     [
         (20, Log(x7=15), {"new"}),
         (20, Log(x7=25), {"old"}),
@@ -72,17 +74,17 @@ DROPPED = history((10, [ID, column(2, "body")]), (30, [ID, column(2, "gone", by=
         (35, Log(), {"new"}),
     ],
 )
-def test_a_column_has_the_name_of_the_time(place: int, log: Log, names: set[str]) -> None:
-    assert missing(RENAMED, place, log, "id") == names
+def test_a_column_has_the_name_of_the_time(lsn: int, log: Log, names: set[str]) -> None:
+    assert missing(RENAMED, lsn, log, "id") == names
 
 
 def test_a_name_that_may_have_been_another_in_between_is_not_known() -> None:
     with pytest.raises(UnknownDefinitionError, match="new, old was altered"):
         missing(RENAMED, 20, Log(x7=25, is_still=False), "id")
-    assert missing(RENAMED, 10, Log(x7=25, is_still=False), "id") == {"old"}  # the look found it so
+    assert missing(RENAMED, 10, Log(x7=25, is_still=False), "id") == {"old"}  # it was observed so
 
 
-def test_a_name_that_no_look_has_found_is_not_known() -> None:
+def test_a_name_that_was_never_observed_is_not_known() -> None:
     only_later = history((30, [ID, column(2, "new", by=7)]))
     with pytest.raises(UnknownDefinitionError, match="new was altered"):
         missing(only_later, 20, Log(x7=25), "id")
@@ -123,11 +125,11 @@ def test_columns_that_take_each_other_s_names_are_not_mixed_up() -> None:
         missing(swapped, 20, Log(x7=20), "id", "a")
 
 
-def test_what_is_old_is_forgotten_and_the_same_is_kept_once() -> None:
+def test_old_observations_are_dropped_and_equal_ones_joined() -> None:
     found = history(
         (10, [ID]), (20, [ID]), (30, [ID, column(2, "a", by=7)]), (40, [ID, column(2, "a", by=7)])
     )
-    assert [(look.since, look.until) for look in found.looks] == [(10, 20), (30, 40)]
+    assert [(look.since, look.until) for look in found.observations] == [(10, 20), (30, 40)]
     settled = TableDefinition(oid=1, kind="r", columns=(ID, column(2, "a")))
-    found.add(Look(definition=settled, since=50, until=50))
-    assert len(found.looks) == 1
+    found.add(Observation(definition=settled, since=50, until=50))
+    assert len(found.observations) == 1

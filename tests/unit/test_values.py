@@ -22,7 +22,7 @@ INT4_ARRAY, TEXT_ARRAY, BYTEA_ARRAY, JSON_ARRAY, BOX_ARRAY, BOOL_ARRAY, NUMERIC_
 
 
 def value(type_: int | ValueType, text: str | bytes) -> Any:
-    """Return what a task would be given."""
+    """Return what a task would get."""
     value_type = BUILTIN[type_] if isinstance(type_, int) else type_
     return kombu_json.loads(converter(value_type)(text.encode() if isinstance(text, str) else text))
 

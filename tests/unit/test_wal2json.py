@@ -10,15 +10,15 @@ import pytest
 from listener.core.source import SourceError
 from listener.postgres.codec.builtin_types import BUILTIN
 from listener.postgres.wal2json.decoder import Wal2JsonDecoder
-from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
-from listener.postgres.wal2json.history import (
+from listener.postgres.wal2json.definition_history import (
     ColumnDefinition,
-    Look,
+    Observation,
     TableDefinition,
     TableHistory,
     TableName,
 )
-from tests.support.captures import captures
+from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
+from tests.support.postgres.captures import captures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -30,7 +30,7 @@ _BEGIN = b'{"action":"B","timestamp":"2026-11-22 10:00:00.5+00","lsn":"1/A0","ne
 
 
 class Definitions(TableDefinitions):
-    """A catalogue that a test writes; counts how often it is asked."""
+    """A catalogue that a test writes; counts how often it is read."""
 
     def __init__(self, **tables: TableDefinition) -> None:
         super().__init__(_no_server, "a_slot")
@@ -41,18 +41,18 @@ class Definitions(TableDefinitions):
         self.may_look = True
 
     @property
-    def may_look_at_all(self) -> bool:
+    def may_refresh_all(self) -> bool:
         return self.may_look
 
-    def look_at_all(self, *, place: int | None = None) -> bool:
+    def refresh_all(self, *, lsn: int | None = None) -> bool:
         self._is_outdated = False
-        return self.look([*self._histories], place=place or 0)
+        return self.refresh([*self._histories], lsn=lsn or 0)
 
-    def look(self, tables: Collection[TableName], *, place: int) -> bool:
+    def refresh(self, tables: Collection[TableName], *, lsn: int) -> bool:
         self.asked += 1
         looks = [
             self._histories.setdefault(table, TableHistory()).add(
-                Look(definition=self.tables.get(table), since=self.end_of_log, until=place)
+                Observation(definition=self.tables.get(table), since=self.end_of_log, until=lsn)
             )
             for table in tables
         ]
@@ -78,7 +78,7 @@ def decode(
     changes: list[WALChange] = []
     for message in (_BEGIN, *messages):
         decoder.decode(message, changes)
-    decoder.confirm(changes)
+    decoder.verify(changes)
     return changes
 
 
@@ -92,7 +92,7 @@ def column(name: str, oid: int, value: Any) -> dict[str, Any]:
 
 
 def table(*columns: str, kind: str = "r", changed_by: int = 0) -> TableDefinition:
-    """Return a table's definition; with `changed_by` that transaction has made its last column what it is."""
+    """Return a table's definition; `changed_by` is the transaction that made its last column what it is."""
     return TableDefinition(
         oid=1,
         kind=kind,
@@ -103,7 +103,7 @@ def table(*columns: str, kind: str = "r", changed_by: int = 0) -> TableDefinitio
                 type_oid=25,
                 may_be_unsent=True,
                 changed_by=changed_by if number == len(columns) else 0,
-                is_settled=not changed_by or number < len(columns),
+                is_final=not changed_by or number < len(columns),
             )
             for number, name in enumerate(columns, start=1)
         ),
@@ -134,7 +134,7 @@ def update(**values: object) -> bytes:
         (1184, '"2026-11-22 10:00:00.5+00"', "2026-11-22T10:00:00.500000+00:00"),
     ],
 )
-def test_what_json_did_to_a_value_is_undone(oid: int, sent: str, expected: object) -> None:
+def test_json_encoding_of_a_value_is_reversed(oid: int, sent: str, expected: object) -> None:
     raw = message("I", columns=[column("a", oid, "?")]).replace(b'"?"', sent.encode())
     (change,) = decode(raw)
     assert change.after == {"a": expected}
@@ -156,7 +156,7 @@ def test_oids_that_do_not_fit_a_signed_integer() -> None:
     assert change.after == {"a": 7}
 
 
-def test_rows_of_tables_that_nobody_watches_are_counted_and_dropped_unread() -> None:
+def test_rows_of_tables_that_no_route_selects_are_counted_and_dropped_unread() -> None:
     unreadable = message("I", "noise")[:-1] + b',"columns":[oops'
     kept = message("I", columns=[column("a", 23, 1)])
     changes = decode(unreadable, kept, unreadable, kept, watches=lambda _, name: name == "things")
@@ -174,11 +174,11 @@ def test_an_update_whose_other_columns_are_all_missing_is_not_taken_for_a_full_r
     assert (change.before, change.after, change.unavailable) == ({"id": "old"}, {"id": "new"}, ("a",))
 
 
-def test_the_catalogue_is_asked_only_where_something_may_have_been_altered() -> None:
+def test_the_catalogue_is_read_only_if_something_may_have_been_altered() -> None:
     definitions = Definitions(things=table("id", "a"))
     rows = [update(a="x"), update(), message("D", identity=[column("id", 25, "k")])] * 3
     decode(*rows, definitions=definitions)
-    assert definitions.asked == 1  # nobody had looked
+    assert definitions.asked == 1  # the table had not been observed
     decode(*rows, definitions=definitions)
     assert definitions.asked == 1
     decode(_BEGIN.replace(b"1/B0", b"1/FF"), *rows, definitions=definitions)
@@ -186,21 +186,21 @@ def test_the_catalogue_is_asked_only_where_something_may_have_been_altered() -> 
 
 
 @pytest.mark.parametrize(("altered_at", "name"), [(0x1_0000_0090, "new"), (0x1_0000_00C0, "old")])
-def test_what_orders_a_row_and_a_definition_is_the_log_and_no_clock(altered_at: int, name: str) -> None:
+def test_the_log_and_no_clock_orders_a_row_and_a_definition(altered_at: int, name: str) -> None:
     """The row committed at 1/A0, whatever the server's clock said: here a hundred years later, or earlier."""
     for year in ("1926", "2026", "2126"):
         definitions = Definitions(things=table("id", "old"))
-        definitions.look([("public", "things")], place=0)
+        definitions.refresh([("public", "things")], lsn=0)
         definitions.tables["public", "things"] = table("id", "new", changed_by=7)
         definitions.commits[7] = altered_at
         definitions.end_of_log = 0x1_0000_00FF
         decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions, lambda *_: True, source="c0ffee")
         changes: list[WALChange] = []
-        definitions.may_be_altered(0)
+        definitions.note_alteration(0)
         for raw in (_BEGIN, update()):
             decoder.decode(raw.replace(b"2026", year.encode()), changes)
         assert changes[0].unavailable == ("old",)  # by what was known
-        decoder.confirm(changes)
+        decoder.verify(changes)
         assert changes[0].unavailable == (name,)
         assert changes[0].committed_at.year == int(year)
 
@@ -219,9 +219,9 @@ def test_a_name_that_cannot_be_known_stops_the_listener() -> None:
 
 def test_where_two_names_are_possible_both_are_unavailable() -> None:
     definitions = Definitions(things=table("id", "old"))
-    definitions.look([("public", "things")], place=0)
+    definitions.refresh([("public", "things")], lsn=0)
     definitions.tables["public", "things"] = table("id", "new", changed_by=7)
-    definitions.may_be_altered(0)
+    definitions.note_alteration(0)
     definitions.commits[7] = 0x1_0000_00A0  # in the row's own transaction: before it, or after it
     definitions.end_of_log = 0x1_0000_00FF
     (change,) = decode(update(), definitions=definitions)
@@ -233,17 +233,17 @@ def test_rows_of_a_materialized_view_are_none_of_a_table() -> None:
     assert decode(message("I", columns=[column("id", 25, "k")]), definitions=definitions) == []
 
 
-def test_nothing_moves_on_past_what_may_have_altered_a_table_before_somebody_has_looked() -> None:
+def test_the_position_does_not_pass_an_alteration_before_the_definitions_are_refreshed() -> None:
     definitions = Definitions()
     decoder = Wal2JsonDecoder(BUILTIN.__getitem__, definitions, lambda *_: True, source="c0ffee")
     decoder.decode(_BEGIN, [])
-    assert decoder.may_move_on()
+    assert decoder.may_advance()
     assert definitions.asked == 0
     decoder.decode(_BEGIN.replace(b"1/B0", b"1/FF"), [])
     definitions.may_look = False
-    assert not decoder.may_move_on()
+    assert not decoder.may_advance()
     definitions.may_look = True
-    assert decoder.may_move_on()
+    assert decoder.may_advance()
     assert definitions.asked == 1
 
 
@@ -291,7 +291,7 @@ def test_the_commit_s_position_is_the_transaction_s_and_its_end_what_may_be_ackn
         (0x1949FD0, 0x194A000, False),  # up to the page's end
     ],
 )
-def test_a_commit_that_lets_other_sessions_forget_definitions_is_known_by_its_size(
+def test_a_commit_that_invalidates_other_sessions_caches_is_known_by_its_size(
     commit: int, end: int, altered: bool
 ) -> None:
     assert has_altered(commit, end) is altered

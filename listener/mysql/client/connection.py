@@ -1,4 +1,4 @@
-"""Sessions on MySQL and MariaDB: made here, and their errors put into our words here, once."""
+"""Sessions on MySQL and MariaDB: opened here, and the driver's errors translated here, once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _CONNECT_TIMEOUT: Final = 10  # seconds
-_ANSWER_TIMEOUT: Final = 35  # seconds: a server that is gone without a word is noticed after it
+_ANSWER_TIMEOUT: Final = 35  # seconds after which a server that does not answer counts as lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Address:
     user: str
     password: str
     database: str | None
-    options: dict[str, str]  # as SQLAlchemy's dialect names them: ssl_ca, ssl_check_hostname, unix_socket, …
+    options: dict[str, str]  # with the names of SQLAlchemy's dialect: ssl_ca, unix_socket, …
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -56,11 +56,12 @@ class Address:
                 options=dict(parse_qsl(parts.query)),
             )
         except ValueError:
-            # The exception's own words would show a part of the password.
+            # The exception's own message would show a part of the password.
             raise SourceError(
                 "DATABASE_URL cannot be read.",
                 hint="Write mysql://user:password@host:port/database; in user and password, write each of"
                 " : / ? # [ ] @ % as %XX, e.g. @ as %40.",
+                code="database_url",
             ) from None
 
 
@@ -72,7 +73,7 @@ def connect(url: str, *, read_timeout: float = _ANSWER_TIMEOUT) -> Connection[An
             host=address.host,
             port=address.port,
             user=address.user,
-            password=address.password.encode(),  # as bytes: the driver would make latin1 of a str
+            password=address.password.encode(),  # as bytes: the driver would encode a str as latin1
             database=address.database,
             unix_socket=address.options.get("unix_socket"),
             ssl=_tls(address.options),
@@ -88,7 +89,7 @@ def connect(url: str, *, read_timeout: float = _ANSWER_TIMEOUT) -> Connection[An
 
 
 def account(connection: Connection[Any]) -> str:
-    """Return who we are to the server, as GRANT names it."""
+    """Return our account, as GRANT names it."""
     return _quoted(str(fetch_value(connection, "SELECT CURRENT_USER()")))
 
 
@@ -102,19 +103,19 @@ def fetch(
 
 
 def fetch_value(connection: Connection[Any], query: str, arguments: Sequence[Any] | None = None) -> Any:
-    """Return the first value of the first row, None where there is none."""
+    """Return the first value of the first row, None if there is none."""
     rows = fetch(connection, query, arguments)
     return rows[0][0] if rows else None
 
 
 def execute(connection: Connection[Any], statement: str, arguments: Sequence[Any] | None = None) -> None:
-    """Run a statement whose answer does not matter; raises SourceError, SourceLostError."""
+    """Run a statement without using its result; raises SourceError, SourceLostError."""
     fetch(connection, statement, arguments)
 
 
 @contextmanager
 def translated(session: Connection[Any] | str) -> Iterator[None]:
-    """Raise the driver's errors in our words; the session's user goes into the hints."""
+    """Translate the driver's errors into CDCErrors; the hints name the session's user."""
     try:
         yield
     except pymysql.Error as error:
@@ -124,7 +125,7 @@ def translated(session: Connection[Any] | str) -> Iterator[None]:
 
 
 def _account_for(session: Connection[Any] | str, error: pymysql.Error) -> str:
-    """Return the account as GRANT names it: where that matters, as the server has it."""
+    """Return the account as GRANT names it; for a missing privilege, as the server knows it."""
     if not isinstance(session, str) and is_about_permissions(error):
         with suppress(pymysql.Error, OSError), session.cursor() as cursor:
             cursor.execute("SELECT CURRENT_USER()")
@@ -139,7 +140,7 @@ def _quoted(name: str) -> str:
 
 
 def _tls(options: dict[str, str]) -> ssl.SSLContext | None:
-    """Return the context that verifies the server where an authority is named; None: TLS if the server has it."""
+    """Return the context that verifies the server, if an authority is named; None: TLS only if the server offers it."""
     authority = options.get("ssl_ca")
     directory = options.get("ssl_capath")
     certificate = options.get("ssl_cert")
@@ -147,7 +148,7 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext | None:
         return None
     try:
         context = ssl.create_default_context(cafile=authority, capath=directory)
-        # The certificates that the servers make for themselves do not pass this one.
+        # The certificates that the servers generate for themselves do not pass this check.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if options.get("ssl_check_hostname", "true").lower() in {"false", "0", "no", "off"}:
             context.check_hostname = False
@@ -157,15 +158,16 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext | None:
         raise SourceError(
             f"The certificates in DATABASE_URL cannot be used: {error}.",
             hint="Check the files of ssl_ca, ssl_capath, ssl_cert and ssl_key.",
+            code="tls",
         ) from error
     return context
 
 
-# --- A session for questions in between -----------------------------------------------------------------
+# --- A session for queries now and then -----------------------------------------------------------------
 
 
 class Session:
-    """Asks the server; a listener asks seldom, and then about many things in a row."""
+    """Runs queries on a connection that is opened when it is needed: a listener queries rarely, then often in a row."""
 
     def __init__(self, connect: Callable[[], Connection[Any]]) -> None:
         self._connect = connect
@@ -176,13 +178,14 @@ class Session:
         if self._connection is not None:
             try:
                 return fetch(self._connection, query, arguments)
-            except SourceLostError:  # the server ends sessions that are idle for long
+            except SourceLostError:  # the server ends sessions that are idle for a long time
                 self.close()
         self._connection = self._connect()
         return fetch(self._connection, query, arguments)
 
     def close(self) -> None:
-        """End the session; the next question opens another."""
+        """End the session; the next query opens another one."""
         if self._connection is not None:
-            self._connection._force_close()  # type: ignore[attr-defined]  # noqa: SLF001 - says no goodbye, which could wait for an answer
+            if self._connection.open:
+                self._connection.close()
             self._connection = None

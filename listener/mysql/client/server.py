@@ -1,4 +1,4 @@
-"""Which server we are talking to, and how far its binlog reaches."""
+"""Which server it is, and how far its binlog reaches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LogFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What the server says of itself; `variables` in lower case, as text."""
+    """What the server's variables say; their names are in lower case, their values text."""
 
     variables: dict[str, str]
 
@@ -56,27 +56,28 @@ class Server:
 
     @property
     def name(self) -> str:
-        """Whose log files they are: they mean nothing on another server."""
+        """The server's own id: its log files mean nothing on another server."""
         return self.variables["server_id"] if self.is_mariadb else self.variables["server_uuid"]
 
     @property
     def has_gtids(self) -> bool:
-        """MariaDB always has them."""
+        """Whether transactions have GTIDs; on MariaDB they always have."""
         return self.is_mariadb or self.variables.get("gtid_mode", "OFF").upper() in {"ON", "ON_PERMISSIVE"}
 
     @property
     def kind(self) -> str:
+        """`mariadb` or `mysql`."""
         return "mariadb" if self.is_mariadb else "mysql"
 
     @property
     def retention(self) -> int | None:
-        """Seconds for which it keeps its log; None where a person purges it."""
+        """Seconds for which the server keeps its log; None if an operator purges it."""
         seconds = int(float(self.variable("binlog_expire_logs_seconds") or 0))
         seconds = seconds or int(float(self.variable("expire_logs_days") or 0) * 86400)
         return seconds if seconds and self.variable("binlog_expire_logs_auto_purge") != "OFF" else None
 
     def variable(self, name: str) -> str:
-        """Return a variable's value, empty where the server does not have it."""
+        """Return a variable's value, empty if the server does not have the variable."""
         return self.variables.get(name, "")
 
 
@@ -98,14 +99,14 @@ _WANTED = (
 
 
 def read_server(connection: Connection[Any]) -> Server:
-    """Ask the server; raises SourceError, SourceLostError."""
+    """Return what the server's variables say; raises SourceError, SourceLostError."""
     names = ", ".join(f"'{name}'" for name in _WANTED)
     rows = fetch(connection, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
     return Server(variables={name.lower(): _text(value) for name, value in rows})
 
 
 def current_position(connection: Connection[Any], server: Server) -> BinlogPosition:
-    """Return the end of the log; raises SourceError where there is none."""
+    """Return the end of the log; raises SourceError if the server writes none."""
     statement = "SHOW BINARY LOG STATUS"
     if server.is_mariadb or server.version < (8, 2, 0):
         statement = "SHOW MASTER STATUS"
@@ -113,12 +114,13 @@ def current_position(connection: Connection[Any], server: Server) -> BinlogPosit
     if not rows:
         raise SourceError(
             "The server writes no binlog.",
-            hint="Start it with log_bin and binlog_format=ROW, then try again.",
+            hint="Start the server with log_bin and binlog_format=ROW.",
+            code="log_bin",
         )
     file, offset = _text(rows[0][0]), int(rows[0][1])
     gtids: str | None = None
     if server.is_mariadb:
-        # The place itself, and not the newest that the server knows: a commit may have come in between.
+        # Of this very place, and not the newest one of the server: a transaction may have been committed since.
         gtids = gtid_position(connection, file, offset)
     elif server.has_gtids:
         gtids = str(MySQLGTIDs(_text(rows[0][4])))
@@ -140,7 +142,7 @@ def start_of(connection: Connection[Any], server: Server) -> BinlogPosition:
     if server.is_mariadb:
         gtids = str(MariaDBGTIDs(gtid_position(connection, oldest.name, 4)))
     elif server.has_gtids:
-        # As it is now: a standby has waited, and the server has purged since.
+        # As it is now: the server may have purged more while a standby waited.
         gtids = str(MySQLGTIDs(_text(fetch_value(connection, "SELECT @@global.gtid_purged"))))
     return BinlogPosition(file=oldest.name, offset=4, server=server.name, gtids=gtids)
 
@@ -151,9 +153,9 @@ def gtid_position(connection: Connection[Any], file: str, offset: int) -> str:
 
 
 def replicas(connection: Connection[Any], server: Server) -> dict[int, str]:
-    """Return the uuids of the replicas that are connected, by their server_id; MariaDB's have none.
+    """Return the uuids of the connected replicas, by their server_id; on MariaDB they are empty.
 
-    Empty where MariaDB does not let the account see them.
+    The result is empty if the account may not see them (MariaDB).
     """
     old = server.is_mariadb or server.version < (8, 0, 22)
     try:

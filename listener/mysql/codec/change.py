@@ -1,4 +1,4 @@
-"""A change as it came from the binlog: values as they were logged, made JSON only where somebody looks."""
+"""A change as it came from the binlog: values as they were logged, made JSON only when they are needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from listener.core.change import LoggedChange
+from listener.core.logged_change import LoggedChange
 from listener.core.source import SourceError
 from listener.mysql.codec.table import ABSENT, Kind, Row
 from listener.mysql.codec.values import iso_second
@@ -17,23 +17,23 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Transaction:
-    """One committed transaction: what its changes have in common, rendered once."""
+    """One committed transaction: what its changes have in common, as JSON that is made once."""
 
     __slots__ = ("committed", "file", "gtid", "id_head", "offset", "position_head", "tail")
 
     def __init__(
         self, *, gtid: str, file: str, offset: int, committed: int, server: str, epoch: int = 0
     ) -> None:
-        """`gtid` is empty where there are none; `committed` in microseconds since 1970; `server` whose file it is.
+        """`gtid` is empty if there are none. `committed` is in microseconds since 1970. `file` is one of `server`'s.
 
-        The id is made of what the transaction has on each server, and on each replay. `epoch` is for the order alone.
+        The id is made of what the transaction has on every server and on every replay. `epoch` only serves the order.
         """
         self.gtid = gtid
         self.file = file
         self.offset = offset
         self.committed = committed
         place = gtid or f"{file}:{offset}"
-        # With the time, since numbers and files start again after a RESET.
+        # The time is part of the id, because numbers and files start again after a RESET.
         name = gtid or f"{server}:{file}:{offset}"
         self.id_head = f"{name.replace(':', '-')}-{committed:X}-".encode()
         self.position_head = (f"{place}@{epoch}:" if epoch else f"{place}:").encode()
@@ -42,14 +42,14 @@ class Transaction:
 
 
 class BinlogChange(LoggedChange[Kind, Transaction, Row]):
-    """A change of MySQL's or MariaDB's."""
+    """A change of a MySQL or MariaDB row."""
 
     __slots__ = ()
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows.
 
-        Raises SourceError where a value is not what its type says.
+        Raises SourceError if a value is not what its type says.
         """
         kind, old, new = self._kind, self._old, self._new
         table = kind.table
@@ -58,14 +58,16 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
             before = b"null" if old is None else table.render(old, columns)
             after = b"null" if new is None else table.render(new, columns)
         except SourceError as error:
-            raise SourceError(f"{error.message} It is at {self.position}.", hint=error.hint) from error
+            raise SourceError(
+                f"{error.message} It is at {self.position}.", hint=error.hint, code=error.code
+            ) from error
         missing = table.absent(columns) if kind.is_whole else self._missing(columns)
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
             change_id, kind.head, before, after, missing, position, self.transaction.tail,
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
-        """Tell whether the column's value differs from before; None where the source did not send both."""
+        """Return whether the column's value differs from before; None if the source did not send both."""
         if self._kind.event != "update":
             return True
         place = self._kind.table.index.get(column)
@@ -79,10 +81,10 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
         return bool(old != new)
 
     def of_current_row(self) -> BinlogChange | None:
-        """Return what the change is to the rows that are true now, in a table with system versioning.
+        """Return what the change is to the current rows of a table with system versioning.
 
-        MariaDB logs a DELETE as an update of the row's end, and an UPDATE as one and an insert of the old row. None
-        for what concerns history alone.
+        MariaDB logs a DELETE as an update of the row's end, and an UPDATE as an update and an insert of the old row.
+        None if it only concerns history.
         """
         kind, old, new = self._kind, self._old, self._new
         table = kind.table

@@ -1,7 +1,7 @@
-"""The events of a binlog to changes: files, transactions, statements; rows are read in `rows.py`.
+"""The events of a binlog to changes: files, transactions, statements. `rows.py` reads the rows.
 
 Sources: MySQL's source documentation, "Binary log event structures"; MariaDB's, "Replication Protocol".
-An event of a kind that is not known here stops the stream, unless the server marks it as one to be ignored.
+An event of an unknown kind stops the stream, unless the server has marked it as ignorable.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import structlog
 
 from cdc_tasks.errors import CDCError
 from listener.core.source import GapError, SourceError
-from listener.mysql.codec import compressed
+from listener.mysql.codec import compressed_events
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.gtid_event import mariadb_gtid, mysql_gtid, tagged_gtid
-from listener.mysql.codec.progress import ALL, Progress
-from listener.mysql.codec.rows import Describe, RowReader
-from listener.mysql.codec.transaction_buffer import Aside, Spool, xid_of
+from listener.mysql.codec.rows_events import Describe, RowReader
+from listener.mysql.codec.transaction_buffer import Spool, TransactionBuffer, xid_of
+from listener.mysql.codec.transaction_progress import ALL, Progress
 from listener.mysql.codec.values import UNREADABLE
 from listener.mysql.errors import ACCEPT_GAP
 from listener.mysql.log.gtid import MySQLGTIDs
@@ -43,17 +43,18 @@ log = structlog.get_logger()
 
 Changes = list[BinlogChange]
 Handler = Callable[[bytes, Changes], None]
-Watches = Callable[[str, str | None], bool]
-"""Whether a route watches this schema and table; None: any of the schema's."""
+Selects = Callable[[str, str | None], bool]
+"""Return whether a route selects this schema and table; None: any table of the schema."""
 
 _size_and_end = struct.Struct("<II").unpack_from
+_end = struct.Struct("<I").unpack_from
 
-_IGNORABLE: Final = 0x80  # a flag: whoever does not know the event may go on
+_IGNORABLE: Final = 0x80  # a flag: a reader that does not know the event may go on
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
 _STANDALONE, _PREPARED = 0x01, 0x40  # flags of MariaDB's GTID event
 _QUERY, _XID = 2, 16
 
-# STOP, INTVAR, RAND, USER_VAR, HEARTBEAT, IGNORABLE, ROWS_QUERY, TRANSACTION_CONTEXT, VIEW_CHANGE,
+# Without changes: STOP, INTVAR, RAND, USER_VAR, HEARTBEAT, IGNORABLE, ROWS_QUERY, TRANSACTION_CONTEXT, VIEW_CHANGE,
 # HEARTBEAT_V2; MariaDB's ANNOTATE_ROWS, BINLOG_CHECKPOINT, GTID_LIST, START_ENCRYPTION (the server decrypts).
 _WITHOUT_MEANING: Final = frozenset({3, 5, 13, 14, 27, 28, 29, 36, 37, 41, 160, 161, 163, 164})
 _OF_ROWS: Final = frozenset({19, 23, 24, 25, 30, 31, 32, 39, 166, 167, 168, 169, 170, 171})
@@ -62,7 +63,7 @@ _UPDATE: Final = "Update cdc-tasks, and report this with the server's version."
 
 
 class Decoder:
-    """Decodes one connection's events, leaving out what `after` covers."""
+    """Decodes one connection's events, without the changes that `after` covers."""
 
     def __init__(
         self,
@@ -74,22 +75,23 @@ class Decoder:
         server: str = "",
         accepts_gap_until: BinlogPosition | None = None,
         dialect: Dialect | None = None,
-        watches: Watches = lambda _schema, _table: False,
+        selects: Selects = lambda _schema, _table: False,
     ) -> None:
-        """`forget` is told of statements that may change what `describe` knows; `server`: see `Progress`.
+        """`forget` gets each statement that may change what `describe` knows. `server`: see `Progress`.
 
-        What cannot be read before `accepts_gap_until` is left out, and the log says so. `dialect` is how statements are
-        read; None: with all text in UTF-8.
+        What cannot be read before `accepts_gap_until` is left out, with a log line. `dialect` says how statements are
+        read; None: all text is UTF-8.
         """
-        self.inner: Iterator[bytes] | None = None  # events inside the last one: to be decoded next
+        self.inner: Iterator[bytes] | None = None  # events inside the last one: see `leave_inner`
         self.progress = Progress(after, mariadb=mariadb, server=server)
         self._forget_tables = forget
         self._rows = RowReader(describe, self.progress)
-        self._aside = Aside(self.progress)
+        self._buffer = TransactionBuffer(self.progress)
         self._accepts_gap_until = accepts_gap_until
         self._dialect = dialect or Dialect(mariadb=mariadb)
-        self._watches = watches
+        self._selects = selects
         self._may_roll_back = mariadb
+        self._is_standalone = False  # the transaction is one statement, without an event that ends it
         known = self._make_handlers()
         self._handlers = [known.get(kind, self._unknown) for kind in range(256)]
 
@@ -97,8 +99,8 @@ class Decoder:
         """Append the changes in one event, which ends with a checksum; raises SourceError, GapError."""
         try:
             kind = event[4]
-            if self._aside.spool is not None and kind in _OF_ROWS:
-                self._aside.spool.add(event)
+            if self._buffer.spool is not None and kind in _OF_ROWS:
+                self._buffer.spool.add(event)
                 return
             self._handlers[kind](event, changes)
         except UNREADABLE as error:
@@ -106,22 +108,26 @@ class Decoder:
         except (SourceError, GapError) as error:
             self._refuse(error, changes)
 
+    def leave_inner(self) -> None:
+        """Go on with the next outer event; to be called when `inner` is exhausted."""
+        self.inner = None
+
     def close(self) -> None:
-        """Let go of what is kept on disk."""
-        self._aside.close()
+        """Delete all that is kept on disk."""
+        self._buffer.close()
 
     @property
     def needs_end(self) -> bool:
-        """Whether changes must not be given away yet: the transaction may be rolled back by its last event.
+        """Whether the changes may not be published yet, because the last event of the transaction may roll it back.
 
-        MariaDB logs a transaction that was rolled back when it made or dropped a temporary table.
+        MariaDB logs a transaction that was rolled back if it made or dropped a temporary table.
         """
         return self._may_roll_back and self.progress.is_open and self.inner is None
 
-    def put_aside(self, event: bytes, changes: Changes) -> bool:
-        """Keep an event for later, on disk if need be; returns whether it ended the transaction.
+    def buffer(self, event: bytes, changes: Changes) -> bool:
+        """Keep an event for later, on disk if there are many; return whether it ended the transaction.
 
-        Then what was put aside comes next as `inner`, or has been taken back. Raises as `decode` does.
+        Then the buffered events come next, as `inner`, or the transaction was rolled back. Raises as `decode` does.
         """
         try:
             text = parse_query(event, len(event) - 4).text if event[4] == _QUERY else b""
@@ -129,9 +135,9 @@ class Decoder:
             self._refuse(_undecodable(error), changes)
             return False
         if event[4] != _XID and text not in {b"COMMIT", b"ROLLBACK"}:
-            self._aside.add(event, text, changes)
+            self._buffer.add(event, text, changes)
             return False
-        spool = self._aside.take()
+        spool = self._buffer.take()
         if spool is not None and text != b"ROLLBACK":
             self._replay(spool, event)
             return True
@@ -164,17 +170,17 @@ class Decoder:
 
     def _unknown(self, event: bytes, _changes: Changes) -> None:
         if event[4] not in _WITHOUT_MEANING and not event[17] & _IGNORABLE:
-            raise SourceError(f"an event of a kind that is not known: {event[4]}", hint=_UPDATE)
+            raise SourceError(f"an event of an unknown kind: {event[4]}", hint=_UPDATE, code="unknown_event")
 
     def _refuse(self, error: CDCError, changes: Changes) -> None:
-        """Raise it with the place, unless it is a part of the gap that was accepted."""
+        """Raise the error with the place, unless it lies in the gap that was accepted."""
         if self.progress.published_up_to == ALL:
             return
         message = f"The log has at {self.progress.place} {error.message}"
         until = self._accepts_gap_until
         if until is None or not self.progress.here < until:
-            raise type(error)(message, hint=f"{error.hint or _UPDATE}\n{ACCEPT_GAP}")
-        self.progress.take_back(changes, self.progress.ordinal)  # what was read of it before it failed
+            raise type(error)(message, hint=f"{error.hint or _UPDATE}\n{ACCEPT_GAP}", code=error.code)
+        self.progress.take_back(changes, self.progress.ordinal)  # the rows of the event that were read
         log.error("gap_accepted", gap=message)
 
     # The file.
@@ -191,17 +197,17 @@ class Decoder:
     def _format(self, event: bytes, changes: Changes) -> None:
         lengths = event[76:-5]
         if event[75] != 19 or lengths[18] != 8 or lengths[22] not in {0, 8} or lengths[29] not in {0, 10}:
-            raise SourceError("events with a layout that cannot be decoded", hint=_UPDATE)
+            raise SourceError("events with an unknown layout", hint=_UPDATE, code="unknown_event")
         self._rows.forget_numbers()
         self._abandon(changes)
-        self.progress.born = int.from_bytes(event[:4], "little")
+        self.progress.created(int.from_bytes(event[:4], "little"))
 
     def _previous_gtids(self, event: bytes, _changes: Changes) -> None:
         self.progress.learn(MySQLGTIDs.decoded(event[19:-4]))
 
     def _abandon(self, changes: Changes) -> None:
-        """Forget a transaction that a crash of the server has left without its end."""
-        self._aside.drop()
+        """Forget a transaction that has no end because the server crashed."""
+        self._buffer.drop()
         self.progress.abandon(changes)
 
     # Transactions.
@@ -218,18 +224,19 @@ class Decoder:
         gtid, committed, flags = mariadb_gtid(event)
         self._begin(event, gtid, committed, standalone=bool(flags & _STANDALONE))
         if flags & _PREPARED:
-            self._aside.begin()
+            self._buffer.begin()
 
     def _begin(self, event: bytes, gtid: str, committed: int, *, standalone: bool) -> None:
         size, end = _size_and_end(event, 9)
-        self.progress.begin(gtid, end=end, size=size, committed=committed, standalone=standalone, event=event)
+        self._is_standalone = standalone
+        self.progress.begin(gtid, end=end, size=size, committed=committed, event=event)
 
     def _commit(self, event: bytes, _changes: Changes) -> None:
         self.progress.finish(_end_of(event))
 
     def _payload(self, event: bytes, _changes: Changes) -> None:
-        self.progress.outer_end = _end_of(event)
-        self.inner = self._checked(compressed.inner_events(event))
+        self.progress.end_at(_end_of(event))
+        self.inner = self._checked(compressed_events.inner_events(event))
 
     def _checked(self, events: Iterator[bytes]) -> Iterator[bytes]:
         try:
@@ -241,19 +248,19 @@ class Decoder:
 
     def _query(self, event: bytes, changes: Changes) -> None:
         if is_begin(event):
-            self.progress.is_standalone = False
+            self._is_standalone = False
         else:
             self._judge(parse_query(event, len(event) - 4), event, changes)
 
     def _compressed_query(self, event: bytes, changes: Changes) -> None:
         at = 32 + int.from_bytes(event[30:32], "little") + event[27] + 1
-        plain = compressed.uncompress_rest(event, at)
+        plain = compressed_events.uncompress_rest(event, at)
         self._judge(parse_query(plain, len(plain) - 4), event, changes)
 
     def _judge(self, query: Query, event: bytes, changes: Changes) -> None:
         text, progress = query.text, self.progress
         if text == b"BEGIN":
-            progress.is_standalone = False
+            self._is_standalone = False
         elif text == b"COMMIT":
             self._commit(event, changes)
         elif text == b"ROLLBACK":
@@ -269,12 +276,12 @@ class Decoder:
             self._definition(query, event, changes)
 
     def _definition(self, query: Query, event: bytes, changes: Changes) -> None:
-        """Treat what is no row and no end of a transaction: mostly DDL, a transaction of its own."""
+        """Read a statement that is no end of a transaction: mostly DDL, which is a transaction of its own."""
         self._forget_tables(query.text)
         try:
             self._apply(read_statement(query, self._dialect), changes)
         finally:
-            if self.progress.is_standalone:
+            if self._is_standalone:
                 self._commit(event, changes)
 
     def _apply(self, statement: Statement, changes: Changes) -> None:
@@ -285,19 +292,21 @@ class Decoder:
             raise GapError(
                 f"a statement that changes rows, logged as a statement ({statement.verb}): its rows are missing.",
                 hint=self._as_rows,
+                code="logged_as_statement",
             )
         elif statement.effect is Effect.UNKNOWN:
             what = f" ({statement.verb})" if statement.verb else ""
             raise GapError(
                 f"a statement of an unknown kind{what}: it may have changed rows, which would be missing.",
                 hint=f"{self._as_rows}\nIf it changes no rows: {_UPDATE}",
+                code="unknown_statement",
             )
         elif statement.effect is Effect.MOVES and self.progress.published_up_to != ALL:
-            self._tell_moved(statement)
+            self._warn_of_moved_rows(statement)
 
-    def _tell_moved(self, statement: Statement) -> None:
-        """Say of which watched tables rows came or went with a definition: no change says it."""
-        moved = [".".join(filter(None, table)) for table in statement.tables if self._watches(*table)]
+    def _warn_of_moved_rows(self, statement: Statement) -> None:
+        """Log of which selected tables a definition added or removed rows: there is no change for them."""
+        moved = [".".join(filter(None, table)) for table in statement.tables if self._selects(*table)]
         if moved:
             log.warning(
                 "rows_without_changes", statement=statement.verb, tables=moved, position=self.progress.place
@@ -307,6 +316,7 @@ class Decoder:
         raise GapError(
             "a statement that changes rows, logged as a statement (LOAD): its rows are missing.",
             hint=self._as_rows,
+            code="logged_as_statement",
         )
 
     @property
@@ -314,22 +324,26 @@ class Decoder:
         keep = "SET GLOBAL" if self._dialect.mariadb else "SET PERSIST"
         progress = self.progress
         return (
-            f"SHOW BINLOG EVENTS IN '{progress.file}' FROM {progress.start} LIMIT 5;   shows the statement.\n"
-            f"{keep} binlog_format = 'ROW';   Then end the sessions that chose another format: they keep it."
+            f"SHOW BINLOG EVENTS IN '{progress.file}' FROM {progress.start} LIMIT 5;   -- shows the statement\n"
+            f"{keep} binlog_format = 'ROW';   Then end the sessions that use another format: they keep it."
         )
 
     def _incident(self, _event: bytes, _changes: Changes) -> NoReturn:
-        raise GapError("an incident: the server lost a part of it.", hint="See the server's error log.")
+        raise GapError(
+            "an incident: the server lost a part of the log.",
+            hint="See the server's error log.",
+            code="incident",
+        )
 
     # Transactions in two phases.
 
     def _xa(self, text: str, event: bytes, changes: Changes) -> None:
         verb, _, name = text.partition(" ")
         if verb == "START":
-            self._aside.begin()
-            self.progress.is_standalone = False
+            self._buffer.begin()
+            self._is_standalone = False
         elif verb in {"COMMIT", "ROLLBACK"}:
-            spool = self._aside.settle(name, commits=verb == "COMMIT")
+            spool = self._buffer.resolve(name, commits=verb == "COMMIT")
             if spool is None:
                 self._commit(event, changes)
             else:
@@ -337,25 +351,28 @@ class Decoder:
 
     def _xa_prepare(self, event: bytes, changes: Changes) -> None:
         name, one_phase = xid_of(event)
-        spool = self._aside.take()
+        spool = self._buffer.take()
         if spool is None:
-            raise SourceError("a prepared transaction whose start is missing.", hint=_UPDATE)
+            raise SourceError(
+                "a prepared transaction whose start is missing.", hint=_UPDATE, code="undecodable"
+            )
         if one_phase:
             self._replay(spool, event)
         else:
-            self._aside.prepare(name, spool)
+            self._buffer.prepare(name, spool)
             self._commit(event, changes)
 
     def _replay(self, spool: Spool, event: bytes) -> None:
-        """Let come next what was put aside; the transaction ends with `event`."""
-        self.progress.outer_end = _end_of(event)
-        self._aside.keep_open(spool)
+        """Decode the buffered events next, as `inner`; the transaction ends with `event`."""
+        self.progress.end_at(_end_of(event))
+        self._buffer.keep_open(spool)
         self.inner = spool.events()
 
 
 def _undecodable(error: Exception) -> SourceError:
-    return SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE)
+    return SourceError(f"something that cannot be decoded: {error!r}", hint=_UPDATE, code="undecodable")
 
 
 def _end_of(event: bytes) -> int:
-    return int.from_bytes(event[13:17], "little")
+    end: int = _end(event, 13)[0]
+    return end

@@ -1,4 +1,4 @@
-"""The events that begin a transaction: its GTID, and when it was committed first. Pure values.
+"""The events that begin a transaction: its GTID, and when it was first committed. Pure values.
 
 Sources: MySQL's source documentation, "Gtid_event" and "Serialization Library"; MariaDB's, "GTID_EVENT".
 """
@@ -12,30 +12,30 @@ from zlib import crc32
 
 __all__ = ["mariadb_gtid", "mark_of", "mysql_gtid", "tagged_gtid"]
 
-_WITH_GTID: Final = 33  # else the event is one of a server without them
+_WITH_GTID: Final = 33  # the kind of the event; another one comes from a server without GTIDs
 _HEADER: Final = 19
 
 _mysql = Struct("<x16sQ").unpack_from  # flags, server, number
 _mariadb = Struct("<IxI10xQIB").unpack_from  # timestamp, server_id; number, domain, flags
 
-# The fields of a tagged event that matter here: those of other numbers are one integer each.
+# The fields of a tagged event that matter here. A field of any other number is one integer.
 _SERVER, _NUMBER, _TAG, _COMMITTED, _COMMITTED_FIRST = 1, 2, 3, 6, 7
 
 
 def mysql_gtid(event: bytes) -> tuple[str, int]:
-    """Return the GTID, empty where there is none, and microseconds since 1970."""
+    """Return the GTID, empty if there is none, and the time of the commit in microseconds since 1970."""
     gtid = ""
     if event[4] == _WITH_GTID:
         server, number = _mysql(event, _HEADER)
         gtid = f"{_uuid(server)}:{number}"
     committed = int.from_bytes(event[61:68], "little")
-    if committed >> 55:  # where it was committed first, it is another time, which follows
+    if committed >> 55:  # it was first committed on another server, at the time that follows
         committed = int.from_bytes(event[68:75], "little")
     return gtid, committed
 
 
 def tagged_gtid(event: bytes) -> tuple[str, int]:
-    """Return the same of a transaction whose GTID has a tag (MySQL 8.3 and later): `server:tag:number`."""
+    """Return the same for a GTID with a tag (MySQL 8.3 and later): `server:tag:number`."""
     server, number, tag, times = b"", 0, "", {_COMMITTED: 0}
     at = _HEADER
     for _ in range(3):  # version, size, last field that must be known
@@ -61,22 +61,22 @@ def tagged_gtid(event: bytes) -> tuple[str, int]:
 
 
 def mariadb_gtid(event: bytes) -> tuple[str, int, int]:
-    """Return the GTID, microseconds since 1970, and the flags."""
+    """Return the GTID, the time of the commit in microseconds since 1970, and the flags."""
     timestamp, server, number, domain, flags = _mariadb(event)
     return f"{domain}-{server}-{number}", timestamp * 1_000_000, flags
 
 
 def mark_of(event: bytes) -> str:
-    """Return what tells this transaction from another one with the same GTID.
+    """Return a checksum that differs for another transaction with the same GTID.
 
-    The event has the GTID, the place in the file, the time, and on MySQL the time in microseconds and the
+    It covers the GTID, the place in the file and the time; on MySQL also the time in microseconds and the
     transaction's length.
     """
     return f"{crc32(event[:17] + event[19:-4]):08x}"  # without flags and checksum: the server may change or omit them
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:
-    """Read an integer of 1 to 9 bytes: as many follow the first as it has ones at its lower end."""
+    """Return an integer and its end. It has 1 to 9 bytes: the first one's lowest ones count those that follow."""
     first = data[at]
     more = (~first & first + 1).bit_length() - 1
     end = at + 1 + more

@@ -1,8 +1,8 @@
 """MySQL's binary JSON to JSON, and the partial updates of it that a binlog may hold.
 
-Source: MySQL's `json_binary.h` and `json_diff.h`. A document becomes a tree first, whose leaves are JSON text
-already; a partial update changes that tree. What is no document raises ValueError or LookupError, and takes no more
-time and memory than one of its size.
+Source: MySQL's `json_binary.h` and `json_diff.h`. A document first becomes a tree whose leaves are JSON text; a partial
+update changes that tree. Bytes that are no document raise ValueError or LookupError, and cost no more time and memory
+than a document of that size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from listener.core import json_text
+from listener.core import row_json
 from listener.mysql.codec.table_map import packed_integer
 from listener.mysql.codec.values import decimal, decimal_size
 
@@ -25,7 +25,7 @@ Tree = Any  # bytes (JSON text of a scalar), list[Tree], dict[bytes, Tree] with 
 
 _SMALL_OBJECT, _LARGE_OBJECT, _SMALL_ARRAY, _LARGE_ARRAY, _LITERAL = 0, 1, 2, 3, 4
 _STRING, _OPAQUE = 0x0C, 0x0F
-_NUMBERS: Final = {  # type -> layout, and whether a small / a large container holds it in the place of an offset
+_NUMBERS: Final = {  # type -> layout, and whether a small / large container has it in place of an offset
     5: (Struct("<h"), True, True),
     6: (Struct("<H"), True, True),
     7: (Struct("<i"), False, True),
@@ -39,7 +39,7 @@ _DECIMALS, _TIMES, _DATES, _DATETIMES = {0, 246}, {11, 19}, {10, 14}, {7, 12, 17
 
 _REPLACE, _INSERT, _REMOVE = 0, 1, 2
 _DEEPEST: Final = 100  # the server's limit
-_LINE: Final = 76  # characters of base64, as the server breaks it
+_LINE: Final = 76  # characters in a line of base64, as the server writes it
 _LEG = re.compile(r'\.("(?:[^"\\]|\\.)*+"|[^.\["]+)|\[(\d{1,9})\]')
 _PATH = re.compile(rf"\$(?:{_LEG.pattern})*+")
 
@@ -48,13 +48,13 @@ _Unpack = Callable[[bytes, int], tuple[Any, ...]]
 
 
 class _Shape(NamedTuple):
-    """How containers of one size are laid out."""
+    """The layout of containers of one size."""
 
     width: int  # of offsets and counts, in bytes
     size: _Unpack
     key: _Unpack  # where it is, and its length
     entry: _Unpack  # a value's type, and where it is
-    scalars: Mapping[int, _Unpack]  # what stands in the place of an offset, by its type
+    scalars: Mapping[int, _Unpack]  # what is stored in place of an offset, by its type
 
     @classmethod
     def of(cls, width: int, code: str) -> _Shape:
@@ -69,22 +69,22 @@ _SHAPES: Final = (_Shape.of(2, "H"), _Shape.of(4, "I"))  # small, large
 
 
 class PatchedDocument(bytes):
-    """JSON text of a document that came as a partial update."""
+    """The JSON text of a document after a partial update."""
 
     __slots__ = ()
 
 
 def document(value: bytes) -> bytes:
-    """Return the JSON of what a JSON column holds."""
+    """Return the JSON text of a JSON column's value."""
     if value.__class__ is PatchedDocument:
         return value
     if not value:
-        return b"null"  # what IGNORE makes of a NULL in a column that must not have one
-    return json_text.document(_dump(_Reader(value).parse(value[0], 1)))
+        return b"null"  # INSERT IGNORE stores nothing for a NULL in a NOT NULL column
+    return row_json.document(_dump(_Reader(value).parse(value[0], 1)))
 
 
 def patch(before: bytes, differences: bytes) -> PatchedDocument:
-    """Return the document after a partial update; raises ValueError where a path leads nowhere."""
+    """Return the document after a partial update; raises ValueError if a path leads nowhere."""
     tree = {b"": _Reader(before).parse(before[0], 1)}
     at = 0
     while at < len(differences):
@@ -98,7 +98,7 @@ def patch(before: bytes, differences: bytes) -> PatchedDocument:
             new = _Reader(differences[at : at + length]).parse(differences[at], 1)
             at += length
         _apply(tree, operation, path, new)
-    return PatchedDocument(json_text.document(_dump(tree[b""])))
+    return PatchedDocument(row_json.document(_dump(tree[b""])))
 
 
 def _apply(tree: dict[bytes, Tree], operation: int, path: str, new: Tree) -> None:
@@ -113,7 +113,7 @@ def _apply(tree: dict[bytes, Tree], operation: int, path: str, new: Tree) -> Non
         if name is not None and not isinstance(holder, dict):
             raise ValueError(path)
         if name is None and not isinstance(holder, list):
-            holder = [holder]  # MySQL takes a scalar for an array of one
+            holder = [holder]  # to MySQL a scalar is an array of one
     if operation == _REMOVE:
         del holder[leg]
     elif operation == _INSERT and isinstance(holder, list):
@@ -145,14 +145,14 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        # No two values share their bytes: what is read twice would make a document of any size out of a small one.
+        # No two values share bytes. If they might, a small document could become one of any size.
         self._unread = len(data)
 
     def parse(self, kind: int, at: int, depth: int = 0) -> Tree:
-        """Return the value of this type that begins there; raises ValueError, LookupError, struct.error."""
+        """Return the value of this type that begins at `at`; raises ValueError, LookupError, struct.error."""
         if kind == _STRING:
             length, at = self._variable_length(at)
-            return json_text.string(self._take(at, length))
+            return row_json.string(self._take(at, length))
         if kind <= _LARGE_ARRAY:
             return self._container(kind, at, depth)
         if kind == _LITERAL:
@@ -196,7 +196,7 @@ class _Reader:
             unread -= length
             if unread < 0 or at + length > end:
                 raise ValueError("a document whose keys are larger than its bytes")
-            keys.append(json_text.string(data[at : at + length]))
+            keys.append(row_json.string(data[at : at + length]))
         self._unread = unread
         return keys
 

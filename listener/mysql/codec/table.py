@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 from typing import Any, Final
 
 import orjson
 
-from listener.core import json_text
+from listener.core import row_json
+from listener.core.row_json import Columns, LoggedKind, LoggedTable
 from listener.core.source import SourceError
-from listener.mysql.codec.layout import Layout
+from listener.mysql.codec.column_layout import Layout
 from listener.mysql.codec.table_map import ColumnType, TableMap
 from listener.mysql.codec.values import UNREADABLE
 
@@ -18,7 +19,7 @@ __all__ = ["ABSENT", "Image", "Kind", "Row", "Table"]
 
 
 class _Absent:
-    """Marks a value that the server did not log: not NULL."""
+    """Stands for a value that the server did not log, which is not NULL."""
 
     def __repr__(self) -> str:
         return "ABSENT"
@@ -28,55 +29,41 @@ ABSENT: Final = _Absent()
 
 Row = tuple[Any, ...]  # in the order of the table's columns: as its layout reads it, None for NULL, or ABSENT
 Read = Callable[[bytes, int], tuple[Row, int]]
-Render = Callable[[Row], bytes]
 
-# So many patterns of NULLs get a reader of their own; a table with more is read column by column.
+# Up to this many patterns of NULLs get a compiled reader; rows with others are read column by column.
 _MOST_READERS: Final = 64
 
 
-# The end of a row that is true now, in a table with system versioning: the last moment of a TIMESTAMP, since MariaDB
-# 11.5 of one without a sign.
+# Until when a current row is valid, in a table with system versioning: the last moment of a TIMESTAMP, since MariaDB
+# 11.5 of an unsigned one.
 _FOREVER: Final = frozenset({b"\x7f\xff\xff\xff\x0f\x42\x3f", b"\xff\xff\xff\xff\x0f\x42\x3f"})
 
 
-class Kind:
+class Kind(LoggedKind["Table"]):
     """What all changes of one table and event have in common, made once."""
 
-    __slots__ = ("event", "head", "in_part", "is_whole", "name", "table")
+    __slots__ = ("in_part", "is_whole")
 
     def __init__(self, table: Table, event: str, *, is_whole: bool = True) -> None:
-        """`is_whole`: no column is absent from its rows; `in_part` is the same for rows where one may be."""
-        self.table = table
-        self.event = event
+        """`is_whole`: no column is absent from its rows; `in_part` is the kind of those from which one may be."""
+        super().__init__(table, event)
         self.is_whole = is_whole
         self.in_part = Kind(table, event, is_whole=False) if is_whole else self
-        self.name = (table.schema, table.name, event)
-        self.head = b'","schema":%b,"table":%b,"event":"%b","before":' % (
-            orjson.dumps(table.schema),
-            orjson.dumps(table.name),
-            event.encode(),
-        )
 
 
-class Table:
+class Table(LoggedTable[Row]):
     """One version of a table's definition, as of some place in the log."""
 
     __slots__ = (
-        "_absent",
         "_images",
-        "_renderers",
         "delete",
-        "index",
         "insert",
         "is_completed",
-        "is_watched",
+        "is_selected",
         "json_places",
         "layouts",
-        "name",
-        "names",
         "nullable",
         "row_end",
-        "schema",
         "truncate",
         "update",
     )
@@ -86,24 +73,22 @@ class Table:
         table_map: TableMap,
         layouts: Sequence[Layout],
         *,
-        is_watched: bool,
+        is_selected: bool,
         is_completed: bool = False,
         hidden: frozenset[str] = frozenset(),
         row_end: str = "",
     ) -> None:
-        """`is_completed`: by the catalogue, as it is now. `hidden`: columns of the server's own, shown to nobody.
+        """`is_completed`: with what the catalogue says now. `hidden`: the server's own columns, which are never shown.
 
-        `row_end`: the column that says until when a row was true, in a table with system versioning.
+        `row_end`: the column that says until when a row is valid, in a table with system versioning.
         """
         columns = {column.name: place for place, column in enumerate(table_map.columns)}
-        self.schema = table_map.schema
-        self.name = table_map.name
+        shown = {name: place for name, place in columns.items() if name not in hidden}
+        super().__init__(table_map.schema, table_map.name, shown)
         self.layouts = tuple(layouts)
-        self.index = {name: place for name, place in columns.items() if name not in hidden}
-        self.names = tuple(self.index)
         self.nullable = tuple(column.nullable for column in table_map.columns)
         self.row_end = columns.get(row_end)
-        self.is_watched = is_watched
+        self.is_selected = is_selected
         self.is_completed = is_completed
         self.json_places = [
             place for place, column in enumerate(table_map.columns) if column.type is ColumnType.JSON
@@ -112,8 +97,6 @@ class Table:
             Kind(self, event) for event in ("insert", "update", "delete", "truncate")
         )
         self._images: dict[bytes, Image] = {}
-        self._renderers: dict[tuple[str, ...] | None, Render] = {}
-        self._absent: dict[tuple[str, ...] | None, bytes] = {None: b""}
 
     def image(self, present: bytes) -> Image:
         """Return what reads rows of these columns; `present` is the event's bitmap."""
@@ -122,85 +105,53 @@ class Table:
         except KeyError:
             return self._images.setdefault(present, Image(self.layouts, present))
 
-    def render(self, row: Row, columns: tuple[str, ...] | None) -> bytes:
-        """Return `row` as a JSON object of `columns` (None: all), without those that are absent.
-
-        Raises SourceError where a value is not what its type says.
-        """
-        try:
-            renderer = self._renderers[columns]
-        except KeyError:
-            renderer = self._renderers[columns] = self._compile(columns)
-        try:
-            return renderer(row)
-        except (TypeError, AttributeError, *UNREADABLE):
-            # A value that is not there, or text that is not UTF-8: rare, so they are met this way.
-            return self._render_carefully(row, columns)
-
-    def absent(self, columns: tuple[str, ...] | None) -> bytes:
-        """Return, as the inside of a JSON list, those of `columns` that the table does not have."""
-        try:
-            return self._absent[columns]
-        except KeyError:
-            names = [name for name in columns or () if name not in self.index]
-            return self._absent.setdefault(columns, orjson.dumps(names)[1:-1])
-
     def is_current(self, row: Row) -> bool:
-        """Return whether a row of a table with system versioning is true now, and no history."""
+        """Return whether a row of a table with system versioning is a current one, and not history."""
         end = None if self.row_end is None else row[self.row_end]
         return end is ABSENT or end in _FOREVER
 
     def is_missing(self, row: Row, name: str) -> bool:
-        """Tell whether `row` has no value, not even NULL, for the column."""
+        """Return whether `row` has no value, not even NULL, for the column."""
         place = self.index.get(name)
         return place is None or row[place] is ABSENT
 
-    def _render_carefully(self, row: Row, columns: tuple[str, ...] | None) -> bytes:
+    def _expression(self, value: str, place: int, *, careful: bool) -> tuple[bytes, str]:  # noqa: ARG002 - see `_render_carefully`
+        layout = self.layouts[place]
+        if layout.is_integer and not self.nullable[place]:
+            return b"%d", value
+        if layout.is_integer:
+            text = "b'%d' % v"
+        elif layout.is_utf8:
+            text = "dumps(v.decode())"
+        else:
+            text = f"convert{place}(v)"
+        return b"%b", f"b'null' if (v := {value}) is None else {text}"
+
+    def _converters(self) -> Mapping[str, Callable[..., bytes]]:
+        return {f"convert{place}": layout.convert for place, layout in enumerate(self.layouts)}
+
+    def _render_carefully(self, row: Row, columns: Columns) -> bytes:
         parts = []
         for name in self.names if columns is None else columns:
             if self.is_missing(row, name):
                 continue
             place = self.index[name]
             value, layout = row[place], self.layouts[place]
-            convert = json_text.string if layout.is_utf8 else layout.convert
+            convert = row_json.string if layout.is_utf8 else layout.convert
             try:
                 text = b"null" if value is None else convert(value)
             except UNREADABLE as error:
                 raise SourceError(
                     f"A value of {self.schema}.{self.name}.{name} cannot be read: {error!r}.",
                     hint="Update cdc-tasks, and report this with the server's version.",
+                    code="undecodable",
                 ) from error
             parts.append(b"%b:%b" % (orjson.dumps(name), text))
         return b"{%b}" % b",".join(parts)
 
-    def _compile(self, columns: tuple[str, ...] | None) -> Render:
-        """Write the function that renders one row: for a hot path, a loop over columns costs twice as much."""
-        wanted = self.names if columns is None else tuple(name for name in columns if name in self.index)
-        known: dict[str, object] = {"dumps": orjson.dumps}
-        parts, values = [], []
-        for name in wanted:
-            place = self.index[name]
-            layout = self.layouts[place]
-            is_plain = layout.is_integer and not self.nullable[place]
-            parts.append(orjson.dumps(name).replace(b"%", b"%%") + (b":%d" if is_plain else b":%b"))
-            if is_plain:
-                values.append(f"row[{place}], ")
-                continue
-            if layout.is_integer:
-                value = "b'%d' % v"
-            elif layout.is_utf8:
-                value = "dumps(v.decode())"
-            else:
-                known[f"convert{place}"] = layout.convert
-                value = f"convert{place}(v)"
-            values.append(f"b'null' if (v := row[{place}]) is None else {value}, ")
-        known["template"] = b"{" + b",".join(parts) + b"}"
-        render: Render = eval(f"lambda row: template % ({''.join(values)})", known)  # noqa: S307 - places, no outside text
-        return render
-
 
 class Image:
-    """Reads the rows of one kind of event that have the same columns."""
+    """Reads rows that have the same columns of the table."""
 
     __slots__ = ("_layouts", "_places", "_width", "is_complete", "is_empty", "nulls", "readers")
 
@@ -211,13 +162,11 @@ class Image:
         self._width = len(layouts)
         self.is_complete = len(self._places) == self._width
         self.is_empty = not self._places
-        self.nulls = (
-            len(self._places) + 7
-        ) // 8  # bytes at the start of a row that say which columns are NULL
+        self.nulls = (len(self._places) + 7) // 8  # bytes at the start of a row: which columns are NULL
         self.readers: dict[bytes, Read] = _Readers(self)
 
     def compile(self, nulls: int) -> Read:
-        """Write the function that reads a row with these NULLs: neighbours of fixed size are read at once."""
+        """Return a function that reads rows with these NULLs: it unpacks neighbours of a fixed size together."""
         known: dict[str, Any] = {"ABSENT": ABSENT}
         lines: list[str] = []
         run: list[str] = []
@@ -272,7 +221,7 @@ class Image:
 
 
 class _Readers(dict[bytes, Read]):
-    """By the bytes that say which columns are NULL."""
+    """The functions that read rows, by the bytes that say which columns are NULL."""
 
     def __init__(self, image: Image) -> None:
         super().__init__()

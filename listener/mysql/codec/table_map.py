@@ -1,4 +1,4 @@
-"""The TABLE_MAP event: what the rows behind it look like. Bytes to values, nothing else.
+"""The TABLE_MAP event, which describes the rows that follow. Pure: bytes to values.
 
 Sources: MySQL's "Table_map_event" in its source documentation, MariaDB's "TABLE_MAP_EVENT".
 """
@@ -13,7 +13,7 @@ __all__ = ["OLD_TEMPORAL", "Column", "ColumnType", "TableMap", "packed_integer",
 
 
 class ColumnType(IntEnum):
-    """How a column's values are laid out; the numbers are the protocol's."""
+    """The types of columns; the numbers are the protocol's."""
 
     TINY = 1
     SHORT = 2
@@ -33,7 +33,7 @@ class ColumnType(IntEnum):
     TIMESTAMP2 = 17
     DATETIME2 = 18
     TIME2 = 19
-    BLOB_COMPRESSED = 140  # this and the next one are MariaDB's
+    BLOB_COMPRESSED = 140  # this one and the next are MariaDB's
     VARCHAR_COMPRESSED = 141
     VECTOR = 242
     JSON = 245
@@ -57,7 +57,7 @@ _CHARACTER = frozenset(
     {_T.STRING, _T.VAR_STRING, _T.VARCHAR, _T.BLOB, _T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED}
 )
 _LABELLED = frozenset({_T.ENUM, _T.SET})
-# As tables before MySQL 5.6 have them, and MariaDB's with mysql56_temporal_format=OFF: the log has not the digits.
+# Of tables made before MySQL 5.6, or on MariaDB with mysql56_temporal_format=OFF: the log lacks the number of digits.
 OLD_TEMPORAL = frozenset({_T.TIMESTAMP, _T.DATETIME, _T.TIME})
 _ONE_BYTE = frozenset(
     {
@@ -86,11 +86,11 @@ _KEY, _KEY_WITH_PREFIX, _LABEL_DEFAULT_CHARSET, _LABEL_CHARSET = 8, 9, 10, 11
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One column of a table as of one place in the log."""
+    """One column of a table, as of one place in the log."""
 
-    name: str  # empty where the server did not log it: binlog_row_metadata is not FULL
+    name: str  # empty if the server did not log it: binlog_row_metadata is not FULL
     type: ColumnType
-    metadata: bytes  # what its type needs: length, precision, …
+    metadata: bytes  # what depends on the type: length, precision, …
     nullable: bool
     unsigned: bool = False
     collation: int = 0  # its number; 63 is binary, 0 unknown
@@ -108,11 +108,12 @@ class TableMap:
 
     @property
     def has_names(self) -> bool:
+        """Whether the log has the columns' names."""
         return all(column.name for column in self.columns)
 
 
 def packed_integer(data: bytes, at: int) -> tuple[int, int]:
-    """Read a length-encoded integer; returns it and the place behind it."""
+    """Return a length-encoded integer, and the place behind it."""
     first = data[at]
     if first < 251:
         return first, at + 1
@@ -121,9 +122,9 @@ def packed_integer(data: bytes, at: int) -> tuple[int, int]:
 
 
 def parse_table_map(body: bytes, *, mariadb: bool) -> TableMap:
-    """Read the event's body, from the schema's name on.
+    """Return what an event's body says, from the schema's name on.
 
-    Raises ValueError where a column's type is of no known kind: nothing behind it can be read then.
+    Raises ValueError if a column's type is unknown: then nothing behind it can be read.
     """
     schema, at = _name(body, 0)
     name, at = _name(body, at)
@@ -168,7 +169,7 @@ def _column_types(types: bytes, metadata: bytes) -> Iterator[tuple[ColumnType, b
 
 
 class _Optional:
-    """The optional metadata: fields of one kind each, for those columns that it concerns."""
+    """The optional metadata: one field for each property, with the columns that have it."""
 
     def __init__(self, body: bytes, at: int, types: list[ColumnType], *, mariadb: bool) -> None:
         self.names: dict[int, str] = {}

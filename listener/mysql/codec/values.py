@@ -1,9 +1,11 @@
-"""Values as the binlog has them to the JSON that PostgreSQL's have: numbers, ISO dates, decimals as strings.
+"""The binlog's values to JSON, as PostgreSQL's values look: numbers, ISO dates, decimals as strings.
 
-What has no form of its own in JSON is the server's own text, e.g. `0000-00-00 00:00:00`. A converter gets what
-the column's layout (`layout.py`) reads, and never NULL. Source of the layouts: MySQL's "Date and Time Data Type
-Representation" and its source, `decimal.cc`, `my_time.cc`; MariaDB's `column_compression.cc`, and its `Field_*_hires`:
-temporal types with a fraction as they are with `mysql56_temporal_format=OFF`, one number that counts the last digit.
+A value without a form in JSON becomes the server's own text, e.g. `0000-00-00 00:00:00`. A converter gets what the
+column's layout (`layout.py`) reads, and never NULL.
+
+Sources: MySQL's "Date and Time Data Type Representation", and its `decimal.cc` and `my_time.cc`; MariaDB's
+`column_compression.cc`, and its `Field_*_hires`: temporal types with a fraction, with `mysql56_temporal_format=OFF`, as
+one number that counts units of the last digit.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from struct import error as StructError  # noqa: N812 - an exception's name
 
 import orjson
 
-from listener.core import json_text
+from listener.core import row_json
 
 __all__ = [
     "UNREADABLE",
@@ -55,9 +57,9 @@ Convert = Callable[..., bytes]
 _Parts = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
 
 UNREADABLE = (ValueError, LookupError, ArithmeticError, StructError)
-"""What reading bytes raises that are not what they should be."""
+"""What is raised for bytes that are not what they should be."""
 
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the zone is written by whoever knows it
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the caller writes the zone
 _DATETIME_OFFSET = 0x8000000000
 _YEAR_ONE = 13 << 22
 _DAYS = (0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
@@ -67,21 +69,22 @@ _float4 = Struct("<f").pack
 
 
 def quoted(text: bytes) -> bytes:
-    """Return text that has nothing to escape."""
+    """Return a JSON string of text that has nothing to escape."""
     return b'"%b"' % text
 
 
 def base64(value: bytes) -> bytes:
+    """Return a JSON string of bytes, as base64."""
     return b'"%b"' % b2a_base64(value, newline=False)
 
 
 def medium(*, unsigned: bool) -> Convert:
-    """Integers of three bytes."""
+    """Return what converts integers of three bytes."""
     return lambda value: b"%d" % int.from_bytes(value, "little", signed=not unsigned)
 
 
 def float4(value: float) -> bytes:
-    """Return the shortest decimal that is this number in four bytes."""
+    """Return the shortest decimal that in four bytes is this number."""
     wanted = _float4(value)
     for digits in (6, 7, 8):
         text = f"{value:.{digits}g}"
@@ -93,20 +96,25 @@ def float4(value: float) -> bytes:
 
 
 def float8(value: float) -> bytes:
+    """Return the number."""
     return orjson.dumps(value)
 
 
 def year(value: int) -> bytes:
+    """Return the year, which is stored as years since 1900."""
     return b"%d" % (value + 1900 if value else 0)
 
 
 def bits(length: int) -> Convert:
-    """Return what makes a string of zeros and ones, as PostgreSQL's bit(n)."""
+    """Return what converts to a string of zeros and ones, as PostgreSQL's bit(n)."""
     return lambda value: b'"%b"' % f"{int.from_bytes(value, 'big'):0{length}b}".encode()
 
 
 def decimal(precision: int, scale: int) -> Convert:
-    """Read groups of nine digits in four bytes each; the first bit is the sign, a negative one has all bits turned."""
+    """Return what converts a DECIMAL: groups of nine digits in four bytes; the first bit is the sign.
+
+    A negative one has all bits inverted.
+    """
     integral = precision - scale
     widths = [integral % 9] * bool(integral % 9) + [9] * (integral // 9)
     widths += [9] * (scale // 9) + [scale % 9] * bool(scale % 9)
@@ -132,20 +140,20 @@ def decimal(precision: int, scale: int) -> Convert:
 
 
 def decimal_size(precision: int, scale: int) -> int:
-    """Return the bytes of a DECIMAL; raises ValueError where there is no such."""
+    """Return how many bytes a DECIMAL has; raises ValueError if there is no such type."""
     if not scale <= precision <= _MOST_DIGITS:
         raise ValueError(f"a DECIMAL({precision},{scale})")
     return sum(part // 9 * 4 + _DECIMAL_BYTES[part % 9] for part in (precision - scale, scale))
 
 
 def plain_date(value: bytes) -> bytes:
-    """Three bytes: 15 bits of year, 4 of month, 5 of day."""
+    """Return a DATE: three bytes with 15 bits of year, 4 of month, 5 of day."""
     number = int.from_bytes(value, "little")
     return b'"%04d-%02d-%02d"' % (number >> 9, number >> 5 & 15, number & 31)
 
 
 def datetime2(digits: int) -> Convert:
-    """Without zone; a date that is none is the server's own text."""
+    """Return what converts a DATETIME, which has no zone; an invalid date becomes the server's own text."""
 
     def convert(value: bytes) -> bytes:
         number = int.from_bytes(value[:5], "big") - _DATETIME_OFFSET
@@ -162,7 +170,7 @@ def datetime2(digits: int) -> Convert:
 
 
 def _moment(parts: _Parts, micro: int, digits: int) -> bytes:
-    """Return a date and time as ISO has it, or the server's own text of a date that is none (2026-02-31, too)."""
+    """Return a date and time in ISO form, or the server's own text of an invalid date (also 2026-02-31)."""
     if not _is_date(*parts[:3]):
         return b'"%04d-%02d-%02d %02d:%02d:%02d%b"' % (*parts, _own_fraction(micro, digits))
     if micro:
@@ -183,7 +191,7 @@ def _is_leap(year: int) -> bool:
 
 
 def timestamp2(digits: int) -> Convert:
-    """Seconds since 1970 in UTC."""
+    """Return what converts a TIMESTAMP: seconds since 1970 in UTC."""
     fraction_bits = (digits + 1) // 2 * 8
     mask, unit = (1 << fraction_bits) - 1, 10 ** (6 - fraction_bits // 4)
 
@@ -195,7 +203,7 @@ def timestamp2(digits: int) -> Convert:
 
 
 def timestamp_hires(digits: int) -> Convert:
-    """Seconds since 1970, then the fraction, of a table of MariaDB's in the old format."""
+    """Return what converts MariaDB's old format of a TIMESTAMP: seconds since 1970, then the fraction."""
     unit = int(10 ** (6 - digits))
 
     def convert(value: bytes) -> bytes:
@@ -206,10 +214,12 @@ def timestamp_hires(digits: int) -> Convert:
 
 
 def timestamp_old(value: int) -> bytes:
+    """Return a TIMESTAMP of a table that was made before MySQL 5.6."""
     return timestamp(value, 0, 0)
 
 
 def timestamp(seconds: int, micro: int, digits: int) -> bytes:
+    """Return a TIMESTAMP; zero stands for the server's zero date."""
     if not seconds and not micro:
         return b'"0000-00-00 00:00:00%b"' % _own_fraction(0, digits)
     if micro:
@@ -219,12 +229,12 @@ def timestamp(seconds: int, micro: int, digits: int) -> bytes:
 
 @lru_cache(maxsize=4096)
 def iso_second(seconds: int) -> bytes:
-    """Return date and time so many seconds after 1970: many rows are of the same second."""
+    """Return the date and time of a second since 1970; cached, since many rows have the same one."""
     return (_EPOCH + timedelta(seconds=seconds)).isoformat().encode()
 
 
 def time2(digits: int) -> Convert:
-    """From -838:59:59 to 838:59:59."""
+    """Return what converts a TIME, from -838:59:59 to 838:59:59."""
     fraction_bits = (digits + 1) // 2 * 8
     offset = 0x800000 << fraction_bits
     unit = 10 ** (6 - (digits + 1) // 2 * 2)
@@ -244,14 +254,14 @@ def time2(digits: int) -> Convert:
 
 
 def time_old(value: bytes) -> bytes:
-    """HHMMSS as a number, of a table that was made before MySQL 5.6."""
+    """Return a TIME of a table that was made before MySQL 5.6: HHMMSS as a number."""
     number = int.from_bytes(value, "little", signed=True)
     minus, number = (b"-", -number) if number < 0 else (b"", number)
     return b'"%b%02d:%02d:%02d"' % (minus, number // 10000, number // 100 % 100, number % 100)
 
 
 def time_hires(digits: int) -> Convert:
-    """One number from -839:00:00 on, of a table of MariaDB's in the old format."""
+    """Return what converts MariaDB's old format of a TIME: one number, counted from -839:00:00."""
     each = int(10**digits)
     zero, unit = 839 * 3600 * each, 10**6 // each
 
@@ -268,7 +278,7 @@ def time_hires(digits: int) -> Convert:
 
 
 def datetime_hires(digits: int) -> Convert:
-    """One number, of a table of MariaDB's in the old format."""
+    """Return what converts MariaDB's old format of a DATETIME: one number."""
     each = int(10**digits)
     unit = 10**6 // each
 
@@ -284,7 +294,7 @@ def datetime_hires(digits: int) -> Convert:
 
 
 def datetime_old(value: int) -> bytes:
-    """YYYYMMDDHHMMSS as a number, of a table that was made before MySQL 5.6."""
+    """Return a DATETIME of a table that was made before MySQL 5.6: YYYYMMDDHHMMSS as a number."""
     date, clock = divmod(value, 1_000_000)
     year, day = divmod(date, 10_000)
     return _moment((year, *divmod(day, 100), clock // 10_000, clock // 100 % 100, clock % 100), 0, 0)
@@ -300,13 +310,13 @@ def _own_fraction(micro: int, digits: int) -> bytes:
 
 
 def enumerated(labels: tuple[str, ...]) -> Convert:
-    """ENUM: its label; the number 0 stands for a value that was not valid, an empty string."""
+    """Return what converts an ENUM to its label; the number 0 is an invalid value, shown as an empty string."""
     known = [orjson.dumps(label) for label in ("", *labels)]
     return lambda value: known[value] if value < len(known) else b'"%d"' % value
 
 
 def members(labels: tuple[str, ...]) -> Convert:
-    """SET: its members as the server prints them, with commas."""
+    """Return what converts a SET to its members as the server prints them, with commas."""
 
     @lru_cache(maxsize=1024)
     def convert(value: bytes) -> bytes:
@@ -317,12 +327,12 @@ def members(labels: tuple[str, ...]) -> Convert:
 
 
 def padded(size: int) -> Convert:
-    """BINARY(n): the zeros at its end are not in the log."""
+    """Return what converts a BINARY(n), whose trailing zeros are not in the log."""
     return lambda value: base64(value.ljust(size, b"\0"))
 
 
 def uuid(value: bytes) -> bytes:
-    """MariaDB keeps it so that those with a time sort by it: in groups from the last to the first."""
+    """Return a UUID. MariaDB stores the groups in reverse order, so that UUIDs with a time sort by it."""
     data = value.ljust(16, b"\0")
     if _is_swapped(data):
         data = data[12:] + data[10:12] + data[8:10] + data[6:8] + data[:6]
@@ -331,19 +341,19 @@ def uuid(value: bytes) -> bytes:
 
 
 def _is_swapped(data: bytes) -> bool:
-    """Tell by the variant, where it is in a swapped one; versions 6 and later are kept as they are."""
+    """Return whether the groups are in reverse order, by the variant; versions 6 and later are stored as they are."""
     return bool(data[6] & 0x80) and data[8] >> 4 < 6
 
 
 def inet(value: bytes, *, size: int) -> bytes:
-    """INET4 and INET6 of MariaDB."""
+    """Return MariaDB's INET4 or INET6."""
     address = ipaddress.ip_address(value.ljust(size, b"\0"))
     mapped = getattr(address, "ipv4_mapped", None)
     return b'"%b"' % (f"::ffff:{mapped}" if mapped else str(address)).encode()
 
 
 def uncompressed(convert: Convert) -> Convert:
-    """MariaDB's COMPRESSED columns: a byte of flags, the length, a zlib stream; or a zero and the plain value."""
+    """Return what converts MariaDB's COMPRESSED columns: flags, length, zlib stream; or a zero and the plain value."""
 
     def convert_compressed(value: bytes) -> bytes:
         if not value:
@@ -358,7 +368,7 @@ def uncompressed(convert: Convert) -> Convert:
 
 
 def inflate(data: bytes, size: int, *, wbits: int = 15) -> bytes:
-    """Return what zlib has made smaller; raises ValueError where it is not of that size."""
+    """Return what zlib has compressed; raises ValueError if it does not have that size."""
     unpacker = zlib.decompressobj(wbits)
     try:
         plain = unpacker.decompress(
@@ -372,9 +382,9 @@ def inflate(data: bytes, size: int, *, wbits: int = 15) -> bytes:
 
 
 def text_or_document(text: bytes) -> bytes:
-    """MariaDB's JSON: the text itself where it is a document."""
+    """Return MariaDB's JSON: the text itself if it is a document, else a JSON string."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
-        return json_text.string(text)
-    return json_text.document(text)
+        return row_json.string(text)
+    return row_json.document(text)

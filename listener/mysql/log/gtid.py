@@ -1,4 +1,4 @@
-"""Sets of global transaction ids: MySQL's per server and tag, MariaDB's per domain. Pure values.
+"""Sets of GTIDs: MySQL's by server and tag, MariaDB's by domain. Pure values.
 
 Sources: MySQL's manual, "GTID Format and Storage"; MariaDB's, "Global Transaction ID".
 """
@@ -21,17 +21,17 @@ _TAG: Final = re.compile(r"[a-z_][a-z0-9_]{0,31}")
 
 
 class GTIDSet(Protocol):
-    """The transactions that were read completely; grows one by one."""
+    """The transactions that were read completely; transactions are added one by one."""
 
     def add(self, gtid: str) -> None: ...
     def __contains__(self, gtid: str) -> bool: ...
 
 
 class MySQLGTIDs:
-    """`uuid:1-5:7,uuid:tag:1-3`: any transactions of any servers."""
+    """Any transactions of any servers: `uuid:1-5:7,uuid:tag:1-3`."""
 
     def __init__(self, text: str = "") -> None:
-        """Read what the server prints; raises ValueError."""
+        """Take what the server prints; raises ValueError."""
         self._intervals: dict[str, list[list[int]]] = {}  # by "uuid" or "uuid:tag": [first, last], ascending
         for part in filter(None, re.sub(r"\s", "", text).split(",")):
             source, *rest = part.lower().split(":")
@@ -50,7 +50,7 @@ class MySQLGTIDs:
         name, _, number = gtid.rpartition(":")
         intervals = self._intervals.get(name)
         if intervals and intervals[-1][1] + 1 == (n := int(number)):
-            intervals[-1][1] = n  # nearly always
+            intervals[-1][1] = n  # the usual case
         else:
             self._add(name, int(number), int(number))
 
@@ -73,7 +73,7 @@ class MySQLGTIDs:
 
     @classmethod
     def decoded(cls, data: bytes) -> Self:
-        """Read a set from a PREVIOUS_GTIDS event, with tags or without."""
+        """Return the set in a PREVIOUS_GTIDS event, with tags or without."""
         head = int.from_bytes(data[:8], "little")
         is_tagged = bool(head >> 56)
         gtids, at = cls(), 8
@@ -91,16 +91,14 @@ class MySQLGTIDs:
         return gtids
 
     def encoded(self) -> bytes:
-        """Return the set as a replica sends it; one with tags as MySQL 8.3 and later understand it."""
+        """Return the set as a replica sends it; one with tags in the form of MySQL 8.3 and later."""
         is_tagged = any(":" in name for name in self._intervals)
         parts = [_tagged_head(len(self._intervals)) if is_tagged else _u64(len(self._intervals))]
         for name, intervals in sorted(self._intervals.items()):
             source, _, tag = name.partition(":")
             parts.append(bytes.fromhex(source.replace("-", "")))
             if is_tagged:
-                parts.append(
-                    b"%c%b" % (len(tag) << 1, tag.encode())
-                )  # a length below 64 in the form of many lengths
+                parts.append(b"%c%b" % (len(tag) << 1, tag.encode()))  # a length below 64 is one byte
             parts.append(_u64(len(intervals)))
             parts.extend(_u64(first) + _u64(last + 1) for first, last in intervals)
         return b"".join(parts)
@@ -109,13 +107,15 @@ class MySQLGTIDs:
         return bool(self._intervals)
 
     def size(self) -> int:
+        """Return how many transactions there are."""
         return sum(last - first + 1 for each in self._intervals.values() for first, last in each)
 
     def union(self, other: Self) -> MySQLGTIDs:
+        """Return what is in one of the two sets."""
         return MySQLGTIDs(",".join(filter(None, (str(self), str(other)))))
 
     def minus(self, other: MySQLGTIDs) -> MySQLGTIDs:
-        """Return what is in this set and not in the other."""
+        """Return what is in this set but not in the other."""
         left = MySQLGTIDs()
         for name, intervals in self._intervals.items():
             holes = other._intervals.get(name, [])
@@ -151,19 +151,19 @@ def _u64(number: int) -> bytes:
 
 
 def _tagged_head(count: int) -> bytes:
-    """Return the number of parts between two bytes that say that they have tags."""
+    """Return the number of parts, between two bytes which say that the parts have tags."""
     return _u64(1 << 56 | count << 8 | 1)
 
 
 class MariaDBGTIDs:
-    """`0-1-17,1-2-4`: the last transaction of each domain.
+    """The last transaction of each domain: `0-1-17,1-2-4`.
 
-    The numbers of a domain ascend only where gtid_strict_mode is on, or one server writes in it. So a GTID does not
-    tell whether a transaction came before another one.
+    The numbers of a domain ascend only if gtid_strict_mode is on, or only one server writes in it. So a GTID does not
+    say which of two transactions came first.
     """
 
     def __init__(self, text: str = "") -> None:
-        """Read what the server prints; raises ValueError."""
+        """Take what the server prints; raises ValueError."""
         self._last: dict[str, str] = {}  # domain -> server-number
         for part in filter(None, re.sub(r"\s", "", text).split(",")):
             domain, server, number = map(int, part.split("-"))
@@ -199,6 +199,7 @@ class MariaDBGTIDs:
         return MariaDBGTIDs(",".join(gtid for gtid in self if gtid not in other))
 
     def has_domain_of(self, gtid: str) -> bool:
+        """Return whether there is a transaction of this one's domain."""
         return gtid.partition("-")[0] in self._last
 
     def ascends_to(self, gtid: str) -> bool:
@@ -209,10 +210,10 @@ class MariaDBGTIDs:
 
 
 class MariaDBState:
-    """`0-1-17,0-2-3`: the greatest number of each server in each domain, as a log knows it (gtid_binlog_state)."""
+    """The greatest number of each server in each domain (gtid_binlog_state): `0-1-17,0-2-3`."""
 
     def __init__(self, text: str = "") -> None:
-        """Read what the server prints; raises ValueError."""
+        """Take what the server prints; raises ValueError."""
         self._numbers: dict[tuple[int, int], int] = {}  # by domain and server
         for part in filter(None, re.sub(r"\s", "", text).split(",")):
             domain, server, number = map(int, part.split("-"))
@@ -220,7 +221,7 @@ class MariaDBState:
 
     @classmethod
     def decoded(cls, event: bytes) -> Self:
-        """Read a GTID_LIST event: what came before its file."""
+        """Return what a GTID_LIST event says: what came before its file."""
         state = cls()
         count = int.from_bytes(event[19:23], "little") & 0xFFFFFFF
         for domain, server, number in _listed.iter_unpack(event[23 : 23 + 16 * count]):
@@ -228,12 +229,12 @@ class MariaDBState:
         return state
 
     def number(self, gtid: str) -> int:
-        """Return the greatest number of this transaction's server in its domain; 0 where there is none."""
+        """Return the greatest number of this transaction's server in its domain; 0 if there is none."""
         domain, server, _ = map(int, gtid.split("-"))
         return self._numbers.get((domain, server), 0)
 
     def lacks(self, gtids: MariaDBGTIDs) -> MariaDBGTIDs:
-        """Return those that came later than this state, or never."""
+        """Return those that came after this state, or never."""
         return MariaDBGTIDs(",".join(gtid for gtid in gtids if self.number(gtid) < _number(gtid)))
 
 

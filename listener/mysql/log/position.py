@@ -1,4 +1,4 @@
-"""Where a change stands in a binlog, and what a checkpoint has to hold to go on from there."""
+"""The place of a change in a binlog, and what a checkpoint needs so that reading can go on there."""
 
 from __future__ import annotations
 
@@ -14,35 +14,32 @@ _OFFSETS: Final = 1 << 32
 @total_ordering
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinlogPosition:
-    """A place between two changes; printed as `binlog.000003:1234:5 server=… born=… gtids=… in=… last=… epoch=…`.
+    """A place between two changes; printed as `binlog.000003:1234:5 server=… created_at=… gtids=… in=… last=… epoch=…`.
 
-    A log is read from the start of a transaction on: `file` and `offset` are such a start, and what is before
-    it was published. `ordinal` is the last published change of the transaction that starts there, -1 for none.
-    (Where the log does not say where a transaction ends, `offset` is where it starts, and `last` is the same.)
+    Reading begins at the start of a transaction: `file` and `offset` are such a start, and all before it was published.
+    `ordinal` is the last published change of the transaction that starts there, -1 for none. (If the log does not say
+    where a transaction ends, `offset` is where it starts, and `last` is the same transaction.)
     """
 
     file: str
     offset: int
     ordinal: int = -1
-    server: str = ""  # whose file: its server_uuid, on MariaDB its server_id
-    born: int = (
-        0  # when the file was begun, in seconds since 1970: tells it from one after a RESET; 0 unknown
-    )
-    gtids: str | None = None  # all transactions that were published completely; None where there are no GTIDs
+    server: str = ""  # the server with the file: its server_uuid, on MariaDB its server_id
+    # When the file was created, in seconds since 1970; 0: unknown. After a RESET, a file of this name has another time.
+    created_at: int = 0
+    gtids: str | None = None  # all transactions that were published completely; None if there are no GTIDs
     gtid: str = ""  # of the transaction that was published in part
-    # Where transactions were prepared that are not committed yet, and that have to be read again after a restart:
-    # then `gtids` is what was published before the first of them, and `published` what was published at all.
-    restart: str = ""  # its file and offset
+    # With prepared transactions, which have to be read again after a restart: `gtids` is what was published before the
+    # first of them, `restart` its file and offset, and `published` all that was published.
+    restart: str = ""
     published: str | None = None
-    last: str = (
-        ""  # the last transaction that was read: its file, its offset and its mark, see `gtid_event.mark_of`
-    )
-    epoch: int = 0  # grows where numbers begin again: see `Progress.epoch`
+    last: str = ""  # the last transaction that was read: file, offset and mark (`gtid_event.mark_of`)
+    epoch: int = 0  # grows if numbers begin again: see `Progress.epoch`
 
     def __str__(self) -> str:
         words = [f"{self.file}:{self.offset}:{self.ordinal}", f"server={self.server}"]
-        if self.born:
-            words.append(f"born={self.born}")
+        if self.created_at:
+            words.append(f"born={self.created_at}")
         if self.gtids is not None:
             words.append(f"gtids={self.gtids}")
         if self.gtid:
@@ -59,7 +56,7 @@ class BinlogPosition:
 
     @classmethod
     def parse(cls, text: str) -> BinlogPosition:
-        """Read what `str` printed; raises ValueError."""
+        """Return the position that `str` printed; raises ValueError."""
         place, *rest = text.split(" ")
         file, offset, ordinal = place.rsplit(":", 2)
         words = dict(word.split("=", 1) for word in rest)
@@ -68,7 +65,7 @@ class BinlogPosition:
             offset=int(offset),
             ordinal=int(ordinal),
             server=words.get("server", ""),
-            born=int(words.get("born", 0)),
+            created_at=int(words.get("born", 0)),
             gtids=words.get("gtids"),
             gtid=words.get("in", ""),
             restart=words.get("restart", ""),
@@ -79,25 +76,26 @@ class BinlogPosition:
 
     @property
     def file_number(self) -> int:
+        """The number at the end of the file's name."""
         return int(self.file.rpartition(".")[2] or 0)
 
     def is_place_on(self, server: str) -> bool:
-        """Return whether the server finds it by file and offset; its protocol has 32 bits for an offset."""
+        """Return whether the server can find it by file and offset; the protocol has 32 bits for an offset."""
         return self.server == server and bool(self.file) and self.offset < _OFFSETS
 
     @property
     def start(self) -> tuple[str, int]:
-        """File and offset from which on the log has to be read."""
+        """File and offset at which reading has to begin."""
         file, _, offset = (self.restart or f"{self.file}:{self.offset}").rpartition(":")
         return file, int(offset)
 
     @property
     def done(self) -> str | None:
-        """All GTIDs that were published, whatever has to be read again."""
+        """All GTIDs that were published, also of what has to be read again."""
         return self.gtids if self.published is None else self.published
 
     def __lt__(self, other: BinlogPosition) -> bool:
-        """Order by place: meaningful for positions of one log, and not behind a gap that was accepted."""
+        """Order by place; only valid for positions of one log without an accepted gap between them."""
         return (self.file_number, self.offset, self.ordinal) < (
             other.file_number,
             other.offset,

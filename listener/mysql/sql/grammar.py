@@ -1,26 +1,26 @@
 """What a statement does to rows, by its tokens.
 
-A server with binlog_format=ROW logs rows as rows, and as statements only definitions, accounts and the like.
-A session may choose STATEMENT or MIXED, on MariaDB for one statement (`SET STATEMENT binlog_format=… FOR …`):
-then the rows are missing. So each statement is sorted:
+A server with binlog_format=ROW logs rows as rows; as statements it logs only definitions, accounts and the like. A
+session may choose STATEMENT or MIXED, on MariaDB for one statement (`SET STATEMENT binlog_format=… FOR …`). Then the
+rows are missing. So each statement belongs to one of these:
 
 - TRUNCATES: `TRUNCATE [TABLE] name`. On MariaDB `WAIT n` or `NOWAIT` may follow, and `DROP STORAGE` or `REUSE
   STORAGE`. A server writes the same by itself for a MEMORY table that a restart has emptied; an older one
   writes DELETE FROM.
 - HIDES: INSERT, REPLACE, UPDATE, DELETE, LOAD, IMPORT, CALL, DO, EXECUTE; SELECT, WITH, VALUES and TABLE,
-  which are logged where a function that they call has changed rows. CREATE TABLE with a query: `[AS] SELECT
+  which are logged if a function that they call has changed rows. CREATE TABLE with a query: `[AS] SELECT
   …`, `VALUES …`, `TABLE …`, `WITH …`, in brackets or not. With ROW the log has the columns and the rows
-  instead of the query. Not: what changes one table of a system database, and calls nothing. Managed servers
-  log that as a statement.
+  instead of the query. Not: a statement that changes one table of a system database and calls nothing.
+  Managed servers log that as a statement.
 - MOVES: rows come or go with a definition, and the log has no rows. DROP TABLE, DROP DATABASE, RENAME TABLE,
   CREATE OR REPLACE TABLE; ALTER TABLE with RENAME, DROP PARTITION, TRUNCATE PARTITION, EXCHANGE PARTITION,
   CONVERT PARTITION or TABLE, DISCARD or IMPORT TABLESPACE; ALTER IGNORE TABLE.
-- NOTHING: other definitions, and what is about accounts, plugins and maintenance.
+- NOTHING: other definitions, and statements about accounts, plugins and maintenance.
 - UNKNOWN: everything else, and what cannot be cut into tokens. It may have changed rows.
 
-`SET STATEMENT … FOR` (MariaDB) is taken off first. `ANALYZE` (MariaDB) runs the statement behind it, and so
-does MySQL's `EXPLAIN ANALYZE`. What a procedure, a block (`BEGIN NOT ATOMIC`) or `EXECUTE IMMEDIATE` does is
-logged one by one, without them.
+`SET STATEMENT … FOR` (MariaDB) is skipped. `ANALYZE` (MariaDB) runs the statement behind it, and so does MySQL's
+`EXPLAIN ANALYZE`. What a procedure, a block (`BEGIN NOT ATOMIC`) or `EXECUTE IMMEDIATE` does is logged statement by
+statement, without them.
 
 Sources: MySQL's manual, "SQL Statements"; MariaDB's, "SQL Statements", there "SET STATEMENT", "ANALYZE
 Statement", "TRUNCATE TABLE", "CREATE TABLE", "ALTER TABLE".
@@ -36,7 +36,7 @@ from listener.mysql.sql.lexer import Kind, Token
 
 __all__ = ["Effect", "Name", "Parser", "Statement"]
 
-Name = tuple[str, str | None]  # schema and table; None: all of the schema's
+Name = tuple[str, str | None]  # schema and table; None: all tables of the schema
 
 
 class Effect(Enum):
@@ -50,10 +50,10 @@ class Effect(Enum):
 
 
 class Statement(NamedTuple):
-    """What a statement means for us."""
+    """What a statement does, and to which tables."""
 
     effect: Effect
-    verb: str = ""  # for a person: INSERT, ALTER TABLE; never a value
+    verb: str = ""  # for messages: INSERT, ALTER TABLE; never a value
     tables: tuple[Name, ...] = ()
 
 
@@ -63,14 +63,12 @@ _LONGEST_NAME: Final = 64  # characters
 
 
 class Parser:
-    """Reads one statement from its first token on, no further than needed."""
+    """Parses one statement from its first token on, as far as needed."""
 
     def __init__(self, found: Iterator[Token], *, schema: str, name_of: Callable[[Token], str]) -> None:
-        """Take the session's own schema, and what reads a token as a name."""
+        """Begin with the first token. `schema` is the session's own; `name_of` decodes a token as a name."""
         self.schema = schema
-        self.sets_mode = (
-            False  # it sets sql_mode for itself: it was not read under the one that the event has
-        )
+        self.sets_mode = False  # it sets sql_mode for itself: the server read it under another mode
         self.now = self.last = _END
         self._tokens = found
         self._name_of = name_of
@@ -86,11 +84,12 @@ class Parser:
 
     @property
     def word(self) -> bytes:
-        """The current token as a word in upper case; empty where it is none."""
+        """The current token as a word in upper case; empty if it is no word."""
         return self.now.word
 
     @property
     def is_at_end(self) -> bool:
+        """Whether all tokens are read."""
         return self.now is _END
 
     def step(self) -> Token:
@@ -106,7 +105,7 @@ class Parser:
         return found
 
     def take_each(self, *words: bytes) -> bool:
-        """Go on as long as these words come, in this order; return whether all did."""
+        """Go on while these words come, in this order; return whether all did."""
         return all(self.take(word) for word in words)
 
     def take_mark(self, mark: bytes) -> bool:
@@ -117,20 +116,20 @@ class Parser:
         return found
 
     def ends(self) -> bool:
-        """Return whether nothing more comes."""
+        """Return whether only semicolons are left."""
         while self.take_mark(b";"):
             pass
         return self.is_at_end
 
     def identifier(self) -> str | None:
-        """Read a name without a point; None where there is none."""
+        """Return a name without a point; None if there is none."""
         if self.now.kind not in {Kind.WORD, Kind.NAME}:
             return None
         name = self._name_of(self.step())
         return name if 0 < len(name) <= _LONGEST_NAME else None
 
     def table(self) -> Name | None:
-        """Read `table`, `schema.table` or MariaDB's `.table`; None where there is none."""
+        """Return the name of a table: `table`, `schema.table` or MariaDB's `.table`; None if there is none."""
         first = self.schema if self.now == (Kind.MARK, b".") else self.identifier()
         second: str | None = None
         is_qualified = self.take_mark(b".")
@@ -141,7 +140,7 @@ class Parser:
         return (first, second) if is_qualified else (self.schema, first)
 
     def outermost(self) -> Iterator[Token]:
-        """Yield the tokens outside of brackets, each when it has been passed."""
+        """Yield the tokens outside of brackets, each after it was passed."""
         depth = 0
         while not self.is_at_end:
             token = self.step()
@@ -150,7 +149,7 @@ class Parser:
                 yield token
 
     def finds_query(self) -> bool | None:
-        """Look for a query at the outermost level, or first in brackets there; None where a token is broken."""
+        """Return whether there is a query outside of brackets, or at the start of brackets; None for a broken token."""
         depth, only_brackets = 0, False  # since the outermost bracket
         while not self.is_at_end:
             token = self.step()
@@ -183,7 +182,7 @@ _BRACKETS: Final = {b"(": 1, b")": -1}
 _QUERIES: Final = frozenset({b"SELECT", b"VALUES", b"TABLE", b"WITH"})
 _SETTABLE: Final = frozenset({b"PASSWORD", b"DEFAULT", b"ROLE"})
 _SYSTEM: Final = frozenset({"mysql", "sys", "information_schema", "performance_schema"})
-# What stands before a bracket, and is no stored function: a function of the server's own goes first.
+# Words that may precede a bracket and are no stored function: the server's own functions take precedence.
 _BUILT_IN: Final = frozenset(
     b"""
     AGAINST ALL AND ANY AS BETWEEN BY CASE CHECK COLUMNS CONSTRAINT DISTINCT DIV ELSE ENGINE EXCEPT EXISTS
@@ -230,7 +229,7 @@ def _nothing(_parser: Parser) -> Statement:
 
 def _unknown(parser: Parser) -> Statement:
     if parser.is_at_end:
-        return _NOTHING  # not even a word: a remark
+        return _NOTHING  # only a comment
     return Statement(Effect.UNKNOWN, parser.word.decode(errors="replace")[:20])
 
 
@@ -293,7 +292,7 @@ def _create(parser: Parser) -> Statement:
     return _NOTHING if is_temporary or parser.word in _CREATED else Statement(Effect.UNKNOWN, "CREATE")
 
 
-# What may follow CREATE, but for tables: none of these has rows that a log should hold.
+# What may follow CREATE, apart from tables: none of these has rows that belong into a log.
 _CREATED: Final = frozenset(
     b"""
     AGGREGATE ALGORITHM CATALOG DATABASE DEFINER EVENT FULLTEXT FUNCTION INDEX JSON LIBRARY LOGFILE OFFLINE
@@ -337,7 +336,7 @@ def _rename(parser: Parser) -> Statement:
 
 
 def _tables(parser: Parser) -> Iterator[Name]:
-    """Yield the tables of a list, and of pairs with TO between."""
+    """Yield the tables of a list, or of pairs with TO between them."""
     while table := parser.table():
         yield table
         if not parser.take(b"NOWAIT") and parser.take(b"WAIT"):
@@ -349,7 +348,7 @@ def _tables(parser: Parser) -> Iterator[Name]:
 def _alter(parser: Parser) -> Statement:
     parser.step()
     parser.take(b"ONLINE", b"OFFLINE")
-    ignores = parser.take(b"IGNORE")  # it drops rows that a new key does not allow
+    ignores = parser.take(b"IGNORE")  # it deletes rows that a new key does not allow
     if not parser.take(b"TABLE"):
         return _NOTHING
     parser.take_each(b"IF", b"EXISTS")
@@ -367,7 +366,7 @@ def _alter(parser: Parser) -> Statement:
 
 
 def _clause(parser: Parser, tables: list[Name]) -> str:
-    """Return what a clause of ALTER TABLE moves, as SQL has it, or nothing; add the other table to `tables`."""
+    """Return the SQL of a clause of ALTER TABLE that moves rows, else ""; add the other table to `tables`."""
     verb = parser.word
     if verb not in _MOVING or not parser.step():
         return ""
@@ -395,7 +394,7 @@ def _renamed(parser: Parser, tables: list[Name]) -> str:
 
 
 def _other_table(parser: Parser, tables: list[Name]) -> None:
-    """Read up to the table whose rows are exchanged with the partition's."""
+    """Add the table whose rows are exchanged with the partition's."""
     while not parser.is_at_end and parser.now.text != b",":
         if parser.take(b"TABLE"):
             if table := parser.table():

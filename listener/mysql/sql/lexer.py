@@ -1,10 +1,9 @@
-r"""Cut a statement into tokens by the server's own rules: bytes in, tokens out, nothing else.
+r"""Cut a statement into tokens by the server's own rules. Pure: bytes in, tokens out.
 
-A statement's text is in the client's character set and was read under the session's sql_mode. The log's event
-has both, and without them the text cannot be read: where a string ends depends on them. The rules, as MySQL's
-manual ("Language Structure": String Literals, Schema Object Names, Comments; "Server SQL Modes") and
-MariaDB's ("SQL Structure": Identifier Names, String Literals, Comment Syntax, sql_mode) give them, and as
-both servers behave:
+A statement's text is in the client's character set, and the server read it under the session's sql_mode. The log's
+event has both. The end of a string depends on them, so the text cannot be read without them. The rules are those of
+MySQL's manual ("Language Structure": String Literals, Schema Object Names, Comments; "Server SQL Modes") and MariaDB's
+("SQL Structure": Identifier Names, String Literals, Comment Syntax, sql_mode), and what both servers do:
 
 Blanks are space, tab, line feed, vertical tab, form feed and carriage return. In some sets of one byte a
 character the no-break space is one as well (0xA0 in latin1, 0xFF in cp866).
@@ -12,24 +11,22 @@ character the no-break space is one as well (0xA0 in latin1, 0xFF in cp866).
 Comments:
 
 - `#` up to the end of the line; `--` as well, if a blank, a control character or the end of the text follows.
-- `/* … */`, which does not nest. A hint (`/*+ … */`) is one for us.
+- `/* … */`, which does not nest. Here an optimizer hint (`/*+ … */`) is one, too.
 - `/*! … */` is read as if the marks were not there, `/*!50100 … */` (five or six digits) too, and on MariaDB
-  `/*M! … */` and `/*M!100100 … */`. A server executes them or not, depending on its version. We need not know
-  it: what a server did not execute, it has turned into a plain comment before it wrote the log (`/* 99999 …
-  */`). Plain comments may stand inside.
+  `/*M! … */` and `/*M!100100 … */`. A server executes them or not, depending on its version, which need not be
+  known here: the server writes what it did not execute to the log as a plain comment (`/* 99999 … */`). Plain
+  comments may be inside.
 
-Strings stand between `'`, and between `"` unless ANSI_QUOTES is on. The quote itself is doubled inside, or
-has `\` before it, unless NO_BACKSLASH_ESCAPES is on. `N'…'`, `X'…'`, `B'…'` and `_charset'…'` are a word with
-a string behind it.
+Strings are between `'`, and between `"` unless ANSI_QUOTES is on. A quote inside is doubled, or has `\` before it
+unless NO_BACKSLASH_ESCAPES is on. `N'…'`, `X'…'`, `B'…'` and `_charset'…'` are a word with a string behind it.
 
-Names are words of letters, digits, `_`, `$` and all beyond ASCII; or stand between back-quotes, between `"`
-with ANSI_QUOTES, and between `[` and `]` in MariaDB's MSSQL mode. What ends a name is doubled inside; a `\`
-means nothing. A word behind a point is always a name: `shop.table` (but not in `1. SELECT`, where the point
-belongs to the number). Numbers come as words: `TRUNCATE 0x1g` empties a table of that name.
+Names are words of letters, digits, `_`, `$` and all beyond ASCII; or they are between back-quotes, between `"` with
+ANSI_QUOTES, or between `[` and `]` in MariaDB's MSSQL mode. The closing quote is doubled inside; a `\` has no meaning.
+A word behind a point is always a name: `shop.table` (but not in `1. SELECT`, whose point belongs to the number).
+Numbers come as words: `TRUNCATE 0x1g` empties a table of that name.
 
-Character sets: in big5, cp932, gb18030, gbk and sjis the second byte of a character may be a back-quote or a
-`\`. It means nothing there, but the server does not look at a `\` so: behind it a single byte is skipped,
-even the first of two.
+Character sets: in big5, cp932, gb18030, gbk and sjis the second byte of a character may be a back-quote or a `\`, which
+has no meaning there. But behind a `\` the server skips a single byte, even if that is the first of a character's two.
 """
 
 from __future__ import annotations
@@ -59,7 +56,7 @@ MSSQL: Final = 0x400
 NO_BACKSLASH_ESCAPES: Final = 0x100000
 MODES: Final = ANSI_QUOTES | MSSQL | NO_BACKSLASH_ESCAPES  # what matters here
 
-# Characters of several bytes, where one of them could be taken for a quote or a backslash.
+# Characters of several bytes, one of which could be mistaken for a quote or a backslash.
 _WIDE: Final = {
     "big5": rb"[\xa1-\xf9][\x40-\x7e\xa1-\xfe]",
     "cp932": rb"[\x81-\x9f\xe0-\xfc][\x40-\x7e\x80-\xfc]",
@@ -87,7 +84,7 @@ class Kind(Enum):
     NAME = 2  # between quotes, which are in `text`; or a word behind a point
     STRING = 3  # between quotes, which are in `text`
     MARK = 4  # one character
-    BROKEN = 5  # the last one: a string, name or comment that does not end
+    BROKEN = 5  # the last token: a string, name or comment that does not end
 
 
 class Token(NamedTuple):
@@ -98,13 +95,13 @@ class Token(NamedTuple):
 
     @property
     def word(self) -> bytes:
-        """The word in upper case; empty where it is none."""
+        """The word in upper case; empty if it is no word."""
         return self.text.upper() if self.kind is Kind.WORD else b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a statement's text has to be read by."""
+    """The rules by which a statement's text is read."""
 
     mariadb: bool
     sql_mode: int = 0
@@ -112,12 +109,12 @@ class Rules:
 
     @property
     def is_wide(self) -> bool:
-        """Whether a byte of a character could be taken for a quote or a backslash."""
+        """Whether a byte of a character could be mistaken for a quote or a backslash."""
         return self.charset in _WIDE
 
 
 def tokens(text: bytes, rules: Rules) -> Iterator[Token]:
-    """Yield the tokens up to the statement's end, one by one: what nobody asks for is not read.
+    """Yield the tokens of a statement, one by one: no further than the caller asks.
 
     Never raises. Takes time in proportion to the text.
     """
@@ -168,13 +165,13 @@ _KINDS: Final[dict[str | None, Kind]] = {
 
 
 def _class_of(charset: str) -> str:
-    """Return the one set that stands for all with the same rules, so that few patterns are made."""
+    """Return one name for all sets with the same rules, so that few patterns are compiled."""
     return charset if charset in _WIDE or charset in _NO_BREAK_SPACES else ""
 
 
 @cache
 def _pattern(*, mariadb: bool, modes: int, charset: str) -> re.Pattern[bytes]:
-    """Return what matches one token; possessive throughout, so that nothing is looked at twice."""
+    """Return the pattern of one token; all its quantifiers are possessive, so that matching takes linear time."""
     wide = _WIDE.get(charset)
     blanks = rb"\x09-\x0d\x20" + _NO_BREAK_SPACES.get(charset, b"")
     names, strings = (
@@ -217,7 +214,7 @@ def _word(wide: bytes | None, blank: bytes) -> bytes:
 
 
 def _delimited(closing: bytes, wide: bytes | None, *, opening: bytes = b"", escapes: bool = False) -> bytes:
-    """Return the pattern of a name or a string: what ends it is doubled inside."""
+    """Return the pattern of a name or a string; the closing quote is doubled inside."""
     end = re.escape(closing)
     special = end + (rb"\\" if escapes else b"")
     plain = rb"[^" + special + (rb"\x80-\xff" if wide else b"") + rb"]++"

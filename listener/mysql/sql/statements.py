@@ -1,18 +1,17 @@
-"""Statements in the binlog: their text, and the session that they come from.
+"""Statements in the binlog: their text, and the session that ran them.
 
-The QUERY event has a statement's text as the client sent it, and beside it the session's schema, sql_mode and
-the client's character set. `lexer.py` cuts the text into tokens by these, `grammar.py` says what they do to
-rows.
+The QUERY event has a statement's text as the client sent it, with the session's schema, its sql_mode and the client's
+character set. With these, `lexer.py` cuts the text into tokens, and `grammar.py` says what it does to rows.
 
-Where the event does not say under what a text is to be read:
+In some cases the event does not say how a text has to be read:
 
-- `SET STATEMENT sql_mode=… FOR …` (MariaDB): the event has the mode of the execution; the text was read under
-  the session's. It is read under each mode, and is UNKNOWN if they do not agree.
-- With ROW a server composes the CREATE TABLE of `CREATE TABLE … SELECT` by itself: in UTF-8, whatever the
-  event says. So is the TRUNCATE of a MEMORY table that a restart has emptied, on MariaDB. The names of
-  savepoints and the session's schema are always in UTF-8.
+- `SET STATEMENT sql_mode=… FOR …` (MariaDB): the event has the mode of the execution, but the server read the text
+  under the session's mode. Here it is read under each mode, and is UNKNOWN if the results differ.
+- With ROW a server writes the CREATE TABLE of `CREATE TABLE … SELECT` by itself: in UTF-8, whatever the event says. On
+  MariaDB it also writes the TRUNCATE of a MEMORY table that a restart has emptied in UTF-8. The names of savepoints and
+  the session's schema are always in UTF-8.
 
-With lower_case_table_names=1 or 2 the log has tables in lower case, and a statement has them as the client
+With lower_case_table_names=1 or 2 the log has the names of tables in lower case, and a statement has them as the client
 wrote them.
 
 Sources: MySQL's source documentation, "mysql::binlog::event::Query_event"; MariaDB's "QUERY_EVENT"; MySQL's
@@ -53,22 +52,22 @@ class Query(NamedTuple):
 
     schema: bytes  # the session's own, in UTF-8
     text: bytes
-    variables: bytes = b""  # the event's status variables: what is known of the session
+    variables: bytes = b""  # the event's status variables, with the session's settings
 
 
 class CollationNames(Protocol):
-    """Tells what a collation's number means: `listener.mysql.charsets.Charsets`."""
+    """What a collation's number means: `listener.mysql.charsets.Charsets`."""
 
     def name(self, collation: int) -> str:
         """Return the character set's name; raises KeyError."""
 
     def decoder(self, collation: int) -> Decode:
-        """Return what reads its text; raises KeyError, and what asking the server raises."""
+        """Return what decodes its text; raises KeyError, SourceError, SourceLostError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """Which server's statements are read."""
+    """How a server's statements are read."""
 
     mariadb: bool
     folds_names: bool = False  # lower_case_table_names is not 0
@@ -76,20 +75,20 @@ class Dialect:
 
 
 def is_begin(event: bytes) -> bool:
-    """Tell whether a QUERY event is a plain BEGIN, without a look at the rest of it."""
+    """Return whether a QUERY event is a plain BEGIN, without reading the rest of it."""
     rest = len(event) - 33 - len(_BEGIN) - _CHECKSUM  # is the schema's name and the status variables
     return event[-9:-4] == _BEGIN and event[27] + event[30] + (event[31] << 8) == rest
 
 
 def parse_query(event: bytes, end: int) -> Query:
-    """Read a QUERY event; `end` is where its checksum begins."""
+    """Return what a QUERY event has; `end` is where its checksum begins."""
     at = 32 + int.from_bytes(event[30:32], "little")
     behind_schema = at + event[27]
     return Query(event[at:behind_schema], event[behind_schema + 1 : end], event[32:at])
 
 
 def savepoint_name(text: bytes) -> bytes:
-    """Return what stands behind SAVEPOINT so that equal names are equal: the server compares them in any case."""
+    """Return a savepoint's name in upper case: the server ignores the case when it compares them."""
     return text.decode(errors="surrogateescape").upper().encode(errors="surrogateescape")
 
 
@@ -132,16 +131,16 @@ def _parser(query: Query, dialect: Dialect, rules: Rules, decode: Decode) -> Par
 
 
 def _lower(name: str) -> str:
-    """Return the name as a server folds it: letter by letter, never into two."""
+    """Return the name in lower case, as a server folds it: letter by letter, never one into two."""
     return "".join(low if len(low := letter.lower()) == 1 else low[0] for letter in name)
 
 
 # The session.
 
 _SQL_MODE, _CHARSET = 1, 4  # status variables
-_SIZES: Final = {0: 4, _SQL_MODE: 8, 3: 4, _CHARSET: 6}  # of those two and of what comes before them
-_CATALOGS: Final = {2: 2, 6: 1}  # names, with their length before them; how much is around them
-# How what a server writes for a MEMORY table ends. Its names are in UTF-8.
+_SIZES: Final = {0: 4, _SQL_MODE: 8, 3: 4, _CHARSET: 6}  # in bytes, of these two and of those before them
+_CATALOGS: Final = {2: 2, 6: 1}  # names after their length; how many bytes there are beside the name
+# The end of what a server writes for a MEMORY table. Its names are in UTF-8.
 _EMPTIED_BY_SERVER: Final = (
     b"/* generated by server, implicitly emptying in-memory table */",
     b"/* generated by server for memory table after a restart */",
@@ -149,7 +148,7 @@ _EMPTIED_BY_SERVER: Final = (
 
 
 def _session(variables: bytes) -> tuple[int, int | None]:
-    """Return sql_mode and the client's collation; None where the event does not say it."""
+    """Return sql_mode and the client's collation; None if the event does not have it."""
     found: dict[int, int] = {}
     at = 0
     while at + 1 < len(variables) and _CHARSET not in found:
@@ -169,7 +168,7 @@ def _charset(text: bytes, collation: int | None, charsets: CollationNames | None
     if text.isascii() or text.endswith(_EMPTIED_BY_SERVER) or collation is None or charsets is None:
         return _UTF8, _decode_utf8
     name = charsets.name(collation)
-    if name == BINARY:  # the server takes names as they come, and its own are in UTF-8
+    if name == BINARY:  # the server takes names as bytes, and its own are in UTF-8
         return _UTF8, _decode_utf8
     return name, charsets.decoder(collation)
 

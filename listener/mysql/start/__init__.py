@@ -1,1 +1,1 @@
-"""Where to begin, and whether the server still has the log that a checkpoint belongs to."""
+"""Where reading begins, and whether the server still has the log that a checkpoint belongs to."""

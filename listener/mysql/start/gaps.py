@@ -1,4 +1,4 @@
-"""Whether the server still has what comes after a checkpoint, and where to go on."""
+"""Whether the server still has what comes after a checkpoint, and where reading goes on."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ _RESET: Final = "The log was reset, or the server was restored from an earlier s
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What there is of a server's log, as far as a checkpoint is held against it."""
+    """What there is of a server's log: all that a checkpoint is compared with."""
 
     files: Sequence[LogFile]  # oldest first
     oldest: BinlogPosition  # its start
     current: BinlogPosition  # its end
-    born: int = 0  # when the checkpoint's file was begun; 0: it is not here
-    has_last: bool = (
-        True  # what the checkpoint names as the last transaction; True also where its file is not here
-    )
-    known: MariaDBState = field(default_factory=MariaDBState)  # MariaDB, of another server: the whole log
-    purged: MariaDBState = field(default_factory=MariaDBState)  # and what was before it
+    created_at: int = 0  # when the checkpoint's file was created; 0: the server does not have it
+    # Whether the checkpoint's last transaction is in its place; True also if the server does not have its file.
+    has_last: bool = True
+    # Of MariaDB, and a checkpoint of another server: what is in the whole log, and what was before it.
+    known: MariaDBState = field(default_factory=MariaDBState)
+    purged: MariaDBState = field(default_factory=MariaDBState)
 
     def size(self, file: str) -> int | None:
-        """Return a file's size, None where it is not here."""
+        """Return a file's size; None if the server does not have it."""
         return next((each.size for each in self.files if each.name == file), None)
 
 
 def reachable(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition:
-    """Return the checkpoint in the server's terms, where there is no gap."""
-    if not server.has_gtids:  # any more
-        return replace(after, born=log.born, gtids=None, gtid="", published=None)
-    if _is_by_place(server, after) and log.size(after.start[0]) is None:  # and nothing came in it any more
+    """Return where to go on if there is no gap: the checkpoint in this server's terms."""
+    if not server.has_gtids:  # it may have had them
+        return replace(after, created_at=log.created_at, gtids=None, gtid="", published=None)
+    if _is_by_place(server, after) and log.size(after.start[0]) is None:  # purged, with nothing new in it
         return replace(log.oldest, gtids=after.gtids, last=after.last, epoch=after.epoch)
-    return replace(after, born=log.born)
+    return replace(after, created_at=log.created_at)
 
 
 def find_gap(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
-    """Return what lies between the checkpoint and what the server still has.
+    """Return the gap between the checkpoint and what the server still has.
 
-    Raises SourceLostError where a replica, after a failover perhaps, has not come as far as the checkpoint yet.
+    Raises SourceLostError if the server is a replica that has not yet reached the checkpoint, e.g. after a failover.
     """
     if after.server == server.name and (gap := _other_log(after, log)):
         return gap
@@ -62,9 +62,13 @@ def find_gap(server: Server, after: BinlogPosition, log: Log) -> GapError | None
 def _gap_in_gtids(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
     ahead = _ahead(after, log, mariadb=server.is_mariadb)
     if ahead and server.variable("read_only") == "ON":
-        raise SourceLostError(f"The replica has not come as far as the checkpoint yet: {ahead}.")
+        raise SourceLostError(
+            f"The replica has not reached the checkpoint yet; it lacks {ahead}.", code="replica_behind"
+        )
     if ahead:
-        return _gap(f"The checkpoint has transactions that the server does not have: {ahead}. {_RESET}.")
+        return _log_reset(
+            f"The checkpoint has transactions that the server does not have: {ahead}. {_RESET}."
+        )
     missing = _missing(after, log.oldest, log.purged) if server.is_mariadb else _not_done(after, log.oldest)
     if missing:
         return _purged(missing, log)
@@ -74,17 +78,17 @@ def _gap_in_gtids(server: Server, after: BinlogPosition, log: Log) -> GapError |
 
 
 def _gap_before_purged(after: BinlogPosition, log: Log) -> GapError | None:
-    """Return the gap where MySQL has purged the checkpoint's file, but had not all that was published by then."""
+    """Return the gap if MySQL purged the checkpoint's file, but what it purged lacks published transactions."""
     lost = MySQLGTIDs(after.done or "").minus(MySQLGTIDs(log.oldest.gtids or ""))
     if not lost:
         return None
-    return _gap(f"{_RESET}: {after.file} is purged, but what the server has purged is without {lost}.")
+    return _log_reset(f"{_RESET}: {after.file} is purged, but what the server has purged lacks {lost}.")
 
 
 def beyond_gap(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition:
-    """Return where to go on when the gap is accepted: with the oldest that the server has and we have not.
+    """Return where to go on if the gap is accepted: at the oldest transaction that the server has and we do not.
 
-    An epoch of its own tells what comes from what was published with the same numbers.
+    A new epoch keeps its positions apart from those that were published with the same numbers.
     """
     epoch, oldest = after.epoch + 1, log.oldest
     start = replace(oldest, epoch=epoch)
@@ -102,36 +106,40 @@ def beyond_gap(server: Server, after: BinlogPosition, log: Log) -> BinlogPositio
 
 
 def _is_by_place(server: Server, after: BinlogPosition) -> bool:
-    """Return whether reading goes on by file and offset although there are GTIDs: MariaDB's have no order."""
+    """Return whether reading goes on by file and offset although there are GTIDs: MariaDB's are not ordered."""
     return server.is_mariadb and after.is_place_on(server.name)
 
 
 def _other_log(after: BinlogPosition, log: Log) -> GapError | None:
-    """Return the gap where the server's files are others with the same names, so that equal GTIDs are others too."""
-    if after.born and log.born and after.born != log.born:
-        return _gap(
+    """Return the gap if the server has other files with the same names: then equal GTIDs are other transactions too."""
+    if after.created_at and log.created_at and after.created_at != log.created_at:
+        return _log_reset(
             f"{_RESET}: {after.file} is not the file that the checkpoint {after.file}:{after.offset} was in."
         )
     if not log.has_last:
         place = after.last.rpartition(":")[0]
-        return _gap(f"{_RESET}: the transaction at {place} is not the one that was published last.")
+        return _log_reset(f"{_RESET}: the transaction at {place} is not the one that was published last.")
     size = log.size(after.file)
     if after.file_number > log.current.file_number or (size is not None and after.offset > size):
         end = f"{log.current.file}:{log.current.offset}"
-        return _gap(f"{_RESET}: the checkpoint is at {after.file}:{after.offset}, and the log ends at {end}.")
+        return _log_reset(
+            f"{_RESET}: the checkpoint is at {after.file}:{after.offset}, and the log ends at {end}."
+        )
     return None
 
 
 def _gap_in_files(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
     if after.server != server.name:
-        return _gap(
+        return GapError(
             f"The checkpoint {after.file}:{after.offset} is of another server, {after.server}, and without GTIDs "
-            "its place in this one's log is not known."
+            "its place in this server's log is not known.",
+            hint=ACCEPT_GAP,
+            code="other_server",
         )
     file, offset = after.start
     if log.size(file) is not None:
         return None
-    return _gap(
+    return _log_purged(
         f"The server has purged the logs from {file}:{offset} up to {log.oldest.file}: "
         "what was committed there is missing."
     )
@@ -153,7 +161,7 @@ def _ahead(after: BinlogPosition, log: Log, *, mariadb: bool) -> str:
 
 
 def _missing(after: BinlogPosition, oldest: BinlogPosition, purged: MariaDBState) -> MariaDBGTIDs:
-    """Return the last transactions of those domains in which MariaDB has purged some that were not published."""
+    """Return the last transaction of each domain in which MariaDB has purged some that were not published."""
     done = MariaDBGTIDs(after.gtids or "")
     came_later = purged.lacks(done)
     return MariaDBGTIDs(
@@ -172,11 +180,16 @@ def _not_done(after: BinlogPosition, oldest: BinlogPosition) -> MySQLGTIDs:
 def _purged(missing: MySQLGTIDs | MariaDBGTIDs, log: Log, *, since: MariaDBGTIDs | None = None) -> GapError:
     text = f"those up to {missing}" if isinstance(missing, MariaDBGTIDs) else str(missing)
     behind = f" after {since}" if since else ""
-    return _gap(
+    return _log_purged(
         f"The server has purged transactions that were never published: {text}{behind}. "
         f"Its oldest log is {log.oldest.file}."
     )
 
 
-def _gap(message: str) -> GapError:
-    return GapError(message, hint=ACCEPT_GAP)
+def _log_purged(message: str) -> GapError:
+    return GapError(message, hint=ACCEPT_GAP, code="log_purged")
+
+
+def _log_reset(message: str) -> GapError:
+    """Return the error for a log that was reset, or of a server that was restored: the two look the same."""
+    return GapError(message, hint=ACCEPT_GAP, code="log_reset")

@@ -1,11 +1,11 @@
-"""What only MariaDB's catalogue knows of a table: its log does not tell all of it.
+"""What only MariaDB's catalogue knows of a table: its log does not have everything.
 
-A UUID looks like a BINARY, a JSON like a LONGTEXT. The old form of the temporal types
-(`mysql56_temporal_format=OFF`) has no number of digits in the log. The columns that the server adds by itself, and
-those of WITH SYSTEM VERSIONING, look like any other. MySQL's log tells everything.
+In the log a UUID looks like a BINARY, and a JSON like a LONGTEXT. The old form of the temporal types
+(`mysql56_temporal_format=OFF`) has no number of digits there. The columns that the server adds by itself, and
+those of WITH SYSTEM VERSIONING, look like any other. MySQL's log has everything.
 
-The catalogue tells how a table is now, and the log is read a moment later. So all tables are looked up at the start,
-and a table again when a statement in the log may have changed it.
+The catalogue says how a table is now, and the log is read a moment later. So the listener looks up all tables at the
+start, and a table again when a statement in the log may have changed it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from cdc_tasks.routing.router import Route
 from listener.mysql.client.connection import Session
-from listener.mysql.codec.layout import CatalogueColumn
+from listener.mysql.codec.column_layout import CatalogueColumn
 from listener.mysql.codec.table_map import OLD_TEMPORAL, Column, ColumnType, TableMap
 
 __all__ = ["Definition", "Definitions", "needs_catalogue"]
@@ -31,27 +31,27 @@ _SEQUENCE: Final = (
     *("increment", "cache_size", "cycle_option", "cycle_count"),
 )
 _HASH: Final = re.compile(r"DB_ROW_HASH_\d+")  # of a UNIQUE over a TEXT or BLOB
-_ROW_START, _ROW_END = "row_start", "row_end"  # names that the server gives where the table does not
+_ROW_START, _ROW_END = "row_start", "row_end"  # the server's names, for a table that gives none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """A table as it is now; without columns where there is none, or none that the account may see."""
+    """A table as it is now; without columns if there is no such table, or the account may not see it."""
 
     kind: str = ""  # BASE TABLE, SYSTEM VERSIONED, SEQUENCE, …
     columns: Mapping[str, CatalogueColumn] = field(default_factory=dict)
 
     def type_of(self, column: str) -> str:
-        """Return the column's type, empty where it is not known."""
+        """Return the column's type, empty if it is not known."""
         known = self.columns.get(column)
         return known.type if known else ""
 
     def is_sequence(self, table: TableMap) -> bool:
-        """Return whether the table is one that holds nothing but a SEQUENCE's state."""
+        """Return whether the table holds only the state of a SEQUENCE."""
         return _looks_like_sequence(table) and self.kind in {"SEQUENCE", ""}
 
     def row_end(self, table: TableMap) -> str:
-        """Return the column that says until when a row was true; empty for a table without system versioning."""
+        """Return the column with the end of a row's validity; empty for a table without system versioning."""
         for column in table.columns:
             known = self.columns.get(column.name)
             if known.is_row_end if known else _has_own_period(table) and column.name == _ROW_END:
@@ -59,7 +59,7 @@ class Definition:
         return ""
 
     def hidden(self, table: TableMap) -> frozenset[str]:
-        """Return the names of the columns that the server has added by itself, and that no SELECT shows."""
+        """Return the names of the columns that the server added by itself and that no SELECT shows."""
         own_period = {_ROW_START, _ROW_END} if _has_own_period(table) else set()
         return frozenset(
             column.name
@@ -68,10 +68,10 @@ class Definition:
         )
 
 
-def needs_catalogue(table: TableMap, *, is_watched: bool) -> bool:
-    """Return whether the log leaves something open: of a table that nobody watches, how long its rows are."""
+def needs_catalogue(table: TableMap, *, is_selected: bool) -> bool:
+    """Return whether the log lacks something: of a table that no route selects, only the length of its rows matters."""
     columns = table.columns
-    if not is_watched:
+    if not is_selected:
         return any(column.type in OLD_TEMPORAL for column in columns)
     return (
         any(_is_ambiguous(column) or _is_hash(column) for column in columns)
@@ -81,21 +81,21 @@ def needs_catalogue(table: TableMap, *, is_watched: bool) -> bool:
 
 
 class Definitions:
-    """Tables as they are, kept from the start until a statement in the log may have changed them."""
+    """Definitions of tables, cached from the start until a statement in the log may have changed them."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._kept: dict[tuple[str, str], Definition] = {}
 
     def keep(self, routes: Sequence[Route]) -> None:
-        """Look up all tables in schemas that are watched; raises SourceError, SourceLostError."""
+        """Look up all tables in the schemas that the routes name; raises SourceError, SourceLostError."""
         patterns = {route.schema for route in routes}
         for (schema,) in self._session.fetch("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA"):
             if any(fnmatchcase(str(schema), pattern) for pattern in patterns):
                 self._kept.update(self._read(" = %s", [str(schema)]))
 
     def forget(self, statement: bytes) -> None:
-        """Look up those tables again, when they are met, that a statement may have changed: it names them."""
+        """Forget the tables that a statement names and so may have changed: they are looked up again when needed."""
         text = statement.decode(errors="backslashreplace").lower()
         for name in [name for name in self._kept if _may_name(text, name[1].lower())]:
             del self._kept[name]
@@ -109,7 +109,7 @@ class Definitions:
             return self._read(" = %s AND TABLE_NAME = %s", list(name)).get(name, Definition())
 
     def _read(self, condition: str, arguments: list[str]) -> dict[tuple[str, str], Definition]:
-        """Return the tables with those of their columns that the log does not tell from others."""
+        """Return the tables, with those of their columns that the log cannot tell from others."""
         tables = self._session.fetch(_TABLES + condition, arguments)
         columns: dict[tuple[str, str], dict[str, CatalogueColumn]] = {}
         for schema, table, column, *rest in self._session.fetch(_COLUMNS + condition, arguments):
@@ -137,7 +137,7 @@ _COLUMNS: Final = (
     " OR COLUMN_NAME IN ('row_start', 'row_end') OR COLUMN_NAME LIKE 'DB#_ROW#_HASH#_%%' ESCAPE '#')"
     " AND TABLE_SCHEMA"
 )
-# A CHECK is all that JSON is to MariaDB.
+# To MariaDB, JSON is a LONGTEXT with a CHECK.
 _CHECKS: Final = (
     "SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS"
     " WHERE CHECK_CLAUSE LIKE 'json%%' AND CONSTRAINT_SCHEMA"
@@ -164,7 +164,7 @@ def _is_ambiguous(column: Column) -> bool:
 
 
 def _may_be_address(column: Column) -> bool:
-    """UUID, INET6 and INET4 are BINARY to the log."""
+    """Return whether it may be a UUID, INET6 or INET4: in the log these are BINARY."""
     return column.type is _T.STRING and column.metadata[1] in {4, 16} and column.collation in {0, 63}
 
 
@@ -183,7 +183,7 @@ def _may_be_of_period(column: Column) -> bool:
 
 
 def _has_own_period(table: TableMap) -> bool:
-    """Return whether the table has the columns that WITH SYSTEM VERSIONING adds where none are named."""
+    """Return whether the table has the columns that WITH SYSTEM VERSIONING adds if it names none."""
     names = {column.name for column in table.columns if _may_be_of_period(column)}
     return names >= {_ROW_START, _ROW_END}
 

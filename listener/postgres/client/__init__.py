@@ -1,1 +1,1 @@
-"""Sessions on PostgreSQL, and what the listener creates on the server."""
+"""Sessions on PostgreSQL, their errors, and the replication slot."""

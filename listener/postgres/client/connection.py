@@ -1,4 +1,4 @@
-"""Sessions on PostgreSQL: made here, and their errors put into our words here, once."""
+"""Opens sessions on PostgreSQL, and translates their errors: here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from listener.postgres.client.errors import (
     CONNECTING,
     Refusal,
     TooManyConnectionsError,
+    error_text,
     find_refusal,
     refused,
     time_limit,
     translate,
-    words_of,
 )
 from listener.postgres.hints import POOLER, SENDERS
 
@@ -43,19 +43,20 @@ __all__ = [
 
 _DRIVER: Final = re.compile(r"^(postgres(?:ql)?)\+\w+(?=://)", re.IGNORECASE)
 
-# What we read and write depends on these; a role's or a database's own settings must not change them. They are sent
-# when the session starts, and set again once it is there: a connection pooler may drop what comes with the start.
+# What the listener reads and writes depends on these settings. A role's or a database's own settings must not change
+# them. libpq sends them when the session starts, and the listener sets them again in the session, because a connection
+# pooler may drop start-up settings.
 _SESSION: Final = {
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "TimeZone": "UTC",
     "extra_float_digits": "3",
     "bytea_output": "hex",
-    "search_path": "pg_catalog",  # names come out qualified, and nobody's function shadows ours
+    "search_path": "pg_catalog",  # the server prints qualified names, and no other function shadows a built-in one
     "statement_timeout": "0",
     "lock_timeout": "0",
     "quote_all_identifiers": "off",
-    "standard_conforming_strings": "on",  # else psycopg2 writes E'…', which the replication grammar does not take
+    "standard_conforming_strings": "on",  # else psycopg2 writes E'…', which the replication grammar does not accept
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
@@ -63,15 +64,15 @@ _SESSION: Final = {
     "client_min_messages": "warning",
 }
 
-# The same for settings that earlier versions than these (as libpq has it) do not know, and would refuse. They end a
-# session that waits, and transaction_timeout a WAL sender too, in the middle of what it sends.
+# Settings that only exist since these server versions (in libpq's notation): an older server would refuse them. Both
+# end a session that waits. transaction_timeout also ends a WAL sender in the middle of a transaction.
 _SINCE: Final = {"idle_session_timeout": 14_00_00, "transaction_timeout": 17_00_00}
 
 _NOT_ACCEPTING: Final = "57P03"  # the server is starting up, shutting down, or not consistent yet
 _ESCAPED: Final = r"\ "  # a space within a value of libpq's options
-_LISTS: Final = ("host", "hostaddr", "port")  # have a place for each of several hosts
+_LISTS: Final = ("host", "hostaddr", "port")  # have one item for each of several hosts
 
-# Defaults: what the URL says wins. A server that is gone without a word is noticed after half a minute.
+# Defaults: the URL's parameters take precedence. With these a dead connection is noticed after half a minute.
 _PARAMETERS: Final[Mapping[str, Any]] = {
     "application_name": "cdc-tasks",
     "connect_timeout": 10,
@@ -84,7 +85,7 @@ _PARAMETERS: Final[Mapping[str, Any]] = {
 
 
 def connect(url: str) -> Connection:
-    """Open an ordinary session, with autocommit; raises SourceError, SourceLostError."""
+    """Open an ordinary session with autocommit. Raise SourceError, SourceLostError."""
     connection: Connection = _connect(connection_parameters(url))
     with _closed_on_error(connection), translated(connection):
         connection.autocommit = True
@@ -93,20 +94,20 @@ def connect(url: str) -> Connection:
 
 
 def connect_replication(url: str) -> LogicalReplicationConnection:
-    """Open a session of the replication protocol; raises SourceError, SourceLostError."""
+    """Open a session of the replication protocol. Raise SourceError, SourceLostError."""
     try:
         connection: LogicalReplicationConnection = _connect(
             connection_parameters(url), connection_factory=LogicalReplicationConnection
         )
     except TooManyConnectionsError as error:
         if _has_no_senders(url):
-            raise SourceError(error.message, hint=SENDERS) from error
+            raise SourceError(error.message, hint=SENDERS, code="wal_senders") from error
         raise
     with _closed_on_error(connection), translated(connection):
         _check_protocol(connection)
         _pin(connection)
         if (encoding := _server_encoding(connection)) != "UTF8" and encoding in encodings:
-            # As it is: the server would stop at the first bytes for which UTF-8 has no character.
+            # Without conversion: the server would stop at the first bytes for which UTF-8 has no character.
             connection.set_client_encoding("SQL_ASCII")
     return connection
 
@@ -118,14 +119,14 @@ def _connect(parameters: Mapping[str, Any], connection_factory: type[Connection]
     except CONNECTING as error:
         if connection_factory is not None:
             parameters = {**parameters, "replication": "database"}
-        is_silent = monotonic() - started >= time_limit(parameters)  # no host answered: do not wait once more
-        refusal = Refusal(words_of(error)) if is_silent else find_refusal(parameters)
-        raise refused(words_of(error), refusal, parameters) from error
+        is_silent = monotonic() - started >= time_limit(parameters)  # no host answered: do not wait again
+        refusal = Refusal(error_text(error)) if is_silent else find_refusal(parameters)
+        raise refused(error_text(error), refusal, parameters) from error
 
 
 @contextmanager
 def _closed_on_error(connection: Connection) -> Iterator[None]:
-    """Close the connection where what follows fails."""
+    """Close the connection if the body fails."""
     try:
         yield
     except BaseException:
@@ -134,16 +135,17 @@ def _closed_on_error(connection: Connection) -> Iterator[None]:
 
 
 def _check_protocol(connection: LogicalReplicationConnection) -> None:
-    """Raise SourceError where this is an ordinary session: a pooler may drop the parameter `replication`."""
+    """Raise SourceError if this is an ordinary session: a pooler may drop the parameter `replication`."""
     with connection.cursor() as cursor:
         try:
             cursor.execute("IDENTIFY_SYSTEM")
         except psycopg2.errors.SyntaxError as error:
-            raise SourceError("The server does not speak the replication protocol.", hint=POOLER) from error
+            message = "The server does not speak the replication protocol."
+            raise SourceError(message, hint=POOLER, code="pooler") from error
 
 
 def _has_no_senders(url: str) -> bool:
-    """Ask in an ordinary session, which has room of its own."""
+    """Return whether max_wal_senders is 0; an ordinary session needs no WAL sender."""
     try:
         with closing(connect(url)) as connection:
             return bool(fetch_value(connection, "SELECT current_setting('max_wal_senders')") == "0")
@@ -161,7 +163,7 @@ def _pin(connection: Connection) -> None:
 
 
 def log_codec(connection: LogicalReplicationConnection) -> str:
-    """Return Python's name of the encoding in which the log's texts come."""
+    """Return Python's name of the encoding of the log's texts."""
     encoding = _server_encoding(connection)
     return "utf-8" if encoding in {"UTF8", "SQL_ASCII"} else encodings.get(encoding, "utf-8")
 
@@ -171,13 +173,13 @@ def _server_encoding(connection: Connection) -> str:
 
 
 def is_shutting_down(url: str, connection: Connection) -> bool:
-    """Ask the server that the connection is to, of the several that the URL may name."""
+    """Return whether the connection's server is shutting down; the URL may name several servers."""
     refusal = find_refusal(_only(connection_parameters(url), connection.info))
     return refusal is not None and refusal.sqlstate == _NOT_ACCEPTING
 
 
 def _only(parameters: Mapping[str, Any], info: ConnectionInfo) -> dict[str, Any]:
-    """Return the parameters with that host alone to which a session is open."""
+    """Return the parameters with only the host of the open session."""
     lists = {name: str(parameters[name]).split(",") for name in _LISTS if parameters.get(name)}
     count = max(map(len, lists.values()), default=1)
     hosts = [
@@ -193,17 +195,18 @@ def _only(parameters: Mapping[str, Any], info: ConnectionInfo) -> dict[str, Any]
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
-    """Return libpq's parameters for a URL, SQLAlchemy's `postgresql+psycopg2://` included."""
+    """Return libpq's parameters for a URL, also for SQLAlchemy's `postgresql+psycopg2://`."""
     try:
         given = parse_dsn(_DRIVER.sub(r"\1", url))
         for port in given.get("port", "").split(","):  # one for each host
             int(port or 0)
     except (psycopg2.ProgrammingError, ValueError):
-        # The driver's own words would show a part of the password.
+        # The driver's message would show a part of the password.
         raise SourceError(
             "DATABASE_URL cannot be read.",
             hint="Write postgresql://user:password@host:port/database; in user and password, write each of"
             " : / ? # [ ] @ % as %XX, e.g. @ as %40.",
+            code="database_url",
         ) from None
     pinned = " ".join(f"-c {name}={value.replace(' ', _ESCAPED)}" for name, value in _SESSION.items())
     options = f"{given.get('options', '')} {pinned}".strip()
@@ -215,14 +218,14 @@ def fetch(
     query: str | Composable,
     arguments: Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> list[tuple[Any, ...]]:
-    """Return the rows of a query; raises SourceError, SourceLostError."""
+    """Return the rows of a query. Raise SourceError, SourceLostError."""
     with translated(connection), connection.cursor() as cursor:
         cursor.execute(query, arguments)
         return cursor.fetchall()
 
 
 def fetch_value(connection: Connection, query: str, arguments: Sequence[Any] | None = None) -> Any:
-    """Return the first value of the first row, None where there is none."""
+    """Return the first value of the first row; None if there is no row."""
     rows = fetch(connection, query, arguments)
     return rows[0][0] if rows else None
 
@@ -230,14 +233,14 @@ def fetch_value(connection: Connection, query: str, arguments: Sequence[Any] | N
 def execute(
     connection: Connection, statement: str | Composable, arguments: Sequence[Any] | None = None
 ) -> None:
-    """Run a statement that returns nothing; raises SourceError, SourceLostError."""
+    """Run a statement that returns no rows. Raise SourceError, SourceLostError."""
     with translated(connection), connection.cursor() as cursor:
         cursor.execute(statement, arguments)
 
 
 @contextmanager
 def translated(session: Connection | None = None) -> Iterator[None]:
-    """Raise the driver's errors in our words; the session's parameters go into the hints."""
+    """Raise the driver's errors as CDCErrors; the hints name the session's role and database."""
     try:
         yield
     except psycopg2.Error as error:

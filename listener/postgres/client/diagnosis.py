@@ -1,9 +1,9 @@
-"""What an error about a slot means: one SQLSTATE has many reasons, and the catalogue tells which it is."""
+"""What an error about a slot means: one SQLSTATE has several possible reasons, and the catalogue tells which it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Final, NamedTuple
 
 from cdc_tasks.errors import CDCError
@@ -22,16 +22,15 @@ from listener.postgres.hints import (
     quoted,
 )
 
-__all__ = ["explain"]
+__all__ = ["explain", "explained"]
 
 _DENIED: Final = "42501"
 _NO_FILE: Final = "58P01"  # the plugin's library, or a segment of the log
-_NOT_THERE: Final = "42704"  # the slot, or the publication as of then
+_MISSING: Final = "42704"  # the slot, or the publication as of then
 _LIMIT: Final = "53400"
-_NOT_NOW: Final = frozenset(
-    {"55000", "0A000", "25006"}
-)  # what a slot needs is not given: version and reason vary
-_DIAGNOSED: Final = frozenset({_DENIED, _NO_FILE, _NOT_THERE, _LIMIT, *_NOT_NOW})
+# The server cannot have the slot. Which of the three it reports depends on version and reason.
+_UNFIT_SERVER: Final = frozenset({"55000", "0A000", "25006"})
+_DIAGNOSED: Final = frozenset({_DENIED, _NO_FILE, _MISSING, _LIMIT, *_UNFIT_SERVER})
 
 _FACTS: Final = """
 SELECT pg_is_in_recovery(), current_setting('wal_level'), current_setting('max_replication_slots')::int,
@@ -51,13 +50,25 @@ class _Facts(NamedTuple):
     may_replicate: bool
 
 
+@contextmanager
+def explained(connect: Callable[[], Connection], slot: str, *, plugin: str) -> Iterator[None]:
+    """Raise the errors of the body, which creates, drops or starts the slot, with their reason and hint."""
+    try:
+        yield
+    except (SourceError, SourceLostError) as error:
+        reason = explain(error, connect, slot, plugin=plugin, streams=False)
+        if reason is error:
+            raise
+        raise reason from error
+
+
 def explain(
     error: CDCError, connect: Callable[[], Connection], slot: str, *, plugin: str, streams: bool
 ) -> CDCError:
-    """Return `error` with its reason and hint, itself where the catalogue has neither.
+    """Return `error` with its reason and hint; `error` itself if the catalogue has neither.
 
-    It came of making the slot, or of starting to read it, or, where it `streams`, of reading on. `connect` opens an
-    ordinary session.
+    The error is one of creating the slot or of starting to read it. With `streams` it is one of reading on. `connect`
+    opens an ordinary session.
     """
     sqlstate = sqlstate_of(error)
     if sqlstate not in _DIAGNOSED:
@@ -67,7 +78,7 @@ def explain(
             return _explain(
                 error, sqlstate, connection, slot, may_lack_plugin=plugin == "wal2json" and not streams
             )
-    except CDCError:  # the server does not answer now: the error speaks for itself
+    except CDCError:  # the server does not answer now
         return error
 
 
@@ -78,34 +89,32 @@ def _explain(
     found = read_slot(connection, slot)
     if sqlstate == _DENIED:
         return _denied(error, facts)
-    if sqlstate in _NOT_NOW and (unfit := _not_now(error, facts)):
-        return unfit
-    if found is not None and (gap := gap_of(found)):
-        return gap
+    unfit = _unfit_server(error, facts) if sqlstate in _UNFIT_SERVER else None
+    gap = gap_of(found) if found is not None else None
+    if reason := unfit or gap:
+        return reason
     if found is None and facts.slots >= facts.max_slots:
-        return SourceError(error.message, hint=SLOTS)
-    if sqlstate in {_NOT_THERE, _NO_FILE}:
-        return (
-            SourceError(error.message, hint=PLUGIN)
-            if may_lack_plugin
-            else GapError(error.message, hint=ACCEPT_GAP)
-        )
-    return error
+        return SourceError(error.message, hint=SLOTS, code="replication_slots")
+    if sqlstate not in {_MISSING, _NO_FILE}:
+        return error
+    if may_lack_plugin:
+        return SourceError(error.message, hint=PLUGIN, code="plugin")
+    return GapError(error.message, hint=ACCEPT_GAP, code="log_gone")
 
 
 def _denied(error: CDCError, facts: _Facts) -> CDCError:
     if not facts.may_replicate:
-        return PermissionDeniedError(error.message, hint=REPLICATION.format(role=quoted(facts.role)))
-    return PermissionDeniedError(
-        error.message, hint=PLUGIN_LIBRARIES
-    )  # newer minor releases list those that may be used
+        hint = REPLICATION.format(role=quoted(facts.role))
+        return PermissionDeniedError(error.message, hint=hint, code="replication_role")
+    # Newer minor releases have a list of the plugins that may be used.
+    return PermissionDeniedError(error.message, hint=PLUGIN_LIBRARIES, code="plugin")
 
 
-def _not_now(error: CDCError, facts: _Facts) -> CDCError | None:
-    if facts.is_standby:  # a failover may be on its way
-        return SourceLostError(error.message, hint=PRIMARY)
+def _unfit_server(error: CDCError, facts: _Facts) -> CDCError | None:
+    if facts.is_standby:  # perhaps during a failover
+        return SourceLostError(error.message, hint=PRIMARY, code="standby")
     if facts.wal_level != "logical":
-        return SourceError(error.message, hint=LOGICAL)
+        return SourceError(error.message, hint=LOGICAL, code="wal_level")
     if facts.max_slots == 0:
-        return SourceError(error.message, hint=SLOTS)
+        return SourceError(error.message, hint=SLOTS, code="replication_slots")
     return None

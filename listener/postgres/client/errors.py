@@ -1,7 +1,7 @@
-"""What PostgreSQL's errors mean for an operator, each with the command that mends it.
+"""PostgreSQL's errors as CDCErrors, each with a code and the command that mends it.
 
-The server's errors are known by SQLSTATE (manual, appendix A): its words are in its own language. What one SQLSTATE
-means for a slot depends on the server's state, which `diagnosis` asks for.
+An error of the server's is recognized by its SQLSTATE (manual, appendix A), because its message is in the server's
+language. What an SQLSTATE means for a slot depends on the server's state: see `diagnosis`.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ __all__ = [
     "Refusal",
     "SlotInUseError",
     "TooManyConnectionsError",
+    "error_text",
     "find_refusal",
     "refused",
     "sqlstate_of",
     "time_limit",
     "translate",
-    "words_of",
 ]
 
 
 class PermissionDeniedError(SourceError):
-    """The role may not do this."""
+    """The role does not have the permission for this."""
 
 
 class SlotInUseError(SourceLostError):
@@ -62,11 +62,11 @@ class SlotInUseError(SourceLostError):
 
 
 class LockNotAvailableError(SourceLostError):
-    """Another session holds a lock that this one needs."""
+    """Another session holds a lock that the listener needs."""
 
 
 class TooManyConnectionsError(SourceLostError):
-    """The server has no room for one more session now."""
+    """The server cannot open another session now."""
 
 
 class NotAcceptingError(SourceLostError):
@@ -74,130 +74,139 @@ class NotAcceptingError(SourceLostError):
 
 
 _TAKES_OVER: Final = (
-    "Another listener reads from it; this one takes over when that one ends. If it is to be a different "
-    "one, give it a CDC_NAME of its own."
+    "Another listener reads from it. This one takes over when that one ends. To run a second, independent listener, "
+    "give it a CDC_NAME of its own."
 )
 
-_Meaning = tuple[type[CDCError], str]  # the error, and the hint, which may name {role} and {database}
 
-# In a session.
+class _Meaning(NamedTuple):
+    """What an SQLSTATE stands for."""
+
+    error: type[CDCError]
+    hint: str | None = None  # may name {role} and {database}
+    code: str | None = None  # None: the class's
+
+
+# SQLSTATEs of a session's statements.
 _MEANINGS: Final[Mapping[str, _Meaning]] = {
-    "25006": (SourceLostError, PRIMARY),  # read-only: sessions are pinned to read-write, so it is a standby
-    "42501": (PermissionDeniedError, "Let the owner, or a superuser, do it."),
-    "55006": (SlotInUseError, _TAKES_OVER),
-    "55P03": (
+    # A read-only server. The listener's sessions are read-write, so the server is a standby.
+    "25006": _Meaning(SourceLostError, PRIMARY, "standby"),
+    "42501": _Meaning(PermissionDeniedError, "Let the owner, or a superuser, do it."),
+    "55006": _Meaning(SlotInUseError, _TAKES_OVER),
+    "55P03": _Meaning(
         LockNotAvailableError,
         "Who holds a table: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle';",
     ),
 }
 
-# Of a session that the server refused.
+_AUTHENTICATION: Final = _Meaning(SourceError, AUTHENTICATION, "authentication")
+_OPTIONS: Final = _Meaning(SourceError, "Correct the options in DATABASE_URL.", "connection_options")
+
+# SQLSTATEs of a refused session.
 _REFUSALS: Final[Mapping[str, _Meaning]] = {
-    "28P01": (SourceError, AUTHENTICATION),
-    "28000": (SourceError, PG_HBA),
-    "3D000": (SourceError, DATABASE),
-    "55000": (SourceError, "ALTER DATABASE {database} ALLOW_CONNECTIONS true;"),
-    "53300": (TooManyConnectionsError, CONNECTIONS),
-    "57P03": (NotAcceptingError, "It is starting up or shutting down; the listener tries again."),
-    "42704": (
-        SourceError,
-        "Correct the options in DATABASE_URL.",
-    ),  # a parameter that the server does not know
-    "22023": (SourceError, "Correct the options in DATABASE_URL."),  # a value that it does not take
+    "28P01": _AUTHENTICATION,
+    "28000": _Meaning(SourceError, PG_HBA, "pg_hba"),
+    "3D000": _Meaning(SourceError, DATABASE, "database_missing"),
+    "55000": _Meaning(SourceError, "ALTER DATABASE {database} ALLOW_CONNECTIONS true;", "database_closed"),
+    "53300": _Meaning(TooManyConnectionsError, CONNECTIONS),
+    "57P03": _Meaning(NotAcceptingError, "It is starting up or shutting down; the listener tries again."),
+    "42704": _OPTIONS,  # the server does not know the parameter
+    "22023": _OPTIONS,  # the server does not accept the value
 }
 
-# The same SQLSTATE, by the function in the server's source that refused: PostgreSQL's own since version 9.
+# The same SQLSTATEs, by the function in the server's source that refused. The names have stayed since version 9.
 _REFUSING: Final[Mapping[str, _Meaning]] = {
-    "InitializeSessionUserId": (SourceError, LOGIN),
-    "auth_failed": (SourceError, AUTHENTICATION),
-    "CheckMyDatabase": (PermissionDeniedError, "GRANT CONNECT ON DATABASE {database} TO {role};"),
+    "InitializeSessionUserId": _Meaning(SourceError, LOGIN, "login"),
+    "auth_failed": _AUTHENTICATION,
+    "CheckMyDatabase": _Meaning(PermissionDeniedError, "GRANT CONNECT ON DATABASE {database} TO {role};"),
 }
 _BY_ROUTINE: Final = frozenset({"28000", "42501"})
 
-# What libpq says itself, in the language of this process: English, as the listener sets no other. So does OpenSSL.
+# libpq's and OpenSSL's own messages. They are in the language of this process: English, as the listener sets no other.
 _LIBPQ: Final = (
-    (re.compile(r"does not support SSL"), TLS_OFF),
-    (re.compile(r"certificate|SSL error: (?!unexpected eof)"), TLS),
+    (re.compile(r"does not support SSL"), _Meaning(SourceError, TLS_OFF, "tls")),
+    (re.compile(r"certificate|SSL error: (?!unexpected eof)"), _Meaning(SourceError, TLS, "tls")),
     (
         re.compile(
             r"invalid (?!response)|definition of service|channel binding|authentication method requirement"
         ),
-        "Correct that part of DATABASE_URL.",
+        _Meaning(SourceError, "Correct that part of DATABASE_URL.", "database_url"),
     ),
 )
 
-# After these the same may work again: connection, resources, operator, locks.
-_PASSING: Final = re.compile(r"08...|53...|57...|40...|55P03|58030")
+# Temporary errors: connection, resources, operator, locks.
+_TEMPORARY: Final = re.compile(r"08...|53...|57...|40...|55P03|58030")
 
 
 def translate(error: psycopg2.Error, parameters: Mapping[str, Any]) -> CDCError:
-    """Return a session's error in our words; `parameters` are libpq's, with nothing secret taken from them."""
+    """Return a CDCError for a session's error; `parameters` are libpq's, and nothing secret is taken from them."""
     text = _primary(error)
     if meaning := _MEANINGS.get(error.pgcode or ""):
-        kind, hint = meaning
-        return kind(text, hint=hint.format(**_named(parameters)))
-    if _passes(error):
+        return _made(meaning, text, parameters)
+    if _is_temporary(error):
         return SourceLostError(text)
-    # The server's hints know nothing of us: "Specify another replication slot." would lose what ours holds.
+    # Not every hint of the server's suits the listener: with "Specify another replication slot." it would lose changes.
     return SourceError(text, hint=None if error.pgcode == "55000" else error.diag.message_hint)
 
 
 def refused(words: str, refusal: Refusal | None, parameters: Mapping[str, Any]) -> CDCError:
-    """Return in our words why there is no session; without a refusal the server takes one by now.
+    """Return a CDCError that says why there is no session.
 
-    `words` are those of the first attempt, which name each host.
+    `refusal` is None if the server has accepted a session since. `words` are the messages of the first attempt, which
+    name each host.
     """
     text = _line(words, refusal)
     if refusal is None:
         return SourceLostError(text)
-    if refusal.sqlstate is None:
-        return _without_server(text, refusal, parameters)
-    kind, hint = _refusal(refusal, parameters)
-    return kind(text, hint=hint.format(**_named(parameters)) if hint else None)
+    find_meaning = _without_server if refusal.sqlstate is None else _refusal
+    return _made(find_meaning(refusal, parameters), text, parameters)
+
+
+def _made(meaning: _Meaning, text: str, parameters: Mapping[str, Any]) -> CDCError:
+    hint = meaning.hint and meaning.hint.format(**_named(parameters))
+    return meaning.error(text, hint=hint, code=meaning.code)
 
 
 def sqlstate_of(error: BaseException) -> str | None:
-    """Return the SQLSTATE of the driver's error that `error` was made of."""
+    """Return the SQLSTATE of the driver's error behind `error`; None if there is none."""
     cause = error.__cause__
     return cause.pgcode if isinstance(cause, psycopg2.Error) else None
 
 
-def _refusal(refusal: Refusal, parameters: Mapping[str, Any]) -> tuple[type[CDCError], str | None]:
+def _refusal(refusal: Refusal, parameters: Mapping[str, Any]) -> _Meaning:
     sqlstate, routine = refusal.sqlstate or "", refusal.routine or ""
     replicates = "replication" in parameters
     if sqlstate in _BY_ROUTINE and routine in _REFUSING:
         return _REFUSING[routine]
     if sqlstate == "42501" and replicates:
-        return PermissionDeniedError, REPLICATION
+        return _Meaning(PermissionDeniedError, REPLICATION, "replication_role")
     if sqlstate == "53300" and replicates and routine != "InitializeSessionUserId":
-        return TooManyConnectionsError, SENDERS
-    if (
-        sqlstate == "08P01" and "unsupported startup parameter" in refusal.text
-    ):  # PgBouncer speaks English only
-        return SourceError, POOLER
+        return _Meaning(TooManyConnectionsError, SENDERS, "wal_senders")
+    # By its words: PgBouncer speaks English only.
+    if sqlstate == "08P01" and "unsupported startup parameter" in refusal.text:
+        return _Meaning(SourceError, POOLER, "pooler")
     if meaning := _REFUSALS.get(sqlstate):
         return meaning
-    return (SourceLostError if _PASSING.fullmatch(sqlstate) else SourceError), None
+    return _Meaning(SourceLostError if _TEMPORARY.fullmatch(sqlstate) else SourceError)
 
 
-def _without_server(text: str, refusal: Refusal, parameters: Mapping[str, Any]) -> CDCError:
+def _without_server(refusal: Refusal, parameters: Mapping[str, Any]) -> _Meaning:
     if refusal.needs_password:
-        return SourceError(text, hint=AUTHENTICATION.format(**_named(parameters)))
-    for words, hint in _LIBPQ:
+        return _AUTHENTICATION
+    for words, meaning in _LIBPQ:
         if words.search(refusal.text):
-            return SourceError(text, hint=hint)
-    if parameters.get("target_session_attrs", "any") != "any":  # a failover may be on its way
-        return SourceLostError(text, hint=f"{NOT_LOCAL} {PRIMARY}")
-    return SourceLostError(text, hint=NOT_LOCAL)
+            return meaning
+    may_fail_over = parameters.get("target_session_attrs", "any") != "any"
+    hint = f"{NOT_LOCAL} {PRIMARY}" if may_fail_over else NOT_LOCAL
+    return _Meaning(SourceLostError, hint, "unreachable")
 
 
-def _passes(error: psycopg2.Error) -> bool:
+def _is_temporary(error: psycopg2.Error) -> bool:
     if error.pgcode:
-        return _PASSING.fullmatch(error.pgcode) is not None
-    return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or (
-        type(error)
-        is psycopg2.DatabaseError  # what it makes of a broken connection that libpq has no words for
-    )
+        return _TEMPORARY.fullmatch(error.pgcode) is not None
+    # psycopg2 raises a plain DatabaseError for a broken connection of which libpq has no message.
+    is_broken = type(error) is psycopg2.DatabaseError
+    return is_broken or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
 
 
 def _primary(error: psycopg2.Error) -> str:
@@ -208,7 +217,7 @@ def _primary(error: psycopg2.Error) -> str:
 
 
 def _line(words: str, refusal: Refusal | None) -> str:
-    """Return the line that tells why, with the host: each host has its own."""
+    """Return the line with the reason and the host: libpq writes one for each host."""
     lines = _lines(words)
     message = refusal.text if refusal and refusal.sqlstate else ""
     last = next((line for line in reversed(lines) if message and message in line), None)
@@ -232,40 +241,39 @@ _VERBOSE: Final = 2  # PQERRORS_VERBOSE
 _LONGEST: Final = 60.0  # seconds for each host where connect_timeout is 0, which means forever
 
 
-# FATAL:  28P01: password authentication failed …; LOCATION:  auth_failed, auth.c:317. The first word is translated.
+# FATAL:  28P01: password authentication failed …; LOCATION:  auth_failed, auth.c:317. The server translates `FATAL`.
 _ERROR: Final = re.compile(r"^(?:.*?):  ([0-9A-Z]{5}): (.*)$", re.MULTILINE)
 
 
 _LOCATION: Final = re.compile(r"^\S.*?:  (\w+), \S+:\d+$", re.MULTILINE)
 
 
-# What psycopg2 raises while it connects. A server speaks in the encoding of its locale until a session has another.
+# What psycopg2 raises while it connects. Before a session has an encoding, messages are in that of the server's locale.
 CONNECTING: Final = (psycopg2.Error, UnicodeDecodeError)
 
 
 class Refusal(NamedTuple):
-    """Why there is no session: what a server answered, or what libpq met before a server did."""
+    """Why there is no session: the server's answer, or libpq's own error if no server answered."""
 
     text: str  # the server's message, in its language, or libpq's
     sqlstate: str | None = None  # None: no server refused
-    routine: str | None = None  # the function in PostgreSQL's source that refused: the same in each language
+    routine: str | None = None  # the function in PostgreSQL's source that refused: never translated
     needs_password: bool = False
 
 
-def words_of(error: psycopg2.Error | UnicodeDecodeError) -> str:
-    """Return what libpq or the server said."""
+def error_text(error: psycopg2.Error | UnicodeDecodeError) -> str:
+    """Return the message of libpq or of the server."""
     if isinstance(error, UnicodeDecodeError):
         return error.object.decode(errors="backslashreplace")
     return str(error)
 
 
 def find_refusal(parameters: Mapping[str, Any]) -> Refusal | None:
-    """Connect with libpq's parameters, and return why that fails; None where the server takes the session."""
+    """Connect with libpq's parameters, and return why that fails; None if the server accepts the session."""
     try:
         session: connection = psycopg2.connect(**parameters, async_=True)
-    except (
-        psycopg2.Error
-    ) as error:  # before the first byte: a name that has no address, a value that libpq refuses
+    except psycopg2.Error as error:
+        # Before the first byte: a host name without an address, a value that libpq refuses.
         return Refusal(str(error))
     try:
         _libpq().PQsetErrorVerbosity(session.pgconn_ptr, _VERBOSE)
@@ -283,12 +291,12 @@ def _connect(session: connection, deadline: float) -> Refusal | None:
             if left <= 0 or not waiting.poll(left * 1000):
                 return Refusal("timeout expired")
     except CONNECTING as error:
-        return _parse(words_of(error), needs_password=bool(session.info.needs_password))
+        return _parse(error_text(error), needs_password=bool(session.info.needs_password))
     return None
 
 
 def _parse(text: str, *, needs_password: bool) -> Refusal:
-    """Return the last server's refusal: libpq goes on to the next host only where that may help."""
+    """Return the last server's refusal: libpq tries the next host only if that may help."""
     errors = list(_ERROR.finditer(text))
     if not errors:
         return Refusal(text, needs_password=needs_password)
@@ -298,14 +306,14 @@ def _parse(text: str, *, needs_password: bool) -> Refusal:
 
 
 def time_limit(parameters: Mapping[str, Any]) -> float:
-    """Return how many seconds a connection may take until libpq gives up."""
+    """Return after how many seconds libpq gives up a connection attempt."""
     hosts = str(parameters.get("host", "")).count(",") + 1
     return hosts * (float(parameters.get("connect_timeout") or 0) or _LONGEST)
 
 
 @cache
 def _libpq() -> ctypes.CDLL:
-    """Return the libpq that psycopg2 uses: a symbol is looked for in what a library depends on, too."""
+    """Return the libpq that psycopg2 uses: the loader also finds the symbols of a library's dependencies."""
     libpq = ctypes.CDLL(_psycopg.__file__)
     libpq.PQsetErrorVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]
     libpq.PQsetErrorVerbosity.restype = ctypes.c_int

@@ -1,4 +1,4 @@
-"""The replication slot: what makes the server keep its log for us, and remembers how far we are."""
+"""The replication slot: the server keeps its log for it, and it remembers how far the listener is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from listener.core.source import GapError, Saved, SourceError
 from listener.core.wakeup import Wakeup
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.hints import ACCEPT_GAP, LOGICAL
-from listener.postgres.log.position import Place
+from listener.postgres.log.position import WALCheckpoint
 
 __all__ = [
     "Slot",
@@ -33,22 +33,22 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """What `pg_replication_slots` says; columns that the server's version does not have are None."""
+    """A row of `pg_replication_slots`; columns that the server's version does not have are None."""
 
     name: str
     kind: str  # logical or physical
     plugin: str | None
     database: str | None
     active_pid: int | None  # of the WAL sender that reads from it
-    restart_lsn: str | None  # the log is kept from here
-    confirmed_flush_lsn: str | None  # what committed before this is acknowledged
+    restart_lsn: str | None  # the server keeps its log from here on
+    confirmed_flush_lsn: str | None  # all that committed before this is acknowledged
     wal_status: str | None  # reserved, extended, unreserved or lost
     invalidation_reason: str | None  # version 17
     inactive_since: datetime | None  # version 17
     failover: bool | None  # version 17
-    retained_bytes: int | None  # how much log is kept for it
-    unconfirmed_bytes: int | None  # how much log was written since `confirmed_flush_lsn`
-    safe_bytes: int | None  # how much more may be written before it is lost; None: without limit
+    retained_bytes: int | None  # log that the server keeps for it
+    unconfirmed_bytes: int | None  # log written since `confirmed_flush_lsn`
+    safe_bytes: int | None  # log that can be written before the slot is lost; None: no limit
     current_lsn: str  # the end of the server's log
 
     @property
@@ -69,7 +69,7 @@ FROM pg_replication_slots AS slot, (
 WHERE slot.slot_name = %s
 """
 
-# Transactions that have written: PostgreSQL makes a slot only when those that were open have ended.
+# Transactions that have written: PostgreSQL creates a slot only when those that were open have ended.
 _OPEN_TRANSACTIONS: Final = """
 SELECT pid FROM pg_locks
 WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted AND pid <> pg_backend_pid()
@@ -79,7 +79,7 @@ _PREPARED_TRANSACTIONS: Final = "SELECT gid FROM pg_prepared_xacts ORDER BY prep
 
 
 def read_slot(connection: Connection, name: str) -> Slot | None:
-    """Return the slot's state now, None where there is none."""
+    """Return the slot's state now; None if there is no such slot."""
     rows = fetch(connection, _SLOT, [name])
     return _slot(*rows[0]) if rows else None
 
@@ -111,37 +111,39 @@ def _slot(columns: dict[str, Any], current: str, retained: int | None, unconfirm
 
 
 def check_slot(slot: Slot, *, plugin: str, database: str) -> None:
-    """Raise SourceError where the slot is one that we cannot read from, although it has our name."""
+    """Raise SourceError if the listener cannot read from the slot that has its name."""
     if slot.kind != "logical":
         problem = f"is {slot.kind}, for a standby server"
     elif slot.database != database:
         problem = f"belongs to the database {slot.database}, not to {database}"
     elif slot.plugin != plugin:
-        problem = f"was made for the plugin {slot.plugin}, not for {plugin}"
+        problem = f"was created for the plugin {slot.plugin}, not for {plugin}"
     else:
         return
     raise SourceError(
         f"The replication slot {slot.name} {problem}.",
         hint="Choose another CDC_NAME or CDC_SLOT; or, if nobody needs what is in that slot:\n"
         f"  SELECT pg_drop_replication_slot('{slot.name}');",
+        code="slot",
     )
 
 
 def gap_of(slot: Slot, saved: Saved | None = None) -> GapError | None:
-    """Return the gap that a lost slot leaves, naming its ends; None where it is not lost."""
+    """Return the gap that a lost slot leaves, with both its ends; None if the slot is not lost."""
     if not slot.is_lost:
         return None
     reason = slot.invalidation_reason or slot.wal_status
     prevention = _PREVENTION.get(slot.invalidation_reason or "wal_removed")
     return GapError(
-        f"The server has given up the replication slot {slot.name} ({reason}). What was committed after "
-        f"{unpublished_from(saved, slot)} and was not published is gone from its log; a new slot starts after "
+        f"The server has invalidated the replication slot {slot.name} ({reason}). What was committed after "
+        f"{unpublished_from(saved, slot)} and was not published is gone from its log. A new slot starts after "
         f"{slot.current_lsn}.",
-        hint=f"{ACCEPT_GAP}\nSo that it does not happen again: {prevention}" if prevention else ACCEPT_GAP,
+        hint=f"{ACCEPT_GAP}\nTo prevent it from now on: {prevention}" if prevention else ACCEPT_GAP,
+        code="slot_lost",
     )
 
 
-# By what the server says of why it gave a slot up.
+# By the reason for which the server invalidated the slot.
 _PREVENTION: Final = {
     "wal_removed": "ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();",
     "idle_timeout": "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
@@ -151,13 +153,13 @@ _PREVENTION: Final = {
 
 
 def unpublished_from(saved: Saved | None, slot: Slot | None) -> str:
-    """Return what the beginning of a gap is called: the checkpoint, and what the slot said where there is one."""
+    """Return the start of a gap for a message: the checkpoint, and the slot's position if there is a slot."""
     confirmed = slot and (slot.confirmed_flush_lsn or slot.restart_lsn)
     if saved is None:
         return confirmed or "its last position"
     try:
-        checkpoint = Place.parse(saved.position).spot
-    except ValueError:  # of another source; that is told when its name is known
+        checkpoint = WALCheckpoint.parse(saved.position).label
+    except ValueError:  # another source's checkpoint: reported once the source's name is known
         checkpoint = saved.position
     return f"{checkpoint} (the slot: {confirmed})" if confirmed else checkpoint
 
@@ -165,10 +167,10 @@ def unpublished_from(saved: Saved | None, slot: Slot | None) -> str:
 def create_slot(
     connection: Connection, name: str, plugin: str, *, failover: bool = False, wakeup: Wakeup | None = None
 ) -> None:
-    """Make the slot; what commits from now on is kept for us.
+    """Create the slot: from now on the server keeps what commits.
 
-    The server waits for the transactions that are open now, which may take long: `wakeup` gives up.
-    Raises SourceError where it cannot be made, SourceLostError after `wakeup`.
+    The server waits for the transactions that are open now, which may take long. `wakeup` ends the wait.
+    Raise SourceError if the slot cannot be created, SourceLostError after `wakeup`.
     """
     pids, prepared = open_transactions(connection), prepared_transactions(connection)
     if pids or prepared:
@@ -190,21 +192,22 @@ def _creation(connection: Connection, name: str, plugin: str, *, failover: bool)
         raise SourceError(
             "CDC_SLOT_FAILOVER needs PostgreSQL 17 or later.",
             hint="Take CDC_SLOT_FAILOVER out of the environment.",
+            code="slot_failover",
         )
     return "SELECT pg_create_logical_replication_slot(%s, %s, failover => true)", [name, plugin]
 
 
 def drop_slot(connection: Connection, name: str) -> None:
-    """Drop the slot, and with it the server's knowledge of how far we are; raises SlotInUseError."""
+    """Drop the slot, and with it the server's record of how far the listener is. Raise SlotInUseError."""
     fetch_value(connection, "SELECT pg_drop_replication_slot(%s)", [name])
     log.info("slot_dropped", slot=name)
 
 
 def open_transactions(connection: Connection) -> list[int]:
-    """Return the process ids of the transactions that have written and are still open."""
+    """Return the process ids of the open transactions that have written."""
     return [pid for (pid,) in fetch(connection, _OPEN_TRANSACTIONS)]
 
 
 def prepared_transactions(connection: Connection) -> list[str]:
-    """Return the names of the transactions that were prepared, and that only COMMIT or ROLLBACK PREPARED ends."""
+    """Return the names of the prepared transactions, which only COMMIT PREPARED or ROLLBACK PREPARED ends."""
     return [name for (name,) in fetch(connection, _PREPARED_TRANSACTIONS)]

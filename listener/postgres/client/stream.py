@@ -1,4 +1,4 @@
-"""A replication connection: messages come, acknowledgements go, and it lives on whatever the rest is doing."""
+"""A replication connection: receives messages, sends acknowledgements, and stays alive while the reader is busy."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from listener.postgres.client.connection import translated
 
 __all__ = ["ReplicationStream"]
 
-# Seconds between two words to the server, at most: it drops us after wal_sender_timeout without one.
+# Seconds between two status updates, at most: the server drops a client after wal_sender_timeout without one.
 _FEEDBACK_EVERY = 10.0
-# We ask for an answer with each word of ours; after so many without one the connection is half-open.
+# Each status update asks for an answer. After this many without one the connection is half-open.
 _UNANSWERED = 3.5
-_NEVER = 2_000_000_000  # seconds: what psycopg2 takes at most
+_NEVER = 2_000_000_000  # seconds: the largest number that psycopg2 accepts
 
 
 class ReplicationStream:
-    """Messages of one slot.
+    """The messages of one slot.
 
-    psycopg2's `read_message` holds the interpreter's lock from start to end, as `send_feedback` does: that is
-    why the thread that keeps the connection alive needs no lock of ours.
+    psycopg2's `read_message` and `send_feedback` hold the interpreter's lock from start to end. That is why the
+    thread that keeps the connection alive needs no lock.
     """
 
     def __init__(
@@ -47,24 +47,25 @@ class ReplicationStream:
         self._is_shutting_down = is_shutting_down
         self._every = min(_FEEDBACK_EVERY, sender_timeout / 3) if sender_timeout else _FEEDBACK_EVERY
         self._cursor: Any = connection.cursor()
-        # Acknowledgements have a cursor of their own. The reading one takes over whatever place a keepalive names when
-        # what it acknowledged reaches the start of the last message, which is 0 for one that describes a table, and for
-        # none. So it says nothing by itself, but where the server asks for an answer: `PostgresWALMonitor._read`.
+        # Acknowledgements have a cursor of their own. A cursor that reads takes over the LSN of each keepalive as soon
+        # as its acknowledgement reaches the start of the last message. That start is 0 for a message that describes a
+        # table, and before the first message. So the reading cursor sends nothing by itself, except when the server
+        # asks for an answer: see `PostgresWALMonitor._read`.
         self._feedback: Any = connection.cursor()
         self._answered_at = self._cursor.feedback_timestamp  # by the reading cursor, because the server asked
         self._started_at = self._answered_at
-        self.has_begun = False  # there was a message
+        self.has_begun = False  # a message has come
         self._wakeup = wakeup
         self._closed = threading.Event()
         self._heard = monotonic()
-        self._looked = 0  # how often somebody asked for messages
-        self._keeper = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
+        self._reads = 0  # how often `read` was used
+        self._keep_alive_thread = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
         self.flushed = 0  # acknowledged explicitly
 
     def start(self, slot: str, options: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-        """Start replication with the first of `options` that the server's plugin takes, and return them.
+        """Start replication with the first of `options` that the server's plugin accepts, and return these.
 
-        Raises SlotInUseError where another listener has the slot, SourceError, GapError, SourceLostError.
+        Raise SlotInUseError if another listener reads the slot, SourceError, GapError, SourceLostError.
         """
         with translated():
             for place, taken in enumerate(options, start=1):
@@ -76,29 +77,29 @@ class ReplicationStream:
                 except psycopg2.errors.InvalidParameterValue:
                     if place == len(options):
                         raise
-            self._cursor.send_feedback(force=True)  # from now on its interval counts
+            self._cursor.send_feedback(force=True)  # the status interval starts with it
         self._started_at = self._answered_at = self._cursor.feedback_timestamp
         self._heard = monotonic()
-        self._keeper.start()
+        self._keep_alive_thread.start()
         return taken
 
     @property
     def read(self) -> Callable[[], Any]:
-        """The function that returns the next message (`payload`, `data_start`), None where there is none yet.
+        """The function that returns the next message (`payload`, `data_start`); None if there is none yet.
 
-        It raises psycopg2.Error: whoever calls it in a loop translates outside of the loop.
+        It raises psycopg2.Error: the caller translates outside of its loop.
         """
-        self._looked += 1
+        self._reads += 1
         with translated():
-            self._let_go()
+            self._answer_request()
         read: Callable[[], Any] = self._cursor.read_message if self.has_begun else self._read_first
         return read
 
-    def _let_go(self) -> None:
-        """Tell a server that has asked for an answer what was received: one that shuts down waits for no more.
+    def _answer_request(self) -> None:
+        """Answer a server that has asked with what was received: a server that shuts down waits for no more than that.
 
-        The reading cursor has answered already, perhaps with an acknowledgement of long ago; for a server that waits
-        the last answer counts, and one without an acknowledgement stands for what was received.
+        The reading cursor has answered already, perhaps with an old acknowledgement. For a server that waits the last
+        answer counts, and an answer without an acknowledgement stands for what was received.
         """
         if self._cursor.feedback_timestamp > self._answered_at:
             self._answered_at = self._cursor.feedback_timestamp
@@ -107,7 +108,7 @@ class ReplicationStream:
 
     @property
     def has_answered(self) -> bool:
-        """Whether the server asked, and was told of a place by the reading cursor."""
+        """Whether the server asked for an answer, and the reading cursor sent one with an LSN."""
         return bool(self._cursor.feedback_timestamp > self._started_at)
 
     def _read_first(self) -> Any:
@@ -117,11 +118,11 @@ class ReplicationStream:
 
     @property
     def server_position(self) -> int:
-        """How far the server has read its log for us: what is before it and not here did not concern us."""
+        """How far the server has read its log for the slot: nothing before it is still to come."""
         return int(self._cursor.wal_end)
 
     def wait(self, seconds: float) -> None:
-        """Wait for a message, at most so long; raises SourceLostError where the server has been silent for too long."""
+        """Wait up to `seconds` for a message. Raise SourceLostError if the server has been silent for too long."""
         with translated():
             readable, _, _ = select([self._connection.fileno(), self._wakeup.fileno()], [], [], seconds)
             answered = self._cursor.io_timestamp > self._feedback.feedback_timestamp
@@ -129,10 +130,11 @@ class ReplicationStream:
         if readable or answered:
             self._heard = now
         elif now - self._heard > _UNANSWERED * self._every:
-            raise SourceLostError(f"PostgreSQL has not answered for {now - self._heard:.0f} seconds.")
+            message = f"PostgreSQL has not answered for {now - self._heard:.0f} seconds."
+            raise SourceLostError(message, code="no_answer")
 
     def acknowledge(self, lsn: int) -> None:
-        """Let the server forget its log before `lsn`."""
+        """Allow the server to discard its log before `lsn`."""
         if lsn > self.flushed:
             with translated():
                 self._feedback.send_feedback(write_lsn=lsn, flush_lsn=lsn, apply_lsn=lsn, force=True)
@@ -142,8 +144,8 @@ class ReplicationStream:
         """Close the connection; safe to call twice."""
         self._closed.set()
         self._connection.close()
-        if self._keeper.is_alive():
-            self._keeper.join()
+        if self._keep_alive_thread.is_alive():
+            self._keep_alive_thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -154,21 +156,21 @@ class ReplicationStream:
         self.close()
 
     def _keep_alive(self) -> None:
-        """Send word to the server while the reader is busy elsewhere: a broker that is away, a slow predicate.
+        """Send status updates while the reader is busy, e.g. waits for a broker or for a slow predicate.
 
-        A server that shuts down waits until all it sent is acknowledged, however long that takes. Of a reader
-        that is busy nobody knows how long: so the server is let go.
+        A server that shuts down waits until all it sent is acknowledged, however long that takes. A busy reader may
+        take forever: so the listener closes the connection.
         """
-        seen = self._looked
+        seen = self._reads
         while not self._closed.wait(self._every):
             try:
-                if self._looked == seen and self._is_shutting_down():
+                if self._reads == seen and self._is_shutting_down():
                     self._connection.close()
                     return
                 self._feedback.send_feedback(reply=True, force=True)
             except psycopg2.Error:
-                return  # the reader meets the same, and tells
-            seen = self._looked
+                return  # the reader gets the same error, and reports it
+            seen = self._reads
 
 
 def _start_command(slot: str, options: Mapping[str, str]) -> Composed:
@@ -179,5 +181,5 @@ def _start_command(slot: str, options: Mapping[str, str]) -> Composed:
 
 
 def _literal(value: str) -> SQL:
-    """Return a literal of the replication grammar, which knows no escapes: psycopg2's is SQL's."""
+    """Return a literal of the replication grammar, which has no escapes: psycopg2's literals are SQL's."""
     return SQL("'{}'".format(value.replace("'", "''").replace("{", "{{").replace("}", "}}")))

@@ -1,8 +1,8 @@
-"""The server's log as it is when we come, and whether it is the one that a checkpoint speaks of.
+"""The server's timeline, and whether its log is the one that a checkpoint belongs to.
 
-After a failover the log goes on, on another timeline, from where the new primary left the old one's (manual,
-"Continuous Archiving and Point-in-Time Recovery", section "Timelines"). After a restore it goes on, on the same
-timeline, at places where other changes stood before.
+After a failover the log continues on a new timeline, from the LSN at which the new primary left the old one (manual,
+"Continuous Archiving and Point-in-Time Recovery", section "Timelines"). After a restore it continues on the same
+timeline, at LSNs at which other changes stood before.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from psycopg2.extras import LogicalReplicationConnection
 from listener.core.source import GapError, SourceLostError
 from listener.postgres.client.connection import Connection, fetch_value, translated
 from listener.postgres.hints import ACCEPT_GAP, PRIMARY, RESTORED
-from listener.postgres.log.position import Era, Eras, Place, Published, format_lsn, parse_lsn
+from listener.postgres.log.position import Era, Eras, LastPublished, WALCheckpoint, format_lsn, parse_lsn
 
-__all__ = ["ServerLog", "Start", "identify", "is_standby", "refuse_standby", "resume"]
+__all__ = ["ResumePoint", "Timeline", "identify", "is_standby", "refuse_standby", "resume"]
 
-_FIRST: Final = 1  # a timeline that comes from none
+_FIRST: Final = 1  # the only timeline without a predecessor
 
-# After pg_resetwal there is no file; a service may not give it away.
+# After pg_resetwal there is no history file; a hosted service may not let the listener read it.
 _NO_HISTORY: Final = (
     psycopg2.errors.UndefinedFile,
     psycopg2.errors.InsufficientPrivilege,
@@ -30,95 +30,100 @@ _NO_HISTORY: Final = (
 )
 
 
-class ServerLog(NamedTuple):
-    """Whose log it is, and how far it goes."""
+class Timeline(NamedTuple):
+    """A server's timeline with its history."""
 
     system: str  # the cluster's system identifier, in hexadecimal
-    timeline: int
-    end: int
-    ends: Mapping[int, int] = {}  # where the timelines end that this one comes from
+    timeline: int  # its number
+    end: int  # the LSN at which the log ends now
+    ends: Mapping[int, int] = {}  # the LSN at which each earlier timeline of its history ends
 
     def eras(self, generation: int) -> Eras:
-        """Return which era each of its places is of, after so many accepted gaps."""
+        """Return the eras of the log's positions; `generation` is the number of accepted gaps."""
         return Eras(generation, self.timeline, self.ends)
 
     def end_of(self, timeline: int) -> int:
-        """Return where a timeline ends in this log; 0 where it is no part of it."""
+        """Return the LSN at which a timeline ends in this log; 0 if it is not part of its history."""
         return self.end if timeline == self.timeline else self.ends.get(timeline, 0)
 
 
-class Start(NamedTuple):
-    """How to go on after a checkpoint."""
+class ResumePoint(NamedTuple):
+    """How to continue after a checkpoint."""
 
     generation: int = 0
-    last: Published = Published()  # nothing up to it is published again
-    is_expected: bool = False  # the log has to bring that change again, before anything that lies behind it
-    lost_from: int = 0  # where the new primary left the log: what was published of the rest is no more
+    last: LastPublished = LastPublished()  # nothing up to and with it is published again
+    is_expected: bool = False  # the log must contain that change again, before anything later
+    lost_from: int = (
+        0  # the LSN at which the new primary left the log: later changes are lost, also published ones
+    )
 
 
-def identify(replication: LogicalReplicationConnection) -> ServerLog:
-    """Ask the server (manual, "Streaming Replication Protocol"); raises SourceError, SourceLostError."""
+def identify(replication: LogicalReplicationConnection) -> Timeline:
+    """Return the server's timeline (manual, "Streaming Replication Protocol"). Raise SourceError, SourceLostError."""
     refuse_standby(replication)
     with translated(), replication.cursor() as cursor:
         cursor.execute("IDENTIFY_SYSTEM")
         ((system, timeline, end, _database),) = cursor.fetchall()
     ends = _read_ends(replication, int(timeline))
-    return ServerLog(f"{int(system):x}", int(timeline), parse_lsn(end), ends)
+    return Timeline(f"{int(system):x}", int(timeline), parse_lsn(end), ends)
 
 
 def is_standby(connection: Connection) -> bool:
-    """Return whether the server follows another one; one that does not begins to only in a new start."""
+    """Return whether the server is a standby; a primary can become one only by a restart."""
     return bool(fetch_value(connection, "SELECT pg_is_in_recovery()"))
 
 
 def refuse_standby(connection: Connection) -> None:
-    """Raise SourceLostError at a standby: it may be promoted in the middle of what it sends."""
+    """Raise SourceLostError if the server is a standby: it may be promoted in the middle of what it sends."""
     if is_standby(connection):
-        raise SourceLostError("PostgreSQL: this server is a standby.", hint=PRIMARY)
+        raise SourceLostError("PostgreSQL: this server is a standby.", hint=PRIMARY, code="standby")
 
 
 def resume(
-    checkpoint: str, server: ServerLog, *, slot: str, confirmed: int, told: int | None = None
-) -> Start:
-    """Return how to go on after `checkpoint`.
+    checkpoint: str, server: Timeline, *, slot: str, confirmed: int, advanced_to: int | None = None
+) -> ResumePoint:
+    """Return how to continue after `checkpoint`.
 
-    `confirmed` is where the slot stands, `told` where we know that we brought it ourselves. Raises GapError where the
-    log is not the one that the checkpoint speaks of, or the slot has left behind what was not published.
+    `confirmed` is the slot's position, `advanced_to` the last position to which this listener itself moved it. Raise
+    GapError if the log is not the one that the checkpoint belongs to, or if the slot has moved past unpublished
+    changes.
     """
-    place = Place.parse(checkpoint)
-    generation, timeline = place.era
-    last, end = place.last, server.end_of(timeline)
+    saved = WALCheckpoint.parse(checkpoint)
+    generation, timeline = saved.era
+    last, end = saved.last, server.end_of(timeline)
     if not end or (timeline == server.timeline and last.commit_lsn >= end):
-        raise _restored(place, server)
-    if confirmed > max(place.position.commit_lsn + 1, told or 0):
-        raise _slot_moved(place, slot, confirmed)
+        raise _restored(saved, server)
+    if confirmed > max(saved.position.commit_lsn + 1, advanced_to or 0):
+        raise _slot_moved(saved, slot, confirmed)
     if last.commit_lsn >= end:
-        return Start(generation, Published(end - 1), lost_from=end)
-    return Start(generation, last, bool(last.committed) and confirmed <= last.commit_lsn)
+        return ResumePoint(generation, LastPublished(end - 1), lost_from=end)
+    return ResumePoint(generation, last, bool(last.committed) and confirmed <= last.commit_lsn)
 
 
-def _restored(place: Place, server: ServerLog) -> GapError:
-    end = f"{Era(place.era.generation, server.timeline)}{format_lsn(server.end)}"
+def _restored(saved: WALCheckpoint, server: Timeline) -> GapError:
+    end = f"{Era(saved.era.generation, server.timeline)}{format_lsn(server.end)}"
     return GapError(
-        f"The checkpoint {place.spot} lies beyond the end of the database's log, {end}: the database was restored from "
-        "an earlier state.",
+        f"The checkpoint {saved.label} lies beyond the end of the database's log, {end}: the database was restored "
+        "from an earlier state.",
         hint=RESTORED,
+        code="log_restored",
     )
 
 
-def _slot_moved(place: Place, slot: str, confirmed: int) -> GapError:
+def _slot_moved(saved: WALCheckpoint, slot: str, confirmed: int) -> GapError:
     return GapError(
-        f"The replication slot {slot} is at {format_lsn(confirmed)}, and the checkpoint at {place.spot}: what was "
-        "committed between the two may not have been published, and cannot be read any more. Either the slot was "
-        "dropped and made again, or advanced, by hand; or the broker has lost what it held last.",
+        f"The replication slot {slot} is at {format_lsn(confirmed)}, and the checkpoint at {saved.label}: what was "
+        "committed between the two may not have been published, and cannot be read any more. Either somebody dropped "
+        "and created the slot again, or advanced it; or the broker has lost its latest data.",
         hint=f"{ACCEPT_GAP}\n"
-        "If it was the broker: keep its data (redis-cli CONFIG SET appendonly yes), and some log to mend from: "
-        "CDC_REPLAY_WINDOW=600",
+        "If it was the broker: make it keep its data (redis-cli CONFIG SET appendonly yes), and make PostgreSQL keep "
+        "some log to publish again from: CDC_REPLAY_WINDOW=600",
+        code="slot_moved",
     )
 
 
 def _read_ends(replication: LogicalReplicationConnection, timeline: int) -> dict[int, int]:
-    """Return where each of the timelines ends that this one comes from."""
+    """Return the LSN at which each earlier timeline of this one's history ends."""
     if timeline == _FIRST:
         return {}
     with translated(), replication.cursor() as cursor:
@@ -127,7 +132,7 @@ def _read_ends(replication: LogicalReplicationConnection, timeline: int) -> dict
         except _NO_HISTORY:
             return {}
         ((_file, history),) = cursor.fetchall()
-    # Each line has a timeline, its end, and a reason, between tabs; some are empty, or comments.
+    # Each line has a timeline, its end and a reason, separated by tabs. Lines may be empty, or comments.
     text = history if isinstance(history, str) else bytes(history).decode()
     lines = (line.split("\t") for line in text.splitlines() if line.strip() and not line.startswith("#"))
     return {int(each): parse_lsn(end) for each, end, *_ in lines}

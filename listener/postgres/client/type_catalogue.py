@@ -1,4 +1,4 @@
-"""What the log does not say about types: asked of the server's catalogue once, and remembered."""
+"""What the log does not say about types: read once from the server's catalogue, and cached."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from listener.core.source import SourceLostError
 from listener.postgres.client.connection import Connection, fetch
-from listener.postgres.codec.builtin_types import BUILTIN, Kind, ValueType
+from listener.postgres.codec.builtin_types import BUILTIN, TypeKind, ValueType
 
 __all__ = ["TypeCatalogue"]
 
@@ -24,7 +24,7 @@ SELECT oid::bigint, typtype::text, typbasetype::bigint, typelem::bigint, typdeli
 FROM needed JOIN pg_catalog.pg_type USING (oid)
 """
 
-_KINDS: Final[Mapping[str, Kind]] = {"c": "composite", "e": "enum", "r": "range", "m": "range"}
+_KINDS: Final[Mapping[str, TypeKind]] = {"c": "composite", "e": "enum", "r": "range", "m": "range"}
 
 
 class _Row(NamedTuple):
@@ -37,20 +37,20 @@ class _Row(NamedTuple):
 
 
 class TypeCatalogue:
-    """Knows every type by its OID: the built-in ones by heart, the others from the server.
+    """All types by OID: the built-in ones from a table in the code, the others from the server.
 
-    What a type is made of never changes, so nothing is asked twice. A type that was dropped since is
+    What a type is made of never changes, so each type is read once. A type that was dropped since is
     "unknown": its values are the server's text.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
-        """`connect` opens an ordinary session; it is called when there is something to ask, and the session is kept."""
+        """`connect` opens an ordinary session; it is called for the first type to read, and the session is kept."""
         self._connect = connect
         self._session: Connection | None = None
         self._known = dict(BUILTIN)
 
     def resolve(self, oid: int) -> ValueType:
-        """Return the type; raises SourceError, SourceLostError."""
+        """Return the type. Raise SourceError, SourceLostError."""
         known = self._known.get(oid)
         return known or self._build(oid, self._ask(oid))
 
@@ -68,12 +68,12 @@ class TypeCatalogue:
             try:
                 return fetch(self._session, _DEPENDENCIES, [oid])
             except SourceLostError:
-                self.close()  # somebody ended it while it was idle
+                self.close()  # it was closed while it was idle
         self._session = self._connect()
         return fetch(self._session, _DEPENDENCIES, [oid])
 
     def _build(self, oid: int, rows: Mapping[int, _Row]) -> ValueType:
-        """Return the type, having remembered it and what it is made of."""
+        """Return the type, and cache it with the types that it is made of."""
         if oid in self._known:
             return self._known[oid]
         row = rows.get(oid)

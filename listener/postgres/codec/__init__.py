@@ -1,1 +1,1 @@
-"""Bytes of pgoutput, rows and values to changes: pure, no I/O."""
+"""Decodes pgoutput's bytes, rows and values into changes: pure, no I/O."""

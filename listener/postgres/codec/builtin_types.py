@@ -1,7 +1,7 @@
-"""PostgreSQL's built-in types, so that an ordinary table needs no question to the catalogue.
+"""PostgreSQL's built-in types, so that an ordinary table needs no query of the catalogue.
 
-OIDs below 10000 are assigned by hand in PostgreSQL's `pg_type.dat` and never change; a test compares this
-page with the catalogues of real servers.
+OIDs below 10000 are assigned by hand in PostgreSQL's `pg_type.dat` and never change. A test compares these with
+the catalogues of real servers.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["BUILTIN", "Kind", "ValueType"]
+__all__ = ["BUILTIN", "TypeKind", "ValueType"]
 
-Kind = Literal["base", "array", "domain", "enum", "composite", "range", "unknown"]
+TypeKind = Literal["base", "array", "domain", "enum", "composite", "range", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class ValueType:
-    """As much of a row of `pg_type` as the look of its values depends on."""
+    """The part of a `pg_type` row on which the text of its values depends."""
 
     oid: int
-    kind: Kind = "base"
+    kind: TypeKind = "base"
     of: ValueType | None = None  # an array's elements, or what a domain is based on
     delimiter: bytes = b","  # between an array's elements
 
@@ -55,10 +55,10 @@ nummultirange 4532 6151 tsmultirange 4533 6152  tstzmultirange 4534 6153
 datemultirange 4535 6155                        int8multirange 4536 6157
 """
 
-_BOX = 603  # the one type whose arrays are not separated by commas
+_BOX = 603  # the only type whose array elements are not separated by commas
 
 
-def _value_types(table: str, kind: Kind) -> Iterator[ValueType]:
+def _value_types(table: str, kind: TypeKind) -> Iterator[ValueType]:
     words = table.split()
     for oid, array_oid in zip(map(int, words[1::3]), map(int, words[2::3]), strict=True):
         value_type = ValueType(oid, kind)

@@ -1,4 +1,4 @@
-"""A change as it came from PostgreSQL's log: kept as the server's text, decoded only where somebody looks."""
+"""A change of PostgreSQL's log: kept as the server's text, and decoded only when it is used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from listener.core.change import LoggedChange
-from listener.postgres.codec.table import NOT_PLAIN, Kind, Old
+from listener.core.logged_change import LoggedChange
+from listener.postgres.codec.table import NOT_PLAIN, Kind, OldRow
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.log.position import format_lsn
 
@@ -22,14 +22,14 @@ class Transaction:
     __slots__ = ("commit_lsn", "committed", "committed_at", "id_head", "position_head", "tail")
 
     def __init__(self, commit_lsn: int, committed: int, source: str, era: str = "") -> None:
-        """Take the commit's place and time, in microseconds since 2000-01-01 UTC.
+        """Take the commit's LSN and time; `committed` is in microseconds since 2000-01-01 UTC.
 
-        `source` names the cluster; `era` is what stands in front of positions.
+        `source` names the cluster; `era` is the prefix of positions.
         """
         self.commit_lsn = commit_lsn
         self.committed = committed
         self.committed_at = _EPOCH + timedelta(microseconds=committed)
-        # With the time: after a restore, or a failover that lost commits, another transaction has the LSN.
+        # With the time: after a restore, or a failover that lost commits, another transaction may have the same LSN.
         self.id_head = b"%b-%X-%X-" % (source.encode(), commit_lsn, committed)
         self.position_head = f"{era}{format_lsn(commit_lsn)}:".encode()
         self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
@@ -60,7 +60,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
-        """Tell whether the column's value differs from before; None where the source did not send both."""
+        """Return whether the column's value differs from before; None if the server did not send both values."""
         if self._kind.event != "update":
             return True
         relation, old, new = self._kind.table, self._old, self._new
@@ -69,7 +69,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
             return None
         if new[place].__class__ is not bytes and relation.is_missing(new, column):
             return False  # an unchanged TOAST value
-        if old is None or (self._kind.old is Old.KEY and not relation.columns[place].key):
+        if old is None or (self._kind.old is OldRow.KEY and not relation.columns[place].key):
             return None
         return old[place] != new[place]
 
@@ -86,7 +86,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""
         relation, old, new = self._kind.table, self._old, self._new
-        keys_only = self._kind.old is Old.KEY
+        keys_only = self._kind.old is OldRow.KEY
         if not keys_only and (old is None or UNCHANGED not in old) and (new is None or UNCHANGED not in new):
             return relation.absent(columns)
         missing = [

@@ -1,4 +1,4 @@
-"""What the two plugins' decoders share: transactions, ordinals, and what was published before a restart."""
+"""What the two plugins' decoders share: transactions, ordinals, and leaving out what was published before."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final, NamedTuple
 from listener.core.source import GapError, SourceError
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.hints import RESTORED, UPDATE
-from listener.postgres.log.position import Eras, Published, WALPosition
+from listener.postgres.log.position import Eras, LastPublished, WALPosition
 
 __all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "OtherLogError", "UndescribedTableError", "WALPosition"]
 
-# What Python raises where bytes are not what the protocol says.
+# What Python raises if bytes are not what the protocol says.
 MALFORMED: Final = (
     ArithmeticError,  # a time that no calendar has
     AttributeError,  # a row before the first transaction
@@ -26,26 +26,26 @@ MALFORMED: Final = (
 
 
 class UndescribedTableError(SourceError):
-    """The log's messages do not say enough about a table; the hint is the hint, and skipping is none."""
+    """The log's messages do not describe a table completely. Its changes must not be skipped: see the hint."""
 
 
 class Begin(NamedTuple):
-    """A transaction's first message; its place in the log is known before its changes arrive."""
+    """A transaction's first message: the commit's LSN is known before the changes arrive."""
 
     commit_lsn: int
 
 
 class Commit(NamedTuple):
-    """A transaction's last message; `end_lsn` may be acknowledged once its changes are published."""
+    """A transaction's last message: `end_lsn` may be acknowledged once the changes are published."""
 
     end_lsn: int
 
 
 class OtherLogError(GapError):
-    """The database's log is not the one that was read before: it was restored from an earlier state."""
+    """The database's log is not the one that was read before: the database was restored from an earlier state."""
 
-    def __init__(self, last: Published) -> None:
-        """`last` was published, and is not there."""
+    def __init__(self, last: LastPublished) -> None:
+        """`last` was published, and is not in the log."""
         super().__init__(
             f"What was published last, at {last.position}, is not in the database's log: the database was restored "
             "from an earlier state, and has committed other changes since.",
@@ -54,7 +54,11 @@ class OtherLogError(GapError):
 
 
 class Decoder(ABC):
-    """Turns one replication connection's messages into changes, leaving out what `after` covers."""
+    """Decodes one replication connection's messages into changes, and leaves out what was published before.
+
+    `start` or `skip_to` says what was published. While `awaits_last_published` the decoder does not know yet whether
+    this is the log that was read before: until then nothing may be published or acknowledged.
+    """
 
     transaction: Transaction  # the one whose changes are being read
 
@@ -62,61 +66,62 @@ class Decoder(ABC):
         """`source` names the database cluster in the ids of its changes."""
         self._source = source
         self._after = WALPosition(0, 0)
-        self._expected: Published | None = None
+        self._expected: LastPublished | None = None
         self.eras = Eras()
         self._ordinal = 0
         self._published_up_to: float = -1  # ordinal in this transaction
 
     @abstractmethod
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
-        """Append the changes in one message to `changes`; tell of a transaction's start or end.
+        """Append the message's changes to `changes`; return Begin or Commit if it starts or ends a transaction.
 
-        Raises SourceError, and nothing else, where the message cannot be decoded.
+        Raise SourceError, and nothing else, if the message cannot be decoded.
         """
 
-    def confirm(self, changes: list[WALChange]) -> None:  # noqa: B027 - most have nothing to do
-        """Make certain of all changes since the last call, and put them right; before they are handed on.
+    def verify(self, changes: list[WALChange]) -> None:  # noqa: B027 - pgoutput has nothing to verify
+        """Verify all changes since the last call, and correct them in place; call it before they are published.
 
-        Raises SourceError where one cannot be known, SourceLostError.
+        Raise SourceError if a change cannot be known, SourceLostError.
         """
 
-    def may_move_on(self) -> bool:
-        """Return whether it is certain that nothing was left out which should have come; else ask again soon.
+    def may_advance(self) -> bool:
+        """Return whether no change is missing in what was read. If False, ask again soon.
 
-        To be asked before the position moves past what no change came of. Raises SourceError, SourceLostError.
+        To be called before the position moves past log without changes. Raise SourceError, SourceLostError.
         """
         return True
 
     def notes(self) -> str | None:
-        """Return what the next start needs to know, None where there is nothing new."""
+        """Return the notes for the next start; None if they have not changed."""
         return None
 
     @property
     def commit_lsn(self) -> int:
-        """Where the transaction commits that is being read; 0 before the first."""
+        """The LSN at which the current transaction commits; 0 before the first one."""
         transaction: Transaction | None = getattr(self, "transaction", None)
         return transaction.commit_lsn if transaction else 0
 
     def skip_to(self, after: WALPosition) -> None:
-        """Leave out all changes up to and with `after`: the broker has them."""
+        """Leave out all changes up to and with `after`: they are published."""
         self._after = after
 
-    def start(self, last: Published, eras: Eras, *, is_expected: bool) -> None:
-        """Leave out what was published before, the last of which is `last`.
+    def start(self, last: LastPublished, eras: Eras, *, is_expected: bool) -> None:
+        """Leave out what was published before; the last of it is `last`.
 
-        If it `is_expected`, OtherLogError is raised where the log does not have it before all that lies behind it.
+        With `is_expected`, `decode` and `is_waiting` raise OtherLogError if the log does not contain `last` before
+        anything later.
         """
         self.skip_to(last.position)
         self.eras = eras
         self._expected = last if is_expected else None
 
     @property
-    def is_expecting(self) -> bool:
-        """Whether what was published last is still to come: until then nobody knows which log this is."""
+    def awaits_last_published(self) -> bool:
+        """Whether the expected last published change is still to come: until then this may be another log."""
         return self._expected is not None
 
     def is_waiting(self, read_up_to: int) -> bool:
-        """Return whether the expected transaction is still to come, the log being read up to there."""
+        """Return whether the expected transaction is still to come. Raise OtherLogError if the log is read past it."""
         if self._expected is None:
             return False
         if read_up_to > self._expected.commit_lsn:
@@ -139,7 +144,7 @@ class Decoder(ABC):
             self._published_up_to = -1
         return Begin(commit_lsn)
 
-    def _compare(self, commit_lsn: int, committed: int, expected: Published) -> None:
+    def _compare(self, commit_lsn: int, committed: int, expected: LastPublished) -> None:
         if commit_lsn < expected.commit_lsn:
             return
         if (commit_lsn, committed) != (expected.commit_lsn, expected.committed):
@@ -151,7 +156,7 @@ class Decoder(ABC):
         return Commit(end_lsn)
 
     def next_ordinal(self) -> int | None:
-        """Return the number of the transaction's next change; None if it was published before."""
+        """Return the ordinal of the transaction's next change; None if the change was published before."""
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         return ordinal if ordinal > self._published_up_to else None
@@ -162,4 +167,5 @@ class Decoder(ABC):
         return SourceError(
             f"PostgreSQL sent something that cannot be decoded, at {at}: {what}. Nothing was acknowledged.",
             hint=UPDATE,
+            code="undecodable",
         )

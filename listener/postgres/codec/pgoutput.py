@@ -1,7 +1,7 @@
-"""The pgoutput protocol, version 1: bytes to changes, nothing else.
+"""Decodes the pgoutput protocol, version 1: bytes to changes, nothing else.
 
 Source: the manual's chapters "Logical Streaming Replication Protocol" and "Logical Replication Message
-Formats". Version 1 sends a transaction only once it has committed, so nothing needs putting together.
+Formats". Version 1 sends a transaction only after it has committed, so there are no parts to assemble.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _ROWS = frozenset({_INSERT, _UPDATE, _DELETE})
 _OF_A_TABLE = frozenset({b"I", b"U", b"D"})  # the table's OID follows
 _NEW, _KEY = ord("N"), ord("K")  # which tuple follows; the third, O, is the whole old row
 
-# How much of compiled tables is kept: 1,500 of ten columns, some 25 MB. A table is compiled in 0.1 ms.
+# How many columns of compiled tables are kept: 1,500 tables of ten columns, about 25 MB. A table compiles in 0.1 ms.
 _MOST_COMPILED = 30_000
-_TABLE_ITSELF = 10  # what a table takes besides its columns, measured in columns
+_TABLE_ITSELF = 10  # memory of a table besides its columns, measured in columns
 
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
 _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit time
@@ -36,7 +36,7 @@ _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
 
 
 class _Tables(dict[bytes, Table]):
-    """The tables whose rows came lately, compiled; of all that were announced it has the announcement."""
+    """The recently used tables, compiled, and the descriptions of all tables that the server has sent."""
 
     def __init__(self, compile_table: Callable[[bytes], Table]) -> None:
         self._compile = compile_table
@@ -44,7 +44,7 @@ class _Tables(dict[bytes, Table]):
         self._size = 0  # of what was compiled since it was empty
 
     def announce(self, oid: bytes, payload: bytes) -> None:
-        if self._announced.get(oid) != payload:  # else the server only makes sure
+        if self._announced.get(oid) != payload:  # else the server repeats what it has sent
             self._announced[oid] = payload
             self.pop(oid, None)
 
@@ -60,7 +60,7 @@ class _Tables(dict[bytes, Table]):
 
 
 class PgOutputDecoder(Decoder):
-    """Decodes one replication connection's messages: relations are announced per connection."""
+    """Decodes one replication connection's messages: the server describes its tables once a connection."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class PgOutputDecoder(Decoder):
         codec: str = "utf-8",
         announced: Callable[[int, tuple[str, str]], None] | None = None,
     ) -> None:
-        """`codec` is Python's name of the encoding in which texts come.
+        """`codec` is Python's name of the encoding of the texts.
 
         `announced` is called with a table's OID and name before its changes, and may raise.
         """
@@ -118,7 +118,7 @@ class PgOutputDecoder(Decoder):
         return None
 
     def _malformed(self, payload: bytes, error: Exception) -> SourceError:
-        """Say what cannot be decoded, without a row's values."""
+        """Return the error for a message that cannot be decoded, without a row's values."""
         table = self._tables.get(payload[1:5]) if payload[:1] in _OF_A_TABLE else None
         of = f" of table {table.schema}.{table.name}" if table else ""
         return self.unknown(
@@ -132,7 +132,7 @@ class PgOutputDecoder(Decoder):
         old, new = self._split_both(payload, 6)
         if marker == _KEY:
             return table.keyed_by(old).update_by_key, old, new
-        if UNCHANGED in new:  # the old row has what did not change
+        if UNCHANGED in new:  # the old row has the values that did not change
             new = [before if value is UNCHANGED else value for value, before in zip(new, old, strict=True)]
         return table.update, old, new
 
@@ -165,6 +165,6 @@ class PgOutputDecoder(Decoder):
         return Table(schema or "pg_catalog", name, columns, identity=identity)
 
     def _text(self, payload: bytes, start: int) -> tuple[str, int]:
-        """Read a zero-terminated string; returns it and the place behind its end."""
+        """Return the zero-terminated string at `start`, and the index after its end."""
         end = payload.index(0, start)
         return payload[start:end].decode(self._codec, "backslashreplace"), end + 1

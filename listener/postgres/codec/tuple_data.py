@@ -11,7 +11,7 @@ __all__ = ["UNCHANGED", "Row", "Splitting", "split_tuple", "split_tuples", "spli
 
 
 class _Unchanged:
-    """Marks a value that the server did not send, because it did not change: not NULL."""
+    """Marks a value that the server did not send because it did not change: not NULL."""
 
     def __repr__(self) -> str:
         return "UNCHANGED"
@@ -22,17 +22,17 @@ UNCHANGED: Final = _Unchanged()
 Row = Sequence[bytes | _Unchanged | None]  # in the order of the table's columns: text, NULL, not sent
 
 _TEXT, _NULL, _NOT_SENT = ord("t"), ord("n"), ord("u")
-_SHORT_TEXT = b"t\0\0\0"  # the head of at most 255 bytes: the last byte of their number follows
-_past_length = itemgetter(slice(1, None))  # what follows such a head, without that byte
+_SHORT_TEXT = b"t\0\0\0"  # the head of a text of up to 255 bytes; the last byte of its length follows
+_past_length = itemgetter(slice(1, None))  # the text after such a head, without that byte
 _BETWEEN = 3  # bytes between two tuples' values: which tuple follows, and its number of columns
 _PAD = b"\0\0\0\0"  # lets kind and length be read at once even where the last column has no length
 _kind_and_length = Struct(">BI").unpack_from
 
 
 def split_tuple(data: bytes, start: int) -> Row:
-    """Cut the TupleData at the end of a message (manual, "Logical Replication Message Formats") into its values.
+    """Split the TupleData at the end of a message (manual, "Logical Replication Message Formats") into its values.
 
-    No text has a zero byte in it: where there are as many heads of short texts as columns, there is nothing else.
+    A text has no zero byte in it. So if there are as many heads of short texts as columns, there is nothing else.
     """
     parts = data[start + 2 :].split(_SHORT_TEXT)
     if len(parts) - 1 == data[start] << 8 | data[start + 1]:
@@ -43,7 +43,7 @@ def split_tuple(data: bytes, start: int) -> Row:
 
 
 def split_tuples(data: bytes, start: int) -> tuple[Row, Row]:
-    """Cut two TupleData of as many columns at the end of a message, an old one and a new one, into their values."""
+    """Split the two TupleData at the end of a message, an old and a new row of one table, into their values."""
     count = data[start] << 8 | data[start + 1]
     parts = data[start + 2 :].split(_SHORT_TEXT)
     if count and len(parts) - 1 == 2 * count:
@@ -56,7 +56,7 @@ def split_tuples(data: bytes, start: int) -> tuple[Row, Row]:
 
 
 def _split_any(data: bytes, start: int) -> tuple[Row, int]:
-    """Cut a TupleData with whatever is in it into its values; returns them and its end; raises ValueError."""
+    """Split any TupleData into its values; return them, and the index of its end. Raise ValueError."""
     row: list[bytes | _Unchanged | None] = []
     add = row.append
     count = data[start] << 8 | data[start + 1]
@@ -83,14 +83,14 @@ def _split_any(data: bytes, start: int) -> tuple[Row, int]:
 
 
 class Splitting(NamedTuple):
-    """How tuples are cut, by the encoding that their texts are in."""
+    """The functions that split one tuple, or two, of texts in one encoding."""
 
     one: Callable[[bytes, int], Row]
     two: Callable[[bytes, int], tuple[Row, Row]]
 
 
 def splitting(codec: str) -> Splitting:
-    """Return what cuts tuples into texts of UTF-8; `codec` is Python's name of the encoding in which they come."""
+    """Return what splits tuples into UTF-8 texts; `codec` is Python's name of the encoding of the server's texts."""
     if codec == "utf-8":
         return Splitting(split_tuple, split_tuples)
 

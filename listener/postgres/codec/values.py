@@ -1,7 +1,7 @@
 """PostgreSQL's text of a value as JSON.
 
-The same value looks the same whichever source or plugin it came through. What has no form of its own in
-JSON, or not the form that we know, is the server's own text as a string: a value never stops the stream.
+The same value looks the same through each source and plugin. A value that has no form of its own in JSON, or an
+unknown one, becomes the server's text as a string: a value never stops the stream.
 The texts are those of a session with `DateStyle=ISO`, `IntervalStyle=postgres`, `TimeZone=UTC`,
 `extra_float_digits=1`, `bytea_output=hex` and `client_encoding=UTF8`.
 """
@@ -15,7 +15,7 @@ from functools import cache
 
 from pybase64 import b64encode
 
-from listener.core import json_text
+from listener.core import row_json
 from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 
 __all__ = ["BUILTIN", "Convert", "ValueType", "array_converter", "converter", "verbatim"]
@@ -26,22 +26,22 @@ Convert = Callable[[bytes], bytes]
 
 @cache
 def converter(value_type: ValueType) -> Convert:
-    """Return what turns a value of this type into JSON."""
+    """Return the function that renders a value of this type as JSON."""
     if value_type.kind == "array" and value_type.of:
         return _or_text(array_converter(converter(value_type.of), value_type.delimiter))
     if value_type.kind == "domain" and value_type.of:
         return converter(value_type.of)
-    return _CONVERTERS.get(value_type.oid, json_text.string)
+    return _CONVERTERS.get(value_type.oid, row_json.string)
 
 
 def verbatim(text: bytes) -> bytes:
-    """Integers: the text is the JSON. A caller may leave this call out."""
+    """Return an integer's text, which is JSON already. A caller may leave this call out."""
     return text
 
 
 class _Booleans(dict[bytes, bytes]):
     def __missing__(self, text: bytes) -> bytes:
-        return json_text.string(text)
+        return row_json.string(text)
 
 
 def _float(text: bytes) -> bytes:
@@ -51,12 +51,12 @@ def _float(text: bytes) -> bytes:
 
 
 def _quoted(text: bytes) -> bytes:
-    """Texts that have nothing to escape."""
+    """Return a text without anything to escape as JSON."""
     return b'"%b"' % text
 
 
-# The next ones look first for the one or two lengths that most values have. A date before Christ ends with
-# " BC", and a year after 9999 pushes the space from its place: neither passes for a plain form.
+# The next functions first check for the one or two lengths that most values have. A date before Christ ends with " BC",
+# and in a year after 9999 the space is at another index: neither looks like the plain form.
 
 
 def _timestamp(text: bytes) -> bytes:
@@ -110,13 +110,13 @@ def _bytea(text: bytes) -> bytes:
 
 
 def _or_text(convert: Convert) -> Convert:
-    """Return `convert` that falls back to the server's own text."""
+    """Return `convert` with a fallback: the server's text."""
 
     def convert_or_text(text: bytes) -> bytes:
         try:
             return convert(text)
-        except Exception:  # noqa: BLE001 - whatever the reason: one odd value must not stop the stream
-            return json_text.string(text)
+        except Exception:  # noqa: BLE001 - one odd value must not stop the stream
+            return row_json.string(text)
 
     return convert_or_text
 
@@ -128,7 +128,7 @@ _CONVERTERS: dict[int, Convert] = {
     21: verbatim,  # int2
     23: verbatim,  # int4
     26: verbatim,  # oid
-    114: json_text.document,
+    114: row_json.document,
     700: _float,
     701: _float,
     1082: _quoted,  # date
@@ -138,7 +138,7 @@ _CONVERTERS: dict[int, Convert] = {
     1266: _timetz,
     1700: _quoted,  # numeric
     2950: _quoted,  # uuid
-    3802: json_text.document,  # jsonb
+    3802: row_json.document,  # jsonb
 }
 
 
@@ -151,7 +151,7 @@ _MARKS = {b"{": b"[", b"}": b"]"}
 
 
 def array_converter(element: Callable[[bytes], bytes], delimiter: bytes) -> Callable[[bytes], bytes]:
-    """Return the converter of arrays of what `element` converts; it raises ValueError on what is no array."""
+    """Return the converter of arrays whose elements `element` converts; it raises ValueError if it is no array."""
     special = re.escape(delimiter)
     # The three groups: an element in its quotes, a plain one, a mark.
     find_tokens = re.compile(
@@ -160,7 +160,7 @@ def array_converter(element: Callable[[bytes], bytes], delimiter: bytes) -> Call
 
     def convert(text: bytes) -> bytes:
         if text.startswith(b"["):
-            text = text[text.index(b"=") + 1 :]  # bounds have no place in JSON
+            text = text[text.index(b"=") + 1 :]  # JSON has no bounds
         if not (text.startswith(b"{") and text.endswith(b"}")):
             raise ValueError("not an array")
         if b'"' in text or b"{" in text[1:]:

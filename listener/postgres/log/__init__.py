@@ -1,1 +1,1 @@
-"""Positions in PostgreSQL's log: pure, no I/O."""
+"""Positions in PostgreSQL's log, checkpoints and acknowledgements: pure, no I/O."""

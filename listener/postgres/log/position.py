@@ -1,10 +1,10 @@
-"""Where a listener is in a database's log, as its checkpoint has it: pure, no I/O.
+"""Positions in a database's log, and the checkpoint: pure, no I/O.
 
     2@0/16B3777:16B3748-303D94F1B8A40-5:0
 
-The log is read up to 0/16B3777:0. In the middle is the change that was published last, as its id has it. The log can be
-another one at the same places: after a restore, a point-in-time recovery, or a failover that lost commits. The time of
-the last commit tells, and the era in front keeps the places of one log apart from those of the other.
+This checkpoint says that the log is read up to 0/16B3777:0. In the middle is the change that was published last, as in
+its id. The log can be another one at the same LSNs: after a restore, a point-in-time recovery, or a failover that lost
+commits. The time of the last commit shows it, and the era in front distinguishes the positions of the two logs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["Era", "Eras", "Place", "Published", "WALPosition", "format_lsn", "parse_lsn"]
+__all__ = ["Era", "Eras", "LastPublished", "WALCheckpoint", "WALPosition", "format_lsn", "parse_lsn"]
 
 
 class WALPosition(NamedTuple):
-    """Where a change stands in the log: totally ordered, and the same on every replay."""
+    """A change's position in the log: totally ordered, and the same on every replay."""
 
     commit_lsn: int
     ordinal: int
@@ -26,24 +26,25 @@ class WALPosition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> WALPosition:
-        """Read what `str` printed, also as a part of what `Place` prints; raises ValueError."""
+        """Return the position that `str` printed, also from the text of a `WALCheckpoint`. Raise ValueError."""
         lsn, *_, ordinal = text.rpartition("@")[2].split(":")
         return cls(parse_lsn(lsn), int(ordinal))
 
     @classmethod
     def before(cls, lsn: int) -> WALPosition:
-        """Return the last position before `lsn`: records start at multiples of 8, so no change has it."""
+        """Return the last position before `lsn`; no change has it, because records start at multiples of 8."""
         return cls(lsn - 1, 0)
 
 
 class Era(NamedTuple):
-    """Which log it is that has a place: a later one has the greater era.
+    """Which log a position is of: a later log has a greater era.
 
-    Printed in front of a place, the first as nothing: `2@` after a failover, `1.2@` after a gap was accepted.
+    It is the prefix of a position, and nothing for the first era: `2@` after a failover, `1.2@` after a gap was
+    accepted.
     """
 
-    generation: int = 0  # how often a gap was accepted: what comes then may stand where other changes stood
-    timeline: int = 1  # the server's; a promotion begins a new one
+    generation: int = 0  # number of accepted gaps: what comes after one may be at the LSNs of other changes
+    timeline: int = 1  # the server's; a promotion starts a new one
 
     def __str__(self) -> str:
         if self.generation:
@@ -52,16 +53,16 @@ class Era(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Era:
-        """Read what `str` printed, without the @; raises ValueError."""
+        """Return the era that `str` printed, without the @. Raise ValueError."""
         generation, _, timeline = text.rpartition(".")
         return cls(int(generation or 0), int(timeline or 1))
 
 
 class Eras:
-    """Which era each place of a server's log is of."""
+    """The eras of the positions in a server's log."""
 
     def __init__(self, generation: int = 0, timeline: int = 1, ends: Mapping[int, int] | None = None) -> None:
-        """`timeline` is the server's, `ends` where those end that it comes from."""
+        """`timeline` is the server's, `ends` has the LSN at which each earlier timeline of its history ends."""
         self.generation = generation
         self._ends = sorted((ends or {}).items())
         self.newest = Era(generation, timeline)
@@ -69,13 +70,13 @@ class Eras:
         self.newest_from = max((end for _, end in self._ends), default=0)
 
     def of(self, lsn: int) -> Era:
-        """Return the era of a place."""
+        """Return the era of an LSN."""
         older = (Era(self.generation, timeline) for timeline, end in self._ends if lsn < end)
         return next(older, self.newest)
 
 
-class Published(NamedTuple):
-    """The change that was published last; with `committed` 0 it is not known which one stood there."""
+class LastPublished(NamedTuple):
+    """The change that was published last; `committed` is 0 if its time is not known."""
 
     commit_lsn: int = 0
     committed: int = 0  # microseconds since 2000-01-01 UTC
@@ -85,8 +86,8 @@ class Published(NamedTuple):
         return f"{self.commit_lsn:X}-{self.committed:X}-{self.ordinal}"
 
     @classmethod
-    def parse(cls, text: str) -> Published:
-        """Read what `str` printed; raises ValueError."""
+    def parse(cls, text: str) -> LastPublished:
+        """Return what `str` printed. Raise ValueError."""
         commit_lsn, committed, ordinal = text.split("-")
         return cls(int(commit_lsn, 16), int(committed, 16), int(ordinal))
 
@@ -95,30 +96,30 @@ class Published(NamedTuple):
         return WALPosition(self.commit_lsn, self.ordinal)
 
 
-class Place(NamedTuple):
-    """A checkpoint."""
+class WALCheckpoint(NamedTuple):
+    """A checkpoint: era, position, and the change that was published last."""
 
     era: Era
     position: WALPosition
-    last: Published
+    last: LastPublished
 
     def __str__(self) -> str:
         return f"{self.era}{format_lsn(self.position.commit_lsn)}:{self.last}:{self.position.ordinal}"
 
     @property
-    def spot(self) -> str:
-        """What a person is told of it."""
+    def label(self) -> str:
+        """The checkpoint for messages: without the last change."""
         return f"{self.era}{self.position}"
 
     @classmethod
-    def parse(cls, text: str) -> Place:
-        """Read what `str` printed, or what earlier versions did, which did not note the last change."""
+    def parse(cls, text: str) -> WALCheckpoint:
+        """Return what `str` printed, also in the format of earlier versions, which has no last change."""
         position = WALPosition.parse(text)
         last = text.partition(":")[2].rpartition(":")[0]
         return cls(
             Era.parse(text.rpartition("@")[0]),
             position,
-            Published.parse(last) if last else Published(position.commit_lsn, 0, position.ordinal),
+            LastPublished.parse(last) if last else LastPublished(position.commit_lsn, 0, position.ordinal),
         )
 
 
@@ -128,6 +129,6 @@ def format_lsn(lsn: int) -> str:
 
 
 def parse_lsn(text: str) -> int:
-    """Read a log sequence number as PostgreSQL prints it; raises ValueError."""
+    """Return the log sequence number that PostgreSQL printed. Raise ValueError."""
     high, low = text.split("/")
     return int(high, 16) << 32 | int(low, 16)

@@ -1,1 +1,1 @@
-"""The tables that the routes name: which they were, which they are, and whether rows were missed."""
+"""The tables that the routes select: which they were, which they are, and whether changes are missing."""

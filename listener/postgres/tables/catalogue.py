@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalogue says about the tables that the routes name."""
+"""What PostgreSQL's catalogue says about the tables that the routes select."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TableName = tuple[str, str]  # schema, table
 
 
 class Identity(StrEnum):
-    """What an UPDATE or DELETE says about the old row: `pg_class.relreplident`."""
+    """Which columns of the old row an UPDATE or DELETE logs: `pg_class.relreplident`."""
 
     DEFAULT = "d"  # the primary key
     NOTHING = "n"
@@ -34,21 +34,21 @@ class Identity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaIdentity:
-    """One table's, or one partition's: a partition does not share its parent's."""
+    """The replica identity of one table, or of one partition: a partition does not inherit its parent's."""
 
     table: TableName
     identity: Identity
-    key: tuple[str, ...]  # the columns of the identity's index; empty where it has none
+    key: tuple[str, ...]  # the columns of the identity's index; empty if it has none
 
     @property
     def identifies_rows(self) -> bool:
-        """Whether the application's UPDATE and DELETE go on working when they are published."""
+        """Whether the application's UPDATE and DELETE still work when they are published."""
         return self.identity is Identity.FULL or bool(self.key)
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnList:
-    """A publication that has a list of a table's columns."""
+    """A publication's list of a table's columns."""
 
     publication: str
     columns: frozenset[str]
@@ -62,7 +62,7 @@ class ColumnList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table as it is now, or something else that has a table's name."""
+    """A table as it is now, or a view or the like."""
 
     oid: int
     name: TableName
@@ -87,17 +87,17 @@ class Table:
 
     @property
     def identities(self) -> tuple[ReplicaIdentity, ...]:
-        """Those that hold when a row changes."""
+        """The replica identities that apply when a row changes."""
         return self.partitions if self.is_partitioned else (self.own_identity,)
 
     @property
     def key(self) -> frozenset[str]:
-        """All columns that say which row it is, in any partition."""
+        """All columns that identify a row, in any partition."""
         return frozenset(column for each in (self.own_identity, *self.partitions) for column in each.key)
 
 
 def is_system(schema: str) -> bool:
-    """Return whether the schema is the server's own: no route watches what is in it."""
+    """Return whether the schema is one of the server's: no route selects its tables."""
     return schema == "information_schema" or schema.startswith("pg_")
 
 
@@ -107,7 +107,7 @@ def read_names(connection: Connection) -> dict[int, TableName]:
 
 
 def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...]:
-    """Return those of them that are still there, in the order of their names."""
+    """Return those of the tables that still exist, in the order of their names."""
     own: dict[int, ReplicaIdentity] = {}
     partitions: dict[int, list[ReplicaIdentity]] = {}
     silent: dict[int, list[TableName]] = {}
@@ -140,7 +140,7 @@ def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...
         for oid, kind, is_logged, columns, stored, virtual, ancestors, lists in fetch(
             connection, _DETAILS, [list(oids)]
         )
-        if oid in own  # else made or dropped meanwhile
+        if oid in own  # else created or dropped between the two queries
     )
 
 
@@ -151,8 +151,8 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
   AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'
 """
 
-# Which index identifies a row is what RelationGetIndexList in PostgreSQL's relcache.c says: a primary key
-# that is deferrable does not count.
+# The index that identifies a row, as RelationGetIndexList in PostgreSQL's relcache.c finds it: a deferrable primary key
+# does not count.
 _IDENTITIES: Final = """
 SELECT root.oid, c.oid, n.nspname, c.relname, c.relkind, c.relkind = 'r' AND c.relpersistence = 'p',
   c.relreplident, ARRAY(

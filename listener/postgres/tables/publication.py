@@ -1,9 +1,9 @@
-"""The publication: what of which tables leaves the server.
+"""The publication: which tables and columns the server sends.
 
-It has exactly the tables that routes name, with all their columns. Lists of columns are for those who ask for
-them (CDC_COLUMN_LISTS, version 15 and later): a list that leaves out a part of a table's replica identity makes
-the application's own UPDATE and DELETE fail, and ALTER TABLE … DROP COLUMN … CASCADE of a listed column takes the
-table out of the publication (manual, "Logical Replication", "Column Lists").
+It has exactly the tables that routes select, with all their columns. Lists of columns are optional (CDC_COLUMN_LISTS,
+version 15 and later): a list that leaves out a part of a table's replica identity makes the application's own UPDATE
+and DELETE fail, and ALTER TABLE … DROP COLUMN … CASCADE of a listed column removes the table from the publication
+(manual, "Logical Replication", "Column Lists").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from listener.postgres.client.connection import Connection, execute, fetch
 from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.tables.catalogue import Identity, Table, TableName
-from listener.postgres.tables.selection import Watched
+from listener.postgres.tables.selection import SelectedTable
 
 __all__ = [
     "Publication",
@@ -44,11 +44,11 @@ _LOCK_TIMEOUT: Final = "5s"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """What a publication says, or should say."""
+    """A publication as it is, or as it should be."""
 
-    tables: Mapping[TableName, frozenset[str] | None]  # the list of columns; None: without one
+    tables: Mapping[TableName, frozenset[str] | None]  # the list of columns; None: no list
     events: frozenset[EventType]
-    generated_columns: bool | None  # stored ones are published; None: the server's version has no say in it
+    generated_columns: bool | None  # stored ones are published; None: the server's version has no such option
     via_root: bool = True  # a partition's changes come under the name of its root
     all_tables: bool = False
     schemas: frozenset[str] = frozenset()  # those of which all tables are published
@@ -58,11 +58,11 @@ class Publication:
     members: Mapping[TableName, int] = field(default_factory=dict, compare=False)  # pg_publication_rel.oid
 
     def suffices_for(self, wanted: Publication) -> bool:
-        """Tell whether all that is wanted is published, and maybe more."""
+        """Return whether all that is wanted is published; more may be published."""
         return self.has_options_of(wanted) and not self.lacks(wanted)
 
     def has_options_of(self, wanted: Publication) -> bool:
-        """Return whether it has the wanted events and options, and maybe more."""
+        """Return whether it has the wanted events and options; it may have more."""
         return (
             self.events >= wanted.events
             and (self.via_root or not wanted.via_root)
@@ -86,31 +86,33 @@ class Publication:
         return listed is None or (columns is not None and listed >= columns)
 
 
-def plan_publication(watched: Sequence[Watched], version: int, *, column_lists: bool = False) -> Publication:
+def plan_publication(
+    selected: Sequence[SelectedTable], version: int, *, column_lists: bool = False
+) -> Publication:
     """Return what the publication has to be; `version` is libpq's number (150004)."""
     columns = _columns if column_lists and version >= 15_00_00 else _all_columns
-    events = frozenset[EventType]().union(*(each.events for each in watched))
+    events = frozenset[EventType]().union(*(each.events for each in selected))
     return Publication(
-        tables={each.table.name: columns(each, events, version) for each in watched},
+        tables={each.table.name: columns(each, events, version) for each in selected},
         events=events,
         generated_columns=True if version >= 18_00_00 else None,
     )
 
 
-def _all_columns(_watched: Watched, _events: frozenset[EventType], _version: int) -> None:
+def _all_columns(_selected: SelectedTable, _events: frozenset[EventType], _version: int) -> None:
     return None
 
 
-def _columns(watched: Watched, events: frozenset[EventType], version: int) -> frozenset[str] | None:
-    table = watched.table
-    if watched.columns is None:
+def _columns(selected: SelectedTable, events: frozenset[EventType], version: int) -> frozenset[str] | None:
+    table = selected.table
+    if selected.columns is None:
         return None
     sendable = frozenset(table.columns) - table.virtual_generated
     if version < 18_00_00:
         sendable -= table.stored_generated
     if events & _NEED_A_KEY and not _may_be_narrowed(table, sendable):
         return None
-    columns = (watched.columns | table.key) & sendable
+    columns = (selected.columns | table.key) & sendable
     # A list of all columns would only keep the application from dropping one.
     return None if not columns or columns == sendable else columns
 
@@ -123,17 +125,18 @@ def _may_be_narrowed(table: Table, sendable: frozenset[str]) -> bool:
 def ensure_publication(
     connection: Connection, name: str, wanted: Publication, *, needed: Publication | None = None
 ) -> None:
-    """Make the publication, or bring it up to date; one that is right already is not touched.
+    """Create the publication, or bring it up to date; one that is right already is not touched.
 
-    One that our role may not change is left as it is where it has what is `needed`, which may be less than wanted.
-    Raises PermissionDeniedError with the SQL for somebody who may, SourceLostError where a lock could not be had soon.
+    If the listener's role may not change it, it stays as it is, provided that it has what is `needed`, which may be
+    less than wanted. Raise PermissionDeniedError with the SQL for a role that may, SourceLostError if a lock was not
+    free soon.
     """
     found = read_publication(connection, name)
     if found == wanted:
         return
     suffices = found is not None and found.suffices_for(needed or wanted)
     if found is not None and (found.all_tables or found.schemas) and found.suffices_for(wanted):
-        return  # somebody's choice: no table is ever missing from it
+        return  # somebody chose so, and no table is ever missing in it
     statements = statements_for(name, found, wanted)
     try:
         _apply(connection, statements)
@@ -142,11 +145,11 @@ def ensure_publication(
             raise with_sql(error, statements, connection) from error
         log.info("publication_left_as_it_is", publication=name, reason=error.message)
     else:
-        _say_changed(name, found, wanted)
+        _log_changes(name, found, wanted)
 
 
 def statements_for(name: str, found: Publication | None, wanted: Publication) -> Sequence[Composed]:
-    """Return what makes of `found` what is wanted."""
+    """Return the statements that change `found` to `wanted`."""
     publication = Identifier(name)
     tables = SQL(", ").join(_table(table, columns) for table, columns in sorted(wanted.tables.items()))
     if found is None:
@@ -164,19 +167,19 @@ def statements_for(name: str, found: Publication | None, wanted: Publication) ->
 
 
 def add_tables(name: str, tables: Mapping[TableName, frozenset[str] | None]) -> Composed:
-    """Return what adds the tables, and locks no other ones."""
+    """Return the statement that adds the tables, and locks no other ones."""
     listed = SQL(", ").join(_table(table, columns) for table, columns in sorted(tables.items()))
     return SQL("ALTER PUBLICATION {} ADD TABLE {}").format(Identifier(name), listed)
 
 
 def drop_tables(name: str, tables: Iterable[TableName]) -> Composed:
-    """Return what takes the tables out."""
+    """Return the statement that removes the tables."""
     listed = SQL(", ").join(_table(table, None) for table in sorted(tables))
     return SQL("ALTER PUBLICATION {} DROP TABLE {}").format(Identifier(name), listed)
 
 
 def set_options(name: str, wanted: Publication) -> Composed:
-    """Return what sets events and options."""
+    """Return the statement that sets events and options."""
     return SQL("ALTER PUBLICATION {} SET ({})").format(Identifier(name), _options(wanted))
 
 
@@ -197,7 +200,7 @@ def _options(wanted: Publication) -> Composed:
 
 
 def _apply(connection: Connection, statements: Sequence[Composed]) -> None:
-    """Run them as one transaction that does not queue up for long behind a table's locks."""
+    """Run the statements as one transaction that does not wait long for locks."""
     lock_timeout = SQL("SET LOCAL lock_timeout = {}").format(Literal(_LOCK_TIMEOUT))
     execute(connection, SQL("; ").join([lock_timeout, *statements]))
 
@@ -205,16 +208,17 @@ def _apply(connection: Connection, statements: Sequence[Composed]) -> None:
 def with_sql(
     error: PermissionDeniedError | SourceLostError, statements: Sequence[Composed], connection: Connection
 ) -> SourceError | SourceLostError:
-    """Return the error with what helps: the SQL for somebody who may run it, or who holds a lock."""
+    """Return the error with a hint: the SQL for a role that may run it, or who has the lock."""
     if isinstance(error, SourceLostError):
-        return SourceLostError(f"The publication could not be changed: {error.message}", hint=error.hint)
+        message = f"The publication could not be changed: {error.message}"
+        return SourceLostError(message, hint=error.hint, code=error.code)
     sql = "\n".join(f"{statement.as_string(connection)};" for statement in statements)
     return PermissionDeniedError(
         error.message, hint=f"Let the owner of the tables, or a superuser, run:\n{sql}"
     )
 
 
-def _say_changed(name: str, found: Publication | None, wanted: Publication) -> None:
+def _log_changes(name: str, found: Publication | None, wanted: Publication) -> None:
     before: Mapping[TableName, frozenset[str] | None] = found.tables if found else {}
     log.info(
         "publication_created" if found is None else "publication_changed",
@@ -257,7 +261,7 @@ _EVENTS: Final = {
 
 
 def read_publication(connection: Connection, name: str) -> Publication | None:
-    """Return the publication as it is now, None where there is none."""
+    """Return the publication as it is now; None if there is none."""
     rows = fetch(connection, _PUBLICATION, [name])
     if not rows:
         return None
@@ -286,9 +290,10 @@ def _listed(numbers: Sequence[int] | None, names: Mapping[str, str]) -> frozense
 
 
 def gap_of_publication(publication: str, start: str, end: str) -> GapError:
-    """Return the gap of a publication that is gone."""
+    """Return the gap that a dropped publication leaves."""
     return GapError(
         f"The publication {publication} is gone. What was committed after {start} "
-        f"and before it is made again (now: {end}) cannot be read.",
+        f"and before it is created again (now: {end}) cannot be read.",
         hint=ACCEPT_GAP,
+        code="publication_gone",
     )

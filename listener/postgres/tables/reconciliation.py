@@ -1,8 +1,8 @@
-"""What became of the tables that were watched: pure, no I/O.
+"""What became of the noted tables: pure, no I/O.
 
-A table that was watched and is not published any more, and one that a route named all along but that was made
-only lately, may have rows that never came. Those are gaps. A table that a new route names is not: its rows are
-wanted from now on.
+Two kinds of tables may have rows that the listener missed: a noted table that is no longer published, and a new table
+that an old route selects. Those are gaps. A table that only a new route selects is none: its rows are wanted from now
+on.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from cdc_tasks.routing.router import Route
 from listener.postgres.tables.catalogue import Table, TableName
-from listener.postgres.tables.notes import Notes, TableNote
+from listener.postgres.tables.checkpoint_notes import Notes, TableNote
 from listener.postgres.tables.publication import Publication
-from listener.postgres.tables.selection import Watched, is_glob
+from listener.postgres.tables.selection import SelectedTable, is_glob
 
 __all__ = [
     "ALL_TABLES",
@@ -29,7 +29,7 @@ __all__ = [
     "former_names",
     "is_named",
     "note_tables",
-    "settled",
+    "unchanged_tables",
 ]
 
 ALL_TABLES = "all tables"
@@ -37,18 +37,18 @@ ALL_TABLES = "all tables"
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The server's tables, seen at one moment."""
+    """The server's tables at one moment."""
 
-    end: int  # how far the log was, at least
+    end: int  # the end of the log then, or a little before
     names: Mapping[int, TableName]  # of all tables, views and the like
-    watched: Sequence[Watched]
+    selected: Sequence[SelectedTable]
     publication: Publication | None  # None: there is none, or the plugin needs none
-    covered: Sequence[Table] = ()  # partitions that are watched as a part of the whole, and may become tables
-    settled: frozenset[int] = frozenset()  # watched tables that are left out: they are as they are noted
+    covered: Sequence[Table] = ()  # partitions whose changes come as their root's; they may be detached
+    unchanged: frozenset[int] = frozenset()  # selected tables that are as noted: `selected` leaves them out
 
     @cached_property
-    def by_oid(self) -> Mapping[int, Watched]:
-        return {each.table.oid: each for each in self.watched}
+    def by_oid(self) -> Mapping[int, SelectedTable]:
+        return {each.table.oid: each for each in self.selected}
 
     @cached_property
     def covered_oids(self) -> frozenset[int]:
@@ -61,7 +61,7 @@ class Survey:
 
 
 class Loss(NamedTuple):
-    """A table of which changes may be missing."""
+    """A table whose changes may be missing."""
 
     oid: int | None  # None: all tables
     table: str
@@ -70,34 +70,34 @@ class Loss(NamedTuple):
 
 
 class Renamed(NamedTuple):
-    """A table whose changes come under two names, of which the routes know only one."""
+    """A table whose changes come under two names, of which the routes select only one."""
 
     oid: int
     old: TableName
     new: TableName
-    is_left: bool  # the routes know the old one only
+    is_left: bool  # the routes select the old name only
 
 
 def find_losses(notes: Notes, survey: Survey, wanted: Publication) -> Iterator[Loss]:
-    """Yield the tables that should have been published all along, and were not."""
+    """Yield the tables that should have been published all the time, and were not."""
     found = survey.publication
     if notes.tables is None or notes.publication is None or found is None:
         return
     if notes.publication != found.oid:
-        yield Loss(None, ALL_TABLES, "the publication was dropped and made again", is_provable=False)
+        yield Loss(None, ALL_TABLES, "the publication was dropped and created again", is_provable=False)
         return
     if reason := _lost_everywhere(notes, found, wanted):
         yield Loss(None, ALL_TABLES, reason, is_provable=False)
     for oid, each in survey.by_oid.items():
         note, name = notes.tables.get(oid), each.table.name
-        reason = _came(notes, found, name) if note is None else _went(note, found, name)
+        reason = _loss_of_new(notes, found, name) if note is None else _loss_of_noted(note, found, name)
         if reason:
             is_provable = note is None or name not in found.tables
             yield Loss(oid, ".".join(name), reason, is_provable)
 
 
 def _lost_everywhere(notes: Notes, found: Publication, wanted: Publication) -> str | None:
-    """Return why changes of all tables may be missing: what was published before and is not now."""
+    """Return why changes of all tables may be missing: something was published before and is not now."""
     missing = {event.value for event in wanted.events - found.events} & notes.events
     if missing:
         return f"the publication no longer sent {', '.join(sorted(event.upper() for event in missing))}"
@@ -106,7 +106,7 @@ def _lost_everywhere(notes: Notes, found: Publication, wanted: Publication) -> s
     return None
 
 
-def _went(note: TableNote, found: Publication, name: TableName) -> str | None:
+def _loss_of_noted(note: TableNote, found: Publication, name: TableName) -> str | None:
     if found.is_wide(name):
         return None
     if name not in found.tables:
@@ -116,8 +116,8 @@ def _went(note: TableNote, found: Publication, name: TableName) -> str | None:
     return "the publication left out rows of the table" if name in found.filtered else None
 
 
-def _came(notes: Notes, found: Publication, name: TableName) -> str | None:
-    """Return why a table that was not noted should have been published: no reason if its route is new."""
+def _loss_of_new(notes: Notes, found: Publication, name: TableName) -> str | None:
+    """Return why a table that was not noted should have been published; None if its route is new."""
     if not any(
         fnmatchcase(name[0], schema) and fnmatchcase(name[1], table) for schema, table in notes.patterns
     ):
@@ -129,8 +129,10 @@ def _came(notes: Notes, found: Publication, name: TableName) -> str | None:
     return "the table is new, and was not published from its first row on"
 
 
-def settled(notes: Notes, names: Mapping[int, TableName], found: Publication | None) -> frozenset[int]:
-    """Return the OIDs of the tables that are published, and called, as they are noted."""
+def unchanged_tables(
+    notes: Notes, names: Mapping[int, TableName], found: Publication | None
+) -> frozenset[int]:
+    """Return the OIDs of the tables that have the noted name and are published as noted."""
     return frozenset(
         oid
         for oid, note in (notes.tables or {}).items()
@@ -141,14 +143,14 @@ def settled(notes: Notes, names: Mapping[int, TableName], found: Publication | N
 
 
 def find_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], position: int) -> Iterator[Renamed]:
-    """Yield the tables that come under two names of which the routes know one.
+    """Yield the tables that come under two names, of which the routes select one.
 
-    `position` is how far the log is published: what comes after it still has the names of its time.
+    `position` is the LSN up to which the log is published: what comes after it still has the names of its time.
     """
     for oid, note in (notes.tables or {}).items():
         new = survey.names.get(oid)
         if new is None:
-            continue  # what was written before it was dropped comes under its name
+            continue  # it was dropped: what was written before comes under its name
         old_names = [note.name] if new != note.name else []
         if position < note.seen and not note.is_accepted:
             old_names += [name for name in note.former if name != new]
@@ -163,14 +165,14 @@ def find_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], position
 def note_tables(
     notes: Notes, survey: Survey, routes: Sequence[Route], *, position: int, only: Callable[[int], bool]
 ) -> Notes:
-    """Return the notes as they are to be now; `only` says of an oid whether what came of it is known."""
+    """Return the new notes; `only` returns whether to note the state of the table with an OID."""
     found = survey.publication
     tables = {oid: note for oid, note in (notes.tables or {}).items() if _is_kept(oid, note, survey, routes)}
     for oid, each in survey.by_oid.items():
         if only(oid):
             name = each.table.name
             note = TableNote(name=name, member=found.members.get(name) if found else None)
-            # What is published up to there is past the renaming: an idle log's position is one before its end.
+            # If the log is published up to there, the rename is past: an idle log's position is one before its end.
             tables[oid] = _with_former(note, tables.get(oid), survey.end - 1, routes, position)
     for table in survey.covered:
         if found is not None and (table.name in found.members or found.is_wide(table.name)):
@@ -187,19 +189,19 @@ def note_tables(
 
 
 def _is_kept(oid: int, note: TableNote, survey: Survey, routes: Sequence[Route]) -> bool:
-    """Return whether the note still says something about what comes, or may come."""
-    if oid in survey.settled or oid in survey.by_oid or oid in survey.covered_oids:
+    """Return whether the note still matters for changes to come."""
+    if oid in survey.unchanged or oid in survey.by_oid or oid in survey.covered_oids:
         return True
     if oid not in survey.names:
         return any(is_named(routes, each) for each in (note.name, *note.former))
-    # A renamed table to whose new name there is no route: the next start has to tell.
+    # A renamed table without a route for its new name: the next start has to report it.
     return is_named(routes, note.name) and note.name not in survey.taken
 
 
 def _with_former(
     note: TableNote, old: TableNote | None, end: int, routes: Sequence[Route], position: int
 ) -> TableNote:
-    """Return the note with the names that the table had: one more if it is called something else now."""
+    """Return the note with the table's former names: with another one if the table has a new name now."""
     if old is None:
         return note
     if old.name == note.name:
@@ -215,7 +217,7 @@ def _with_former(
 
 
 def is_named(routes: Sequence[Route], name: TableName) -> bool:
-    """Return whether a route names the table itself, not by a glob."""
+    """Return whether a route has the table's very name, and no glob."""
     return any(not is_glob(route) and (route.schema, route.table) == name for route in routes)
 
 
@@ -224,7 +226,7 @@ def _is_routed(routes: Sequence[Route], name: TableName) -> bool:
 
 
 def former_names(notes: Notes, names: Mapping[int, TableName]) -> Mapping[TableName, TableName | None]:
-    """Return the names that noted tables had, each with the table's name now; None where it is gone."""
+    """Return the former names of the noted tables, each with the table's name now; None if it is gone."""
     return {
         old: names.get(oid)
         for oid, note in (notes.tables or {}).items()

@@ -1,4 +1,4 @@
-"""What the routes want to know of which tables: pure, no I/O."""
+"""Which tables the routes select, and which of their events and columns: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from cdc_tasks.changes import EventType
 from cdc_tasks.routing.router import Route, RouteIndex
 from listener.postgres.tables.catalogue import Table
 
-__all__ = ["Watched", "covered_partitions", "is_glob", "needed_columns", "watched_tables"]
+__all__ = ["SelectedTable", "covered_partitions", "is_glob", "needed_columns", "selected_tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
-    """One table whose changes are wanted."""
+class SelectedTable:
+    """A table that at least one route selects."""
 
     table: Table
     routes: tuple[Route, ...]
@@ -25,26 +25,26 @@ class Watched:
 
     @property
     def columns(self) -> frozenset[str] | None:
-        """The columns that any route looks at; None: all."""
+        """The columns that any of the routes uses; None: all."""
         needed = [needed_columns(route) for route in self.routes]
         if any(columns is None for columns in needed):
             return None
         return frozenset[str]().union(*filter(None, needed))
 
 
-def watched_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Watched, ...]:
-    """Return the tables that the routes name; a partition only where no route names what it is a part of."""
+def selected_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[SelectedTable, ...]:
+    """Return the tables that the routes select; a partition only if no route selects one of its parents."""
     watching = RouteIndex(routes).watching
     candidates = {table.name: table for table in tables if table.is_publishable}
     return tuple(
-        Watched(table=table, routes=watching(*name))
+        SelectedTable(table=table, routes=watching(*name))
         for name, table in candidates.items()
         if watching(*name) and not any(watching(*ancestor) for ancestor in table.ancestors)
     )
 
 
 def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Table, ...]:
-    """Return the partitions that routes name, and whose changes come as those of a table that they name, too."""
+    """Return the partitions that routes select, and whose changes come as those of a parent that they also select."""
     watching = RouteIndex(routes).watching
     return tuple(
         table
@@ -54,7 +54,7 @@ def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tupl
 
 
 def needed_columns(route: Route) -> frozenset[str] | None:
-    """Return the columns that a route looks at, those of `changed(…)` included; None: possibly all."""
+    """Return the columns that a route uses, with those of `changed(…)`; None: possibly all."""
     if route.columns is None:
         return None
     if route.when is None:
@@ -64,5 +64,5 @@ def needed_columns(route: Route) -> frozenset[str] | None:
 
 
 def is_glob(route: Route) -> bool:
-    """Tell whether the route may watch tables that are not there yet."""
+    """Return whether the route may select tables that do not exist yet."""
     return any(character in name for name in (route.schema, route.table) for character in "*?[")

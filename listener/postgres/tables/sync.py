@@ -1,4 +1,4 @@
-"""Keeps the publication and the tables that the routes name in step: at the start, and while the listener runs."""
+"""Keeps the publication in step with the tables that the routes select: at the start, and while the listener runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import ACCEPT_GAP
 from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
-from listener.postgres.tables.current import look_at_tables, routed
-from listener.postgres.tables.findings import find_harm, for_wal2json
-from listener.postgres.tables.membership import find_unwritten, replace_list, run_together, take_in
-from listener.postgres.tables.notes import GapNote, Notes, TableNote
+from listener.postgres.tables.checkpoint_notes import GapNote, Notes, TableNote
+from listener.postgres.tables.current_tables import read_current_tables, routed
 from listener.postgres.tables.publication import (
     Publication,
     add_tables,
@@ -31,6 +29,12 @@ from listener.postgres.tables.publication import (
     read_publication,
     set_options,
 )
+from listener.postgres.tables.publication_membership import (
+    add_to_publication,
+    find_unwritten,
+    replace_list,
+    run_together,
+)
 from listener.postgres.tables.reconciliation import (
     Loss,
     Renamed,
@@ -38,19 +42,20 @@ from listener.postgres.tables.reconciliation import (
     find_losses,
     find_renamed,
     note_tables,
-    settled,
+    unchanged_tables,
 )
-from listener.postgres.tables.selection import covered_partitions, watched_tables
+from listener.postgres.tables.selection import covered_partitions, selected_tables
+from listener.postgres.tables.table_findings import find_harm, for_wal2json
 
 __all__ = [
-    "Look",
-    "TableKeeper",
+    "SyncResult",
     "TableRenamedError",
+    "TableSync",
+    "describe_renamed",
     "gap_of_tables",
     "gap_start",
+    "log_gap",
     "read_end",
-    "say_gap",
-    "tell_renamed",
 ]
 
 log = structlog.get_logger()
@@ -61,13 +66,13 @@ SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curr
 
 
 class TableRenamedError(SourceError):
-    """A watched table has a name for which there is no route."""
+    """A selected table has a name for which there is no route."""
 
 
-_MOST_TOLD: Final = 50  # tables in one message
+_MOST_NAMED: Final = 50  # tables in one message
 _BRING_UP_TO_DATE: Final = (
-    "There is no checkpoint, so nobody knows whether the table was watched before. If it was, bring what depends on it"
-    " up to date by hand."
+    "There is no checkpoint, so it is not known whether the listener read the table before. If it did, bring what "
+    "depends on it up to date by hand."
 )
 
 
@@ -80,34 +85,34 @@ class Trouble(NamedTuple):
 
 
 class Repaired(NamedTuple):
-    """What came of bringing a publication up to date."""
+    """The result of bringing a publication up to date."""
 
     losses: tuple[Loss, ...]
-    proven: frozenset[int]  # the OIDs of tables of which nothing is missing
+    proven: frozenset[int]  # the OIDs of tables whose changes are complete
     troubles: tuple[Trouble, ...]
 
 
-class Prepared(NamedTuple):
-    """What is to be noted, and where the log was before anybody looked."""
+class PreparedTables(NamedTuple):
+    """The notes for a start, and the end of the log before the tables were checked."""
 
     notes: Notes
-    looked: int
+    checked_lsn: int
 
 
-class Look(NamedTuple):
-    """What a look at a running listener's tables led to."""
+class SyncResult(NamedTuple):
+    """The result of a check of a running listener's tables."""
 
     notes: Notes
     troubles: tuple[Trouble, ...] = ()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether all that the routes name is published."""
+    def is_complete(self) -> bool:
+        """Whether all that the routes select is published."""
         return not self.troubles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableKeeper:
+class TableSync:
     """One listener's tables."""
 
     publication: str | None  # None: the plugin needs none
@@ -122,15 +127,15 @@ class TableKeeper:
         position: int = 0,
         accept_gap: bool = False,
         is_noted: bool = True,
-    ) -> Prepared:
-        """Make the publication what the routes need, and return what is to be noted.
+    ) -> PreparedTables:
+        """Make the publication what the routes need, and return the notes.
 
-        To be called before the slot is made, and not while another listener reads, which relies on the publication
-        as it is. `position` is how far the log was published; `is_noted` is False for `assumed` notes. Tables are taken
-        back before a gap is told: so it grows no more while it waits for somebody.
+        Call it before the slot is created, and not while another listener reads, which relies on the publication as it
+        is. `position` is the LSN up to which the log was published; `is_noted` is False for `assumed` notes. Tables are
+        published again before a gap is raised, so that the gap does not grow while it waits for a person.
 
-        Raises SourceError with all that is wrong with the tables, SourceLostError where a lock could not be had soon,
-        Gap where changes are missing, unless that is accepted; with assumed notes it is told, and stops nobody.
+        Raise SourceError with all problems of the tables, SourceLostError if a lock was not free soon, GapError if
+        changes are missing, unless `accept_gap`. With assumed notes a gap is only logged.
         """
         findings, survey = self.survey(connection, notes)
         raise_problems(findings)
@@ -140,24 +145,24 @@ class TableKeeper:
         gap = gap_of_tables(losses, renamed, format_lsn(start), format_lsn(end), hints)
         if gap and not is_noted:
             for loss in losses:
-                say_gap(_note_of(loss, start, end), hint=_BRING_UP_TO_DATE)
+                log_gap(_note_of(loss, start, end), hint=_BRING_UP_TO_DATE)
         elif gap and not accept_gap:
-            raise gap  # with nothing taken out of the publication: the next start may need it
+            raise gap  # nothing was removed from the publication yet: the next start may need it
         if self.publication is not None:
             wanted, needed = self.wanted(connection, survey), self.needed(connection, survey)
             ensure_publication(connection, self.publication, wanted, needed=needed)
-        after = self._again(connection, survey)
+        after = self._survey_again(connection, survey)
         if accept_gap:
             notes = _accept(notes, gap, renamed, after.end)
         for each in notes.gaps:
-            say_gap(each)
+            log_gap(each)
         noted = note_tables(notes, after, self.routes, position=position, only=lambda _oid: True)
-        return Prepared(noted, survey.end)
+        return PreparedTables(noted, survey.end)
 
     def assumed(self, connection: Connection, confirmed: int) -> Notes:
-        """Return what is likely to have been noted by a start that never came to its first checkpoint.
+        """Return the likely notes of a start that never got to its first checkpoint.
 
-        All that it published is still in the publication, and nothing was acknowledged behind `confirmed`.
+        All that it published is still in the publication, and nothing was acknowledged after `confirmed`.
         """
         found = self._read(connection)
         if found is None:
@@ -170,23 +175,25 @@ class TableKeeper:
             publication=found.oid,
             all_tables=found.all_tables,
             schemas=found.schemas,
-            looked=confirmed,
+            checked_lsn=confirmed,
         )
 
-    def look(self, connection: Connection, notes: Notes, *, since: int, position: int) -> Look:
-        """Take in what has come and take back what went, while a listener reads; note what may be missing.
+    def reconcile(self, connection: Connection, notes: Notes, *, since: int, position: int) -> SyncResult:
+        """Publish new tables and those that were removed, while a listener reads; note what may be missing.
 
-        At `since` all was published that is noted. Raises GapError where the publication is gone, TableRenamedError
-        where the plugin does not tell which table a name stands for, SourceLostError.
+        At `since` all noted tables were published. Raise GapError if the publication is gone, TableRenamedError if a
+        table was renamed and the plugin does not send which table a name stands for, SourceLostError.
         """
         survey = self._survey_changes(connection, notes)
         if self.publication is None:
             _refuse_renamed(notes, survey, self.routes, since)
-            return Look(note_tables(notes, survey, self.routes, position=position, only=lambda _oid: True))
+            return SyncResult(
+                note_tables(notes, survey, self.routes, position=position, only=lambda _oid: True)
+            )
         if survey.publication is None:
             raise gap_of_publication(self.publication, format_lsn(since), format_lsn(survey.end))
         repaired = self._repair(connection, survey.publication, notes, survey)
-        after = self._again(connection, survey)
+        after = self._survey_again(connection, survey)
         lacking = self.lacking(connection, after)
         for loss in repaired.losses:
             end = None if loss.oid in lacking else format_lsn(after.end)
@@ -194,42 +201,42 @@ class TableKeeper:
             notes = _with_gap(notes, gap)
         notes = _without_open_gaps(notes, after, lacking, repaired.proven)
         noted = note_tables(notes, after, self.routes, position=position, only=lambda oid: oid not in lacking)
-        return Look(noted, repaired.troubles)
+        return SyncResult(noted, repaired.troubles)
 
     def survey(self, connection: Connection, notes: Notes) -> tuple[list[Finding], Survey]:
-        """Return what there is to say about the routes' tables, and what the server has now."""
+        """Return the findings about the routes' tables, and what the server has now."""
         end = read_end(connection)
-        seen = look_at_tables(connection, self.routes, notes)
+        seen = read_current_tables(connection, self.routes, notes)
         publication = self._read(connection)
         survey = Survey(
             end=end,
             names=seen.names,
-            watched=seen.watched,
+            selected=seen.selected,
             covered=seen.covered,
             publication=publication,
         )
-        findings = for_wal2json(seen.findings, seen.watched) if self.publication is None else seen.findings
+        findings = for_wal2json(seen.findings, seen.selected) if self.publication is None else seen.findings
         return findings, survey
 
     def _survey_changes(self, connection: Connection, notes: Notes) -> Survey:
-        """Return a survey of the tables that are not as they are noted; of all, where others have a part in it."""
+        """Return a survey of the tables that are not as noted; of all tables, if the others matter, too."""
         end = read_end(connection)
         names, found = read_names(connection), self._read(connection)
-        as_noted = settled(notes, names, found)
+        as_noted = unchanged_tables(notes, names, found)
         others = {oid: name for oid, name in names.items() if oid not in as_noted}
         tables = read_tables(connection, routed(self.routes, others))
-        watched = watched_tables(self.routes, tables)
-        events = frozenset[str]().union(*(each.events for each in watched))
+        selected = selected_tables(self.routes, tables)
+        events = frozenset[str]().union(*(each.events for each in selected))
         has_lists = found is not None and any(columns is not None for columns in found.tables.values())
         if self.column_lists or has_lists or not events <= notes.events:
             return self.survey(connection, notes)[1]
         return Survey(
             end=end,
             names=names,
-            watched=watched,
+            selected=selected,
             covered=covered_partitions(self.routes, tables),
             publication=found,
-            settled=as_noted,
+            unchanged=as_noted,
         )
 
     def wanted(self, connection: Connection, survey: Survey) -> Publication:
@@ -237,7 +244,7 @@ class TableKeeper:
         return _plan(connection, survey, column_lists=self.column_lists)
 
     def needed(self, connection: Connection, survey: Survey) -> Publication:
-        """Return the least that the publication must have."""
+        """Return the minimum that the publication must have."""
         return _plan(connection, survey, column_lists=True)
 
     def lacking(self, connection: Connection, survey: Survey) -> frozenset[int]:
@@ -247,7 +254,7 @@ class TableKeeper:
         return frozenset(oid for oid, each in survey.by_oid.items() if each.table.name in lacking)
 
     def unproven(self, connection: Connection, notes: Notes, survey: Survey) -> tuple[Loss, ...]:
-        """Return the tables of which changes may be missing; nothing is changed."""
+        """Return the tables whose changes may be missing. This changes nothing."""
         losses = tuple(find_losses(notes, survey, self.wanted(connection, survey)))
         proven = find_unwritten(connection, _provable(survey, losses))
         return tuple(loss for loss in losses if loss.oid not in proven)
@@ -255,9 +262,9 @@ class TableKeeper:
     def _restore(
         self, connection: Connection, notes: Notes, survey: Survey
     ) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
-        """Publish tables again; return what may be missing, and the SQL for those that are not ours.
+        """Publish tables again; return what may be missing, and the SQL for tables of other owners.
 
-        Events that went missing stay so until the gap is accepted: the next start has nothing else to know it by.
+        Missing events are not published again until the gap is accepted: the next start knows the gap only by them.
         """
         found = survey.publication
         if found is None:
@@ -266,7 +273,7 @@ class TableKeeper:
         losses = tuple(find_losses(notes, survey, wanted))
         provable = _provable(survey, losses)
         missing = [each for each in provable if not (each.name in found.tables or found.is_wide(each.name))]
-        taken = take_in(connection, found.name, wanted.tables, missing)
+        taken = add_to_publication(connection, found.name, wanted.tables, missing)
         if taken.busy:
             raise taken.busy[0]
         unwritten = find_unwritten(connection, [each for each in provable if each not in missing])
@@ -274,11 +281,11 @@ class TableKeeper:
         return _unproven(losses, taken.proven | unwritten, taken.unlocked), tuple(hints)
 
     def _repair(self, connection: Connection, found: Publication, notes: Notes, survey: Survey) -> Repaired:
-        """Publish what the routes need and is not published, as far as that does no harm and we may."""
+        """Publish what the routes need, unless it does harm or the listener's role may not."""
         wanted = _with_events_of(notes, self.wanted(connection, survey), self.routes)
         losses = tuple(find_losses(notes, survey, wanted))
         lacking = frozenset(found.lacks(self.needed(connection, survey)))
-        # What is published already suffers only from events that are new.
+        # New events are the only harm to tables that are already published.
         is_same = {event.value for event in wanted.events} <= notes.events
         harm = _find_harm(survey, wanted, lacking if is_same else None, connection.info.server_version)
         denied: list[PermissionDeniedError] = []
@@ -289,8 +296,8 @@ class TableKeeper:
             if narrow := {table: wanted.tables[table] for table in lacking & found.tables.keys()}:
                 replace_list(connection, found.name, narrow)
         missing = lacking - found.tables.keys() - harm.keys()
-        tables = [each.table for each in survey.watched if each.table.name in missing]
-        taken = take_in(connection, found.name, wanted.tables, tables)
+        tables = [each.table for each in survey.selected if each.table.name in missing]
+        taken = add_to_publication(connection, found.name, wanted.tables, tables)
         with _collecting(denied):
             if partitions := missing & {each.name for each in survey.covered}:
                 run_together(connection, [add_tables(found.name, dict.fromkeys(partitions))])
@@ -305,8 +312,8 @@ class TableKeeper:
         ]
         return Repaired(_unproven(losses, proven, taken.unlocked), proven, tuple(troubles))
 
-    def _again(self, connection: Connection, survey: Survey) -> Survey:
-        """Return the survey with the publication as it is now, and an end of the log before that."""
+    def _survey_again(self, connection: Connection, survey: Survey) -> Survey:
+        """Return the survey with the publication as it is now, and with the end of the log before that."""
         end = read_end(connection)
         return replace(survey, publication=self._read(connection), end=end)
 
@@ -315,23 +322,23 @@ class TableKeeper:
 
 
 def _plan(connection: Connection, survey: Survey, *, column_lists: bool) -> Publication:
-    """Return what should be published, partitions included: they go on without a break when they are detached."""
-    plan = plan_publication(survey.watched, connection.info.server_version, column_lists=column_lists)
+    """Return what should be published, with the partitions: a detached one is then read on without a gap."""
+    plan = plan_publication(survey.selected, connection.info.server_version, column_lists=column_lists)
     return replace(plan, tables={**plan.tables, **{each.name: None for each in survey.covered}})
 
 
 def read_end(connection: Connection) -> int:
-    """Return where the server's log ends."""
+    """Return the LSN at which the server's log ends."""
     return parse_lsn(fetch_value(connection, _END))
 
 
 def gap_start(notes: Notes, survey: Survey, position: int) -> int:
-    """Return from where on changes may be missing of a table that is not as it is noted.
+    """Return the LSN from which on changes may be missing of a table that is not as noted.
 
-    Not from `position` on, up to which the log is published: a table can be gone before a listener that is killed
-    has seen it, and the listener reads on.
+    It is not `position`, up to which the log is published: the listener reads on until it checks the tables, and may be
+    killed before.
     """
-    return notes.looked if 0 < notes.looked <= survey.end else position
+    return notes.checked_lsn if 0 < notes.checked_lsn <= survey.end else position
 
 
 def gap_of_tables(
@@ -341,24 +348,27 @@ def gap_of_tables(
     end: str,
     more_hints: Collection[str] = (),
 ) -> GapError | None:
-    """Return the gap that tables have; None where nothing is missing."""
-    told, hints = [], list(more_hints)
+    """Return the gap of tables; None if nothing is missing."""
+    messages, hints = [], list(more_hints)
     if losses:
         tables = [f"{each.table} ({each.reason})" for each in losses]
-        more = f", and {len(tables) - _MOST_TOLD} more" if len(tables) > _MOST_TOLD else ""
-        told.append(
+        more = f", and {len(tables) - _MOST_NAMED} more" if len(tables) > _MOST_NAMED else ""
+        messages.append(
             f"Changes that were committed between {start} and {end} may be missing:"
-            f" {', '.join(tables[:_MOST_TOLD])}{more}."
+            f" {', '.join(tables[:_MOST_NAMED])}{more}."
         )
     for each in renamed:
-        text, hint = tell_renamed(each)
-        told.append(text)
+        text, hint = describe_renamed(each)
+        messages.append(text)
         hints.append(hint)
-    return GapError(" ".join(told), hint="\n".join([*hints, ACCEPT_GAP])) if told else None
+    if not messages:
+        return None
+    code = "rows_missing" if losses else "table_renamed"
+    return GapError(" ".join(messages), hint="\n".join([*hints, ACCEPT_GAP]), code=code)
 
 
-def tell_renamed(renamed: Renamed) -> tuple[str, str]:
-    """Return what is wrong, and what to do."""
+def describe_renamed(renamed: Renamed) -> tuple[str, str]:
+    """Return the message and the hint."""
     old, new = ".".join(renamed.old), ".".join(renamed.new)
     missing, when = (new, "since") if renamed.is_left else (old, "before")
     text = (
@@ -366,7 +376,7 @@ def tell_renamed(renamed: Renamed) -> tuple[str, str]:
         " for which there is no route."
     )
     hint = (
-        f"Give a route for each of {old} and {new}. Take the one for {old} out when the listener has passed the"
+        f"Register a route for each of {old} and {new}. Take the one for {old} out when the listener has read past the"
         " rename: once `python -m listener status` has shown lag_bytes 0."
     )
     return text, hint
@@ -376,8 +386,8 @@ def _note_of(loss: Loss, start: int, end: int) -> GapNote:
     return GapNote(table=loss.table, start=format_lsn(start), end=format_lsn(end), reason=loss.reason)
 
 
-def say_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
-    """Tell the log of a gap that nobody has accepted."""
+def log_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
+    """Log a gap that nobody has accepted."""
     end = {"to": gap.end} if gap.end else {}
     log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, hint=hint)
 
@@ -385,14 +395,14 @@ def say_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
 def _with_gap(notes: Notes, gap: GapNote) -> Notes:
     with_gap = notes.with_gap(gap)
     if with_gap.gaps != notes.gaps:
-        say_gap(gap)
+        log_gap(gap)
     return with_gap
 
 
 def _without_open_gaps(
     notes: Notes, survey: Survey, lacking: Collection[int], proven: Collection[int]
 ) -> Notes:
-    """Return the notes with an end of each gap whose table is published now, and without those of unwritten tables."""
+    """Return the notes with an end of each gap whose table is published now, and without gaps of unwritten tables."""
     names = {oid: ".".join(each.table.name) for oid, each in survey.by_oid.items()}
     still, void = {names[oid] for oid in lacking}, {names[oid] for oid in proven if oid in names}
     gaps = []
@@ -402,7 +412,7 @@ def _without_open_gaps(
                 log.info("gap_over", table=gap.table, reason="nothing was written to the table")
                 continue
             closed = replace(gap, end=format_lsn(survey.end))
-            say_gap(closed)
+            log_gap(closed)
             gaps.append(closed)
         else:
             gaps.append(gap)
@@ -422,17 +432,17 @@ def _accept(notes: Notes, gap: GapError | None, renamed: Collection[Renamed], en
 
 
 def _refuse_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], since: int) -> None:
-    """Raise TableRenamedError for a table whose changes come under a name that no route has."""
+    """Raise TableRenamedError for a table whose changes come under a name that no route selects."""
     for each in find_renamed(notes, survey, routes, survey.end):
-        text, hint = tell_renamed(each)
+        text, hint = describe_renamed(each)
         raise TableRenamedError(
             f"{text} What was committed after {format_lsn(since)} may be missing.", hint=hint
         )
 
 
 def _unproven(losses: Sequence[Loss], proven: Collection[int], unlocked: Collection[int]) -> tuple[Loss, ...]:
-    """Return the losses that are left; `unlocked` are tables that were written to while they were taken in."""
-    more = "; so may be what transactions wrote that were open at the end of that"
+    """Return the losses that are left; `unlocked` are tables that were written to while they were added."""
+    more = "; so may be what transactions wrote that were open at its end"
     return tuple(
         each._replace(reason=each.reason + more) if each.oid in unlocked else each
         for each in losses
@@ -441,12 +451,12 @@ def _unproven(losses: Sequence[Loss], proven: Collection[int], unlocked: Collect
 
 
 def _provable(survey: Survey, losses: Sequence[Loss]) -> list[Table]:
-    """Return the tables of which nothing is missing if nothing was ever written to them."""
+    """Return the tables whose changes are complete if nothing was ever written to them."""
     return [survey.by_oid[loss.oid].table for loss in losses if loss.oid and loss.is_provable]
 
 
 def _with_events_of(notes: Notes, wanted: Publication, routes: Sequence[Route]) -> Publication:
-    """Return it with the events that were published for tables that are as they are noted."""
+    """Return `wanted` with the events that were noted as published: tables that are as noted need them."""
     routed_events = frozenset[EventType]().union(*(route.events for route in routes))
     noted = frozenset(event for event in routed_events if event.value in notes.events)
     return replace(wanted, events=wanted.events | noted)
@@ -455,10 +465,10 @@ def _with_events_of(notes: Notes, wanted: Publication, routes: Sequence[Route]) 
 def _find_harm(
     survey: Survey, wanted: Publication, tables: Collection[TableName] | None, version: int
 ) -> dict[TableName, Finding]:
-    """Return those of the tables (None: of all) whose UPDATE and DELETE would fail if they were published."""
+    """Return a finding for each of the tables (None: of all) whose UPDATE and DELETE would fail once published."""
     return {
         each.table.name: finding
-        for each in survey.watched
+        for each in survey.selected
         if tables is None or each.table.name in tables
         for finding in find_harm(each, wanted.events, version)
     }

@@ -1,7 +1,7 @@
-"""Looks at the tables every second while the listener reads, beside its loop, which may wait for the broker.
+"""Checks the tables every second while the listener reads: in a thread, because its loop may wait for the broker.
 
-A look costs the server one small query over the catalogue (some milliseconds for thousands of tables), and more
-only when something has changed.
+A check costs the server one small query of the catalogue (some milliseconds for thousands of tables), and more only if
+something has changed.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from cdc_tasks.errors import CDCError
 from listener.core.source import GapError, SourceLostError
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.tables.catalogue import TableName
-from listener.postgres.tables.notes import Notes
+from listener.postgres.tables.checkpoint_notes import Notes
 from listener.postgres.tables.reconciliation import Renamed, is_named
-from listener.postgres.tables.sync import Look, TableKeeper, TableRenamedError, read_end, tell_renamed
+from listener.postgres.tables.sync import SyncResult, TableRenamedError, TableSync, describe_renamed, read_end
 
 __all__ = ["TableWatch"]
 
 log = structlog.get_logger()
 
-_EVERY: Final = 1.0  # seconds between two looks, at least
-_PAUSES: Final = 20  # a look that takes long is followed by so many times its duration …
-_LONGEST: Final = 5.0  # … but no more seconds than these
-_LAST_LOOK: Final = 8.0  # seconds that the end waits for a look
-_LOCK_TIMEOUT: Final = "SET lock_timeout = '1s'"  # functions about partitions wait for who holds one
-_RENEW_EVERY: Final = 10.0  # seconds: a session that stayed would keep a server from a smart shutdown
+_EVERY: Final = 1.0  # seconds between two checks, at least
+_PAUSES: Final = 20  # after a long check the pause is this many times its duration …
+_LONGEST: Final = 5.0  # … up to this many seconds
+_LAST_CHECK: Final = 8.0  # seconds for which `close` waits for a check
+_LOCK_TIMEOUT: Final = "SET lock_timeout = '1s'"  # functions about partitions wait for locks on them
+_RENEW_EVERY: Final = 10.0  # seconds: an open session would keep a server from a smart shutdown
 
-# What a look depends on, as one value: sums of hashes do not depend on the order of rows.
+# What a check depends on, as one value: sums of hashes do not depend on the order of rows.
 _SIGNATURE: Final = """
 SELECT
   (SELECT to_jsonb(p)::text FROM pg_publication p WHERE p.pubname = %(publication)s),
@@ -48,7 +48,7 @@ _SCHEMAS: Final = """
 SELECT array_agg(s.oid ORDER BY s.oid)::text
 FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = %s
 """
-# For lists of columns: which columns identify a row.
+# For lists of columns: the columns that identify a row.
 _KEYS: Final = """
 SELECT sum(hashtextextended(concat_ws(',', i.indexrelid, i.indrelid, i.indisprimary, i.indisreplident), 0)::numeric)
 FROM pg_index i WHERE (i.indisprimary OR i.indisreplident) AND i.indexrelid >= 16384
@@ -60,55 +60,63 @@ WHERE c.oid = %(oid)s OR (n.nspname = %(schema)s AND c.relname = %(table)s AND c
 """
 
 
-def read_signature(connection: Connection, keeper: TableKeeper) -> Any:
-    """Return a value that changes when the tables, or the publication, do."""
-    publication = keeper.publication or ""
+def read_signature(connection: Connection, sync: TableSync) -> Any:
+    """Return a value that changes when the tables or the publication change."""
+    publication = sync.publication or ""
     signature: list[Any] = fetch(connection, _SIGNATURE, {"publication": publication})
     if publication and connection.info.server_version >= 15_00_00:
         signature.append(fetch_value(connection, _SCHEMAS, [publication]))
-    if keeper.column_lists:
+    if sync.column_lists:
         signature.append(fetch_value(connection, _KEYS))
     return signature
 
 
 class TableWatch:
-    """One listener's looks; `notes`, `looked` and `error` are for the loop."""
+    """Checks one listener's tables in a thread.
 
-    def __init__(self, connect: Callable[[], Connection], keeper: TableKeeper, notes: Notes) -> None:
-        """`connect` opens an ordinary session; `notes` are what is noted at the start."""
+    The loop reads `notes`, `checked_lsn` and `error`. Only the thread, `start` and `announced` change them. The notes
+    are valid up to `checked_lsn` at least, so read `checked_lsn` first. `error` stops the listener.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], sync: TableSync, notes: Notes) -> None:
+        """`connect` opens an ordinary session; `notes` are those of the start."""
         self.notes = notes
-        self.looked = 0  # where the log was when all was seen to be as it is noted, at least
-        self.error: CDCError | None = None  # stops the listener
-        self.position = 0  # how far the log is published
+        self.checked_lsn = 0  # the end of the log before the tables were last found to be as noted
+        self.error: CDCError | None = None
+        self._position = 0  # the LSN up to which the log is published
         self._connect = connect
-        self._keeper = keeper
+        self._sync = sync
         self._session: Connection | None = None
         self._opened_at = 0.0
         self._signature: Any = None
-        self._is_settled = True
-        self._told: set[str] = set()
-        self._lock = threading.Lock()  # of the notes, for whoever changes them
+        self._is_complete = True
+        self._logged: set[str] = set()
+        self._lock = threading.Lock()  # of the notes: for their changes
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="table-watch", daemon=True)
 
     def start(self, since: int) -> None:
-        """Look from now on; at `since` all was as it has to be."""
-        self.looked = since
+        """Check from now on; at `since` all tables were as noted."""
+        self.checked_lsn = since
         self._thread.start()
 
     def close(self) -> None:
-        """End it; safe to call twice. A look that hangs ends by itself, and changes nothing of the notes any more."""
+        """End the thread; safe to call twice. A check that hangs ends by itself, and no longer changes the notes."""
         self._closed.set()
         if self._thread.is_alive():
-            self._thread.join(_LAST_LOOK)
+            self._thread.join(_LAST_CHECK)
+
+    def published(self, lsn: int) -> None:
+        """Note up to where the log is published."""
+        self._position = lsn
 
     def announced(self, oid: int, name: TableName) -> None:
-        """Raise TableRenamedError where a watched table's changes come under a name for which there is no route.
+        """Raise TableRenamedError if a selected table's changes come under a name for which there is no route.
 
-        The name is noted: the next start takes a route for it, although no table has it any more.
+        The name is noted, so that the next start accepts a route for it although no table has the name any more.
         """
         note = (self.notes.tables or {}).get(oid)
-        routes = self._keeper.routes
+        routes = self._sync.routes
         if note is None or name == note.name or any(route.matches(*name) for route in routes):
             return
         if note.is_accepted and name in note.former:
@@ -118,15 +126,15 @@ class TableWatch:
             log.warning("table_left_the_routes", table=".".join(note.name), name=".".join(name))
             return
         with self._lock:
-            self._closed.set()  # no look may overwrite it
-            self.notes = self.notes.with_former_name(oid, name, seen=self.looked)
+            self._closed.set()  # no check may overwrite it
+            self.notes = self.notes.with_former_name(oid, name, seen=self.checked_lsn)
         is_old = now == note.name
         old, new = (name, note.name) if is_old else (note.name, name)
-        text, hint = tell_renamed(Renamed(oid, old, new, is_left=not is_old))
+        text, hint = describe_renamed(Renamed(oid, old, new, is_left=not is_old))
         raise TableRenamedError(text, hint=hint)
 
     def _ask(self, oid: int, name: TableName) -> tuple[TableName | None, bool]:
-        """Return the table's name now, and whether another table has the one that we know."""
+        """Return the table's name now, and whether another table has the name that is noted."""
         connection = self._connect()
         try:
             rows = fetch(connection, _NAMES_OF, {"oid": oid, "schema": name[0], "table": name[1]})
@@ -140,64 +148,67 @@ class TableWatch:
         try:
             while self.error is None and not self._closed.wait(pause):
                 began = monotonic()
-                self._look_or_tell()
+                self._check_or_log()
                 pause = max(_EVERY, min(_PAUSES * (monotonic() - began), _LONGEST))
         finally:
-            self._let_go()
+            self._close_session()
             if self.error is None and not self._closed.is_set():
-                self.error = SourceLostError("The look at the tables ended unexpectedly.")
+                self.error = SourceLostError("The thread that checks the tables ended unexpectedly.")
 
-    def _look_or_tell(self) -> None:
+    def _check_or_log(self) -> None:
         try:
-            self._look()
+            self._check()
         except (GapError, TableRenamedError) as error:
             self.error = error
         except SourceLostError as error:
             if self._session is None or self._session.closed:
-                log.debug("tables_unknown", reason=error.message)  # the loop meets the same, and tells
+                # The loop gets the same error, and reports it.
+                log.debug("tables_unknown", reason=error.message)
             else:
-                self._tell("publication_unchanged", error.message, error.hint or "")
-            self._let_go()
+                self._log_once("publication_unchanged", error.message, error.hint or "")
+            self._close_session()
         except CDCError as error:
-            self._tell("tables_unknown", error.message, error.hint or "")
+            self._log_once("tables_unknown", error.message, error.hint or "")
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         connection = self._open()
         end = read_end(connection)
-        signature = read_signature(connection, self._keeper)
-        if signature != self._signature or not self._is_settled:
-            look = self._keeper.look(connection, self.notes, since=self.looked, position=self.position)
-            self._take(look)
+        signature = read_signature(connection, self._sync)
+        if signature != self._signature or not self._is_complete:
+            result = self._sync.reconcile(
+                connection, self.notes, since=self.checked_lsn, position=self._position
+            )
+            self._take(result)
         self._signature = signature
         with self._lock:
             if not self._closed.is_set():  # else the notes may be older
-                self.looked = end
+                self.checked_lsn = end
 
-    def _take(self, look: Look) -> None:
+    def _take(self, result: SyncResult) -> None:
         with self._lock:
-            if look.notes != self.notes and not self._closed.is_set():
-                self.notes = look.notes
-        self._is_settled = look.is_settled
-        if look.is_settled:
-            self._told.clear()
-        for trouble in look.troubles:
-            self._tell(*trouble)
+            if result.notes != self.notes and not self._closed.is_set():
+                self.notes = result.notes
+        self._is_complete = result.is_complete
+        if result.is_complete:
+            self._logged.clear()
+        for trouble in result.troubles:
+            self._log_once(*trouble)
 
-    def _tell(self, event: str, reason: str, hint: str) -> None:
-        """Log it once, until all is well again."""
-        if (key := f"{event} {reason} {hint}") not in self._told:
-            self._told.add(key)
+    def _log_once(self, event: str, reason: str, hint: str) -> None:
+        """Log it once, and again only after all was well."""
+        if (key := f"{event} {reason} {hint}") not in self._logged:
+            self._logged.add(key)
             log.error(event, reason=reason, hint=hint)
 
     def _open(self) -> Connection:
         if self._session is not None and monotonic() - self._opened_at > _RENEW_EVERY:
-            self._let_go()
+            self._close_session()
         if self._session is None or self._session.closed:
             self._session, self._opened_at = self._connect(), monotonic()
             execute(self._session, _LOCK_TIMEOUT)
         return self._session
 
-    def _let_go(self) -> None:
+    def _close_session(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None

@@ -1,1 +1,1 @@
-"""wal2json's messages to changes, with the catalogue lookups that they need."""
+"""Decodes wal2json's messages into changes, with the catalogue queries that they need."""

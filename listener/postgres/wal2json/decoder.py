@@ -1,7 +1,7 @@
-"""wal2json's messages, format-version 2: JSON to changes, nothing else.
+"""Decodes wal2json's messages, format-version 2: JSON to changes, nothing else.
 
-What JSON did to the values is undone, so that a row is the server's text again, as with pgoutput. What cannot
-be undone: wal2json before 2.6 writes NaN and Infinity as null.
+The decoder reverses what JSON did to the values, so that a row is the server's text again, as with pgoutput. One thing
+cannot be reversed: wal2json before 2.6 writes NaN and Infinity as null.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from listener.postgres.codec.table import Column, Table
 from listener.postgres.codec.tuple_data import UNCHANGED
 from listener.postgres.codec.values import ValueType
 from listener.postgres.log.position import format_lsn, parse_lsn
+from listener.postgres.wal2json.definition_history import TableName, UnknownDefinitionError
 from listener.postgres.wal2json.definitions import TableDefinitions, has_altered
-from listener.postgres.wal2json.history import TableName, UnknownDefinitionError
 
 __all__ = ["NUMBERS_AS_STRINGS", "OPTIONS", "Wal2JsonDecoder"]
 
-# Without types: a type's name with a quote in it makes the JSON invalid. Without a filter on tables: ordinals
-# must stay what they are when routes change.
+# Without types, because a type's name with a quote in it makes the JSON invalid. Without a filter on tables, because
+# ordinals must not change when routes change.
 OPTIONS: Final = {
     "format-version": "2",
     "include-lsn": "true",
@@ -33,7 +33,7 @@ OPTIONS: Final = {
     "include-types": "false",
     "include-type-oids": "true",
 }
-# Since wal2json 2.6, for NaN and Infinity; an older one refuses it with SQLSTATE 22023.
+# For NaN and Infinity, since wal2json 2.6. An older one refuses it with SQLSTATE 22023.
 NUMBERS_AS_STRINGS: Final = {"numeric-data-types-as-string": "true"}
 
 _ACTION = len('{"action":"')
@@ -46,13 +46,13 @@ _MICROSECOND = timedelta(microseconds=1)
 _BYTEA = "17"
 
 _UNKNOWN: Final = (
-    "wal2json sends the names only of what it sends, and the table was altered again before this row was read. Bring "
-    "up to date by hand what depends on the table, and start once without the routes that name it, until "
+    "wal2json sends the names only of the columns that it sends, and the table was altered again before this row was "
+    "read. Bring up to date by hand what depends on the table, and start once without the routes that name it, until "
     "python -m listener status shows a later checkpoint. It cannot happen with ALTER TABLE … REPLICA IDENTITY FULL, "
-    "nor with CDC_PLUGIN=pgoutput (and another CDC_NAME: a slot belongs to one plugin)."
+    "or with CDC_PLUGIN=pgoutput (and another CDC_NAME, because a slot belongs to one plugin)."
 )
 
-# Rows of tables that nobody watches are dropped without reading what follows.
+# The decoder drops rows of tables that no route selects, without reading what follows the name.
 _names = re.compile(r'"schema":("(?:[^"\\]|\\.)*"),"table":("(?:[^"\\]|\\.)*")').search
 
 _Types = dict[str, str]  # of columns, as OIDs, in the table's order
@@ -60,7 +60,7 @@ _Values = dict[str, bytes | None]
 
 
 class _Row(NamedTuple):
-    """A message about a table that is watched, kept until it is certain what the table was."""
+    """A message about a selected table, kept until it is certain what the table was."""
 
     action: int
     text: str
@@ -70,10 +70,10 @@ class _Row(NamedTuple):
 
 
 class Wal2JsonDecoder(Decoder):
-    """Decodes one replication connection's messages; drops the rows of tables that no route watches.
+    """Decodes one replication connection's messages; drops the rows of tables that no route selects.
 
-    Rows are decoded by what was known of their tables before. `confirm` then looks at the catalogue once for all of
-    them, and decodes again those whose table has turned out to be another.
+    It decodes rows by what was known of their tables before. `verify` then reads the catalogue once for all of them,
+    and decodes again if a table turns out to be different.
     """
 
     def __init__(
@@ -85,25 +85,20 @@ class Wal2JsonDecoder(Decoder):
         source: str,
         codec: str = "utf-8",
     ) -> None:
-        """`watches` tells of schema and table whether a route is interested; `codec` as Python names encodings."""
+        """`watches` returns whether a route selects a schema's table; `codec` is Python's name of the encoding."""
         super().__init__(source=source)
         self._resolve_type = resolve_type
         self._definitions = definitions
         self._watches = lru_cache(maxsize=10_000)(watches)
         self._codec = codec
         self._compiled = lru_cache(maxsize=1000)(self._compile)
-        self._place = 0  # where the last transaction that was read committed
-        self._has_rows = False  # the transaction that is being read
-        self._is_past_unseen = (
-            False  # something was read that no change comes of, and nobody has looked since
-        )
-        self._unconfirmed: list[_Row] = []
-        self._confirmed = 0  # changes of the batch before those rows
-        self._certain: set[TableName] = set()  # tables that have been nothing else since the last look
-        self._is_stale = False  # changes were decoded by what has turned out to be outdated
-        self._missing: dict[
-            tuple[TableName, tuple[str, ...], bool, bool], dict[str, int]
-        ] = {}  # of certain tables
+        self._read_up_to = 0  # the LSN at which the last transaction that was read committed
+        self._unverified: list[_Row] = []
+        self._verified = 0  # changes of the batch before those rows
+        self._certain: set[TableName] = set()  # tables that have not changed since they were observed
+        self._is_stale = False  # changes were decoded by a definition that turned out to be outdated
+        # Missing columns of certain tables.
+        self._missing: dict[tuple[TableName, tuple[str, ...], bool, bool], dict[str, int]] = {}
 
     def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
         try:
@@ -111,12 +106,12 @@ class Wal2JsonDecoder(Decoder):
         except MALFORMED as error:
             raise self.unknown(f"wal2json message {payload[:60]!r} ({type(error).__name__})") from error
 
-    def confirm(self, changes: list[WALChange]) -> None:
-        rows, self._unconfirmed = self._unconfirmed, []
+    def verify(self, changes: list[WALChange]) -> None:
+        rows, self._unverified = self._unverified, []
         if rows and (self._looks_again(rows) or self._is_stale):
             self._is_stale = False
             self._forget()
-            changes[self._confirmed :] = self._changes_of(rows)
+            changes[self._verified :] = self._changes_of(rows)
         if not self._definitions.is_outdated:
             self._certain.update(
                 row.table
@@ -124,11 +119,11 @@ class Wal2JsonDecoder(Decoder):
                 if self._definitions.is_certain(row.table, row.transaction.commit_lsn)
             )
 
-    def may_move_on(self) -> bool:
+    def may_advance(self) -> bool:
         if self._definitions.is_outdated:
-            if not self._definitions.may_look_at_all:
+            if not self._definitions.may_refresh_all:
                 return False
-            if self._definitions.look_at_all(place=self._place):
+            if self._definitions.refresh_all(lsn=self._read_up_to):
                 self._forget()
         return not self._definitions.is_outdated
 
@@ -137,14 +132,14 @@ class Wal2JsonDecoder(Decoder):
         self._certain.clear()
 
     def _looks_again(self, rows: Sequence[_Row]) -> bool:
-        """Look where rows may be of other tables than was known; return whether that has found something new."""
+        """Read the definitions if rows may be of different tables; return whether any has changed."""
         definitions = self._definitions
         tables = frozenset(row.table for row in rows)
         if not definitions.is_outdated:
             tables = frozenset(table for table in tables if not definitions.is_known(table))
-        elif definitions.may_look_at_all:
-            return definitions.look_at_all(place=self._place)
-        return bool(tables) and definitions.look(tables, place=self._place)
+        elif definitions.may_refresh_all:
+            return definitions.refresh_all(lsn=self._read_up_to)
+        return bool(tables) and definitions.refresh(tables, lsn=self._read_up_to)
 
     def notes(self) -> str | None:
         return self._definitions.notes()
@@ -167,12 +162,12 @@ class Wal2JsonDecoder(Decoder):
 
     def _begin(self, payload: bytes) -> Begin:
         message = json.loads(payload)
-        self._place = parse_lsn(message["lsn"])
-        if has_altered(self._place, parse_lsn(message["nextlsn"])):
+        self._read_up_to = parse_lsn(message["lsn"])
+        if has_altered(self._read_up_to, parse_lsn(message["nextlsn"])):
             self._certain.clear()
-            self._definitions.may_be_altered(self._place)
+            self._definitions.note_alteration(self._read_up_to)
         committed_at = (datetime.fromisoformat(message["timestamp"]) - _EPOCH) // _MICROSECOND
-        return self.begin(self._place, committed_at)
+        return self.begin(self._read_up_to, committed_at)
 
     def _row(self, action: int, payload: bytes, ordinal: int) -> _Row | None:
         text = payload.decode(self._codec, "surrogateescape")
@@ -180,12 +175,12 @@ class Wal2JsonDecoder(Decoder):
         return _Row(action, text, table, self.transaction, ordinal) if self._watches(*table) else None
 
     def _change(self, row: _Row, place: int) -> WALChange | None:
-        """Return the change, as of `place` in the batch, by what is known now."""
+        """Return the change, which will be at `place` in the batch, by what is known now."""
         if row.table in self._certain:
             return self._decode_known(row)
-        if not self._unconfirmed:
-            self._confirmed = place
-        self._unconfirmed.append(row)
+        if not self._unverified:
+            self._verified = place
+        self._unverified.append(row)
         return self._change_of(row)
 
     def _changes_of(self, rows: Sequence[_Row]) -> list[WALChange]:
@@ -195,11 +190,11 @@ class Wal2JsonDecoder(Decoder):
             raise self.unknown(f"wal2json messages of {rows[0].table} ({type(error).__name__})") from error
 
     def _change_of(self, row: _Row) -> WALChange | None:
-        """Return the change that a row is; raises SourceError where its table is not known well enough."""
+        """Return the row as a change. Raise SourceError if its table is not known well enough."""
         try:
             return self._decode_row(row)
         except UnknownDefinitionError:
-            self._is_stale |= self._definitions.look([row.table], place=self._place)
+            self._is_stale |= self._definitions.refresh([row.table], lsn=self._read_up_to)
         self._forget()
         try:
             return self._decode_row(row)
@@ -225,7 +220,7 @@ class Wal2JsonDecoder(Decoder):
         return self._delete(row, message)
 
     def _has_log(self, row: _Row) -> bool:
-        """Return whether it is a table's row: wal2json also sends what REFRESH does in a materialized view."""
+        """Return whether it is a table's row: wal2json also sends what REFRESH writes to a materialized view."""
         kinds = self._definitions.kinds(row.table, row.transaction.commit_lsn)
         if "m" in kinds and len(kinds) > 1:
             raise UnknownDefinitionError("it is a materialized view now, or was one")
@@ -241,15 +236,15 @@ class Wal2JsonDecoder(Decoder):
         old_types, old = _read(message.get("identity", ()))
         types |= old_types
         may_be_full = len(old) >= len(new) and old.keys() >= new.keys()
-        if not may_be_full or len(old) == len(new):  # else that is the whole row, for REPLICA IDENTITY FULL
+        if not may_be_full or len(old) == len(new):  # else it is the whole row: REPLICA IDENTITY FULL
             types |= self._missing_columns(row, types, is_whole=True, may_be_full=may_be_full)
         # With REPLICA IDENTITY FULL the old row also has what is missing in the new one.
         values: dict[str, Any] = {**dict.fromkeys(types, UNCHANGED), **old, **new}
         is_key = len(old) < len(types)
-        # pgoutput sends an old key only where it has changed, wal2json always.
-        is_told = not is_key or any(values[column] != value for column, value in old.items())
+        # pgoutput sends an old key only if it has changed, wal2json always.
+        has_old = not is_key or any(values[column] != value for column, value in old.items())
         known = self._table(row.table, types, tuple(old))
-        if not is_told:
+        if not has_old:
             return WALChange(known.update_alone, None, [*values.values()], row.transaction, row.ordinal)
         kind = known.update_by_key if is_key else known.update
         before = [old.get(column) for column in types]
@@ -282,9 +277,9 @@ class Wal2JsonDecoder(Decoder):
         return self._compiled(name, tuple(types.items()), key)
 
     def _compile(self, name: TableName, types: tuple[tuple[str, str], ...], key: tuple[str, ...]) -> Table:
-        self._definitions.has_sent(name, [column for column, _ in types])
+        self._definitions.note_sent(name, [column for column, _ in types])
         columns = [
-            # wal2json prints an OID as if it had a sign.
+            # wal2json prints an OID as a signed number.
             Column(_clean(column), self._resolve_type(int(oid) & 0xFFFFFFFF), column in key)
             for column, oid in types
         ]
@@ -299,7 +294,7 @@ def _table_name(text: str) -> TableName:
 
 
 def _read(columns: Iterable[Mapping[str, Any]]) -> tuple[_Types, _Values]:
-    """Return types and values, by column, of what the message has as a list of columns."""
+    """Return the types and the values by column; `columns` is a list of the message's."""
     types: _Types = {}
     values: _Values = {}
     for column in columns:
@@ -321,5 +316,5 @@ def _server_text(value: Any, type_oid: str) -> bytes | None:
 
 
 def _clean(name: str) -> str:
-    """Return the name with bytes that are not of the encoding as the pgoutput decoder shows them."""
+    """Return the name; bytes that are not valid in the encoding look as with the pgoutput decoder."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,1 +1,1 @@
-"""RabbitMQ and every other broker that kombu speaks with: at least once."""
+"""RabbitMQ and any other broker that kombu supports: at least once."""

@@ -1,4 +1,4 @@
-"""What we lean on in kombu beyond its public interface: looked for before anything is sent."""
+"""What we use of kombu beyond its public interface; checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NEEDED: Final = (
     "create_publish_batch",
     "_put",
     "_put_fanout",
-)  # of the channel: what takes `_publish_batch`
+)  # of the channel: they take `_publish_batch`
 
 
 def check_kombu() -> None:
-    """Raise EnvelopeError where kombu would send the template of a message, instead of handing it to us."""
+    """Raise EnvelopeError if this kombu would send the template of a message, instead of giving it to us."""
     missing = [name for name in _NEEDED if not hasattr(redis.Channel, name)]
     version = metadata.version("kombu")
     if missing or version_string_as_tuple(version)[:2] < _OLDEST:
@@ -29,4 +29,5 @@ def check_kombu() -> None:
         raise EnvelopeError(
             f"The listener cannot make messages with kombu {version}{without}.",
             hint="pip install 'kombu>=5.7,<5.8'",
+            code="kombu_version",
         )

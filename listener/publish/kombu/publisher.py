@@ -1,7 +1,7 @@
-"""Tasks to RabbitMQ and to whatever else kombu speaks with: at least once, with equal task ids.
+"""Tasks to RabbitMQ and to any other broker that kombu supports: at least once, with equal task ids.
 
-The broker has a batch first, the checkpoint in CACHE_URL's Redis follows: after a crash between the two the
-batch is sent again.
+The broker gets a batch first, then the checkpoint goes to CACHE_URL's Redis. After a crash between the two the
+listener sends the batch again.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-import structlog
 from celery import Celery
 
 from cdc_tasks.routing.router import Call, Parked
 from listener.core.publisher import BrokerError, MessageTooLargeError
-from listener.core.retry import Patience
-from listener.publish.batching import group
+from listener.core.retry import Retry
+from listener.core.source import Saved
+from listener.core.wakeup import Wakeup
+from listener.publish.backpressure import QueueLimit, pause_key
+from listener.publish.batching import batch_together
 from listener.publish.checkpoint import Checkpoint
-from listener.publish.kombu.sender import KombuSender, Message, Sealed, sealing
-from listener.publish.parked import parked_key, say_parked, store_parked
-from listener.publish.pause import PauseNote, pause_key
+from listener.publish.kombu.sender import KombuSender, Message, Render, message_template
+from listener.publish.parked import log_parked, parked_key, store_parked
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = ["KombuPublisher"]
 
-log = structlog.get_logger()
-
-_AROUND = 1_000  # bytes in a message's body beside the arguments
+_OVERHEAD = 1_000  # bytes in a message's body beside the arguments
 _LOOK_EVERY = 0.5  # seconds between two looks at a queue that is too long
 
 
@@ -35,23 +34,25 @@ class KombuPublisher:
 
     def __init__(self, app: Celery, cache_url: str, *, name: str, max_queue: int | None = None) -> None:
         """Keep the checkpoint under `name`, which is CDC_NAME, in the Redis of `cache_url`."""
-        self._max_queue = max_queue
         self._app = app
-        self._patience, cache_patience = self._patiences = Patience("broker"), Patience("cache")
-        self._sender = KombuSender(app, self._patience)
+        self._wakeup = Wakeup()  # of both waits, for the broker and for the cache
+        self._retry = Retry("broker", wakeup=self._wakeup)
+        self._sender = KombuSender(app, self._retry)
         self._redis = RedisConnection.of_cache(cache_url)
-        self._checkpoint = Checkpoint(self._redis, cache_patience, name=name)
+        self._checkpoint = Checkpoint(self._redis, Retry("cache", wakeup=self._wakeup), name=name)
         self._parked_key = parked_key(f"cdc:{name}")
-        self._pause_key = pause_key(f"cdc:{name}")
-        self._sealed: dict[tuple[str, str | None], Sealed] = {}
+        self._limit = QueueLimit(
+            max_queue, self._redis, pause_key(f"cdc:{name}"), self._retry, look_every=_LOOK_EVERY
+        )
+        self._templates: dict[tuple[str, str | None], Render] = {}
 
-    def checkpoint(self, source: str | None = None) -> str | None:
-        """Return the last position whose tasks the broker holds; see `Publisher.checkpoint`."""
-        return self._checkpoint.read(source)
+    def read_checkpoint(self) -> Saved | None:
+        """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
+        return self._checkpoint.read()
 
-    @property
-    def notes(self) -> str | None:
-        return self._checkpoint.notes
+    def attach(self, source: str) -> str | None:
+        """Get ready to publish; see `Publisher.attach`."""
+        return self._checkpoint.attach(source)
 
     def publish(
         self,
@@ -59,79 +60,65 @@ class KombuPublisher:
         *,
         checkpoint: str,
         as_of: datetime | None = None,
-        ahead: bool = False,  # noqa: ARG002 - it has the broker's confirmation, and not before
+        pipelined: bool = False,  # noqa: ARG002 - it returns when the broker has confirmed the batch
         notes: str | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
         limit = self._sender.limit
-        tasks, parked = group(fired, most_arguments=None if limit is None else limit - _AROUND)
+        tasks, parked = batch_together(fired, max_bytes=None if limit is None else limit - _OVERHEAD)
         if tasks:
             parked += self._send(tasks)
         else:
             self._sender.keep_alive()
-        if tasks or parked or checkpoint != self._checkpoint.held or notes is not None:
+        if tasks or parked or checkpoint != self._checkpoint.confirmed or notes is not None:
             self._checkpoint.start(
-                lambda: store_parked(self._parked_key, parked, longest=self._redis.longest),
+                lambda: store_parked(self._parked_key, parked, max_bytes=self._redis.max_bytes),
                 checkpoint,
                 as_of,
                 notes=notes,
             )
-            self._checkpoint.settle()
-        say_parked(parked)
-        if tasks and self._max_queue is not None:
-            self._wait_for_room(self._max_queue)
-        return self._checkpoint.held
+            self._checkpoint.flush()
+        log_parked(parked)
+        if tasks and self._limit.max_queue is not None:
+            longest = self._retry.call(self._sender.longest_queue)
+            self._limit.wait_for_room(longest, self._sender.longest_queue)
+        return self._checkpoint.confirmed
 
     def _send(self, tasks: Sequence[Call]) -> list[Parked]:
-        """Make the broker hold the tasks; returns those whose messages it will never take."""
+        """Make the broker hold the tasks; return those whose messages it will never take."""
         messages = {task.id: self._message(task) for task in tasks}
         parked: list[Parked] = []
         while messages:
             try:
-                self._patience.until_done(lambda: self._sender.send(messages))
+                self._retry.call(lambda: self._sender.send(messages))
             except MessageTooLargeError as error:
                 too_large = [each for each in tasks if len(_body(messages, each)) > error.limit]
                 if not too_large:
-                    raise BrokerError(error.message, hint=error.hint) from error
+                    raise BrokerError(error.message, hint=error.hint, code=error.code) from error
                 parked += [Parked(*each[:2], error, each.arguments) for each in too_large]
                 for each in too_large:
                     messages.pop(each.id, None)
         return parked
 
-    def settle(self) -> str | None:
-        """Return the last position whose tasks the broker holds: nothing is published ahead."""
-        return self._checkpoint.held
+    def flush(self) -> str | None:
+        """Return the confirmed position: no batch is ever in flight."""
+        return self._checkpoint.confirmed
 
     def stop(self) -> None:
-        """Make a waiting `publish` raise StoppedError soon."""
-        for patience in self._patiences:
-            patience.stop()
+        """Make a call that waits raise StoppedError soon."""
+        self._wakeup.set()
 
     def close(self) -> None:
-        """Let go of broker and Redis."""
+        """Release broker and Redis."""
         self._sender.close()
         self._redis.close()
 
-    def _wait_for_room(self, limit: int) -> None:
-        """Pause while a queue is longer than CDC_MAX_QUEUE: what waits in the database's log waits on its disk."""
-        length = self._patience.until_done(self._sender.longest_queue)
-        if length <= limit:
-            return
-        log.warning("paused", longest_queue=length, cdc_max_queue=limit)
-        note = PauseNote(self._redis, self._pause_key, limit)
-        while length > limit:
-            note.renew(length)
-            self._patience.sleep(_LOOK_EVERY)
-            length = self._patience.until_done(self._sender.longest_queue)
-        note.remove()
-        log.info("resumed")
-
     def _message(self, task: Call) -> Message:
         route, change = task.route, task.change
-        seal = self._sealed.get((route.key, route.queue))
-        if seal is None:
-            seal = self._sealed[route.key, route.queue] = sealing(self._app, route)
-        return seal(task.arguments, task.id, change.kind, change.position)
+        render = self._templates.get((route.key, route.queue))
+        if render is None:
+            render = self._templates[route.key, route.queue] = message_template(self._app, route)
+        return render(task.arguments, task.id, change.kind, change.position)
 
 
 def _body(messages: Mapping[str, Message], task: Call) -> bytes:

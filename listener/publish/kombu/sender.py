@@ -1,4 +1,4 @@
-"""Sending through kombu, to any broker that it speaks with; on RabbitMQ a message counts once it is confirmed."""
+"""Sending through kombu, to any broker that it supports; on RabbitMQ a message counts once it is confirmed."""
 
 from __future__ import annotations
 
@@ -21,52 +21,53 @@ from kombu.utils.encoding import str_to_bytes
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Route
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
-from listener.core.retry import Patience
+from listener.core.retry import Retry
 from listener.publish.kombu.confirms import Confirms
+from listener.publish.redis.connection import bad_certificate
 from listener.publish.task_message import Kind, argsrepr, durable_queues, make_message, split_body
-from listener.publish.tls import bad_certificate
 
-__all__ = ["KombuSender", "Message", "Sealed", "sealing"]
+__all__ = ["KombuSender", "Message", "Render", "message_template"]
 
 log = structlog.get_logger()
 
-_HEARTBEAT: Final = 10  # seconds, where celeryconfig.py has none
-_TICK: Final = 0.5  # seconds between two heartbeats, and between two looks at whether we are stopped
-_SILENCE = 15.0  # seconds without a confirmation after which what is left is sent again
-_LARGE: Final = 1_000_000  # bytes: before such a message the others are confirmed, in case it is refused
-_LARGEST: Final = 512 * 1024 * 1024  # bytes: no RabbitMQ can be told to take more
+_HEARTBEAT: Final = 10  # seconds, if celeryconfig.py has none
+_TICK: Final = 0.5  # seconds between two heartbeats, and between two looks whether we are stopped
+_CONFIRM_TIMEOUT = 15.0  # seconds without a confirm; then the rest is sent again
+_LARGE: Final = 1_000_000  # bytes: the others are confirmed before such a message, because it may be refused
+_LARGEST: Final = 512 * 1024 * 1024  # bytes: RabbitMQ cannot be configured to take more
 _TOO_LARGE: Final = re.compile(r"message size (?P<size>\d+) is larger than .*size (?P<limit>\d+)")
 _TIMEOUTS: Final = {"read_timeout": 10, "write_timeout": 10}
 
 _HINTS: Final[dict[type[Exception], str]] = {
-    amqp.AccessRefused: "Correct user and password in CELERY_BROKER_URL, or allow it: "
+    amqp.AccessRefused: "Correct user and password in CELERY_BROKER_URL, or grant the permission: "
     "rabbitmqctl set_permissions <user> '.*' '.*' '.*'",
-    amqp.NotAllowed: "Correct the virtual host in CELERY_BROKER_URL, or make it: rabbitmqctl add_vhost <name>",
-    amqp.PreconditionFailed: "Correct task_queues of celeryconfig.py: RabbitMQ does not make such a queue or exchange.",
+    amqp.NotAllowed: "Correct the virtual host in CELERY_BROKER_URL, or create it: rabbitmqctl add_vhost <name>",
+    amqp.PreconditionFailed: "Correct task_queues of celeryconfig.py: "
+    "RabbitMQ does not create such a queue or exchange.",
 }
 _OPTION_HINT: Final = "Correct the options of the message in task_routes of celeryconfig.py."
 
 
 class KombuSender:
-    """Holds one connection and channel; whatever fails closes them."""
+    """One connection and channel; any failure closes them."""
 
-    def __init__(self, app: Celery, patience: Patience) -> None:
+    def __init__(self, app: Celery, retry: Retry) -> None:
         self._app = app
-        self._patience = patience
+        self._retry = retry
         self._connection: Any = None
         self._channel: Any = None
         self._confirms = Confirms()
-        self._declared: set[str | None] = set()  # on this connection: what asked for queues
-        self._queues: dict[str, None] = {}  # that were declared on any
+        self._declared: set[str | None] = set()  # on this connection: places whose queues are declared
+        self._queues: dict[str, None] = {}  # declared on any connection
         self._is_blocked = False
         self._ticked_at = 0.0
-        self.limit: int | None = None  # bytes in a body, as a refusal has told
+        self.limit: int | None = None  # bytes in a body, from a refusal
 
     def send(self, outstanding: dict[str, Message]) -> None:
-        """Send them, by their task ids, in their order, and take out what the broker has taken over.
+        """Send these messages, by their task ids, in their order; remove each that the broker confirms.
 
-        Raises BrokerAwayError, with those left in it that are not confirmed; MessageTooLargeError likewise, for those
-        of more bytes than its limit; BrokerError; StoppedError while it waits.
+        Raises BrokerAwayError, MessageTooLargeError if some have more bytes than its limit, BrokerError, and
+        StoppedError while it waits. What is not confirmed is then still in `outstanding`.
         """
         try:
             with self._translated():
@@ -85,17 +86,17 @@ class KombuSender:
             raise
 
     def keep_alive(self) -> None:
-        """Tell the broker now and then that we are there; to be called when there is nothing to send."""
+        """Send a heartbeat, if one is due; call it when there is nothing to send."""
         if self._connection is None or monotonic() - self._ticked_at < _TICK:
             return
         try:
             with self._translated():
                 self._drain(0)
         except (BrokerAwayError, BrokerError):
-            self._abandon()  # the next message meets a new connection, and tells
+            self._abandon()  # the next message opens a new connection, and reports it
 
     def longest_queue(self) -> int:
-        """Return how many messages wait in the longest of the queues that were sent to."""
+        """Return how many messages wait in the longest queue that we sent to."""
         try:
             with self._translated():
                 self._open()
@@ -108,18 +109,18 @@ class KombuSender:
         try:
             return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
         except amqp.ChannelError:
-            del self._queues[queue]  # it is gone: whoever sends there next declares it anew
+            del self._queues[queue]  # it is gone: the next message for it declares it again
             raise
 
     def close(self) -> None:
-        """Say goodbye to the broker; safe to call twice."""
+        """Close the connection in the protocol's order; safe to call twice."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
         self._abandon()
 
     def _abandon(self) -> None:
-        """Let go of the connection without a word, which nobody may hear."""
+        """Drop the connection without the protocol's goodbye: the broker may not answer."""
         connection, self._connection = self._connection, None
         self._channel = None
         self._declared.clear()
@@ -133,7 +134,7 @@ class KombuSender:
             return bool(connection.transport.driver_type == "amqp")
 
     def _open(self) -> bool:
-        """Connect, if we are not; returns whether the connection is a new one."""
+        """Connect, if we are not; return whether the connection is new."""
         if self._connection is not None:
             return False
         connection = self._app.connection_for_write(
@@ -153,7 +154,7 @@ class KombuSender:
         return True
 
     def _options(self) -> dict[str, Any]:
-        """Return transport options in which confirming is ours: all of a batch together, and not one by one."""
+        """Return transport options with which we wait for confirms ourselves: once a batch, not once a message."""
         options = dict(self._app.conf.broker_transport_options or {})
         if not self._is_amqp:
             return options
@@ -162,27 +163,29 @@ class KombuSender:
 
     def _send_one(self, producer: Producer, task_id: str, message: Message) -> None:
         self._declare(message)
-        while self._is_blocked:  # what is sent now would wait in a buffer, and be sent again after a time-out
+        while (
+            self._is_blocked
+        ):  # a message sent now would wait in a buffer, and be sent again after a timeout
             self._wait()
         if len(message.body) >= min(_LARGE, self.limit or _LARGE):
-            self._wait_for_confirms()  # a refusal closes the channel, and with it goes what is under way
+            self._wait_for_confirms()  # a refusal closes the channel, and loses what is in flight
         self._confirms.sent(task_id)
         producer.publish(message.body, **message.options)
-        if not self._is_amqp:  # what other brokers have taken, they have
+        if not self._is_amqp:  # other brokers have no confirms
             self._confirms.on_ack(self._confirms.last, multiple=False)
 
     def _declare(self, message: Message) -> None:
-        """Declare the message's queue once a connection; all where Celery does not say which it is."""
+        """Declare the message's queue once a connection; all queues if Celery does not say which it is."""
         place = message.queue.name if message.queue else None
         if place not in self._declared:
             queues = [message.queue] if message.queue else durable_queues(self._app)
             for queue in queues:
-                self._make(queue)
+                self._create(queue)
                 self._queues[queue.name] = None
             self._declared.add(place)
 
-    def _make(self, queue: Queue) -> None:
-        """Make the queue, unless it exists: then it is taken as it is, and bound if need be."""
+    def _create(self, queue: Queue) -> None:
+        """Create the queue. If it exists, use it as it is, and bind it if necessary."""
         if not self._is_amqp or existing_queue(self._channel.connection, queue.name) is None:
             queue(self._channel).declare()
         elif queue.exchange.name and not getattr(queue, "no_declare", False):
@@ -198,13 +201,13 @@ class KombuSender:
             )
 
     def _wait_for_confirms(self) -> None:
-        """Wait until all is confirmed or refused."""
-        give_up_at = monotonic() + _SILENCE
+        """Wait until each message is confirmed or refused."""
+        give_up_at = monotonic() + _CONFIRM_TIMEOUT
         while self._confirms.is_waiting:
             if self._wait() or self._is_blocked:
-                give_up_at = monotonic() + _SILENCE
-            elif monotonic() > give_up_at:  # a quorum queue that has just started forgets some
-                raise BrokerAwayError(f"RabbitMQ confirmed nothing for {_SILENCE:.0f} seconds.")
+                give_up_at = monotonic() + _CONFIRM_TIMEOUT
+            elif monotonic() > give_up_at:  # a quorum queue that has just started misses some
+                raise BrokerAwayError(f"RabbitMQ confirmed nothing for {_CONFIRM_TIMEOUT:.0f} seconds.")
 
     def _check_refusals(self, outstanding: dict[str, Message], *, is_fresh: bool) -> None:
         confirms = self._confirms
@@ -214,23 +217,24 @@ class KombuSender:
                 raise BrokerError(
                     f"The task {outstanding[task_id].task} would go to no queue: {reason}.",
                     hint="Correct task_routes or task_queues in celeryconfig.py.",
+                    code="no_queue",
                 )
-            raise BrokerAwayError(f"A queue is gone: {reason}")  # a new connection declares it anew
+            raise BrokerAwayError(f"A queue is gone: {reason}")  # a new connection declares it again
         if confirms.refused:
             raise BrokerAwayError("RabbitMQ refuses messages: a queue is full, or has lost its majority.")
 
     def _wait(self) -> bool:
-        """Wait a moment for a word from the broker; raises StoppedError where there is none and we are to stop."""
+        """Wait a moment for the broker; return whether it sent something. Raises StoppedError if not, after `stop`."""
         heard = self._drain(_TICK)
         if not heard:
-            self._patience.check()
+            self._retry.check()
         return heard
 
     def _drain(self, seconds: float) -> bool:
-        """Take what the broker says; returns whether it said something."""
+        """Handle what the broker sends; return whether it sent something."""
         heard = True
         if self._is_amqp:
-            # Not through kombu's connection, which would connect anew without a word.
+            # Not through kombu's connection, which would connect again without logging it.
             transport, connection = self._connection.transport, self._channel.connection
             try:
                 transport.drain_events(connection, timeout=seconds)
@@ -251,7 +255,7 @@ class KombuSender:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Raise BrokerAwayError for what passes, BrokerError for what a person has to mend."""
-        broker: Any = self._app.connection_for_write()  # not connected: it knows its transport's errors
+        broker: Any = self._app.connection_for_write()  # not connected: it only names its transport's errors
         passing = (*broker.connection_errors, *broker.channel_errors, OperationalError)
         try:
             yield
@@ -262,18 +266,26 @@ class KombuSender:
             hint = next(hint for kind, hint in _HINTS.items() if isinstance(error, kind))
             if isinstance(error, amqp.PreconditionFailed) and error.method_sig == spec.Basic.Publish:
                 hint = _OPTION_HINT
-            raise BrokerError(f"The broker refuses us: {error}.", hint=hint) from error
+            raise BrokerError(f"The broker refuses us: {error}.", hint=hint, code=_code(error)) from error
         except ImportError as error:
             raise BrokerError(
-                f"Celery's transport for CELERY_BROKER_URL is not installed: {error}."
+                f"Celery's transport for CELERY_BROKER_URL is not installed: {error}.",
+                code="transport_not_installed",
             ) from error
         except passing as error:
             if certificate := bad_certificate(error):
                 raise BrokerError(
-                    f"The broker's certificate does not pass: {certificate.verify_message}.",
+                    f"The broker's certificate is not valid: {certificate.verify_message}.",
                     hint="Correct the host in CELERY_BROKER_URL, or ca_certs in broker_use_ssl of celeryconfig.py.",
+                    code="certificate",
                 ) from error
             raise BrokerAwayError(f"{type(error).__name__}: {error}") from error
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, amqp.AccessRefused | amqp.NotAllowed):
+        return "broker_access_refused"
+    return "queue_refused"
 
 
 def _too_large(size: int, limit: int) -> MessageTooLargeError:
@@ -292,25 +304,25 @@ def _too_large(size: int, limit: int) -> MessageTooLargeError:
 
 
 class Message(NamedTuple):
-    """One task on its way."""
+    """One task's message, and how to publish it."""
 
     task: str
-    queue: Queue | None  # where it goes, as far as Celery says; it has to be declared before
+    queue: Queue | None  # None if Celery does not say it; it has to be declared before
     body: bytes
     options: dict[str, Any]  # of `kombu.Producer.publish`
 
 
-Sealed = Callable[[bytes, str, Kind, str], Message]  # (arguments, task id, kind, position) -> message
+Render = Callable[[bytes, str, Kind, str], Message]  # (arguments, task id, kind, position) -> message
 
 
 class _Catcher:
-    """Stands in for a `kombu.Producer`, and keeps what Celery would publish."""
+    """A stand-in for `kombu.Producer` that keeps what Celery would publish."""
 
     def publish(self, body: Any, **options: Any) -> None:
         self.body, self.options = body, options
 
 
-def sealing(app: Celery, route: Route) -> Sealed:
+def message_template(app: Celery, route: Route) -> Render:
     """Return the function that makes the messages of one route; raises EnvelopeError."""
     catcher = _Catcher()
     message, where = make_message(app, route)
@@ -322,9 +334,9 @@ def sealing(app: Celery, route: Route) -> Sealed:
     options |= {"content_type": content_type, "content_encoding": encoding, "mandatory": True}
     queue = declare[0] if declare else None
 
-    def seal(arguments: bytes, task_id: str, kind: Kind, position: str) -> Message:
+    def render(arguments: bytes, task_id: str, kind: Kind, position: str) -> Message:
         mine = {**headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr(kind, position)}
         filled = {**options, "headers": mine, "correlation_id": task_id}
         return Message(route.task, queue, b"%b%b%b" % (head, arguments, tail), filled)
 
-    return seal
+    return render

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import ssl
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import redis
 from celery import Celery
+from hiredis import pack_command
 from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
 
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
-from listener.publish.tls import bad_certificate
 
-__all__ = ["Command", "RedisConnection", "broker_channel", "too_large", "translated"]
+__all__ = ["Command", "RedisConnection", "bad_certificate", "broker_channel", "too_large", "translated"]
 
-Command = Sequence[str | bytes]
+Command = tuple[str | bytes, ...]
 
-# Without them an answer that never comes would be waited for for ever; the user's own settings go before.
+# Without them the listener would wait forever for a lost answer. The user's own settings override them.
 _TIMEOUTS: Final = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
-_LONGEST_WORD: Final = 512 * 1024 * 1024  # bytes, unless proto-max-bulk-len says otherwise
+_DEFAULT_MAX_BYTES: Final = 512 * 1024 * 1024  # in one word of a command; proto-max-bulk-len may differ
 
-# What a server says while it cannot take a write, and may again later: some with a class, some in words.
+# Errors of a server that cannot take a write now and may take it later: some have a class, some only words.
 _FOR_NOW: Final = (
     exceptions.BusyLoadingError,
     exceptions.ClusterDownError,
@@ -34,27 +35,29 @@ _FOR_NOW: Final = (
 )
 _FOR_NOW_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")
 
-_CHUNK = (
-    50_000  # bytes: below what makes the allocator ask the system for pages, and give them back, each time
-)
+# Bytes: below the size at which the allocator asks the system for pages, and gives them back, each time.
+_CHUNK: Final = 50_000
+
+# Its stub has a tuple of one word.
+_pack: Final = cast("Callable[[Command], bytes]", pack_command)
 
 
 class RedisConnection:
-    """Sends commands as they are, many in one go; whatever fails closes it, so that nobody reads a stale answer."""
+    """Sends commands as they are, many in one go. Any failure closes it, so that no stale answer is ever read."""
 
     def __init__(self, connect: Callable[[ExitStack], Any], *, prefix: str, variable: str) -> None:
-        """`connect` leaves on the stack what has to be closed; `variable` is where the address comes from."""
+        """`connect` puts on the stack what has to be closed; `variable` is the setting with the address."""
         self._connect = connect
         self._prefix = prefix
         self._variable = variable
         self._connection: Any = None
-        self._awaited = 0  # answers
+        self._awaited = 0  # answers that are still to be read
         self._stack = ExitStack()
-        self._longest = _LONGEST_WORD
+        self._max_bytes = _DEFAULT_MAX_BYTES
 
     @classmethod
     def of_broker(cls, app: Celery) -> RedisConnection:
-        """Return one to Celery's broker: TLS, password, database, Sentinel, socket and key prefix as it has them."""
+        """Return one to Celery's broker, with its TLS, password, database, Sentinel, socket and key prefix."""
         options = app.conf.broker_transport_options or {}
 
         def connect(stack: ExitStack) -> Any:
@@ -76,21 +79,21 @@ class RedisConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection of the last `send` is still there."""
+        """Whether the connection of the last `send` is still open."""
         return self._connection is not None
 
     @property
-    def longest(self) -> int:
-        """How many bytes the server takes in one word of a command, as far as it has told."""
-        return self._longest
+    def max_bytes(self) -> int:
+        """How many bytes the server takes in one word of a command; known once open."""
+        return self._max_bytes
 
     @property
     def timeout(self) -> float:
-        """Return how many seconds an answer may take."""
+        """How many seconds an answer may take."""
         return self._connection.socket_timeout or _TIMEOUTS["socket_timeout"]
 
     def prefixed(self, key: str) -> str:
-        """Return `key` behind the prefix that Celery's settings give all keys of the broker."""
+        """Return `key` with the prefix that Celery's settings give all keys of the broker."""
         return f"{self._prefix}{key}"
 
     def open(self) -> None:
@@ -99,10 +102,12 @@ class RedisConnection:
             try:
                 with translated(self._variable):
                     self._connection = self._connect(self._stack)
-                    self._longest = _longest_word(self._connection)
+                    self._max_bytes = _max_bytes(self._connection)
             except ValueError as error:
                 self.close()
-                raise BrokerError(f"{self._variable} or celeryconfig.py is wrong: {error}.") from error
+                raise BrokerError(
+                    f"{self._variable} or celeryconfig.py is wrong: {error}.", code="broker_settings"
+                ) from error
             except BaseException:
                 self.close()
                 raise
@@ -110,7 +115,7 @@ class RedisConnection:
     def send(self, commands: Iterable[Command]) -> list[Any]:
         """Send commands in one go and return their answers, errors of single commands among them.
 
-        Raises BrokerAwayError: then nobody knows what was done; BrokerError where waiting cannot help.
+        Raises BrokerAwayError: then nobody knows what was done. Raises BrokerError if waiting cannot help.
         """
         self.start(commands)
         return self.finish()
@@ -121,8 +126,8 @@ class RedisConnection:
         connection = self._connection
         try:
             with translated(self._variable):
-                for count, text in _chunks(commands, self._longest):
-                    # No check of its health: that would connect anew without a word, and forget a WATCH.
+                for count, text in _chunks(commands, self._max_bytes):
+                    # No health check: it would connect again without logging it, and lose a WATCH.
                     connection.send_packed_command([text], check_health=False)
                     self._awaited += count
         except BaseException:
@@ -141,7 +146,7 @@ class RedisConnection:
             raise
 
     def ask(self, commands: Iterable[Command]) -> list[Any]:
-        """Send commands and return their answers; raises the first error among them in our words."""
+        """Send commands and return their answers; raises the first error among them, translated."""
         answers = self.send(commands)
         for answer in answers:
             if isinstance(answer, ResponseError):
@@ -149,11 +154,11 @@ class RedisConnection:
         return answers
 
     def refusal(self, error: ResponseError) -> BrokerAwayError | BrokerError:
-        """Return what an error that the server answered with means."""
+        """Translate an error that the server answered with."""
         return _refusal(error, self._variable)
 
     def close(self) -> None:
-        """Let go of the connection; safe to call twice."""
+        """Close the connection; safe to call twice."""
         connection, self._connection = self._connection, None
         self._awaited = 0
         if connection is not None:
@@ -163,7 +168,7 @@ class RedisConnection:
 
 @contextmanager
 def broker_channel(app: Celery) -> Iterator[Any]:
-    """Open a channel of kombu's to Celery's broker; it is not tried twice, nor waited for."""
+    """Open a channel of kombu to Celery's broker: one attempt, without waiting."""
     options = {**_TIMEOUTS, **(app.conf.broker_transport_options or {})}
     with app.connection_for_write(transport_options=options) as broker:
         broker.ensure_connection(
@@ -183,20 +188,23 @@ def translated(variable: str) -> Iterator[None]:
         yield
     except (AuthenticationError, AuthorizationError) as error:
         raise BrokerError(
-            f"Redis refuses us: {error}.", hint=f"Correct the user and password in {variable}."
+            f"Redis refuses us: {error}.",
+            hint=f"Correct the user and password in {variable}.",
+            code="broker_access_refused",
         ) from error
     except ResponseError as error:
         raise _refusal(error, variable) from error
     except (redis.RedisError, OSError, OperationalError) as error:
         if certificate := bad_certificate(error):
             raise BrokerError(
-                f"The certificate of Redis does not pass: {certificate.verify_message}.",
+                f"The certificate of Redis is not valid: {certificate.verify_message}.",
                 hint=f"Correct the host in {variable}, or ssl_ca_certs in broker_use_ssl of celeryconfig.py.",
+                code="certificate",
             ) from error
         raise BrokerAwayError(f"{type(error).__name__}: {error}") from error
     except ValueError as error:
         raise BrokerError(
-            f"Redis cannot be reached as {variable} and celeryconfig.py say: {error}."
+            f"{variable} or celeryconfig.py is wrong: {error}.", code="broker_settings"
         ) from error
 
 
@@ -204,24 +212,33 @@ def _refusal(error: ResponseError, variable: str) -> BrokerAwayError | BrokerErr
     text = str(error)
     if isinstance(error, _FOR_NOW) or text.startswith(_FOR_NOW_WORDS):
         return BrokerAwayError(f"Redis: {error}")
-    hint = None
+    hint = code = None
     if isinstance(error, NoPermissionError):
         hint = f"Allow it to the user of {variable}: ACL SETUSER <user> ~* +@read +@write +@transaction +@connection"
+        code = "broker_access_refused"
     elif "WRONGTYPE" in text:
         hint = "Something else has that key: redis-cli RENAME it, or choose another name for the queue."
-    return BrokerError(f"Redis refuses a command: {error}.", hint=hint)
+        code = "key_in_use"
+    return BrokerError(f"Redis refuses a command: {error}.", hint=hint, code=code)
 
 
-def _chunks(commands: Iterable[Command], longest: int) -> Iterator[tuple[int, bytes]]:
+def bad_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Return the error about the server's certificate, if there is one among the causes of `error`."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _chunks(commands: Iterable[Command], max_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yield the commands as the server reads them, in pieces, each with the number of its commands.
 
-    Raises MessageTooLargeError for what is longer than `longest` bytes: the server would hang up.
+    Raises MessageTooLargeError for a word of more than `max_bytes`: the server would close the connection.
     """
     size, pieces = 0, list[bytes]()
     for command in commands:
-        pieces.append(_encoded(command))
-        if len(pieces[-1]) > longest and (length := max(map(len, command))) > longest:
-            raise too_large(length, longest)
+        pieces.append(_pack(command))
+        if len(pieces[-1]) > max_bytes and (length := max(map(len, command))) > max_bytes:
+            raise too_large(length, max_bytes)
         size += len(pieces[-1])
         if size >= _CHUNK:
             yield len(pieces), b"".join(pieces)
@@ -230,31 +247,22 @@ def _chunks(commands: Iterable[Command], longest: int) -> Iterator[tuple[int, by
         yield len(pieces), b"".join(pieces)
 
 
-def too_large(length: int, longest: int) -> MessageTooLargeError:
-    """Return what a message of `length` bytes means where the server takes `longest`."""
+def too_large(length: int, max_bytes: int) -> MessageTooLargeError:
+    """Return the error about a message of `length` bytes, if the server takes `max_bytes`."""
     return MessageTooLargeError(
-        f"A message of {length} bytes is too large for Redis, which takes {longest}.",
-        limit=longest,
+        f"A message of {length} bytes is too large for Redis, which takes {max_bytes}.",
+        limit=max_bytes,
         hint="Send fewer columns (columns= of the route), or allow it: "
         f"redis-cli CONFIG SET proto-max-bulk-len {2 * length}",
     )
 
 
-def _encoded(command: Command) -> bytes:
-    """Return a command as the server reads it, an array of bulk strings; redis-py's own takes ten times as long."""
-    pieces = [b"*%d\r\n" % len(command)]
-    for word in command:
-        value = word.encode() if isinstance(word, str) else word
-        pieces += b"$%d\r\n" % len(value), value, b"\r\n"
-    return b"".join(pieces)
-
-
-def _longest_word(connection: Any) -> int:
-    """Return how many bytes the server takes in one message; its default where we may not ask."""
-    connection.send_packed_command([_encoded(("CONFIG", "GET", "proto-max-bulk-len"))], check_health=False)
+def _max_bytes(connection: Any) -> int:
+    """Return how many bytes the server takes in one word; its default if we may not ask."""
+    connection.send_packed_command([_pack(("CONFIG", "GET", "proto-max-bulk-len"))], check_health=False)
     answer = _answer(connection)
     if not answer or isinstance(answer, ResponseError):
-        return _LONGEST_WORD
+        return _DEFAULT_MAX_BYTES
     return int(next(iter(answer.values())) if isinstance(answer, dict) else answer[1])  # RESP3, RESP2
 
 
@@ -262,6 +270,6 @@ def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as error:
-        if str(error).startswith("Protocol error"):  # the server hangs up: no other answer will come
+        if str(error).startswith("Protocol error"):  # the server closes the connection: no other answer comes
             raise
         return error

@@ -1,4 +1,4 @@
-"""A task's message as it lies in Redis, made once by Celery and kombu and cut into a template."""
+"""A task's message as Redis holds it: Celery and kombu make one, and it becomes a template."""
 
 from __future__ import annotations
 
@@ -35,38 +35,42 @@ from listener.publish.task_message import (
 __all__ = ["Envelope", "Envelopes"]
 
 _BODY = "cdc-0body"
-_PLACES: Final = (_BODY, ID, POSITION)  # filled in for each message; the kind for each kind of change
-_AGAIN: Final = re.compile("|".join(_PLACES))
+_PLACES: Final = (
+    _BODY,
+    ID,
+    POSITION,
+)  # filled in for each message; KIND is filled in for each kind of change
+_PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 
 
-_Seal = Callable[[bytes, bytes, bytes], bytes]  # (arguments, the change's id, position) -> message
+_Render = Callable[[bytes, bytes, bytes], bytes]  # (arguments, the change's id, position) -> message
 
 
 class Envelope(NamedTuple):
     """The messages of one route and kind of change."""
 
     keys: tuple[str, ...]  # the Redis lists that such a message goes to
-    expiries: tuple[Command, ...]  # what follows for a queue that goes away when it is not used
-    seal: _Seal
+    expiries: tuple[Command, ...]  # sent after it, for a queue that expires when it is not used
+    render: _Render
 
 
 class _Template(NamedTuple):
-    """The messages of one route, whatever the kind of change: those differ in a few letters."""
+    """The messages of one route, for any kind of change: those differ in a few letters."""
 
     keys: tuple[str, ...]
     expiries: tuple[Command, ...]
-    sealing: Callable[[bytes], _Seal]  # (the kind, as it stands in the message) -> `Envelope.seal`
+    renders: Callable[[bytes], _Render]  # (the kind, as the message has it) -> `Envelope.render`
 
     def of(self, kind: Kind) -> Envelope:
         shown = dumps(shown_kind(kind))[1:-1].encode()
-        return Envelope(self.keys, self.expiries, self.sealing(shown))
+        return Envelope(self.keys, self.expiries, self.renders(shown))
 
 
 class Envelopes:
-    """Makes envelopes by letting kombu send a task and catching the message on its way to Redis.
+    """Makes envelopes: kombu sends a task, and we catch the message before it goes to Redis.
 
-    That is done once a route, over one connection, however many tables the route watches.
+    This happens once a route, over one connection, for any number of tables that the route watches.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -74,15 +78,13 @@ class Envelopes:
         self._channel: Any = None
         self._stack = ExitStack()
         self._templates: dict[tuple[str, str | None], _Template] = {}
-        self.made: dict[
-            tuple[str, str | None, Kind], Envelope
-        ] = {}  # by the route's key, its queue, and the kind
-        self.queues: dict[
-            str, None
-        ] = {}  # the Redis lists that any of them goes to, in the order of their making
+        # By the route's key, its queue, and the kind.
+        self.made: dict[tuple[str, str | None, Kind], Envelope] = {}
+        # The Redis lists that any of them goes to, in the order of their making.
+        self.queues: dict[str, None] = {}
 
     def of(self, route: Route, kind: Kind) -> Envelope:
-        """Return the envelope of a route's tasks, remembered in `made`; may talk to the broker, to declare the queue.
+        """Return the envelope of a route's tasks, and remember it in `made`. It may declare a queue at the broker.
 
         Raises EnvelopeError, BrokerError, BrokerAwayError.
         """
@@ -92,14 +94,14 @@ class Envelopes:
         return self.made.setdefault((route.key, route.queue, kind), template.of(kind))
 
     def forget(self) -> None:
-        """Make all of them anew: the broker may be another one, which knows nothing of our queues."""
+        """Make all of them again: this may be another broker, without our queues."""
         self._templates.clear()
         self.made.clear()
         self.queues.clear()
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection; safe to call twice."""
+        """Close the connection; safe to call twice."""
         self._channel = None
         self._stack.close()
 
@@ -113,7 +115,7 @@ class Envelopes:
         _check(route.task, commands)
         pushes = {key: message for name, key, message in commands if name == "lpush"}
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
-        template = _Template(tuple(pushes), expiries, _sealing(next(iter(pushes.values())), route))
+        template = _Template(tuple(pushes), expiries, _renders(next(iter(pushes.values())), route))
         self.queues.update(dict.fromkeys(pushes))
         return self._templates.setdefault((route.key, route.queue), template)
 
@@ -121,7 +123,7 @@ class Envelopes:
         if self._channel is None:
             self._channel = self._stack.enter_context(broker_channel(self._app))
         commands = _catch(self._app, self._channel, route)
-        if not commands:  # a worker would have bound its queues when it started
+        if not commands:  # a worker binds its queues when it starts: none has yet
             for queue in durable_queues(self._app):
                 queue(self._channel).declare()
             commands = _catch(self._app, self._channel, route)
@@ -132,7 +134,7 @@ _Commands = list[tuple[str, str, Any]]  # name, key, value
 
 
 class _Catcher:
-    """Stands in for kombu's batch of Redis commands (`kombu.transport.redis.PublishBatch`): runs none of them."""
+    """A stand-in for kombu's batch of Redis commands (`kombu.transport.redis.PublishBatch`) that runs none of them."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -143,7 +145,7 @@ class _Catcher:
 
 
 def _catch(app: Celery, channel: Any, route: Route) -> _Commands:
-    """Return the Redis commands that Celery's `send_task` ends in; its steps without its side effects."""
+    """Return the Redis commands that Celery's `send_task` would run: its steps without its side effects."""
     check_kombu()
     catcher = _Catcher(channel.global_keyprefix)
     channel.basic_publish = partial(type(channel).basic_publish, channel, _publish_batch=catcher)
@@ -156,38 +158,40 @@ def _check(task: str, commands: _Commands) -> None:
     names = {name for name, _, _ in commands}
     if "publish" in names:
         raise EnvelopeError(
-            f"The task {task} would be broadcast, which Redis does not keep for a worker that is away.",
+            f"The task {task} would be broadcast, and Redis does not keep a broadcast for a worker that is away.",
             hint="Send it to a queue in task_routes of celeryconfig.py, and let that task do the rest.",
+            code="broadcast",
         )
     if "lpush" not in names:
         raise EnvelopeError(
             f"The task {task} would go to no queue: none is bound to its exchange.",
             hint="Correct task_routes or task_queues in celeryconfig.py.",
+            code="no_queue",
         )
 
 
-def _sealing(text: str, route: Route) -> Callable[[bytes], _Seal]:
-    """Return what makes, for a kind of change, the function that makes messages like the one caught."""
+def _renders(text: str, route: Route) -> Callable[[bytes], _Render]:
+    """Return a function of a kind of change. It returns the function that makes messages like `text`."""
     message = json.loads(text)
     head, tail = split_body(_body(message), message["content-type"])
     message["body"] = _BODY
-    # Tells these messages from earlier ones with the same task ids: kombu keys what is unacknowledged by delivery tag.
+    # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
     message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
     text = dumps(message).replace("%", "%%")
-    pick = itemgetter(*(_PLACES.index(found) for found in _AGAIN.findall(text)))
-    template = _AGAIN.sub("%b", text.replace(ID, f"{ID}-{route.key}"))
+    pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
+    template = _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.key}"))
 
-    def sealing(kind: bytes) -> _Seal:
+    def renders(kind: bytes) -> _Render:
         mine = template.encode().replace(KIND.encode(), kind.replace(b"%", b"%%"))
 
-        def seal(arguments: bytes, change_id: bytes, position: bytes) -> bytes:
+        def render(arguments: bytes, change_id: bytes, position: bytes) -> bytes:
             body = b64encode(head + arguments + tail)
-            sealed: bytes = mine % pick((body, change_id, position))
-            return sealed
+            message: bytes = mine % pick((body, change_id, position))
+            return message
 
-        return seal
+        return render
 
-    return sealing
+    return renders
 
 
 def _body(message: dict[str, Any]) -> bytes:
@@ -195,9 +199,12 @@ def _body(message: dict[str, Any]) -> bytes:
         raise EnvelopeError(
             "Messages would not be encoded as base64.",
             hint="Leave body_encoding out of broker_transport_options in celeryconfig.py.",
+            code="message_format",
         )
     if "compression" in message["headers"]:
         raise EnvelopeError(
-            "Tasks would be compressed.", hint="Leave task_compression out of celeryconfig.py."
+            "Tasks would be compressed.",
+            hint="Leave task_compression out of celeryconfig.py.",
+            code="message_format",
         )
     return b64decode(message["body"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.postgres_source import PLUGINS, PostgresSource
+from tests.support.postgres.source import PLUGINS, PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""Tables and types that change while they are watched."""
+"""Tables and types that change while the listener reads them."""
 
 from __future__ import annotations
 
-from tests.support.postgres_source import PostgresSource, told
+from tests.support.postgres.source import PostgresSource, rows_of
 
 
 def test_replica_identity_can_be_changed_in_mid_stream(source: PostgresSource) -> None:
@@ -56,9 +56,9 @@ def test_a_dropped_toast_column_is_no_longer_unavailable(source: PostgresSource)
     )
     source.watch("items")
     source.execute("UPDATE items SET note = 'b'")
-    assert told(source.changes(1)) == [("update", None, {"id": 1, "note": "b"}, ("body",))]
+    assert rows_of(source.changes(1)) == [("update", None, {"id": 1, "note": "b"}, ("body",))]
     source.execute("ALTER TABLE items DROP body", "UPDATE items SET note = 'c'")
-    assert told(source.changes(1)) == [("update", None, {"id": 1, "note": "c"}, ())]
+    assert rows_of(source.changes(1)) == [("update", None, {"id": 1, "note": "c"}, ())]
 
 
 def test_a_type_may_change_in_mid_stream(source: PostgresSource) -> None:
@@ -93,7 +93,7 @@ def test_rows_of_a_type_that_was_dropped_since_are_text(source: PostgresSource) 
     ]
 
 
-def test_a_table_that_is_made_anew_is_watched_again_after_a_restart(source: PostgresSource) -> None:
+def test_a_table_that_is_created_again_is_read_after_a_restart(source: PostgresSource) -> None:
     source.execute("CREATE TABLE items (id int PRIMARY KEY, a text)")
     source.watch("items")
     source.execute("INSERT INTO items VALUES (1, 'a')")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import fresh_database
-from tests.support.postgres_source import PostgresSource
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

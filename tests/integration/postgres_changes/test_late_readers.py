@@ -1,4 +1,4 @@
-"""Rows that are read after their table was altered: wal2json tells what pgoutput tells, which is in the log."""
+"""Rows that are read after their table was altered: wal2json gives what pgoutput gives, which is in the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from listener.core.source import SourceError
-from tests.support.postgres_source import PostgresSource, told
+from tests.support.postgres.source import PostgresSource, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ def both(debian_database: Database) -> Iterator[tuple[PostgresSource, PostgresSo
 
 
 def seen(changes: Sequence[Change]) -> list[object]:
-    return [(change.table, *each) for change, each in zip(changes, told([*changes]), strict=True)]
+    return [(change.table, *each) for change, each in zip(changes, rows_of([*changes]), strict=True)]
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["running", "stopped"])
@@ -110,7 +110,7 @@ def test_what_is_missing_has_the_name_of_the_time(
     assert seen(doubted.changes(count)) == seen(believed.changes(count))
 
 
-def test_where_the_row_s_own_transaction_alters_its_table_both_names_are_told(
+def test_if_the_rows_own_transaction_alters_its_table_both_names_are_unavailable(
     both: tuple[PostgresSource, PostgresSource],
 ) -> None:
     """wal2json does not say which of the two came first."""
@@ -128,7 +128,7 @@ def test_where_the_row_s_own_transaction_alters_its_table_both_names_are_told(
     ]  # fmt: skip
 
 
-def test_before_a_subtransaction_alters_a_table_both_names_are_told(
+def test_before_a_subtransaction_alters_a_table_both_names_are_unavailable(
     both: tuple[PostgresSource, PostgresSource],
 ) -> None:
     """A column names the subtransaction that altered it, and the log only the transaction."""
@@ -144,7 +144,7 @@ def test_before_a_subtransaction_alters_a_table_both_names_are_told(
 
 
 def changes_or_stop(source: PostgresSource, count: int) -> list[Change] | None:
-    """Return the changes; None where what a column was called cannot be known."""
+    """Return the changes; None if a column's name cannot be known."""
     try:
         return source.changes(count)
     except SourceError as error:
@@ -221,10 +221,10 @@ class Writer:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_is_altered_wal2json_tells_what_pgoutput_tells_or_stops(
+def test_after_any_alteration_wal2json_gives_what_pgoutput_gives_or_stops(
     both: tuple[PostgresSource, PostgresSource], seed: int
 ) -> None:
-    """Where a row's own transaction alters its table, a name too many may be unavailable, and never one too few."""
+    """If a row's own transaction alters its table, a name too many may be unavailable, and never one too few."""
     believed, doubted = both
     believed.execute(*ITEMS, f"INSERT INTO items VALUES (0, 'a', {LONG}, {LONG})")
     for source in both:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.postgres_source import PostgresSource, told
+from tests.support.postgres.source import PostgresSource, rows_of
 
 EVENTS = "CREATE TABLE events (id int, year int, code text NOT NULL, body text{}) PARTITION BY LIST (year)"
 PARTITION = "CREATE TABLE events_2026 PARTITION OF events FOR VALUES IN (2026)"
@@ -35,7 +35,7 @@ def test_an_old_row_has_the_key_that_its_partition_has(
     _, first, _, deleted = pgoutput.changes(4)
     missing = tuple(name for name in ("id", "year", "code", "body") if name not in old)
     after = {"id": 2, "year": 2026, "code": "b", "body": None}
-    assert told([first, deleted]) == [("update", old, after, missing), ("delete", old, None, missing)]
+    assert rows_of([first, deleted]) == [("update", old, after, missing), ("delete", old, None, missing)]
     assert [first.changed(name) for name in ("id", "code", "year")] == [
         True if name in old else None for name in ("id", "code", "year")
     ]

@@ -1,8 +1,8 @@
-"""Tables that are made of tables: partitions and heirs."""
+"""Partitioned tables, and tables with inheritance."""
 
 from __future__ import annotations
 
-from tests.support.postgres_source import PostgresSource, told
+from tests.support.postgres.source import PostgresSource, rows_of
 
 
 def test_partitions_are_reported_under_their_root(pgoutput: PostgresSource) -> None:
@@ -26,7 +26,7 @@ def test_partitions_are_reported_under_their_root(pgoutput: PostgresSource) -> N
     )
     changes = pgoutput.changes(7)
     assert {(change.schema, change.table) for change in changes} == {("public", "events")}
-    assert told(changes) == [
+    assert rows_of(changes) == [
         ("insert", None, {"id": 1, "note": "a"}, ()),
         ("update", None, {"id": 1, "note": "b"}, ()),
         ("delete", {"id": 1}, None, ("note",)),
@@ -46,7 +46,7 @@ def test_a_partition_that_comes_and_goes_is_followed(pgoutput: PostgresSource) -
     )
     pgoutput.watch("events", "marks")
     is_old = pgoutput.database.connection.info.server_version < 15_00_00
-    told = "ALTER PUBLICATION cdc_tasks SET (publish_via_partition_root = true)" if is_old else ""
+    renewal = "ALTER PUBLICATION cdc_tasks SET (publish_via_partition_root = true)" if is_old else ""
     pgoutput.execute("INSERT INTO apart VALUES (1), (10)", "DELETE FROM apart WHERE id = 1")
     pgoutput.execute("CREATE TABLE events_0 PARTITION OF events FOR VALUES FROM (0) TO (9)")
     pgoutput.execute("INSERT INTO events VALUES (2)", "INSERT INTO marks VALUES (1)")
@@ -54,13 +54,13 @@ def test_a_partition_that_comes_and_goes_is_followed(pgoutput: PostgresSource) -
         ("events", 2),
         ("marks", 1),
     ]
-    pgoutput.execute(f"ALTER TABLE events ATTACH PARTITION apart FOR VALUES FROM (10) TO (20); {told}")
+    pgoutput.execute(f"ALTER TABLE events ATTACH PARTITION apart FOR VALUES FROM (10) TO (20); {renewal}")
     pgoutput.execute("INSERT INTO events VALUES (11)", "INSERT INTO marks VALUES (2)")
     assert [(change.table, change.row["id"]) for change in pgoutput.changes(2)] == [
         ("events", 11),
         ("marks", 2),
     ]
-    pgoutput.execute(f"ALTER TABLE events DETACH PARTITION apart; {told}")
+    pgoutput.execute(f"ALTER TABLE events DETACH PARTITION apart; {renewal}")
     pgoutput.execute("INSERT INTO apart VALUES (12)", "INSERT INTO marks VALUES (3)")
     assert [(change.table, change.row["id"]) for change in pgoutput.changes(1)] == [("marks", 3)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tests.support.postgres_source import PostgresSource, told
+from tests.support.postgres.source import PostgresSource, rows_of
 
 LONG = "repeat('long ', 1000)"
 THE_LONG_TEXT = "long " * 1000
@@ -45,7 +45,7 @@ def test_a_primary_key_identifies_the_old_row(source: PostgresSource) -> None:
         "UPDATE items SET kind = 'b'",
         "DELETE FROM items",
     )
-    assert told(source.changes(4)) == [
+    assert rows_of(source.changes(4)) == [
         ("insert", None, {"id": 1, "kind": "a", "note": None}, ()),
         ("update", None, {"id": 1, "kind": "a", "note": "n"}, ()),
         ("update", {"id": 1, "kind": "a"}, {"id": 1, "kind": "b", "note": "n"}, ("note",)),
@@ -59,7 +59,7 @@ def test_replica_identity_full_gives_the_old_row(source: PostgresSource) -> None
     )
     source.watch("items")
     source.execute("INSERT INTO items VALUES (1, NULL)", "UPDATE items SET note = 'n'", "DELETE FROM items")
-    assert told(source.changes(3))[1:] == [
+    assert rows_of(source.changes(3))[1:] == [
         ("update", {"id": 1, "note": None}, {"id": 1, "note": "n"}, ()),
         ("delete", {"id": 1, "note": "n"}, None, ()),
     ]
@@ -77,7 +77,7 @@ def test_replica_identity_index_gives_the_columns_of_the_index(source: PostgresS
         "UPDATE items SET code = 'b'",
         "DELETE FROM items",
     )
-    assert told(source.changes(4))[1:] == [
+    assert rows_of(source.changes(4))[1:] == [
         ("update", None, {"id": 2, "code": "a"}, ()),
         ("update", {"code": "a"}, {"id": 2, "code": "b"}, ("id",)),
         ("delete", {"code": "b"}, None, ("id",)),
@@ -96,7 +96,7 @@ def test_an_unchanged_toast_value_is_unavailable_not_null(source: PostgresSource
         f"UPDATE items SET body = {LONG} || note",
         "UPDATE items SET body = NULL",
     )
-    assert told(source.changes(4)) == [
+    assert rows_of(source.changes(4)) == [
         ("insert", None, {"id": 1, "note": "a", "body": THE_LONG_TEXT}, ()),
         ("update", None, {"id": 1, "note": "b"}, ("body",)),
         ("update", None, {"id": 1, "note": "b", "body": THE_LONG_TEXT + "b"}, ()),
@@ -114,7 +114,7 @@ def test_with_replica_identity_full_an_unchanged_toast_value_is_there(source: Po
     source.watch("items")
     source.execute("UPDATE items SET note = 'b'", "DELETE FROM items")
     before, after = ({"id": 1, "note": note, "body": THE_LONG_TEXT} for note in "ab")
-    assert told(source.changes(2)) == [("update", before, after, ()), ("delete", after, None, ())]
+    assert rows_of(source.changes(2)) == [("update", before, after, ()), ("delete", after, None, ())]
 
 
 def test_truncate_of_several_tables_is_a_change_of_each(source: PostgresSource) -> None:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from listener.postgres.client.connection import connect
 from listener.postgres.client.type_catalogue import TypeCatalogue
 from listener.postgres.codec.builtin_types import BUILTIN
-from tests.support.postgres_source import PostgresSource
+from tests.support.postgres.source import PostgresSource
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -163,7 +163,7 @@ def test_every_type_that_a_column_can_have_is_tried_here(any_database: Database)
     assert {name for (name,) in rows} <= {name for (name,) in names} | NOT_FOR_USERS | {"character", "bit"}
 
 
-def test_the_types_known_by_heart_are_the_server_s(any_database: Database) -> None:
+def test_the_built_in_types_are_the_servers(any_database: Database) -> None:
     rows = any_database.fetch(
         "SELECT oid::bigint FROM pg_type WHERE typnamespace = 'pg_catalog'::regnamespace AND oid < 10000"
         " AND typtype IN ('b', 'r', 'm') AND typelem NOT IN (SELECT oid FROM pg_type WHERE typtype = 'c')"

@@ -10,9 +10,9 @@ from cdc_tasks import cache, db
 from cdc_tasks.celery import app
 from cdc_tasks.notify import sealed_secrets
 from cdc_tasks.settings import worker_settings
+from harness.worker import Worker
 from tests.support.helpdesk import HelpDesk
 from tests.support.social_stub import SocialStub
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from celery import Celery
 
+from harness.waiting import wait_until
+from harness.worker import unacknowledged
 from tests.support.forked_workers import ForkedWorkers
-from tests.support.waiting import wait_until
-from tests.support.worker import unacknowledged
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -45,13 +45,13 @@ def test_both_under_load_and_killed_at_random_they_never_run_each_others_tasks_a
     dice = random.Random(_SEED)
     environment = {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
-        "CELERY_CONFIG_MODULE": "tests.support.short_lease",  # three seconds
+        "CDC_TASK_MODULES": "tests.support.tasks.killed",
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",  # three seconds
     }
     with (
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as sender,
         ForkedWorkers(environment) as ours,
-        ForkedWorkers(helpdesk.environment, "-Q", "house", application="tests.support.stock_tasks") as theirs,
+        ForkedWorkers(helpdesk.environment, "-Q", "house", application="tests.support.tasks.stock") as theirs,
     ):
         sides = [
             _Side("killed.note", "cdc_bulk", "begun to note", "noted", ours),

@@ -17,8 +17,8 @@ from cdc_tasks.notify.delivery_log import DeliveryRecord
 from cdc_tasks.notify.rate_limit import GroupMember
 from cdc_tasks.notify.services import Rate, Recipient
 from cdc_tasks.retry import NotYetError
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -92,14 +92,14 @@ def test_a_message_that_waits_for_a_late_one_asks_less_and_less_often(in_process
 def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:
     cache = helpdesk.broker.cache
     assert clock._EVERY < LONGEST_STEP
-    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.quick_clock"}):
+    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.quick_clock"}):
         first = wait_until(lambda: cache.hget(CLOCK, "passed"), timeout=30, what="a worker to look at it")
         wait_until(lambda: int(cache.hget(CLOCK, "passed") or 0) > int(first), timeout=30, what="it again")
 
 
 def test_a_message_of_a_worker_whose_clock_is_ahead_waits_no_longer_than_it_said(helpdesk: HelpDesk) -> None:
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.clock_ahead"}
-    right = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.clock_ahead"}
+    right = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
     with Worker(environment, "-Q", "celery"), Worker(right, "-Q", "cdc_bulk", "-n", "right@%h"):
         helpdesk.send("ahead.send_on", 1, queue="celery")
         wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), timeout=30, what="the message")

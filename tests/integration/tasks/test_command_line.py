@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.waiting import wait_until
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
+    from harness.worker import Worker
     from tests.support.helpdesk import HelpDesk
     from tests.support.social_stub import SocialStub
-    from tests.support.worker import Worker
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.servers import ValkeyServer
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def environment(helpdesk: HelpDesk) -> dict[str, str]:
-    return {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.faulty_tasks"}
+    return {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.faulty"}
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from cdc_tasks.notify.delivery import MaybeSentError, deliver
 from cdc_tasks.notify.sealed_secrets import SealedSecretError
 from cdc_tasks.notify.send_errors import AnswerLostError, RateLimitedError, RefusedError, UnavailableError
 from cdc_tasks.settings import worker_settings
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.social_stub import Drop, Error, RateLimit, Slow, Status
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -80,7 +80,7 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
 def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, social: SocialStub) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     social.fail("C0CARL", Slow(2))  # the other worker comes while the first waits for the answer
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
     with (
         Worker(environment, "-n", "one@%h", concurrency=1) as one,
         Worker(environment, "-n", "two@%h", concurrency=1) as two,

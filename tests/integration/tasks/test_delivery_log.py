@@ -10,7 +10,7 @@ import pytest
 from cdc_tasks.notify import delivery_log
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
 from cdc_tasks.retry import NotYetError, TryAgain
-from tests.support.waiting import wait_until
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk

@@ -14,8 +14,8 @@ import pytest
 from celery.concurrency import get_implementation
 
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool
-from demo.server_process import free_port
-from tests.support.waiting import wait_until
+from harness.server_process import free_port
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

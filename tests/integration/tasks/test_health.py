@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.acceptance.network import Cable
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
+    from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
-    from tests.support.servers import RabbitMQServer
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 

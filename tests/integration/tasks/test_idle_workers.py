@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from cdc_tasks.broker.clock import CLOCK
-from demo.servers import ValkeyServer
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ def test_an_idle_worker_has_about_as_many_connections_and_sends_about_as_many_co
 def _stock_worker() -> Iterator[redis.Redis]:
     with ValkeyServer() as server, redis.Redis.from_url(server.url) as client:
         environment = {"CELERY_BROKER_URL": server.url, "CACHE_URL": server.url_of(1)}
-        with Worker(environment, application="tests.support.stock_tasks", mingle=True):
+        with Worker(environment, application="tests.support.tasks.stock", mingle=True):
             wait_until(lambda: _heartbeats(client), what="its heartbeats")
             yield client
 

@@ -19,8 +19,8 @@ from celery import Celery
 
 from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.redis import later as redis_later
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,11 +35,11 @@ _LASTS = with_countdown(
 )  # as one of our tasks has it: it is due after an hour, whatever the clocks say
 
 
-def _environment(helpdesk: HelpDesk, module: str = "tests.support.killed_tasks") -> dict[str, str]:
+def _environment(helpdesk: HelpDesk, module: str = "tests.support.tasks.killed") -> dict[str, str]:
     return {
         **helpdesk.environment,
         "CDC_TASK_MODULES": module,
-        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",
     }
 
 
@@ -106,7 +106,7 @@ def test_what_is_due_goes_ahead_of_the_queue_in_the_order_in_which_it_is_due(hel
     """Also if more is due than is moved at a time, and if the messages came in another order."""
     client, number = helpdesk.broker.client, 2500
     with _sender(helpdesk) as send:
-        with Worker(_environment(helpdesk, "tests.support.killed_tasks"), "-Q", "cdc_bulk"):
+        with Worker(_environment(helpdesk, "tests.support.tasks.killed"), "-Q", "cdc_bulk"):
             soon = datetime.now(UTC) + timedelta(hours=2)
             for each in range(number):
                 send([each], eta=soon)
@@ -126,7 +126,10 @@ def test_what_is_due_goes_ahead_of_the_queue_in_the_order_in_which_it_is_due(hel
 
 def test_what_waits_keeps_its_priority_and_the_applications_prefix(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**_environment(helpdesk), "CELERY_CONFIG_MODULE": "tests.support.with_prefix"}
+    environment = {
+        **_environment(helpdesk),
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.with_prefix",
+    }
     with (
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
         Worker(environment, "-Q", "cdc_bulk"),
@@ -213,7 +216,7 @@ def test_what_is_too_early_by_the_clock_of_its_worker_waits_on(helpdesk: HelpDes
 def test_a_full_redis_takes_what_is_to_wait_and_gives_it_back(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     with (
-        Worker(_environment(helpdesk, "tests.support.killed_tasks"), "-Q", "cdc_bulk") as worker,
+        Worker(_environment(helpdesk, "tests.support.tasks.killed"), "-Q", "cdc_bulk") as worker,
         _sender(helpdesk) as send,
     ):
         worker.pause()

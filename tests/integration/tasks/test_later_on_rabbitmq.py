@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import Celery
 
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
+    from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
-    from tests.support.servers import RabbitMQServer
 
 _NUMBER = 300
 
@@ -23,7 +23,7 @@ def _environment(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, str]:
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": server.url,
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.killed",
     }
 
 
@@ -57,7 +57,7 @@ def test_of_what_others_send_a_worker_keeps_a_limited_number(
 ) -> None:
     environment, queue = _environment(helpdesk, rabbitmq_server), "cdc_bulk"
     if kind == "classic":
-        environment["CELERY_CONFIG_MODULE"], queue = "tests.support.classic_queues", "classic"
+        environment["CELERY_CONFIG_MODULE"], queue = "tests.support.celery_settings.classic_queues", "classic"
     most = 2 if kind == "quorum" else 20
     to_queue = {"exchange": "cdc_tasks", "exchange_type": "topic", "routing_key": queue}
     eta = (datetime.now(UTC) + timedelta(hours=10)).isoformat()

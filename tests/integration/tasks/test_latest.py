@@ -12,9 +12,9 @@ import pytest
 from cdc_tasks.changes import EventType, RowChange
 from cdc_tasks.latest import latest_only, store_latest
 from cdc_tasks.retry import NotYetError
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.helpdesk import change
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -36,7 +36,7 @@ def _change(number: int, position: str | None = None, *, source: str = "here", *
 
 
 def test_a_hundred_changes_that_run_out_of_order_on_two_workers_leave_the_newest(helpdesk: HelpDesk) -> None:
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.latest_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.latest"}
     changes = [change(EventType.UPDATE, "tickets", after={"id": 1, "n": n}) for n in range(100)]
     with Worker(environment, "-n", "one@%h"), Worker(environment, "-n", "two@%h"):
         for each in random.sample(changes, len(changes)):

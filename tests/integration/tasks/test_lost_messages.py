@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.forked_workers import ForkedWorkers, is_alive
 from tests.support.proxy import Fault, Proxy
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -33,16 +33,16 @@ _TICKET = re.compile(r"TKT-(\d+)")
 def environment(helpdesk: HelpDesk) -> dict[str, str]:
     return {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
-        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
+        "CDC_TASK_MODULES": "tests.support.tasks.killed",
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",
     }
 
 
 @pytest.mark.parametrize(
     ("settings", "taking", "is_lost"),
     [
-        ("tests.support.plain_kombu", b"BRPOP\r\n", True),
-        ("tests.support.short_lease", b"RPOP', KEYS[i]", False),
+        ("tests.support.celery_settings.plain_kombu", b"BRPOP\r\n", True),
+        ("tests.support.celery_settings.short_lease", b"RPOP', KEYS[i]", False),
     ],
     ids=["with kombu's transport", "with ours"],
 )
@@ -76,7 +76,7 @@ def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
     helpdesk: HelpDesk, environment: dict[str, str]
 ) -> None:
     task_id = helpdesk.send("guilty.kills_all", queue="celery")
-    with ForkedWorkers({**environment, "CDC_TASK_MODULES": "tests.support.guilty_tasks"}) as workers:
+    with ForkedWorkers({**environment, "CDC_TASK_MODULES": "tests.support.tasks.guilty"}) as workers:
         for _ in range(2):
             worker = workers.start()
             wait_until(lambda: not is_alive(worker), timeout=20, what="the worker to die")  # noqa: B023

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.waiting import at_most, wait_until
+from harness.worker import Worker, unacknowledged
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.support.waiting import at_most, wait_until
-from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
-    from tests.support.servers import RabbitMQServer
 
 
 def _good() -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _changed(message: dict[str, Any], path: str, value: Any) -> str:
 def test_a_worker_lives_on_and_keeps_what_is_no_task(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     messages = {**_WHOLE, **{name: _changed(_good(), *change) for name, change in _CHANGED.items()}}
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
     with Worker(environment, "-Q", "cdc_bulk", concurrency=1) as worker:
         for number, (name, message) in enumerate(messages.items()):
             client.lpush("cdc_bulk", message)
@@ -214,8 +214,8 @@ def test_a_message_that_comes_again_on_redis_leaves_one_letter(
     content = message.encode(errors="surrogateescape")
     environment = {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
-        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
+        "CDC_TASK_MODULES": "tests.support.tasks.killed",
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",
     }
     client = helpdesk.broker.client
     client.lpush("cdc_bulk", content)
@@ -237,7 +237,7 @@ def _on_rabbitmq(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, str]:
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": server.url,
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.killed",
     }
 
 
@@ -257,7 +257,7 @@ def _publish(sender: Celery, body: bytes) -> None:
 
 
 def _take_one_and_die(environment: dict[str, str]) -> None:
-    modules = f"{environment['CDC_TASK_MODULES']},tests.support.dies_before_acknowledging"
+    modules = f"{environment['CDC_TASK_MODULES']},tests.support.tasks.dies_before_acknowledging"
     ended = subprocess.run(
         [
             sys.executable,

@@ -10,13 +10,13 @@ import pytest
 
 from cdc_tasks import db, master_cache
 from cdc_tasks.master_cache import TABLE_TO_CACHE_KEYS, CacheKey
-from tests.support.waiting import at_most, wait_until
+from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.worker import Worker
     from tests.support.helpdesk import HelpDesk
-    from tests.support.worker import Worker
 
 
 def test_a_refresh_puts_the_rows_of_the_table_in_the_order_of_their_ids(in_process: HelpDesk) -> None:

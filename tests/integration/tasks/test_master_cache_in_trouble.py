@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 from tests.support.forked_workers import ForkedWorkers
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -95,7 +95,11 @@ class _Reader:
 
 def _environment(helpdesk: HelpDesk, server: ValkeyServer) -> dict[str, str]:
     addresses = {"CELERY_BROKER_URL": server.url, "CACHE_URL": server.url_of(1)}
-    return {**helpdesk.environment, **addresses, "CELERY_CONFIG_MODULE": "tests.support.short_lease"}
+    return {
+        **helpdesk.environment,
+        **addresses,
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",
+    }
 
 
 def _change(helpdesk: HelpDesk, table: str, number: int) -> None:

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from cdc_tasks.cli.commands import cli
 from cdc_tasks.dead_letters import store as dead_letters
 from demo.programs import Flower
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 if TYPE_CHECKING:
     import pytest
@@ -27,7 +27,7 @@ def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
     """This needs neither a database nor a password."""
     in_process.broker.client.hset("cdc:shop:parked", mapping={"one": "{}", "two": "{}"})
     monkeypatch.setenv("FLOWER_BASIC_AUTH", "admin:flower-password")
-    environment = {**in_process.environment, "CDC_TASK_MODULES": "tests.support.faulty_tasks"}
+    environment = {**in_process.environment, "CDC_TASK_MODULES": "tests.support.tasks.faulty"}
     with ExitStack() as stack:
         stack.enter_context(Worker(environment))
         with monkeypatch.context() as without_database:

@@ -10,24 +10,24 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.operators import Operator
 from tests.support.rabbitmq import QUORUM, drain, open_channel
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
-    from tests.support.servers import RabbitMQServer
 
 _OLD = ("notifications", "cache", "bulk")
 
 
 @pytest.fixture
 def environment(helpdesk: HelpDesk) -> dict[str, str]:
-    modules = "tests.support.killed_tasks,tests.support.faulty_tasks"
+    modules = "tests.support.tasks.killed,tests.support.tasks.faulty"
     return {**helpdesk.environment, "CDC_TASK_MODULES": modules}
 
 
@@ -188,7 +188,7 @@ def test_a_worker_without_tasks_of_its_own_leaves_celerys_default_queue_alone(he
 
 
 def test_a_route_with_an_old_name_sends_to_the_queue_that_has_its_place(helpdesk: HelpDesk) -> None:
-    operator = Operator(**helpdesk.environment, CDC_ROUTES="tests.support.refused_routes:by_old_name")
+    operator = Operator(**helpdesk.environment, CDC_ROUTES="tests.support.routes.refused:by_old_name")
     findings = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert findings["route to tests.task"]["state"] == "warning"
     assert "cdc_bulk" in findings["route to tests.task"]["hint"]

@@ -11,11 +11,11 @@ import pytest
 from cdc_tasks import db
 from cdc_tasks.helpdesk.tickets import notify_ticket_insert, notify_ticket_update
 from cdc_tasks.retry import NotYetError
-from demo.servers import PostgresServer
+from harness.embedded_servers import PostgresServer
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.conftest import Database
 from tests.support.helpdesk import HelpDesk
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
@@ -54,7 +54,10 @@ def test_an_update_does_not_overtake_an_insert_whose_worker_was_killed(
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
     insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
     update = helpdesk.update_ticket(insert.row["id"], status="closed")
-    environment = {**helpdesk.environment, "CELERY_CONFIG_MODULE": "tests.support.short_lease"}
+    environment = {
+        **helpdesk.environment,
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",
+    }
     with closing(helpdesk.database.connect()) as locking, locking.cursor() as cursor:
         cursor.execute("LOCK TABLE tickets IN ACCESS EXCLUSIVE MODE")
         with Worker(environment) as worker:

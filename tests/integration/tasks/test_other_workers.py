@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from cdc_tasks.broker.other_workers import kombus_unacked, queues_taken, strangers
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 from listener.core.findings import Finding, State
 from listener.publish.check_broker import check_broker
 from listener.router import BinlogRouter, EventType
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def _house_worker(helpdesk: HelpDesk, queues: str) -> Iterator[None]:
         "-m",
         "celery",
         "-A",
-        "tests.support.stock_tasks",
+        "tests.support.tasks.stock",
         "worker",
         "-c1",
         "-Q",
@@ -113,9 +113,9 @@ def test_messages_that_kombus_transport_has_taken_are_reported_and_come_back_in_
     helpdesk: HelpDesk,
 ) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
     with Worker(
-        {**environment, "CELERY_CONFIG_MODULE": "tests.support.plain_kombu"}, "-Q", "cdc_bulk"
+        {**environment, "CELERY_CONFIG_MODULE": "tests.support.celery_settings.plain_kombu"}, "-Q", "cdc_bulk"
     ) as worker:
         for number in range(5):
             helpdesk.send("killed.note", number, queue="cdc_bulk", countdown=3600)

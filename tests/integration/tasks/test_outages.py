@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from demo.servers import PostgresServer, ValkeyServer
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 from tests.conftest import Database
 from tests.support.helpdesk import HelpDesk
 from tests.support.social_stub import RateLimit
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
@@ -74,7 +74,9 @@ def test_a_broker_that_restarts_keeps_its_tasks_and_gets_its_workers_back(
     social.fail("C0ANNA", RateLimit(1))
     with ValkeyServer(append_only=True) as server:
         environment = {**helpdesk.environment, "CELERY_BROKER_URL": server.url}
-        with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.support.short_lease"}) as worker:
+        with Worker(
+            {**environment, "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease"}
+        ) as worker:
             helpdesk.send("cdc_tasks.notify_ticket_insert", insert, broker_url=server.url)
             wait_until(lambda: "RateLimited" in worker.log, what="a task that the worker holds")
             server.restart()

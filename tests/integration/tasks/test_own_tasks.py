@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.helpdesk import change
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk

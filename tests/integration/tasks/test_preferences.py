@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdc_tasks.helpdesk.schema import sql
-from tests.support.waiting import wait_until
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
+    from harness.worker import Worker
     from tests.support.helpdesk import HelpDesk
     from tests.support.social_stub import SocialStub
-    from tests.support.worker import Worker
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 

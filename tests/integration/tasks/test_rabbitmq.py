@@ -15,16 +15,16 @@ from celery import Celery
 
 from cdc_tasks.broker.delays import DelayingCelery
 from cdc_tasks.retry import UnroutableError
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.rabbitmq import open_channel
 from tests.support.social_stub import RateLimit
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
-    from tests.support.servers import RabbitMQServer
     from tests.support.social_stub import SocialStub
 
 
@@ -52,7 +52,7 @@ def test_a_wait_of_less_than_a_second_counts_as_a_try_and_ends(
     environment = {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.faulty",
     }
     with Worker(environment) as worker, sender_of(environment) as sender:
         sender.send_task("faulty.retries_out", queue="celery")  # it waits for 0.1 s
@@ -115,7 +115,7 @@ def _with_faulty_tasks(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, 
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": server.url,
-        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.faulty",
     }
 
 
@@ -168,7 +168,7 @@ def test_a_wait_of_less_than_a_second_may_be_asked_for_in_every_way(
     environment = {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.faulty",
     }
     with Worker(environment):
         sent = subprocess.run(

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery import Celery
 
+    from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
-    from tests.support.servers import RabbitMQServer
 
 _TASKS = 600
 
@@ -28,7 +28,7 @@ def environment(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer) -> dict[str
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
-        "CDC_TASK_MODULES": "tests.support.faulty_tasks",
+        "CDC_TASK_MODULES": "tests.support.tasks.faulty",
     }
 
 

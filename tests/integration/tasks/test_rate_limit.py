@@ -12,9 +12,9 @@ from cdc_tasks.notify.delivery import deliver
 from cdc_tasks.notify.rate_limit import GroupMember
 from cdc_tasks.retry import NotYetError
 from cdc_tasks.settings import worker_settings
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.social_stub import RateLimit, Status
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk

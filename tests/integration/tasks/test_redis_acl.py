@@ -11,11 +11,11 @@ import pytest
 import redis
 
 from cdc_tasks.broker.redis.acl import missing_for_listener, missing_for_worker
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.machine_servers import RedisServer
+from harness.worker import Worker
 from tests.support.helpdesk import HelpDesk
 from tests.support.operators import Operator
-from tests.support.servers import RedisServer
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from kombu import Connection
 
 from cdc_tasks.broker.redis.transport import Transport
 from cdc_tasks.broker.redis.wake_up import seconds_to_wait
-from tests.support.waiting import wait_until
+from harness.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Broker

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -20,7 +20,7 @@ def test_a_message_in_any_queue_wakes_an_idle_worker_which_does_not_look_again_a
     helpdesk: HelpDesk,
 ) -> None:
     cache = helpdesk.broker.cache
-    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}):
+    with Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.no_wake_up"}):
         for number, queue in enumerate(_QUEUES * 3):
             wait_until(lambda: _blocked(helpdesk) == len(_QUEUES), what="the worker to wait at each queue")
             helpdesk.send("killed.note", number, queue=queue)
@@ -29,7 +29,7 @@ def test_a_message_in_any_queue_wakes_an_idle_worker_which_does_not_look_again_a
 
 def test_a_message_with_a_priority_is_found_although_nothing_wakes_the_worker(helpdesk: HelpDesk) -> None:
     with (
-        Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}),
+        Worker({**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}),
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
     ):
         wait_until(lambda: _blocked(helpdesk) == len(_QUEUES), what="the worker to wait at each queue")
@@ -39,8 +39,12 @@ def test_a_message_with_a_priority_is_found_although_nothing_wakes_the_worker(he
 
 def test_a_worker_with_more_queues_than_kombu_has_connections_waits_at_each(helpdesk: HelpDesk) -> None:
     queues = [f"queue-{number}" for number in range(30)]
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
-    with Worker({**environment, "CELERY_CONFIG_MODULE": "tests.support.any_queue"}, "-Q", ",".join(queues)):
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.no_wake_up"}
+    with Worker(
+        {**environment, "CELERY_CONFIG_MODULE": "tests.support.celery_settings.any_queue"},
+        "-Q",
+        ",".join(queues),
+    ):
         wait_until(lambda: _blocked(helpdesk) == len(queues), what="the worker to wait at each queue")
         for number, queue in enumerate(queues):
             helpdesk.send("killed.note", number, queue=queue)
@@ -55,7 +59,7 @@ def _blocked(helpdesk: HelpDesk) -> int:
 def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> None:
     """Redis' counts of commands would show a second worker's reaction to a message."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.no_wake_up"}
     with (
         Worker(environment, "-Q", "cdc_bulk"),
         Worker(environment, "-Q", "cdc_bulk"),
@@ -75,8 +79,8 @@ def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> No
 def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
     """It waited, and was stopped before it could read the answer: the message is already in its inbox."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
-    environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
+    environment["CELERY_CONFIG_MODULE"] = "tests.support.celery_settings.short_lease"
     with Worker(environment, "-Q", "cdc_bulk") as worker:
         wait_until(lambda: _blocked(helpdesk) == 1, timeout=60, what="the worker to wait")
         worker.pause()
@@ -92,7 +96,7 @@ def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
 def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpdesk: HelpDesk) -> None:
     """Its waits would keep messages until they end, which is ten minutes here."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.no_wake_up"}
     with (
         Worker(environment, "-Q", "cdc_bulk,cdc_cache") as worker,
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
@@ -117,7 +121,7 @@ def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpd
 
 def test_a_message_that_came_just_as_the_worker_was_asked_to_end_goes_back(helpdesk: HelpDesk) -> None:
     client = helpdesk.broker.client
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.no_wake_up"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.no_wake_up"}
     with Worker(environment, "-Q", "cdc_bulk,cdc_cache") as worker:
         wait_until(lambda: _blocked(helpdesk) == 2, timeout=60, what="the worker to wait at each queue")
         worker.pause()
@@ -134,8 +138,8 @@ def test_a_message_that_came_just_as_the_worker_was_asked_to_end_goes_back(helpd
 
 def test_the_leases_of_workers_that_ended_go_and_those_of_the_living_stay(helpdesk: HelpDesk) -> None:
     client = helpdesk.broker.client
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
-    environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
+    environment["CELERY_CONFIG_MODULE"] = "tests.support.celery_settings.short_lease"
     with Worker(environment, "-Q", "cdc_bulk") as worker:
         helpdesk.send("killed.note", 1, queue="cdc_bulk")
         wait_until(lambda: helpdesk.broker.cache.hexists("noted", "1"), what="a task of it")
@@ -151,8 +155,8 @@ def test_a_worker_that_stood_still_for_longer_than_its_lease_waits_under_a_new_o
 ) -> None:
     """Others have deleted the leases of its inboxes. It goes on, gets a message in one, and dies."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.quick_wake_up"}
-    environment["CELERY_CONFIG_MODULE"] = "tests.support.short_lease"
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.celery_settings.quick_wake_up"}
+    environment["CELERY_CONFIG_MODULE"] = "tests.support.celery_settings.short_lease"
     with (
         Worker(environment, "-Q", "cdc_bulk") as worker,
         Worker(environment, "-Q", "cdc_cache", "-n", "other@%h"),

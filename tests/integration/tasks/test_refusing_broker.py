@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from demo.servers import ValkeyServer
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
+from harness.embedded_servers import ValkeyServer
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,8 @@ def worker(helpdesk: HelpDesk, own_broker: ValkeyServer) -> Iterator[Worker]:
     environment = {
         **helpdesk.environment,
         "CELERY_BROKER_URL": own_broker.url,
-        "CELERY_CONFIG_MODULE": "tests.support.short_lease",
-        "CDC_TASK_MODULES": "tests.support.killed_tasks",
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",
+        "CDC_TASK_MODULES": "tests.support.tasks.killed",
     }
     with Worker(environment) as running:
         yield running

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.servers import ValkeyServer
+from harness.embedded_servers import ValkeyServer
+from harness.machine_servers import RedisServer
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 from tests.support.sentinel import SentinelBroker
-from tests.support.servers import RedisServer
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,18 +32,18 @@ def test_a_worker_takes_tasks_from_the_master_and_what_it_holds_comes_back_when_
         with Worker(_environment(helpdesk, broker)) as worker:
             broker.send("killed.note", 1)
             wait_until(lambda: _noted(helpdesk) == {1: 1}, what="a task to be done")
-            wait_until(lambda: _held(broker) == 0, what="it to be acknowledged")
+            wait_until(lambda: _unacknowledged(broker) == 0, what="it to be acknowledged")
             broker.client.hset("cdc:shop:parked", "an-id", "{}")
             assert _health(_environment(helpdesk, broker))["parked"] == 1
             broker.send("killed.note_slowly", 2)
             wait_until(lambda: helpdesk.broker.cache.llen("begun") == 1, what="a task to run")
             worker.kill()
-        assert _held(broker) == 1
+        assert _unacknowledged(broker) == 1
         with Worker(_environment(helpdesk, broker)):
             wait_until(
                 lambda: _noted(helpdesk) == {1: 1, 2: 1}, timeout=20, what="the task of the dead worker"
             )
-            wait_until(lambda: _held(broker) == 0, what="it to be acknowledged")
+            wait_until(lambda: _unacknowledged(broker) == 0, what="it to be acknowledged")
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_after_a_failover_every_task_that_the_replica_has_is_done_and_new_ones_a
         _send_ticket(helpdesk, broker)
         wait_until(lambda: _noted(helpdesk).keys() == {0, 1}, timeout=40, what="all tasks")
         wait_until(lambda: len(helpdesk.social.posted) == 2, timeout=40, what="the next message")
-        wait_until(lambda: _held(broker) == 0, timeout=20, what="all to be acknowledged")
+        wait_until(lambda: _unacknowledged(broker) == 0, timeout=20, what="all to be acknowledged")
 
 
 def _environment(helpdesk: HelpDesk, broker: SentinelBroker) -> dict[str, str]:
     """Return a worker's. Its cache is on another server: what fails over is the broker alone."""
-    return {**helpdesk.environment, **broker.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    return {**helpdesk.environment, **broker.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
 
 
 def _health(environment: dict[str, str]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _send_ticket(helpdesk: HelpDesk, broker: SentinelBroker) -> None:
     broker.send("cdc_tasks.notify_ticket_insert", insert, queue="cdc_notifications")
 
 
-def _held(broker: SentinelBroker) -> int:
+def _unacknowledged(broker: SentinelBroker) -> int:
     """Return the number of unacknowledged messages on the master."""
     with broker.client as client:
         return len(unacknowledged(client))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.social_stub import RateLimit
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from tests.support.helpdesk import HelpDesk
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_a_worker_that_is_asked_to_end_finishes_what_runs_and_leaves_the_rest_to_others(
     helpdesk: HelpDesk, broker_kind: str, request: pytest.FixtureRequest
 ) -> None:
-    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.killed_tasks"}
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
     if broker_kind == "rabbitmq":
         environment["CELERY_BROKER_URL"] = request.getfixturevalue("rabbitmq_server").url
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")

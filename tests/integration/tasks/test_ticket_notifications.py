@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from cdc_tasks.changes import EventType
 from cdc_tasks.helpdesk.tickets import notify_ticket_insert
+from harness.waiting import wait_until
 from tests.support.helpdesk import change
 from tests.support.social_stub import Error, Status
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from harness.worker import Worker
     from tests.support.helpdesk import HelpDesk
     from tests.support.social_stub import SocialStub
-    from tests.support.worker import Worker
 
 
 def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accounts(

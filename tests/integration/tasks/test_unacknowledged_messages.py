@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker, unacknowledged
+from harness.waiting import wait_until
+from harness.worker import Worker, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def stock_worker(helpdesk: HelpDesk) -> Iterator[subprocess.Popen[bytes]]:
         "-m",
         "celery",
         "-A",
-        "tests.support.stock_tasks",
+        "tests.support.tasks.stock",
         "worker",
         "-c2",
         "-Q",
@@ -48,8 +48,8 @@ def stock_worker(helpdesk: HelpDesk) -> Iterator[subprocess.Popen[bytes]]:
 def _environment(helpdesk: HelpDesk) -> dict[str, str]:
     return {
         **helpdesk.environment,
-        "CDC_TASK_MODULES": "tests.support.holding_tasks",
-        "CELERY_CONFIG_MODULE": "tests.support.short_lease",  # three seconds
+        "CDC_TASK_MODULES": "tests.support.tasks.holding",
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.short_lease",  # three seconds
     }
 
 
@@ -100,7 +100,10 @@ def test_thousands_of_a_dead_workers_messages_are_back_at_once_and_in_their_orde
 
 def test_unacknowledged_messages_have_the_applications_prefix_and_go_back_with_it(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
-    environment = {**_environment(helpdesk), "CELERY_CONFIG_MODULE": "tests.support.with_prefix"}
+    environment = {
+        **_environment(helpdesk),
+        "CELERY_CONFIG_MODULE": "tests.support.celery_settings.with_prefix",
+    }
     with Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app:
         app.conf.broker_transport_options = {"global_keyprefix": "team:"}
         with Worker(environment, "-Q", "cdc_bulk") as worker:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cdc_tasks.celery import app
-from tests.support.waiting import wait_until
-from tests.support.worker import Worker
+from harness.waiting import wait_until
+from harness.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,98 @@
+"""A real Celery worker, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import redis
+
+from harness.waiting import at_most, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def unacknowledged(client: redis.Redis, prefix: str = "") -> list[Any]:
+    """Return the unacknowledged messages of all workers, as they are in Redis."""
+    keys = client.scan_iter(match=f"{prefix}cdc:unacked:*")
+    return [message for key in keys for message in client.hvals(key)]
+
+
+class Worker:
+    """`celery -A cdc_tasks worker`, or another application's, in its own process group, with its log in a file."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *arguments: str,
+        concurrency: int = 2,
+        log_file: Path | None = None,
+        mingle: bool = False,
+        application: str = "cdc_tasks",
+    ) -> None:
+        self._application = application
+        self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+        self._arguments = ["-c", str(concurrency), *arguments]
+        if not mingle:  # no other worker is there to be greeted, which would take a second
+            self._arguments.append("--without-mingle")
+        self._log_file = log_file
+        if log_file is not None:
+            self._arguments += ["--logfile", str(log_file)]
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=".worker.log")  # noqa: SIM115  # closed in `__exit__`
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "celery", "-A", self._application, "worker", "--loglevel", "info"]
+        self.process = subprocess.Popen(
+            [*command, *self._arguments],
+            cwd=_CHECKOUT,
+            env=self._environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        wait_until(self._is_ready, timeout=40, what="the worker to be ready")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()  # the servers go too: a test that cares how it ends calls `stop`
+        self._log.close()
+
+    def stop(self) -> int:
+        """End it with SIGTERM, as an init system would, and return its exit status."""
+        self.process.terminate()
+        return self.process.wait(at_most(30))
+
+    def kill(self) -> None:
+        """SIGKILL, to the whole group: no process can clean up."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def pause(self, *, on: bool = True) -> None:
+        """Let it hang, as on a machine without memory, or go on."""
+        os.killpg(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)
+
+    @property
+    def log(self) -> str:
+        printed = Path(self._log.name).read_text()
+        own = self._log_file
+        return printed + (own.read_text() if own is not None and own.exists() else "")
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Return the log lines with this event name."""
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def _is_ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the worker ended at once:\n{self.log}")
+        return " ready." in self.log

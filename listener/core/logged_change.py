@@ -1,0 +1,127 @@
+"""A change as a source logged it: its values are decoded only when they are read."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from pybase64 import b64encode
+
+from cdc_tasks.changes import EventType
+
+__all__ = ["LoggedChange"]
+
+
+class _Table(Protocol):
+    schema: str
+    name: str
+
+
+class _Kind(Protocol):
+    name: tuple[str, str, str]
+    event: str
+
+    @property
+    def table(self) -> _Table: ...
+
+
+class _Transaction(Protocol):
+    id_head: bytes
+    position_head: bytes
+
+
+KindT = TypeVar("KindT", bound=_Kind)
+TransactionT = TypeVar("TransactionT", bound=_Transaction)
+RowT = TypeVar("RowT", bound=Sequence[Any])
+
+
+class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
+    """One row inserted, updated or deleted, or one table truncated; implements `cdc_tasks.changes.Change`."""
+
+    __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
+
+    def __init__(
+        self, kind: KindT, old: RowT | None, new: RowT | None, transaction: TransactionT, ordinal: int
+    ) -> None:
+        self._kind = kind
+        self._old = old
+        self._new = new
+        self.kind = kind.name
+        self.transaction = transaction
+        self.ordinal = ordinal
+        # Its id and position: each task that it fires needs both.
+        number = b"%d" % ordinal
+        self.stamp = transaction.id_head + number, transaction.position_head + number
+
+    @abstractmethod
+    def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the argument that a task receives, as JSON with only `columns` in its rows."""
+
+    @abstractmethod
+    def changed(self, column: str) -> bool | None:
+        """Return whether the column's value differs from before; None if the source did not send both."""
+
+    @property
+    @abstractmethod
+    def committed_at(self) -> datetime: ...
+
+    @property
+    def schema(self) -> str:
+        return self._kind.table.schema
+
+    @property
+    def table(self) -> str:
+        return self._kind.table.name
+
+    @property
+    def event(self) -> EventType:
+        return EventType(self._kind.event)
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        return None if self._old is None else json.loads(self._old_json(self._old))
+
+    @property
+    def after(self) -> dict[str, Any] | None:
+        return None if self._new is None else json.loads(self._new_json(self._new))
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return (self.after if self._new is not None else self.before) or {}
+
+    @property
+    def unavailable(self) -> tuple[str, ...]:
+        return tuple(json.loads(b"[%b]" % self._missing(None)))
+
+    def logged(self) -> dict[str, Any]:
+        """Return the rows as they were logged, for JSON: bytes as base64, other values as their `repr`."""
+        return {"before": _shown(self._old), "after": _shown(self._new)}
+
+    @property
+    def position(self) -> str:
+        return self.stamp[1].decode()
+
+    @property
+    def id(self) -> str:
+        return self.stamp[0].decode()
+
+    @abstractmethod
+    def _old_json(self, row: RowT) -> bytes:
+        """Return the old row with all columns that the source sent."""
+
+    @abstractmethod
+    def _new_json(self, row: RowT) -> bytes:
+        """Return the new row with all columns that the source sent."""
+
+    @abstractmethod
+    def _missing(self, columns: tuple[str, ...] | None) -> bytes:
+        """Return the names of the columns that the source did not send, as the inside of a JSON list."""
+
+
+def _shown(row: Sequence[Any] | None) -> list[str] | None:
+    if row is None:
+        return None
+    return [b64encode(value).decode() if isinstance(value, bytes) else repr(value) for value in row]

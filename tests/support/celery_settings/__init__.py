@@ -1,0 +1,1 @@
+"""Celery's settings as users write them, for workers of the tests."""

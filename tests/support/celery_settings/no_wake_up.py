@@ -1,0 +1,9 @@
+"""For a worker whose waits do not end by themselves within a test: only a message ends one."""
+
+from cdc_tasks.broker.redis import wake_up
+from tests.support.tasks.killed import note, note_slowly
+
+__all__ = ["note", "note_slowly"]
+
+wake_up.seconds_to_wait = lambda _lease: 600
+wake_up._LOOK_EVERY = 600.0  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""MySQL and MariaDB as the tests need them."""

@@ -1,0 +1,182 @@
+"""A MySQL or MariaDB database with a monitor on it: what is committed comes out as changes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import pymysql
+
+from harness.waiting import Deadline, wait_until
+from listener.core.source import Saved
+from listener.mysql.client.connection import Address
+from listener.mysql.log.position import BinlogPosition
+from listener.mysql.monitor import BinlogMonitor
+from listener.mysql.start.log_identity import log_created_at
+from listener.router import BinlogRouter, EventType
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cdc_tasks.changes import Change
+    from harness.given_mysql import GivenMySQLServer, MariaDBServer, MySQLServer
+
+__all__ = ["MySQLDatabase", "MySQLSource", "NumberSource"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MySQLDatabase:
+    """A database of a test's own, on MySQL or MariaDB."""
+
+    name: str
+    server: GivenMySQLServer | MariaDBServer | MySQLServer
+
+    @property
+    def url(self) -> str:
+        return self.server.url_of(self.name)
+
+    @property
+    def is_mariadb(self) -> bool:
+        return self.server.name == "mariadb"
+
+    def connect(self, *, autocommit: bool = True) -> pymysql.connections.Connection[Any]:
+        """Return one more session in UTC; the test closes it."""
+        address = Address.parse(self.url)
+        return pymysql.connect(
+            host=address.host,
+            port=address.port,
+            user=address.user,
+            password=address.password.encode(),
+            database=self.name,
+            charset="utf8mb4",
+            autocommit=autocommit,
+            init_command="SET time_zone = '+00:00'",
+            local_infile=True,
+        )
+
+    def execute(self, *statements: str, setting: str | None = None) -> None:
+        """Run these in one session, each committed by itself but for what BEGIN opens; after `SET SESSION setting`."""
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
+            for statement in (*([f"SET SESSION {setting}"] if setting else []), *statements):
+                cursor.execute(statement)
+
+    def fetch(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, arguments or None)
+            return list(cursor.fetchall())
+
+    def end_of_log(self) -> BinlogPosition:
+        """Return where the next transaction will be."""
+        statement = "SHOW MASTER STATUS" if self.is_mariadb else "SHOW BINARY LOG STATUS"
+        file, offset = self.fetch(statement)[0][:2]
+        return BinlogPosition(file=file, offset=offset)
+
+    def purge_logs(self) -> None:
+        """Let the server forget all of its log up to now."""
+        self.execute("FLUSH BINARY LOGS")
+        self.purge_logs_before(self.newest_log())
+
+    def purge_logs_before(self, file: str) -> None:
+        """Let the server forget all that is older than this file of its log."""
+        # A file that a replica has just let go of cannot be purged at once.
+        wait_until(lambda: self._is_purged_to(file), what="the old logs to be gone", timeout=30)
+
+    def newest_log(self) -> str:
+        """Return the name of the file that is written to."""
+        return str(self.fetch("SHOW BINARY LOGS")[-1][0])
+
+    def reset_log(self) -> None:
+        """Reset the server's log in a later second than it was created in: a log has its time in seconds."""
+        born = log_created_at(self.url, self.newest_log())
+        wait_until(lambda: time.time() >= born + 1, what="the next second")
+        self.execute("RESET MASTER" if self.is_mariadb else "RESET BINARY LOGS AND GTIDS")
+
+    def _is_purged_to(self, newest: str) -> bool:
+        self.execute(f"PURGE BINARY LOGS TO '{newest}'")
+        return bool(self.fetch("SHOW BINARY LOGS")[0][0] == newest)
+
+
+@dataclass
+class MySQLSource:
+    """Watch a database; leave it to stop the monitor."""
+
+    database: MySQLDatabase
+    name: str = "test"
+    position: str | None = None
+    _monitor: BinlogMonitor | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def watch(self, *tables: str, **options: Any) -> None:
+        """Start the monitor, with a route for all events of each of these tables (names or globs)."""
+        router = BinlogRouter()
+        for table in tables or ("*",):
+            router.register(self.database.name, table, EventType.ALL, "a.task")
+        self._monitor = BinlogMonitor(self.database.url, name=self.name, routes=router.routes, **options)
+        self._stack.callback(self._monitor.close)
+        self._monitor.open(saved=Saved(self.position) if self.position else None)
+        self._batches = self._monitor.batches(self.position)
+        self.position = next(self._batches).position
+
+    def stop(self) -> None:
+        """Stop the monitor; `watch` starts another that goes on from there."""
+        self._stack.close()
+
+    def execute(self, *statements: str, setting: str | None = None) -> None:
+        self.database.execute(*statements, setting=setting)
+
+    def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
+        """Return the next `count` changes; fail where others come, or none."""
+        found: list[Change] = []
+        deadline = Deadline(timeout)
+        for batch in self._batches:
+            found.extend(batch.changes)
+            self.position = batch.position
+            if len(found) >= count:
+                break
+            deadline.check(f"{len(found)} of {count} changes came")
+        assert len(found) == count, [each.to_json() for each in found]
+        return found
+
+    def rest(self) -> list[Change]:
+        """Return what comes until the log has nothing more for us."""
+        found: list[Change] = []
+        for batch in self._batches:
+            found.extend(batch.changes)
+            self.position = batch.position
+            if not batch.changes:
+                break
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+class NumberSource(MySQLSource):
+    """A source whose table `t` holds nothing but numbers, on a server that a test may spoil."""
+
+    @classmethod
+    def on(cls, server: MariaDBServer | MySQLServer) -> Self:
+        """Make its database and table again."""
+        name = "own"
+        MySQLDatabase(name="", server=server).execute(
+            f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}"
+        )
+        source = cls(MySQLDatabase(name=name, server=server), name=name)
+        source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+        return source
+
+    def insert(self, *numbers: int) -> None:
+        """Each in a transaction of its own."""
+        self.execute(*(f"INSERT INTO t VALUES ({number})" for number in numbers))
+
+    def numbers(self, count: int) -> list[int]:
+        """Return those of the next `count` changes."""
+        return [each.row["id"] for each in self.changes(count)]

@@ -1,0 +1,141 @@
+"""A database with a monitor on it: what is committed comes out as changes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from harness.waiting import Deadline
+from listener.core.source import Saved
+from listener.postgres.codec.decoder import WALPosition
+from listener.postgres.log.position import parse_lsn
+from listener.postgres.monitor import PostgresWALMonitor
+from listener.router import BinlogRouter, EventType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from cdc_tasks.changes import Change
+    from listener.core.source import Batch
+    from listener.postgres.plugins import PluginName
+    from tests.conftest import Database
+
+__all__ = ["PLUGINS", "PostgresSource", "rows_of"]
+
+T = TypeVar("T")
+
+# Fixtures of a fresh database, and a plugin that the server has.
+PLUGINS: tuple[tuple[str, PluginName], ...] = (
+    ("database", "pgoutput"),
+    ("debian_database", "pgoutput"),
+    ("debian_database", "wal2json"),
+)
+
+
+@dataclass
+class PostgresSource:
+    """Call `watch` after the tables exist. Leaving the context stops the monitor."""
+
+    database: Database
+    plugin: PluginName
+    name: str = "cdc_tasks"
+    _monitor: PostgresWALMonitor | None = None
+    notes: str | None = None  # as the broker would have them
+    _position: str | None = None
+    _unread: list[Change] = field(default_factory=list)  # came while something else was waited for
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def watch(self, *tables: str, schema: str = "public", **options: Any) -> None:
+        """Start the monitor, with a route for all events of each of these tables (names or globs)."""
+        router = BinlogRouter()
+        for table in tables:
+            router.register(*_split(schema, table), EventType.ALL, "a.task")
+        self.watch_routes(router, **options)
+
+    def watch_routes(self, router: BinlogRouter, **options: Any) -> None:
+        """Start the monitor with these routes."""
+        self._monitor = PostgresWALMonitor(
+            self.database.url,
+            slot=f"{self.database.name}_{self.name}",
+            publication=self.name,
+            routes=router.routes,
+            plugin=self.plugin,
+            **options,
+        )
+        self._stack.callback(self._monitor.close)
+        self._monitor.open(saved=self.saved)
+        self._batches = self._monitor.batches(self._position)
+
+    @property
+    def saved(self) -> Saved | None:
+        """What the next start gets as saved."""
+        return Saved(self._position, self.notes) if self._position else None
+
+    def stop(self) -> None:
+        """Stop the monitor; `watch` starts another that goes on from there."""
+        self._stack.close()
+
+    def execute(self, *statements: str) -> None:
+        """Run each statement in a transaction of its own."""
+        for statement in statements:
+            self.database.execute(statement)
+
+    def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
+        """Return the next `count` changes, and acknowledge them; fail if others come, or none."""
+        assert self._monitor is not None
+        found, deadline = self._unread, Deadline(timeout)
+        while len(found) < count:
+            deadline.check(f"{len(found)} of {count} changes came")
+            self._take(next(self._batches))
+        self._unread = []
+        assert len(found) == count
+        return found
+
+    def read_until(self, condition: Callable[[], T], *, what: str, timeout: float = 30) -> T:
+        """Read on until `condition` holds, and return what it returned; `changes` has what came meanwhile."""
+        deadline = Deadline(timeout)
+        while not (value := condition()):
+            deadline.check(f"waited for {what}")
+            self._take(next(self._batches))
+        return value
+
+    def changes_until(self, is_last: Callable[[Change], bool], *, timeout: float = 30) -> list[Change]:
+        """Return the next changes up to one that is the last."""
+        self.read_until(lambda: any(map(is_last, self._unread)), what="the last change", timeout=timeout)
+        found, self._unread = self._unread, []
+        return found
+
+    def is_past(self, lsn: str) -> bool:
+        """Read a batch, and return whether its position is at that LSN or later."""
+        batch = next(self._batches)
+        assert self._monitor is not None
+        self._monitor.acknowledge(batch.position)
+        return WALPosition.parse(batch.position).commit_lsn + 1 >= parse_lsn(lsn)
+
+    def _take(self, batch: Batch) -> None:
+        assert self._monitor is not None
+        self._unread.extend(batch.changes)
+        self._position = batch.position
+        self.notes = batch.notes or self.notes
+        self._monitor.acknowledge(batch.position)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def _split(schema: str, table: str) -> tuple[str, str]:
+    """Return schema and table of a name that may have both."""
+    first, dot, rest = table.partition(".")
+    return (first, rest) if dot else (schema, table)
+
+
+def rows_of(changes: list[Change]) -> list[tuple[str, Any, Any, tuple[str, ...]]]:
+    """Return what tasks could see of them: event, before, after, and what is unavailable."""
+    return [(change.event.value, change.before, change.after, change.unavailable) for change in changes]

@@ -1,0 +1,1 @@
+"""Files of routes as users write them."""

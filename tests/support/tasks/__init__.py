@@ -1,0 +1,1 @@
+"""Modules of tasks as users write them."""

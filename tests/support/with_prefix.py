@@ -1,6 +1,0 @@
-"""Celery's settings for a database whose keys all have the application's prefix; leases are short."""
-
-from tests.support.short_lease import *  # noqa: F403
-from tests.support.short_lease import broker_transport_options
-
-broker_transport_options = {**broker_transport_options, "global_keyprefix": "team:"}

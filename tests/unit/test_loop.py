@@ -1,0 +1,140 @@
+"""The loop between a source and a broker: what it calls, in which order, and what it acknowledges."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from cdc_tasks.testing import row_change
+from listener.core.publisher import BrokerError, CheckpointMovedError, StoppedError
+from listener.core.source import Batch, Saved, SourceLostError
+from listener.daemon.loop import Listener
+from listener.router import BinlogRouter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class World:
+    """A source and a broker in one; notes what is called."""
+
+    source = "7f00"
+
+    def __init__(self, *streams: list[Batch | Exception]) -> None:
+        self.calls: list[str] = []
+        self._streams = list(streams)
+        self._saved: Saved | None = None
+        self._in_flight: str | None = None
+        self.listener: Listener
+
+    # the source
+
+    def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
+        assert again is not None
+        self.calls.append(f"open {saved and saved.position}")
+
+    def batches(self, after: str | None) -> Iterator[Batch]:
+        self.calls.append(f"batches {after}")
+        for each in self._streams.pop(0):
+            if isinstance(each, Exception):
+                raise each
+            yield each
+        self.listener.stop()
+
+    def acknowledge(self, position: str) -> None:
+        self.calls.append(f"acknowledge {position}")
+
+    # the broker
+
+    def read_checkpoint(self) -> Saved | None:
+        self._confirm()
+        return self._saved
+
+    def attach(self, source: str) -> str | None:
+        self._confirm()
+        self.calls.append(f"attach {source}")
+        return self._saved and self._saved.position
+
+    def publish(
+        self, fired: Any, *, checkpoint: str, pipelined: bool, notes: str | None, **_: Any
+    ) -> str | None:
+        self._confirm()
+        self.calls.append(f"publish {checkpoint}: {len(list(fired))}")
+        if checkpoint == "refused":
+            raise BrokerError("no")
+        self._in_flight = checkpoint
+        if not pipelined:
+            self._confirm(notes)
+        return self._saved and self._saved.position
+
+    def flush(self) -> str | None:
+        self._confirm()
+        return self._saved and self._saved.position
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _confirm(self, notes: str | None = None) -> None:
+        if self._in_flight is not None:
+            self._saved, self._in_flight = Saved(self._in_flight, notes), None
+
+
+def _run(world: World) -> list[str]:
+    router = BinlogRouter()
+    router.register("public", "tickets", "insert", "task")
+    world.listener = Listener(cast("Any", world), router, cast("Any", world))
+    world.listener.run()
+    return world.calls
+
+
+def _batch(position: str, **options: Any) -> Batch:
+    return Batch([row_change("tickets", "insert", after={"id": 1})], position, **options)
+
+
+def test_each_batch_is_published_and_then_acknowledged() -> None:
+    assert _run(World([Batch((), "0"), _batch("1"), _batch("2")])) == [
+        "open None",
+        "attach 7f00",
+        "batches None",
+        "publish 0: 0",
+        "acknowledge 0",
+        "publish 1: 1",
+        "acknowledge 1",
+        "publish 2: 1",
+        "acknowledge 2",
+        "acknowledge 2",
+    ]
+
+
+def test_a_pipelined_batch_is_acknowledged_once_it_is_confirmed() -> None:
+    calls = _run(World([_batch("1", pipelined=True), _batch("2", pipelined=True)]))
+    assert calls[3:] == ["publish 1: 1", "publish 2: 1", "acknowledge 1", "acknowledge 2"]
+
+
+@pytest.mark.parametrize("error", [SourceLostError, CheckpointMovedError])
+def test_after_a_loss_reading_goes_on_at_the_checkpoint(error: type[Exception]) -> None:
+    calls = _run(World([_batch("1"), _batch("2", pipelined=True), error()], [_batch("3")]))
+    assert calls[7:] == [
+        "open 2",
+        "attach 7f00",
+        "batches 2",
+        "publish 3: 1",
+        "acknowledge 3",
+        "acknowledge 3",
+    ]
+
+
+def test_what_the_broker_refuses_is_never_acknowledged() -> None:
+    world = World([_batch("1", pipelined=True), _batch("refused")])
+    with pytest.raises(BrokerError):
+        _run(world)
+    assert not [call for call in world.calls if call.startswith("acknowledge")]
+
+
+def test_a_stop_while_the_broker_is_away_ends_it_without_an_acknowledgement() -> None:
+    world = World([StoppedError()])
+    assert _run(world) == ["open None", "attach 7f00", "batches None"]
