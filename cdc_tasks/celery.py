@@ -14,7 +14,7 @@ from celery.utils.text import str_to_list
 
 from cdc_tasks import logs
 from cdc_tasks.broker.clock import Ticking
-from cdc_tasks.broker.delays import BehindWaits, DelayingCelery
+from cdc_tasks.broker.delays import BindToDelayedDelivery, DelayingCelery
 from cdc_tasks.broker.other_workers import AskOtherWorkers
 from cdc_tasks.broker.queues import runs_tasks_of_default_queue, warn_of_old_name
 from cdc_tasks.broker.redis.acl import missing_for_worker
@@ -59,7 +59,7 @@ app = DelayingCelery(
     ],
 )
 app.config_from_object(settings_module())
-app.steps["consumer"].update([BehindWaits, AskOtherWorkers, OldQueues, Ticking])
+app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, Ticking])
 
 
 @app.on_after_configure.connect

@@ -6,7 +6,7 @@ second; we round them up. A message whose delay is over goes to a topic exchange
 it. We also bind the queues: the tasks' exchange may be an existing direct exchange, which cannot match a routing key
 that begins with a delay.
 
-Every message is published as mandatory, so the sender learns of a message for which RabbitMQ has no queue.
+By default every message is published as mandatory, so the sender learns of a message for which RabbitMQ has no queue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cdc_tasks.broker.delivery_marks import without_marks
 from cdc_tasks.retry import UnroutableError
 
 __all__ = [
-    "BehindWaits",
+    "BindToDelayedDelivery",
     "DelayingCelery",
     "due_at",
     "eta_by_this_clock",
@@ -75,7 +75,7 @@ class DelayingCelery(Celery):
             if not is_kept_by_rabbitmq:
                 raise
             log.warning("queues_for_waits_missing", error=str(error))
-            _make_queues_for_waits(self)
+            _make_delay_queues(self)
             return send()
 
     def has_quorum_queues(self) -> bool:
@@ -84,7 +84,7 @@ class DelayingCelery(Celery):
         return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
 
 
-def _make_queues_for_waits(app: Celery) -> None:
+def _make_delay_queues(app: Celery) -> None:
     """Make the queues that a worker makes when it starts; existing ones stay as they are."""
     with app.connection_for_write() as connection:
         kind = app.conf.broker_native_delayed_delivery_queue_type
@@ -93,15 +93,15 @@ def _make_queues_for_waits(app: Celery) -> None:
             if not isinstance(queue, Broadcast):
                 with suppress(NotFound):  # the queue does not exist yet; the worker that makes it binds it
                     bind_queue_to_native_delayed_delivery_exchange(connection, queue)
-                    _bind_behind_waits(connection, queue)
+                    _bind_to_delayed_delivery(connection, queue)
 
 
-def _bind_behind_waits(connection: Any, queue: Any) -> None:
+def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
     with connection.channel() as channel:
         queue.bind(channel).bind_to(CELERY_DELAYED_DELIVERY_EXCHANGE, routing_key=f"#.{queue.routing_key}")
 
 
-class BehindWaits(StartStopStep):
+class BindToDelayedDelivery(StartStopStep):
     """Binds a worker's queues to the exchange to which messages go when their delay is over."""
 
     requires = ("celery.worker.consumer.delayed_delivery:DelayedDelivery",)
@@ -116,7 +116,7 @@ class BehindWaits(StartStopStep):
             for queue in consumer.app.amqp.queues.consume_from.values():
                 if not isinstance(queue, Broadcast):
                     with suppress(NotFound):  # there are no queues for delays: Celery has logged that
-                        _bind_behind_waits(connection, queue)
+                        _bind_to_delayed_delivery(connection, queue)
 
 
 def _whole_seconds(
@@ -136,7 +136,7 @@ def _whole_seconds(
 # Celery's `eta` is a time of the sender's clock. A worker whose clock is behind would wait longer, by the difference of
 # the clocks. So the sender also sets a header with the number of seconds, and a worker waits no longer than that.
 _COUNTDOWN: Final = "cdc_countdown"  # a message header: seconds
-_LONGEST: Final = 1e8  # seconds: three years
+_MAX_COUNTDOWN: Final = 1e8  # seconds: three years
 
 
 def with_countdown(headers: dict[str, Any] | None, countdown: float | None) -> dict[str, Any]:
@@ -165,7 +165,11 @@ def due_at(headers: dict[str, Any]) -> datetime | None:
 def eta_by_this_clock(headers: dict[str, Any], now: datetime) -> str | None:
     """Return the `eta` of a message that arrives now, no later than its countdown allows; None if it has none."""
     eta, countdown = headers.get("eta"), headers.get(_COUNTDOWN)
-    if not isinstance(eta, str) or not isinstance(countdown, int | float) or not 0 <= countdown < _LONGEST:
+    if (
+        not isinstance(eta, str)
+        or not isinstance(countdown, int | float)
+        or not 0 <= countdown < _MAX_COUNTDOWN
+    ):
         return eta
     latest = now + timedelta(seconds=countdown)
     due = datetime.fromisoformat(eta)

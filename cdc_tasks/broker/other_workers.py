@@ -20,7 +20,14 @@ from cdc_tasks.broker.queues import OLD_NAMES
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-__all__ = ["AskOtherWorkers", "OtherWorker", "give_back", "kombus_unacked", "queues_taken", "strangers"]
+__all__ = [
+    "AskOtherWorkers",
+    "OtherWorker",
+    "foreign_workers",
+    "give_back",
+    "queues_taken",
+    "unacked_by_kombu",
+]
 
 log = structlog.get_logger()
 
@@ -41,7 +48,7 @@ def queues_taken(
     active: Mapping[str, Sequence[Mapping[str, Any]]],
     needed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> set[str]:
-    """Return the queues that have a worker with the tasks for them; parameters as for `strangers`."""
+    """Return the queues that have a worker with the tasks for them; parameters as for `foreign_workers`."""
     return {
         queue["name"]
         for worker, queues in active.items()
@@ -50,7 +57,7 @@ def queues_taken(
     }
 
 
-def strangers(
+def foreign_workers(
     registered: Mapping[str, Sequence[str]],
     active: Mapping[str, Sequence[Mapping[str, Any]]],
     ours: Collection[str],
@@ -87,7 +94,7 @@ def _names(tasks: Sequence[str]) -> set[str]:
     return {task.partition(" ")[0] for task in tasks}  # after the name are the options that were asked for
 
 
-def kombus_unacked(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> OtherWorker | None:
+def unacked_by_kombu(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> OtherWorker | None:
     """Return a finding about our messages that kombu's own transport has taken; None if there are none.
 
     Raise RedisError if Redis fails.
@@ -202,8 +209,8 @@ def _look(app: Any) -> None:
 def _ask_workers(app: Any, connection: Any) -> None:
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN, connection=connection)
     registered, active = inspect.registered() or {}, inspect.active_queues() or {}
-    for stranger in strangers(registered, active, app.amqp.queues):
-        _warn("foreign_worker_takes_our_tasks", stranger)
+    for foreign in foreign_workers(registered, active, app.amqp.queues):
+        _warn("foreign_worker_takes_our_tasks", foreign)
     own = set(app.amqp.queues.consume_from)  # this worker does not answer yet
     if lacking := set(app.amqp.queues) - own - queues_taken(registered, active):
         log.info("queues_without_worker", queues=sorted(lacking))
@@ -212,7 +219,7 @@ def _ask_workers(app: Any, connection: Any) -> None:
 def _look_at_unacked(app: Any, connection: Any) -> None:
     with connection.channel() as channel:
         client = redis.Redis(connection_pool=channel.pool)
-        if found := kombus_unacked(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):
+        if found := unacked_by_kombu(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):
             _warn("messages_held_with_kombus_transport", found)
 
 

@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Connection
 from redis.exceptions import ResponseError
 
-from cdc_tasks.broker.other_workers import kombus_unacked, queues_taken, strangers
+from cdc_tasks.broker.other_workers import foreign_workers, queues_taken, unacked_by_kombu
 from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
@@ -262,13 +262,13 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
         return
     active = inspect.active_queues() or {} if registered else {}
     needed = _needed(app, routes)
-    for stranger in strangers(registered, active, own_queues(app, needed), needed):
+    for foreign in foreign_workers(registered, active, own_queues(app, needed), needed):
         yield Finding(
-            what=f"worker {stranger.who}",
+            what=f"worker {foreign.who}",
             state=State.PROBLEM,
             code="foreign_worker",
-            found=stranger.found,
-            hint=stranger.hint,
+            found=foreign.found,
+            hint=foreign.hint,
         )
     taken = queues_taken(registered, active, needed)
     if not taken:
@@ -302,7 +302,7 @@ def _check_kombus_unacked(app: Celery, routes: Sequence[Route]) -> Iterator[Find
         client = redis.Redis(connection_pool=channel.pool)
         try:
             ours = [*own_queues(app, _needed(app, routes)), *OLD_NAMES]
-            held = kombus_unacked(client, ours, prefix=channel.global_keyprefix)
+            held = unacked_by_kombu(client, ours, prefix=channel.global_keyprefix)
         except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
             return
     if held is not None:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import redis
 
-__all__ = ["FewConnections"]
+__all__ = ["SharedConnections"]
 
 # Seconds. The connections that wait for messages need no PING: if an answer is overdue, all connections are made again
 # (`silent_connections.py`). The PING is for the connection of remote control, which may get no message for days.
@@ -24,7 +24,7 @@ _pools: WeakValueDictionary[Any, redis.ConnectionPool] = WeakValueDictionary()
 _users: WeakKeyDictionary[redis.ConnectionPool, WeakSet[Any]] = WeakKeyDictionary()
 
 
-class FewConnections:
+class SharedConnections:
     """A mixin, before kombu's channel in a class's bases."""
 
     connection: Any

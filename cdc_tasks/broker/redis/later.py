@@ -183,7 +183,7 @@ class Later:
             self._look_in((due_ms - now) / 1000)
         return True
 
-    def look(self) -> None:
+    def move_due(self) -> None:
         """Move due messages to their lists, and set the timer for the next one."""
         self._stop_timer()
         if self._is_closed:
@@ -240,7 +240,7 @@ class Later:
             return
         self._stop_timer()
         self._look_at = at
-        self._timer = loop.call_later(max(seconds, 0), self.look)
+        self._timer = loop.call_later(max(seconds, 0), self.move_due)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -28,7 +28,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
-from cdc_tasks.broker.redis.connections import FewConnections
+from cdc_tasks.broker.redis.connections import SharedConnections
 from cdc_tasks.broker.redis.later import Later
 from cdc_tasks.broker.redis.silent_connections import Liveness
 from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
@@ -86,7 +86,7 @@ class _ClaimingChannel:
     _script_is_known = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._unacknowledged: set[str] = set()  # queues whose consumers do not acknowledge
+        self._no_ack_queues: set[str] = set()  # queues whose consumers do not acknowledge
         self.wake_ups = WakeUps(self)
         self.later = Later(self)
         self.lease = uuid4().hex
@@ -96,9 +96,9 @@ class _ClaimingChannel:
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001
         if no_ack:
-            self._unacknowledged.add(queue)
+            self._no_ack_queues.add(queue)
         else:
-            self._unacknowledged.discard(queue)
+            self._no_ack_queues.discard(queue)
         if (kwargs.get("arguments") or {}).get(NO_WAKE_UP):
             self.wake_ups.omit(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
@@ -139,7 +139,7 @@ class _ClaimingChannel:
     def _claim(self: Any, queues: list[str]) -> list[Any]:
         keys = [f"{self.global_keyprefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
         keys += self._places(queues)
-        acknowledged = ["0" if queue in self._unacknowledged else "1" for queue in self._asked]
+        acknowledged = ["0" if queue in self._no_ack_queues else "1" for queue in self._asked]
         script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
         return [*script, len(keys), *keys, self.lease, *acknowledged]
 
@@ -194,12 +194,12 @@ class _ClaimingChannel:
         except CacheAwayError as away:
             logger.warning("a malformed message cannot be kept as a dead letter now: %s", away.message)
             return
-        if queue not in self._unacknowledged:
+        if queue not in self._no_ack_queues:
             self.qos._remove_from_indices(tag).execute()  # noqa: SLF001  # as kombu's own `ack`
 
     def _deliver_claimed(self: Any, queue: str, message: dict[str, Any]) -> None:
         self._queue_cycle.rotate(queue)
-        self.claimed = None if queue in self._unacknowledged else message["properties"]["delivery_tag"]
+        self.claimed = None if queue in self._no_ack_queues else message["properties"]["delivery_tag"]
         self.claimed_from = queue
         try:
             self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own does
@@ -242,11 +242,11 @@ def _do_nothing() -> None:
     """Start a round of the event loop, in which an idle worker may look at its queues."""
 
 
-class Channel(_ClaimingChannel, FewConnections, Liveness, kombu_redis.Channel):
+class Channel(_ClaimingChannel, SharedConnections, Liveness, kombu_redis.Channel):
     """A channel to one Redis."""
 
 
-class SentinelChannel(_ClaimingChannel, FewConnections, Liveness, kombu_redis.SentinelChannel):
+class SentinelChannel(_ClaimingChannel, SharedConnections, Liveness, kombu_redis.SentinelChannel):
     """A channel to the Redis that Sentinel names."""
 
 

@@ -172,7 +172,7 @@ class QoS(kombu_redis.QoS):
         pipe.exists(self._prefixed(LATER))
         found, waits = pipe.execute()
         if waits:
-            self.channel.later.look()
+            self.channel.later.move_due()
         counters = {bytes_to_str(name): int(counter) for name, counter in found.items()}
         counters.pop(self.channel.lease, None)
         for lease in self._observer.expired(counters, now):

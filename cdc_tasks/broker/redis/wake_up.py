@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_WAKE_UP", "Poller", "WakeUps"]
 
-NO_WAKE_UP: Final = (
-    "x-cdc-no-wake-up"  # an argument of a consumer: do not wait at its queue, the looks are enough
-)
+NO_WAKE_UP: Final = "x-cdc-no-wake-up"  # an argument of a consumer: its queue needs no wait, only the looks
 _MAX_WAIT: Final = 30  # seconds until a wait ends without a message
 _REST: Final = 3  # seconds until the next wait after Redis has refused a write
 _LOOK_EVERY: Final = 3.0  # seconds between two looks of an idle worker at all its queues

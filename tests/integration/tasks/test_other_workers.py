@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from cdc_tasks.broker.other_workers import kombus_unacked, queues_taken, strangers
+from cdc_tasks.broker.other_workers import foreign_workers, queues_taken, unacked_by_kombu
 from harness.waiting import wait_until
 from harness.worker import Worker, unacknowledged
 from listener.core.findings import Finding, State
@@ -152,21 +152,21 @@ def _at(*queues: str) -> list[dict[str, Any]]:
 
 def test_only_those_are_strangers_that_take_from_our_queues_and_have_said_what_they_can_do() -> None:
     active = {"house@a": _at("house", "cdc_bulk"), "cdc@b": _at("cdc_bulk"), "silent@c": _at("cdc_bulk")}
-    [stranger] = strangers(_HOUSE | _OURS, active, ["cdc_bulk", "cdc_cache"])
+    [stranger] = foreign_workers(_HOUSE | _OURS, active, ["cdc_bulk", "cdc_cache"])
     assert stranger.who == "house@a"
     assert stranger.hint.startswith("celery -A cdc_tasks control -d house@a cancel_consumer cdc_bulk\n")
     assert queues_taken(_OURS | _HOUSE, active) == {"cdc_bulk"}
     assert queues_taken(_HOUSE, active) == set()
-    assert not list(strangers(_HOUSE, {"house@a": _at("house")}, ["cdc_bulk"]))
+    assert not list(foreign_workers(_HOUSE, {"house@a": _at("house")}, ["cdc_bulk"]))
 
 
 def test_another_applications_worker_that_has_what_the_routes_send_there_is_no_stranger() -> None:
     active = {"house@a": _at("house", "cdc_bulk")}
     needed = {"house": {"house.note"}, "cdc_bulk": {"house.note", "house.sync"}}
-    [stranger] = strangers(_HOUSE, active, ["house", "cdc_bulk"], needed)
+    [stranger] = foreign_workers(_HOUSE, active, ["house", "cdc_bulk"], needed)
     assert stranger.found.startswith("takes from cdc_bulk without")
     assert queues_taken(_HOUSE, active, needed) == {"house"}
 
 
 def test_an_empty_redis_has_nothing_of_kombus(helpdesk: HelpDesk) -> None:
-    assert kombus_unacked(helpdesk.broker.client, ["cdc_bulk"]) is None
+    assert unacked_by_kombu(helpdesk.broker.client, ["cdc_bulk"]) is None
