@@ -242,7 +242,7 @@ def test_a_queue_that_is_something_else_now_keeps_what_waits_for_it(helpdesk: He
     client.set("cdc_bulk", "not a queue")
     _pass_by(client, _HOUR)
     with Worker(_environment(helpdesk), "-Q", "cdc_cache") as worker:
-        wait_until(lambda: "can't go to its queue now" in worker.log, timeout=30, what="what it says")
+        wait_until(lambda: "cannot go to their queue now" in worker.log, timeout=30, what="what it says")
         assert client.zcard(_BULK) == 1
         client.delete("cdc_bulk")
         wait_until(lambda: client.llen("cdc_bulk") == 1, timeout=30, what="it to come back")

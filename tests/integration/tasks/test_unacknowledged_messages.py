@@ -142,7 +142,7 @@ def test_a_queue_that_is_no_list_any_more_blocks_the_messages_of_no_other_dead_w
     client.set("celery", "not a queue")
     with Worker(_environment(helpdesk), "-Q", "cdc_cache") as other:
         wait_until(lambda: client.llen("cdc_notifications") == 1, timeout=60, what="the other's message")
-        wait_until(lambda: "can't go back now" in other.log, timeout=30, what="what it says")
+        wait_until(lambda: "cannot go back now" in other.log, timeout=30, what="what it says")
         wait_until(
             lambda: not list(client.scan_iter("cdc:restoring:*")), what="nothing to be left of the try"
         )
