@@ -5,7 +5,7 @@ Environment variables set what differs between deployments. For anything else, w
 """
 
 from kombu import Exchange, Queue
-from kombu.transport import TRANSPORT_ALIASES
+from kombu import transport as _transports
 
 from cdc_tasks.broker.queues import DefaultQueue
 from cdc_tasks.settings import BrokerSettings, load
@@ -13,6 +13,13 @@ from cdc_tasks.settings import BrokerSettings, load
 _settings = load(BrokerSettings)
 _scheme = _settings.celery_broker_url.get_secret_value().partition("://")[0].partition("+")[0]
 _is_rabbitmq = _scheme in {"amqp", "amqps", "pyamqp"}
+
+
+def _use_for(scheme: str, transport: str) -> None:
+    """Let URLs with this scheme have our transport, also if a connection of this process has had kombu's before."""
+    _transports.TRANSPORT_ALIASES[scheme] = transport
+    _transports._transport_cache.pop(scheme, None)  # type: ignore[attr-defined]  # noqa: SLF001  # it looks up an alias once
+
 
 # --- Broker -----------------------------------------------------------------------------------------------
 
@@ -26,8 +33,8 @@ broker_heartbeat = 4
 if _is_rabbitmq:
     # kombu's transport waits for a confirm forever.
     for _alias in ("amqp", "pyamqp"):
-        TRANSPORT_ALIASES[_alias] = "cdc_tasks.broker.rabbitmq.transport:Transport"
-    TRANSPORT_ALIASES["amqps"] = "cdc_tasks.broker.rabbitmq.transport:SSLTransport"
+        _use_for(_alias, "cdc_tasks.broker.rabbitmq.transport:Transport")
+    _use_for("amqps", "cdc_tasks.broker.rabbitmq.transport:SSLTransport")
     # The queue for `celery inspect`. After a connection has broken without a signal, a worker could not use an
     # exclusive queue again until RabbitMQ has noticed too, and the worker would end.
     control_queue_exclusive = False
@@ -44,8 +51,8 @@ if _is_rabbitmq:
 elif _scheme in {"redis", "rediss", "sentinel", "unix", "socket"}:
     # kombu's transport loses a message if a worker dies at the wrong moment.
     for _alias in ("redis", "rediss"):
-        TRANSPORT_ALIASES[_alias] = "cdc_tasks.broker.redis.transport:Transport"
-    TRANSPORT_ALIASES["sentinel"] = "cdc_tasks.broker.redis.transport:SentinelTransport"
+        _use_for(_alias, "cdc_tasks.broker.redis.transport:Transport")
+    _use_for("sentinel", "cdc_tasks.broker.redis.transport:SentinelTransport")
     # A worker waits for a Redis that takes no writes (no replica, a full disk) as for one that is down.
     broker_channel_error_retry = True
     broker_transport_options = {

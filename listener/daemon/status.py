@@ -11,8 +11,8 @@ from redis.exceptions import ResponseError
 
 from listener.core.source import Saved
 from listener.core.source_status import Reader, SourceStatus
-from listener.publish.backpressure import Pause, pause_key
 from listener.publish.parked import parked_key
+from listener.publish.queue_limit import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = ["SavedPosition", "Status", "read_saved_position"]

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from harness.waiting import at_most, wait_until
 from listener.core.publisher import CheckpointMovedError
-from listener.publish.backpressure import Pause
 from listener.publish.parked import parked_key, read_parked
+from listener.publish.queue_limit import Pause
 from listener.router import BinlogRouter, EventType
 from tests.support.publishing import (
     SOURCE,

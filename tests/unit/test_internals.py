@@ -43,6 +43,9 @@ class Internal(NamedTuple):
 
 INTERNALS: Final = (
     Internal(
+        "kombu.transport", "_transport_cache", "dict", "An alias is looked up again after it has changed."
+    ),
+    Internal(
         "amqp.channel",
         "Channel._basic_publish",
         "(self, msg, exchange='', routing_key='', mandatory=False, immediate=False, "

@@ -16,11 +16,11 @@ from listener.core.publisher import BrokerError, MessageTooLargeError
 from listener.core.retry import Retry
 from listener.core.source import Saved
 from listener.core.wakeup import Wakeup
-from listener.publish.backpressure import QueueLimit, pause_key
 from listener.publish.batching import batch_together
 from listener.publish.checkpoint import Checkpoint
 from listener.publish.kombu.sender import KombuSender, Message, Render, message_template
 from listener.publish.parked import log_parked, parked_key, store_parked
+from listener.publish.queue_limit import QueueLimit, pause_key
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = ["KombuPublisher"]

@@ -17,10 +17,10 @@ from cdc_tasks.routing.router import Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Saved
-from listener.publish.backpressure import QueueLimit, pause_key
 from listener.publish.batching import Batcher
 from listener.publish.checkpoint import Checkpoint
 from listener.publish.parked import log_parked, parked_key, store_parked
+from listener.publish.queue_limit import QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection, too_large
 from listener.publish.redis.envelope import Envelope, Envelopes
 

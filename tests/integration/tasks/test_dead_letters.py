@@ -44,7 +44,7 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
             "TypeError",
             1,
         ),  # an argument is missing
-        helpdesk.send("faulty.retries_out", queue="celery"): ("faulty.retries_out", "Unavailable", 3),
+        helpdesk.send("faulty.retries_out", queue="celery"): ("faulty.retries_out", "UnavailableError", 3),
         helpdesk.send("faulty.kills", queue="celery"): ("faulty.kills", "WorkerLostError", 3),
         helpdesk.send("faulty.hangs", queue="celery"): ("faulty.hangs", "TimeLimitExceeded", 1),
         helpdesk.send("faulty.unknown", {"a": "a row"}, queue="celery"): (

@@ -57,7 +57,7 @@ def test_a_worker_that_is_asked_to_end_gives_back_what_waits_for_its_next_try(
     helpdesk: HelpDesk, social: SocialStub
 ) -> None:
     helpdesk.connect_slack(helpdesk.ANNA, "C0ANNA")
-    social.fail("C0ANNA", RateLimit(60))
+    social.fail("C0ANNA", RateLimit(30))
     with Worker(helpdesk.environment) as worker:
         helpdesk.send("cdc_tasks.notify_ticket_insert", helpdesk.insert_ticket(assigned_to_id=helpdesk.ANNA))
         wait_until(lambda: "RateLimited" in worker.log, what="the wait to begin")
