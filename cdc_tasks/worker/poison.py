@@ -67,7 +67,7 @@ def _forget_crashes(key: str) -> None:
         with cache.errors_translated():
             cache.client().delete(key)
     except cache.CacheAwayError as away:  # the key expires a day later
-        log.warning("suspect_not_struck_off", key=key, error=away.message)
+        log.warning("crash_count_not_cleared", key=key, error=away.message)
 
 
 # --- A task whose worker process died -------------------------------------------------------------------

@@ -67,7 +67,7 @@ def _shown(default: Any) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operating.md", "docs/settings.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/operating.md", "docs/reference.md", "docs/settings.md"])
 def test_every_command_and_option_on_the_page_exists(page: str) -> None:
     for arguments in _COMMAND.findall((_CHECKOUT / page).read_text()):
         asked = CliRunner().invoke(cli, [*shlex.split(arguments), "--help"])
