@@ -18,7 +18,7 @@ _PASSWORD_IN_DSN = re.compile(r"(?P<key>\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\
 class CDCError(Exception):
     """Something in cdc-tasks failed."""
 
-    code: str = "error"  # stable: for programs that read logs, `--json` and dead letters
+    code: str = "error"  # stable: for programs that read logs and `--json`
 
     def __init_subclass__(cls, **more: Any) -> None:
         """Derive the class's code from its name: SourceLostError has the code source_lost."""
