@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.conftest import Broker, Database
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_ROUTES = "tests.routes_beside_a_house"
+_ROUTES = "tests.support.routes.beside_a_house"
 
 # What Celery itself makes, whichever application starts: events, remote control, and waits.
 _CELERYS = re.compile(
@@ -58,7 +58,7 @@ class _Shared:
                 "-m",
                 "celery",
                 "-A",
-                "tests.house_tasks",
+                "tests.support.tasks.house",
                 "worker",
                 "-c1",
                 "-n",
