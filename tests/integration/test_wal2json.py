@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from harness.waiting import wait_until
 from listener.core.findings import State
@@ -173,6 +174,28 @@ def test_no_name_is_made_up_for_a_column_that_was_renamed_twice(source: Postgres
         SourceError, match=r"public\.items were at .* cannot be known: body, words was altered"
     ):
         source.changes(1)
+
+
+def test_rows_of_a_name_that_no_table_has_any_more_are_told_once(source: PostgresSource) -> None:
+    # The table was renamed and renamed back while the listener was stopped: nobody saw it under that name.
+    source.execute("CREATE TABLE items (id int PRIMARY KEY)", "CREATE TABLE others (id int)")
+    source.watch("items")
+    source.execute("INSERT INTO items VALUES (0)")
+    source.changes(1)
+    source.stop()
+    source.execute(
+        "INSERT INTO others VALUES (1)",
+        "ALTER TABLE items RENAME TO items_for_a_while",
+        "INSERT INTO items_for_a_while VALUES (1), (2)",
+        "ALTER TABLE items_for_a_while RENAME TO items",
+        "INSERT INTO items VALUES (3)",
+    )
+    with capture_logs() as logs:
+        source.watch("items")
+        assert [change.row["id"] for change in source.changes(1)] == [3]
+    (told,) = [line for line in logs if line["event"] == "rows_of_tables_that_are_gone"]
+    assert told["tables"] == ["public.items_for_a_while"]
+    assert "CDC_PLUGIN=pgoutput" in told["hint"]
 
 
 def test_the_copy_of_the_slot_that_orders_definitions_is_gone_at_once(source: PostgresSource) -> None:

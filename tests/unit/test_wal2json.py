@@ -39,6 +39,10 @@ class Definitions(TableDefinitions):
         self.end_of_log = 0
         self.asked = 0
         self.may_look = True
+        self.unselected: list[TableName] = []
+
+    def report_gone(self, tables: Collection[TableName], *, lsn: int) -> None:
+        self.unselected += tables
 
     @property
     def may_refresh_all(self) -> bool:

@@ -45,6 +45,8 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BYTEA = "17"
 
+_MAX_NAMES: Final = 10_000  # of tables that are remembered
+
 _UNKNOWN: Final = (
     "wal2json sends the names only of the columns that it sends, and the table was altered again before this row was "
     "read. Bring up to date by hand what depends on the table, and start once without the routes that name it, until "
@@ -89,7 +91,10 @@ class Wal2JsonDecoder(Decoder):
         super().__init__(source=source)
         self._resolve_type = resolve_type
         self._definitions = definitions
-        self._watches = lru_cache(maxsize=10_000)(watches)
+        self._selects = watches
+        self._watches = lru_cache(maxsize=_MAX_NAMES)(self._is_selected)
+        self._unselected: set[TableName] = set()  # names that no route selects, as far as they are remembered
+        self._unreported: list[TableName] = []  # those of them that `report_gone` has not seen
         self._codec = codec
         self._compiled = lru_cache(maxsize=1000)(self._compile)
         self._read_up_to = 0  # the LSN at which the last transaction that was read committed
@@ -106,6 +111,13 @@ class Wal2JsonDecoder(Decoder):
         except MALFORMED as error:
             raise self.unknown(f"wal2json message {payload[:60]!r} ({type(error).__name__})") from error
 
+    def _is_selected(self, schema: str, table: str) -> bool:
+        selected = self._selects(schema, table)
+        if not selected and (schema, table) not in self._unselected and len(self._unselected) < _MAX_NAMES:
+            self._unselected.add((schema, table))
+            self._unreported.append((schema, table))
+        return selected
+
     def verify(self, changes: list[WALChange]) -> None:
         rows, self._unverified = self._unverified, []
         if rows and (self._looks_again(rows) or self._is_stale):
@@ -118,6 +130,9 @@ class Wal2JsonDecoder(Decoder):
                 for row in rows
                 if self._definitions.is_certain(row.table, row.transaction.commit_lsn)
             )
+        if self._unreported:
+            names, self._unreported = self._unreported, []
+            self._definitions.report_gone(names, lsn=self._read_up_to)
 
     def may_advance(self) -> bool:
         if self._definitions.is_outdated:

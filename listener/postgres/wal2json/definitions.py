@@ -15,6 +15,7 @@ from listener.core.source import SourceError
 from listener.postgres.client.connection import Connection, execute, fetch, fetch_value
 from listener.postgres.codec.decoder import UndescribedTableError
 from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT
+from listener.postgres.log.position import format_lsn
 from listener.postgres.wal2json.definition_history import (
     ColumnDefinition,
     Observation,
@@ -29,6 +30,11 @@ from listener.postgres.wal2json.definition_history import (
 __all__ = ["TableDefinitions", "has_altered"]
 
 log = structlog.get_logger()
+
+_GONE_HINT: Final = (
+    "Nothing is missing if these tables were dropped. If one was a table of a route, renamed and renamed back while "
+    "the listener was stopped, its rows have fired nothing: CDC_PLUGIN=pgoutput tells which table a row belongs to."
+)
 
 # The largest commit record, in bytes, of a transaction that has altered nothing: 24 of header, 2, 8 of time, 4, 8 of
 # database, 16 if it was replicated from another server. If the transaction has altered something, the record has at
@@ -79,6 +85,13 @@ _NAMES: Final = """
 SELECT n.nspname::text, c.relname::text
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'
+"""
+
+_GONE: Final = """
+SELECT asked.schema, asked.name
+FROM unnest(%s::text[], %s::text[]) AS asked(schema, name)
+WHERE to_regclass(format('%%I.%%I', asked.schema, asked.name)) IS NULL
+ORDER BY 1, 2
 """
 
 # A session that has altered a table keeps this lock until all can see the change, perhaps after its commit was read.
@@ -190,6 +203,21 @@ class TableDefinitions:
         # A session that has had the lock for longer has not committed yet.
         self._is_outdated = is_altering and self._refreshed_all_at - self._outdated_at < _ALTERS_FOR
         return is_new
+
+    def report_gone(self, tables: Collection[TableName], *, lsn: int) -> None:
+        """Log which of these tables, whose rows no route selects, are not in the database any more.
+
+        Each of them may be a selected table under a name that it had for a while: nobody has seen it under that name.
+        `lsn` is the LSN up to which the log was read.
+        """
+        schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
+        if gone := fetch(self._open(), _GONE, [schemas, names]):
+            log.warning(
+                "rows_of_tables_that_are_gone",
+                tables=[f"{schema}.{name}" for schema, name in gone],
+                up_to=format_lsn(lsn),
+                hint=_GONE_HINT,
+            )
 
     @property
     def may_refresh_all(self) -> bool:
