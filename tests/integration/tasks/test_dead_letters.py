@@ -68,7 +68,7 @@ def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier
     assert "a row" not in worker.log
     assert "ValueError" in by_task["faulty.counts"]["traceback"]
     assert [each["error"] for each in by_task["faulty.retries_out"]["attempts"]] == [
-        "Unavailable: the service is away"
+        "UnavailableError: the service is away"
     ] * 2
     assert "the-secret-part" not in json.dumps(letters)
     lines = worker.events("task_gave_up")
@@ -130,7 +130,7 @@ def test_changes_that_no_route_could_take_are_told_of_in_the_same_place(
     helpdesk.broker.client.hset("cdc:shop:parked", "an-id", "{}")
     result = _command(environment, "list")
     assert (
-        "1 changes that a route could not take: CDC_NAME=shop python -m listener parked list" in result.stderr
+        "1 parked changes, whose routes failed: CDC_NAME=shop python -m listener parked list" in result.stderr
     )
 
 

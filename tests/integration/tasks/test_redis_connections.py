@@ -8,14 +8,28 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 from kombu import Connection
 
 from cdc_tasks.broker.redis.transport import Transport
 from cdc_tasks.broker.redis.wake_up import seconds_to_wait
+from harness.embedded_servers import ValkeyServer
 from harness.waiting import wait_until
+from tests.conftest import Broker
 
 if TYPE_CHECKING:
-    from tests.conftest import Broker
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    """A server of the test's own: on the shared one, connections of other tests in this process may be open."""
+    with (
+        ValkeyServer() as server,
+        redis.Redis.from_url(server.url) as client,
+        redis.Redis.from_url(server.url_of(1)) as cache,
+    ):
+        yield Broker(server=server, client=client, cache=cache)
 
 
 def test_all_channels_of_a_process_share_a_connection_and_the_last_one_closes_it(broker: Broker) -> None:
