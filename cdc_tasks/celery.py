@@ -21,6 +21,7 @@ from cdc_tasks.broker.redis.acl import missing_for_worker
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
+from cdc_tasks.config.required_versions import OldCeleryError, check_versions
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 from cdc_tasks.worker.old_queues import OldQueues
 
@@ -70,6 +71,14 @@ def _leave_out_a_foreign_result_backend(sender: Celery, **_: Any) -> None:
     """
     if os.environ.get(_RESULT_BACKEND) and sender.conf.get("result_backend", None) is None:
         sender.backend_cls = "disabled"
+
+
+@signals.celeryd_init.connect
+def _refuse_old_versions(**_: Any) -> None:
+    try:
+        check_versions()
+    except OldCeleryError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 @signals.celeryd_init.connect

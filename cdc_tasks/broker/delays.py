@@ -23,11 +23,6 @@ from celery import Celery
 from celery.bootsteps import StartStopStep
 from celery.utils.time import maybe_make_aware
 from kombu.common import Broadcast
-from kombu.transport.native_delayed_delivery import (
-    CELERY_DELAYED_DELIVERY_EXCHANGE,
-    bind_queue_to_native_delayed_delivery_exchange,
-    declare_native_delayed_delivery_exchanges_and_queues,
-)
 
 from cdc_tasks.broker.delivery_marks import without_marks
 from cdc_tasks.retry import UnroutableError
@@ -86,17 +81,22 @@ class DelayingCelery(Celery):
 
 def _make_delay_queues(app: Celery) -> None:
     """Make the queues that a worker makes when it starts; existing ones stay as they are."""
+    from kombu.transport import native_delayed_delivery
+
     with app.connection_for_write() as connection:
         kind = app.conf.broker_native_delayed_delivery_queue_type
-        declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
+        native_delayed_delivery.declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
         for queue in app.amqp.queues.values():
             if not isinstance(queue, Broadcast):
                 with suppress(NotFound):  # the queue does not exist yet; the worker that makes it binds it
-                    bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+                    native_delayed_delivery.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
                     _bind_to_delayed_delivery(connection, queue)
 
 
 def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
+    # Not at the top: an older kombu has no such module, and a worker says so once it starts (`required_versions`).
+    from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
+
     with connection.channel() as channel:
         queue.bind(channel).bind_to(CELERY_DELAYED_DELIVERY_EXCHANGE, routing_key=f"#.{queue.routing_key}")
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,7 +19,9 @@ _MARKS: Final = frozenset(
     {"redelivered", "x-acquired-count", "x-death", "x-delivery-count"}
     | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
 )
-_WAIT: Final = re.compile(rf"\A(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
+# A delay is a number of 28 bits, kombu's MAX_NUMBER_OF_BITS_TO_USE. Not imported: the listener imports this module, and
+# has to refuse a kombu that is too old to have it.
+_WAIT: Final = re.compile(r"\A(?:[01]\.){28}")
 
 
 def came_from(delivery_info: Mapping[str, Any] | None) -> str | None:
