@@ -161,7 +161,7 @@ class RabbitMQServer(ServerProcess):
             return False
 
     def forget_tasks(self) -> None:
-        """Let no test get what the killed worker of another one has not acknowledged, or was to try again."""
+        """Purge what killed workers of earlier tests have not acknowledged, and their retries."""
         waits = [f"celery_delayed_{bit}" for bit in range(_BITS_OF_A_WAIT)]
         with amqp.Connection(host=f"127.0.0.1:{self.port}") as connection:
             for queue in (*waits, *_TASK_QUEUES):

@@ -203,7 +203,7 @@ def _look(app: Any) -> None:
             *connection.connection_errors,
             *connection.channel_errors,
         ) as error:
-            log.info("neighbours_unknown", error=repr(error))
+            log.info("other_workers_unknown", error=repr(error))
 
 
 def _ask_workers(app: Any, connection: Any) -> None:
@@ -220,7 +220,7 @@ def _look_at_unacked(app: Any, connection: Any) -> None:
     with connection.channel() as channel:
         client = redis.Redis(connection_pool=channel.pool)
         if found := unacked_by_kombu(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):
-            _warn("messages_held_with_kombus_transport", found)
+            _warn("messages_unacked_by_kombus_transport", found)
 
 
 def _warn(event: str, other: OtherWorker) -> None:

@@ -37,7 +37,7 @@ def defer(retry: Signature[Any], *, wait: float) -> Ignore:
     record = json.dumps({"wait": wait, "retry": retry}, default=str)
     with cache.errors_translated():
         cache.client().hset(_KEY, retry.options["task_id"], record)
-    log.warning("retry_held", of_task=retry.task, reason="RabbitMQ takes no messages: its alarm is on.")
+    log.warning("retry_deferred", of_task=retry.task, reason="RabbitMQ takes no messages: its alarm is on.")
     return Ignore("RabbitMQ does not take the retry now: it is kept in Redis.")
 
 
@@ -82,4 +82,4 @@ def _ask() -> None:
             options: dict[str, Any] = {"retry": False, "connection": connection}
             send_deferred_retries.apply_async(**options)
     except (BrokerBlockedError, OperationalError) as error:
-        log.warning("held_retries_wait", error=repr(error))
+        log.warning("deferred_retries_wait", error=repr(error))

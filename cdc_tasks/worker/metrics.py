@@ -44,7 +44,7 @@ class _WaitingForAPerson(Collector):
             for queue, number in waiting_counts.counts().items():
                 later.add_metric([queue], number)
         except cache.CacheAwayError as away:  # Flower's own numbers are still useful
-            log.warning("no_numbers_of_dead_letters", error=away.message)
+            log.warning("dead_letters_not_counted", error=away.message)
             return [_answered(answered, yes=False)]
         return [letters, changes, later, _answered(answered, yes=True)]
 

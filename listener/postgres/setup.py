@@ -1,4 +1,4 @@
-"""Prepares the server for one listener: lets no other one in, and creates what is missing, publication before slot."""
+"""Prepares the server for one listener: keeps others out and creates what is missing, the publication first."""
 
 from __future__ import annotations
 

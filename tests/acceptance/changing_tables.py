@@ -3,7 +3,7 @@
     make chaos ARGS="--target tables --kills 200 --seed 7"
 
 Every row that a client committed has to arrive once, or a gap that the listener told of has to name its table, and
-positions around its commit. A gap may only name tables that were made anew.
+positions around its commit. A gap may only name tables that were created again.
 
 One limit of docs/operating.md is kept: a table that is new is not dropped, or renamed, before the listener has seen it.
 """
@@ -94,7 +94,7 @@ def told_in(text: str) -> Told:
 
 
 def unfounded(told: list[Told], anew: Collection[str], known: Collection[str]) -> list[str]:
-    """Return the gaps that name a table, of all that are `known`, that was not made `anew`, or none at all."""
+    """Return the gaps that name no table of `known`, or one that was not created again (`anew`)."""
     named = [(gap.text, {name for name in known if gap.has(name)}) for gap in told]
     return [f"a gap without a reason: {text}" for text, names in named if not names or names - set(anew)]
 
@@ -218,7 +218,7 @@ class ChangingTables:
         self._stack.close()
 
     def run(self, steps: int, said: Callable[[str], None] = lambda _: None) -> list[str]:
-        """Change tables so many times, and return what is wrong in the end."""
+        """Change tables `steps` times, and return what is wrong in the end."""
         said(f"CDC_TEST_SEED={self._seed}")
         with self._writing() as clients:
             for number in range(1, steps + 1):
@@ -414,7 +414,7 @@ class ChangingTables:
         if self._running.running:
             return
         log, failed = self._running.log, self._running.events("failed")
-        assert failed, f"it ended without a word:\n{log[-3000:]}"
+        assert failed, f"it ended without logging why:\n{log[-3000:]}"
         self._forget()
         has_gap = "--accept-gap" in (failed[-1].get("hint") or "")
         assert has_gap, f"it ended with what no gap explains:\n{log[-3000:]}"

@@ -181,7 +181,7 @@ def main(
 
 
 def _change_tables(steps: int, seed: int) -> list[str]:
-    """Change tables so many times, and return what is wrong."""
+    """Change tables that many times, and return what is wrong."""
     with ChangingTables(seed=seed) as tables:
         found = tables.run(steps, said=typer.echo)
     for what, count in sorted(tables.done.items()):

@@ -1,4 +1,4 @@
-"""A virtual host of RabbitMQ that we share with another team's Celery: whoever comes first, both go on."""
+"""A virtual host of RabbitMQ that we share with another team's Celery: both work, whichever starts first."""
 
 from __future__ import annotations
 

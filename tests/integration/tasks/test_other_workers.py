@@ -128,7 +128,7 @@ def test_messages_that_kombus_transport_has_taken_are_reported_and_come_back_in_
     assert found.found.startswith("5 messages of our queues")
     with Worker(environment, "-Q", "cdc_cache", mingle=True) as other:
         wait_until(
-            lambda: other.events("messages_held_with_kombus_transport"), timeout=20, what="what it says"
+            lambda: other.events("messages_unacked_by_kombus_transport"), timeout=20, what="what it says"
         )
         assert "5 messages requeued" in _run(helpdesk, found.hint.rpartition(": ")[2])
     assert client.hkeys("unacked") == [b"of the house", b"unreadable"]

@@ -87,7 +87,7 @@ def test_retries_wait_for_the_end_of_the_alarm_and_hold_up_nobody(
             worker.pause(on=False)
             wait_until(lambda: _counted(helpdesk) == 200, timeout=60, what="the others")
             assert not worker.events("task_gave_up")
-            wait_until(lambda: len(worker.events("retry_held")) >= 10, what="the retries to be kept")
+            wait_until(lambda: len(worker.events("retry_deferred")) >= 10, what="the retries to be kept")
             assert worker.events("broker_blocked")
         wait_until(lambda: len(_given_up(worker)) == 10, timeout=60, what="the last tries")
         wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-retries"), what="nothing to be held")
@@ -101,7 +101,7 @@ def test_a_retry_that_was_deferred_when_its_worker_died_is_sent_by_the_next_one(
         sender.send_task("faulty.retries_out", queue="celery")
         with _alarm(rabbitmq_server):
             worker.pause(on=False)
-            wait_until(lambda: worker.events("retry_held"), timeout=30, what="the retry to be kept")
+            wait_until(lambda: worker.events("retry_deferred"), timeout=30, what="the retry to be kept")
             worker.kill()
     with Worker(environment) as worker:
         wait_until(lambda: _given_up(worker), timeout=60, what="the last try")
