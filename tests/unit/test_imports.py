@@ -24,6 +24,7 @@ SHARED: Final = {
     "cdc_tasks.broker.redis.acl",
     "cdc_tasks.changes",
     "cdc_tasks.config",
+    "cdc_tasks.config.part_settings",
     "cdc_tasks.config.required_settings",
     "cdc_tasks.broker.queues",
     "cdc_tasks.environment",

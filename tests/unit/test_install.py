@@ -1,4 +1,4 @@
-"""`cdc_tasks.install` in somebody else's app: what changes, what stays, and that nothing else in the process changes."""
+"""`cdc_tasks.install` in another app: what changes, what stays, and that nothing else in the process changes."""
 
 from __future__ import annotations
 
@@ -94,6 +94,13 @@ def test_the_next_of_several_brokers_has_our_transport_too(app: Celery) -> None:
         assert connection.port == 2
         assert type(connection.transport).__module__ == _OURS
         assert type(connection.clone().transport).__module__ == _OURS
+
+
+def test_the_connections_of_a_pool_have_our_transport_too(app: Celery) -> None:
+    install(app)
+    with app.pool.acquire() as connection:
+        assert type(connection.transport).__module__ == _OURS
+        assert connection.transport_options["visibility_timeout"] == 60
 
 
 def test_two_apps_with_one_broker_share_no_pool_of_connections(app: Celery) -> None:
@@ -273,7 +280,7 @@ def test_an_app_stays_of_its_class(app: Celery) -> None:
     assert isinstance(app, theirs)
     assert type(app).__name__ == theirs.__name__
     assert is_foreign(app)
-    assert type(pickle.loads(pickle.dumps(app))) is theirs  # noqa: S301  # as a pool that spawns does
+    assert type(pickle.loads(pickle.dumps(app))) is theirs  # as a pool that spawns does
 
 
 def test_a_second_call_changes_nothing_and_may_not_ask_for_other_parts(app: Celery) -> None:

@@ -43,7 +43,10 @@ class Internal(NamedTuple):
 
 INTERNALS: Final = (
     Internal(
-        "celery", "Celery._tasks", "assigned", "An app's tasks, without making those that are still to be made."
+        "celery",
+        "Celery._tasks",
+        "assigned",
+        "An app's tasks, without making those that are still to be made.",
     ),
     Internal(
         "amqp.channel",
