@@ -15,6 +15,7 @@ from rich.table import Table
 from cdc_tasks import logs
 from cdc_tasks.cli import dead_letters as dead_letter_commands
 from cdc_tasks.errors import CDCError
+from cdc_tasks.words import counted
 
 __all__ = ["cli", "main"]
 
@@ -43,7 +44,9 @@ def rotate_key() -> None:
     from cdc_tasks.notify import accounts
 
     with db.session() as session:
-        _say(f"{accounts.reseal_all(session)} secrets encrypted with the first key of CDC_SECRET_KEY.")
+        _say(
+            f"{counted(accounts.reseal_all(session), 'secret')} encrypted with the first key of CDC_SECRET_KEY."
+        )
 
 
 @cli.command("connect-account")
@@ -143,11 +146,13 @@ def health(
         return
     _say(f"{found.worker} answered after {found.milliseconds} ms.")
     if found.dead_letters:
-        _say(f"{found.dead_letters} dead letters: python -m cdc_tasks dead-letters list")
+        _say(f"{counted(found.dead_letters, 'dead letter')}: python -m cdc_tasks dead-letters list")
     if found.parked:
-        _say(f"{found.parked} parked changes: python -m listener parked list")
+        _say(f"{counted(found.parked, 'parked change')}: python -m listener parked list")
     if found.waiting:
-        _say(f"{found.waiting} messages wait to be due: python -m cdc_tasks waiting")
+        _say(
+            f"{counted(found.waiting, 'message waits', 'messages wait')} to be due: python -m cdc_tasks waiting"
+        )
 
 
 @cli.command("waiting")
@@ -203,7 +208,7 @@ def give_back_unacked() -> None:
             [*app.amqp.queues, *OLD_NAMES],
             prefix=channel.global_keyprefix,
         )
-    _say(f"{number} messages requeued.")
+    _say(f"{counted(number, 'message')} requeued.")
 
 
 @cli.command("schema")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cdc_tasks.changes import EventType
 from cdc_tasks.routing.router import Route
+from cdc_tasks.words import counted
 from listener.core.findings import Finding, State
 from listener.daemon.status import Status
 from listener.publish.parked import ParkedChange
@@ -48,7 +49,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
             console.print(f"[{colour}]{escape(each.what)}[/{colour}]: {escape(each.found)}", soft_wrap=True)
             console.print(f"{_indented(each.hint)}\n", markup=False, highlight=False, soft_wrap=True)
     problems = sum(each.state is State.PROBLEM for each in findings)
-    console.print(f"{problems} problem(s): not ready." if problems else "Ready.")
+    console.print(f"{counted(problems, 'problem')}: not ready." if problems else "Ready.")
 
 
 def _indented(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
+from cdc_tasks.words import counted
 from listener.core.source import Saved
 from listener.core.source_status import Reader, SourceStatus
 from listener.publish.parked import parked_key
@@ -88,13 +89,14 @@ class Status:
         for gap in source.gaps:
             yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
         if pause := self.saved.pause:
-            more = f"{pause.longest_queue:,} tasks, more than CDC_MAX_QUEUE={pause.max_queue}"
+            more = f"{counted(pause.longest_queue, 'task')}, more than CDC_MAX_QUEUE={pause.max_queue}"
             yield (
                 "paused",
                 f"paused since {pause.since}: a queue has {more}: start more workers, or raise CDC_MAX_QUEUE",
             )
         if self.saved.parked:
-            yield "parked", f"{self.saved.parked} changes are parked: python -m listener parked list"
+            parked = counted(self.saved.parked, "change is parked", "changes are parked")
+            yield "parked", f"{parked}: python -m listener parked list"
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
+from cdc_tasks.words import counted
 from listener.core.findings import Finding, State, finding_from
 from listener.mysql.client.connection import Connection, account, connect, fetch
 from listener.mysql.client.server import Server, current_position, read_server, replicas
@@ -246,7 +247,7 @@ def _retention(server: Server) -> Finding:
         return _finding("log_retention", "until it is purged by hand", what="log retention")
     return _finding(
         "log_retention",
-        f"{seconds / 3600:g} hours: a listener that is stopped for longer misses changes",
+        f"{counted(seconds / 3600, 'hour')}: a listener that is stopped for longer misses changes",
         State.WARNING if seconds < _SHORT_RETENTION else State.OK,
         _setting(server, "binlog_expire_logs_seconds", "604800")
         if server.variable("binlog_expire_logs_seconds")

@@ -31,13 +31,15 @@ SHARED: Final = {
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
     "cdc_tasks.settings",
+    "cdc_tasks.user_code",
+    "cdc_tasks.words",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
 LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
-        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
+        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words cdc_tasks.user_code",
         "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
         "cdc_tasks.cache cdc_tasks.db",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",
