@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from logging.handlers import WatchedFileHandler
 from typing import Any, Final
@@ -43,7 +44,7 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
         structlog.processors.JSONRenderer()
         if json
         else structlog.dev.ConsoleRenderer(
-            colors=file is None and sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=file is None and _wants_colours(), exception_formatter=structlog.dev.plain_traceback
         )
     )
     structlog.configure(
@@ -64,6 +65,15 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
     root.setLevel(least)
     for name, floor in _NEVER_BELOW.items():
         logging.getLogger(name).setLevel(max(least, floor))
+
+
+def _wants_colours() -> bool:
+    """Return whether standard error is for a person who wants colours: https://no-color.org, https://force-color.org."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if forced := os.environ.get("FORCE_COLOR"):
+        return forced != "0"
+    return sys.stderr.isatty()
 
 
 def _number(level: str | int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from listener.publish.parked import ParkedChange
 __all__ = [
     "describe_route",
     "describe_status",
-    "print_json",
     "show_findings",
     "show_parked",
     "show_routes",
@@ -28,11 +26,6 @@ __all__ = [
 ]
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red"}
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output."""
-    print(json.dumps(value, indent=2, default=str))  # noqa: T201 - this is the command's result
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

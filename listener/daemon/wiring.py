@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from celery import Celery
 
@@ -10,6 +11,7 @@ from cdc_tasks.config import settings_module
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
+from cdc_tasks.user_code import mistake
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
@@ -32,6 +34,7 @@ from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
 
 __all__ = [
+    "STORE_AWAY",
     "celery_app",
     "check_everything",
     "checkpoint_store",
@@ -41,15 +44,21 @@ __all__ = [
 ]
 
 
+# The checkpoint is in the broker if that is Redis.
+STORE_AWAY: Final = "Start it, or correct CELERY_BROKER_URL (CACHE_URL, if the broker is not Redis)."
+
+
 def celery_app(settings: ListenerSettings) -> Celery:
     """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
     app = Celery("listener", amqp="cdc_tasks.broker.queues:AMQP")
     module = settings.celery_config_module or settings_module()
     try:
         app.config_from_object(module, force=True)
-    except ImportError as error:
+    except CDCError:
+        raise
+    except Exception as error:
         raise SettingsError(
-            f"CELERY_CONFIG_MODULE={module} cannot be imported: {error}.",
+            f"CELERY_CONFIG_MODULE={module} cannot be imported: {mistake(error)}",
             hint="Write a module that starts with: from cdc_tasks.config.celery import *",
             code="celery_config_module",
         ) from error
@@ -191,7 +200,7 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
     try:
         saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except BrokerAwayError as error:
-        raise BrokerAwayError(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
+        raise BrokerAwayError(error.message, hint=STORE_AWAY) from error
     return Status(
         name=settings.cdc_name,
         source=read_source_status(settings, router, saved.position, saved.notes),

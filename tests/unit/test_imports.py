@@ -22,6 +22,7 @@ SHARED: Final = {
     "cdc_tasks.broker.rabbitmq.queues",
     "cdc_tasks.broker.redis.acl",
     "cdc_tasks.changes",
+    "cdc_tasks.command_line",
     "cdc_tasks.config",
     "cdc_tasks.config.required_settings",
     "cdc_tasks.broker.queues",
@@ -32,6 +33,7 @@ SHARED: Final = {
     "cdc_tasks.routing.router",
     "cdc_tasks.settings",
     "cdc_tasks.user_code",
+    "cdc_tasks.variables",
     "cdc_tasks.words",
 }
 
@@ -39,14 +41,18 @@ SHARED: Final = {
 LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
-        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words cdc_tasks.user_code",
-        "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
+        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
+        (
+            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
+            "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
+        ),
         "cdc_tasks.cache cdc_tasks.db",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
+        "cdc_tasks.command_line",
         "cdc_tasks.config",
         "cdc_tasks.celery",
         # what of the worker's room needs the app itself
