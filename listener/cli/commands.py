@@ -19,6 +19,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.variables import unknown_variables
 from listener.cli import parked as parked_commands
+from listener.cli.init import init
 from listener.cli.output import (
     describe_route,
     describe_status,
@@ -53,6 +54,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
 cli.add_typer(parked_commands.cli, name="parked")
+cli.command()(init)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -12,18 +12,21 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
 from cdc_tasks.user_code import mistake
+from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
-from listener.daemon.database_url import DatabaseType
+from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
+from listener.mysql import existing_tables as mysql_tables
 from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
+from listener.postgres import existing_tables as postgres_tables
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
@@ -39,6 +42,7 @@ __all__ = [
     "check_everything",
     "checkpoint_store",
     "make_listener",
+    "read_existing_tables",
     "read_source_status",
     "read_status",
 ]
@@ -175,6 +179,15 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
         column_lists=settings.cdc_column_lists,
     )
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
+
+
+def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[ExistingTable]]:
+    """Return the schema of the application's tables, and the tables that are there; raises CDCError."""
+    url = settings.database_url.get_secret_value()
+    home = home_schema(url)
+    if settings.database_type is DatabaseType.MYSQL:
+        return home, mysql_tables.read_existing_tables(url, home)
+    return home, postgres_tables.read_existing_tables(url)
 
 
 def _saved(settings: ListenerSettings) -> SavedPosition:

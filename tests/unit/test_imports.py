@@ -76,7 +76,7 @@ LEVELS: Final = (
         "listener.postgres.client",
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps",
-        "listener.postgres.check listener.postgres.setup listener.postgres.status",
+        "listener.postgres.check listener.postgres.setup listener.postgres.status listener.postgres.existing_tables",
         "listener.postgres.monitor",
     ),
     (
@@ -86,7 +86,7 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
-        "listener.mysql.check listener.mysql.status",
+        "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
     ),
 )
