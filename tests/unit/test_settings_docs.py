@@ -27,7 +27,7 @@ _READ_DIRECTLY = re.compile(r"""environ(?:\.get\(|\[)\s*["'](\w+)""")
 _COMMAND = re.compile(r"(?:^\$ |`)(?:python -m listener|cdc-listener)((?: [^`\n]*)?)(?:`|$)", re.MULTILINE)
 
 # Flower reads these by itself; they are told because nobody should go without.
-_OF_OTHERS = {"FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS"}
+_OF_OTHERS = {"FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS", "FLOWER_TASKS_COLUMNS"}
 
 
 def _fields() -> dict[str, FieldInfo]:
