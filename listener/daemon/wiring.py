@@ -119,6 +119,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
         coalesce_interval=settings.cdc_coalesce_interval,
         batch_wait=settings.cdc_batch_wait,
         max_queue=settings.cdc_max_queue,
+        max_set_aside=settings.cdc_max_set_aside,
     )
 
 
