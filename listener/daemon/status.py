@@ -114,7 +114,7 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
                 ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
                 ("HLEN", parked_key(prefix)),
                 ("GET", pause_key(prefix)),
-                ("SMEMBERS", set_aside_key(prefix)),
+                ("HVALS", set_aside_key(prefix)),
             ]
         )
         for answer in answers:

@@ -12,9 +12,13 @@ from structlog.testing import capture_logs
 from cdc_tasks.routing.router import BinlogRouter, EventType, RouteError
 from harness.waiting import wait_until
 from listener.core.publisher import StoppedError
+from listener.daemon.status import read_saved_position
+from listener.publish.check_broker import check_broker
+from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.set_aside import set_aside_key, set_aside_list
 from tests.support.publishing import (
     SOURCE,
+    celery_app,
     changes,
     fire,
     ids,
@@ -103,7 +107,7 @@ def test_the_next_listener_takes_over_what_is_set_aside(broker: Broker, router: 
         for _ in range(6):
             stream.publish(1)
             broker.client.delete("other")
-    assert broker.client.smembers(set_aside_key("cdc:test")) == {b"full"}
+    assert broker.client.hvals(set_aside_key("cdc:test")) == [b"full"]
     with redis_publisher(broker.url) as publisher:  # without a limit now
         stream = _Stream(publisher, router, after=60)
         stream.publish(1)
@@ -194,3 +198,21 @@ def test_the_pause_of_one_route_holds_for_a_queue_that_it_shares(broker: Broker)
         broker.client.delete("full")
         end.result()
     assert publisher.attach(SOURCE) == position(10)
+
+
+def test_check_tells_of_a_policy_without_a_limit(broker: Broker, router: BinlogRouter) -> None:
+    app = celery_app(broker.url)
+    codes = [each.code for each in check_broker(app, router.routes, durability="memory")]
+    assert codes.count("on_full_without_limit") == 1
+    limited = check_broker(app, router.routes, durability="memory", max_queue=10)
+    assert "on_full_without_limit" not in {each.code for each in limited}
+
+
+def test_status_tells_what_is_set_aside(broker: Broker, router: BinlogRouter) -> None:
+    with redis_publisher(broker.url, options={"max_queue": 15}) as publisher:
+        stream = _Stream(publisher, router)
+        for _ in range(4):
+            stream.publish(1)
+            broker.client.delete("other")
+    saved = read_saved_position(RedisConnection.of_broker(celery_app(broker.url)), "test")
+    assert saved.set_aside == {"full": 20}

@@ -220,7 +220,7 @@ class RedisPublisher:
         """Read the checkpoint, and what a former listener deferred, on the connection that watches it."""
         position = self._checkpoint.attach(source)
         ask = self._redis.ask
-        deferred, set_aside = ask([("HVALS", self._deferred_key), ("SMEMBERS", self._set_aside_key)])
+        deferred, set_aside = ask([("HVALS", self._deferred_key), ("HVALS", self._set_aside_key)])
         self._set_aside.restore(queue.decode() for queue in sorted(set_aside))
         self._batcher.max_bytes = (self._redis.max_bytes - _OVERHEAD) * 3 // 4
         self._batcher.restore(deferred, lambda key: ask([("LRANGE", key, "0", "-1")])[0])

@@ -11,6 +11,7 @@ between its routes stays too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Final
 
 import structlog
@@ -25,7 +26,7 @@ _MOST_MOVED: Final = 1_000  # messages that one step moves: the batch beside the
 
 
 def set_aside_key(prefix: str) -> str:
-    """Return the key of the Redis set that has the names of the queues with messages set aside."""
+    """Return the key of the Redis hash whose values are the queues with messages set aside."""
     return f"{prefix}:set-aside"
 
 
@@ -52,7 +53,7 @@ class SetAside:
         return bool(self.lists or self._ended)
 
     def restore(self, queues: Iterable[str]) -> None:
-        """Take over what a former listener set aside: `queues` are the members of `set_aside_key`."""
+        """Take over what a former listener set aside: `queues` are the values at `set_aside_key`."""
         self._length = {}
         self._ended = set()
         self.lists = {queue: set_aside_list(self._prefix, queue) for queue in queues}
@@ -77,9 +78,9 @@ class SetAside:
             for _ in range(self._room(queue)):
                 yield "RPOPLPUSH", messages, queue
         if self.lists:
-            yield "SADD", self._index, *self.lists
+            yield "HSET", self._index, *chain.from_iterable((queue, queue) for queue in self.lists)
         if gone := self._ended - self.lists.keys():
-            yield "SREM", self._index, *gone
+            yield "HDEL", self._index, *gone
         self._ended = set()
 
     def _is_full(self, queue: str) -> bool:
