@@ -56,7 +56,7 @@ def test_a_key_is_changed_without_losing_an_account(helpdesk: HelpDesk) -> None:
 
     _run(helpdesk, "rotate-key", CDC_SECRET_KEY=f"{new_key},{helpdesk.key}")
 
-    assert "1 secrets" in _run(helpdesk, "rotate-key", CDC_SECRET_KEY=new_key).stderr
+    assert "1 secret encrypted" in _run(helpdesk, "rotate-key", CDC_SECRET_KEY=new_key).stderr
     failed = _run(helpdesk, "rotate-key", status=1)  # with the old key alone
     assert "No key in CDC_SECRET_KEY decrypts" in failed.stderr
 
