@@ -79,7 +79,10 @@ class Ours(_Celery):
     application = "cdc_tasks"
 
     def environment(self) -> Mapping[str, str]:
-        return {"CDC_TASK_MODULES": "benchmarks.runner_apps.ours", "DATABASE_URL": "postgresql://unused/unused"}
+        return {
+            "CDC_TASK_MODULES": "benchmarks.runner_apps.ours",
+            "DATABASE_URL": "postgresql://unused/unused",
+        }
 
 
 class Stock(_Celery):
