@@ -216,10 +216,9 @@ class _ClaimingChannel:
 
     def _read_answers(self: Any, number: int) -> list[Any]:
         """Read all answers before any of them has an effect; raise the first error that Redis has answered."""
-        connection, answers = self.client.connection, []
+        connection = self.client.connection
         try:
-            for _ in range(number):
-                answers.append(_read(connection))
+            answers = [_read(connection) for _ in range(number)]
         except self.connection_errors:
             connection.disconnect()
             raise

@@ -157,7 +157,7 @@ class QoS(kombu_redis.QoS):
         """Send the acknowledgements that no claim has taken along, and wait for the answer."""
         while self._acknowledged:
             tags, commands = self.acknowledgements()
-            pipe = self._redis().pipeline(transaction=False)
+            pipe: Any = self._redis().pipeline(transaction=False)
             for command in commands:
                 pipe.execute_command(*command)
             pipe.execute()
