@@ -19,6 +19,9 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.predicates import When, became, changed
 
 __all__ = [
+    "GROW",
+    "PAUSE",
+    "SET_ASIDE",
     "BinlogRouter",
     "Call",
     "EventType",
@@ -30,6 +33,12 @@ __all__ = [
     "became",
     "changed",
 ]
+
+# What a route does while its queue is longer than CDC_MAX_QUEUE.
+PAUSE: Final = "pause"  # the listener waits, with all routes
+GROW: Final = "grow"  # the queue grows
+SET_ASIDE: Final = "set_aside"  # the route's messages wait beside the queue; other routes go on
+_ON_FULL: Final = (PAUSE, GROW, SET_ASIDE)
 
 _EVERY_EVENT: Final = frozenset(EventType) - {EventType.ALL}
 
@@ -56,6 +65,7 @@ class Route:
     batch: int | None
     key: str  # identifies the route in task ids, also after the routes are reordered
     is_grouped: bool  # has coalesce or batch
+    on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
 
     def matches(self, schema: str, table: str) -> bool:
         """Return whether the route watches this table."""
@@ -182,19 +192,23 @@ class BinlogRouter:
         queue: str | None = None,
         coalesce: bool = False,
         batch: int | None = None,
+        on_full: str = PAUSE,
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
         `schema` and `table` are names or globs (`*`, `?`, `[…]`). `when(change)` decides whether it fires.
         `args(change)` returns the task's positional arguments; without it the change is the one argument. `columns`
         limits the rows that are sent. With `coalesce`, changes with equal arguments fire one task. With `batch`, one
-        task gets a list of up to that many changes.
+        task gets a list of up to that many changes. `on_full` says what happens while the queue is longer than
+        CDC_MAX_QUEUE: "pause" makes the listener wait, with all routes; "grow" lets the queue grow; "set_aside" keeps
+        this route's messages in order beside the queue, up to CDC_MAX_SET_ASIDE, and the other routes go on.
 
         Raises RouteError, with the wrong value and a hint.
         """
         _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
         _check_callable(when=when, args=args)
         _check_grouping(task, coalesce=coalesce, batch=batch, args=args)
+        _check_on_full(task, on_full)
         wanted = _events(events)
         route = Route(
             schema=schema,
@@ -209,6 +223,7 @@ class BinlogRouter:
             batch=batch,
             key=self._key(schema, table, wanted, task),
             is_grouped=coalesce or batch is not None,
+            on_full=on_full,
         )
         self._routes.append(route)
         self._index.add(route)
@@ -282,6 +297,14 @@ def _check_grouping(task: str, *, coalesce: bool, batch: int | None, args: Args 
         raise RouteError(
             f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be equal.",
             hint="Give it the arguments to coalesce on, e.g. args=lambda change: [change.table].",
+        )
+
+
+def _check_on_full(task: str, on_full: str) -> None:
+    if on_full not in _ON_FULL:
+        known = ", ".join(f'"{each}"' for each in _ON_FULL)
+        raise RouteError(
+            f"on_full={on_full!r} of the route to {task} is no known policy.", hint=f"Use one of {known}."
         )
 
 

@@ -24,7 +24,6 @@ _TASKS = 600
 
 @pytest.fixture
 def environment(helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer) -> dict[str, str]:
-    rabbitmq_server.forget_tasks()
     return {
         **helpdesk.environment,
         "CELERY_BROKER_URL": rabbitmq_server.url,
