@@ -7,6 +7,7 @@ in frames of up to `frame_max` bytes. A frame is its type, channel and size (1, 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from operator import itemgetter
 from struct import pack, unpack_from
@@ -19,7 +20,7 @@ from kombu import Producer
 
 from cdc_tasks.routing.router import Call
 from listener.publish.kombu.message import MessageTemplate
-from listener.publish.task_message import ID, KIND, POSITION, EnvelopeError, Kind, shown_kind
+from listener.publish.task_message import ETA, EXPIRES, ID, KIND, POSITION, EnvelopeError, Kind, shown_kind
 
 __all__ = ["Frames", "Render"]
 
@@ -28,23 +29,33 @@ Render = Callable[[Call], bytes]  # all frames of the call's message
 _HEADER, _BODY, _END = 2, 3, b"\xce"
 _FRAME: Final = 8  # bytes of a frame beside its payload
 _HAS_CONTENT_TYPE, _HAS_ENCODING, _HAS_HEADERS = 1 << 15, 1 << 14, 1 << 13  # the first flags, in this order
-_SHOWN: Final = f"<{KIND} {POSITION}>".encode()
-# A place with its length before it: a long string of the headers, or the short string correlation_id.
+_SHOWN: Final = f"<{KIND} {POSITION}>"
+
+
+def _long(place: str) -> bytes:
+    """Return a place as the headers have it: a long string with its length before it."""
+    return b"S" + pack(">I", len(place)) + place.encode()
+
+
+# Each place with its length before it; the number of the value that it gets, and the format of the length.
 _PLACES: Final = {
-    b"S" + pack(">I", len(_SHOWN)) + _SHOWN: ("shown", ">I"),
-    b"S" + pack(">I", len(ID)) + ID.encode(): ("id", ">I"),
-    pack("B", len(ID)) + ID.encode(): ("id", "B"),
+    _long(ID): (0, ">I"),
+    pack("B", len(ID)) + ID.encode(): (0, "B"),  # the short string correlation_id
+    _long(_SHOWN): (1, ">I"),
+    _long(ETA): (2, ">I"),
+    _long(EXPIRES): (3, ">I"),
 }
 _PLACE: Final = re.compile(b"(%b)" % b"|".join(map(re.escape, _PLACES)), re.DOTALL)
+_NEEDED: Final = Counter({(0, ">I"): 2, (0, "B"): 1, (1, ">I"): 1})
 
 
 class Frames:
     """The frames of one route's messages on one channel."""
 
-    def __init__(self, channel: Any, message: MessageTemplate, route_key: str) -> None:
+    def __init__(self, channel: Any, message: MessageTemplate, route_id: str) -> None:
         """Let kombu publish a message on the channel, and catch it. Raise EnvelopeError if it is not as expected."""
         self._message = message
-        self._suffix = f"-{route_key}".encode()
+        self._suffix = f"-{route_id}".encode()
         self._channel = channel.channel_id
         self._chunk = channel.connection.frame_max - _FRAME
         self._method, properties = _split(_caught(channel, message))
@@ -52,48 +63,50 @@ class Frames:
 
     def of(self, kind: Kind) -> Render:
         """Return the function that makes the messages of this kind of change."""
-        body_of, suffix, largest = self._message.body, self._suffix, self._chunk
+        body_of, timing = self._message.body, self._message.timing
+        suffix, largest, channel = self._suffix, self._chunk, self._channel
         shown = f"<{shown_kind(kind)} ".encode()
-        shapes: dict[tuple[int, int], tuple[bytes, Callable[[Any], Any]]] = {}
+        shapes: dict[tuple[int, ...], tuple[bytes, Callable[[Any], Any]]] = {}
 
         def render(call: Call) -> bytes:
             change_id, position = call.change.stamp
-            task_id, body = change_id + suffix, body_of(call.arguments)
-            lengths = len(task_id), len(position)
+            values: tuple[bytes, ...] = change_id + suffix, position
+            if timing:
+                values += tuple(each.encode() for each in timing.from_now())
+            lengths = tuple(map(len, values))
             try:
                 text, pick = shapes[lengths]
             except KeyError:
-                text, pick = shapes[lengths] = self._shape(shown, *lengths)
-            filled: bytes = text % (pack(">Q", len(body)), *pick((task_id, position)))
+                text, pick = shapes[lengths] = self._shape(shown, lengths)
+            body = body_of(call)
+            filled: bytes = text % (pack(">Q", len(body)), *pick(values))
             if len(body) > largest:
                 return filled + self._in_frames(body)
-            return b"%b%b%b\xce" % (filled, pack(">BHI", _BODY, self._channel, len(body)), body)
+            return b"%b%b%b\xce" % (filled, pack(">BHI", _BODY, channel, len(body)), body)
 
         return render
 
-    def _shape(
-        self, shown: bytes, id_length: int, position_length: int
-    ) -> tuple[bytes, Callable[[Any], Any]]:
-        """Return method and header frame of messages whose id and position have these lengths, and what goes where.
+    def _shape(self, shown: bytes, lengths: tuple[int, ...]) -> tuple[bytes, Callable[[Any], Any]]:
+        """Return method and header frame of messages whose values have these lengths, and which value goes where.
 
         The first place is the body's length.
         """
-        lengths = {"id": id_length, "shown": len(shown) + position_length + 1}
-        texts = {"id": b"%b", "shown": shown.replace(b"%", b"%%") + b"%b>"}
-        text, size, order = b"", 0, []
+        text, grown, grown_in_table, order = b"", 0, 0, []
         for number, part in enumerate(self._parts):
             if number % 2:
-                what, width = _PLACES[part]
-                prefix = (b"S" if width == ">I" else b"") + pack(width, lengths[what])
-                text += prefix.replace(b"%", b"%%") + texts[what]
-                size += len(prefix) + lengths[what]
-                order.append(0 if what == "id" else 1)
+                value, width = _PLACES[part]
+                before, after = (shown, b">") if value == 1 else (b"", b"")
+                length = len(before) + lengths[value] + len(after)
+                prefix = b"S" + pack(width, length) if width == ">I" else pack(width, length)
+                text += _literal(prefix + before) + b"%b" + after
+                order.append(value)
+                grown += len(prefix) + length - len(part)
+                grown_in_table += len(prefix) + length - len(part) if width == ">I" else 0
             else:
-                text += part.replace(b"%", b"%%")
-                size += len(part)
-        in_table = size - len(b"".join(self._parts)) - (id_length - len(ID))  # correlation_id is behind it
-        start = self._start + pack(">I", self._table + in_table)
-        header = pack(">BHI", _HEADER, self._channel, 12 + len(start) + size) + pack(">HH", *_CONTENT)
+                text += _literal(part)
+        start = self._start + pack(">I", self._table + grown_in_table)
+        size = 12 + len(start) + sum(map(len, self._parts)) + grown
+        header = pack(">BHI", _HEADER, self._channel, size) + pack(">HH", *_CONTENT)
         return b"%b%b%%b%b%b\xce" % (*map(_literal, (self._method, header, start)), text), itemgetter(*order)
 
     def _in_frames(self, body: bytes) -> bytes:
@@ -138,7 +151,7 @@ def _parsed(properties: bytes) -> tuple[bytes, int, list[bytes]]:
         at += 1 + properties[at] if flags & flag else 0
     parts = _PLACE.split(properties[at + 4 :])
     found = [_PLACES[part] for part in parts[1::2]]
-    if not flags & _HAS_HEADERS or sorted(found) != sorted([*_PLACES.values(), ("id", ">I")]):
+    if not flags & _HAS_HEADERS or not Counter(found) >= _NEEDED:
         raise EnvelopeError(
             "Celery made a message without a task's id, root_id, argsrepr or correlation_id.",
             hint="Leave these out of the options in task_routes of celeryconfig.py.",

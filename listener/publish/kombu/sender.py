@@ -17,6 +17,7 @@ from celery import Celery
 from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
 
+from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Call
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
@@ -88,10 +89,11 @@ class KombuSender:
         self._connection: Any = None
         self._channel: Any = None
         self._confirms = Confirms()
-        self._templates: dict[tuple[str, str | None], MessageTemplate] = {}
-        self._frames: dict[tuple[str, str | None], Frames] = {}  # on this connection
-        self._renders: dict[tuple[str, str | None, Kind], Render] = {}  # the same
-        self._declared: set[str | None] = set()  # on this connection: places whose queues are declared
+        self._templates: dict[tuple[Any, ...], MessageTemplate] = {}  # by `Route.sent_as`
+        self._frames: dict[tuple[Any, ...], Frames] = {}  # by the same, on this connection
+        self._renders: dict[tuple[tuple[Any, ...], Kind], Render] = {}  # the same, and by the kind
+        # On this connection: places whose queues are declared, and whether they are bound to those for delays.
+        self._declared: set[tuple[str | None, bool]] = set()
         self._queues: dict[str, None] = {}  # declared on any connection
         self._is_blocked = False
         self._ticked_at = 0.0
@@ -140,7 +142,7 @@ class KombuSender:
 
     def body_size(self, task: Call) -> int:
         """Return how many bytes the body of the task's message has."""
-        return len(self._template(task).body(task.arguments))
+        return len(self._template(task).body(task))
 
     def keep_alive(self) -> None:
         """Send a heartbeat, if one is due; call it when there is nothing to send."""
@@ -269,37 +271,38 @@ class KombuSender:
         return frames
 
     def _render(self, task: Call) -> Render:
-        route, kind = task.route, task.change.kind
+        key = task.route.sent_as, task.change.kind
         try:
-            return self._renders[route.key, route.queue, kind]
+            return self._renders[key]
         except KeyError:
             if len(self._renders) >= _MOST_REMEMBERED:
                 self._renders.clear()
-            render = self._frames_of(task).of(kind)
-            return self._renders.setdefault((route.key, route.queue, kind), render)
+            return self._renders.setdefault(key, self._frames_of(task).of(task.change.kind))
 
     def _frames_of(self, task: Call) -> Frames:
-        key = task.route.key, task.route.queue
+        key = task.route.sent_as
         if key not in self._frames:
             template = self._template(task)
             self._declare(template)
-            self._frames[key] = Frames(self._channel, template, task.route.key)
+            self._frames[key] = Frames(self._channel, template, task.route.id)
         return self._frames[key]
 
     def _template(self, task: Call) -> MessageTemplate:
-        key = task.route.key, task.route.queue
+        key = task.route.sent_as
         if key not in self._templates:
             self._templates[key] = message_template(self._app, task.route)
         return self._templates[key]
 
     def _declare(self, message: MessageTemplate) -> None:
         """Declare the message's queue once a connection; all queues if Celery does not say which it is."""
-        place = message.queue.name if message.queue else None
+        place = message.queue.name if message.queue else None, message.is_delayed
         if place not in self._declared:
             queues = [message.queue] if message.queue else durable_queues(self._app)
             for queue in queues:
                 self._create(queue)
                 self._queues[queue.name] = None
+            if message.is_delayed:
+                bind_to_delays(self._app, self._channel.connection, queues)
             self._declared.add(place)
 
     def _create(self, queue: Queue) -> None:
