@@ -31,6 +31,7 @@ from celery import shared_task, signals
 
 from cdc_tasks import cache, db
 from cdc_tasks.errors import CDCError
+from cdc_tasks.words import counted
 from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def refresh(table: str) -> str:
         rows = _read(table, keys, attempt)
         outcome = _replace(table, keys, attempt)
         if outcome != "again":
-            return f"{outcome}: {rows} rows of {table}"
+            return f"{outcome}: {counted(rows, 'row')} of {table}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from cdc_tasks.addresses import check_address
 from cdc_tasks.environment import TWINS, SettingsError, check_queue_prefix, value_of, variable
 from cdc_tasks.errors import mask_secrets
+from cdc_tasks.words import counted
 
 __all__ = [
     "Address",
@@ -213,7 +214,9 @@ def load(kind: type[T], **given: Any) -> T:
         return kind(**{**_twins(kind), **given})
     except ValidationError as error:
         problems = "\n".join(f"  - {_problem(kind, dict(each))}" for each in error.errors())
-        raise SettingsError(f"{error.error_count()} setting(s) cannot be used:\n{problems}") from None
+        raise SettingsError(
+            f"{counted(error.error_count(), 'setting')} cannot be used:\n{problems}"
+        ) from None
 
 
 def _twins(kind: type[Settings]) -> dict[str, Any]:
