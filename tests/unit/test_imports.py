@@ -33,10 +33,14 @@ SHARED: Final = {
     "cdc_tasks.errors",
     "cdc_tasks.installed",
     "cdc_tasks.logs",
+    "cdc_tasks.passwords",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
+    "cdc_tasks.routing.decorators",
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
+    "cdc_tasks.routing.tables",
+    "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
     "cdc_tasks.user_code",
     "cdc_tasks.variables",
@@ -50,6 +54,7 @@ LEVELS: Final = (
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
         "cdc_tasks.environment",
         "cdc_tasks.installed",
+        "cdc_tasks.passwords",
         (
             "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
             "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
