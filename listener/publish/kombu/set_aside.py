@@ -1,0 +1,110 @@
+"""Tasks that wait in Redis beside their queue at another broker: see `listener/publish/redis/set_aside.py`.
+
+There is a list for each route. A task leaves it in two steps: the broker confirms it, then the checkpoint's step removes
+it. After a crash between the two it is sent again, with the id that it had.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Final
+
+from cdc_tasks.routing.router import SET_ASIDE, Call, Origin, Route
+from listener.publish.batching import record_of, route_of
+from listener.publish.redis.connection import Command
+
+__all__ = ["SetAsideTasks"]
+
+_MOST_MOVED: Final = 500  # tasks that leave their list with one batch
+
+
+class SetAsideTasks:
+    """Which tasks wait in a list, and which leave it."""
+
+    def __init__(self, index: str, queue_of: Callable[[Route], str]) -> None:
+        """`index` is the Redis hash of the lists; `queue_of` returns the name of the queue of a route's tasks."""
+        self._index = index
+        self._queue_of = queue_of
+        self._count: Counter[str] = Counter()  # tasks in the list of each route, by its id
+        self._queues: dict[str, str] = {}  # of each list
+        self._ended: set[str] = set()  # lists that may still be in the index
+        self._paused: frozenset[str] = frozenset()
+        self.full: Collection[str] = ()  # queues that are longer than CDC_MAX_QUEUE
+
+    @property
+    def longest(self) -> int:
+        """How many tasks the longest list has."""
+        return max(self._count.values(), default=0)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a task may leave its list."""
+        return bool(self._ended) or any(not self._is_closed(route) for route in self._count)
+
+    def restore(self, queues: dict[str, str], counts: Sequence[int]) -> None:
+        """Take over what a former listener set aside: the queue and the length of each route's list."""
+        self._queues = queues
+        self._count = Counter(dict(zip(queues, counts, strict=True)))
+
+    def pause(self, routes: Collection[str]) -> None:
+        """Set aside the tasks of these routes, by their ids."""
+        self._paused = frozenset(routes)
+
+    def key(self, route: str) -> str:
+        """Return the key of a route's list, the oldest task at its left end."""
+        return f"{self._index}:{route}:{self._queues.get(route, '')}"
+
+    def release(self, ask: Callable[[list[Command]], list[Any]]) -> tuple[list[Call], list[Command]]:
+        """Return the tasks that may leave their lists, and the commands that remove them once the broker has them."""
+        calls: list[Call] = []
+        removals: list[Command] = []
+        for route in [each for each in self._count if not self._is_closed(each)]:
+            (records,) = ask([("LRANGE", self.key(route), "0", str(_MOST_MOVED - 1))])
+            calls += map(_call, records)
+            removals.append(("LTRIM", self.key(route), str(len(records)), "-1"))
+            self._count[route] -= len(records)
+            if self._count[route] <= 0:
+                removals.append(("HDEL", self._index, f"{route}:{self._queues[route]}"))
+                del self._count[route], self._queues[route]
+        return calls, removals
+
+    def split(self, tasks: Sequence[Call]) -> tuple[list[Call], list[Command]]:
+        """Return the tasks that go to their queues, and the commands that set the others aside."""
+        now: list[Call] = []
+        kept: list[Command] = []
+        for each in tasks:
+            if self._stays(each.route):
+                kept += self._keep(each)
+            else:
+                now.append(each)
+        return now, kept
+
+    def drop(self, route: str) -> tuple[int, list[Command]]:
+        """Forget a route's list; return how many tasks it has, and the commands that remove it."""
+        if route not in self._count:
+            return 0, []
+        key, name = self.key(route), f"{route}:{self._queues.pop(route)}"
+        return self._count.pop(route), [("DEL", key), ("HDEL", self._index, name)]
+
+    def _stays(self, route: Route) -> bool:
+        if route.key in self._count or route.key in self._paused:
+            return True
+        return route.on_full == SET_ASIDE and self._queue_of(route) in self.full
+
+    def _keep(self, call: Call) -> Iterator[Command]:
+        route, origin = call.route, Origin(call.change.kind, call.change.stamp)
+        queue = self._queues.setdefault(route.key, self._queue_of(route))
+        if route.key not in self._count:
+            yield "HSET", self._index, f"{route.key}:{queue}", queue
+        self._count[route.key] += 1
+        yield "RPUSH", self.key(route.key), record_of(route, origin, call.arguments)
+
+    def _is_closed(self, route: str) -> bool:
+        return route in self._paused or self._queues[route] in self.full
+
+
+def _call(record: bytes) -> Call:
+    fields = json.loads(record)
+    return Call(*route_of(fields), fields["arguments"].encode())
