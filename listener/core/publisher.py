@@ -121,7 +121,7 @@ class Publisher(Protocol):
         """Wait for the batch in flight; return the confirmed position."""
 
     def pause(self, routes: Collection[str]) -> None:
-        """From the next batch on, keep the tasks of these routes (`Route.key`) beside their queues, in order.
+        """From the next batch on, keep the tasks of these routes (`Route.id`) beside their queues, in order.
 
         They are saved with the checkpoint. Those of a route that is not named any more go to their queues, in order,
         before its new ones. `attach` does not change which routes are paused.

@@ -89,17 +89,17 @@ class SetAsideTasks:
         return self._count.pop(route), [("DEL", key), ("HDEL", self._index, name)]
 
     def _stays(self, route: Route) -> bool:
-        if route.key in self._count or route.key in self._paused:
+        if route.id in self._count or route.id in self._paused:
             return True
         return route.on_full == SET_ASIDE and self._queue_of(route) in self.full
 
     def _keep(self, call: Call) -> Iterator[Command]:
         route, origin = call.route, Origin(call.change.kind, call.change.stamp)
-        queue = self._queues.setdefault(route.key, self._queue_of(route))
-        if route.key not in self._count:
-            yield "HSET", self._index, f"{route.key}:{queue}", queue
-        self._count[route.key] += 1
-        yield "RPUSH", self.key(route.key), record_of(route, origin, call.arguments)
+        queue = self._queues.setdefault(route.id, self._queue_of(route))
+        if route.id not in self._count:
+            yield "HSET", self._index, f"{route.id}:{queue}", queue
+        self._count[route.id] += 1
+        yield "RPUSH", self.key(route.id), record_of(route, origin, call.arguments, call.kwargs)
 
     def _is_closed(self, route: str) -> bool:
         return route in self._paused or self._queues[route] in self.full
@@ -107,4 +107,4 @@ class SetAsideTasks:
 
 def _call(record: bytes) -> Call:
     fields = json.loads(record)
-    return Call(*route_of(fields), fields["arguments"].encode())
+    return Call(*route_of(fields), fields["arguments"].encode(), fields["kwargs"].encode())

@@ -97,8 +97,8 @@ class SetAside:
 
     def target(self, route: Route, queue: str) -> str:
         """Return the key that a message of the route goes to instead of the queue, or the queue."""
-        name = f"{route.key}:{queue}"
-        if name in self._lists or route.key in self._paused:
+        name = f"{route.id}:{queue}"
+        if name in self._lists or route.id in self._paused:
             return self._open(name).key
         full = self._lists.get(f"{_FULL}:{queue}") if route.on_full == SET_ASIDE else None
         return queue if full is None else full.key
