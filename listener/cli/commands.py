@@ -15,6 +15,7 @@ import typer
 
 from cdc_tasks import logs
 from cdc_tasks.errors import CDCError
+from listener.cli import control as control_commands
 from listener.cli import parked as parked_commands
 from listener.cli.output import (
     describe_route,
@@ -28,6 +29,7 @@ from listener.core.findings import Finding, State, finding_from
 from listener.daemon.lag_alarm import LagAlarm
 from listener.daemon.load_routes import load_router
 from listener.daemon.loop import Listener
+from listener.daemon.reload import Reloading, run_again
 from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
 from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status
 
@@ -51,6 +53,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
 cli.add_typer(parked_commands.cli, name="parked")
+control_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -81,16 +84,26 @@ def run(
     log_level: Annotated[
         LogLevel | None, typer.Option("--log-level", help="Instead of CDC_LOG_LEVEL.")
     ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Also load the routes again when one of their files changes.")
+    ] = False,
 ) -> None:
-    """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends."""
+    """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends. SIGHUP: reload."""
     log_settings = load(LogSettings)
     logs.configure(
         json=json_logs or log_settings.cdc_log_format == "json", level=log_level or log_settings.cdc_log_level
     )
     try:
+        reloading = Reloading()
+        # Before the routes are read: a signal that comes later asks for newer ones.
+        signal.signal(signal.SIGHUP, lambda _number, _frame: reloading.ask())
         settings = load(ListenerSettings)
         router = load_router(settings.cdc_routes, settings.source_url)
-        listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
+        if reload:
+            reloading.watch_files()
+        listener = make_listener(
+            settings, router, accept_gap=accept_gap, from_start=from_start, reloading=reloading
+        )
         _stop_on_signals(listener)
         _collect_seldom()
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
@@ -99,6 +112,8 @@ def run(
     except CDCError as error:
         log.error("failed", code=error.code, error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
         raise typer.Exit(1) from error
+    if reloading.is_wanted:
+        run_again()
     log.info("stopped", name=settings.cdc_name)
 
 

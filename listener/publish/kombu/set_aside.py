@@ -1,7 +1,7 @@
 """Tasks that wait in Redis beside their queue at another broker: see `listener/publish/redis/set_aside.py`.
 
-There is a list for each route. A task leaves it in two steps: the broker confirms it, then the checkpoint's step removes
-it. After a crash between the two it is sent again, with the id that it had.
+There is a list for each route. A task leaves it in two steps: the broker confirms it, then the step of the checkpoint
+removes it. After a crash between the two it is sent again, with the id that it had.
 """
 
 from __future__ import annotations
