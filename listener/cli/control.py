@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final
 import typer
 from rich.markup import escape
 
-from listener.cli.output import console, print_json, table_of
+from cdc_tasks.command_line import print_json
+from listener.cli.output import console, table_of
 from listener.control.commands import Command, CommandQueue, CommandRefusedError, Outcome
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import command_queue, control_state

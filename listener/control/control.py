@@ -182,13 +182,13 @@ class Control:
         if not self._state.is_paused:
             return
         log.warning("stream_paused", by=self._state.fields[_ALL].get("who"))
-        while self._state.is_paused and not wakeup.is_set:
-            keep_up()
-            wakeup.wait(_WHILE_PAUSED)
+        while not wakeup.wait(_WHILE_PAUSED):
             self._looked_at = 0.0
             self.look()
-        if not self._state.is_paused:
-            log.info("stream_resumed")
+            if not self._state.is_paused:
+                log.info("stream_resumed")
+                return
+            keep_up()
 
     def close(self) -> None:
         self._queue.close()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -100,8 +100,12 @@ def _judged(status: int, output: str) -> CDCError | str:
     except ValueError:
         last = output.strip().splitlines()[-1:] or [f"it ended with status {status}"]
         return ReloadError(f"The new routes cannot be loaded: {last[0]}", code="reload_refused")
-    if error := found.get("error"):
-        return _error(error)
+    if "findings" not in found:
+        return ReloadError(
+            f"The new routes cannot be loaded: {found.get('message')}",
+            hint=found.get("hint"),
+            code="reload_refused",
+        )
     problems = [each for each in found.get("findings", ()) if each["state"] == "problem"]
     if problems:
         first = problems[0]
@@ -114,12 +118,6 @@ def _judged(status: int, output: str) -> CDCError | str:
     if status:
         return ReloadError(f"check ended with status {status}.", code="reload_refused")
     return "The routes are loaded again."
-
-
-def _error(error: Any) -> ReloadError:
-    if isinstance(error, Mapping):
-        return ReloadError(str(error.get("message")), hint=error.get("hint"), code="reload_refused")
-    return ReloadError(str(error), code="reload_refused")
 
 
 def _program() -> list[str]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
-from cdc_tasks.routing.router import SET_ASIDE, Call, Origin, Route
+from cdc_tasks.routing.router import SET_ASIDE, Call, Origin
 from listener.publish.batching import record_of, route_of
 from listener.publish.redis.connection import Command
 
@@ -23,13 +23,12 @@ _MOST_MOVED: Final = 500  # tasks that leave their list with one batch
 class SetAsideTasks:
     """Which tasks wait in a list, and which leave it."""
 
-    def __init__(self, index: str, queue_of: Callable[[Route], str]) -> None:
-        """`index` is the Redis hash of the lists; `queue_of` returns the name of the queue of a route's tasks."""
+    def __init__(self, index: str, queue_of: Callable[[Call], str]) -> None:
+        """`index` is the Redis hash of the lists; `queue_of` returns the name of the queue that a task goes to."""
         self._index = index
         self._queue_of = queue_of
         self._count: Counter[str] = Counter()  # tasks in the list of each route, by its id
         self._queues: dict[str, str] = {}  # of each list
-        self._ended: set[str] = set()  # lists that may still be in the index
         self._paused: frozenset[str] = frozenset()
         self.full: Collection[str] = ()  # queues that are longer than CDC_MAX_QUEUE
 
@@ -39,14 +38,17 @@ class SetAsideTasks:
         return max(self._count.values(), default=0)
 
     @property
-    def is_due(self) -> bool:
-        """Whether a task may leave its list."""
-        return bool(self._ended) or any(not self._is_closed(route) for route in self._count)
+    def is_used(self) -> bool:
+        """Whether a task may go to a list, or leave it."""
+        return bool(self._count or self._paused or self.full)
 
-    def restore(self, queues: dict[str, str], counts: Sequence[int]) -> None:
-        """Take over what a former listener set aside: the queue and the length of each route's list."""
-        self._queues = queues
-        self._count = Counter(dict(zip(queues, counts, strict=True)))
+    def restore(self, ask: Callable[[list[Command]], list[Any]]) -> None:
+        """Take over what a former listener set aside; `ask` returns Redis' answers to commands."""
+        (found,) = ask([("HGETALL", self._index)])
+        names = sorted(name.decode() for name in (found if isinstance(found, dict) else found[::2]))
+        self._queues = {name.partition(":")[0]: name.partition(":")[2] for name in names}
+        counts = ask([("LLEN", self.key(route)) for route in self._queues])
+        self._count = Counter(dict(zip(self._queues, counts, strict=True)))
 
     def pause(self, routes: Collection[str]) -> None:
         """Set aside the tasks of these routes, by their ids."""
@@ -75,7 +77,7 @@ class SetAsideTasks:
         now: list[Call] = []
         kept: list[Command] = []
         for each in tasks:
-            if self._stays(each.route):
+            if self._stays(each):
                 kept += self._keep(each)
             else:
                 now.append(each)
@@ -88,14 +90,15 @@ class SetAsideTasks:
         key, name = self.key(route), f"{route}:{self._queues.pop(route)}"
         return self._count.pop(route), [("DEL", key), ("HDEL", self._index, name)]
 
-    def _stays(self, route: Route) -> bool:
+    def _stays(self, call: Call) -> bool:
+        route = call.route
         if route.id in self._count or route.id in self._paused:
             return True
-        return route.on_full == SET_ASIDE and self._queue_of(route) in self.full
+        return route.on_full == SET_ASIDE and self._queue_of(call) in self.full
 
     def _keep(self, call: Call) -> Iterator[Command]:
         route, origin = call.route, Origin(call.change.kind, call.change.stamp)
-        queue = self._queues.setdefault(route.id, self._queue_of(route))
+        queue = self._queues.setdefault(route.id, self._queue_of(call))
         if route.id not in self._count:
             yield "HSET", self._index, f"{route.id}:{queue}", queue
         self._count[route.id] += 1
