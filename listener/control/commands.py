@@ -137,7 +137,7 @@ class CommandQueue:
 
 def _refusal(command: Command, error: CDCError) -> Outcome:
     return Outcome(
-        command=command, result=error.message, done_at=_now(), code=error.code or "refused", hint=error.hint
+        command=command, result=error.message, done_at=_now(), code=error.code, hint=error.hint
     )
 
 
