@@ -45,6 +45,11 @@ def _is_celerys_command() -> bool:
     return context is not None and context.find_root().command.name == "celery"
 
 
+def load_master_tables() -> None:
+    """Register the help desk's tables, in a process that reads the master cache and loads no task."""
+    import_module("cdc_tasks.helpdesk.master_tables")
+
+
 def _check_addresses() -> None:
     """Show an error for a bad URL; Celery's command line would show a traceback."""
     try:
@@ -80,6 +85,7 @@ app = DelayingCelery(
         "cdc_tasks.worker.health",
         "cdc_tasks.worker.deferred_retries",
         "cdc_tasks.master_cache",
+        "cdc_tasks.helpdesk.master_tables",
         "cdc_tasks.helpdesk.tickets",
         "cdc_tasks.helpdesk.users",
     ],

@@ -15,6 +15,8 @@ KNOWN: Final = frozenset(
         "CDC_BATCH_WAIT",
         "CDC_COALESCE_INTERVAL",
         "CDC_COLUMN_LISTS",
+        "CDC_DATABASE_PASSWORD_COMMAND",
+        "CDC_DATABASE_PASSWORD_FUNCTION",
         "CDC_DURABILITY",
         "CDC_FLOWER_HOSTS",
         "CDC_LAG_ALARM",
