@@ -73,7 +73,9 @@ def test_it_is_said_when_became_fires_without_old_values(any_database: Database)
     router.register("public", "tickets", INSERT, "tasks.new", columns=["id"], when=became("status", "new"))
     found = Findings(any_database.url, router)
     warnings = [each.found for each in found.all if each.code == "old_values"]
-    told = "became('status', 'closed') fires at every UPDATE of a row whose status is 'closed' then, new or not"
+    told = (
+        "became('status', 'closed') fires at every UPDATE of a row whose status is 'closed' then, new or not"
+    )
     assert warnings == [f"public.tickets: whether status changed is not in the log: {told}"]
     any_database.execute("ALTER TABLE tickets REPLICA IDENTITY FULL")
     assert [each for each in Findings(any_database.url, router).all if each.state is not OK] == []
