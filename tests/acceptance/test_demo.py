@@ -294,10 +294,15 @@ class Terminal:
     def presses(self, key: bytes) -> None:
         os.write(self._master, key)
 
-    def reads(self, *words: str) -> str:
-        """Read until all of the words have come, in any order; return what came, without control sequences."""
+    def reads(self, *words: str, prompt: bool = False) -> str:
+        """Read until all of the words have come, in any order; return what came, without control sequences.
+
+        With `prompt`, wait for the next prompt behind the last of them: before, a key would reach nobody.
+        """
         wait_until(
-            lambda: self._holds(words), timeout=120, what=f"{words} on the terminal: {self._plain()!r}"
+            lambda: self._holds(words) and (not prompt or "sql>" in self._plain().rpartition(words[-1])[2]),
+            timeout=120,
+            what=f"{words} on the terminal: {self._plain()!r}",
         )
         shown, self._read = self._plain(), b""
         return shown
@@ -332,7 +337,7 @@ def test_a_person_at_a_terminal_types_sql_and_sees_what_comes_of_it() -> None:
         terminal.types("CREATE TABLE notes (id int)")
         terminal.reads("Done.")
         terminal.types("INSERT INTO notes VALUES (1), (2)")
-        terminal.reads("2 rows changed.", "No task: no route names this change.", "sql>")
+        terminal.reads("2 rows changed.", "No task: no route names this change.", prompt=True)
 
         terminal.presses(b"\x03")
         terminal.reads("Stopping", "Nothing is left running.")
