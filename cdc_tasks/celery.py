@@ -26,6 +26,7 @@ from cdc_tasks.config.required_versions import OldCeleryError, check_versions
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 from cdc_tasks.user_code import TaskModulesError, import_task_modules, mistake
 from cdc_tasks.variables import unknown_variables
+from cdc_tasks.worker.events import BufferEvents
 from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ app = DelayingCelery(
     ],
 )
 app.config_from_object(settings_module())
-app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, Ticking])
+app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, Ticking, BufferEvents])
 
 
 @app.on_after_configure.connect

@@ -26,6 +26,10 @@ _NEVER_BELOW: Final = {
     "urllib3": logging.INFO,  # each path, which holds a webhook's secret
 }
 
+# Celery's line for a task that has come; there is another one for its end, with the same id. A line costs a worker as
+# much as an acknowledgement.
+_ONLY_IN_DEBUG: Final = "celery.worker.strategy"
+
 
 def configure(*, json: bool = False, level: str | int = "info", file: str | None = None) -> None:
     """Send the events of structlog and of the standard library's loggers to standard error, or to `file`.
@@ -65,6 +69,9 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
     root.setLevel(least)
     for name, floor in _NEVER_BELOW.items():
         logging.getLogger(name).setLevel(max(least, floor))
+    logging.getLogger(_ONLY_IN_DEBUG).setLevel(
+        least if least <= logging.DEBUG else max(least, logging.WARNING)
+    )
 
 
 def _wants_colours() -> bool:
