@@ -54,7 +54,6 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
 cli.add_typer(parked_commands.cli, name="parked")
-cli.command()(init)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -181,6 +180,9 @@ def status(*, as_json: AsJSON = False) -> None:
     else:
         show_status(found)
     raise typer.Exit(0 if found.is_healthy else 1)
+
+
+cli.command()(init)
 
 
 def main() -> None:
