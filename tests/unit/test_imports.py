@@ -79,6 +79,7 @@ LEVELS: Final = (
     (
         "listener.router listener.core",
         "listener.publish listener.postgres listener.mysql listener.routes",
+        "listener.control",
         "listener.daemon",
         "listener.cli",
         "listener.__main__",
