@@ -56,7 +56,7 @@ LEVELS: Final = (
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
         (
-            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
+            "cdc_tasks.outbox cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
             "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
         ),
         "cdc_tasks.cache cdc_tasks.db",
