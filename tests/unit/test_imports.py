@@ -36,6 +36,7 @@ SHARED: Final = {
     "cdc_tasks.routing.tables",
     "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
+    "cdc_tasks.testing",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
@@ -58,12 +59,13 @@ LEVELS: Final = (
         "cdc_tasks.worker.health cdc_tasks.worker.deferred_retries",
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
-        "cdc_tasks.cli",
+        "cdc_tasks.cli cdc_tasks.pytest_plugin",
         "cdc_tasks.__main__",
     ),
     (
         "listener.router listener.core",
         "listener.publish listener.postgres listener.mysql listener.routes",
+        "listener.testing",
         "listener.daemon",
         "listener.cli",
         "listener.__main__",
