@@ -34,6 +34,7 @@ from celery import current_app, shared_task, signals
 from cdc_tasks import cache, db
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.tables import RouteError, table_of
+from cdc_tasks.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -229,7 +230,7 @@ def refresh(table: str) -> str:
         rows = _read(table, keys, attempt)
         outcome = _replace(table, keys, attempt)
         if outcome != "again":
-            return f"{outcome}: {rows} rows of {table}"
+            return f"{outcome}: {counted(rows, 'row')} of {table}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from cdc_tasks.changes import Change, EventType, RowChange
+from cdc_tasks.words import counted
 
 __all__ = ["Fired", "assert_fires", "assert_fires_nothing", "row_change"]
 
@@ -181,7 +182,8 @@ def check_fired(
     if len(calls) != times:
         wanted = name if args is None and kwargs is None else f"{name}{_shown(args or (), kwargs or {})}"
         raise AssertionError(
-            f"{title} fires {wanted} {len(calls)} times, not {times}. {_described(fired)}{_hint(name, routes)}"
+            f"{title} fires {wanted} {counted(len(calls), 'time')}, not {times}. "
+            f"{_described(fired)}{_hint(name, routes)}"
         )
     parked = [each for each in fired if each.task == name and each.error is not None]
     if parked and times:
