@@ -55,6 +55,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "all",
             "queue": "",
             "grouping": "coalesce",
+            "sending": "",
         },
         {
             "table": "public.roles",
@@ -65,6 +66,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "id",
             "queue": "",
             "grouping": "",
+            "sending": "",
         },
         {
             "table": "public.roles",
@@ -75,6 +77,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "all",
             "queue": "cdc_bulk",
             "grouping": "batch of 500",
+            "sending": "",
         },
     ]
     table = operator.types("routes").stdout
