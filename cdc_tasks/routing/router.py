@@ -211,6 +211,7 @@ class BinlogRouter:
         self._index = RouteIndex()
         self._alike: Counter[tuple[str, str, frozenset[EventType], str]] = Counter()
         self._ids: set[str] = set()
+        self.declared: set[tuple[Any, ...]] = set()  # what `router_of` has added
         self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
 
     @property
@@ -334,6 +335,7 @@ class BinlogRouter:
         twin._index = RouteIndex(self._routes)
         twin._alike = self._alike.copy()
         twin._ids = set(self._ids)
+        twin.declared = set(self.declared)
         return twin
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:

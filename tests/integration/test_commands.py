@@ -57,6 +57,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "all",
             "queue": "",
             "grouping": "coalesce",
+            "sending": "",
         },
         {
             "table": "public.roles",
@@ -67,6 +68,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "id",
             "queue": "",
             "grouping": "",
+            "sending": "",
         },
         {
             "table": "public.roles",
@@ -77,6 +79,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "all",
             "queue": "cdc_bulk",
             "grouping": "batch of 500",
+            "sending": "",
         },
     ]
     table = operator.types("routes").stdout
