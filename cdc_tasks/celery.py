@@ -23,6 +23,7 @@ from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
 from cdc_tasks.config.required_versions import OldCeleryError, check_versions
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.worker.keyed_messages import KeyedQueues
 from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ app = DelayingCelery(
     ],
 )
 app.config_from_object(settings_module())
-app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, Ticking])
+app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, KeyedQueues, Ticking])
 
 
 @app.on_after_configure.connect
