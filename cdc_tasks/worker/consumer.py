@@ -32,6 +32,7 @@ from cdc_tasks.dead_letters.malformed_messages import (
     keep_malformed,
 )
 from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.worker.deferred_retries import send_when_unblocked
 from cdc_tasks.worker.keyed_messages import start_keyed_messages
 from cdc_tasks.worker.old_queues import leave_if_foreign
@@ -56,8 +57,8 @@ class Consumer(CeleryConsumer):
     connection_errors: Any
     event_dispatcher: Any
     hub: Any
-    keyed_messages: Any  # set by `KeyedQueues`
-    old_queues: Any  # set by `OldQueues`
+    keyed_messages: Any = None  # set by `KeyedQueues`
+    old_queues: Any = None  # set by `OldQueues`
     task_consumer: Any
     strategies: Any
     _take: Callable[[Any], None]
@@ -66,8 +67,11 @@ class Consumer(CeleryConsumer):
         """Start as Celery does, and then send the retries that waited for a broker alarm to end."""
         super().on_ready()
         start_keyed_messages(self, self._take)
-        if self.hub is not None and self.connection.transport.driver_type == "amqp":
-            send_when_unblocked(self.hub)
+        parts = parts_of(self.app) or NO_PARTS
+        if self.hub is None or self.connection.transport.driver_type != "amqp":
+            return
+        if parts.retries and parts.transport:
+            send_when_unblocked(self.hub, self.app)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return the function that takes a message: Celery's, after a check that the message is a task's."""

@@ -25,18 +25,24 @@ _ACTIVE: Final = "x-single-active-consumer"
 _DELIVERY_LIMIT: Final = 1_000_000
 
 
+class PartitionQueue(Queue):
+    """A partition. Another queue with a single active consumer may be an application's own."""
+
+
 def partition_queues(name: str, count: int, exchange: Exchange) -> list[Queue]:
     """Return the queues NAME_0, NAME_1, … for `count` partitions."""
     arguments = {"x-queue-type": "quorum", _ACTIVE: True, "x-delivery-limit": _DELIVERY_LIMIT}
     return [
-        Queue(f"{name}_{number}", exchange, routing_key=f"{name}_{number}", queue_arguments=arguments)
+        PartitionQueue(
+            f"{name}_{number}", exchange, routing_key=f"{name}_{number}", queue_arguments=arguments
+        )
         for number in range(count)
     ]
 
 
 def is_partition(queue: Any) -> bool:
     """Return whether a queue is one of these."""
-    return bool((queue.queue_arguments or {}).get(_ACTIVE))
+    return isinstance(queue, PartitionQueue)
 
 
 def partitions_in(queues: Mapping[str, Any]) -> list[str]:
