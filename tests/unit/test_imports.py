@@ -21,6 +21,7 @@ SHARED: Final = {
     "cdc_tasks.broker.delivery_marks",
     "cdc_tasks.broker.other_workers",
     "cdc_tasks.broker.rabbitmq.delayed_delivery",
+    "cdc_tasks.broker.rabbitmq.partitions",
     "cdc_tasks.broker.rabbitmq.queues",
     "cdc_tasks.broker.redis.acl",
     "cdc_tasks.changes",
@@ -37,6 +38,7 @@ SHARED: Final = {
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
     "cdc_tasks.routing.decorators",
+    "cdc_tasks.routing.message_groups",
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
     "cdc_tasks.routing.tables",
@@ -61,7 +63,10 @@ LEVELS: Final = (
             "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
         ),
         "cdc_tasks.cache cdc_tasks.db",
-        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
+        (
+            "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.rabbitmq.partitions cdc_tasks.broker.delivery_marks "
+            "cdc_tasks.broker.connection"
+        ),
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
