@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from logging.handlers import WatchedFileHandler
 from typing import Any, Final
@@ -47,7 +48,7 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
         structlog.processors.JSONRenderer()
         if json
         else structlog.dev.ConsoleRenderer(
-            colors=file is None and sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=file is None and _wants_colours(), exception_formatter=structlog.dev.plain_traceback
         )
     )
     structlog.configure(
@@ -71,6 +72,15 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
     logging.getLogger(_ONLY_IN_DEBUG).setLevel(
         least if least <= logging.DEBUG else max(least, logging.WARNING)
     )
+
+
+def _wants_colours() -> bool:
+    """Return whether standard error is for a person who wants colours: https://no-color.org, https://force-color.org."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if forced := os.environ.get("FORCE_COLOR"):
+        return forced != "0"
+    return sys.stderr.isatty()
 
 
 def _number(level: str | int) -> int:

@@ -13,16 +13,17 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from cdc_tasks.changes import position_key
+from cdc_tasks.command_line import print_json
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
-from listener.cli.output import print_json, show_parked
+from listener.cli.output import show_parked
 from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.daemon.load_routes import load_router
 from listener.daemon.settings import ListenerSettings, load
-from listener.daemon.wiring import celery_app, checkpoint_store
+from listener.daemon.wiring import STORE_AWAY, celery_app, checkpoint_store
 from listener.publish.parked import ParkedChange, parked_key, parse_parked
 from listener.publish.redis.connection import Command, RedisConnection
-from listener.publish.task_message import EnvelopeError, argsrepr, make_message
+from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
 
 __all__ = ["cli"]
 
@@ -85,6 +86,10 @@ def _opened(settings: ListenerSettings) -> Iterator[_Store]:
     redis = checkpoint_store(settings)
     try:
         yield _Store(redis, settings.cdc_name)
+    except BrokerAwayError as error:
+        if error.hint:
+            raise
+        raise BrokerAwayError(error.message, hint=STORE_AWAY) from error
     finally:
         redis.close()
 
@@ -132,6 +137,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "change": parked.change.to_message(),
         **({} if parked.logged is None else {"logged": parked.logged}),
         **({} if parked.arguments is None else {"arguments": parked.arguments}),
+        **({} if parked.kwargs is None else {"kwargs": parked.kwargs}),
         **({"is_shortened": True} if parked.is_shortened else {}),
     }
 
@@ -172,12 +178,14 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
 
 def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
     """Send the task; return why the broker refuses it, None if it took it. Raises BrokerAwayError."""
-    route, arguments = call.route, _arguments(parked, call)
-    options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
+    route, arguments, options = call.route, _arguments(parked, call), send_options(call.route)
+    kwargs = _kwargs(parked, call)
     shown = argsrepr(parked.change.kind, parked.change.position)
     refusals: Any = app.connection_for_write().channel_errors
     try:
-        app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
+        app.send_task(
+            route.task, arguments, kwargs, task_id=parked.id, argsrepr=shown, kwargsrepr="{}", **options
+        )
     except OperationalError as error:
         raise BrokerAwayError(
             f"The broker did not take {parked.id}, which stays parked: {error}",
@@ -194,7 +202,16 @@ def _arguments(parked: ParkedChange, call: Call) -> list[Any]:
     arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
     if call.route.batch is None:
         return arguments
+    if call.route.kwargs is not None:
+        return [[json.loads(b"{%b}" % call.kwargs)]]
     return [arguments if call.route.args is None else [arguments]]
+
+
+def _kwargs(parked: ParkedChange, call: Call) -> dict[str, Any]:
+    if parked.arguments is not None:
+        return dict(parked.kwargs or {})
+    named: dict[str, Any] = json.loads(b"{%b}" % call.kwargs) if call.route.batch is None else {}
+    return named
 
 
 @cli.command()
