@@ -136,9 +136,7 @@ class CommandQueue:
 
 
 def _refusal(command: Command, error: CDCError) -> Outcome:
-    return Outcome(
-        command=command, result=error.message, done_at=_now(), code=error.code, hint=error.hint
-    )
+    return Outcome(command=command, result=error.message, done_at=_now(), code=error.code, hint=error.hint)
 
 
 def _now() -> str:
