@@ -19,17 +19,19 @@ from __future__ import annotations
 import hashlib
 from queue import Empty
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+import redis
 from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 from redis.exceptions import NoScriptError
 
 from cdc_tasks.broker.redis.connections import SharedConnections
 from cdc_tasks.broker.redis.later import Later
+from cdc_tasks.broker.redis.message_groups import GROUPS, MessageGroups, key_in, next_list
 from cdc_tasks.broker.redis.silent_connections import Liveness
 from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
 from cdc_tasks.broker.redis.wake_up import NO_WAKE_UP, Poller, WakeUps
@@ -45,34 +47,55 @@ __all__ = ["SentinelTransport", "Transport"]
 
 logger = get_logger(__name__)
 
-# KEYS: leases, unacked, its index, the queues in the order in which to look
-# ARGV: the lease, and for each queue whether its messages are acknowledged
-# A message without kombu's envelope is stored too, under a tag that the script makes up.
+_MOST_LOOKED_AT: Final = 200  # messages whose key is not free, in one claim
+
+# KEYS: leases, unacked, its index, the lists in the order in which to look
+# ARGV: the lease, the prefix, and for each list 1 if its messages are acknowledged, else 0, before the name of its queue
+# A message without kombu's envelope is stored too, under a tag that the script makes up. A message whose key has another
+# owner waits (`message_groups.py`). The answer: the number of a list, a message and its tag; or -1, to ask again.
 _CLAIM = f"""
+local P = ARGV[2]
+{GROUPS}
 local function address(message)
-    local properties = cjson.decode(message)['properties']
+    local decoded = cjson.decode(message)
+    local properties = decoded['properties']
     local where = properties['delivery_info']
     local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
-    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key
+    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key, described(decoded)
 end
 if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return false end
+local looked_at = 0
 for i = 4, #KEYS do
+    local is_acknowledged, list = string.sub(ARGV[i - 1], 1, 1) == '1', string.sub(ARGV[i - 1], 2)
     local message = redis.call('RPOP', KEYS[i])
-    if message then
-        local is_kombus, tag, where = pcall(address, message)
-        if ARGV[i - 2] == '1' then
-            local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-            if not is_kombus then tag = '{MADE_UP_TAG}' .. count end
-            redis.call('HSET', KEYS[2], tag, is_kombus and '[' .. message .. ',' .. where .. ']' or message)
-            redis.call('ZADD', KEYS[3], count, tag)
+    while message do
+        local is_kombus, tag, where, keyed = pcall(address, message)
+        if not (is_kombus and keyed and is_acknowledged) or may_go(keyed, list, message) then
+            if is_acknowledged then
+                local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+                if not is_kombus then tag = '{MADE_UP_TAG}' .. count end
+                redis.call('HSET', KEYS[2], tag, is_kombus and '[' .. message .. ',' .. where .. ']' or message)
+                redis.call('ZADD', KEYS[3], count, tag)
+            end
+            return {{i - 4, message, tag}}
         end
-        return {{i - 4, message, tag}}
+        looked_at = looked_at + 1
+        if looked_at == {_MOST_LOOKED_AT} then return {{-1}} end
+        message = redis.call('RPOP', KEYS[i])
     end
 end
-return false
+return looked_at > 0 and {{-1}}
 """
 
 _CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
+
+
+class _Place(NamedTuple):
+    """A list in which a claim looks for messages."""
+
+    key: str  # without the prefix
+    queue: str
+    kind: str = ""  # "priority": kombu's list of a queue for messages with a priority
 
 
 class _ClaimingChannel:
@@ -84,12 +107,14 @@ class _ClaimingChannel:
     claimed_from = ""  # its queue
     _is_empty = False  # the last claim found all queues empty
     _script_is_known = True
+    _number_of_claims = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._no_ack_queues: set[str] = set()  # queues whose consumers do not acknowledge
         self.wake_ups = WakeUps(self)
         self.later = Later(self)
         self.lease = uuid4().hex
+        self._asked: list[_Place] = []
         super().__init__(*args, **kwargs)
         self.unacked_key = unacked_key(self.lease)
         self.unacked_index_key = index_key(self.lease)
@@ -120,28 +145,41 @@ class _ClaimingChannel:
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        self._asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
+        self._asked = self._places(queues)
         if self._is_empty:
-            self.client.connection.send_command("EXISTS", *self._places(queues))
+            self.client.connection.send_command("EXISTS", *self._keys_of(self._asked))
         else:
-            self.client.connection.send_command(*self._claim(queues))
+            self.client.connection.send_command(*self._claim(self._asked))
 
     def look_again(self) -> None:
         """Send a claim in the next round: there may be a message now."""
         self._is_empty = False
 
-    def _places(self: Any, queues: list[str]) -> list[str]:
-        """Return the keys of all lists that may have a message, in the order in which to look."""
-        places = [inbox_key(self.lease, queue) for queue in queues]
-        places += [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        return [f"{self.global_keyprefix}{place}" for place in places]
+    def _places(self: Any, queues: list[str]) -> list[_Place]:
+        """Return all lists that may have a message, in the order in which to look.
 
-    def _claim(self: Any, queues: list[str]) -> list[Any]:
-        keys = [f"{self.global_keyprefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
-        keys += self._places(queues)
-        acknowledged = ["0" if queue in self._no_ack_queues else "1" for queue in self._asked]
+        Messages whose turn has come and the others of a queue take turns: neither kind waits for the end of the other.
+        """
+        self._number_of_claims += 1
+        inboxes = [_Place(inbox_key(self.lease, queue), queue) for queue in queues]
+        due = [_Place(next_list(f"{self.global_keyprefix}{queue}"), queue) for queue in queues]
+        highest, *others = [
+            [_Place(self._q_for_pri(queue, step), queue, "priority" if step else "") for queue in queues]
+            for step in self.priority_steps
+        ]
+        first = [*due, *highest] if self._number_of_claims % 2 else [*highest, *due]
+        return [*inboxes, *first, *(place for each in others for place in each)]
+
+    def _keys_of(self: Any, places: list[_Place]) -> list[str]:
+        return [f"{self.global_keyprefix}{place.key}" for place in places]
+
+    def _claim(self: Any, places: list[_Place]) -> list[Any]:
+        prefix = self.global_keyprefix
+        keys = [f"{prefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
+        keys += self._keys_of(places)
+        lists = [f"{int(queue not in self._no_ack_queues)}{prefix}{queue}" for _, queue, _ in places]
         script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
-        return [*script, len(keys), *keys, self.lease, *acknowledged]
+        return [*script, len(keys), *keys, self.lease, prefix, *lists]
 
     def _brpop_read(self: Any, **_: Any) -> bool:
         """Read the answer to `_brpop_start`; raise Empty if there is no message."""
@@ -150,10 +188,12 @@ class _ClaimingChannel:
             if answer is None:
                 self._is_empty = self._script_is_known
                 raise Empty
+            if answer == [-1]:  # only messages whose key is not free
+                raise Empty
             number, content, tag = answer
-            if number >= 2 * len(self._asked) // (1 + len(self.priority_steps)):
+            _, queue, kind = self._asked[number]
+            if kind == "priority":
                 self.wake_ups.expect_priorities()
-            queue = self._asked[number]
             try:
                 message = self._readable(content)
             except (MalformedMessageError, *SHAPE_ERRORS) as error:
@@ -195,7 +235,7 @@ class _ClaimingChannel:
             logger.warning("a malformed message cannot be kept as a dead letter now: %s", away.message)
             return
         if queue not in self._no_ack_queues:
-            self.qos._remove_from_indices(tag).execute()  # noqa: SLF001  # as kombu's own `ack`
+            self.qos.forget(tag, content)
 
     def _deliver_claimed(self: Any, queue: str, message: dict[str, Any]) -> None:
         self._queue_cycle.rotate(queue)
@@ -211,15 +251,33 @@ class _ClaimingChannel:
         priority = self._get_message_priority(message, reverse=False)
         return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
 
+    def _put(self: Any, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Put a message into its queue; one with a key waits if its key is not free."""
+        if key_in(message) is None or kwargs.get("_publish_batch") is not None:
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]
+            return
+        place = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        self.groups.put(place, dumps(message))
+        if queue in getattr(self, "_expires", ()):  # newer than kombu 5.4
+            with self.conn_or_acquire() as client:
+                for step in self.priority_steps:
+                    client.pexpire(self._q_for_pri(queue, step), self._expires[queue])
+
+    @property
+    def groups(self: Any) -> MessageGroups:
+        """The message groups of this broker."""
+        return MessageGroups(redis.Redis(connection_pool=self.pool), self.global_keyprefix)
+
     def _purge(self: Any, queue: str) -> int:
-        """Delete the messages in the queue, and those that wait for it."""
-        purged: int = super()._purge(queue)  # type: ignore[misc]
-        return purged + int(self.later.drop(queue))
+        """Delete the messages in the queue, and those that wait for it; the keys of these messages are free then."""
+        waiting = int(self.later.drop(queue))
+        purged: int = self.groups.purge(self._q_for_pri(queue, step) for step in self.priority_steps)
+        return purged + waiting
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
-        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
         if queue not in self._fanout_queues:
-            self.later.drop(queue)
+            self._purge(queue)
+        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         self.wake_ups.forget(connection)

@@ -28,6 +28,7 @@ from kombu.utils.json import dumps, loads
 
 from cdc_tasks.broker.redis.later import LATER
 from cdc_tasks.broker.redis.leases import Lease, Observer
+from cdc_tasks.broker.redis.message_groups import key_in
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed_messages import SHAPE_ERRORS, keep_malformed
 
@@ -115,10 +116,12 @@ class QoS(kombu_redis.QoS):
     channel: Any  # the stubs know public things only
     _delivered: Any
     _dirty: Any
+    _remove_from_indices: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._swept_at = float("-inf")
+        self._held: set[str] = set()  # delivery tags: these keep their key when they are acknowledged
         interval = self.channel.unacked_restore_interval
         self._observer = Observer(timeout=self.visibility_timeout, longest_step=2 * interval)
 
@@ -129,6 +132,48 @@ class QoS(kombu_redis.QoS):
         else:
             super().append(message, delivery_tag)
             self._count_up()
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message; the next one of its key is handed out."""
+        if not self._acknowledge_keyed(delivery_tag):
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
+        """Give a message back to its queue, where it keeps its key; or drop it."""
+        if requeue:
+            self._held.discard(delivery_tag)
+        if requeue or not self._acknowledge_keyed(delivery_tag):
+            super().reject(delivery_tag, requeue=requeue)
+
+    def hold_key(self, delivery_tag: str) -> None:
+        """Let a message keep its key when it is acknowledged: its task has failed, and a person decides."""
+        self._held.add(delivery_tag)
+
+    def forget(self, delivery_tag: str, content: bytes | str) -> None:
+        """Remove a message from the unacknowledged ones that was not delivered; `content` may be anything."""
+        try:
+            key = key_in(loads(content))
+        except SHAPE_ERRORS:
+            key = None
+        if key is None:
+            self._remove_from_indices(delivery_tag).execute()
+        else:
+            self._release(delivery_tag, key)
+
+    def _acknowledge_keyed(self, delivery_tag: str) -> bool:
+        message = self._delivered.get(delivery_tag)
+        key = None if message is None else key_in({"headers": message.headers})
+        if key is None:
+            return False
+        self._release(delivery_tag, key)
+        virtual.QoS.ack(self, delivery_tag)
+        return True
+
+    def _release(self, delivery_tag: str, key: str) -> None:
+        unacked = [self.channel.unacked_key, self.channel.unacked_index_key]
+        is_held = delivery_tag in self._held
+        self.channel.groups.acknowledge(unacked, delivery_tag, key, is_held=is_held)
+        self._held.discard(delivery_tag)
 
     def renew(self) -> None:
         """Renew the lease if there are unacknowledged messages."""
