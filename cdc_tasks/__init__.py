@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.retry import TryAgain
+    from cdc_tasks.routing.message_groups import key_headers
     from cdc_tasks.routing.predicates import became, changed
     from cdc_tasks.routing.router import BinlogRouter, RouteError
 
@@ -32,6 +33,7 @@ __all__ = [
     "became",
     "changed",
     "db",
+    "key_headers",
     "latest_only",
     "master_cache",
     "notify",
@@ -48,6 +50,7 @@ _HOME: Final = {
     "TryAgain": "retry",
     "became": "routing.predicates",
     "changed": "routing.predicates",
+    "key_headers": "routing.message_groups",
     "latest_only": "latest",
     "store_latest": "latest",
 }

@@ -15,8 +15,8 @@ import structlog
 
 from cdc_tasks import cache
 from cdc_tasks.broker.delivery_marks import came_from
-from cdc_tasks.routing.message_groups import group_headers
 from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.routing.message_groups import group_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

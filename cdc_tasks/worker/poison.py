@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # the stubs leave it out
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.app.task import Context
@@ -87,7 +87,7 @@ class BoundedRequest(Request):
     def on_failure(self, exc_info: ExceptionInfo, *args: Any, **kwargs: Any) -> Any:
         """Handle a task's error; one that gives up may hold its key."""
         if not isinstance(_original(exc_info.exception), Retry | Ignore | Reject):
-            hold_key(self._message)  # type: ignore[attr-defined]  # the same
+            hold_key(self.message)
         return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  # Celery's signature
@@ -95,7 +95,7 @@ class BoundedRequest(Request):
         if soft:
             super().on_timeout(soft, timeout)
             return
-        hold_key(self._message)  # type: ignore[attr-defined]  # the same
+        hold_key(self.message)
         _killed[self.id] = self._context  # type: ignore[attr-defined]  # the same
         try:
             super().on_timeout(soft, timeout)
@@ -114,7 +114,8 @@ class BoundedRequest(Request):
         return True
 
 
-def _original(error: BaseException) -> BaseException:
+def _original(error: BaseException | None) -> BaseException | None:
+    """Return the exception of a task, which comes wrapped from another process."""
     return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 

@@ -31,6 +31,7 @@ SHARED: Final = {
     "cdc_tasks.logs",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
+    "cdc_tasks.routing.keys",
     "cdc_tasks.routing.message_groups",
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",

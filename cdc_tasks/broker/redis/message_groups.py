@@ -37,7 +37,17 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["ADMIT", "GROUPS", "LENGTHS", "HeldUp", "MessageGroups", "Script", "Waiting", "key_in", "next_list"]
+__all__ = [
+    "ADMIT",
+    "GROUPS",
+    "LENGTHS",
+    "HeldUp",
+    "MessageGroups",
+    "Waiting",
+    "key_in",
+    "next_list",
+    "owners_key",
+]
 
 _OWNERS: Final = "cdc:keys"
 _HELD_UP: Final = "cdc:keys:held-up"
@@ -135,16 +145,17 @@ local function may_go(each, list, message)  -- whether a message from a queue is
 end
 """
 
-# KEYS: the owners; ARGV: the prefix, then for each message its list, key, delivery tag, task id, task, and itself
+# KEYS: the owners; ARGV: the prefix, then for each message the list into which it goes if its key is free, the list of
+# its queue, its key, delivery tag, task id, task, and itself
 # For the listener, which sends it with its checkpoint. It looks at no message's content: that would take too long.
 ADMIT: Final = f"""
 local P = ARGV[1]
 {GROUPS}
 local lists, pushed = {{}}, {{}}
-for i = 2, #ARGV, 6 do
-    local list, message = ARGV[i], ARGV[i + 5]
-    local each = {{key = ARGV[i + 1], tag = ARGV[i + 2], id = ARGV[i + 3], task = ARGV[i + 4], rank = ''}}
-    if admit(each, list, message) then
+for i = 2, #ARGV, 7 do
+    local list, message = ARGV[i], ARGV[i + 6]
+    local each = {{key = ARGV[i + 2], tag = ARGV[i + 3], id = ARGV[i + 4], task = ARGV[i + 5], rank = ''}}
+    if admit(each, ARGV[i + 1], message) then
         if not pushed[list] then
             pushed[list] = {{}}
             table.insert(lists, list)
@@ -253,6 +264,11 @@ if not owner or owner[2] ~= ARGV[3] or (ARGV[4] == '1' and not owner[5]) then re
 advance(ARGV[2])
 return 1
 """)
+
+
+def owners_key(prefix: str) -> str:
+    """Return the key of the hash with the owner of each key."""
+    return f"{prefix}{_OWNERS}"
 
 
 def next_list(place: str) -> str:

@@ -50,9 +50,9 @@ logger = get_logger(__name__)
 _MOST_LOOKED_AT: Final = 200  # messages whose key is not free, in one claim
 
 # KEYS: leases, unacked, its index, the lists in the order in which to look
-# ARGV: the lease, the prefix, and for each list 1 if its messages are acknowledged, else 0, before the name of its queue
-# A message without kombu's envelope is stored too, under a tag that the script makes up. A message whose key has another
-# owner waits (`message_groups.py`). The answer: the number of a list, a message and its tag; or -1, to ask again.
+# ARGV: the lease, the prefix, and for each list 1 if its messages are acknowledged, else 0, and then its queue
+# A message without kombu's envelope is stored too, under a tag that the script makes up. A message whose key has
+# another owner waits (`message_groups.py`). The answer: the number of a list, a message and its tag; -1: ask again.
 _CLAIM = f"""
 local P = ARGV[2]
 {GROUPS}

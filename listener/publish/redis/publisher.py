@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import chain
 from time import monotonic
+from typing import Any
 
 from celery import Celery
 
+from cdc_tasks.broker.redis.message_groups import ADMIT, LENGTHS, owners_key
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
@@ -172,7 +175,13 @@ class RedisPublisher:
         `lists` are those of full queues, for routes that set aside.
         """
         self._refused = []
-        return _pushes(tasks, envelopes, self._redis.max_bytes, self._refused, lists)
+        pushes = _Pushes(
+            max_bytes=self._redis.max_bytes,
+            refused=self._refused,
+            lists=lists,
+            prefix=self._redis.prefixed(""),
+        )
+        return pushes.commands(tasks, envelopes)
 
     def _parkings(self, parked: Sequence[Parked]) -> Iterator[Command]:
         """Yield what parks them, and what `_pushes` has refused before."""
@@ -190,13 +199,17 @@ class RedisPublisher:
             self._asked = []
         else:
             self._asked = list(dict.fromkeys([*self._envelopes.queues, *lists, *lists.values()]))
-        return [("LLEN", key) for key in self._asked]
+        lengths: list[Command] = [("LLEN", key) for key in self._asked]
+        return [*lengths, ("HMGET", self._redis.prefixed(LENGTHS), *self._asked)] if lengths else []
 
-    def _learn(self, answers: Sequence[int]) -> Load:
+    def _learn(self, answers: Sequence[Any]) -> Load:
         """Take in the lengths of the queues; return how much waits where that makes the listener wait."""
         if not answers:
             return Load()
-        lengths = dict(zip(self._asked, answers, strict=True))
+        # What waits for a key waits for its queue too.
+        *lengths_of_lists, waiting = answers
+        found = (length + int(more or 0) for length, more in zip(lengths_of_lists, waiting, strict=True))
+        lengths = dict(zip(self._asked, found, strict=True))
         policies = self._policies
         self._set_aside.learn(lengths, [key for key in policies if SET_ASIDE in policies[key]])
         return max(self._loads(lengths), key=_excess, default=Load())
@@ -205,8 +218,9 @@ class RedisPublisher:
         for key, policies in self._policies.items():
             if PAUSE in policies:
                 yield Load(lengths.get(key, 0), self._limit.max_queue)
-        for key in self._set_aside.lists.values():
-            yield Load(lengths.get(key, 0), self._max_set_aside, "CDC_MAX_SET_ASIDE")
+        for queue, key in self._set_aside.lists.items():
+            beside = lengths.get(key, 0) + max(0, lengths.get(queue, 0) - (self._limit.max_queue or 0))
+            yield Load(beside, self._max_set_aside, "CDC_MAX_SET_ASIDE")
 
     def _load_now(self) -> Load:
         """Move what has room, and look again; the listener pauses meanwhile."""
@@ -252,36 +266,57 @@ def _excess(load: Load) -> float:
     return 0.0 if load.limit is None else load.length / load.limit
 
 
-def _pushes(
-    tasks: Sequence[Call],
-    envelopes: Sequence[Envelope],
-    max_bytes: int,
-    refused: list[Parked],
-    lists: Mapping[str, str],
-) -> Iterator[Command]:
-    """Yield the commands that put the tasks' messages where Celery would. They are made while they are being sent.
+@dataclass(slots=True, kw_only=True)
+class _Pushes:
+    """The commands that put tasks where Celery would. They are made while they are being sent."""
 
-    A message of more than `max_bytes` goes to `refused`: Redis would close the connection. A message for a queue in
-    `lists` goes to that list, if its route says so.
-    """
-    expiries: dict[Command, None] = {}
-    for start in range(0, len(tasks), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        queues: dict[str, list[bytes]] = defaultdict(list)
-        for (route, change, arguments, kwargs), (keys, more, render) in zip(
-            tasks[part], envelopes[part], strict=True
-        ):
-            message = render(arguments, kwargs, *change.stamp)
-            if len(message) > max_bytes:
-                error = too_large(len(message), max_bytes)
-                refused.append(Parked(route, change, error, arguments, kwargs))
-                continue
-            if lists and route.on_full == SET_ASIDE:
-                keys = tuple(lists.get(key, key) for key in keys)  # noqa: PLW2901 - for this message only
-            for key in keys:
-                queues[key].append(message)
-            if more:
-                expiries.update(dict.fromkeys(more))
-        for key, messages in queues.items():
-            yield "LPUSH", key, *messages
-    yield from expiries
+    max_bytes: int  # Redis would close the connection at a larger message
+    refused: list[Parked]  # what is larger
+    lists: Mapping[
+        str, str
+    ]  # for a queue that is full, the list that takes the messages of routes that set aside
+    prefix: str
+
+    def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
+        """Yield them; a message with a key goes to its queue if its key is free."""
+        expiries: dict[Command, None] = {}
+        for start in range(0, len(tasks), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            queues: dict[str, list[bytes]] = defaultdict(list)
+            keyed: list[bytes | str] = []
+            for task, envelope in zip(tasks[part], envelopes[part], strict=True):
+                route, change, arguments, kwargs, key = task
+                if envelope.expiries:
+                    expiries.update(dict.fromkeys(envelope.expiries))
+                if key is not None:
+                    keyed += self._keyed(task, envelope, key)
+                    continue
+                message = envelope.render(arguments, kwargs, *change.stamp)
+                if len(message) > self.max_bytes:
+                    self._refuse(task, len(message))
+                    continue
+                keys = envelope.keys
+                if self.lists and route.on_full == SET_ASIDE:
+                    keys = tuple(self.lists.get(name, name) for name in keys)
+                for name in keys:
+                    queues[name].append(message)
+            for name, messages in queues.items():
+                yield "LPUSH", name, *messages
+            if keyed:
+                yield "EVAL", ADMIT, "1", owners_key(self.prefix), self.prefix, *keyed
+        yield from expiries
+
+    def _keyed(self, task: Call, envelope: Envelope, key: str) -> Sequence[bytes | str]:
+        """Return what ADMIT needs to know of a message with a key; nothing if it is refused."""
+        stamp = task.change.stamp
+        message = envelope.of_key.render(task.arguments, task.kwargs, *stamp, key)
+        if len(message) > self.max_bytes:
+            self._refuse(task, len(message))
+            return ()
+        queue = envelope.keys[0]
+        place = self.lists.get(queue, queue) if task.route.on_full == SET_ASIDE else queue
+        return place, queue, key, *envelope.of_key.names(stamp[0]), message
+
+    def _refuse(self, task: Call, length: int) -> None:
+        route, change, arguments, kwargs, key = task
+        self.refused.append(Parked(route, change, too_large(length, self.max_bytes), arguments, kwargs, key))
