@@ -42,9 +42,14 @@ def close_idle() -> None:
 
 
 @contextmanager
-def errors_translated() -> Iterator[None]:
-    """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full."""
+def errors_translated(variable: str = "CACHE_URL") -> Iterator[None]:
+    """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full.
+
+    `variable` is the one that names this Redis.
+    """
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
-        raise CacheAwayError(f"Redis at CACHE_URL did not take the command: {error}") from error
+        raise CacheAwayError(
+            f"Redis at {variable} did not take the command: {error}", hint=f"Start it, or correct {variable}."
+        ) from error

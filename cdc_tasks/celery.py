@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,9 @@ from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
 from cdc_tasks.config.required_versions import OldCeleryError, check_versions
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.user_code import TaskModulesError, import_task_modules, mistake
+from cdc_tasks.variables import unknown_variables
+from cdc_tasks.worker.events import BufferEvents
 from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
@@ -35,14 +39,35 @@ log = structlog.get_logger()
 _RESULT_BACKEND = "CELERY_RESULT_BACKEND"
 
 
+def _is_celerys_command() -> bool:
+    """Return whether Celery's command line runs, which would show an error as a traceback."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().command.name == "celery"
+
+
 def _check_addresses() -> None:
     """Show an error for a bad URL; Celery's command line would show a traceback."""
     try:
         load(BrokerSettings)
+        _import_settings()
     except SettingsError as error:
-        if click.get_current_context(silent=True) is None:
+        if not _is_celerys_command():
             raise
         raise SystemExit(f"error: {error}") from None
+
+
+def _import_settings() -> None:
+    """Raise SettingsError if the module of CELERY_CONFIG_MODULE fails."""
+    try:
+        import_module(settings_module())
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"CELERY_CONFIG_MODULE={settings_module()} cannot be imported: {mistake(error)}",
+            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
+            code="celery_config_module",
+        ) from error
 
 
 _check_addresses()
@@ -60,7 +85,7 @@ app = DelayingCelery(
     ],
 )
 app.config_from_object(settings_module())
-app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, Ticking])
+app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, Ticking, BufferEvents])
 
 
 @app.on_after_configure.connect
@@ -115,6 +140,12 @@ def _refuse_unfit_pools(instance: Any, **_: Any) -> None:
 
 
 @signals.celeryd_after_setup.connect
+def _report_unknown_variables(**_: Any) -> None:
+    for variable, hint in unknown_variables().items():
+        log.warning("unknown_variable", variable=variable, hint=hint)
+
+
+@signals.celeryd_after_setup.connect
 def _report_weak_settings(**_: Any) -> None:
     if lacks := weakened(app):
         log.error(
@@ -156,6 +187,16 @@ def _refuse_a_redis_user_without_rights(instance: Any, **_: Any) -> None:
             return
     if missing is not None:
         raise SystemExit(f"error: The broker refuses us: {missing.found}.\n  {missing.hint}")
+
+
+@signals.import_modules.connect
+def _report_mistakes_in_task_modules(**_: Any) -> None:
+    if not _is_celerys_command():
+        return
+    try:
+        import_task_modules(app.conf.imports)
+    except TaskModulesError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 @signals.import_modules.connect

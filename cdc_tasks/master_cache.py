@@ -32,6 +32,7 @@ from celery import signals
 from cdc_tasks import cache, db
 from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
+from cdc_tasks.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -153,7 +154,7 @@ def refresh(table: str) -> str:
         rows = _read(table, keys, attempt)
         outcome = _replace(table, keys, attempt)
         if outcome != "again":
-            return f"{outcome}: {rows} rows of {table}"
+            return f"{outcome}: {counted(rows, 'row')} of {table}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

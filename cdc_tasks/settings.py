@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdc_tasks.addresses import check_address
 from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.words import counted
 
 __all__ = [
     "Address",
@@ -222,7 +223,9 @@ def load(kind: type[T]) -> T:
         return kind()
     except ValidationError as error:
         problems = "\n".join(f"  - {_problem(kind, dict(each))}" for each in error.errors())
-        raise SettingsError(f"{error.error_count()} setting(s) cannot be used:\n{problems}") from None
+        raise SettingsError(
+            f"{counted(error.error_count(), 'setting')} cannot be used:\n{problems}"
+        ) from None
 
 
 def _problem(kind: type[Settings], error: dict[str, Any]) -> str:

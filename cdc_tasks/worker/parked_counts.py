@@ -16,9 +16,10 @@ def counts() -> dict[str, int]:
     """
     from cdc_tasks.celery import app
 
-    with app.connection_for_read() as connection, cache.errors_translated():
+    with app.connection_for_read() as connection, cache.errors_translated("CELERY_BROKER_URL"):
         if connection.transport.driver_type != "redis":
-            return _counts(cache.client())
+            with cache.errors_translated():
+                return _counts(cache.client())
         # No long retry: a person or Flower waits for the answer.
         connection.ensure_connection(
             max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False

@@ -17,7 +17,7 @@ def counts() -> dict[str, int]:
     """
     from cdc_tasks.celery import app
 
-    with app.connection_for_read() as connection, cache.errors_translated():
+    with app.connection_for_read() as connection, cache.errors_translated("CELERY_BROKER_URL"):
         if connection.transport.driver_type != "redis":
             return {}
         # No long retry: a person or Flower waits for the answer.

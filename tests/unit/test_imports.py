@@ -24,6 +24,7 @@ SHARED: Final = {
     "cdc_tasks.broker.redis.acl",
     "cdc_tasks.broker.redis.message_groups",
     "cdc_tasks.changes",
+    "cdc_tasks.command_line",
     "cdc_tasks.config",
     "cdc_tasks.config.required_settings",
     "cdc_tasks.broker.queues",
@@ -36,20 +37,27 @@ SHARED: Final = {
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
     "cdc_tasks.settings",
+    "cdc_tasks.user_code",
+    "cdc_tasks.variables",
+    "cdc_tasks.words",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
 LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
-        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
-        "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
+        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
+        (
+            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
+            "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
+        ),
         "cdc_tasks.cache cdc_tasks.db",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
+        "cdc_tasks.command_line",
         "cdc_tasks.config",
         "cdc_tasks.celery",
         # what of the worker's room needs the app itself
@@ -73,7 +81,7 @@ LEVELS: Final = (
         "listener.postgres.client",
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps",
-        "listener.postgres.check listener.postgres.setup listener.postgres.status",
+        "listener.postgres.check listener.postgres.setup listener.postgres.status listener.postgres.existing_tables",
         "listener.postgres.monitor",
     ),
     (
@@ -83,7 +91,7 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
-        "listener.mysql.check listener.mysql.status",
+        "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
     ),
 )

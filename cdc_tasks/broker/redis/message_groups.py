@@ -42,15 +42,18 @@ __all__ = [
     "GROUPS",
     "LENGTHS",
     "HeldUp",
+    "Keyed",
     "MessageGroups",
     "Waiting",
     "key_in",
     "next_list",
     "owners_key",
+    "release_command",
 ]
 
 _OWNERS: Final = "cdc:keys"
 _HELD_UP: Final = "cdc:keys:held-up"
+_SEPARATOR: Final = r"\6\22"  # Lua for kombu's, between a queue's name and a priority
 _AT_ONCE: Final = 500  # messages in one script
 LENGTHS: Final = "cdc:keys:lengths"
 
@@ -101,10 +104,12 @@ local function advance(key)  -- the next message owns the key, or nobody
     end
     local list, message = forget_waiting(key, entry)
     own(described(cjson.decode(message)))
-    if redis.call('EXISTS', list) == 1 then
-        redis.call('LPUSH', NEXT .. list, message)
+    -- Not into the list of a priority: no worker waits there, and this message has waited already.
+    local queue = string.match(list, '^(.-){_SEPARATOR}') or list
+    if redis.call('EXISTS', queue) == 1 then
+        redis.call('LPUSH', NEXT .. queue, message)
     else
-        redis.call('RPUSH', list, message)  -- and wake a worker up
+        redis.call('RPUSH', queue, message)  -- and wake a worker up
     end
 end
 local function owner_of(key)
@@ -168,22 +173,22 @@ return 0
 """
 
 
-class Script:
+class _Script:
     """A script that is sent by its digest, and whole if Redis does not know it."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
-        self._digest = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
+        self.text = text
+        self.digest = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
 
     def __call__(self, client: redis.Redis, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         try:
-            return client.evalsha(self._digest, len(keys), *keys, *arguments)
+            return client.evalsha(self.digest, len(keys), *keys, *arguments)
         except NoScriptError:
-            return client.eval(self._text, len(keys), *keys, *arguments)
+            return client.eval(self.text, len(keys), *keys, *arguments)
 
 
 # ARGV: the prefix, the list, the message
-_PUT: Final = Script(f"""
+_PUT: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
 local each = described(cjson.decode(ARGV[3]))
@@ -192,7 +197,7 @@ return 0
 """)
 
 # KEYS: unacked, its index; ARGV: the prefix, the delivery tag, the key, whether it is held
-_RELEASE: Final = Script(f"""
+_RELEASE: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
 redis.call('ZREM', KEYS[2], ARGV[2])
@@ -211,7 +216,7 @@ return 1
 """)
 
 # KEYS: a list; ARGV: the prefix, the most messages to delete
-_PURGE: Final = Script(f"""
+_PURGE: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
 local number = 0
@@ -226,7 +231,7 @@ return number
 """)
 
 # KEYS: a sorted set of messages that are due later; ARGV: the prefix, the most messages to delete
-_PURGE_LATER: Final = Script(f"""
+_PURGE_LATER: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
 local entries = redis.call('ZRANGE', KEYS[1], 0, ARGV[2] - 1)
@@ -239,7 +244,7 @@ return #entries
 """)
 
 # ARGV: the prefix, a key, the list, the most messages to look at, the index of the first one
-_PURGE_WAITING: Final = Script(f"""
+_PURGE_WAITING: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
 local entries = redis.call('ZRANGE', WAITING .. ARGV[2], ARGV[5], ARGV[5] + ARGV[4] - 1)
@@ -256,7 +261,7 @@ return {{#entries, number}}
 """)
 
 # ARGV: the prefix, the key, the task id of its owner, whether only a failed task may be let go
-_SKIP: Final = Script(f"""
+_SKIP: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
 local owner = owner_of(ARGV[2])
@@ -281,6 +286,23 @@ def key_in(message: object) -> str | None:
     headers = message.get("headers") if isinstance(message, dict) else None
     key = headers.get(KEY_HEADER) if isinstance(headers, dict) else None
     return key if isinstance(key, str) else None
+
+
+class Keyed(NamedTuple):
+    """A message with a key that was acknowledged."""
+
+    tag: str
+    key: str
+    is_held: bool  # it keeps its key
+
+
+def release_command(unacked: str, index: str, prefix: str, keyed: Keyed, *, is_known: bool) -> list[Any]:
+    """Return the command that acknowledges a message, and hands out the next one of its key, or holds that.
+
+    It may be repeated. `unacked` and `index` have the prefix. `is_known`: Redis has the script.
+    """
+    script = ["EVALSHA", _RELEASE.digest] if is_known else ["EVAL", _RELEASE.text]
+    return [*script, 2, unacked, index, prefix, keyed.tag, keyed.key, int(keyed.is_held)]
 
 
 class HeldUp(NamedTuple):
@@ -314,14 +336,6 @@ class MessageGroups:
         """Put a message with a key into this list, or let it wait; raise redis-py's errors."""
         _PUT(self._client, [self._prefixed(_OWNERS)], [self._prefix, self._prefixed(place), message])
 
-    def acknowledge(self, unacked: Sequence[str], tag: str, key: str, *, is_held: bool) -> None:
-        """Remove an unacknowledged message, and hand out the next one of its key, or hold that.
-
-        `unacked` are the keys of the hash and of its index.
-        """
-        arguments = [self._prefix, tag, key, int(is_held)]
-        _RELEASE(self._client, list(map(self._prefixed, unacked)), arguments)
-
     def purge(self, places: Iterable[str]) -> int:
         """Delete the messages in these lists, and those that wait for them; return their number."""
         lists = list(map(self._prefixed, places))
@@ -335,7 +349,7 @@ class MessageGroups:
         """Delete the messages in this sorted set, which has the prefix (`later.py`); return their number."""
         return self._purge_all(_PURGE_LATER, key)
 
-    def _purge_all(self, script: Script, key: str) -> int:
+    def _purge_all(self, script: _Script, key: str) -> int:
         number = 0
         while purged := int(script(self._client, [key], [self._prefix, _AT_ONCE])):
             number += purged

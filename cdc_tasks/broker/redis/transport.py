@@ -27,13 +27,21 @@ from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from cdc_tasks.broker.redis.connections import SharedConnections
 from cdc_tasks.broker.redis.later import Later
 from cdc_tasks.broker.redis.message_groups import GROUPS, MessageGroups, key_in, next_list
 from cdc_tasks.broker.redis.silent_connections import Liveness
-from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
+from cdc_tasks.broker.redis.unacknowledged import (
+    LEASES,
+    MADE_UP_TAG,
+    Acknowledgements,
+    QoS,
+    inbox_key,
+    index_key,
+    unacked_key,
+)
 from cdc_tasks.broker.redis.wake_up import NO_WAKE_UP, Poller, WakeUps
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed_messages import (
@@ -87,7 +95,7 @@ end
 return looked_at > 0 and {{-1}}
 """
 
-_CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
+_MAX_CLAIMS: Final = 16  # in a round: a worker with more free processes goes on in the next one
 
 
 class _Place(NamedTuple):
@@ -95,7 +103,24 @@ class _Place(NamedTuple):
 
     key: str  # without the prefix
     queue: str
-    kind: str = ""  # "priority": kombu's list of a queue for messages with a priority
+    is_slow: bool = False  # kombu's list for messages with a priority, at which no worker waits
+
+
+class _Claim(NamedTuple):
+    """One claim, ready to be sent."""
+
+    asked: list[_Place]  # the lists at which the script looks, in its order
+    packed: Any  # what redis-py sends
+
+
+class _Sent(NamedTuple):
+    """What was sent in one packet, whose answers come together."""
+
+    acknowledgements: Acknowledgements
+    claims: list[_Claim]  # empty: EXISTS was sent
+
+
+_CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
 
 
 class _ClaimingChannel:
@@ -106,15 +131,16 @@ class _ClaimingChannel:
     claimed: str | None = None  # the delivery tag of the message that is being delivered
     claimed_from = ""  # its queue
     _is_empty = False  # the last claim found all queues empty
-    _script_is_known = True
+    script_is_known = True
     _number_of_claims = 0
+    _sent = _Sent(Acknowledgements([], [], []), [])
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared: dict[Any, _Claim] = {}
         self._no_ack_queues: set[str] = set()  # queues whose consumers do not acknowledge
         self.wake_ups = WakeUps(self)
         self.later = Later(self)
         self.lease = uuid4().hex
-        self._asked: list[_Place] = []
         super().__init__(*args, **kwargs)
         self.unacked_key = unacked_key(self.lease)
         self.unacked_index_key = index_key(self.lease)
@@ -124,6 +150,7 @@ class _ClaimingChannel:
             self._no_ack_queues.add(queue)
         else:
             self._no_ack_queues.discard(queue)
+        self._prepared.clear()
         if (kwargs.get("arguments") or {}).get(NO_WAKE_UP):
             self.wake_ups.omit(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
@@ -136,90 +163,131 @@ class _ClaimingChannel:
         return result
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
-        """Send a claim; if the last one found nothing, wait for a wake-up instead, and look now and then."""
+        """Send a claim for each free process; if the last one found nothing, wait for a wake-up instead.
+
+        Now and then look nevertheless. Acknowledgements go along.
+        """
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
         if self._is_empty and not self.wake_ups.is_time_to_look():
             self.wake_ups.wait_at(queues)
             return
-        self._in_poll = self.client.connection
+        connection = self.client.connection
+        self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        self._asked = self._places(queues)
+        acknowledgements = self.qos.acknowledgements()
+        claims = [] if self._is_empty else self._claims(queues)
+        commands = [*acknowledgements.commands]
         if self._is_empty:
-            self.client.connection.send_command("EXISTS", *self._keys_of(self._asked))
-        else:
-            self.client.connection.send_command(*self._claim(self._asked))
+            commands.append(["EXISTS", *self._keys_of(self._places(queues))])
+        packets = connection.pack_commands(commands) if commands else []
+        connection.send_packed_command([*packets, *(part for claim in claims for part in claim.packed)])
+        self._sent = _Sent(acknowledgements, claims)
+
+    def acknowledge_rest(self: Any) -> None:
+        """Send the acknowledgements of which no claim is on its way that the next one would follow."""
+        if not (self._in_poll and self.qos.can_consume()):
+            self.qos.acknowledge_now()
 
     def look_again(self) -> None:
         """Send a claim in the next round: there may be a message now."""
         self._is_empty = False
 
-    def _places(self: Any, queues: list[str]) -> list[_Place]:
+    def _places(self: Any, queues: list[str], *, due_first: bool = True) -> list[_Place]:
         """Return all lists that may have a message, in the order in which to look.
 
-        Messages whose turn has come and the others of a queue take turns: neither kind waits for the end of the other.
+        `due_first`: first those with the messages whose turn has come, and then the queues themselves.
         """
-        self._number_of_claims += 1
         inboxes = [_Place(inbox_key(self.lease, queue), queue) for queue in queues]
         due = [_Place(next_list(f"{self.global_keyprefix}{queue}"), queue) for queue in queues]
         highest, *others = [
-            [_Place(self._q_for_pri(queue, step), queue, "priority" if step else "") for queue in queues]
+            [_Place(self._q_for_pri(queue, step), queue, is_slow=bool(step)) for queue in queues]
             for step in self.priority_steps
         ]
-        first = [*due, *highest] if self._number_of_claims % 2 else [*highest, *due]
+        first = [*due, *highest] if due_first else [*highest, *due]
         return [*inboxes, *first, *(place for each in others for place in each)]
 
     def _keys_of(self: Any, places: list[_Place]) -> list[str]:
         return [f"{self.global_keyprefix}{place.key}" for place in places]
 
-    def _claim(self: Any, places: list[_Place]) -> list[Any]:
+    def _claims(self: Any, queues: list[str]) -> list[_Claim]:
+        """Return one claim for each message that the worker may take, each beginning with another queue."""
+        free = self.qos.can_consume_max_estimate() or 1
+        turns = (number % len(queues) for number in range(min(free, _MAX_CLAIMS)))
+        return [self._claim([*queues[turn:], *queues[:turn]]) for turn in turns]
+
+    def _claim(self: Any, queues: list[str]) -> _Claim:
+        """Return a claim; messages whose turn has come go first in every other one, so that neither kind starves."""
+        self._number_of_claims += 1
+        due_first = self._number_of_claims % 2 == 1
+        key = (*queues, self.script_is_known, due_first)
+        if key not in self._prepared:
+            self._prepared[key] = self._prepare(self._places(queues, due_first=due_first))
+        claim: _Claim = self._prepared[key]
+        return claim
+
+    def _prepare(self: Any, places: list[_Place]) -> _Claim:
         prefix = self.global_keyprefix
         keys = [f"{prefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
         keys += self._keys_of(places)
-        lists = [f"{int(queue not in self._no_ack_queues)}{prefix}{queue}" for _, queue, _ in places]
-        script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
-        return [*script, len(keys), *keys, self.lease, prefix, *lists]
+        lists = [f"{int(place.queue not in self._no_ack_queues)}{prefix}{place.queue}" for place in places]
+        script = ("EVALSHA", _CLAIM_SHA) if self.script_is_known else ("EVAL", _CLAIM)
+        command = [*script, len(keys), *keys, self.lease, prefix, *lists]
+        return _Claim(places, self.client.connection.pack_commands([command]))
 
     def _brpop_read(self: Any, **_: Any) -> bool:
-        """Read the answer to `_brpop_start`; raise Empty if there is no message."""
+        """Read the answers to what `_brpop_start` has sent; raise Empty if there is no message."""
         try:
-            answer = self._read_answer()
-            if answer is None:
-                self._is_empty = self._script_is_known
+            came = [self._take(asked, *answer) for asked, answer in self._read_claimed()]
+            if not any(came):
                 raise Empty
-            if answer == [-1]:  # only messages whose key is not free
-                raise Empty
-            number, content, tag = answer
-            _, queue, kind = self._asked[number]
-            if kind == "priority":
-                self.wake_ups.expect_priorities()
-            try:
-                message = self._readable(content)
-            except (MalformedMessageError, *SHAPE_ERRORS) as error:
-                self._keep_malformed(content, queue, bytes_to_str(tag), reason=str(error))
-                raise Empty from None
-            self._deliver_claimed(queue, message)
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
 
-    def _read_answer(self: Any) -> Any:
+    def _read_claimed(self: Any) -> list[tuple[list[_Place], Any]]:
+        """Return the answers with a message, each with the lists that were asked."""
+        sent: _Sent = self._sent
+        number = len(sent.acknowledgements.commands)
+        answers = self._read_answers(number + max(len(sent.claims), 1))
+        self.script_is_known = not _has_unknown_script(answers)  # Redis has restarted
+        self.qos.are_acknowledged(sent.acknowledgements, keyed_too=not _has_unknown_script(answers[:number]))
+        if not sent.claims:  # EXISTS: how many of the lists exist
+            self._is_empty = not answers[-1]
+            return []
+        self._is_empty = answers[-1] is None
+        claims = zip(sent.claims, answers[number:], strict=True)
+        return [
+            (claim.asked, answer) for claim, answer in claims if isinstance(answer, list) and answer != [-1]
+        ]
+
+    def _read_answers(self: Any, number: int) -> list[Any]:
+        """Read all answers before any of them has an effect; raise the first error that Redis has answered."""
         connection = self.client.connection
         try:
-            answer = connection.read_response()
-        except NoScriptError:  # Redis has restarted
-            self._script_is_known = False
-            return None
+            answers = [_read(connection) for _ in range(number)]
         except self.connection_errors:
             connection.disconnect()
             raise
-        if isinstance(answer, int):  # of EXISTS: how many of the lists exist
-            self._is_empty = not answer
-            raise Empty
-        self._script_is_known = True
-        return answer
+        for answer in answers:
+            if isinstance(answer, ResponseError) and not isinstance(answer, NoScriptError):
+                raise answer
+        return answers
+
+    def _take(self: Any, asked: list[_Place], number: int, content: bytes, tag: bytes) -> bool:
+        """Deliver a message that was claimed; return whether it is one."""
+        _, queue, is_slow = asked[number]
+        if is_slow:
+            self.wake_ups.expect_priorities()
+        try:
+            message = self._readable(content)
+        except (MalformedMessageError, *SHAPE_ERRORS) as error:
+            self._keep_malformed(content, queue, bytes_to_str(tag), reason=str(error))
+            return False
+        self._deliver_claimed(queue, message)
+        return True
 
     def _readable(self: Any, content: bytes) -> dict[str, Any]:
         message: dict[str, Any] = loads(content)
@@ -294,6 +362,18 @@ class _ClaimingChannel:
             self.qos.renew()
         except self.connection_errors:
             logger.debug("the lease was not renewed; the worker tries again", exc_info=True)
+
+
+def _read(connection: Any) -> Any:
+    """Return the next answer, also one that is an error; raise connection errors."""
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _has_unknown_script(answers: list[Any]) -> bool:
+    return any(isinstance(answer, NoScriptError) for answer in answers)
 
 
 def _do_nothing() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import uuid4
 
 import redis
@@ -25,17 +25,18 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
+from redis.exceptions import NoScriptError
 
 from cdc_tasks.broker.redis.later import LATER
 from cdc_tasks.broker.redis.leases import Lease, Observer
-from cdc_tasks.broker.redis.message_groups import key_in
+from cdc_tasks.broker.redis.message_groups import Keyed, key_in, release_command
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed_messages import SHAPE_ERRORS, keep_malformed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["LEASES", "MADE_UP_TAG", "QoS", "index_key", "unacked_key"]
+__all__ = ["LEASES", "MADE_UP_TAG", "Acknowledgements", "QoS", "index_key", "unacked_key"]
 
 LEASES: Final = "cdc:leases"
 MADE_UP_TAG: Final = "malformed-"  # the beginning of the tag of a message without kombu's envelope
@@ -110,6 +111,14 @@ def inbox_lease(lease: str, queue: str) -> str:
     return f"{lease} {queue}"
 
 
+class Acknowledgements(NamedTuple):
+    """Messages that were acknowledged, and the commands for Redis."""
+
+    tags: list[str]
+    keyed: list[Keyed]
+    commands: list[list[Any]]
+
+
 class QoS(kombu_redis.QoS):
     """The unacknowledged messages of one channel, and the sweep for those of dead workers."""
 
@@ -119,6 +128,8 @@ class QoS(kombu_redis.QoS):
     _remove_from_indices: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._acknowledged: list[str] = []  # delivery tags that Redis is not known to have deleted
+        self._keyed: list[Keyed] = []  # the same of messages with a key
         super().__init__(*args, **kwargs)
         self._swept_at = float("-inf")
         self._held: set[str] = set()  # delivery tags: these keep their key when they are acknowledged
@@ -134,16 +145,27 @@ class QoS(kombu_redis.QoS):
             self._count_up()
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message; the next one of its key is handed out."""
-        if not self._acknowledge_keyed(delivery_tag):
+        """Acknowledge a message; in a worker's event loop the next claim takes the acknowledgement along."""
+        key = self._key_of(delivery_tag)
+        if key is not None:
+            self._keyed.append(Keyed(delivery_tag, key, delivery_tag in self._held))
+            self._held.discard(delivery_tag)
+        elif self.channel.connection.loop is not None:
+            self._acknowledged.append(delivery_tag)
+        else:
             super().ack(delivery_tag)
+            return
+        virtual.QoS.ack(self, delivery_tag)
+        if self.channel.connection.loop is None:
+            self.acknowledge_now()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
         """Give a message back to its queue, where it keeps its key; or drop it."""
-        if requeue:
-            self._held.discard(delivery_tag)
-        if requeue or not self._acknowledge_keyed(delivery_tag):
+        self._held.discard(delivery_tag)
+        if requeue or self._key_of(delivery_tag) is None:
             super().reject(delivery_tag, requeue=requeue)
+        else:
+            self.ack(delivery_tag)
 
     def hold_key(self, delivery_tag: str) -> None:
         """Let a message keep its key when it is acknowledged: its task has failed, and a person decides."""
@@ -158,22 +180,46 @@ class QoS(kombu_redis.QoS):
         if key is None:
             self._remove_from_indices(delivery_tag).execute()
         else:
-            self._release(delivery_tag, key)
+            self._keyed.append(Keyed(delivery_tag, key, is_held=False))
+        if self.channel.connection.loop is None:
+            self.acknowledge_now()
 
-    def _acknowledge_keyed(self, delivery_tag: str) -> bool:
+    def _key_of(self, delivery_tag: str) -> str | None:
         message = self._delivered.get(delivery_tag)
-        key = None if message is None else key_in({"headers": message.headers})
-        if key is None:
-            return False
-        self._release(delivery_tag, key)
-        virtual.QoS.ack(self, delivery_tag)
-        return True
+        return None if message is None else key_in({"headers": message.headers})
 
-    def _release(self, delivery_tag: str, key: str) -> None:
-        unacked = [self.channel.unacked_key, self.channel.unacked_index_key]
-        is_held = delivery_tag in self._held
-        self.channel.groups.acknowledge(unacked, delivery_tag, key, is_held=is_held)
-        self._held.discard(delivery_tag)
+    def acknowledgements(self) -> Acknowledgements:
+        """Return what was acknowledged, and the commands that tell Redis; they may be repeated."""
+        tags, keyed = self._acknowledged[:_AT_ONCE], self._keyed[:_AT_ONCE]
+        index, unacked = (
+            self._prefixed(key) for key in (self.channel.unacked_index_key, self.channel.unacked_key)
+        )
+        # If only the first of the two arrives, the message stays in `unacked` until that is deleted, and no worker
+        # gets it: the index says what goes back.
+        commands: list[list[Any]] = [["ZREM", index, *tags], ["HDEL", unacked, *tags]] if tags else []
+        is_known, prefix = self.channel.script_is_known, self.channel.global_keyprefix
+        commands += [release_command(unacked, index, prefix, each, is_known=is_known) for each in keyed]
+        return Acknowledgements(tags, keyed, commands)
+
+    def are_acknowledged(self, sent: Acknowledgements, *, keyed_too: bool = True) -> None:
+        """Forget what `acknowledgements` has returned: Redis has answered."""
+        del self._acknowledged[: len(sent.tags)]
+        if keyed_too:
+            del self._keyed[: len(sent.keyed)]
+
+    def acknowledge_now(self) -> None:
+        """Send the acknowledgements that no claim has taken along, and wait for the answer."""
+        while self._acknowledged or self._keyed:
+            sent = self.acknowledgements()
+            pipe: Any = self._redis().pipeline(transaction=False)
+            for command in sent.commands:
+                pipe.execute_command(*command)
+            try:
+                pipe.execute()
+            except NoScriptError:  # Redis has restarted: again, with the whole scripts
+                self.channel.script_is_known = False
+            else:
+                self.are_acknowledged(sent)
 
     def renew(self) -> None:
         """Renew the lease if there are unacknowledged messages."""
@@ -188,6 +234,14 @@ class QoS(kombu_redis.QoS):
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Give back the messages in the inboxes too; kombu calls it when the channel closes."""
         self.channel.wake_ups.close()
+        try:
+            self.acknowledge_now()
+        except (redis.RedisError, OSError, AttributeError) as error:
+            logger.warning(
+                "Redis is down; %d tasks that are done come back (%r)",
+                len(self._acknowledged) + len(self._keyed),
+                error,
+            )
         super().restore_unacked_once(stderr)
         try:
             for queue in self.channel.wake_ups.inboxes:
