@@ -23,7 +23,8 @@ malformed_message maybe_sent
 message_too_large not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log permission_denied
 rate_limited refused route server_id_taken settings slot_in_use source source_lost table_renamed task_modules
 too_many_connections try_again unavailable undescribed_table unfit_pool unknown_database unknown_database_type
-unroutable unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user unreadable_record
+unroutable unknown_key unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user
+unreadable_record
 value_missing vault
 """
 
@@ -31,8 +32,7 @@ value_missing vault
 _OWN_CODES = """
 bookmark bookmark_not_durable broadcast broker broker_access_refused broker_disk broker_lost_data
 broker_memory broker_rights broker_settings cache celery_config_module celery_settings certificate
-checkpoint_of_other_database durability foreign_worker from_start_unsupported groups_not_on_redis
-kombu_unacked kombu_version
+checkpoint_of_other_database durability foreign_worker from_start_unsupported kombu_unacked kombu_version
 message_format no_consumer no_database_name no_queue no_workers partial_batch queue queue_differs
 queue_unusable route_gone routes_not_loaded row_not_rendered row_too_large several_queues task_options
 no_routes sample_routes transport_not_installed unknown_task unknown_variable unreadable_deferred
