@@ -12,6 +12,8 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
 from cdc_tasks.user_code import mistake
+from listener.control.commands import CommandQueue
+from listener.control.control import Control, ControlState
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
@@ -20,6 +22,7 @@ from listener.core.source_status import SourceStatus
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
+from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.mysql import existing_tables as mysql_tables
@@ -41,6 +44,8 @@ __all__ = [
     "celery_app",
     "check_everything",
     "checkpoint_store",
+    "command_queue",
+    "control_state",
     "make_listener",
     "read_existing_tables",
     "read_source_status",
@@ -70,11 +75,33 @@ def celery_app(settings: ListenerSettings) -> Celery:
 
 
 def make_listener(
-    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool = False
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    *,
+    accept_gap: bool,
+    from_start: bool = False,
+    reloading: Reloading | None = None,
 ) -> Listener:
     """Return the listener, not yet connected to anything."""
     monitor = _monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
-    return Listener(monitor, router, _publisher(settings))
+    publisher = _publisher(settings)
+    redis = checkpoint_store(settings)
+    queue, state = CommandQueue(redis, settings.cdc_name), ControlState(redis, settings.cdc_name)
+    control = Control(queue, state, publisher, router.routes, reloading)
+    listener = Listener(monitor, router, publisher, control)
+    if reloading is not None:
+        reloading.stop = listener.stop
+    return listener
+
+
+def command_queue(settings: ListenerSettings) -> CommandQueue:
+    """Return where the commands to the listener wait."""
+    return CommandQueue(checkpoint_store(settings), settings.cdc_name)
+
+
+def control_state(settings: ListenerSettings) -> ControlState:
+    """Return what is paused or skipped, once it is read."""
+    return ControlState(checkpoint_store(settings), settings.cdc_name)
 
 
 def _monitor(
@@ -124,6 +151,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
             settings.cache_url.get_secret_value(),
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
+            max_set_aside=settings.cdc_max_set_aside,
         )
     return RedisPublisher(
         app,

@@ -41,6 +41,7 @@ __all__ = [
     "ADMIT",
     "GROUPS",
     "LENGTHS",
+    "MOVE",
     "HeldUp",
     "Keyed",
     "MessageGroups",
@@ -150,17 +151,16 @@ local function may_go(each, list, message)  -- whether a message from a queue is
 end
 """
 
-# KEYS: the owners; ARGV: the prefix, then for each message the list into which it goes if its key is free, the list of
-# its queue, its key, delivery tag, task id, task, and itself
+# KEYS: the owners; ARGV: the prefix, then for each message its list, key, delivery tag, task id, task, and itself
 # For the listener, which sends it with its checkpoint. It looks at no message's content: that would take too long.
 ADMIT: Final = f"""
 local P = ARGV[1]
 {GROUPS}
 local lists, pushed = {{}}, {{}}
-for i = 2, #ARGV, 7 do
-    local list, message = ARGV[i], ARGV[i + 6]
-    local each = {{key = ARGV[i + 2], tag = ARGV[i + 3], id = ARGV[i + 4], task = ARGV[i + 5], rank = ''}}
-    if admit(each, ARGV[i + 1], message) then
+for i = 2, #ARGV, 6 do
+    local list, message = ARGV[i], ARGV[i + 5]
+    local each = {{key = ARGV[i + 1], tag = ARGV[i + 2], id = ARGV[i + 3], task = ARGV[i + 4], rank = ''}}
+    if admit(each, list, message) then
         if not pushed[list] then
             pushed[list] = {{}}
             table.insert(lists, list)
@@ -169,6 +169,19 @@ for i = 2, #ARGV, 7 do
     end
 end
 for _, list in ipairs(lists) do redis.call('LPUSH', list, unpack(pushed[list])) end
+return 0
+"""
+
+# KEYS: a list, a queue; ARGV: the prefix, how many messages go from the list to the queue; those with a key as above
+MOVE: Final = f"""
+local P = ARGV[1]
+{GROUPS}
+for _ = 1, tonumber(ARGV[2]) do
+    local message = redis.call('RPOP', KEYS[1])
+    if not message then return 0 end
+    local ok, each = pcall(function() return described(cjson.decode(message)) end)
+    if not (ok and each) or admit(each, KEYS[2], message) then redis.call('LPUSH', KEYS[2], message) end
+end
 return 0
 """
 
