@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cdc_tasks.addresses import check_address
+from cdc_tasks.addresses import check_address, check_redis_address
 from cdc_tasks.environment import TWINS, SettingsError, check_queue_prefix, value_of, variable
 from cdc_tasks.errors import mask_secrets
 from cdc_tasks.passwords import with_source
@@ -64,10 +64,8 @@ def _broker_url(value: SecretStr) -> SecretStr:
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    schemes = ("redis://", "rediss://", "unix://")
-    if not value.get_secret_value().startswith(schemes):
-        raise ValueError(f"must start with one of {', '.join(schemes)}")
-    return _address(value)
+    check_redis_address(value.get_secret_value())
+    return value
 
 
 def _fernet_keys(value: SecretStr) -> SecretStr:
@@ -127,6 +125,13 @@ class BrokerSettings(Settings):
         "cdc_",
         description="What the names of our queues begin with, the same for listener and workers: up to 64 of "
         "a-z, A-Z, 0-9, _ and -.",
+    )
+    cdc_key_partitions: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="RabbitMQ only: how many queues share the tasks with a key, the same for listener and workers. "
+        "Up to that many workers run such tasks.",
     )
 
 
