@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,8 +22,8 @@ from cdc_tasks.broker.redis.acl import missing_for_worker
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
-from cdc_tasks.config.required_versions import OldCeleryError, check_versions
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.versions import OldCeleryError, check_versions, lacking_parts
 from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
@@ -137,6 +138,14 @@ def _report_weak_settings(**_: Any) -> None:
             reason="It does not start from the settings of cdc-tasks, so it may be another application's.",
             hint="To use it: start it with `from cdc_tasks.config.celery import *`.",
         )
+
+
+@signals.celeryd_after_setup.connect
+def _report_parts_that_this_celery_lacks(instance: Any, **_: Any) -> None:
+    with instance.app.connection_for_read() as connection:
+        lacks = lacking_parts(connection.transport.driver_type)
+    if lacks:
+        log.warning("celery_version_lacks_parts", celery=metadata.version("celery"), lacks=lacks)
 
 
 @signals.celeryd_after_setup.connect

@@ -26,6 +26,7 @@ from kombu.common import Broadcast
 
 from cdc_tasks.broker.delivery_marks import without_marks
 from cdc_tasks.retry import UnroutableError
+from cdc_tasks.versions import celery_is
 
 __all__ = [
     "BindToDelayedDelivery",
@@ -75,6 +76,8 @@ class DelayingCelery(Celery):
 
     def has_quorum_queues(self) -> bool:
         """Return whether RabbitMQ keeps the delays: Celery's delayed delivery needs quorum queues."""
+        if not celery_is(5, 5):
+            return False
         queues = self.amqp.queues.values()
         return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
 
@@ -94,7 +97,7 @@ def _make_delay_queues(app: Celery) -> None:
 
 
 def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
-    # Not at the top: an older kombu has no such module, and a worker says so once it starts (`required_versions`).
+    # Not at the top: kombu before 5.5 has no such module.
     from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
     with connection.channel() as channel:
@@ -104,7 +107,11 @@ def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
 class BindToDelayedDelivery(StartStopStep):
     """Binds a worker's queues to the exchange to which messages go when their delay is over."""
 
-    requires = ("celery.worker.consumer.delayed_delivery:DelayedDelivery",)
+    requires = (
+        "celery.worker.consumer.delayed_delivery:DelayedDelivery"
+        if celery_is(5, 5)
+        else "celery.worker.consumer.tasks:Tasks",
+    )
 
     def include_if(self, consumer: Any) -> bool:
         """Return whether RabbitMQ keeps the delays of this worker's tasks."""

@@ -6,6 +6,7 @@ A name has no dot. A RabbitMQ topic consists of words between dots, and delayed 
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -100,6 +101,11 @@ class AMQP(amqp.AMQP):
     """Celery's AMQP, with our `Queues`."""
 
     queues_cls = Queues
+
+    @cached_property
+    def default_queue(self) -> Any:
+        """Return the queue of tasks that no setting routes; None in a worker that has forgotten it."""
+        return self.queues.get(self.app.conf.task_default_queue)
 
 
 class DefaultQueue(Queue):

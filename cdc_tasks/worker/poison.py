@@ -16,12 +16,14 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.app.task import Context
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from cdc_tasks import cache
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
 from cdc_tasks.retry import MAX_PROCESS_CRASHES, MAX_WORKER_CRASHES
+from cdc_tasks.versions import celery_is
 from cdc_tasks.worker.redacted_args import redacted
 
 if TYPE_CHECKING:
@@ -87,9 +89,40 @@ class BoundedRequest(Request):
         if kills < MAX_PROCESS_CRASHES or not _kept(self.task_name, context, exc, exc_info):
             attempt = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "error": repr(exc)}
             context.headers = dead_letters.with_attempt({**(context.headers or {}), KILLS: kills}, attempt)
-            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
+            if celery_is(5, 7):
+                return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
+            return self._send_retry(exc, exc_info)
         self.acknowledge()
         self.send_event("task-failed", exception=repr(exc), traceback=str(exc_info.traceback))
+        return True
+
+    def on_failure(self, exc_info: ExceptionInfo, *args: Any, **kwargs: Any) -> Any:
+        """Retry a task whose process died, as Celery 5.7 does; earlier ones put its message back, without a limit."""
+        error = exc_info.exception
+        lost = getattr(error, "exc", error)  # billiard wraps some with their traceback
+        if celery_is(5, 7) or not isinstance(lost, WorkerLostError) or not self._is_retried_if_lost():
+            return super().on_failure(exc_info, *args, **kwargs)
+        task_ready(self)
+        return (
+            None if self._retry_worker_lost(lost, exc_info) else super().on_failure(exc_info, *args, **kwargs)
+        )
+
+    def _is_retried_if_lost(self) -> bool:
+        task, retries = self.task, self._context.retries  # type: ignore[attr-defined]  # the same
+        is_wanted = task.acks_late and task.app.conf.get("task_retry_on_worker_lost")
+        return bool(is_wanted) and (task.max_retries is None or retries < task.max_retries)
+
+    def _send_retry(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
+        task, context = self.task, self._context  # type: ignore[attr-defined]  # the same
+        try:
+            task.signature_from_request(
+                context, countdown=task.default_retry_delay, retries=context.retries + 1
+            ).apply_async()
+        except Exception as error:  # noqa: BLE001  # whatever the broker's driver raises: the message goes back
+            log.warning("retry_not_taken", of_task=self.name, error=repr(error))
+            return False
+        self.acknowledge()
+        self.send_event("task-retried", exception=repr(exc), traceback=str(exc_info.traceback))
         return True
 
 

@@ -14,6 +14,7 @@ from kombu.common import Broadcast
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
+from cdc_tasks.versions import celery_is
 
 __all__ = [
     "ID",
@@ -36,9 +37,10 @@ POSITION: Final = "cdc-0position"
 _ARGUMENT: Final = "cdc-0argument"
 
 # Celery's `send_task` passes these itself: in task_routes they are an error, here as in Celery.
-_NOT_BY_ROUTE: Final = dict.fromkeys(
-    ("countdown", "eta", "expires", "ignore_result", "shadow", "soft_time_limit", "time_limit")
-)
+_NOT_BY_ROUTE: Final = {
+    **dict.fromkeys(("countdown", "eta", "expires", "shadow", "soft_time_limit", "time_limit")),
+    "ignore_result": None if celery_is(5, 7) else False,  # Celery's default
+}
 
 
 class EnvelopeError(CDCError):

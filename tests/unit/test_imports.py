@@ -31,6 +31,7 @@ SHARED: Final = {
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
     "cdc_tasks.settings",
+    "cdc_tasks.versions",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
@@ -38,7 +39,7 @@ LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
-        "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
+        "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.versions cdc_tasks.routing cdc_tasks.testing",
         "cdc_tasks.cache cdc_tasks.db",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",
         "cdc_tasks.broker.queues",
