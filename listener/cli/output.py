@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdc_tasks.changes import EventType
+from cdc_tasks.routing.arguments import ColumnArgs
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, State
 from listener.daemon.status import Status
@@ -70,11 +71,18 @@ def describe_route(route: Route) -> Mapping[str, str]:
         "events": ", ".join(event.name for event in EventType if event in route.events),
         "task": route.task,
         "when": "" if route.when is None else _called(route.when),
-        "argument": "the change" if route.args is None else _called(route.args),
+        "argument": _argument(route),
         "columns": "all" if route.columns is None else ", ".join(route.columns),
         "queue": route.queue or "",
         "grouping": "coalesce" if route.coalesce else f"batch of {route.batch}" if route.batch else "",
     }
+
+
+def _argument(route: Route) -> str:
+    if route.args is None:
+        return "the change"
+    shown = [] if route.kwargs is not None and route.args == ColumnArgs(()) else [_called(route.args)]
+    return ", ".join([*shown, *([f"**{_called(route.kwargs)}"] if route.kwargs else [])])
 
 
 def _called(function: Callable[..., Any]) -> str:
@@ -102,7 +110,7 @@ def show_status(status: Status) -> None:
     console = _console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
-        if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused"}:
+        if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused", "set_aside"}:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
     console.print(table)
     for alarm in status.alarms:
@@ -127,6 +135,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "gaps": list(source.gaps),
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
+        "set_aside": dict(saved.set_aside),
         "alarms": list(status.alarms),
         "alarm_codes": list(status.alarm_codes),
     }

@@ -17,7 +17,7 @@ from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import Route
+from cdc_tasks.routing.router import PAUSE, Route
 from cdc_tasks.versions import lacking_parts
 from listener.core.findings import CloseNames, Finding, State, finding_from
 from listener.core.publisher import BrokerAwayError
@@ -34,9 +34,13 @@ _UPGRADE: Final = "pip install --upgrade 'celery>=5.7,<5.8'"
 _ANSWER_WITHIN: Final = 1.0  # seconds in which workers answer
 
 
-def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
-    """Yield the findings; never raises CDCError."""
+def check_broker(
+    app: Celery, routes: Sequence[Route], *, durability: str, max_queue: int | None = None
+) -> Iterator[Finding]:
+    """Yield the findings; never raises CDCError. `max_queue` is CDC_MAX_QUEUE."""
     yield from _check_messages(app, routes)
+    if max_queue is None:
+        yield from _check_policies(routes)
     yield from _check_kombu()
     yield from _check_parts(app)
     yield from _check_settings(app)
@@ -255,9 +259,22 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             )
 
 
+def _check_policies(routes: Sequence[Route]) -> Iterator[Finding]:
+    """Find policies for full queues that have no effect, because no queue is ever full."""
+    for route in routes:
+        if route.on_full != PAUSE:
+            yield Finding(
+                what=f"route to {route.task}",
+                state=State.WARNING,
+                code="on_full_without_limit",
+                found=f'on_full="{route.on_full}" has no effect: CDC_MAX_QUEUE is not set, so no queue is ever full',
+                hint="Set CDC_MAX_QUEUE to the number of messages with which a queue is full.",
+            )
+
+
 def _queue_of(app: Celery, route: Route) -> str | None:
     try:
-        _, options = make_message(app, route)
+        options = make_message(app, route).options
     except CDCError:
         return None
     return str(options["queue"].name) if "queue" in options else None
