@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cdc_tasks.retry import TryAgain
     from cdc_tasks.routing.predicates import became, changed
     from cdc_tasks.routing.router import BinlogRouter, RouteError
+    from cdc_tasks.worker.install import install
 
 __all__ = [
     "BinlogRouter",
@@ -32,6 +33,7 @@ __all__ = [
     "became",
     "changed",
     "db",
+    "install",
     "latest_only",
     "master_cache",
     "notify",
@@ -48,6 +50,7 @@ _HOME: Final = {
     "TryAgain": "retry",
     "became": "routing.predicates",
     "changed": "routing.predicates",
+    "install": "worker.install",
     "latest_only": "latest",
     "store_latest": "latest",
 }

@@ -12,7 +12,7 @@ from structlog.typing import EventDict, Processor
 
 from cdc_tasks.errors import mask_secrets
 
-__all__ = ["configure"]
+__all__ = ["configure", "use_standard_logging"]
 
 
 # Below these levels these loggers write tokens, URLs, rows or SQL parameters. No setting lowers them further.
@@ -64,6 +64,26 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
     root.setLevel(least)
     for name, floor in _NEVER_BELOW.items():
         logging.getLogger(name).setLevel(max(least, floor))
+
+
+def use_standard_logging() -> None:
+    """Send our events to the standard library's loggers, as `event key=value`, unless structlog is configured.
+
+    So a worker of somebody else's app has our lines where it has its own.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.format_exc_info,
+            _mask,
+            structlog.processors.KeyValueRenderer(key_order=["event"], drop_missing=True),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
 
 
 def _number(level: str | int) -> int:

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import sqlalchemy
 import structlog
-from celery import signals
+from celery import shared_task, signals
 
 from cdc_tasks import cache, db
-from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
+from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -79,7 +79,7 @@ class UnknownTableError(CDCError):
     """This table is not in the master cache."""
 
 
-@app.task(name="cdc_tasks.refresh_master_cache")
+@shared_task(name="cdc_tasks.refresh_master_cache", base=RetryingTask)
 def refresh_master_cache(table: str) -> str:
     """Read `table` and replace each of its keys."""
     outcome = refresh(table)
@@ -87,7 +87,7 @@ def refresh_master_cache(table: str) -> str:
     return outcome
 
 
-@app.task(name="cdc_tasks.refresh_all_master_caches")
+@shared_task(name="cdc_tasks.refresh_all_master_caches", base=RetryingTask)
 def refresh_all_master_caches() -> str:
     """Refresh every table, each in its own task."""
     for table in TABLE_TO_CACHE_KEYS:
@@ -95,7 +95,7 @@ def refresh_all_master_caches() -> str:
     return f"{len(TABLE_TO_CACHE_KEYS)} refreshes queued"
 
 
-@app.task(name="cdc_tasks.refill_master_caches")
+@shared_task(name="cdc_tasks.refill_master_caches", base=RetryingTask)
 def refill_master_caches() -> str:
     """Refresh the tables that lack a key in Redis. A worker that finds such tables at its start sends this task."""
     refilled = [table for table in TABLE_TO_CACHE_KEYS if _is_missing(table) and _refill(table)]
@@ -103,15 +103,17 @@ def refill_master_caches() -> str:
 
 
 @signals.worker_ready.connect
-def _refill_an_empty_redis(**_: Any) -> None:
+def _refill_an_empty_redis(sender: Any, **_: Any) -> None:
     """Send a task if keys are missing: a task is retried while the database or Redis is away."""
+    if refill_master_caches.name not in sender.app.tasks:
+        return
     try:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
     except cache.CacheAwayError:
         is_full = False
     cache.close_idle()  # this is the worker's main process, which asks nothing more
     if not is_full:
-        with app.connection_for_write() as connection:
+        with sender.app.connection_for_write() as connection:
             options: dict[str, Any] = {"expires": _STALE, "connection": connection}
             refill_master_caches.apply_async(**options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import redis
 
 from cdc_tasks import cache
+from cdc_tasks.installed import current_app
 
 __all__ = ["counts"]
 
@@ -14,9 +15,7 @@ def counts() -> dict[str, int]:
 
     The changes are in the broker if it is Redis, else in CACHE_URL.
     """
-    from cdc_tasks.celery import app
-
-    with app.connection_for_read() as connection, cache.errors_translated():
+    with current_app().connection_for_read() as connection, cache.errors_translated():
         if connection.transport.driver_type != "redis":
             return _counts(cache.client())
         # No long retry: a person or Flower waits for the answer.

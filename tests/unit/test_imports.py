@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SHARED: Final = {
     "cdc_tasks",
     "cdc_tasks.addresses",
+    "cdc_tasks.broker.connection",
     "cdc_tasks.broker.delivery_marks",
     "cdc_tasks.broker.other_workers",
     "cdc_tasks.broker.rabbitmq.delayed_delivery",
@@ -26,7 +27,9 @@ SHARED: Final = {
     "cdc_tasks.config",
     "cdc_tasks.config.required_settings",
     "cdc_tasks.broker.queues",
+    "cdc_tasks.environment",
     "cdc_tasks.errors",
+    "cdc_tasks.installed",
     "cdc_tasks.logs",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
@@ -41,18 +44,19 @@ LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
+        "cdc_tasks.environment",
+        "cdc_tasks.installed",
         "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.versions cdc_tasks.routing cdc_tasks.testing",
         "cdc_tasks.cache cdc_tasks.db",
-        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",
+        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
         "cdc_tasks.config",
+        # what of the worker's room makes an app
+        "cdc_tasks.worker.startup cdc_tasks.worker.own_tasks cdc_tasks.worker.install",
         "cdc_tasks.celery",
-        # what of the worker's room needs the app itself
-        "cdc_tasks.worker.parked_counts cdc_tasks.worker.waiting_counts",
-        "cdc_tasks.worker.health cdc_tasks.worker.deferred_retries",
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
         "cdc_tasks.cli",

@@ -44,7 +44,10 @@ class Internal(NamedTuple):
 
 INTERNALS: Final = (
     Internal(
-        "kombu.transport", "_transport_cache", "dict", "An alias is looked up again after it has changed."
+        "celery",
+        "Celery._tasks",
+        "assigned",
+        "An app's tasks, without making those that are still to be made.",
     ),
     Internal(
         "amqp.channel",
