@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.extras import needs_extras
 from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import worker_settings
 
@@ -51,13 +52,14 @@ class UnknownDatabaseError(CDCError):
 def engine() -> Engine:
     """Return this process's engine, created on first use."""
     url = sqlalchemy_url(worker_settings().database_url.get_secret_value())
-    return sqlalchemy.create_engine(
-        url,
-        connect_args=_connect_args(url),
-        pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
-        pool_recycle=1800,  # MySQL and firewalls drop idle connections
-        hide_parameters=True,  # an error's text must not hold values of rows
-    )
+    with needs_extras():  # SQLAlchemy imports the driver
+        return sqlalchemy.create_engine(
+            url,
+            connect_args=_connect_args(url),
+            pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
+            pool_recycle=1800,  # MySQL and firewalls drop idle connections
+            hide_parameters=True,  # an error's text must not hold values of rows
+        )
 
 
 @contextmanager

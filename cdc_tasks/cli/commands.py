@@ -15,6 +15,7 @@ from rich.table import Table
 from cdc_tasks import logs
 from cdc_tasks.cli import dead_letters as dead_letter_commands
 from cdc_tasks.errors import CDCError
+from cdc_tasks.extras import needs_extras
 
 __all__ = ["cli", "main"]
 
@@ -228,7 +229,8 @@ def main() -> None:
     """Run a command; print a CDCError without a traceback, and exit with status 1."""
     logs.configure(level="warning")
     try:
-        cli()
+        with needs_extras():
+            cli()
     except CDCError as error:
         Console(stderr=True, soft_wrap=True).print(f"{error}", style="red", markup=False, highlight=False)
         raise SystemExit(1) from None

@@ -8,24 +8,21 @@ from celery import Celery
 
 from cdc_tasks.config import settings_module
 from cdc_tasks.errors import CDCError
+from cdc_tasks.extras import MissingExtraError, check_extra
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
-from listener.core.findings import Finding
+from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
-from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.database_url import DatabaseType
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
-from listener.mysql.check import check_mysql
-from listener.mysql.monitor import BinlogMonitor, derived_server_id
-from listener.mysql.status import read_mysql_status
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from listener.publish.bookmark import Bookmark, read_bookmark
+from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
 from listener.publish.kombu.publisher import KombuPublisher
 from listener.publish.redis.connection import RedisConnection
@@ -68,21 +65,10 @@ def _monitor(
     settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool
 ) -> Monitor:
     if settings.database_type is DatabaseType.MYSQL:
-        reader = BinlogMonitor(
-            settings.database_url.get_secret_value(),
-            name=settings.cdc_name,
-            routes=router.routes,
-            server_id=settings.cdc_server_id,
-            batch_size=settings.cdc_batch_size,
-            from_start=from_start,
-            accept_gap=accept_gap,
-        )
-        bookmark = Bookmark(
-            settings.cache_url.get_secret_value(),
-            name=settings.cdc_name,
-            replay_window=settings.cdc_replay_window,
-        )
-        return BookmarkedMonitor(reader, bookmark)
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import make_binlog_monitor
+
+        return make_binlog_monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
     if from_start:
         raise SourceError(
             "PostgreSQL has no log from before its replication slot.",
@@ -150,13 +136,7 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
             name=settings.cdc_name,
             checkpoint=_saved(settings).position,
         )
-        yield from check_mysql(
-            settings.database_url.get_secret_value(),
-            name=settings.cdc_name,
-            server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
-            routes=router.routes,
-            checkpoint=_position_in_binlog(settings),
-        )
+        yield from _check_binlog(settings, router)
         return
     wanted = Requirements(
         slot=settings.slot,
@@ -169,6 +149,17 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
         column_lists=settings.cdc_column_lists,
     )
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
+
+
+def _check_binlog(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
+    try:
+        check_extra("mysql")
+    except MissingExtraError as error:
+        yield finding_from("database", error)
+        return
+    from listener.daemon.mysql_parts import check_binlog
+
+    yield from check_binlog(settings, router, _position_in_binlog(settings))
 
 
 def _saved(settings: ListenerSettings) -> SavedPosition:
@@ -211,8 +202,10 @@ def read_source_status(
 ) -> SourceStatus:
     """Return what the database reports; `published` is the checkpoint, if it is known, with its `notes`."""
     if settings.database_type is DatabaseType.MYSQL:
-        checkpoint = published or _position_in_binlog(settings)
-        return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import read_binlog_status
+
+        return read_binlog_status(settings, published or _position_in_binlog(settings))
     return read_postgres_status(
         settings.database_url.get_secret_value(),
         settings.slot,

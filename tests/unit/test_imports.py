@@ -29,6 +29,7 @@ SHARED: Final = {
     "cdc_tasks.broker.queues",
     "cdc_tasks.environment",
     "cdc_tasks.errors",
+    "cdc_tasks.extras",
     "cdc_tasks.installed",
     "cdc_tasks.logs",
     "cdc_tasks.routing",
@@ -44,7 +45,7 @@ LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
-        "cdc_tasks.environment",
+        "cdc_tasks.environment cdc_tasks.extras",
         "cdc_tasks.installed",
         "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.versions cdc_tasks.routing cdc_tasks.testing",
         "cdc_tasks.cache cdc_tasks.db",
@@ -60,7 +61,7 @@ LEVELS: Final = (
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
         "cdc_tasks.cli",
-        "cdc_tasks.__main__",
+        "cdc_tasks.__main__ cdc_tasks.scripts",
     ),
     (
         "listener.router listener.core",

@@ -1,4 +1,4 @@
-"""`cdc_tasks.install` in somebody else's app: what changes, what stays, and that nothing else in the process changes."""
+"""`cdc_tasks.install` in somebody else's app: what changes, what stays, and nothing else in the process changes."""
 
 from __future__ import annotations
 
