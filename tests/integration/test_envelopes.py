@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Broker
 
+pytestmark = pytest.mark.versions
+
 _TOPIC = Exchange("things", type="topic")
 
 _TO_ALL = {"task_routes": {"tests.*": {"queue": "all"}}}

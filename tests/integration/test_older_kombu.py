@@ -15,6 +15,8 @@ from tests.support.publishing import celery_app, change, fire, position, redis_p
 if TYPE_CHECKING:
     from tests.conftest import Broker
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture(params=["without the attribute", "of an older version"])
 def older_kombu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ from listener.mysql.client import replication
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.versions
+
 _ROOT: Final = Path(__file__).parents[2]
 _OURS: Final = ("listener", "cdc_tasks")
 # Of every NamedTuple, and what Python itself adds to classes.
