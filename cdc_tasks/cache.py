@@ -101,8 +101,11 @@ def close_idle() -> None:
 
 
 @contextmanager
-def errors_translated() -> Iterator[None]:
-    """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full."""
+def errors_translated(variable: str | None = None) -> Iterator[None]:
+    """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full.
+
+    `variable` is the one that names this Redis; None: what `where` returns.
+    """
     try:
         yield
     except (
@@ -112,4 +115,7 @@ def errors_translated() -> Iterator[None]:
         redis.OutOfMemoryError,
         OperationalError,
     ) as error:
-        raise CacheAwayError(f"Redis at {where()} did not take the command: {error}") from error
+        named = variable or where()
+        raise CacheAwayError(
+            f"Redis at {named} did not take the command: {error}", hint=f"Start it, or correct {named}."
+        ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +23,10 @@ from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
 from cdc_tasks.extras import MissingExtraError, check_extra
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.user_code import TaskModulesError, import_task_modules, mistake
+from cdc_tasks.variables import unknown_variables
 from cdc_tasks.versions import OldCeleryError, check_versions
+from cdc_tasks.worker.events import BufferEvents
 from cdc_tasks.worker.install import install, make_own
 from cdc_tasks.worker.old_queues import OldQueues
 
@@ -36,14 +40,40 @@ log = structlog.get_logger()
 _RESULT_BACKEND = "CELERY_RESULT_BACKEND"
 
 
+def _is_celerys_command() -> bool:
+    """Return whether Celery's command line runs, which would show an error as a traceback."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().command.name == "celery"
+
+
+def load_master_tables() -> None:
+    """Register the help desk's tables, in a process that reads the master cache and loads no task."""
+    import_module("cdc_tasks.helpdesk.master_tables")
+
+
 def _check_addresses() -> None:
     """Show an error for a bad URL; Celery's command line would show a traceback."""
     try:
         load(BrokerSettings)
+        _import_settings()
     except SettingsError as error:
-        if click.get_current_context(silent=True) is None:
+        if not _is_celerys_command():
             raise
         raise SystemExit(f"error: {error}") from None
+
+
+def _import_settings() -> None:
+    """Raise SettingsError if the module of CELERY_CONFIG_MODULE fails."""
+    try:
+        import_module(settings_module())
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"CELERY_CONFIG_MODULE={settings_module()} cannot be imported: {mistake(error)}",
+            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
+            code="celery_config_module",
+        ) from error
 
 
 _check_addresses()
@@ -54,13 +84,14 @@ app = Celery(
     include=[
         "cdc_tasks.notify.delivery",
         "cdc_tasks.master_cache",
+        "cdc_tasks.helpdesk.master_tables",
         "cdc_tasks.helpdesk.tickets",
         "cdc_tasks.helpdesk.users",
     ],
 )
 make_own(install(app))
 app.config_from_object(settings_module())
-app.steps["consumer"].update([AskOtherWorkers, OldQueues])
+app.steps["consumer"].update([AskOtherWorkers, OldQueues, BufferEvents])
 
 
 @app.on_after_configure.connect
@@ -113,6 +144,13 @@ def _report_old_names_of_queues(instance: Any, **_: Any) -> None:
 
 
 @signals.celeryd_after_setup.connect
+def _report_unknown_variables(instance: Any, **_: Any) -> None:
+    if instance.app is app:
+        for variable, hint in unknown_variables().items():
+            log.warning("unknown_variable", variable=variable, hint=hint)
+
+
+@signals.celeryd_after_setup.connect
 def _report_what_is_not_used(instance: Any, **_: Any) -> None:
     if instance.app is not app:
         return
@@ -130,6 +168,15 @@ def _report_what_is_not_used(instance: Any, **_: Any) -> None:
             reason="It does not start from the settings of cdc-tasks, so it may be another application's.",
             hint="To use it: start it with `from cdc_tasks.config.celery import *`.",
         )
+
+
+def _report_mistakes_in_task_modules(**_: Any) -> None:
+    if not _is_celerys_command():
+        return
+    try:
+        import_task_modules(app.conf.imports)
+    except TaskModulesError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _prepare_flower(**_: Any) -> None:
@@ -156,9 +203,8 @@ def _take_over_logs(**_: Any) -> None:
     signals.setup_logging.connect(_configure_logs)
 
 
-signals.import_modules.connect(_refuse_without_helpdesk, sender=app)
-signals.import_modules.connect(_prepare_flower, sender=app)
-signals.import_modules.connect(_take_over_logs, sender=app)
+for _act in (_refuse_without_helpdesk, _report_mistakes_in_task_modules, _prepare_flower, _take_over_logs):
+    signals.import_modules.connect(_act, sender=app)
 
 
 def _configure_logs(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import needs_extras
+from cdc_tasks.passwords import PasswordError, PasswordSource, split_url
 from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import worker_settings
 
@@ -51,15 +52,31 @@ class UnknownDatabaseError(CDCError):
 @cache
 def engine() -> Engine:
     """Return this process's engine, created on first use."""
-    url = sqlalchemy_url(worker_settings().database_url.get_secret_value())
+    plain, source = split_url(worker_settings().database_url.get_secret_value())
+    url = sqlalchemy_url(plain)
     with needs_extras():  # SQLAlchemy imports the driver
-        return sqlalchemy.create_engine(
+        made = sqlalchemy.create_engine(
             url,
             connect_args=_connect_args(url),
             pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
             pool_recycle=1800,  # MySQL and firewalls drop idle connections
             hide_parameters=True,  # an error's text must not hold values of rows
         )
+    if source is not None:
+        sqlalchemy.event.listen(made, "do_connect", partial(_give_password, source))
+    return made
+
+
+def _give_password(
+    source: PasswordSource, _dialect: object, _record: object, _given: object, options: dict[str, Any]
+) -> None:
+    """Connect with the password that is valid now. Raises DatabaseAwayError, PasswordError."""
+    try:
+        options["password"] = source.password()
+    except PasswordError as error:
+        if not error.may_pass:
+            raise
+        raise DatabaseAwayError(error.message, hint=error.hint) from error
 
 
 @contextmanager
@@ -71,7 +88,9 @@ def session() -> Iterator[Session]:
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         if isinstance(error, DBAPIError) and _is_denied(error):  # PyMySQL raises OperationalError for it
             raise _refused(error) from error
-        raise DatabaseAwayError(f"The database did not answer: {_first_line(error)}") from error
+        raise DatabaseAwayError(
+            f"The database did not answer: {_first_line(error)}", hint="Start it, or correct DATABASE_URL."
+        ) from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseAwayError(f"The connection broke: {_first_line(error)}") from error

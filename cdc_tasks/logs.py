@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from logging.handlers import WatchedFileHandler
 from typing import Any, Final
@@ -25,6 +26,10 @@ _NEVER_BELOW: Final = {
     "urllib3": logging.INFO,  # each path, which holds a webhook's secret
 }
 
+# Celery's line for a task that has come; there is another one for its end, with the same id. A line costs a worker as
+# much as an acknowledgement.
+_ONLY_IN_DEBUG: Final = "celery.worker.strategy"
+
 
 def configure(*, json: bool = False, level: str | int = "info", file: str | None = None) -> None:
     """Send the events of structlog and of the standard library's loggers to standard error, or to `file`.
@@ -43,7 +48,7 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
         structlog.processors.JSONRenderer()
         if json
         else structlog.dev.ConsoleRenderer(
-            colors=file is None and sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=file is None and _wants_colours(), exception_formatter=structlog.dev.plain_traceback
         )
     )
     structlog.configure(
@@ -64,6 +69,18 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
     root.setLevel(least)
     for name, floor in _NEVER_BELOW.items():
         logging.getLogger(name).setLevel(max(least, floor))
+    logging.getLogger(_ONLY_IN_DEBUG).setLevel(
+        least if least <= logging.DEBUG else max(least, logging.WARNING)
+    )
+
+
+def _wants_colours() -> bool:
+    """Return whether standard error is for a person who wants colours: https://no-color.org, https://force-color.org."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if forced := os.environ.get("FORCE_COLOR"):
+        return forced != "0"
+    return sys.stderr.isatty()
 
 
 def use_standard_logging() -> None:

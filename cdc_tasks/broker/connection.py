@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kombu import Connection as KombuConnection
+from kombu.connection import ConnectionPool
+from kombu.connection import PooledConnection as KombuPooledConnection
 from kombu.utils.imports import symbol_by_name
 
 __all__ = ["TRANSPORT_OPTIONS", "Connection"]
@@ -60,7 +62,23 @@ class Connection(KombuConnection):
         ours = _OURS.get(f"{found.__module__}:{found.__qualname__}")
         return found if ours is None else symbol_by_name(ours)
 
+    def Pool(self, limit: int | None = None, **options: Any) -> ConnectionPool:  # noqa: N802  # kombu's
+        """Return a pool of such connections; kombu's has connections of a class of its own."""
+        return _Pool(self, limit, **options)
+
     def __eqhash__(self) -> Any:
         """Tell this connection from one of kombu's to the same broker: kombu's pools are shared by all apps."""
         found: Any = super().__eqhash__()
         return type(found)(*found, "cdc_tasks")
+
+
+class _PooledConnection(Connection, KombuPooledConnection):
+    """kombu's connection of a pool, with our transport."""
+
+
+class _Pool(ConnectionPool):
+    def new(self) -> Any:
+        """Return a connection that is not yet open."""
+        made = super().new()
+        made.__class__ = _PooledConnection
+        return made

@@ -17,6 +17,7 @@ from kombu.exceptions import KombuError
 
 from cdc_tasks.broker.queues import OLD_NAMES
 from cdc_tasks.installed import is_foreign
+from cdc_tasks.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -105,8 +106,8 @@ def unacked_by_kombu(client: redis.Redis, ours: Collection[str], *, prefix: str 
         return None
     return OtherWorker(
         who=f"{prefix}unacked",
-        found=f"{number} messages of our queues are unacknowledged with kombu's own transport, by a worker of version "
-        "0.1, of another application, or a dead one; our workers do not touch them",
+        found=f"{counted(number, 'message is', 'messages are')} unacknowledged with kombu's own transport, taken from "
+        "our queues by a worker of version 0.1, of another application, or a dead one; our workers do not touch them",
         hint="Stop such workers with SIGTERM: they then give back their messages. The rest belongs to dead workers: "
         "python -m cdc_tasks give-back-unacked",
     )

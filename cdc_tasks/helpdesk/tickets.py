@@ -16,6 +16,7 @@ from cdc_tasks.helpdesk.users import get_manager_ids
 from cdc_tasks.notify.delivery import notify_users
 from cdc_tasks.notify.message import Notification
 from cdc_tasks.notify.rate_limit import GroupMember, in_group_order
+from cdc_tasks.words import counted
 from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | 
         count = notify_users(session, [ticket.assigned_to_id], notification)
         count += notify_users(session, get_manager_ids(ticket.assigned_to_id, session), for_managers)
     log.info("messages_queued", kind=kind, ticket_id=ticket_id, messages=count)
-    return f"{count} messages queued"
+    return f"{counted(count, 'message')} queued"
 
 
 def _nothing_sent(ticket_id: int, reason: str) -> str:

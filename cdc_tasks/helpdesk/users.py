@@ -13,6 +13,7 @@ from cdc_tasks.changes import RowChange
 from cdc_tasks.notify.delivery import notify_users
 from cdc_tasks.notify.message import Fact, Message, Notification, composes
 from cdc_tasks.notify.models import User
+from cdc_tasks.words import counted
 from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def welcome_user(change: dict[str, Any]) -> str:
         notification = Notification(
             kind="welcome", subject_id=user_id, change_id=insert.id, position=insert.position
         )
-        return f"{notify_users(session, [user_id], notification)} messages queued"
+        return f"{counted(notify_users(session, [user_id], notification), 'message')} queued"
 
 
 def get_manager_ids(user_id: int, session: Session) -> list[int]:

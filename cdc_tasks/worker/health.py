@@ -18,6 +18,7 @@ from cdc_tasks.broker.redis.wake_up import NO_WAKE_UP
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import NO_PARTS, current_app, parts_of
+from cdc_tasks.words import counted
 from cdc_tasks.worker import parked_counts, waiting_counts
 
 if TYPE_CHECKING:
@@ -129,12 +130,12 @@ def _wait(question: str, deadline: float) -> str | None:
 def _no_answer(worker: str | None, timeout: float) -> NotWellError:
     if worker is None:
         return NotWellError(
-            f"No worker has answered for {timeout:g} seconds.",
+            f"No worker has answered for {counted(timeout, 'second')}.",
             hint="start one: celery -A cdc_tasks worker. If there are some, they are busy, or hang: "
             "celery -A cdc_tasks inspect active",
         )
     return NotWellError(
-        f"{worker} has not answered for {timeout:g} seconds.",
+        f"{worker} has not answered for {counted(timeout, 'second')}.",
         hint=f"is that its name? celery -A cdc_tasks status. What is it at? celery -A cdc_tasks inspect active "
         f"-d {worker}. If it hangs, restart it: its tasks come back",
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from cdc_tasks.config.part_settings import use_settings
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import NO_PARTS, Parts, has_redis, is_foreign, note_parts, parts_of
 
@@ -94,54 +95,13 @@ def _check(app: Any, parts: Parts) -> None:
 
 
 def _change(app: Celery, parts: Parts) -> None:
-    _use_settings(app, parts)
+    use_settings(app, parts)
     if parts.transport:
         _use_transport(app)
     if parts.retries or parts.dead_letters:
         _use_retries(app)
     _add_steps(app, parts)
     _connect(app)
-
-
-# --- Settings -------------------------------------------------------------------------------------------
-
-
-def _use_settings(app: Any, parts: Parts) -> None:
-    """Put our settings between the app's own and Celery's defaults, now and whenever it is configured again."""
-
-    def add(source: Any, **_: Any) -> None:
-        if ours not in source.maps:
-            for maps in (source.maps, source.defaults):
-                maps.insert(len(maps) - 1, ours)
-
-    ours = settings_of(parts)
-    app.on_after_configure.connect(add, weak=False)
-    if app.configured:
-        add(app.conf)
-
-
-def settings_of(parts: Parts) -> dict[str, Any]:
-    """Return the settings of these parts; each has its reason in `cdc_tasks.config.celery`."""
-    found: dict[str, Any] = {}
-    if parts.transport:
-        found |= {
-            "broker_connection_retry_on_startup": True,
-            "broker_connection_max_retries": None,
-            "broker_channel_error_retry": True,
-            "broker_heartbeat": 4,
-            "control_queue_exclusive": False,
-            "control_queue_durable": True,
-        }
-    if parts.late_acks:
-        found |= {
-            "task_acks_late": True,
-            "task_reject_on_worker_lost": True,
-            "task_retry_on_worker_lost": True,
-            "worker_cancel_long_running_tasks_on_connection_loss": True,
-        }
-    if parts.dead_letters:
-        found["worker_consumer"] = "cdc_tasks.worker.consumer:Consumer"
-    return found
 
 
 # --- Transport ------------------------------------------------------------------------------------------

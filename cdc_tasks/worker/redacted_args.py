@@ -7,6 +7,8 @@ from typing import Any
 
 from celery.utils.saferepr import saferepr
 
+from cdc_tasks.words import counted
+
 __all__ = ["holds_change", "redacted"]
 
 
@@ -25,7 +27,7 @@ def holds_change(arguments: Sequence[Any] | Mapping[str, Any] | None) -> bool:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, list) and value and all(_is_change(each) for each in value):
-        return f"<{len(value)} changes of {value[0]['schema']}.{value[0]['table']}, first {value[0]['id']}>"
+        return f"<{counted(len(value), 'change')} of {value[0]['schema']}.{value[0]['table']}, first {value[0]['id']}>"
     if _is_change(value):
         return f"<{value['event']} of {value['schema']}.{value['table']}, {value['id']}>"
     if isinstance(value, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
+from cdc_tasks.words import counted
 from listener.core.source import Saved
 from listener.core.source_status import Reader, SourceStatus
 from listener.publish.parked import parked_key
 from listener.publish.queue_limit import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
-from listener.publish.redis.set_aside import set_aside_key, set_aside_list
+from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
 __all__ = ["SavedPosition", "Status", "read_saved_position"]
 
@@ -91,18 +92,17 @@ class Status:
         for gap in source.gaps:
             yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
         if pause := self.saved.pause:
-            more = f"{pause.longest_queue:,} tasks, more than {pause.setting}={pause.max_queue}"
+            more = f"{counted(pause.longest_queue, 'task')}, more than {pause.setting}={pause.max_queue}"
             yield (
                 "paused",
                 f"paused since {pause.since}: a queue has {more}: start more workers, or raise {pause.setting}",
             )
         for queue, count in self.saved.set_aside.items():
-            yield (
-                "set_aside",
-                f"{count:,} tasks wait beside the queue {queue}, which is full: start more workers",
-            )
+            waiting = counted(count, "task waits", "tasks wait")
+            yield "set_aside", f"{waiting} beside the queue {queue}: it is full, or their route is paused"
         if self.saved.parked:
-            yield "parked", f"{self.saved.parked} changes are parked: python -m listener parked list"
+            parked = counted(self.saved.parked, "change is parked", "changes are parked")
+            yield "parked", f"{parked}: python -m listener parked list"
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
@@ -114,15 +114,15 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
                 ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
                 ("HLEN", parked_key(prefix)),
                 ("GET", pause_key(prefix)),
-                ("HVALS", set_aside_key(prefix)),
+                ("HGETALL", set_aside_key(prefix)),
             ]
         )
         for answer in answers:
             if isinstance(answer, ResponseError):
                 raise redis.refusal(answer)
         (position, as_of, notes), parked, pause, full = answers
-        queues = sorted(each.decode() for each in full)
-        counts = redis.ask([("LLEN", set_aside_list(prefix, queue)) for queue in queues])
+        names = [name.decode() for name in (full if isinstance(full, dict) else full[::2])]
+        counts = redis.ask([("LLEN", f"{set_aside_key(prefix)}:{name}") for name in names])
     finally:
         redis.close()
     return SavedPosition(
@@ -131,5 +131,15 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
         parked,
         notes.decode() if notes else None,
         Pause.parse(pause) if pause else None,
-        {queue: count for queue, count in zip(queues, counts, strict=True) if count},
+        _by_queue(names, counts),
     )
+
+
+def _by_queue(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
+    """Return how many tasks wait beside each queue."""
+    found: dict[str, int] = {}
+    for name, count in sorted(zip(names, counts, strict=True)):
+        if count:
+            queue, _ = queue_and_route(name)
+            found[queue] = found.get(queue, 0) + count
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from celery import Celery
 
@@ -11,14 +12,20 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import MissingExtraError, check_extra
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
+from cdc_tasks.user_code import mistake
+from listener.control.commands import CommandQueue
+from listener.control.control import Control, ControlState
+from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
-from listener.daemon.database_url import DatabaseType
+from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
+from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
+from listener.postgres import existing_tables as postgres_tables
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
@@ -29,13 +36,21 @@ from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
 
 __all__ = [
+    "STORE_AWAY",
     "celery_app",
     "check_everything",
     "checkpoint_store",
+    "command_queue",
+    "control_state",
     "make_listener",
+    "read_existing_tables",
     "read_source_status",
     "read_status",
 ]
+
+
+# The checkpoint is in the broker if that is Redis.
+STORE_AWAY: Final = "Start it, or correct CELERY_BROKER_URL (CACHE_URL, if the broker is not Redis)."
 
 
 def celery_app(settings: ListenerSettings) -> Celery:
@@ -44,9 +59,11 @@ def celery_app(settings: ListenerSettings) -> Celery:
     module = settings.celery_config_module or settings_module()
     try:
         app.config_from_object(module, force=True)
-    except ImportError as error:
+    except CDCError:
+        raise
+    except Exception as error:
         raise SettingsError(
-            f"CELERY_CONFIG_MODULE={module} cannot be imported: {error}.",
+            f"CELERY_CONFIG_MODULE={module} cannot be imported: {mistake(error)}",
             hint="Write a module that starts with: from cdc_tasks.config.celery import *",
             code="celery_config_module",
         ) from error
@@ -54,11 +71,33 @@ def celery_app(settings: ListenerSettings) -> Celery:
 
 
 def make_listener(
-    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool = False
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    *,
+    accept_gap: bool,
+    from_start: bool = False,
+    reloading: Reloading | None = None,
 ) -> Listener:
     """Return the listener, not yet connected to anything."""
     monitor = _monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
-    return Listener(monitor, router, _publisher(settings))
+    publisher = _publisher(settings)
+    redis = checkpoint_store(settings)
+    queue, state = CommandQueue(redis, settings.cdc_name), ControlState(redis, settings.cdc_name)
+    control = Control(queue, state, publisher, router.routes, reloading)
+    listener = Listener(monitor, router, publisher, control)
+    if reloading is not None:
+        reloading.stop = listener.stop
+    return listener
+
+
+def command_queue(settings: ListenerSettings) -> CommandQueue:
+    """Return where the commands to the listener wait."""
+    return CommandQueue(checkpoint_store(settings), settings.cdc_name)
+
+
+def control_state(settings: ListenerSettings) -> ControlState:
+    """Return what is paused or skipped, once it is read."""
+    return ControlState(checkpoint_store(settings), settings.cdc_name)
 
 
 def _monitor(
@@ -97,6 +136,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
             settings.cache_url.get_secret_value(),
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
+            max_set_aside=settings.cdc_max_set_aside,
         )
     return RedisPublisher(
         app,
@@ -162,6 +202,18 @@ def _check_binlog(settings: ListenerSettings, router: BinlogRouter) -> Iterator[
     yield from check_binlog(settings, router, _position_in_binlog(settings))
 
 
+def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[ExistingTable]]:
+    """Return the schema of the application's tables, and the tables that are there; raises CDCError."""
+    url = settings.database_url.get_secret_value()
+    home = home_schema(url)
+    if settings.database_type is DatabaseType.MYSQL:
+        check_extra("mysql")
+        from listener.mysql import existing_tables as mysql_tables
+
+        return home, mysql_tables.read_existing_tables(url, home)
+    return home, postgres_tables.read_existing_tables(url)
+
+
 def _saved(settings: ListenerSettings) -> SavedPosition:
     """Return what is saved, nothing if the broker is away: another finding says so."""
     try:
@@ -185,7 +237,7 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
     try:
         saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except BrokerAwayError as error:
-        raise BrokerAwayError(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
+        raise BrokerAwayError(error.message, hint=STORE_AWAY) from error
     return Status(
         name=settings.cdc_name,
         source=read_source_status(settings, router, saved.position, saved.notes),

@@ -19,7 +19,7 @@ from listener.core.publisher import BrokerError
 from listener.core.source import IDLE_INTERVAL
 from listener.publish.redis.connection import Command, too_large
 
-__all__ = ["Batched", "Batcher", "batch_together"]
+__all__ = ["Batched", "Batcher", "batch_together", "record_of", "route_of"]
 
 _MAX_BYTES = 1_000_000  # of arguments in a batch: wide rows come in smaller batches
 
@@ -128,7 +128,7 @@ class Batcher:
         self._fired_at.clear()
         self._waiting.clear()
         for record in map(json.loads, deferred):
-            route, origin = _restored(record)
+            route, origin = route_of(record)
             if record["arguments"] is not None:
                 on = route.id, record["arguments"].encode(), record.get("kwargs", "").encode()
                 self._fired_at[on] = self._clock() - self._interval
@@ -188,7 +188,7 @@ class Batcher:
 
     def _save_batch(self, batch: _OpenBatch) -> Iterator[Command]:
         if not batch.saved:
-            yield "HSET", self._key, _field(batch.route.id), _record(batch.route, batch.origin, None)
+            yield "HSET", self._key, _field(batch.route.id), record_of(batch.route, batch.origin, None)
         yield "RPUSH", self._items_key(batch.route), *batch.items[batch.saved :]
         batch.saved = len(batch.items)
 
@@ -201,7 +201,7 @@ class Batcher:
             return
         if on not in self._waiting:
             origin = Origin(call.change.kind, call.change.stamp)
-            record = _record(call.route, origin, call.arguments, call.kwargs)
+            record = record_of(call.route, origin, call.arguments, call.kwargs)
             out.saving.append(("HSET", self._key, _field(*on), record))
         self._waiting[on] = call
 
@@ -231,17 +231,18 @@ def _field(route_id: str, arguments: bytes = b"", kwargs: bytes = b"") -> bytes:
     return b"%b {%b}" % (field, kwargs) if kwargs else field
 
 
-def _record(route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes = b"") -> bytes:
+def record_of(route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes = b"") -> bytes:
+    """Return what is kept of a call in Redis, as JSON. `arguments`: as in Call; None: of a batch that is still open."""
     change_id, position = origin.stamp
     record: dict[str, Any] = {
         "route": route.id,
         "task": route.task,
         "queue": route.queue,
         "batch": route.batch,
-        "on_full": route.on_full,
         "countdown": route.countdown,
         "priority": route.priority,
         "expires": route.expires,
+        "on_full": route.on_full,
         "kind": origin.kind,
         "id": change_id.decode(),
         "position": position.decode(),
@@ -251,8 +252,11 @@ def _record(route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes
     return json.dumps(record).encode()
 
 
-def _restored(record: dict[str, Any]) -> tuple[Route, Origin]:
-    """Return a route that makes the same messages as before, even if it is no longer registered."""
+def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
+    """Return the route and origin of what `record_of` wrote; raises LookupError, TypeError, ValueError.
+
+    The route makes the same messages as before, even if it is no longer registered.
+    """
     schema, table, event = kind = tuple(record["kind"])
     route = Route(
         schema=schema,

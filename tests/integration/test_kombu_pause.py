@@ -11,8 +11,8 @@ from kombu import Queue
 
 from listener.core.publisher import BrokerAwayError
 from listener.core.retry import Retry
-from listener.publish.kombu.sender import KombuSender, message_template
-from tests.support.publishing import celery_app, router_to
+from listener.publish.kombu.sender import Delivery, KombuSender
+from tests.support.publishing import celery_app, changes, fire, router_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,16 +29,15 @@ def queue() -> str:
 def sender(rabbitmq_server: RabbitMQServer, queue: str) -> Iterator[KombuSender]:
     """A sender that has sent five messages."""
     app = celery_app(rabbitmq_server.url)
-    render = message_template(app, router_to(queue=queue).routes[0])
     with closing(KombuSender(app, Retry("broker"))) as sender:
-        sender.send({name: render(b"{}", name, ("public", "t", "insert"), "0/1:0") for name in "abcde"})
-        assert sender.longest_queue() == 5
+        sender.finish(Delivery(fire(router_to(queue=queue), changes(1, 5))))
+        assert sender.lengths() == {queue: 5}
         yield sender
 
 
-def test_a_new_connection_knows_the_queues_of_the_one_before(sender: KombuSender) -> None:
+def test_a_new_connection_knows_the_queues_of_the_one_before(sender: KombuSender, queue: str) -> None:
     sender.close()
-    assert sender.longest_queue() == 5
+    assert sender.lengths() == {queue: 5}
 
 
 def test_a_queue_that_is_deleted_meanwhile_is_waited_for_no_more(
@@ -47,5 +46,5 @@ def test_a_queue_that_is_deleted_meanwhile_is_waited_for_no_more(
     with celery_app(rabbitmq_server.url).connection_for_write() as connection:
         Queue(queue, channel=connection.default_channel).delete()
     with pytest.raises(BrokerAwayError):
-        sender.longest_queue()
-    assert sender.longest_queue() == 0
+        sender.lengths()
+    assert sender.lengths() == {}

@@ -24,7 +24,9 @@ SHARED: Final = {
     "cdc_tasks.broker.rabbitmq.queues",
     "cdc_tasks.broker.redis.acl",
     "cdc_tasks.changes",
+    "cdc_tasks.command_line",
     "cdc_tasks.config",
+    "cdc_tasks.config.part_settings",
     "cdc_tasks.config.required_settings",
     "cdc_tasks.broker.queues",
     "cdc_tasks.environment",
@@ -32,28 +34,40 @@ SHARED: Final = {
     "cdc_tasks.extras",
     "cdc_tasks.installed",
     "cdc_tasks.logs",
+    "cdc_tasks.passwords",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
+    "cdc_tasks.routing.decorators",
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
+    "cdc_tasks.routing.tables",
+    "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
     "cdc_tasks.versions",
+    "cdc_tasks.user_code",
+    "cdc_tasks.variables",
+    "cdc_tasks.words",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
 LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
-        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
+        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
         "cdc_tasks.environment cdc_tasks.extras",
         "cdc_tasks.installed",
-        "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.versions cdc_tasks.routing cdc_tasks.testing",
+        "cdc_tasks.passwords",
+        (
+            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
+            "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
+        ),
         "cdc_tasks.cache cdc_tasks.db",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
+        "cdc_tasks.command_line",
         "cdc_tasks.config",
         # what of the worker's room makes an app
         "cdc_tasks.worker.startup cdc_tasks.worker.own_tasks cdc_tasks.worker.install",
@@ -66,6 +80,7 @@ LEVELS: Final = (
     (
         "listener.router listener.core",
         "listener.publish listener.postgres listener.mysql listener.routes",
+        "listener.control",
         "listener.daemon",
         "listener.cli",
         "listener.__main__",
@@ -76,7 +91,7 @@ LEVELS: Final = (
         "listener.postgres.client",
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps",
-        "listener.postgres.check listener.postgres.setup listener.postgres.status",
+        "listener.postgres.check listener.postgres.setup listener.postgres.status listener.postgres.existing_tables",
         "listener.postgres.monitor",
     ),
     (
@@ -86,7 +101,7 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
-        "listener.mysql.check listener.mysql.status",
+        "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
     ),
 )

@@ -1,4 +1,4 @@
-"""`cdc_tasks.install` in somebody else's app: what changes, what stays, and nothing else in the process changes."""
+"""`cdc_tasks.install` in another app: what changes, what stays, and that nothing else in the process changes."""
 
 from __future__ import annotations
 
@@ -94,6 +94,13 @@ def test_the_next_of_several_brokers_has_our_transport_too(app: Celery) -> None:
         assert connection.port == 2
         assert type(connection.transport).__module__ == _OURS
         assert type(connection.clone().transport).__module__ == _OURS
+
+
+def test_the_connections_of_a_pool_have_our_transport_too(app: Celery) -> None:
+    install(app)
+    with app.pool.acquire() as connection:
+        assert type(connection.transport).__module__ == _OURS
+        assert connection.transport_options["visibility_timeout"] == 60
 
 
 def test_two_apps_with_one_broker_share_no_pool_of_connections(app: Celery) -> None:

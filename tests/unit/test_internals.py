@@ -65,6 +65,12 @@ INTERNALS: Final = (
         "A worker that publishes waits while RabbitMQ has an alarm.",
     ),
     Internal("amqp.connection", "Connection._on_unblocked", "(self)", "The same."),
+    Internal(
+        "celery.events.dispatcher",
+        "EventDispatcher._group_buffer",
+        "assigned",
+        "Events that a broken connection has not published go to the next one.",
+    ),
     Internal("celery.worker.request", "Request._args", "member_descriptor", "Shown without rows."),
     Internal(
         "celery.worker.request",

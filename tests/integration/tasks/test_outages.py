@@ -6,9 +6,8 @@ import json
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-import pytest
-
 import psycopg2
+import pytest
 
 from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.waiting import wait_until

@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from celery import Celery
 
 from harness.waiting import wait_until
