@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.master_cache import MasterCache
+    from cdc_tasks.outbox.muted import muted
     from cdc_tasks.retry import TryAgain
     from cdc_tasks.routing.decorators import on_change
     from cdc_tasks.routing.predicates import became, changed
@@ -43,6 +44,7 @@ __all__ = [
     "install",
     "latest_only",
     "master_cache",
+    "muted",
     "notify",
     "on_change",
     "store_latest",
@@ -65,6 +67,7 @@ _HOME: Final = {
     "changed": "routing.predicates",
     "install": "worker.install",
     "latest_only": "latest",
+    "muted": "outbox.muted",
     "on_change": "routing.decorators",
     "store_latest": "latest",
 }
