@@ -62,7 +62,7 @@ for package in ("cdc_tasks", "listener"):
 print(*failed)
 """
 _EXTRA_ROOMS = (
-    "cdc_tasks.db", "cdc_tasks.helpdesk", "cdc_tasks.notify", "cdc_tasks.master_cache", "cdc_tasks.worker.metrics",
+    "cdc_tasks.db", "cdc_tasks.helpdesk", "cdc_tasks.notify", "cdc_tasks.master_cache", "cdc_tasks.worker.metrics", "cdc_tasks.pytest_plugin",
     "listener.mysql", "listener.daemon.mysql_parts", "listener.daemon.bookmarked_monitor",
 )  # fmt: skip
 
