@@ -97,9 +97,17 @@ class BoundedRequest(Request):
         return shown
 
     def on_failure(self, exc_info: ExceptionInfo, *args: Any, **kwargs: Any) -> Any:
-        """Handle a task's error; one that gives up may hold its key."""
-        if not isinstance(_original(exc_info.exception), Retry | Ignore | Reject):
+        """Handle a task's error; one that gives up may hold its key.
+
+        A task whose process died is retried, as with Celery 5.7: earlier ones put its message back, without a limit.
+        """
+        error = _original(exc_info.exception)
+        if not isinstance(error, Retry | Ignore | Reject):
             hold_key(self.message)
+        is_lost = isinstance(error, WorkerLostError) and not celery_is(5, 7) and self._is_retried_if_lost()
+        if is_lost and self._retry_worker_lost(error, exc_info):
+            task_ready(self)
+            return None
         return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  # Celery's signature
@@ -116,36 +124,25 @@ class BoundedRequest(Request):
 
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
         if not _keeps_letters(self.app):
-            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the stubs name public things only
+            return self._send_again(exc, exc_info)
         context: Context = self._context  # type: ignore[attr-defined]  # the same
         kills = int((context.headers or {}).get(KILLS, 0)) + 1
         if kills < MAX_PROCESS_CRASHES or not _kept(self.task_name, context, exc, exc_info):
             attempt = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "error": repr(exc)}
             context.headers = dead_letters.with_attempt({**(context.headers or {}), KILLS: kills}, attempt)
-            if celery_is(5, 7):
-                return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
-            return self._send_retry(exc, exc_info)
+            return self._send_again(exc, exc_info)
         self.acknowledge()
         self.send_event("task-failed", exception=repr(exc), traceback=str(exc_info.traceback))
         return True
-
-    def on_failure(self, exc_info: ExceptionInfo, *args: Any, **kwargs: Any) -> Any:
-        """Retry a task whose process died, as Celery 5.7 does; earlier ones put its message back, without a limit."""
-        error = exc_info.exception
-        lost = getattr(error, "exc", error)  # billiard wraps some with their traceback
-        if celery_is(5, 7) or not isinstance(lost, WorkerLostError) or not self._is_retried_if_lost():
-            return super().on_failure(exc_info, *args, **kwargs)
-        task_ready(self)
-        return (
-            None if self._retry_worker_lost(lost, exc_info) else super().on_failure(exc_info, *args, **kwargs)
-        )
 
     def _is_retried_if_lost(self) -> bool:
         task, retries = self.task, self._context.retries  # type: ignore[attr-defined]  # the same
         is_wanted = task.acks_late and task.app.conf.get("task_retry_on_worker_lost")
         return bool(is_wanted) and (task.max_retries is None or retries < task.max_retries)
 
-    def _send_retry(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
+    def _send_again(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
+        if celery_is(5, 7):
+            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
         task, context = self.task, self._context  # type: ignore[attr-defined]  # the same
         try:
             task.signature_from_request(

@@ -62,9 +62,16 @@ for package in ("cdc_tasks", "listener"):
 print(*failed)
 """
 _EXTRA_ROOMS = (
-    "cdc_tasks.db", "cdc_tasks.helpdesk", "cdc_tasks.notify", "cdc_tasks.master_cache", "cdc_tasks.worker.metrics", "cdc_tasks.pytest_plugin",
-    "listener.mysql", "listener.daemon.mysql_parts", "listener.daemon.bookmarked_monitor",
-)  # fmt: skip
+    "cdc_tasks.db",
+    "cdc_tasks.helpdesk",
+    "cdc_tasks.master_cache",
+    "cdc_tasks.notify",
+    "cdc_tasks.pytest_plugin",
+    "cdc_tasks.worker.metrics",
+    "listener.daemon.bookmarked_monitor",
+    "listener.daemon.mysql_parts",
+    "listener.mysql",
+)
 
 
 @pytest.fixture(scope="module")
