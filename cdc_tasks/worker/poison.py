@@ -104,8 +104,8 @@ class BoundedRequest(Request):
         error = _original(exc_info.exception)
         if not isinstance(error, Retry | Ignore | Reject):
             hold_key(self.message)
-        is_lost = isinstance(error, WorkerLostError) and not celery_is(5, 7) and self._is_retried_if_lost()
-        if is_lost and self._retry_worker_lost(error, exc_info):
+        is_ours = not celery_is(5, 7) and self._is_retried_if_lost()
+        if is_ours and isinstance(error, WorkerLostError) and self._retry_worker_lost(error, exc_info):
             task_ready(self)
             return None
         return super().on_failure(exc_info, *args, **kwargs)
