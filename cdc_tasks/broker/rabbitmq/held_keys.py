@@ -10,6 +10,7 @@ aside is named, and is sent to the partition; then the next one, until none is l
     cdc:held-keys:waiting:KEY     a sorted set: what was put aside, in the order of arrival
     cdc:held-keys:number          the last number of an arrival
 
+A message that is sent so has TURN_HEADER. It runs only if the key's record names it: a second copy does not run late.
 A message that was put aside is deleted here only when it has arrived in the partition again. Each step can be done
 twice: a worker that dies between two of them leaves nothing that is lost, or that waits forever.
 """
@@ -28,7 +29,21 @@ from cdc_tasks.broker.delivery_marks import without_marks, without_wait
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Aside", "Record", "begin", "every", "get", "hold", "put_aside", "release", "sent", "waiting"]
+__all__ = [
+    "TURN_HEADER",
+    "Aside",
+    "Record",
+    "begin",
+    "every",
+    "get",
+    "hold",
+    "put_aside",
+    "release",
+    "sent",
+    "waiting",
+]
+
+TURN_HEADER: Final = "cdc_key_turn"  # there and true: the message was put aside before
 
 State = Literal["retry", "held", "turn"]
 
@@ -143,7 +158,7 @@ class Aside:
             b64decode(kept["body"]),
             exchange="",  # the default exchange: the routing key is the queue
             routing_key=kept["queue"],
-            headers=kept["headers"],
+            headers={**kept["headers"], TURN_HEADER: True},
             content_type=content_type,
             content_encoding=encoding,
             delivery_mode=2,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks import install
 from cdc_tasks.routing.message_groups import key_headers
 from harness.waiting import wait_until
 from harness.worker import Worker
@@ -68,7 +68,7 @@ def test_each_key_keeps_its_order_while_tasks_are_retried_and_workers_come_and_g
 ) -> None:
     keys, each = 12, 12
     everything = {(f"key-{key}", number) for key in range(keys) for number in range(1, each + 1)}
-    with Worker(environment, "-n", "first@%h") as first, sender_of(environment, DelayingCelery) as sender:
+    with Worker(environment, "-n", "first@%h") as first, install(sender_of(environment)) as sender:
         with Worker(environment, "-n", "second@%h"):
             for number in range(1, each + 1):
                 for key in range(keys):
@@ -87,7 +87,7 @@ def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
     environment: dict[str, str], helpdesk: HelpDesk
 ) -> None:
     others = {(key, number) for key in "abcdefgh" for number in range(1, 6)}
-    with Worker(environment), sender_of(environment, DelayingCelery) as sender:
+    with Worker(environment), install(sender_of(environment)) as sender:
         _send(sender, "slow", 1, until="cured")
         for number in range(2, 150):  # more than a worker looks ahead
             _send(sender, "slow", number, takes=0)
@@ -96,4 +96,27 @@ def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
         wait_until(lambda: _ended(helpdesk) == others, timeout=60, what="the other keys")
         helpdesk.broker.cache.set("cured", 1)
         wait_until(lambda: len(_ended(helpdesk, "slow")) == 149, timeout=90, what="the key that was held up")
+    _check_order(_log(helpdesk))
+
+
+def test_a_second_worker_gets_its_share_of_the_partitions(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    """RabbitMQ itself leaves them all to the first one."""
+    sent = 0
+    with (
+        Worker(environment, "-n", "first@%h"),
+        Worker(environment, "-n", "second@%h", "-Q", "cdc_keyed") as second,
+        install(sender_of(environment)) as sender,
+    ):
+
+        def is_shared() -> bool:
+            nonlocal sent
+            sent += 1
+            for key in range(12):
+                _send(sender, f"key-{key}", sent)
+            return " succeeded in " in second.log
+
+        wait_until(is_shared, timeout=60, what="the second worker to run a task", every=0.3)
+        wait_until(lambda: len(_ended(helpdesk)) == 12 * sent, timeout=60, what="all tasks")
     _check_order(_log(helpdesk))
