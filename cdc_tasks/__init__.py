@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cdc_tasks.master_cache import MasterCache
     from cdc_tasks.retry import TryAgain
     from cdc_tasks.routing.decorators import on_change
+    from cdc_tasks.routing.message_groups import key_headers
     from cdc_tasks.routing.predicates import became, changed
     from cdc_tasks.routing.router import BinlogRouter, RouteError
     from cdc_tasks.worker.install import install
@@ -41,6 +42,7 @@ __all__ = [
     "changed",
     "db",
     "install",
+    "key_headers",
     "latest_only",
     "master_cache",
     "notify",
@@ -64,6 +66,7 @@ _HOME: Final = {
     "became": "routing.predicates",
     "changed": "routing.predicates",
     "install": "worker.install",
+    "key_headers": "routing.message_groups",
     "latest_only": "latest",
     "on_change": "routing.decorators",
     "store_latest": "latest",

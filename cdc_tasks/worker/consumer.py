@@ -20,6 +20,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from cdc_tasks.broker.delays import due_at, eta_by_this_clock
 from cdc_tasks.broker.delivery_marks import came_from
+from cdc_tasks.broker.message_groups import hold_key
 from cdc_tasks.broker.redis.later import is_to_wait
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
@@ -33,6 +34,7 @@ from cdc_tasks.dead_letters.malformed_messages import (
 )
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import NO_PARTS, parts_of
+from cdc_tasks.worker import orphans  # noqa: F401  # each process of the pool runs its signal's handler
 from cdc_tasks.worker.deferred_retries import send_when_unblocked
 from cdc_tasks.worker.keyed_messages import start_keyed_messages
 from cdc_tasks.worker.old_queues import leave_if_foreign
@@ -137,6 +139,7 @@ class Consumer(CeleryConsumer):
             )
             message.reject_log_error(_logger, self.connection_errors, requeue=True)
             return
+        hold_key(message)
         message.ack_log_error(_logger, self.connection_errors)
         if self.event_dispatcher:
             self.event_dispatcher.send("task-failed", uuid=headers["id"], exception="UnknownTaskError()")
