@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.master_cache import MasterCache
+    from cdc_tasks.outbox.muted import muted
     from cdc_tasks.retry import TryAgain
     from cdc_tasks.routing.decorators import on_change
     from cdc_tasks.routing.message_groups import key_headers
@@ -45,6 +46,7 @@ __all__ = [
     "key_headers",
     "latest_only",
     "master_cache",
+    "muted",
     "notify",
     "on_change",
     "store_latest",
@@ -68,6 +70,7 @@ _HOME: Final = {
     "install": "worker.install",
     "key_headers": "routing.message_groups",
     "latest_only": "latest",
+    "muted": "outbox.muted",
     "on_change": "routing.decorators",
     "store_latest": "latest",
 }

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import Signature
-from operator import itemgetter
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple, TypedDict, TypeGuard
 
 from cdc_tasks.changes import Change, EventType
@@ -101,6 +102,7 @@ class Route:
     is_grouped: bool  # has coalesce or batch
     key: Key | None = field(default=None, hash=False)  # None: its tasks have no order
     on_failure: OnFailure = "continue"  # what a task that gives up does to its key
+    even_muted: bool = False  # changes that their transaction mutes fire it too
     on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
@@ -214,9 +216,11 @@ class BinlogRouter:
 
     def __init__(self) -> None:
         self._routes: list[Route] = []
+        self._has_even_muted = False  # a route asks for muted changes
         self._index = RouteIndex()
         self._alike: Counter[tuple[str, str, frozenset[EventType], str]] = Counter()
         self._ids: set[str] = set()
+        self.declared: set[tuple[Any, ...]] = set()  # what `router_of` has added
         self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
 
     @property
@@ -245,6 +249,7 @@ class BinlogRouter:
         group: str | None = None,
         on_failure: OnFailure = "continue",
         on_full: str = PAUSE,
+        even_muted: bool = False,
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
@@ -269,7 +274,8 @@ class BinlogRouter:
 
         `on_full` says what happens while the queue is longer than CDC_MAX_QUEUE: "pause" makes the listener wait, with
         all routes; "grow" lets the queue grow; "set_aside" keeps this route's messages in order beside the queue, up to
-        CDC_MAX_SET_ASIDE, and the other routes go on.
+        CDC_MAX_SET_ASIDE, and the other routes go on. With `even_muted`, changes that their transaction mutes
+        (`cdc_tasks.muted`) fire it, too.
 
         Raises RouteError, with the wrong value and a hint.
         """
@@ -314,7 +320,9 @@ class BinlogRouter:
             key=_key(key, group, route_id, is_glob=_WILDCARD.search(_joined(schema, table)) is not None),
             on_failure=on_failure,
             on_full=on_full,
+            even_muted=even_muted,
         )
+        self._has_even_muted |= even_muted
         self._routes.append(route)
         self._index.add(route)
         self._by_kind.clear()
@@ -351,6 +359,7 @@ class BinlogRouter:
         twin._index = RouteIndex(self._routes)
         twin._alike = self._alike.copy()
         twin._ids = set(self._ids)
+        twin.declared = set(self.declared)
         return twin
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
@@ -366,7 +375,18 @@ class BinlogRouter:
             return self._by_kind.setdefault(kind, found)
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
-        """Yield what these changes fire, in their order."""
+        """Return what these changes fire, in their order."""
+        if not self._has_even_muted:  # then no change is muted
+            return self._tasks_for(changes)
+        return self._tasks_for_some_muted(changes)
+
+    def _tasks_for_some_muted(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
+        for is_muted, alike in groupby(changes, key=attrgetter("is_muted")):
+            for fired in self._tasks_for(alike):
+                if fired.route.even_muted or not is_muted:
+                    yield fired
+
+    def _tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
         last: tuple[str, str, str] | None = None
         routes: tuple[Route, ...] = ()
         for change in changes:

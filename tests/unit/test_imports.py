@@ -46,6 +46,7 @@ SHARED: Final = {
     "cdc_tasks.routing.tables",
     "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
+    "cdc_tasks.testing",
     "cdc_tasks.user_code",
     "cdc_tasks.variables",
     "cdc_tasks.words",
@@ -60,7 +61,7 @@ LEVELS: Final = (
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
         (
-            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
+            "cdc_tasks.outbox cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
             "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
         ),
         "cdc_tasks.cache cdc_tasks.db",
@@ -79,13 +80,13 @@ LEVELS: Final = (
         "cdc_tasks.celery",
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
-        "cdc_tasks.cli",
+        "cdc_tasks.cli cdc_tasks.pytest_plugin",
         "cdc_tasks.__main__",
     ),
     (
         "listener.router listener.core",
         "listener.publish listener.postgres listener.mysql listener.routes",
-        "listener.control",
+        "listener.control listener.testing",
         "listener.daemon",
         "listener.cli",
         "listener.__main__",

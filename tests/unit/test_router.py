@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from cdc_tasks.changes import EventType, RowChange
 from cdc_tasks.errors import CDCError
@@ -295,6 +296,34 @@ def test_the_assertion_tells_what_did_fire() -> None:
     assert "insert on public.tickets fires task 0 times, not 1" in text
     assert "'title': 'Fix bug'" in text
     assert "broken: parked, because of KeyError('nope')" in text
+
+
+def test_the_assertion_knows_tasks_their_arguments_and_close_names() -> None:
+    app = Celery("shop", set_as_current=False, broker="memory://")
+
+    @app.task(name="shop.send", shared=False)
+    def send(ticket: int, status: str = "") -> None: ...
+
+    router = router_with(("public", "tickets", "insert", "shop.send"), args=["id"], kwargs=["status"])
+    change = row_change("tickets", "insert", after=TICKET)
+    assert_fires(router, change, send, args=[123], kwargs={"status": "open"}, app=app)
+    with pytest.raises(AssertionError, match=r"No route fires shop\.sent\. Did you mean shop\.send\?"):
+        assert_fires(router, change, "shop.sent")
+    with pytest.raises(AssertionError, match=r"has no task shop\.sent\. Did you mean shop\.send\?"):
+        assert_fires(router, change, "shop.sent", app=app)
+    with pytest.raises(AssertionError, match=r"fires shop\.send\(status='new'\) 0 times"):
+        assert_fires(router, change, "shop.send", kwargs={"status": "new"})
+    wrong = router_with(("public", "tickets", "insert", "shop.send"), kwargs=["title"])
+    with pytest.raises(
+        AssertionError, match=r"shop\.send\(ticket.*does not take shop\.send\(title='Fix bug'\)"
+    ):
+        assert_fires(wrong, change, send)
+
+
+def test_a_change_has_no_old_value_that_the_tables_identity_does_not_give() -> None:
+    row_change("tickets", "update", before={"id": 1}, after=TICKET, identity=["id"])
+    with pytest.raises(ValueError, match="the log does not have the old status, only id"):
+        row_change("tickets", "update", before={"id": 1, "status": "new"}, after=TICKET, identity=["id"])
 
 
 def test_the_assertion_tells_that_nothing_fired() -> None:
