@@ -25,7 +25,7 @@ class PartitionedGroups:
     """The keys that are held up; raises CacheAwayError, and kombu's errors where it sends."""
 
     def __init__(self, connection: Any) -> None:
-        """`connection` is one to RabbitMQ."""
+        """Use this connection to RabbitMQ."""
         self._connection = connection
 
     def held_up(self) -> Iterator[HeldUp]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +63,7 @@ def _check_order(log: list[tuple[str, str, int]]) -> None:
             assert number in {last[key], last[key] + 1}, f"{key}: {number} began after {last[key]}"
             last[key] = number
             running[key] = number
-        elif what == "ends":
+        elif what in {"ends", "fails"}:
             running[key] = None
 
 
@@ -120,3 +124,48 @@ def test_a_second_worker_gets_its_share_of_the_partitions(
         wait_until(is_shared, timeout=60, what="the second worker to run a task", every=0.3)
         wait_until(lambda: len(_ended(helpdesk)) == 12 * sent, timeout=60, what="all tasks")
     _check_order(_log(helpdesk))
+
+
+def test_a_failed_task_may_hold_its_key_until_a_person_has_decided(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    with Worker(environment) as worker, install(sender_of(environment)) as sender:
+        for key in ("replayed", "dropped", "skipped"):
+            _send(sender, key, 1, task="breaks", hold=True)
+            for number in (2, 3):
+                _send(sender, key, number, hold=True)
+        _send(sender, "goes-on", 1, task="breaks")
+        _send(sender, "goes-on", 2)
+        wait_until(lambda: ("goes-on", 2) in _ended(helpdesk), timeout=60, what="the key that goes on")
+        wait_until(lambda: _waiting(environment) == [2, 2, 2], timeout=60, what="the others to be held up")
+        assert _ended(helpdesk) == {("goes-on", 2)}
+        failed = {each["dead_letter"] for each in worker.events("task_gave_up")}
+        of_key = {each["key"]: each["task_id"] for each in _held_up(environment)}
+        assert set(of_key.values()) < failed
+        helpdesk.broker.cache.set("cured", 1)
+        _cdc(environment, "dead-letters", "replay", of_key["test:replayed"])
+        _cdc(environment, "dead-letters", "drop", of_key["test:dropped"])
+        _cdc(environment, "keys", "skip", "test:skipped")
+        done = {(key, number) for key in ("replayed", "dropped", "skipped") for number in (2, 3)}
+        done |= {("goes-on", 2), ("replayed", 1)}
+        wait_until(lambda: _ended(helpdesk) == done, timeout=60, what="all keys to go on")
+    _check_order(_log(helpdesk))
+    assert _held_up(environment) == []
+
+
+def _held_up(environment: dict[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(_cdc(environment, "keys", "list", "--json"))
+    return found
+
+
+def _waiting(environment: dict[str, str]) -> list[int]:
+    return [each["waiting"] for each in _held_up(environment)]
+
+
+def _cdc(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-m", "cdc_tasks", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
