@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from datetime import UTC, datetime
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any
 
 import celery
@@ -16,7 +17,7 @@ from cdc_tasks.broker.queues import queue_of_key
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.retry import MAX_RETRIES, BrokerBlockedError, TryAgain, may_retry, seconds_to_wait
-from cdc_tasks.worker import poison
+from cdc_tasks.worker import coroutines, poison
 from cdc_tasks.worker.redacted_args import redacted
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             with poison.count_crashes(self.request):
-                return self.run(*args, **kwargs)
+                result = self.run(*args, **kwargs)
+                if iscoroutine(result) and not self.request.called_directly:
+                    return coroutines.run(result)
+                return result
         except TaskPredicate:  # a retry or a rejection that the task itself has raised
             raise
         except Exception as error:  # a task may raise anything: it is retried, or raised again
