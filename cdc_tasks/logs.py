@@ -13,7 +13,7 @@ from structlog.typing import EventDict, Processor
 
 from cdc_tasks.errors import mask_secrets
 
-__all__ = ["configure"]
+__all__ = ["configure", "use_standard_logging"]
 
 
 # Below these levels these loggers write tokens, URLs, rows or SQL parameters. No setting lowers them further.
@@ -81,6 +81,26 @@ def _wants_colours() -> bool:
     if forced := os.environ.get("FORCE_COLOR"):
         return forced != "0"
     return sys.stderr.isatty()
+
+
+def use_standard_logging() -> None:
+    """Send our events to the standard library's loggers, as `event key=value`, unless structlog is configured.
+
+    So a worker of somebody else's app has our lines where it has its own.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.format_exc_info,
+            _mask,
+            structlog.processors.KeyValueRenderer(key_order=["event"], drop_missing=True),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
 
 
 def _number(level: str | int) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdc_tasks.addresses import check_address
-from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.environment import TWINS, SettingsError, check_queue_prefix, value_of, variable
+from cdc_tasks.errors import mask_secrets
+from cdc_tasks.passwords import with_source
 from cdc_tasks.words import counted
 
 __all__ = [
@@ -28,10 +29,6 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound="Settings")
-
-
-class SettingsError(CDCError):
-    """The environment has invalid values."""
 
 
 class Settings(BaseSettings):
@@ -90,14 +87,6 @@ def _words(value: object) -> object:
     )
 
 
-def _queue_prefix(value: str) -> str:
-    if "." in value:
-        raise ValueError("must have no dot, since RabbitMQ's topics are words between dots")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
-        raise ValueError("has a character that is not allowed, or too many")
-    return value
-
-
 def _rates(value: object) -> object:
     """Parse `slack=1:5,teams=2:10`: messages a second to one channel, and to the service."""
     if not isinstance(value, str):
@@ -120,7 +109,7 @@ Address = Annotated[SecretStr, AfterValidator(_address)]
 RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]
 FernetKeys = Annotated[SecretStr, AfterValidator(_fernet_keys)]
 Rates = Annotated[dict[str, tuple[float, float]], NoDecode, BeforeValidator(_rates)]
-QueuePrefix = Annotated[str, AfterValidator(_queue_prefix)]
+QueuePrefix = Annotated[str, AfterValidator(check_queue_prefix)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # comma-separated
 
 
@@ -139,6 +128,13 @@ class BrokerSettings(Settings):
         description="What the names of our queues begin with, the same for listener and workers: up to 64 of "
         "a-z, A-Z, 0-9, _ and -.",
     )
+    cdc_key_partitions: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="RabbitMQ only: how many queues share the tasks with a key, the same for listener and workers. "
+        "Up to that many workers run such tasks.",
+    )
 
 
 class RedisSettings(BrokerSettings):
@@ -156,6 +152,28 @@ class ConnectionSettings(RedisSettings):
     database_url: Address = Field(
         description="The database, e.g. postgresql://user:password@host:5432/name or mysql://user:password@host/name."
     )
+    cdc_database_password_command: str | None = Field(
+        None,
+        description="A program, with its arguments, that prints the database's password. Listener and workers run "
+        "it at each connect: for passwords that expire, e.g. aws rds generate-db-auth-token --hostname … --port 5432 "
+        "--username …",
+    )
+    cdc_database_password_function: str | None = Field(
+        None,
+        pattern=r"^\w[\w.]*:[\w.]+$",
+        description="module:function that returns the database's password, instead of the command.",
+    )
+
+    @model_validator(mode="after")
+    def _name_the_password(self) -> Self:
+        """Add to `database_url` where its password comes from: what connects gets the URL alone."""
+        command, function = self.cdc_database_password_command, self.cdc_database_password_function
+        if command and function:
+            raise ValueError("set CDC_DATABASE_PASSWORD_COMMAND or CDC_DATABASE_PASSWORD_FUNCTION, not both")
+        if command or function:
+            url = with_source(self.database_url.get_secret_value(), command=command, function=function)
+            self.__dict__["database_url"] = SecretStr(url)  # the object is frozen for all others
+        return self
 
 
 class LogSettings(Settings):
@@ -217,10 +235,13 @@ def worker_settings() -> WorkerSettings:
     return load(WorkerSettings)
 
 
-def load(kind: type[T]) -> T:
-    """Read the environment; raises SettingsError with every bad variable, its value and a hint."""
+def load(kind: type[T], **given: Any) -> T:
+    """Read the environment; `given` goes before it.
+
+    Raises SettingsError with every bad variable, its value and a hint.
+    """
     try:
-        return kind()
+        return kind(**{**_twins(kind), **given})
     except ValidationError as error:
         problems = "\n".join(f"  - {_problem(kind, dict(each))}" for each in error.errors())
         raise SettingsError(
@@ -228,14 +249,23 @@ def load(kind: type[T]) -> T:
         ) from None
 
 
+def _twins(kind: type[Settings]) -> dict[str, Any]:
+    """Return the values of the variables that go before those with which other programs mean something else."""
+    fields = kind.model_fields
+    return {
+        name.lower(): value_of(name) for name in TWINS if name.lower() in fields and variable(name) != name
+    }
+
+
 def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
     name = str(error["loc"][0]) if error["loc"] else "environment"
     field = kind.model_fields.get(name)
     hint = f" {field.description}" if field and field.description else ""
+    shown = variable(name.upper())
     if error["type"] == "missing":
-        return f"{name.upper()} is not set.{hint}"
+        return f"{shown} is not set.{hint}"
     problem = error["msg"].removeprefix("Value error, ")
-    return f"{name.upper()}={_shown(field and field.annotation, error['input'])}: {problem}.{hint}"
+    return f"{shown}={_shown(field and field.annotation, error['input'])}: {problem}.{hint}"
 
 
 def _shown(annotation: Any, value: Any) -> str:

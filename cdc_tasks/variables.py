@@ -13,8 +13,14 @@ KNOWN: Final = frozenset(
     {
         "CDC_BATCH_SIZE",
         "CDC_BATCH_WAIT",
+        "CDC_BROKER_URL",
+        "CDC_CACHE_URL",
+        "CDC_CELERY_CONFIG_MODULE",
         "CDC_COALESCE_INTERVAL",
         "CDC_COLUMN_LISTS",
+        "CDC_DATABASE_PASSWORD_COMMAND",
+        "CDC_DATABASE_PASSWORD_FUNCTION",
+        "CDC_DATABASE_URL",
         "CDC_DURABILITY",
         "CDC_FLOWER_HOSTS",
         "CDC_LAG_ALARM",
@@ -35,6 +41,7 @@ KNOWN: Final = frozenset(
         "CDC_SLOT",
         "CDC_SLOT_FAILOVER",
         "CDC_TASK_MODULES",
+        "CDC_TEST_DATABASE_URL",
     }
 )
 _OF_TESTS: Final = "CDC_TEST_"

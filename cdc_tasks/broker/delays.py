@@ -11,6 +11,7 @@ By default every message is published as mandatory, so the sender learns of a me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,17 +20,19 @@ from typing import Any, Final
 
 import structlog
 from amqp.exceptions import NotFound
-from celery import Celery
 from celery.bootsteps import StartStopStep
 from celery.utils.time import maybe_make_aware
 from kombu.common import Broadcast
 
 from cdc_tasks.broker.delivery_marks import without_marks
+from cdc_tasks.broker.rabbitmq import held_keys
+from cdc_tasks.broker.rabbitmq.partitions import partition_for, partitions_in
 from cdc_tasks.retry import UnroutableError
+from cdc_tasks.routing.message_groups import KEY_HEADER
 
 __all__ = [
     "BindToDelayedDelivery",
-    "DelayingCelery",
+    "DelayingApp",
     "due_at",
     "eta_by_this_clock",
     "with_countdown",
@@ -39,11 +42,14 @@ __all__ = [
 log = structlog.get_logger()
 
 
-class DelayingCelery(Celery):
-    """Celery's app. Everything that sends a task calls `send_task`: tasks, signatures, retries, beat."""
+class DelayingApp:
+    """A mixin, before Celery's app in a class's bases.
 
-    def send_task(  # the stubs name each option
-        self,
+    Everything that sends a task calls `send_task`: tasks, signatures, retries, beat.
+    """
+
+    def send_task(
+        self: Any,
         name: str,
         args: Any = None,
         kwargs: Any = None,
@@ -56,14 +62,18 @@ class DelayingCelery(Celery):
 
         Raise UnroutableError if RabbitMQ has no queue for the task.
         """
-        is_kept_by_rabbitmq = bool(countdown or eta) and self.has_quorum_queues()
+        is_kept_by_rabbitmq = bool(countdown or eta) and _has_quorum_queues(self)
         if is_kept_by_rabbitmq:
             countdown, eta = _whole_seconds(countdown, eta, self.now())
         if options.get("headers"):
             options["headers"] = without_marks(options["headers"])
+            key = options["headers"].get(KEY_HEADER)
+            if isinstance(key, str):
+                options |= self._in_partition(key, name, options)
         if options.get("mandatory") is None:  # Celery's default lets RabbitMQ drop a message without a queue
             options["mandatory"] = True
-        send = partial(super().send_task, name, args, kwargs, countdown, eta, *more, **options)
+        sends = super().send_task  # type: ignore[misc]  # Celery's
+        send = partial(sends, name, args, kwargs, countdown, eta, *more, **options)
         try:
             return send()
         except (NotFound, UnroutableError) as error:
@@ -73,13 +83,23 @@ class DelayingCelery(Celery):
             _make_delay_queues(self)
             return send()
 
-    def has_quorum_queues(self) -> bool:
-        """Return whether RabbitMQ keeps the delays: Celery's delayed delivery needs quorum queues."""
-        queues = self.amqp.queues.values()
-        return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
+    def _in_partition(self: Any, key: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return where a task with a key goes on RabbitMQ. If it is a retry, let the key belong to it."""
+        partitions = partitions_in(self.amqp.queues)
+        if not partitions:
+            return {}
+        if options.get("retries"):
+            held_keys.hold(key, str(options["task_id"]), name, "retry")
+        return {"queue": partition_for(key, partitions), "exchange": None, "routing_key": None}
 
 
-def _make_delay_queues(app: Celery) -> None:
+def _has_quorum_queues(app: Any) -> bool:
+    """Return whether RabbitMQ keeps the delays: Celery's delayed delivery needs quorum queues."""
+    queues = app.amqp.queues.values()
+    return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
+
+
+def _make_delay_queues(app: Any) -> None:
     """Make the queues that a worker makes when it starts; existing ones stay as they are."""
     from kombu.transport import native_delayed_delivery
 
@@ -108,7 +128,7 @@ class BindToDelayedDelivery(StartStopStep):
 
     def include_if(self, consumer: Any) -> bool:
         """Return whether RabbitMQ keeps the delays of this worker's tasks."""
-        return bool(consumer.app.has_quorum_queues())
+        return _has_quorum_queues(consumer.app)
 
     def start(self, consumer: Any) -> None:
         """Bind the queues, also after each reconnection to the broker."""

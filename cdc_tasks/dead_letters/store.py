@@ -16,6 +16,8 @@ import structlog
 from cdc_tasks import cache
 from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.installed import current_parts
+from cdc_tasks.routing.message_groups import group_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,6 +85,7 @@ class DeadLetter:
     worker: str | None
     attempts: list[dict[str, Any]] = field(default_factory=list)  # before the last one: at, error, waits
     options: dict[str, Any] = field(default_factory=dict)  # for Celery's `send_task`
+    group: dict[str, Any] = field(default_factory=dict)  # the headers that put it into its message group
     raw: str | None = None  # base64: a malformed message as it came
 
 
@@ -101,6 +104,7 @@ def letter_of(task: str, request: Context, error: BaseException, *, trace: str |
         failed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         worker=request.hostname,
         attempts=list((request.headers or {}).get(ATTEMPTS, [])),
+        group=group_headers(request.headers),
         options={name: value for name, value in options.items() if value and name not in _OF_ONE_TRY},
     )
 
@@ -116,7 +120,16 @@ def with_attempt(headers: Mapping[str, Any], attempt: Mapping[str, Any]) -> dict
 
 
 def keep(letter: DeadLetter) -> None:
-    """Store a letter; it replaces an earlier one with the same id. Raise CacheAwayError if Redis is down."""
+    """Store a letter; it replaces an earlier one with the same id. Raise CacheAwayError if Redis is down.
+
+    An app without dead letters only logs it: the transport keeps malformed messages here for any app.
+    """
+    parts = current_parts()
+    if parts is not None and not parts.dead_letters:
+        log.error(
+            "task_dropped", of_task=letter.task, task_id=letter.id, error=letter.error.partition(":")[0]
+        )
+        return
     _run(_KEEP, letter)
     log.error(
         "task_gave_up",

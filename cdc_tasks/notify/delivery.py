@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 import structlog
+from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import db
-from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
@@ -21,6 +21,7 @@ from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimi
 from cdc_tasks.notify.services import adapter_for, rate_of
 from cdc_tasks.retry import NotYetError, TryAgain, may_retry, seconds_without_jitter
 from cdc_tasks.settings import worker_settings
+from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ class MaybeSentError(CDCError):
     """The answer to an earlier attempt was lost, and CDC_LOST_ANSWER=give-up forbids another."""
 
 
-@app.task(name="cdc_tasks.deliver")
+@shared_task(name="cdc_tasks.deliver", base=RetryingTask)
 def deliver(  # noqa: PLR0917  # the arguments are passed by name
     account_id: int,
     kind: str,

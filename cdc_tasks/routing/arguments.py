@@ -21,6 +21,7 @@ __all__ = [
     "arguments_json",
     "kwargs_json",
     "named_columns",
+    "row_values",
 ]
 
 Args = Callable[[Change], Sequence[Any]]
@@ -28,7 +29,7 @@ Kwargs = Callable[[Change], Mapping[str, Any]]
 
 
 class ValueMissingError(CDCError):
-    """The source did not send the value of a column that a route passes to its task."""
+    """The source did not send the value of a column that a route passes to its task, or that is its key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ColumnArgs:
     columns: tuple[str, ...]
 
     def __call__(self, change: Change) -> list[Any]:
-        return _values(change, self.columns) if self.columns else []
+        return row_values(change, self.columns) if self.columns else []
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self.columns))}]"
@@ -52,7 +53,7 @@ class ColumnKwargs:
     columns: tuple[str, ...]  # of the parameters, in their order
 
     def __call__(self, change: Change) -> dict[str, Any]:
-        return dict(zip(self.names, _values(change, self.columns), strict=True))
+        return dict(zip(self.names, row_values(change, self.columns), strict=True))
 
     def __repr__(self) -> str:
         return repr(dict(zip(self.names, self.columns, strict=True)))
@@ -69,20 +70,18 @@ def named_columns(args: Args | None, kwargs: Kwargs | None) -> tuple[str, ...] |
     return tuple(dict.fromkeys(found))
 
 
-def arguments_json(args: Args, change: Change, task: str) -> bytes:
-    """Return the positional arguments as JSON, without the list's brackets.
+def arguments_json(values: object, task: str) -> bytes:
+    """Return what `args` of the route to `task` made, as JSON without the list's brackets.
 
-    Raises TypeError if the function's result is no list, ValueMissingError, and what the function raises.
+    Raises TypeError if it is no list, or if JSON has no such value.
     """
-    values = args(change)
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"args= of the route to {task} returned {type(values).__name__}, not a list")
     return dumps(list(values)).encode()[1:-1]
 
 
-def kwargs_json(kwargs: Kwargs, change: Change, task: str) -> bytes:
-    """Return the keyword arguments as JSON, without the object's braces; raises as `arguments_json` does."""
-    values: object = kwargs(change)
+def kwargs_json(values: object, task: str) -> bytes:
+    """Return what `kwargs` made as JSON, without the object's braces; raises TypeError as `arguments_json` does."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise TypeError(
             f"kwargs= of the route to {task} returned {type(values).__name__}, not a dict with names as keys"
@@ -90,8 +89,8 @@ def kwargs_json(kwargs: Kwargs, change: Change, task: str) -> bytes:
     return dumps(dict(values)).encode()[1:-1]
 
 
-def _values(change: Change, columns: tuple[str, ...]) -> list[Any]:
-    """Return the values of the row as it is now; of a DELETE, as it was."""
+def row_values(change: Change, columns: tuple[str, ...]) -> list[Any]:
+    """Return the values of the row as it is now; of a DELETE, as it was; raises ValueMissingError."""
     message = json.loads(change.to_json(columns))  # only these columns are decoded
     before, after = message["before"] or {}, message["after"] or {}
     try:
@@ -112,6 +111,6 @@ def _missing(change: Change, column: str) -> ValueMissingError:
         )
     return ValueMissingError(
         f"{table} has no column {column}.",
-        hint="Correct args= or kwargs= of the route.",
+        hint="Correct args=, kwargs= or key= of the route.",
         code="column_missing",
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import redis
 
-from cdc_tasks import cache
+from cdc_tasks import cache, environment
+from cdc_tasks.installed import current_app
 
 __all__ = ["counts"]
 
@@ -14,9 +15,8 @@ def counts() -> dict[str, int]:
 
     The changes are in the broker if it is Redis, else in CACHE_URL.
     """
-    from cdc_tasks.celery import app
-
-    with app.connection_for_read() as connection, cache.errors_translated("CELERY_BROKER_URL"):
+    broker = environment.variable("CELERY_BROKER_URL")
+    with current_app().connection_for_read() as connection, cache.errors_translated(broker):
         if connection.transport.driver_type != "redis":
             with cache.errors_translated():
                 return _counts(cache.client())

@@ -9,7 +9,7 @@ from celery.utils.saferepr import saferepr
 
 from cdc_tasks.words import counted
 
-__all__ = ["redacted"]
+__all__ = ["holds_change", "redacted"]
 
 
 def redacted(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
@@ -17,6 +17,12 @@ def redacted(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
     if isinstance(arguments, dict):
         return saferepr({name: _shown(value) for name, value in arguments.items()})
     return saferepr(tuple(_shown(value) for value in arguments))
+
+
+def holds_change(arguments: Sequence[Any] | Mapping[str, Any] | None) -> bool:
+    """Return whether one of a task's arguments is a change, or a list of changes."""
+    values = arguments.values() if isinstance(arguments, Mapping) else arguments or ()
+    return any(_is_change(each[0] if isinstance(each, list) and each else each) for each in values)
 
 
 def _shown(value: Any) -> Any:

@@ -57,7 +57,6 @@ cli = typer.Typer(
 )
 cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
-cli.command()(init)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -196,6 +195,9 @@ def status(*, as_json: AsJSON = False) -> None:
     else:
         show_status(found)
     raise typer.Exit(0 if found.is_healthy else 1)
+
+
+cli.command()(init)
 
 
 def main() -> None:

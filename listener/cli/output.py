@@ -54,7 +54,9 @@ def _indented(text: str) -> str:
 
 def show_routes(routes: Iterable[Route]) -> None:
     """Print the table of routes."""
-    table = table_of("id", "table", "events", "task", "when", "argument", "columns", "queue", "grouping")
+    table = table_of(
+        "id", "table", "events", "task", "when", "argument", "columns", "queue", "grouping", "sending"
+    )
     for route in routes:
         table.add_row(*(escape(str(value)) for value in describe_route(route).values()))
     console().print(table)
@@ -72,7 +74,17 @@ def describe_route(route: Route) -> Mapping[str, str]:
         "columns": "all" if route.columns is None else ", ".join(route.columns),
         "queue": route.queue or "",
         "grouping": "coalesce" if route.coalesce else f"batch of {route.batch}" if route.batch else "",
+        "sending": _sending(route),
     }
+
+
+def _sending(route: Route) -> str:
+    shown = {
+        "after": "" if route.countdown is None else f"{route.countdown:g} s",
+        "priority": "" if route.priority is None else str(route.priority),
+        "expires after": "" if route.expires is None else f"{route.expires:g} s",
+    }
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value)
 
 
 def _argument(route: Route) -> str:

@@ -13,7 +13,10 @@ import pytest
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 _ROUTES = """
-from cdc_tasks import BinlogRouter, EventType, RowChange, TryAgain, became, latest_only, master_cache, notify
+from celery import shared_task
+
+from cdc_tasks import INSERT, UPDATE, BinlogRouter, EventType, RowChange, TryAgain, became, latest_only, master_cache
+from cdc_tasks import notify, on_change
 from cdc_tasks.testing import assert_fires, row_change
 
 
@@ -29,6 +32,12 @@ def send(message: dict[str, object]) -> str:
         raise TryAgain("no row yet", after=3)
     with latest_only("order", change) as is_latest:
         return str(is_latest)
+
+
+@on_change("orders", UPDATE, INSERT, when=became("status", "paid"), kwargs={"order_id": "id"}, countdown=5)
+@shared_task(name="shop.confirm")
+def confirm(order_id: int) -> int:
+    return order_id
 
 
 @notify.composes("paid")
@@ -97,6 +106,12 @@ def test_a_file_of_routes_loads_no_driver_and_no_celery(installed: Path, tmp_pat
         [installed, "-c", _LIGHT], cwd=tmp_path, check=True, capture_output=True, text=True
     ).stdout
     assert loaded.split() == []
+
+
+def test_pytest_finds_the_fixture_by_itself(installed: Path, tmp_path: Path) -> None:
+    command = [installed, "-m", "pytest", "--fixtures", "-q", "-p", "no:cacheprovider", "."]
+    found = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert "cdc_database_url" in found.stdout
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,10 @@ class Internal(NamedTuple):
 
 INTERNALS: Final = (
     Internal(
-        "kombu.transport", "_transport_cache", "dict", "An alias is looked up again after it has changed."
+        "celery",
+        "Celery._tasks",
+        "assigned",
+        "An app's tasks, without making those that are still to be made.",
     ),
     Internal(
         "amqp.channel",
@@ -78,6 +81,12 @@ INTERNALS: Final = (
         "Request._retry_worker_lost",
         "(self, exc, exc_info)",
         "A task that kills its worker is not run forever.",
+    ),
+    Internal(
+        "kombu.transport.redis",
+        "Channel._expires",
+        "assigned",
+        "A message with a key renews its queue's expiry, as any other does.",
     ),
     Internal(
         "kombu.transport.redis",

@@ -203,7 +203,9 @@ class KombuPublisher:
                 too_large = delivery.remove(partial(self._is_larger, error.limit))
                 if not too_large:
                     raise BrokerError(error.message, hint=error.hint, code=error.code) from error
-                parked += [Parked(*each[:2], error, each.arguments, each.kwargs) for each in too_large]
+                parked += [
+                    Parked(*each[:2], error, each.arguments, each.kwargs, each.key) for each in too_large
+                ]
         return parked
 
     def _is_larger(self, limit: int, task: Call) -> bool:

@@ -102,7 +102,7 @@ class SetAsideTasks:
         if route.id not in self._count:
             yield "HSET", self._index, f"{route.id}:{queue}", queue
         self._count[route.id] += 1
-        yield "RPUSH", self.key(route.id), record_of(route, origin, call.arguments, call.kwargs)
+        yield "RPUSH", self.key(route.id), record_of(route, origin, call.arguments, call.kwargs, call.key)
 
     def _is_closed(self, route: str) -> bool:
         return route in self._paused or self._queues[route] in self.full
@@ -110,4 +110,5 @@ class SetAsideTasks:
 
 def _call(record: bytes) -> Call:
     fields = json.loads(record)
-    return Call(*route_of(fields), fields["arguments"].encode(), fields["kwargs"].encode())
+    arguments, kwargs = fields["arguments"].encode(), fields["kwargs"].encode()
+    return Call(*route_of(fields), arguments, kwargs, fields.get("key"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -13,6 +14,7 @@ from typing import Any
 
 from celery import Celery
 
+from cdc_tasks.broker.redis.message_groups import ADMIT, LENGTHS, owners_key
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
@@ -60,7 +62,7 @@ class RedisPublisher:
             max_queue, self._redis, pause_key(prefix), self._retry, look_every=_LOOK_EVERY
         )
         self._set_aside_key = set_aside_key(prefix)
-        self._set_aside = SetAside(prefix, max_queue=max_queue)
+        self._set_aside = SetAside(prefix, max_queue=max_queue, key_prefix=self._redis.prefixed(""))
         self._max_set_aside = max_set_aside
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
         self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
@@ -183,8 +185,13 @@ class RedisPublisher:
     def _pushes(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
         """Yield what puts the tasks into their queues; add those that Redis would refuse to `_refused`."""
         self._refused = []
-        beside = self._set_aside if self._set_aside.is_used else None
-        return _pushes(tasks, envelopes, self._redis.max_bytes, self._refused, beside)
+        pushes = _Pushes(
+            max_bytes=self._redis.max_bytes,
+            refused=self._refused,
+            beside=self._set_aside if self._set_aside.is_used else None,
+            prefix=self._redis.prefixed(""),
+        )
+        return pushes.commands(tasks, envelopes)
 
     def _parkings(self, parked: Sequence[Parked]) -> Iterator[Command]:
         """Yield what parks them, and what `_pushes` has refused before."""
@@ -199,13 +206,17 @@ class RedisPublisher:
     def _length_queries(self) -> list[Command]:
         queues = () if self._limit.max_queue is None else self._envelopes.queues
         self._asked = list(dict.fromkeys([*queues, *self._set_aside.keys]))
-        return [("LLEN", key) for key in self._asked]
+        lengths: list[Command] = [("LLEN", key) for key in self._asked]
+        return [*lengths, ("HMGET", self._redis.prefixed(LENGTHS), *self._asked)] if lengths else []
 
-    def _learn(self, answers: Sequence[int]) -> Load:
+    def _learn(self, answers: Sequence[Any]) -> Load:
         """Take in the lengths of the queues; return how much waits where that makes the listener wait."""
         if not answers:
             return Load()
-        lengths = dict(zip(self._asked, answers, strict=True))
+        # What waits for a key waits for its queue too.
+        *lengths_of_lists, waiting = answers
+        found = (length + int(more or 0) for length, more in zip(lengths_of_lists, waiting, strict=True))
+        lengths = dict(zip(self._asked, found, strict=True))
         policies = self._policies
         self._set_aside.learn(lengths, [key for key in policies if SET_ASIDE in policies[key]])
         return max(self._loads(lengths), key=_excess, default=Load())
@@ -265,38 +276,52 @@ def _fields(answer: Any) -> Iterable[bytes]:
     return answer if isinstance(answer, dict) else answer[::2]
 
 
-def _pushes(
-    tasks: Sequence[Call],
-    envelopes: Sequence[Envelope],
-    max_bytes: int,
-    refused: list[Parked],
-    beside: SetAside | None,
-) -> Iterator[Command]:
-    """Yield the commands that put the tasks' messages where Celery would. They are made while they are being sent.
+@dataclass(slots=True, kw_only=True)
+class _Pushes:
+    """The commands that put tasks where Celery would. They are made while they are being sent."""
 
-    A message of more than `max_bytes` goes to `refused`: Redis would close the connection. `beside`, if it is there,
-    says which messages go to a list beside their queue.
-    """
-    expiries: dict[Command, None] = {}
-    for start in range(0, len(tasks), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        queues: dict[str, list[bytes]] = defaultdict(list)
-        for (route, change, arguments, kwargs), (keys, more, render) in zip(
-            tasks[part], envelopes[part], strict=True
-        ):
-            message = render(arguments, kwargs, *change.stamp)
-            if len(message) > max_bytes:
-                error = too_large(len(message), max_bytes)
-                refused.append(Parked(route, change, error, arguments, kwargs))
-                continue
-            if beside is not None:
-                keys = tuple(beside.target(route, key) for key in keys)  # noqa: PLW2901 - of this message only
-            for key in keys:
-                queues[key].append(message)
-            if more:
-                expiries.update(dict.fromkeys(more))
-        for key, messages in queues.items():
-            yield "LPUSH", key, *messages
-        if beside is not None:
-            yield from beside.index(queues)
-    yield from expiries
+    max_bytes: int  # Redis would close the connection at a larger message
+    refused: list[Parked]  # what is larger
+    beside: SetAside | None  # says which messages go to a list beside their queue; None: none does
+    prefix: str
+
+    def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
+        """Yield them; a message with a key goes to its queue if its key is free."""
+        expiries: dict[Command, None] = {}
+        for start in range(0, len(tasks), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            queues: dict[str, list[bytes]] = defaultdict(list)
+            keyed: list[bytes | str] = []
+            for task, envelope in zip(tasks[part], envelopes[part], strict=True):
+                route, change, arguments, kwargs, key = task
+                keys, more, render, of_key = envelope
+                if key is None:
+                    message = render(arguments, kwargs, *change.stamp)
+                else:
+                    message = of_key.render(arguments, kwargs, *change.stamp, key)
+                if len(message) > self.max_bytes:
+                    self._refuse(task, len(message))
+                    continue
+                if self.beside is not None:
+                    keys = tuple(self.beside.target(route, name) for name in keys)
+                if key is not None and keys == envelope.keys:
+                    keyed += (keys[0], key, *of_key.names(change.stamp[0]), message)
+                else:
+                    for name in keys:
+                        queues[name].append(message)
+                if more:
+                    expiries.update(dict.fromkeys(more))
+            yield from self._commands(queues, keyed)
+        yield from expiries
+
+    def _commands(self, queues: Mapping[str, list[bytes]], keyed: list[bytes | str]) -> Iterator[Command]:
+        for name, messages in queues.items():
+            yield "LPUSH", name, *messages
+        if keyed:
+            yield "EVAL", ADMIT, "1", owners_key(self.prefix), self.prefix, *keyed
+        if self.beside is not None:
+            yield from self.beside.index(queues)
+
+    def _refuse(self, task: Call, length: int) -> None:
+        route, change, arguments, kwargs, key = task
+        self.refused.append(Parked(route, change, too_large(length, self.max_bytes), arguments, kwargs, key))

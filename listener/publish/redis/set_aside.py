@@ -8,7 +8,8 @@ Two things send a message to a list instead of its queue:
 
 When workers have made room, or the route is resumed, the oldest messages move to the queue. Each push and each move is
 part of the step that moves the checkpoint, so no message is lost or doubled. While a list has messages, new ones go
-behind them: the order stays.
+behind them: the order stays. A message with a key takes its place among those of the key when it moves to the queue, so
+a route that is paused holds up no other one of its group.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 
 import structlog
 
+from cdc_tasks.broker.redis.message_groups import MOVE
 from cdc_tasks.routing.router import SET_ASIDE, Route
 from listener.publish.redis.connection import Command
 
@@ -54,8 +56,12 @@ class _List:
 class SetAside:
     """Which messages wait beside their queue, and how they get there and back."""
 
-    def __init__(self, prefix: str, *, max_queue: int | None) -> None:
-        """`prefix` is that of the listener's keys; `max_queue` is CDC_MAX_QUEUE, None if there is no limit."""
+    def __init__(self, prefix: str, *, max_queue: int | None, key_prefix: str = "") -> None:
+        """`prefix` is that of the listener's keys, `key_prefix` that of all keys at the broker.
+
+        `max_queue` is CDC_MAX_QUEUE, None if there is no limit.
+        """
+        self._key_prefix = key_prefix
         self._max_queue = max_queue
         self._index = set_aside_key(prefix)
         self._lists: dict[str, _List] = {}  # by name: those that take messages, or have some
@@ -119,8 +125,8 @@ class SetAside:
     def commands(self) -> Iterator[Command]:
         """Yield what moves the oldest messages to the queues that have room; behind all pushes."""
         for each in self._lists.values():
-            for _ in range(self._room(each)):
-                yield "RPOPLPUSH", each.key, each.queue
+            if room := self._room(each):
+                yield "EVAL", MOVE, "2", each.key, each.queue, self._key_prefix, str(room)
         if gone := self._ended - self._lists.keys():
             yield "HDEL", self._index, *gone
         self._ended = set()
