@@ -19,7 +19,7 @@ _FULL_VERSION = re.compile(r":\d+\.\d+\.?\d*\b")
 
 def _declared() -> dict[str, Requirement]:
     project = tomllib.loads((_CHECKOUT / "pyproject.toml").read_text())["project"]
-    found = map(Requirement, project["dependencies"])
+    found = map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["django"]])
     return {canonicalize_name(each.name): each for each in found}
 
 
