@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
-
-from kombu.utils.json import dumps
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from cdc_tasks.changes import Change, EventType
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.arguments import (
+    Args,
+    ColumnArgs,
+    ColumnKwargs,
+    Kwargs,
+    arguments_json,
+    kwargs_json,
+    named_columns,
+)
 from cdc_tasks.routing.predicates import When, became, changed
 
 __all__ = [
@@ -32,8 +39,8 @@ __all__ = [
 ]
 
 _EVERY_EVENT: Final = frozenset(EventType) - {EventType.ALL}
-
-Args = Callable[[Change], Sequence[Any]]
+_HIGHEST_PRIORITY: Final = 255
+_LONGEST: Final = 1e8  # seconds: three years
 
 
 class RouteError(CDCError):
@@ -50,12 +57,21 @@ class Route:
     task: str
     when: When | None = field(hash=False)  # a user's object: it may have no hash
     args: Args | None = field(hash=False)  # None: the change itself is the task's one argument
+    kwargs: Kwargs | None = field(default=None, hash=False)
     columns: tuple[str, ...] | None  # None: all
-    queue: str | None  # None: the one of Celery's task_routes
+    queue: str | None  # None: the task's own, or the one of Celery's task_routes
     coalesce: bool
     batch: int | None
-    key: str  # identifies the route in task ids, also after the routes are reordered
+    countdown: float | None = None  # seconds from sending until the task is due
+    priority: int | None = None  # None: the task's own, or the one of Celery's settings
+    expires: float | None = None  # seconds from sending; later no worker runs the task
+    id: str  # identifies the route in task ids, also after the routes are reordered
     is_grouped: bool  # has coalesce or batch
+    sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
+
+    def __post_init__(self) -> None:
+        sent_as = self.id, self.queue, self.countdown, self.priority, self.expires
+        object.__setattr__(self, "sent_as", sent_as)
 
     def matches(self, schema: str, table: str) -> bool:
         """Return whether the route watches this table."""
@@ -135,11 +151,12 @@ class Call(NamedTuple):
     route: Route
     change: Change | Origin
     arguments: bytes  # JSON of the task's positional arguments, without the list's brackets
+    kwargs: bytes = b""  # JSON of its keyword arguments, without the object's braces
 
     @property
     def id(self) -> str:
-        """The task's id: from the change's id and the route's key, so that a replayed task has the id that it had."""
-        return f"{self.change.id}-{self.route.key}"
+        """The task's id: from the change's id and the route's, so that a replayed task has the id that it had."""
+        return f"{self.change.id}-{self.route.id}"
 
 
 _call = partial(tuple.__new__, Call)  # half the time of `Call(…)`
@@ -152,6 +169,7 @@ class Parked(NamedTuple):
     change: Change | Origin
     error: Exception
     rendered: bytes | None = None  # the task's arguments, as in Call, if only an Origin is left
+    rendered_kwargs: bytes = b""  # the same of its keyword arguments
 
 
 class BinlogRouter:
@@ -161,7 +179,7 @@ class BinlogRouter:
         self._routes: list[Route] = []
         self._index = RouteIndex()
         self._alike: Counter[tuple[str, str, frozenset[EventType], str]] = Counter()
-        self._keys: set[str] = set()
+        self._ids: set[str] = set()
         self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
 
     @property
@@ -177,37 +195,56 @@ class BinlogRouter:
         task: str,
         *,
         when: When | None = None,
-        args: Args | None = None,
+        args: Args | Sequence[str] | None = None,
+        kwargs: Kwargs | Mapping[str, str] | Sequence[str] | None = None,
         columns: Iterable[str] | None = None,
         queue: str | None = None,
         coalesce: bool = False,
         batch: int | None = None,
+        countdown: float | None = None,
+        priority: int | None = None,
+        expires: float | None = None,
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
         `schema` and `table` are names or globs (`*`, `?`, `[…]`). `when(change)` decides whether it fires.
-        `args(change)` returns the task's positional arguments; without it the change is the one argument. `columns`
-        limits the rows that are sent. With `coalesce`, changes with equal arguments fire one task. With `batch`, one
-        task gets a list of up to that many changes.
+
+        `args` and `kwargs` are what the task is called with. Without both the change is its one argument. `args` is a
+        list of columns, or a function of the change that returns a list. `kwargs` is a list of columns, a mapping
+        from parameters to columns, or a function that returns a dict. A change without the value of such a column is
+        parked. `columns` limits the rows that are sent.
+
+        With `coalesce`, changes with equal arguments fire one task. With `batch`, one task gets a list of up to that
+        many changes, lists of `args`, or dicts of `kwargs`. `queue`, `countdown`, `priority` and `expires` are
+        Celery's; the times are in seconds, from when the task is sent.
 
         Raises RouteError, with the wrong value and a hint.
         """
         _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
-        _check_callable(when=when, args=args)
-        _check_grouping(task, coalesce=coalesce, batch=batch, args=args)
+        _check_callable(when=when)
+        _check_sending(countdown=countdown, priority=priority, expires=expires)
         wanted = _events(events)
+        positional, named = _args(args), _kwargs(kwargs)
+        if named is not None and positional is None:
+            positional = ColumnArgs(())
+        _check_grouping(task, coalesce=coalesce, batch=batch, args=positional, kwargs=named)
+        _check_rows(wanted, task, positional, named)
         route = Route(
             schema=schema,
             table=table,
             events=wanted,
             task=task,
             when=when,
-            args=args,
-            columns=_columns(columns),
+            args=positional,
+            kwargs=named,
+            columns=_sent(_columns(columns), positional, named),
             queue=queue,
             coalesce=coalesce,
             batch=batch,
-            key=self._key(schema, table, wanted, task),
+            countdown=countdown,
+            priority=priority,
+            expires=expires,
+            id=self._id(schema, table, wanted, task),
             is_grouped=coalesce or batch is not None,
         )
         self._routes.append(route)
@@ -240,21 +277,24 @@ class BinlogRouter:
                 try:
                     if when is not None and not when(change):
                         continue
-                    body = change.to_json(route.columns) if args is None else _listed(route, args(change))
+                    if args is None:
+                        fired = route, change, change.to_json(route.columns), b""
+                    else:
+                        fired = route, change, *_called(route, args, change)
                 except Exception as error:  # noqa: BLE001 - a user's code may raise anything: the change is kept
                     yield Parked(route, change, error)
                 else:
-                    yield _call((route, change, body))
+                    yield _call(fired)
 
-    def _key(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
+    def _id(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
         """Return a digest of what identifies the route; routes that are equal in it differ by their order."""
         names = (schema, table, events, task)
         name = "\0".join((schema, table, *sorted(events), task, str(self._alike[names])))
         self._alike[names] += 1
-        while (key := hashlib.blake2b(name.encode(), digest_size=4).hexdigest()) in self._keys:
+        while (digest := hashlib.blake2b(name.encode(), digest_size=4).hexdigest()) in self._ids:
             name += "\0"  # among thousands of routes two digests may be equal
-        self._keys.add(key)
-        return key
+        self._ids.add(digest)
+        return digest
 
 
 def _check_name(**names: object) -> None:
@@ -271,7 +311,33 @@ def _check_callable(**functions: object) -> None:
             raise RouteError(f"{what}={function!r} cannot be called.", hint=f"Write {what}=lambda change: …")
 
 
-def _check_grouping(task: str, *, coalesce: bool, batch: int | None, args: Args | None) -> None:
+def _check_sending(*, countdown: object, priority: object, expires: object) -> None:
+    for what, seconds in (("countdown", countdown), ("expires", expires)):
+        if seconds is not None and not _is_duration(seconds):
+            raise RouteError(f"{what}={seconds!r} is no number of seconds.", hint=f"Write e.g. {what}=60.")
+    if priority is not None and not (_is_integer(priority) and 0 <= priority <= _HIGHEST_PRIORITY):
+        raise RouteError(
+            f"priority={priority!r} is no priority.",
+            hint="Redis takes 0 to 9, and 0 goes first. RabbitMQ takes 0 up to x-max-priority of the queue, and 0"
+            " goes last.",
+        )
+
+
+def _check_rows(events: frozenset[EventType], task: str, args: Args | None, kwargs: Kwargs | None) -> None:
+    """Refuse a route that passes columns of a row when a table is truncated: there is no row."""
+    found = {"args": args, "kwargs": kwargs}
+    for what, each in found.items():
+        if EventType.TRUNCATE in events and isinstance(each, ColumnArgs | ColumnKwargs) and each.columns:
+            raise RouteError(
+                f"The route to {task} passes {what}={each!r} also at a TRUNCATE, which has no row.",
+                hint="Name the events: [EventType.INSERT, EventType.UPDATE, EventType.DELETE].\n"
+                f"Or give {what}= a function that knows a truncate: {what}=lambda change: …",
+            )
+
+
+def _check_grouping(
+    task: str, *, coalesce: bool, batch: int | None, args: Args | None, kwargs: Kwargs | None
+) -> None:
     if batch is not None and not _is_count(batch):
         raise RouteError(
             f"batch={batch!r} of the route to {task} is no number of changes.", hint="Write e.g. batch=500."
@@ -283,6 +349,53 @@ def _check_grouping(task: str, *, coalesce: bool, batch: int | None, args: Args 
             f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be equal.",
             hint="Give it the arguments to coalesce on, e.g. args=lambda change: [change.table].",
         )
+    if batch is not None and kwargs is not None and args != ColumnArgs(()):
+        raise RouteError(
+            f"The route to {task} has batch, args and kwargs: its task gets one list.",
+            hint="Leave out args=, and the list is of dicts; or kwargs=, and it is of lists.",
+        )
+
+
+def _args(args: object) -> Args | None:
+    if args is None or callable(args):
+        return args
+    if isinstance(args, Mapping):
+        raise RouteError(f"args={args!r} has names of parameters.", hint=f"Write kwargs={args!r}.")
+    return ColumnArgs(_named("args", args))
+
+
+def _kwargs(kwargs: object) -> Kwargs | None:
+    if kwargs is None or callable(kwargs):
+        return kwargs
+    if isinstance(kwargs, Mapping):
+        return ColumnKwargs(_named("kwargs", list(kwargs)), _named("kwargs", list(kwargs.values())))
+    names = _named("kwargs", kwargs)
+    if len(set(names)) < len(names):
+        raise RouteError(f"kwargs={kwargs!r} has a name twice.", hint="Name each column once.")
+    return ColumnKwargs(names, names)
+
+
+def _named(what: str, names: object) -> tuple[str, ...]:
+    if (
+        not isinstance(names, list | tuple)
+        or not all(map(_is_name, names))
+        or (what == "kwargs" and not names)
+    ):
+        raise RouteError(
+            f"{what}={names!r} are no names of columns.",
+            hint=f'Write e.g. {what}=["id"], or {what}=lambda change: …',
+        )
+    return tuple(names)
+
+
+def _sent(
+    columns: tuple[str, ...] | None, args: Args | None, kwargs: Kwargs | None
+) -> tuple[str, ...] | None:
+    """Return the columns that the source has to send; None: all."""
+    named = () if args is None else named_columns(args, kwargs)
+    if columns is None:
+        return named or None
+    return tuple(dict.fromkeys([*columns, *(named or ())]))
 
 
 def _events(events: Iterable[EventType | str] | EventType | str) -> frozenset[EventType]:
@@ -308,11 +421,11 @@ def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(names))
 
 
-def _listed(route: Route, values: object) -> bytes:
-    """Return the result of a route's `args` as JSON, without the list's brackets."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise TypeError(f"args= of the route to {route.task} returned {type(values).__name__}, not a list")
-    return dumps(list(values)).encode()[1:-1]
+def _called(route: Route, args: Args, change: Change) -> tuple[bytes, bytes]:
+    """Return what `args` and `kwargs` of a route make of a change, as a Call has it."""
+    kwargs, task = route.kwargs, route.task
+    named = b"" if kwargs is None else kwargs_json(kwargs, change, task)
+    return arguments_json(args, change, task), named
 
 
 def _is_name(value: object) -> bool:
@@ -320,4 +433,12 @@ def _is_name(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _is_integer(value) and value >= 1
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LONGEST

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdc_tasks.changes import EventType
+from cdc_tasks.routing.arguments import ColumnArgs
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, State
 from listener.daemon.status import Status
@@ -70,11 +71,18 @@ def describe_route(route: Route) -> Mapping[str, str]:
         "events": ", ".join(event.name for event in EventType if event in route.events),
         "task": route.task,
         "when": "" if route.when is None else _called(route.when),
-        "argument": "the change" if route.args is None else _called(route.args),
+        "argument": _argument(route),
         "columns": "all" if route.columns is None else ", ".join(route.columns),
         "queue": route.queue or "",
         "grouping": "coalesce" if route.coalesce else f"batch of {route.batch}" if route.batch else "",
     }
+
+
+def _argument(route: Route) -> str:
+    if route.args is None:
+        return "the change"
+    shown = [] if route.kwargs is not None and route.args == ColumnArgs(()) else [_called(route.args)]
+    return ", ".join([*shown, *([f"**{_called(route.kwargs)}"] if route.kwargs else [])])
 
 
 def _called(function: Callable[..., Any]) -> str:

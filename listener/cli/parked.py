@@ -22,7 +22,7 @@ from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import celery_app, checkpoint_store
 from listener.publish.parked import ParkedChange, parked_key, parse_parked
 from listener.publish.redis.connection import Command, RedisConnection
-from listener.publish.task_message import EnvelopeError, argsrepr, make_message
+from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
 
 __all__ = ["cli"]
 
@@ -132,6 +132,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "change": parked.change.to_message(),
         **({} if parked.logged is None else {"logged": parked.logged}),
         **({} if parked.arguments is None else {"arguments": parked.arguments}),
+        **({} if parked.kwargs is None else {"kwargs": parked.kwargs}),
         **({"is_shortened": True} if parked.is_shortened else {}),
     }
 
@@ -172,12 +173,14 @@ def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exc
 
 def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
     """Send the task; return why the broker refuses it, None if it took it. Raises BrokerAwayError."""
-    route, arguments = call.route, _arguments(parked, call)
-    options: dict[str, Any] = {} if route.queue is None else {"queue": route.queue}
+    route, arguments, options = call.route, _arguments(parked, call), send_options(call.route)
+    kwargs = _kwargs(parked, call)
     shown = argsrepr(parked.change.kind, parked.change.position)
     refusals: Any = app.connection_for_write().channel_errors
     try:
-        app.send_task(route.task, args=arguments, task_id=parked.id, argsrepr=shown, **options)
+        app.send_task(
+            route.task, arguments, kwargs, task_id=parked.id, argsrepr=shown, kwargsrepr="{}", **options
+        )
     except OperationalError as error:
         raise BrokerAwayError(
             f"The broker did not take {parked.id}, which stays parked: {error}",
@@ -194,7 +197,16 @@ def _arguments(parked: ParkedChange, call: Call) -> list[Any]:
     arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
     if call.route.batch is None:
         return arguments
+    if call.route.kwargs is not None:
+        return [[json.loads(b"{%b}" % call.kwargs)]]
     return [arguments if call.route.args is None else [arguments]]
+
+
+def _kwargs(parked: ParkedChange, call: Call) -> dict[str, Any]:
+    if parked.arguments is not None:
+        return dict(parked.kwargs or {})
+    named: dict[str, Any] = json.loads(b"{%b}" % call.kwargs) if call.route.batch is None else {}
+    return named
 
 
 @cli.command()

@@ -23,7 +23,7 @@ __all__ = ["Batched", "Batcher", "batch_together"]
 
 _MAX_BYTES = 1_000_000  # of arguments in a batch: wide rows come in smaller batches
 
-_CoalescedOn = tuple[str, bytes]  # the route's key, the arguments
+_CoalescedOn = tuple[str, bytes, bytes]  # the route's id, the arguments, the keyword arguments
 
 
 class Batched(NamedTuple):
@@ -87,7 +87,9 @@ class Batcher:
                 out.parked.append(each)
             elif not each.route.is_grouped:
                 tasks.append(each)
-            elif self._key and not self._fits(len(each.arguments)):  # not even Redis would save it
+            elif self._key and not self._fits(
+                len(each.arguments) + len(each.kwargs)
+            ):  # not even Redis would save it
                 out.parked.append(self._refused(each))
             elif each.route.coalesce:
                 self._coalesce(each, at_once, out, now)
@@ -128,14 +130,14 @@ class Batcher:
         for record in map(json.loads, deferred):
             route, origin = _restored(record)
             if record["arguments"] is not None:
-                on = route.key, record["arguments"].encode()
+                on = route.id, record["arguments"].encode(), record.get("kwargs", "").encode()
                 self._fired_at[on] = self._clock() - self._interval
-                self._waiting[on] = Call(route, origin, on[1])
+                self._waiting[on] = Call(route, origin, *on[1:])
             else:
                 items = items_of(self._items_key(route))
                 opened_at = self._clock() - self._longest
                 size = sum(map(len, items))
-                self._batches[route.key] = _OpenBatch(route, origin, opened_at, items, len(items), size)
+                self._batches[route.id] = _OpenBatch(route, origin, opened_at, items, len(items), size)
 
     def _release(self, out: Batched, now: float) -> None:
         """Add what has waited long enough."""
@@ -157,15 +159,16 @@ class Batcher:
 
     def _add(self, call: Call, out: Batched, now: float) -> None:
         route = call.route
-        batch = self._batches.get(route.key)
-        if batch is not None and not self._fits(batch.size + len(batch.items) + len(call.arguments)):
+        batch = self._batches.get(route.id)
+        item = _item(call)
+        if batch is not None and not self._fits(batch.size + len(batch.items) + len(item)):
             self._close(batch, out)
             batch = None
         if batch is None:
             origin = Origin(call.change.kind, call.change.stamp)
-            batch = self._batches[route.key] = _OpenBatch(route, origin, now)
-        batch.add(_item(call))
-        self._grown[route.key] = None
+            batch = self._batches[route.id] = _OpenBatch(route, origin, now)
+        batch.add(item)
+        self._grown[route.id] = None
         if batch.is_full:
             self._close(batch, out)
 
@@ -173,24 +176,24 @@ class Batcher:
         return self.max_bytes is None or length <= self.max_bytes
 
     def _refused(self, call: Call) -> Parked:
-        error = too_large(len(call.arguments), self.max_bytes or 0)
-        return Parked(call.route, call.change, error, call.arguments)
+        error = too_large(len(call.arguments) + len(call.kwargs), self.max_bytes or 0)
+        return Parked(call.route, call.change, error, call.arguments, call.kwargs)
 
     def _close(self, batch: _OpenBatch, out: Batched) -> None:
-        del self._batches[batch.route.key]
+        del self._batches[batch.route.id]
         out.tasks.append(batch.to_call())
         if batch.saved:
             out.saving.append(("DEL", self._items_key(batch.route)))
-            out.saving.append(("HDEL", self._key, _field(batch.route.key)))
+            out.saving.append(("HDEL", self._key, _field(batch.route.id)))
 
     def _save_batch(self, batch: _OpenBatch) -> Iterator[Command]:
         if not batch.saved:
-            yield "HSET", self._key, _field(batch.route.key), _record(batch.route, batch.origin, None)
+            yield "HSET", self._key, _field(batch.route.id), _record(batch.route, batch.origin, None)
         yield "RPUSH", self._items_key(batch.route), *batch.items[batch.saved :]
         batch.saved = len(batch.items)
 
     def _coalesce(self, call: Call, at_once: dict[_CoalescedOn, Call], out: Batched, now: float) -> None:
-        on = call.route.key, call.arguments
+        on = call.route.id, call.arguments, call.kwargs
         if on in at_once or on not in self._fired_at:
             # One task stands for all calls that are published together: it sees all their rows.
             self._fired_at[on] = now
@@ -198,11 +201,12 @@ class Batcher:
             return
         if on not in self._waiting:
             origin = Origin(call.change.kind, call.change.stamp)
-            out.saving.append(("HSET", self._key, _field(*on), _record(call.route, origin, call.arguments)))
+            record = _record(call.route, origin, call.arguments, call.kwargs)
+            out.saving.append(("HSET", self._key, _field(*on), record))
         self._waiting[on] = call
 
     def _items_key(self, route: Route) -> str:
-        return f"{self._key}:{route.key}"
+        return f"{self._key}:{route.id}"
 
 
 def batch_together(
@@ -217,24 +221,31 @@ def batch_together(
 
 
 def _item(call: Call) -> bytes:
-    return call.arguments if call.route.args is None else b"[%b]" % call.arguments
+    if call.route.args is None:
+        return call.arguments
+    return b"[%b]" % call.arguments if call.route.kwargs is None else b"{%b}" % call.kwargs
 
 
-def _field(route_key: str, arguments: bytes = b"") -> bytes:
-    return b"%b %b" % (route_key.encode(), arguments)
+def _field(route_id: str, arguments: bytes = b"", kwargs: bytes = b"") -> bytes:
+    field = b"%b %b" % (route_id.encode(), arguments)
+    return b"%b {%b}" % (field, kwargs) if kwargs else field
 
 
-def _record(route: Route, origin: Origin, arguments: bytes | None) -> bytes:
+def _record(route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes = b"") -> bytes:
     change_id, position = origin.stamp
     record: dict[str, Any] = {
-        "route": route.key,
+        "route": route.id,
         "task": route.task,
         "queue": route.queue,
         "batch": route.batch,
+        "countdown": route.countdown,
+        "priority": route.priority,
+        "expires": route.expires,
         "kind": origin.kind,
         "id": change_id.decode(),
         "position": position.decode(),
         "arguments": None if arguments is None else arguments.decode(),
+        "kwargs": kwargs.decode(),
     }
     return json.dumps(record).encode()
 
@@ -253,7 +264,10 @@ def _restored(record: dict[str, Any]) -> tuple[Route, Origin]:
         queue=record["queue"],
         coalesce=record["batch"] is None,
         batch=record["batch"],
-        key=record["route"],
+        countdown=record.get("countdown"),
+        priority=record.get("priority"),
+        expires=record.get("expires"),
+        id=record["route"],
         is_grouped=True,
     )
     return route, Origin(kind, (record["id"].encode(), record["position"].encode()))

@@ -239,7 +239,7 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
 
 def _queue_of(app: Celery, route: Route) -> str | None:
     try:
-        _, options = make_message(app, route)
+        options = make_message(app, route).options
     except CDCError:
         return None
     return str(options["queue"].name) if "queue" in options else None

@@ -43,12 +43,13 @@ class ParkedChange:
 
     id: str  # of the task that it would have become
     task: str
-    route: str  # the route's key
+    route: str  # the route's id
     error: str  # the exception's type and message
     parked_at: datetime
     change: RowChange
     logged: Mapping[str, Any] | None = None  # the row as it was logged, if it cannot be rendered
     arguments: Sequence[Any] | None = None  # of the task, if the route has batch= or coalesce=
+    kwargs: Mapping[str, Any] | None = None  # the same: its keyword arguments, if it has any
     is_shortened: bool = False  # all of it was too large for Redis; `unavailable` names what is left out
 
     def find_route(self, router: BinlogRouter) -> Route:
@@ -68,7 +69,7 @@ class ParkedChange:
                 code="row_not_rendered",
             )
         for route in router.routes:
-            if route.key == self.route:
+            if route.id == self.route:
                 return route
         raise RouteError(
             f"The route of {self.id} to {self.task} is no longer registered.",
@@ -92,14 +93,14 @@ def store_parked(
     now = datetime.now(UTC)
     fields: list[str | bytes] = []
     for each in parked:
-        fields += [f"{each.change.id}-{each.route.key}", _record(each, now, max_bytes)]
+        fields += [f"{each.change.id}-{each.route.id}", _record(each, now, max_bytes)]
     return [("HSET", key, *fields)] if fields else []
 
 
 def _record(parked: Parked, now: datetime, max_bytes: int | None) -> bytes:
     head = {
         "task": parked.route.task,
-        "route": parked.route.key,
+        "route": parked.route.id,
         "error": _described(parked.error),
         "parked_at": now.isoformat(),
     }
@@ -118,7 +119,9 @@ def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
     change = parked.change
     if isinstance(change, Origin):
         arguments = orjson.Fragment(b"[%b]" % (parked.rendered or b""))
-        return {"change": _rowless(change, now).to_message(), "arguments": arguments}
+        found = {"change": _rowless(change, now).to_message(), "arguments": arguments}
+        named = parked.rendered_kwargs
+        return {**found, "kwargs": orjson.Fragment(b"{%b}" % named)} if named else found
     try:
         rendered = change.to_json()
         json.loads(rendered)
@@ -211,5 +214,6 @@ def _parse(task_id: bytes, fields: Mapping[str, Any]) -> ParkedChange:
         change=RowChange.from_message(fields["change"]),
         logged=fields.get("logged"),
         arguments=fields.get("arguments"),
+        kwargs=fields.get("kwargs"),
         is_shortened=fields.get("is_shortened", False),
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from celery import Celery
 from celery.exceptions import QueueNotFound
+from celery.utils.time import maybe_make_aware
 from kombu import Queue
 from kombu.common import Broadcast
 
@@ -16,14 +19,19 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 
 __all__ = [
+    "ETA",
+    "EXPIRES",
     "ID",
     "KIND",
     "POSITION",
     "EnvelopeError",
     "Kind",
+    "Made",
+    "Timing",
     "argsrepr",
     "durable_queues",
     "make_message",
+    "send_options",
     "shown_kind",
     "split_body",
 ]
@@ -33,28 +41,79 @@ Kind = tuple[str, str, str]  # of change: schema, table, event
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
 POSITION: Final = "cdc-0position"
+ETA: Final = "cdc-0eta"
+EXPIRES: Final = "cdc-0expires"
 _ARGUMENT: Final = "cdc-0argument"
+_KEYWORD: Final = {"cdc-0keyword": None}
 
 # Celery's `send_task` passes these itself: in task_routes they are an error, here as in Celery.
 _NOT_BY_ROUTE: Final = dict.fromkeys(
     ("countdown", "eta", "expires", "ignore_result", "shadow", "soft_time_limit", "time_limit")
 )
+# What a task may say of its own messages, as `@app.task(queue="mail")` does; Celery's `apply_async` reads the same.
+_OWN_OPTIONS: Final = (
+    "queue", "exchange", "routing_key", "priority", "serializer", "delivery_mode", "compression", "immediate",
+    "mandatory", "expires", "ignore_result", "soft_time_limit", "time_limit",
+)  # fmt: skip
 
 
 class EnvelopeError(CDCError):
     """Celery's settings ask for a kind of message that the listener cannot make."""
 
 
-def make_message(app: Celery, route: Route) -> tuple[Any, dict[str, Any]]:
-    """Return what Celery's `send_task` would pass to `send_task_message`: the message, and where it goes.
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a task is due, and when it is too late: in seconds from when it is sent."""
 
-    Raises EnvelopeError.
-    """
-    options: dict[str, Any] = {"queue": route.queue} if route.queue else {}
+    app: Celery
+    countdown: float | None
+    expires: float | None
+
+    def from_now(self) -> tuple[str, str]:
+        """Return both times as Celery writes them, ISO 8601; empty if there is none."""
+        now = self.app.now()
+        return self._after(now, self.countdown), self._after(now, self.expires)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of a message that is sent now."""
+        eta, expires = self.from_now()
+        return {name: time for name, time in (("eta", eta), ("expires", expires)) if time}
+
+    def _after(self, now: datetime, seconds: float | None) -> str:
+        if seconds is None:
+            return ""
+        due: datetime = maybe_make_aware(now + timedelta(seconds=seconds), tz=self.app.timezone)
+        return due.isoformat()
+
+
+class Made(NamedTuple):
+    """What Celery's `send_task` would pass to `send_task_message`."""
+
+    message: Any
+    options: dict[str, Any]  # where it goes, and its properties
+    timing: Timing | None  # its times are ETA and EXPIRES in the message; None: it has none
+
+
+def send_options(route: Route) -> dict[str, Any]:
+    """Return what the route says of its messages, as options of Celery's `send_task`."""
+    named = {
+        "queue": route.queue,
+        "priority": route.priority,
+        "countdown": route.countdown,
+        "expires": route.expires,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def make_message(app: Celery, route: Route) -> Made:
+    """Return the message of a route's tasks, with places to fill in, and where it goes; raises EnvelopeError."""
+    options = {**_own_options(app, route.task), **send_options(route)}
+    fixed = _NOT_BY_ROUTE | {name: options.pop(name) for name in _NOT_BY_ROUTE if name in options}
+    timing = _timing(app, fixed)
     try:
         options = app.amqp.router.route(options, route.task, (_ARGUMENT,), {})
         message = app.amqp.create_task_message(
-            ID, route.task, [_ARGUMENT], {}, reply_to=app.thread_oid, **_NOT_BY_ROUTE, **options
+            ID, route.task, [_ARGUMENT], dict(_KEYWORD), reply_to=app.thread_oid, **fixed, **options
         )
     except QueueNotFound as error:
         raise EnvelopeError(
@@ -68,12 +127,35 @@ def make_message(app: Celery, route: Route) -> tuple[Any, dict[str, Any]]:
             hint="Leave that option out of task_routes in celeryconfig.py.",
             code="task_options",
         ) from error
+    if timing and timing.expires is not None:
+        options["expiration"] = timing.expires
     message.headers.update(argsrepr=f"<{KIND} {POSITION}>", kwargsrepr="{}")
-    return message, options
+    return Made(message, options, timing)
 
 
-def split_body(body: bytes, content_type: str) -> tuple[bytes, bytes]:
-    """Return what is before and after the arguments in the body that Celery made; raises EnvelopeError."""
+def _own_options(app: Celery, task: str) -> dict[str, Any]:
+    """Return what the task says of its messages, if the app has the task."""
+    found = app.tasks.get(task)
+    own = {name: getattr(found, name, None) for name in _OWN_OPTIONS} if found is not None else {}
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def _timing(app: Celery, fixed: dict[str, Any]) -> Timing | None:
+    """Return the times of the message, and put the places for them into `fixed`."""
+    countdown, expires = fixed["countdown"], fixed["expires"]
+    seconds = expires if isinstance(expires, int | float) else None  # a task of the app may name a date
+    if not countdown and seconds is None:
+        return None
+    fixed |= {"countdown": None, "eta": ETA if countdown else None}
+    fixed["expires"] = expires if seconds is None else EXPIRES
+    return Timing(app, countdown or None, seconds)
+
+
+def split_body(body: bytes, content_type: str) -> tuple[bytes, bytes, bytes]:
+    """Return what is before, between and after the two kinds of arguments in the body that Celery made.
+
+    Raises EnvelopeError.
+    """
     if content_type != "application/json":
         raise EnvelopeError(
             f"Tasks would be sent as {content_type}.",
@@ -86,8 +168,9 @@ def split_body(body: bytes, content_type: str) -> tuple[bytes, bytes]:
             hint="Leave task_protocol out of celeryconfig.py.",
             code="message_format",
         )
-    head, _, tail = body.partition(json.dumps(_ARGUMENT).encode())
-    return head, tail
+    head, _, rest = body.partition(json.dumps(_ARGUMENT).encode())
+    middle, _, end = rest.partition(json.dumps(_KEYWORD).encode()[1:-1])
+    return head, middle, end
 
 
 def durable_queues(app: Celery) -> list[Queue]:

@@ -55,7 +55,7 @@ def test_batches_survive_the_listeners_end_in_order_and_complete(database: Datab
     with running(make_listener(database, broker, router, batch_wait=600), database):
         database.execute("INSERT INTO events SELECT g FROM generate_series(1, 1000) g")
         wait_until(lambda: len(messages(broker.client, "celery")) == 2, what="the full batches")
-        key = f"cdc:{database.name}:held:{router.routes[0].key}"
+        key = f"cdc:{database.name}:held:{router.routes[0].id}"
         wait_until(lambda: broker.client.llen(key) == 200, what="the rest to be kept")
     with running(make_listener(database, broker, router), database):
         wait_until(lambda: len(messages(broker.client, "celery")) == 3, what="the rest")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,16 @@ from kombu.common import Broadcast
 from listener.core.publisher import BrokerError
 from listener.publish.redis.publisher import RedisPublisher
 from listener.publish.task_message import EnvelopeError
-from tests.support.publishing import celery_app, change, fire, messages, position, router_to
+from tests.support.publishing import (
+    celery_app,
+    change,
+    fire,
+    messages,
+    pop_times,
+    position,
+    redis_publisher,
+    router_to,
+)
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -54,9 +65,11 @@ def _without_tag(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-def _assert_equal_to_celerys(app: Celery, broker: Broker, *, queue: str | None = None) -> list[str]:
+def _assert_equal_to_celerys(
+    app: Celery, broker: Broker, *, task: str = "tests.task", queue: str | None = None, **sending: Any
+) -> list[str]:
     """Publish a change in both ways, and return the queues in which the two messages are."""
-    router = router_to(queue=queue)
+    router = router_to(task, queue=queue, **sending)
     publisher = RedisPublisher(app, name="test")
     publisher.attach("7f00")
     row = {"title": 'A 100 % "quoted" Ünïcode\n\ttitle', "big": 2**70, "price": "12.50", "nothing": None}
@@ -67,19 +80,32 @@ def _assert_equal_to_celerys(app: Celery, broker: Broker, *, queue: str | None =
         keys = [key.decode() for key in broker.client.scan_iter() if broker.client.type(key) == b"list"]
         assert keys
         assert channel.global_keyprefix in keys[0]
-    task_id = f"{event.id}-{router.routes[0].key}"
-    options = {"queue": queue} if queue else {}
+    task_id = f"{event.id}-{router.routes[0].id}"
+    options = {**({"queue": queue} if queue else {}), **sending}
     with app.connection_for_write() as connection:
         for each in app.amqp.queues.values():
             each(connection.default_channel).declare()
-        app.send_task("tests.task", [event.to_message()], task_id=task_id, connection=connection, **options)
+        send: Any = app.tasks[task].apply_async if task in app.tasks else partial(app.send_task, task)
+        send([event.to_message()], task_id=task_id, connection=connection, **options)
     for key in keys:
         ours, celerys = map(_without_tag, messages(broker.client, key))
         celerys["headers"].update(argsrepr="<public.tickets insert 0/1:0>", kwargsrepr="{}")
+        _assert_times_are_alike(ours["headers"], celerys["headers"])
         assert ours == celerys
         assert ours["body"][0] == [event.to_message()]
         assert ours["headers"]["id"] == ours["properties"]["correlation_id"] == task_id
     return keys
+
+
+def _task(change: Any) -> Any:
+    return change
+
+
+def _assert_times_are_alike(ours: dict[str, Any], celerys: dict[str, Any]) -> None:
+    """Ours was sent first, in this process: by the same clock, and so its times are a little earlier."""
+    for mine, theirs in zip(pop_times(ours), pop_times(celerys), strict=True):
+        assert mine[1] == theirs[1]
+        assert theirs[0] - timedelta(minutes=5) < mine[0] <= theirs[0]
 
 
 @pytest.mark.parametrize("case", _SETTINGS)
@@ -99,6 +125,57 @@ def test_a_message_is_the_one_that_celery_sends_with_the_projects_own_settings(a
 def test_the_routes_queue_goes_before_celerys(broker: Broker) -> None:
     app = celery_app(broker.url, task_routes={"tests.*": {"queue": "celerys", "priority": 3}})
     assert _assert_equal_to_celerys(app, broker, queue="ours") == ["ours\x06\x163"]
+
+
+@pytest.mark.parametrize(
+    "sending",
+    [
+        {"countdown": 90},
+        {"countdown": 0.5, "expires": 3600},
+        {"expires": 600.0},
+        {"priority": 4},
+        {"priority": 9, "countdown": 3600, "expires": 7200, "queue": "ours"},
+        {"countdown": 0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("settings", [{}, {"timezone": "Asia/Kolkata", "enable_utc": False}], ids=str)
+def test_a_route_says_when_a_task_is_due_and_expires_as_celerys_own_call_does(
+    settings: dict[str, Any], sending: dict[str, Any], broker: Broker
+) -> None:
+    (key,) = _assert_equal_to_celerys(celery_app(broker.url, **settings), broker, **sending)
+    priority, queue = sending.get("priority", 0), sending.get("queue", "celery")
+    step = max(each for each in (0, 3, 6, 9) if each <= priority)
+    assert key == (f"{queue}\x06\x16{step}" if step else queue)
+
+
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")  # 5.7 warns of queue=
+@pytest.mark.parametrize("sending", [{}, {"priority": 3, "expires": 60, "queue": "others"}], ids=str)
+def test_a_task_of_the_app_keeps_its_own_options_unless_the_route_has_others(
+    sending: dict[str, Any], broker: Broker
+) -> None:
+    app = celery_app(broker.url)
+    own = {"queue": "mail", "priority": 6, "expires": 30, "time_limit": 7, "ignore_result": True}
+    app.task(name="tests.own", shared=False, **own)(_task)
+    (key,) = _assert_equal_to_celerys(app, broker, task="tests.own", **sending)
+    assert key == ("others\x06\x163" if sending else "mail\x06\x166")
+
+
+def test_a_tasks_keyword_arguments_are_in_the_message_as_celery_has_them(broker: Broker) -> None:
+    named: dict[str, Any] = {"a": 'x "%s"', "b": [2**70]}
+    app, router = celery_app(broker.url), router_to(args=lambda _: [1.10], kwargs=lambda _: named)
+    router.register("public", "tickets", "insert", "tests.named", kwargs={"ticket": "id"}, countdown=5)
+    with redis_publisher(broker.url) as publisher:
+        publisher.publish(fire(router, [change(1)]), checkpoint=position(1))
+    ours, other = messages(broker.client, "celery")
+    assert other["body"][:2] == [[], {"ticket": 1}]
+    app.send_task("tests.task", [1.10], named, task_id=ours["headers"]["id"])
+    celerys = messages(broker.client, "celery")[-1]
+    celerys["headers"].update(argsrepr="<public.tickets insert 0/1:0>", kwargsrepr="{}")
+    for each in (ours, celerys):
+        _without_tag(each)["properties"].pop("reply_to")
+        each["headers"].pop("origin")
+    assert ours == celerys
 
 
 def test_a_message_goes_to_the_database_that_the_url_names(broker: Broker) -> None:

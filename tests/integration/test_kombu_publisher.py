@@ -9,6 +9,7 @@ import pytest
 from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
+from cdc_tasks.broker.delays import DelayingCelery
 from harness.waiting import at_most, wait_until
 from listener.core.publisher import CheckpointMovedError
 from listener.publish.parked import parked_key, read_parked
@@ -21,6 +22,7 @@ from tests.support.publishing import (
     changes,
     fire,
     in_background,
+    pop_times,
     position,
     router_to,
 )
@@ -85,7 +87,7 @@ def _assert_equal_to_celerys(app: Celery, server: RabbitMQServer, broker: Broker
     event = change(1, title='A 100 % "quoted" Ünïcode\n\ttitle', big=2**70, nothing=None)
     with publisher_of(app, broker) as publisher:
         publisher.publish(fire(router, [event]), checkpoint=event.position)
-    task_id = f"{event.id}-{router.routes[0].key}"
+    task_id = f"{event.id}-{router.routes[0].id}"
     with app.connection_for_write() as connection:
         app.send_task("tests.task", [event.to_message()], task_id=task_id, connection=connection)
     with app.connection_for_write() as connection, connection.channel() as channel:
@@ -95,6 +97,47 @@ def _assert_equal_to_celerys(app: Celery, server: RabbitMQServer, broker: Broker
     assert ours.decode() == celerys.decode()
     assert ours.properties == celerys.properties
     assert ours.delivery_info["routing_key"] == celerys.delivery_info["routing_key"]
+
+
+@pytest.mark.parametrize(
+    "sending", [{"priority": 4, "expires": 600}, {"countdown": 600}, {"countdown": 1.2}], ids=str
+)
+def test_a_routes_options_are_those_of_our_apps_own_call_and_rabbitmq_keeps_what_is_due_later(
+    sending: dict[str, Any], rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    """No worker has made the queues for delays."""
+    app = DelayingCelery("ours", broker=rabbitmq_server.url, set_as_current=False)
+    exchange = Exchange(f"exchange-{queue}", type="topic")
+    arguments = QUORUM if sending.get("countdown") == 1.2 else {}
+    app.conf.update(
+        task_queues=[Queue(queue, exchange, routing_key=queue, queue_arguments=arguments)],
+        task_default_queue=queue,
+    )
+    router = router_to(events="insert", args=["id"], kwargs={"row": "id"}, **sending)
+    with publisher_of(app, broker) as publisher:
+        publisher.publish(fire(router, [change(1)]), checkpoint=position(1))
+    task_id = f"{change(1).id}-{router.routes[0].id}"
+    app.send_task("tests.task", [1], {"row": 1}, task_id=task_id, **sending)
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        bound = app.amqp.queues[queue](channel)
+        ours, celerys = (_next(bound) for _ in range(2))
+    celerys.headers.update(argsrepr="<public.tickets insert 0/1:0>", kwargsrepr="{}")
+    times = zip(*(pop_times(each.headers) for each in (ours, celerys)), strict=True)
+    assert all(mine[1] == theirs[1] and mine[0] <= theirs[0] for mine, theirs in times)
+    for each in (ours, celerys):
+        for mark in ("x-death", "x-first-death-queue", "x-last-death-queue"):
+            each.headers.pop(mark, None)
+    assert (ours.decode(), ours.headers, ours.properties) == (
+        celerys.decode(),
+        celerys.headers,
+        celerys.properties,
+    )
+    assert ours.delivery_info["routing_key"] == celerys.delivery_info["routing_key"]
+    assert ("0.1.0." in ours.delivery_info["routing_key"]) == bool(arguments)
+
+
+def _next(queue: Any) -> Any:
+    return wait_until(lambda: queue.get(no_ack=True, accept=["json"]), what="a message")
 
 
 def test_a_number_goes_through_as_it_is(rabbitmq_server: RabbitMQServer, broker: Broker, queue: str) -> None:

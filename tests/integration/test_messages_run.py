@@ -83,7 +83,7 @@ def test_celery_inspect_shows_which_change_a_task_is_about_and_nothing_of_its_ro
 
 def test_revoking_by_the_tasks_id_works(broker: Broker, worker: Worker) -> None:
     router = router_to("probe.ran")
-    task_id = f"{change(1).id}-{router.routes[0].key}"
+    task_id = f"{change(1).id}-{router.routes[0].id}"
     app = celery_app(broker.url)
     app.control.revoke([task_id])
     wait_until(

@@ -60,7 +60,7 @@ def _types(*words: str) -> Result:
 
 
 def test_what_somebody_else_has_dropped_meanwhile_is_not_replayed(broker: Broker) -> None:
-    row: dict[str, Any] = {"broker": broker.url, "route": setup().routes[0].key}
+    row: dict[str, Any] = {"broker": broker.url, "route": setup().routes[0].id}
     _park(broker, change(1, **row), change(2, **row))
     done = _types("replay", "--all")
     assert done.exit_code == 0
@@ -70,7 +70,7 @@ def test_what_somebody_else_has_dropped_meanwhile_is_not_replayed(broker: Broker
 
 
 def test_a_drop_of_what_is_gone_says_so(broker: Broker) -> None:
-    row = {"broker": broker.url, "route": setup().routes[0].key}
+    row = {"broker": broker.url, "route": setup().routes[0].id}
     _park(broker, change(2, **row))
     two = _types("drop", *2 * [f"7f00-2-0-{row['route']}"])
     assert [line.partition(": ")[2][:7] for line in two.output.splitlines()] == ["dropped", "is no l"]

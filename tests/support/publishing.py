@@ -6,7 +6,7 @@ import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -30,6 +30,7 @@ __all__ = [
     "ids",
     "in_background",
     "messages",
+    "pop_times",
     "position",
     "redis_publisher",
     "router_to",
@@ -68,10 +69,12 @@ def changes(first: int, last: int, **options: Any) -> list[RowChange]:
     return [change(number, **options) for number in range(first, last + 1)]
 
 
-def router_to(task: str = "tests.task", *, table: str = "tickets", **options: Any) -> BinlogRouter:
+def router_to(
+    task: str = "tests.task", *, table: str = "tickets", events: Any = EventType.ALL, **options: Any
+) -> BinlogRouter:
     """Return a router with one route, for every change of `table`."""
     router = BinlogRouter()
-    router.register("public", table, EventType.ALL, task, **options)
+    router.register("public", table, events, task, **options)
     return router
 
 
@@ -97,6 +100,13 @@ def messages(client: redis.Redis, key: str) -> list[dict[str, Any]]:
     for message in found:
         message["body"] = json.loads(base64.b64decode(message["body"]))
     return found
+
+
+def pop_times(headers: dict[str, Any]) -> list[tuple[datetime, timedelta | None]]:
+    """Take a message's times out of its headers; return when it is due and expires, with the zones' offsets."""
+    found = [headers.pop(name) for name in ("eta", "expires")]
+    times = [datetime.fromisoformat(each) for each in found if each is not None]
+    return [(each, each.utcoffset()) for each in times]
 
 
 def ids(client: redis.Redis, key: str) -> list[int]:

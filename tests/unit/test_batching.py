@@ -130,7 +130,7 @@ def test_a_batch_is_named_after_its_first_change_and_how_many_follow(batcher: Ba
     clock.now += 1
     (lone,) = batcher.batch(()).tasks
     assert isinstance(calls[0], Call)
-    change_id, key = calls[0].change.id, router.routes[0].key
+    change_id, key = calls[0].change.id, router.routes[0].id
     assert [each.id for each in (full, early, lone)] == [
         f"{change_id}+2-{key}",
         f"{change_id}+1-{key}",
@@ -164,6 +164,33 @@ def test_with_args_a_batch_is_a_list_of_argument_lists(batcher: Batcher) -> None
     )
     (task,) = batcher.batch(fired(router, "events", 1, 2)).tasks
     assert json.loads(b"[%b]" % task.arguments) == [[[1, "x"], [2, "x"]]]
+
+
+def test_with_kwargs_a_batch_is_a_list_of_dicts(batcher: Batcher) -> None:
+    router = BinlogRouter()
+    router.register("public", "events", "insert", "index", kwargs={"event": "id"}, batch=2)
+    (task,) = batcher.batch(fired(router, "events", 1, 2)).tasks
+    assert json.loads(b"[%b]" % task.arguments) == [[{"event": 1}, {"event": 2}]]
+    assert task.kwargs == b""
+
+
+def test_calls_are_coalesced_on_their_keyword_arguments_and_keep_the_routes_options_after_a_crash(
+    batcher: Batcher, clock: Clock
+) -> None:
+    router, store = BinlogRouter(), Store()
+    route = router.register(
+        "public", "t", "insert", "refresh", kwargs=["id"], coalesce=True, countdown=5, priority=3, expires=60
+    )
+    at_once = batcher.batch(fired(router, "t", 1, 2, 1)).tasks
+    assert [call.kwargs for call in at_once] == [b'"id": 1', b'"id": 2']
+    store.run(batcher.batch(fired(router, "t", 1, 2, 2)).saving)
+    after_the_crash = Batcher("held", interval=0.5, longest=1.0, clock=clock)
+    after_the_crash.restore(store.records.values(), store.lists.__getitem__)
+    batched = after_the_crash.batch(())
+    store.run(batched.saving)
+    assert [call.kwargs for call in batched.tasks] == [b'"id": 1', b'"id": 2']
+    assert {call.route.sent_as for call in batched.tasks} == {route.sent_as}
+    assert store.records == {}
 
 
 def test_what_was_deferred_is_due_at_once_after_a_crash(batcher: Batcher, clock: Clock) -> None:

@@ -22,7 +22,8 @@ database_refused envelope gap gtid_mode killed_workers lock_not_available malfor
 message_too_large not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log permission_denied
 rate_limited refused route server_id_taken settings slot_in_use source source_lost table_renamed
 too_many_connections try_again unavailable undescribed_table unfit_pool unknown_database unknown_database_type
-unroutable unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user unreadable_record vault
+unroutable unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user unreadable_record
+value_missing vault
 """
 
 # Of findings, and of errors whose class stands for several.

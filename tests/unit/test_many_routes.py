@@ -51,7 +51,7 @@ def test_the_keys_of_thousands_of_routes_differ() -> None:
     router = BinlogRouter()
     for number in range(3000):
         router.register("public", f"t_{number % 1000}", EventType.ALL, "task")
-    assert len({route.key for route in router.routes}) == 3000
+    assert len({route.id for route in router.routes}) == 3000
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cdc_tasks.changes import EventType, RowChange
+from cdc_tasks.routing.arguments import ValueMissingError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError, became, changed
 from cdc_tasks.testing import assert_fires, assert_fires_nothing, row_change
 
@@ -109,6 +110,8 @@ def test_args_give_the_positional_arguments() -> None:
         ({"args": lambda _: "roles"}, TypeError),
         ({"args": lambda _: None}, TypeError),
         ({"args": lambda _: [object()]}, TypeError),
+        ({"kwargs": lambda _: ["id"]}, TypeError),
+        ({"kwargs": lambda _: {1: "id"}}, TypeError),
     ],
 )
 def test_a_change_whose_predicate_or_args_raises_is_parked_and_stops_nobody_else(
@@ -133,7 +136,24 @@ def test_a_change_whose_predicate_or_args_raises_is_parked_and_stops_nobody_else
         (("public", "t", "upsert", "task"), {}, "upsert"),
         (("public", "t", [], "task"), {}, "events=[]"),
         (("public", "t", "insert", "task"), {"when": "status"}, "when='status'"),
-        (("public", "t", "insert", "task"), {"args": ["table"]}, "args=['table']"),
+        (("public", "t", "insert", "task"), {"args": "id"}, "args='id'"),
+        (("public", "t", "insert", "task"), {"args": ["id", ""]}, "args=['id', '']"),
+        (("public", "t", "insert", "task"), {"args": {"order": "id"}}, "args={'order': 'id'}"),
+        (("public", "t", "insert", "task"), {"kwargs": []}, "kwargs=[]"),
+        (("public", "t", "insert", "task"), {"kwargs": ["id", "id"]}, "twice"),
+        (("public", "t", "insert", "task"), {"kwargs": {"order": 1}}, "kwargs=[1]"),
+        (("public", "t", "all", "task"), {"args": ["id"]}, "TRUNCATE"),
+        (("public", "t", "truncate", "task"), {"kwargs": {"order": "id"}}, "TRUNCATE"),
+        (("public", "t", "insert", "task"), {"countdown": -1}, "countdown=-1"),
+        (("public", "t", "insert", "task"), {"expires": "60"}, "expires='60'"),
+        (("public", "t", "insert", "task"), {"expires": float("nan")}, "expires=nan"),
+        (("public", "t", "insert", "task"), {"priority": 256}, "priority=256"),
+        (("public", "t", "insert", "task"), {"priority": True}, "priority=True"),
+        (
+            ("public", "t", "insert", "task"),
+            {"batch": 2, "args": ["id"], "kwargs": ["id"]},
+            "batch, args and kwargs",
+        ),
         (("public", "t", "insert", "task"), {"columns": []}, "columns=[]"),
         (("public", "t", "insert", "task"), {"columns": [1]}, "columns=[1]"),
         (("public", "t", "insert", "task"), {"queue": ""}, "queue=''"),
@@ -176,11 +196,87 @@ def test_a_predicate_without_a_column_is_refused(predicate: Any) -> None:
         predicate()
 
 
-def test_a_routes_key_survives_new_neighbours_and_differs_between_twins() -> None:
+def _called_with(call: object) -> tuple[list[Any], dict[str, Any]]:
+    assert isinstance(call, Call), call
+    return json.loads(b"[%b]" % call.arguments), json.loads(b"{%b}" % call.kwargs)
+
+
+def test_names_of_columns_give_the_arguments_of_the_row_as_it_is_now() -> None:
+    router = router_with(("public", "tickets", ["insert", "update", "delete"], "task"), args=["status", "id"])
+    router.register("public", "tickets", "update", "named", kwargs=["id"])
+    router.register("public", "tickets", "update", "mapped", kwargs={"ticket": "id", "now": "status"})
+    router.register(
+        "public", "tickets", "update", "both", args=["id"], kwargs=lambda change: {"t": change.table}
+    )
+    closed = TICKET | {"status": "closed"}
+    calls = list(router.tasks_for([row_change("tickets", "update", before=TICKET, after=closed)]))
+    assert [_called_with(each) for each in calls] == [
+        (["closed", 123], {}),
+        ([], {"id": 123}),
+        ([], {"ticket": 123, "now": "closed"}),
+        ([123], {"t": "tickets"}),
+    ]
+    (call,) = router.tasks_for([row_change("tickets", "delete", before=TICKET)])
+    assert _called_with(call) == (["open", 123], {})
+
+
+def test_the_source_sends_the_columns_that_arguments_name_and_those_of_columns() -> None:
+    router = BinlogRouter()
+    named = router.register("public", "t", "insert", "task", args=["id"], kwargs={"state": "status"})
+    limited = router.register("public", "t", "insert", "task", args=["id"], columns=["title"])
+    free = router.register("public", "t", "insert", "task", args=["id"], kwargs=lambda _: {})
+    assert (named.columns, limited.columns, free.columns) == (("id", "status"), ("title", "id"), None)
+
+
+def test_an_unchanged_column_that_only_the_old_row_has_is_no_missing_value() -> None:
+    router = router_with(("public", "tickets", "update", "task"), args=["id", "body"])
+    change = row_change(
+        "tickets", "update", before={"id": 1, "body": "long"}, after={"id": 1}, unavailable=["body"]
+    )
+    (call,) = router.tasks_for([change])
+    assert _called_with(call) == ([1, "long"], {})
+
+
+@pytest.mark.parametrize("options", [{"args": ["id", "body"]}, {"kwargs": {"text": "body"}}])
+def test_a_column_that_the_source_did_not_send_parks_the_change_and_never_becomes_none(
+    options: dict[str, Any],
+) -> None:
+    router = router_with(("public", "tickets", "update", "task"), **options)
+    change = row_change("tickets", "update", after={"id": 1}, unavailable=["body"])
+    (parked,) = router.tasks_for([change])
+    assert isinstance(parked, Parked)
+    assert isinstance(parked.error, ValueMissingError)
+    assert "did not send body of public.tickets with this UPDATE" in str(parked.error)
+    assert "REPLICA IDENTITY FULL" in str(parked.error)
+
+
+def test_a_column_that_no_row_has_is_said_to_be_none_of_the_table() -> None:
+    router = router_with(("public", "tickets", "insert", "task"), args=["nope"])
+    (parked,) = router.tasks_for([row_change("tickets", "insert", after=TICKET)])
+    assert isinstance(parked, Parked)
+    assert "public.tickets has no column nope" in str(parked.error)
+
+
+def test_a_null_is_a_value() -> None:
+    router = router_with(("public", "tickets", "insert", "task"), args=["title"])
+    (call,) = router.tasks_for([row_change("tickets", "insert", after={"title": None})])
+    assert _called_with(call) == ([None], {})
+
+
+def test_equal_options_do_not_change_a_routes_id() -> None:
+    """Ids are part of task ids: they are pinned, so that an upgrade sends nothing twice."""
+    plain = router_with(("public", "tickets", "insert", "task"))
+    rich = router_with(
+        ("public", "tickets", "insert", "task"), args=["id"], countdown=5, priority=3, expires=9
+    )
+    assert plain.routes[0].id == rich.routes[0].id == "3952fe92"
+
+
+def test_a_routes_id_survives_new_neighbours_and_differs_between_twins() -> None:
     alone = router_with(("public", "tickets", "insert", "task"))
     crowded = router_with(("public", "a", "insert", "x"), ("public", "tickets", "insert", "task"))
     twins = router_with(("public", "tickets", "insert", "task"), ("public", "tickets", "insert", "task"))
-    assert alone.routes[0].key == crowded.routes[1].key == twins.routes[0].key != twins.routes[1].key
+    assert alone.routes[0].id == crowded.routes[1].id == twins.routes[0].id != twins.routes[1].id
 
 
 def test_a_message_becomes_the_change_again() -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from cdc_tasks.changes import EventType
+from cdc_tasks.routing.arguments import named_columns
 from cdc_tasks.routing.router import Route, RouteIndex
 from listener.core.findings import CloseNames, Finding, State
 from listener.postgres.hints import PARTITIONED, PARTITIONED_HINT, quoted, quoted_table
@@ -39,7 +40,7 @@ def find_in_tables(
     close = CloseNames(".".join(name) for name in known)
     missing = partial(_no_table, close=close, former=former or {})
     for route in dict.fromkeys(routes):
-        yield from _find_in_route(route, matching.get(route.key, ()), by_name, version, missing)
+        yield from _find_in_route(route, matching.get(route.id, ()), by_name, version, missing)
     selected = selected_tables(routes, tables)
     published = frozenset[EventType]().union(*(each.events for each in selected))
     for each in selected:
@@ -56,7 +57,7 @@ def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, lis
     index, found = RouteIndex(routes), defaultdict[str, list[Table]](list)
     for table in tables:
         for route in index.watching(*table.name):
-            found[route.key].append(table)
+            found[route.id].append(table)
     return found
 
 
@@ -260,9 +261,14 @@ def _find_in_old_values(selected: SelectedTable) -> Iterator[Finding]:
         if sent and EventType.DELETE in route.events:
             found = f"a DELETE does not have {_list(sent)}, only {_list(table.key)}"
             yield _old_values(route, table, found, partial)
-        if sent and route.args and EventType.UPDATE in route.events:
+        if sent and _reads_freely(route) and EventType.UPDATE in route.events:
             found = f"an UPDATE has {_list(sent)} in `after` alone: args= cannot read them in `before`"
             yield _old_values(route, table, found, partial)
+
+
+def _reads_freely(route: Route) -> bool:
+    """Return whether a function makes the arguments: it may read `before`."""
+    return route.args is not None and named_columns(route.args, route.kwargs) is None
 
 
 def _find_in_silent(table: Table) -> Iterator[Finding]:

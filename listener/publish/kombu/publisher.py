@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from celery import Celery
 
@@ -44,7 +45,7 @@ class KombuPublisher:
         self._limit = QueueLimit(
             max_queue, self._redis, pause_key(f"cdc:{name}"), self._retry, look_every=_LOOK_EVERY
         )
-        self._templates: dict[tuple[str, str | None], Render] = {}
+        self._templates: dict[tuple[Any, ...], Render] = {}
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
@@ -95,7 +96,7 @@ class KombuPublisher:
                 too_large = [each for each in tasks if len(_body(messages, each)) > error.limit]
                 if not too_large:
                     raise BrokerError(error.message, hint=error.hint, code=error.code) from error
-                parked += [Parked(*each[:2], error, each.arguments) for each in too_large]
+                parked += [Parked(*each[:2], error, each.arguments, each.kwargs) for each in too_large]
                 for each in too_large:
                     messages.pop(each.id, None)
         return parked
@@ -115,10 +116,10 @@ class KombuPublisher:
 
     def _message(self, task: Call) -> Message:
         route, change = task.route, task.change
-        render = self._templates.get((route.key, route.queue))
+        render = self._templates.get(route.sent_as)
         if render is None:
-            render = self._templates[route.key, route.queue] = message_template(self._app, route)
-        return render(task.arguments, task.id, change.kind, change.position)
+            render = self._templates[route.sent_as] = message_template(self._app, route)
+        return render(task.arguments, task.kwargs, task.id, change.kind, change.position)
 
 
 def _body(messages: Mapping[str, Message], task: Call) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
+from math import ceil
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -18,13 +20,14 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 from kombu.utils.encoding import str_to_bytes
 
+from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays, can_delay, delayed
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Route
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
 from listener.core.retry import Retry
 from listener.publish.kombu.confirms import Confirms
 from listener.publish.redis.connection import bad_certificate
-from listener.publish.task_message import Kind, argsrepr, durable_queues, make_message, split_body
+from listener.publish.task_message import Kind, Timing, argsrepr, durable_queues, make_message, split_body
 
 __all__ = ["KombuSender", "Message", "Render", "message_template"]
 
@@ -57,7 +60,8 @@ class KombuSender:
         self._connection: Any = None
         self._channel: Any = None
         self._confirms = Confirms()
-        self._declared: set[str | None] = set()  # on this connection: places whose queues are declared
+        # On this connection: places whose queues are declared, and whether they are bound to those for delays.
+        self._declared: set[tuple[str | None, bool]] = set()
         self._queues: dict[str, None] = {}  # declared on any connection
         self._is_blocked = False
         self._ticked_at = 0.0
@@ -176,12 +180,14 @@ class KombuSender:
 
     def _declare(self, message: Message) -> None:
         """Declare the message's queue once a connection; all queues if Celery does not say which it is."""
-        place = message.queue.name if message.queue else None
+        place = message.queue.name if message.queue else None, message.is_delayed
         if place not in self._declared:
             queues = [message.queue] if message.queue else durable_queues(self._app)
             for queue in queues:
                 self._create(queue)
                 self._queues[queue.name] = None
+            if message.is_delayed:
+                bind_to_delays(self._app, self._channel.connection, queues)
             self._declared.add(place)
 
     def _create(self, queue: Queue) -> None:
@@ -308,11 +314,13 @@ class Message(NamedTuple):
 
     task: str
     queue: Queue | None  # None if Celery does not say it; it has to be declared before
+    is_delayed: bool  # RabbitMQ keeps it until it is due
     body: bytes
     options: dict[str, Any]  # of `kombu.Producer.publish`
 
 
-Render = Callable[[bytes, str, Kind, str], Message]  # (arguments, task id, kind, position) -> message
+# (arguments, keyword arguments, task id, kind, position) -> message
+Render = Callable[[bytes, bytes, str, Kind, str], Message]
 
 
 class _Catcher:
@@ -325,18 +333,34 @@ class _Catcher:
 def message_template(app: Celery, route: Route) -> Render:
     """Return the function that makes the messages of one route; raises EnvelopeError."""
     catcher = _Catcher()
-    message, where = make_message(app, route)
+    message, where, timing = make_message(app, route)
+    delay = _delay_on_rabbitmq(app, where, timing)
+    kept = where.get("queue")
+    if delay is not None and timing is not None:
+        where, timing = delayed(where, delay), replace(timing, countdown=delay)
     app.amqp.send_task_message(catcher, route.task, message, retry=False, **where)
     options = catcher.options
     headers, serializer, declare = (options.pop(name) for name in ("headers", "serializer", "declare"))
     content_type, encoding, text = dumps(catcher.body, serializer)
-    head, tail = split_body(str_to_bytes(text), content_type)
+    head, middle, end = split_body(str_to_bytes(text), content_type)
     options |= {"content_type": content_type, "content_encoding": encoding, "mandatory": True}
-    queue = declare[0] if declare else None
+    queue = kept if delay is not None else declare[0] if declare else None
 
-    def render(arguments: bytes, task_id: str, kind: Kind, position: str) -> Message:
+    def render(arguments: bytes, kwargs: bytes, task_id: str, kind: Kind, position: str) -> Message:
         mine = {**headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr(kind, position)}
+        if timing:
+            mine |= timing.headers()
         filled = {**options, "headers": mine, "correlation_id": task_id}
-        return Message(route.task, queue, b"%b%b%b" % (head, arguments, tail), filled)
+        body = b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end)
+        return Message(route.task, queue, delay is not None, body, filled)
 
     return render
+
+
+def _delay_on_rabbitmq(app: Celery, where: Mapping[str, Any], timing: Timing | None) -> int | None:
+    """Return for how many seconds RabbitMQ keeps the message; None if it does not, and a worker keeps it."""
+    if timing is None or timing.countdown is None:
+        return None
+    with app.connection_for_write() as connection:
+        is_amqp = connection.transport.driver_type == "amqp"
+    return ceil(timing.countdown) if is_amqp and can_delay(app, where) else None

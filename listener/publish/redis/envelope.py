@@ -21,11 +21,14 @@ from cdc_tasks.routing.router import Route
 from listener.publish.kombu.internals import check_kombu
 from listener.publish.redis.connection import Command, broker_channel, translated
 from listener.publish.task_message import (
+    ETA,
+    EXPIRES,
     ID,
     KIND,
     POSITION,
     EnvelopeError,
     Kind,
+    Timing,
     durable_queues,
     make_message,
     shown_kind,
@@ -35,16 +38,14 @@ from listener.publish.task_message import (
 __all__ = ["Envelope", "Envelopes"]
 
 _BODY = "cdc-0body"
-_PLACES: Final = (
-    _BODY,
-    ID,
-    POSITION,
-)  # filled in for each message; KIND is filled in for each kind of change
+# Filled in for each message; KIND is filled in for each kind of change.
+_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES)
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 
 
-_Render = Callable[[bytes, bytes, bytes], bytes]  # (arguments, the change's id, position) -> message
+# (arguments, keyword arguments, the change's id, position) -> message
+_Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
 class Envelope(NamedTuple):
@@ -77,9 +78,8 @@ class Envelopes:
         self._app = app
         self._channel: Any = None
         self._stack = ExitStack()
-        self._templates: dict[tuple[str, str | None], _Template] = {}
-        # By the route's key, its queue, and the kind.
-        self.made: dict[tuple[str, str | None, Kind], Envelope] = {}
+        self._templates: dict[tuple[Any, ...], _Template] = {}  # by `Route.sent_as`
+        self.made: dict[tuple[tuple[Any, ...], Kind], Envelope] = {}  # by the same, and the kind
         # The Redis lists that any of them goes to, in the order of their making.
         self.queues: dict[str, None] = {}
 
@@ -88,10 +88,10 @@ class Envelopes:
 
         Raises EnvelopeError, BrokerError, BrokerAwayError.
         """
-        template = self._templates.get((route.key, route.queue)) or self._make(route)
+        template = self._templates.get(route.sent_as) or self._make(route)
         if len(self.made) >= _MOST_REMEMBERED:
             self.made.clear()
-        return self.made.setdefault((route.key, route.queue, kind), template.of(kind))
+        return self.made.setdefault((route.sent_as, kind), template.of(kind))
 
     def forget(self) -> None:
         """Make all of them again: this may be another broker, without our queues."""
@@ -108,26 +108,26 @@ class Envelopes:
     def _make(self, route: Route) -> _Template:
         try:
             with translated("CELERY_BROKER_URL"):
-                commands = self._commands(route)
+                commands, timing = self._commands(route)
         except BaseException:
             self.close()
             raise
         _check(route.task, commands)
         pushes = {key: message for name, key, message in commands if name == "lpush"}
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
-        template = _Template(tuple(pushes), expiries, _renders(next(iter(pushes.values())), route))
+        template = _Template(tuple(pushes), expiries, _renders(next(iter(pushes.values())), route, timing))
         self.queues.update(dict.fromkeys(pushes))
-        return self._templates.setdefault((route.key, route.queue), template)
+        return self._templates.setdefault(route.sent_as, template)
 
-    def _commands(self, route: Route) -> _Commands:
+    def _commands(self, route: Route) -> tuple[_Commands, Timing | None]:
         if self._channel is None:
             self._channel = self._stack.enter_context(broker_channel(self._app))
-        commands = _catch(self._app, self._channel, route)
+        commands, timing = _catch(self._app, self._channel, route)
         if not commands:  # a worker binds its queues when it starts: none has yet
             for queue in durable_queues(self._app):
                 queue(self._channel).declare()
-            commands = _catch(self._app, self._channel, route)
-        return commands
+            commands, timing = _catch(self._app, self._channel, route)
+        return commands, timing
 
 
 _Commands = list[tuple[str, str, Any]]  # name, key, value
@@ -144,14 +144,14 @@ class _Catcher:
         self.commands.append((name, f"{self._prefix}{key}", value))
 
 
-def _catch(app: Celery, channel: Any, route: Route) -> _Commands:
+def _catch(app: Celery, channel: Any, route: Route) -> tuple[_Commands, Timing | None]:
     """Return the Redis commands that Celery's `send_task` would run: its steps without its side effects."""
     check_kombu()
     catcher = _Catcher(channel.global_keyprefix)
     channel.basic_publish = partial(type(channel).basic_publish, channel, _publish_batch=catcher)
-    message, options = make_message(app, route)
+    message, options, timing = make_message(app, route)
     app.amqp.send_task_message(Producer(channel), route.task, message, retry=False, **options)
-    return catcher.commands
+    return catcher.commands, timing
 
 
 def _check(task: str, commands: _Commands) -> None:
@@ -170,26 +170,33 @@ def _check(task: str, commands: _Commands) -> None:
         )
 
 
-def _renders(text: str, route: Route) -> Callable[[bytes], _Render]:
+def _renders(text: str, route: Route, timing: Timing | None) -> Callable[[bytes], _Render]:
     """Return a function of a kind of change. It returns the function that makes messages like `text`."""
     message = json.loads(text)
-    head, tail = split_body(_body(message), message["content-type"])
+    head, middle, end = split_body(_body(message), message["content-type"])
+    tail = middle + end
     message["body"] = _BODY
     # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
     message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
     text = dumps(message).replace("%", "%%")
     pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
-    template = _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.key}"))
+    template = _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.id}"))
 
     def renders(kind: bytes) -> _Render:
         mine = template.encode().replace(KIND.encode(), kind.replace(b"%", b"%%"))
 
-        def render(arguments: bytes, change_id: bytes, position: bytes) -> bytes:
-            body = b64encode(head + arguments + tail)
-            message: bytes = mine % pick((body, change_id, position))
+        def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
+            body = head + arguments + (middle + kwargs + end if kwargs else tail)
+            message: bytes = mine % pick((b64encode(body), change_id, position))
             return message
 
-        return render
+        def render_timed(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
+            body = head + arguments + (middle + kwargs + end if kwargs else tail)
+            times = (each.encode() for each in timing.from_now()) if timing else ()
+            message: bytes = mine % pick((b64encode(body), change_id, position, *times))
+            return message
+
+        return render_timed if timing else render
 
     return renders
 

@@ -190,15 +190,15 @@ class RedisPublisher:
         """Return each task's envelope. They are made before anything is written, because that talks to the broker."""
         envelopes = []
         last: tuple[Route, tuple[str, str, str]] | None = None
-        for route, change, _ in tasks:
-            kind = change.kind
+        for task in tasks:
+            route, kind = task.route, task.change.kind
             if last is None or route is not last[0] or kind is not last[1]:  # most are like the one before
                 envelope, last = self._envelope(route, kind), (route, kind)
             envelopes.append(envelope)
         return envelopes
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
-        made = self._envelopes.made.get((route.key, route.queue, kind))
+        made = self._envelopes.made.get((route.sent_as, kind))
         return made or self._retry.call(partial(self._envelopes.of, route, kind))
 
 
@@ -213,13 +213,13 @@ def _pushes(
     for start in range(0, len(tasks), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         queues: dict[str, list[bytes]] = defaultdict(list)
-        for (route, change, arguments), (keys, more, render) in zip(
+        for (route, change, arguments, kwargs), (keys, more, render) in zip(
             tasks[part], envelopes[part], strict=True
         ):
-            message = render(arguments, *change.stamp)
+            message = render(arguments, kwargs, *change.stamp)
             if len(message) > max_bytes:
                 error = too_large(len(message), max_bytes)
-                refused.append(Parked(route, change, error, arguments))
+                refused.append(Parked(route, change, error, arguments, kwargs))
                 continue
             for key in keys:
                 queues[key].append(message)

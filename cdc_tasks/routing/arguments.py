@@ -1,0 +1,117 @@
+"""What a fired task is called with: columns that a route names, or what its functions return, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.utils.json import dumps
+
+from cdc_tasks.changes import Change
+from cdc_tasks.errors import CDCError
+
+__all__ = [
+    "Args",
+    "ColumnArgs",
+    "ColumnKwargs",
+    "Kwargs",
+    "ValueMissingError",
+    "arguments_json",
+    "kwargs_json",
+    "named_columns",
+]
+
+Args = Callable[[Change], Sequence[Any]]
+Kwargs = Callable[[Change], Mapping[str, Any]]
+
+
+class ValueMissingError(CDCError):
+    """The source did not send the value of a column that a route passes to its task."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnArgs:
+    """`args=["id", …]`: the values of these columns, in this order."""
+
+    columns: tuple[str, ...]
+
+    def __call__(self, change: Change) -> list[Any]:
+        return _values(change, self.columns) if self.columns else []
+
+    def __repr__(self) -> str:
+        return f"[{', '.join(map(repr, self.columns))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnKwargs:
+    """`kwargs={"order_id": "id", …}`: each parameter's column."""
+
+    names: tuple[str, ...]
+    columns: tuple[str, ...]  # of the parameters, in their order
+
+    def __call__(self, change: Change) -> dict[str, Any]:
+        return dict(zip(self.names, _values(change, self.columns), strict=True))
+
+    def __repr__(self) -> str:
+        return repr(dict(zip(self.names, self.columns, strict=True)))
+
+
+def named_columns(args: Args | None, kwargs: Kwargs | None) -> tuple[str, ...] | None:
+    """Return the columns that are named; None if they are not known, because a function reads the change."""
+    found: list[str] = []
+    for each in (args, kwargs):
+        if isinstance(each, ColumnArgs | ColumnKwargs):
+            found += each.columns
+        elif each is not None:
+            return None
+    return tuple(dict.fromkeys(found))
+
+
+def arguments_json(args: Args, change: Change, task: str) -> bytes:
+    """Return the positional arguments as JSON, without the list's brackets.
+
+    Raises TypeError if the function's result is no list, ValueMissingError, and what the function raises.
+    """
+    values = args(change)
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise TypeError(f"args= of the route to {task} returned {type(values).__name__}, not a list")
+    return dumps(list(values)).encode()[1:-1]
+
+
+def kwargs_json(kwargs: Kwargs, change: Change, task: str) -> bytes:
+    """Return the keyword arguments as JSON, without the object's braces; raises as `arguments_json` does."""
+    values: object = kwargs(change)
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise TypeError(
+            f"kwargs= of the route to {task} returned {type(values).__name__}, not a dict with names as keys"
+        )
+    return dumps(dict(values)).encode()[1:-1]
+
+
+def _values(change: Change, columns: tuple[str, ...]) -> list[Any]:
+    """Return the values of the row as it is now; of a DELETE, as it was."""
+    message = json.loads(change.to_json(columns))  # only these columns are decoded
+    before, after = message["before"] or {}, message["after"] or {}
+    try:
+        # What an UPDATE leaves out of the new row is unchanged, and so may be in the old one.
+        return [after[name] if name in after else before[name] for name in columns]
+    except KeyError as error:
+        raise _missing(change, error.args[0]) from None
+
+
+def _missing(change: Change, column: str) -> ValueMissingError:
+    table, event = f"{change.schema}.{change.table}", change.event.name
+    if column in change.unavailable:
+        return ValueMissingError(
+            f"The source did not send {column} of {table} with this {event}.",
+            hint="Read the row in the task by its key, or let the log have whole rows.\n"
+            f"  PostgreSQL: ALTER TABLE {table} REPLICA IDENTITY FULL;\n"
+            "  MySQL, MariaDB: SET GLOBAL binlog_row_image = FULL;",
+        )
+    return ValueMissingError(
+        f"{table} has no column {column}.",
+        hint="Correct args= or kwargs= of the route.",
+        code="column_missing",
+    )
