@@ -14,7 +14,7 @@ import typer
 
 from benchmarks import binlog, report
 from benchmarks.grouping import group
-from benchmarks.latency import time_start, time_to_queue, time_to_task
+from benchmarks.latency import time_beside_a_full_queue, time_start, time_to_queue, time_to_task
 from benchmarks.memory import idle_share, peak_by_transaction
 from benchmarks.postgres_stage import PostgresStage
 from benchmarks.throughput import compare, vary_transactions, vary_width
@@ -53,6 +53,9 @@ class _Plan:
             "start": time_start(self.rounds, say),
         }
 
+    def isolation(self, say: Say) -> Any:
+        return time_beside_a_full_queue(1_000, self._seconds, say)
+
     def memory(self, say: Say) -> Any:
         peak = peak_by_transaction(PostgresStage(), self._memory_sizes, say)
         return {"peak": peak, "idle": idle_share(self._seconds * 2, say)}
@@ -72,7 +75,7 @@ class _Plan:
 
 _DATABASES = ("postgresql", *binlog.DATABASES)
 _BINLOG_PARTS = ("throughput", "memory")
-_PARTS = ("throughput", "width", "transactions", "latency", "memory", "grouping", "workers")
+_PARTS = ("throughput", "width", "transactions", "latency", "memory", "grouping", "isolation", "workers")
 
 
 def main(

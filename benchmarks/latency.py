@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Final, TypedDict
 
 from benchmarks.postgres_stage import PostgresStage
-from benchmarks.routes import QUEUE
+from benchmarks.routes import OTHER_QUEUE, QUEUE
 from benchmarks.tasks import read_notes
 from harness.waiting import wait_until
 from harness.worker import Worker
 
-__all__ = ["BINS", "Latency", "time_start", "time_to_queue", "time_to_task"]
+__all__ = ["BINS", "Latency", "time_beside_a_full_queue", "time_start", "time_to_queue", "time_to_task"]
 
 BINS: Final = (0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 1000)  # upper ends in milliseconds
 
@@ -42,9 +42,32 @@ def time_to_queue(per_second: int, seconds: float, say: Callable[[str], None]) -
     with PostgresStage() as stage, stage.listener() as listener:
         listener.wait_for("streaming")
         writing = stage.write_steadily(per_second, seconds + _WARM)
-        arrived = _pop_all(stage, writing)
+        arrived = _pop_all(stage, writing, [QUEUE])
         listener.stop()
-    return _summary([(when, _committed_at(message)) for when, message in arrived], say)
+    return _summary([(when, _committed_at(message)) for _, when, message in arrived], say)
+
+
+def time_beside_a_full_queue(
+    per_second: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, Latency]:
+    """Measure the time to one queue while another one, with half of the tasks, is emptied or is left alone."""
+    return {
+        "emptied": _time_beside(per_second, seconds, say, queues=[QUEUE, OTHER_QUEUE]),
+        "blocked": _time_beside(per_second, seconds, say, queues=[QUEUE]),
+    }
+
+
+def _time_beside(
+    per_second: int, seconds: float, say: Callable[[str], None], *, queues: Sequence[str]
+) -> Latency:
+    with PostgresStage() as stage, stage.listener("two_queues", CDC_MAX_QUEUE="1000") as listener:
+        listener.wait_for("streaming")
+        writing = stage.write_steadily(per_second, seconds + _WARM)
+        arrived = _pop_all(stage, writing, queues)
+        listener.stop()
+    return _summary(
+        [(when, _committed_at(message)) for queue, when, message in arrived if queue == QUEUE], say
+    )
 
 
 def time_to_task(per_second: int, seconds: float, say: Callable[[str], None]) -> Latency:
@@ -90,13 +113,15 @@ def worker_environment(stage: PostgresStage, notes: Path) -> dict[str, str]:
     }
 
 
-def _pop_all(stage: PostgresStage, writing: subprocess.Popen[bytes]) -> list[tuple[float, bytes]]:
-    """Return (time, message) of each message that arrives while `writing` runs, and for a second more."""
-    arrived: list[tuple[float, bytes]] = []
+def _pop_all(
+    stage: PostgresStage, writing: subprocess.Popen[bytes], queues: Sequence[str]
+) -> list[tuple[str, float, bytes]]:
+    """Return (queue, time, message) of each message that arrives while `writing` runs, and for a second more."""
+    arrived: list[tuple[str, float, bytes]] = []
     while True:
-        message = stage.broker.brpop([QUEUE], timeout=1)
+        message = stage.broker.brpop(list(queues), timeout=1)
         if message:
-            arrived.append((time.time(), message[1]))
+            arrived.append((message[0].decode(), time.time(), message[1]))
         elif writing.poll() is not None:
             return arrived
 

@@ -103,7 +103,13 @@ def _facts(results: Results) -> dict[str, str]:
         "throughput_table": _throughput_table(results["throughput"]),
         "width_table": _sweep_table("columns", results["width"], lambda table: _WIDTHS[table]),
         "transactions_table": _sweep_table("rows", results["transactions"], lambda size: f"{int(size):,}"),
-        "latency_table": _latency_table(results["latency"]),
+        "latency_table": _latency_table(
+            results["latency"], {"queue": "commit to queue, 1,000/s", "task": "commit to task, 200/s"}
+        ),
+        "isolation_table": _latency_table(
+            results["isolation"],
+            {"emptied": "the other queue is emptied", "blocked": "nobody empties the other queue"},
+        ),
         "start": f"{median(results['latency']['start']):.2f}",
         "memory_table": table(
             ["rows in a transaction", "MB at the peak"],
@@ -167,12 +173,9 @@ def _sweep_table(what: str, found: Mapping[str, Any], title: Any) -> str:
     return table([what, *(f"{name}, changes/s" for name in names)], rows)
 
 
-def _latency_table(found: Mapping[str, Any]) -> str:
+def _latency_table(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     rows = [
         [title, *(f"{found[what][part]:.1f}" for part in ("p50", "p95", "p99", "worst"))]
-        for what, title in {
-            "queue": "commit to queue, 1,000/s",
-            "task": "commit to task, 200/s",
-        }.items()
+        for what, title in titles.items()
     ]
     return table(["milliseconds", "half of them", "95 %", "99 %", "the slowest"], rows)

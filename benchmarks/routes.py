@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from listener.router import BinlogRouter, EventType, became, changed
 
-__all__ = ["coalesced", "every_row", "every_ticket", "in_batches"]
+__all__ = ["coalesced", "every_row", "every_ticket", "in_batches", "two_queues"]
 
 QUEUE = "cdc_bulk"
+OTHER_QUEUE = "cdc_cache"
 TABLES = ("narrow", "tickets", "wide")
 
 
@@ -39,6 +40,16 @@ def coalesced() -> BinlogRouter:
         columns=["id"],
         coalesce=True,
         queue=QUEUE,
+    )
+    return router
+
+
+def two_queues() -> BinlogRouter:
+    """Return two routes for each new row, to two queues. One of them stops nobody if it is full."""
+    router = BinlogRouter()
+    router.register("public", "tickets", EventType.INSERT, "bench.row", queue=QUEUE)
+    router.register(
+        "public", "tickets", EventType.INSERT, "bench.other", queue=OTHER_QUEUE, on_full="set_aside"
     )
     return router
 

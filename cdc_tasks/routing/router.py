@@ -26,6 +26,9 @@ from cdc_tasks.routing.arguments import (
 from cdc_tasks.routing.predicates import When, became, changed
 
 __all__ = [
+    "GROW",
+    "PAUSE",
+    "SET_ASIDE",
     "BinlogRouter",
     "Call",
     "EventType",
@@ -37,6 +40,12 @@ __all__ = [
     "became",
     "changed",
 ]
+
+# What a route does while its queue is longer than CDC_MAX_QUEUE.
+PAUSE: Final = "pause"  # the listener waits, with all routes
+GROW: Final = "grow"  # the queue grows
+SET_ASIDE: Final = "set_aside"  # the route's messages wait beside the queue; other routes go on
+_ON_FULL: Final = (PAUSE, GROW, SET_ASIDE)
 
 _EVERY_EVENT: Final = frozenset(EventType) - {EventType.ALL}
 _HIGHEST_PRIORITY: Final = 255
@@ -67,6 +76,7 @@ class Route:
     expires: float | None = None  # seconds from sending; later no worker runs the task
     id: str  # identifies the route in task ids, also after the routes are reordered
     is_grouped: bool  # has coalesce or batch
+    on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
     def __post_init__(self) -> None:
@@ -204,6 +214,7 @@ class BinlogRouter:
         countdown: float | None = None,
         priority: int | None = None,
         expires: float | None = None,
+        on_full: str = PAUSE,
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
@@ -216,13 +227,17 @@ class BinlogRouter:
 
         With `coalesce`, changes with equal arguments fire one task. With `batch`, one task gets a list of up to that
         many changes, lists of `args`, or dicts of `kwargs`. `queue`, `countdown`, `priority` and `expires` are
-        Celery's; the times are in seconds, from when the task is sent.
+        Celery's; the times are in seconds, from when the task is sent. `on_full` says what
+        happens while the queue is longer than CDC_MAX_QUEUE: "pause" makes the listener wait, with all routes; "grow"
+        lets the queue grow; "set_aside" keeps this route's messages in order beside the queue, up to
+        CDC_MAX_SET_ASIDE, and the other routes go on.
 
         Raises RouteError, with the wrong value and a hint.
         """
         _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
         _check_callable(when=when)
         _check_sending(countdown=countdown, priority=priority, expires=expires)
+        _check_on_full(task, on_full)
         wanted = _events(events)
         positional, named = _args(args), _kwargs(kwargs)
         if named is not None and positional is None:
@@ -246,6 +261,7 @@ class BinlogRouter:
             expires=expires,
             id=self._id(schema, table, wanted, task),
             is_grouped=coalesce or batch is not None,
+            on_full=on_full,
         )
         self._routes.append(route)
         self._index.add(route)
@@ -396,6 +412,14 @@ def _sent(
     if columns is None:
         return named or None
     return tuple(dict.fromkeys([*columns, *(named or ())]))
+
+
+def _check_on_full(task: str, on_full: str) -> None:
+    if on_full not in _ON_FULL:
+        known = ", ".join(f'"{each}"' for each in _ON_FULL)
+        raise RouteError(
+            f"on_full={on_full!r} of the route to {task} is no known policy.", hint=f"Use one of {known}."
+        )
 
 
 def _events(events: Iterable[EventType | str] | EventType | str) -> frozenset[EventType]:

@@ -110,7 +110,7 @@ def show_status(status: Status) -> None:
     console = _console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
-        if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused"}:
+        if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused", "set_aside"}:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
     console.print(table)
     for alarm in status.alarms:
@@ -135,6 +135,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "gaps": list(source.gaps),
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
+        "set_aside": dict(saved.set_aside),
         "alarms": list(status.alarms),
         "alarm_codes": list(status.alarm_codes),
     }

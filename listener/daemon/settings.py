@@ -130,7 +130,14 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     cdc_max_queue: int | None = Field(
         None,
         ge=1,
-        description="The listener pauses while a queue is longer than this; if not set, it never pauses.",
+        description="The listener pauses while a queue is longer than this; if not set, it never pauses. "
+        "A route's on_full= may say otherwise.",
+    )
+    cdc_max_set_aside: int = Field(
+        1_000_000,
+        ge=1,
+        description='Up to this many messages of routes with on_full="set_aside" wait beside each full queue; '
+        "then the listener pauses.",
     )
     cdc_lag_alarm: ByteSize = Field(
         ByteSize(1024**3),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 from redis.exceptions import ResponseError
@@ -14,6 +15,7 @@ from listener.core.source_status import Reader, SourceStatus
 from listener.publish.parked import parked_key
 from listener.publish.queue_limit import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
+from listener.publish.redis.set_aside import set_aside_key, set_aside_list
 
 __all__ = ["SavedPosition", "Status", "read_saved_position"]
 
@@ -26,6 +28,7 @@ class SavedPosition(NamedTuple):
     parked: int
     notes: str | None = None  # in the source's own format
     pause: Pause | None = None  # the listener waits: a queue is longer than CDC_MAX_QUEUE
+    set_aside: Mapping[str, int] = MappingProxyType({})  # queue -> how many tasks wait beside it
 
     @property
     def resumed(self) -> Saved | None:
@@ -88,10 +91,15 @@ class Status:
         for gap in source.gaps:
             yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
         if pause := self.saved.pause:
-            more = f"{pause.longest_queue:,} tasks, more than CDC_MAX_QUEUE={pause.max_queue}"
+            more = f"{pause.longest_queue:,} tasks, more than {pause.setting}={pause.max_queue}"
             yield (
                 "paused",
-                f"paused since {pause.since}: a queue has {more}: start more workers, or raise CDC_MAX_QUEUE",
+                f"paused since {pause.since}: a queue has {more}: start more workers, or raise {pause.setting}",
+            )
+        for queue, count in self.saved.set_aside.items():
+            yield (
+                "set_aside",
+                f"{count:,} tasks wait beside the queue {queue}, which is full: start more workers",
             )
         if self.saved.parked:
             yield "parked", f"{self.saved.parked} changes are parked: python -m listener parked list"
@@ -106,18 +114,22 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
                 ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
                 ("HLEN", parked_key(prefix)),
                 ("GET", pause_key(prefix)),
+                ("HVALS", set_aside_key(prefix)),
             ]
         )
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise redis.refusal(answer)
+        (position, as_of, notes), parked, pause, full = answers
+        queues = sorted(each.decode() for each in full)
+        counts = redis.ask([("LLEN", set_aside_list(prefix, queue)) for queue in queues])
     finally:
         redis.close()
-    for answer in answers:
-        if isinstance(answer, ResponseError):
-            raise redis.refusal(answer)
-    (position, as_of, notes), parked, pause = answers
     return SavedPosition(
         position.decode() if position else None,
         datetime.fromisoformat(as_of.decode()) if as_of else None,
         parked,
         notes.decode() if notes else None,
         Pause.parse(pause) if pause else None,
+        {queue: count for queue, count in zip(queues, counts, strict=True) if count},
     )

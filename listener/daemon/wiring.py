@@ -119,6 +119,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
         coalesce_interval=settings.cdc_coalesce_interval,
         batch_wait=settings.cdc_batch_wait,
         max_queue=settings.cdc_max_queue,
+        max_set_aside=settings.cdc_max_set_aside,
     )
 
 
@@ -138,7 +139,9 @@ def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
 def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
     """Yield the findings about database, broker, cache and workers."""
     app = celery_app(settings)
-    yield from check_broker(app, router.routes, durability=settings.cdc_durability)
+    yield from check_broker(
+        app, router.routes, durability=settings.cdc_durability, max_queue=settings.cdc_max_queue
+    )
     yield from check_cache(settings.cache_url.get_secret_value())
     if settings.database_type is DatabaseType.MYSQL:
         yield from check_bookmark(

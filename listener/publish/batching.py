@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from cdc_tasks.changes import EventType
-from cdc_tasks.routing.router import Call, Origin, Parked, Route
+from cdc_tasks.routing.router import PAUSE, Call, Origin, Parked, Route
 from listener.core.publisher import BrokerError
 from listener.core.source import IDLE_INTERVAL
 from listener.publish.redis.connection import Command, too_large
@@ -241,6 +241,7 @@ def _record(route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes
         "countdown": route.countdown,
         "priority": route.priority,
         "expires": route.expires,
+        "on_full": route.on_full,
         "kind": origin.kind,
         "id": change_id.decode(),
         "position": position.decode(),
@@ -269,5 +270,6 @@ def _restored(record: dict[str, Any]) -> tuple[Route, Origin]:
         expires=record.get("expires"),
         id=record["route"],
         is_grouped=True,
+        on_full=record.get("on_full", PAUSE),  # records of earlier versions have none
     )
     return route, Origin(kind, (record["id"].encode(), record["position"].encode()))

@@ -16,7 +16,7 @@ from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import Route
+from cdc_tasks.routing.router import PAUSE, Route
 from listener.core.findings import CloseNames, Finding, State, finding_from
 from listener.core.publisher import BrokerAwayError
 from listener.publish.bookmark import bookmark_key, read_bookmark
@@ -31,9 +31,13 @@ _AWAY: Final = "Start it, or correct {variable}."
 _ANSWER_WITHIN: Final = 1.0  # seconds in which workers answer
 
 
-def check_broker(app: Celery, routes: Sequence[Route], *, durability: str) -> Iterator[Finding]:
-    """Yield the findings; never raises CDCError."""
+def check_broker(
+    app: Celery, routes: Sequence[Route], *, durability: str, max_queue: int | None = None
+) -> Iterator[Finding]:
+    """Yield the findings; never raises CDCError. `max_queue` is CDC_MAX_QUEUE."""
     yield from _check_messages(app, routes)
+    if max_queue is None:
+        yield from _check_policies(routes)
     yield from _check_kombu()
     yield from _check_settings(app)
     with app.connection_for_write() as connection:
@@ -234,6 +238,19 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
                 code="queue_renamed",
                 found=f"names the queue {route.queue}, which is called {queue} now",
                 hint=f'Write in the route: queue="{queue}"',
+            )
+
+
+def _check_policies(routes: Sequence[Route]) -> Iterator[Finding]:
+    """Find policies for full queues that have no effect, because no queue is ever full."""
+    for route in routes:
+        if route.on_full != PAUSE:
+            yield Finding(
+                what=f"route to {route.task}",
+                state=State.WARNING,
+                code="on_full_without_limit",
+                found=f'on_full="{route.on_full}" has no effect: CDC_MAX_QUEUE is not set, so no queue is ever full',
+                hint="Set CDC_MAX_QUEUE to the number of messages with which a queue is full.",
             )
 
 

@@ -1,4 +1,4 @@
-"""The pause while a queue is longer than CDC_MAX_QUEUE: what waits stays in the database's log, on its disk.
+"""The pause while a queue is too long: what waits stays in the database's log, on its disk.
 
 `status` learns of it from a note in Redis, which expires when the listener is gone.
 """
@@ -18,7 +18,7 @@ from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.core.retry import Retry
 from listener.publish.redis.connection import RedisConnection
 
-__all__ = ["Pause", "QueueLimit", "pause_key"]
+__all__ = ["Load", "Pause", "QueueLimit", "pause_key"]
 
 log = structlog.get_logger()
 
@@ -31,12 +31,25 @@ def pause_key(prefix: str) -> str:
     return f"{prefix}:paused"
 
 
+class Load(NamedTuple):
+    """How much waits at the broker, where most waits compared with its limit."""
+
+    length: int = 0
+    limit: int | None = None  # None: it may be as long as it likes
+    setting: str = "CDC_MAX_QUEUE"  # has the limit
+
+    @property
+    def is_too_much(self) -> bool:
+        return self.limit is not None and self.length > self.limit
+
+
 class Pause(NamedTuple):
     """The listener waits until its longest queue is short enough again."""
 
     since: str
     longest_queue: int
     max_queue: int
+    setting: str = "CDC_MAX_QUEUE"  # has `max_queue`
 
     @classmethod
     def parse(cls, note: bytes) -> Self:
@@ -45,7 +58,7 @@ class Pause(NamedTuple):
 
 
 class QueueLimit:
-    """Pauses the listener while a queue has more than `max_queue` messages; None: never."""
+    """Pauses the listener while too much waits at the broker."""
 
     def __init__(
         self, max_queue: int | None, redis: RedisConnection, key: str, retry: Retry, *, look_every: float
@@ -57,17 +70,16 @@ class QueueLimit:
         self._retry = retry
         self._look_every = look_every
 
-    def wait_for_room(self, longest: int, longest_now: Callable[[], int]) -> None:
-        """Wait while the longest queue, which has `longest` messages, is too long; raises StoppedError."""
-        limit = self.max_queue
-        if limit is None or longest <= limit:
+    def wait_for_room(self, load: Load, load_now: Callable[[], Load]) -> None:
+        """Wait while the load is too much; raises StoppedError."""
+        if not load.is_too_much:
             return
-        log.warning("paused", longest_queue=longest, cdc_max_queue=limit)
-        note = _Note(self._redis, self._key, limit)
-        while longest > limit:
-            note.renew(longest)
+        log.warning("paused", longest_queue=load.length, limit=load.limit, setting=load.setting)
+        note = _Note(self._redis, self._key)
+        while load.is_too_much:
+            note.renew(load)
             self._retry.sleep(self._look_every)
-            longest = self._retry.call(longest_now)
+            load = self._retry.call(load_now)
         note.remove()
         log.info("resumed")
 
@@ -75,19 +87,18 @@ class QueueLimit:
 class _Note:
     """The note of one pause. If Redis does not take it, neither the pause nor the listener ends."""
 
-    def __init__(self, redis: RedisConnection, key: str, max_queue: int) -> None:
+    def __init__(self, redis: RedisConnection, key: str) -> None:
         self._redis = redis
         self._key = key
-        self._max_queue = max_queue
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._renewed_at: float | None = None
 
-    def renew(self, longest_queue: int) -> None:
+    def renew(self, load: Load) -> None:
         """Write the note, if that is due."""
         now = monotonic()
         if self._renewed_at is None or now - self._renewed_at >= _RENEW_EVERY:
             self._renewed_at = now
-            pause = Pause(self._since, longest_queue, self._max_queue)
+            pause = Pause(self._since, load.length, load.limit or 0, load.setting)
             self._send("SET", self._key, json.dumps(pause._asdict()), "PX", _LASTS_MS)
 
     def remove(self) -> None:

@@ -101,6 +101,7 @@ def _results() -> dict[str, Any]:
         "width": {"narrow": drained, "tickets": drained, "wide": drained},
         "transactions": {"1": drained, "100": drained},
         "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
+        "isolation": {"emptied": latency, "blocked": latency},
         "memory": {"peak": {"100": 75.0, "1000000": 76.0}, "idle": 0.1},
         "grouping": {"batch=500": {"changes": 1000, "seconds": 0.5, "tasks": 2}},
         "workers": {"one by one": worked, "batch=500": worked},

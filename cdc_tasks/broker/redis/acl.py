@@ -54,11 +54,17 @@ def missing_for_worker(client: redis.Redis, queues: Iterable[str], *, prefix: st
 def missing_for_listener(client: redis.Redis, queues: Iterable[str], *, prefix: str = "") -> Missing | None:
     """Return the permissions that this user lacks for a listener; see `missing_for_worker`."""
     own = f"{prefix}cdc:probe:{uuid4().hex}"
-    probes = [*_of_keys(own), _Probe(("WATCH", own)), _Probe(("UNWATCH",)), *_of_queues(queues, prefix)]
+    probes = [
+        *_of_keys(own),
+        _Probe(("RPOPLPUSH", own, f"{own}:2")),
+        _Probe(("WATCH", own)),
+        _Probe(("UNWATCH",)),
+        *_of_queues(queues, prefix),
+    ]
     try:
         return _try(client, probes, prefix)
     finally:
-        _remove(client, [own, f"{own}:4", f"{own}:5"])
+        _remove(client, [own, *(f"{own}:{number}" for number in (2, 4, 5))])
 
 
 def _of_keys(own: str) -> list[_Probe]:

@@ -21,7 +21,7 @@ from listener.publish.batching import batch_together
 from listener.publish.checkpoint import Checkpoint
 from listener.publish.kombu.sender import KombuSender, Message, Render, message_template
 from listener.publish.parked import log_parked, parked_key, store_parked
-from listener.publish.queue_limit import QueueLimit, pause_key
+from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = ["KombuPublisher"]
@@ -81,9 +81,11 @@ class KombuPublisher:
             self._checkpoint.flush()
         log_parked(parked)
         if tasks and self._limit.max_queue is not None:
-            longest = self._retry.call(self._sender.longest_queue)
-            self._limit.wait_for_room(longest, self._sender.longest_queue)
+            self._limit.wait_for_room(self._retry.call(self._load), self._load)
         return self._checkpoint.confirmed
+
+    def _load(self) -> Load:
+        return Load(self._sender.longest_queue(), self._limit.max_queue)
 
     def _send(self, tasks: Sequence[Call]) -> list[Parked]:
         """Make the broker hold the tasks; return those whose messages it will never take."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -13,16 +13,17 @@ from time import monotonic
 from celery import Celery
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import Call, Parked, Route
+from cdc_tasks.routing.router import PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Saved
 from listener.publish.batching import Batcher
 from listener.publish.checkpoint import Checkpoint
 from listener.publish.parked import log_parked, parked_key, store_parked
-from listener.publish.queue_limit import QueueLimit, pause_key
+from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection, too_large
 from listener.publish.redis.envelope import Envelope, Envelopes
+from listener.publish.redis.set_aside import SetAside, set_aside_key
 
 __all__ = ["RedisPublisher"]
 
@@ -44,6 +45,7 @@ class RedisPublisher:
         coalesce_interval: float = 0.5,
         batch_wait: float = 1.0,
         max_queue: int | None = None,
+        max_set_aside: int | None = None,
     ) -> None:
         """Take the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
@@ -56,6 +58,11 @@ class RedisPublisher:
         self._limit = QueueLimit(
             max_queue, self._redis, pause_key(prefix), self._retry, look_every=_LOOK_EVERY
         )
+        self._set_aside_key = set_aside_key(prefix)
+        self._set_aside = SetAside(prefix, max_queue=max_queue)
+        self._max_set_aside = max_set_aside
+        self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
+        self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
         self._checked_at = 0.0
         self._is_consistent = False  # what is deferred goes with the checkpoint that Redis has, or will have
         self._parked: list[Parked] = []  # with the batch in flight
@@ -71,6 +78,7 @@ class RedisPublisher:
         """Get ready to publish; see `Publisher.attach`."""
         self._end_flight()
         self._envelopes.forget()  # a restarted broker may have lost its queue bindings
+        self._policies.clear()
         return self._retry.call(lambda: self._attach(source))
 
     def publish(
@@ -86,7 +94,8 @@ class RedisPublisher:
         self._is_consistent = False
         tasks, parked, saving = self._batcher.batch(fired)
         self.flush()
-        if tasks or parked or saving or checkpoint != self._checkpoint.confirmed or notes is not None:
+        is_due = tasks or parked or saving or self._set_aside.is_due
+        if is_due or checkpoint != self._checkpoint.confirmed or notes is not None:
             self._start(tasks, saving, checkpoint, as_of, notes, parked=parked)
             self._parked = parked
         else:
@@ -106,7 +115,7 @@ class RedisPublisher:
         if refused:
             self._redis.close()  # the next connection asks whether the limit has been raised
         log_parked([*parked, *refused])
-        self._limit.wait_for_room(max(lengths, default=0), self._longest_queue)
+        self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 
     def stop(self) -> None:
@@ -145,18 +154,25 @@ class RedisPublisher:
     ) -> None:
         envelopes = self._envelopes_of(tasks)
         self._checked_at = monotonic()  # the step looks too
+        moves = list(self._set_aside.commands())  # as they are now, also if the step has to be sent again
+        lists = dict(self._set_aside.lists)
         self._checkpoint.start(
-            lambda: chain(self._pushes(tasks, envelopes), saving, self._parkings(parked)),
+            lambda: chain(self._pushes(tasks, envelopes, lists), moves, saving, self._parkings(parked)),
             checkpoint,
             as_of,
             queries=self._length_queries(),
             notes=notes,
         )
 
-    def _pushes(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
-        """Yield what puts the tasks into their queues; add those that Redis would refuse to `_refused`."""
+    def _pushes(
+        self, tasks: Sequence[Call], envelopes: Sequence[Envelope], lists: Mapping[str, str]
+    ) -> Iterator[Command]:
+        """Yield what puts the tasks into their queues; add those that Redis would refuse to `_refused`.
+
+        `lists` are those of full queues, for routes that set aside.
+        """
         self._refused = []
-        return _pushes(tasks, envelopes, self._redis.max_bytes, self._refused)
+        return _pushes(tasks, envelopes, self._redis.max_bytes, self._refused, lists)
 
     def _parkings(self, parked: Sequence[Parked]) -> Iterator[Command]:
         """Yield what parks them, and what `_pushes` has refused before."""
@@ -169,18 +185,43 @@ class RedisPublisher:
             self._checkpoint.look()
 
     def _length_queries(self) -> list[Command]:
-        if self._limit.max_queue is None:
-            return []
-        return [("LLEN", key) for key in self._envelopes.queues]
+        lists = self._set_aside.lists
+        if self._limit.max_queue is None and not lists:
+            self._asked = []
+        else:
+            self._asked = list(dict.fromkeys([*self._envelopes.queues, *lists, *lists.values()]))
+        return [("LLEN", key) for key in self._asked]
 
-    def _longest_queue(self) -> int:
-        return int(max(self._checkpoint.ask(self._length_queries())))
+    def _learn(self, answers: Sequence[int]) -> Load:
+        """Take in the lengths of the queues; return how much waits where that makes the listener wait."""
+        if not answers:
+            return Load()
+        lengths = dict(zip(self._asked, answers, strict=True))
+        policies = self._policies
+        self._set_aside.learn(lengths, [key for key in policies if SET_ASIDE in policies[key]])
+        return max(self._loads(lengths), key=_excess, default=Load())
+
+    def _loads(self, lengths: Mapping[str, int]) -> Iterator[Load]:
+        for key, policies in self._policies.items():
+            if PAUSE in policies:
+                yield Load(lengths.get(key, 0), self._limit.max_queue)
+        for key in self._set_aside.lists.values():
+            yield Load(lengths.get(key, 0), self._max_set_aside, "CDC_MAX_SET_ASIDE")
+
+    def _load_now(self) -> Load:
+        """Move what has room, and look again; the listener pauses meanwhile."""
+        position = self._checkpoint.confirmed
+        if self._set_aside.lists and position is not None:
+            self._start([], [], position)
+            return self._learn(self._checkpoint.flush())
+        return self._learn(self._checkpoint.ask(self._length_queries()))
 
     def _attach(self, source: str) -> str | None:
         """Read the checkpoint, and what a former listener deferred, on the connection that watches it."""
         position = self._checkpoint.attach(source)
         ask = self._redis.ask
-        (deferred,) = ask([("HVALS", self._deferred_key)])
+        deferred, set_aside = ask([("HVALS", self._deferred_key), ("HVALS", self._set_aside_key)])
+        self._set_aside.restore(queue.decode() for queue in sorted(set_aside))
         self._batcher.max_bytes = (self._redis.max_bytes - _OVERHEAD) * 3 // 4
         self._batcher.restore(deferred, lambda key: ask([("LRANGE", key, "0", "-1")])[0])
         self._is_consistent = True
@@ -199,15 +240,29 @@ class RedisPublisher:
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
         made = self._envelopes.made.get((route.sent_as, kind))
-        return made or self._retry.call(partial(self._envelopes.of, route, kind))
+        if made is None:
+            made = self._retry.call(partial(self._envelopes.of, route, kind))
+            for key in made.keys:
+                self._policies[key].add(route.on_full)
+        return made
+
+
+def _excess(load: Load) -> float:
+    """Return by how much there is too much."""
+    return 0.0 if load.limit is None else load.length / load.limit
 
 
 def _pushes(
-    tasks: Sequence[Call], envelopes: Sequence[Envelope], max_bytes: int, refused: list[Parked]
+    tasks: Sequence[Call],
+    envelopes: Sequence[Envelope],
+    max_bytes: int,
+    refused: list[Parked],
+    lists: Mapping[str, str],
 ) -> Iterator[Command]:
     """Yield the commands that put the tasks' messages where Celery would. They are made while they are being sent.
 
-    A message of more than `max_bytes` goes to `refused`: Redis would close the connection.
+    A message of more than `max_bytes` goes to `refused`: Redis would close the connection. A message for a queue in
+    `lists` goes to that list, if its route says so.
     """
     expiries: dict[Command, None] = {}
     for start in range(0, len(tasks), _AT_ONCE):
@@ -221,6 +276,8 @@ def _pushes(
                 error = too_large(len(message), max_bytes)
                 refused.append(Parked(route, change, error, arguments, kwargs))
                 continue
+            if lists and route.on_full == SET_ASIDE:
+                keys = tuple(lists.get(key, key) for key in keys)  # noqa: PLW2901 - for this message only
             for key in keys:
                 queues[key].append(message)
             if more:
