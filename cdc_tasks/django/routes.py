@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from django.utils.module_loading import autodiscover_modules
 
-from cdc_tasks.django.database import database_url, home_schema, table_of, watched_connection
-from cdc_tasks.django.registry import Registered, registered
+from cdc_tasks.django.database import database_url, home_schema, watched_connection
+from cdc_tasks.django.registry import registered
 from cdc_tasks.django.settings import database_alias, routes_reference
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
@@ -17,24 +17,11 @@ def setup_router() -> BinlogRouter:
     """Return a router with the routes of all installed apps; what their modules raise comes through."""
     autodiscover_modules("tasks", "cdc")
     router = BinlogRouter()
+    schema = home_schema(watched_connection(database_alias()))
     for each in registered:
-        _add(router, each)
+        s, _, t = str(each.table).rpartition(".")
+        router.register(s or schema, t, each.events, each.task, **each.options)
     return router
-
-
-def _add(router: BinlogRouter, each: Registered) -> None:
-    schema, table = _names(each.table)
-    task = each.task if isinstance(each.task, str) else str(each.task.name)
-    router.register(schema, table, each.events, task, **each.options)
-
-
-def _names(table: object) -> tuple[str, str]:
-    connection = watched_connection(database_alias())
-    if not isinstance(table, str):
-        found = table_of(table, connection)  # type: ignore[arg-type]  # a model
-        return found.schema, found.name
-    schema, _, name = table.rpartition(".")
-    return schema or home_schema(connection), name
 
 
 def load_project_router() -> BinlogRouter:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from django import conf
 
+from cdc_tasks.django.celery_app import find_celery_app
 from cdc_tasks.django.database import database_url
 from cdc_tasks.settings import SettingsError, WorkerSettings
 
@@ -49,6 +50,9 @@ def put_into_environment() -> None:
     # What Django made of DATABASE_URL, and not DATABASE_URL: that may be written for django-environ, or not be used.
     os.environ["DATABASE_URL"] = str(_value("CDC_DATABASE_URL") or database_url(database_alias()))
     _set("CDC_ROUTES", routes_reference())
+    name, app = find_celery_app(_value("CDC_APP"))
+    _set("CDC_APP", name)
+    _set("CELERY_BROKER_URL", str(app.conf.broker_url))
 
 
 def unknown_settings() -> Iterator[tuple[str, str | None]]:

@@ -8,7 +8,7 @@ if os.environ.get("SHOP_ENGINE") == "mysql":
     pymysql.install_as_MySQLdb()
 
 SECRET_KEY = "for tests"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "orders", "stock"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "orders", "stock", "cdc_tasks.django"]
 DATABASES = {
     "default": {
         "ENGINE": f"django.db.backends.{os.environ.get('SHOP_ENGINE', 'postgresql')}",

@@ -24,9 +24,10 @@ _OF_MYSQL = (
 
 def note_changes(editor: Any, table: str) -> None:
     """Let the database note what happens to this table's rows from now on, also under another name."""
-    if editor.connection.vendor == "postgresql":
-        editor.execute(_FUNCTION)
-        editor.execute(_TRIGGER.format(table=table))
-        return
-    for event, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD")):
-        editor.execute(_OF_MYSQL.format(table=table, event=event, row=row))
+    statements = [_FUNCTION, _TRIGGER.format(table=table)]
+    if editor.connection.vendor == "mysql":
+        rows = {"INSERT": "NEW", "UPDATE": "NEW", "DELETE": "OLD"}
+        statements = [_OF_MYSQL.format(table=table, event=event, row=row) for event, row in rows.items()]
+    with editor.connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)

@@ -1,0 +1,159 @@
+"""A project of Django's: its migrations run while the listener works; its commands, checks and tests."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+
+from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.given_mysql import MariaDBServer
+from harness.waiting import wait_until
+from tests.conftest import fresh_database, fresh_mysql_database
+from tests.support.django_shop import Project, Writer, connect, insert_into, sent_to, unlike
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MIGRATIONS = ["0003", "0004", "0005", "0006", "0007", "0009"]  # 0002 and 0008 in one go with the next
+
+
+@contextmanager
+def _made(server: PostgresServer | MariaDBServer, broker_url: str, home: Path) -> Iterator[Project]:
+    """Make a project whose first migration is applied."""
+    fresh: Any = fresh_database if isinstance(server, PostgresServer) else fresh_mysql_database
+    with fresh(server) as database:
+        made = Project(home / "shop", database_url=database.url, broker_url=broker_url)
+        made.manage("migrate", "stock", "0001")
+        yield made
+
+
+@pytest.fixture(params=["postgres_server", "mariadb_server"])
+def project(
+    request: pytest.FixtureRequest, valkey_server: ValkeyServer, broker: object, tmp_path: Path
+) -> Iterator[Project]:
+    with _made(request.getfixturevalue(request.param), valkey_server.url, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def project_on_postgres(
+    postgres_server: PostgresServer, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Project]:
+    with _made(postgres_server, valkey_server.url, tmp_path_factory.mktemp("django")) as made:
+        yield made
+
+
+def test_migrations_run_while_the_listener_works_and_nothing_is_lost(project: Project) -> None:
+    names = ["stock_item", "stock_article"]
+    with redis.Redis.from_url(project.environment["SHOP_BROKER"]) as broker, ExitStack() as stack:
+        listener = stack.enter_context(project.listen())
+        writers = [Writer(project.database_url, names, seed=seed) for seed in (1, 2)]
+        with writers[0], writers[1]:
+            for migration in _MIGRATIONS:
+                wait_until(lambda: all(each.transactions > 20 or each.error for each in writers))
+                project.manage("migrate", "stock", migration)
+                if migration == "0006":
+                    _fill_new_table(project)
+                if migration == "0004":
+                    listener.kill()
+                    listener = stack.enter_context(project.listen())
+                for each in writers:
+                    each.transactions = 0
+        assert [each.error for each in writers] == [None, None]
+        wait_until(
+            lambda: not unlike(project.database_url, [args for _, args in sent_to(broker, "celery")]),
+            timeout=30,
+            what="each change of the ledger once in the queue",
+        )
+        tables = {args[0] for _, args in sent_to(broker, "celery")}
+        assert tables == {"stock_item", "stock_article", "stock_shelf"}
+        assert '"gap"' not in listener.log
+
+
+def _fill_new_table(project: Project) -> None:
+    """Write to it when `status` shows that it is published, or that nobody has to."""
+    with connect(project.database_url) as connection, connection.cursor() as cursor:
+        if "postgresql" in project.database_url:
+            wait_until(lambda: _is_published(cursor), what="the new table in the publication")
+        cursor.execute(insert_into("stock_shelf", project.database_url))
+        connection.commit()
+
+
+def _is_published(cursor: object) -> bool:
+    cursor.execute("SELECT 1 FROM pg_publication_tables WHERE tablename = 'stock_shelf'")  # type: ignore[attr-defined]
+    return bool(cursor.fetchone())  # type: ignore[attr-defined]
+
+
+def test_migrate_tells_before_it_begins_what_it_would_do_to_watched_tables(
+    project_on_postgres: Project,
+) -> None:
+    shop = project_on_postgres
+    check = ["check", "--tag", "cdc", "--database", "default"]
+    told = shop.manage("migrate", "--plan", SHOP_NAMES_COLUMNS="1")
+    assert told.count("(cdc.") == told.count("HINT:") == 9
+    assert (
+        "(cdc.W001) stock.0008_rename_table: public.stock_item is renamed to public.stock_article; stock.priced"
+        " fires for only one of the names: public.stock_article has no such route." in told
+    )
+    assert (
+        "(cdc.W003) stock.0003_rename_column: public.stock_item.note is renamed to remark; the route to"
+        " stock.priced names it in columns=." in told
+    )
+    assert (
+        "(cdc.W004) stock.0004_drop_column: public.stock_item.old is dropped; the route to stock.seen has"
+        in told
+    )
+    assert "price changes from integer to varchar(20); the route to stock.priced names it in when=." in told
+    assert "(cdc.W008) stock.0006_new_table: public.stock_shelf is new, stock.seen fires for it, and" in told
+    assert "(cdc.I001) orders.0001_initial: public.orders_order is new; shop.index fires for it." in told
+    assert (
+        "stock_item.name changes" not in told
+    )  # a longer text, and a larger integer, look the same in a task
+    # Without the database nothing is said of migrations: most commands of manage.py look at no database.
+    assert "cdc." not in shop.manage("check")
+    # What a pipeline that deploys asks.
+    shop.manage(*check, "--fail-level", "WARNING", status=1, SHOP_NAMES_COLUMNS="1")
+    shop.manage("migrate", "stock")
+    assert "(cdc." not in shop.manage(*check)
+
+
+def test_manage_py_cdc_is_the_listeners_command_line(project_on_postgres: Project) -> None:
+    shop = project_on_postgres
+    assert json.loads(shop.manage("cdc", "routes", "--json"))[0]["table"] == "public.stock_*"
+    found = json.loads(shop.manage("cdc", "check", "--json"))
+    assert found["ready"] is True
+    assert "Usage: manage.py cdc status [OPTIONS]" in shop.manage("cdc", "status", "--help")
+    assert "No such command" in shop.manage("cdc", "stauts", status=2)
+    status = json.loads(shop.manage("cdc", "status", "--json", status=1, CDC_NAME="shop"))
+    assert (status["name"], status["listener"]) == ("shop", "never started")
+    settings = shop.home / "shop" / "settings.py"
+    before = settings.read_text()
+    settings.write_text(f'{before}\nCDC_NAME = "orders"\nCDC_DURABILTY = "fsync"\n')
+    assert json.loads(shop.manage("cdc", "status", "--json", status=1))["name"] == "orders"
+    assert json.loads(shop.manage("cdc", "status", "--json", status=1, CDC_NAME="shop"))["name"] == "shop"
+    assert "(cdc.W009) The setting CDC_DURABILTY is not known" in shop.manage("check")
+    assert "Did you mean CDC_DURABILITY?" in shop.manage("check")
+    settings.write_text(
+        f"{before}\nDATABASES['lite'] = {{'ENGINE': 'django.db.backends.sqlite3', 'NAME': 'x'}}\n"
+    )
+    refused = shop.manage("cdc", "status", status=1, CDC_DATABASE="lite")
+    assert "error: DATABASES['lite'] cannot be watched: django.db.backends.sqlite3 has no log" in refused
+    assert "CDC_DATABASE='lte' is no alias" in shop.manage("cdc", "status", status=1, CDC_DATABASE="lte")
+    settings.write_text(before)
+
+
+def test_mistakes_in_routes_are_told_by_check_with_their_place(project_on_postgres: Project) -> None:
+    shop = project_on_postgres
+    routes = shop.home / "orders" / "cdc.py"
+    routes.write_text("from orders.models import Purchase\n")
+    told = shop.manage("check", status=1)
+    assert "(cdc.E001) The routes cannot be loaded: ImportError: cannot import name 'Purchase'" in told
+    assert "orders/cdc.py, line 1)" in told
+    routes.write_text("from cdc_tasks.django import register\nregister('orders_order', 'updated', 'x')\n")
+    assert "(cdc.E001) events='updated' names no known event." in shop.manage("check", status=1)
+    routes.unlink()
