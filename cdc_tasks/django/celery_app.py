@@ -35,7 +35,7 @@ def find_celery_app(named: str | None) -> tuple[str, Celery]:
 
 def _candidates() -> Iterator[str]:
     settings = conf.settings
-    names = [settings.SETTINGS_MODULE]
+    names: list[str | None] = [settings.SETTINGS_MODULE]
     names += [
         getattr(settings, name, None) for name in ("WSGI_APPLICATION", "ASGI_APPLICATION", "ROOT_URLCONF")
     ]
