@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,19 @@ import redis
 from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.given_mysql import MariaDBServer
 from harness.waiting import wait_until
+from tests.acceptance import test_wheel
 from tests.conftest import fresh_database, fresh_mysql_database
 from tests.support.django_shop import Project, Writer, connect, insert_into, sent_to, unlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+installed = test_wheel.installed  # the fixture
+
+_PAGE = (Path(__file__).resolve().parents[2] / "docs" / "django.md").read_text()
+_BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
+_NOT_RUN = {"pip install cdc-tasks"}  # the wheel is there
+_READY = {"python manage.py cdc run": "streaming", "celery -A shop worker --loglevel=INFO": " ready."}
 
 _MIGRATIONS = ["0003", "0004", "0005", "0006", "0007", "0009"]  # 0002 and 0008 in one go with the next
 
@@ -28,6 +37,7 @@ def _made(server: PostgresServer | MariaDBServer, broker_url: str, home: Path) -
     fresh: Any = fresh_database if isinstance(server, PostgresServer) else fresh_mysql_database
     with fresh(server) as database:
         made = Project(home / "shop", database_url=database.url, broker_url=broker_url)
+        made.environment["SHOP_STOCK"] = "yes"
         made.manage("migrate", "stock", "0001")
         yield made
 
@@ -95,7 +105,7 @@ def test_migrate_tells_before_it_begins_what_it_would_do_to_watched_tables(
     shop = project_on_postgres
     check = ["check", "--tag", "cdc", "--database", "default"]
     told = shop.manage("migrate", "--plan", SHOP_NAMES_COLUMNS="1")
-    assert told.count("(cdc.") == told.count("HINT:") == 9
+    assert told.count("(cdc.") == told.count("HINT:") == 12
     assert (
         "(cdc.W001) stock.0008_rename_table: public.stock_item is renamed to public.stock_article; stock.priced"
         " fires for only one of the names: public.stock_article has no such route." in told
@@ -110,7 +120,7 @@ def test_migrate_tells_before_it_begins_what_it_would_do_to_watched_tables(
     )
     assert "price changes from integer to varchar(20); the route to stock.priced names it in when=." in told
     assert "(cdc.W008) stock.0006_new_table: public.stock_shelf is new, stock.seen fires for it, and" in told
-    assert "(cdc.I001) orders.0001_initial: public.orders_order is new; shop.index fires for it." in told
+    assert "(cdc.I001) orders.0001_initial: public.orders_tag is new; search.index fires for it." in told
     assert (
         "stock_item.name changes" not in told
     )  # a longer text, and a larger integer, look the same in a task
@@ -118,7 +128,7 @@ def test_migrate_tells_before_it_begins_what_it_would_do_to_watched_tables(
     assert "cdc." not in shop.manage("check")
     # What a pipeline that deploys asks.
     shop.manage(*check, "--fail-level", "WARNING", status=1, SHOP_NAMES_COLUMNS="1")
-    shop.manage("migrate", "stock")
+    shop.manage("migrate")
     assert "(cdc." not in shop.manage(*check)
 
 
@@ -157,3 +167,72 @@ def test_mistakes_in_routes_are_told_by_check_with_their_place(project_on_postgr
     routes.write_text("from cdc_tasks.django import register\nregister('orders_order', 'updated', 'x')\n")
     assert "(cdc.E001) events='updated' names no known event." in shop.manage("check", status=1)
     routes.unlink()
+
+
+def test_who_follows_the_page_has_a_task_that_ran_because_of_an_update(
+    installed: Path,
+    postgres_server: PostgresServer,
+    valkey_server: ValkeyServer,
+    broker: object,
+    tmp_path: Path,
+) -> None:
+    with fresh_database(postgres_server) as database, ExitStack() as running:
+        shop = Project(
+            tmp_path / "shop",
+            database_url=database.url,
+            broker_url=valkey_server.url,
+            python=str(installed),
+        )
+        _give_celery(installed)
+        reader = _Reader(shop, running)
+        for language, text in _BLOCKS:
+            reader.follow(language, text)
+        (mail,) = (shop.home / "mails").iterdir()
+        assert "Order 1 is paid." in mail.read_text()
+
+
+class _Reader:
+    """Somebody who has a project, and does to it what the page says."""
+
+    def __init__(self, shop: Project, running: ExitStack) -> None:
+        self._shop, self._running = shop, running
+
+    def follow(self, language: str, text: str) -> None:
+        if language == "python":
+            self._edit(text)
+        elif language == "sql":
+            with connect(self._shop.database_url) as connection, connection.cursor() as cursor:
+                cursor.execute(text)
+        else:
+            for line in text.splitlines():
+                self._type(line.removeprefix("$ "))
+
+    def _edit(self, text: str) -> None:
+        name, _, what = text.partition("\n")[0].removeprefix("# ").partition(": ")
+        path = self._shop.home / name
+        path.write_text(f"{path.read_text()}\n{text}" if what == "add" else text)
+
+    def _type(self, line: str) -> None:
+        if line in _READY:
+            self._running.enter_context(self._shop.start(*line.split(), ready=_READY[line]))
+        elif line not in _NOT_RUN:
+            is_update = "update(" in line
+            if is_update:
+                create = "Order.objects.create(customer='ann@example.com')"
+                self._shop.manage("shell", "-c", f"from orders.models import Order; {create}")
+            self._shop.run(["/bin/bash", "-c", line])
+            if is_update:
+                wait_until((self._shop.home / "mails").exists, timeout=30, what="the mail of the task")
+
+
+def _give_celery(python: Path) -> None:
+    """Write the script that `pip install celery` writes into an environment."""
+    script = python.with_name("celery")
+    script.write_text(f"#!{python}\nfrom celery.__main__ import main\nmain()\n")
+    script.chmod(0o755)
+
+
+def test_the_projects_own_tests_pass(project_on_postgres: Project) -> None:
+    printed = project_on_postgres.manage("test", "orders", "--noinput")
+    assert "\nRan 8 tests" in printed
+    assert "slot_created" not in printed  # the listener's lines are no part of a test's output

@@ -8,7 +8,9 @@ if os.environ.get("SHOP_ENGINE") == "mysql":
     pymysql.install_as_MySQLdb()
 
 SECRET_KEY = "for tests"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "orders", "stock", "cdc_tasks.django"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "orders"]
+if os.environ.get("SHOP_STOCK"):
+    INSTALLED_APPS += ["stock", "cdc_tasks.django"]
 DATABASES = {
     "default": {
         "ENGINE": f"django.db.backends.{os.environ.get('SHOP_ENGINE', 'postgresql')}",
@@ -22,3 +24,6 @@ DATABASES = {
 CELERY_BROKER_URL = os.environ.get("SHOP_BROKER", "redis://127.0.0.1:6379/0")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
+EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+EMAIL_FILE_PATH = os.environ.get("SHOP_MAILS", "mails")
+DEFAULT_FROM_EMAIL = "shop@example.com"

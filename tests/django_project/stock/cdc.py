@@ -1,6 +1,6 @@
 import os
 
-from cdc_tasks import EventType, changed
+from cdc_tasks import EventType, became, changed
 from cdc_tasks.django import register
 
 register(
@@ -9,8 +9,15 @@ register(
     "stock.seen",
     args=lambda change: [change.table, change.event, change.row["id"], change.row.get("version")],
 )
+register("orders_*", EventType.ALL, "search.index")
+register(
+    "orders_order",
+    EventType.UPDATE,
+    "orders.tasks.send_confirmation",
+    when=became("status", "paid"),
+    args=["id"],
+)
 if os.environ.get("SHOP_NAMES_COLUMNS"):
     register(
         "stock_item", EventType.UPDATE, "stock.priced", when=changed("price"), columns=["id", "note", "old"]
     )
-    register("orders_order", EventType.ALL, "shop.index")
