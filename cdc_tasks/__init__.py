@@ -14,18 +14,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from cdc_tasks import db, master_cache, notify
-    from cdc_tasks.changes import Change, EventType, RowChange
+    from cdc_tasks.changes import DELETE, INSERT, TRUNCATE, UPDATE, Change, EventType, RowChange
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
+    from cdc_tasks.master_cache import MasterCache
     from cdc_tasks.retry import TryAgain
+    from cdc_tasks.routing.decorators import on_change
     from cdc_tasks.routing.predicates import became, changed
     from cdc_tasks.routing.router import BinlogRouter, RouteError
 
 __all__ = [
+    "DELETE",
+    "INSERT",
+    "TRUNCATE",
+    "UPDATE",
     "BinlogRouter",
     "CDCError",
     "Change",
     "EventType",
+    "MasterCache",
     "RouteError",
     "RowChange",
     "TryAgain",
@@ -35,20 +42,27 @@ __all__ = [
     "latest_only",
     "master_cache",
     "notify",
+    "on_change",
     "store_latest",
 ]
 
 _HOME: Final = {
+    "DELETE": "changes",
+    "INSERT": "changes",
+    "TRUNCATE": "changes",
+    "UPDATE": "changes",
     "BinlogRouter": "routing.router",
     "CDCError": "errors",
     "Change": "changes",
     "EventType": "changes",
+    "MasterCache": "master_cache",
     "RouteError": "routing.router",
     "RowChange": "changes",
     "TryAgain": "retry",
     "became": "routing.predicates",
     "changed": "routing.predicates",
     "latest_only": "latest",
+    "on_change": "routing.decorators",
     "store_latest": "latest",
 }
 _MODULES: Final = frozenset({"db", "master_cache", "notify"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,6 +36,11 @@ log = structlog.get_logger()
 _RESULT_BACKEND = "CELERY_RESULT_BACKEND"
 
 
+def load_master_tables() -> None:
+    """Register the help desk's tables, in a process that reads the master cache and loads no task."""
+    import_module("cdc_tasks.helpdesk.master_tables")
+
+
 def _check_addresses() -> None:
     """Show an error for a bad URL; Celery's command line would show a traceback."""
     try:
@@ -55,6 +61,7 @@ app = DelayingCelery(
         "cdc_tasks.worker.health",
         "cdc_tasks.worker.deferred_retries",
         "cdc_tasks.master_cache",
+        "cdc_tasks.helpdesk.master_tables",
         "cdc_tasks.helpdesk.tickets",
         "cdc_tasks.helpdesk.users",
     ],

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-__all__ = ["Change", "EventType", "RowChange", "position_key"]
+__all__ = ["DELETE", "INSERT", "TRUNCATE", "UPDATE", "Change", "EventType", "RowChange", "position_key"]
 
 
 class EventType(StrEnum):
@@ -20,6 +20,12 @@ class EventType(StrEnum):
     DELETE = "delete"
     TRUNCATE = "truncate"
     ALL = "all"
+
+
+INSERT: Final = EventType.INSERT
+UPDATE: Final = EventType.UPDATE
+DELETE: Final = EventType.DELETE
+TRUNCATE: Final = EventType.TRUNCATE
 
 
 class Change(Protocol):

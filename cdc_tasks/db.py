@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.passwords import PasswordError, PasswordSource, split_url
 from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import worker_settings
 
@@ -50,14 +51,30 @@ class UnknownDatabaseError(CDCError):
 @cache
 def engine() -> Engine:
     """Return this process's engine, created on first use."""
-    url = sqlalchemy_url(worker_settings().database_url.get_secret_value())
-    return sqlalchemy.create_engine(
+    plain, source = split_url(worker_settings().database_url.get_secret_value())
+    url = sqlalchemy_url(plain)
+    made = sqlalchemy.create_engine(
         url,
         connect_args=_connect_args(url),
         pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
         pool_recycle=1800,  # MySQL and firewalls drop idle connections
         hide_parameters=True,  # an error's text must not hold values of rows
     )
+    if source is not None:
+        sqlalchemy.event.listen(made, "do_connect", partial(_give_password, source))
+    return made
+
+
+def _give_password(
+    source: PasswordSource, _dialect: object, _record: object, _given: object, options: dict[str, Any]
+) -> None:
+    """Connect with the password that is valid now. Raises DatabaseAwayError, PasswordError."""
+    try:
+        options["password"] = source.password()
+    except PasswordError as error:
+        if not error.may_pass:
+            raise
+        raise DatabaseAwayError(error.message, hint=error.hint) from error
 
 
 @contextmanager

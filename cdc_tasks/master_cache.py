@@ -1,6 +1,7 @@
 """Master tables in Redis: readers call `get("roles")`, routes send the task `refresh_master_cache`.
 
-A key holds a JSON array of the table's rows, ordered by `id`; each row is an object of column and value.
+`MasterCache.register("roles", key="master:roles")` says which tables: in a module that the workers import. A key holds
+a JSON array of the table's rows, in the order of `order_by`; each row is an object of column and value.
 
 Two refreshes of one table may overlap, and the one that read first may write last. Time stamps, log positions and
 tickets cannot say which read was newer: all are taken before or after the read, never with it. So none of them is
@@ -22,24 +23,26 @@ import json
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import sqlalchemy
 import structlog
-from celery import signals
+from celery import current_app, shared_task, signals
 
 from cdc_tasks import cache, db
-from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.tables import RouteError, table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = [
     "TABLE_TO_CACHE_KEYS",
     "CacheKey",
     "JsonArray",
+    "MasterCache",
     "as_json",
     "get",
     "refill_master_caches",
@@ -54,32 +57,103 @@ _STALE = 3600  # seconds; a refill that no worker has started by then expires
 _UNFINISHED_TTL = 120  # seconds; then the keys of a refresh that died expire
 
 
+class UnknownTableError(CDCError):
+    """This table is not in the master cache."""
+
+
+class MasterCacheError(CDCError):
+    """A table cannot be put into the master cache as it is registered."""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheKey:
     """One key that holds rows of a table."""
 
     name: str  # the key in Redis; readers ask for the part after "master:"
     keep: Callable[[Mapping[str, Any]], bool] = lambda _row: True  # whether a row belongs into it
+    where: str | None = None  # SQL: only these rows
+    order_by: tuple[str, ...] = ("id",)  # columns; "-name" is descending
 
 
-# To add your own table: `TABLE_TO_CACHE_KEYS["countries"] = [CacheKey("master:countries")]`, in a module that
-# CDC_TASK_MODULES names. Name a table outside the search path `schema.table`.
-TABLE_TO_CACHE_KEYS: dict[str, list[CacheKey]] = {
-    "departments": [CacheKey("master:departments")],
-    "priorities": [CacheKey("master:priorities")],
-    "roles": [CacheKey("master:roles")],
-    "statuses": [
-        CacheKey("master:statuses"),
-        CacheKey("master:statuses:open", keep=lambda row: not row.get("is_closed")),
-    ],
-}
+TABLE_TO_CACHE_KEYS: dict[str, list[CacheKey]] = {}
+"""The keys of each table that is registered; a table outside the search path is `schema.table`."""
 
 
-class UnknownTableError(CDCError):
-    """This table is not in the master cache."""
+class MasterCache:
+    """Which tables are in the master cache: the same for all of a process."""
+
+    @staticmethod
+    def register(
+        table: Any,
+        *,
+        key: str | None = None,
+        where: str | None = None,
+        order_by: str | Sequence[str] = "id",
+        keep: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> CacheKey:
+        """Keep the rows of a table in the Redis key `key`, `master:<table>` unless it is given.
+
+        `table` is `"table"`, `"schema.table"`, or a model of SQLAlchemy's or Django's. `order_by` names columns;
+        `"-name"` is descending. `where` is an SQL condition, and goes into the query as it is: write it in the
+        source, never put a user's input into it. `keep` is a condition in Python.
+
+        A table may have several keys; all of them are read at one moment. They have one order.
+
+        Raises MasterCacheError.
+        """
+        name = _name_of(table)
+        columns = (order_by,) if isinstance(order_by, str) else tuple(order_by)
+        made = CacheKey(
+            key or f"master:{name}", **({} if keep is None else {"keep": keep}), where=where, order_by=columns
+        )
+        others = [each for each in TABLE_TO_CACHE_KEYS.get(name, ()) if each.name != made.name]
+        _check_key(name, made, others)
+        TABLE_TO_CACHE_KEYS[name] = [*others, made]
+        return made
 
 
-@app.task(name="cdc_tasks.refresh_master_cache")
+def _name_of(table: Any) -> str:
+    try:
+        schema, name = table_of(table)
+    except RouteError as error:
+        raise MasterCacheError(error.message, hint=error.hint) from None
+    if not name.strip():
+        raise MasterCacheError(
+            f"table={table!r} is no name.", hint='Write e.g. MasterCache.register("roles").'
+        )
+    return f"{schema}.{name}" if schema else name
+
+
+def _check_key(table: str, key: CacheKey, others: Sequence[CacheKey]) -> None:
+    if not key.order_by or not all(each.lstrip("-") for each in map(str, key.order_by)):
+        raise MasterCacheError(
+            f"order_by={key.order_by!r} of {table} are no names of columns.",
+            hint='Write e.g. order_by=["position", "id"].',
+        )
+    if key.where is not None and not str(key.where).strip():
+        raise MasterCacheError(
+            f"where={key.where!r} of {table} is no condition.", hint='Write e.g. where="NOT is_closed".'
+        )
+    if any(other.order_by != key.order_by for other in others):
+        raise MasterCacheError(
+            f"{key.name} of {table} has order_by={key.order_by!r}, and {others[0].name} has {others[0].order_by!r}.",
+            hint="Give all keys of a table one order: they are read at one moment.",
+        )
+    owner = next(
+        (other for other, keys in TABLE_TO_CACHE_KEYS.items() if other != table and key.name in _names(keys)),
+        None,
+    )
+    if owner is not None:
+        raise MasterCacheError(
+            f"The key {key.name} is that of {owner}.", hint=f"Give {table} another one: key=…"
+        )
+
+
+def _names(keys: Sequence[CacheKey]) -> list[str]:
+    return [each.name for each in keys]
+
+
+@shared_task(name="cdc_tasks.refresh_master_cache")
 def refresh_master_cache(table: str) -> str:
     """Read `table` and replace each of its keys."""
     outcome = refresh(table)
@@ -87,7 +161,7 @@ def refresh_master_cache(table: str) -> str:
     return outcome
 
 
-@app.task(name="cdc_tasks.refresh_all_master_caches")
+@shared_task(name="cdc_tasks.refresh_all_master_caches")
 def refresh_all_master_caches() -> str:
     """Refresh every table, each in its own task."""
     for table in TABLE_TO_CACHE_KEYS:
@@ -95,7 +169,7 @@ def refresh_all_master_caches() -> str:
     return f"{len(TABLE_TO_CACHE_KEYS)} refreshes queued"
 
 
-@app.task(name="cdc_tasks.refill_master_caches")
+@shared_task(name="cdc_tasks.refill_master_caches")
 def refill_master_caches() -> str:
     """Refresh the tables that lack a key in Redis. A worker that finds such tables at its start sends this task."""
     refilled = [table for table in TABLE_TO_CACHE_KEYS if _is_missing(table) and _refill(table)]
@@ -103,7 +177,7 @@ def refill_master_caches() -> str:
 
 
 @signals.worker_ready.connect
-def _refill_an_empty_redis(**_: Any) -> None:
+def _refill_an_empty_redis(sender: Any, **_: Any) -> None:
     """Send a task if keys are missing: a task is retried while the database or Redis is away."""
     try:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
@@ -111,7 +185,7 @@ def _refill_an_empty_redis(**_: Any) -> None:
         is_full = False
     cache.close_idle()  # this is the worker's main process, which asks nothing more
     if not is_full:
-        with app.connection_for_write() as connection:
+        with sender.app.connection_for_write() as connection:
             options: dict[str, Any] = {"expires": _STALE, "connection": connection}
             refill_master_caches.apply_async(**options)
 
@@ -132,9 +206,11 @@ def _refill(table: str) -> bool:
 
 
 def get(name: str) -> list[dict[str, Any]]:
-    """Return the rows of `master:<name>`; if Redis lacks the key, refresh it first."""
-    key = f"master:{name}"
-    table = _table_of(key)
+    """Return the rows of the key `master:<name>`, or `<name>`; if Redis lacks the key, refresh it first.
+
+    Raises UnknownTableError if no table that is registered in this process has such a key.
+    """
+    key, table = _table_of(name)
     for _ in range(3):  # a key may be evicted right after it was written
         with cache.errors_translated():
             found = cache.client().get(key)
@@ -209,10 +285,10 @@ def _read(table: str, keys: list[CacheKey], attempt: _Attempt) -> int:
     """Stream the rows into keys beside those that readers see: a table need not fit into memory here."""
     arrays = [(key.keep, JsonArray(_fresh_key(key, attempt), ttl=_UNFINISHED_TTL)) for key in keys]
     count = 0
-    for row in _rows(table):
+    for row, belongs in _rows(table, keys):
         count += 1
-        for keep, array in arrays:
-            if keep(row):
+        for (keep, array), is_in in zip(arrays, belongs, strict=True):
+            if is_in and keep(row):
                 array.append(row)
     for _, array in arrays:
         array.close()
@@ -228,16 +304,46 @@ def _replace(table: str, keys: list[CacheKey], attempt: _Attempt) -> str:
     return str(outcome.decode())
 
 
-def _rows(table: str) -> Iterator[dict[str, Any]]:
-    schema, _, name = table.rpartition(".")
-    query = (
-        sqlalchemy.select(sqlalchemy.text("*"))
-        .select_from(sqlalchemy.table(name, schema=schema or None))
-        .order_by(sqlalchemy.column("id"))
-    )
+def _rows(table: str, keys: list[CacheKey]) -> Iterator[tuple[dict[str, Any], Sequence[object]]]:
+    """Yield each row, and for each key whether its `where` holds."""
+    flags = {f"{_FLAG}{number}": key.where for number, key in enumerate(keys)}
     with db.session() as session:  # one statement, so one snapshot at any isolation level
-        for row in session.execute(query, execution_options={"yield_per": 1000}).mappings():
-            yield dict(row)
+        for row in session.execute(
+            _query(table, keys, flags), execution_options={"yield_per": 1000}
+        ).mappings():
+            values = dict(row)
+            yield values, [values.pop(flag, True) for flag in flags]
+
+
+_FLAG: Final = "cdc where "  # no column is called so
+
+
+def _query(table: str, keys: list[CacheKey], flags: Mapping[str, str | None]) -> sqlalchemy.Select[Any]:
+    """Return the query: all names are quoted, and each `where` is in brackets of its own."""
+    schema, _, name = table.rpartition(".")
+    conditions = {flag: _condition(where) for flag, where in flags.items() if where is not None}
+    columns = [
+        sqlalchemy.case((each, sqlalchemy.literal_column("1")), else_=sqlalchemy.literal_column("0")).label(
+            flag
+        )
+        for flag, each in conditions.items()
+    ]
+    query = sqlalchemy.select(sqlalchemy.text("*"), *columns).select_from(
+        sqlalchemy.table(name, schema=schema or None)
+    )
+    if len(conditions) == len(keys):
+        query = query.where(sqlalchemy.or_(*conditions.values()))
+    return query.order_by(*map(_order, keys[0].order_by))
+
+
+def _condition(where: str) -> sqlalchemy.ColumnElement[bool]:
+    text = where.replace(":", "\\:")  # a colon begins no parameter
+    return sqlalchemy.type_coerce(sqlalchemy.text(f"({text})"), sqlalchemy.Boolean())
+
+
+def _order(name: str) -> sqlalchemy.ColumnElement[Any]:
+    column: sqlalchemy.ColumnElement[Any] = sqlalchemy.column(name.removeprefix("-"))
+    return column.desc() if name.startswith("-") else column
 
 
 def _keys_of(table: str) -> list[CacheKey]:
@@ -247,19 +353,39 @@ def _keys_of(table: str) -> list[CacheKey]:
             hint='router.register(…, "cdc_tasks.refresh_master_cache", args=lambda change: [change.table])',
         )
     if table not in TABLE_TO_CACHE_KEYS:
+        _load_the_sample()
+    if table not in TABLE_TO_CACHE_KEYS:
         raise UnknownTableError(
             f"{table!r} is not in the master cache; these tables are: {', '.join(TABLE_TO_CACHE_KEYS)}.",
-            hint=f'TABLE_TO_CACHE_KEYS["{table}"] = [CacheKey("master:{table}")]',
+            hint=f'MasterCache.register("{table}", key="master:{table}")',
         )
     return TABLE_TO_CACHE_KEYS[table]
 
 
-def _table_of(key: str) -> str:
-    for table, keys in TABLE_TO_CACHE_KEYS.items():
-        if key in (each.name for each in keys):
-            return table
-    known = ", ".join(each.name for keys in TABLE_TO_CACHE_KEYS.values() for each in keys)
-    raise UnknownTableError(f"No key {key!r} is in the master cache; there are: {known}.")
+def _table_of(name: str) -> tuple[str, str]:
+    """Return the key that a reader asks for, and its table."""
+    wanted = (f"master:{name}", name)
+    if (found := _find(wanted)) is None:
+        _load_the_sample()
+        found = _find(wanted)
+    if found is None:
+        known = ", ".join(name for keys in TABLE_TO_CACHE_KEYS.values() for name in _names(keys))
+        raise UnknownTableError(f"No key {wanted[0]!r} is in the master cache; there are: {known}.")
+    return found
+
+
+def _find(wanted: Sequence[str]) -> tuple[str, str] | None:
+    tables = {key: table for table, keys in TABLE_TO_CACHE_KEYS.items() for key in _names(keys)}
+    return next(((key, tables[key]) for key in wanted if key in tables), None)
+
+
+def _load_the_sample() -> None:
+    """Register the help desk's tables, in a process that has no app of its own."""
+    if current_app.main in _SHIPPED:
+        import_module("cdc_tasks.celery").load_master_tables()
+
+
+_SHIPPED: Final = frozenset({"default", "cdc_tasks"})  # the app that Celery makes if there is none, and ours
 
 
 def _begun_key(table: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdc_tasks.addresses import check_address
 from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.passwords import with_source
 
 __all__ = [
     "Address",
@@ -155,6 +156,28 @@ class ConnectionSettings(RedisSettings):
     database_url: Address = Field(
         description="The database, e.g. postgresql://user:password@host:5432/name or mysql://user:password@host/name."
     )
+    cdc_database_password_command: str | None = Field(
+        None,
+        description="A program, with its arguments, that prints the database's password. Listener and workers run "
+        "it at each connect: for passwords that expire, e.g. aws rds generate-db-auth-token --hostname … --port 5432 "
+        "--username …",
+    )
+    cdc_database_password_function: str | None = Field(
+        None,
+        pattern=r"^\w[\w.]*:[\w.]+$",
+        description="module:function that returns the database's password, instead of the command.",
+    )
+
+    @model_validator(mode="after")
+    def _name_the_password(self) -> Self:
+        """Add to `database_url` where its password comes from: what connects gets the URL alone."""
+        command, function = self.cdc_database_password_command, self.cdc_database_password_function
+        if command and function:
+            raise ValueError("set CDC_DATABASE_PASSWORD_COMMAND or CDC_DATABASE_PASSWORD_FUNCTION, not both")
+        if command or function:
+            url = with_source(self.database_url.get_secret_value(), command=command, function=function)
+            self.__dict__["database_url"] = SecretStr(url)  # the object is frozen for all others
+        return self
 
 
 class LogSettings(Settings):

@@ -69,20 +69,18 @@ def named_columns(args: Args | None, kwargs: Kwargs | None) -> tuple[str, ...] |
     return tuple(dict.fromkeys(found))
 
 
-def arguments_json(args: Args, change: Change, task: str) -> bytes:
-    """Return the positional arguments as JSON, without the list's brackets.
+def arguments_json(values: object, task: str) -> bytes:
+    """Return what `args` of the route to `task` made, as JSON without the list's brackets.
 
-    Raises TypeError if the function's result is no list, ValueMissingError, and what the function raises.
+    Raises TypeError if it is no list, or if JSON has no such value.
     """
-    values = args(change)
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"args= of the route to {task} returned {type(values).__name__}, not a list")
     return dumps(list(values)).encode()[1:-1]
 
 
-def kwargs_json(kwargs: Kwargs, change: Change, task: str) -> bytes:
-    """Return the keyword arguments as JSON, without the object's braces; raises as `arguments_json` does."""
-    values: object = kwargs(change)
+def kwargs_json(values: object, task: str) -> bytes:
+    """Return what `kwargs` made as JSON, without the object's braces; raises TypeError as `arguments_json` does."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise TypeError(
             f"kwargs= of the route to {task} returned {type(values).__name__}, not a dict with names as keys"

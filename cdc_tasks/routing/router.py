@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from inspect import Signature
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple, TypedDict, TypeGuard
 
 from cdc_tasks.changes import Change, EventType
-from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.arguments import (
     Args,
     ColumnArgs,
@@ -24,6 +24,8 @@ from cdc_tasks.routing.arguments import (
     named_columns,
 )
 from cdc_tasks.routing.predicates import When, became, changed
+from cdc_tasks.routing.tables import RouteError, table_of
+from cdc_tasks.routing.tasks import Task, check_arguments, check_call, task_of
 
 __all__ = [
     "GROW",
@@ -37,6 +39,7 @@ __all__ = [
     "Route",
     "RouteError",
     "RouteIndex",
+    "RouteOptions",
     "became",
     "changed",
 ]
@@ -52,8 +55,20 @@ _HIGHEST_PRIORITY: Final = 255
 _LONGEST: Final = 1e8  # seconds: three years
 
 
-class RouteError(CDCError):
-    """A route cannot be registered as it is written."""
+class RouteOptions(TypedDict, total=False):
+    """The options of a route, for `BinlogRouter.register` and `on_change`."""
+
+    when: When | None
+    args: Args | Sequence[str] | None
+    kwargs: Kwargs | Mapping[str, str] | Sequence[str] | None
+    columns: Iterable[str] | None
+    queue: str | None
+    coalesce: bool
+    batch: int | None
+    countdown: float | None
+    priority: int | None
+    expires: float | None
+    on_full: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +89,9 @@ class Route:
     countdown: float | None = None  # seconds from sending until the task is due
     priority: int | None = None  # None: the task's own, or the one of Celery's settings
     expires: float | None = None  # seconds from sending; later no worker runs the task
+    parameters: Signature | None = field(
+        default=None, hash=False, compare=False
+    )  # of the task, if it is checked
     id: str  # identifies the route in task ids, also after the routes are reordered
     is_grouped: bool  # has coalesce or batch
     on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
@@ -200,9 +218,9 @@ class BinlogRouter:
     def register(
         self,
         schema: str,
-        table: str,
+        table: Any,
         events: Iterable[EventType | str] | EventType | str,
-        task: str,
+        task: Any,
         *,
         when: When | None = None,
         args: Args | Sequence[str] | None = None,
@@ -218,7 +236,9 @@ class BinlogRouter:
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
-        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `when(change)` decides whether it fires.
+        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `table` may be a model of SQLAlchemy's or Django's; a
+        schema of its own goes before `schema`. `task` is a name, or Celery's task: then its signature is checked, and
+        its own queue, priority and expires count. `when(change)` decides whether it fires.
 
         `args` and `kwargs` are what the task is called with. Without both the change is its one argument. `args` is a
         list of columns, or a function of the change that returns a list. `kwargs` is a list of columns, a mapping
@@ -234,6 +254,11 @@ class BinlogRouter:
 
         Raises RouteError, with the wrong value and a hint.
         """
+        own_schema, table = table_of(table) if table is not None else (None, table)
+        schema, known = own_schema or schema, _task(task)
+        task, queue = known.name, known.options.get("queue") if queue is None else queue
+        priority = known.options.get("priority") if priority is None else priority
+        expires = known.options.get("expires") if expires is None else expires
         _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
         _check_callable(when=when)
         _check_sending(countdown=countdown, priority=priority, expires=expires)
@@ -244,6 +269,7 @@ class BinlogRouter:
             positional = ColumnArgs(())
         _check_grouping(task, coalesce=coalesce, batch=batch, args=positional, kwargs=named)
         _check_rows(wanted, task, positional, named)
+        is_open = check_call(known, args=positional, kwargs=named, batch=batch)
         route = Route(
             schema=schema,
             table=table,
@@ -259,6 +285,7 @@ class BinlogRouter:
             countdown=countdown,
             priority=priority,
             expires=expires,
+            parameters=known.parameters if is_open else None,
             id=self._id(schema, table, wanted, task),
             is_grouped=coalesce or batch is not None,
             on_full=on_full,
@@ -267,6 +294,39 @@ class BinlogRouter:
         self._index.add(route)
         self._by_kind.clear()
         return route
+
+    def refresh_master_cache(
+        self, schema: str, *tables: Any, columns: Iterable[str] | None = ("id",)
+    ) -> list[Route]:
+        """Refresh the master cache's keys of these tables after any change of them, once for many changes at a time.
+
+        A table is named as `MasterCache.register` has it; `schema` is for those without one. The task reads the rows,
+        so `columns` are only what the source has to send; None: all.
+        """
+        routes = []
+        for table in tables:
+            own_schema, name = table_of(table)
+            routes.append(
+                self.register(
+                    own_schema or schema,
+                    name,
+                    EventType.ALL,
+                    "cdc_tasks.refresh_master_cache",
+                    args=_Constant((f"{own_schema}.{name}" if own_schema else name,)),
+                    columns=columns,
+                    coalesce=True,
+                )
+            )
+        return routes
+
+    def copy(self) -> BinlogRouter:
+        """Return a router with the same routes, which keep their ids."""
+        twin = BinlogRouter()
+        twin._routes = list(self._routes)
+        twin._index = RouteIndex(self._routes)
+        twin._alike = self._alike.copy()
+        twin._ids = set(self._ids)
+        return twin
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
         """Return the routes that watch this (schema, table, event), before their `when` decides."""
@@ -311,6 +371,24 @@ class BinlogRouter:
             name += "\0"  # among thousands of routes two digests may be equal
         self._ids.add(digest)
         return digest
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """Arguments that are the same for every change."""
+
+    values: tuple[str, ...]
+
+    def __call__(self, _change: Change) -> Sequence[str]:
+        return self.values
+
+    def __repr__(self) -> str:
+        return repr(list(self.values))
+
+
+def _task(task: Any) -> Task:
+    name: Any = task  # None is refused as a name
+    return Task(name) if task is None else task_of(task)
 
 
 def _check_name(**names: object) -> None:
@@ -447,9 +525,13 @@ def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
 
 def _called(route: Route, args: Args, change: Change) -> tuple[bytes, bytes]:
     """Return what `args` and `kwargs` of a route make of a change, as a Call has it."""
-    kwargs, task = route.kwargs, route.task
-    named = b"" if kwargs is None else kwargs_json(kwargs, change, task)
-    return arguments_json(args, change, task), named
+    positional: Any = args(change)
+    named: Any = None if route.kwargs is None else route.kwargs(change)
+    listed = arguments_json(positional, route.task)
+    named_json = b"" if named is None and route.kwargs is None else kwargs_json(named, route.task)
+    if route.parameters is not None:
+        check_arguments(route.task, route.parameters, positional, named or {})
+    return listed, named_json
 
 
 def _is_name(value: object) -> bool:

@@ -13,7 +13,10 @@ import pytest
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 _ROUTES = """
-from cdc_tasks import BinlogRouter, EventType, RowChange, TryAgain, became, latest_only, master_cache, notify
+from celery import shared_task
+
+from cdc_tasks import INSERT, UPDATE, BinlogRouter, EventType, RowChange, TryAgain, became, latest_only, master_cache
+from cdc_tasks import notify, on_change
 from cdc_tasks.testing import assert_fires, row_change
 
 
@@ -29,6 +32,12 @@ def send(message: dict[str, object]) -> str:
         raise TryAgain("no row yet", after=3)
     with latest_only("order", change) as is_latest:
         return str(is_latest)
+
+
+@on_change("orders", UPDATE, INSERT, when=became("status", "paid"), kwargs={"order_id": "id"}, countdown=5)
+@shared_task(name="shop.confirm")
+def confirm(order_id: int) -> int:
+    return order_id
 
 
 @notify.composes("paid")

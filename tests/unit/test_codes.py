@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 # A code may be added. One that is taken away, or changed, breaks an alarm.
 _CODES = """
 answer_lost bad_preference broker broker_away broker_blocked cache_away checkpoint_moved database_away
-database_refused envelope gap gtid_mode killed_workers lock_not_available malformed_message maybe_sent
-message_too_large not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log permission_denied
-rate_limited refused route server_id_taken settings slot_in_use source source_lost table_renamed
+database_refused envelope gap gtid_mode killed_workers lock_not_available malformed_message master_cache maybe_sent
+message_too_large not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log password
+permission_denied rate_limited refused route server_id_taken settings slot_in_use source source_lost table_renamed
 too_many_connections try_again unavailable undescribed_table unfit_pool unknown_database unknown_database_type
 unroutable unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user unreadable_record
 value_missing vault

@@ -29,10 +29,13 @@ SHARED: Final = {
     "cdc_tasks.broker.queues",
     "cdc_tasks.errors",
     "cdc_tasks.logs",
+    "cdc_tasks.passwords",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
+    "cdc_tasks.routing.tables",
+    "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
 }
 
@@ -41,6 +44,7 @@ LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
+        "cdc_tasks.passwords",
         "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
         "cdc_tasks.cache cdc_tasks.db",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",

@@ -8,6 +8,7 @@ import pytest
 
 import cdc_tasks
 from cdc_tasks import notify
+from cdc_tasks.changes import EventType
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -16,4 +17,6 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("package", [cdc_tasks, notify], ids=["cdc_tasks", "cdc_tasks.notify"])
 def test_every_public_name_loads(package: ModuleType) -> None:
     for name in package.__all__:
-        assert getattr(package, name).__name__.rpartition(".")[2] == name
+        found = getattr(package, name)
+        own = found.name if isinstance(found, EventType) else found.__name__.rpartition(".")[2]
+        assert own == name

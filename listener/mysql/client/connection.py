@@ -5,13 +5,15 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pymysql
 from pymysql.connections import Connection
 
+from cdc_tasks.passwords import split_url
+from listener.core.passwords import password_now
 from listener.core.source import SourceError, SourceLostError
 from listener.mysql.errors import is_about_permissions, translate
 
@@ -45,6 +47,7 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Read mysql://, mariadb://, and SQLAlchemy's mysql+driver://; raises SourceError."""
+        url, _ = split_url(url)
         try:
             parts = urlsplit(url)
             return cls(
@@ -68,12 +71,16 @@ class Address:
 def connect(url: str, *, read_timeout: float = _ANSWER_TIMEOUT) -> Connection[Any]:
     """Open a session with autocommit, in UTC; raises SourceError, SourceLostError."""
     address = Address.parse(url)
+    if (password := password_now(url)) is not None:
+        address = replace(address, password=password)
     with translated(address.user):
         connection: Connection[Any] = pymysql.connect(
             host=address.host,
             port=address.port,
             user=address.user,
-            password=address.password.encode(),  # as bytes: the driver would encode a str as latin1
+            password=(
+                address.password if password is None else password
+            ).encode(),  # as bytes: the driver would encode a str as latin1
             database=address.database,
             unix_socket=address.options.get("unix_socket"),
             ssl=_tls(address.options),

@@ -16,6 +16,8 @@ from psycopg2.extras import LogicalReplicationConnection
 from psycopg2.sql import Composable
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.passwords import split_url
+from listener.core.passwords import password_now
 from listener.core.source import SourceError
 from listener.postgres.client.errors import (
     CONNECTING,
@@ -86,7 +88,7 @@ _PARAMETERS: Final[Mapping[str, Any]] = {
 
 def connect(url: str) -> Connection:
     """Open an ordinary session with autocommit. Raise SourceError, SourceLostError."""
-    connection: Connection = _connect(connection_parameters(url))
+    connection: Connection = _connect(_parameters_now(url))
     with _closed_on_error(connection), translated(connection):
         connection.autocommit = True
         _pin(connection)
@@ -97,7 +99,7 @@ def connect_replication(url: str) -> LogicalReplicationConnection:
     """Open a session of the replication protocol. Raise SourceError, SourceLostError."""
     try:
         connection: LogicalReplicationConnection = _connect(
-            connection_parameters(url), connection_factory=LogicalReplicationConnection
+            _parameters_now(url), connection_factory=LogicalReplicationConnection
         )
     except TooManyConnectionsError as error:
         if _has_no_senders(url):
@@ -194,8 +196,15 @@ def _only(parameters: Mapping[str, Any], info: ConnectionInfo) -> dict[str, Any]
     return alone
 
 
+def _parameters_now(url: str) -> dict[str, Any]:
+    """Return libpq's parameters, with the password that is valid now."""
+    parameters, password = connection_parameters(url), password_now(url)
+    return parameters if password is None else {**parameters, "password": password}
+
+
 def connection_parameters(url: str) -> dict[str, Any]:
     """Return libpq's parameters for a URL, also for SQLAlchemy's `postgresql+psycopg2://`."""
+    url, _ = split_url(url)
     try:
         given = parse_dsn(_DRIVER.sub(r"\1", url))
         for port in given.get("port", "").split(","):  # one for each host

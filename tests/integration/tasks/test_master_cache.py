@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cdc_tasks import db, master_cache
-from cdc_tasks.master_cache import TABLE_TO_CACHE_KEYS, CacheKey
+from cdc_tasks.master_cache import TABLE_TO_CACHE_KEYS, CacheKey, MasterCache
+from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.testing import assert_fires, row_change
 from harness.waiting import at_most, wait_until
+from listener.routes import setup_router
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,6 +237,74 @@ def test_values_are_cached_in_the_format_of_changes(
             "token": "b9a1f9a5-58d3-4a7a-8a0c-0b2a6b0f6f4e",
         }
     ]
+
+
+def test_a_table_of_ones_own_is_registered_with_a_condition_and_an_order(
+    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(master_cache, "TABLE_TO_CACHE_KEYS", {})
+    in_process.database.execute(
+        """
+        CREATE SCHEMA shop;
+        CREATE TABLE shop."odd ""table" ("Pos" int, name text, ends time);
+        INSERT INTO shop."odd ""table" VALUES (2, 'a%', '12:30'), (2, 'b', '10:00'), (3, 'c', NULL);
+        """
+    )
+    MasterCache.register('shop.odd "table', key="offers", order_by=["-Pos", "name"])
+    early, percent = "ends::text = '12:30:00' OR Pos > 9", "name LIKE '%\\%'"
+    MasterCache.register(
+        'shop.odd "table', where=early.replace("Pos", '"Pos"'), order_by=("-Pos", "name"), key="master:early"
+    )
+    MasterCache.register('shop.odd "table', where=percent, order_by=("-Pos", "name"), key="percent")
+    assert master_cache.refresh('shop.odd "table') == 'written: 3 rows of shop.odd "table'
+    assert [row["name"] for row in master_cache.get("offers")] == ["c", "a%", "b"]
+    assert master_cache.get("early") == [{"Pos": 2, "name": "a%", "ends": "12:30:00"}]
+    assert [row["name"] for row in master_cache.get("percent")] == ["a%"]
+
+
+def test_only_the_rows_that_a_key_wants_are_read(
+    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(master_cache, "TABLE_TO_CACHE_KEYS", {})
+    MasterCache.register("statuses", where="NOT is_closed")
+    assert master_cache.refresh("statuses") == "written: 2 rows of statuses"
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "words"),
+    [
+        (" ", {}, "table=' '"),
+        (7, {}, "7 is no table"),
+        ("roles", {"order_by": []}, "order_by=()"),
+        ("roles", {"order_by": ["-"]}, "order_by=('-',)"),
+        ("roles", {"where": " "}, "where=' '"),
+        (
+            "roles",
+            {"key": "second", "order_by": "name"},
+            "has order_by=('name',), and master:roles has ('id',)",
+        ),
+        ("others", {"key": "master:roles"}, "is that of roles"),
+    ],
+)
+def test_a_wrong_registration_is_told_and_changes_nothing(
+    table: Any, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(master_cache, "TABLE_TO_CACHE_KEYS", {})
+    roles = MasterCache.register("roles")
+    with pytest.raises(master_cache.MasterCacheError) as caught:
+        MasterCache.register(table, **options)
+    assert words in str(caught.value)
+    assert caught.value.hint
+    assert {"roles": [roles]} == master_cache.TABLE_TO_CACHE_KEYS
+
+
+def test_the_one_line_of_a_route_is_what_the_sample_writes_in_seven() -> None:
+    router = BinlogRouter()
+    (route,) = router.refresh_master_cache("public", "roles")
+    router.refresh_master_cache("public", "shop.x")
+    written = next(each for each in setup_router().routes if each.table == "roles")
+    assert (route.id, route.columns, route.coalesce) == (written.id, written.columns, written.coalesce)
+    assert_fires(router, row_change("roles", "truncate"), "cdc_tasks.refresh_master_cache", args=["roles"])
 
 
 def test_a_worker_refreshes_one_table_and_all_of_them(helpdesk: HelpDesk, worker: Worker) -> None:

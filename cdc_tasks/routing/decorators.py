@@ -1,0 +1,177 @@
+"""`@on_change` on a task: a route that stands where the task does.
+
+A decorator only notes what it was given, by process and in no application: tasks of `@shared_task` belong to every
+app, and no app is ready while modules are imported. `router_of` makes routes of all of it, in an order that does not
+depend on the order of the imports. So a route has the same id, and its tasks have the same ids, in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from inspect import currentframe
+from itertools import count
+from typing import Any, Final, TypeVar, Unpack
+
+from cdc_tasks.changes import EventType
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import BinlogRouter, RouteOptions
+from cdc_tasks.routing.tables import RouteError, TableName, all_tables
+from cdc_tasks.routing.tasks import check_is_task
+
+__all__ = ["DeclaredRoute", "declared_routes", "on_change", "router_of"]
+
+TaskT = TypeVar("TaskT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DeclaredRoute:
+    """One `@on_change`, for one of its tables."""
+
+    task: Any  # Celery's task; of `@shared_task` it is a proxy, which needs an app
+    table: TableName
+    events: tuple[EventType | str, ...]
+    options: RouteOptions
+    module: str
+    line: int
+    file: str = field(repr=False)
+    number: int = field(repr=False)  # of the declaration in this process: it orders those of one line
+
+    @property
+    def place(self) -> str:
+        """Where it stands: file and line."""
+        return f"{self.file}:{self.line}"
+
+    @property
+    def order(self) -> tuple[str, int, int]:
+        return self.module, self.line, self.number
+
+
+_declared: Final[list[DeclaredRoute]] = []
+_numbers = count()
+
+
+def on_change(
+    table: Any, *events: EventType | str, **options: Unpack[RouteOptions]
+) -> Callable[[TaskT], TaskT]:
+    """Fire the decorated Celery task on changes of a table: `@on_change("orders_order", UPDATE, args=["id"])`.
+
+    `table` is `"table"` of the home schema (`public` on PostgreSQL, the database of DATABASE_URL on MySQL),
+    `"schema.table"`, a glob, a model of SQLAlchemy's or Django's, or a list of these. Without `events` it fires on all
+    of them. `options` are those of `BinlogRouter.register`.
+
+    It stands above the decorator that makes the task, and returns the task as it is. Several may stand above one
+    task. The listener collects them from the app that `-A` names; see `router_of`.
+
+    Raises RouteError, with file and line, for what is wrong without the task's signature being known. The signature
+    is checked when the listener starts.
+    """
+    module, file, line = _caller()
+    with _placed(f"{file}:{line}"):
+        tables = all_tables(table)
+        _check_options(options)
+        for each in tables:
+            _register(BinlogRouter(), each, events, "task", options, schema="public")
+
+    def declare(task: TaskT) -> TaskT:
+        with _placed(f"{file}:{line}"):
+            check_is_task(task)
+        for each in tables:
+            declared = DeclaredRoute(
+                task=task,
+                table=each,
+                events=tuple(events),
+                options=options,
+                module=module,
+                line=line,
+                file=file,
+                number=next(_numbers),
+            )
+            _declared.append(declared)
+        return task
+
+    return declare
+
+
+def _caller() -> tuple[str, str, int]:
+    """Return module, file and line of the call of `on_change`."""
+    frame = currentframe()
+    for _ in range(2):
+        frame = frame.f_back if frame else None
+    if frame is None:  # a Python without frames
+        return "?", "?", 0
+    return frame.f_globals.get("__name__", "?"), frame.f_code.co_filename, frame.f_lineno
+
+
+def declared_routes() -> tuple[DeclaredRoute, ...]:
+    """Return what `on_change` declared in this process, by module and line: the order of imports does not matter."""
+    return tuple(sorted(_declared, key=lambda each: each.order))
+
+
+def router_of(app: Any = None, router: BinlogRouter | None = None, *, schema: str = "public") -> BinlogRouter:
+    """Return a router with the routes of `router`, and after them those that `on_change` declared.
+
+    `app` is the Celery app whose tasks count: a task that only another app of this process has is left out. Its
+    modules have to be imported before (`app.loader.import_default_modules()`), because a decorator that was not run
+    declares nothing. Without `app` all declared routes count. `schema` is where tables without a schema are.
+
+    `router` itself stays as it is, so this may be called again. Ids of its routes stay, too.
+
+    Raises RouteError, with file and line, if a task does not take what its route calls it with.
+    """
+    found = BinlogRouter() if router is None else router.copy()
+    for declared, task in _last_of_each(app):
+        with _placed(declared.place):
+            _register(found, declared.table, declared.events, task, declared.options, schema=schema)
+    return found
+
+
+def _last_of_each(app: Any) -> Iterable[tuple[DeclaredRoute, Any]]:
+    """Return the declared routes with their tasks.
+
+    A module that is imported again (a reload, a test) declares its routes again: the last one counts.
+    """
+    found: dict[tuple[Any, ...], tuple[DeclaredRoute, Any]] = {}
+    for each in declared_routes():
+        task = _task_in(app, each.task)
+        if task is not None:
+            found[each.module, each.line, each.table, each.events, task.name] = each, task
+    return found.values()
+
+
+def _register(
+    router: BinlogRouter, table: TableName, events: Any, task: Any, options: RouteOptions, *, schema: str
+) -> None:
+    router.register(table.schema or schema, table.table, events or EventType.ALL, task, **options)
+
+
+def _task_in(app: Any, task: Any) -> Any:
+    """Return the app's own task of that name; None if the task belongs to another app."""
+    if app is None:
+        return task
+    return app.tasks.get(task.name) or (task if task.app is app else None)
+
+
+def _check_options(options: RouteOptions) -> None:
+    known = list(RouteOptions.__annotations__)
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            raise RouteError(
+                f"on_change has no option {name}." + (f" Did you mean {close[0]}?" if close else ""),
+                hint=f"It has {', '.join(known)}.",
+            )
+
+
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Add to a RouteError where the route stands."""
+    try:
+        yield
+    except CDCError as error:
+        message = f"{error.message.rstrip('.')} ({place})."
+        raise RouteError(message, hint=error.hint, code=error.code) from None
+    except TypeError as error:  # an option that is no collection
+        raise RouteError(f"{error} ({place}).") from error
