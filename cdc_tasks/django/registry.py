@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from celery import Task
     from django.db.models import Model
 
     from cdc_tasks.changes import EventType
+    from cdc_tasks.routing.router import RouteOptions
 
 __all__ = ["Registered", "register", "registered"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
     """The arguments of one `register(…)`."""
 
     table: type[Model] | str
     events: Iterable[EventType | str] | EventType | str
     task: Task[Any, Any] | str
-    options: dict[str, Any]
+    options: RouteOptions
+    place: str  # file and line
 
 
-registered: Final[list[Registered]] = []
+_registered: Final[dict[tuple[str, ...], Registered]] = {}
 
 
 def register(
     table: type[Model] | str,
     events: Iterable[EventType | str] | EventType | str,
     task: Task[Any, Any] | str,
-    **options: Any,
+    **options: Unpack[RouteOptions],
 ) -> None:
     """Fire `task` on `events` of a model's table: for an app's `cdc.py`, as `admin.site.register` is for `admin.py`.
 
     `table` is a model, or a table's name or glob, with a schema before a dot if it is not the models' own. `task` is
     a task, or the name of one that need not be in this project. `options` are those of `BinlogRouter.register`, which
-    checks them when the routes are loaded: `manage.py check` and `manage.py cdc` show a mistake with its hint.
+    checks them when the routes are loaded: `manage.py check` and `manage.py cdc` show a mistake with its place.
     """
-    registered.append(Registered(table, events, task, options))
+    frame = sys._getframe(1)  # noqa: SLF001 - CPython's only way to know who calls, and Django's
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    # A module that is imported again registers its routes again: the last one counts.
+    key = place, repr(table), repr(events), str(getattr(task, "name", task))
+    _registered[key] = Registered(table=table, events=events, task=task, options=options, place=place)
+
+
+def registered() -> tuple[Registered, ...]:
+    """Return what was registered in this process, in order."""
+    return tuple(_registered.values())

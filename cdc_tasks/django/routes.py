@@ -5,23 +5,37 @@ from __future__ import annotations
 from django.utils.module_loading import autodiscover_modules
 
 from cdc_tasks.django.database import database_url, home_schema, watched_connection
-from cdc_tasks.django.registry import registered
+from cdc_tasks.django.registry import Registered, registered
 from cdc_tasks.django.settings import database_alias, routes_reference
-from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.routing.decorators import router_of
+from cdc_tasks.routing.router import BinlogRouter, RouteError
+from cdc_tasks.routing.tables import all_tables
 from cdc_tasks.settings import SettingsError
 
 __all__ = ["load_project_router", "setup_router"]
 
 
 def setup_router() -> BinlogRouter:
-    """Return a router with the routes of all installed apps; what their modules raise comes through."""
+    """Return a router with the routes of all installed apps: those of `cdc.py`, then those of `on_change`.
+
+    Raises RouteError, with file and line, and what the project's modules raise.
+    """
     autodiscover_modules("tasks", "cdc")
-    router = BinlogRouter()
-    schema = home_schema(watched_connection(database_alias()))
-    for each in registered:
-        s, _, t = str(each.table).rpartition(".")
-        router.register(s or schema, t, each.events, each.task, **each.options)
-    return router
+    router, schema = BinlogRouter(), home_schema(watched_connection(database_alias()))
+    for each in registered():
+        _add(router, each, schema)
+    return router_of(None, router, schema=schema)
+
+
+def _add(router: BinlogRouter, each: Registered, schema: str) -> None:
+    try:
+        for table in all_tables(each.table):
+            router.register(table.schema or schema, table.table, each.events, each.task, **each.options)
+    except RouteError as error:
+        message = f"{error.message.rstrip('.')} ({each.place})."
+        raise RouteError(message, hint=error.hint, code=error.code) from None
+    except TypeError as error:  # an option that there is not
+        raise RouteError(f"{error} ({each.place}).") from None
 
 
 def load_project_router() -> BinlogRouter:

@@ -99,7 +99,11 @@ class Running:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        wait_until(lambda: self.has_said(ready), timeout=20, what=f"{command} to say {ready!r}")
+        try:
+            wait_until(lambda: self.has_said(ready), timeout=20, what=f"{command} to say {ready!r}")
+        except AssertionError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
