@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import binlog, report
+from benchmarks import binlog, rabbitmq, report
 from benchmarks.grouping import group
 from benchmarks.latency import time_beside_a_full_queue, time_start, time_to_queue, time_to_task
 from benchmarks.memory import idle_share, peak_by_transaction
 from benchmarks.postgres_stage import PostgresStage
-from benchmarks.throughput import compare, vary_transactions, vary_width
+from benchmarks.throughput import Rows, compare, measure, vary_transactions, vary_width
 from benchmarks.workers import work
 
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -53,6 +53,11 @@ class _Plan:
             "start": time_start(self.rounds, say),
         }
 
+    def rabbitmq(self, say: Say) -> Any:
+        return measure(
+            rabbitmq.RabbitMQStage(), rabbitmq.CONTENDERS, Rows(self.rows // 2), self._sweep_rounds, say
+        )
+
     def isolation(self, say: Say) -> Any:
         return time_beside_a_full_queue(1_000, self._seconds, say)
 
@@ -75,7 +80,17 @@ class _Plan:
 
 _DATABASES = ("postgresql", *binlog.DATABASES)
 _BINLOG_PARTS = ("throughput", "memory")
-_PARTS = ("throughput", "width", "transactions", "latency", "memory", "grouping", "isolation", "workers")
+_PARTS = (
+    "throughput",
+    "width",
+    "transactions",
+    "rabbitmq",
+    "latency",
+    "memory",
+    "grouping",
+    "isolation",
+    "workers",
+)
 
 
 def main(

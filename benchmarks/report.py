@@ -103,6 +103,7 @@ def _facts(results: Results) -> dict[str, str]:
         "throughput_table": _throughput_table(results["throughput"]),
         "width_table": _sweep_table("columns", results["width"], lambda table: _WIDTHS[table]),
         "transactions_table": _sweep_table("rows", results["transactions"], lambda size: f"{int(size):,}"),
+        "rabbitmq_table": _rabbitmq_table(results["rabbitmq"]),
         "latency_table": _latency_table(
             results["latency"], {"queue": "commit to queue, 1,000/s", "task": "commit to task, 200/s"}
         ),
@@ -171,6 +172,14 @@ def _sweep_table(what: str, found: Mapping[str, Any], title: Any) -> str:
     names = list(next(iter(found.values())))
     rows = [[title(key), *(f"{each[name]['rate']:,}" for name in names)] for key, each in found.items()]
     return table([what, *(f"{name}, changes/s" for name in names)], rows)
+
+
+def _rabbitmq_table(found: Mapping[str, Any]) -> str:
+    rows = [
+        [name, f"{each['rate']:,}", f"{min(each['rates']):,} to {max(each['rates']):,}", f"{each['cpu']:.1f}"]
+        for name, each in found.items()
+    ]
+    return table(["", "messages/s", "slowest to fastest", "own CPU, µs"], rows)
 
 
 def _latency_table(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:

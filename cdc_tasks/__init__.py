@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cdc_tasks.routing.decorators import on_change
     from cdc_tasks.routing.predicates import became, changed
     from cdc_tasks.routing.router import BinlogRouter, RouteError
+    from cdc_tasks.worker.install import install
 
 __all__ = [
     "DELETE",
@@ -39,6 +40,7 @@ __all__ = [
     "became",
     "changed",
     "db",
+    "install",
     "latest_only",
     "master_cache",
     "notify",
@@ -61,6 +63,7 @@ _HOME: Final = {
     "TryAgain": "retry",
     "became": "routing.predicates",
     "changed": "routing.predicates",
+    "install": "worker.install",
     "latest_only": "latest",
     "on_change": "routing.decorators",
     "store_latest": "latest",

@@ -1,33 +1,60 @@
-"""The Redis at CACHE_URL: one client per process, and errors that say whether a retry may help."""
+"""The Redis at CACHE_URL: one client per process, and errors that say whether a retry may help.
+
+An app of somebody else's with `cdc_tasks.install` has it at CDC_CACHE_URL, or else in its broker, if that is Redis.
+CACHE_URL is not read there: other programs mean a cache by it, which may be emptied at any time.
+"""
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
+from kombu.exceptions import OperationalError
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from cdc_tasks import environment
+from cdc_tasks.environment import TWINS, value_of
+from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import current_app, has_redis, is_foreign
 from cdc_tasks.retry import TryAgain
-from cdc_tasks.settings import RedisSettings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CacheAwayError", "client", "close_idle", "errors_translated"]
+    from celery import Celery
+
+__all__ = [
+    "CacheAwayError",
+    "NoRedisError",
+    "client",
+    "close_idle",
+    "errors_translated",
+    "make_client",
+    "where",
+]
+
+_DEFAULT_URL: Final = "redis://localhost:6379/1"
 
 
 class CacheAwayError(TryAgain):
     """The Redis of the master cache did not answer."""
 
 
+class NoRedisError(CDCError):
+    """There is no Redis for what cdc-tasks has to keep: the broker is none, and CDC_CACHE_URL is not set."""
+
+
 @cache
 def client() -> redis.Redis:
-    """Return this process's client, which threads may share and which works after a fork."""
-    return redis.Redis.from_url(
-        load(RedisSettings).cache_url.get_secret_value(),
+    """Return this process's client, which threads may share and which works after a fork.
+
+    Raise NoRedisError; if the client is the broker's, raise what `errors_translated` translates.
+    """
+    return make_client(
         socket_timeout=5,
         socket_connect_timeout=5,
         health_check_interval=15,
@@ -36,15 +63,59 @@ def client() -> redis.Redis:
     )
 
 
+def make_client(*, retry: Retry | None, **options: Any) -> redis.Redis:
+    """Return a client with these options of redis-py; raises what `client` raises."""
+    app = current_app()
+    if not is_foreign(app):
+        return redis.Redis.from_url(value_of("CACHE_URL") or _DEFAULT_URL, retry=retry, **options)
+    if url := os.environ.get(TWINS["CACHE_URL"]):
+        return redis.Redis.from_url(url, retry=retry, **options)
+    return _client_of_broker(app, retry, options)
+
+
+def where() -> str:
+    """Return what says where it is, for errors: a variable, or the broker."""
+    if not is_foreign(current_app()):
+        return environment.variable("CACHE_URL")
+    return TWINS["CACHE_URL"] if os.environ.get(TWINS["CACHE_URL"]) else "the broker's address"
+
+
+def _client_of_broker(app: Celery, retry: Retry | None, options: dict[str, Any]) -> redis.Redis:
+    """Return a client for the app's broker, with its TLS, password, database and Sentinel."""
+    if not has_redis(app):
+        raise NoRedisError(
+            hint="Set it for every worker, for example: CDC_CACHE_URL=redis://localhost:6379/1"
+        )
+    connection = app.connection_for_write(transport_options=options)
+    channel: Any = connection.channel()
+    found = redis.Redis(connection_pool=channel.pool)
+    if retry is not None:
+        found.set_retry(retry)
+    vars(found)["_cdc_tasks"] = channel  # its pool is closed with it
+    return found
+
+
 def close_idle() -> None:
     """Close this process's connections that nobody uses now; the next command opens one again."""
     client().connection_pool.disconnect(inuse_connections=False)
 
 
 @contextmanager
-def errors_translated() -> Iterator[None]:
-    """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full."""
+def errors_translated(variable: str | None = None) -> Iterator[None]:
+    """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full.
+
+    `variable` is the one that names this Redis; None: what `where` returns.
+    """
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
-        raise CacheAwayError(f"Redis at CACHE_URL did not take the command: {error}") from error
+    except (
+        redis.ConnectionError,
+        redis.TimeoutError,
+        redis.ReadOnlyError,
+        redis.OutOfMemoryError,
+        OperationalError,
+    ) as error:
+        named = variable or where()
+        raise CacheAwayError(
+            f"Redis at {named} did not take the command: {error}", hint=f"Start it, or correct {named}."
+        ) from error

@@ -1,4 +1,8 @@
-"""The Celery app: `celery -A cdc_tasks worker`, and `from cdc_tasks.celery import app` for your own tasks."""
+"""The Celery app: `celery -A cdc_tasks worker`, and `from cdc_tasks.celery import app` for your own tasks.
+
+It is made with `cdc_tasks.install`, as any other app. What it has besides are the help desk's tasks, its queues with
+their old names, settings from the environment, and its own format of log lines.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
-import redis
 import structlog
-from celery import signals
+from celery import Celery, signals
 from celery.utils.text import str_to_list
 
 from cdc_tasks import logs
-from cdc_tasks.broker.clock import Ticking
-from cdc_tasks.broker.delays import BindToDelayedDelivery, DelayingCelery
 from cdc_tasks.broker.other_workers import AskOtherWorkers
 from cdc_tasks.broker.queues import runs_tasks_of_default_queue, warn_of_old_name
-from cdc_tasks.broker.redis.acl import missing_for_worker
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
-from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
 from cdc_tasks.config.required_versions import OldCeleryError, check_versions
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
+from cdc_tasks.user_code import TaskModulesError, import_task_modules, mistake
+from cdc_tasks.variables import unknown_variables
+from cdc_tasks.worker.events import BufferEvents
+from cdc_tasks.worker.install import install, make_own
 from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
-    from celery import Celery, Task
+    from celery import Task
 
 __all__ = ["app"]
 
 log = structlog.get_logger()
 
 _RESULT_BACKEND = "CELERY_RESULT_BACKEND"
+
+
+def _is_celerys_command() -> bool:
+    """Return whether Celery's command line runs, which would show an error as a traceback."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_root().command.name == "celery"
 
 
 def load_master_tables() -> None:
@@ -45,29 +54,43 @@ def _check_addresses() -> None:
     """Show an error for a bad URL; Celery's command line would show a traceback."""
     try:
         load(BrokerSettings)
+        _import_settings()
     except SettingsError as error:
-        if click.get_current_context(silent=True) is None:
+        if not _is_celerys_command():
             raise
         raise SystemExit(f"error: {error}") from None
 
 
+def _import_settings() -> None:
+    """Raise SettingsError if the module of CELERY_CONFIG_MODULE fails."""
+    try:
+        import_module(settings_module())
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"CELERY_CONFIG_MODULE={settings_module()} cannot be imported: {mistake(error)}",
+            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
+            code="celery_config_module",
+        ) from error
+
+
 _check_addresses()
-app = DelayingCelery(
+app = Celery(
     "cdc_tasks",
     amqp="cdc_tasks.broker.queues:AMQP",
     task_cls="cdc_tasks.worker.base_task:RetryingTask",
     include=[
         "cdc_tasks.notify.delivery",
-        "cdc_tasks.worker.health",
-        "cdc_tasks.worker.deferred_retries",
         "cdc_tasks.master_cache",
         "cdc_tasks.helpdesk.master_tables",
         "cdc_tasks.helpdesk.tickets",
         "cdc_tasks.helpdesk.users",
     ],
 )
+make_own(install(app))
 app.config_from_object(settings_module())
-app.steps["consumer"].update([BindToDelayedDelivery, AskOtherWorkers, OldQueues, Ticking])
+app.steps["consumer"].update([AskOtherWorkers, OldQueues, BufferEvents])
 
 
 @app.on_after_configure.connect
@@ -81,7 +104,9 @@ def _leave_out_a_foreign_result_backend(sender: Celery, **_: Any) -> None:
 
 
 @signals.celeryd_init.connect
-def _refuse_old_versions(**_: Any) -> None:
+def _refuse_old_versions(instance: Any, **_: Any) -> None:
+    if instance.app is not app:
+        return
     try:
         check_versions()
     except OldCeleryError as error:
@@ -89,8 +114,10 @@ def _refuse_old_versions(**_: Any) -> None:
 
 
 @signals.celeryd_init.connect
-def _report_bad_settings(**_: Any) -> None:
+def _report_bad_settings(instance: Any, **_: Any) -> None:
     """Report all bad settings before the first task; otherwise each would show when a task fails."""
+    if instance.app is not app:
+        return
     try:
         worker_settings()
     except SettingsError as error:
@@ -100,36 +127,32 @@ def _report_bad_settings(**_: Any) -> None:
 @signals.celeryd_init.connect
 def _leave_the_default_queue_to_others(instance: Any, options: dict[str, Any], **_: Any) -> None:
     """Take from Celery's default queue only if this app has tasks for it: otherwise its messages are not ours."""
-    default = instance.app.conf.task_default_queue
-    if default not in str_to_list(options.get("queues") or "") and not runs_tasks_of_default_queue(
-        instance.app
-    ):
-        instance.app.amqp.queues.forget(default)
+    if instance.app is not app:
+        return
+    default = app.conf.task_default_queue
+    is_asked_for = default in str_to_list(options.get("queues") or "")
+    if not is_asked_for and not runs_tasks_of_default_queue(app):
+        app.amqp.queues.forget(default)
 
 
 @signals.celeryd_after_setup.connect
 def _report_old_names_of_queues(instance: Any, **_: Any) -> None:
-    for name, new in instance.app.amqp.queues.asked_by_old_name.items():
-        warn_of_old_name(name, new)
+    if instance.app is app:
+        for name, new in app.amqp.queues.asked_by_old_name.items():
+            warn_of_old_name(name, new)
 
 
 @signals.celeryd_after_setup.connect
-def _refuse_unfit_pools(instance: Any, **_: Any) -> None:
-    try:
-        check_pool(instance.pool_cls)
-    except UnfitPoolError as error:
-        raise SystemExit(f"error: {error}") from None
+def _report_unknown_variables(instance: Any, **_: Any) -> None:
+    if instance.app is app:
+        for variable, hint in unknown_variables().items():
+            log.warning("unknown_variable", variable=variable, hint=hint)
 
 
 @signals.celeryd_after_setup.connect
-def _report_weak_settings(**_: Any) -> None:
-    if lacks := weakened(app):
-        log.error(
-            "settings_weaken_guarantees",
-            module=settings_module(),
-            lacks=lacks,
-            hint="Start the module with: from cdc_tasks.config.celery import *",
-        )
+def _report_what_is_not_used(instance: Any, **_: Any) -> None:
+    if instance.app is not app:
+        return
     if app.backend_cls == "disabled":
         log.warning(
             "result_backend_not_used",
@@ -146,26 +169,15 @@ def _report_weak_settings(**_: Any) -> None:
         )
 
 
-@signals.celeryd_after_setup.connect
-def _refuse_a_redis_user_without_rights(instance: Any, **_: Any) -> None:
-    """Refuse to start if the broker's user lacks a permission: each such command would end the consumer."""
-    with instance.app.connection_for_read() as connection:
-        if connection.transport.driver_type != "redis":
-            return
-        try:
-            with connection.channel() as channel:
-                missing = missing_for_worker(
-                    redis.Redis(connection_pool=channel.pool),
-                    list(instance.app.amqp.queues.consume_from),
-                    prefix=channel.global_keyprefix,
-                )
-        except (redis.RedisError, OSError):  # Redis is down: the worker waits for it
-            return
-    if missing is not None:
-        raise SystemExit(f"error: The broker refuses us: {missing.found}.\n  {missing.hint}")
+def _report_mistakes_in_task_modules(**_: Any) -> None:
+    if not _is_celerys_command():
+        return
+    try:
+        import_task_modules(app.conf.imports)
+    except TaskModulesError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
-@signals.import_modules.connect
 def _prepare_flower(**_: Any) -> None:
     if not is_flower():
         return
@@ -175,7 +187,15 @@ def _prepare_flower(**_: Any) -> None:
         raise SystemExit(f"error: {error}") from None
 
 
-@signals.setup_logging.connect
+def _take_over_logs(**_: Any) -> None:
+    """Once a worker or beat of this app starts: Celery configures no logs in a process where this is connected."""
+    signals.setup_logging.connect(_configure_logs)
+
+
+for _act in (_report_mistakes_in_task_modules, _prepare_flower, _take_over_logs):
+    signals.import_modules.connect(_act, sender=app)
+
+
 def _configure_logs(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
     """Log in the format of CDC_LOG_FORMAT, to the file of Celery's `--logfile`, `--detach` or `celery multi`."""
     logs.configure(
@@ -186,9 +206,11 @@ def _configure_logs(loglevel: int | str | None = None, logfile: str | None = Non
 @signals.task_prerun.connect
 def _name_the_task(task_id: str, task: Task[Any, Any], **_: Any) -> None:
     """Add the task's name and id to every line that it logs."""
-    structlog.contextvars.bind_contextvars(task=task.name, task_id=task_id)
+    if task.app is app:
+        structlog.contextvars.bind_contextvars(task=task.name, task_id=task_id)
 
 
 @signals.task_postrun.connect
-def _forget_the_task(**_: Any) -> None:
-    structlog.contextvars.unbind_contextvars("task", "task_id")
+def _forget_the_task(task: Task[Any, Any], **_: Any) -> None:
+    if task.app is app:
+        structlog.contextvars.unbind_contextvars("task", "task_id")

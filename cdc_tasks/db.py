@@ -86,7 +86,9 @@ def session() -> Iterator[Session]:
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         if isinstance(error, DBAPIError) and _is_denied(error):  # PyMySQL raises OperationalError for it
             raise _refused(error) from error
-        raise DatabaseAwayError(f"The database did not answer: {_first_line(error)}") from error
+        raise DatabaseAwayError(
+            f"The database did not answer: {_first_line(error)}", hint="Start it, or correct DATABASE_URL."
+        ) from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseAwayError(f"The connection broke: {_first_line(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from logging.handlers import WatchedFileHandler
 from typing import Any, Final
@@ -12,7 +13,7 @@ from structlog.typing import EventDict, Processor
 
 from cdc_tasks.errors import mask_secrets
 
-__all__ = ["configure"]
+__all__ = ["configure", "use_standard_logging"]
 
 
 # Below these levels these loggers write tokens, URLs, rows or SQL parameters. No setting lowers them further.
@@ -24,6 +25,10 @@ _NEVER_BELOW: Final = {
     "sqlalchemy": logging.WARNING,  # statements, parameters and rows
     "urllib3": logging.INFO,  # each path, which holds a webhook's secret
 }
+
+# Celery's line for a task that has come; there is another one for its end, with the same id. A line costs a worker as
+# much as an acknowledgement.
+_ONLY_IN_DEBUG: Final = "celery.worker.strategy"
 
 
 def configure(*, json: bool = False, level: str | int = "info", file: str | None = None) -> None:
@@ -43,7 +48,7 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
         structlog.processors.JSONRenderer()
         if json
         else structlog.dev.ConsoleRenderer(
-            colors=file is None and sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=file is None and _wants_colours(), exception_formatter=structlog.dev.plain_traceback
         )
     )
     structlog.configure(
@@ -64,6 +69,38 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
     root.setLevel(least)
     for name, floor in _NEVER_BELOW.items():
         logging.getLogger(name).setLevel(max(least, floor))
+    logging.getLogger(_ONLY_IN_DEBUG).setLevel(
+        least if least <= logging.DEBUG else max(least, logging.WARNING)
+    )
+
+
+def _wants_colours() -> bool:
+    """Return whether standard error is for a person who wants colours: https://no-color.org, https://force-color.org."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if forced := os.environ.get("FORCE_COLOR"):
+        return forced != "0"
+    return sys.stderr.isatty()
+
+
+def use_standard_logging() -> None:
+    """Send our events to the standard library's loggers, as `event key=value`, unless structlog is configured.
+
+    So a worker of somebody else's app has our lines where it has its own.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.format_exc_info,
+            _mask,
+            structlog.processors.KeyValueRenderer(key_order=["event"], drop_missing=True),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
 
 
 def _number(level: str | int) -> int:

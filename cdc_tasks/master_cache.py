@@ -34,6 +34,8 @@ from celery import current_app, shared_task, signals
 from cdc_tasks import cache, db
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.tables import RouteError, table_of
+from cdc_tasks.words import counted
+from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,7 +155,7 @@ def _names(keys: Sequence[CacheKey]) -> list[str]:
     return [each.name for each in keys]
 
 
-@shared_task(name="cdc_tasks.refresh_master_cache")
+@shared_task(name="cdc_tasks.refresh_master_cache", base=RetryingTask)
 def refresh_master_cache(table: str) -> str:
     """Read `table` and replace each of its keys."""
     outcome = refresh(table)
@@ -161,7 +163,7 @@ def refresh_master_cache(table: str) -> str:
     return outcome
 
 
-@shared_task(name="cdc_tasks.refresh_all_master_caches")
+@shared_task(name="cdc_tasks.refresh_all_master_caches", base=RetryingTask)
 def refresh_all_master_caches() -> str:
     """Refresh every table, each in its own task."""
     for table in TABLE_TO_CACHE_KEYS:
@@ -169,7 +171,7 @@ def refresh_all_master_caches() -> str:
     return f"{len(TABLE_TO_CACHE_KEYS)} refreshes queued"
 
 
-@shared_task(name="cdc_tasks.refill_master_caches")
+@shared_task(name="cdc_tasks.refill_master_caches", base=RetryingTask)
 def refill_master_caches() -> str:
     """Refresh the tables that lack a key in Redis. A worker that finds such tables at its start sends this task."""
     refilled = [table for table in TABLE_TO_CACHE_KEYS if _is_missing(table) and _refill(table)]
@@ -179,6 +181,8 @@ def refill_master_caches() -> str:
 @signals.worker_ready.connect
 def _refill_an_empty_redis(sender: Any, **_: Any) -> None:
     """Send a task if keys are missing: a task is retried while the database or Redis is away."""
+    if refill_master_caches.name not in sender.app.tasks:
+        return
     try:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
     except cache.CacheAwayError:
@@ -229,7 +233,7 @@ def refresh(table: str) -> str:
         rows = _read(table, keys, attempt)
         outcome = _replace(table, keys, attempt)
         if outcome != "again":
-            return f"{outcome}: {rows} rows of {table}"
+            return f"{outcome}: {counted(rows, 'row')} of {table}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

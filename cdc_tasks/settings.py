@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -11,8 +10,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdc_tasks.addresses import check_address
-from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.environment import TWINS, SettingsError, check_queue_prefix, value_of, variable
+from cdc_tasks.errors import mask_secrets
 from cdc_tasks.passwords import with_source
+from cdc_tasks.words import counted
 
 __all__ = [
     "Address",
@@ -28,10 +29,6 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound="Settings")
-
-
-class SettingsError(CDCError):
-    """The environment has invalid values."""
 
 
 class Settings(BaseSettings):
@@ -90,14 +87,6 @@ def _words(value: object) -> object:
     )
 
 
-def _queue_prefix(value: str) -> str:
-    if "." in value:
-        raise ValueError("must have no dot, since RabbitMQ's topics are words between dots")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
-        raise ValueError("has a character that is not allowed, or too many")
-    return value
-
-
 def _rates(value: object) -> object:
     """Parse `slack=1:5,teams=2:10`: messages a second to one channel, and to the service."""
     if not isinstance(value, str):
@@ -120,7 +109,7 @@ Address = Annotated[SecretStr, AfterValidator(_address)]
 RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]
 FernetKeys = Annotated[SecretStr, AfterValidator(_fernet_keys)]
 Rates = Annotated[dict[str, tuple[float, float]], NoDecode, BeforeValidator(_rates)]
-QueuePrefix = Annotated[str, AfterValidator(_queue_prefix)]
+QueuePrefix = Annotated[str, AfterValidator(check_queue_prefix)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # comma-separated
 
 
@@ -239,23 +228,37 @@ def worker_settings() -> WorkerSettings:
     return load(WorkerSettings)
 
 
-def load(kind: type[T]) -> T:
-    """Read the environment; raises SettingsError with every bad variable, its value and a hint."""
+def load(kind: type[T], **given: Any) -> T:
+    """Read the environment; `given` goes before it.
+
+    Raises SettingsError with every bad variable, its value and a hint.
+    """
     try:
-        return kind()
+        return kind(**{**_twins(kind), **given})
     except ValidationError as error:
         problems = "\n".join(f"  - {_problem(kind, dict(each))}" for each in error.errors())
-        raise SettingsError(f"{error.error_count()} setting(s) cannot be used:\n{problems}") from None
+        raise SettingsError(
+            f"{counted(error.error_count(), 'setting')} cannot be used:\n{problems}"
+        ) from None
+
+
+def _twins(kind: type[Settings]) -> dict[str, Any]:
+    """Return the values of the variables that go before those with which other programs mean something else."""
+    fields = kind.model_fields
+    return {
+        name.lower(): value_of(name) for name in TWINS if name.lower() in fields and variable(name) != name
+    }
 
 
 def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
     name = str(error["loc"][0]) if error["loc"] else "environment"
     field = kind.model_fields.get(name)
     hint = f" {field.description}" if field and field.description else ""
+    shown = variable(name.upper())
     if error["type"] == "missing":
-        return f"{name.upper()} is not set.{hint}"
+        return f"{shown} is not set.{hint}"
     problem = error["msg"].removeprefix("Value error, ")
-    return f"{name.upper()}={_shown(field and field.annotation, error['input'])}: {problem}.{hint}"
+    return f"{shown}={_shown(field and field.annotation, error['input'])}: {problem}.{hint}"
 
 
 def _shown(annotation: Any, value: Any) -> str:

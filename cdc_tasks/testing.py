@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from cdc_tasks.changes import Change, EventType, RowChange
+from cdc_tasks.words import counted
 
 __all__ = ["assert_fires", "assert_fires_nothing", "row_change"]
 
@@ -71,7 +72,7 @@ def assert_fires(
     if len(calls) != times:
         wanted = task if args is None else f"{task}{_shown(list(args))}"
         raise AssertionError(
-            f"{_title(change)} fires {wanted} {len(calls)} times, not {times}. {_described(fired)}"
+            f"{_title(change)} fires {wanted} {counted(len(calls), 'time')}, not {times}. {_described(fired)}"
         )
 
 

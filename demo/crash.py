@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.words import counted
 from demo.observer import Message, TaskEnded, TaskReceived
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Crash", "CrashError"]
 
-_ROWS, _KILLED_AFTER, _STARTED_AFTER = 20, 7, 14
+_ROWS, _KILLED_AFTER, _STARTED_AFTER = 20, 7, 14  # the last row is written when the listener is back
 _TIMEOUT: Final = 60.0  # seconds until all messages have arrived
 _SERVICES: Final = ("slack", "teams")
 _TASK: Final = "cdc_tasks.notify_ticket_insert"
@@ -47,21 +48,23 @@ class Crash:
         )
         started_again = self._write()
         self._stack.listener.wait()
-        # A last row: once its messages have arrived, any repeated earlier one has arrived too.
-        self._insert(_ROWS + 1)
+        # Once the messages of the last row have arrived, any repeated earlier one has arrived too.
+        self._insert(_ROWS)
         self._count()
         self._check(time.monotonic() - started_again)
 
     def _write(self) -> float:
         """Write the rows; return time.monotonic() of the listener's second start."""
         listener, started_again = self._stack.listener, 0.0
-        for row in range(1, _ROWS + 1):
+        for row in range(1, _ROWS):
             self._insert(row)
             if row == _KILLED_AFTER:
-                self._narrator.shell(f"kill -KILL {listener.pid}  # the listener, after {row} rows")
+                self._narrator.shell(
+                    f"kill -KILL {listener.pid}  # the listener, after {counted(row, 'row')}"
+                )
                 listener.kill()
             if row == _STARTED_AFTER:
-                self._narrator.shell(f"python -m listener  # again, after {row} rows")
+                self._narrator.shell(f"python -m listener  # again, after {counted(row, 'row')}")
                 started_again = time.monotonic()
                 listener.launch()
         return started_again
@@ -72,7 +75,7 @@ class Crash:
     def _count(self) -> None:
         for observation in self._stack.observations(timeout=_TIMEOUT):
             self._take(observation)
-            if len(self._messages) == len(_SERVICES) * (_ROWS + 1) and not self._running:
+            if len(self._messages) == len(_SERVICES) * _ROWS and not self._running:
                 return
 
     def _take(self, observation: Observation) -> None:
@@ -86,8 +89,12 @@ class Crash:
             case Message() if found := _ROW.search(observation.text):
                 self._messages[observation.service, int(found[1])] += 1
 
+    def _sent(self, service: str) -> str:
+        number = sum(count for (each, _), count in self._messages.items() if each == service)
+        return counted(number, "message")
+
     def _check(self, seconds: float) -> None:
-        rows = range(1, _ROWS + 2)
+        rows = range(1, _ROWS + 1)
         missing = [
             (service, row) for service in _SERVICES for row in rows if not self._messages[service, row]
         ]
@@ -99,7 +106,8 @@ class Crash:
                 hint=self._stack.log_ends,
             )
         self._narrator.note(
-            f"{_ROWS} tickets, {len(set(self._tasks)) - 1} tasks, {_ROWS} messages on Slack, {_ROWS} on Teams:"
+            f"{_ROWS} tickets, {counted(len(self._tasks), 'task')}, {self._sent('slack')} on Slack,"
+            f" {self._sent('teams')} on Teams:"
             f" all of them {seconds:.1f} s after the listener's restart"
         )
         self._narrator.proof("Nothing is missing, and nothing came twice.")

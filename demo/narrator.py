@@ -155,6 +155,6 @@ class Narrator:
 
 
 def _after(since: Since | None, at: float) -> Text | None:
-    if since is None:
+    if since is None or at < since.at:  # an effect of something earlier
         return None
     return Text(f"{(at - since.at) * 1000:.0f} ms after {since.what}", style="bold green")

@@ -69,12 +69,16 @@ class Sample:
             accounts.connect(session, email="mona@example.com", service="teams", address=None, secret=teams)
 
     def execute(self, *statements: str) -> float:
-        """Run the statements in one transaction; return time.monotonic() when the commit has returned."""
+        """Run the statements in one transaction; return time.monotonic() when the commit was sent.
+
+        An effect may come before the commit returns: counted from then, its time would be negative.
+        """
         with self._engine.connect() as connection:
             for statement in statements:
                 connection.exec_driver_sql(statement)
+            committing = time.monotonic()
             connection.commit()
-            return time.monotonic()
+            return committing
 
     def sealed_token(self) -> str:
         """Return a Slack token as in the database: encrypted with the demo's key."""

@@ -88,8 +88,9 @@ class Worker:
         return printed + (own.read_text() if own is not None and own.exists() else "")
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """Return the log lines with this event name."""
-        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        """Return the log lines with this event name; not the last one while it is being written."""
+        complete = self.log.rpartition("\n")[0]
+        lines = [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     def _is_ready(self) -> bool:

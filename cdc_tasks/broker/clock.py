@@ -17,7 +17,7 @@ import redis
 import structlog
 from celery.bootsteps import StartStopStep
 
-from cdc_tasks.settings import RedisSettings, load
+from cdc_tasks.cache import make_client
 
 __all__ = ["CLOCK", "LONGEST_STEP", "PASSED", "STEADY", "Ticking"]
 
@@ -98,11 +98,6 @@ class Ticking(StartStopStep):
     def _tick_script(self) -> Any:
         if self._script is None:
             # Not the tasks' client, whose time-outs are longer: this call blocks the event loop.
-            client = redis.Redis.from_url(
-                load(RedisSettings).cache_url.get_secret_value(),
-                socket_timeout=1,
-                socket_connect_timeout=1,
-                retry=None,
-            )
+            client = make_client(socket_timeout=1, socket_connect_timeout=1, retry=None)
             self._script = client.register_script(_TICK)
         return self._script

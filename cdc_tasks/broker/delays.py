@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import structlog
 from amqp.exceptions import NotFound
-from celery import Celery
 from celery.bootsteps import StartStopStep
 from celery.utils.time import maybe_make_aware
 from kombu.common import Broadcast
@@ -29,7 +28,7 @@ from cdc_tasks.retry import UnroutableError
 
 __all__ = [
     "BindToDelayedDelivery",
-    "DelayingCelery",
+    "DelayingApp",
     "due_at",
     "eta_by_this_clock",
     "with_countdown",
@@ -39,11 +38,14 @@ __all__ = [
 log = structlog.get_logger()
 
 
-class DelayingCelery(Celery):
-    """Celery's app. Everything that sends a task calls `send_task`: tasks, signatures, retries, beat."""
+class DelayingApp:
+    """A mixin, before Celery's app in a class's bases.
 
-    def send_task(  # the stubs name each option
-        self,
+    Everything that sends a task calls `send_task`: tasks, signatures, retries, beat.
+    """
+
+    def send_task(
+        self: Any,
         name: str,
         args: Any = None,
         kwargs: Any = None,
@@ -56,14 +58,15 @@ class DelayingCelery(Celery):
 
         Raise UnroutableError if RabbitMQ has no queue for the task.
         """
-        is_kept_by_rabbitmq = bool(countdown or eta) and self.has_quorum_queues()
+        is_kept_by_rabbitmq = bool(countdown or eta) and _has_quorum_queues(self)
         if is_kept_by_rabbitmq:
             countdown, eta = _whole_seconds(countdown, eta, self.now())
         if options.get("headers"):
             options["headers"] = without_marks(options["headers"])
         if options.get("mandatory") is None:  # Celery's default lets RabbitMQ drop a message without a queue
             options["mandatory"] = True
-        send = partial(super().send_task, name, args, kwargs, countdown, eta, *more, **options)
+        sends = super().send_task  # type: ignore[misc]  # Celery's
+        send = partial(sends, name, args, kwargs, countdown, eta, *more, **options)
         try:
             return send()
         except (NotFound, UnroutableError) as error:
@@ -73,13 +76,14 @@ class DelayingCelery(Celery):
             _make_delay_queues(self)
             return send()
 
-    def has_quorum_queues(self) -> bool:
-        """Return whether RabbitMQ keeps the delays: Celery's delayed delivery needs quorum queues."""
-        queues = self.amqp.queues.values()
-        return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
+
+def _has_quorum_queues(app: Any) -> bool:
+    """Return whether RabbitMQ keeps the delays: Celery's delayed delivery needs quorum queues."""
+    queues = app.amqp.queues.values()
+    return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
 
 
-def _make_delay_queues(app: Celery) -> None:
+def _make_delay_queues(app: Any) -> None:
     """Make the queues that a worker makes when it starts; existing ones stay as they are."""
     from kombu.transport import native_delayed_delivery
 
@@ -108,7 +112,7 @@ class BindToDelayedDelivery(StartStopStep):
 
     def include_if(self, consumer: Any) -> bool:
         """Return whether RabbitMQ keeps the delays of this worker's tasks."""
-        return bool(consumer.app.has_quorum_queues())
+        return _has_quorum_queues(consumer.app)
 
     def start(self, consumer: Any) -> None:
         """Bind the queues, also after each reconnection to the broker."""

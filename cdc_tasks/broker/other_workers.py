@@ -16,9 +16,11 @@ from celery.bootsteps import StartStopStep
 from kombu.exceptions import KombuError
 
 from cdc_tasks.broker.queues import OLD_NAMES
+from cdc_tasks.installed import is_foreign
+from cdc_tasks.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 __all__ = [
     "AskOtherWorkers",
@@ -104,8 +106,8 @@ def unacked_by_kombu(client: redis.Redis, ours: Collection[str], *, prefix: str 
         return None
     return OtherWorker(
         who=f"{prefix}unacked",
-        found=f"{number} messages of our queues are unacknowledged with kombu's own transport, by a worker of version "
-        "0.1, of another application, or a dead one; our workers do not touch them",
+        found=f"{counted(number, 'message is', 'messages are')} unacknowledged with kombu's own transport, taken from "
+        "our queues by a worker of version 0.1, of another application, or a dead one; our workers do not touch them",
         hint="Stop such workers with SIGTERM: they then give back their messages. The rest belongs to dead workers: "
         "python -m cdc_tasks give-back-unacked",
     )
@@ -173,8 +175,8 @@ def _read(entry: bytes) -> tuple[str, str]:
 _ANSWER_WITHIN: Final = 1.0  # seconds
 
 
-class AskOtherWorkers(StartStopStep):
-    """Asks the other workers once; `--without-mingle` turns it off, as it does for Celery's own questions."""
+class _Once(StartStopStep):
+    """Looks once; `--without-mingle` turns it off, as it does for Celery's own questions."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -187,15 +189,32 @@ class AskOtherWorkers(StartStopStep):
         """Ask in a thread while the worker starts to work: the answers take a second."""
         if not self._has_looked:
             self._has_looked = True
-            Thread(target=_look, args=[consumer.app], name="ask-other-workers", daemon=True).start()
+            Thread(target=self._look, args=[consumer.app], name="ask-other-workers", daemon=True).start()
+
+    def _look(self, app: Any) -> None:
+        raise NotImplementedError
 
 
-def _look(app: Any) -> None:
+class AskOtherWorkers(_Once):
+    """Asks the other workers of cdc-tasks' own app, and looks at what kombu's own transport holds."""
+
+    def _look(self, app: Any) -> None:
+        _look(app, [_ask_workers, _look_at_unacked])
+
+
+class LookAtUnacked(_Once):
+    """Looks at what kombu's own transport holds: in an app with `cdc_tasks.install`, that of its workers before."""
+
+    def _look(self, app: Any) -> None:
+        if is_foreign(app):
+            _look(app, [_look_at_unacked])
+
+
+def _look(app: Any, questions: Sequence[Callable[[Any, Any], None]]) -> None:
     with app.connection_for_read() as connection:
         try:
-            _ask_workers(app, connection)
-            if connection.transport.driver_type == "redis":
-                _look_at_unacked(app, connection)
+            for ask in questions:
+                ask(app, connection)
         except (
             OSError,
             KombuError,
@@ -217,6 +236,8 @@ def _ask_workers(app: Any, connection: Any) -> None:
 
 
 def _look_at_unacked(app: Any, connection: Any) -> None:
+    if connection.transport.driver_type != "redis":
+        return
     with connection.channel() as channel:
         client = redis.Redis(connection_pool=channel.pool)
         if found := unacked_by_kombu(client, [*app.amqp.queues, *OLD_NAMES], prefix=channel.global_keyprefix):

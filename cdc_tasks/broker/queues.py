@@ -14,9 +14,10 @@ from celery.app import amqp
 from celery.utils.functional import maybe_list
 from kombu import Exchange, Queue
 
+from cdc_tasks.broker.connection import Connection
 from cdc_tasks.broker.delivery_marks import without_wait
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
-from cdc_tasks.settings import BrokerSettings, load
+from cdc_tasks.environment import queue_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +43,7 @@ OLD_NAMES: Final = ("notifications", "cache", "bulk")  # up to version 0.1
 
 def queue_name(kind: str) -> str:
     """Return the name of our queue for `kind`, such as "cache"."""
-    return f"{load(BrokerSettings).cdc_queue_prefix}{kind}"
+    return f"{queue_prefix()}{kind}"
 
 
 class Queues(amqp.Queues):
@@ -97,8 +98,9 @@ def warn_of_old_name(name: str, new: str) -> None:
 
 
 class AMQP(amqp.AMQP):
-    """Celery's AMQP, with our `Queues`."""
+    """Celery's AMQP, with our connections, and with queues that are found by their old names."""
 
+    Connection = Connection
     queues_cls = Queues
 
 
@@ -132,11 +134,23 @@ def queue_of(app: Celery, task: str) -> str | None:
     return None if queue is None else str(queue.name)
 
 
-def queue_of_key(app: Celery, key: Any) -> str | None:
-    """Return the queue that a message came from, by its routing key; None if that is unknown."""
+def queue_of_key(app: Celery, key: Any, *, exchange: str | None = None) -> str | None:
+    """Return the queue that a message came from, by its routing key and exchange; None if that is unknown.
+
+    Without an exchange the routing key is the queue's name. Else several queues may be bound with that key: then the
+    exchange has to do, and None is returned.
+    """
     if not isinstance(key, str):
         return None
     key, queues = without_wait(key), app.amqp.queues
+    if exchange:
+        bound = [
+            queue.name
+            for queue in queues.values()
+            if (queue.exchange.name, queue.routing_key) == (exchange, key)
+        ]
+        if bound:
+            return bound[0] if len(bound) == 1 else None
     name: str = queues.current_name(key) if isinstance(queues, Queues) else key
     return name if name in queues else None
 

@@ -12,20 +12,26 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from cdc_tasks import logs
+from cdc_tasks import command_line, logs
 from cdc_tasks.cli import dead_letters as dead_letter_commands
-from cdc_tasks.errors import CDCError
+from cdc_tasks.cli.driver_errors import explain
+from cdc_tasks.command_line import Version, print_json
+from cdc_tasks.words import counted
 
 __all__ = ["cli", "main"]
 
 cli = typer.Typer(
     name="python -m cdc_tasks",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
     help=__doc__,
 )
 cli.add_typer(dead_letter_commands.cli, name="dead-letters")
+
+
+@cli.callback()
+def start(*, _version: Version = False) -> None:
+    """Accept the options that need no command."""
 
 
 @cli.command("new-key")
@@ -43,7 +49,9 @@ def rotate_key() -> None:
     from cdc_tasks.notify import accounts
 
     with db.session() as session:
-        _say(f"{accounts.reseal_all(session)} secrets encrypted with the first key of CDC_SECRET_KEY.")
+        _say(
+            f"{counted(accounts.reseal_all(session), 'secret')} encrypted with the first key of CDC_SECRET_KEY."
+        )
 
 
 @cli.command("connect-account")
@@ -70,18 +78,33 @@ def connect_account(
 
 
 @cli.command("accounts")
-def list_accounts() -> None:
+def list_accounts(
+    *, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False
+) -> None:
     """List the connected accounts, without their secrets."""
     from sqlalchemy import select
 
     from cdc_tasks import db
     from cdc_tasks.notify.models import ConnectedAccount
 
-    table = Table("id", "user", "service", "address", "active")
     with db.session() as session:
-        for account in session.scalars(select(ConnectedAccount).order_by(ConnectedAccount.id)):
-            active = "yes" if account.is_active else "no"
-            table.add_row(str(account.id), account.user.email, account.service, account.address or "", active)
+        found: list[dict[str, Any]] = [
+            {
+                "id": each.id,
+                "user": each.user.email,
+                "service": each.service,
+                "address": each.address,
+                "active": each.is_active,
+            }
+            for each in session.scalars(select(ConnectedAccount).order_by(ConnectedAccount.id))
+        ]
+    if as_json:
+        print_json(found)
+        return
+    table = Table("id", "user", "service", "address", "active")
+    for each in found:
+        active = "yes" if each["active"] else "no"
+        table.add_row(str(each["id"]), each["user"], each["service"], each["address"] or "", active)
     Console().print(table)
 
 
@@ -143,11 +166,13 @@ def health(
         return
     _say(f"{found.worker} answered after {found.milliseconds} ms.")
     if found.dead_letters:
-        _say(f"{found.dead_letters} dead letters: python -m cdc_tasks dead-letters list")
+        _say(f"{counted(found.dead_letters, 'dead letter')}: python -m cdc_tasks dead-letters list")
     if found.parked:
-        _say(f"{found.parked} parked changes: python -m listener parked list")
+        _say(f"{counted(found.parked, 'parked change')}: python -m listener parked list")
     if found.waiting:
-        _say(f"{found.waiting} messages wait to be due: python -m cdc_tasks waiting")
+        _say(
+            f"{counted(found.waiting, 'message waits', 'messages wait')} to be due: python -m cdc_tasks waiting"
+        )
 
 
 @cli.command("waiting")
@@ -203,7 +228,7 @@ def give_back_unacked() -> None:
             [*app.amqp.queues, *OLD_NAMES],
             prefix=channel.global_keyprefix,
         )
-    _say(f"{number} messages requeued.")
+    _say(f"{counted(number, 'message')} requeued.")
 
 
 @cli.command("schema")
@@ -225,19 +250,17 @@ def create_schema() -> None:
 
 
 def main() -> None:
-    """Run a command; print a CDCError without a traceback, and exit with status 1."""
+    """Run a command; an error is printed as its message and hint, or as JSON."""
     logs.configure(level="warning")
-    try:
-        cli()
-    except CDCError as error:
-        Console(stderr=True, soft_wrap=True).print(f"{error}", style="red", markup=False, highlight=False)
-        raise SystemExit(1) from None
+    command_line.run(cli, program="cdc-tasks", explain=explain)
 
 
 def _load_tasks() -> None:
     """Import what a worker imports, also the services and cache keys of CDC_TASK_MODULES."""
     from cdc_tasks.celery import app
+    from cdc_tasks.user_code import import_task_modules
 
+    import_task_modules(app.conf.imports)
     app.loader.import_default_modules()
 
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cdc_tasks.words import counted
+
 if TYPE_CHECKING:
     from cdc_tasks.dead_letters.store import DeadLetter
 
@@ -166,7 +168,7 @@ def _say_parked() -> None:
 
     for name, number in parked_counts.counts().items():
         typer.echo(
-            f"In addition, {number} parked changes, whose routes failed: "
+            f"In addition, {counted(number, 'parked change')}, whose routes failed: "
             f"CDC_NAME={name} python -m listener parked list",
             err=True,
         )

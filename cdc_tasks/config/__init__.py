@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
+
+from cdc_tasks.environment import value_of
 
 __all__ = ["OWN_MODULE", "settings_module"]
 
@@ -16,10 +17,10 @@ _CONVENTIONAL: Final = "celeryconfig"  # the module name in Celery's manual; any
 def settings_module() -> str:
     """Return the name of the module with Celery's settings.
 
-    CELERY_CONFIG_MODULE names it. The default is a `celeryconfig.py` that starts from our settings, such as the one in
-    a checkout. Any other `celeryconfig.py` may be another application's and is not used.
+    CDC_CELERY_CONFIG_MODULE or CELERY_CONFIG_MODULE names it. The default is a `celeryconfig.py` that starts from our
+    settings, such as the one in a checkout. Any other `celeryconfig.py` may be another application's and is not used.
     """
-    if chosen := os.environ.get("CELERY_CONFIG_MODULE"):
+    if chosen := value_of("CELERY_CONFIG_MODULE"):
         return chosen
     found = conventional_file()
     return _CONVENTIONAL if found and OWN_MODULE in found.read_text(errors="replace") else OWN_MODULE

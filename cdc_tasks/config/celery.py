@@ -5,9 +5,10 @@ Environment variables set what differs between deployments. For anything else, w
 """
 
 from kombu import Exchange, Queue
-from kombu import transport as _transports
 
+from cdc_tasks.broker.connection import TRANSPORT_OPTIONS as _TRANSPORT_OPTIONS
 from cdc_tasks.broker.queues import DefaultQueue
+from cdc_tasks.environment import variable as _variable
 from cdc_tasks.settings import BrokerSettings, load
 
 _settings = load(BrokerSettings)
@@ -15,15 +16,12 @@ _scheme = _settings.celery_broker_url.get_secret_value().partition("://")[0].par
 _is_rabbitmq = _scheme in {"amqp", "amqps", "pyamqp"}
 
 
-def _use_for(scheme: str, transport: str) -> None:
-    """Let URLs with this scheme have our transport, also if a connection of this process has had kombu's before."""
-    _transports.TRANSPORT_ALIASES[scheme] = transport
-    _transports._transport_cache.pop(scheme, None)  # type: ignore[attr-defined]  # noqa: SLF001  # it looks up an alias once
-
-
 # --- Broker -----------------------------------------------------------------------------------------------
 
 broker_url = _settings.celery_broker_url.get_secret_value()
+if _variable("CELERY_BROKER_URL") != "CELERY_BROKER_URL":
+    # Celery itself takes CELERY_BROKER_URL before `broker_url`, but not before these.
+    broker_read_url = broker_write_url = broker_url
 # If the broker is down, at the start or later, a worker retries forever: to give up would help nobody.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
@@ -31,10 +29,6 @@ broker_connection_max_retries = None
 # heartbeats RabbitMQ gives the connection's unacknowledged messages to other workers.
 broker_heartbeat = 4
 if _is_rabbitmq:
-    # kombu's transport waits for a confirm forever.
-    for _alias in ("amqp", "pyamqp"):
-        _use_for(_alias, "cdc_tasks.broker.rabbitmq.transport:Transport")
-    _use_for("amqps", "cdc_tasks.broker.rabbitmq.transport:SSLTransport")
     # The queue for `celery inspect`. After a connection has broken without a signal, a worker could not use an
     # exclusive queue again until RabbitMQ has noticed too, and the worker would end.
     control_queue_exclusive = False
@@ -42,28 +36,11 @@ if _is_rabbitmq:
     # Messages that are due later wait in the broker, if their queue is a quorum queue. A worker keeps those of other
     # queues in its memory; Celery's default has no limit.
     worker_eta_task_limit = 5_000
-    broker_transport_options = {
-        "confirm_publish": True,  # off by default: the broker could drop a message unnoticed
-        "read_timeout": 10,
-        "write_timeout": 10,
-        "max_retries": 3,
-    }
+    broker_transport_options = dict(_TRANSPORT_OPTIONS["amqp"])
 elif _scheme in {"redis", "rediss", "sentinel", "unix", "socket"}:
-    # kombu's transport loses a message if a worker dies at the wrong moment.
-    for _alias in ("redis", "rediss"):
-        _use_for(_alias, "cdc_tasks.broker.redis.transport:Transport")
-    _use_for("sentinel", "cdc_tasks.broker.redis.transport:SentinelTransport")
     # A worker waits for a Redis that takes no writes (no replica, a full disk) as for one that is down.
     broker_channel_error_retry = True
-    broker_transport_options = {
-        "socket_timeout": 5,
-        "socket_connect_timeout": 5,
-        "health_check_interval": 5,
-        # The tasks of a worker come back if it has not renewed its lease for this many seconds, because it has died or
-        # hangs. A live worker renews it every ten seconds, however long its tasks run or wait.
-        "visibility_timeout": 60,
-        "unacked_restore_interval": 5,
-    }
+    broker_transport_options = dict(_TRANSPORT_OPTIONS["redis"])
 
 # --- Messages ---------------------------------------------------------------------------------------------
 

@@ -24,6 +24,10 @@ _LOOPBACK: Final = "127.0.0.1"
 # Flower keeps each task in memory; its default of 100,000 tasks needs hundreds of megabytes.
 _MAX_TASKS: Final = 10_000
 _FLOWERS_OWN_MAX_TASKS: Final = 100_000
+# The list of tasks shows which change each was for and what came of it, and not only that it ran. The arguments of a
+# change are its table, event and position: no row.
+_COLUMNS: Final = "name,uuid,state,args,kwargs,result,received,runtime,worker"
+_FLOWERS_OWN_COLUMNS: Final = "name,uuid,state,received,runtime,worker"
 
 
 class OpenFlowerError(CDCError):
@@ -45,6 +49,8 @@ def prepare() -> None:
     options.address = options.address or _LOOPBACK
     if options.max_tasks == _FLOWERS_OWN_MAX_TASKS:
         options.max_tasks = _MAX_TASKS
+    if options.tasks_columns == _FLOWERS_OWN_COLUMNS:
+        options.tasks_columns = _COLUMNS
     if not (options.basic_auth or options.auth):
         _check_address(options.address, options.unix_socket)
         _take_known_hosts_only()

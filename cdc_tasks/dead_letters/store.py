@@ -16,6 +16,7 @@ import structlog
 from cdc_tasks import cache
 from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.installed import current_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,7 +117,16 @@ def with_attempt(headers: Mapping[str, Any], attempt: Mapping[str, Any]) -> dict
 
 
 def keep(letter: DeadLetter) -> None:
-    """Store a letter; it replaces an earlier one with the same id. Raise CacheAwayError if Redis is down."""
+    """Store a letter; it replaces an earlier one with the same id. Raise CacheAwayError if Redis is down.
+
+    An app without dead letters only logs it: the transport keeps malformed messages here for any app.
+    """
+    parts = current_parts()
+    if parts is not None and not parts.dead_letters:
+        log.error(
+            "task_dropped", of_task=letter.task, task_id=letter.id, error=letter.error.partition(":")[0]
+        )
+        return
     _run(_KEEP, letter)
     log.error(
         "task_gave_up",

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from celery import shared_task
 
 from cdc_tasks import db
-from cdc_tasks.celery import app
 from cdc_tasks.changes import RowChange
 from cdc_tasks.helpdesk.models import Ticket
 from cdc_tasks.helpdesk.ticket_messages import REPORTED_COLUMNS
@@ -16,6 +16,8 @@ from cdc_tasks.helpdesk.users import get_manager_ids
 from cdc_tasks.notify.delivery import notify_users
 from cdc_tasks.notify.message import Notification
 from cdc_tasks.notify.rate_limit import GroupMember, in_group_order
+from cdc_tasks.words import counted
+from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
     from celery import Task
@@ -25,7 +27,7 @@ __all__ = ["notify_ticket_insert", "notify_ticket_update", "reported_changes"]
 log = structlog.get_logger()
 
 
-@app.task(name="cdc_tasks.notify_ticket_insert", bind=True)
+@shared_task(name="cdc_tasks.notify_ticket_insert", bind=True, base=RetryingTask)
 def notify_ticket_insert(self: Task[Any, Any], change: dict[str, Any]) -> str:
     """Notify the assignee of a new ticket, and the assignee's managers."""
     insert = RowChange.from_message(change)
@@ -33,7 +35,7 @@ def notify_ticket_insert(self: Task[Any, Any], change: dict[str, Any]) -> str:
         return _notify(insert, "new_ticket", None)
 
 
-@app.task(name="cdc_tasks.notify_ticket_update", bind=True)
+@shared_task(name="cdc_tasks.notify_ticket_update", bind=True, base=RetryingTask)
 def notify_ticket_update(self: Task[Any, Any], change: dict[str, Any]) -> str:
     """Notify the assignee, and the assignee's managers, with the old and the new values."""
     update = RowChange.from_message(change)
@@ -74,7 +76,7 @@ def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | 
         count = notify_users(session, [ticket.assigned_to_id], notification)
         count += notify_users(session, get_manager_ids(ticket.assigned_to_id, session), for_managers)
     log.info("messages_queued", kind=kind, ticket_id=ticket_id, messages=count)
-    return f"{count} messages queued"
+    return f"{counted(count, 'message')} queued"
 
 
 def _nothing_sent(ticket_id: int, reason: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from celery import shared_task
 from sqlalchemy import select
 
 from cdc_tasks import db
-from cdc_tasks.celery import app
 from cdc_tasks.changes import RowChange
 from cdc_tasks.notify.delivery import notify_users
 from cdc_tasks.notify.message import Fact, Message, Notification, composes
 from cdc_tasks.notify.models import User
+from cdc_tasks.words import counted
+from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -22,7 +24,7 @@ __all__ = ["get_manager_ids", "welcome_user"]
 log = structlog.get_logger()
 
 
-@app.task(name="cdc_tasks.welcome_user")
+@shared_task(name="cdc_tasks.welcome_user", base=RetryingTask)
 def welcome_user(change: dict[str, Any]) -> str:
     """Send a welcome to each account of a new user."""
     insert = RowChange.from_message(change)
@@ -34,7 +36,7 @@ def welcome_user(change: dict[str, Any]) -> str:
         notification = Notification(
             kind="welcome", subject_id=user_id, change_id=insert.id, position=insert.position
         )
-        return f"{notify_users(session, [user_id], notification)} messages queued"
+        return f"{counted(notify_users(session, [user_id], notification), 'message')} queued"
 
 
 def get_manager_ids(user_id: int, session: Session) -> list[int]:

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 import structlog
+from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import db
-from cdc_tasks.celery import app
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
 from cdc_tasks.notify.message import Message, Notification, compose
-from cdc_tasks.notify.rate_limit import GroupMember
+from cdc_tasks.notify.rate_limit import GroupMember, expect
 from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
 from cdc_tasks.notify.services import adapter_for, rate_of
 from cdc_tasks.retry import NotYetError, TryAgain, may_retry, seconds_without_jitter
 from cdc_tasks.settings import worker_settings
+from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ class MaybeSentError(CDCError):
     """The answer to an earlier attempt was lost, and CDC_LOST_ANSWER=give-up forbids another."""
 
 
-@app.task(name="cdc_tasks.deliver")
+@shared_task(name="cdc_tasks.deliver", base=RetryingTask)
 def deliver(  # noqa: PLR0917  # the arguments are passed by name
     account_id: int,
     kind: str,
@@ -77,24 +78,25 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
 
 def notify_users(session: Session, user_ids: Iterable[int], notification: Notification) -> int:
     """Queue one message for each account of these users, and return their number; raises BrokerAwayError."""
-    count = 0
-    for user_id in user_ids:
-        reason = preferences.of_user(session, user_id).reason_not_to_send(notification.kind)
-        if reason is not None:
-            _nothing_sent(notification, None, reason, user_id=user_id)
-            continue
-        account_ids = accounts.ids_for_user(session, user_id)
-        if not account_ids:
-            _nothing_sent(notification, None, "the user has no connected account", user_id=user_id)
-        for account_id in account_ids:
-            _queue(notification, account_id)
-        count += len(account_ids)
-    return count
+    account_ids = [
+        account_id for user_id in user_ids for account_id in _accounts_to_tell(session, user_id, notification)
+    ]
+    members = [_group_member(notification, account_id) for account_id in account_ids]
+    expect(members)
+    for account_id, member in zip(account_ids, members, strict=True):
+        _queue(notification, account_id, member)
+    return len(account_ids)
 
 
-def _queue(notification: Notification, account_id: int) -> None:
-    member = _group_member(notification, account_id)
-    member.expect()
+def _accounts_to_tell(session: Session, user_id: int, notification: Notification) -> list[int]:
+    reason = preferences.of_user(session, user_id).reason_not_to_send(notification.kind)
+    found = [] if reason else accounts.ids_for_user(session, user_id)
+    if not found:
+        _nothing_sent(notification, None, reason or "the user has no connected account", user_id=user_id)
+    return found
+
+
+def _queue(notification: Notification, account_id: int, member: GroupMember) -> None:
     try:
         deliver.apply_async(
             kwargs={
@@ -122,12 +124,15 @@ def _group_member(notification: Notification, account_id: int) -> GroupMember:
 
 
 def _send_in_order(account: accounts.Account, message: Message, member: GroupMember) -> bool:
-    """Send the message; return False if it was sent before. Raises NotYetError, and the errors of `_send_once`."""
+    """Send the message; return False if it was sent before. Raises NotYetError, and the errors of `_send_claimed`."""
     record = DeliveryRecord(member.delivery_id)
-    if not record.is_sent():
-        member.acquire(account, rate_of(account.service))
+    claim = member.acquire(account, rate_of(account.service), record)
+    if claim is Claim.SENT:
+        member.release()
+        return False
     try:
-        is_sent = _send_once(account, message, record)
+        _send_claimed(account, message, record, may_be_sent=claim is Claim.UNKNOWN)
+        member.release_sent(record)
     except TryAgain as error:
         if may_retry(error, deliver.request, deliver.max_retries):
             wait = seconds_without_jitter(error, deliver.request.retries)
@@ -138,20 +143,18 @@ def _send_in_order(account: accounts.Account, message: Message, member: GroupMem
     except Exception:  # the task gives up after any other error, and the next messages go on
         member.release()
         raise
-    member.release()
-    return is_sent
+    return True
 
 
-def _send_once(account: accounts.Account, message: Message, record: DeliveryRecord) -> bool:
-    """Send the message; return False if it was sent before. Raises the adapter's errors and MaybeSentError."""
+def _send_claimed(
+    account: accounts.Account, message: Message, record: DeliveryRecord, *, may_be_sent: bool
+) -> None:
+    """Send the message, and record it if it was not sent. Raises the adapter's errors and MaybeSentError."""
     adapter = adapter_for(account.service)
-    claim = record.claim()
-    if claim is Claim.SENT:
-        return False
-    if claim is Claim.UNKNOWN and worker_settings().cdc_lost_answer == "give-up":
+    if may_be_sent and worker_settings().cdc_lost_answer == "give-up":
         record.unknown()
         raise MaybeSentError
-    record.confirm()
+    record.confirm_if_old()
     try:
         adapter.send(account.recipient, message)
     except NotSentError:
@@ -163,8 +166,6 @@ def _send_once(account: accounts.Account, message: Message, record: DeliveryReco
     except BaseException:
         record.unknown()
         raise
-    record.sent()
-    return True
 
 
 def _nothing_sent(notification: Notification, account_id: int | None, reason: str, **more: Any) -> str:

@@ -8,17 +8,20 @@ lease ends: then it is unknown whether the message was sent, and CDC_LOST_ANSWER
 from __future__ import annotations
 
 from enum import StrEnum
+from time import monotonic
+from typing import Final
 from uuid import uuid4
 
 from cdc_tasks import cache
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.retry import NotYetError, TryAgain
 
-__all__ = ["Claim", "DeliveryRecord"]
+__all__ = ["CLAIM", "END", "Claim", "DeliveryRecord", "claimed"]
 
 _LEASE = (
     65 + LONGEST_STEP
 )  # seconds; above the task's time limit: a worker with an older claim has ended, or is dead
+_FRESH: Final = 1.0  # seconds; a claim that was asked for longer ago is confirmed before the message is sent
 _KEPT = 7 * 24 * 3600  # seconds; a change that is replayed later than this is sent again
 
 
@@ -30,18 +33,27 @@ class Claim(StrEnum):
     UNKNOWN = "unknown"  # a worker tried, with unknown outcome; the claim is now ours
 
 
+# Functions for scripts. claim_before: the answer if nothing is to be done; claim: takes the record. Both answer with an
+# outcome, and the milliseconds until another worker's claim ends.
+CLAIM: Final = """
+local function claim_before(record, holder)
+    local found = redis.call('HMGET', record, 'sent', 'holder', 'before')
+    if found[1] then return {'sent', 0} end
+    if found[2] == holder then return {found[3], 0} end  -- the answer was lost, and the client repeats the call
+end
+local function claim(record, holder, now, lease, kept)
+    local till = tonumber(redis.call('HGET', record, 'until'))
+    if till and till > now then return {'busy', till - now} end
+    local before = till and 'unknown' or 'free'
+    redis.call('HSET', record, 'holder', holder, 'until', now + lease, 'before', before)
+    redis.call('EXPIRE', record, kept)
+    return {before, 0}
+end
+"""
+
 # KEYS: the record, the clock; ARGV: the holder, milliseconds of the lease, seconds to keep the record
-_CLAIM = f"""{STEADY}
-local now = steady(KEYS[2])
-local record = redis.call('HMGET', KEYS[1], 'sent', 'until', 'holder', 'before')
-if record[1] then return {{'sent', 0}} end
-if record[3] == ARGV[1] then return {{record[4], 0}} end  -- the answer was lost, and the client repeats the call
-local left = record[2] and tonumber(record[2]) - now or 0
-if left > 0 then return {{'busy', left}} end
-local before = record[2] and 'unknown' or 'free'
-redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', now + ARGV[2], 'before', before)
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-return {{before, 0}}
+_CLAIM: Final = f"""{STEADY}{CLAIM}
+return claim_before(KEYS[1], ARGV[1]) or claim(KEYS[1], ARGV[1], steady(KEYS[2]), ARGV[2], ARGV[3])
 """
 
 # KEYS: the record, the clock; ARGV: the holder, milliseconds of the lease
@@ -52,20 +64,24 @@ redis.call('HSET', KEYS[1], 'until', steady(KEYS[2]) + ARGV[2])
 return 1
 """
 
-# KEYS: the record; ARGV: the holder, the outcome, seconds to keep the record
-_END = """
-local holder = redis.call('HGET', KEYS[1], 'holder')
-if holder and holder ~= ARGV[1] then return 0 end
-if ARGV[2] == 'not sent' then
-    redis.call('DEL', KEYS[1])
-elseif ARGV[2] == 'sent' then
-    redis.call('HSET', KEYS[1], 'sent', 1)
-    redis.call('EXPIRE', KEYS[1], ARGV[3])
-else
-    redis.call('HSET', KEYS[1], 'until', 0)
+# A function for scripts.
+END: Final = """
+local function end_claim(record, holder, outcome, kept)
+    local found = redis.call('HGET', record, 'holder')
+    if found and found ~= holder then return end
+    if outcome == 'not sent' then
+        redis.call('DEL', record)
+    elseif outcome == 'sent' then
+        redis.call('HSET', record, 'sent', 1)
+        redis.call('EXPIRE', record, kept)
+    else
+        redis.call('HSET', record, 'until', 0)
+    end
 end
-return 1
 """
+
+# KEYS: the record; ARGV: the holder, the outcome, seconds to keep the record
+_END: Final = f"{END} end_claim(KEYS[1], ARGV[1], ARGV[2], ARGV[3])"
 
 
 class DeliveryRecord:
@@ -73,32 +89,40 @@ class DeliveryRecord:
 
     def __init__(self, delivery_id: str) -> None:
         """`delivery_id`: the same for every attempt at this message."""
-        self._key = f"cdc:sent:{delivery_id}"
-        self._holder = uuid4().hex
+        self.key = f"cdc:sent:{delivery_id}"
+        self.holder = uuid4().hex
+        self._asked_at = monotonic()
 
-    def is_sent(self) -> bool:
-        """Return whether the message was sent; raises CacheAwayError."""
-        with cache.errors_translated():
-            return bool(cache.client().hexists(self._key, "sent"))
+    def claim_arguments(self) -> list[str | int]:
+        """Return what a script with CLAIM needs: the holder, milliseconds of the lease, seconds to keep the record."""
+        self._asked_at = monotonic()
+        return [self.holder, int(_LEASE * 1000), _KEPT]
+
+    def end_arguments(self, outcome: str) -> list[str | int]:
+        """Return what a script with END needs: the holder, the outcome, seconds to keep the record."""
+        return [self.holder, outcome, _KEPT]
 
     def claim(self) -> Claim:
         """Claim the message; raises NotYetError while another worker's claim holds, and CacheAwayError."""
         with cache.errors_translated():
             outcome, left = cache.client().register_script(_CLAIM)(
-                keys=[self._key, CLOCK], args=[self._holder, int(_LEASE * 1000), _KEPT]
+                keys=[self.key, CLOCK], args=self.claim_arguments()
             )
-        if outcome == b"busy":
-            raise NotYetError("Another worker is sending this message, or died doing so.", after=left / 1000)
-        return Claim(outcome.decode())
+        return claimed(outcome, left)
+
+    def confirm_if_old(self) -> None:
+        """Confirm a claim that was not asked for just now; raises as `confirm`."""
+        if monotonic() - self._asked_at > _FRESH:
+            self.confirm()
 
     def confirm(self) -> None:
-        """Renew the claim right before the message is sent; raises TryAgain if it is lost, and CacheAwayError.
+        """Renew the claim before the message is sent; raises TryAgain if it is lost, and CacheAwayError.
 
         This process may have been suspended since: then another worker has claimed the message, or has sent it.
         """
         with cache.errors_translated():
             is_ours = cache.client().register_script(_CONFIRM)(
-                keys=[self._key, CLOCK], args=[self._holder, int(_LEASE * 1000)]
+                keys=[self.key, CLOCK], args=[self.holder, int(_LEASE * 1000)]
             )
         if not is_ours:
             raise TryAgain("Another worker has taken this message over.", after=1)
@@ -117,4 +141,11 @@ class DeliveryRecord:
 
     def _end(self, outcome: str) -> None:
         with cache.errors_translated():
-            cache.client().register_script(_END)(keys=[self._key], args=[self._holder, outcome, _KEPT])
+            cache.client().register_script(_END)(keys=[self.key], args=self.end_arguments(outcome))
+
+
+def claimed(outcome: bytes, left: int) -> Claim:
+    """Return the answer of a script with CLAIM; raises NotYetError while another worker's claim holds."""
+    if outcome == b"busy":
+        raise NotYetError("Another worker is sending this message, or died doing so.", after=left / 1000)
+    return Claim(outcome.decode())

@@ -15,22 +15,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cdc_tasks import cache
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.changes import position_key
+from cdc_tasks.notify.delivery_log import CLAIM, END, claimed
 from cdc_tasks.retry import MAX_WAIT, NotYetError, TryAgain, may_retry, seconds_without_jitter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from celery.app.task import Task
 
     from cdc_tasks.notify.accounts import Account
+    from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
     from cdc_tasks.notify.services import Rate
 
-__all__ = ["GroupMember", "in_group_order"]
+__all__ = ["GroupMember", "expect", "in_group_order"]
 
 # Seconds after the time at which a message was expected. Then it counts as lost with its worker, and the next ones of
 # its group go on. Longer than a task may run, and than the broker needs to deliver it again.
@@ -52,15 +54,23 @@ local function forget(member)
 end
 """
 
-# ARGV: the message, the grace in milliseconds
-_EXPECT = f"""{_GROUP}
-redis.call('ZADD', lane, 'NX', 0, me)
-wait_for(me, now)
+# KEYS: lane and told of each message, and the clock; ARGV: the messages, and the grace in milliseconds
+_EXPECT: Final = f"""{STEADY}
+local back = string.format('%.0f', steady(KEYS[#KEYS]) + ARGV[#ARGV])
+for i = 1, #ARGV - 1 do
+    local lane, told = KEYS[2 * i - 1], KEYS[2 * i]
+    redis.call('ZADD', lane, 'NX', 0, ARGV[i])
+    redis.call('HSET', told, ARGV[i], back)
+    redis.call('EXPIRE', told, 86400)
+    redis.call('EXPIRE', lane, 86400)
+end
 """
 
+# A function: the milliseconds that the message has to wait, 0 or less if it may be sent now.
 # KEYS: lane, told, the next free time of the channel, of the service; ARGV: the message, the grace, milliseconds
 # between two messages to the channel, to the service, the longest wait
-_ACQUIRE = f"""{_GROUP}
+_ACQUIRING: Final = f"""{_GROUP}
+local function acquire()
 redis.call('ZADD', lane, 0, me)
 local first = redis.call('ZRANGE', lane, 0, 0)[1]
 while first ~= me and tonumber(redis.call('HGET', told, first) or 0) < now do
@@ -98,6 +108,25 @@ end
 wait = math.min(wait, tonumber(ARGV[5]))
 wait_for(me, now + math.max(wait, 0))
 return wait
+end
+"""
+
+_ACQUIRE: Final = f"{_ACQUIRING} return acquire()"
+
+# A message that was sent before reserves no time. Nor does a repeated call after a lost answer.
+# KEYS: as above, and then the delivery record; ARGV: as above, and then what CLAIM needs
+_ACQUIRE_AND_CLAIM: Final = f"""{_ACQUIRING}{CLAIM}
+local record, holder = KEYS[5], ARGV[6]
+local before = claim_before(record, holder)
+if before then return before end
+local wait = acquire()
+if wait > 0 then return {{'wait', wait}} end
+local answer = claim(record, holder, now, ARGV[7], ARGV[8])
+if answer[1] == 'busy' then
+    redis.call('HDEL', told, 'channel ' .. me, 'service ' .. me)
+    wait_for(me, now + math.min(answer[2], tonumber(ARGV[5])))
+end
+return answer
 """
 
 # KEYS: lane, told, the next free time of the channel; ARGV: the message, the grace, milliseconds, whether the whole
@@ -115,6 +144,12 @@ _RELEASE = f"""{_GROUP}
 forget(me)
 """
 
+# KEYS: lane, told, the delivery record; ARGV: the message, the grace, and then what END needs
+_RELEASE_SENT: Final = f"""{_GROUP}{END}
+end_claim(KEYS[3], ARGV[3], ARGV[4], ARGV[5])
+forget(me)
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMember:
@@ -126,21 +161,30 @@ class GroupMember:
 
     def expect(self) -> None:
         """Announce this message: those of later changes wait for it. Raises CacheAwayError."""
-        self._run(_EXPECT)
+        expect([self])
 
-    def acquire(self, account: Account, rate: Rate) -> None:
-        """Return if this message may be sent now; raises NotYetError with the wait, and CacheAwayError."""
+    def acquire(self, account: Account, rate: Rate, record: DeliveryRecord) -> Claim:
+        """Claim this message if it may be sent now, in one step.
+
+        Raises NotYetError with the wait, also while another worker's claim holds, and CacheAwayError.
+        """
         between = (_milliseconds_between(rate.channel), _milliseconds_between(rate.service))
-        self._acquire(between, [_channel(account), f"cdc:pace:{account.service}"])
+        outcome, milliseconds = self._run(
+            _ACQUIRE_AND_CLAIM,
+            *between,
+            int(MAX_WAIT * 1000),
+            *record.claim_arguments(),
+            more_keys=[_channel(account), f"cdc:pace:{account.service}", record.key],
+        )
+        if outcome == b"wait":
+            raise _not_yet(milliseconds)
+        return claimed(outcome, milliseconds)
 
     def acquire_unlimited(self) -> None:
         """Return if no earlier member of the group is pending, at any rate; raises NotYetError and CacheAwayError."""
-        self._acquire((0, 0), ["cdc:pace:none", "cdc:pace:none"])
-
-    def _acquire(self, between: tuple[int, int], next_free: list[str]) -> None:
-        wait = self._run(_ACQUIRE, *between, int(MAX_WAIT * 1000), more_keys=next_free)
+        wait = self._run(_ACQUIRE, 0, 0, int(MAX_WAIT * 1000), more_keys=["cdc:pace:none", "cdc:pace:none"])
         if wait > 0:
-            raise NotYetError("Earlier messages, or the rate limit, come first.", after=wait / 1000)
+            raise _not_yet(wait)
 
     def reschedule(self, seconds: float, *, block_channel_of: Account | None = None) -> None:
         """Announce the retry after `seconds`; until then nothing goes to the channel of `block_channel_of`."""
@@ -153,14 +197,40 @@ class GroupMember:
         """Leave the group, so that the next members go on: this message was sent, or never will be."""
         self._run(_RELEASE)
 
-    def _run(self, script: str, *arguments: Any, more_keys: list[str] | None = None) -> Any:
-        place = position_key(self.position)[1] if self.position else ""
+    def release_sent(self, record: DeliveryRecord) -> None:
+        """Record that the service took the message, and leave the group, in one step."""
+        self._run(_RELEASE_SENT, *record.end_arguments("sent"), more_keys=[record.key])
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the group."""
         lane = f"cdc:lane:{self.group}"
-        keys = [lane, f"{lane}:told", *(more_keys or []), CLOCK]
+        return [lane, f"{lane}:told"]
+
+    @property
+    def name(self) -> str:
+        """The member of the sorted set: sorted by position."""
+        place = position_key(self.position)[1] if self.position else ""
+        return f"{place} {self.delivery_id}"
+
+    def _run(self, script: str, *arguments: Any, more_keys: list[str] | None = None) -> Any:
+        keys = [*self.keys, *(more_keys or []), CLOCK]
         with cache.errors_translated():
             return cache.client().register_script(script)(
-                keys=keys, args=[f"{place} {self.delivery_id}", _GRACE * 1000, *arguments]
+                keys=keys, args=[self.name, _GRACE * 1000, *arguments]
             )
+
+
+def expect(members: Iterable[GroupMember]) -> None:
+    """Announce these messages in one step: those of later changes wait for them. Raises CacheAwayError."""
+    announced = list(members)
+    if not announced:
+        return
+    with cache.errors_translated():
+        cache.client().register_script(_EXPECT)(
+            keys=[*(key for each in announced for key in each.keys), CLOCK],
+            args=[*(each.name for each in announced), _GRACE * 1000],
+        )
 
 
 @contextmanager
@@ -182,6 +252,10 @@ def in_group_order(member: GroupMember, task: Task[Any, Any]) -> Iterator[None]:
         member.release()
         raise
     member.release()
+
+
+def _not_yet(milliseconds: int) -> NotYetError:
+    return NotYetError("Earlier messages, or the rate limit, come first.", after=milliseconds / 1000)
 
 
 def _milliseconds_between(rate: float) -> int:

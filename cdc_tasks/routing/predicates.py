@@ -23,6 +23,11 @@ class _Changed:
                 return True
         return False
 
+    @property
+    def without_old_values(self) -> str:
+        """When it fires if the source does not send old values, for `check`."""
+        return "at every UPDATE"
+
     def __repr__(self) -> str:
         return f"changed({', '.join(map(repr, self.columns))})"
 
@@ -36,6 +41,11 @@ class _Became:
         (column,) = self.columns
         after = change.after
         return after is not None and after.get(column) == self.value and change.changed(column) is not False
+
+    @property
+    def without_old_values(self) -> str:
+        """When it fires if the source does not send old values, for `check`."""
+        return f"at every UPDATE of a row whose {self.columns[0]} is {self.value!r} then, new or not"
 
     def __repr__(self) -> str:
         return f"became({self.columns[0]!r}, {self.value!r})"
@@ -57,7 +67,7 @@ def became(column: str, value: Any) -> When:
     """Fire if `column` now has this value and had another one, or if the row is new.
 
     `value` is compared with what a task would receive: `numeric` and timestamps are str, arrays are lists. If the old
-    value is unknown, it fires, as `changed` does.
+    value is unknown, it fires at every UPDATE of a row that has this value.
     """
     if not _is_name(column):
         raise TypeError(f"became({column!r}, …) needs the name of a column, e.g. became('status', 'closed')")

@@ -247,9 +247,10 @@ class BinlogRouter:
 
         With `coalesce`, changes with equal arguments fire one task. With `batch`, one task gets a list of up to that
         many changes, lists of `args`, or dicts of `kwargs`. `queue`, `countdown`, `priority` and `expires` are
-        Celery's; the times are in seconds, from when the task is sent. `on_full` says what
-        happens while the queue is longer than CDC_MAX_QUEUE: "pause" makes the listener wait, with all routes; "grow"
-        lets the queue grow; "set_aside" keeps this route's messages in order beside the queue, up to
+        Celery's; the times are in seconds, from when the task is sent.
+
+        `on_full` says what happens while the queue is longer than CDC_MAX_QUEUE: "pause" makes the listener wait, with
+        all routes; "grow" lets the queue grow; "set_aside" keeps this route's messages in order beside the queue, up to
         CDC_MAX_SET_ASIDE, and the other routes go on.
 
         Raises RouteError, with the wrong value and a hint.

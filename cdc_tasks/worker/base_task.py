@@ -1,63 +1,85 @@
-"""The base class of every task: retries as `cdc_tasks.retry` decides, and keeps a dead letter when it gives up."""
+"""What a task does besides its own work: retries as `cdc_tasks.retry` decides, and a dead letter when it gives up.
+
+`cdc_tasks.install` gives this to each task of an app, whatever its base class is: `RetryingRegistry` puts `Retrying` in
+front of the bases of the task's class.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 import celery
 import structlog
+from celery.app.registry import TaskRegistry
 from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
+from celery.worker.request import Request
+from kombu.utils.imports import symbol_by_name
 
 from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.queues import queue_of_key
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.retry import MAX_RETRIES, BrokerBlockedError, TryAgain, may_retry, seconds_to_wait
 from cdc_tasks.worker import poison
-from cdc_tasks.worker.redacted_args import redacted
+from cdc_tasks.worker.redacted_args import holds_change, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RetryingTask"]
+__all__ = ["Retrying", "RetryingRegistry", "RetryingTask", "max_retries_of"]
 
 log = structlog.get_logger()
 
 _PAUSE = 1.0  # seconds before a task goes back to its queue, which limits the loop
+_CELERYS: Final = celery.Task
 
 
-class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
-    """Retries `TryAgain` with back-off; any other error ends the task with a dead letter."""
+class Retrying:
+    """A mixin, before Celery's task in a class's bases.
 
-    max_retries = MAX_RETRIES
-    default_retry_delay = 10  # seconds, after a worker has died
-    Request = "cdc_tasks.worker.poison:BoundedRequest"
+    Retries `TryAgain` with back-off. Any other error ends the task with a dead letter.
+    """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            with poison.count_crashes(self.request):
-                return self.run(*args, **kwargs)
+            with poison.count_crashes(self.request, self.app):
+                return self._run_it(*args, **kwargs)
         except TaskPredicate:  # a retry or a rejection that the task itself has raised
             raise
         except Exception as error:  # a task may raise anything: it is retried, or raised again
             if self.request.called_directly or self.request.is_eager:
                 raise
-            if isinstance(error, TryAgain) and may_retry(error, self.request, self.max_retries):
+            parts = parts_of(self.app) or NO_PARTS
+            if (
+                parts.retries
+                and isinstance(error, TryAgain)
+                and may_retry(error, self.request, max_retries_of(self))
+            ):
                 raise self._retry_later(error) from error
-            self._give_up(error)
+            if parts.dead_letters:
+                self._give_up(error)
             raise
 
-    def _give_up(self, error: Exception) -> None:
+    def _run_it(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the task as Celery would: with the `__call__` of its own base class, if that has one."""
+        theirs = super().__call__  # type: ignore[misc]  # Celery's task's
+        if theirs.__func__ is _CELERYS.__call__:
+            return self.run(*args, **kwargs)
+        return theirs(*args, **kwargs)
+
+    def _give_up(self: Any, error: Exception) -> None:
         """Keep a dead letter; if that fails now, retry the task, so that it is not lost."""
         try:
             dead_letters.keep(dead_letters.letter_of(self.name, self.request, error))
         except CacheAwayError as away:
             raise self._retry_later(away, counts=False) from error
 
-    def _retry_later(self, error: TryAgain, *, counts: bool = True) -> Retry | Reject | Ignore:
+    def _retry_later(self: Any, error: TryAgain, *, counts: bool = True) -> Retry | Reject | Ignore:
         request = self.request
         wait = seconds_to_wait(error, request.retries)
         headers = dict(request.headers or {})
@@ -71,20 +93,20 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         if not (counts and error.counts):
             request.update(retries=request.retries - 1)  # Celery adds one
         try:
-            self.retry(exc=error, countdown=wait, headers=headers)
+            self.retry(exc=error, countdown=wait, headers=headers, max_retries=max_retries_of(self))
         except Retry as retry:
             return retry
         except Reject as rejected:
             if isinstance(rejected.args[0], BrokerBlockedError):
                 with contextlib.suppress(CacheAwayError):
-                    return self._defer(wait, headers)
+                    return self._defer(wait, headers)  # type: ignore[no-any-return]  # `self` is Any
             # The broker did not take the retry. Celery would drop the task; here it stays in the queue.
             log.warning("retry_not_taken", of_task=self.name, error=repr(rejected.args[0]))
             time.sleep(_PAUSE)
             return Reject("the broker did not take the retry", requeue=True)
         raise AssertionError("Task.retry raises")  # pragma: no cover
 
-    def _defer(self, wait: float, headers: Mapping[str, Any]) -> Ignore:
+    def _defer(self: Any, wait: float, headers: Mapping[str, Any]) -> Ignore:
         from cdc_tasks.worker.deferred_retries import defer
 
         request = self.request
@@ -92,7 +114,7 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
         return defer(retry, wait=wait)
 
     def signature_from_request(
-        self,
+        self: Any,
         request: Any = None,
         args: Any = None,
         kwargs: Any = None,
@@ -101,14 +123,74 @@ class RetryingTask(celery.Task):  # type: ignore[type-arg]  # generic in Celery'
     ) -> Any:
         """Return the signature of a retry, for the queue that the task came from; Celery's follows `task_routes`."""
         info = (self.request if request is None else request).delivery_info or {}
-        queue = queue or queue_of_key(self.app, info.get("routing_key"))
-        return super().signature_from_request(request, args, kwargs, queue, **options)
+        queue = queue or queue_of_key(self.app, info.get("routing_key"), exchange=info.get("exchange"))
+        return super().signature_from_request(request, args, kwargs, queue, **options)  # type: ignore[misc]
+
+    def apply_async(
+        self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Send the task; Flower shows which change is in its arguments, but no row."""
+        if options.get("headers") or options.get("countdown"):
+            options["headers"] = with_countdown(options.get("headers"), options.get("countdown"))
+        if holds_change(args) or holds_change(kwargs):
+            options.setdefault("argsrepr", redacted(args or ()))
+            options.setdefault("kwargsrepr", redacted(kwargs or {}))
+        return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
+
+
+class RetryingTask(Retrying, celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
+    """The base class of cdc-tasks' own tasks, and of the tasks of its own app."""
+
+    max_retries = MAX_RETRIES
+    default_retry_delay = 10  # seconds, after a worker has died
+    Request = "cdc_tasks.worker.poison:BoundedRequest"
+    hides_mappings = True  # in Flower and `celery inspect`: they may hold rows
 
     def apply_async(  # type: ignore[override]  # the stubs name each option
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Send the task; Flower shows which change is in its arguments, but no row."""
-        options["headers"] = with_countdown(options.get("headers"), options.get("countdown"))
+        """Send the task; Flower shows no row, and no other mapping's values either."""
         options.setdefault("argsrepr", redacted(args or ()))
         options.setdefault("kwargsrepr", redacted(kwargs or {}))
         return super().apply_async(args, kwargs, **options)
+
+
+def max_retries_of(task: Any) -> int | None:
+    """Return how often a task is retried after `TryAgain`: its own `max_retries`, else MAX_RETRIES."""
+    says_so = any("max_retries" in vars(each) for each in type(task).__mro__ if each is not _CELERYS)
+    own: int | None = task.max_retries
+    return own if says_so else MAX_RETRIES
+
+
+# --- How each task of an app gets it --------------------------------------------------------------------
+
+
+class RetryingRegistry(TaskRegistry):
+    """An app's tasks; each becomes `Retrying` as it is registered."""
+
+    def __setitem__(self, name: str, task: Any) -> None:
+        make_retrying(task)
+        super().__setitem__(name, task)
+
+
+def make_retrying(task: Any) -> None:
+    """Put `Retrying` in front of the bases of a task's class, unless it is there."""
+    kind = type(task)
+    if not issubclass(kind, Retrying):
+        task.__class__ = _retrying(kind)
+
+
+def _retrying(kind: Any) -> Any:
+    names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "Request": _request_of(kind.Request)}
+    return type(kind.__name__, (Retrying, kind), names)
+
+
+@cache
+def _request_of(given: Any) -> Any:
+    """Return the class of a task's requests in the worker: ours, in front of the task's own if it has one."""
+    theirs = symbol_by_name(given)
+    if issubclass(theirs, poison.BoundedRequest):
+        return theirs
+    if theirs is Request:
+        return poison.BoundedRequest
+    return type(theirs.__name__, (poison.BoundedRequest, theirs), {"__module__": theirs.__module__})

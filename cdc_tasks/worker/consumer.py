@@ -32,6 +32,7 @@ from cdc_tasks.dead_letters.malformed_messages import (
     keep_malformed,
 )
 from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.worker.deferred_retries import send_when_unblocked
 from cdc_tasks.worker.old_queues import leave_if_foreign
 
@@ -55,15 +56,18 @@ class Consumer(CeleryConsumer):
     connection_errors: Any
     event_dispatcher: Any
     hub: Any
-    old_queues: Any  # set by `OldQueues`
+    old_queues: Any = None  # set by `OldQueues`
     task_consumer: Any
     strategies: Any
 
     def on_ready(self) -> None:
         """Start as Celery does, and then send the retries that waited for a broker alarm to end."""
         super().on_ready()
-        if self.hub is not None and self.connection.transport.driver_type == "amqp":
-            send_when_unblocked(self.hub)
+        parts = parts_of(self.app) or NO_PARTS
+        if self.hub is None or self.connection.transport.driver_type != "amqp":
+            return
+        if parts.retries and parts.transport:
+            send_when_unblocked(self.hub, self.app)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return the function that takes a message: Celery's, after a check that the message is a task's."""

@@ -15,15 +15,17 @@ from celery.exceptions import Ignore
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import cache
-from cdc_tasks.celery import app
+from cdc_tasks.installed import current_app, is_foreign
 from cdc_tasks.retry import BrokerBlockedError
 
 if TYPE_CHECKING:
-    from celery import Signature
+    from celery import Celery, Signature
 
-__all__ = ["defer", "send_deferred_retries", "send_when_unblocked"]
+__all__ = ["SEND", "defer", "send_deferred_retries", "send_when_unblocked"]
 
 log = structlog.get_logger()
+
+SEND = "cdc_tasks.send_held_retries"  # the name of the task
 
 _KEY = "cdc:held-retries"  # a hash: task id, the retry
 _LOCK_TIMEOUT = 60  # seconds that one worker has to send them; then another may try
@@ -41,7 +43,6 @@ def defer(retry: Signature[Any], *, wait: float) -> Ignore:
     return Ignore("RabbitMQ does not take the retry now: it is kept in Redis.")
 
 
-@app.task(name="cdc_tasks.send_held_retries")
 def send_deferred_retries() -> None:
     """Send the deferred retries, unless another worker is sending them."""
     with cache.errors_translated():
@@ -58,28 +59,32 @@ def send_deferred_retries() -> None:
 
 
 def _send(entry: dict[str, Any]) -> None:
-    app.signature(entry["retry"]).apply_async(countdown=entry["wait"])
+    current_app().signature(entry["retry"]).apply_async(countdown=entry["wait"])
 
 
-def send_when_unblocked(hub: Any) -> None:
-    """Send the deferred retries now and after each alarm of RabbitMQ; `hub` is the worker's event loop."""
+def send_when_unblocked(hub: Any, app: Celery) -> None:
+    """Send the deferred retries now and after each alarm of RabbitMQ; `hub` is the worker's event loop.
+
+    They are sent by a task: in an app of somebody else's it goes to the first queue that this worker takes from.
+    """
     from cdc_tasks.broker.rabbitmq import transport
 
     owner = os.getpid()
 
     def ask() -> None:
         if os.getpid() == owner:  # not in a process of the pool
-            hub.call_soon(_ask)
+            hub.call_soon(_ask, app)
 
     transport.after_unblocked[:] = [ask]
     ask()
 
 
-def _ask() -> None:
+def _ask(app: Celery) -> None:
     try:
         # Not from the pool: its connection may be as dead as the lost one.
         with app.connection_for_write() as connection:
-            options: dict[str, Any] = {"retry": False, "connection": connection}
-            send_deferred_retries.apply_async(**options)
+            queue = next(iter(app.amqp.queues.consume_from)) if is_foreign(app) else None
+            options: dict[str, Any] = {"retry": False, "connection": connection, "queue": queue}
+            app.tasks[SEND].apply_async(**options)
     except (BrokerBlockedError, OperationalError) as error:
         log.warning("deferred_retries_wait", error=repr(error))

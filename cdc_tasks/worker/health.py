@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from celery import signals
@@ -15,15 +15,18 @@ from kombu.exceptions import OperationalError
 from cdc_tasks import cache
 from cdc_tasks.broker.queues import queue_name
 from cdc_tasks.broker.redis.wake_up import NO_WAKE_UP
-from cdc_tasks.celery import app
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import NO_PARTS, current_app, parts_of
+from cdc_tasks.words import counted
 from cdc_tasks.worker import parked_counts, waiting_counts
 
 if TYPE_CHECKING:
     import celery
 
-__all__ = ["Health", "NotWellError", "answer_health", "check", "own_worker"]
+__all__ = ["ANSWER", "Health", "NotWellError", "answer_health", "check", "own_worker"]
+
+ANSWER: Final = "cdc_tasks.answer_health"  # the name of the task
 
 _EXPIRES = 60  # seconds until RabbitMQ deletes the queue of a worker that does not exist
 
@@ -43,7 +46,6 @@ class NotWellError(CDCError):
     """No worker answered."""
 
 
-@app.task(name="cdc_tasks.answer_health", bind=True)
 def answer_health(self: celery.Task[Any, Any], question: str) -> None:
     """Answer a health check."""
     with cache.errors_translated(), cache.client().pipeline() as pipeline:
@@ -78,10 +80,11 @@ def own_worker() -> str:
 @signals.celeryd_after_setup.connect
 def _listen_to_questions(sender: str, instance: Any, **_: Any) -> None:
     """Give each worker its own queue, whatever its `-Q` is, so that no other worker answers for it."""
-    instance.app.amqp.queues.select_add(_queue(sender))
+    if (parts_of(instance.app) or NO_PARTS).health:
+        instance.app.amqp.queues.select_add(_queue(instance.app, sender))
 
 
-def _queue(worker: str) -> Queue:
+def _queue(app: celery.Celery, worker: str) -> Queue:
     """Return a worker's queue for health checks, on the exchange of its other queues if they share one."""
     name = queue_name(f"health.{worker}")
     other = next(iter(app.amqp.queues.values()))
@@ -104,9 +107,10 @@ def _queue(worker: str) -> Queue:
 
 
 def _ask(worker: str | None, question: str, timeout: float) -> None:
-    where: Any = {} if worker is None else {"queue": _queue(worker)}
+    app = current_app()
+    where: Any = {} if worker is None else {"queue": _queue(app, worker)}
     try:
-        answer_health.apply_async((question,), expires=timeout, retry=False, **where)
+        app.send_task(ANSWER, (question,), expires=timeout, retry=False, ignore_result=True, **where)
     except OperationalError as error:
         raise NotWellError(
             f"The broker did not take a task: {error}",
@@ -126,12 +130,12 @@ def _wait(question: str, deadline: float) -> str | None:
 def _no_answer(worker: str | None, timeout: float) -> NotWellError:
     if worker is None:
         return NotWellError(
-            f"No worker has answered for {timeout:g} seconds.",
+            f"No worker has answered for {counted(timeout, 'second')}.",
             hint="start one: celery -A cdc_tasks worker. If there are some, they are busy, or hang: "
             "celery -A cdc_tasks inspect active",
         )
     return NotWellError(
-        f"{worker} has not answered for {timeout:g} seconds.",
+        f"{worker} has not answered for {counted(timeout, 'second')}.",
         hint=f"is that its name? celery -A cdc_tasks status. What is it at? celery -A cdc_tasks inspect active "
         f"-d {worker}. If it hangs, restart it: its tasks come back",
     )

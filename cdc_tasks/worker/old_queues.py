@@ -157,7 +157,7 @@ def leave_if_foreign(consumer: Any, message: Any) -> bool:
 
     Return whether that is so.
     """
-    name = _came_from(consumer, message)
+    name = None if consumer.old_queues is None else _came_from(consumer, message)
     if name is None:
         return False
     consumer.old_queues.leave(consumer, name, message)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import redis
 
-from cdc_tasks import cache
+from cdc_tasks import cache, environment
+from cdc_tasks.installed import current_app
 
 __all__ = ["counts"]
 
@@ -14,11 +15,11 @@ def counts() -> dict[str, int]:
 
     The changes are in the broker if it is Redis, else in CACHE_URL.
     """
-    from cdc_tasks.celery import app
-
-    with app.connection_for_read() as connection, cache.errors_translated():
+    broker = environment.variable("CELERY_BROKER_URL")
+    with current_app().connection_for_read() as connection, cache.errors_translated(broker):
         if connection.transport.driver_type != "redis":
-            return _counts(cache.client())
+            with cache.errors_translated():
+                return _counts(cache.client())
         # No long retry: a person or Flower waits for the answer.
         connection.ensure_connection(
             max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False

@@ -21,14 +21,15 @@ from cdc_tasks import cache
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.retry import MAX_PROCESS_CRASHES, MAX_WORKER_CRASHES
-from cdc_tasks.worker.redacted_args import redacted
+from cdc_tasks.worker.redacted_args import holds_change, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from billiard.einfo import ExceptionInfo
-    from celery.app.task import Context
+    from celery import Celery
 
 __all__ = ["KILLS", "BoundedRequest", "KilledWorkersError", "count_crashes"]
 
@@ -43,8 +44,14 @@ class KilledWorkersError(CDCError):
 
 
 @contextmanager
-def count_crashes(request: Context) -> Iterator[None]:
-    """Count the runs of a redelivered task that have not ended; raise KilledWorkersError or CacheAwayError."""
+def count_crashes(request: Context, app: Celery) -> Iterator[None]:
+    """Count the runs of a redelivered task that have not ended; raise KilledWorkersError or CacheAwayError.
+
+    It counts nothing in an app without dead letters.
+    """
+    if not _keeps_letters(app):
+        yield
+        return
     if int((request.headers or {}).get(KILLS, 0)) >= MAX_PROCESS_CRASHES:
         raise KilledWorkersError
     if request.called_directly or not (request.delivery_info or {}).get("redelivered"):
@@ -79,10 +86,15 @@ class BoundedRequest(Request):
     def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002  # Celery's signature
         """Return what `celery inspect` and Flower show of a task that runs or waits: never a row."""
         arguments, keywords = self._args, self._kwargs  # type: ignore[attr-defined]  # the stubs name public things only
-        return {**super().info(safe), "args": redacted(arguments or ()), "kwargs": redacted(keywords or {})}
+        shown: Any = super().info(safe)
+        if getattr(self.task, "hides_mappings", False) or holds_change(arguments) or holds_change(keywords):
+            return {**shown, "args": redacted(arguments or ()), "kwargs": redacted(keywords or {})}
+        return shown
 
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
-        context: Context = self._context  # type: ignore[attr-defined]  # the stubs name public things only
+        if not _keeps_letters(self.app):
+            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the stubs name public things only
+        context: Context = self._context  # type: ignore[attr-defined]  # the same
         kills = int((context.headers or {}).get(KILLS, 0)) + 1
         if kills < MAX_PROCESS_CRASHES or not _kept(self.task_name, context, exc, exc_info):
             attempt = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "error": repr(exc)}
@@ -91,6 +103,10 @@ class BoundedRequest(Request):
         self.acknowledge()
         self.send_event("task-failed", exception=repr(exc), traceback=str(exc_info.traceback))
         return True
+
+
+def _keeps_letters(app: Any) -> bool:
+    return (parts_of(app) or NO_PARTS).dead_letters
 
 
 def _kept(name: str, context: Context, error: Exception, trace: Any) -> bool:
@@ -108,7 +124,7 @@ def _keep_what_was_killed(sender: Any, exception: Exception, task_id: str, **mor
 
     The task's own process could not keep one.
     """
-    if isinstance(exception, TimeLimitExceeded | WorkerLostError):
+    if isinstance(exception, TimeLimitExceeded | WorkerLostError) and _keeps_letters(sender.app):
         failed = Context(id=task_id, args=more["args"], kwargs=more["kwargs"])
         context = sender.request if sender.request.id else failed
         _kept(sender.name, context, exception, more["einfo"])

@@ -7,7 +7,9 @@ from typing import Any
 
 from celery.utils.saferepr import saferepr
 
-__all__ = ["redacted"]
+from cdc_tasks.words import counted
+
+__all__ = ["holds_change", "redacted"]
 
 
 def redacted(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
@@ -17,9 +19,15 @@ def redacted(arguments: Sequence[Any] | Mapping[str, Any]) -> str:
     return saferepr(tuple(_shown(value) for value in arguments))
 
 
+def holds_change(arguments: Sequence[Any] | Mapping[str, Any] | None) -> bool:
+    """Return whether one of a task's arguments is a change, or a list of changes."""
+    values = arguments.values() if isinstance(arguments, Mapping) else arguments or ()
+    return any(_is_change(each[0] if isinstance(each, list) and each else each) for each in values)
+
+
 def _shown(value: Any) -> Any:
     if isinstance(value, list) and value and all(_is_change(each) for each in value):
-        return f"<{len(value)} changes of {value[0]['schema']}.{value[0]['table']}, first {value[0]['id']}>"
+        return f"<{counted(len(value), 'change')} of {value[0]['schema']}.{value[0]['table']}, first {value[0]['id']}>"
     if _is_change(value):
         return f"<{value['event']} of {value['schema']}.{value['table']}, {value['id']}>"
     if isinstance(value, dict):

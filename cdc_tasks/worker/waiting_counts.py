@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import redis
 
-from cdc_tasks import cache
+from cdc_tasks import cache, environment
 from cdc_tasks.broker.redis.later import waiting
+from cdc_tasks.installed import current_app
 
 __all__ = ["counts"]
 
@@ -15,9 +16,8 @@ def counts() -> dict[str, int]:
 
     On RabbitMQ the result is empty: RabbitMQ counts them itself.
     """
-    from cdc_tasks.celery import app
-
-    with app.connection_for_read() as connection, cache.errors_translated():
+    broker = environment.variable("CELERY_BROKER_URL")
+    with current_app().connection_for_read() as connection, cache.errors_translated(broker):
         if connection.transport.driver_type != "redis":
             return {}
         # No long retry: a person or Flower waits for the answer.

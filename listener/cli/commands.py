@@ -13,13 +13,16 @@ from typing import Annotated, Literal
 import structlog
 import typer
 
-from cdc_tasks import logs
+from cdc_tasks import command_line, logs
+from cdc_tasks.command_line import Version, print_json
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.variables import unknown_variables
 from listener.cli import parked as parked_commands
+from listener.cli.init import init
 from listener.cli.output import (
     describe_route,
     describe_status,
-    print_json,
     show_findings,
     show_routes,
     show_status,
@@ -29,6 +32,7 @@ from listener.daemon.lag_alarm import LagAlarm
 from listener.daemon.load_routes import load_router
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
+from listener.daemon.start_findings import NO_ROUTES, find_in_routes, find_in_variables
 from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status
 
 __all__ = ["cli", "main"]
@@ -47,17 +51,17 @@ cli = typer.Typer(
     help=f"{__doc__} Without a command it runs.",
     epilog=_variables(),
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
 cli.add_typer(parked_commands.cli, name="parked")
+cli.command()(init)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 @cli.callback()
-def start(context: typer.Context) -> None:
+def start(context: typer.Context, *, _version: Version = False) -> None:
     if context.invoked_subcommand is None:
         run()
 
@@ -84,22 +88,33 @@ def run(
 ) -> None:
     """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends."""
     log_settings = load(LogSettings)
-    logs.configure(
-        json=json_logs or log_settings.cdc_log_format == "json", level=log_level or log_settings.cdc_log_level
-    )
+    is_json = json_logs or log_settings.cdc_log_format == "json"
+    logs.configure(json=is_json, level=log_level or log_settings.cdc_log_level)
+    is_started = False
     try:
         settings = load(ListenerSettings)
         router = load_router(settings.cdc_routes, settings.source_url)
         listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
+        is_started = True
         _stop_on_signals(listener)
         _collect_seldom()
+        _warn(router)
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
         with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
             listener.run()
     except CDCError as error:
+        if not (is_started or is_json):
+            raise  # a person gets it as from `check`
         log.error("failed", code=error.code, error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
         raise typer.Exit(1) from error
     log.info("stopped", name=settings.cdc_name)
+
+
+def _warn(router: BinlogRouter) -> None:
+    for variable, hint in unknown_variables().items():
+        log.warning("unknown_variable", variable=variable, hint=hint)
+    if not router.routes:
+        log.warning("no_routes", hint=NO_ROUTES)
 
 
 def _collect_seldom() -> None:
@@ -132,12 +147,15 @@ def check(*, as_json: AsJSON = False) -> None:
 
 
 def _findings(settings: ListenerSettings) -> Iterator[Finding]:
+    yield from find_in_variables()
     try:
         router = load_router(settings.cdc_routes, settings.source_url)
     except CDCError as error:
         yield finding_from("routes", error)
         return
-    yield from check_everything(settings, router)
+    found = list(check_everything(settings, router))
+    yield from find_in_routes(settings, router, found)
+    yield from found
 
 
 @cli.command()
@@ -147,8 +165,10 @@ def routes(*, as_json: AsJSON = False) -> None:
     router = load_router(settings.cdc_routes, settings.source_url)
     if as_json:
         print_json([describe_route(route) for route in router.routes])
-    else:
-        show_routes(router.routes)
+        return
+    show_routes(router.routes)
+    if not router.routes:
+        typer.echo(f"CDC_ROUTES={settings.cdc_routes} has no routes. {NO_ROUTES}", err=True)
 
 
 @cli.command()
@@ -164,11 +184,7 @@ def status(*, as_json: AsJSON = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; a CDCError is printed as its message and hint."""
+    """Run the command line; an error is printed as its message and hint, or as JSON."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does: routes are often there
-    try:
-        cli()
-    except CDCError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
-        sys.exit(1)
+    command_line.run(cli, program="cdc-listener")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from cdc_tasks.changes import EventType
 from cdc_tasks.routing.arguments import ColumnArgs
 from cdc_tasks.routing.router import Route
+from cdc_tasks.words import counted
 from listener.core.findings import Finding, State
 from listener.daemon.status import Status
 from listener.publish.parked import ParkedChange
@@ -20,7 +20,6 @@ from listener.publish.parked import ParkedChange
 __all__ = [
     "describe_route",
     "describe_status",
-    "print_json",
     "show_findings",
     "show_parked",
     "show_routes",
@@ -28,11 +27,6 @@ __all__ = [
 ]
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red"}
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output."""
-    print(json.dumps(value, indent=2, default=str))  # noqa: T201 - this is the command's result
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
@@ -49,7 +43,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
             console.print(f"[{colour}]{escape(each.what)}[/{colour}]: {escape(each.found)}", soft_wrap=True)
             console.print(f"{_indented(each.hint)}\n", markup=False, highlight=False, soft_wrap=True)
     problems = sum(each.state is State.PROBLEM for each in findings)
-    console.print(f"{problems} problem(s): not ready." if problems else "Ready.")
+    console.print(f"{counted(problems, 'problem')}: not ready." if problems else "Ready.")
 
 
 def _indented(text: str) -> str:

@@ -13,13 +13,14 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from cdc_tasks.changes import position_key
+from cdc_tasks.command_line import print_json
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
-from listener.cli.output import print_json, show_parked
+from listener.cli.output import show_parked
 from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.daemon.load_routes import load_router
 from listener.daemon.settings import ListenerSettings, load
-from listener.daemon.wiring import celery_app, checkpoint_store
+from listener.daemon.wiring import STORE_AWAY, celery_app, checkpoint_store
 from listener.publish.parked import ParkedChange, parked_key, parse_parked
 from listener.publish.redis.connection import Command, RedisConnection
 from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
@@ -85,6 +86,10 @@ def _opened(settings: ListenerSettings) -> Iterator[_Store]:
     redis = checkpoint_store(settings)
     try:
         yield _Store(redis, settings.cdc_name)
+    except BrokerAwayError as error:
+        if error.hint:
+            raise
+        raise BrokerAwayError(error.message, hint=STORE_AWAY) from error
     finally:
         redis.close()
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
+from cdc_tasks.words import counted
 from listener.core.source import Saved
 from listener.core.source_status import Reader, SourceStatus
 from listener.publish.parked import parked_key
@@ -91,18 +92,17 @@ class Status:
         for gap in source.gaps:
             yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
         if pause := self.saved.pause:
-            more = f"{pause.longest_queue:,} tasks, more than {pause.setting}={pause.max_queue}"
+            more = f"{counted(pause.longest_queue, 'task')}, more than {pause.setting}={pause.max_queue}"
             yield (
                 "paused",
                 f"paused since {pause.since}: a queue has {more}: start more workers, or raise {pause.setting}",
             )
         for queue, count in self.saved.set_aside.items():
-            yield (
-                "set_aside",
-                f"{count:,} tasks wait beside the queue {queue}, which is full: start more workers",
-            )
+            waiting = counted(count, "task waits", "tasks wait")
+            yield "set_aside", f"{waiting} beside the queue {queue}, which is full: start more workers"
         if self.saved.parked:
-            yield "parked", f"{self.saved.parked} changes are parked: python -m listener parked list"
+            parked = counted(self.saved.parked, "change is parked", "changes are parked")
+            yield "parked", f"{parked}: python -m listener parked list"
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from celery import Celery
 
@@ -10,18 +11,22 @@ from cdc_tasks.config import settings_module
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.settings import SettingsError
+from cdc_tasks.user_code import mistake
+from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
-from listener.daemon.database_url import DatabaseType
+from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
+from listener.mysql import existing_tables as mysql_tables
 from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
+from listener.postgres import existing_tables as postgres_tables
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
@@ -32,13 +37,19 @@ from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
 
 __all__ = [
+    "STORE_AWAY",
     "celery_app",
     "check_everything",
     "checkpoint_store",
     "make_listener",
+    "read_existing_tables",
     "read_source_status",
     "read_status",
 ]
+
+
+# The checkpoint is in the broker if that is Redis.
+STORE_AWAY: Final = "Start it, or correct CELERY_BROKER_URL (CACHE_URL, if the broker is not Redis)."
 
 
 def celery_app(settings: ListenerSettings) -> Celery:
@@ -47,9 +58,11 @@ def celery_app(settings: ListenerSettings) -> Celery:
     module = settings.celery_config_module or settings_module()
     try:
         app.config_from_object(module, force=True)
-    except ImportError as error:
+    except CDCError:
+        raise
+    except Exception as error:
         raise SettingsError(
-            f"CELERY_CONFIG_MODULE={module} cannot be imported: {error}.",
+            f"CELERY_CONFIG_MODULE={module} cannot be imported: {mistake(error)}",
             hint="Write a module that starts with: from cdc_tasks.config.celery import *",
             code="celery_config_module",
         ) from error
@@ -171,6 +184,15 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
 
 
+def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[ExistingTable]]:
+    """Return the schema of the application's tables, and the tables that are there; raises CDCError."""
+    url = settings.database_url.get_secret_value()
+    home = home_schema(url)
+    if settings.database_type is DatabaseType.MYSQL:
+        return home, mysql_tables.read_existing_tables(url, home)
+    return home, postgres_tables.read_existing_tables(url)
+
+
 def _saved(settings: ListenerSettings) -> SavedPosition:
     """Return what is saved, nothing if the broker is away: another finding says so."""
     try:
@@ -194,7 +216,7 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
     try:
         saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except BrokerAwayError as error:
-        raise BrokerAwayError(error.message, hint="Start it, or correct CELERY_BROKER_URL.") from error
+        raise BrokerAwayError(error.message, hint=STORE_AWAY) from error
     return Status(
         name=settings.cdc_name,
         source=read_source_status(settings, router, saved.position, saved.notes),

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
+from cdc_tasks.words import counted
 from listener.core.findings import Finding, State, finding_from
 from listener.mysql.client.connection import Connection, account, connect, fetch
 from listener.mysql.client.server import Server, current_position, read_server, replicas
@@ -17,6 +18,7 @@ from listener.mysql.log.position import BinlogPosition
 from listener.mysql.start.gaps import find_gap
 from listener.mysql.start.start_position import read_log
 from listener.mysql.stream import replica_uuid
+from listener.mysql.tables.old_values import find_in_old_values
 from listener.mysql.tables.table_description import selected_tables
 
 __all__ = ["check_mysql", "find_in_grants", "find_in_server", "find_in_tables"]
@@ -38,6 +40,9 @@ def check_mysql(
             yield from find_in_server(server)
             yield from find_in_grants(connection)
             yield from find_in_tables(connection, routes)
+            yield from find_in_old_values(
+                connection, routes, server.variable("binlog_row_image"), mariadb=server.is_mariadb
+            )
             if server.variable("log_bin") == "ON":
                 yield _server_id(connection, server, name, server_id)
                 yield _checkpoint(url, connection, server, checkpoint)
@@ -246,7 +251,7 @@ def _retention(server: Server) -> Finding:
         return _finding("log_retention", "until it is purged by hand", what="log retention")
     return _finding(
         "log_retention",
-        f"{seconds / 3600:g} hours: a listener that is stopped for longer misses changes",
+        f"{counted(seconds / 3600, 'hour')}: a listener that is stopped for longer misses changes",
         State.WARNING if seconds < _SHORT_RETENTION else State.OK,
         _setting(server, "binlog_expire_logs_seconds", "604800")
         if server.variable("binlog_expire_logs_seconds")
@@ -256,7 +261,7 @@ def _retention(server: Server) -> Finding:
 
 
 def _missing_columns(route: Route, tables: Iterable[set[str]]) -> list[str]:
-    wanted = set(route.columns or ())
+    wanted = {*(route.columns or ()), *getattr(route.when, "columns", ())}
     for columns in tables:
         wanted -= columns
     return sorted(wanted)

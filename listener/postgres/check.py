@@ -12,6 +12,7 @@ from psycopg2.sql import Literal
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
+from cdc_tasks.words import counted
 from listener.core.findings import Finding, State, finding_from
 from listener.core.source import Saved, SourceLostError
 from listener.postgres.client.connection import (
@@ -220,7 +221,7 @@ def _check_publication(connection: Connection, wanted: Requirements, survey: Sur
     )
     is_well = partial(Finding, what=what, code="publication")
     if found == plan:
-        return is_well(found=f"has what the routes need: {len(plan.tables)} tables")
+        return is_well(found=f"has what the routes need: {counted(len(plan.tables), 'table')}")
     if found is not None and found.suffices_for(plan):
         return is_well(found="has what the routes need, and more")
     obstacle = _obstacle(connection, wanted, selected, exists=found is not None)

@@ -17,6 +17,7 @@ from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import PAUSE, Route
+from cdc_tasks.words import counted
 from listener.core.findings import CloseNames, Finding, State, finding_from
 from listener.core.publisher import BrokerAwayError
 from listener.publish.bookmark import bookmark_key, read_bookmark
@@ -289,7 +290,11 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
         )
     taken = queues_taken(registered, active, needed)
     if not taken:
-        found = f"none of ours answers, {len(registered)} of others do" if registered else "none answers"
+        found = (
+            f"none of ours answers, {counted(len(registered), 'of others does', 'of others do')}"
+            if registered
+            else "none answers"
+        )
         yield Finding(
             what="workers",
             state=State.WARNING,
@@ -301,7 +306,11 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
     findings = [*_check_tasks(routes, known), *_check_consumers(needed, taken)]
     yield from findings or [
-        Finding(what="workers", code="workers", found=f"{len(registered)} know all tasks of the routes")
+        Finding(
+            what="workers",
+            code="workers",
+            found=counted(len(registered), "knows all tasks of the routes", "know all tasks of the routes"),
+        )
     ]
 
 

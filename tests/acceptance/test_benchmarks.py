@@ -15,6 +15,8 @@ from benchmarks.latency import BINS
 from benchmarks.memory import peak_by_transaction
 from benchmarks.postgres_contenders import ALL
 from benchmarks.postgres_stage import PostgresStage
+from benchmarks.rabbitmq import CONTENDERS as RABBITMQ_CONTENDERS
+from benchmarks.rabbitmq import RabbitMQStage
 from benchmarks.throughput import Rows, measure
 
 
@@ -30,6 +32,11 @@ def test_each_contender_that_needs_no_java_reads_all_its_rows() -> None:
     found = measure(PostgresStage(), contenders, Rows(40_000), 2, _say)
     assert {name: len(each["rates"]) for name, each in found.items()} == {each.name: 2 for each in contenders}
     assert all(rate > 0 for each in found.values() for rate in each["rates"])
+
+
+def test_the_listener_and_a_pipelined_publisher_fill_queues_of_rabbitmq() -> None:
+    found = measure(RabbitMQStage(), RABBITMQ_CONTENDERS, Rows(5_000), 1, _say)
+    assert all(each["rate"] > 0 for each in found.values())
 
 
 def test_the_listener_stays_below_100_mb_whatever_the_size_of_a_transaction() -> None:
@@ -100,6 +107,7 @@ def _results() -> dict[str, Any]:
         "throughput": drained,
         "width": {"narrow": drained, "tickets": drained, "wide": drained},
         "transactions": {"1": drained, "100": drained},
+        "rabbitmq": {"pipelined publisher": drained, "cdc-tasks": drained},
         "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
         "isolation": {"emptied": latency, "blocked": latency},
         "memory": {"peak": {"100": 75.0, "1000000": 76.0}, "idle": 0.1},

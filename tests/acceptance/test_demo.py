@@ -241,7 +241,7 @@ def test_a_change_by_hand_after_the_scenario_is_shown_and_ctrl_c_ends_everything
         with connection, connection.cursor() as cursor:
             cursor.execute("INSERT INTO tickets (title, assigned_to_id) VALUES ('By hand', 2)")
         connection.close()
-        demo.wait_for("Manager: New Ticket: TKT-00023 By hand")
+        demo.wait_for("Manager: New Ticket: TKT-00022 By hand")
 
         demo.process.send_signal(signal.SIGINT)
 

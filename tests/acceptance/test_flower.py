@@ -98,9 +98,11 @@ def test_the_task_of_an_inserted_row_is_seen_with_its_state(system: System) -> N
     )
 
     assert "SUCCESS" in row
+    assert "<public.tickets insert " in row
+    assert "1 message queued" in row
     assert "SUCCESS" in details
     assert "<public.tickets insert " in details
-    assert "messages queued" in details
+    assert "1 message queued" in details
 
 
 def test_a_cache_refresh_triggered_from_flower_takes_effect(system: System) -> None:

@@ -95,7 +95,7 @@ def test_the_master_cache_follows_the_tables(desk: Desk) -> None:
 
     desk.cache.delete("master:roles")
     desk.cache.delete("master:departments")
-    assert "1 rows of roles" in desk.run_command("refresh-cache", "roles").stderr
+    assert "1 row of roles" in desk.run_command("refresh-cache", "roles").stderr
     desk.wait_for_cache("roles", ["Super Admin"])
 
 

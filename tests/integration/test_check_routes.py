@@ -67,6 +67,20 @@ def test_routes_that_need_old_values_get_the_sql_that_puts_them_in_the_log(any_d
     assert [each.state for each in Findings(any_database.url, router).all if each.state is not OK] == []
 
 
+def test_it_is_said_when_became_fires_without_old_values(any_database: Database) -> None:
+    any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY, status text)")
+    router = router_to(("tickets", [INSERT, UPDATE], "id"), when=became("status", "closed"))
+    router.register("public", "tickets", INSERT, "tasks.new", columns=["id"], when=became("status", "new"))
+    found = Findings(any_database.url, router)
+    warnings = [each.found for each in found.all if each.code == "old_values"]
+    told = (
+        "became('status', 'closed') fires at every UPDATE of a row whose status is 'closed' then, new or not"
+    )
+    assert warnings == [f"public.tickets: whether status changed is not in the log: {told}"]
+    any_database.execute("ALTER TABLE tickets REPLICA IDENTITY FULL")
+    assert [each for each in Findings(any_database.url, router).all if each.state is not OK] == []
+
+
 def test_what_a_delete_and_an_old_row_lack_of_the_listed_columns_is_told(any_database: Database) -> None:
     any_database.execute("CREATE TABLE grants (id int PRIMARY KEY, user_id int, note text)")
     router = router_to()

@@ -11,8 +11,8 @@ from kombu import Queue
 
 from listener.core.publisher import BrokerAwayError
 from listener.core.retry import Retry
-from listener.publish.kombu.sender import KombuSender, message_template
-from tests.support.publishing import celery_app, router_to
+from listener.publish.kombu.sender import Delivery, KombuSender
+from tests.support.publishing import celery_app, changes, fire, router_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +29,8 @@ def queue() -> str:
 def sender(rabbitmq_server: RabbitMQServer, queue: str) -> Iterator[KombuSender]:
     """A sender that has sent five messages."""
     app = celery_app(rabbitmq_server.url)
-    render = message_template(app, router_to(queue=queue).routes[0])
     with closing(KombuSender(app, Retry("broker"))) as sender:
-        sender.send({name: render(b"{}", name, ("public", "t", "insert"), "0/1:0") for name in "abcde"})
+        sender.finish(Delivery(fire(router_to(queue=queue), changes(1, 5))))
         assert sender.longest_queue() == 5
         yield sender
 

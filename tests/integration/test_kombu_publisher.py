@@ -149,6 +149,27 @@ def test_a_number_goes_through_as_it_is(rabbitmq_server: RabbitMQServer, broker:
         assert channel.basic_get(queue, no_ack=True).body.startswith("[[1.1, 1180591620717411303424],")
 
 
+def test_messages_of_any_size_and_of_tables_with_any_name_arrive_whole(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    """A body of more than 128 KiB is sent in several frames."""
+    router = router_to(table="*")
+    sizes = [1, 131_000, 131_064, 131_065, 400_000, 1_100_000]
+    events = [
+        change(number * 10_000_000, table=f'100 % of "Ü{number}"', text="x" * size)
+        for number, size in enumerate(sizes, 1)
+    ]
+    with kombu_publisher(rabbitmq_server.url, broker, queue) as publisher:
+        publisher.publish(fire(router, events), checkpoint=position(1))
+    found = drain(rabbitmq_server, queue)
+    assert [len(message["body"][0][0]["after"]["text"]) for message in found] == sizes
+    for message, event in zip(found, events, strict=True):
+        headers = message["application_headers"]
+        assert headers["argsrepr"] == f"<public.{event.table} insert {event.position}>".replace('"', '\\"')
+        assert headers["id"] == headers["root_id"] == message["correlation_id"]
+        assert headers["id"].startswith(event.id)
+
+
 def test_a_batch_arrives_in_its_order_and_outlives_the_broker(
     rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
 ) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pymysql
 import pytest
+
+from listener.mysql.client.connection import connect
+from listener.mysql.tables.old_values import find_in_old_values
+from listener.router import BinlogRouter, became, changed
 
 if TYPE_CHECKING:
     from tests.support.mysql.source import MySQLDatabase, MySQLSource
@@ -80,6 +85,44 @@ def test_columns_of_an_index_on_an_expression_are_not_in_the_rows(mysql_source: 
     source.execute("INSERT INTO t (a) VALUES (1)", "INSERT INTO t () VALUES ()", setting=_MINIMAL)
     source.execute("ALTER TABLE t ADD d int DEFAULT 9", "INSERT INTO t VALUES (2, 2, NULL, 2)")
     assert [each.after for each in source.changes(3)] == [{"a": 1}, {}, {"a": 2, "b": 2, "c": None, "d": 2}]
+
+
+def test_routes_that_compare_what_a_row_image_leaves_out_are_warned_of_and_no_others(
+    source: MySQLSource,
+) -> None:
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, status varchar(9), body text)", "CREATE TABLE keyless (a int)"
+    )
+    router = BinlogRouter()
+    schema = source.database.name
+    router.register(schema, "t", "update", "t.status", when=became("status", "closed"))
+    router.register(schema, "t", "update", "t.body", when=changed("body"))
+    router.register(schema, "t", "update", "t.id", when=changed("id"))
+    router.register(schema, "t", "insert", "t.insert", when=became("status", "closed"))
+    router.register(schema, "keyless", "update", "keyless.a", when=changed("a"))
+    with closing(connect(source.database.url)) as connection:
+        told = {
+            image: [each.what for each in find_in_old_values(connection, router.routes, image)]
+            for image in ("FULL", "FULL_NODUP", "NOBLOB", "MINIMAL")
+        }
+    assert told == {
+        "FULL": [],
+        "FULL_NODUP": [],
+        "NOBLOB": ["route to t.body"],
+        "MINIMAL": ["route to t.status", "route to t.body"],
+    }
+
+
+@pytest.mark.parametrize("image", ["MINIMAL", "NOBLOB"])
+def test_a_route_fires_as_the_warning_says(source: MySQLSource, image: str) -> None:
+    source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, other int, body text)", "INSERT INTO t VALUES (1, 1, 'x')"
+    )
+    source.watch()
+    statements = ["UPDATE t SET body = 'x', other = 2", "UPDATE t SET other = 3", "UPDATE t SET id = 2"]
+    source.execute(*statements, setting=f"binlog_row_image = '{image}'")
+    fires = [changed("body")(change) for change in source.changes(3)]
+    assert fires == [True, False, False]
 
 
 def _failures(source: MySQLSource, statement: str) -> list[int]:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 # A code may be added. One that is taken away, or changed, breaks an alarm.
 _CODES = """
 answer_lost bad_preference broker broker_away broker_blocked cache_away checkpoint_moved database_away
-database_refused envelope gap gtid_mode killed_workers lock_not_available malformed_message master_cache maybe_sent
-message_too_large not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log password
-permission_denied rate_limited refused route server_id_taken settings slot_in_use source source_lost table_renamed
+database_refused envelope first_routes gap gtid_mode install killed_workers lock_not_available malformed_message
+master_cache maybe_sent message_too_large no_redis not_accepting not_parked not_sent not_well not_yet old_celery
+open_flower other_log password permission_denied rate_limited refused route server_id_taken settings slot_in_use
+source source_lost table_renamed task_modules
 too_many_connections try_again unavailable undescribed_table unfit_pool unknown_database unknown_database_type
 unroutable unknown_kind unknown_letter unknown_service unknown_table unknown_task unknown_user unreadable_record
 value_missing vault
@@ -33,7 +34,8 @@ broker_memory broker_rights broker_settings cache celery_config_module celery_se
 checkpoint_of_other_database durability foreign_worker from_start_unsupported kombu_unacked kombu_version
 message_format no_consumer no_database_name no_queue no_workers partial_batch queue queue_differs
 queue_unusable route_gone routes_not_loaded row_not_rendered row_too_large task_options
-transport_not_installed unknown_task unreadable_deferred workers workers_not_asked
+no_routes sample_routes transport_not_installed unknown_task unknown_variable unreadable_deferred
+workers workers_not_asked
 """
 
 

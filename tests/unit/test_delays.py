@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 
-from cdc_tasks.broker.delays import DelayingCelery, _whole_seconds
+from cdc_tasks import install
+from cdc_tasks.broker.delays import _whole_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,7 @@ def test_a_wait_is_in_whole_seconds(
 
 def test_a_retry_does_not_carry_the_marks_of_the_broker() -> None:
     headers = {"x-death": [{"queue": "celery_delayed_1"}], "x-delivery-count": 1, "redelivered": True}
-    with DelayingCelery("tests", broker="memory://", set_as_current=False) as app:
+    with install(Celery("tests", broker="memory://", set_as_current=False)) as app:
         app.send_task("any", queue="of this test", headers={**headers, "mine": 1})
         with app.connection_for_read() as connection, connection.SimpleQueue("of this test") as queue:
             message = queue.get(timeout=1)

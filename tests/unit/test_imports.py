@@ -18,45 +18,59 @@ ROOT = Path(__file__).parents[2]
 SHARED: Final = {
     "cdc_tasks",
     "cdc_tasks.addresses",
+    "cdc_tasks.broker.connection",
     "cdc_tasks.broker.delivery_marks",
     "cdc_tasks.broker.other_workers",
     "cdc_tasks.broker.rabbitmq.delayed_delivery",
     "cdc_tasks.broker.rabbitmq.queues",
     "cdc_tasks.broker.redis.acl",
     "cdc_tasks.changes",
+    "cdc_tasks.command_line",
     "cdc_tasks.config",
+    "cdc_tasks.config.part_settings",
     "cdc_tasks.config.required_settings",
     "cdc_tasks.broker.queues",
+    "cdc_tasks.environment",
     "cdc_tasks.errors",
+    "cdc_tasks.installed",
     "cdc_tasks.logs",
     "cdc_tasks.passwords",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
+    "cdc_tasks.routing.decorators",
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
     "cdc_tasks.routing.tables",
     "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
+    "cdc_tasks.user_code",
+    "cdc_tasks.variables",
+    "cdc_tasks.words",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
 LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
-        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses",
+        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
+        "cdc_tasks.environment",
+        "cdc_tasks.installed",
         "cdc_tasks.passwords",
-        "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing",
+        (
+            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
+            "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
+        ),
         "cdc_tasks.cache cdc_tasks.db",
-        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks",
+        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
+        "cdc_tasks.command_line",
         "cdc_tasks.config",
+        # what of the worker's room makes an app
+        "cdc_tasks.worker.startup cdc_tasks.worker.own_tasks cdc_tasks.worker.install",
         "cdc_tasks.celery",
-        # what of the worker's room needs the app itself
-        "cdc_tasks.worker.parked_counts cdc_tasks.worker.waiting_counts",
-        "cdc_tasks.worker.health cdc_tasks.worker.deferred_retries",
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
         "cdc_tasks.cli",
@@ -75,7 +89,7 @@ LEVELS: Final = (
         "listener.postgres.client",
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps",
-        "listener.postgres.check listener.postgres.setup listener.postgres.status",
+        "listener.postgres.check listener.postgres.setup listener.postgres.status listener.postgres.existing_tables",
         "listener.postgres.monitor",
     ),
     (
@@ -85,7 +99,7 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
-        "listener.mysql.check listener.mysql.status",
+        "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
     ),
 )

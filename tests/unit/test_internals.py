@@ -45,7 +45,10 @@ class Internal(NamedTuple):
 
 INTERNALS: Final = (
     Internal(
-        "kombu.transport", "_transport_cache", "dict", "An alias is looked up again after it has changed."
+        "celery",
+        "Celery._tasks",
+        "assigned",
+        "An app's tasks, without making those that are still to be made.",
     ),
     Internal(
         "amqp.channel",
@@ -61,6 +64,12 @@ INTERNALS: Final = (
         "A worker that publishes waits while RabbitMQ has an alarm.",
     ),
     Internal("amqp.connection", "Connection._on_unblocked", "(self)", "The same."),
+    Internal(
+        "celery.events.dispatcher",
+        "EventDispatcher._group_buffer",
+        "assigned",
+        "Events that a broken connection has not published go to the next one.",
+    ),
     Internal("celery.worker.request", "Request._args", "member_descriptor", "Shown without rows."),
     Internal(
         "celery.worker.request",

@@ -92,7 +92,7 @@ def test_all_problems_are_told_at_once_with_variable_value_and_hint(
     assert "CDC_DURABILITY='paper': Input should be 'memory', 'fsync' or 'replicated'" in told
     assert "Celery has no broker transport 'reddis'" in told
     assert "secret" not in told
-    assert "11 setting(s)" in told
+    assert "11 settings" in told
 
 
 def test_settings_that_were_read_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ from pydantic import ByteSize, SecretStr
 from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
+from cdc_tasks.environment import TWINS
 from cdc_tasks.settings import WorkerSettings
+from cdc_tasks.variables import KNOWN
 from listener.cli.commands import cli
 from listener.daemon.settings import ListenerSettings
 
@@ -26,7 +28,7 @@ _READ_DIRECTLY = re.compile(r"""environ(?:\.get\(|\[)\s*["'](\w+)""")
 _COMMAND = re.compile(r"(?:^\$ |`)(?:python -m listener|cdc-listener)((?: [^`\n]*)?)(?:`|$)", re.MULTILINE)
 
 # Flower reads these by itself; they are told because nobody should go without.
-_OF_OTHERS = {"FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS"}
+_OF_OTHERS = {"FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS", "FLOWER_TASKS_COLUMNS"}
 
 
 def _fields() -> dict[str, FieldInfo]:
@@ -45,7 +47,12 @@ def _read_directly() -> set[str]:
 
 def test_every_variable_in_the_code_is_documented_and_the_other_way_round() -> None:
     documented = {row["variable"] for row in _ROW.finditer(_SETTINGS_PAGE)}
-    assert documented == _fields().keys() | _read_directly() | _OF_OTHERS
+    assert documented == _fields().keys() | _read_directly() | _OF_OTHERS | set(TWINS.values())
+
+
+def test_every_variable_of_ours_is_known_as_such() -> None:
+    documented = {row["variable"] for row in _ROW.finditer(_SETTINGS_PAGE)}
+    assert {name for name in documented if name.startswith("CDC_")} == KNOWN
 
 
 def test_the_documented_defaults_are_the_codes() -> None:

@@ -19,14 +19,14 @@ from __future__ import annotations
 import hashlib
 from queue import Empty
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from cdc_tasks.broker.redis.connections import SharedConnections
 from cdc_tasks.broker.redis.later import Later
@@ -72,6 +72,24 @@ end
 return false
 """
 
+_MAX_CLAIMS: Final = 16  # in a round: a worker with more free processes goes on in the next one
+
+
+class _Claim(NamedTuple):
+    """One claim, ready to be sent."""
+
+    asked: list[str]  # the queues of the lists at which the script looks, in its order
+    packed: Any  # what redis-py sends
+
+
+class _Sent(NamedTuple):
+    """What was sent in one packet, whose answers come together."""
+
+    acknowledged: list[str]
+    acknowledgements: int  # commands
+    claims: list[_Claim]  # empty: EXISTS was sent
+
+
 _CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
 
 
@@ -84,8 +102,10 @@ class _ClaimingChannel:
     claimed_from = ""  # its queue
     _is_empty = False  # the last claim found all queues empty
     _script_is_known = True
+    _sent = _Sent([], 0, [])
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared: dict[Any, _Claim] = {}
         self._no_ack_queues: set[str] = set()  # queues whose consumers do not acknowledge
         self.wake_ups = WakeUps(self)
         self.later = Later(self)
@@ -99,6 +119,7 @@ class _ClaimingChannel:
             self._no_ack_queues.add(queue)
         else:
             self._no_ack_queues.discard(queue)
+        self._prepared.clear()
         if (kwargs.get("arguments") or {}).get(NO_WAKE_UP):
             self.wake_ups.omit(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
@@ -111,20 +132,31 @@ class _ClaimingChannel:
         return result
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
-        """Send a claim; if the last one found nothing, wait for a wake-up instead, and look now and then."""
+        """Send a claim for each free process; if the last one found nothing, wait for a wake-up instead.
+
+        Now and then look nevertheless. Acknowledgements go along.
+        """
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
         if self._is_empty and not self.wake_ups.is_time_to_look():
             self.wake_ups.wait_at(queues)
             return
-        self._in_poll = self.client.connection
+        connection = self.client.connection
+        self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        self._asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
+        tags, commands = self.qos.acknowledgements()
+        claims = [] if self._is_empty else self._claims(queues)
         if self._is_empty:
-            self.client.connection.send_command("EXISTS", *self._places(queues))
-        else:
-            self.client.connection.send_command(*self._claim(queues))
+            commands.append(["EXISTS", *self._places(queues)])
+        packets = connection.pack_commands(commands) if commands else []
+        connection.send_packed_command([*packets, *(part for claim in claims for part in claim.packed)])
+        self._sent = _Sent(tags, 2 * bool(tags), claims)
+
+    def acknowledge_rest(self: Any) -> None:
+        """Send the acknowledgements of which no claim is on its way that the next one would follow."""
+        if not (self._in_poll and self.qos.can_consume()):
+            self.qos.acknowledge_now()
 
     def look_again(self) -> None:
         """Send a claim in the next round: there may be a message now."""
@@ -136,50 +168,77 @@ class _ClaimingChannel:
         places += [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
         return [f"{self.global_keyprefix}{place}" for place in places]
 
-    def _claim(self: Any, queues: list[str]) -> list[Any]:
+    def _claims(self: Any, queues: list[str]) -> list[_Claim]:
+        """Return one claim for each message that the worker may take, each beginning with another queue."""
+        free = self.qos.can_consume_max_estimate() or 1
+        turns = (number % len(queues) for number in range(min(free, _MAX_CLAIMS)))
+        return [self._claim([*queues[turn:], *queues[:turn]]) for turn in turns]
+
+    def _claim(self: Any, queues: list[str]) -> _Claim:
+        key = (*queues, self._script_is_known)
+        if key not in self._prepared:
+            self._prepared[key] = self._prepare(queues)
+        claim: _Claim = self._prepared[key]
+        return claim
+
+    def _prepare(self: Any, queues: list[str]) -> _Claim:
+        asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
         keys = [f"{self.global_keyprefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
         keys += self._places(queues)
-        acknowledged = ["0" if queue in self._no_ack_queues else "1" for queue in self._asked]
+        acknowledged = ["0" if queue in self._no_ack_queues else "1" for queue in asked]
         script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
-        return [*script, len(keys), *keys, self.lease, *acknowledged]
+        command = [*script, len(keys), *keys, self.lease, *acknowledged]
+        return _Claim(asked, self.client.connection.pack_commands([command]))
 
     def _brpop_read(self: Any, **_: Any) -> bool:
-        """Read the answer to `_brpop_start`; raise Empty if there is no message."""
+        """Read the answers to what `_brpop_start` has sent; raise Empty if there is no message."""
         try:
-            answer = self._read_answer()
-            if answer is None:
-                self._is_empty = self._script_is_known
+            came = [self._take(asked, *answer) for asked, answer in self._read_claimed()]
+            if not any(came):
                 raise Empty
-            number, content, tag = answer
-            if number >= 2 * len(self._asked) // (1 + len(self.priority_steps)):
-                self.wake_ups.expect_priorities()
-            queue = self._asked[number]
-            try:
-                message = self._readable(content)
-            except (MalformedMessageError, *SHAPE_ERRORS) as error:
-                self._keep_malformed(content, queue, bytes_to_str(tag), reason=str(error))
-                raise Empty from None
-            self._deliver_claimed(queue, message)
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
 
-    def _read_answer(self: Any) -> Any:
+    def _read_claimed(self: Any) -> list[tuple[list[str], Any]]:
+        """Return the answers with a message, each with the queues that were asked."""
+        sent: _Sent = self._sent
+        answers = self._read_answers(sent.acknowledgements + max(len(sent.claims), 1))
+        self.qos.are_acknowledged(sent.acknowledged)
+        if not sent.claims:  # EXISTS: how many of the lists exist
+            self._is_empty = not answers[-1]
+            return []
+        self._script_is_known = not isinstance(answers[-1], NoScriptError)  # Redis has restarted
+        self._is_empty = answers[-1] is None
+        claims = zip(sent.claims, answers[sent.acknowledgements :], strict=True)
+        return [(claim.asked, answer) for claim, answer in claims if isinstance(answer, list)]
+
+    def _read_answers(self: Any, number: int) -> list[Any]:
+        """Read all answers before any of them has an effect; raise the first error that Redis has answered."""
         connection = self.client.connection
         try:
-            answer = connection.read_response()
-        except NoScriptError:  # Redis has restarted
-            self._script_is_known = False
-            return None
+            answers = [_read(connection) for _ in range(number)]
         except self.connection_errors:
             connection.disconnect()
             raise
-        if isinstance(answer, int):  # of EXISTS: how many of the lists exist
-            self._is_empty = not answer
-            raise Empty
-        self._script_is_known = True
-        return answer
+        for answer in answers:
+            if isinstance(answer, ResponseError) and not isinstance(answer, NoScriptError):
+                raise answer
+        return answers
+
+    def _take(self: Any, asked: list[str], number: int, content: bytes, tag: bytes) -> bool:
+        """Deliver a message that was claimed; return whether it is one."""
+        if number >= 2 * len(asked) // (1 + len(self.priority_steps)):
+            self.wake_ups.expect_priorities()
+        queue = asked[number]
+        try:
+            message = self._readable(content)
+        except (MalformedMessageError, *SHAPE_ERRORS) as error:
+            self._keep_malformed(content, queue, bytes_to_str(tag), reason=str(error))
+            return False
+        self._deliver_claimed(queue, message)
+        return True
 
     def _readable(self: Any, content: bytes) -> dict[str, Any]:
         message: dict[str, Any] = loads(content)
@@ -236,6 +295,14 @@ class _ClaimingChannel:
             self.qos.renew()
         except self.connection_errors:
             logger.debug("the lease was not renewed; the worker tries again", exc_info=True)
+
+
+def _read(connection: Any) -> Any:
+    """Return the next answer, also one that is an error; raise connection errors."""
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def _do_nothing() -> None:

@@ -117,6 +117,7 @@ class QoS(kombu_redis.QoS):
     _dirty: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._acknowledged: list[str] = []  # delivery tags that Redis is not known to have deleted
         super().__init__(*args, **kwargs)
         self._swept_at = float("-inf")
         interval = self.channel.unacked_restore_interval
@@ -129,6 +130,38 @@ class QoS(kombu_redis.QoS):
         else:
             super().append(message, delivery_tag)
             self._count_up()
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message; in a worker's event loop the next claim takes the acknowledgement along."""
+        if self.channel.connection.loop is None:
+            super().ack(delivery_tag)
+        else:
+            self._acknowledged.append(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+
+    def acknowledgements(self) -> tuple[list[str], list[list[str]]]:
+        """Return the acknowledged delivery tags, and the commands that tell Redis; they may be repeated."""
+        tags = self._acknowledged[:_AT_ONCE]
+        if not tags:
+            return tags, []
+        # If only the first of the two arrives, the message stays in `unacked` until that is deleted, and no worker
+        # gets it: the index says what goes back.
+        index, unacked = self.channel.unacked_index_key, self.channel.unacked_key
+        return tags, [["ZREM", self._prefixed(index), *tags], ["HDEL", self._prefixed(unacked), *tags]]
+
+    def are_acknowledged(self, tags: list[str]) -> None:
+        """Forget the tags that `acknowledgements` has returned: Redis has answered."""
+        del self._acknowledged[: len(tags)]
+
+    def acknowledge_now(self) -> None:
+        """Send the acknowledgements that no claim has taken along, and wait for the answer."""
+        while self._acknowledged:
+            tags, commands = self.acknowledgements()
+            pipe: Any = self._redis().pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            pipe.execute()
+            self.are_acknowledged(tags)
 
     def renew(self) -> None:
         """Renew the lease if there are unacknowledged messages."""
@@ -143,6 +176,12 @@ class QoS(kombu_redis.QoS):
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Give back the messages in the inboxes too; kombu calls it when the channel closes."""
         self.channel.wake_ups.close()
+        try:
+            self.acknowledge_now()
+        except (redis.RedisError, OSError, AttributeError) as error:
+            logger.warning(
+                "Redis is down; %d tasks that are done come back (%r)", len(self._acknowledged), error
+            )
         super().restore_unacked_once(stderr)
         try:
             for queue in self.channel.wake_ups.inboxes:

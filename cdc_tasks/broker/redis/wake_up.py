@@ -207,6 +207,8 @@ class Poller(kombu_redis.MultiChannelPoller):
         for channel in self._channels:
             channel.reconnect_if_told()
         super().on_poll_start()
+        for channel in self._channels:
+            channel.acknowledge_rest()
 
     def maybe_check_brpop_health(self) -> None:
         looking = [(channel, channel._in_poll) for channel in self._channels if channel._in_poll]  # noqa: SLF001  # the same

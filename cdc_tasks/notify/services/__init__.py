@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -67,7 +68,7 @@ def register(service: str, adapter: Adapter) -> None:
 
 def adapter_for(service: str) -> Adapter:
     """Return the service's adapter; raises UnknownServiceError."""
-    ours = [module.name for module in pkgutil.iter_modules(__path__)]
+    ours = _shipped()
     if service in ours:
         return cast("Adapter", import_module(f"{__name__}.{service}"))
     if service in _registered:
@@ -75,6 +76,11 @@ def adapter_for(service: str) -> Adapter:
     raise UnknownServiceError(
         f"There is no service {service!r}; there are: {', '.join([*ours, *_registered])}."
     )
+
+
+@cache
+def _shipped() -> tuple[str, ...]:
+    return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def rate_of(service: str) -> Rate:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from struct import Struct
 
+from cdc_tasks.words import counted
 from listener.core.source import SourceError
 from listener.postgres.codec.change import WALChange
 from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder
@@ -139,7 +140,7 @@ class PgOutputDecoder(Decoder):
     def _truncated(self, payload: bytes) -> Iterator[WALChange]:
         count, _options = _truncate(payload)
         if 6 + 4 * count > len(payload):
-            raise ValueError(f"{count} tables")
+            raise ValueError(counted(count, "table"))
         for at in range(6, 6 + 4 * count, 4):
             ordinal = self.next_ordinal()
             if ordinal is not None:

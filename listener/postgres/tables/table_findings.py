@@ -253,9 +253,8 @@ def _find_in_old_values(selected: SelectedTable) -> Iterator[Finding]:
     for route in selected.routes:
         compared = frozenset(getattr(route.when, "columns", ())) - table.key
         if compared and EventType.UPDATE in route.events:
-            found = (
-                f"whether {_list(compared)} changed is not in the log: {route.when!r} fires at every UPDATE"
-            )
+            fires = getattr(route.when, "without_old_values", "at every UPDATE")
+            found = f"whether {_list(compared)} changed is not in the log: {route.when!r} fires {fires}"
             yield _old_values(route, table, found, partial)
         sent = frozenset(route.columns or ()) - table.key
         if sent and EventType.DELETE in route.events:

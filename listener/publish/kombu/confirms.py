@@ -14,13 +14,13 @@ __all__ = ["Confirms"]
 
 
 class Confirms:
-    """Pure bookkeeping; `watch` connects it to a channel of py-amqp."""
+    """Pure bookkeeping; `watch` connects it to a channel of py-amqp. The sender names its messages."""
 
     def __init__(self) -> None:
         self.last = 0  # the number of the last message
-        self._waiting: dict[int, str] = {}  # task ids by number, in the order of sending
-        self._confirmed: list[str] = []
-        self.refused: list[str] = []
+        self._waiting: dict[int, int] = {}  # names by number, in the order of sending
+        self._confirmed: list[int] = []
+        self.refused: list[int] = []
         self.returned: dict[str, str] = {}  # reason, by task id
 
     def watch(self, channel: Any) -> None:
@@ -34,20 +34,18 @@ class Confirms:
     def is_waiting(self) -> bool:
         return bool(self._waiting)
 
-    def sent(self, task_id: str) -> None:
+    def sent(self, name: int) -> None:
         """Note that this message is the channel's next."""
         self.last += 1
-        self._waiting[self.last] = task_id
+        self._waiting[self.last] = name
 
-    def take(self) -> list[str]:
-        """Return the task ids that the broker has confirmed since the last call."""
+    def take(self) -> list[int]:
+        """Return the names that the broker has confirmed since the last call; what it returned is among them."""
         confirmed, self._confirmed = self._confirmed, []
         return confirmed
 
     def on_ack(self, number: int, multiple: bool) -> None:  # noqa: FBT001 - py-amqp's signature
-        self._confirmed += [
-            task_id for task_id in self._resolve(number, multiple) if task_id not in self.returned
-        ]
+        self._confirmed += self._resolve(number, multiple)
 
     def on_nack(self, number: int, multiple: bool) -> None:  # noqa: FBT001 - the same
         self.refused += self._resolve(number, multiple)
@@ -57,7 +55,7 @@ class Confirms:
             f"{error} (exchange {exchange!r}, routing key {routing_key!r})"
         )
 
-    def _resolve(self, number: int, multiple: bool) -> Iterator[str]:  # noqa: FBT001 - the same
+    def _resolve(self, number: int, multiple: bool) -> Iterator[int]:  # noqa: FBT001 - the same
         if not multiple:
             if number in self._waiting:
                 yield self._waiting.pop(number)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
-from math import ceil
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 from amqp import exceptions as amqp
@@ -17,25 +16,27 @@ from amqp import spec
 from celery import Celery
 from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
-from kombu.serialization import dumps
-from kombu.utils.encoding import str_to_bytes
 
-from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays, can_delay, delayed
+from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
-from cdc_tasks.routing.router import Route
+from cdc_tasks.routing.router import Call
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
 from listener.core.retry import Retry
 from listener.publish.kombu.confirms import Confirms
+from listener.publish.kombu.frames import Frames, Render
+from listener.publish.kombu.message import MessageTemplate, message_template
 from listener.publish.redis.connection import bad_certificate
-from listener.publish.task_message import Kind, Timing, argsrepr, durable_queues, make_message, split_body
+from listener.publish.task_message import Kind, durable_queues
 
-__all__ = ["KombuSender", "Message", "Render", "message_template"]
+__all__ = ["Delivery", "KombuSender"]
 
 log = structlog.get_logger()
 
 _HEARTBEAT: Final = 10  # seconds, if celeryconfig.py has none
 _TICK: Final = 0.5  # seconds between two heartbeats, and between two looks whether we are stopped
 _CONFIRM_TIMEOUT = 15.0  # seconds without a confirm; then the rest is sent again
+_AT_ONCE: Final = 64 * 1024  # bytes written at a time; then what the broker sends is read
+_MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _LARGE: Final = 1_000_000  # bytes: the others are confirmed before such a message, because it may be refused
 _LARGEST: Final = 512 * 1024 * 1024  # bytes: RabbitMQ cannot be configured to take more
 _TOO_LARGE: Final = re.compile(r"message size (?P<size>\d+) is larger than .*size (?P<limit>\d+)")
@@ -51,6 +52,34 @@ _HINTS: Final[dict[type[Exception], str]] = {
 _OPTION_HINT: Final = "Correct the options of the message in task_routes of celeryconfig.py."
 
 
+class Delivery:
+    """A batch's tasks on their way, each under its number in the batch."""
+
+    def __init__(self, tasks: Sequence[Call]) -> None:
+        self.outstanding: dict[int, Call] = dict(enumerate(tasks))  # what the broker has not confirmed
+        self.unsent = deque(self.outstanding)  # of them, on the open connection
+        self.is_fresh = False  # the connection was opened for it
+
+    def begin_again(self) -> None:
+        """Note that the connection is lost: all that is outstanding has to be sent again."""
+        self.unsent = deque(self.outstanding)
+        self.is_fresh = False
+
+    def remove(self, belongs: Callable[[Call], bool]) -> list[Call]:
+        """Take out some of the tasks, and return them."""
+        found = {number: task for number, task in self.outstanding.items() if belongs(task)}
+        for number in found:
+            del self.outstanding[number]
+        self.unsent = deque(self.outstanding)
+        return list(found.values())
+
+    def settle(self, confirms: Confirms) -> None:
+        """Take out what the broker has confirmed."""
+        for number in confirms.take():
+            if not confirms.returned or self.outstanding[number].id not in confirms.returned:
+                del self.outstanding[number]
+
+
 class KombuSender:
     """One connection and channel; any failure closes them."""
 
@@ -60,6 +89,9 @@ class KombuSender:
         self._connection: Any = None
         self._channel: Any = None
         self._confirms = Confirms()
+        self._templates: dict[tuple[Any, ...], MessageTemplate] = {}  # by `Route.sent_as`
+        self._frames: dict[tuple[Any, ...], Frames] = {}  # by the same, on this connection
+        self._renders: dict[tuple[tuple[Any, ...], Kind], Render] = {}  # the same, and by the kind
         # On this connection: places whose queues are declared, and whether they are bound to those for delays.
         self._declared: set[tuple[str | None, bool]] = set()
         self._queues: dict[str, None] = {}  # declared on any connection
@@ -67,27 +99,50 @@ class KombuSender:
         self._ticked_at = 0.0
         self.limit: int | None = None  # bytes in a body, from a refusal
 
-    def send(self, outstanding: dict[str, Message]) -> None:
-        """Send these messages, by their task ids, in their order; remove each that the broker confirms.
+    def start(self, delivery: Delivery) -> None:
+        """Send what the broker takes at once of these tasks, in their order; wait for nothing but the network.
+
+        Raises what `finish` raises, but StoppedError.
+        """
+        with self._on_connection(delivery):
+            self._send(delivery, waiting=False)
+
+    def finish(self, delivery: Delivery) -> None:
+        """Send the rest, and wait until the broker has confirmed all.
 
         Raises BrokerAwayError, MessageTooLargeError if some have more bytes than its limit, BrokerError, and
-        StoppedError while it waits. What is not confirmed is then still in `outstanding`.
+        StoppedError while it waits. What is not confirmed is then still outstanding: call it again.
         """
+        with self._on_connection(delivery):
+            self._send(delivery, waiting=True)
+            self._wait_for_confirms()
+        try:
+            self._check_refusals(delivery)
+        except BaseException:
+            self._give_up(delivery)
+            raise
+
+    @contextmanager
+    def _on_connection(self, delivery: Delivery) -> Iterator[None]:
+        """Connect if necessary; at the end settle what is confirmed, and after an error close the connection."""
         try:
             with self._translated():
-                is_fresh = self._open()
-                producer = Producer(self._channel, auto_declare=False)
+                delivery.is_fresh |= self._open()
                 try:
-                    for task_id, message in list(outstanding.items()):
-                        self._send_one(producer, task_id, message)
-                    self._wait_for_confirms()
+                    yield
                 finally:
-                    for task_id in self._confirms.take():
-                        outstanding.pop(task_id, None)
-            self._check_refusals(outstanding, is_fresh=is_fresh)
+                    delivery.settle(self._confirms)
         except BaseException:
-            self._abandon()
+            self._give_up(delivery)
             raise
+
+    def _give_up(self, delivery: Delivery) -> None:
+        self._abandon()
+        delivery.begin_again()
+
+    def body_size(self, task: Call) -> int:
+        """Return how many bytes the body of the task's message has."""
+        return len(self._template(task).body(task))
 
     def keep_alive(self) -> None:
         """Send a heartbeat, if one is due; call it when there is nothing to send."""
@@ -128,6 +183,8 @@ class KombuSender:
         connection, self._connection = self._connection, None
         self._channel = None
         self._declared.clear()
+        self._frames.clear()
+        self._renders.clear()
         self._is_blocked = False
         if connection is not None:
             connection.collect()
@@ -165,20 +222,78 @@ class KombuSender:
         ours = {"confirm_publish": False, "on_blocked": self._on_blocked, "on_unblocked": self._on_unblocked}
         return {**_TIMEOUTS, **options, **ours}
 
-    def _send_one(self, producer: Producer, task_id: str, message: Message) -> None:
-        self._declare(message)
-        while (
-            self._is_blocked
-        ):  # a message sent now would wait in a buffer, and be sent again after a timeout
-            self._wait()
-        if len(message.body) >= min(_LARGE, self.limit or _LARGE):
-            self._wait_for_confirms()  # a refusal closes the channel, and loses what is in flight
-        self._confirms.sent(task_id)
-        producer.publish(message.body, **message.options)
-        if not self._is_amqp:  # other brokers have no confirms
-            self._confirms.on_ack(self._confirms.last, multiple=False)
+    def _send(self, delivery: Delivery, *, waiting: bool) -> None:
+        """Send what is unsent; without `waiting` stop where that would mean to wait for the broker."""
+        send = self._send_frames if self._is_amqp else self._send_through_kombu
+        while delivery.unsent and not (self._is_blocked and not waiting):
+            if self._is_blocked:  # what is sent now would wait in a buffer, and be sent again after a timeout
+                self._wait()
+            elif not send(delivery):
+                if not waiting:
+                    return
+                self._wait_for_confirms()
 
-    def _declare(self, message: Message) -> None:
+    def _send_through_kombu(self, delivery: Delivery) -> bool:
+        """Send the next message to a broker that has no confirms."""
+        number = delivery.unsent[0]
+        task = delivery.outstanding[number]
+        template = self._template(task)
+        self._declare(template)
+        template.publish(Producer(self._channel, auto_declare=False), task)
+        self._confirms.sent(delivery.unsent.popleft())
+        self._confirms.on_ack(self._confirms.last, multiple=False)
+        return True
+
+    def _send_frames(self, delivery: Delivery) -> bool:
+        """Send the next messages, many at a time; return False if others have to be confirmed before."""
+        frames = self._next_frames(delivery)
+        if frames:
+            connection = self._channel.connection
+            connection.transport.write(b"".join(frames))
+            connection.bytes_sent += 1  # py-amqp counts frames, to see whether a heartbeat is due
+            while self._drain(0):
+                pass
+        return bool(frames)
+
+    def _next_frames(self, delivery: Delivery) -> list[bytes]:
+        unsent, outstanding, sent = delivery.unsent, delivery.outstanding, self._confirms.sent
+        large = min(_LARGE, self.limit or _LARGE)
+        frames: list[bytes] = []
+        size = 0
+        while unsent and size < _AT_ONCE:
+            task = outstanding[unsent[0]]
+            message = self._render(task)(task)
+            if len(message) >= large and self._confirms.is_waiting:
+                break  # a refusal closes the channel, and loses what is in flight
+            sent(unsent.popleft())
+            frames.append(message)
+            size += len(message)
+        return frames
+
+    def _render(self, task: Call) -> Render:
+        key = task.route.sent_as, task.change.kind
+        try:
+            return self._renders[key]
+        except KeyError:
+            if len(self._renders) >= _MOST_REMEMBERED:
+                self._renders.clear()
+            return self._renders.setdefault(key, self._frames_of(task).of(task.change.kind))
+
+    def _frames_of(self, task: Call) -> Frames:
+        key = task.route.sent_as
+        if key not in self._frames:
+            template = self._template(task)
+            self._declare(template)
+            self._frames[key] = Frames(self._channel, template, task.route.id)
+        return self._frames[key]
+
+    def _template(self, task: Call) -> MessageTemplate:
+        key = task.route.sent_as
+        if key not in self._templates:
+            self._templates[key] = message_template(self._app, task.route)
+        return self._templates[key]
+
+    def _declare(self, message: MessageTemplate) -> None:
         """Declare the message's queue once a connection; all queues if Celery does not say which it is."""
         place = message.queue.name if message.queue else None, message.is_delayed
         if place not in self._declared:
@@ -215,13 +330,14 @@ class KombuSender:
             elif monotonic() > give_up_at:  # a quorum queue that has just started misses some
                 raise BrokerAwayError(f"RabbitMQ confirmed nothing for {_CONFIRM_TIMEOUT:.0f} seconds.")
 
-    def _check_refusals(self, outstanding: dict[str, Message], *, is_fresh: bool) -> None:
+    def _check_refusals(self, delivery: Delivery) -> None:
         confirms = self._confirms
         if confirms.returned:
             task_id, reason = next(iter(confirms.returned.items()))
-            if is_fresh:
+            if delivery.is_fresh:
+                task = next(each.route.task for each in delivery.outstanding.values() if each.id == task_id)
                 raise BrokerError(
-                    f"The task {outstanding[task_id].task} would go to no queue: {reason}.",
+                    f"The task {task} would go to no queue: {reason}.",
                     hint="Correct task_routes or task_queues in celeryconfig.py.",
                     code="no_queue",
                 )
@@ -304,63 +420,3 @@ def _too_large(size: int, limit: int) -> MessageTooLargeError:
     return MessageTooLargeError(
         f"A message of {size} bytes is too large for RabbitMQ, which takes {limit}.", limit=limit, hint=hint
     )
-
-
-# --- The message ----------------------------------------------------------------------------------------
-
-
-class Message(NamedTuple):
-    """One task's message, and how to publish it."""
-
-    task: str
-    queue: Queue | None  # None if Celery does not say it; it has to be declared before
-    is_delayed: bool  # RabbitMQ keeps it until it is due
-    body: bytes
-    options: dict[str, Any]  # of `kombu.Producer.publish`
-
-
-# (arguments, keyword arguments, task id, kind, position) -> message
-Render = Callable[[bytes, bytes, str, Kind, str], Message]
-
-
-class _Catcher:
-    """A stand-in for `kombu.Producer` that keeps what Celery would publish."""
-
-    def publish(self, body: Any, **options: Any) -> None:
-        self.body, self.options = body, options
-
-
-def message_template(app: Celery, route: Route) -> Render:
-    """Return the function that makes the messages of one route; raises EnvelopeError."""
-    catcher = _Catcher()
-    message, where, timing = make_message(app, route)
-    delay = _delay_on_rabbitmq(app, where, timing)
-    kept = where.get("queue")
-    if delay is not None and timing is not None:
-        where, timing = delayed(where, delay), replace(timing, countdown=delay)
-    app.amqp.send_task_message(catcher, route.task, message, retry=False, **where)
-    options = catcher.options
-    headers, serializer, declare = (options.pop(name) for name in ("headers", "serializer", "declare"))
-    content_type, encoding, text = dumps(catcher.body, serializer)
-    head, middle, end = split_body(str_to_bytes(text), content_type)
-    options |= {"content_type": content_type, "content_encoding": encoding, "mandatory": True}
-    queue = kept if delay is not None else declare[0] if declare else None
-
-    def render(arguments: bytes, kwargs: bytes, task_id: str, kind: Kind, position: str) -> Message:
-        mine = {**headers, "id": task_id, "root_id": task_id, "argsrepr": argsrepr(kind, position)}
-        if timing:
-            mine |= timing.headers()
-        filled = {**options, "headers": mine, "correlation_id": task_id}
-        body = b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end)
-        return Message(route.task, queue, delay is not None, body, filled)
-
-    return render
-
-
-def _delay_on_rabbitmq(app: Celery, where: Mapping[str, Any], timing: Timing | None) -> int | None:
-    """Return for how many seconds RabbitMQ keeps the message; None if it does not, and a worker keeps it."""
-    if timing is None or timing.countdown is None:
-        return None
-    with app.connection_for_write() as connection:
-        is_amqp = connection.transport.driver_type == "amqp"
-    return ceil(timing.countdown) if is_amqp and can_delay(app, where) else None

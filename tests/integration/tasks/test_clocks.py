@@ -36,9 +36,13 @@ def _member(position: str) -> GroupMember:
     return GroupMember(group="account:1", position=position, delivery_id=position)
 
 
+def _acquire(member: GroupMember, account: Account, rate: Rate) -> None:
+    member.acquire(account, rate, DeliveryRecord(member.delivery_id))
+
+
 def _wait(member: GroupMember, account: Account, rate: Rate) -> float:
     with pytest.raises(NotYetError) as caught:
-        member.acquire(account, rate)
+        _acquire(member, account, rate)
     return caught.value.after or 0
 
 
@@ -60,7 +64,7 @@ def test_a_group_waits_for_its_first_message_when_redis_clock_steps(in_process: 
     _member("0/1:0").expect()
     _step(in_process, step)
     assert _wait(_member("0/2:0"), account, Rate(channel=1, service=0)) < 60
-    _member("0/1:0").acquire(account, Rate(channel=1, service=0))
+    _acquire(_member("0/1:0"), account, Rate(channel=1, service=0))
     _member("0/1:0").release()
 
 
@@ -69,14 +73,14 @@ def test_the_next_message_of_a_channel_waits_for_its_time_and_no_hour_when_redis
     in_process: HelpDesk, step: int
 ) -> None:
     account, rate = _account(), Rate(channel=1, service=1)
-    _member("0/1:0").acquire(account, rate)
+    _acquire(_member("0/1:0"), account, rate)
     _member("0/1:0").release()
     wait = _wait(_member("0/2:0"), account, rate)
     _step(in_process, step)
     if step < 0:
         assert 0 < _wait(_member("0/2:0"), account, rate) <= wait
     else:
-        _member("0/2:0").acquire(account, rate)
+        _acquire(_member("0/2:0"), account, rate)
 
 
 def test_a_message_that_waits_for_a_late_one_asks_less_and_less_often(in_process: HelpDesk) -> None:

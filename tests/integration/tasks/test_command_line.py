@@ -56,7 +56,7 @@ def test_a_key_is_changed_without_losing_an_account(helpdesk: HelpDesk) -> None:
 
     _run(helpdesk, "rotate-key", CDC_SECRET_KEY=f"{new_key},{helpdesk.key}")
 
-    assert "1 secrets" in _run(helpdesk, "rotate-key", CDC_SECRET_KEY=new_key).stderr
+    assert "1 secret encrypted" in _run(helpdesk, "rotate-key", CDC_SECRET_KEY=new_key).stderr
     failed = _run(helpdesk, "rotate-key", status=1)  # with the old key alone
     assert "No key in CDC_SECRET_KEY decrypts" in failed.stderr
 
@@ -64,7 +64,7 @@ def test_a_key_is_changed_without_losing_an_account(helpdesk: HelpDesk) -> None:
 def test_the_cache_is_refreshed_without_a_worker(helpdesk: HelpDesk) -> None:
     helpdesk.database.execute("INSERT INTO roles (name) VALUES ('Admin')")
 
-    assert "1 rows of roles" in _run(helpdesk, "refresh-cache", "roles").stderr
+    assert "1 row of roles" in _run(helpdesk, "refresh-cache", "roles").stderr
     assert json.loads(helpdesk.broker.cache.get("master:roles") or b"[]")[0]["name"] == "Admin"
     assert not helpdesk.broker.cache.exists("master:priorities")
 

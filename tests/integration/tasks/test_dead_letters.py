@@ -130,7 +130,7 @@ def test_changes_that_no_route_could_take_are_told_of_in_the_same_place(
     helpdesk.broker.client.hset("cdc:shop:parked", "an-id", "{}")
     result = _command(environment, "list")
     assert (
-        "1 parked changes, whose routes failed: CDC_NAME=shop python -m listener parked list" in result.stderr
+        "1 parked change, whose routes failed: CDC_NAME=shop python -m listener parked list" in result.stderr
     )
 
 

@@ -96,6 +96,14 @@ def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, soci
     assert social.attempts["C0CARL"] == len(social.posted) == 1
 
 
+def test_a_message_costs_two_round_trips_to_redis(in_process: HelpDesk, account_id: int) -> None:
+    assert deliver(account_id, "new_ticket", 1, "first") == "sent to slack"  # Redis knows the scripts now
+    in_process.broker.cache.config_resetstat()
+    assert deliver(account_id, "new_ticket", 1, "second") == "sent to slack"
+    scripts = in_process.broker.cache.info("commandstats")["cmdstat_evalsha"]
+    assert scripts["calls"] == 2
+
+
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [

@@ -33,7 +33,7 @@ def test_a_worker_that_works_answers_and_one_that_does_not_is_told_with_its_hint
         assert found["worker"] == f"celery@{socket.gethostname()}"
         assert found["milliseconds"] > 0
         assert (found["dead_letters"], found["parked"]) == (1, 1)
-        assert "1 dead letters" in _health(helpdesk.environment).stderr
+        assert "1 dead letter:" in _health(helpdesk.environment).stderr
 
         worker.pause()  # its process and its connections stay, but it does nothing
         result = _health(helpdesk.environment, "--timeout", "2", status=1)

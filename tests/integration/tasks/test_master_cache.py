@@ -109,12 +109,12 @@ def test_an_older_read_that_ends_last_does_not_overwrite_a_newer_one(
     older.start()
     assert has_read.wait(at_most(20))
     in_process.database.execute("UPDATE roles SET name = 'Super Admin'")
-    assert master_cache.refresh("roles") == "written: 1 rows of roles"
+    assert master_cache.refresh("roles") == "written: 1 row of roles"
 
     go_on.set()
     older.join()
 
-    assert outcomes == ["superseded: 1 rows of roles"]
+    assert outcomes == ["superseded: 1 row of roles"]
     assert [row["name"] for row in master_cache.get("roles")] == ["Super Admin"]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 
-from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks import install
 from cdc_tasks.retry import UnroutableError
 from harness.waiting import wait_until
 from harness.worker import Worker
@@ -93,7 +93,8 @@ def test_a_retry_for_which_rabbitmq_has_no_queue_for_waits_makes_it(
 def test_a_task_for_which_rabbitmq_has_no_queue_is_an_error(
     helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
 ) -> None:
-    with sender_of(_with_faulty_tasks(helpdesk, rabbitmq_server), DelayingCelery) as sender:
+    with sender_of(_with_faulty_tasks(helpdesk, rabbitmq_server)) as sender:
+        install(sender)
         sender.send_task("faulty.counts", ["counted", True], queue="celery")  # makes the exchange
         with pytest.raises(UnroutableError, match="'nowhere'"):
             sender.send_task("faulty.counts", ["counted", True], exchange="cdc_tasks", routing_key="nowhere")

@@ -1,0 +1,220 @@
+"""Tasks a second of one worker with two processes: ours, stock Celery, dramatiq and taskiq, in turn on one Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Final, TypedDict
+from uuid import uuid4
+
+import redis
+
+from benchmarks.readings import group_cpu_seconds
+from benchmarks.runner_apps.record import NOTES, read_times
+from harness.embedded_servers import ValkeyServer
+from harness.listener_process import mortal
+from harness.waiting import wait_until
+
+__all__ = ["Measured", "race"]
+
+_CHECKOUT: Final = Path(__file__).resolve().parents[1]
+_PAYLOADS: Final = {"no-op": None, "1 kB": "x" * 1_000}
+_WARM: Final = 0.1  # the share of the tasks that is not timed
+
+
+class Measured(TypedDict):
+    """One contender: the median of its rates, all of them, and the processor time of its processes for a task."""
+
+    rate: int
+    rates: list[int]
+    cpu: float  # milliseconds
+
+
+class Contender(ABC):
+    """A framework's worker with two processes."""
+
+    name: str
+
+    @abstractmethod
+    def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:
+        """Queue so many tasks."""
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """Return the command that starts the worker."""
+
+    def environment(self) -> Mapping[str, str]:
+        return {}
+
+
+class _Celery(Contender):
+    queue: str
+    application: str
+    arguments: tuple[str, ...] = ()
+
+    def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:  # noqa: ARG002
+        for start in range(0, number, 1_000):
+            count = min(1_000, number - start)
+            broker.lpush(self.queue, *(_message(self.queue, payload) for _ in range(count)))
+
+    def command(self) -> Sequence[str]:
+        options = ["-A", self.application, "worker", "-Q", self.queue, "-c", "2", "--loglevel", "info"]
+        return [sys.executable, "-m", "celery", *options, *self.arguments]
+
+
+class Ours(_Celery):
+    name = "cdc-tasks"
+    queue = "cdc_bulk"
+    application = "cdc_tasks"
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            "CDC_TASK_MODULES": "benchmarks.runner_apps.ours",
+            "DATABASE_URL": "postgresql://unused/unused",
+        }
+
+
+class Stock(_Celery):
+    name = "Celery, defaults"
+    queue = "celery"
+    application = "benchmarks.runner_apps.stock"
+
+
+class LateStock(Stock):
+    name = "Celery, late acks, -E"
+    arguments = ("-E",)
+
+    def environment(self) -> Mapping[str, str]:
+        return {"BENCH_LATE": "1"}
+
+
+_CONTENDERS: Final[tuple[type[Contender], ...]] = (Ours, Stock, LateStock)
+
+
+def race(number: int, rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Measured]]:
+    """Return, for each payload and contender, how fast one worker runs `number` tasks; `rounds` times, in turn."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for round_ in range(rounds):
+        order = [*_CONTENDERS[round_ % len(_CONTENDERS) :], *_CONTENDERS[: round_ % len(_CONTENDERS)]]
+        for title, payload in _PAYLOADS.items():
+            for kind in order:
+                rate, cpu = _run(kind(), number, payload)
+                say(f"{title}: {kind.name}: {rate:,} tasks/s, {cpu:.2f} ms of CPU a task")
+                found.setdefault(title, {}).setdefault(kind.name, []).append((rate, cpu))
+    return {
+        title: {kind.name: _summary(of_title[kind.name]) for kind in _CONTENDERS}
+        for title, of_title in found.items()
+    }
+
+
+def _summary(runs: Sequence[tuple[int, float]]) -> Measured:
+    rates = [rate for rate, _ in runs]
+    return {"rate": round(median(rates)), "rates": rates, "cpu": round(median(cpu for _, cpu in runs), 2)}
+
+
+def _run(contender: Contender, number: int, payload: object) -> tuple[int, float]:
+    """Return the tasks a second, and the milliseconds of processor time for each."""
+    with TemporaryDirectory() as directory, ValkeyServer() as valkey:
+        with redis.Redis.from_url(valkey.url) as broker:
+            contender.fill(broker, valkey.url, number, payload)
+        notes, warm = Path(directory) / "notes", int(number * _WARM)
+        with _worker(contender, valkey, notes) as process:
+            _wait(process, notes, warm)
+            cpu, counted = group_cpu_seconds(process.pid), len(read_times(notes))
+            _wait(process, notes, number)
+            cpu = group_cpu_seconds(process.pid) - cpu
+        times = read_times(notes)
+    return round((number - warm) / (times[number - 1] - times[warm - 1])), cpu / (number - counted) * 1000
+
+
+def _wait(process: subprocess.Popen[bytes], notes: Path, number: int) -> None:
+    def ran() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"the worker has ended with status {process.returncode}")
+        return notes.exists() and notes.stat().st_size >= number * 8
+
+    wait_until(ran, timeout=600, what=f"{number} tasks to run", every=0.05)
+
+
+@contextmanager
+def _worker(contender: Contender, valkey: ValkeyServer, notes: Path) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "CELERY_BROKER_URL": valkey.url,
+        "CACHE_URL": valkey.url_of(1),
+        NOTES: str(notes),
+        "PYTHONPATH": str(_CHECKOUT),
+        **contender.environment(),
+    }
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            mortal(contender.command()),
+            cwd=_CHECKOUT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _message(queue: str, payload: object) -> str:
+    """Return a task's message as Celery writes it to Redis."""
+    task_id = str(uuid4())
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    headers = {
+        "lang": "py",
+        "task": "bench.nothing",
+        "id": task_id,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": task_id,
+        "parent_id": None,
+        "argsrepr": repr((payload,)),
+        "kwargsrepr": "{}",
+        "origin": "bench",
+        "ignore_result": True,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    properties = {
+        "correlation_id": task_id,
+        "reply_to": str(uuid4()),
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": str(uuid4()),
+    }
+    body = b64encode(json.dumps([[payload], {}, embed]).encode()).decode()
+    return json.dumps(
+        {
+            "body": body,
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": headers,
+            "properties": properties,
+        }
+    )

@@ -1,0 +1,84 @@
+"""Connections of one app with our transports; those of other apps in the process keep kombu's.
+
+kombu finds a transport in one table for the whole process (`kombu.transport.TRANSPORT_ALIASES`). So our connections
+look at the class that kombu has found: if it is one that we replace, they use ours. That holds for each way to write an
+address, and for the alternatives of a broker with several.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kombu import Connection as KombuConnection
+from kombu.connection import ConnectionPool
+from kombu.connection import PooledConnection as KombuPooledConnection
+from kombu.utils.imports import symbol_by_name
+
+__all__ = ["TRANSPORT_OPTIONS", "Connection"]
+
+# kombu's transport: ours
+_OURS: Final = {
+    "kombu.transport.pyamqp:SSLTransport": "cdc_tasks.broker.rabbitmq.transport:SSLTransport",
+    "kombu.transport.pyamqp:Transport": "cdc_tasks.broker.rabbitmq.transport:Transport",
+    "kombu.transport.redis:SentinelTransport": "cdc_tasks.broker.redis.transport:SentinelTransport",
+    "kombu.transport.redis:Transport": "cdc_tasks.broker.redis.transport:Transport",
+}
+
+# What our transports need, by the kind of broker; the app's own `broker_transport_options` win.
+TRANSPORT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "amqp": {
+        "confirm_publish": True,  # off by default: the broker could drop a message unnoticed
+        "read_timeout": 10,
+        "write_timeout": 10,
+        "max_retries": 3,
+    },
+    "redis": {
+        "socket_timeout": 5,
+        "socket_connect_timeout": 5,
+        "health_check_interval": 5,
+        # The tasks of a worker come back if it has not renewed its lease for this many seconds, because it has died or
+        # hangs. A live worker renews it every ten seconds, however long its tasks run or wait.
+        "visibility_timeout": 60,
+        "unacked_restore_interval": 5,
+    },
+}
+
+
+class Connection(KombuConnection):
+    """kombu's connection with our transport, if the broker is Redis or RabbitMQ."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        transport = self.get_transport_cls()
+        if transport.__module__.startswith("cdc_tasks."):
+            self.transport_options = {
+                **TRANSPORT_OPTIONS[transport.driver_type],
+                **(self.transport_options or {}),
+            }
+
+    def get_transport_cls(self) -> Any:
+        """Return our transport's class instead of the one of kombu's that it replaces."""
+        found: Any = super().get_transport_cls()
+        ours = _OURS.get(f"{found.__module__}:{found.__qualname__}")
+        return found if ours is None else symbol_by_name(ours)
+
+    def Pool(self, limit: int | None = None, **options: Any) -> ConnectionPool:  # noqa: N802  # kombu's
+        """Return a pool of such connections; kombu's has connections of a class of its own."""
+        return _Pool(self, limit, **options)
+
+    def __eqhash__(self) -> Any:
+        """Tell this connection from one of kombu's to the same broker: kombu's pools are shared by all apps."""
+        found: Any = super().__eqhash__()
+        return type(found)(*found, "cdc_tasks")
+
+
+class _PooledConnection(Connection, KombuPooledConnection):
+    """kombu's connection of a pool, with our transport."""
+
+
+class _Pool(ConnectionPool):
+    def new(self) -> Any:
+        """Return a connection that is not yet open."""
+        made = super().new()
+        made.__class__ = _PooledConnection
+        return made

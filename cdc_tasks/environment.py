@@ -1,0 +1,61 @@
+"""Variables of the environment that other programs read too, and their twins that only cdc-tasks reads.
+
+`DATABASE_URL` and the like have a meaning to many programs. Each has a twin that begins with `CDC_` and goes first, so
+that both can be set. This module loads nothing: an application's web process imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from cdc_tasks.errors import CDCError
+
+__all__ = ["TWINS", "SettingsError", "check_queue_prefix", "queue_prefix", "value_of", "variable"]
+
+# The variable that other programs read, and the one that goes first.
+TWINS: Final = {
+    "CACHE_URL": "CDC_CACHE_URL",
+    "CELERY_BROKER_URL": "CDC_BROKER_URL",
+    "CELERY_CONFIG_MODULE": "CDC_CELERY_CONFIG_MODULE",
+    "DATABASE_URL": "CDC_DATABASE_URL",
+}
+_QUEUE_PREFIX: Final = "CDC_QUEUE_PREFIX"
+_DEFAULT_PREFIX: Final = "cdc_"
+
+
+class SettingsError(CDCError):
+    """The environment has invalid values."""
+
+
+def variable(name: str) -> str:
+    """Return the variable that gives this value: the twin if it is set, else the name itself."""
+    twin = TWINS.get(name)
+    return twin if twin is not None and os.environ.get(twin) else name
+
+
+def value_of(name: str) -> str | None:
+    """Return the value of the variable or of its twin; None if neither is set, or if it is empty."""
+    return os.environ.get(variable(name)) or None
+
+
+def queue_prefix() -> str:
+    """Return CDC_QUEUE_PREFIX; raises SettingsError."""
+    prefix = os.environ.get(_QUEUE_PREFIX) or _DEFAULT_PREFIX
+    try:
+        return check_queue_prefix(prefix)
+    except ValueError as error:
+        raise SettingsError(
+            f"{_QUEUE_PREFIX}={prefix!r}: {error}.",
+            hint=f"Use up to 64 of a-z, A-Z, 0-9, _ and -, for example: {_QUEUE_PREFIX}={_DEFAULT_PREFIX}",
+        ) from None
+
+
+def check_queue_prefix(value: str) -> str:
+    """Return the value; raise ValueError if names of queues cannot begin with it."""
+    if "." in value:
+        raise ValueError("must have no dot, since RabbitMQ's topics are words between dots")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        raise ValueError("has a character that is not allowed, or too many")
+    return value

@@ -1,0 +1,84 @@
+"""Which apps `cdc_tasks.install` has changed, and which parts each of them has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary, WeakSet
+
+from cdc_tasks.environment import TWINS
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = [
+    "NO_PARTS",
+    "Parts",
+    "current_app",
+    "current_parts",
+    "has_redis",
+    "is_foreign",
+    "note_parts",
+    "parts_of",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of an app; `cdc_tasks.install` says what each of them does."""
+
+    transport: bool = True
+    late_acks: bool = True
+    retries: bool = True
+    dead_letters: bool = True
+    health: bool = True
+    metrics: bool = True
+
+
+NO_PARTS: Final = Parts(
+    transport=False, late_acks=False, retries=False, dead_letters=False, health=False, metrics=False
+)
+_parts: WeakKeyDictionary[Celery, Parts] = WeakKeyDictionary()
+_own: WeakSet[Celery] = WeakSet()
+
+
+def note_parts(app: Celery, parts: Parts, *, is_own: bool = False) -> None:
+    """Note that an app has these parts now; `is_own`: it is cdc-tasks' own, with all settings from the environment."""
+    _parts[app] = parts
+    if is_own:
+        _own.add(app)
+
+
+def is_foreign(app: Celery) -> bool:
+    """Return whether this is an app of somebody else's with our parts."""
+    return app in _parts and app not in _own
+
+
+def parts_of(app: Celery) -> Parts | None:
+    """Return the parts of an app; None if nothing is installed in it."""
+    return _parts.get(app)
+
+
+def has_redis(app: Celery) -> bool:
+    """Return whether there is a Redis for what this app has to keep: CDC_CACHE_URL, or its broker."""
+    if not is_foreign(app) or os.environ.get(TWINS["CACHE_URL"]):
+        return True
+    with app.connection_for_write() as connection:
+        return bool(connection.transport.driver_type == "redis")
+
+
+def current_app() -> Celery:
+    """Return Celery's current app: in a worker the worker's own.
+
+    A thread of a web server may have none: then it is the one with our parts, if there is just one.
+    """
+    from celery.app import app_or_default
+
+    found = app_or_default()
+    return next(iter(_parts)) if found not in _parts and len(_parts) == 1 else found
+
+
+def current_parts() -> Parts | None:
+    """Return the parts of the current app; None if nothing is installed in it."""
+    return parts_of(current_app()) if _parts else None

@@ -1,0 +1,195 @@
+"""`cdc_tasks.install`: what makes tasks finish, in any Celery app.
+
+An app keeps its class, its tasks, queues and settings. What is changed is changed in this app alone:
+
+- Its class becomes a subclass of itself that sends messages as our transports need it (`DelayingApp`).
+- Its connections are `cdc_tasks.broker.connection.Connection`.
+- Its registry of tasks puts `Retrying` in front of the bases of each task (`cdc_tasks.worker.base_task`).
+- Our settings stand between its own and Celery's defaults.
+- Its workers have a few steps more. Signals of Celery's are those of every app in the process: each function below
+  looks first whether the app is one with our parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from celery import Celery, signals
+
+from cdc_tasks.config.part_settings import use_settings
+from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import NO_PARTS, Parts, has_redis, is_foreign, note_parts, parts_of
+
+__all__ = ["InstallError", "install", "make_own"]
+
+
+class InstallError(CDCError):
+    """This is nothing that cdc-tasks can be installed in."""
+
+
+def install(
+    app: Celery,
+    *,
+    transport: bool = True,
+    late_acks: bool = True,
+    retries: bool = True,
+    dead_letters: bool = True,
+    health: bool = True,
+    metrics: bool = True,
+) -> Celery:
+    """Make the tasks of this Celery app finish; return the app.
+
+    Call it once, where the app is made, before or after `config_from_object`. Each part can be left out. The app's own
+    settings win; where one weakens a guarantee, its workers log `settings_weaken_guarantees` when they start.
+
+    - `transport`: on Redis and RabbitMQ no message is lost when a worker dies at the wrong moment, and those of a dead
+      worker come back within a minute, however long the app's tasks run. On Redis, messages that are due later wait in
+      Redis and not in a worker. A broker that is away or hangs is waited for.
+    - `late_acks`: a message is acknowledged when its task has ended, and not when it begins. So a task whose worker
+      dies runs again: make it idempotent.
+    - `retries`: a task that raises `cdc_tasks.TryAgain` is tried again, with back-off, as often as its `max_retries`
+      says, or 15 times. Celery's own retries (`autoretry_for`, `self.retry`) stay as they are.
+    - `dead_letters`: a task that fails, or whose workers die again and again, a message of an unknown task, and one
+      that is no task's are kept in Redis: `python -m cdc_tasks -A … dead-letters list`.
+    - `health`: `python -m cdc_tasks -A … health` asks a worker through the broker.
+    - `metrics`: Flower's `/metrics` shows the numbers of dead letters, parked changes and messages that wait.
+
+    What is kept in Redis is in CDC_CACHE_URL, or else in the broker. If there is neither, the parts that need it are
+    left out, and the worker says so.
+
+    Raise InstallError if this is no Celery app, or one that has other parts already.
+    """
+    parts = Parts(
+        transport=transport,
+        late_acks=late_acks,
+        retries=retries,
+        dead_letters=dead_letters,
+        health=health,
+        metrics=metrics,
+    )
+    _check(app, parts)
+    if parts_of(app) is None:
+        note_parts(app, parts)
+        _change(app, parts)
+    return app
+
+
+def make_own(app: Celery) -> None:
+    """Note that this is cdc-tasks' own app."""
+    note_parts(app, parts_of(app) or Parts(), is_own=True)
+
+
+def _check(app: Any, parts: Parts) -> None:
+    if not isinstance(app, Celery):
+        raise InstallError(
+            f"cdc_tasks.install got {type(app).__name__}, not a Celery app.",
+            hint='app = Celery("shop"); cdc_tasks.install(app)',
+        )
+    before = parts_of(app)
+    if before is not None and before != parts:
+        raise InstallError(
+            f"cdc-tasks is installed in the app {app.main} already, with other parts.",
+            hint="Call cdc_tasks.install once for each app.",
+        )
+
+
+def _change(app: Celery, parts: Parts) -> None:
+    use_settings(app, parts)
+    if parts.transport:
+        _use_transport(app)
+    if parts.retries or parts.dead_letters:
+        _use_retries(app)
+    _add_steps(app, parts)
+    _connect(app)
+
+
+# --- Transport ------------------------------------------------------------------------------------------
+
+
+def _use_transport(app: Celery) -> None:
+    from cdc_tasks.broker.connection import Connection
+
+    _subclass(app)
+    app.amqp.Connection = Connection
+
+
+def _subclass(app: Celery) -> None:
+    """Let the app send messages as our transports need it."""
+    from cdc_tasks.broker.delays import DelayingApp
+
+    theirs = type(app)
+
+    def reduced(self: Any) -> Any:
+        """Let another process make the app anew from its own class: this one has no name there."""
+        pair: Any = theirs.__reduce__(self)
+        make, (_, *arguments) = pair
+        return make, (theirs, *arguments)
+
+    names = {"__module__": theirs.__module__, "__doc__": theirs.__doc__, "__reduce__": reduced}
+    app.__class__ = type(theirs.__name__, (DelayingApp, theirs), names)
+
+
+# --- Tasks ----------------------------------------------------------------------------------------------
+
+
+def _use_retries(app: Any) -> None:
+    from cdc_tasks.worker.base_task import RetryingRegistry, make_retrying
+
+    for task in dict.values(app._tasks):  # noqa: SLF001  # `tasks` would make all tasks, before the app is configured
+        make_retrying(task)
+    app._tasks.__class__ = RetryingRegistry  # noqa: SLF001  # the same
+
+
+# --- Workers and Flower ---------------------------------------------------------------------------------
+
+
+def _add_steps(app: Celery, parts: Parts) -> None:
+    if not parts.transport:
+        return
+    from cdc_tasks.broker.clock import Ticking
+    from cdc_tasks.broker.delays import BindToDelayedDelivery
+    from cdc_tasks.broker.other_workers import LookAtUnacked
+
+    app.steps["consumer"].update([BindToDelayedDelivery, LookAtUnacked, Ticking])
+
+
+def _connect(app: Celery) -> None:
+    """Let the signals below act for this app too; connecting them again changes nothing."""
+    signals.import_modules.connect(_add_tasks, sender=app)
+    signals.celeryd_init.connect(_leave_out_what_needs_redis)
+    signals.celeryd_after_setup.connect(_refuse_or_report)
+
+
+def _add_tasks(sender: Celery, **_: Any) -> None:
+    """Give a worker our own tasks, after its own modules; give Flower our numbers."""
+    from cdc_tasks.config.flower import is_flower
+    from cdc_tasks.worker.own_tasks import add_tasks, show_numbers
+
+    parts = parts_of(sender) or NO_PARTS
+    add_tasks(sender, parts)
+    if (
+        parts.metrics and is_foreign(sender) and is_flower()
+    ):  # our own app's Flower gets more: `cdc_tasks.celery`
+        show_numbers()
+
+
+def _leave_out_what_needs_redis(instance: Any, **_: Any) -> None:
+    """Before a worker starts: find out whether there is a Redis for what has to be kept, and where our lines go."""
+    parts = parts_of(instance.app)
+    if parts is None:
+        return
+    from cdc_tasks import logs
+
+    if is_foreign(instance.app):
+        logs.use_standard_logging()
+    if (parts.dead_letters or parts.health) and not has_redis(instance.app):
+        note_parts(instance.app, replace(parts, dead_letters=False, health=False))
+
+
+def _refuse_or_report(instance: Any, **_: Any) -> None:
+    """Before a worker connects: say what weakens the guarantees, and refuse what would end it a moment later."""
+    if parts_of(instance.app) is not None:
+        from cdc_tasks.worker.startup import check_start
+
+        check_start(instance)

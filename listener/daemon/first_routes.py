@@ -1,0 +1,159 @@
+"""A first file of routes, for the tables that are there: pure, from what was read of them to Python."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+from typing import Final
+
+from listener.core.existing_table import ExistingTable
+
+__all__ = ["obstacle", "routes_file", "split_by_use"]
+
+_WIDTH: Final = 88  # of most formatters
+_GLOB: Final = re.compile(r"([*?[])")
+# Who keeps these, and no application waits for their rows.
+_HOUSEKEEPING: Final = {
+    "alembic_version": "Alembic",
+    "ar_internal_metadata": "Rails",
+    "django_migrations": "Django's migrations",
+    "django_session": "Django's sessions",
+    "flyway_schema_history": "Flyway",
+    "schema_migrations": "a migration tool",
+}
+_SPEAKING: Final = ("status", "state", "name", "title")  # columns that make an example clear
+
+
+def obstacle(table: ExistingTable) -> str:
+    """Return why the file has the table only as a comment; empty if it has a route for it."""
+    keeper = _HOUSEKEEPING.get(table.name)
+    return f"of {keeper}." if keeper else table.obstacle
+
+
+def split_by_use(tables: Sequence[ExistingTable]) -> tuple[list[ExistingTable], list[ExistingTable]]:
+    """Return the tables that get a route, and those that are left out."""
+    used = [each for each in tables if not obstacle(each)]
+    return used, [each for each in tables if obstacle(each)]
+
+
+def routes_file(tables: Sequence[ExistingTable], *, module: str, home: str) -> str:
+    """Return the text of the file `module`.py; `home` is the schema that the listener passes to `setup_router`.
+
+    At least one table must be free of obstacles.
+    """
+    used, _ = split_by_use(tables)
+    at_home = [each for each in tables if each.schema == home]
+    elsewhere = [each for each in tables if each.schema != home]
+    parts = [
+        _docstring(module, next((each for each in used if each.name.isidentifier()), used[0])),
+        "from cdc_tasks import BinlogRouter, EventType",
+        "",
+        "CHANGES = [EventType.INSERT, EventType.UPDATE, EventType.DELETE]",
+        "",
+        "# Each table with its key: a task gets these columns, and no others.",
+        *_mapping("TABLES", [(_text(_escaped(each.name)), each) for each in at_home]),
+    ]
+    if any(each in used for each in elsewhere):
+        entries = [
+            (f"({_text(_escaped(each.schema))}, {_text(_escaped(each.name))})", each) for each in elsewhere
+        ]
+        parts += ["", *_mapping("TABLES_ELSEWHERE", entries)]
+    return "\n".join([*parts, *_setup(home, has_more=any(each in used for each in elsewhere)), ""])
+
+
+def _docstring(module: str, example: ExistingTable) -> str:
+    name, task = _text(_escaped(example.name)), _task(example)
+    column = next((each for each in _SPEAKING if each in example.columns), example.columns[-1])
+    text = f'''"""Which change fires which task: yours to edit.
+
+Take out the tables that no task waits for. Each other one fires a task; a module of
+CDC_TASK_MODULES has it:
+
+    from cdc_tasks import RowChange
+    from cdc_tasks.celery import app
+
+    @app.task(name="{task}")
+    def after_change(message):
+        change = RowChange.from_message(message)
+
+A route of its own says more (`changed` and `became` are in cdc_tasks):
+
+    router.register(
+        schema,
+        {name},
+        [EventType.UPDATE],
+        "{task}",
+        when=changed({_text(column)}),
+        columns=[{_text(example.key[0])}, {_text(column)}],
+    )
+
+    export CDC_ROUTES={module}:setup_router
+    python -m listener check
+"""
+'''
+    return text.replace("\\", "\\\\")
+
+
+def _mapping(name: str, entries: Sequence[tuple[str, ExistingTable]]) -> Iterator[str]:
+    yield f"{name} = {{"
+    for key, table in entries:
+        if reason := obstacle(table):
+            yield from _comment(f"{key}: {reason}")
+            continue
+        if table.remark:
+            yield from _comment(table.remark)
+        yield from _entry(key, table.key)
+    yield "}"
+
+
+def _comment(text: str) -> list[str]:
+    return wrap(
+        text,
+        _WIDTH,
+        initial_indent="    # ",
+        subsequent_indent="    #   ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _entry(key: str, columns: Sequence[str]) -> list[str]:
+    names = list(map(_text, columns))
+    line = f"    {key}: [{', '.join(names)}],"
+    if len(line) <= _WIDTH:
+        return [line]
+    return [f"    {key}: [", *(f"        {each}," for each in names), "    ],"]
+
+
+def _setup(home: str, *, has_more: bool) -> Iterator[str]:
+    yield f'''
+
+def setup_router(schema: str = {_text(home)}) -> BinlogRouter:
+    """Return the routes; the listener passes `schema`, so they serve other databases too."""
+    router = BinlogRouter()
+    for table, key in TABLES.items():
+        router.register(schema, table, CHANGES, task_of(table), columns=key)'''
+    if has_more:
+        yield """    for (other, table), key in TABLES_ELSEWHERE.items():
+        router.register(other, table, CHANGES, task_of(table), columns=key)"""
+    yield '''    return router
+
+
+def task_of(table: str) -> str:
+    """Return the name of a table's task."""
+    return f"app.{table}_changed"'''
+
+
+def _task(table: ExistingTable) -> str:
+    return f"app.{_escaped(table.name)}_changed"
+
+
+def _escaped(name: str) -> str:
+    """Return the name as a route takes it: what would be a glob stands for itself."""
+    return _GLOB.sub(r"[\1]", name)
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,101 @@
+"""A task's message on its way through kombu: Celery makes one for each route, and the others are filled in.
+
+Any broker gets it from `kombu.Producer`. RabbitMQ gets the same bytes without it: `frames.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+from celery import Celery
+from kombu import Producer, Queue
+from kombu.compression import compress
+from kombu.serialization import dumps
+from kombu.utils.encoding import str_to_bytes
+
+from cdc_tasks.broker.rabbitmq.delayed_delivery import can_delay, delayed
+from cdc_tasks.routing.router import Call, Route
+from listener.publish.task_message import ID, Timing, argsrepr, make_message, split_body
+
+__all__ = ["MessageTemplate", "message_template"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageTemplate:
+    """The messages of one route."""
+
+    task: str
+    queue: Queue | None  # None if Celery does not say it; it has to be declared before
+    is_delayed: bool  # RabbitMQ keeps them until they are due
+    parts: tuple[bytes, bytes, bytes]  # of the body: before, between and after the two kinds of arguments
+    timing: Timing | None
+    headers: dict[str, Any]
+    options: dict[str, Any]  # of `kombu.Producer.publish`
+    compression: str | None
+
+    def body(self, call: Call) -> bytes:
+        """Return the body of the call's message, as it is sent."""
+        body = self._plain_body(call)
+        return body if self.compression is None else compress(body, self.compression)[0]
+
+    def publish(self, producer: Producer, call: Call) -> None:
+        """Send the call's message."""
+        change, task_id = call.change, call.id
+        shown = argsrepr(change.kind, change.position)
+        headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": shown}
+        if self.timing:
+            headers |= self.timing.headers()
+        options = {**self.options, "correlation_id": task_id}
+        producer.publish(self._plain_body(call), headers=headers, **options)  # kombu compresses it
+
+    def publish_unfilled(self, producer: Producer) -> None:
+        """Send a message with its places unfilled: those of `task_message`."""
+        producer.publish(b"", headers=dict(self.headers), **{**self.options, "correlation_id": ID})
+
+    def _plain_body(self, call: Call) -> bytes:
+        head, middle, end = self.parts
+        return b"%b%b%b%b%b" % (head, call.arguments, middle, call.kwargs, end)
+
+
+class _Catcher:
+    """A stand-in for `kombu.Producer` that keeps what Celery would publish."""
+
+    def publish(self, body: Any, **options: Any) -> None:
+        self.body, self.options = body, options
+
+
+def message_template(app: Celery, route: Route) -> MessageTemplate:
+    """Return what the messages of one route have in common; raises EnvelopeError."""
+    catcher = _Catcher()
+    message, where, timing = make_message(app, route)
+    delay = _delay_on_rabbitmq(app, where, timing)
+    kept = where.get("queue")
+    if delay is not None and timing is not None:
+        where, timing = delayed(where, delay), replace(timing, countdown=delay)
+    app.amqp.send_task_message(catcher, route.task, message, retry=False, **where)
+    options = catcher.options
+    headers, serializer, declare = (options.pop(name) for name in ("headers", "serializer", "declare"))
+    content_type, encoding, text = dumps(catcher.body, serializer)
+    options |= {"content_type": content_type, "content_encoding": encoding, "mandatory": True}
+    return MessageTemplate(
+        task=route.task,
+        queue=kept if delay is not None else declare[0] if declare else None,
+        is_delayed=delay is not None,
+        parts=split_body(str_to_bytes(text), content_type),
+        timing=timing,
+        headers=headers,
+        options=options,
+        compression=options.get("compression"),
+    )
+
+
+def _delay_on_rabbitmq(app: Celery, where: Mapping[str, Any], timing: Timing | None) -> int | None:
+    """Return for how many seconds RabbitMQ keeps the message; None if it does not, and a worker keeps it."""
+    if timing is None or timing.countdown is None:
+        return None
+    with app.connection_for_write() as connection:
+        is_amqp = connection.transport.driver_type == "amqp"
+    return ceil(timing.countdown) if is_amqp and can_delay(app, where) else None
