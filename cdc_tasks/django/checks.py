@@ -170,7 +170,7 @@ def _of_altered_type(effect: Effect, watching: list[Route]) -> Iterator[CheckMes
         yield _warning(
             5,
             effect,
-            f"{effect.table}.{effect.column} changes from {effect.old_type} to {effect.new}; the route to"
+            f"{effect.table}.{effect.column} gets the type {effect.new} instead of {effect.old_type}; the route to"
             f" {route.task} {uses}.",
             "From then on its value has the form of the new type: see what when= compares with, and what the task"
             " expects.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from traceback import extract_stack
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def register(
     a task, or the name of one that need not be in this project. `options` are those of `BinlogRouter.register`, which
     checks them when the routes are loaded: `manage.py check` and `manage.py cdc` show a mistake with its place.
     """
-    frame = sys._getframe(1)  # noqa: SLF001 - CPython's only way to know who calls, and Django's
-    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    caller, _ = extract_stack(limit=2)
+    place = f"{caller.filename}:{caller.lineno}"
     # A module that is imported again registers its routes again: the last one counts.
     key = place, repr(table), repr(events), str(getattr(task, "name", task))
     _registered[key] = Registered(table=table, events=events, task=task, options=options, place=place)

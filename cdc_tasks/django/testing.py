@@ -34,6 +34,7 @@ from cdc_tasks.django.settings import database_alias
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call
 from cdc_tasks.testing import row_change
+from cdc_tasks.words import counted
 
 if TYPE_CHECKING:
     from celery import Task
@@ -90,7 +91,9 @@ class Captured:
             if call[0] == name and args in (None, call[1]) and kwargs in (None, call[2])
         ]
         if len(fired) != times:
-            raise AssertionError(f"{name} was fired {len(fired)} times, not {times}. {self._described()}")
+            raise AssertionError(
+                f"{name} was fired {counted(len(fired), 'time')}, not {times}. {self._described()}"
+            )
 
     def assert_fires_nothing(self) -> None:
         """Raise AssertionError, with what did fire, if the block fires any task."""

@@ -118,12 +118,13 @@ def test_migrate_tells_before_it_begins_what_it_would_do_to_watched_tables(
         "(cdc.W004) stock.0004_drop_column: public.stock_item.old is dropped; the route to stock.seen has"
         in told
     )
-    assert "price changes from integer to varchar(20); the route to stock.priced names it in when=." in told
+    assert (
+        "price gets the type varchar(20) instead of integer; the route to stock.priced names it in when=."
+        in told
+    )
     assert "(cdc.W008) stock.0006_new_table: public.stock_shelf is new, stock.seen fires for it, and" in told
     assert "(cdc.I001) orders.0001_initial: public.orders_tag is new; search.index fires for it." in told
-    assert (
-        "stock_item.name changes" not in told
-    )  # a longer text, and a larger integer, look the same in a task
+    assert "stock_item.name gets" not in told  # a longer text, and a larger integer, look the same in a task
     # Without the database nothing is said of migrations: most commands of manage.py look at no database.
     assert "cdc." not in shop.manage("check")
     # What a pipeline that deploys asks.
