@@ -1,31 +1,26 @@
-"""The project's Celery app: `CDC_APP`, or where projects of Django's have it."""
+"""Where projects of Django's have their Celery app."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from django import conf
 
-from cdc_tasks.settings import SettingsError
+from cdc_tasks.environment import SettingsError
 
-if TYPE_CHECKING:
-    from celery import Celery
-
-__all__ = ["find_celery_app"]
+__all__ = ["celery_app_name"]
 
 
-def find_celery_app(named: str | None) -> tuple[str, Celery]:
-    """Return the app and what `celery -A` calls it; raises SettingsError.
+def celery_app_name() -> str:
+    """Return the package that has the project's Celery app, in its `celery.py` or in a variable; raises SettingsError.
 
-    Without a name it is the app of the package that has the settings, or `wsgi.py`, `asgi.py` or `urls.py`: in its
-    `celery.py`, or in a variable of the package.
+    It is the one with the settings, or with `wsgi.py`, `asgi.py` or `urls.py`.
     """
-    tried = [named] if named else list(_candidates())
+    tried = list(_candidates())
     for name in tried:
-        if (app := _app(name)) is not None:
-            return name, app
+        if _has_app(name):
+            return name
     raise SettingsError(
         f"There is no Celery app in {', '.join(tried) or 'the project'}.",
         hint='Say where it is, as celery -A does: CDC_APP = "shop.celery:app" in the settings.',
@@ -45,15 +40,16 @@ def _candidates() -> Iterator[str]:
             yield package
 
 
-def _app(name: str) -> Celery | None:
-    """Return the app as `celery -A name` finds it; what its module raises comes through."""
+def _has_app(name: str) -> bool:
+    """Return whether `celery -A name` would find an app; what its module raises comes through."""
+    from celery import Celery
     from celery.app.utils import find_app
 
     try:
-        return find_app(name)
+        return isinstance(find_app(name), Celery)
     except ModuleNotFoundError as error:
-        if error.name and f"{name.replace(':', '.')}.celery".startswith(error.name):
-            return None
+        if error.name == f"{name}.celery":
+            return False
         raise
-    except AttributeError:
-        return None
+    except AttributeError:  # the package has no variable with an app
+        return False

@@ -16,6 +16,7 @@ from cdc_tasks.django.migrations_ahead import Effect, EffectKind, effects_of_pen
 from cdc_tasks.django.routes import load_project_router
 from cdc_tasks.django.settings import column_lists, database_alias, unknown_settings
 from cdc_tasks.errors import CDCError
+from cdc_tasks.user_code import mistake
 
 if TYPE_CHECKING:
     from cdc_tasks.routing.router import BinlogRouter, Route
@@ -30,26 +31,8 @@ def check_routes(**_: Any) -> list[CheckMessage]:
     except CDCError as error:
         return [Error(error.message, hint=error.hint, id="cdc.E001")]
     except Exception as error:  # noqa: BLE001 - a project's module may raise anything
-        return [_not_loaded(error)]
+        return [Error(f"The routes cannot be loaded: {mistake(error)}", id="cdc.E001")]
     return []
-
-
-def _not_loaded(error: Exception) -> CheckMessage:
-    place = _last_place(error)
-    return Error(
-        f"The routes cannot be loaded: {type(error).__name__}: {error}{place}",
-        hint="Correct it. If a model was removed or renamed, change the route that names it.",
-        id="cdc.E001",
-    )
-
-
-def _last_place(error: Exception) -> str:
-    traceback = error.__traceback__
-    if traceback is None:
-        return ""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return f" ({traceback.tb_frame.f_code.co_filename}, line {traceback.tb_lineno})"
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:

@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.utils.connection import ConnectionDoesNotExist
 
-from cdc_tasks.settings import SettingsError
+from cdc_tasks.environment import SettingsError
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

@@ -42,7 +42,7 @@ def register(
     """Fire `task` on `events` of a model's table: for an app's `cdc.py`, as `admin.site.register` is for `admin.py`.
 
     `table` is a model, or a table's name or glob, with a schema before a dot if it is not the models' own. `task` is
-    a task, or the name of one that need not be in this project. `options` are those of `BinlogRouter.register`, which
+    one of the Celery app's, as an object or by its name. `options` are those of `BinlogRouter.register`, which
     checks them when the routes are loaded: `manage.py check` and `manage.py cdc` show a mistake with its place.
     """
     caller, _ = extract_stack(limit=2)

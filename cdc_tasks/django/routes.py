@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
 from django.utils.module_loading import autodiscover_modules
+from pydantic import SecretStr
 
 from cdc_tasks.django.database import database_url, home_schema, watched_connection
 from cdc_tasks.django.registry import Registered, registered
-from cdc_tasks.django.settings import database_alias, routes_reference
-from cdc_tasks.routing.decorators import router_of
+from cdc_tasks.django.settings import SKIP_CHECKS, application, database_alias, routes_reference
+from cdc_tasks.environment import SettingsError
 from cdc_tasks.routing.router import BinlogRouter, RouteError
 from cdc_tasks.routing.tables import all_tables
-from cdc_tasks.settings import SettingsError
 
 __all__ = ["load_project_router", "setup_router"]
 
 
 def setup_router() -> BinlogRouter:
-    """Return a router with the routes of all installed apps: those of `cdc.py`, then those of `on_change`.
+    """Return a router with the routes of each app's `cdc.py`; those of `on_change` come to it with the Celery app.
 
     Raises RouteError, with file and line, and what the project's modules raise.
     """
-    autodiscover_modules("tasks", "cdc")
+    autodiscover_modules("cdc")
     router, schema = BinlogRouter(), home_schema(watched_connection(database_alias()))
     for each in registered():
         _add(router, each, schema)
-    return router_of(None, router, schema=schema)
+    return router
 
 
 def _add(router: BinlogRouter, each: Registered, schema: str) -> None:
@@ -39,14 +41,18 @@ def _add(router: BinlogRouter, each: Registered, schema: str) -> None:
 
 
 def load_project_router() -> BinlogRouter:
-    """Return the router that `manage.py cdc` uses: this one, or that of CDC_ROUTES."""
-    from listener.daemon.load_routes import load_router
+    """Return the router that `manage.py cdc` uses; raises CDCError, with file and line of a mistake in the project."""
+    from listener.daemon.application import router_for
+    from listener.daemon.settings import RouteSettings
 
-    return load_router(routes_reference(), _url_or_none())
+    os.environ.setdefault(SKIP_CHECKS, "yes")  # they run now
+    return router_for(
+        RouteSettings(cdc_app=application(), cdc_routes=routes_reference(), database_url=_url_or_none())
+    )
 
 
-def _url_or_none() -> str | None:
+def _url_or_none() -> SecretStr | None:
     try:
-        return database_url(database_alias())
+        return SecretStr(database_url(database_alias()))
     except SettingsError:  # routes can be looked at on any database, e.g. on the SQLite of a developer
         return None

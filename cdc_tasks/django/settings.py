@@ -9,29 +9,40 @@ from typing import Any, Final
 
 from django import conf
 
-from cdc_tasks.django.celery_app import find_celery_app
+from cdc_tasks.django.celery_app import celery_app_name
 from cdc_tasks.django.database import database_url
-from cdc_tasks.settings import SettingsError, WorkerSettings
+from cdc_tasks.environment import SettingsError
+from cdc_tasks.variables import KNOWN
 
-__all__ = ["column_lists", "database_alias", "put_into_environment", "routes_reference", "unknown_settings"]
+__all__ = [
+    "application",
+    "column_lists",
+    "database_alias",
+    "put_into_environment",
+    "routes_reference",
+    "unknown_settings",
+]
 
 _ROUTES: Final = "cdc_tasks.django.routes:setup_router"
+# With it Celery does not run all of Django's checks before it imports the tasks.
+SKIP_CHECKS: Final = "CELERY_SKIP_CHECKS"
 _WITHOUT_VARIABLE: Final = frozenset({"CDC_DATABASE"})
-_TWINS: Final = {
-    "CDC_BROKER_URL": "CELERY_BROKER_URL",
-    "CDC_CACHE_URL": "CACHE_URL",
-    "CDC_DATABASE_URL": "DATABASE_URL",
-}
 
 
 def database_alias() -> str:
     """Return the alias of the database that is watched: CDC_DATABASE, or `default`."""
-    return str(_value("CDC_DATABASE") or "default")
+    named = os.environ.get("CDC_DATABASE") or getattr(conf.settings, "CDC_DATABASE", None)
+    return str(named or "default")
 
 
 def column_lists() -> bool:
     """Return whether CDC_COLUMN_LISTS is set."""
     return str(_value("CDC_COLUMN_LISTS") or "").lower() in {"1", "true", "yes", "on"}
+
+
+def application() -> str:
+    """Return what `celery -A` calls the Celery app: CDC_APP, or where projects of Django's have it."""
+    return str(_value("CDC_APP") or celery_app_name())
 
 
 def routes_reference() -> str:
@@ -46,18 +57,18 @@ def put_into_environment() -> None:
     """
     for name in _names():
         if name not in _WITHOUT_VARIABLE:
-            _set(_TWINS.get(name, name), _text(name, getattr(conf.settings, name)))
-    # What Django made of DATABASE_URL, and not DATABASE_URL: that may be written for django-environ, or not be used.
-    os.environ["DATABASE_URL"] = str(_value("CDC_DATABASE_URL") or database_url(database_alias()))
+            _set(name, _text(name, getattr(conf.settings, name)))
+    # Also if DATABASE_URL is set: that may be written for django-environ. What Django made of it is in DATABASES.
+    if not os.environ.get("CDC_DATABASE_URL"):
+        _set("CDC_DATABASE_URL", database_url(database_alias()))
     _set("CDC_ROUTES", routes_reference())
-    name, app = find_celery_app(_value("CDC_APP"))
-    _set("CDC_APP", name)
-    _set("CELERY_BROKER_URL", str(app.conf.broker_url))
+    _set(SKIP_CHECKS, "yes")
+    _set("CDC_APP", application())
 
 
 def unknown_settings() -> Iterator[tuple[str, str | None]]:
     """Yield each setting CDC_… that means nothing, and the one that was probably meant."""
-    known = _known()
+    known = KNOWN | _WITHOUT_VARIABLE
     for name in _names():
         if name not in known:
             yield name, next(iter(get_close_matches(name, known, n=1)), None)
@@ -75,15 +86,6 @@ def _set(name: str, value: str) -> None:
 
 def _names() -> list[str]:
     return [name for name in dir(conf.settings) if name.startswith("CDC_") and name.isupper()]
-
-
-def _known() -> set[str]:
-    from listener.daemon.settings import ListenerSettings
-
-    fields = {*ListenerSettings.model_fields, *WorkerSettings.model_fields}
-    return (
-        {name.upper() for name in fields} | _WITHOUT_VARIABLE | set(_TWINS) | {"CDC_APP", "CDC_FLOWER_HOSTS"}
-    )
 
 
 def _text(name: str, value: Any) -> str:

@@ -7,16 +7,14 @@ from typing import Final
 
 from celery import Celery
 
-from cdc_tasks.config import settings_module
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
-from cdc_tasks.settings import SettingsError
-from cdc_tasks.user_code import mistake
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
+from listener.daemon.application import cache_url, celery_app
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
@@ -38,7 +36,6 @@ from listener.publish.redis.publisher import RedisPublisher
 
 __all__ = [
     "STORE_AWAY",
-    "celery_app",
     "check_everything",
     "checkpoint_store",
     "make_listener",
@@ -50,23 +47,6 @@ __all__ = [
 
 # The checkpoint is in the broker if that is Redis.
 STORE_AWAY: Final = "Start it, or correct CELERY_BROKER_URL (CACHE_URL, if the broker is not Redis)."
-
-
-def celery_app(settings: ListenerSettings) -> Celery:
-    """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
-    app = Celery("listener", amqp="cdc_tasks.broker.queues:AMQP")
-    module = settings.celery_config_module or settings_module()
-    try:
-        app.config_from_object(module, force=True)
-    except CDCError:
-        raise
-    except Exception as error:
-        raise SettingsError(
-            f"CELERY_CONFIG_MODULE={module} cannot be imported: {mistake(error)}",
-            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
-            code="celery_config_module",
-        ) from error
-    return app
 
 
 def make_listener(
@@ -91,7 +71,7 @@ def _monitor(
             accept_gap=accept_gap,
         )
         bookmark = Bookmark(
-            settings.cache_url.get_secret_value(),
+            cache_url(settings),
             name=settings.cdc_name,
             replay_window=settings.cdc_replay_window,
         )
@@ -121,7 +101,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
     if not _is_redis(app):
         return KombuPublisher(
             app,
-            settings.cache_url.get_secret_value(),
+            cache_url(settings),
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
         )
@@ -146,7 +126,7 @@ def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
     app = celery_app(settings)
     if _is_redis(app):
         return RedisConnection.of_broker(app)
-    return RedisConnection.of_cache(settings.cache_url.get_secret_value())
+    return RedisConnection.of_cache(cache_url(settings))
 
 
 def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
@@ -155,11 +135,11 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_broker(
         app, router.routes, durability=settings.cdc_durability, max_queue=settings.cdc_max_queue
     )
-    yield from check_cache(settings.cache_url.get_secret_value())
+    yield from check_cache(cache_url(settings))
     if settings.database_type is DatabaseType.MYSQL:
         yield from check_bookmark(
             checkpoint_store(settings),
-            settings.cache_url.get_secret_value(),
+            cache_url(settings),
             name=settings.cdc_name,
             checkpoint=_saved(settings).position,
         )
@@ -206,7 +186,7 @@ def _position_in_binlog(settings: ListenerSettings) -> str | None:
     if (saved := _saved(settings).position) is not None:
         return saved
     try:
-        return read_bookmark(settings.cache_url.get_secret_value(), settings.cdc_name)
+        return read_bookmark(cache_url(settings), settings.cdc_name)
     except CDCError:
         return None
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # A code may be added. One that is taken away, or changed, breaks an alarm.
 _CODES = """
-answer_lost bad_preference broker broker_away broker_blocked cache_away capture checkpoint_moved database_away
+answer_lost app_not_found bad_preference broker broker_away broker_blocked cache_away capture checkpoint_moved
+database_away
 database_refused envelope first_routes gap gtid_mode install killed_workers lock_not_available malformed_message
 master_cache maybe_sent message_too_large no_redis not_accepting not_parked not_sent not_well not_yet old_celery
 open_flower other_log password permission_denied rate_limited refused route server_id_taken settings slot_in_use

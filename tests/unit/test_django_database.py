@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db.utils import ConnectionHandler
 
 from cdc_tasks.addresses import check_address
-from cdc_tasks.django.database import home_schema, url_of
+from cdc_tasks.django.database import home_schema, url_of, watched_connection
 from cdc_tasks.settings import SettingsError
 from listener.mysql.client.connection import Address
 from listener.postgres.client.connection import connection_parameters
@@ -154,3 +154,9 @@ def test_what_cannot_be_watched_is_refused_with_a_cure(
 )
 def test_the_schema_of_the_models(engine: str, entry: dict[str, Any], schema: str) -> None:
     assert home_schema(_connection(engine, **entry)) == schema
+
+
+def test_an_alias_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(SettingsError, match="CDC_DATABASE='lte' is no alias of DATABASES") as caught:
+        watched_connection("lte")
+    assert caught.value.hint == "Use one of: default."

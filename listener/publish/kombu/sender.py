@@ -25,7 +25,7 @@ from listener.core.retry import Retry
 from listener.publish.kombu.confirms import Confirms
 from listener.publish.kombu.frames import Frames, Render
 from listener.publish.kombu.message import MessageTemplate, message_template
-from listener.publish.redis.connection import bad_certificate
+from listener.publish.redis.connection import address_of, bad_certificate
 from listener.publish.task_message import Kind, durable_queues
 
 __all__ = ["Delivery", "KombuSender"]
@@ -386,19 +386,21 @@ class KombuSender:
                 self.limit = int(found["limit"])
                 raise _too_large(int(found["size"]), self.limit) from error
             hint = next(hint for kind, hint in _HINTS.items() if isinstance(error, kind))
+            hint = hint.replace("CELERY_BROKER_URL", address_of(self._app))
             if isinstance(error, amqp.PreconditionFailed) and error.method_sig == spec.Basic.Publish:
                 hint = _OPTION_HINT
             raise BrokerError(f"The broker refuses us: {error}.", hint=hint, code=_code(error)) from error
         except ImportError as error:
             raise BrokerError(
-                f"Celery's transport for CELERY_BROKER_URL is not installed: {error}.",
+                f"Celery's transport for {address_of(self._app)} is not installed: {error}.",
                 code="transport_not_installed",
             ) from error
         except passing as error:
             if certificate := bad_certificate(error):
                 raise BrokerError(
                     f"The broker's certificate is not valid: {certificate.verify_message}.",
-                    hint="Correct the host in CELERY_BROKER_URL, or ca_certs in broker_use_ssl of celeryconfig.py.",
+                    hint=f"Correct the host in {address_of(self._app)}, "
+                    "or ca_certs in broker_use_ssl of celeryconfig.py.",
                     code="certificate",
                 ) from error
             raise BrokerAwayError(f"{type(error).__name__}: {error}") from error

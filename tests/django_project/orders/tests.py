@@ -35,7 +35,7 @@ class RolledBack(TestCase):
             order.status = "paid"
             order.save()
         fired.assert_fires("orders.tasks.send_confirmation", args=[order.pk])
-        fired.assert_fires("search.index")
+        fired.assert_fires("search.tasks.index")
 
     def test_nothing_happens_to_other_tables(self):
         with captured_saves() as fired:
@@ -72,7 +72,7 @@ class Committed(TransactionTestCase):
                 Order.objects.filter(pk=second.pk).update(status="paid")
                 transaction.set_rollback(True)
         fired.assert_fires("orders.tasks.send_confirmation", args=[first.pk])
-        fired.assert_fires("search.index")
+        fired.assert_fires("search.tasks.index")
 
     def test_nothing_is_left_behind(self):
         from django.db import connection

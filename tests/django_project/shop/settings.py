@@ -8,7 +8,7 @@ if os.environ.get("SHOP_ENGINE") == "mysql":
     pymysql.install_as_MySQLdb()
 
 SECRET_KEY = "for tests"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "orders"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "orders", "search"]
 if os.environ.get("SHOP_STOCK"):
     INSTALLED_APPS += ["stock", "cdc_tasks.django"]
 DATABASES = {

@@ -9,14 +9,10 @@ register(
     "stock.seen",
     args=lambda change: [change.table, change.event, change.row["id"], change.row.get("version")],
 )
-register("orders_*", EventType.ALL, "search.index")
-register(
-    "orders_order",
-    EventType.UPDATE,
-    "orders.tasks.send_confirmation",
-    when=became("status", "paid"),
-    args=["id"],
-)
+register("orders_*", EventType.ALL, "search.tasks.index")
+if os.environ.get("SHOP_CONFIRMS"):
+    paid = became("status", "paid")
+    register("orders_order", EventType.UPDATE, "orders.tasks.send_confirmation", when=paid, args=["id"])
 if os.environ.get("SHOP_NAMES_COLUMNS"):
     register(
         "stock_item", EventType.UPDATE, "stock.priced", when=changed("price"), columns=["id", "note", "old"]

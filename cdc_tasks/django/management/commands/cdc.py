@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from cdc_tasks import command_line
 from cdc_tasks.django.settings import put_into_environment
-from cdc_tasks.errors import CDCError
 
 __all__ = ["Command"]
 
@@ -57,19 +57,18 @@ def _without_djangos_own(arguments: list[str]) -> list[str]:
 
 def _run(arguments: list[str], program: str) -> int:
     """Run the listener's command line, and return its exit status."""
-    from listener.cli.commands import cli
-
+    before, sys.argv = sys.argv, [program, *arguments]
     try:
-        if not _asks_for_help(arguments):
-            put_into_environment()
-        cli(args=arguments, prog_name=program)
-    except CDCError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
-        return 1
+        command_line.run(_with_settings, program=program)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+    finally:
+        sys.argv = before
 
 
-def _asks_for_help(arguments: list[str]) -> bool:
-    return "--help" in arguments
+def _with_settings(**given: Any) -> Any:
+    from listener.cli.commands import cli
+
+    if "--help" not in sys.argv:
+        put_into_environment()
+    return cli(**given)
