@@ -16,7 +16,9 @@ from benchmarks import binlog, rabbitmq, report
 from benchmarks.grouping import group
 from benchmarks.latency import time_beside_a_full_queue, time_start, time_to_queue, time_to_task
 from benchmarks.memory import idle_share, peak_by_transaction
+from benchmarks.messages import tell
 from benchmarks.postgres_stage import PostgresStage
+from benchmarks.runners import race
 from benchmarks.throughput import Rows, compare, measure, vary_transactions, vary_width
 from benchmarks.workers import work
 
@@ -67,6 +69,12 @@ class _Plan:
 
     def workers(self, say: Say) -> Any:
         return work(2_000 if self.quick else 10_000, say)
+
+    def runners(self, say: Say) -> Any:
+        return race(3_000 if self.quick else 20_000, self.rounds, say)
+
+    def messages(self, say: Say) -> Any:
+        return tell(100 if self.quick else 10_000, say)
 
     def grouping(self, say: Say) -> Any:
         return group(say)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import venv
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.environments import python_with
 from harness.listener_process import mortal
 
 __all__ = ["VERSIONS", "install", "start"]
@@ -41,15 +39,7 @@ rootLogger.appenderRef.errors.ref = errors
 
 def install() -> Path:
     """Return the interpreter of its environment, which the first call creates."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "cdc-tasks" / f"debezium-{VERSIONS[0].partition('==')[2]}"
-    python, done = directory / "bin" / "python", directory / "installed"
-    if not done.exists():
-        venv.create(directory, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", *VERSIONS]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        done.touch()
-    return python
+    return python_with(f"debezium-{VERSIONS[0].partition('==')[2]}", VERSIONS)
 
 
 def start(

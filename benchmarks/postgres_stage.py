@@ -70,6 +70,9 @@ class PostgresStage(Stage):
 
     def _open(self, stack: ExitStack) -> None:
         stack.enter_context(self.postgres)
+        self._create_tables()
+
+    def _create_tables(self) -> None:
         columns = ", ".join(f"{name} {kind}" for name, kind in _WIDE_COLUMNS.items())
         self.run(_SCHEMA.format(columns=columns))
         self.run(f"CREATE PUBLICATION {PUBLICATION} FOR TABLE {', '.join(TABLES)}")

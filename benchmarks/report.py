@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks import binlog_report, charts
 from benchmarks.debezium import VERSIONS
 from benchmarks.latency import BINS
+from benchmarks.runners import VERSIONS as RUNNER_VERSIONS
 from benchmarks.tables import ratio, table
 
 __all__ = ["keep", "write"]
@@ -125,6 +126,23 @@ def _facts(results: Results) -> dict[str, str]:
                 for name, each in results["grouping"].items()
             ],
         ),
+        "runners_tables": "\n\n".join(
+            _runners_table(title, found) for title, found in results["runners"].items()
+        ),
+        "runner_versions": ", ".join(version.replace("==", " ") for version in RUNNER_VERSIONS),
+        "tickets": f"{results['messages']['messages'] // 3:,}",
+        "messages_table": table(
+            ["messages", "messages/s", "seconds", "retries", "out of order"],
+            [
+                [
+                    f"{results['messages']['messages']:,}",
+                    f"{results['messages']['per_second']:,.0f}",
+                    f"{results['messages']['seconds']:,.0f}",
+                    f"{results['messages']['retries']:,}",
+                    f"{results['messages']['out_of_order']:,}",
+                ]
+            ],
+        ),
         "workers_table": table(
             ["", "tasks/s", "rows/s"],
             [
@@ -133,6 +151,23 @@ def _facts(results: Results) -> dict[str, str]:
             ],
         ),
     }
+
+
+def _runners_table(title: str, found: Mapping[str, Any]) -> str:
+    ours = found[_OURS]["rate"]
+    return table(
+        [title, "tasks/s", "slowest to fastest", "cdc-tasks is", "CPU, ms a task"],
+        [
+            [
+                f"**{name}**" if name == _OURS else name,
+                f"{each['rate']:,}",
+                f"{min(each['rates']):,} to {max(each['rates']):,}",
+                "" if name == _OURS else f"{ratio(ours / each['rate'])} x",
+                f"{each['cpu']:.2f}",
+            ]
+            for name, each in found.items()
+        ],
+    )
 
 
 def _throughput_table(found: Mapping[str, Any]) -> str:

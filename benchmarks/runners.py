@@ -20,13 +20,16 @@ from uuid import uuid4
 
 import redis
 
+from benchmarks.environments import python_with
 from benchmarks.readings import group_cpu_seconds
 from benchmarks.runner_apps.record import NOTES, read_times
 from harness.embedded_servers import ValkeyServer
 from harness.listener_process import mortal
 from harness.waiting import wait_until
 
-__all__ = ["Measured", "race"]
+__all__ = ["VERSIONS", "Measured", "race"]
+
+VERSIONS: Final = ("dramatiq[redis]==2.2.1", "taskiq[orjson,uv]==0.13.0", "taskiq-redis==1.2.4")
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 _PAYLOADS: Final = {"no-op": None, "1 kB": "x" * 1_000}
@@ -99,7 +102,45 @@ class LateStock(Stock):
         return {"BENCH_LATE": "1"}
 
 
-_CONTENDERS: Final[tuple[type[Contender], ...]] = (Ours, Stock, LateStock)
+class _Elsewhere(Contender):
+    """A framework in a virtual environment of its own."""
+
+    application: str
+
+    @property
+    def python(self) -> Path:
+        return python_with("task-runners", VERSIONS)
+
+    def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:  # noqa: ARG002
+        subprocess.run(
+            [str(self.python), "-m", self.application, str(number), json.dumps(payload)],
+            cwd=_CHECKOUT,
+            env={**os.environ, "CELERY_BROKER_URL": url},
+            check=True,
+        )
+
+
+class Dramatiq(_Elsewhere):
+    """With its eight threads in each process, which it recommends for tasks that wait."""
+
+    name = "dramatiq"
+    application = "benchmarks.runner_apps.dramatiq_app"
+
+    def command(self) -> Sequence[str]:
+        return [str(self.python), "-m", "dramatiq", self.application, "--processes", "2"]
+
+
+class Taskiq(_Elsewhere):
+    """With uvloop and orjson, as it recommends; its tasks are coroutines, a hundred at a time in each process."""
+
+    name = "taskiq"
+    application = "benchmarks.runner_apps.taskiq_app"
+
+    def command(self) -> Sequence[str]:
+        return [str(self.python), "-m", "taskiq", "worker", f"{self.application}:broker", "--workers", "2"]
+
+
+_CONTENDERS: Final[tuple[type[Contender], ...]] = (Ours, Stock, LateStock, Dramatiq, Taskiq)
 
 
 def race(number: int, rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Measured]]:

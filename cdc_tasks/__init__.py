@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.master_cache import MasterCache
+    from cdc_tasks.outbox.muted import muted
     from cdc_tasks.retry import TryAgain
     from cdc_tasks.routing.decorators import on_change
+    from cdc_tasks.routing.message_groups import key_headers
     from cdc_tasks.routing.predicates import became, changed
     from cdc_tasks.routing.router import BinlogRouter, RouteError
     from cdc_tasks.worker.install import install
@@ -41,8 +43,10 @@ __all__ = [
     "changed",
     "db",
     "install",
+    "key_headers",
     "latest_only",
     "master_cache",
+    "muted",
     "notify",
     "on_change",
     "store_latest",
@@ -64,7 +68,9 @@ _HOME: Final = {
     "became": "routing.predicates",
     "changed": "routing.predicates",
     "install": "worker.install",
+    "key_headers": "routing.message_groups",
     "latest_only": "latest",
+    "muted": "outbox.muted",
     "on_change": "routing.decorators",
     "store_latest": "latest",
 }

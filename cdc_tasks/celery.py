@@ -27,6 +27,7 @@ from cdc_tasks.user_code import TaskModulesError, import_task_modules, mistake
 from cdc_tasks.variables import unknown_variables
 from cdc_tasks.worker.events import BufferEvents
 from cdc_tasks.worker.install import install, make_own
+from cdc_tasks.worker.keyed_messages import KeyedQueues
 from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ app = Celery(
 )
 make_own(install(app))
 app.config_from_object(settings_module())
-app.steps["consumer"].update([AskOtherWorkers, OldQueues, BufferEvents])
+app.steps["consumer"].update([AskOtherWorkers, OldQueues, KeyedQueues, BufferEvents])
 
 
 @app.on_after_configure.connect

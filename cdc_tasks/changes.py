@@ -55,6 +55,10 @@ class Change(Protocol):
     def kind(self) -> tuple[str, str, str]: ...  # schema, table, event's value
     @property
     def stamp(self) -> tuple[bytes, bytes]: ...  # id and position, encoded
+    @property
+    def is_muted(
+        self,
+    ) -> bool: ...  # its transaction says that it is to fire nothing, but for routes that ask for it
 
     def changed(self, column: str) -> bool | None: ...
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes: ...
@@ -92,6 +96,11 @@ class RowChange:
     def stamp(self) -> tuple[bytes, bytes]:
         """Its id and its position, as messages carry them."""
         return self.id.encode(), self.position.encode()
+
+    @property
+    def is_muted(self) -> bool:
+        """False: what a task receives has fired it."""
+        return False
 
     def changed(self, column: str) -> bool | None:
         """Return whether the column's value differs from before; None if the source did not send both.

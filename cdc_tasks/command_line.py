@@ -26,7 +26,13 @@ def _print_version(*, is_asked: bool) -> None:
 
 
 Version = Annotated[
-    bool, typer.Option("--version", is_eager=True, callback=lambda value: _print_version(is_asked=value))
+    bool,
+    typer.Option(
+        "--version",
+        help="Print the version.",
+        is_eager=True,
+        callback=lambda value: _print_version(is_asked=value),
+    ),
 ]
 
 

@@ -128,6 +128,13 @@ class BrokerSettings(Settings):
         description="What the names of our queues begin with, the same for listener and workers: up to 64 of "
         "a-z, A-Z, 0-9, _ and -.",
     )
+    cdc_key_partitions: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="RabbitMQ only: how many queues share the tasks with a key, the same for listener and workers. "
+        "Up to that many workers run such tasks.",
+    )
 
 
 class RedisSettings(BrokerSettings):

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
+from inspect import signature
 from itertools import count
 from typing import Any, Protocol
 
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.words import counted
 
-__all__ = ["assert_fires", "assert_fires_nothing", "row_change"]
+__all__ = ["Fired", "assert_fires", "assert_fires_nothing", "row_change"]
 
 _numbers = count(1)
 
@@ -36,14 +39,19 @@ def row_change(
     schema: str = "public",
     unavailable: Sequence[str] = (),
     committed_at: datetime | None = None,
+    identity: Sequence[str] | None = None,
 ) -> RowChange:
     """Return a change as the listener would. Each has its own id, and a position after the one before.
 
+    `identity` are the columns of the table's replica identity, usually its primary key; None: all of them, as with
+    REPLICA IDENTITY FULL. The old row has no others.
+
     Raises ValueError if the rows do not fit the event: an insert has no `before`, a delete has no `after`, an update
-    has an `after`, a truncate has neither.
+    has an `after`, a truncate has neither. And if `before` has a column that the `identity` does not give.
     """
     kind = EventType(event)
     _check_rows(kind, before, after)
+    _check_identity(before, identity)
     number = next(_numbers)
     return RowChange(
         id=f"test-{number:X}-0",
@@ -59,26 +67,31 @@ def row_change(
 
 
 def assert_fires(
-    router: _Router, change: Change, task: str, *, args: Sequence[Any] | None = None, times: int = 1
+    router: _Router,
+    change: Change,
+    task: Any,
+    *,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    times: int = 1,
+    app: Any = None,
 ) -> None:
     """Raise AssertionError, with what did fire, unless `change` fires `task` this many `times`.
 
-    With `args`, only calls with these positional arguments count.
+    `task` is a name, or Celery's task. With `args` or `kwargs`, only such calls count. With `app`, or with a task
+    that is given as an object, it fails as well if there is no such task, or if the task does not take what it is
+    called with.
     """
-    fired = list(router.tasks_for([change]))
-    calls = [each for each in fired if each.route.task == task and _is_call(each)]
-    if args is not None:
-        calls = [each for each in calls if _arguments(each) == list(args)]
-    if len(calls) != times:
-        wanted = task if args is None else f"{task}{_shown(list(args))}"
-        raise AssertionError(
-            f"{_title(change)} fires {wanted} {counted(len(calls), 'time')}, not {times}. {_described(fired)}"
-        )
+    fired = [Fired.of(each) for each in router.tasks_for([change])]
+    routes = getattr(router, "routes", ())
+    check_fired(
+        fired, task, args=args, kwargs=kwargs, times=times, title=_title(change), routes=routes, app=app
+    )
 
 
 def assert_fires_nothing(router: _Router, change: Change) -> None:
     """Raise AssertionError, with what did fire, if `change` fires any task."""
-    fired = list(router.tasks_for([change]))
+    fired = [Fired.of(each) for each in router.tasks_for([change])]
     if fired:
         raise AssertionError(f"{_title(change)} should not fire anything. {_described(fired)}")
 
@@ -94,30 +107,120 @@ def _check_rows(event: EventType, before: Mapping[str, Any] | None, after: Mappi
         raise ValueError(f"after=None: {event} has a row after")
 
 
+def _check_identity(before: Mapping[str, Any] | None, identity: Sequence[str] | None) -> None:
+    if identity is None or before is None:
+        return
+    missing = [name for name in before if name not in identity]
+    if missing:
+        raise ValueError(
+            f"before={before!r}: the log does not have the old {', '.join(missing)}, only {', '.join(identity)}. "
+            "Leave it out, or: ALTER TABLE … REPLICA IDENTITY FULL"
+        )
+
+
 def _title(change: Change) -> str:
     return f"{change.event.value} on {change.schema}.{change.table}"
 
 
-def _described(fired: Sequence[Any]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fired:
+    """What one change fired: a call of a task, or an error for which the change would be parked."""
+
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    table: str  # with its schema
+    event: EventType
+    error: Exception | None = None
+    is_batched: bool = False  # then the task gets a list of what is in `args` or `kwargs`
+
+    @classmethod
+    def of(cls, fired: Any) -> Fired:
+        """Return what a router's `tasks_for` yielded, in words of tests."""
+        route, change = fired.route, fired.change
+        is_call = hasattr(fired, "arguments")
+        return cls(
+            task=route.task,
+            args=json.loads(b"[%b]" % fired.arguments) if is_call else [],
+            kwargs=json.loads(b"{%b}" % fired.kwargs) if is_call else {},
+            table=f"{change.schema}.{change.table}",
+            event=change.event,
+            error=None if is_call else fired.error,
+            is_batched=route.batch is not None,
+        )
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.task}: parked, because of {self.error!r}"
+        return f"{self.task}{_shown(self.args, self.kwargs)}"
+
+
+def name_of(task: Any) -> str:
+    """Return the name of a task that is given by name or as an object."""
+    return task if isinstance(task, str) else str(task.name)
+
+
+def check_fired(
+    fired: Sequence[Fired],
+    task: Any,
+    *,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    times: int,
+    title: str,
+    routes: Sequence[Any],
+    app: Any,
+) -> None:
+    """Raise AssertionError unless `fired` has the task so many `times`; see `assert_fires`."""
+    name = name_of(task)
+    calls = [each for each in fired if each.task == name and each.error is None]
+    _check_task(task, name, calls, app)
+    if args is not None:
+        calls = [each for each in calls if each.args == list(args)]
+    if kwargs is not None:
+        calls = [each for each in calls if each.kwargs == dict(kwargs)]
+    if len(calls) != times:
+        wanted = name if args is None and kwargs is None else f"{name}{_shown(args or (), kwargs or {})}"
+        raise AssertionError(
+            f"{title} fires {wanted} {counted(len(calls), 'time')}, not {times}. "
+            f"{_described(fired)}{_hint(name, routes)}"
+        )
+    parked = [each for each in fired if each.task == name and each.error is not None]
+    if parked and times:
+        raise AssertionError(f"{title} fires {name}, and parks a change:\n  {parked[0]}")
+
+
+def _check_task(task: Any, name: str, calls: Sequence[Fired], app: Any) -> None:
+    """Raise AssertionError if the app has no such task, or if the task does not take a call."""
+    if app is not None and name not in app.tasks:
+        raise AssertionError(f"The app {app.main} has no task {name}.{_close(name, app.tasks)}")
+    known = app.tasks[name] if app is not None else task
+    run = getattr(known, "run", None)
+    if run is None or not getattr(known, "typing", True):
+        return
+    for each in calls:
+        positional, named = ([each.args], {}) if each.is_batched else (each.args, each.kwargs)
+        try:
+            signature(run).bind(*positional, **named)
+        except TypeError as error:
+            raise AssertionError(f"{name}{signature(run)} does not take {each}: {error}.") from None
+
+
+def _hint(name: str, routes: Sequence[Any]) -> str:
+    names = {route.task for route in routes}
+    return "" if name in names or not names else f"\nNo route fires {name}.{_close(name, names)}"
+
+
+def _close(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _described(fired: Sequence[Fired]) -> str:
     if not fired:
-        return "Nothing fired: no route matches, or its `when` returned false."
-    lines = [
-        f"{each.route.task}{_shown(_arguments(each))}"
-        if _is_call(each)
-        else f"{each.route.task}: parked, because of {each.error!r}"
-        for each in fired
-    ]
-    return "What fired:\n" + "\n".join(f"  {line}" for line in lines)
+        return "Nothing fired: no route matches, its `when` returned false, or nothing was committed."
+    return "What fired:\n" + "\n".join(f"  {each}" for each in fired)
 
 
-def _is_call(fired: Any) -> bool:
-    return hasattr(fired, "arguments")
-
-
-def _arguments(call: Any) -> list[Any]:
-    arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
-    return arguments
-
-
-def _shown(arguments: Sequence[Any]) -> str:
-    return f"({', '.join(map(repr, arguments))})"
+def _shown(args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
+    return f"({', '.join([*map(repr, args), *(f'{name}={value!r}' for name, value in kwargs.items())])})"

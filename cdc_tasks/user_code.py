@@ -33,6 +33,7 @@ _OURS: Final = str(Path(__file__).parent)
 _LISTENER: Final = str(Path(__file__).parents[1] / "listener")
 _EDITED_BY_USERS: Final = str(Path(__file__).parents[1] / "listener" / "routes.py")
 _LIBRARIES: Final = tuple({sysconfig.get_path(each) for each in ("stdlib", "purelib", "platlib")})
+_PLACED: Final = re.compile(r"\.py:\d+\b")  # `on_change` tells the place of its errors itself
 _UNEXPECTED: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -74,7 +75,7 @@ def mistake(error: BaseException) -> str:
         what = f"{type(error).__name__}: {error.msg}"
     else:
         what = f"{type(error).__name__}: {error}"
-    where = _place_of(error)
+    where = "" if _PLACED.search(what) else _place_of(error)
     return f"{where}: {what}" if where else what
 
 

@@ -43,6 +43,7 @@ KNOWN: Final = frozenset(
         "CDC_SLOT",
         "CDC_SLOT_FAILOVER",
         "CDC_TASK_MODULES",
+        "CDC_TEST_DATABASE_URL",
     }
 )
 _OF_TESTS: Final = "CDC_TEST_"

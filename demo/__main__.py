@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -12,12 +13,14 @@ import typer
 from rich.console import Console
 
 from cdc_tasks import logs
-from cdc_tasks.errors import CDCError
+from cdc_tasks.errors import CDCError, mask_secrets
 from demo.databases import DatabaseKind
 from demo.narrator import Narrator
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from demo.stack import Stack
 
 __all__ = ["main"]
 
@@ -36,6 +39,9 @@ class Ended(BaseException):
 def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="Exit after the scenario, with status 0.")] = False,
+    prompt: Annotated[
+        bool, typer.Option("--prompt", help="Omit the scenario: begin with your own SQL.")
+    ] = False,
     database: Annotated[
         DatabaseKind | None,
         typer.Option(
@@ -56,7 +62,7 @@ def demo(
         if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
             signal.signal(each, _end)
     try:
-        _run(narrator, once=once, database=database)
+        _run(narrator, once=once, is_told=not prompt, database=database)
     except Ended as ended:
         narrator.ended()
         # Ctrl-C is the normal end; a supervisor that sent SIGTERM expects its number in the status.
@@ -64,19 +70,38 @@ def demo(
     narrator.ended()
 
 
-def _run(narrator: Narrator, *, once: bool, database: DatabaseKind | None) -> None:
+def _run(narrator: Narrator, *, once: bool, is_told: bool, database: DatabaseKind | None) -> None:
     from demo import scenario, stack  # slow to import: not for `--help`
 
     begun = time.monotonic()
+    _tell_addresses(narrator)
     with stack.started(narrator.starting, database) as running:
         try:
             narrator.running(running, time.monotonic() - begun)
-            scenario.play(running, narrator)
+            if is_told:
+                scenario.play(running, narrator)
             if not once:
-                narrator.invite(running)
-                scenario.watch(running, narrator)
+                _serve(running, narrator)
         finally:
             narrator.ending()
+
+
+def _tell_addresses(narrator: Narrator) -> None:
+    """Print which servers of the user's the demo is about to use."""
+    for variable in ("DATABASE_URL", "CELERY_BROKER_URL", "CACHE_URL"):
+        if url := os.environ.get(variable):
+            narrator.using(mask_secrets(url), variable)
+    if os.environ.get("DATABASE_URL"):
+        narrator.note_of_tables()
+
+
+def _serve(running: Stack, narrator: Narrator) -> None:
+    """Take SQL from a person at a terminal; otherwise show what other sessions do."""
+    from demo import prompt, scenario
+
+    at_prompt = narrator.is_interactive and sys.stdin.isatty()
+    narrator.invite(running, at_prompt=at_prompt)
+    (prompt.serve if at_prompt else scenario.watch)(running, narrator)
 
 
 def _end(signal_number: int, _frame: FrameType | None) -> NoReturn:

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.rule import Rule
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from cdc_tasks.words import counted
 from demo.observer import CacheChanged, TaskEnded, TaskReceived
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from demo.observer import Message, Observation
     from demo.stack import Stack
 
-__all__ = ["Narrator", "Since"]
+__all__ = ["IDEAS", "Narrator", "Since"]
 
 _WIDTH: Final = 110
+_MOST_ROWS: Final = 50  # of a result
 _LONGEST: Final = 700  # characters shown of a cached value
 _STATES: Final = {"SUCCESS": "green", "FAILURE": "bold red", "RETRY": "yellow"}
 _SERVICES: Final = {"slack": ("Slack", "magenta"), "teams": ("Teams", "blue")}
-_IDEAS: Final = (
+IDEAS: Final = (
     "INSERT INTO tickets (title, assigned_to_id) VALUES ('My own ticket', 2)",
     "UPDATE tickets SET status = 'closed' WHERE id = 1",
     "INSERT INTO roles (name) VALUES ('Auditor')",
@@ -56,6 +62,14 @@ class Narrator:
 
     def starting(self, what: str) -> None:
         self._console.print(f"[dim]Starting[/] {what} …")
+
+    def using(self, address: str, variable: str) -> None:
+        """Print an address that the environment names, before anything is done there."""
+        self._console.print(f"[dim]Using[/] {escape(address)} [dim]({variable})[/]", soft_wrap=True)
+
+    def note_of_tables(self) -> None:
+        """Print what the demo does in a database of the user's."""
+        self._console.print("It creates the tables of the help desk there, and removes them at the end.")
 
     def running(self, stack: Stack, seconds: float) -> None:
         """Print the addresses of the pages."""
@@ -100,18 +114,33 @@ class Narrator:
         """Print a summary line."""
         self._line("", "", Text(text))
 
+    def rows(self, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Print the result of a query."""
+        table = Table(*map(escape, columns), box=box.SIMPLE)
+        for row in rows[:_MOST_ROWS]:
+            table.add_row(*("NULL" if each is None else escape(str(each)) for each in row))
+        self._console.print(table)
+        more = f", the first {_MOST_ROWS} are shown" if len(rows) > _MOST_ROWS else ""
+        self.note(f"{counted(len(rows), 'row')}{more}")
+
+    def refused(self, text: str) -> None:
+        """Print the database's error."""
+        self._line("error", "bold red", Text(text))
+
     def proof(self, text: str) -> None:
         """Print what the step has proved."""
         self._line("✓", "bold green", Text(text, style="bold green"))
 
-    def invite(self, stack: Stack) -> None:
-        """Print statements to try by hand."""
-        title = Text(" Try it yourself, in another terminal ", style="bold")
+    def invite(self, stack: Stack, *, at_prompt: bool) -> None:
+        """Print statements to try by hand: at the demo's own prompt, or in another terminal."""
+        title = Text(f" Try it yourself{'' if at_prompt else ', in another terminal'} ", style="bold")
         self._console.print("", Rule(title, align="left", style="dim"))
-        for statement in _IDEAS:
-            self._console.print(
-                f'{stack.addresses.sql} "{statement}"', style="bold", soft_wrap=True, markup=False
-            )
+        for statement in IDEAS:
+            line = f"{statement};" if at_prompt else f'{stack.addresses.sql} "{statement}"'
+            self._console.print(line, style="bold", soft_wrap=True, markup=False)
+        if at_prompt:
+            self._console.print("\nOr in another terminal:")
+            self._console.print(f'{stack.addresses.sql} "…"', soft_wrap=True, markup=False)
         self._console.print(f"\nThe effects appear here, at {stack.inbox.url} and at {stack.flower.url}.")
         self._console.print("Ctrl-C ends the demo and removes everything.\n")
 

@@ -80,6 +80,10 @@ class Sample:
             connection.commit()
             return committing
 
+    def session(self) -> Connection:
+        """Return a session in which each statement is committed by itself, and a % stands for itself."""
+        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT", no_parameters=True)
+
     def sealed_token(self) -> str:
         """Return a Slack token as in the database: encrypted with the demo's key."""
         return sealed_secrets.seal(SecretStr("xoxb-demo"))

@@ -11,6 +11,7 @@ By default every message is published as mandatory, so the sender learns of a me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,7 +25,10 @@ from celery.utils.time import maybe_make_aware
 from kombu.common import Broadcast
 
 from cdc_tasks.broker.delivery_marks import without_marks
+from cdc_tasks.broker.rabbitmq import held_keys
+from cdc_tasks.broker.rabbitmq.partitions import partition_for, partitions_in
 from cdc_tasks.retry import UnroutableError
+from cdc_tasks.routing.message_groups import KEY_HEADER
 
 __all__ = [
     "BindToDelayedDelivery",
@@ -63,6 +67,9 @@ class DelayingApp:
             countdown, eta = _whole_seconds(countdown, eta, self.now())
         if options.get("headers"):
             options["headers"] = without_marks(options["headers"])
+            key = options["headers"].get(KEY_HEADER)
+            if isinstance(key, str):
+                options |= self._in_partition(key, name, options)
         if options.get("mandatory") is None:  # Celery's default lets RabbitMQ drop a message without a queue
             options["mandatory"] = True
         sends = super().send_task  # type: ignore[misc]  # Celery's
@@ -75,6 +82,15 @@ class DelayingApp:
             log.warning("queues_for_waits_missing", error=str(error))
             _make_delay_queues(self)
             return send()
+
+    def _in_partition(self: Any, key: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return where a task with a key goes on RabbitMQ. If it is a retry, let the key belong to it."""
+        partitions = partitions_in(self.amqp.queues)
+        if not partitions:
+            return {}
+        if options.get("retries"):
+            held_keys.hold(key, str(options["task_id"]), name, "retry")
+        return {"queue": partition_for(key, partitions), "exchange": None, "routing_key": None}
 
 
 def _has_quorum_queues(app: Any) -> bool:

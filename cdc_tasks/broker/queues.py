@@ -16,6 +16,7 @@ from kombu import Exchange, Queue
 
 from cdc_tasks.broker.connection import Connection
 from cdc_tasks.broker.delivery_marks import without_wait
+from cdc_tasks.broker.rabbitmq.partitions import KEYED, is_partition, partitions_in
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.environment import queue_prefix
 
@@ -74,6 +75,9 @@ class Queues(amqp.Queues):
 
     def _current_names(self, names: Iterable[str] | str | None) -> Iterator[str]:
         for name in maybe_list(names) or ():
+            if name == queue_name(KEYED) and name not in self:
+                yield from partitions_in(self)
+                continue
             new = self.current_name(name)
             if new != name:
                 self.asked_by_old_name[name] = new  # logged when the worker has its log
@@ -102,6 +106,17 @@ class AMQP(amqp.AMQP):
 
     Connection = Connection
     queues_cls = Queues
+
+    def TaskConsumer(self, channel: Any, queues: Any = None, accept: Any = None, **options: Any) -> Any:  # noqa: N802  # Celery's name
+        """Return a consumer of the worker's queues, but not of partitions: these have channels of their own."""
+        accept = self.app.conf.accept_content if accept is None else accept
+        every = list(queues or self.queues.consume_from.values())
+        taken = [each for each in every if not is_partition(each)]
+        consumer = self.Consumer(channel, accept=accept, queues=taken, **options)
+        for each in every:
+            if is_partition(each):
+                each(consumer.channel).declare()
+        return consumer
 
 
 class DefaultQueue(Queue):

@@ -15,6 +15,7 @@ from rich.table import Table
 from cdc_tasks import command_line, logs
 from cdc_tasks.cli import chosen_app
 from cdc_tasks.cli import dead_letters as dead_letter_commands
+from cdc_tasks.cli import keys as key_commands
 from cdc_tasks.cli.driver_errors import explain
 from cdc_tasks.command_line import Version, print_json
 from cdc_tasks.words import counted
@@ -28,6 +29,7 @@ cli = typer.Typer(
     help=__doc__,
 )
 cli.add_typer(dead_letter_commands.cli, name="dead-letters")
+cli.add_typer(key_commands.cli, name="keys")
 
 
 @cli.callback()

@@ -95,12 +95,24 @@ def replay(
 def drop(
     ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
 ) -> None:
-    """Delete dead letters."""
+    """Delete dead letters. A message group that waits for one of them goes on."""
     from cdc_tasks.dead_letters import store as dead_letters
 
     for letter in _chosen(ids, task, since, until, everything=everything):
         dropped = dead_letters.forget(letter)
+        if dropped:
+            _let_its_key_go(letter)
         typer.echo(f"{letter.id}: {'dropped' if dropped else 'kept, as it has failed again'}")
+
+
+def _let_its_key_go(letter: DeadLetter) -> None:
+    from cdc_tasks.broker.message_groups import groups_of
+    from cdc_tasks.celery import app
+    from cdc_tasks.routing.message_groups import HOLD_HEADER, KEY_HEADER
+
+    if letter.group.get(HOLD_HEADER):
+        with groups_of(app) as groups:
+            groups.let_go(letter.group[KEY_HEADER], letter.id)
 
 
 def _send(app: Any, letter: DeadLetter) -> None:
@@ -118,7 +130,7 @@ def _send(app: Any, letter: DeadLetter) -> None:
         task_id=letter.id,
         argsrepr=redacted(letter.args),
         kwargsrepr=redacted(letter.kwargs),
-        headers={ATTEMPTS: [*letter.attempts, failed]},
+        headers={**letter.group, ATTEMPTS: [*letter.attempts, failed]},
         **where,
         **letter.options,
     )

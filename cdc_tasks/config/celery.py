@@ -8,6 +8,7 @@ from kombu import Exchange, Queue
 
 from cdc_tasks.broker.connection import TRANSPORT_OPTIONS as _TRANSPORT_OPTIONS
 from cdc_tasks.broker.queues import DefaultQueue
+from cdc_tasks.broker.rabbitmq.partitions import KEYED, partition_queues
 from cdc_tasks.environment import variable as _variable
 from cdc_tasks.settings import BrokerSettings, load
 
@@ -80,6 +81,12 @@ _default_queue = (
     DefaultQueue(_default, _exchange, routing_key=_default) if _is_rabbitmq else Queue(_default, _exchange)
 )
 task_queues = [_default_queue, _notifications, _cache, _bulk]
+if (
+    _is_rabbitmq
+):  # tasks with a key, in the order of their messages: `celery -A cdc_tasks worker -Q cdc_keyed`
+    task_queues += partition_queues(
+        f"{_settings.cdc_queue_prefix}{KEYED}", _settings.cdc_key_partitions, _exchange
+    )
 task_default_queue = _default  # a route's `queue=` says otherwise
 task_default_exchange = _exchange.name
 task_default_exchange_type = _exchange.type

@@ -17,6 +17,7 @@ from cdc_tasks import cache
 from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.errors import CDCError, mask_secrets
 from cdc_tasks.installed import current_parts
+from cdc_tasks.routing.message_groups import group_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,6 +85,7 @@ class DeadLetter:
     worker: str | None
     attempts: list[dict[str, Any]] = field(default_factory=list)  # before the last one: at, error, waits
     options: dict[str, Any] = field(default_factory=dict)  # for Celery's `send_task`
+    group: dict[str, Any] = field(default_factory=dict)  # the headers that put it into its message group
     raw: str | None = None  # base64: a malformed message as it came
 
 
@@ -102,6 +104,7 @@ def letter_of(task: str, request: Context, error: BaseException, *, trace: str |
         failed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         worker=request.hostname,
         attempts=list((request.headers or {}).get(ATTEMPTS, [])),
+        group=group_headers(request.headers),
         options={name: value for name, value in options.items() if value and name not in _OF_ONE_TRY},
     )
 

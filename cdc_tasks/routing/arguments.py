@@ -21,6 +21,7 @@ __all__ = [
     "arguments_json",
     "kwargs_json",
     "named_columns",
+    "row_values",
 ]
 
 Args = Callable[[Change], Sequence[Any]]
@@ -28,7 +29,7 @@ Kwargs = Callable[[Change], Mapping[str, Any]]
 
 
 class ValueMissingError(CDCError):
-    """The source did not send the value of a column that a route passes to its task."""
+    """The source did not send the value of a column that a route passes to its task, or that is its key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ColumnArgs:
     columns: tuple[str, ...]
 
     def __call__(self, change: Change) -> list[Any]:
-        return _values(change, self.columns) if self.columns else []
+        return row_values(change, self.columns) if self.columns else []
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self.columns))}]"
@@ -52,7 +53,7 @@ class ColumnKwargs:
     columns: tuple[str, ...]  # of the parameters, in their order
 
     def __call__(self, change: Change) -> dict[str, Any]:
-        return dict(zip(self.names, _values(change, self.columns), strict=True))
+        return dict(zip(self.names, row_values(change, self.columns), strict=True))
 
     def __repr__(self) -> str:
         return repr(dict(zip(self.names, self.columns, strict=True)))
@@ -88,8 +89,8 @@ def kwargs_json(values: object, task: str) -> bytes:
     return dumps(dict(values)).encode()[1:-1]
 
 
-def _values(change: Change, columns: tuple[str, ...]) -> list[Any]:
-    """Return the values of the row as it is now; of a DELETE, as it was."""
+def row_values(change: Change, columns: tuple[str, ...]) -> list[Any]:
+    """Return the values of the row as it is now; of a DELETE, as it was; raises ValueMissingError."""
     message = json.loads(change.to_json(columns))  # only these columns are decoded
     before, after = message["before"] or {}, message["after"] or {}
     try:
@@ -110,6 +111,6 @@ def _missing(change: Change, column: str) -> ValueMissingError:
         )
     return ValueMissingError(
         f"{table} has no column {column}.",
-        hint="Correct args= or kwargs= of the route.",
+        hint="Correct args=, kwargs= or key= of the route.",
         code="column_missing",
     )

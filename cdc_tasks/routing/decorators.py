@@ -7,7 +7,7 @@ depend on the order of the imports. So a route has the same id, and its tasks ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -117,19 +117,22 @@ def router_of(app: Any = None, router: BinlogRouter | None = None, *, schema: st
     modules have to be imported before (`app.loader.import_default_modules()`), because a decorator that was not run
     declares nothing. Without `app` all declared routes count. `schema` is where tables without a schema are.
 
-    `router` itself stays as it is, so this may be called again. Ids of its routes stay, too.
+    `router` itself stays as it is, so this may be called again; a result of this function gets nothing twice. Ids of
+    its routes stay, too.
 
     Raises RouteError, with file and line, if a task does not take what its route calls it with.
     """
     found = BinlogRouter() if router is None else router.copy()
-    for declared, task in _last_of_each(app):
-        with _placed(declared.place):
-            _register(found, declared.table, declared.events, task, declared.options, schema=schema)
+    for key, (declared, task) in _last_of_each(app).items():
+        if key not in found.declared:
+            with _placed(declared.place):
+                _register(found, declared.table, declared.events, task, declared.options, schema=schema)
+            found.declared.add(key)
     return found
 
 
-def _last_of_each(app: Any) -> Iterable[tuple[DeclaredRoute, Any]]:
-    """Return the declared routes with their tasks.
+def _last_of_each(app: Any) -> dict[tuple[Any, ...], tuple[DeclaredRoute, Any]]:
+    """Return the declared routes with their tasks, by what makes one the same as another.
 
     A module that is imported again (a reload, a test) declares its routes again: the last one counts.
     """
@@ -138,7 +141,7 @@ def _last_of_each(app: Any) -> Iterable[tuple[DeclaredRoute, Any]]:
         task = _task_in(app, each.task)
         if task is not None:
             found[each.module, each.line, each.table, each.events, task.name] = each, task
-    return found.values()
+    return found
 
 
 def _register(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import Signature
-from operator import itemgetter
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple, TypedDict, TypeGuard
 
 from cdc_tasks.changes import Change, EventType
@@ -23,6 +24,8 @@ from cdc_tasks.routing.arguments import (
     kwargs_json,
     named_columns,
 )
+from cdc_tasks.routing.keys import CalledKey, ColumnKey, Key
+from cdc_tasks.routing.message_groups import OnFailure, check_group
 from cdc_tasks.routing.predicates import When, became, changed
 from cdc_tasks.routing.tables import RouteError, table_of
 from cdc_tasks.routing.tasks import Task, check_arguments, check_call, task_of
@@ -68,6 +71,9 @@ class RouteOptions(TypedDict, total=False):
     countdown: float | None
     priority: int | None
     expires: float | None
+    key: str | Sequence[str] | Callable[[Change], Any] | None
+    group: str | None
+    on_failure: OnFailure
     on_full: str
 
 
@@ -94,11 +100,14 @@ class Route:
     )  # of the task, if it is checked
     id: str  # identifies the route in task ids, also after the routes are reordered
     is_grouped: bool  # has coalesce or batch
+    key: Key | None = field(default=None, hash=False)  # None: its tasks have no order
+    on_failure: OnFailure = "continue"  # what a task that gives up does to its key
+    even_muted: bool = False  # changes that their transaction mutes fire it too
     on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
     def __post_init__(self) -> None:
-        sent_as = self.id, self.queue, self.countdown, self.priority, self.expires
+        sent_as = self.id, self.queue, self.countdown, self.priority, self.expires, self.on_failure
         object.__setattr__(self, "sent_as", sent_as)
 
     def matches(self, schema: str, table: str) -> bool:
@@ -180,6 +189,7 @@ class Call(NamedTuple):
     change: Change | Origin
     arguments: bytes  # JSON of the task's positional arguments, without the list's brackets
     kwargs: bytes = b""  # JSON of its keyword arguments, without the object's braces
+    key: str | None = None  # of its message group
 
     @property
     def id(self) -> str:
@@ -198,6 +208,7 @@ class Parked(NamedTuple):
     error: Exception
     rendered: bytes | None = None  # the task's arguments, as in Call, if only an Origin is left
     rendered_kwargs: bytes = b""  # the same of its keyword arguments
+    key: str | None = None  # the same of its message group
 
 
 class BinlogRouter:
@@ -205,9 +216,11 @@ class BinlogRouter:
 
     def __init__(self) -> None:
         self._routes: list[Route] = []
+        self._has_even_muted = False  # a route asks for muted changes
         self._index = RouteIndex()
         self._alike: Counter[tuple[str, str, frozenset[EventType], str]] = Counter()
         self._ids: set[str] = set()
+        self.declared: set[tuple[Any, ...]] = set()  # what `router_of` has added
         self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
 
     @property
@@ -232,7 +245,11 @@ class BinlogRouter:
         countdown: float | None = None,
         priority: int | None = None,
         expires: float | None = None,
+        key: str | Sequence[str] | Callable[[Change], Any] | None = None,
+        group: str | None = None,
+        on_failure: OnFailure = "continue",
         on_full: str = PAUSE,
+        even_muted: bool = False,
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
@@ -249,9 +266,16 @@ class BinlogRouter:
         many changes, lists of `args`, or dicts of `kwargs`. `queue`, `countdown`, `priority` and `expires` are
         Celery's; the times are in seconds, from when the task is sent.
 
+        `key` is a column, a list of columns, or a function that returns a value, a list of values or None. Tasks with
+        the same key run one at a time, in the order of the commits. A change without the value of such a column is
+        parked. Routes with the same `group` share their keys; without it each route has its own. `on_failure`: after a
+        task that gives up, "continue" lets its key go on, and "hold" waits until a person has replayed or dropped the
+        dead letter.
+
         `on_full` says what happens while the queue is longer than CDC_MAX_QUEUE: "pause" makes the listener wait, with
         all routes; "grow" lets the queue grow; "set_aside" keeps this route's messages in order beside the queue, up to
-        CDC_MAX_SET_ASIDE, and the other routes go on.
+        CDC_MAX_SET_ASIDE, and the other routes go on. With `even_muted`, changes that their transaction mutes
+        (`cdc_tasks.muted`) fire it, too.
 
         Raises RouteError, with the wrong value and a hint.
         """
@@ -264,12 +288,16 @@ class BinlogRouter:
         _check_callable(when=when)
         _check_sending(countdown=countdown, priority=priority, expires=expires)
         _check_on_full(task, on_full)
+        _check_key(task, key=key, group=group, on_failure=on_failure)
+        _check_key_grouping(task, key=key, group=group, coalesce=coalesce, batch=batch)
         wanted = _events(events)
         positional, named = _args(args), _kwargs(kwargs)
         if named is not None and positional is None:
             positional = ColumnArgs(())
         _check_grouping(task, coalesce=coalesce, batch=batch, args=positional, kwargs=named)
         _check_rows(wanted, task, positional, named)
+        _check_key_rows(wanted, task, key)
+        route_id = self._id(schema, table, wanted, task)
         is_open = check_call(known, args=positional, kwargs=named, batch=batch)
         route = Route(
             schema=schema,
@@ -287,10 +315,14 @@ class BinlogRouter:
             priority=priority,
             expires=expires,
             parameters=known.parameters if is_open else None,
-            id=self._id(schema, table, wanted, task),
+            id=route_id,
             is_grouped=coalesce or batch is not None,
+            key=_key(key, group, route_id, is_glob=_WILDCARD.search(_joined(schema, table)) is not None),
+            on_failure=on_failure,
             on_full=on_full,
+            even_muted=even_muted,
         )
+        self._has_even_muted |= even_muted
         self._routes.append(route)
         self._index.add(route)
         self._by_kind.clear()
@@ -327,6 +359,7 @@ class BinlogRouter:
         twin._index = RouteIndex(self._routes)
         twin._alike = self._alike.copy()
         twin._ids = set(self._ids)
+        twin.declared = set(self.declared)
         return twin
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
@@ -342,7 +375,18 @@ class BinlogRouter:
             return self._by_kind.setdefault(kind, found)
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
-        """Yield what these changes fire, in their order."""
+        """Return what these changes fire, in their order."""
+        if not self._has_even_muted:  # then no change is muted
+            return self._tasks_for(changes)
+        return self._tasks_for_some_muted(changes)
+
+    def _tasks_for_some_muted(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
+        for is_muted, alike in groupby(changes, key=attrgetter("is_muted")):
+            for fired in self._tasks_for(alike):
+                if fired.route.even_muted or not is_muted:
+                    yield fired
+
+    def _tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
         last: tuple[str, str, str] | None = None
         routes: tuple[Route, ...] = ()
         for change in changes:
@@ -354,10 +398,11 @@ class BinlogRouter:
                 try:
                     if when is not None and not when(change):
                         continue
+                    key = None if route.key is None else route.key(change)
                     if args is None:
-                        fired = route, change, change.to_json(route.columns), b""
+                        fired = route, change, change.to_json(route.columns), b"", key
                     else:
-                        fired = route, change, *_called(route, args, change)
+                        fired = route, change, *_called(route, args, change), key
                 except Exception as error:  # noqa: BLE001 - a user's code may raise anything: the change is kept
                     yield Parked(route, change, error)
                 else:
@@ -430,6 +475,54 @@ def _check_rows(events: frozenset[EventType], task: str, args: Args | None, kwar
             )
 
 
+def _check_key(task: str, *, key: object, group: object, on_failure: object) -> None:
+    if key is None and (group is not None or on_failure != "continue"):
+        raise RouteError(
+            f"The route to {task} has group= or on_failure=, but no key=.",
+            hint='Give it a key, e.g. key="id".',
+        )
+    if on_failure not in {"continue", "hold"}:
+        raise RouteError(
+            f"on_failure={on_failure!r} of the route to {task} is unknown.",
+            hint='Use "continue" or "hold".',
+        )
+    if key is not None and not callable(key):
+        _named("key", [key] if isinstance(key, str) else key)
+    if group is not None:
+        check_group(group)
+
+
+def _check_key_grouping(task: str, *, key: object, group: object, coalesce: bool, batch: int | None) -> None:
+    if key is not None and coalesce:
+        raise RouteError(
+            f"The route to {task} has both key and coalesce.",
+            hint="Leave one out: a coalesced task stands for changes of many keys.",
+        )
+    if group is not None and batch is not None:
+        raise RouteError(
+            f"The route to {task} has both group and batch.",
+            hint="Leave one out: while a batch is being filled, later tasks of the other routes would run first.",
+        )
+
+
+def _check_key_rows(events: frozenset[EventType], task: str, key: object) -> None:
+    if EventType.TRUNCATE in events and key is not None and not callable(key):
+        raise RouteError(
+            f"The route to {task} has key={key!r} also at a TRUNCATE, which has no row.",
+            hint="Name the events: [EventType.INSERT, EventType.UPDATE, EventType.DELETE].\n"
+            "Or give key= a function that returns None for a truncate: key=lambda change: …",
+        )
+
+
+def _key(key: Any, group: str | None, route_id: str, *, is_glob: bool) -> Key | None:
+    if key is None:
+        return None
+    name, many = group or route_id, is_glob and group is None
+    if callable(key):
+        return CalledKey(name, key, many)
+    return ColumnKey(name, (key,) if isinstance(key, str) else tuple(key), many)
+
+
 def _check_grouping(
     task: str, *, coalesce: bool, batch: int | None, args: Args | None, kwargs: Kwargs | None
 ) -> None:
@@ -471,11 +564,7 @@ def _kwargs(kwargs: object) -> Kwargs | None:
 
 
 def _named(what: str, names: object) -> tuple[str, ...]:
-    if (
-        not isinstance(names, list | tuple)
-        or not all(map(_is_name, names))
-        or (what == "kwargs" and not names)
-    ):
+    if not isinstance(names, list | tuple) or not all(map(_is_name, names)) or (what != "args" and not names):
         raise RouteError(
             f"{what}={names!r} are no names of columns.",
             hint=f'Write e.g. {what}=["id"], or {what}=lambda change: …',

@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # the stubs leave it out
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.app.task import Context
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 
 from cdc_tasks import cache
+from cdc_tasks.broker.message_groups import hold_key
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
@@ -91,6 +94,24 @@ class BoundedRequest(Request):
             return {**shown, "args": redacted(arguments or ()), "kwargs": redacted(keywords or {})}
         return shown
 
+    def on_failure(self, exc_info: ExceptionInfo, *args: Any, **kwargs: Any) -> Any:
+        """Handle a task's error; one that gives up may hold its key."""
+        if not isinstance(_original(exc_info.exception), Retry | Ignore | Reject):
+            hold_key(self.message)
+        return super().on_failure(exc_info, *args, **kwargs)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  # Celery's signature
+        """Handle a time limit; a task that is killed may hold its key, and its dead letter has its whole message."""
+        if soft:
+            super().on_timeout(soft, timeout)
+            return
+        hold_key(self.message)
+        _killed[self.id] = self._context  # type: ignore[attr-defined]  # the same
+        try:
+            super().on_timeout(soft, timeout)
+        finally:
+            _killed.pop(self.id, None)
+
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
         if not _keeps_letters(self.app):
             return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the stubs name public things only
@@ -103,6 +124,14 @@ class BoundedRequest(Request):
         self.acknowledge()
         self.send_event("task-failed", exception=repr(exc), traceback=str(exc_info.traceback))
         return True
+
+
+def _original(error: BaseException | None) -> BaseException | None:
+    """Return the exception of a task, which comes wrapped from another process."""
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
+
+
+_killed: dict[str, Context] = {}  # task id: the task that Celery kills now, at its hard time limit
 
 
 def _keeps_letters(app: Any) -> bool:
@@ -125,6 +154,6 @@ def _keep_what_was_killed(sender: Any, exception: Exception, task_id: str, **mor
     The task's own process could not keep one.
     """
     if isinstance(exception, TimeLimitExceeded | WorkerLostError) and _keeps_letters(sender.app):
-        failed = Context(id=task_id, args=more["args"], kwargs=more["kwargs"])
+        failed = _killed.get(task_id) or Context(id=task_id, args=more["args"], kwargs=more["kwargs"])
         context = sender.request if sender.request.id else failed
         _kept(sender.name, context, exception, more["einfo"])

@@ -19,6 +19,7 @@ from cdc_tasks.command_line import Version, print_json
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.variables import unknown_variables
+from listener.cli import control as control_commands
 from listener.cli import parked as parked_commands
 from listener.cli.init import init
 from listener.cli.output import (
@@ -32,6 +33,7 @@ from listener.core.findings import Finding, State, finding_from
 from listener.daemon.application import router_for
 from listener.daemon.lag_alarm import LagAlarm
 from listener.daemon.loop import Listener
+from listener.daemon.reload import Reloading, run_again
 from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
 from listener.daemon.start_findings import NO_ROUTES, find_in_routes, find_in_variables
 from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status
@@ -55,7 +57,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
 cli.add_typer(parked_commands.cli, name="parked")
-cli.command()(init)
+control_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[
@@ -97,16 +99,26 @@ def run(
     log_level: Annotated[
         LogLevel | None, typer.Option("--log-level", help="Instead of CDC_LOG_LEVEL.")
     ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Also load the routes again when one of their files changes.")
+    ] = False,
 ) -> None:
-    """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends."""
+    """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends. SIGHUP: reload."""
     log_settings = load(LogSettings)
     is_json = json_logs or log_settings.cdc_log_format == "json"
     logs.configure(json=is_json, level=log_level or log_settings.cdc_log_level)
     is_started = False
     try:
+        reloading = Reloading()
+        # Before the routes are read: a signal that comes later asks for newer ones.
+        signal.signal(signal.SIGHUP, lambda _number, _frame: reloading.ask())
         settings = load(ListenerSettings)
         router = router_for(settings)
-        listener = make_listener(settings, router, accept_gap=accept_gap, from_start=from_start)
+        if reload:
+            reloading.watch_files()
+        listener = make_listener(
+            settings, router, accept_gap=accept_gap, from_start=from_start, reloading=reloading
+        )
         is_started = True
         _stop_on_signals(listener)
         _collect_seldom()
@@ -119,6 +131,8 @@ def run(
             raise  # a person gets it as from `check`
         log.error("failed", code=error.code, error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
         raise typer.Exit(1) from error
+    if reloading.is_wanted:
+        run_again()
     log.info("stopped", name=settings.cdc_name)
 
 
@@ -193,6 +207,9 @@ def status(*, as_json: AsJSON = False) -> None:
     else:
         show_status(found)
     raise typer.Exit(0 if found.is_healthy else 1)
+
+
+cli.command()(init)
 
 
 def main() -> None:

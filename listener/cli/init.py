@@ -12,7 +12,7 @@ import typer
 from cdc_tasks.command_line import print_json
 from cdc_tasks.errors import CDCError
 from cdc_tasks.words import counted
-from listener.daemon.first_routes import obstacle, routes_file, split_by_use
+from listener.daemon.first_routes import obstacle, option_for, routes_file, split_by_use
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import read_existing_tables
 
@@ -41,12 +41,12 @@ def init(*, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for p
             ),
             hint="Create the tables of your application, or correct DATABASE_URL.",
         )
-    module = _free_name()
-    path = _write(module, routes_file(tables, module=module, home=home))
+    module, app = _free_name(), getattr(settings, "cdc_app", None)
+    path = _write(module, routes_file(tables, module=module, home=home, app=app))
     next_commands = [
         f"export CDC_ROUTES={module}:setup_router",
-        "python -m listener check",
-        "python -m listener run",
+        f"python -m listener {option_for(app)}check",
+        f"python -m listener {option_for(app)}run",
     ]
     if as_json:
         print_json(

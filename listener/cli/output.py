@@ -18,12 +18,14 @@ from listener.daemon.status import Status
 from listener.publish.parked import ParkedChange
 
 __all__ = [
+    "console",
     "describe_route",
     "describe_status",
     "show_findings",
     "show_parked",
     "show_routes",
     "show_status",
+    "table_of",
 ]
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red"}
@@ -31,19 +33,19 @@ _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red
 
 def show_findings(findings: Sequence[Finding]) -> None:
     """Print one line for each, and below them the hints, in lines that are not wrapped."""
-    console = _console()
-    table = _table("", "what", "found")
+    screen = console()
+    table = table_of("", "what", "found")
     for each in findings:
         colour = _COLOURS[each.state]
         table.add_row(f"[{colour}]{each.state}[/{colour}]", escape(each.what), escape(each.found))
-    console.print(table)
+    screen.print(table)
     for each in findings:
         if each.hint and each.state is not State.OK:
             colour = _COLOURS[each.state]
-            console.print(f"[{colour}]{escape(each.what)}[/{colour}]: {escape(each.found)}", soft_wrap=True)
-            console.print(f"{_indented(each.hint)}\n", markup=False, highlight=False, soft_wrap=True)
+            screen.print(f"[{colour}]{escape(each.what)}[/{colour}]: {escape(each.found)}", soft_wrap=True)
+            screen.print(f"{_indented(each.hint)}\n", markup=False, highlight=False, soft_wrap=True)
     problems = sum(each.state is State.PROBLEM for each in findings)
-    console.print(f"{counted(problems, 'problem')}: not ready." if problems else "Ready.")
+    screen.print(f"{counted(problems, 'problem')}: not ready." if problems else "Ready.")
 
 
 def _indented(text: str) -> str:
@@ -52,15 +54,18 @@ def _indented(text: str) -> str:
 
 def show_routes(routes: Iterable[Route]) -> None:
     """Print the table of routes."""
-    table = _table("table", "events", "task", "when", "argument", "columns", "queue", "grouping")
+    table = table_of(
+        "id", "table", "events", "task", "when", "argument", "columns", "queue", "grouping", "sending"
+    )
     for route in routes:
         table.add_row(*(escape(str(value)) for value in describe_route(route).values()))
-    _console().print(table)
+    console().print(table)
 
 
 def describe_route(route: Route) -> Mapping[str, str]:
     """Return a route as words."""
     return {
+        "id": route.id,
         "table": f"{route.schema}.{route.table}",
         "events": ", ".join(event.name for event in EventType if event in route.events),
         "task": route.task,
@@ -69,7 +74,17 @@ def describe_route(route: Route) -> Mapping[str, str]:
         "columns": "all" if route.columns is None else ", ".join(route.columns),
         "queue": route.queue or "",
         "grouping": "coalesce" if route.coalesce else f"batch of {route.batch}" if route.batch else "",
+        "sending": _sending(route),
     }
+
+
+def _sending(route: Route) -> str:
+    shown = {
+        "after": "" if route.countdown is None else f"{route.countdown:g} s",
+        "priority": "" if route.priority is None else str(route.priority),
+        "expires after": "" if route.expires is None else f"{route.expires:g} s",
+    }
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value)
 
 
 def _argument(route: Route) -> str:
@@ -86,7 +101,7 @@ def _called(function: Callable[..., Any]) -> str:
 
 def show_parked(parked: Iterable[ParkedChange]) -> None:
     """Print a line for each parked change, without its row."""
-    table = _table("id", "committed at", "table", "event", "task", "error")
+    table = table_of("id", "committed at", "table", "event", "task", "error")
     for each in parked:
         change = each.change
         row = (
@@ -96,19 +111,19 @@ def show_parked(parked: Iterable[ParkedChange]) -> None:
             change.event,
         )
         table.add_row(*map(escape, (*row, each.task, each.error)))
-    _console().print(table)
+    console().print(table)
 
 
 def show_status(status: Status) -> None:
     """Print the status."""
-    console = _console()
+    screen = console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
         if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused", "set_aside"}:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
-    console.print(table)
+    screen.print(table)
     for alarm in status.alarms:
-        console.print(f"[bold red]{escape(alarm)}[/bold red]", soft_wrap=True)
+        screen.print(f"[bold red]{escape(alarm)}[/bold red]", soft_wrap=True)
 
 
 def describe_status(status: Status) -> Mapping[str, Any]:
@@ -135,14 +150,14 @@ def describe_status(status: Status) -> Mapping[str, Any]:
     }
 
 
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1000  # a pipe or a file has no width
-    return console
+def console() -> Console:
+    screen = Console()
+    if not screen.is_terminal:
+        screen.width = 1000  # a pipe or a file has no width
+    return screen
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -48,8 +48,14 @@ class CloseNames:
         if self._left <= 0:
             return ""
         self._left -= 1
-        close = get_close_matches(name, self._names, n=1)
-        return f" Did you mean {close[0]}?" if close else ""
+        close = get_close_matches(name, self._names, n=3)
+        found = next((each for each in close if _are_alike(name, each)), None)
+        return f" Did you mean {found}?" if found else ""
+
+
+def _are_alike(name: str, other: str) -> bool:
+    """Return whether the last parts are close, too: two tables of one schema have much in common anyway."""
+    return bool(get_close_matches(name.rpartition(".")[2], [other.rpartition(".")[2]]))
 
 
 def finding_from(what: str, error: CDCError, state: State = State.PROBLEM) -> Finding:

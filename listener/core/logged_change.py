@@ -31,6 +31,7 @@ class _Kind(Protocol):
 class _Transaction(Protocol):
     id_head: bytes
     position_head: bytes
+    is_muted: bool
 
 
 KindT = TypeVar("KindT", bound=_Kind)
@@ -95,6 +96,11 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     @property
     def unavailable(self) -> tuple[str, ...]:
         return tuple(json.loads(b"[%b]" % self._missing(None)))
+
+    @property
+    def is_muted(self) -> bool:
+        """Whether the transaction says that this change is to fire nothing, but for routes that ask for it."""
+        return self.transaction.is_muted
 
     def logged(self) -> dict[str, Any]:
         """Return the rows as they were logged, for JSON: bytes as base64, other values as their `repr`."""

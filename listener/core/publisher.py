@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Protocol
 
@@ -119,6 +119,16 @@ class Publisher(Protocol):
 
     def flush(self) -> str | None:
         """Wait for the batch in flight; return the confirmed position."""
+
+    def pause(self, routes: Collection[str]) -> None:
+        """From the next batch on, keep the tasks of these routes (`Route.id`) beside their queues, in order.
+
+        They are saved with the checkpoint. Those of a route that is not named any more go to their queues, in order,
+        before its new ones. `attach` does not change which routes are paused.
+        """
+
+    def drop_set_aside(self, route: str) -> int:
+        """Drop the tasks of a paused route that are kept beside their queues; return how many there were."""
 
     def stop(self) -> None:
         """Make a call that waits raise StoppedError soon. May be called from a signal handler.

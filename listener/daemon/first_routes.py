@@ -10,7 +10,7 @@ from typing import Final
 
 from listener.core.existing_table import ExistingTable
 
-__all__ = ["obstacle", "routes_file", "split_by_use"]
+__all__ = ["obstacle", "option_for", "routes_file", "split_by_use"]
 
 _WIDTH: Final = 88  # of most formatters
 _GLOB: Final = re.compile(r"([*?[])")
@@ -38,16 +38,17 @@ def split_by_use(tables: Sequence[ExistingTable]) -> tuple[list[ExistingTable], 
     return used, [each for each in tables if obstacle(each)]
 
 
-def routes_file(tables: Sequence[ExistingTable], *, module: str, home: str) -> str:
+def routes_file(tables: Sequence[ExistingTable], *, module: str, home: str, app: str | None = None) -> str:
     """Return the text of the file `module`.py; `home` is the schema that the listener passes to `setup_router`.
 
-    At least one table must be free of obstacles.
+    `app` is the user's own Celery app, as for `celery -A`: then the file shows a route on a
+    task, too. At least one table must be free of obstacles.
     """
     used, _ = split_by_use(tables)
     at_home = [each for each in tables if each.schema == home]
     elsewhere = [each for each in tables if each.schema != home]
     parts = [
-        _docstring(module, next((each for each in used if each.name.isidentifier()), used[0])),
+        _docstring(module, next((each for each in used if each.name.isidentifier()), used[0]), app),
         "from cdc_tasks import BinlogRouter, EventType",
         "",
         "CHANGES = [EventType.INSERT, EventType.UPDATE, EventType.DELETE]",
@@ -63,21 +64,21 @@ def routes_file(tables: Sequence[ExistingTable], *, module: str, home: str) -> s
     return "\n".join([*parts, *_setup(home, has_more=any(each in used for each in elsewhere)), ""])
 
 
-def _docstring(module: str, example: ExistingTable) -> str:
+def _docstring(module: str, example: ExistingTable, app: str | None) -> str:
     name, task = _text(_escaped(example.name)), _task(example)
     column = next((each for each in _SPEAKING if each in example.columns), example.columns[-1])
     text = f'''"""Which change fires which task: yours to edit.
 
-Take out the tables that no task waits for. Each other one fires a task; a module of
-CDC_TASK_MODULES has it:
+Take out the tables that no task waits for. Each other one fires a task:
 
     from cdc_tasks import RowChange
-    from cdc_tasks.celery import app
+    from {_celery_app(app)} import app
 
     @app.task(name="{task}")
     def after_change(message):
         change = RowChange.from_message(message)
 
+{_where_tasks_are(app, name, column, example.key[0])}
 A route of its own says more (`changed` and `became` are in cdc_tasks):
 
     router.register(
@@ -90,10 +91,33 @@ A route of its own says more (`changed` and `became` are in cdc_tasks):
     )
 
     export CDC_ROUTES={module}:setup_router
-    python -m listener check
+    python -m listener {option_for(app)}check
 """
 '''
     return text.replace("\\", "\\\\")
+
+
+def _celery_app(app: str | None) -> str:
+    return app.partition(":")[0] if app else "cdc_tasks.celery"
+
+
+def option_for(app: str | None) -> str:
+    """Return the option that names the app, with a space behind it; empty without an app."""
+    return f"-A {app} " if app else ""
+
+
+def _where_tasks_are(app: str | None, table: str, column: str, key: str) -> str:
+    if app is None:
+        return "CDC_TASK_MODULES names the module that has it, for the worker.\n"
+    return f"""Or the route stands on the task, and the file is not needed for it:
+
+    from celery import shared_task
+    from cdc_tasks import UPDATE, changed, on_change
+
+    @on_change({table}, UPDATE, when=changed({_text(column)}), args=[{_text(key)}])
+    @shared_task
+    def after_update(key): ...
+"""
 
 
 def _mapping(name: str, entries: Sequence[tuple[str, ExistingTable]]) -> Iterator[str]:

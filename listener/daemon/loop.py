@@ -7,9 +7,10 @@ import random
 import structlog
 
 from cdc_tasks.routing.router import BinlogRouter
+from listener.control.control import Control
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
-from listener.core.source import Monitor, SourceLostError
+from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
 
 __all__ = ["Listener"]
@@ -20,10 +21,17 @@ log = structlog.get_logger()
 class Listener:
     """Hands the changes of one source to one broker until `stop`."""
 
-    def __init__(self, monitor: Monitor, router: BinlogRouter, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        router: BinlogRouter,
+        publisher: Publisher,
+        control: Control | None = None,
+    ) -> None:
         self._monitor = monitor
         self._router = router
         self._publisher = publisher
+        self._control = control
         self._wakeup = Wakeup()
         self._retry = Retry(
             "database",
@@ -33,10 +41,13 @@ class Listener:
             longest=15.0,
             wakeup=self._wakeup,
         )
+        self._retry_broker = Retry("broker", wakeup=self._wakeup)
 
     def run(self) -> None:
         """Run until `stop`; raises CDCError if a person is needed. Nothing unpublished is ever acknowledged."""
         try:
+            if self._control is not None:
+                self._retry_broker.call(self._control.begin)
             while not self._wakeup.is_set:
                 self._retry.call(self._open)
                 if not self._wakeup.is_set:
@@ -46,6 +57,8 @@ class Listener:
         finally:
             self._monitor.close()
             self._publisher.close()
+            if self._control is not None:
+                self._control.close()
 
     def stop(self) -> None:
         """Finish the batch in hand, acknowledge it, and return from `run`; may be called from a signal handler."""
@@ -68,17 +81,35 @@ class Listener:
             self._monitor.close()
 
     def _publish(self, after: str | None) -> None:
-        publisher = self._publisher
+        publisher, control = self._publisher, self._control
+        if control is not None:
+            if not self._retry_broker.call(control.restore):
+                return
+            control.hold(self._wakeup, lambda: None)
+            if self._wakeup.is_set:
+                return
         for batch in self._monitor.batches(after):
+            fired = self._router.tasks_for(batch.changes)
             confirmed = publisher.publish(
-                self._router.tasks_for(batch.changes),
+                fired if control is None else control.filtered(fired),
                 checkpoint=batch.position,
                 as_of=batch.as_of,
                 pipelined=batch.pipelined,
                 notes=batch.notes,
             )
             self._acknowledge(confirmed)
+            if control is not None:
+                self._obey(control, batch)
         self._acknowledge(publisher.flush())
+
+    def _obey(self, control: Control, batch: Batch) -> None:
+        control.passed(batch.as_of)
+        control.look()
+        control.hold(self._wakeup, lambda: self._keep_up(batch.position))
+
+    def _keep_up(self, position: str) -> None:
+        """Let the publisher release what it deferred, while the stream is paused."""
+        self._acknowledge(self._publisher.publish((), checkpoint=position))
 
     def _acknowledge(self, position: str | None) -> None:
         if position is not None:

@@ -35,7 +35,11 @@ def find_in_routes(
     if not router.routes:
         found = f"CDC_ROUTES={settings.cdc_routes} has none: nothing fires a task"
         yield Finding(what="routes", state=State.WARNING, code="no_routes", found=found, hint=NO_ROUTES)
-    elif settings.cdc_routes == _SAMPLE and any(each.code == "table_missing" for each in others):
+    elif (
+        getattr(settings, "cdc_app", None) is None
+        and settings.cdc_routes == _SAMPLE
+        and any(each.code == "table_missing" for each in others)
+    ):
         yield Finding(
             what="routes",
             state=State.WARNING,
@@ -44,3 +48,8 @@ def find_in_routes(
             hint=f"{NO_ROUTES}\nThen name it: export CDC_ROUTES=module:setup_router\n"
             "Or create the tables of the sample: python -m cdc_tasks create-schema",
         )
+
+
+def _are_the_samples(settings: RouteSettings) -> bool:
+    has_own_app = getattr(settings, "cdc_app", None) is not None
+    return settings.cdc_routes == _SAMPLE and not has_own_app

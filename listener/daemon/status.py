@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from listener.core.source_status import Reader, SourceStatus
 from listener.publish.parked import parked_key
 from listener.publish.queue_limit import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
-from listener.publish.redis.set_aside import set_aside_key, set_aside_list
+from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
 __all__ = ["SavedPosition", "Status", "read_saved_position"]
 
@@ -99,7 +99,7 @@ class Status:
             )
         for queue, count in self.saved.set_aside.items():
             waiting = counted(count, "task waits", "tasks wait")
-            yield "set_aside", f"{waiting} beside the queue {queue}, which is full: start more workers"
+            yield "set_aside", f"{waiting} beside the queue {queue}: it is full, or their route is paused"
         if self.saved.parked:
             parked = counted(self.saved.parked, "change is parked", "changes are parked")
             yield "parked", f"{parked}: python -m listener parked list"
@@ -114,15 +114,15 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
                 ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
                 ("HLEN", parked_key(prefix)),
                 ("GET", pause_key(prefix)),
-                ("HVALS", set_aside_key(prefix)),
+                ("HGETALL", set_aside_key(prefix)),
             ]
         )
         for answer in answers:
             if isinstance(answer, ResponseError):
                 raise redis.refusal(answer)
         (position, as_of, notes), parked, pause, full = answers
-        queues = sorted(each.decode() for each in full)
-        counts = redis.ask([("LLEN", set_aside_list(prefix, queue)) for queue in queues])
+        names = [name.decode() for name in (full if isinstance(full, dict) else full[::2])]
+        counts = redis.ask([("LLEN", f"{set_aside_key(prefix)}:{name}") for name in names])
     finally:
         redis.close()
     return SavedPosition(
@@ -131,5 +131,15 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
         parked,
         notes.decode() if notes else None,
         Pause.parse(pause) if pause else None,
-        {queue: count for queue, count in zip(queues, counts, strict=True) if count},
+        _by_queue(names, counts),
     )
+
+
+def _by_queue(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
+    """Return how many tasks wait beside each queue."""
+    found: dict[str, int] = {}
+    for name, count in sorted(zip(names, counts, strict=True)):
+        if count:
+            queue, _ = queue_and_route(name)
+            found[queue] = found.get(queue, 0) + count
+    return found

@@ -9,6 +9,8 @@ from celery import Celery
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
+from listener.control.commands import CommandQueue
+from listener.control.control import Control, ControlState
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding
 from listener.core.publisher import BrokerAwayError, Publisher
@@ -18,6 +20,7 @@ from listener.daemon.application import cache_url, celery_app
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
+from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.mysql import existing_tables as mysql_tables
@@ -38,6 +41,8 @@ __all__ = [
     "STORE_AWAY",
     "check_everything",
     "checkpoint_store",
+    "command_queue",
+    "control_state",
     "make_listener",
     "read_existing_tables",
     "read_source_status",
@@ -50,11 +55,33 @@ STORE_AWAY: Final = "Start it, or correct CELERY_BROKER_URL (CACHE_URL, if the b
 
 
 def make_listener(
-    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool = False
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    *,
+    accept_gap: bool,
+    from_start: bool = False,
+    reloading: Reloading | None = None,
 ) -> Listener:
     """Return the listener, not yet connected to anything."""
     monitor = _monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
-    return Listener(monitor, router, _publisher(settings))
+    publisher = _publisher(settings)
+    redis = checkpoint_store(settings)
+    queue, state = CommandQueue(redis, settings.cdc_name), ControlState(redis, settings.cdc_name)
+    control = Control(queue, state, publisher, router.routes, reloading)
+    listener = Listener(monitor, router, publisher, control)
+    if reloading is not None:
+        reloading.stop = listener.stop
+    return listener
+
+
+def command_queue(settings: ListenerSettings) -> CommandQueue:
+    """Return where the commands to the listener wait."""
+    return CommandQueue(checkpoint_store(settings), settings.cdc_name)
+
+
+def control_state(settings: ListenerSettings) -> ControlState:
+    """Return what is paused or skipped, once it is read."""
+    return ControlState(checkpoint_store(settings), settings.cdc_name)
 
 
 def _monitor(
@@ -104,6 +131,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
             cache_url(settings),
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
+            max_set_aside=settings.cdc_max_set_aside,
         )
     return RedisPublisher(
         app,

@@ -219,6 +219,7 @@ class PostgresWALMonitor:
             notes=self._notes.decoder,
             source=self.source,
             codec=log_codec(replication),
+            server_version=replication.info.server_version,
             announced=self._watch.announced,
         )
         self._decoder = plugin.decoder

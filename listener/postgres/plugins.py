@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from cdc_tasks.routing.router import Route, RouteIndex
 from listener.postgres.client.connection import Connection
@@ -16,6 +16,8 @@ from listener.postgres.wal2json import decoder as wal2json
 from listener.postgres.wal2json.definitions import TableDefinitions
 
 __all__ = ["Plugin", "PluginName", "open_plugin"]
+
+_SENDS_MESSAGES: Final = 14_00_00  # the first server whose pgoutput has the option
 
 PluginName = Literal["pgoutput", "wal2json"]
 
@@ -40,20 +42,26 @@ def open_plugin(
     notes: str | None,
     source: str,
     codec: str,
+    server_version: int,
     announced: Callable[[int, TableName], None] | None = None,
 ) -> Plugin:
     """Return the plugin, ready for one connection.
 
     `connect` opens an ordinary session for the catalogue; `notes` are the decoder's notes of an earlier run;
-    `codec` is Python's name of the encoding of the log's texts. `announced` is called with the OID and the name of a
-    table before its changes come, if the plugin sends them.
+    `codec` is Python's name of the encoding of the log's texts; `server_version` is psycopg2's number. `announced` is
+    called with the OID and the name of a table before its changes come, if the plugin sends them.
     """
     types = TypeCatalogue(connect)
     resolve_type = types.resolve
+    keeps_muted = any(route.even_muted for route in routes)
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'
         options = {"proto_version": "1", "publication_names": quoted}
-        decoder: Decoder = PgOutputDecoder(resolve_type, source=source, codec=codec, announced=announced)
+        if server_version >= _SENDS_MESSAGES:
+            options["messages"] = "true"
+        decoder: Decoder = PgOutputDecoder(
+            resolve_type, source=source, codec=codec, announced=announced, keeps_muted=keeps_muted
+        )
         return Plugin(decoder, (options,), types.close)
     index = RouteIndex(routes)
 
@@ -62,7 +70,9 @@ def open_plugin(
 
     definitions = TableDefinitions(connect, slot, watches, notes=notes)
     definitions.refresh_all()
-    decoder = wal2json.Wal2JsonDecoder(resolve_type, definitions, watches, source=source, codec=codec)
+    decoder = wal2json.Wal2JsonDecoder(
+        resolve_type, definitions, watches, source=source, codec=codec, keeps_muted=keeps_muted
+    )
     candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
     lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"
 

@@ -19,8 +19,9 @@ from listener.core.publisher import BrokerError
 from listener.core.source import IDLE_INTERVAL
 from listener.publish.redis.connection import Command, too_large
 
-__all__ = ["Batched", "Batcher", "batch_together"]
+__all__ = ["Batched", "Batcher", "batch_together", "record_of", "route_of"]
 
+_MOST_OPEN = 10_000  # batches: with a key there is one for each; more are sent early
 _MAX_BYTES = 1_000_000  # of arguments in a batch: wide rows come in smaller batches
 
 _CoalescedOn = tuple[str, bytes, bytes]  # the route's id, the arguments, the keyword arguments
@@ -42,6 +43,12 @@ class _OpenBatch:
     items: list[bytes] = field(default_factory=list)
     saved: int = 0  # how many of them are in Redis
     size: int = 0  # in bytes
+    key: str | None = None  # of all its changes
+
+    @property
+    def name(self) -> str:
+        """What tells it from other open batches: a batch has changes of one route, and of one key."""
+        return self.route.id if self.key is None else _keyed_name(self.route, self.key)
 
     @property
     def is_full(self) -> bool:
@@ -57,7 +64,7 @@ class _OpenBatch:
         if more:
             change_id, position = origin.stamp
             origin = Origin(origin.kind, (b"%b+%d" % (change_id, more), position))
-        return Call(self.route, origin, b"[%b]" % b",".join(self.items))
+        return Call(self.route, origin, b"[%b]" % b",".join(self.items), key=self.key)
 
 
 class Batcher:
@@ -128,16 +135,16 @@ class Batcher:
         self._fired_at.clear()
         self._waiting.clear()
         for record in map(json.loads, deferred):
-            route, origin = _restored(record)
+            route, origin = route_of(record)
             if record["arguments"] is not None:
                 on = route.id, record["arguments"].encode(), record.get("kwargs", "").encode()
                 self._fired_at[on] = self._clock() - self._interval
                 self._waiting[on] = Call(route, origin, *on[1:])
             else:
-                items = items_of(self._items_key(route))
-                opened_at = self._clock() - self._longest
-                size = sum(map(len, items))
-                self._batches[route.id] = _OpenBatch(route, origin, opened_at, items, len(items), size)
+                batch = _OpenBatch(route, origin, self._clock() - self._longest, key=record.get("key"))
+                batch.items = items_of(self._items_key(batch))
+                batch.saved, batch.size = len(batch.items), sum(map(len, batch.items))
+                self._batches[batch.name] = batch
 
     def _release(self, out: Batched, now: float) -> None:
         """Add what has waited long enough."""
@@ -158,38 +165,42 @@ class Batcher:
                 out.saving.append(("HDEL", self._key, _field(*on)))
 
     def _add(self, call: Call, out: Batched, now: float) -> None:
-        route = call.route
-        batch = self._batches.get(route.id)
+        route, key = call.route, call.key
+        name = route.id if key is None else _keyed_name(route, key)
+        batch = self._batches.get(name)
         item = _item(call)
         if batch is not None and not self._fits(batch.size + len(batch.items) + len(item)):
             self._close(batch, out)
             batch = None
         if batch is None:
             origin = Origin(call.change.kind, call.change.stamp)
-            batch = self._batches[route.id] = _OpenBatch(route, origin, now)
+            batch = self._batches[name] = _OpenBatch(route, origin, now, key=key)
         batch.add(item)
-        self._grown[route.id] = None
+        self._grown[name] = None
         if batch.is_full:
             self._close(batch, out)
+        elif len(self._batches) > _MOST_OPEN:
+            self._close(next(iter(self._batches.values())), out)
 
     def _fits(self, length: int) -> bool:
         return self.max_bytes is None or length <= self.max_bytes
 
     def _refused(self, call: Call) -> Parked:
         error = too_large(len(call.arguments) + len(call.kwargs), self.max_bytes or 0)
-        return Parked(call.route, call.change, error, call.arguments, call.kwargs)
+        return Parked(call.route, call.change, error, call.arguments, call.kwargs, call.key)
 
     def _close(self, batch: _OpenBatch, out: Batched) -> None:
-        del self._batches[batch.route.id]
+        del self._batches[batch.name]
         out.tasks.append(batch.to_call())
         if batch.saved:
-            out.saving.append(("DEL", self._items_key(batch.route)))
-            out.saving.append(("HDEL", self._key, _field(batch.route.id)))
+            out.saving.append(("DEL", self._items_key(batch)))
+            out.saving.append(("HDEL", self._key, _field(batch.name)))
 
     def _save_batch(self, batch: _OpenBatch) -> Iterator[Command]:
         if not batch.saved:
-            yield "HSET", self._key, _field(batch.route.id), _record(batch.route, batch.origin, None)
-        yield "RPUSH", self._items_key(batch.route), *batch.items[batch.saved :]
+            record = record_of(batch.route, batch.origin, None, key=batch.key)
+            yield "HSET", self._key, _field(batch.name), record
+        yield "RPUSH", self._items_key(batch), *batch.items[batch.saved :]
         batch.saved = len(batch.items)
 
     def _coalesce(self, call: Call, at_once: dict[_CoalescedOn, Call], out: Batched, now: float) -> None:
@@ -201,12 +212,12 @@ class Batcher:
             return
         if on not in self._waiting:
             origin = Origin(call.change.kind, call.change.stamp)
-            record = _record(call.route, origin, call.arguments, call.kwargs)
+            record = record_of(call.route, origin, call.arguments, call.kwargs)
             out.saving.append(("HSET", self._key, _field(*on), record))
         self._waiting[on] = call
 
-    def _items_key(self, route: Route) -> str:
-        return f"{self._key}:{route.id}"
+    def _items_key(self, batch: _OpenBatch) -> str:
+        return f"{self._key}:{batch.name}"
 
 
 def batch_together(
@@ -231,17 +242,26 @@ def _field(route_id: str, arguments: bytes = b"", kwargs: bytes = b"") -> bytes:
     return b"%b {%b}" % (field, kwargs) if kwargs else field
 
 
-def _record(route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes = b"") -> bytes:
+def _keyed_name(route: Route, key: str) -> str:
+    return f"{route.id} {key}"
+
+
+def record_of(
+    route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes = b"", key: str | None = None
+) -> bytes:
+    """Return what is kept of a call in Redis, as JSON. `arguments`: as in Call; None: of a batch that is still open."""
     change_id, position = origin.stamp
     record: dict[str, Any] = {
         "route": route.id,
         "task": route.task,
         "queue": route.queue,
         "batch": route.batch,
-        "on_full": route.on_full,
+        "on_failure": route.on_failure,
+        "key": key,
         "countdown": route.countdown,
         "priority": route.priority,
         "expires": route.expires,
+        "on_full": route.on_full,
         "kind": origin.kind,
         "id": change_id.decode(),
         "position": position.decode(),
@@ -251,8 +271,11 @@ def _record(route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes
     return json.dumps(record).encode()
 
 
-def _restored(record: dict[str, Any]) -> tuple[Route, Origin]:
-    """Return a route that makes the same messages as before, even if it is no longer registered."""
+def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
+    """Return the route and origin of what `record_of` wrote; raises LookupError, TypeError, ValueError.
+
+    The route makes the same messages as before, even if it is no longer registered.
+    """
     schema, table, event = kind = tuple(record["kind"])
     route = Route(
         schema=schema,
@@ -271,5 +294,6 @@ def _restored(record: dict[str, Any]) -> tuple[Route, Origin]:
         id=record["route"],
         is_grouped=True,
         on_full=record.get("on_full", PAUSE),  # records of earlier versions have none
+        on_failure=record.get("on_failure", "continue"),
     )
     return route, Origin(kind, (record["id"].encode(), record["position"].encode()))

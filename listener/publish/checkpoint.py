@@ -224,13 +224,14 @@ class Checkpoint:
         answer, command = next(
             pair for pair in zip(done, commands, strict=True) if isinstance(pair[0], ResponseError)
         )
+        key = command[3] if command[0] == "EVAL" else command[1]
         position, _, mark = self._known
         back = self._store(position or "", mark or "")
         self._retry.call(lambda: self._redis.send([back]))  # else the step would look done
         return BrokerError(
             f"Redis did not take all of a batch, so the listener did not acknowledge it: {command[0]!r} of "
-            f"{command[1]!r}: {answer}",
-            hint=f"See what that key is, and rename it: redis-cli TYPE {command[1]!r}",
+            f"{key!r}: {answer}",
+            hint=f"See what that key is, and rename it: redis-cli TYPE {key!r}",
             code="partial_batch",
         )
 

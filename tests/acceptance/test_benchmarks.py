@@ -107,7 +107,7 @@ def _results() -> dict[str, Any]:
         "throughput": drained,
         "width": {"narrow": drained, "tickets": drained, "wide": drained},
         "transactions": {"1": drained, "100": drained},
-        "rabbitmq": {"pipelined publisher": drained, "cdc-tasks": drained},
+        "rabbitmq": drained,
         "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
         "isolation": {"emptied": latency, "blocked": latency},
         "memory": {"peak": {"100": 75.0, "1000000": 76.0}, "idle": 0.1},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -137,6 +139,7 @@ def assert_the_scenario_was_shown(output: str, *, schema: str = "public") -> Non
         "Nothing is missing, and nothing came twice.",
     ):
         assert words in unwrapped, output
+    assert "-" not in "".join(re.findall(r"(\S+) ms after", output))
     assert re.search(r"Inbox http://127\.0\.0\.1:\d+", output)
     assert re.search(r"Flower http://127\.0\.0\.1:\d+", output)
 
@@ -165,6 +168,8 @@ def test_the_servers_that_the_environment_names_are_used_and_left_as_they_were(
         assert demo.end() == 0, demo.output
 
     assert_the_scenario_was_shown(demo.output)
+    assert f"Using {database.url} (DATABASE_URL)" in demo.output
+    assert demo.output.index("It creates the tables") < demo.output.index("Starting a worker")
     assert "Starting PostgreSQL" not in demo.output
     assert "Starting Valkey" not in demo.output
     assert database.fetch("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
@@ -248,6 +253,95 @@ def test_a_change_by_hand_after_the_scenario_is_shown_and_ctrl_c_ends_everything
         assert demo.end() == 0
         assert "Nothing is left running." in demo.output
         assert_nothing_runs(demo)
+
+
+class Terminal:
+    """A person at a terminal: types, and reads what is there."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+        shown = {
+            "TERM": "xterm",
+            "COLUMNS": "110",
+            "LINES": "40",
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+            "NO_COLOR": "1",
+        }
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "demo", *arguments],
+            cwd=_CHECKOUT,
+            env={**kept, **shown, **environment},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self._read = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def types(self, text: str) -> None:
+        os.write(self._master, f"{text}\r".encode())
+
+    def presses(self, key: bytes) -> None:
+        os.write(self._master, key)
+
+    def reads(self, *words: str, prompt: bool = False) -> str:
+        """Read until all of the words have come, in any order; return what came, without control sequences.
+
+        With `prompt`, wait for the next prompt behind the last of them: before, a key would reach nobody.
+        """
+        wait_until(
+            lambda: self._holds(words) and (not prompt or "sql>" in self._plain().rpartition(words[-1])[2]),
+            timeout=120,
+            what=f"{words} on the terminal: {self._plain()!r}",
+        )
+        shown, self._read = self._plain(), b""
+        return shown
+
+    def _holds(self, words: Sequence[str]) -> bool:
+        while select.select([self._master], [], [], 0.05)[0]:
+            try:
+                self._read += os.read(self._master, 65536)
+            except OSError:  # the other end is closed
+                break
+        return all(each in self._plain() for each in words)
+
+    def _plain(self) -> str:
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r", "", self._read.decode(errors="replace"))
+
+
+def test_a_person_at_a_terminal_types_sql_and_sees_what_comes_of_it() -> None:
+    with Terminal("--prompt") as terminal:
+        terminal.reads("Try it yourself", "Or in another terminal:", "sql>")
+
+        terminal.types("INSERT INTO tickets (title, assigned_to_id) VALUES ('100% by hand', 2);")
+        shown = terminal.reads("1 row changed.", "notify_ticket_insert", "Slack", "Manager: New Ticket")
+        assert "TKT-00001 100% by hand" in shown
+        assert re.search(r"\d+ ms after the statement was sent", shown)
+
+        terminal.types("SELECT id, title AS what FROM tickets")
+        terminal.reads("what", "100% by hand", "1 row ")
+
+        terminal.types("SELEC 1;")
+        terminal.reads('syntax error at or near "SELEC"')
+
+        terminal.types("CREATE TABLE notes (id int)")
+        terminal.reads("Done.")
+        terminal.types("INSERT INTO notes VALUES (1), (2)")
+        terminal.reads("2 rows changed.", "No task: no route names this change.", prompt=True)
+
+        terminal.presses(b"\x03")
+        terminal.reads("Stopping", "Nothing is left running.")
+        assert terminal.process.wait(at_most(60)) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

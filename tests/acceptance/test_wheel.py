@@ -108,6 +108,12 @@ def test_a_file_of_routes_loads_no_driver_and_no_celery(installed: Path, tmp_pat
     assert loaded.split() == []
 
 
+def test_pytest_finds_the_fixture_by_itself(installed: Path, tmp_path: Path) -> None:
+    command = [installed, "-m", "pytest", "--fixtures", "-q", "-p", "no:cacheprovider", "."]
+    found = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert "cdc_database_url" in found.stdout
+
+
 @pytest.mark.parametrize(
     "package", ["cdc_tasks", "cdc_tasks.notify", "cdc_tasks.testing", "listener", "listener.router"]
 )

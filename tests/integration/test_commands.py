@@ -45,7 +45,9 @@ def test_settings_that_cannot_be_used_are_all_told_at_once(command: str) -> None
 
 def test_routes_are_shown_without_database_and_broker() -> None:
     operator = Operator(CDC_ROUTES=f"{ROUTES}:routes")
-    assert operator.asks("routes") == [
+    shown = operator.asks("routes")
+    assert len({each.pop("id") for each in shown}) == 3
+    assert shown == [
         {
             "table": "public.roles",
             "events": "INSERT, UPDATE, DELETE, TRUNCATE",
@@ -55,6 +57,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "all",
             "queue": "",
             "grouping": "coalesce",
+            "sending": "",
         },
         {
             "table": "public.roles",
@@ -65,6 +68,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "id",
             "queue": "",
             "grouping": "",
+            "sending": "",
         },
         {
             "table": "public.roles",
@@ -75,6 +79,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "columns": "all",
             "queue": "cdc_bulk",
             "grouping": "batch of 500",
+            "sending": "",
         },
     ]
     table = operator.types("routes").stdout

@@ -15,7 +15,7 @@ from listener.core.publisher import StoppedError
 from listener.daemon.status import read_saved_position
 from listener.publish.check_broker import check_broker
 from listener.publish.redis.connection import RedisConnection
-from listener.publish.redis.set_aside import set_aside_key, set_aside_list
+from listener.publish.redis.set_aside import set_aside_key
 from tests.support.publishing import (
     SOURCE,
     celery_app,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from listener.publish.redis.publisher import RedisPublisher
     from tests.conftest import Broker
 
-_LIST = set_aside_list("cdc:test", "full")
+_LIST = f"{set_aside_key('cdc:test')}:full:full"
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_the_next_listener_takes_over_what_is_set_aside(broker: Broker, router: 
         for _ in range(6):
             stream.publish(1)
             broker.client.delete("other")
-    assert broker.client.hvals(set_aside_key("cdc:test")) == [b"full"]
+    assert broker.client.hgetall(set_aside_key("cdc:test")) == {b"full:full": b"full"}
     with redis_publisher(broker.url) as publisher:  # without a limit now
         stream = _Stream(publisher, router, after=60)
         stream.publish(1)

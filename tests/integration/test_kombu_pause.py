@@ -31,13 +31,13 @@ def sender(rabbitmq_server: RabbitMQServer, queue: str) -> Iterator[KombuSender]
     app = celery_app(rabbitmq_server.url)
     with closing(KombuSender(app, Retry("broker"))) as sender:
         sender.finish(Delivery(fire(router_to(queue=queue), changes(1, 5))))
-        assert sender.longest_queue() == 5
+        assert sender.lengths() == {queue: 5}
         yield sender
 
 
-def test_a_new_connection_knows_the_queues_of_the_one_before(sender: KombuSender) -> None:
+def test_a_new_connection_knows_the_queues_of_the_one_before(sender: KombuSender, queue: str) -> None:
     sender.close()
-    assert sender.longest_queue() == 5
+    assert sender.lengths() == {queue: 5}
 
 
 def test_a_queue_that_is_deleted_meanwhile_is_waited_for_no_more(
@@ -46,5 +46,5 @@ def test_a_queue_that_is_deleted_meanwhile_is_waited_for_no_more(
     with celery_app(rabbitmq_server.url).connection_for_write() as connection:
         Queue(queue, channel=connection.default_channel).delete()
     with pytest.raises(BrokerAwayError):
-        sender.longest_queue()
-    assert sender.longest_queue() == 0
+        sender.lengths()
+    assert sender.lengths() == {}

@@ -219,6 +219,7 @@ def test_the_samples_routes_are_told_on_a_database_without_its_tables(
     there = {"DATABASE_URL": database.url, "CELERY_BROKER_URL": broker.url, "CACHE_URL": broker.cache_url}
     checked = json.loads(newcomer.types("listener", "check", "--json", CDC_ROUTES="", **there).stdout)
     (told,) = [each for each in checked["findings"] if each["code"] == "sample_routes"]
+    assert not [each for each in checked["findings"] if "Did you mean public.orders" in each["found"]]
     assert "python -m listener init" in told["hint"]
     newcomer.types("cdc_tasks", "create-schema", **there)
     checked = json.loads(newcomer.types("listener", "check", "--json", CDC_ROUTES="", **there).stdout)
@@ -252,3 +253,33 @@ def test_each_program_tells_its_version(newcomer: Newcomer, module: str) -> None
     from importlib.metadata import version
 
     assert newcomer.types(module, "--version").stdout == f"cdc-tasks {version('cdc-tasks')}\n"
+
+
+def test_a_shell_completes_commands_and_options(newcomer: Newcomer) -> None:
+    """`--show-completion` asks which shell has started it, so it runs in one."""
+    script = """
+        source <("$PYTHON" -m listener --show-completion)
+        complete -p cdc-listener
+        COMP_WORDS=(cdc-listener par) COMP_CWORD=1
+        _cdc_listener_completion "$LISTENER"; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(cdc-listener parked list --ta) COMP_CWORD=3
+        _cdc_listener_completion "$LISTENER"; echo "${COMPREPLY[@]}"
+        "$PYTHON" -m cdc_tasks --show-completion
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=newcomer.home,
+        env={
+            **newcomer.environment,
+            "PYTHON": sys.executable,
+            "LISTENER": str(Path(sys.executable).with_name("cdc-listener")),
+        },
+        capture_output=True,
+        text=True,
+        timeout=at_most(60),
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "complete -o default -F _cdc_listener_completion cdc-listener"
+    assert lines[1:3] == ["parked", "--task"]
+    assert lines[-1] == "complete -o default -F _cdc_tasks_completion cdc-tasks"

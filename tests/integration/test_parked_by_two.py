@@ -38,6 +38,17 @@ def setup() -> BinlogRouter:
     router.register("public", "tickets", EventType.ALL, "tests.first", when=_drop_the_second)
     router.register("public", "documents", EventType.ALL, "tests.second")
     router.register("public", "lost", EventType.ALL, "tests.third", queue="balk")
+    router.register(
+        "public",
+        "named",
+        EventType.INSERT,
+        "tests.fourth",
+        args=["id"],
+        kwargs={"ticket": "id"},
+        countdown=3600,
+        priority=3,
+    )
+    router.register("public", "listed", EventType.INSERT, "tests.fifth", kwargs=["id"], batch=10)
     return router
 
 
@@ -82,6 +93,16 @@ def test_a_text_that_utf_8_cannot_hold_is_replayed_as_it_was(broker: Broker) -> 
     assert (done.exit_code, "sent to tests.second" in done.output) == (0, True)
     ((sent,), *_) = messages(broker.client, "celery")[0]["body"]
     assert sent["after"]["body"] == {"half": "\ud800"}
+
+
+def test_keyword_arguments_and_options_of_the_route_are_sent_again(broker: Broker) -> None:
+    _park(broker, change(1, table="named"), change(2, table="listed"))
+    assert _types("replay", "--all").exit_code == 0
+    (named,) = messages(broker.client, "celery\x06\x163")
+    assert named["body"][:2] == [[1], {"ticket": 1}]
+    assert named["headers"]["eta"]
+    (listed,) = messages(broker.client, "celery")
+    assert listed["body"][:2] == [[[{"id": 2}]], {}]
 
 
 def test_a_queue_that_is_misspelt_keeps_the_change_parked_and_the_others_going(broker: Broker) -> None:

@@ -39,7 +39,8 @@ def _imported() -> set[str]:
                 modules.add(node.module.partition(".")[0])
             elif isinstance(node, ast.Import):
                 modules |= {each.name.partition(".")[0] for each in node.names}
-    return modules - set(sys.stdlib_module_names) - {"cdc_tasks", "listener"}
+    by_pytest = {"pytest"}  # it loads `pytest_plugin`, so it is there
+    return modules - set(sys.stdlib_module_names) - {"cdc_tasks", "listener"} - by_pytest
 
 
 def test_every_package_that_is_imported_is_declared() -> None:

@@ -23,8 +23,10 @@ SHARED: Final = {
     "cdc_tasks.broker.delivery_marks",
     "cdc_tasks.broker.other_workers",
     "cdc_tasks.broker.rabbitmq.delayed_delivery",
+    "cdc_tasks.broker.rabbitmq.partitions",
     "cdc_tasks.broker.rabbitmq.queues",
     "cdc_tasks.broker.redis.acl",
+    "cdc_tasks.broker.redis.message_groups",
     "cdc_tasks.changes",
     "cdc_tasks.command_line",
     "cdc_tasks.config",
@@ -39,11 +41,14 @@ SHARED: Final = {
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
     "cdc_tasks.routing.decorators",
+    "cdc_tasks.routing.keys",
+    "cdc_tasks.routing.message_groups",
     "cdc_tasks.routing.predicates",
     "cdc_tasks.routing.router",
     "cdc_tasks.routing.tables",
     "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
+    "cdc_tasks.testing",
     "cdc_tasks.user_code",
     "cdc_tasks.variables",
     "cdc_tasks.words",
@@ -58,11 +63,14 @@ LEVELS: Final = (
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
         (
-            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
+            "cdc_tasks.outbox cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
             "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
         ),
         "cdc_tasks.cache cdc_tasks.db cdc_tasks.apps",
-        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
+        (
+            "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.rabbitmq.partitions cdc_tasks.broker.delivery_marks "
+            "cdc_tasks.broker.connection"
+        ),
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",
@@ -74,12 +82,13 @@ LEVELS: Final = (
         "cdc_tasks.celery",
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
-        "cdc_tasks.cli",
+        "cdc_tasks.cli cdc_tasks.pytest_plugin",
         "cdc_tasks.__main__ cdc_tasks.django",
     ),
     (
         "listener.router listener.core",
         "listener.publish listener.postgres listener.mysql listener.routes",
+        "listener.control listener.testing",
         "listener.daemon",
         "listener.cli",
         "listener.__main__",

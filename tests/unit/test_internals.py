@@ -86,6 +86,12 @@ INTERNALS: Final = (
     ),
     Internal(
         "kombu.transport.redis",
+        "Channel._expires",
+        "assigned",
+        "A message with a key renews its queue's expiry, as any other does.",
+    ),
+    Internal(
+        "kombu.transport.redis",
         "Channel._async_pool",
         "NoneType",
         "After an alarm its connections are closed.",

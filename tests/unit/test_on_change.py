@@ -103,7 +103,7 @@ def test_routes_of_code_come_first_and_both_feed_one_router_that_may_be_asked_fo
     written.register("public", "t", "insert", "written")
     first, second = router_of(app, written), router_of(app, written)
     assert [task for _, _, task in _routes(first)] == ["written", "declared"]
-    assert first.routes == second.routes
+    assert first.routes == second.routes == router_of(app, first).routes
     assert first.routes[0].id == written.routes[0].id
     assert len(written.routes) == 1
 

@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from cdc_tasks.changes import EventType, RowChange
+from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.arguments import ValueMissingError
+from cdc_tasks.routing.message_groups import LONGEST_KEY, shown_key
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError, became, changed
 from cdc_tasks.testing import assert_fires, assert_fires_nothing, row_change
 
@@ -295,6 +298,34 @@ def test_the_assertion_tells_what_did_fire() -> None:
     assert "broken: parked, because of KeyError('nope')" in text
 
 
+def test_the_assertion_knows_tasks_their_arguments_and_close_names() -> None:
+    app = Celery("shop", set_as_current=False, broker="memory://")
+
+    @app.task(name="shop.send", shared=False)
+    def send(ticket: int, status: str = "") -> None: ...
+
+    router = router_with(("public", "tickets", "insert", "shop.send"), args=["id"], kwargs=["status"])
+    change = row_change("tickets", "insert", after=TICKET)
+    assert_fires(router, change, send, args=[123], kwargs={"status": "open"}, app=app)
+    with pytest.raises(AssertionError, match=r"No route fires shop\.sent\. Did you mean shop\.send\?"):
+        assert_fires(router, change, "shop.sent")
+    with pytest.raises(AssertionError, match=r"has no task shop\.sent\. Did you mean shop\.send\?"):
+        assert_fires(router, change, "shop.sent", app=app)
+    with pytest.raises(AssertionError, match=r"fires shop\.send\(status='new'\) 0 times"):
+        assert_fires(router, change, "shop.send", kwargs={"status": "new"})
+    wrong = router_with(("public", "tickets", "insert", "shop.send"), kwargs=["title"])
+    with pytest.raises(
+        AssertionError, match=r"shop\.send\(ticket.*does not take shop\.send\(title='Fix bug'\)"
+    ):
+        assert_fires(wrong, change, send)
+
+
+def test_a_change_has_no_old_value_that_the_tables_identity_does_not_give() -> None:
+    row_change("tickets", "update", before={"id": 1}, after=TICKET, identity=["id"])
+    with pytest.raises(ValueError, match="the log does not have the old status, only id"):
+        row_change("tickets", "update", before={"id": 1, "status": "new"}, after=TICKET, identity=["id"])
+
+
 def test_the_assertion_tells_that_nothing_fired() -> None:
     with pytest.raises(AssertionError, match="Nothing fired"):
         assert_fires(BinlogRouter(), row_change("tickets", "insert", after=TICKET), "task")
@@ -320,3 +351,93 @@ def test_the_negative_assertion_tells_what_did_fire() -> None:
 def test_a_change_that_no_source_would_send_is_refused(event: str, rows: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"before|after|all"):
         row_change("tickets", event, **rows)
+
+
+# --- Keys -----------------------------------------------------------------------------------------------
+
+
+def _key(change: RowChange, schema: str = "public", table: str = "orders", **options: Any) -> str | None:
+    router = BinlogRouter()
+    router.register(schema, table, ["insert", "update", "delete"], "task", **options)
+    (call,) = router.tasks_for([change])
+    assert isinstance(call, Call), call
+    return call.key
+
+
+ORDER = {"id": 7, "tenant_id": "acme", "note": None}
+
+
+def test_a_key_is_made_of_columns_or_by_a_function() -> None:
+    new = row_change("orders", "insert", after=ORDER)
+    assert _key(new) is None
+    assert _key(new, key="id", group="orders") == "orders:7"
+    assert _key(new, key=["tenant_id", "id"], group="orders") == 'orders:["acme","7"]'
+    assert _key(new, key="note", group="orders") == "orders:null"
+    assert _key(new, key=lambda change: change.row["tenant_id"], group="orders") == "orders:acme"
+    assert _key(new, key=lambda _: (1, "a"), group="orders") == 'orders:["1","a"]'
+    assert _key(new, key=lambda _: None, group="orders") is None
+    assert _key(row_change("orders", "delete", before=ORDER), key="id", group="orders") == "orders:7"
+    moved = row_change("orders", "update", before=ORDER, after={**ORDER, "id": 8})
+    assert _key(moved, key="id", group="orders") == "orders:8"
+
+
+def test_without_a_group_each_route_has_its_own_keys_and_a_glob_has_them_for_each_table() -> None:
+    router = router_with(
+        ("public", "orders", "insert", "a"),
+        ("public", "orders", "insert", "b"),
+        ("public", "*", "insert", "c"),
+        key="id",
+    )
+    keys = [
+        call.key
+        for table in ("orders", "other")
+        for call in router.tasks_for([row_change(table, "insert", after=ORDER)])
+        if isinstance(call, Call)
+    ]
+    assert len(set(keys)) == len(keys) == 4
+    shared = {"key": "id", "group": "all"}
+    new = row_change("orders", "insert", after=ORDER)
+    assert _key(new, **shared) == _key(new, table="*", **shared)
+
+
+def test_a_key_is_bounded_and_logs_show_a_digest_of_it() -> None:
+    long = _key(row_change("orders", "insert", after={"id": "é" * 200}), key="id", group="orders")
+    other = _key(row_change("orders", "insert", after={"id": "é" * 201}), key="id", group="orders")
+    half = _key(row_change("orders", "insert", after={"id": "\ud800"}), key="id", group="orders")
+    assert long != other
+    assert all(len(key.encode()) <= LONGEST_KEY for key in (long, other, half) if key)
+    assert "mail@example.com" not in shown_key("orders:mail@example.com")
+    assert shown_key("orders:1").startswith("orders:#")
+
+
+def test_a_change_without_its_key_is_parked() -> None:
+    router = router_with(("public", "orders", ["update", "delete"], "task"), key="tenant_id")
+    (parked,) = router.tasks_for(
+        [row_change("orders", "delete", before={"id": 7}, unavailable=["tenant_id"])]
+    )
+    assert isinstance(parked, Parked)
+    assert isinstance(parked.error, ValueMissingError)
+    assert "REPLICA IDENTITY FULL" in str(parked.error)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": ""},
+        {"key": []},
+        {"key": 7},
+        {"key": ["id", 7]},
+        {"group": "orders"},
+        {"on_failure": "hold"},
+        {"key": "id", "on_failure": "stop"},
+        {"key": "id", "coalesce": True, "args": lambda _: []},
+        {"key": "id", "group": "orders", "batch": 5},
+        {"key": "id", "group": "a:b"},
+        {"key": "id", "group": ""},
+        {"key": "id", "events": "all"},
+    ],
+)
+def test_a_wrong_key_is_refused_with_a_hint(options: dict[str, Any]) -> None:
+    with pytest.raises(CDCError) as refused:
+        BinlogRouter().register("public", "orders", options.pop("events", "insert"), "task", **options)
+    assert refused.value.hint

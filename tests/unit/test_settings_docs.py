@@ -77,6 +77,8 @@ def _shown(default: Any) -> str:
 @pytest.mark.parametrize("page", ["README.md", "docs/operating.md", "docs/reference.md", "docs/settings.md"])
 def test_every_command_and_option_on_the_page_exists(page: str) -> None:
     for arguments in _COMMAND.findall((_CHECKOUT / page).read_text()):
+        if "--install-completion" in arguments:
+            continue  # it would write into the home of who runs the tests
         asked = CliRunner().invoke(cli, [*shlex.split(arguments), "--help"])
         assert asked.exit_code == 0, asked.output
 

@@ -55,6 +55,9 @@ class _Channel(_Waiting, pyamqp.Channel):
     _confirm_selected: bool
     events: Any
 
+    listener: Any = (
+        None  # is told which messages are acknowledged, and may put that off (`keyed_messages.py`)
+    )
     _sent = 0  # number of the last message that was sent, since confirms were selected
 
     def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> None:
@@ -79,6 +82,25 @@ class _Channel(_Waiting, pyamqp.Channel):
         self._basic_publish(msg, *args, **options)
         if not is_monitoring:
             self._wait_for_confirm(number, monotonic() + confirmed_within)
+
+    def basic_ack(self, delivery_tag: Any, *args: Any, **options: Any) -> None:
+        """Acknowledge a message."""
+        listener = self.listener
+        if listener is None:
+            super().basic_ack(delivery_tag, *args, **options)
+        elif listener.before_ack(delivery_tag):
+            super().basic_ack(delivery_tag, *args, **options)
+            listener.after_ack(delivery_tag)
+
+    def basic_reject(self, delivery_tag: Any, requeue: bool, *args: Any, **options: Any) -> None:  # noqa: FBT001  # py-amqp's signature
+        """Give a message back to its queue, or drop it."""
+        listener = self.listener
+        if listener is not None and not requeue:
+            self.basic_ack(delivery_tag)
+            return
+        super().basic_reject(delivery_tag, requeue, *args, **options)
+        if listener is not None:
+            listener.given_back(delivery_tag)
 
     def queue_declare(self, queue: str = "", *args: Any, **options: Any) -> Any:
         """Make a queue, unless it exists: then use it as it is. kombu passes options by name."""

@@ -41,6 +41,7 @@ def missing_for_worker(client: redis.Redis, queues: Iterable[str], *, prefix: st
         _Probe(("BRPOPLPUSH", own, f"{own}:2", 1)),
         _Probe(("EVAL", "return redis.call('HINCRBY', KEYS[1], 'a', 1)", 1, f"{own}:3")),
         *_of_what_waits(own),
+        *_of_message_groups(own),
         _Probe(("EVALSHA", "0" * 40, 0)),
         _Probe(("PUBLISH", "/0.cdc.probe", ""), "&*"),
         *_of_queues(queues, prefix),
@@ -48,7 +49,7 @@ def missing_for_worker(client: redis.Redis, queues: Iterable[str], *, prefix: st
     try:
         return _try(client, probes, prefix)
     finally:
-        _remove(client, [own, *(f"{own}:{number}" for number in (2, 3, 4, 5))])
+        _remove(client, [own, *(f"{own}:{number}" for number in (2, 3, 4, 5, 7))])
 
 
 def missing_for_listener(client: redis.Redis, queues: Iterable[str], *, prefix: str = "") -> Missing | None:
@@ -56,7 +57,8 @@ def missing_for_listener(client: redis.Redis, queues: Iterable[str], *, prefix: 
     own = f"{prefix}cdc:probe:{uuid4().hex}"
     probes = [
         *_of_keys(own),
-        _Probe(("RPOPLPUSH", own, f"{own}:2")),
+        _Probe(("EVAL", "return redis.call('HINCRBY', KEYS[1], 'a', 1)", 1, f"{own}:3")),
+        *_of_message_groups(own),
         _Probe(("WATCH", own)),
         _Probe(("UNWATCH",)),
         *_of_queues(queues, prefix),
@@ -64,7 +66,7 @@ def missing_for_listener(client: redis.Redis, queues: Iterable[str], *, prefix: 
     try:
         return _try(client, probes, prefix)
     finally:
-        _remove(client, [own, *(f"{own}:{number}" for number in (2, 4, 5))])
+        _remove(client, [own, *(f"{own}:{number}" for number in (3, 4, 5, 7))])
 
 
 def _of_keys(own: str) -> list[_Probe]:
@@ -109,6 +111,20 @@ def _of_what_waits(own: str) -> list[_Probe]:
         ("ZRANGE", ranked, 0, 0),
         ("ZRANGEBYSCORE", ranked, 0, 0),
         ("ZREMRANGEBYRANK", ranked, 5, 5),
+    ]
+    return [_Probe(words) for words in commands]
+
+
+def _of_message_groups(own: str) -> list[_Probe]:
+    """Return the other commands that `cdc_tasks/broker/redis/message_groups.py` needs."""
+    commands: list[tuple[Any, ...]] = [
+        ("TIME",),
+        ("RPOP", f"{own}:6"),
+        ("INCR", f"{own}:7"),
+        ("SADD", f"{own}:8", "x"),
+        ("SREM", f"{own}:8", "x"),
+        ("SSCAN", f"{own}:8", 0),
+        ("ZRANGE", f"{own}:5", 0, 0),
     ]
     return [_Probe(words) for words in commands]
 

@@ -202,13 +202,11 @@ class Later:
     def drop(self, queue: str) -> int:
         """Delete the messages that wait for this queue, and return how many there were."""
         places = {self._channel._q_for_pri(queue, step) for step in self._channel.priority_steps}  # noqa: SLF001  # as kombu's `_purge`
-        pipe = self._redis().pipeline()
+        number = 0
         for place in map(self._prefixed, places):
-            key = self._prefixed(waiting_key(place))
-            pipe.zcard(key)
-            pipe.delete(key)
-            pipe.zrem(self._prefixed(LATER), place)
-        return int(sum(pipe.execute()[::3]))
+            number += self._channel.groups.purge_later(self._prefixed(waiting_key(place)))
+            self._redis().zrem(self._prefixed(LATER), place)
+        return number
 
     def close(self) -> None:
         """Stop the timer for good."""

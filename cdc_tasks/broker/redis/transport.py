@@ -22,16 +22,26 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+import redis
 from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 from redis.exceptions import NoScriptError, ResponseError
 
 from cdc_tasks.broker.redis.connections import SharedConnections
 from cdc_tasks.broker.redis.later import Later
+from cdc_tasks.broker.redis.message_groups import GROUPS, MessageGroups, key_in, next_list
 from cdc_tasks.broker.redis.silent_connections import Liveness
-from cdc_tasks.broker.redis.unacknowledged import LEASES, MADE_UP_TAG, QoS, inbox_key, index_key, unacked_key
+from cdc_tasks.broker.redis.unacknowledged import (
+    LEASES,
+    MADE_UP_TAG,
+    Acknowledgements,
+    QoS,
+    inbox_key,
+    index_key,
+    unacked_key,
+)
 from cdc_tasks.broker.redis.wake_up import NO_WAKE_UP, Poller, WakeUps
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed_messages import (
@@ -45,48 +55,68 @@ __all__ = ["SentinelTransport", "Transport"]
 
 logger = get_logger(__name__)
 
-# KEYS: leases, unacked, its index, the queues in the order in which to look
-# ARGV: the lease, and for each queue whether its messages are acknowledged
-# A message without kombu's envelope is stored too, under a tag that the script makes up.
+_MOST_LOOKED_AT: Final = 200  # messages whose key is not free, in one claim
+
+# KEYS: leases, unacked, its index, the lists in the order in which to look
+# ARGV: the lease, the prefix, and for each list 1 if its messages are acknowledged, else 0, and then its queue
+# A message without kombu's envelope is stored too, under a tag that the script makes up. A message whose key has
+# another owner waits (`message_groups.py`). The answer: the number of a list, a message and its tag; -1: ask again.
 _CLAIM = f"""
+local P = ARGV[2]
+{GROUPS}
 local function address(message)
-    local properties = cjson.decode(message)['properties']
+    local decoded = cjson.decode(message)
+    local properties = decoded['properties']
     local where = properties['delivery_info']
     local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
-    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key
+    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key, described(decoded)
 end
 if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return false end
+local looked_at = 0
 for i = 4, #KEYS do
+    local is_acknowledged, list = string.sub(ARGV[i - 1], 1, 1) == '1', string.sub(ARGV[i - 1], 2)
     local message = redis.call('RPOP', KEYS[i])
-    if message then
-        local is_kombus, tag, where = pcall(address, message)
-        if ARGV[i - 2] == '1' then
-            local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-            if not is_kombus then tag = '{MADE_UP_TAG}' .. count end
-            redis.call('HSET', KEYS[2], tag, is_kombus and '[' .. message .. ',' .. where .. ']' or message)
-            redis.call('ZADD', KEYS[3], count, tag)
+    while message do
+        local is_kombus, tag, where, keyed = pcall(address, message)
+        if not (is_kombus and keyed and is_acknowledged) or may_go(keyed, list, message) then
+            if is_acknowledged then
+                local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+                if not is_kombus then tag = '{MADE_UP_TAG}' .. count end
+                redis.call('HSET', KEYS[2], tag, is_kombus and '[' .. message .. ',' .. where .. ']' or message)
+                redis.call('ZADD', KEYS[3], count, tag)
+            end
+            return {{i - 4, message, tag}}
         end
-        return {{i - 4, message, tag}}
+        looked_at = looked_at + 1
+        if looked_at == {_MOST_LOOKED_AT} then return {{-1}} end
+        message = redis.call('RPOP', KEYS[i])
     end
 end
-return false
+return looked_at > 0 and {{-1}}
 """
 
 _MAX_CLAIMS: Final = 16  # in a round: a worker with more free processes goes on in the next one
 
 
+class _Place(NamedTuple):
+    """A list in which a claim looks for messages."""
+
+    key: str  # without the prefix
+    queue: str
+    is_slow: bool = False  # kombu's list for messages with a priority, at which no worker waits
+
+
 class _Claim(NamedTuple):
     """One claim, ready to be sent."""
 
-    asked: list[str]  # the queues of the lists at which the script looks, in its order
+    asked: list[_Place]  # the lists at which the script looks, in its order
     packed: Any  # what redis-py sends
 
 
 class _Sent(NamedTuple):
     """What was sent in one packet, whose answers come together."""
 
-    acknowledged: list[str]
-    acknowledgements: int  # commands
+    acknowledgements: Acknowledgements
     claims: list[_Claim]  # empty: EXISTS was sent
 
 
@@ -101,8 +131,9 @@ class _ClaimingChannel:
     claimed: str | None = None  # the delivery tag of the message that is being delivered
     claimed_from = ""  # its queue
     _is_empty = False  # the last claim found all queues empty
-    _script_is_known = True
-    _sent = _Sent([], 0, [])
+    script_is_known = True
+    _number_of_claims = 0
+    _sent = _Sent(Acknowledgements([], [], []), [])
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._prepared: dict[Any, _Claim] = {}
@@ -145,13 +176,14 @@ class _ClaimingChannel:
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        tags, commands = self.qos.acknowledgements()
+        acknowledgements = self.qos.acknowledgements()
         claims = [] if self._is_empty else self._claims(queues)
+        commands = [*acknowledgements.commands]
         if self._is_empty:
-            commands.append(["EXISTS", *self._places(queues)])
+            commands.append(["EXISTS", *self._keys_of(self._places(queues))])
         packets = connection.pack_commands(commands) if commands else []
         connection.send_packed_command([*packets, *(part for claim in claims for part in claim.packed)])
-        self._sent = _Sent(tags, 2 * bool(tags), claims)
+        self._sent = _Sent(acknowledgements, claims)
 
     def acknowledge_rest(self: Any) -> None:
         """Send the acknowledgements of which no claim is on its way that the next one would follow."""
@@ -162,11 +194,22 @@ class _ClaimingChannel:
         """Send a claim in the next round: there may be a message now."""
         self._is_empty = False
 
-    def _places(self: Any, queues: list[str]) -> list[str]:
-        """Return the keys of all lists that may have a message, in the order in which to look."""
-        places = [inbox_key(self.lease, queue) for queue in queues]
-        places += [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        return [f"{self.global_keyprefix}{place}" for place in places]
+    def _places(self: Any, queues: list[str], *, due_first: bool = True) -> list[_Place]:
+        """Return all lists that may have a message, in the order in which to look.
+
+        `due_first`: first those with the messages whose turn has come, and then the queues themselves.
+        """
+        inboxes = [_Place(inbox_key(self.lease, queue), queue) for queue in queues]
+        due = [_Place(next_list(f"{self.global_keyprefix}{queue}"), queue) for queue in queues]
+        highest, *others = [
+            [_Place(self._q_for_pri(queue, step), queue, is_slow=bool(step)) for queue in queues]
+            for step in self.priority_steps
+        ]
+        first = [*due, *highest] if due_first else [*highest, *due]
+        return [*inboxes, *first, *(place for each in others for place in each)]
+
+    def _keys_of(self: Any, places: list[_Place]) -> list[str]:
+        return [f"{self.global_keyprefix}{place.key}" for place in places]
 
     def _claims(self: Any, queues: list[str]) -> list[_Claim]:
         """Return one claim for each message that the worker may take, each beginning with another queue."""
@@ -175,20 +218,23 @@ class _ClaimingChannel:
         return [self._claim([*queues[turn:], *queues[:turn]]) for turn in turns]
 
     def _claim(self: Any, queues: list[str]) -> _Claim:
-        key = (*queues, self._script_is_known)
+        """Return a claim; messages whose turn has come go first in every other one, so that neither kind starves."""
+        self._number_of_claims += 1
+        due_first = self._number_of_claims % 2 == 1
+        key = (*queues, self.script_is_known, due_first)
         if key not in self._prepared:
-            self._prepared[key] = self._prepare(queues)
+            self._prepared[key] = self._prepare(self._places(queues, due_first=due_first))
         claim: _Claim = self._prepared[key]
         return claim
 
-    def _prepare(self: Any, queues: list[str]) -> _Claim:
-        asked = [*queues, *(queue for _ in self.priority_steps for queue in queues)]
-        keys = [f"{self.global_keyprefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
-        keys += self._places(queues)
-        acknowledged = ["0" if queue in self._no_ack_queues else "1" for queue in asked]
-        script = ("EVALSHA", _CLAIM_SHA) if self._script_is_known else ("EVAL", _CLAIM)
-        command = [*script, len(keys), *keys, self.lease, *acknowledged]
-        return _Claim(asked, self.client.connection.pack_commands([command]))
+    def _prepare(self: Any, places: list[_Place]) -> _Claim:
+        prefix = self.global_keyprefix
+        keys = [f"{prefix}{key}" for key in (LEASES, self.unacked_key, self.unacked_index_key)]
+        keys += self._keys_of(places)
+        lists = [f"{int(place.queue not in self._no_ack_queues)}{prefix}{place.queue}" for place in places]
+        script = ("EVALSHA", _CLAIM_SHA) if self.script_is_known else ("EVAL", _CLAIM)
+        command = [*script, len(keys), *keys, self.lease, prefix, *lists]
+        return _Claim(places, self.client.connection.pack_commands([command]))
 
     def _brpop_read(self: Any, **_: Any) -> bool:
         """Read the answers to what `_brpop_start` has sent; raise Empty if there is no message."""
@@ -201,18 +247,21 @@ class _ClaimingChannel:
             self._in_poll = None
             self._flush_brpop_reauth()
 
-    def _read_claimed(self: Any) -> list[tuple[list[str], Any]]:
-        """Return the answers with a message, each with the queues that were asked."""
+    def _read_claimed(self: Any) -> list[tuple[list[_Place], Any]]:
+        """Return the answers with a message, each with the lists that were asked."""
         sent: _Sent = self._sent
-        answers = self._read_answers(sent.acknowledgements + max(len(sent.claims), 1))
-        self.qos.are_acknowledged(sent.acknowledged)
+        number = len(sent.acknowledgements.commands)
+        answers = self._read_answers(number + max(len(sent.claims), 1))
+        self.script_is_known = not _has_unknown_script(answers)  # Redis has restarted
+        self.qos.are_acknowledged(sent.acknowledgements, keyed_too=not _has_unknown_script(answers[:number]))
         if not sent.claims:  # EXISTS: how many of the lists exist
             self._is_empty = not answers[-1]
             return []
-        self._script_is_known = not isinstance(answers[-1], NoScriptError)  # Redis has restarted
         self._is_empty = answers[-1] is None
-        claims = zip(sent.claims, answers[sent.acknowledgements :], strict=True)
-        return [(claim.asked, answer) for claim, answer in claims if isinstance(answer, list)]
+        claims = zip(sent.claims, answers[number:], strict=True)
+        return [
+            (claim.asked, answer) for claim, answer in claims if isinstance(answer, list) and answer != [-1]
+        ]
 
     def _read_answers(self: Any, number: int) -> list[Any]:
         """Read all answers before any of them has an effect; raise the first error that Redis has answered."""
@@ -227,11 +276,11 @@ class _ClaimingChannel:
                 raise answer
         return answers
 
-    def _take(self: Any, asked: list[str], number: int, content: bytes, tag: bytes) -> bool:
+    def _take(self: Any, asked: list[_Place], number: int, content: bytes, tag: bytes) -> bool:
         """Deliver a message that was claimed; return whether it is one."""
-        if number >= 2 * len(asked) // (1 + len(self.priority_steps)):
+        _, queue, is_slow = asked[number]
+        if is_slow:
             self.wake_ups.expect_priorities()
-        queue = asked[number]
         try:
             message = self._readable(content)
         except (MalformedMessageError, *SHAPE_ERRORS) as error:
@@ -254,7 +303,7 @@ class _ClaimingChannel:
             logger.warning("a malformed message cannot be kept as a dead letter now: %s", away.message)
             return
         if queue not in self._no_ack_queues:
-            self.qos._remove_from_indices(tag).execute()  # noqa: SLF001  # as kombu's own `ack`
+            self.qos.forget(tag, content)
 
     def _deliver_claimed(self: Any, queue: str, message: dict[str, Any]) -> None:
         self._queue_cycle.rotate(queue)
@@ -270,15 +319,33 @@ class _ClaimingChannel:
         priority = self._get_message_priority(message, reverse=False)
         return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
 
+    def _put(self: Any, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Put a message into its queue; one with a key waits if its key is not free."""
+        if key_in(message) is None or kwargs.get("_publish_batch") is not None:
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]
+            return
+        place = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        self.groups.put(place, dumps(message))
+        if queue in getattr(self, "_expires", ()):  # newer than kombu 5.4
+            with self.conn_or_acquire() as client:
+                for step in self.priority_steps:
+                    client.pexpire(self._q_for_pri(queue, step), self._expires[queue])
+
+    @property
+    def groups(self: Any) -> MessageGroups:
+        """The message groups of this broker."""
+        return MessageGroups(redis.Redis(connection_pool=self.pool), self.global_keyprefix)
+
     def _purge(self: Any, queue: str) -> int:
-        """Delete the messages in the queue, and those that wait for it."""
-        purged: int = super()._purge(queue)  # type: ignore[misc]
-        return purged + int(self.later.drop(queue))
+        """Delete the messages in the queue, and those that wait for it; the keys of these messages are free then."""
+        waiting = int(self.later.drop(queue))
+        purged: int = self.groups.purge(self._q_for_pri(queue, step) for step in self.priority_steps)
+        return purged + waiting
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
-        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
         if queue not in self._fanout_queues:
-            self.later.drop(queue)
+            self._purge(queue)
+        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         self.wake_ups.forget(connection)
@@ -303,6 +370,10 @@ def _read(connection: Any) -> Any:
         return connection.read_response()
     except ResponseError as error:
         return error
+
+
+def _has_unknown_script(answers: list[Any]) -> bool:
+    return any(isinstance(answer, NoScriptError) for answer in answers)
 
 
 def _do_nothing() -> None:

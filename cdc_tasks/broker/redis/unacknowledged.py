@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import uuid4
 
 import redis
@@ -25,16 +25,18 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
+from redis.exceptions import NoScriptError
 
 from cdc_tasks.broker.redis.later import LATER
 from cdc_tasks.broker.redis.leases import Lease, Observer
+from cdc_tasks.broker.redis.message_groups import Keyed, key_in, release_command
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters.malformed_messages import SHAPE_ERRORS, keep_malformed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["LEASES", "MADE_UP_TAG", "QoS", "index_key", "unacked_key"]
+__all__ = ["LEASES", "MADE_UP_TAG", "Acknowledgements", "QoS", "index_key", "unacked_key"]
 
 LEASES: Final = "cdc:leases"
 MADE_UP_TAG: Final = "malformed-"  # the beginning of the tag of a message without kombu's envelope
@@ -109,17 +111,28 @@ def inbox_lease(lease: str, queue: str) -> str:
     return f"{lease} {queue}"
 
 
+class Acknowledgements(NamedTuple):
+    """Messages that were acknowledged, and the commands for Redis."""
+
+    tags: list[str]
+    keyed: list[Keyed]
+    commands: list[list[Any]]
+
+
 class QoS(kombu_redis.QoS):
     """The unacknowledged messages of one channel, and the sweep for those of dead workers."""
 
     channel: Any  # the stubs know public things only
     _delivered: Any
     _dirty: Any
+    _remove_from_indices: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._acknowledged: list[str] = []  # delivery tags that Redis is not known to have deleted
+        self._keyed: list[Keyed] = []  # the same of messages with a key
         super().__init__(*args, **kwargs)
         self._swept_at = float("-inf")
+        self._held: set[str] = set()  # delivery tags: these keep their key when they are acknowledged
         interval = self.channel.unacked_restore_interval
         self._observer = Observer(timeout=self.visibility_timeout, longest_step=2 * interval)
 
@@ -133,35 +146,80 @@ class QoS(kombu_redis.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message; in a worker's event loop the next claim takes the acknowledgement along."""
-        if self.channel.connection.loop is None:
-            super().ack(delivery_tag)
-        else:
+        key = self._key_of(delivery_tag)
+        if key is not None:
+            self._keyed.append(Keyed(delivery_tag, key, delivery_tag in self._held))
+            self._held.discard(delivery_tag)
+        elif self.channel.connection.loop is not None:
             self._acknowledged.append(delivery_tag)
-            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)
+            return
+        virtual.QoS.ack(self, delivery_tag)
+        if self.channel.connection.loop is None:
+            self.acknowledge_now()
 
-    def acknowledgements(self) -> tuple[list[str], list[list[str]]]:
-        """Return the acknowledged delivery tags, and the commands that tell Redis; they may be repeated."""
-        tags = self._acknowledged[:_AT_ONCE]
-        if not tags:
-            return tags, []
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
+        """Give a message back to its queue, where it keeps its key; or drop it."""
+        self._held.discard(delivery_tag)
+        if requeue or self._key_of(delivery_tag) is None:
+            super().reject(delivery_tag, requeue=requeue)
+        else:
+            self.ack(delivery_tag)
+
+    def hold_key(self, delivery_tag: str) -> None:
+        """Let a message keep its key when it is acknowledged: its task has failed, and a person decides."""
+        self._held.add(delivery_tag)
+
+    def forget(self, delivery_tag: str, content: bytes | str) -> None:
+        """Remove a message from the unacknowledged ones that was not delivered; `content` may be anything."""
+        try:
+            key = key_in(loads(content))
+        except SHAPE_ERRORS:
+            key = None
+        if key is None:
+            self._remove_from_indices(delivery_tag).execute()
+        else:
+            self._keyed.append(Keyed(delivery_tag, key, is_held=False))
+        if self.channel.connection.loop is None:
+            self.acknowledge_now()
+
+    def _key_of(self, delivery_tag: str) -> str | None:
+        message = self._delivered.get(delivery_tag)
+        return None if message is None else key_in({"headers": message.headers})
+
+    def acknowledgements(self) -> Acknowledgements:
+        """Return what was acknowledged, and the commands that tell Redis; they may be repeated."""
+        tags, keyed = self._acknowledged[:_AT_ONCE], self._keyed[:_AT_ONCE]
+        index, unacked = (
+            self._prefixed(key) for key in (self.channel.unacked_index_key, self.channel.unacked_key)
+        )
         # If only the first of the two arrives, the message stays in `unacked` until that is deleted, and no worker
         # gets it: the index says what goes back.
-        index, unacked = self.channel.unacked_index_key, self.channel.unacked_key
-        return tags, [["ZREM", self._prefixed(index), *tags], ["HDEL", self._prefixed(unacked), *tags]]
+        commands: list[list[Any]] = [["ZREM", index, *tags], ["HDEL", unacked, *tags]] if tags else []
+        is_known, prefix = self.channel.script_is_known, self.channel.global_keyprefix
+        commands += [release_command(unacked, index, prefix, each, is_known=is_known) for each in keyed]
+        return Acknowledgements(tags, keyed, commands)
 
-    def are_acknowledged(self, tags: list[str]) -> None:
-        """Forget the tags that `acknowledgements` has returned: Redis has answered."""
-        del self._acknowledged[: len(tags)]
+    def are_acknowledged(self, sent: Acknowledgements, *, keyed_too: bool = True) -> None:
+        """Forget what `acknowledgements` has returned: Redis has answered."""
+        del self._acknowledged[: len(sent.tags)]
+        if keyed_too:
+            del self._keyed[: len(sent.keyed)]
 
     def acknowledge_now(self) -> None:
         """Send the acknowledgements that no claim has taken along, and wait for the answer."""
-        while self._acknowledged:
-            tags, commands = self.acknowledgements()
+        while self._acknowledged or self._keyed:
+            sent = self.acknowledgements()
             pipe: Any = self._redis().pipeline(transaction=False)
-            for command in commands:
+            for command in sent.commands:
                 pipe.execute_command(*command)
-            pipe.execute()
-            self.are_acknowledged(tags)
+            try:
+                pipe.execute()
+            except NoScriptError:  # Redis has restarted: again, with the whole scripts
+                self.channel.script_is_known = False
+            else:
+                self.are_acknowledged(sent)
 
     def renew(self) -> None:
         """Renew the lease if there are unacknowledged messages."""
@@ -180,7 +238,9 @@ class QoS(kombu_redis.QoS):
             self.acknowledge_now()
         except (redis.RedisError, OSError, AttributeError) as error:
             logger.warning(
-                "Redis is down; %d tasks that are done come back (%r)", len(self._acknowledged), error
+                "Redis is down; %d tasks that are done come back (%r)",
+                len(self._acknowledged) + len(self._keyed),
+                error,
             )
         super().restore_unacked_once(stderr)
         try:

@@ -19,7 +19,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Transaction:
     """One committed transaction: what its changes have in common, as JSON that is made once."""
 
-    __slots__ = ("committed", "file", "gtid", "id_head", "offset", "position_head", "tail")
+    __slots__ = ("committed", "file", "gtid", "id_head", "is_muted", "offset", "position_head", "tail")
 
     def __init__(
         self, *, gtid: str, file: str, offset: int, committed: int, server: str, epoch: int = 0
@@ -28,6 +28,7 @@ class Transaction:
 
         The id is made of what the transaction has on every server and on every replay. `epoch` only serves the order.
         """
+        self.is_muted = False
         self.gtid = gtid
         self.file = file
         self.offset = offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import UTC, datetime, timedelta
 
 import orjson
@@ -19,7 +20,7 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts its timestamps fr
 class Transaction:
     """One committed transaction: what its changes have in common, rendered once."""
 
-    __slots__ = ("commit_lsn", "committed", "committed_at", "id_head", "position_head", "tail")
+    __slots__ = ("commit_lsn", "committed", "committed_at", "id_head", "is_muted", "position_head", "tail")
 
     def __init__(self, commit_lsn: int, committed: int, source: str, era: str = "") -> None:
         """Take the commit's LSN and time; `committed` is in microseconds since 2000-01-01 UTC.
@@ -28,11 +29,18 @@ class Transaction:
         """
         self.commit_lsn = commit_lsn
         self.committed = committed
+        self.is_muted = False
         self.committed_at = _EPOCH + timedelta(microseconds=committed)
         # With the time: after a restore, or a failover that lost commits, another transaction may have the same LSN.
         self.id_head = b"%b-%X-%X-" % (source.encode(), commit_lsn, committed)
         self.position_head = f"{era}{format_lsn(commit_lsn)}:".encode()
         self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
+
+    def muted(self) -> Transaction:
+        """Return the same transaction for its changes that were marked as muted."""
+        other = copy(self)
+        other.is_muted = True
+        return other
 
 
 class WALChange(LoggedChange[Kind, Transaction, Row]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
 from typing import Final, NamedTuple
@@ -11,7 +12,18 @@ from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.hints import RESTORED, UPDATE
 from listener.postgres.log.position import Eras, LastPublished, WALPosition
 
-__all__ = ["MALFORMED", "Begin", "Commit", "Decoder", "OtherLogError", "UndescribedTableError", "WALPosition"]
+__all__ = [
+    "MALFORMED",
+    "MESSAGE_PREFIX",
+    "Begin",
+    "Commit",
+    "Decoder",
+    "OtherLogError",
+    "UndescribedTableError",
+    "WALPosition",
+]
+
+MESSAGE_PREFIX: Final = "cdc_tasks"  # of the logical messages that are for us
 
 # What Python raises if bytes are not what the protocol says.
 MALFORMED: Final = (
@@ -62,9 +74,14 @@ class Decoder(ABC):
 
     transaction: Transaction  # the one whose changes are being read
 
-    def __init__(self, *, source: str) -> None:
-        """`source` names the database cluster in the ids of its changes."""
+    def __init__(self, *, source: str, keeps_muted: bool = False) -> None:
+        """`source` names the database cluster in the ids of its changes.
+
+        `keeps_muted`: some route asks for changes that their transaction mutes.
+        """
         self._source = source
+        self._keeps_muted = keeps_muted
+        self._unmuted: tuple[Transaction, float] | None = None  # what to go on with when the muting ends
         self._after = WALPosition(0, 0)
         self._expected: LastPublished | None = None
         self.eras = Eras()
@@ -132,6 +149,7 @@ class Decoder(ABC):
         """Start a transaction; `committed` in microseconds since 2000-01-01 UTC."""
         if self._expected is not None:
             self._compare(commit_lsn, committed, self._expected)
+        self._unmuted = None
         eras = self.eras
         era = eras.newest_head if commit_lsn >= eras.newest_from else str(eras.of(commit_lsn))
         self.transaction = Transaction(commit_lsn, committed, self._source, era)
@@ -160,6 +178,22 @@ class Decoder(ABC):
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         return ordinal if ordinal > self._published_up_to else None
+
+    def mark(self, content: bytes) -> None:
+        """Take in what the transaction says of its changes from here on: a logical message with our prefix.
+
+        Muted changes that no route asks for are left out like those that were published before: they cost nothing.
+        """
+        says = json.loads(content)
+        is_muted = says.get("mute") if isinstance(says, dict) else None
+        if is_muted is True and self._unmuted is None:
+            self._unmuted = self.transaction, self._published_up_to
+            if self._keeps_muted:
+                self.transaction = self.transaction.muted()
+            else:
+                self._published_up_to = float("inf")
+        elif is_muted is False and self._unmuted is not None:
+            (self.transaction, self._published_up_to), self._unmuted = self._unmuted, None
 
     def unknown(self, what: str) -> SourceError:
         """Return the error for something in the stream that this version cannot decode."""

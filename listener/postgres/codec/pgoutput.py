@@ -12,7 +12,7 @@ from struct import Struct
 from cdc_tasks.words import counted
 from listener.core.source import SourceError
 from listener.postgres.codec.change import WALChange
-from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder
+from listener.postgres.codec.decoder import MALFORMED, MESSAGE_PREFIX, Begin, Commit, Decoder
 from listener.postgres.codec.table import Column, Kind, Table
 from listener.postgres.codec.tuple_data import UNCHANGED, Row, splitting
 from listener.postgres.codec.values import ValueType
@@ -21,7 +21,8 @@ __all__ = ["PgOutputDecoder"]
 
 _BEGIN, _COMMIT, _RELATION = ord("B"), ord("C"), ord("R")
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
-_IGNORED = frozenset(b"OYM")  # origin, type (the catalogue knows more), logical message
+_MESSAGE = ord("M")  # a logical message
+_IGNORED = frozenset(b"OY")  # origin, type (the catalogue knows more)
 _ROWS = frozenset({_INSERT, _UPDATE, _DELETE})
 _OF_A_TABLE = frozenset({b"I", b"U", b"D"})  # the table's OID follows
 _NEW, _KEY = ord("N"), ord("K")  # which tuple follows; the third, O, is the whole old row
@@ -33,6 +34,9 @@ _TABLE_ITSELF = 10  # memory of a table besides its columns, measured in columns
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
 _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit time
 _truncate = Struct(">xIB").unpack_from  # number of relations, options
+_message = Struct(">xB8x").unpack_from  # flags; its own LSN
+_message_head = 10  # bytes before the prefix
+_content = Struct(">I").unpack_from  # length
 _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
 
 
@@ -70,12 +74,13 @@ class PgOutputDecoder(Decoder):
         source: str,
         codec: str = "utf-8",
         announced: Callable[[int, tuple[str, str]], None] | None = None,
+        keeps_muted: bool = False,
     ) -> None:
         """`codec` is Python's name of the encoding of the texts.
 
         `announced` is called with a table's OID and name before its changes, and may raise.
         """
-        super().__init__(source=source)
+        super().__init__(source=source, keeps_muted=keeps_muted)
         self._announced = announced
         self._resolve_type = resolve_type
         self._codec = codec
@@ -114,9 +119,19 @@ class PgOutputDecoder(Decoder):
             self._tables.announce(payload[1:5], payload)
         elif kind == _TRUNCATE:
             changes.extend(self._truncated(payload))
+        elif kind == _MESSAGE:
+            self._read_message(payload)
         elif kind not in _IGNORED:
             raise ValueError("no known kind")
         return None
+
+    def _read_message(self, payload: bytes) -> None:
+        """Take in a logical message of a transaction, if it is for us: other programs write some too."""
+        (is_transactional,) = _message(payload)
+        prefix, at = self._text(payload, _message_head)
+        if is_transactional and prefix == MESSAGE_PREFIX:
+            (length,) = _content(payload, at)
+            self.mark(payload[at + 4 : at + 4 + length])
 
     def _malformed(self, payload: bytes, error: Exception) -> SourceError:
         """Return the error for a message that cannot be decoded, without a row's values."""

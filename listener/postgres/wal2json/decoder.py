@@ -14,7 +14,14 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from listener.postgres.codec.change import Transaction, WALChange
-from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder, UndescribedTableError
+from listener.postgres.codec.decoder import (
+    MALFORMED,
+    MESSAGE_PREFIX,
+    Begin,
+    Commit,
+    Decoder,
+    UndescribedTableError,
+)
 from listener.postgres.codec.table import Column, Table
 from listener.postgres.codec.tuple_data import UNCHANGED
 from listener.postgres.codec.values import ValueType
@@ -32,6 +39,7 @@ OPTIONS: Final = {
     "include-timestamp": "true",
     "include-types": "false",
     "include-type-oids": "true",
+    "add-msg-prefixes": MESSAGE_PREFIX,  # messages of other programs are not sent
 }
 # For NaN and Infinity, since wal2json 2.6. An older one refuses it with SQLSTATE 22023.
 NUMBERS_AS_STRINGS: Final = {"numeric-data-types-as-string": "true"}
@@ -86,9 +94,10 @@ class Wal2JsonDecoder(Decoder):
         *,
         source: str,
         codec: str = "utf-8",
+        keeps_muted: bool = False,
     ) -> None:
         """`watches` returns whether a route selects a schema's table; `codec` is Python's name of the encoding."""
-        super().__init__(source=source)
+        super().__init__(source=source, keeps_muted=keeps_muted)
         self._resolve_type = resolve_type
         self._definitions = definitions
         self._selects = watches
@@ -171,7 +180,11 @@ class Wal2JsonDecoder(Decoder):
             return self._begin(payload)
         elif action == _COMMIT:
             return self.commit(parse_lsn(json.loads(payload)["nextlsn"]))
-        elif action != _LOGICAL_MESSAGE:
+        elif action == _LOGICAL_MESSAGE:
+            message = json.loads(payload)
+            if message["transactional"] and message["prefix"] == MESSAGE_PREFIX:
+                self.mark(message["content"].encode())
+        else:
             raise ValueError(action)
         return None
 

@@ -6,16 +6,17 @@ listener sends the batch again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celery import Celery
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import Call, Parked
+from cdc_tasks.routing.router import PAUSE, Call, Parked
 from listener.core.publisher import (
     BrokerAwayError,
     BrokerError,
@@ -29,9 +30,11 @@ from listener.core.wakeup import Wakeup
 from listener.publish.batching import batch_together
 from listener.publish.checkpoint import Checkpoint
 from listener.publish.kombu.sender import Delivery, KombuSender
+from listener.publish.kombu.set_aside import SetAsideTasks
 from listener.publish.parked import log_parked, parked_key, store_parked
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
-from listener.publish.redis.connection import RedisConnection
+from listener.publish.redis.connection import Command, RedisConnection
+from listener.publish.redis.set_aside import set_aside_key
 
 __all__ = ["KombuPublisher"]
 
@@ -48,12 +51,21 @@ class _Flight(NamedTuple):
     checkpoint: str
     as_of: datetime | None
     notes: str | None
+    beside: Sequence[Command]  # what is set aside with it, or leaves its list
 
 
 class KombuPublisher:
     """Publishes to the broker of Celery's settings through kombu; fulfils `listener.core.publisher.Publisher`."""
 
-    def __init__(self, app: Celery, cache_url: str, *, name: str, max_queue: int | None = None) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        cache_url: str,
+        *,
+        name: str,
+        max_queue: int | None = None,
+        max_set_aside: int | None = None,
+    ) -> None:
         """Keep the checkpoint under `name`, which is CDC_NAME, in the Redis of `cache_url`."""
         self._app = app
         self._wakeup = Wakeup()  # of both waits, for the broker and for the cache
@@ -66,6 +78,9 @@ class KombuPublisher:
             max_queue, self._redis, pause_key(f"cdc:{name}"), self._retry, look_every=_LOOK_EVERY
         )
         self._flight: _Flight | None = None
+        self._beside = SetAsideTasks(set_aside_key(f"cdc:{name}"), self._sender.queue_of)
+        self._max_set_aside = max_set_aside
+        self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
@@ -75,7 +90,9 @@ class KombuPublisher:
     def attach(self, source: str) -> str | None:
         """Get ready to publish; see `Publisher.attach`."""
         self._end_flight()
-        return self._checkpoint.attach(source)
+        position = self._checkpoint.attach(source)
+        self._beside.restore(self._ask)
+        return position
 
     def publish(
         self,
@@ -90,9 +107,10 @@ class KombuPublisher:
         limit = self._sender.limit
         tasks, parked = batch_together(fired, max_bytes=None if limit is None else limit - _OVERHEAD)
         self.flush()
+        tasks, beside = self._with_those_beside(tasks)
         if not tasks:
             self._sender.keep_alive()
-        self._flight = _Flight(len(tasks), Delivery(tasks), parked, checkpoint, as_of, notes)
+        self._flight = _Flight(len(tasks), Delivery(tasks), parked, checkpoint, as_of, notes, beside)
         with suppress(BrokerAwayError, MessageTooLargeError):  # `flush` finds out again
             self._sender.start(self._flight.delivery)
         return self._checkpoint.confirmed if pipelined else self.flush()
@@ -112,20 +130,68 @@ class KombuPublisher:
     def _finish(self, flight: _Flight) -> None:
         """Make the broker hold the tasks, and then Redis the parked changes and the checkpoint."""
         tasks, parked = flight.tasks, [*flight.parked, *self._deliver(flight.delivery)]
-        if tasks or parked or flight.checkpoint != self._checkpoint.confirmed or flight.notes is not None:
+        is_due = tasks or parked or flight.beside
+        if is_due or flight.checkpoint != self._checkpoint.confirmed or flight.notes is not None:
             self._checkpoint.start(
-                lambda: store_parked(self._parked_key, parked, max_bytes=self._redis.max_bytes),
+                lambda: [
+                    *store_parked(self._parked_key, parked, max_bytes=self._redis.max_bytes),
+                    *flight.beside,
+                ],
                 flight.checkpoint,
                 flight.as_of,
                 notes=flight.notes,
             )
             self._checkpoint.flush()
         log_parked(parked)
-        if tasks and self._limit.max_queue is not None:
+        if (tasks or self._beside.is_used) and self._limit.max_queue is not None:
             self._limit.wait_for_room(self._retry.call(self._load), self._load)
 
     def _load(self) -> Load:
-        return Load(self._sender.longest_queue(), self._limit.max_queue)
+        """Look at the queues; return how much waits where that makes the listener wait."""
+        most, lengths = self._limit.max_queue, self._sender.lengths()
+        self._beside.full = {queue for queue, length in lengths.items() if most is not None and length > most}
+        pausing = (length for queue, length in lengths.items() if PAUSE in self._policies[queue])
+        load = Load(max(pausing, default=0), most)
+        if load.is_too_much or self._beside.longest <= (self._max_set_aside or self._beside.longest):
+            return load
+        self._move()
+        return Load(self._beside.longest, self._max_set_aside, "CDC_MAX_SET_ASIDE")
+
+    def _move(self) -> None:
+        """Let tasks leave their lists while the stream waits."""
+        position = self._checkpoint.confirmed
+        released, removals = self._beside.release(self._ask)
+        if position is not None and released:
+            self._deliver(Delivery(released))
+            self._checkpoint.start(lambda: removals, position)
+            self._checkpoint.flush()
+
+    def _with_those_beside(self, tasks: Sequence[Call]) -> tuple[list[Call], list[Command]]:
+        """Return the tasks that the broker gets now, and what changes in the lists of those that wait."""
+        for each in tasks if self._limit.max_queue is not None else ():
+            self._policies[self._sender.queue_of(each)].add(each.route.on_full)
+        if not self._beside.is_used:
+            return list(tasks), []
+        released, removals = self._beside.release(self._ask)
+        now, kept = self._beside.split(tasks)
+        return [*released, *now], [*kept, *removals]
+
+    def _ask(self, commands: list[Command]) -> list[Any]:
+        return self._retry.call(lambda: self._checkpoint.ask(commands))
+
+    def pause(self, routes: Collection[str]) -> None:
+        """Set aside what these routes fire, and what no other route does; see `Publisher.pause`."""
+        self.flush()
+        self._beside.pause(routes)
+
+    def drop_set_aside(self, route: str) -> int:
+        """Drop what is set aside of a paused route; see `Publisher.drop_set_aside`."""
+        position = self.flush()
+        count, commands = self._beside.drop(route)
+        if commands and position is not None:
+            self._checkpoint.start(lambda: commands, position)
+            self._checkpoint.flush()
+        return count
 
     def _deliver(self, delivery: Delivery) -> list[Parked]:
         """Make the broker hold the tasks; return those whose messages it will never take."""
@@ -137,7 +203,9 @@ class KombuPublisher:
                 too_large = delivery.remove(partial(self._is_larger, error.limit))
                 if not too_large:
                     raise BrokerError(error.message, hint=error.hint, code=error.code) from error
-                parked += [Parked(*each[:2], error, each.arguments, each.kwargs) for each in too_large]
+                parked += [
+                    Parked(*each[:2], error, each.arguments, each.kwargs, each.key) for each in too_large
+                ]
         return parked
 
     def _is_larger(self, limit: int, task: Call) -> bool:

@@ -154,15 +154,20 @@ class KombuSender:
         except (BrokerAwayError, BrokerError):
             self._abandon()  # the next message opens a new connection, and reports it
 
-    def longest_queue(self) -> int:
-        """Return how many messages wait in the longest queue that we sent to."""
+    def lengths(self) -> dict[str, int]:
+        """Return how many messages wait in each queue that we sent to."""
         try:
             with self._translated():
                 self._open()
-                return max(map(self._length, list(self._queues)), default=0)
+                return {queue: self._length(queue) for queue in list(self._queues)}
         except BaseException:
             self._abandon()
             raise
+
+    def queue_of(self, task: Call) -> str:
+        """Return the name of the queue that the task goes to, "" if Celery does not say it."""
+        queue = self._template(task).queue
+        return "" if queue is None else str(queue.name)
 
     def _length(self, queue: str) -> int:
         try:

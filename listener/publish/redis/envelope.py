@@ -12,11 +12,13 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+import orjson
 from celery import Celery
 from kombu import Producer
 from kombu.utils.json import dumps
 from pybase64 import b64encode
 
+from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import Route
 from listener.publish.kombu.internals import check_kombu
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
@@ -38,8 +40,10 @@ from listener.publish.task_message import (
 __all__ = ["Envelope", "Envelopes"]
 
 _BODY = "cdc-0body"
+_KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
-_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES)
+_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
+_NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 
@@ -48,12 +52,20 @@ _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
+class KeyedMessages(NamedTuple):
+    """The same messages with a key, and what the script that admits them needs to know."""
+
+    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]  # the same, and the key
+    names: Callable[[bytes], tuple[bytes, bytes, str]]  # (the change's id) -> delivery tag, task id, task
+
+
 class Envelope(NamedTuple):
     """The messages of one route and kind of change."""
 
     keys: tuple[str, ...]  # the Redis lists that such a message goes to
     expiries: tuple[Command, ...]  # sent after it, for a queue that expires when it is not used
     render: _Render
+    of_key: KeyedMessages
 
 
 class _Template(NamedTuple):
@@ -61,11 +73,11 @@ class _Template(NamedTuple):
 
     keys: tuple[str, ...]
     expiries: tuple[Command, ...]
-    renders: Callable[[bytes], _Render]  # (the kind, as the message has it) -> `Envelope.render`
+    renders: Callable[[bytes], tuple[_Render, KeyedMessages]]  # (the kind, as the message has it)
 
     def of(self, kind: Kind) -> Envelope:
         shown = dumps(shown_kind(kind))[1:-1].encode()
-        return Envelope(self.keys, self.expiries, self.renders(shown))
+        return Envelope(self.keys, self.expiries, *self.renders(shown))
 
 
 class Envelopes:
@@ -114,6 +126,12 @@ class Envelopes:
             raise
         _check(route.task, commands)
         pushes = {key: message for name, key, message in commands if name == "lpush"}
+        if route.key is not None and len(pushes) > 1:
+            raise EnvelopeError(
+                f"The task {route.task} has a key, and would go to several queues: {', '.join(pushes)}.",
+                hint="Bind only one queue to its exchange, or leave key= out of the route.",
+                code="several_queues",
+            )
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
         template = _Template(tuple(pushes), expiries, _renders(next(iter(pushes.values())), route, timing))
         self.queues.update(dict.fromkeys(pushes))
@@ -170,20 +188,24 @@ def _check(task: str, commands: _Commands) -> None:
         )
 
 
-def _renders(text: str, route: Route, timing: Timing | None) -> Callable[[bytes], _Render]:
-    """Return a function of a kind of change. It returns the function that makes messages like `text`."""
+def _renders(
+    text: str, route: Route, timing: Timing | None
+) -> Callable[[bytes], tuple[_Render, KeyedMessages]]:
+    """Return a function of a kind of change. It returns the functions that make messages like `text`."""
     message = json.loads(text)
     head, middle, end = split_body(_body(message), message["content-type"])
     tail = middle + end
     message["body"] = _BODY
     # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
     message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
-    text = dumps(message).replace("%", "%%")
-    pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
-    template = _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.id}"))
+    plain, pick = _template(message, route)
+    message["headers"] |= headers_of_key(_KEY, route.on_failure)
+    keyed, pick_keyed = _template(message, route)
+    names = _names(message["properties"]["delivery_tag"], route)
 
-    def renders(kind: bytes) -> _Render:
-        mine = template.encode().replace(KIND.encode(), kind.replace(b"%", b"%%"))
+    def renders(kind: bytes) -> tuple[_Render, KeyedMessages]:
+        mine = plain.replace(KIND.encode(), kind.replace(b"%", b"%%"))
+        with_key = keyed.replace(KIND.encode(), kind.replace(b"%", b"%%"))
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = head + arguments + (middle + kwargs + end if kwargs else tail)
@@ -196,9 +218,35 @@ def _renders(text: str, route: Route, timing: Timing | None) -> Callable[[bytes]
             message: bytes = mine % pick((b64encode(body), change_id, position, *times))
             return message
 
-        return render_timed if timing else render
+        def render_keyed(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            body = head + arguments + (middle + kwargs + end if kwargs else tail)
+            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
+            values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
+            message: bytes = with_key % pick_keyed(values)
+            return message
+
+        return render_timed if timing else render, KeyedMessages(render_keyed, names)
 
     return renders
+
+
+def _names(delivery_tag: str, route: Route) -> Callable[[bytes], tuple[bytes, bytes, str]]:
+    end_of_id = f"-{route.id}".encode()
+    end_of_tag = delivery_tag.replace(ID, f"-{route.id}").encode()
+
+    def names(change_id: bytes) -> tuple[bytes, bytes, str]:
+        return change_id + end_of_tag, change_id + end_of_id, route.task
+
+    return names
+
+
+def _template(message: dict[str, Any], route: Route) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+    """Return the message with places to fill in, and what puts values into the order of the places."""
+    text = dumps(message).replace("%", "%%")
+    pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
+    return _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.id}")).encode(), pick
 
 
 def _body(message: dict[str, Any]) -> bytes:

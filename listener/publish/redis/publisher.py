@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import chain
 from time import monotonic
+from typing import Any
 
 from celery import Celery
 
+from cdc_tasks.broker.redis.message_groups import ADMIT, LENGTHS, owners_key
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
@@ -59,7 +62,7 @@ class RedisPublisher:
             max_queue, self._redis, pause_key(prefix), self._retry, look_every=_LOOK_EVERY
         )
         self._set_aside_key = set_aside_key(prefix)
-        self._set_aside = SetAside(prefix, max_queue=max_queue)
+        self._set_aside = SetAside(prefix, max_queue=max_queue, key_prefix=self._redis.prefixed(""))
         self._max_set_aside = max_set_aside
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
         self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
@@ -118,6 +121,22 @@ class RedisPublisher:
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 
+    def pause(self, routes: Collection[str]) -> None:
+        """Set aside what these routes fire, and what no other route does; see `Publisher.pause`."""
+        self.flush()
+        self._set_aside.pause(routes)
+
+    def drop_set_aside(self, route: str) -> int:
+        """Drop what is set aside of a paused route; see `Publisher.drop_set_aside`."""
+        position = self.flush()
+        keys, drops = self._set_aside.drop(route)
+        if not keys or position is None:
+            return 0
+        count = sum(self._checkpoint.ask([("LLEN", key) for key in keys]))
+        self._start([], drops, position)
+        self.flush()
+        return int(count)
+
     def stop(self) -> None:
         """Make a call that waits raise StoppedError soon."""
         self._retry.stop()
@@ -155,24 +174,24 @@ class RedisPublisher:
         envelopes = self._envelopes_of(tasks)
         self._checked_at = monotonic()  # the step looks too
         moves = list(self._set_aside.commands())  # as they are now, also if the step has to be sent again
-        lists = dict(self._set_aside.lists)
         self._checkpoint.start(
-            lambda: chain(self._pushes(tasks, envelopes, lists), moves, saving, self._parkings(parked)),
+            lambda: chain(self._pushes(tasks, envelopes), moves, saving, self._parkings(parked)),
             checkpoint,
             as_of,
             queries=self._length_queries(),
             notes=notes,
         )
 
-    def _pushes(
-        self, tasks: Sequence[Call], envelopes: Sequence[Envelope], lists: Mapping[str, str]
-    ) -> Iterator[Command]:
-        """Yield what puts the tasks into their queues; add those that Redis would refuse to `_refused`.
-
-        `lists` are those of full queues, for routes that set aside.
-        """
+    def _pushes(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
+        """Yield what puts the tasks into their queues; add those that Redis would refuse to `_refused`."""
         self._refused = []
-        return _pushes(tasks, envelopes, self._redis.max_bytes, self._refused, lists)
+        pushes = _Pushes(
+            max_bytes=self._redis.max_bytes,
+            refused=self._refused,
+            beside=self._set_aside if self._set_aside.is_used else None,
+            prefix=self._redis.prefixed(""),
+        )
+        return pushes.commands(tasks, envelopes)
 
     def _parkings(self, parked: Sequence[Parked]) -> Iterator[Command]:
         """Yield what parks them, and what `_pushes` has refused before."""
@@ -185,18 +204,19 @@ class RedisPublisher:
             self._checkpoint.look()
 
     def _length_queries(self) -> list[Command]:
-        lists = self._set_aside.lists
-        if self._limit.max_queue is None and not lists:
-            self._asked = []
-        else:
-            self._asked = list(dict.fromkeys([*self._envelopes.queues, *lists, *lists.values()]))
-        return [("LLEN", key) for key in self._asked]
+        queues = () if self._limit.max_queue is None else self._envelopes.queues
+        self._asked = list(dict.fromkeys([*queues, *self._set_aside.keys]))
+        lengths: list[Command] = [("LLEN", key) for key in self._asked]
+        return [*lengths, ("HMGET", self._redis.prefixed(LENGTHS), *self._asked)] if lengths else []
 
-    def _learn(self, answers: Sequence[int]) -> Load:
+    def _learn(self, answers: Sequence[Any]) -> Load:
         """Take in the lengths of the queues; return how much waits where that makes the listener wait."""
         if not answers:
             return Load()
-        lengths = dict(zip(self._asked, answers, strict=True))
+        # What waits for a key waits for its queue too.
+        *lengths_of_lists, waiting = answers
+        found = (length + int(more or 0) for length, more in zip(lengths_of_lists, waiting, strict=True))
+        lengths = dict(zip(self._asked, found, strict=True))
         policies = self._policies
         self._set_aside.learn(lengths, [key for key in policies if SET_ASIDE in policies[key]])
         return max(self._loads(lengths), key=_excess, default=Load())
@@ -205,13 +225,12 @@ class RedisPublisher:
         for key, policies in self._policies.items():
             if PAUSE in policies:
                 yield Load(lengths.get(key, 0), self._limit.max_queue)
-        for key in self._set_aside.lists.values():
-            yield Load(lengths.get(key, 0), self._max_set_aside, "CDC_MAX_SET_ASIDE")
+        yield Load(self._set_aside.longest, self._max_set_aside, "CDC_MAX_SET_ASIDE")
 
     def _load_now(self) -> Load:
         """Move what has room, and look again; the listener pauses meanwhile."""
         position = self._checkpoint.confirmed
-        if self._set_aside.lists and position is not None:
+        if self._set_aside.is_due and position is not None:
             self._start([], [], position)
             return self._learn(self._checkpoint.flush())
         return self._learn(self._checkpoint.ask(self._length_queries()))
@@ -220,8 +239,8 @@ class RedisPublisher:
         """Read the checkpoint, and what a former listener deferred, on the connection that watches it."""
         position = self._checkpoint.attach(source)
         ask = self._redis.ask
-        deferred, set_aside = ask([("HVALS", self._deferred_key), ("HVALS", self._set_aside_key)])
-        self._set_aside.restore(queue.decode() for queue in sorted(set_aside))
+        deferred, set_aside = ask([("HVALS", self._deferred_key), ("HGETALL", self._set_aside_key)])
+        self._set_aside.restore(name.decode() for name in sorted(_fields(set_aside)))
         self._batcher.max_bytes = (self._redis.max_bytes - _OVERHEAD) * 3 // 4
         self._batcher.restore(deferred, lambda key: ask([("LRANGE", key, "0", "-1")])[0])
         self._is_consistent = True
@@ -252,36 +271,57 @@ def _excess(load: Load) -> float:
     return 0.0 if load.limit is None else load.length / load.limit
 
 
-def _pushes(
-    tasks: Sequence[Call],
-    envelopes: Sequence[Envelope],
-    max_bytes: int,
-    refused: list[Parked],
-    lists: Mapping[str, str],
-) -> Iterator[Command]:
-    """Yield the commands that put the tasks' messages where Celery would. They are made while they are being sent.
+def _fields(answer: Any) -> Iterable[bytes]:
+    """Return the fields of HGETALL's answer: a dict in RESP3, a list in RESP2."""
+    return answer if isinstance(answer, dict) else answer[::2]
 
-    A message of more than `max_bytes` goes to `refused`: Redis would close the connection. A message for a queue in
-    `lists` goes to that list, if its route says so.
-    """
-    expiries: dict[Command, None] = {}
-    for start in range(0, len(tasks), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        queues: dict[str, list[bytes]] = defaultdict(list)
-        for (route, change, arguments, kwargs), (keys, more, render) in zip(
-            tasks[part], envelopes[part], strict=True
-        ):
-            message = render(arguments, kwargs, *change.stamp)
-            if len(message) > max_bytes:
-                error = too_large(len(message), max_bytes)
-                refused.append(Parked(route, change, error, arguments, kwargs))
-                continue
-            if lists and route.on_full == SET_ASIDE:
-                keys = tuple(lists.get(key, key) for key in keys)  # noqa: PLW2901 - for this message only
-            for key in keys:
-                queues[key].append(message)
-            if more:
-                expiries.update(dict.fromkeys(more))
-        for key, messages in queues.items():
-            yield "LPUSH", key, *messages
-    yield from expiries
+
+@dataclass(slots=True, kw_only=True)
+class _Pushes:
+    """The commands that put tasks where Celery would. They are made while they are being sent."""
+
+    max_bytes: int  # Redis would close the connection at a larger message
+    refused: list[Parked]  # what is larger
+    beside: SetAside | None  # says which messages go to a list beside their queue; None: none does
+    prefix: str
+
+    def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
+        """Yield them; a message with a key goes to its queue if its key is free."""
+        expiries: dict[Command, None] = {}
+        for start in range(0, len(tasks), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            queues: dict[str, list[bytes]] = defaultdict(list)
+            keyed: list[bytes | str] = []
+            for task, envelope in zip(tasks[part], envelopes[part], strict=True):
+                route, change, arguments, kwargs, key = task
+                keys, more, render, of_key = envelope
+                if key is None:
+                    message = render(arguments, kwargs, *change.stamp)
+                else:
+                    message = of_key.render(arguments, kwargs, *change.stamp, key)
+                if len(message) > self.max_bytes:
+                    self._refuse(task, len(message))
+                    continue
+                if self.beside is not None:
+                    keys = tuple(self.beside.target(route, name) for name in keys)
+                if key is not None and keys == envelope.keys:
+                    keyed += (keys[0], key, *of_key.names(change.stamp[0]), message)
+                else:
+                    for name in keys:
+                        queues[name].append(message)
+                if more:
+                    expiries.update(dict.fromkeys(more))
+            yield from self._commands(queues, keyed)
+        yield from expiries
+
+    def _commands(self, queues: Mapping[str, list[bytes]], keyed: list[bytes | str]) -> Iterator[Command]:
+        for name, messages in queues.items():
+            yield "LPUSH", name, *messages
+        if keyed:
+            yield "EVAL", ADMIT, "1", owners_key(self.prefix), self.prefix, *keyed
+        if self.beside is not None:
+            yield from self.beside.index(queues)
+
+    def _refuse(self, task: Call, length: int) -> None:
+        route, change, arguments, kwargs, key = task
+        self.refused.append(Parked(route, change, too_large(length, self.max_bytes), arguments, kwargs, key))

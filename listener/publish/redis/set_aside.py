@@ -1,94 +1,161 @@
-"""Messages that wait beside their queue while it is too long: in order, and saved with the checkpoint.
+"""Messages that wait beside their queue: in order, and saved with the checkpoint.
 
-A route with `on_full="set_aside"` does not let its full queue stop the others. While a queue has more than
-CDC_MAX_QUEUE messages, those of such routes go to a list of their own. When workers have made room, the oldest move to
-the queue. Each push and each move is part of the step that moves the checkpoint, so no message is lost or doubled.
+Two things send a message to a list instead of its queue:
 
-While the list has messages, new ones go behind them: the order stays. There is one list for each queue, so the order
-between its routes stays too.
+- The queue has more than CDC_MAX_QUEUE messages, and the route has `on_full="set_aside"`: a full queue does not stop
+  the routes to others. There is one such list for each queue, so the order between its routes stays.
+- A person paused the route. There is one such list for each route and queue.
+
+When workers have made room, or the route is resumed, the oldest messages move to the queue. Each push and each move is
+part of the step that moves the checkpoint, so no message is lost or doubled. While a list has messages, new ones go
+behind them: the order stays. A message with a key takes its place among those of the key when it moves to the queue, so
+a route that is paused holds up no other one of its group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from cdc_tasks.broker.redis.message_groups import MOVE
+from cdc_tasks.routing.router import SET_ASIDE, Route
 from listener.publish.redis.connection import Command
 
-__all__ = ["SetAside", "set_aside_key", "set_aside_list"]
+__all__ = ["SetAside", "queue_and_route", "set_aside_key"]
 
 log = structlog.get_logger()
 
 _MOST_MOVED: Final = 1_000  # messages that one step moves: the batch beside them must not wait long
+_FULL: Final = "full"  # the first part of a list's name; no route has this id
 
 
 def set_aside_key(prefix: str) -> str:
-    """Return the key of the Redis hash whose values are the queues with messages set aside."""
+    """Return the key of the Redis hash with the lists' names and queues. A list's key is this one, ":" and its name."""
     return f"{prefix}:set-aside"
 
 
-def set_aside_list(prefix: str, queue: str) -> str:
-    """Return the key of the list that has the messages for the queue, the oldest at its right end."""
-    return f"{set_aside_key(prefix)}:{queue}"
+def queue_and_route(name: str) -> tuple[str, str | None]:
+    """Return the queue of the list with this name, and the paused route's id if it is a route's list."""
+    owner, _, queue = name.partition(":")
+    return queue, None if owner == _FULL else owner
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """The messages for one queue, the oldest at its right end."""
+
+    name: str
+    key: str
+    queue: str
+    route: str | None  # the id of a paused route
 
 
 class SetAside:
-    """Which queues are full, and how their messages get back to them."""
+    """Which messages wait beside their queue, and how they get there and back."""
 
-    def __init__(self, prefix: str, *, max_queue: int | None) -> None:
-        """`prefix` is that of the listener's keys; `max_queue` is CDC_MAX_QUEUE, None if there is no limit."""
-        self._prefix = prefix
+    def __init__(self, prefix: str, *, max_queue: int | None, key_prefix: str = "") -> None:
+        """`prefix` is that of the listener's keys, `key_prefix` that of all keys at the broker.
+
+        `max_queue` is CDC_MAX_QUEUE, None if there is no limit.
+        """
+        self._key_prefix = key_prefix
         self._max_queue = max_queue
         self._index = set_aside_key(prefix)
-        self._length: dict[str, int] = {}  # of the queues that are full, or have messages set aside
-        self._ended: set[str] = set()  # queues that may still be in the index
-        self.lists: dict[str, str] = {}  # queue -> the list that takes its messages now
+        self._lists: dict[str, _List] = {}  # by name: those that take messages, or have some
+        self._ended: set[str] = set()  # lists that may still be in the index
+        self._length: dict[str, int] = {}  # of queues and lists, by key, as the last step found them
+        self._paused: frozenset[str] = frozenset()  # ids of routes
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a message may go to a list."""
+        return bool(self._lists or self._paused)
 
     @property
     def is_due(self) -> bool:
-        """Whether the next step has something to do here."""
-        return bool(self.lists or self._ended)
+        """Whether the next step has something to do, also without a message."""
+        return bool(self._ended) or any(each.route not in self._paused for each in self._lists.values())
 
-    def restore(self, queues: Iterable[str]) -> None:
-        """Take over what a former listener set aside: `queues` are the values at `set_aside_key`."""
-        self._length = {}
-        self._ended = set()
-        self.lists = {queue: set_aside_list(self._prefix, queue) for queue in queues}
+    @property
+    def keys(self) -> Iterator[str]:
+        """The keys whose lengths `learn` needs."""
+        for each in self._lists.values():
+            yield each.queue
+            yield each.key
+
+    @property
+    def longest(self) -> int:
+        """How many messages the longest list had after the last step."""
+        return max((self._length.get(each.key, 0) for each in self._lists.values()), default=0)
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Take over what a former listener set aside: `names` are the fields at `set_aside_key`."""
+        self._length, self._lists, self._ended = {}, {}, set()
+        for name in names:
+            self._open(name)
+
+    def pause(self, routes: Collection[str]) -> None:
+        """Set aside the messages of these routes, by their ids, and of no others, from now on."""
+        self._paused = frozenset(routes)
+
+    def target(self, route: Route, queue: str) -> str:
+        """Return the key that a message of the route goes to instead of the queue, or the queue."""
+        name = f"{route.id}:{queue}"
+        if name in self._lists or route.id in self._paused:
+            return self._open(name).key
+        full = self._lists.get(f"{_FULL}:{queue}") if route.on_full == SET_ASIDE else None
+        return queue if full is None else full.key
 
     def learn(self, lengths: Mapping[str, int], queues: Iterable[str]) -> None:
-        """Learn the lengths of queues and lists, by their keys. `queues`: those for which messages may be set aside."""
-        for queue, messages in list(self.lists.items()):
-            self._length[queue] = lengths.get(queue, 0)
-            if lengths.get(messages) == 0 and not self._is_full(queue):
-                del self.lists[queue], self._length[queue]
-                self._ended.add(queue)
-                log.info("set_aside_ended", queue=queue)
+        """Learn the lengths of queues and lists, by their keys. `queues`: those with routes that set aside if full."""
+        self._length = dict(lengths)
+        for each in list(self._lists.values()):
+            if lengths.get(each.key) == 0 and not self._is_closed(each):
+                del self._lists[each.name]
+                self._ended.add(each.name)
+                log.info("set_aside_ended", queue=each.queue, route=each.route)
         for queue in queues:
-            if queue not in self.lists and self._max_queue is not None and lengths[queue] > self._max_queue:
-                self._length[queue] = lengths[queue]
-                self.lists[queue] = set_aside_list(self._prefix, queue)
+            if self._is_full(queue) and f"{_FULL}:{queue}" not in self._lists:
+                self._open(f"{_FULL}:{queue}")
                 log.warning("set_aside", queue=queue, length=lengths[queue], cdc_max_queue=self._max_queue)
 
     def commands(self) -> Iterator[Command]:
-        """Yield what moves the oldest messages to the queues that have room, and keeps the index; behind all pushes."""
-        for queue, messages in self.lists.items():
-            for _ in range(self._room(queue)):
-                yield "RPOPLPUSH", messages, queue
-        if self.lists:
-            yield "HSET", self._index, *chain.from_iterable((queue, queue) for queue in self.lists)
-        if gone := self._ended - self.lists.keys():
+        """Yield what moves the oldest messages to the queues that have room; behind all pushes."""
+        for each in self._lists.values():
+            if room := self._room(each):
+                yield "EVAL", MOVE, "2", each.key, each.queue, self._key_prefix, str(room)
+        if gone := self._ended - self._lists.keys():
             yield "HDEL", self._index, *gone
         self._ended = set()
+
+    def index(self, keys: Collection[str]) -> Iterator[Command]:
+        """Yield what notes the lists among these keys, to which messages were pushed, for the next listener."""
+        for each in self._lists.values():
+            if each.key in keys:
+                yield "HSET", self._index, each.name, each.queue
+
+    def drop(self, route: str) -> tuple[list[str], list[Command]]:
+        """Return the keys of a paused route's lists, and the commands that drop all that is in them."""
+        mine = [each for each in self._lists.values() if each.route == route]
+        return [each.key for each in mine], [("DEL", each.key) for each in mine]
+
+    def _open(self, name: str) -> _List:
+        queue, route = queue_and_route(name)
+        return self._lists.setdefault(name, _List(name, f"{self._index}:{name}", queue, route))
 
     def _is_full(self, queue: str) -> bool:
         return self._max_queue is not None and self._length.get(queue, 0) > self._max_queue
 
-    def _room(self, queue: str) -> int:
-        if queue not in self._length:  # nobody has looked yet
+    def _is_closed(self, each: _List) -> bool:
+        """Return whether no message may leave the list now."""
+        return self._is_full(each.queue) if each.route is None else each.route in self._paused
+
+    def _room(self, each: _List) -> int:
+        length, waiting = self._length.get(each.queue), self._length.get(each.key, _MOST_MOVED)
+        if length is None or self._is_closed(each):  # nobody has looked yet
             return 0
-        if self._max_queue is None:
-            return _MOST_MOVED
-        return max(0, min(_MOST_MOVED, self._max_queue - self._length[queue]))
+        most = min(_MOST_MOVED, waiting)
+        return most if self._max_queue is None else max(0, min(most, self._max_queue - length))

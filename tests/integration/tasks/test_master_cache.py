@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -305,6 +308,22 @@ def test_the_one_line_of_a_route_is_what_the_sample_writes_in_seven() -> None:
     written = next(each for each in setup_router().routes if each.table == "roles")
     assert (route.id, route.columns, route.coalesce) == (written.id, written.columns, written.coalesce)
     assert_fires(router, row_change("roles", "truncate"), "cdc_tasks.refresh_master_cache", args=["roles"])
+
+
+def test_somebody_elses_app_gets_the_tasks_of_the_cache_and_nothing_of_the_help_desk() -> None:
+    code = (
+        "import sys; from celery import Celery, current_app; app = Celery('shop')\n"
+        "from cdc_tasks import MasterCache, master_cache; MasterCache.register('countries')\n"
+        "print(current_app.main, 'cdc_tasks.celery' in sys.modules, list(master_cache.TABLE_TO_CACHE_KEYS))\n"
+        "print(sorted(name for name in app.tasks if name.startswith('cdc_tasks.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert first == "shop False ['countries']"
+    assert ast.literal_eval(second) == [
+        f"cdc_tasks.{name}"
+        for name in ("refill_master_caches", "refresh_all_master_caches", "refresh_master_cache")
+    ]
 
 
 def test_a_worker_refreshes_one_table_and_all_of_them(helpdesk: HelpDesk, worker: Worker) -> None:

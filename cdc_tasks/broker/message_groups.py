@@ -1,0 +1,59 @@
+"""What a person asks of message groups, and what the worker tells the transport, on any broker."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import redis
+from kombu.exceptions import OperationalError
+
+from cdc_tasks.broker.redis.message_groups import MessageGroups
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.message_groups import HOLD_HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celery import Celery
+
+__all__ = ["GroupsUnknownError", "groups_of", "hold_key"]
+
+
+class GroupsUnknownError(CDCError):
+    """The broker did not say which keys are held up."""
+
+
+def hold_key(message: Any) -> None:
+    """Let a message that is acknowledged next keep its key, if it asks for that: its task has given up."""
+    headers = message.headers
+    if isinstance(headers, dict) and headers.get(HOLD_HEADER) is True:
+        hold = getattr(getattr(message.channel, "qos", None), "hold_key", None)
+        if hold is not None:
+            hold(message.delivery_tag)
+
+
+@contextmanager
+def groups_of(app: Celery) -> Iterator[MessageGroups]:
+    """Open the message groups of the app's broker; raises GroupsUnknownError, also for errors within the block."""
+    with app.connection_for_write() as connection:
+        if connection.transport.driver_type != "redis":
+            raise GroupsUnknownError(
+                "This broker is not Redis, so it has no list of keys.",
+                hint="See docs/operating.md, Order by key.",
+                code="groups_not_on_redis",
+            )
+        try:
+            # No long retry: a person waits for the answer.
+            connection.ensure_connection(
+                max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
+            )
+            with connection.channel() as channel:  # with Sentinel: to the master
+                yield MessageGroups(
+                    redis.Redis(connection_pool=channel.pool),  # type: ignore[attr-defined]  # what our channels have
+                    channel.global_keyprefix,  # type: ignore[attr-defined]  # the same
+                )
+        except (redis.RedisError, OperationalError, OSError) as error:
+            raise GroupsUnknownError(
+                f"The broker did not answer: {error}", hint="redis-cli -u $CELERY_BROKER_URL PING"
+            ) from error

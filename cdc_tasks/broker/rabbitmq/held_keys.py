@@ -1,0 +1,214 @@
+"""Keys that are held up on RabbitMQ: by a task that waits for its retry, or by a failed one; in the Redis of CACHE_URL.
+
+As long as no task of a key is retried or held, its messages are in RabbitMQ alone, in their partition, and nothing is
+here. A retry is another message: it leaves the partition, and comes back behind others of its key. So the key gets a
+record that names its task, before the retry is sent. The worker that takes from the partition puts what comes meanwhile
+for that key aside, here, and goes on with the other keys. When the named task has ended, the first message that was put
+aside is named, and is sent to the partition; then the next one, until none is left and the record is deleted.
+
+    cdc:held-keys                 a hash: key, its record
+    cdc:held-keys:waiting:KEY     a sorted set: what was put aside, in the order of arrival
+    cdc:held-keys:number          the last number of an arrival
+
+A message that was put aside is deleted here only when it has arrived in the partition again. Each step can be done
+twice: a worker that dies between two of them leaves nothing that is lost, or that waits forever.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from time import time
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from cdc_tasks import cache
+from cdc_tasks.broker.delivery_marks import without_marks, without_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Aside", "Record", "begin", "every", "get", "hold", "put_aside", "release", "sent", "waiting"]
+
+State = Literal["retry", "held", "turn"]
+
+_RECORDS: Final = "cdc:held-keys"
+_WAITING: Final = "cdc:held-keys:waiting:"
+_NUMBER: Final = "cdc:held-keys:number"
+
+# KEYS: the records, what waits; ARGV: the key, then what each says
+
+_HOLD: Final = """
+local new, old = cjson.decode(ARGV[2]), redis.call('HGET', KEYS[1], ARGV[1])
+if old then
+    old = cjson.decode(old)
+    if old.id == new.id then new.previous = old.previous end
+end
+redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(new))
+"""
+
+# ARGV: the key, the task id of the message, the message; KEYS: also the last number
+_PUT_ASIDE: Final = """
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+if not record or cjson.decode(record).id == ARGV[2] then return 0 end
+redis.call('ZADD', KEYS[2], 'NX', redis.call('INCR', KEYS[3]), ARGV[3])
+return 1
+"""
+
+# ARGV: the key, the record as it was read
+_BEGIN: Final = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local first = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+if first and cjson.decode(first).id == cjson.decode(ARGV[2]).id then redis.call('ZREM', KEYS[2], first) end
+return 1
+"""
+
+# ARGV: the key, the record as it was read, now
+_RELEASE: Final = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return false end
+local id = cjson.decode(ARGV[2]).id
+local first = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+while first and cjson.decode(first).id == id do  -- a copy of the task that has ended
+    redis.call('ZREM', KEYS[2], first)
+    first = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+end
+if not first then
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    return false
+end
+local message = cjson.decode(first)
+local next = {id = message.id, task = message.task, since = tonumber(ARGV[3]), state = 'turn', previous = id,
+              is_sent = false}
+next = cjson.encode(next)
+redis.call('HSET', KEYS[1], ARGV[1], next)
+return {next, first}
+"""
+
+# ARGV: the key, the record as it was read
+_SENT: Final = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local record = cjson.decode(ARGV[2])
+record.is_sent = true
+redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(record))
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The task that has a key now."""
+
+    id: str
+    task: str
+    since: float  # Unix time
+    state: State  # "turn": it waited for the one before, and is in the partition or about to be sent there
+    previous: str | None = None  # the id of the task before it
+    is_sent: bool = True
+    raw: bytes = b""  # as it is in Redis: a step is done only if it still is
+
+    @classmethod
+    def read(cls, raw: bytes) -> Record:
+        """Return the record that Redis has."""
+        return cls(**json.loads(raw), raw=raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A message that was put aside, as JSON."""
+
+    text: str
+
+    @classmethod
+    def of(cls, message: Any) -> Aside:
+        """Return what to keep of a message as kombu has it."""
+        body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+        headers = without_marks(message.headers)
+        headers.pop("compression", None)  # kombu has unpacked the body
+        kept = {
+            "id": headers.get("id"),
+            "task": headers.get("task"),
+            "queue": without_wait(message.delivery_info["routing_key"]),
+            "headers": headers,
+            "properties": {name: value for name, value in message.properties.items() if name in _PROPERTIES},
+            "content": [message.content_type, message.content_encoding],
+            "body": b64encode(body).decode(),
+        }
+        return cls(json.dumps(kept, sort_keys=True, default=str))
+
+    def publish(self, producer: Any) -> None:
+        """Send it to its partition again; raise kombu's errors."""
+        kept = json.loads(self.text)
+        content_type, encoding = kept["content"]
+        producer.publish(
+            b64decode(kept["body"]),
+            exchange="",  # the default exchange: the routing key is the queue
+            routing_key=kept["queue"],
+            headers=kept["headers"],
+            content_type=content_type,
+            content_encoding=encoding,
+            delivery_mode=2,
+            mandatory=True,
+            **kept["properties"],
+        )
+
+
+_PROPERTIES: Final = frozenset({"correlation_id", "reply_to", "priority"})
+
+
+def get(key: str) -> Record | None:
+    """Return the record of a key; None if the key is free. Raise CacheAwayError, as all of these do."""
+    with cache.errors_translated():
+        found: Any = cache.client().hget(_RECORDS, key)
+    return None if found is None else Record.read(found)
+
+
+def hold(key: str, task_id: str, task: str, state: State) -> None:
+    """Let the key belong to this task until it has ended."""
+    record = {"id": task_id, "task": task, "since": time(), "state": state}
+    _run(_HOLD, key, json.dumps(record))
+
+
+def put_aside(key: str, message: Any) -> bool:
+    """Keep a message until the task that has the key has ended; return False if the key is free, or its own."""
+    return bool(_run(_PUT_ASIDE, key, str(message.headers["id"]), Aside.of(message).text, more=(_NUMBER,)))
+
+
+def begin(key: str, record: Record) -> bool:
+    """Note that the task of the record has arrived; return False if the key has another record now."""
+    return bool(_run(_BEGIN, key, record.raw))
+
+
+def release(key: str, record: Record) -> tuple[Record, Aside] | None:
+    """Note that the task of the record has ended; return what is to be sent now.
+
+    It does nothing if the key has another record now: the task is retried, or holds its key.
+    """
+    found = _run(_RELEASE, key, record.raw, repr(time()))
+    return None if not found else (Record.read(found[0]), Aside(found[1].decode()))
+
+
+def sent(key: str, record: Record) -> None:
+    """Note that RabbitMQ has the message of the record."""
+    _run(_SENT, key, record.raw)
+
+
+def every() -> Iterator[tuple[str, Record]]:
+    """Yield all keys with a record."""
+    with cache.errors_translated():
+        for key, found in cache.client().hscan_iter(_RECORDS, count=500):
+            yield key.decode(), Record.read(found)
+
+
+def waiting(key: str, *, most: int = 1) -> tuple[int, list[Aside]]:
+    """Return how many messages were put aside for a key, and the first of them."""
+    with cache.errors_translated():
+        number = int(cache.client().zcard(_WAITING + key))
+        found: Any = cache.client().zrange(_WAITING + key, 0, most - 1)
+    return number, [Aside(each.decode()) for each in found]
+
+
+def _run(script: str, key: str, *arguments: str | bytes, more: tuple[str, ...] = ()) -> Any:
+    with cache.errors_translated():
+        client = cache.client()
+        keys = (_RECORDS, _WAITING + key, *more)
+        return client.eval(script, len(keys), *keys, key, *arguments)

@@ -1,0 +1,436 @@
+"""Message groups on a Redis broker: of each key one message is handed out, and the others wait in Redis.
+
+A message with a key (`cdc_tasks/routing/message_groups.py`) goes into its queue only if no other message has its key.
+It then owns the key: in its queue, in a worker's hands, waiting for its retry or its countdown, and restored after its
+worker has died. What comes meanwhile for the same key, for whichever queue, waits in the order of sending. The script
+that acknowledges the owner puts the next message into its queue, so no worker waits or looks. A task that gives up and
+has HOLD_HEADER leaves its key with itself as owner, until a person decides.
+
+    cdc:keys                a hash: key, its owner as JSON: [delivery tag, task id, task, since, "held" or nothing]
+    cdc:keys:waiting:KEY    a sorted set of what waits, by RANK_HEADER and then by a number: each with its list
+    cdc:keys:held-up        a set: the keys for which something waits, and those that a failed task holds
+    cdc:keys:lengths        a hash: list, how many messages wait for it
+    cdc:keys:next:LIST      a list: messages whose turn has come, and that would else wait for the whole queue again
+    cdc:keys:number         the last number
+
+A retry is another message with the same task id: it takes the key over from the message that it replaces. A copy of a
+message that was replaced so, and that comes back because its worker died, is dropped: the retry is in Redis.
+
+A sender with kombu's own transport puts messages with a key straight into the queue. The script that hands messages out
+checks each, and lets it wait if its key has another owner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from kombu.utils.encoding import bytes_to_str
+from redis.exceptions import NoScriptError
+
+from cdc_tasks.routing.message_groups import KEY_HEADER, RANK_HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import redis
+
+__all__ = [
+    "ADMIT",
+    "GROUPS",
+    "LENGTHS",
+    "MOVE",
+    "HeldUp",
+    "Keyed",
+    "MessageGroups",
+    "Waiting",
+    "key_in",
+    "next_list",
+    "owners_key",
+    "release_command",
+]
+
+_OWNERS: Final = "cdc:keys"
+_HELD_UP: Final = "cdc:keys:held-up"
+_SEPARATOR: Final = r"\6\22"  # Lua for kombu's, between a queue's name and a priority
+_AT_ONCE: Final = 500  # messages in one script
+LENGTHS: Final = "cdc:keys:lengths"
+
+# Functions for scripts, after a line that sets P, the prefix of all keys.
+GROUPS: Final = f"""
+local OWNERS, HELD_UP, LENGTHS = P .. '{_OWNERS}', P .. '{_HELD_UP}', P .. '{LENGTHS}'
+local WAITING, NEXT, NUMBER = P .. 'cdc:keys:waiting:', P .. 'cdc:keys:next:', P .. 'cdc:keys:number'
+local function described(message)
+    local headers = message['headers']
+    if type(headers) ~= 'table' then return nil end
+    local key, rank = headers['{KEY_HEADER}'], headers['{RANK_HEADER}']
+    if type(key) ~= 'string' then return nil end
+    return {{
+        key = key, rank = type(rank) == 'string' and string.gsub(rank, '\\n', ' ') or '',
+        tag = tostring(message['properties']['delivery_tag']), id = tostring(headers['id']),
+        task = tostring(headers['task']), is_redelivered = headers['redelivered'] == true
+    }}
+end
+local function own(each)
+    local owner = cjson.encode({{each.tag, each.id, each.task, tonumber(redis.call('TIME')[1])}})
+    redis.call('HSET', OWNERS, each.key, owner)
+end
+local function wait(each, list, message)
+    local number = redis.call('INCR', NUMBER)
+    local entry = string.format('%s %020.0f\\n%s\\n', each.rank, number, list)
+    redis.call('ZADD', WAITING .. each.key, 0, entry .. message)
+    redis.call('SADD', HELD_UP, each.key)
+    redis.call('HINCRBY', LENGTHS, list, 1)
+end
+local function apart(entry)
+    local first = string.find(entry, '\\n', 1, true)
+    local second = string.find(entry, '\\n', first + 1, true)
+    return string.sub(entry, first + 1, second - 1), string.sub(entry, second + 1)
+end
+local function forget_waiting(key, entry)
+    redis.call('ZREM', WAITING .. key, entry)
+    local list, message = apart(entry)
+    if redis.call('HINCRBY', LENGTHS, list, -1) <= 0 then redis.call('HDEL', LENGTHS, list) end
+    if redis.call('EXISTS', WAITING .. key) == 0 then redis.call('SREM', HELD_UP, key) end
+    return list, message
+end
+local function advance(key)  -- the next message owns the key, or nobody
+    local entry = redis.call('ZRANGE', WAITING .. key, 0, 0)[1]
+    if not entry then
+        redis.call('HDEL', OWNERS, key)
+        redis.call('SREM', HELD_UP, key)
+        return
+    end
+    local list, message = forget_waiting(key, entry)
+    own(described(cjson.decode(message)))
+    -- Not into the list of a priority: no worker waits there, and this message has waited already.
+    local queue = string.match(list, '^(.-){_SEPARATOR}') or list
+    if redis.call('EXISTS', queue) == 1 then
+        redis.call('LPUSH', NEXT .. queue, message)
+    else
+        redis.call('RPUSH', queue, message)  -- and wake a worker up
+    end
+end
+local function owner_of(key)
+    local owner = redis.call('HGET', OWNERS, key)
+    return owner and cjson.decode(owner)
+end
+local function release(key, tag)
+    local owner = owner_of(key)
+    if owner and owner[1] == tag then advance(key) end
+end
+local function admit(each, list, message)  -- whether it owns the key now; if not, it waits
+    local owner = owner_of(each.key)
+    if owner and owner[2] ~= each.id then
+        wait(each, list, message)
+        return false
+    end
+    own(each)
+    if owner and owner[5] and redis.call('EXISTS', WAITING .. each.key) == 0 then
+        redis.call('SREM', HELD_UP, each.key)
+    end
+    return true
+end
+local function may_go(each, list, message)  -- whether a message from a queue is handed out; if not, it waits
+    local owner = owner_of(each.key)
+    if not owner then
+        own(each)
+    elseif owner[1] ~= each.tag then
+        if not (owner[2] == each.id and each.is_redelivered) then wait(each, list, message) end
+        return false
+    end
+    local first = each.rank ~= '' and redis.call('ZRANGE', WAITING .. each.key, 0, 0)[1]
+    if first and first < each.rank .. ' ' then  -- one of an earlier rank came later
+        wait(each, list, message)
+        advance(each.key)
+        return false
+    end
+    return true
+end
+"""
+
+# KEYS: the owners; ARGV: the prefix, then for each message its list, key, delivery tag, task id, task, and itself
+# For the listener, which sends it with its checkpoint. It looks at no message's content: that would take too long.
+ADMIT: Final = f"""
+local P = ARGV[1]
+{GROUPS}
+local lists, pushed = {{}}, {{}}
+for i = 2, #ARGV, 6 do
+    local list, message = ARGV[i], ARGV[i + 5]
+    local each = {{key = ARGV[i + 1], tag = ARGV[i + 2], id = ARGV[i + 3], task = ARGV[i + 4], rank = ''}}
+    if admit(each, list, message) then
+        if not pushed[list] then
+            pushed[list] = {{}}
+            table.insert(lists, list)
+        end
+        table.insert(pushed[list], message)
+    end
+end
+for _, list in ipairs(lists) do redis.call('LPUSH', list, unpack(pushed[list])) end
+return 0
+"""
+
+# KEYS: a list, a queue; ARGV: the prefix, how many messages go from the list to the queue; those with a key as above
+MOVE: Final = f"""
+local P = ARGV[1]
+{GROUPS}
+for _ = 1, tonumber(ARGV[2]) do
+    local message = redis.call('RPOP', KEYS[1])
+    if not message then return 0 end
+    local ok, each = pcall(function() return described(cjson.decode(message)) end)
+    if not (ok and each) or admit(each, KEYS[2], message) then redis.call('LPUSH', KEYS[2], message) end
+end
+return 0
+"""
+
+
+class _Script:
+    """A script that is sent by its digest, and whole if Redis does not know it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.digest = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
+
+    def __call__(self, client: redis.Redis, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        try:
+            return client.evalsha(self.digest, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return client.eval(self.text, len(keys), *keys, *arguments)
+
+
+# ARGV: the prefix, the list, the message
+_PUT: Final = _Script(f"""
+local P = ARGV[1]
+{GROUPS}
+local each = described(cjson.decode(ARGV[3]))
+if not each or admit(each, ARGV[2], ARGV[3]) then return redis.call('LPUSH', ARGV[2], ARGV[3]) end
+return 0
+""")
+
+# KEYS: unacked, its index; ARGV: the prefix, the delivery tag, the key, whether it is held
+_RELEASE: Final = _Script(f"""
+local P = ARGV[1]
+{GROUPS}
+redis.call('ZREM', KEYS[2], ARGV[2])
+if redis.call('HDEL', KEYS[1], ARGV[2]) == 0 then return 0 end  -- its lease expired, and another worker has it
+if ARGV[4] ~= '1' then
+    release(ARGV[3], ARGV[2])
+    return 1
+end
+local owner = owner_of(ARGV[3])
+if owner and owner[1] == ARGV[2] then
+    owner[5] = 'held'
+    redis.call('HSET', OWNERS, ARGV[3], cjson.encode(owner))
+    redis.call('SADD', HELD_UP, ARGV[3])
+end
+return 1
+""")
+
+# KEYS: a list; ARGV: the prefix, the most messages to delete
+_PURGE: Final = _Script(f"""
+local P = ARGV[1]
+{GROUPS}
+local number = 0
+while number < tonumber(ARGV[2]) do
+    local message = redis.call('RPOP', KEYS[1])
+    if not message then break end
+    number = number + 1
+    local ok, each = pcall(function() return described(cjson.decode(message)) end)
+    if ok and each then release(each.key, each.tag) end
+end
+return number
+""")
+
+# KEYS: a sorted set of messages that are due later; ARGV: the prefix, the most messages to delete
+_PURGE_LATER: Final = _Script(f"""
+local P = ARGV[1]
+{GROUPS}
+local entries = redis.call('ZRANGE', KEYS[1], 0, ARGV[2] - 1)
+for _, entry in ipairs(entries) do
+    local ok, each = pcall(function() return described(cjson.decode(string.sub(entry, 17))) end)
+    if ok and each then release(each.key, each.tag) end
+end
+if #entries > 0 then redis.call('ZREMRANGEBYRANK', KEYS[1], 0, #entries - 1) end
+return #entries
+""")
+
+# ARGV: the prefix, a key, the list, the most messages to look at, the index of the first one
+_PURGE_WAITING: Final = _Script(f"""
+local P = ARGV[1]
+{GROUPS}
+local entries = redis.call('ZRANGE', WAITING .. ARGV[2], ARGV[5], ARGV[5] + ARGV[4] - 1)
+local number = 0
+for _, entry in ipairs(entries) do
+    if apart(entry) == ARGV[3] then
+        forget_waiting(ARGV[2], entry)
+        number = number + 1
+    end
+end
+local owner = owner_of(ARGV[2])
+if owner and owner[5] then redis.call('SADD', HELD_UP, ARGV[2]) end
+return {{#entries, number}}
+""")
+
+# ARGV: the prefix, the key, the task id of its owner, whether only a failed task may be let go
+_SKIP: Final = _Script(f"""
+local P = ARGV[1]
+{GROUPS}
+local owner = owner_of(ARGV[2])
+if not owner or owner[2] ~= ARGV[3] or (ARGV[4] == '1' and not owner[5]) then return 0 end
+advance(ARGV[2])
+return 1
+""")
+
+
+def owners_key(prefix: str) -> str:
+    """Return the key of the hash with the owner of each key."""
+    return f"{prefix}{_OWNERS}"
+
+
+def next_list(place: str) -> str:
+    """Return the list with the messages of this list whose turn has come."""
+    return f"cdc:keys:next:{place}"
+
+
+def key_in(message: object) -> str | None:
+    """Return the key of a message as kombu decodes it, None if it has none; for any content."""
+    headers = message.get("headers") if isinstance(message, dict) else None
+    key = headers.get(KEY_HEADER) if isinstance(headers, dict) else None
+    return key if isinstance(key, str) else None
+
+
+class Keyed(NamedTuple):
+    """A message with a key that was acknowledged."""
+
+    tag: str
+    key: str
+    is_held: bool  # it keeps its key
+
+
+def release_command(unacked: str, index: str, prefix: str, keyed: Keyed, *, is_known: bool) -> list[Any]:
+    """Return the command that acknowledges a message, and hands out the next one of its key, or holds that.
+
+    It may be repeated. `unacked` and `index` have the prefix. `is_known`: Redis has the script.
+    """
+    script = ["EVALSHA", _RELEASE.digest] if is_known else ["EVAL", _RELEASE.text]
+    return [*script, 2, unacked, index, prefix, keyed.tag, keyed.key, int(keyed.is_held)]
+
+
+class HeldUp(NamedTuple):
+    """A key for which messages wait, or that a failed task holds."""
+
+    key: str
+    task: str  # of the message that owns the key
+    task_id: str
+    since: str  # when it became its owner: ISO 8601, UTC
+    state: str  # "queued" (or due later), "taken" by a worker, "failed"
+    waiting: int  # messages
+
+
+class Waiting(NamedTuple):
+    """A message that waits for its key."""
+
+    task: str
+    task_id: str
+    queue: str
+
+
+class MessageGroups:
+    """The message groups of a broker: what a channel's transport needs, and what a person asks."""
+
+    def __init__(self, client: redis.Redis, prefix: str = "") -> None:
+        """`client` adds no prefix by itself."""
+        self._client = client
+        self._prefix = prefix
+
+    def put(self, place: str, message: str) -> None:
+        """Put a message with a key into this list, or let it wait; raise redis-py's errors."""
+        _PUT(self._client, [self._prefixed(_OWNERS)], [self._prefix, self._prefixed(place), message])
+
+    def purge(self, places: Iterable[str]) -> int:
+        """Delete the messages in these lists, and those that wait for them; return their number."""
+        lists = list(map(self._prefixed, places))
+        number = sum(self._purge_waiting(key, place) for place in lists for key in self._held_up())
+        for place in lists:
+            for each in (place, self._prefixed(next_list(place))):
+                number += self._purge_all(_PURGE, each)
+        return number
+
+    def purge_later(self, key: str) -> int:
+        """Delete the messages in this sorted set, which has the prefix (`later.py`); return their number."""
+        return self._purge_all(_PURGE_LATER, key)
+
+    def _purge_all(self, script: _Script, key: str) -> int:
+        number = 0
+        while purged := int(script(self._client, [key], [self._prefix, _AT_ONCE])):
+            number += purged
+        return number
+
+    def _purge_waiting(self, key: str, place: str) -> int:
+        start, number = 0, 0
+        while True:
+            arguments = [self._prefix, key, place, _AT_ONCE, start]
+            looked_at, purged = _PURGE_WAITING(self._client, [self._prefixed(_OWNERS)], arguments)
+            if not looked_at:
+                return number
+            start += looked_at - purged
+            number += purged
+
+    def _held_up(self) -> list[str]:
+        return [
+            bytes_to_str(key) for key in self._client.sscan_iter(self._prefixed(_HELD_UP), count=_AT_ONCE)
+        ]
+
+    def held_up(self) -> Iterator[HeldUp]:
+        """Yield the keys that are held up, in no particular order; raise redis-py's errors."""
+        for key in self._held_up():
+            if (found := self.of_key(key)) is not None:
+                yield found
+
+    def of_key(self, key: str) -> HeldUp | None:
+        """Return what is known of a key, None if no message has it."""
+        record: Any = self._client.hget(self._prefixed(_OWNERS), key)
+        if record is None:
+            return None
+        tag, task_id, task, since, *held = json.loads(record)
+        return HeldUp(
+            key=key,
+            task=task,
+            task_id=task_id,
+            since=datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
+            state="failed" if held else "taken" if self._is_taken(tag) else "queued",
+            waiting=int(self._client.zcard(self._prefixed(f"cdc:keys:waiting:{key}"))),
+        )
+
+    def waiting(self, key: str, *, most: int) -> list[Waiting]:
+        """Return the first messages that wait for a key, in their order."""
+        entries: Any = self._client.zrange(self._prefixed(f"cdc:keys:waiting:{key}"), 0, most - 1)
+        return [_waiting(bytes_to_str(entry), self._prefix) for entry in entries]
+
+    def skip(self, key: str, task_id: str) -> bool:
+        """Let a key go on without the task that owns it; return False if it has another owner by now."""
+        arguments = [self._prefix, key, task_id, 0]
+        return bool(_SKIP(self._client, [self._prefixed(_OWNERS)], arguments))
+
+    def let_go(self, key: str, task_id: str) -> bool:
+        """Let a key go on that this failed task holds; return whether it did."""
+        arguments = [self._prefix, key, task_id, 1]
+        return bool(_SKIP(self._client, [self._prefixed(_OWNERS)], arguments))
+
+    def _is_taken(self, tag: str) -> bool:
+        leases: Any = self._client.hkeys(self._prefixed("cdc:leases"))
+        pipe = self._client.pipeline(transaction=False)
+        for lease in map(bytes_to_str, leases):
+            pipe.hexists(self._prefixed(f"cdc:unacked:{lease}"), tag)
+        return any(pipe.execute())
+
+    def _prefixed(self, key: str) -> str:
+        return f"{self._prefix}{key}"
+
+
+def _waiting(entry: str, prefix: str) -> Waiting:
+    _, place, message = entry.split("\n", 2)
+    headers = json.loads(message)["headers"]
+    return Waiting(str(headers.get("task")), str(headers.get("id")), place.removeprefix(prefix))

@@ -1,0 +1,1 @@
+"""What an application writes into its transaction for the listener."""

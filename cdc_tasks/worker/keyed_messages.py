@@ -1,0 +1,387 @@
+"""Order by key on RabbitMQ: a worker runs the tasks of one key one at a time, in the order of their partition.
+
+A worker takes from all partitions, each through a channel of its own. RabbitMQ gives it the messages of those for which
+it is the active consumer. It looks up to a hundred messages ahead. Of each key one is handed to the pool. The others
+stay unacknowledged until that one is acknowledged: if the worker dies, they are all where they were, for the next one.
+
+What happens when a task is retried or holds its key is in `cdc_tasks/broker/rabbitmq/held_keys.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import ceil
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from celery.bootsteps import StartStopStep
+from kombu import Consumer as KombuConsumer
+from kombu import Producer
+from kombu.exceptions import OperationalError
+
+from cdc_tasks.broker.rabbitmq import held_keys
+from cdc_tasks.broker.rabbitmq.partitions import partitions_in
+from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.retry import BrokerBlockedError, UnroutableError
+from cdc_tasks.routing.message_groups import KEY_HEADER, shown_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc_tasks.broker.rabbitmq.held_keys import Aside, Record
+
+__all__ = ["KeyedMessages", "KeyedQueues", "start_keyed_messages"]
+
+log = structlog.get_logger()
+
+_AHEAD: Final = 100  # messages of a partition that a worker holds
+_AGAIN_AFTER: Final = 1.0  # seconds, if Redis or RabbitMQ did not answer
+_REBALANCE_EVERY: Final = 5.0  # seconds
+_ACTIVE_FOR: Final = 15.0  # seconds after the last message of a partition in which it counts as ours
+
+
+@dataclass(slots=True)
+class _Key:
+    """The messages of one key that this worker holds."""
+
+    waiting: deque[Any] = field(default_factory=deque)
+    is_running: bool = False
+    expected: str | None = None  # a task id: its message was given back, and comes before those that wait
+
+
+@dataclass(slots=True)
+class _Running:
+    """A message that was handed to the pool."""
+
+    key: str
+    record: Record | None  # of the key, if the task had it before it ran
+    task_id: str
+    task: str
+    keeps_key: bool = False  # it gave up, and a person decides
+
+
+class _Partition:
+    """One partition: its channel, and what of it runs. RabbitMQ's channel tells it of acknowledgements."""
+
+    def __init__(self, keyed: KeyedMessages, queue: Any) -> None:
+        self._keyed = keyed
+        self.queue = queue
+        self.running: dict[Any, _Running] = {}  # by delivery tag
+        self.keys: dict[str, _Key] = {}
+        self.ready: deque[str] = deque()  # keys with a message that may run
+        self.active_at: float | None = None  # when its last message came
+        self.is_leaving = False
+        self._open()
+
+    def _open(self) -> None:
+        consumer = self._keyed.consumer
+        self.channel: Any = consumer.connection.channel()
+        self.channel.listener = self
+        self.channel.qos = self  # `hold_key` is called where other transports' channels have theirs
+        self.channel.basic_qos(0, _AHEAD, False)  # py-amqp's arguments have no names
+        taker = KombuConsumer(
+            self.channel,
+            [self.queue],
+            accept=consumer.app.conf.accept_content,
+            on_decode_error=consumer.on_decode_error,
+            auto_declare=False,
+        )
+        taker.on_message = self._received
+        taker.consume()
+
+    def leave(self) -> None:
+        """Give the partition to the next worker: RabbitMQ puts what we hold back to its place."""
+        self.channel.listener = None
+        self.channel.close()
+        self.keys.clear()
+        self.ready.clear()
+        self.active_at, self.is_leaving = None, False
+        self._open()
+
+    def _received(self, message: Any) -> None:
+        self.active_at = monotonic()
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        name = headers.get(KEY_HEADER)
+        key = (
+            name if isinstance(name, str) else f"\0{message.delivery_tag}"
+        )  # it has none: it waits for nobody
+        held = self.keys.setdefault(key, _Key())
+        is_expected = held.expected is not None and held.expected == headers.get("id")
+        if is_expected:
+            held.waiting.appendleft(message)
+            held.expected = None
+        else:
+            held.waiting.append(message)
+        if not held.is_running and held.expected is None and (is_expected or len(held.waiting) == 1):
+            self.ready.append(key)
+        self._keyed.soon()
+
+    def next(self) -> bool:
+        """Hand out the next message; return False if there is none. Raises CacheAwayError, and nothing is lost."""
+        if not self.ready or self.is_leaving:
+            return False
+        key = self.ready[0]
+        held = self.keys[key]
+        message = held.waiting[0]
+        record = None if key.startswith("\0") else held_keys.get(key)
+        if record is not None and record.id != message.headers.get("id"):
+            self._put_aside(key, message, record)
+            return True
+        if record is not None:
+            held_keys.begin(key, record)
+        self.ready.popleft()
+        held.waiting.popleft()
+        held.is_running = True
+        names = {name: str(message.headers.get(name)) for name in ("id", "task")}
+        self.running[message.delivery_tag] = _Running(key, record, names["id"], names["task"])
+        self._keyed.take(message)
+        return True
+
+    def _put_aside(self, key: str, message: Any, record: Record) -> None:
+        """Keep a message whose key belongs to another task, and go on with the next one."""
+        if record.previous == message.headers.get("id"):  # it has ended: only its acknowledgement was lost
+            if not record.is_sent:
+                self._keyed.send_first_waiting(key, record)
+        elif not held_keys.put_aside(key, message):
+            return  # the key has become free: look again
+        self.ready.popleft()
+        held = self.keys[key]
+        held.waiting.popleft()
+        self._forget_or_requeue(key, held)
+        message.ack_log_error(log, self._keyed.consumer.connection_errors)
+
+    def _forget_or_requeue(self, key: str, held: _Key) -> None:
+        if held.waiting:
+            self.ready.append(key)
+        elif held.expected is None:
+            del self.keys[key]
+
+    # --- what the channel tells ---
+
+    def hold_key(self, delivery_tag: Any) -> None:
+        """Let a message keep its key when it is acknowledged: its task has failed, and a person decides."""
+        running = self.running.get(delivery_tag)
+        if running is not None:
+            running.keeps_key = True
+
+    def before_ack(self, delivery_tag: Any) -> bool:
+        """Release the key, or hold it; return False if that is not possible now: then acknowledge later."""
+        running = self.running.get(delivery_tag)
+        if running is None or running.key.startswith("\0"):
+            return True
+        try:
+            if running.keeps_key:
+                held_keys.hold(running.key, running.task_id, running.task, "held")
+            elif running.record is not None:
+                self._keyed.advance(running.key, running.record)
+        except CacheAwayError as error:
+            log.warning("key_waits_for_redis", key=shown_key(running.key), error=error.message)
+            self._keyed.later(_AGAIN_AFTER, self._acknowledge_again, self.channel, delivery_tag)
+            return False
+        return True
+
+    def _acknowledge_again(self, channel: Any, delivery_tag: Any) -> None:
+        if channel is self.channel:
+            with suppress(*self._keyed.consumer.connection_errors):  # the message comes back
+                channel.basic_ack(delivery_tag)
+
+    def after_ack(self, delivery_tag: Any) -> None:
+        """Let the next message of the key run."""
+        running = self.running.pop(delivery_tag, None)
+        if running is not None:
+            held = self.keys[running.key]
+            held.is_running = False
+            self._forget_or_requeue(running.key, held)
+            self._keyed.soon()
+
+    def given_back(self, delivery_tag: Any) -> None:
+        """Let the key wait for this message, which RabbitMQ will send again."""
+        running = self.running.pop(delivery_tag, None)
+        if running is not None:
+            held = self.keys[running.key]
+            held.is_running = False
+            held.expected = running.task_id
+            self._keyed.soon()
+
+
+class KeyedMessages:
+    """All partitions that a worker takes from, on one connection."""
+
+    def __init__(self, consumer: Any, take: Callable[[Any], None]) -> None:
+        """`take` hands a message to the pool."""
+        self.consumer = consumer
+        self.take = take
+        self._sending: Any = None  # a connection to send with: the one that consumes never publishes
+        self._is_stopped = False
+        self._limit = max(1, consumer.initial_prefetch_count)
+        queues = consumer.app.amqp.queues.consume_from
+        self._is_called_soon = False
+        self._partitions: list[_Partition] = []
+        for name in partitions_in(queues):  # messages come while the next ones are opened
+            self._partitions.append(_Partition(self, queues[name]))
+
+    def hand_out(self) -> None:
+        """Hand messages to the pool, a few at a time: other queues' tasks are not to wait for all of these."""
+        self._is_called_soon = False
+        if self._is_stopped:
+            return
+        try:
+            while self._running() < self._limit and self._next():
+                pass
+        except CacheAwayError as error:
+            log.warning("keyed_messages_wait", error=error.message)
+            self.later(_AGAIN_AFTER, self.hand_out)
+
+    def _running(self) -> int:
+        return sum(len(each.running) for each in self._partitions)
+
+    def _next(self) -> bool:
+        """Hand out one message of the first partition that has one; it is the last one next time."""
+        for number, partition in enumerate(self._partitions):
+            if partition.next():
+                self._partitions = [
+                    *self._partitions[:number],
+                    *self._partitions[number + 1 :],
+                    partition,
+                ]
+                return True
+        return False
+
+    def soon(self) -> None:
+        """Hand out what may run now, once the caller has ended."""
+        if self._is_called_soon:
+            return
+        self._is_called_soon = True
+        if self.consumer.hub is None:  # a pool without an event loop
+            self.later(0, self.hand_out)
+        else:
+            self.consumer.hub.call_soon(self.hand_out)
+
+    def later(self, seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function, unless this connection is lost by then."""
+        self.consumer.timer.call_after(seconds, self._unless_stopped, (function, *arguments))
+
+    def _unless_stopped(self, function: Callable[..., None], *arguments: Any) -> None:
+        if not self._is_stopped:
+            function(*arguments)
+
+    def stop(self) -> None:
+        """Hand out nothing more. What was handed out may still be acknowledged."""
+        self._is_stopped = True
+
+    def close(self) -> None:
+        """Close the connection to send with; the others end with the consumer's."""
+        self.stop()
+        if self._sending is not None:
+            self._sending.release()
+            self._sending = None
+
+    # --- keys that were held up ---
+
+    def advance(self, key: str, record: Record) -> None:
+        """Send what waits for a task that has ended; raises CacheAwayError."""
+        following = held_keys.release(key, record)
+        if following is not None:
+            self._send(key, *following)
+
+    def send_first_waiting(self, key: str, record: Record) -> None:
+        """Send the message of a record, which waits first; raises CacheAwayError."""
+        _, first = held_keys.waiting(key)
+        if first:
+            self._send(key, record, first[0])
+
+    def send_unsent(self) -> None:
+        """Send what a worker did not send before it died, or while RabbitMQ took no messages."""
+        try:
+            for key, record in held_keys.every():
+                if not record.is_sent:
+                    self.send_first_waiting(key, record)
+        except CacheAwayError as error:
+            log.warning("keyed_messages_wait", error=error.message)
+            self.later(_AGAIN_AFTER, self.send_unsent)
+
+    def _send(self, key: str, record: Record, message: Aside) -> None:
+        try:
+            if self._sending is None:
+                self._sending = self.consumer.app.connection_for_write()
+            message.publish(Producer(self._sending.default_channel, auto_declare=False))
+        except self._errors() as error:
+            log.warning("keyed_message_not_sent", key=shown_key(key), error=repr(error))
+            sending, self._sending = self._sending, None
+            if sending is not None:
+                sending.collect()
+            self.later(_AGAIN_AFTER, self.send_unsent)
+        else:
+            held_keys.sent(key, record)
+
+    def _errors(self) -> tuple[type[Exception], ...]:
+        broker: Any = (
+            self.consumer.app.connection_for_write()
+        )  # not connected: it only names its transport's errors
+        ours = (BrokerBlockedError, UnroutableError, OperationalError, OSError)
+        return (*ours, *broker.connection_errors, *broker.channel_errors)
+
+    # --- who takes from which partition ---
+
+    def rebalance(self) -> None:
+        """Give one partition to another worker if we have more than our share."""
+        for partition in self._partitions:
+            if partition.is_leaving and not partition.running:
+                partition.leave()
+        ours = [each for each in self._partitions if self._is_ours(each) and not each.is_leaving]
+        if not ours or len(ours) <= ceil(len(self._partitions) / self._workers(ours[0])):
+            return
+        ours[0].is_leaving = True
+        if not ours[0].running:
+            ours[0].leave()
+        self.soon()
+
+    def _is_ours(self, partition: _Partition) -> bool:
+        """Return whether we are its active consumer, as far as we know: RabbitMQ does not say it."""
+        return partition.active_at is not None and (
+            bool(partition.keys) or monotonic() - partition.active_at < _ACTIVE_FOR
+        )
+
+    def _workers(self, partition: _Partition) -> int:
+        found = partition.channel.queue_declare(partition.queue.name, passive=True)
+        return max(1, int(found.consumer_count))
+
+
+class KeyedQueues(StartStopStep):
+    """Stops a worker's keyed messages in time; the consumer itself starts them, with its message handler."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        consumer.keyed_messages = None
+
+    def start(self, consumer: Any) -> None:
+        """Do nothing: there is no message handler yet."""
+
+    def stop(self, consumer: Any) -> None:
+        """Hand out nothing more, also when the connection is lost."""
+        keyed, consumer.keyed_messages = consumer.keyed_messages, None
+        if keyed is not None:
+            keyed.close()
+
+
+def start_keyed_messages(consumer: Any, take: Callable[[Any], None]) -> None:
+    """Take from the partitions, on a RabbitMQ broker; `take` hands a message to the pool."""
+    is_amqp = consumer.connection.transport.driver_type == "amqp"
+    if not is_amqp or not partitions_in(consumer.app.amqp.queues.consume_from):
+        return
+    keyed = consumer.keyed_messages = KeyedMessages(consumer, take)
+    keyed.send_unsent()
+    _rebalance_now_and_then(keyed)
+
+
+def _rebalance_now_and_then(keyed: KeyedMessages) -> None:
+    def look() -> None:
+        keyed.rebalance()
+        keyed.later(_REBALANCE_EVERY, look)
+
+    keyed.later(_REBALANCE_EVERY, look)

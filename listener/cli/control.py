@@ -1,0 +1,143 @@
+"""Commands to a listener that runs: pause, resume, skip, reload, and the record of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+from rich.markup import escape
+
+from cdc_tasks.command_line import print_json
+from listener.cli.output import console, table_of
+from listener.control.commands import Command, CommandQueue, CommandRefusedError, Outcome
+from listener.daemon.settings import ListenerSettings, load
+from listener.daemon.wiring import command_queue, control_state
+
+__all__ = ["add_to"]
+
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+Routes = Annotated[
+    list[str] | None, typer.Argument(metavar="ROUTE…", help="Tasks, or ids of routes as `routes` shows them.")
+]
+Wait = Annotated[
+    float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for a listener to do it.")
+]
+
+_WAIT: Final = 15.0
+_WAIT_FOR_RELOAD: Final = 60.0
+_ASK_EVERY: Final = 0.1
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (pause, resume, skip, reload, commands):
+        cli.command()(command)
+
+
+def pause(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
+    """Keep what these routes fire beside their queues, in order; without a route, stop reading. Survives restarts."""
+    _give(Command(verb="pause", arguments={"routes": routes or []}), wait, as_json=as_json)
+
+
+def resume(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
+    """Let paused routes go on, with what waits first; without a route, all of them and the reading."""
+    _give(Command(verb="resume", arguments={"routes": routes or []}), wait, as_json=as_json)
+
+
+def skip(
+    routes: Annotated[list[str], typer.Argument(metavar="ROUTE…", help="Tasks, or ids of routes.")],
+    *,
+    until: Annotated[
+        str, typer.Option("--until", metavar="TIME", help="now, or a time such as 2026-11-26T14:00:00+01:00.")
+    ],
+    wait: Wait = _WAIT,
+    as_json: AsJSON = False,
+) -> None:
+    """Let these routes fire nothing for changes committed until then; drops what waits beside their queues."""
+    arguments = {"routes": routes, "until": _time(until)}
+    _give(Command(verb="skip", arguments=arguments), wait, as_json=as_json)
+
+
+def reload(*, wait: Wait = _WAIT_FOR_RELOAD, as_json: AsJSON = False) -> None:
+    """Load the routes again, without a restart. If `check` finds a problem with them, the old ones stay in force."""
+    _give(Command(verb="reload"), wait, as_json=as_json)
+
+
+def commands(*, as_json: AsJSON = False) -> None:
+    """Show what is paused or skipped, and the last commands: who gave them, when, and what came of them."""
+    settings = load(ListenerSettings)
+    state, queue = control_state(settings), command_queue(settings)
+    state.read()
+    record = queue.record()
+    if as_json:
+        print_json({"in_force": state.fields, "record": [_described(each) for each in record]})
+        return
+    for name, value in state.fields.items():
+        if "who" in value:
+            console().print(
+                escape(
+                    f"{name} {value.get('task', '')}: by {value['who']}, {value.get('since') or value['until']}"
+                )
+            )
+    table = table_of("at", "by", "command", "came of it")
+    for each in record:
+        words = [each.command.verb, *each.command.arguments.get("routes", ())]
+        table.add_row(*map(escape, (each.command.at, each.command.who, " ".join(words), each.result)))
+    console().print(table)
+
+
+def _give(command: Command, wait: float, *, as_json: bool) -> None:
+    queue = command_queue(load(ListenerSettings))
+    queue.give(command)
+    outcome = _outcome(queue, command, wait)
+    if as_json:
+        print_json(_described(outcome))
+    elif not outcome.is_refused:
+        typer.echo(outcome.result)
+    else:
+        raise CommandRefusedError(outcome.result, hint=outcome.hint, code=outcome.code)
+    raise typer.Exit(1 if outcome.is_refused else 0)
+
+
+def _outcome(queue: CommandQueue, command: Command, wait: float) -> Outcome:
+    """Wait for what comes of it; withdraw the command if no listener does it, and raise CommandRefusedError."""
+    end = time.monotonic() + wait
+    while True:
+        if (outcome := queue.outcome(command)) is not None:
+            return outcome
+        if time.monotonic() >= end and queue.withdraw(command):
+            raise CommandRefusedError(
+                f"No listener did it within {wait:g} seconds, so the command was withdrawn.",
+                hint="See whether one reads: python -m listener status",
+                code="no_listener",
+            )
+        time.sleep(_ASK_EVERY)
+
+
+def _time(text: str) -> str:
+    if text == "now":
+        return datetime.now(UTC).isoformat(timespec="microseconds")
+    try:
+        time_ = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time", param_hint="--until") from None
+    return time_.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _described(outcome: Outcome) -> Mapping[str, Any]:
+    command = outcome.command
+    return {
+        "id": command.id,
+        "command": command.verb,
+        **command.arguments,
+        "who": command.who,
+        "at": command.at,
+        "done_at": outcome.done_at,
+        "done": not outcome.is_refused,
+        "code": outcome.code,
+        "result": outcome.result,
+        "hint": outcome.hint,
+    }

@@ -1,0 +1,143 @@
+"""Commands to a listener that runs: where they wait, and the record of what came of each.
+
+They are in the Redis that has the checkpoint. Anyone who can write there ca command, and nobody else. The listener that
+reads takes them, one after the other, within about half a second; a standby takes none. A command stays at the head of
+the list until it is done: a listener that takes over does it again, so each can be repeated without harm.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+from uuid import uuid4
+
+from cdc_tasks.errors import CDCError
+from listener.publish.redis.connection import RedisConnection
+
+__all__ = ["Command", "CommandQueue", "CommandRefusedError", "Outcome"]
+
+_KEPT: Final = 1_000  # outcomes in the record
+
+
+class CommandRefusedError(CDCError):
+    """The listener does not do what it was told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What a person told the listener."""
+
+    verb: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: uuid4().hex[:12])
+    who: str = field(default_factory=lambda: f"{getpass.getuser()}@{socket.gethostname()}")
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read what `to_json` wrote; raises ValueError, TypeError."""
+        return cls(**json.loads(text))
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a command."""
+
+    command: Command
+    result: str  # in words
+    done_at: str
+    code: str | None = None  # why it was refused; None: it was done
+    hint: str | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        return self.code is not None
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read what `to_json` wrote; raises LookupError, TypeError, ValueError."""
+        fields = json.loads(text)
+        return cls(command=Command(**fields.pop("command")), **fields)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+class CommandQueue:
+    """The commands to the listener of one name, and their outcomes."""
+
+    def __init__(self, redis: RedisConnection, name: str) -> None:
+        """`redis` has the checkpoint; `name` is CDC_NAME."""
+        self._redis = redis
+        prefix = redis.prefixed(f"cdc:{name}")
+        self._waiting = f"{prefix}:commands"
+        self._record = f"{prefix}:record"
+
+    def give(self, command: Command) -> None:
+        """Let it wait for the listener."""
+        self._redis.ask([("RPUSH", self._waiting, command.to_json())])
+
+    def withdraw(self, command: Command) -> bool:
+        """Take back a command that nobody has done; return whether it was still there."""
+        (removed,) = self._redis.ask([("LREM", self._waiting, "0", command.to_json())])
+        return bool(removed)
+
+    def next(self) -> Command | None:
+        """Return the command whose turn it is; one that nobody can read is removed."""
+        (texts,) = self._redis.ask([("LRANGE", self._waiting, "0", "0")])
+        if not texts:
+            return None
+        try:
+            return Command.parse(texts[0])
+        except (TypeError, ValueError) as error:
+            unreadable = Command(verb="?", who="?")
+            self._end(texts[0], _refusal(unreadable, CDCError(f"The command cannot be read: {error}.")))
+            return None
+
+    def done(self, command: Command, result: str) -> None:
+        """Record that it was done."""
+        outcome = Outcome(command=command, result=result, done_at=_now())
+        self._end(command.to_json(), outcome)
+
+    def refused(self, command: Command, error: CDCError) -> None:
+        """Record that it was not done, and why."""
+        self._end(command.to_json(), _refusal(command, error))
+
+    def outcome(self, command: Command) -> Outcome | None:
+        """Return what came of it, None if nothing has yet."""
+        return next((each for each in self.record() if each.command.id == command.id), None)
+
+    def record(self, count: int = _KEPT) -> Sequence[Outcome]:
+        """Return the last outcomes, the newest first."""
+        (texts,) = self._redis.ask([("LRANGE", self._record, "0", str(count - 1))])
+        return [Outcome.parse(text) for text in texts]
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def _end(self, text: bytes, outcome: Outcome) -> None:
+        self._redis.ask(
+            [
+                ("MULTI",),
+                ("LREM", self._waiting, "1", text),
+                ("LPUSH", self._record, outcome.to_json()),
+                ("LTRIM", self._record, "0", str(_KEPT - 1)),
+                ("EXEC",),
+            ]
+        )
+
+
+def _refusal(command: Command, error: CDCError) -> Outcome:
+    return Outcome(command=command, result=error.message, done_at=_now(), code=error.code, hint=error.hint)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,336 @@
+"""Doing what a person told the listener, between two batches: pause, resume, skip, reload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from time import monotonic
+from typing import Any, Final, Protocol
+
+import structlog
+
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import Call, Origin, Parked, Route
+from listener.control.commands import Command, CommandQueue, CommandRefusedError
+from listener.core.publisher import BrokerAwayError, BrokerError, Publisher
+from listener.core.wakeup import Wakeup
+from listener.publish.redis.connection import RedisConnection
+
+__all__ = ["Control", "ControlState", "Reloader"]
+
+log = structlog.get_logger()
+
+_LOOK_EVERY: Final = 0.5  # seconds
+_WHILE_PAUSED: Final = 0.25  # seconds between two looks of a listener that reads nothing
+
+
+class Reloader(Protocol):
+    """Tries new routes and then starts the listener again with them."""
+
+    def start(self) -> None:
+        """Begin to try the routes as they are now; does not wait."""
+
+    def result(self) -> CDCError | str | None:
+        """Return None while it is not known, then why they cannot be used, or what will be in force."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a signal or a changed file asks for a reload."""
+
+    def reload(self) -> None:
+        """Let the listener end, so that it starts again with the new routes."""
+
+
+class ControlState:
+    """What stays in force over restarts: in a Redis hash beside the checkpoint."""
+
+    def __init__(self, redis: RedisConnection, name: str) -> None:
+        """`redis` has the checkpoint; `name` is CDC_NAME."""
+        self._redis = redis
+        self._key = redis.prefixed(f"cdc:{name}:control")
+        self.fields: dict[str, dict[str, Any]] = {}
+
+    def read(self) -> None:
+        (answer,) = self._redis.ask([("HGETALL", self._key)])
+        pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
+        self.fields = {name.decode(): json.loads(value) for name, value in pairs}
+
+    def set(self, name: str, value: Mapping[str, Any]) -> None:
+        self._redis.ask([("HSET", self._key, name, json.dumps(value))])
+        self.fields[name] = dict(value)
+
+    def remove(self, *names: str) -> None:
+        if names:
+            self._redis.ask([("HDEL", self._key, *names)])
+        for name in names:
+            self.fields.pop(name, None)
+
+    @property
+    def is_paused(self) -> bool:
+        return _ALL in self.fields
+
+    @property
+    def paused_routes(self) -> Iterator[str]:
+        """The ids of the paused routes."""
+        return self._after(_ROUTE)
+
+    @property
+    def reloads(self) -> int:
+        """How often listeners of this name have reloaded their routes."""
+        return int(self.fields.get(_RELOADS, {}).get("count", 0))
+
+    def count_reload(self) -> None:
+        self.set(_RELOADS, {"count": self.reloads + 1})
+
+    @property
+    def skips(self) -> Mapping[str, datetime]:
+        """Until when which route, by its id, fires nothing."""
+        return {
+            route: datetime.fromisoformat(self.fields[f"{_SKIP}{route}"]["until"])
+            for route in self._after(_SKIP)
+        }
+
+    def _after(self, head: str) -> Iterator[str]:
+        return (name.removeprefix(head) for name in self.fields if name.startswith(head))
+
+
+# Commits can be logged in another order than that of their times.
+_OUT_OF_ORDER: Final = timedelta(seconds=10)
+
+_ALL: Final = "all"
+_RELOADS: Final = "reloads"
+_ROUTE: Final = "route:"
+_SKIP: Final = "skip:"
+
+
+class Control:
+    """Takes commands between two batches, and holds the stream while it is paused."""
+
+    def __init__(
+        self,
+        queue: CommandQueue,
+        state: ControlState,
+        publisher: Publisher,
+        routes: Sequence[Route],
+        reloader: Reloader | None = None,
+    ) -> None:
+        self._queue = queue
+        self._state = state
+        self._publisher = publisher
+        self._routes = routes
+        self._reloader = reloader
+        self._reloading: Command | None = None
+        self._looked_at = 0.0
+        self._skips: Mapping[str, datetime] = {}
+        self._skipped = 0
+        self._reloads = 0
+        self._verbs: dict[str, Callable[[Command], str]] = {
+            "pause": self._pause,
+            "resume": self._resume,
+            "skip": self._skip,
+        }
+
+    def begin(self) -> None:
+        """Note which routes are in force: those as they were after so many reloads. Call it before reading."""
+        self._state.read()
+        self._reloads = self._state.reloads
+
+    def restore(self) -> bool:
+        """Take over what is in force; call it before the first batch.
+
+        Return False if another listener of this name has reloaded its routes meanwhile: then this one does it too.
+        """
+        self._state.read()
+        if self._reloader is not None and self._state.reloads != self._reloads:
+            log.info("reloading", result="Another listener of this name has reloaded its routes meanwhile.")
+            self._reloader.reload()
+            return False
+        self._apply()
+        return True
+
+    def filtered(self, fired: Iterable[Call | Parked]) -> Iterable[Call | Parked]:
+        """Return what is fired without that of routes that skip it."""
+        return self._unskipped(fired) if self._skips else fired
+
+    def passed(self, committed_at: datetime | None) -> None:
+        """Forget the skips that lie behind the last change that was published."""
+        if committed_at is None or not self._skips:
+            return
+        over = [route for route, until in self._skips.items() if committed_at > until + _OUT_OF_ORDER]
+        if over:
+            with suppress(BrokerAwayError, BrokerError):  # next time
+                self._state.remove(*(f"{_SKIP}{route}" for route in over))
+            self._skips = {route: until for route, until in self._skips.items() if route not in over}
+            log.info("skip_ended", routes=over, skipped=self._skipped)
+
+    def look(self) -> None:
+        """Do the next command, if there is one and it is time to look. A broker that is away is no error here."""
+        now = monotonic()
+        if now - self._looked_at < _LOOK_EVERY:
+            return
+        self._looked_at = now
+        try:
+            self._do_next()
+        except (BrokerAwayError, BrokerError) as error:
+            log.debug("commands_not_read", error=error.message)
+
+    def hold(self, wakeup: Wakeup, keep_up: Callable[[], None]) -> None:
+        """Return once the stream is not paused, or we are stopped; call `keep_up` in between."""
+        if not self._state.is_paused:
+            return
+        log.warning("stream_paused", by=self._state.fields[_ALL].get("who"))
+        while not wakeup.wait(_WHILE_PAUSED):
+            self._looked_at = 0.0
+            self.look()
+            if not self._state.is_paused:
+                log.info("stream_resumed")
+                return
+            keep_up()
+
+    def close(self) -> None:
+        self._queue.close()
+
+    def _do_next(self) -> None:
+        if self._reloading is not None:
+            self._look_at_reload(self._reloading)
+            return
+        command = self._queue.next()
+        if command is None:
+            command = self._own_reload()
+        if command is None:
+            return
+        if command.verb == "reload":
+            self._start_reload(command)
+            return
+        try:
+            self._queue.done(command, self._obey(command))
+        except CommandRefusedError as error:
+            self._queue.refused(command, error)
+            log.warning("command_refused", verb=command.verb, by=command.who, reason=error.message)
+
+    def _obey(self, command: Command) -> str:
+        do = self._verbs.get(command.verb)
+        if do is None:
+            raise CommandRefusedError(
+                f"This listener knows no command {command.verb!r}.",
+                hint="Use the same version of cdc-tasks for the listener and the command line.",
+                code="unknown_command",
+            )
+        result = do(command)
+        log.info("command_done", verb=command.verb, by=command.who, result=result)
+        return result
+
+    # --- Pause, resume, skip ------------------------------------------------------------------------------
+
+    def _pause(self, command: Command) -> str:
+        wanted = command.arguments["routes"]
+        note = {"who": command.who, "since": command.at}
+        if not wanted:
+            self._state.set(_ALL, note)
+            return "The stream is paused: changes wait in the database's log."
+        for route in self._named(wanted):
+            self._state.set(f"{_ROUTE}{route.id}", {**note, "task": route.task})
+        self._apply()
+        return f"Paused: {self._told(wanted)}. What these routes fire waits beside its queue."
+
+    def _resume(self, command: Command) -> str:
+        wanted = command.arguments["routes"]
+        if not wanted:
+            paused = [_ALL, *(f"{_ROUTE}{route}" for route in self._state.paused_routes)]
+            self._state.remove(*paused)
+            self._apply()
+            return "Nothing is paused any more."
+        ids = {route.id for route in self._named(wanted, also=tuple(self._state.paused_routes))}
+        ids |= set(wanted) & set(self._state.paused_routes)
+        if not ids & set(self._state.paused_routes):
+            raise CommandRefusedError(
+                f"{self._told(wanted)} is not paused.",
+                hint="See what is: python -m listener commands",
+                code="not_paused",
+            )
+        self._state.remove(*(f"{_ROUTE}{route}" for route in ids))
+        self._apply()
+        return f"Resumed: {self._told(wanted)}."
+
+    def _skip(self, command: Command) -> str:
+        routes = self._named(command.arguments["routes"])
+        until = command.arguments["until"]
+        dropped = 0
+        for route in routes:
+            dropped += self._publisher.drop_set_aside(route.id)
+            self._state.set(f"{_SKIP}{route.id}", {"who": command.who, "until": until, "task": route.task})
+        self._apply()
+        names = self._told(command.arguments["routes"])
+        return (
+            f"{names} fires nothing for changes committed until {until}. {dropped} that waited were dropped."
+        )
+
+    def _apply(self) -> None:
+        """Put what the state says in force."""
+        self._publisher.pause(set(self._state.paused_routes))
+        self._skips = self._state.skips
+
+    def _unskipped(self, fired: Iterable[Call | Parked]) -> Iterator[Call | Parked]:
+        for each in fired:
+            until = self._skips.get(each.route.id)
+            if until is None or isinstance(each.change, Origin) or each.change.committed_at > until:
+                yield each
+            else:
+                self._skipped += 1
+
+    def _named(self, names: Sequence[str], also: Sequence[str] = ()) -> list[Route]:
+        """Return the routes with these ids or tasks; raises CommandRefusedError."""
+        found: dict[str, Route] = {}
+        for name in names:
+            mine = {route.id: route for route in self._routes if name in {route.id, route.task}}
+            if not mine and name not in also:
+                raise self._unknown(name)
+            found |= mine
+        return list(found.values())
+
+    def _unknown(self, name: str) -> CommandRefusedError:
+        near = get_close_matches(name, {route.task for route in self._routes}, n=1)
+        more = f" Did you mean {near[0]}?" if near else ""
+        return CommandRefusedError(
+            f"No route has the task or the id {name}.{more}",
+            hint="See them: python -m listener routes",
+            code="unknown_route",
+        )
+
+    @staticmethod
+    def _told(names: Sequence[str]) -> str:
+        return ", ".join(names)
+
+    # --- Reload -------------------------------------------------------------------------------------------
+
+    def _own_reload(self) -> Command | None:
+        if self._reloader is None or not self._reloader.is_due:
+            return None
+        return Command(verb="reload", who="the listener: a signal, or a changed file")
+
+    def _start_reload(self, command: Command) -> None:
+        if self._reloader is None:
+            error = CommandRefusedError("This listener cannot reload: it runs inside another program.")
+            self._queue.refused(command, error)
+            return
+        log.info("reload_started", by=command.who)
+        self._reloader.start()
+        self._reloading = command
+
+    def _look_at_reload(self, command: Command) -> None:
+        reloader = self._reloader
+        result = None if reloader is None else reloader.result()
+        if reloader is None or result is None:
+            return
+        self._reloading = None
+        if isinstance(result, CDCError):
+            log.error("reload_refused", code=result.code, error=result.message, hint=result.hint)
+            self._queue.refused(command, result)
+        else:
+            self._state.count_reload()
+            self._queue.done(command, result)
+            log.info("reloading", by=command.who, result=result)
+            reloader.reload()

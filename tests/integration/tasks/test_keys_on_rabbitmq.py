@@ -1,0 +1,99 @@
+"""Tasks with a key on RabbitMQ run one at a time and in order, whatever becomes of their workers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks.routing.message_groups import key_headers
+from harness.waiting import wait_until
+from harness.worker import Worker
+from tests.integration.tasks.test_rabbitmq import sender_of
+from tests.support.tasks.in_order import LOG
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from harness.machine_servers import RabbitMQServer
+    from tests.support.helpdesk import HelpDesk
+
+
+@pytest.fixture
+def environment(
+    helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    monkeypatch.setenv("CDC_KEY_PARTITIONS", "4")
+    return {
+        **helpdesk.environment,
+        "CELERY_BROKER_URL": rabbitmq_server.url,
+        "CDC_TASK_MODULES": "tests.support.tasks.in_order",
+        "CDC_KEY_PARTITIONS": "4",
+    }
+
+
+def _send(sender: Celery, key: str, number: int, *, task: str = "notes", **options: Any) -> None:
+    hold = options.pop("hold", False)
+    headers = key_headers("test", key, on_failure="hold" if hold else "continue")
+    sender.send_task(f"in_order.{task}", [key, number], options, headers=headers)
+
+
+def _log(desk: HelpDesk) -> list[tuple[str, str, int]]:
+    lines = [line.decode().split() for line in desk.broker.cache.lrange(LOG, 0, -1)]
+    return [(what, key, int(number)) for what, key, number in lines]
+
+
+def _ended(desk: HelpDesk, key: str | None = None) -> set[tuple[str, int]]:
+    return {(name, number) for what, name, number in _log(desk) if what == "ends" and key in {None, name}}
+
+
+def _check_order(log: list[tuple[str, str, int]]) -> None:
+    """Fail if a task began before one of its key that came earlier had ended, or while another one ran."""
+    last: dict[str, int] = defaultdict(int)
+    running: dict[str, int | None] = defaultdict(lambda: None)
+    for what, key, number in log:
+        if what == "begins":
+            assert running[key] in {None, number}, f"{key}: {number} began while {running[key]} ran"
+            assert number in {last[key], last[key] + 1}, f"{key}: {number} began after {last[key]}"
+            last[key] = number
+            running[key] = number
+        elif what == "ends":
+            running[key] = None
+
+
+def test_each_key_keeps_its_order_while_tasks_are_retried_and_workers_come_and_go(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    keys, each = 12, 12
+    everything = {(f"key-{key}", number) for key in range(keys) for number in range(1, each + 1)}
+    with Worker(environment, "-n", "first@%h") as first, sender_of(environment, DelayingCelery) as sender:
+        with Worker(environment, "-n", "second@%h"):
+            for number in range(1, each + 1):
+                for key in range(keys):
+                    _send(sender, f"key-{key}", number, fails=int((key + number) % 9 == 0), takes=0.02)
+            wait_until(lambda: len(_ended(helpdesk)) > 30, timeout=60, what="some tasks")
+            first.kill()
+            wait_until(lambda: len(_ended(helpdesk)) > 60, timeout=60, what="more tasks")
+        with Worker(environment, "-n", "third@%h"):
+            wait_until(lambda: _ended(helpdesk) == everything, timeout=90, what="all tasks")
+    _check_order(_log(helpdesk))
+    wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-keys"), what="all keys to be free")
+    assert not helpdesk.broker.cache.keys("cdc:held-keys:waiting:*")
+
+
+def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    others = {(key, number) for key in "abcdefgh" for number in range(1, 6)}
+    with Worker(environment), sender_of(environment, DelayingCelery) as sender:
+        _send(sender, "slow", 1, until="cured")
+        for number in range(2, 150):  # more than a worker looks ahead
+            _send(sender, "slow", number, takes=0)
+        for key, number in sorted(others):
+            _send(sender, key, number)
+        wait_until(lambda: _ended(helpdesk) == others, timeout=60, what="the other keys")
+        helpdesk.broker.cache.set("cured", 1)
+        wait_until(lambda: len(_ended(helpdesk, "slow")) == 149, timeout=90, what="the key that was held up")
+    _check_order(_log(helpdesk))

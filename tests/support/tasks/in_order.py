@@ -1,0 +1,36 @@
+"""Tasks with a key that note when they begin and end, and fail as they are told."""
+
+from __future__ import annotations
+
+import time
+
+from celery import shared_task
+
+from cdc_tasks import cache
+from cdc_tasks.notify.send_errors import UnavailableError
+
+__all__ = ["LOG", "breaks", "notes"]
+
+LOG = "in-order"  # a list: "begins key number", "ends …", "waits …"
+
+
+@shared_task(name="in_order.notes", max_retries=1_000)
+def notes(key: str, number: int, fails: int = 0, takes: float = 0.01, until: str = "") -> None:
+    """Fail `fails` times, or until Redis has the key `until`; it is retried after a second."""
+    client = cache.client()
+    client.rpush(LOG, f"begins {key} {number}")
+    time.sleep(takes)
+    if client.incr(f"{LOG}:{key}:{number}") <= fails or (until and not client.exists(until)):
+        client.rpush(LOG, f"waits {key} {number}")
+        raise UnavailableError("not yet", after=0.1)
+    client.rpush(LOG, f"ends {key} {number}")
+
+
+@shared_task(name="in_order.breaks")
+def breaks(key: str, number: int) -> None:
+    """Give up at once, unless it is cured."""
+    client = cache.client()
+    client.rpush(LOG, f"begins {key} {number}")
+    if not client.exists("cured"):
+        raise ValueError("broken")
+    client.rpush(LOG, f"ends {key} {number}")
