@@ -21,6 +21,7 @@ KNOWN: Final = frozenset(
         "CDC_COLUMN_LISTS",
         "CDC_DATABASE_PASSWORD_COMMAND",
         "CDC_DATABASE_PASSWORD_FUNCTION",
+        "CDC_DATABASE",
         "CDC_DATABASE_URL",
         "CDC_DURABILITY",
         "CDC_FLOWER_HOSTS",

@@ -23,7 +23,7 @@ _FULL_VERSION = re.compile(r":\d+\.\d+\.?\d*\b")
 def _declared() -> dict[str, Requirement]:
     """Return what the core and the extras for users need."""
     project = tomllib.loads((_CHECKOUT / "pyproject.toml").read_text())["project"]
-    extras = [project["optional-dependencies"][extra] for extra in EXTRAS]
+    extras = [project["optional-dependencies"][extra] for extra in (*EXTRAS, "django")]
     found = map(Requirement, chain(project["dependencies"], *extras))
     return {canonicalize_name(each.name): each for each in found}
 

@@ -30,7 +30,9 @@ pytestmark = pytest.mark.versions
 _ROOT: Final = Path(__file__).parents[2]
 _OURS: Final = ("listener", "cdc_tasks")
 # Of every NamedTuple, and what Python itself adds to classes.
-_PUBLIC: Final = frozenset({"_asdict", "_fields", "_make", "_replace", "_abc_impl", "_is_protocol"})
+_PUBLIC: Final = frozenset({"_asdict", "_fields", "_make", "_replace", "_abc_impl", "_is_protocol"}) | {
+    "_meta"  # of Django's models: a documented interface
+}
 _PRIVATE: Final = re.compile(r"_[a-zA-Z][a-zA-Z0-9_]*(?<!__)")
 
 

@@ -332,6 +332,11 @@ def test_the_page_lists_the_names_of_the_listener_and_no_other() -> None:
     assert _listed("### `listener` and `listener.router`") == _public("listener.router")
 
 
+def test_the_page_lists_the_public_names_for_django() -> None:
+    names = _public("cdc_tasks.django") | _public("cdc_tasks.django.testing")
+    assert _listed("### `cdc_tasks.django` and `cdc_tasks.django.testing`") == names
+
+
 @pytest.mark.parametrize(
     ("title", "package"), [("### The listener", "listener"), ("### The workers", "cdc_tasks")]
 )
