@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from kombu.exceptions import OperationalError
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import EqualJitterBackoff
 from redis.retry import Retry
 
 from cdc_tasks import environment
@@ -60,7 +60,7 @@ def client() -> redis.Redis:
         socket_connect_timeout=5,
         health_check_interval=15,
         # All our commands and scripts are idempotent, so they are repeated after the connection broke.
-        retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries=3),
+        retry=Retry(EqualJitterBackoff(base=0.1, cap=1), retries=3),
     )
 
 
