@@ -11,6 +11,7 @@ __all__ = ["KNOWN", "unknown_variables"]
 # All of docs/settings.md. The listener and the workers may share an environment, and each knows the other's.
 KNOWN: Final = frozenset(
     {
+        "CDC_APP",
         "CDC_BATCH_SIZE",
         "CDC_BATCH_WAIT",
         "CDC_BROKER_URL",
@@ -23,6 +24,7 @@ KNOWN: Final = frozenset(
         "CDC_DATABASE_URL",
         "CDC_DURABILITY",
         "CDC_FLOWER_HOSTS",
+        "CDC_KEY_PARTITIONS",
         "CDC_LAG_ALARM",
         "CDC_LOG_FORMAT",
         "CDC_LOG_LEVEL",

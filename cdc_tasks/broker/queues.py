@@ -76,9 +76,8 @@ class Queues(amqp.Queues):
 
     def _current_names(self, names: Iterable[str] | str | None) -> Iterator[str]:
         for name in maybe_list(names) or ():
-            if name == queue_name(KEYED) and name not in self:
+            if name == queue_name(KEYED):
                 yield from partitions_in(self)
-                continue
             new = self.current_name(name)
             if new != name:
                 self.asked_by_old_name[name] = new  # logged when the worker has its log

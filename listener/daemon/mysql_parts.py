@@ -8,6 +8,7 @@ from cdc_tasks.routing.router import BinlogRouter
 from listener.core.findings import Finding
 from listener.core.source import Monitor
 from listener.core.source_status import SourceStatus
+from listener.daemon.application import cache_url
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.settings import ListenerSettings
 from listener.mysql.check import check_mysql
@@ -32,7 +33,7 @@ def make_binlog_monitor(
         accept_gap=accept_gap,
     )
     bookmark = Bookmark(
-        settings.cache_url.get_secret_value(),
+        cache_url(settings),
         name=settings.cdc_name,
         replay_window=settings.cdc_replay_window,
     )

@@ -7,12 +7,9 @@ from typing import Final
 
 from celery import Celery
 
-from cdc_tasks.config import settings_module
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import MissingExtraError, check_extra
 from cdc_tasks.routing.router import BinlogRouter
-from cdc_tasks.settings import SettingsError
-from cdc_tasks.user_code import mistake
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
 from listener.core.existing_table import ExistingTable
@@ -20,6 +17,7 @@ from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
+from listener.daemon.application import cache_url, celery_app
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading
@@ -37,7 +35,6 @@ from listener.publish.redis.publisher import RedisPublisher
 
 __all__ = [
     "STORE_AWAY",
-    "celery_app",
     "check_everything",
     "checkpoint_store",
     "command_queue",
@@ -51,23 +48,6 @@ __all__ = [
 
 # The checkpoint is in the broker if that is Redis.
 STORE_AWAY: Final = "Start it, or correct CELERY_BROKER_URL (CACHE_URL, if the broker is not Redis)."
-
-
-def celery_app(settings: ListenerSettings) -> Celery:
-    """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
-    app = Celery("listener", amqp="cdc_tasks.broker.queues:AMQP")
-    module = settings.celery_config_module or settings_module()
-    try:
-        app.config_from_object(module, force=True)
-    except CDCError:
-        raise
-    except Exception as error:
-        raise SettingsError(
-            f"CELERY_CONFIG_MODULE={module} cannot be imported: {mistake(error)}",
-            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
-            code="celery_config_module",
-        ) from error
-    return app
 
 
 def make_listener(
@@ -133,7 +113,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
     if not _is_redis(app):
         return KombuPublisher(
             app,
-            settings.cache_url.get_secret_value(),
+            cache_url(settings),
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
             max_set_aside=settings.cdc_max_set_aside,
@@ -159,7 +139,7 @@ def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
     app = celery_app(settings)
     if _is_redis(app):
         return RedisConnection.of_broker(app)
-    return RedisConnection.of_cache(settings.cache_url.get_secret_value())
+    return RedisConnection.of_cache(cache_url(settings))
 
 
 def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
@@ -168,11 +148,11 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_broker(
         app, router.routes, durability=settings.cdc_durability, max_queue=settings.cdc_max_queue
     )
-    yield from check_cache(settings.cache_url.get_secret_value())
+    yield from check_cache(cache_url(settings))
     if settings.database_type is DatabaseType.MYSQL:
         yield from check_bookmark(
             checkpoint_store(settings),
-            settings.cache_url.get_secret_value(),
+            cache_url(settings),
             name=settings.cdc_name,
             checkpoint=_saved(settings).position,
         )
@@ -227,7 +207,7 @@ def _position_in_binlog(settings: ListenerSettings) -> str | None:
     if (saved := _saved(settings).position) is not None:
         return saved
     try:
-        return read_bookmark(settings.cache_url.get_secret_value(), settings.cdc_name)
+        return read_bookmark(cache_url(settings), settings.cdc_name)
     except CDCError:
         return None
 

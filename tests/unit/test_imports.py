@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SHARED: Final = {
     "cdc_tasks",
     "cdc_tasks.addresses",
+    "cdc_tasks.apps",
     "cdc_tasks.broker.connection",
     "cdc_tasks.broker.delivery_marks",
     "cdc_tasks.broker.other_workers",
@@ -66,7 +67,7 @@ LEVELS: Final = (
             "cdc_tasks.outbox cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
             "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
         ),
-        "cdc_tasks.cache cdc_tasks.db",
+        "cdc_tasks.cache cdc_tasks.db cdc_tasks.apps",
         (
             "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.rabbitmq.partitions cdc_tasks.broker.delivery_marks "
             "cdc_tasks.broker.connection"

@@ -20,7 +20,7 @@ from pybase64 import b64encode
 from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import Route
 from listener.publish.kombu.internals import check_kombu, expiry_of
-from listener.publish.redis.connection import Command, broker_channel, translated
+from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
     ETA,
     EXPIRES,
@@ -118,7 +118,7 @@ class Envelopes:
 
     def _make(self, route: Route) -> _Template:
         try:
-            with translated("CELERY_BROKER_URL"):
+            with translated(address_of(self._app)):
                 commands, timing = self._commands(route)
         except BaseException:
             self.close()
