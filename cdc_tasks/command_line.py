@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.extras import needs_extras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,7 +73,8 @@ def run(
     for_completion = any(each.startswith(_COMPLETION) for each in sys.argv[1:])
     more = {"prog_name": program} if for_completion else {}
     try:
-        sys.exit(cli(standalone_mode=not is_json, **more))
+        with needs_extras():
+            sys.exit(cli(standalone_mode=not is_json, **more))
     except CDCError as error:
         _print(error, as_json=is_json)
         sys.exit(1)

@@ -25,6 +25,7 @@ KNOWN: Final = frozenset(
         "CDC_DATABASE_URL",
         "CDC_DURABILITY",
         "CDC_FLOWER_HOSTS",
+        "CDC_KEY_PARTITIONS",
         "CDC_LAG_ALARM",
         "CDC_LOG_FORMAT",
         "CDC_LOG_LEVEL",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from typing import Any, Final
 
 import redis
@@ -18,6 +19,7 @@ from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import PAUSE, Route
+from cdc_tasks.versions import lacking_parts
 from cdc_tasks.words import counted
 from listener.core.findings import CloseNames, Finding, State, finding_from
 from listener.core.publisher import BrokerAwayError
@@ -30,6 +32,7 @@ from listener.publish.task_message import make_message
 __all__ = ["check_bookmark", "check_broker", "check_cache", "redis_info"]
 
 _AWAY: Final = "Start it, or correct {variable}."
+_UPGRADE: Final = "pip install --upgrade 'celery>=5.7,<5.8'"
 _ANSWER_WITHIN: Final = 1.0  # seconds in which workers answer
 
 
@@ -41,6 +44,7 @@ def check_broker(
     if max_queue is None:
         yield from _check_policies(routes)
     yield from _check_kombu()
+    yield from _check_parts(app)
     yield from _check_settings(app)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
@@ -77,6 +81,20 @@ def _check_kombu() -> Iterator[Finding]:
         check_kombu()
     except CDCError as error:
         yield finding_from("kombu", error)
+
+
+def _check_parts(app: Celery) -> Iterator[Finding]:
+    """Yield what this Celery cannot do with the broker: the worker's log says it too."""
+    with app.connection_for_write() as connection:
+        lacks = lacking_parts(connection.transport.driver_type)
+    if lacks:
+        yield Finding(
+            what=f"celery {metadata.version('celery')}",
+            state=State.WARNING,
+            code="celery_version",
+            found=" ".join(lacks),
+            hint=_UPGRADE,
+        )
 
 
 def _check_settings(app: Celery) -> Iterator[Finding]:

@@ -35,6 +35,7 @@ SHARED: Final = {
     "cdc_tasks.broker.queues",
     "cdc_tasks.environment",
     "cdc_tasks.errors",
+    "cdc_tasks.extras",
     "cdc_tasks.installed",
     "cdc_tasks.logs",
     "cdc_tasks.passwords",
@@ -49,6 +50,7 @@ SHARED: Final = {
     "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
     "cdc_tasks.testing",
+    "cdc_tasks.versions",
     "cdc_tasks.user_code",
     "cdc_tasks.variables",
     "cdc_tasks.words",
@@ -59,12 +61,12 @@ LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
-        "cdc_tasks.environment",
+        "cdc_tasks.environment cdc_tasks.extras",
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
         (
             "cdc_tasks.outbox cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
-            "cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
+            "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
         ),
         "cdc_tasks.cache cdc_tasks.db cdc_tasks.apps",
         (
@@ -83,7 +85,7 @@ LEVELS: Final = (
         "cdc_tasks.notify cdc_tasks.master_cache",
         "cdc_tasks.helpdesk",
         "cdc_tasks.cli cdc_tasks.pytest_plugin",
-        "cdc_tasks.__main__ cdc_tasks.django",
+        "cdc_tasks.__main__ cdc_tasks.scripts cdc_tasks.django",
     ),
     (
         "listener.router listener.core",

@@ -71,7 +71,7 @@ class RedisConnection:
 
         def connect(stack: ExitStack) -> Any:
             channel = stack.enter_context(broker_channel(app))
-            return channel.client.connection_pool.get_connection()
+            return _own_connection(channel.client.connection_pool, stack)
 
         return cls(connect, prefix=options.get("global_keyprefix", ""), variable=address_of(app))
 
@@ -82,7 +82,7 @@ class RedisConnection:
         def connect(stack: ExitStack) -> Any:
             pool = redis.ConnectionPool.from_url(url, **_TIMEOUTS)
             stack.callback(pool.disconnect)
-            return pool.get_connection()
+            return _own_connection(pool, stack)
 
         return cls(connect, prefix="", variable=environment.variable("CACHE_URL"))
 
@@ -180,6 +180,16 @@ def address_of(app: Celery) -> str:
     if app.main in {"listener", "cdc_tasks", None}:
         return environment.variable("CELERY_BROKER_URL")
     return f"broker_url of the app {app.main}"
+
+
+def _own_connection(pool: redis.ConnectionPool, stack: ExitStack) -> Any:
+    """Return a connection of the pool that nobody else uses; `stack` keeps it, and gives it back.
+
+    A client asks the pool: its own method takes an argument before redis-py 5.3, and warns of it since.
+    """
+    client = redis.Redis(connection_pool=pool, single_connection_client=True)
+    stack.callback(client.close)
+    return client.connection
 
 
 @contextmanager
