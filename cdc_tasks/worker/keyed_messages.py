@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -23,7 +23,7 @@ from kombu import Producer
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq import held_keys
-from cdc_tasks.broker.rabbitmq.partitions import partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import counted_queue, partitions_in
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.retry import BrokerBlockedError, UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER, shown_key
@@ -39,6 +39,7 @@ log = structlog.get_logger()
 
 _AHEAD: Final = 100  # messages of a partition that a worker holds
 _AGAIN_AFTER: Final = 1.0  # seconds, if Redis or RabbitMQ did not answer
+_SENDING_TAKES: Final = 10.0  # seconds; the worker that has not sent a message by then is dead
 _REBALANCE_EVERY: Final = 5.0  # seconds
 _ACTIVE_FOR: Final = 15.0  # seconds after the last message of a partition in which it counts as ours
 
@@ -127,8 +128,7 @@ class _Partition:
         held = self.keys[key]
         message = held.waiting[0]
         record = None if key.startswith("\0") else held_keys.get(key)
-        if record is not None and record.id != message.headers.get("id"):
-            self._put_aside(key, message, record)
+        if not self._is_its_turn(key, message, record):
             return True
         if record is not None:
             held_keys.begin(key, record)
@@ -140,13 +140,25 @@ class _Partition:
         self._keyed.take(message)
         return True
 
-    def _put_aside(self, key: str, message: Any, record: Record) -> None:
-        """Keep a message whose key belongs to another task, and go on with the next one."""
-        if record.previous == message.headers.get("id"):  # it has ended: only its acknowledgement was lost
+    def _is_its_turn(self, key: str, message: Any, record: Record | None) -> bool:
+        """Return whether the message runs now. If not, it is put aside, or has run before; then others may run."""
+        task_id = message.headers.get("id")
+        if record is not None and record.id == task_id:
+            return True
+        if record is not None and record.previous == task_id:  # only its acknowledgement was lost
             if not record.is_sent:
                 self._keyed.send_first_waiting(key, record)
+        elif message.headers.get(held_keys.TURN_HEADER):
+            log.info("keyed_message_dropped", of_task_id=task_id, reason="It has run before.")
+        elif record is None:
+            return True
         elif not held_keys.put_aside(key, message):
-            return  # the key has become free: look again
+            return False  # the key has become free: look again
+        self._leave_out(key, message)
+        return False
+
+    def _leave_out(self, key: str, message: Any) -> None:
+        """Acknowledge a message that is not run, and go on with the next one of its key."""
         self.ready.popleft()
         held = self.keys[key]
         held.waiting.popleft()
@@ -296,9 +308,12 @@ class KeyedMessages:
     def send_unsent(self) -> None:
         """Send what a worker did not send before it died, or while RabbitMQ took no messages."""
         try:
-            for key, record in held_keys.every():
-                if not record.is_sent:
+            unsent = [(key, record) for key, record in held_keys.every() if not record.is_sent]
+            for key, record in unsent:
+                if time() - record.since > _SENDING_TAKES:
                     self.send_first_waiting(key, record)
+            if any(time() - record.since <= _SENDING_TAKES for _, record in unsent):
+                self.later(_SENDING_TAKES, self.send_unsent)
         except CacheAwayError as error:
             log.warning("keyed_messages_wait", error=error.message)
             self.later(_AGAIN_AFTER, self.send_unsent)
@@ -346,7 +361,7 @@ class KeyedMessages:
         )
 
     def _workers(self, partition: _Partition) -> int:
-        found = partition.channel.queue_declare(partition.queue.name, passive=True)
+        found = partition.channel.queue_declare(counted_queue(partition.queue.name), passive=True)
         return max(1, int(found.consumer_count))
 
 
