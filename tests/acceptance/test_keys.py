@@ -6,8 +6,8 @@ from tests.acceptance.keys import KeyAttacks, Note, faults_in
 
 
 def test_tasks_of_each_key_begin_in_order_and_never_overlap_while_workers_and_the_broker_are_killed() -> None:
-    with KeyAttacks(seed=26, changes=2_000, keys=25, workers=2) as attacks:
-        assert attacks.run(worker_kills=3, broker_kills=1) == []
+    with KeyAttacks(seed=26, changes=800, keys=25, workers=2) as attacks:
+        assert attacks.run(worker_kills=2, broker_kills=1) == []
 
 
 def _notes(*lines: str) -> list[Note]:

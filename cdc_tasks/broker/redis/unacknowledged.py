@@ -146,17 +146,21 @@ class QoS(kombu_redis.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message; in a worker's event loop the next claim takes the acknowledgement along."""
-        key = self._key_of(delivery_tag)
+        connection, key = self.channel.connection, self._key_of(delivery_tag)
+        if connection is None:  # the channel is closed, and has given the message back
+            self._held.discard(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+            return
         if key is not None:
             self._keyed.append(Keyed(delivery_tag, key, delivery_tag in self._held))
             self._held.discard(delivery_tag)
-        elif self.channel.connection.loop is not None:
+        elif connection.loop is not None:
             self._acknowledged.append(delivery_tag)
         else:
             super().ack(delivery_tag)
             return
         virtual.QoS.ack(self, delivery_tag)
-        if self.channel.connection.loop is None:
+        if connection.loop is None:
             self.acknowledge_now()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
