@@ -132,12 +132,13 @@ def _facts(results: Results) -> dict[str, str]:
         "runner_versions": ", ".join(version.replace("==", " ") for version in RUNNER_VERSIONS),
         "tickets": f"{results['messages']['messages'] // 3:,}",
         "messages_table": table(
-            ["messages", "messages/s", "seconds", "retries", "out of order"],
+            ["messages", "messages/s", "seconds", "CPU, ms a message", "retries", "out of order"],
             [
                 [
                     f"{results['messages']['messages']:,}",
                     f"{results['messages']['per_second']:,.0f}",
                     f"{results['messages']['seconds']:,.0f}",
+                    f"{results['messages']['cpu']:.1f}",
                     f"{results['messages']['retries']:,}",
                     f"{results['messages']['out_of_order']:,}",
                 ]

@@ -26,6 +26,7 @@ __all__ = [
 _ROUTES: Final = "cdc_tasks.django.routes:setup_router"
 # With it Celery does not run all of Django's checks before it imports the tasks.
 SKIP_CHECKS: Final = "CELERY_SKIP_CHECKS"
+_OURS: Final = "_CDC_FROM_DJANGO"  # names of variables that were set here
 _WITHOUT_VARIABLE: Final = frozenset({"CDC_DATABASE"})
 
 
@@ -55,6 +56,8 @@ def put_into_environment() -> None:
 
     Raises SettingsError for a value that no variable can have, and for a database that the listener cannot read.
     """
+    for name in os.environ.pop(_OURS, "").split():  # a reload reads Django's settings again
+        os.environ.pop(name, None)
     for name in _names():
         if name not in _WITHOUT_VARIABLE:
             _set(name, _text(name, getattr(conf.settings, name)))
@@ -82,6 +85,7 @@ def _value(name: str) -> Any:
 def _set(name: str, value: str) -> None:
     if value and not os.environ.get(name):  # an empty variable counts as not set
         os.environ[name] = value
+        os.environ[_OURS] = f"{os.environ.get(_OURS, '')} {name}"
 
 
 def _names() -> list[str]:

@@ -17,24 +17,21 @@ Two ways, which see different things:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models.signals import post_delete, post_save, pre_delete, pre_save
-from structlog.testing import capture_logs
 
+from cdc_tasks.apps import find_app
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.django.database import database_url, table_of
 from cdc_tasks.django.routes import load_project_router
-from cdc_tasks.django.settings import database_alias
+from cdc_tasks.django.settings import application, database_alias
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import Call
-from cdc_tasks.testing import row_change
-from cdc_tasks.words import counted
+from cdc_tasks.testing import Fired, check_fired, row_change
 
 if TYPE_CHECKING:
     from celery import Task
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
     from django.db.models import Model
 
     from cdc_tasks.routing.router import BinlogRouter
-    from listener.postgres.monitor import PostgresWALMonitor
 
 __all__ = ["CaptureError", "Captured", "captured_commits", "captured_saves"]
 
@@ -59,53 +55,43 @@ class Captured:
         self._router = router
 
     @property
-    def calls(self) -> list[tuple[str, list[Any], dict[str, Any]]]:
-        """The tasks with their arguments, in order, before `coalesce` and `batch` put them together.
-
-        Raises what a route's own functions raise: the listener would park the change.
-        """
-        found = []
-        for each in self._router.tasks_for(self.changes):
-            if not isinstance(each, Call):
-                raise each.error
-            args, kwargs = json.loads(b"[%b]" % each.arguments), json.loads(b"{%b}" % each.kwargs)
-            found.append((each.route.task, args, kwargs))
-        return found
+    def fired(self) -> list[Fired]:
+        """What the changes fire, in order, before `coalesce` and `batch` put it together."""
+        return [Fired.of(each) for each in self._router.tasks_for(self.changes)]
 
     def assert_fires(
         self,
         task: Task[Any, Any] | str,
         *,
         args: Sequence[Any] | None = None,
-        kwargs: dict[str, Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
         times: int = 1,
     ) -> None:
-        """Raise AssertionError, with what did fire, unless the block fires `task` this many times.
+        """Raise AssertionError, with what did fire, unless the block fires `task` this many `times`.
 
-        With `args` or `kwargs` only calls with these arguments count.
+        With `args` or `kwargs` only such calls count. It fails as well if the Celery app has no such task, if the task
+        does not take its arguments, and if a change would be parked.
         """
-        name = task if isinstance(task, str) else str(task.name)
-        fired = [
-            call
-            for call in self.calls
-            if call[0] == name and args in (None, call[1]) and kwargs in (None, call[2])
-        ]
-        if len(fired) != times:
-            raise AssertionError(
-                f"{name} was fired {counted(len(fired), 'time')}, not {times}. {self._described()}"
-            )
+        check_fired(
+            self.fired,
+            task,
+            args=args,
+            kwargs=kwargs,
+            times=times,
+            title=self._title(),
+            routes=self._router.routes,
+            app=find_app(application()),
+        )
 
     def assert_fires_nothing(self) -> None:
         """Raise AssertionError, with what did fire, if the block fires any task."""
-        if self.calls:
-            raise AssertionError(f"Nothing should be fired. {self._described()}")
+        if fired := self.fired:
+            shown = "\n".join(f"  {each}" for each in fired)
+            raise AssertionError(f"{self._title()} should not fire anything. What fired:\n{shown}")
 
-    def _described(self) -> str:
+    def _title(self) -> str:
         seen = ", ".join(f"{each.event} on {each.schema}.{each.table}" for each in self.changes)
-        calls = [f"  {task}({', '.join(map(repr, args))}{kwargs or ''})" for task, args, kwargs in self.calls]
-        return "\n".join(
-            [f"Changes that were seen: {seen or 'none'}. What they fire:", *(calls or ["  nothing"])]
-        )
+        return f"The block ({seen or 'no change was seen'})"
 
 
 # --- From the log -----------------------------------------------------------------------------------------
@@ -115,19 +101,23 @@ class Captured:
 def captured_commits() -> Iterator[Captured]:
     """Capture what the block commits, out of PostgreSQL's log; the database is that of CDC_DATABASE, or `default`.
 
-    It makes a replication slot and a publication, and drops them. So the server needs `wal_level = logical`, and the
-    role REPLICATION and the ownership of the tables: what `manage.py cdc check` asks for.
+    It makes a temporary replication slot, and a publication that it drops. So the server needs `wal_level = logical`,
+    and the role REPLICATION and the ownership of the tables: what `manage.py cdc check` asks for.
 
-    Raises CaptureError inside of a transaction and on other databases, and the listener's errors.
+    Raises CaptureError inside of a transaction and on other databases, and RecordingError with what to set.
     """
+    from listener.testing import Recorder
+
     alias, router = database_alias(), load_project_router()
-    connection = connections[alias]
-    _check_commits(connection)
+    _check_commits(connections[alias])
     captured = Captured(router)
-    with _reading(database_url(alias), router) as monitor:
+    with Recorder(database_url(alias), router) as recorder:
         yield captured
-        with capture_logs():
-            captured.changes += map(_row_change, _changes_until(monitor, _end_of_log(connection)))
+        captured.changes += map(_row_change, recorder.changes())
+
+
+def _row_change(change: Change) -> RowChange:
+    return RowChange.from_message(json.loads(change.to_json()))
 
 
 def _check_commits(connection: BaseDatabaseWrapper) -> None:
@@ -141,57 +131,6 @@ def _check_commits(connection: BaseDatabaseWrapper) -> None:
             "This test runs in a transaction, and what is not committed is not in the log.",
             hint="Use django.test.TransactionTestCase or pytest.mark.django_db(transaction=True), or captured_saves().",
         )
-
-
-@contextmanager
-def _reading(url: str, router: BinlogRouter) -> Iterator[PostgresWALMonitor]:
-    """Open a slot of our own; what is committed from then on can be read."""
-    from listener.postgres.monitor import PostgresWALMonitor
-
-    name = f"cdc_test_{uuid4().hex[:12]}"
-    monitor = PostgresWALMonitor(
-        url, slot=name, publication=name, routes=router.routes, plugin="pgoutput", batch_size=1000
-    )
-    try:
-        with capture_logs():  # the listener's lines are no part of a test's output
-            monitor.open(saved=None)
-        yield monitor
-    finally:
-        monitor.close()
-        _drop(url, name)
-
-
-def _drop(url: str, name: str) -> None:
-    from listener.postgres.client.connection import connect, execute, fetch
-
-    gone = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
-    left = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s"
-    with closing(connect(url)) as connection:
-        while fetch(connection, left, [name]):  # the server notices a moment later that its reader has gone
-            fetch(connection, gone, [name])
-        execute(connection, f"DROP PUBLICATION IF EXISTS {name}")
-
-
-def _end_of_log(connection: BaseDatabaseWrapper) -> int:
-    from listener.postgres.log.position import parse_lsn
-
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_current_wal_insert_lsn()::text")
-        return parse_lsn(cursor.fetchone()[0])
-
-
-def _changes_until(monitor: PostgresWALMonitor, end: int) -> Iterator[Change]:
-    from listener.postgres.codec.decoder import WALPosition
-
-    for batch in monitor.batches(None):
-        yield from batch.changes
-        monitor.acknowledge(batch.position)
-        if WALPosition.parse(batch.position).commit_lsn + 1 >= end:
-            return
-
-
-def _row_change(change: Change) -> RowChange:
-    return RowChange.from_message(json.loads(change.to_json()))
 
 
 # --- From signals -----------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ class RolledBack(TestCase):
         with captured_saves() as fired:
             Order.objects.create(customer="ann@example.com", status="new")
         with self.assertRaisesRegex(
-            AssertionError, r"was fired 0 times, not 1.*insert on public.orders_order"
+            AssertionError,
+            r"insert on public.orders_order\) fires orders.tasks.send_confirmation 0 times, not 1",
         ):
             fired.assert_fires("orders.tasks.send_confirmation")
 

@@ -37,6 +37,8 @@ class Command(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         """Run `manage.py cdc …`: options such as --help and --json are the listener's."""
         arguments = _without_djangos_own(argv[2:])
+        # What a reload runs again: Django has put its own options into the environment.
+        sys.orig_argv[-len(argv) :] = [*argv[:2], *arguments]
         sys.exit(_run(arguments, f"{os.path.basename(argv[0])} {argv[1]}"))  # noqa: PTH119 - it is a word
 
 
