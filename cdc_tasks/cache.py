@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from kombu.exceptions import OperationalError
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import EqualJitterBackoff
 from redis.retry import Retry
 
 from cdc_tasks import environment
-from cdc_tasks.environment import TWINS, value_of
+from cdc_tasks.addresses import check_redis_address
+from cdc_tasks.environment import TWINS, SettingsError, value_of
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import current_app, has_redis, is_foreign
 from cdc_tasks.retry import TryAgain
@@ -52,14 +53,14 @@ class NoRedisError(CDCError):
 def client() -> redis.Redis:
     """Return this process's client, which threads may share and which works after a fork.
 
-    Raise NoRedisError; if the client is the broker's, raise what `errors_translated` translates.
+    Raise NoRedisError, SettingsError; if the client is the broker's, raise what `errors_translated` translates.
     """
     return make_client(
         socket_timeout=5,
         socket_connect_timeout=5,
         health_check_interval=15,
         # All our commands and scripts are idempotent, so they are repeated after the connection broke.
-        retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries=3),
+        retry=Retry(EqualJitterBackoff(base=0.1, cap=1), retries=3),
     )
 
 
@@ -67,10 +68,21 @@ def make_client(*, retry: Retry | None, **options: Any) -> redis.Redis:
     """Return a client with these options of redis-py; raises what `client` raises."""
     app = current_app()
     if not is_foreign(app):
-        return redis.Redis.from_url(value_of("CACHE_URL") or _DEFAULT_URL, retry=retry, **options)
+        return redis.Redis.from_url(_checked(value_of("CACHE_URL") or _DEFAULT_URL), retry=retry, **options)
     if url := os.environ.get(TWINS["CACHE_URL"]):
-        return redis.Redis.from_url(url, retry=retry, **options)
+        return redis.Redis.from_url(_checked(url), retry=retry, **options)
     return _client_of_broker(app, retry, options)
+
+
+def _checked(url: str) -> str:
+    """Return the URL; raise SettingsError, without a part of it, if redis-py might show it in an error."""
+    try:
+        check_redis_address(url)
+    except ValueError as error:
+        raise SettingsError(
+            f"{where()} cannot be used: {error}.", hint=f"Write e.g. {where()}={_DEFAULT_URL}"
+        ) from None
+    return url
 
 
 def where() -> str:

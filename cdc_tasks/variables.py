@@ -11,6 +11,7 @@ __all__ = ["KNOWN", "unknown_variables"]
 # All of docs/settings.md. The listener and the workers may share an environment, and each knows the other's.
 KNOWN: Final = frozenset(
     {
+        "CDC_APP",
         "CDC_BATCH_SIZE",
         "CDC_BATCH_WAIT",
         "CDC_BROKER_URL",
@@ -20,9 +21,11 @@ KNOWN: Final = frozenset(
         "CDC_COLUMN_LISTS",
         "CDC_DATABASE_PASSWORD_COMMAND",
         "CDC_DATABASE_PASSWORD_FUNCTION",
+        "CDC_DATABASE",
         "CDC_DATABASE_URL",
         "CDC_DURABILITY",
         "CDC_FLOWER_HOSTS",
+        "CDC_KEY_PARTITIONS",
         "CDC_LAG_ALARM",
         "CDC_LOG_FORMAT",
         "CDC_LOG_LEVEL",

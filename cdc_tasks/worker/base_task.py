@@ -10,6 +10,7 @@ import contextlib
 import time
 from datetime import UTC, datetime
 from functools import cache
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import celery
@@ -26,7 +27,7 @@ from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.retry import MAX_RETRIES, BrokerBlockedError, TryAgain, may_retry, seconds_to_wait
 from cdc_tasks.routing.message_groups import KEY_HEADER, REPLACED_HEADER
-from cdc_tasks.worker import poison
+from cdc_tasks.worker import coroutines, poison
 from cdc_tasks.worker.redacted_args import holds_change, redacted
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class Retrying:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             with poison.count_crashes(self.request, self.app):
-                return self._run_it(*args, **kwargs)
+                result = self._run_it(*args, **kwargs)
+                if iscoroutine(result) and not self.request.called_directly:
+                    return coroutines.run(result)
+                return result
         except TaskPredicate:  # a retry or a rejection that the task itself has raised
             raise
         except Exception as error:  # a task may raise anything: it is retried, or raised again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,8 +30,8 @@ from listener.cli.output import (
     show_status,
 )
 from listener.core.findings import Finding, State, finding_from
+from listener.daemon.application import router_for
 from listener.daemon.lag_alarm import LagAlarm
-from listener.daemon.load_routes import load_router
 from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading, run_again
 from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
@@ -59,11 +60,22 @@ cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+App = Annotated[
+    str | None,
+    typer.Option(
+        "--app",
+        "-A",
+        metavar="MODULE[:APP]",
+        help="Your own Celery app, as for `celery -A`; the same as CDC_APP. It may stand behind the command, too.",
+    ),
+]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 @cli.callback()
-def start(context: typer.Context, *, _version: Version = False) -> None:
+def start(context: typer.Context, *, app: App = None, _version: Version = False) -> None:
+    if app is not None:
+        os.environ["CDC_APP"] = app
     if context.invoked_subcommand is None:
         run()
 
@@ -101,7 +113,7 @@ def run(
         # Before the routes are read: a signal that comes later asks for newer ones.
         signal.signal(signal.SIGHUP, lambda _number, _frame: reloading.ask())
         settings = load(ListenerSettings)
-        router = load_router(settings.cdc_routes, settings.source_url)
+        router = router_for(settings)
         if reload:
             reloading.watch_files()
         listener = make_listener(
@@ -163,7 +175,7 @@ def check(*, as_json: AsJSON = False) -> None:
 def _findings(settings: ListenerSettings) -> Iterator[Finding]:
     yield from find_in_variables()
     try:
-        router = load_router(settings.cdc_routes, settings.source_url)
+        router = router_for(settings)
     except CDCError as error:
         yield finding_from("routes", error)
         return
@@ -176,7 +188,7 @@ def _findings(settings: ListenerSettings) -> Iterator[Finding]:
 def routes(*, as_json: AsJSON = False) -> None:
     """Print the table of routes; needs neither database nor broker."""
     settings = load(RouteSettings)
-    router = load_router(settings.cdc_routes, settings.source_url)
+    router = router_for(settings)
     if as_json:
         print_json([describe_route(route) for route in router.routes])
         return
@@ -189,7 +201,7 @@ def routes(*, as_json: AsJSON = False) -> None:
 def status(*, as_json: AsJSON = False) -> None:
     """Show how far the listener is: position, lag, slot. Exit status 1 if no listener reads."""
     settings = load(ListenerSettings)
-    found = read_status(settings, load_router(settings.cdc_routes, settings.source_url))
+    found = read_status(settings, router_for(settings))
     if as_json:
         print_json(describe_status(found))
     else:
@@ -204,4 +216,5 @@ def main() -> None:
     """Run the command line; an error is printed as its message and hint, or as JSON."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does: routes are often there
+    sys.argv[1:] = command_line.app_first(sys.argv[1:])
     command_line.run(cli, program="cdc-listener")

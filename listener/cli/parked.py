@@ -18,9 +18,9 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
 from listener.cli.output import show_parked
 from listener.core.publisher import BrokerAwayError, BrokerError
-from listener.daemon.load_routes import load_router
+from listener.daemon.application import celery_app, router_for
 from listener.daemon.settings import ListenerSettings, load
-from listener.daemon.wiring import STORE_AWAY, celery_app, checkpoint_store
+from listener.daemon.wiring import STORE_AWAY, checkpoint_store
 from listener.publish.parked import ParkedChange, parked_key, parse_parked
 from listener.publish.redis.connection import Command, RedisConnection
 from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
@@ -146,7 +146,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
 def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Give them to their routes again, as the routes are now. The tasks have the ids that they would have had."""
     settings = load(ListenerSettings)
-    router, app, failed = load_router(settings.cdc_routes, settings.source_url), celery_app(settings), 0
+    router, app, failed = router_for(settings), celery_app(settings), 0
     with _opened(settings) as store:
         for parked in _chosen(store, ids, task, everything=everything):
             if not store.has(parked.id):
