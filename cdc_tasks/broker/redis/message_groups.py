@@ -99,7 +99,7 @@ local function forget_waiting(key, entry)
     if redis.call('EXISTS', WAITING .. key) == 0 then redis.call('SREM', HELD_UP, key) end
     return list, message
 end
-local function advance(key)  -- the next message owns the key, or nobody
+local function advance(key, asked)  -- the next message owns the key; `asked`: lists at which a claim looks next
     local entry = redis.call('ZRANGE', WAITING .. key, 0, 0)[1]
     if not entry then
         redis.call('HDEL', OWNERS, key)
@@ -110,7 +110,7 @@ local function advance(key)  -- the next message owns the key, or nobody
     own(described(cjson.decode(message)))
     -- Not into the list of a priority: no worker waits there, and this message has waited already.
     local queue = string.match(list, '^(.-){_SEPARATOR}') or list
-    if redis.call('EXISTS', queue) == 1 then
+    if redis.call('EXISTS', queue) == 1 or (asked and string.find(asked, '\\n' .. queue .. '\\n', 1, true)) then
         redis.call('LPUSH', NEXT .. queue, message)
     else
         redis.call('RPUSH', queue, message)  -- and wake a worker up
@@ -120,9 +120,9 @@ local function owner_of(key)
     local owner = redis.call('HGET', OWNERS, key)
     return owner and cjson.decode(owner)
 end
-local function release(key, tag)
+local function release(key, tag, asked)
     local owner = owner_of(key)
-    if owner and owner[1] == tag then advance(key) end
+    if owner and owner[1] == tag then advance(key, asked) end
 end
 local function admit(each, list, message)  -- whether it owns the key now; if not, it waits, or is a second copy
     if type(each.replaces) == 'string' and redis.call('HEXISTS', REPLACED, each.replaces) == 1 then return false end
@@ -216,7 +216,8 @@ if not each or admit(each, ARGV[2], ARGV[3]) then return redis.call('LPUSH', ARG
 return 0
 """)
 
-# KEYS: unacked, its index; ARGV: the prefix, the delivery tag, the key, whether it is held
+# KEYS: unacked, its index; ARGV: the prefix, the delivery tag, the key, whether it is held, the queues at which this
+# worker looks right after this script, each between two line feeds: then no other one has to be woken up
 _RELEASE: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
@@ -224,7 +225,7 @@ redis.call('ZREM', KEYS[2], ARGV[2])
 if redis.call('HDEL', KEYS[1], ARGV[2]) == 0 then return 0 end  -- its lease expired, and another worker has it
 redis.call('HDEL', REPLACED, ARGV[2])
 if ARGV[4] ~= '1' then
-    release(ARGV[3], ARGV[2])
+    release(ARGV[3], ARGV[2], ARGV[5])
     return 1
 end
 local owner = owner_of(ARGV[3])
@@ -317,13 +318,16 @@ class Keyed(NamedTuple):
     is_held: bool  # it keeps its key
 
 
-def release_command(unacked: str, index: str, prefix: str, keyed: Keyed, *, is_known: bool) -> list[Any]:
+def release_command(
+    unacked: str, index: str, prefix: str, keyed: Keyed, *, is_known: bool, asked: str = ""
+) -> list[Any]:
     """Return the command that acknowledges a message, and hands out the next one of its key, or holds that.
 
-    It may be repeated. `unacked` and `index` have the prefix. `is_known`: Redis has the script.
+    It may be repeated. `unacked` and `index` have the prefix. `is_known`: Redis has the script. `asked`: the queues at
+    which a claim looks right after it, with the prefix, each between two line feeds.
     """
     script = ["EVALSHA", _RELEASE.digest] if is_known else ["EVAL", _RELEASE.text]
-    return [*script, 2, unacked, index, prefix, keyed.tag, keyed.key, int(keyed.is_held)]
+    return [*script, 2, unacked, index, prefix, keyed.tag, keyed.key, int(keyed.is_held), asked]
 
 
 class HeldUp(NamedTuple):
