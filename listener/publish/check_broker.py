@@ -18,6 +18,7 @@ from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import is_foreign
 from cdc_tasks.routing.router import PAUSE, Route
 from cdc_tasks.versions import lacking_parts
 from cdc_tasks.words import counted
@@ -98,13 +99,18 @@ def _check_parts(app: Celery) -> Iterator[Finding]:
 
 
 def _check_settings(app: Celery) -> Iterator[Finding]:
+    hint = "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
+    if is_foreign(app):
+        hint = "Leave the setting out of the app: cdc_tasks.install sets it."
+    elif app.main != "listener":
+        hint = "Where the app is made: cdc_tasks.install(app)"
     for lacking in weakened(app):
         yield Finding(
             what="celery settings",
             state=State.WARNING,
             code="celery_settings",
             found=lacking,
-            hint="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+            hint=hint,
         )
 
 
