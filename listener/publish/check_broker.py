@@ -99,19 +99,22 @@ def _check_parts(app: Celery) -> Iterator[Finding]:
 
 
 def _check_settings(app: Celery) -> Iterator[Finding]:
-    hint = "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
-    if is_foreign(app):
-        hint = "Leave the setting out of the app: cdc_tasks.install sets it."
-    elif app.main != "listener":
-        hint = "Where the app is made: cdc_tasks.install(app)"
     for lacking in weakened(app):
         yield Finding(
             what="celery settings",
             state=State.WARNING,
             code="celery_settings",
             found=lacking,
-            hint=hint,
+            hint=_cure(app),
         )
+
+
+def _cure(app: Celery) -> str:
+    if is_foreign(app):
+        return f"Change that in the settings of the app {app.main}."
+    if app.main != "listener":
+        return "Let the app have what finishes its tasks: cdc_tasks.install(app)"
+    return "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
 
 
 def check_cache(url: str) -> Iterator[Finding]:
