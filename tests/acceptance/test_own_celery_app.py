@@ -169,6 +169,7 @@ def _findings(page: Page, *more: str) -> dict[str, Any]:
     return {each["code"]: each for each in json.loads(told)["findings"]}
 
 
+@pytest.mark.versions
 def test_the_page_on_the_own_app_ends_in_the_own_task_that_ran_because_of_an_update(
     page: Page, database: Database, broker: Broker
 ) -> None:

@@ -36,6 +36,7 @@ def _environment(broker: Broker, broker_url: str, **more: str) -> dict[str, str]
     return {"SHOP_BROKER": broker_url, "SHOP_NOTES": broker.cache_url, **strangers, **more}
 
 
+@pytest.mark.versions
 def test_tasks_finish_and_failures_are_kept(broker: Broker, broker_url: str) -> None:
     environment = _environment(broker, broker_url, CDC_CACHE_URL=broker.cache_url)
     with (

@@ -70,6 +70,7 @@ def _command(environment: dict[str, str], *words: str) -> Any:
     return json.loads(found.stdout) if "--json" in words else found.stdout
 
 
+@pytest.mark.versions
 def test_a_task_that_is_retried_or_whose_worker_was_killed_holds_back_its_own_key_alone(
     broker: Broker, environment: dict[str, str], app: Celery
 ) -> None:
