@@ -112,7 +112,7 @@ def _check_settings(app: Celery) -> Iterator[Finding]:
 def _cure(app: Celery) -> str:
     if is_foreign(app):
         return f"Change that in the settings of the app {app.main}."
-    if app.main != "listener":
+    if app.main not in {"listener", "cdc_tasks"}:
         return "Let the app have what finishes its tasks: cdc_tasks.install(app)"
     return "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
 
