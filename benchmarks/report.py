@@ -130,6 +130,8 @@ def _facts(results: Results) -> dict[str, str]:
             _runners_table(title, found) for title, found in results["runners"].items()
         ),
         "runner_versions": ", ".join(version.replace("==", " ") for version in RUNNER_VERSIONS),
+        "workers_load": f"{results['about_workers']['load']} on {results['about_workers']['cores']} cores",
+        "workers_date": results["about_workers"]["date"],
         "tickets": f"{results['messages']['messages'] // 3:,}",
         "messages_table": table(
             ["messages", "messages/s", "seconds", "CPU, ms a message", "retries", "out of order"],

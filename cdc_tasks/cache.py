@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _DEFAULT_URL: Final = "redis://localhost:6379/1"
+_WITHOUT_KEYS: Final = frozenset({"CLIENT", "INFO", "PING", "SCRIPT", "TIME", "UNWATCH"})
 
 
 class CacheAwayError(TryAgain):
@@ -100,11 +101,63 @@ def _client_of_broker(app: Celery, retry: Retry | None, options: dict[str, Any])
         )
     connection = app.connection_for_write(transport_options=options)
     channel: Any = connection.channel()
-    found = redis.Redis(connection_pool=channel.pool)
+    found = _PrefixedRedis(channel.pool, str(channel.global_keyprefix or ""))
     if retry is not None:
         found.set_retry(retry)
     vars(found)["_cdc_tasks"] = channel  # its pool is closed with it
     return found
+
+
+class _PrefixedRedis(redis.Redis):
+    """A client whose keys begin with `global_keyprefix`, as all others of the app's broker.
+
+    An app may have its broker with others, each with its own prefix, and a user who is allowed no other keys. kombu's
+    own client with a prefix knows only the commands that kombu uses.
+    """
+
+    def __init__(self, pool: redis.ConnectionPool, prefix: str) -> None:
+        super().__init__(connection_pool=pool)
+        self._prefix = prefix
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        run: Any = super().execute_command  # untyped in some versions
+        return run(*_with_prefix(self._prefix, args), **options)
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:  # noqa: FBT001, FBT002  # redis-py's
+        found = _PrefixedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        found.prefix = self._prefix
+        return found
+
+
+class _PrefixedPipeline(redis.client.Pipeline):
+    prefix = ""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        run: Any = super().execute_command
+        return run(*_with_prefix(self.prefix, args), **options)
+
+
+def _with_prefix(prefix: str, command: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the command with the prefix before each key."""
+    name = str(command[0]).upper()
+    if not prefix or name.partition(" ")[0] in _WITHOUT_KEYS:
+        return command
+    first, after = _place_of_keys(name, command)
+    keys = (f"{prefix}{key.decode() if isinstance(key, bytes) else key}" for key in command[first:after])
+    return (*command[:first], *keys, *command[after:])
+
+
+def _place_of_keys(name: str, command: tuple[Any, ...]) -> tuple[int, int]:
+    """Return where the keys of a command begin and end; most have one, after the name."""
+    match name:
+        case "DEL" | "EXISTS" | "MGET" | "UNLINK" | "WATCH":
+            return 1, len(command)
+        case "BLPOP" | "BRPOP":
+            return 1, len(command) - 1  # the time-out
+        case "EVAL" | "EVALSHA":
+            return 3, 3 + int(command[2])
+        case _:
+            return 1, 2
 
 
 def close_idle() -> None:

@@ -12,6 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import db
+from cdc_tasks.broker.message_groups import keeps_order
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
@@ -111,6 +112,7 @@ def _queue(notification: Notification, account_id: int, member: GroupMember) -> 
                 "position": notification.position,
             },
             task_id=member.delivery_id,
+            headers=member.headers if keeps_order(deliver.app) else None,
         )
     except OperationalError as error:
         raise BrokerAwayError(f"The broker did not take a task: {error}") from error

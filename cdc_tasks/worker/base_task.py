@@ -26,6 +26,7 @@ from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.retry import MAX_RETRIES, BrokerBlockedError, TryAgain, may_retry, seconds_to_wait
+from cdc_tasks.routing.message_groups import KEY_HEADER, REPLACED_HEADER
 from cdc_tasks.worker import coroutines, poison
 from cdc_tasks.worker.redacted_args import holds_change, redacted
 
@@ -126,9 +127,12 @@ class Retrying:
         **options: Any,
     ) -> Any:
         """Return the signature of a retry, for the queue that the task came from; Celery's follows `task_routes`."""
-        info = (self.request if request is None else request).delivery_info or {}
+        current = self.request if request is None else request
+        info = current.delivery_info or {}
         queue = queue or queue_of_key(self.app, info.get("routing_key"), exchange=info.get("exchange"))
-        return super().signature_from_request(request, args, kwargs, queue, **options)  # type: ignore[misc]
+        retry = super().signature_from_request(request, args, kwargs, queue, **options)  # type: ignore[misc]
+        _name_what_it_replaces(retry, current)
+        return retry
 
     def apply_async(
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
@@ -140,6 +144,13 @@ class Retrying:
             options.setdefault("argsrepr", redacted(args or ()))
             options.setdefault("kwargsrepr", redacted(kwargs or {}))
         return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
+
+
+def _name_what_it_replaces(retry: Any, request: Any) -> None:
+    """Say in a retry with a key which message it takes the place of."""
+    headers, tag = retry.options.get("headers"), (request.properties or {}).get("delivery_tag")
+    if headers and KEY_HEADER in headers and tag is not None:
+        retry.options["headers"] = {**headers, REPLACED_HEADER: str(tag)}
 
 
 class RetryingTask(Retrying, celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from math import ceil
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +42,7 @@ _AHEAD: Final = 100  # messages of a partition that a worker holds
 _AGAIN_AFTER: Final = 1.0  # seconds, if Redis or RabbitMQ did not answer
 _SENDING_TAKES: Final = 10.0  # seconds; the worker that has not sent a message by then is dead
 _REBALANCE_EVERY: Final = 5.0  # seconds
+_SEND_EACH: Final = 6  # of these rounds
 _ACTIVE_FOR: Final = 15.0  # seconds after the last message of a partition in which it counts as ours
 
 
@@ -61,6 +63,7 @@ class _Running:
     record: Record | None  # of the key, if the task had it before it ran
     task_id: str
     task: str
+    is_due_later: bool  # it waits in this worker, and takes up no process (Celery before 5.5, and by `eta`)
     keeps_key: bool = False  # it gave up, and a person decides
 
 
@@ -136,7 +139,8 @@ class _Partition:
         held.waiting.popleft()
         held.is_running = True
         names = {name: str(message.headers.get(name)) for name in ("id", "task")}
-        self.running[message.delivery_tag] = _Running(key, record, names["id"], names["task"])
+        is_due_later = bool(message.headers.get("eta"))
+        self.running[message.delivery_tag] = _Running(key, record, names["id"], names["task"], is_due_later)
         self._keyed.take(message)
         return True
 
@@ -248,7 +252,7 @@ class KeyedMessages:
             self.later(_AGAIN_AFTER, self.hand_out)
 
     def _running(self) -> int:
-        return sum(len(each.running) for each in self._partitions)
+        return sum(not each.is_due_later for of in self._partitions for each in of.running.values())
 
     def _next(self) -> bool:
         """Hand out one message of the first partition that has one; it is the last one next time."""
@@ -391,12 +395,18 @@ def start_keyed_messages(consumer: Any, take: Callable[[Any], None]) -> None:
         return
     keyed = consumer.keyed_messages = KeyedMessages(consumer, take)
     keyed.send_unsent()
-    _rebalance_now_and_then(keyed)
+    _look_now_and_then(keyed)
 
 
-def _rebalance_now_and_then(keyed: KeyedMessages) -> None:
+def _look_now_and_then(keyed: KeyedMessages) -> None:
+    """Rebalance every few seconds. In case an event was lost, hand out what may run, and send what was not sent."""
+    rounds = count(1)
+
     def look() -> None:
+        keyed.later(_REBALANCE_EVERY, look)  # first: an error of the connection ends this call
         keyed.rebalance()
-        keyed.later(_REBALANCE_EVERY, look)
+        keyed.hand_out()
+        if next(rounds) % _SEND_EACH == 0:
+            keyed.send_unsent()
 
     keyed.later(_REBALANCE_EVERY, look)

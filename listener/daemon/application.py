@@ -6,17 +6,12 @@ Without one, the listener has an app of Celery's settings alone, and imports no 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery
-
-from cdc_tasks.apps import find_app, import_tasks
 from cdc_tasks.config import settings_module
 from cdc_tasks.config.part_settings import use_settings
 from cdc_tasks.environment import TWINS, variable
 from cdc_tasks.errors import CDCError
-from cdc_tasks.installed import Parts
-from cdc_tasks.routing.decorators import router_of
 from cdc_tasks.routing.router import BinlogRouter, RouteError
 from cdc_tasks.settings import SettingsError
 from cdc_tasks.user_code import mistake
@@ -24,6 +19,10 @@ from listener.core.findings import CloseNames
 from listener.daemon.database_url import home_schema
 from listener.daemon.load_routes import load_router
 from listener.daemon.settings import ListenerSettings, RouteSettings
+
+# Celery takes as long to load as all else that `routes` needs: it is loaded for those who need an app.
+if TYPE_CHECKING:
+    from celery import Celery
 
 __all__ = ["cache_url", "celery_app", "router_for"]
 
@@ -35,8 +34,12 @@ def celery_app(settings: ListenerSettings) -> Celery:
 
     Raises AppNotFoundError and SettingsError.
     """
+    from celery import Celery
+
+    from cdc_tasks.installed import Parts
+
     if settings.cdc_app is not None:
-        return find_app(settings.cdc_app)
+        return _found_app(settings.cdc_app)
     app = Celery("listener", amqp="cdc_tasks.broker.queues:AMQP")
     use_settings(app, Parts())
     module = settings.celery_config_module or settings_module()
@@ -58,8 +61,14 @@ def cache_url(settings: ListenerSettings) -> str:
     given = settings.cache_url.get_secret_value()
     if settings.cdc_app is None or os.environ.get(TWINS["CACHE_URL"]):
         return given
-    broker = str(find_app(settings.cdc_app).conf.broker_write_url or "")
+    broker = str(_found_app(settings.cdc_app).conf.broker_write_url or "")
     return broker if broker.startswith(_PLAIN_REDIS) and ";" not in broker else given
+
+
+def _found_app(name: str) -> Celery:
+    from cdc_tasks.apps import find_app
+
+    return find_app(name)
 
 
 def router_for(settings: RouteSettings) -> BinlogRouter:
@@ -69,7 +78,10 @@ def router_for(settings: RouteSettings) -> BinlogRouter:
     """
     if settings.cdc_app is None:
         return load_router(settings.cdc_routes, settings.source_url)
-    app = find_app(settings.cdc_app)
+    from cdc_tasks.apps import import_tasks
+    from cdc_tasks.routing.decorators import router_of
+
+    app = _found_app(settings.cdc_app)
     import_tasks(app, settings.cdc_app)
     given = _given_router(app, settings)
     schema = home_schema(settings.source_url) if settings.source_url else "public"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal, TypeVar
 
-from kombu.transport import TRANSPORT_ALIASES
 from pydantic import AfterValidator, ByteSize, Field, SecretStr
 
 from cdc_tasks.environment import TWINS
@@ -30,6 +29,8 @@ def _watchable(url: SecretStr) -> SecretStr:
 
 
 def _known_broker(url: SecretStr) -> SecretStr:
+    from kombu.transport import TRANSPORT_ALIASES  # loads much, and `routes` needs no broker
+
     scheme = url.get_secret_value().partition("://")[0].partition("+")[0]
     if scheme not in TRANSPORT_ALIASES:
         raise ValueError(f"Celery has no broker transport {scheme!r}")

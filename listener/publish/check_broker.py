@@ -18,6 +18,7 @@ from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import is_foreign
 from cdc_tasks.routing.router import PAUSE, Route
 from cdc_tasks.versions import lacking_parts
 from cdc_tasks.words import counted
@@ -104,8 +105,16 @@ def _check_settings(app: Celery) -> Iterator[Finding]:
             state=State.WARNING,
             code="celery_settings",
             found=lacking,
-            hint="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+            hint=_cure(app),
         )
+
+
+def _cure(app: Celery) -> str:
+    if is_foreign(app):
+        return f"Change that in the settings of the app {app.main}."
+    if app.main != "listener":
+        return "Let the app have what finishes its tasks: cdc_tasks.install(app)"
+    return "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
 
 
 def check_cache(url: str) -> Iterator[Finding]:

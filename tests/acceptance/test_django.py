@@ -14,14 +14,12 @@ import redis
 from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.given_mysql import MariaDBServer
 from harness.waiting import wait_until
-from tests.acceptance import test_wheel
 from tests.conftest import fresh_database, fresh_mysql_database
 from tests.support.django_shop import Project, Writer, connect, insert_into, sent_to, unlike
+from tests.support.wheel import build, environment_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-installed = test_wheel.installed  # the fixture
 
 _PAGE = (Path(__file__).resolve().parents[2] / "docs" / "django.md").read_text()
 _BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
@@ -178,20 +176,12 @@ def test_mistakes_in_routes_are_told_by_check_with_their_place(project_on_postgr
 
 
 def test_who_follows_the_page_has_a_task_that_ran_because_of_an_update(
-    installed: Path,
-    postgres_server: PostgresServer,
-    valkey_server: ValkeyServer,
-    broker: object,
-    tmp_path: Path,
+    postgres_server: PostgresServer, valkey_server: ValkeyServer, broker: object, tmp_path: Path
 ) -> None:
+    python = str(environment_with(build(tmp_path), tmp_path / "venv"))
+    url = valkey_server.url
     with fresh_database(postgres_server) as database, ExitStack() as running:
-        shop = Project(
-            tmp_path / "shop",
-            database_url=database.url,
-            broker_url=valkey_server.url,
-            python=str(installed),
-        )
-        _give_celery(installed)
+        shop = Project(tmp_path / "shop", database_url=database.url, broker_url=url, python=python)
         reader = _Reader(shop, running)
         for language, text in _BLOCKS:
             reader.follow(language, text)
@@ -233,13 +223,6 @@ class _Reader:
             self._shop.run(["/bin/bash", "-c", line])
             if is_update:
                 wait_until((self._shop.home / "mails").exists, timeout=30, what="the mail of the task")
-
-
-def _give_celery(python: Path) -> None:
-    """Write the script that `pip install celery` writes into an environment."""
-    script = python.with_name("celery")
-    script.write_text(f"#!{python}\nfrom celery.__main__ import main\nmain()\n")
-    script.chmod(0o755)
 
 
 def test_the_projects_own_tests_pass(project_on_postgres: Project) -> None:

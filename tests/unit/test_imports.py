@@ -60,13 +60,14 @@ SHARED: Final = {
 LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
+        "cdc_tasks.variables",
         "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
         "cdc_tasks.environment cdc_tasks.extras",
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
         (
             "cdc_tasks.outbox cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing cdc_tasks.testing "
-            "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.variables cdc_tasks.command_line"
+            "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.command_line"
         ),
         "cdc_tasks.cache cdc_tasks.db cdc_tasks.apps",
         (

@@ -178,7 +178,7 @@ class _ClaimingChannel:
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        acknowledgements = self.qos.acknowledgements()
+        acknowledgements = self.qos.acknowledgements(() if self._is_empty else queues)
         claims = [] if self._is_empty else self._claims(queues)
         commands = [*acknowledgements.commands]
         if self._is_empty:

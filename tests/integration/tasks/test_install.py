@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,3 +81,45 @@ def test_a_pool_that_is_not_fit_has_kombus_transport(broker: Broker, pool: str) 
         wait_until(
             lambda: broker.client.hexists("cdc:dead-letters", "fails"), timeout=60, what="the dead letter"
         )
+
+
+def test_all_that_is_kept_in_the_broker_has_the_apps_prefix(broker: Broker) -> None:
+    client = broker.client
+    client.acl_setuser(
+        "team", enabled=True, passwords=["+team"], keys=["team:*"], channels=["*"], commands=["+@all"]
+    )
+    url = broker.url.replace("://", "://team:team@")  # may use no other keys
+    environment = _environment(broker, url, SHOP_PREFIX="team:")
+    options = {"global_keyprefix": "team:"}
+    try:
+        with (
+            Worker(environment, application=_APPLICATION) as worker,
+            Celery(broker=broker.url, set_as_current=False) as app,
+        ):
+            app.conf.broker_transport_options = options
+            for name in ("kills", "fails", "unknown"):
+                app.send_task(f"shop.{name}", queue="shop", task_id=name)
+            wait_until(lambda: client.hlen("team:cdc:dead-letters") == 2, timeout=90, what="the dead letters")
+            wait_until(
+                lambda: int(broker.cache.hget("shop tries", "kills") or 0) > 1,
+                timeout=90,
+                what="the task of a dead process",
+            )
+            shown = _cli(environment, "dead-letters", "list", "--json")
+            assert {each["id"] for each in json.loads(shown)} == {"fails", "unknown"}
+            assert json.loads(_cli(environment, "health", "--any", "--json"))["dead_letters"] == 2
+            _cli(environment, "dead-letters", "drop", "fails")
+            assert client.hkeys("team:cdc:dead-letters") == [b"unknown"]
+            assert "NOPERM" not in worker.log
+        assert [key for key in client.scan_iter() if not key.startswith(b"team:")] == []
+    finally:
+        client.acl_deluser("team")
+
+
+def _cli(environment: dict[str, str], *words: str) -> str:
+    command = [sys.executable, "-m", "cdc_tasks", "-A", _APPLICATION, *words]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -21,6 +21,8 @@ class ShopTask(Task):  # type: ignore[type-arg]  # generic in Celery's stubs onl
 
 app = Celery("shop", broker=os.environ["SHOP_BROKER"], task_cls=ShopTask)
 app.conf.task_default_queue = "shop"
+if prefix := os.environ.get("SHOP_PREFIX"):
+    app.conf.broker_transport_options = {"global_keyprefix": prefix}
 install(app)
 
 
