@@ -122,7 +122,7 @@ def message_template(
         task=route.task,
         queue=kept if delay is not None else declare[0] if declare else None,
         is_delayed=delay is not None,
-        parts=split_body(str_to_bytes(text), content_type),
+        parts=split_body(str_to_bytes(text)),
         timing=timing,
         headers=headers,
         options=options,
