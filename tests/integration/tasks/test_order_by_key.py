@@ -90,7 +90,9 @@ def test_a_task_that_is_retried_or_whose_worker_was_killed_holds_back_its_own_ke
         )
     with Worker(environment, "-Q", "cdc_bulk"):
         noted = _wait_for(broker, "end 4")
-    assert noted[-4:] == ["begin 3", "end 3", "begin 4", "end 4"], noted
+    # The kill may have come before the acknowledgement of task 5: then that runs again, meanwhile.
+    of_key = [each for each in noted if each.endswith((" 3", " 4"))]
+    assert of_key == ["begin 3", "begin 3", "end 3", "begin 4", "end 4"], noted
 
 
 def test_a_failed_task_lets_its_key_go_on_or_holds_it_until_it_is_replayed_or_dropped(
