@@ -111,6 +111,19 @@ def _results() -> dict[str, Any]:
         "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
         "isolation": {"emptied": latency, "blocked": latency},
         "memory": {"peak": {"100": 75.0, "1000000": 76.0}, "idle": 0.1},
+        "runners": {
+            title: {name: {"rate": 100, "rates": [90, 110], "cpu": 1.5} for name in ("cdc-tasks", "taskiq")}
+            for title in ("no-op", "1 kB")
+        },
+        "messages": {
+            "messages": 30,
+            "seconds": 1.5,
+            "per_second": 20.0,
+            "cpu": 2.5,
+            "retries": 0,
+            "out_of_order": 0,
+        },
+        "about_workers": {"load": 0.5, "cores": 2, "date": "2026-11-26"},
         "grouping": {"batch=500": {"changes": 1000, "seconds": 0.5, "tasks": 2}},
         "workers": {"one by one": worked, "batch=500": worked},
         "mysql": {
