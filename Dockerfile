@@ -8,7 +8,7 @@ WORKDIR /src
 COPY pyproject.toml README.md constraints.txt ./
 COPY cdc_tasks cdc_tasks
 COPY listener listener
-RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
+RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[all]'
 
 FROM python:3.13.14-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin cdc

@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench check format servers clean
+.PHONY: help demo test versions chaos bench check format servers clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,10 @@ demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to i
 test: $(VENV)/.installed-dev servers  ## Every test, against real servers (ARGS="-k words" chooses some)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+versions: $(VENV)/.installed-dev servers  ## The tests that matter, with each older Celery (docs/versions.md)
+	@echo "==> Running the tests that matter with each older Celery"
+	@scripts/test-versions
 
 chaos: $(VENV)/.installed-dev servers  ## Kill it 200 times while clients write (ARGS="--kills 50 --seed 7 --target broker")
 	@echo "==> Attacking"

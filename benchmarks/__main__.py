@@ -142,7 +142,10 @@ def _some(wanted: Sequence[str], known: Sequence[str], option: str) -> Sequence[
 
 def _measure(plan: _Plan, database: str, part: str, results: dict[str, Any]) -> None:
     if database == "postgresql":
+        load = os.getloadavg()[0]
         results[part] = getattr(plan, part)(typer.echo)
+        if part in {"runners", "messages"}:
+            results["about_workers"] = {"load": round(load, 1), "cores": os.cpu_count(), "date": _today()}
         if part == "throughput" or "about" not in results:
             results["about"] = _about(plan)
         return
@@ -160,11 +163,15 @@ def _about(plan: _Plan) -> dict[str, Any]:
 def _circumstances(plan: _Plan) -> dict[str, Any]:
     return {
         "machine": f"{os.cpu_count()} cores ({_processor()}), {platform.system()}, Python {platform.python_version()}",
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": _today(),
         "rows": plan.rows,
         "rounds": plan.rounds,
         "quick": plan.quick,
     }
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _processor() -> str:

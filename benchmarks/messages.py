@@ -12,6 +12,7 @@ from typing import TypedDict
 from cryptography.fernet import Fernet
 
 from benchmarks.postgres_stage import PostgresStage
+from benchmarks.readings import group_cpu_seconds
 from benchmarks.slack_stub import Post, read_posts, slack_stub
 from cdc_tasks.helpdesk.schema import sql
 from harness.listener_process import ListenerProcess
@@ -30,6 +31,7 @@ class Told(TypedDict):
     messages: int
     seconds: float  # from the first to the last
     per_second: float
+    cpu: float  # milliseconds of the worker's processes for a message
     retries: int
     out_of_order: int
 
@@ -54,12 +56,14 @@ def tell(tickets: int, say: Callable[[str], None]) -> Told:
                 ListenerProcess({**environment, "CDC_NAME": "told"}) as listener,
             ):
                 listener.wait_for("streaming")
+                cpu = group_cpu_seconds(worker.process.pid)
                 stage.insert(tickets)
                 number = tickets * len(_PEOPLE)
                 wait_until(lambda: _lines(posts) >= number, timeout=900, what=f"{number} messages", every=0.2)
+                cpu = (group_cpu_seconds(worker.process.pid) - cpu) * 1000 / number
                 retries = worker.log.count(_RETRY)
                 listener.stop()
-        told = _told(read_posts(posts), retries)
+        told = _told(read_posts(posts), cpu, retries)
     say(f"tickets to messages: {told}")
     return told
 
@@ -99,12 +103,13 @@ def _lines(posts: Path) -> int:
     return posts.read_bytes().count(b"\n") if posts.exists() else 0
 
 
-def _told(posts: Sequence[Post], retries: int) -> Told:
+def _told(posts: Sequence[Post], cpu: float, retries: int) -> Told:
     seconds = posts[-1].at - posts[0].at
     return {
         "messages": len(posts),
         "seconds": round(seconds, 1),
         "per_second": round(len(posts) / seconds, 1),
+        "cpu": round(cpu, 2),
         "retries": retries,
         "out_of_order": sum(_out_of_order(posts, f"C0{name}") for name in _PEOPLE),
     }

@@ -130,14 +130,17 @@ def _facts(results: Results) -> dict[str, str]:
             _runners_table(title, found) for title, found in results["runners"].items()
         ),
         "runner_versions": ", ".join(version.replace("==", " ") for version in RUNNER_VERSIONS),
+        "workers_load": f"{results['about_workers']['load']} on {results['about_workers']['cores']} cores",
+        "workers_date": results["about_workers"]["date"],
         "tickets": f"{results['messages']['messages'] // 3:,}",
         "messages_table": table(
-            ["messages", "messages/s", "seconds", "retries", "out of order"],
+            ["messages", "messages/s", "seconds", "CPU, ms a message", "retries", "out of order"],
             [
                 [
                     f"{results['messages']['messages']:,}",
                     f"{results['messages']['per_second']:,.0f}",
                     f"{results['messages']['seconds']:,.0f}",
+                    f"{results['messages']['cpu']:.1f}",
                     f"{results['messages']['retries']:,}",
                     f"{results['messages']['out_of_order']:,}",
                 ]

@@ -23,6 +23,7 @@ import redis
 from benchmarks.environments import python_with
 from benchmarks.readings import group_cpu_seconds
 from benchmarks.runner_apps.record import NOTES, read_times
+from cdc_tasks.routing.message_groups import KEY_HEADER
 from harness.embedded_servers import ValkeyServer
 from harness.listener_process import mortal
 from harness.waiting import wait_until
@@ -69,7 +70,13 @@ class _Celery(Contender):
     def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:  # noqa: ARG002
         for start in range(0, number, 1_000):
             count = min(1_000, number - start)
-            broker.lpush(self.queue, *(_message(self.queue, payload) for _ in range(count)))
+            broker.lpush(
+                self.queue, *(_message(self.queue, payload, self.key(start + each)) for each in range(count))
+            )
+
+    def key(self, number: int) -> str | None:  # noqa: ARG002
+        """Return the message group of the task with this number."""
+        return None
 
     def command(self) -> Sequence[str]:
         options = ["-A", self.application, "worker", "-Q", self.queue, "-c", "2", "--loglevel", "info"]
@@ -86,6 +93,13 @@ class Ours(_Celery):
             "CDC_TASK_MODULES": "benchmarks.runner_apps.ours",
             "DATABASE_URL": "postgresql://unused/unused",
         }
+
+
+class OursKeyed(Ours):
+    name = "cdc-tasks, 1,000 keys"
+
+    def key(self, number: int) -> str | None:
+        return f"bench:{number % 1_000}"
 
 
 class Stock(_Celery):
@@ -140,7 +154,7 @@ class Taskiq(_Elsewhere):
         return [str(self.python), "-m", "taskiq", "worker", f"{self.application}:broker", "--workers", "2"]
 
 
-_CONTENDERS: Final[tuple[type[Contender], ...]] = (Ours, Stock, LateStock, Dramatiq, Taskiq)
+_CONTENDERS: Final[tuple[type[Contender], ...]] = (Ours, OursKeyed, Stock, LateStock, Dramatiq, Taskiq)
 
 
 def race(number: int, rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Measured]]:
@@ -215,7 +229,7 @@ def _worker(contender: Contender, valkey: ValkeyServer, notes: Path) -> Iterator
             process.wait()
 
 
-def _message(queue: str, payload: object) -> str:
+def _message(queue: str, payload: object, key: str | None) -> str:
     """Return a task's message as Celery writes it to Redis."""
     task_id = str(uuid4())
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -239,6 +253,7 @@ def _message(queue: str, payload: object) -> str:
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
+        **({} if key is None else {KEY_HEADER: key}),
     }
     properties = {
         "correlation_id": task_id,

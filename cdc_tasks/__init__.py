@@ -81,7 +81,10 @@ _MODULES: Final = frozenset({"db", "master_cache", "notify"})
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
+        from cdc_tasks.extras import needs_extras
+
+        with needs_extras("helpdesk"):
+            return import_module(f"{__name__}.{name}")
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["check_address"]
+__all__ = ["check_address", "check_redis_address"]
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _HOST_AND_PORT: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:]*)(?::(?P<port>\d{0,5}))?")
+_OF_REDIS: Final = ("redis://", "rediss://", "unix://")
 _UNSAFE: Final = re.compile(r"[\x00-\x20\x7f\\]")
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HIGHEST_PORT: Final = 65535
@@ -22,6 +23,13 @@ def check_address(text: str) -> None:
     """
     for each in text.split(";"):
         _check(each)
+
+
+def check_redis_address(text: str) -> None:
+    """Raise ValueError if it is no address of one Redis; the message has no part of the URL."""
+    if not text.startswith(_OF_REDIS):
+        raise ValueError(f"must start with one of {', '.join(_OF_REDIS)}")
+    check_address(text)
 
 
 def _check(url: str) -> None:

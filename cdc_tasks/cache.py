@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from kombu.exceptions import OperationalError
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import EqualJitterBackoff
 from redis.retry import Retry
 
 from cdc_tasks import environment
-from cdc_tasks.environment import TWINS, value_of
+from cdc_tasks.addresses import check_redis_address
+from cdc_tasks.environment import TWINS, SettingsError, value_of
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import current_app, has_redis, is_foreign
 from cdc_tasks.retry import TryAgain
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _DEFAULT_URL: Final = "redis://localhost:6379/1"
+_WITHOUT_KEYS: Final = frozenset({"CLIENT", "INFO", "PING", "SCRIPT", "TIME", "UNWATCH"})
 
 
 class CacheAwayError(TryAgain):
@@ -52,14 +54,14 @@ class NoRedisError(CDCError):
 def client() -> redis.Redis:
     """Return this process's client, which threads may share and which works after a fork.
 
-    Raise NoRedisError; if the client is the broker's, raise what `errors_translated` translates.
+    Raise NoRedisError, SettingsError; if the client is the broker's, raise what `errors_translated` translates.
     """
     return make_client(
         socket_timeout=5,
         socket_connect_timeout=5,
         health_check_interval=15,
         # All our commands and scripts are idempotent, so they are repeated after the connection broke.
-        retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries=3),
+        retry=Retry(EqualJitterBackoff(base=0.1, cap=1), retries=3),
     )
 
 
@@ -67,10 +69,21 @@ def make_client(*, retry: Retry | None, **options: Any) -> redis.Redis:
     """Return a client with these options of redis-py; raises what `client` raises."""
     app = current_app()
     if not is_foreign(app):
-        return redis.Redis.from_url(value_of("CACHE_URL") or _DEFAULT_URL, retry=retry, **options)
+        return redis.Redis.from_url(_checked(value_of("CACHE_URL") or _DEFAULT_URL), retry=retry, **options)
     if url := os.environ.get(TWINS["CACHE_URL"]):
-        return redis.Redis.from_url(url, retry=retry, **options)
+        return redis.Redis.from_url(_checked(url), retry=retry, **options)
     return _client_of_broker(app, retry, options)
+
+
+def _checked(url: str) -> str:
+    """Return the URL; raise SettingsError, without a part of it, if redis-py might show it in an error."""
+    try:
+        check_redis_address(url)
+    except ValueError as error:
+        raise SettingsError(
+            f"{where()} cannot be used: {error}.", hint=f"Write e.g. {where()}={_DEFAULT_URL}"
+        ) from None
+    return url
 
 
 def where() -> str:
@@ -88,11 +101,63 @@ def _client_of_broker(app: Celery, retry: Retry | None, options: dict[str, Any])
         )
     connection = app.connection_for_write(transport_options=options)
     channel: Any = connection.channel()
-    found = redis.Redis(connection_pool=channel.pool)
+    found = _PrefixedRedis(channel.pool, str(channel.global_keyprefix or ""))
     if retry is not None:
         found.set_retry(retry)
     vars(found)["_cdc_tasks"] = channel  # its pool is closed with it
     return found
+
+
+class _PrefixedRedis(redis.Redis):
+    """A client whose keys begin with `global_keyprefix`, as all others of the app's broker.
+
+    An app may have its broker with others, each with its own prefix, and a user who is allowed no other keys. kombu's
+    own client with a prefix knows only the commands that kombu uses.
+    """
+
+    def __init__(self, pool: redis.ConnectionPool, prefix: str) -> None:
+        super().__init__(connection_pool=pool)
+        self._prefix = prefix
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        run: Any = super().execute_command  # untyped in some versions
+        return run(*_with_prefix(self._prefix, args), **options)
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:  # noqa: FBT001, FBT002  # redis-py's
+        found = _PrefixedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        found.prefix = self._prefix
+        return found
+
+
+class _PrefixedPipeline(redis.client.Pipeline):
+    prefix = ""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        run: Any = super().execute_command
+        return run(*_with_prefix(self.prefix, args), **options)
+
+
+def _with_prefix(prefix: str, command: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the command with the prefix before each key."""
+    name = str(command[0]).upper()
+    if not prefix or name.partition(" ")[0] in _WITHOUT_KEYS:
+        return command
+    first, after = _place_of_keys(name, command)
+    keys = (f"{prefix}{key.decode() if isinstance(key, bytes) else key}" for key in command[first:after])
+    return (*command[:first], *keys, *command[after:])
+
+
+def _place_of_keys(name: str, command: tuple[Any, ...]) -> tuple[int, int]:
+    """Return where the keys of a command begin and end; most have one, after the name."""
+    match name:
+        case "DEL" | "EXISTS" | "MGET" | "UNLINK" | "WATCH":
+            return 1, len(command)
+        case "BLPOP" | "BRPOP":
+            return 1, len(command) - 1  # the time-out
+        case "EVAL" | "EVALSHA":
+            return 3, 3 + int(command[2])
+        case _:
+            return 1, 2
 
 
 def close_idle() -> None:

@@ -21,11 +21,11 @@ from cdc_tasks.broker.other_workers import AskOtherWorkers
 from cdc_tasks.broker.queues import runs_tasks_of_default_queue, warn_of_old_name
 from cdc_tasks.config import ignored_file, settings_module
 from cdc_tasks.config.flower import OpenFlowerError, is_flower, prepare
-from cdc_tasks.config.required_versions import OldCeleryError, check_versions
+from cdc_tasks.extras import MissingExtraError, check_extra
 from cdc_tasks.settings import BrokerSettings, LogSettings, SettingsError, load, worker_settings
 from cdc_tasks.user_code import TaskModulesError, import_task_modules, mistake
 from cdc_tasks.variables import unknown_variables
-from cdc_tasks.worker.events import BufferEvents
+from cdc_tasks.versions import OldCeleryError, check_versions
 from cdc_tasks.worker.install import install, make_own
 from cdc_tasks.worker.keyed_messages import KeyedQueues
 from cdc_tasks.worker.old_queues import OldQueues
@@ -91,7 +91,7 @@ app = Celery(
 )
 make_own(install(app))
 app.config_from_object(settings_module())
-app.steps["consumer"].update([AskOtherWorkers, OldQueues, KeyedQueues, BufferEvents])
+app.steps["consumer"].update([AskOtherWorkers, OldQueues, KeyedQueues])
 
 
 @app.on_after_configure.connect
@@ -188,12 +188,22 @@ def _prepare_flower(**_: Any) -> None:
         raise SystemExit(f"error: {error}") from None
 
 
+def _refuse_without_helpdesk(**_: Any) -> None:
+    """Before the help desk's modules are imported: this app is the help desk's."""
+    try:
+        check_extra("helpdesk")
+    except MissingExtraError as error:
+        raise SystemExit(
+            f"error: {error}\n  For tasks of your own: cdc_tasks.install(app), and celery -A your_app worker"
+        ) from None
+
+
 def _take_over_logs(**_: Any) -> None:
     """Once a worker or beat of this app starts: Celery configures no logs in a process where this is connected."""
     signals.setup_logging.connect(_configure_logs)
 
 
-for _act in (_report_mistakes_in_task_modules, _prepare_flower, _take_over_logs):
+for _act in (_refuse_without_helpdesk, _report_mistakes_in_task_modules, _prepare_flower, _take_over_logs):
     signals.import_modules.connect(_act, sender=app)
 
 

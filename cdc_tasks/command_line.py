@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.extras import needs_extras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Version", "print_json", "run"]
+__all__ = ["Version", "app_first", "print_json", "run"]
 
 _COMPLETION: Final = ("--install-completion", "--show-completion")
 
@@ -41,6 +42,21 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))  # noqa: T201 - this is the command's result
 
 
+def app_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `-A module` before the command, wherever it stands; after `--` they stay."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    first, rest = list[str](), list[str]()
+    left = iter(arguments[:end])
+    for each in left:
+        if each in {"-A", "--app"}:
+            first += [each, *([value] if (value := next(left, None)) is not None else [])]
+        elif each.startswith("--app=") or (each.startswith("-A") and not each.startswith("--")):
+            first.append(each)
+        else:
+            rest.append(each)
+    return [*first, *rest, *arguments[end:]]
+
+
 def run(
     cli: Callable[..., Any],
     *,
@@ -57,7 +73,8 @@ def run(
     for_completion = any(each.startswith(_COMPLETION) for each in sys.argv[1:])
     more = {"prog_name": program} if for_completion else {}
     try:
-        sys.exit(cli(standalone_mode=not is_json, **more))
+        with needs_extras():
+            sys.exit(cli(standalone_mode=not is_json, **more))
     except CDCError as error:
         _print(error, as_json=is_json)
         sys.exit(1)

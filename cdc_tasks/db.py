@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.extras import needs_extras
 from cdc_tasks.passwords import PasswordError, PasswordSource, split_url
 from cdc_tasks.retry import TryAgain
 from cdc_tasks.settings import worker_settings
@@ -53,13 +54,14 @@ def engine() -> Engine:
     """Return this process's engine, created on first use."""
     plain, source = split_url(worker_settings().database_url.get_secret_value())
     url = sqlalchemy_url(plain)
-    made = sqlalchemy.create_engine(
-        url,
-        connect_args=_connect_args(url),
-        pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
-        pool_recycle=1800,  # MySQL and firewalls drop idle connections
-        hide_parameters=True,  # an error's text must not hold values of rows
-    )
+    with needs_extras():  # SQLAlchemy imports the driver
+        made = sqlalchemy.create_engine(
+            url,
+            connect_args=_connect_args(url),
+            pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
+            pool_recycle=1800,  # MySQL and firewalls drop idle connections
+            hide_parameters=True,  # an error's text must not hold values of rows
+        )
     if source is not None:
         sqlalchemy.event.listen(made, "do_connect", partial(_give_password, source))
     return made

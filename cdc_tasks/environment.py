@@ -11,28 +11,16 @@ import re
 from typing import Final
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.variables import TWINS, variable
 
 __all__ = ["TWINS", "SettingsError", "check_queue_prefix", "queue_prefix", "value_of", "variable"]
 
-# The variable that other programs read, and the one that goes first.
-TWINS: Final = {
-    "CACHE_URL": "CDC_CACHE_URL",
-    "CELERY_BROKER_URL": "CDC_BROKER_URL",
-    "CELERY_CONFIG_MODULE": "CDC_CELERY_CONFIG_MODULE",
-    "DATABASE_URL": "CDC_DATABASE_URL",
-}
 _QUEUE_PREFIX: Final = "CDC_QUEUE_PREFIX"
 _DEFAULT_PREFIX: Final = "cdc_"
 
 
 class SettingsError(CDCError):
     """The environment has invalid values."""
-
-
-def variable(name: str) -> str:
-    """Return the variable that gives this value: the twin if it is set, else the name itself."""
-    twin = TWINS.get(name)
-    return twin if twin is not None and os.environ.get(twin) else name
 
 
 def value_of(name: str) -> str | None:

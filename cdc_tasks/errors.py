@@ -6,6 +6,8 @@ import re
 from inspect import getdoc
 from typing import Any
 
+from cdc_tasks.variables import as_set
+
 __all__ = ["CDCError", "mask_secrets"]
 
 # A password may contain an @, and a URL with a mistyped :// has a password too.
@@ -31,10 +33,11 @@ class CDCError(Exception):
     ) -> None:
         """Without `message` it has the class's docstring. `hint` is the exact command or SQL that mends it.
 
+        Where a variable such as CELERY_BROKER_URL is named, the one stands that was set: see `as_set`.
         `code` replaces the class's code, if a program may want to tell several errors of one class apart.
         """
-        self.message = mask_secrets(message or getdoc(type(self)) or "")
-        self.hint = mask_secrets(hint) if hint else None
+        self.message = mask_secrets(as_set(message or getdoc(type(self)) or ""))
+        self.hint = mask_secrets(as_set(hint)) if hint else None
         self.code = code or type(self).code
         super().__init__(self.message)
 

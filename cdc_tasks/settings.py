@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cdc_tasks.addresses import check_address
+from cdc_tasks.addresses import check_address, check_redis_address
 from cdc_tasks.environment import TWINS, SettingsError, check_queue_prefix, value_of, variable
 from cdc_tasks.errors import mask_secrets
 from cdc_tasks.passwords import with_source
@@ -64,10 +64,8 @@ def _broker_url(value: SecretStr) -> SecretStr:
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    schemes = ("redis://", "rediss://", "unix://")
-    if not value.get_secret_value().startswith(schemes):
-        raise ValueError(f"must start with one of {', '.join(schemes)}")
-    return _address(value)
+    check_redis_address(value.get_secret_value())
+    return value
 
 
 def _fernet_keys(value: SecretStr) -> SecretStr:

@@ -1,16 +1,35 @@
-"""Environment variables that start with CDC_ and that nothing reads: most are misspelt."""
+"""The names of variables: those that nothing reads, and the one to correct where another one goes first."""
 
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from typing import Final
 
-__all__ = ["KNOWN", "unknown_variables"]
+__all__ = ["KNOWN", "TWINS", "as_set", "unknown_variables", "variable"]
+
+# The variable that other programs read, and the one that goes first.
+TWINS: Final = {
+    "CACHE_URL": "CDC_CACHE_URL",
+    "CELERY_BROKER_URL": "CDC_BROKER_URL",
+    "CELERY_CONFIG_MODULE": "CDC_CELERY_CONFIG_MODULE",
+    "DATABASE_URL": "CDC_DATABASE_URL",
+}
+# With CDC_APP these settings are the app's. CACHE_URL is not read then: others mean a cache by it.
+_WITH_APP: Final = {
+    "CACHE_URL": "CDC_CACHE_URL",
+    "CELERY_BROKER_URL": "broker_url of the app {}",
+    "celeryconfig.py": "the settings of the app {}",
+}
+_NAME: Final = re.compile(
+    r"\$?(?<![A-Z_])(CACHE_URL|CELERY_BROKER_URL|CELERY_CONFIG_MODULE|DATABASE_URL|celeryconfig\.py)(?![A-Z_])"
+)
 
 # All of docs/settings.md. The listener and the workers may share an environment, and each knows the other's.
 KNOWN: Final = frozenset(
     {
+        "CDC_APP",
         "CDC_BATCH_SIZE",
         "CDC_BATCH_WAIT",
         "CDC_BROKER_URL",
@@ -20,9 +39,11 @@ KNOWN: Final = frozenset(
         "CDC_COLUMN_LISTS",
         "CDC_DATABASE_PASSWORD_COMMAND",
         "CDC_DATABASE_PASSWORD_FUNCTION",
+        "CDC_DATABASE",
         "CDC_DATABASE_URL",
         "CDC_DURABILITY",
         "CDC_FLOWER_HOSTS",
+        "CDC_KEY_PARTITIONS",
         "CDC_LAG_ALARM",
         "CDC_LOG_FORMAT",
         "CDC_LOG_LEVEL",
@@ -45,6 +66,24 @@ KNOWN: Final = frozenset(
     }
 )
 _OF_TESTS: Final = "CDC_TEST_"
+
+
+def variable(name: str) -> str:
+    """Return the variable that gives this value: the twin if it is set, else the name itself."""
+    twin = TWINS.get(name)
+    return twin if twin is not None and os.environ.get(twin) else name
+
+
+def as_set(text: str) -> str:
+    """Return the text of an error or a hint with the names of what this process has its settings from."""
+    return _NAME.sub(_as_set, text)
+
+
+def _as_set(found: re.Match[str]) -> str:
+    name, app = found[1], os.environ.get("CDC_APP")
+    if found[0].startswith("$"):  # in a command for a shell
+        return f"${variable(name)}"
+    return _WITH_APP[name].format(app) if app and name in _WITH_APP else variable(name)
 
 
 def unknown_variables() -> dict[str, str]:

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from psycopg2.sql import SQL, Identifier
 
+from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from cdc_tasks.testing import Fired, check_fired, name_of
@@ -115,6 +116,10 @@ class Recorder:
         given = {key: value for key, value in connection_parameters(self._url).items() if key != "options"}
         with closing(psycopg2.connect(**given)) as session, session, session.cursor() as cursor:
             cursor.execute(statement, values or None)
+
+    def changes(self) -> list[Change]:
+        """Return what was committed since the last look, for a caller that routes it; `fired` does not have it then."""
+        return self._read()
 
     def fired(self) -> list[Fired]:
         """Return all that was fired by what was committed since the fixture began, or since `clear`."""

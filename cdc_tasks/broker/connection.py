@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kombu import Connection as KombuConnection
+from kombu import connection as kombu_connection
 from kombu.connection import ConnectionPool
-from kombu.connection import PooledConnection as KombuPooledConnection
 from kombu.utils.imports import symbol_by_name
 
 __all__ = ["TRANSPORT_OPTIONS", "Connection"]
@@ -72,7 +72,11 @@ class Connection(KombuConnection):
         return type(found)(*found, "cdc_tasks")
 
 
-class _PooledConnection(Connection, KombuPooledConnection):
+# kombu before 5.5 has no class of its own for them.
+_KombuPooled: Any = getattr(kombu_connection, "PooledConnection", KombuConnection)
+
+
+class _PooledConnection(Connection, _KombuPooled):  # type: ignore[misc]  # which one depends on kombu
     """kombu's connection of a pool, with our transport."""
 
 

@@ -29,6 +29,7 @@ from cdc_tasks.broker.rabbitmq import held_keys
 from cdc_tasks.broker.rabbitmq.partitions import partition_for, partitions_in
 from cdc_tasks.retry import UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER
+from cdc_tasks.versions import celery_is
 
 __all__ = [
     "BindToDelayedDelivery",
@@ -95,6 +96,8 @@ class DelayingApp:
 
 def _has_quorum_queues(app: Any) -> bool:
     """Return whether RabbitMQ keeps the delays: Celery's delayed delivery needs quorum queues."""
+    if not celery_is(5, 5):
+        return False
     queues = app.amqp.queues.values()
     return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues)
 
@@ -114,7 +117,7 @@ def _make_delay_queues(app: Any) -> None:
 
 
 def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
-    # Not at the top: an older kombu has no such module, and a worker says so once it starts (`required_versions`).
+    # Not at the top: kombu before 5.5 has no such module.
     from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
     with connection.channel() as channel:
@@ -124,7 +127,11 @@ def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
 class BindToDelayedDelivery(StartStopStep):
     """Binds a worker's queues to the exchange to which messages go when their delay is over."""
 
-    requires = ("celery.worker.consumer.delayed_delivery:DelayedDelivery",)
+    requires = (
+        "celery.worker.consumer.delayed_delivery:DelayedDelivery"
+        if celery_is(5, 5)
+        else "celery.worker.consumer.tasks:Tasks",
+    )
 
     def include_if(self, consumer: Any) -> bool:
         """Return whether RabbitMQ keeps the delays of this worker's tasks."""

@@ -19,8 +19,7 @@ _MARKS: Final = frozenset(
     {"redelivered", "x-acquired-count", "x-death", "x-delivery-count"}
     | {f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")}
 )
-# A delay is a number of 28 bits, kombu's MAX_NUMBER_OF_BITS_TO_USE. Not imported: the listener imports this module, and
-# has to refuse a kombu that is too old to have it.
+# A delay is a number of 28 bits, kombu's MAX_NUMBER_OF_BITS_TO_USE. Not imported: kombu before 5.5 has no such name.
 _WAIT: Final = re.compile(r"\A(?:[01]\.){28}")
 
 

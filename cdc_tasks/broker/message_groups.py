@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import redis
 from kombu.exceptions import OperationalError
 
+from cdc_tasks.broker.rabbitmq.message_groups import PartitionedGroups
 from cdc_tasks.broker.redis.message_groups import MessageGroups
+from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.message_groups import HOLD_HEADER
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-__all__ = ["GroupsUnknownError", "groups_of", "hold_key"]
+__all__ = ["GroupsUnknownError", "groups_of", "hold_key", "keeps_order"]
 
 
 class GroupsUnknownError(CDCError):
@@ -33,27 +35,44 @@ def hold_key(message: Any) -> None:
             hold(message.delivery_tag)
 
 
+def keeps_order(app: Celery) -> bool:
+    """Return whether this broker hands messages out by RANK_HEADER, without sending them to queues of their own."""
+    with app.connection_for_write() as connection:  # which does not connect
+        return bool(connection.transport.driver_type == "redis")
+
+
 @contextmanager
-def groups_of(app: Celery) -> Iterator[MessageGroups]:
+def groups_of(app: Celery) -> Iterator[MessageGroups | PartitionedGroups]:
     """Open the message groups of the app's broker; raises GroupsUnknownError, also for errors within the block."""
     with app.connection_for_write() as connection:
-        if connection.transport.driver_type != "redis":
+        kind = connection.transport.driver_type
+        if kind not in {"redis", "amqp"}:
             raise GroupsUnknownError(
-                "This broker is not Redis, so it has no list of keys.",
-                hint="See docs/operating.md, Order by key.",
+                "This broker is neither Redis nor RabbitMQ, so tasks with a key have no order on it.",
+                hint="See docs/tasks.md, Order by key.",
                 code="groups_not_on_redis",
             )
+        errors = _errors_of(connection)
         try:
             # No long retry: a person waits for the answer.
             connection.ensure_connection(
                 max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
             )
+            if kind == "amqp":
+                yield PartitionedGroups(connection)
+                return
             with connection.channel() as channel:  # with Sentinel: to the master
                 yield MessageGroups(
                     redis.Redis(connection_pool=channel.pool),  # type: ignore[attr-defined]  # what our channels have
                     channel.global_keyprefix,  # type: ignore[attr-defined]  # the same
                 )
-        except (redis.RedisError, OperationalError, OSError) as error:
+        except errors as error:
+            url = "CELERY_BROKER_URL" if kind == "redis" else "CACHE_URL"
             raise GroupsUnknownError(
-                f"The broker did not answer: {error}", hint="redis-cli -u $CELERY_BROKER_URL PING"
+                f"The broker did not answer: {error}", hint=f"redis-cli -u ${url} PING"
             ) from error
+
+
+def _errors_of(connection: Any) -> tuple[type[Exception], ...]:
+    of_broker = (*connection.connection_errors, *connection.channel_errors)
+    return (redis.RedisError, OperationalError, OSError, CacheAwayError, *of_broker)

@@ -6,6 +6,7 @@ A name has no dot. A RabbitMQ topic consists of words between dots, and delayed 
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -75,9 +76,8 @@ class Queues(amqp.Queues):
 
     def _current_names(self, names: Iterable[str] | str | None) -> Iterator[str]:
         for name in maybe_list(names) or ():
-            if name == queue_name(KEYED) and name not in self:
+            if name == queue_name(KEYED):
                 yield from partitions_in(self)
-                continue
             new = self.current_name(name)
             if new != name:
                 self.asked_by_old_name[name] = new  # logged when the worker has its log
@@ -106,6 +106,11 @@ class AMQP(amqp.AMQP):
 
     Connection = Connection
     queues_cls = Queues
+
+    @cached_property
+    def default_queue(self) -> Any:
+        """Return the queue of tasks that no setting routes; None in a worker that has forgotten it."""
+        return self.queues.get(self.app.conf.task_default_queue)
 
     def TaskConsumer(self, channel: Any, queues: Any = None, accept: Any = None, **options: Any) -> Any:  # noqa: N802  # Celery's name
         """Return a consumer of the worker's queues, but not of partitions: these have channels of their own."""

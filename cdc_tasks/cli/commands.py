@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cdc_tasks import command_line, logs
+from cdc_tasks.cli import chosen_app
 from cdc_tasks.cli import dead_letters as dead_letter_commands
 from cdc_tasks.cli import keys as key_commands
 from cdc_tasks.cli.driver_errors import explain
@@ -32,8 +33,24 @@ cli.add_typer(key_commands.cli, name="keys")
 
 
 @cli.callback()
-def start(*, _version: Version = False) -> None:
+def start(
+    *,
+    app: Annotated[
+        str | None,
+        typer.Option(
+            "--app",
+            "-A",
+            metavar="MODULE[:APP]",
+            envvar="CDC_APP",
+            help="Your own Celery app with cdc_tasks.install, as for `celery -A`; without it, cdc-tasks' own. "
+            "It may stand behind the command, too.",
+        ),
+    ] = None,
+    _version: Version = False,
+) -> None:
     """Accept the options that need no command."""
+    if app is not None:
+        chosen_app.choose(app)
 
 
 @cli.command("new-key")
@@ -184,6 +201,7 @@ def list_waiting(
     """Count the messages that wait in Redis to be due, by queue. `celery inspect scheduled` has those due soon."""
     from cdc_tasks.worker import waiting_counts
 
+    chosen_app.chosen()
     counts = waiting_counts.counts()
     if as_json:
         print(json.dumps(counts))  # noqa: T201  # its output is what it is for
@@ -218,8 +236,8 @@ def give_back_unacked() -> None:
 
     from cdc_tasks.broker import other_workers
     from cdc_tasks.broker.queues import OLD_NAMES
-    from cdc_tasks.celery import app
 
+    app = chosen_app.chosen()
     with app.connection_for_write() as connection:
         if connection.transport.driver_type != "redis":
             _say("The broker is not Redis: it requeues the messages of a dead worker itself.")
@@ -254,14 +272,15 @@ def create_schema() -> None:
 def main() -> None:
     """Run a command; an error is printed as its message and hint, or as JSON."""
     logs.configure(level="warning")
+    sys.argv[1:] = command_line.app_first(sys.argv[1:])
     command_line.run(cli, program="cdc-tasks", explain=explain)
 
 
 def _load_tasks() -> None:
     """Import what a worker imports, also the services and cache keys of CDC_TASK_MODULES."""
-    from cdc_tasks.celery import app
     from cdc_tasks.user_code import import_task_modules
 
+    app = chosen_app.chosen()
     import_task_modules(app.conf.imports)
     app.loader.import_default_modules()
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cdc_tasks.cli.chosen_app import chosen
 from cdc_tasks.words import counted
 
 if TYPE_CHECKING:
@@ -77,14 +78,13 @@ def replay(
     ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
 ) -> None:
     """Send the tasks again with the same ids, so that no notification is sent twice."""
-    from cdc_tasks.celery import app
     from cdc_tasks.dead_letters import store as dead_letters
 
     for letter in _chosen(ids, task, since, until, everything=everything):
         if letter.raw is not None:
             typer.echo(f"{letter.id}: not sent, as it is not a task message: show it, and drop it", err=True)
             continue
-        _send(app, letter)
+        _send(chosen(), letter)
         dead_letters.forget(
             letter
         )  # after sending: a crash in between sends it twice with one id, and loses nothing
@@ -178,6 +178,7 @@ def _say_parked() -> None:
     """Print the number of parked changes, which the listener stores beside its checkpoint."""
     from cdc_tasks.worker import parked_counts
 
+    chosen()
     for name, number in parked_counts.counts().items():
         typer.echo(
             f"In addition, {counted(number, 'parked change')}, whose routes failed: "

@@ -11,6 +11,7 @@ from cdc_tasks.broker.queues import DefaultQueue
 from cdc_tasks.broker.rabbitmq.partitions import KEYED, partition_queues
 from cdc_tasks.environment import variable as _variable
 from cdc_tasks.settings import BrokerSettings, load
+from cdc_tasks.versions import celery_is
 
 _settings = load(BrokerSettings)
 _scheme = _settings.celery_broker_url.get_secret_value().partition("://")[0].partition("+")[0]
@@ -66,12 +67,15 @@ _default = "celery"  # for tasks that name no queue, also those of other applica
 _exchange = Exchange("cdc_tasks", type="topic") if _is_rabbitmq else Exchange(_default, type="direct")
 
 
+# Quorum queues survive the loss of a node. Before 5.5, Celery's worker cannot take from one.
+_queue_type = "quorum" if _is_rabbitmq and celery_is(5, 5) else "classic"
+
+
 def _own(kind: str) -> Queue:
     name = f"{_settings.cdc_queue_prefix}{kind}"
     if not _is_rabbitmq:
         return Queue(name, Exchange(name, type="direct"), routing_key=name)
-    # Quorum queues survive the loss of a node.
-    return Queue(name, _exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+    return Queue(name, _exchange, routing_key=name, queue_arguments={"x-queue-type": _queue_type})
 
 
 # People wait for notifications, readers wait for the cache, nobody waits for bulk. A worker takes from all queues in
@@ -91,9 +95,7 @@ task_default_queue = _default  # a route's `queue=` says otherwise
 task_default_exchange = _exchange.name
 task_default_exchange_type = _exchange.type
 task_default_routing_key = _default
-task_default_queue_type = (
-    "quorum" if _is_rabbitmq else "classic"
-)  # of a queue that a settings module adds by its name
+task_default_queue_type = _queue_type  # of a queue that a settings module adds by its name
 # A misspelt queue name is an error; Celery's default makes a queue in which tasks would wait forever.
 task_create_missing_queues = False
 task_routes = {

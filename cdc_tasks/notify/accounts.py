@@ -14,10 +14,12 @@ from cdc_tasks.notify.models import ConnectedAccount, User
 from cdc_tasks.notify.services import Recipient, adapter_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic import SecretStr
     from sqlalchemy.orm import Session
 
-__all__ = ["connect", "ids_for_user", "load", "reseal_all"]
+__all__ = ["connect", "ids_for_users", "load", "reseal_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +36,15 @@ class UnknownUserError(CDCError):
     """There is no such user."""
 
 
-def ids_for_user(session: Session, user_id: int) -> list[int]:
-    """Return the user's active accounts, oldest first."""
-    query = select(ConnectedAccount.id).where(
-        ConnectedAccount.user_id == user_id, ConnectedAccount.is_active.is_(True)
+def ids_for_users(session: Session, user_ids: Sequence[int]) -> dict[int, list[int]]:
+    """Return the active accounts of each of these users who has some, oldest first."""
+    query = select(ConnectedAccount.user_id, ConnectedAccount.id).where(
+        ConnectedAccount.user_id.in_(user_ids), ConnectedAccount.is_active.is_(True)
     )
-    return list(session.scalars(query.order_by(ConnectedAccount.id)))
+    found: dict[int, list[int]] = {}
+    for user_id, account_id in session.execute(query.order_by(ConnectedAccount.id)):
+        found.setdefault(user_id, []).append(account_id)
+    return found
 
 
 def load(session: Session, account_id: int) -> Account | None:

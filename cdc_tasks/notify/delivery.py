@@ -12,6 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import db
+from cdc_tasks.broker.message_groups import keeps_order
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
@@ -24,7 +25,7 @@ from cdc_tasks.settings import worker_settings
 from cdc_tasks.worker.base_task import RetryingTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -78,9 +79,7 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
 
 def notify_users(session: Session, user_ids: Iterable[int], notification: Notification) -> int:
     """Queue one message for each account of these users, and return their number; raises BrokerAwayError."""
-    account_ids = [
-        account_id for user_id in user_ids for account_id in _accounts_to_tell(session, user_id, notification)
-    ]
+    account_ids = list(_accounts_to_tell(session, list(user_ids), notification))
     members = [_group_member(notification, account_id) for account_id in account_ids]
     expect(members)
     for account_id, member in zip(account_ids, members, strict=True):
@@ -88,12 +87,17 @@ def notify_users(session: Session, user_ids: Iterable[int], notification: Notifi
     return len(account_ids)
 
 
-def _accounts_to_tell(session: Session, user_id: int, notification: Notification) -> list[int]:
-    reason = preferences.of_user(session, user_id).reason_not_to_send(notification.kind)
-    found = [] if reason else accounts.ids_for_user(session, user_id)
-    if not found:
-        _nothing_sent(notification, None, reason or "the user has no connected account", user_id=user_id)
-    return found
+def _accounts_to_tell(session: Session, user_ids: Sequence[int], notification: Notification) -> Iterator[int]:
+    if not user_ids:
+        return
+    chosen = preferences.of_users(session, user_ids)
+    account_ids = accounts.ids_for_users(session, user_ids)
+    for user_id in user_ids:
+        reason = chosen[user_id].reason_not_to_send(notification.kind)
+        if reason is None and user_id in account_ids:
+            yield from account_ids[user_id]
+        else:
+            _nothing_sent(notification, None, reason or "the user has no connected account", user_id=user_id)
 
 
 def _queue(notification: Notification, account_id: int, member: GroupMember) -> None:
@@ -108,6 +112,7 @@ def _queue(notification: Notification, account_id: int, member: GroupMember) -> 
                 "position": notification.position,
             },
             task_id=member.delivery_id,
+            headers=member.headers if keeps_order(deliver.app) else None,
         )
     except OperationalError as error:
         raise BrokerAwayError(f"The broker did not take a task: {error}") from error

@@ -16,11 +16,12 @@ from cdc_tasks.notify.message import kinds
 from cdc_tasks.notify.models import NotificationPreferences, User
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import tzinfo
 
     from sqlalchemy.orm import Session
 
-__all__ = ["PreferenceChanges", "Preferences", "change", "of_user"]
+__all__ = ["PreferenceChanges", "Preferences", "change", "of_user", "of_users"]
 
 log = structlog.get_logger()
 
@@ -81,8 +82,18 @@ class PreferenceChanges:
 def of_user(session: Session, user_id: int) -> Preferences:
     """Return a user's preferences."""
     row = session.get(NotificationPreferences, user_id)
-    if row is None:
-        return Preferences()
+    return Preferences() if row is None else _preferences(row)
+
+
+def of_users(session: Session, user_ids: Sequence[int]) -> dict[int, Preferences]:
+    """Return the preferences of each of these users."""
+    rows = session.scalars(
+        select(NotificationPreferences).where(NotificationPreferences.user_id.in_(user_ids))
+    )
+    return dict.fromkeys(user_ids, Preferences()) | {row.user_id: _preferences(row) for row in rows}
+
+
+def _preferences(row: NotificationPreferences) -> Preferences:
     return Preferences(
         muted_kinds=frozenset(_words(row.muted_kinds)),
         manager_copies=row.manager_copies,

@@ -1,9 +1,12 @@
 """The rate limit of messages, over all workers: up to N a second to a channel and to a service, in commit order.
 
-The messages to one account are a message group, sorted by the position of their changes. Only the first of a group may
-be sent, and only at the time reserved for it: the next free time of its channel, and then of its service. A message
-that must wait gets the number of seconds, and its task is rescheduled; no worker blocks. Redis decides atomically, by
-the steady clock.
+The messages to one account are a message group, sorted by the position of their changes. The broker hands out one
+of them at a time, in this order (`cdc_tasks/routing/message_groups.py`). Only the first may be sent, and only at
+the time reserved for it: the next free time of its channel, and then of its service. A message that must wait gets the
+number of seconds, and its task is rescheduled; the others of its account wait behind it, and no worker blocks. Redis
+decides atomically, by the steady clock.
+
+Who is first is asked here, too: a message may have been announced (`expect`), and not be at the broker yet.
 
 The tasks that queue a ticket's messages are a group too. If one is retried, or its worker is killed, the tasks of later
 changes do not overtake it.
@@ -22,6 +25,7 @@ from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.changes import position_key
 from cdc_tasks.notify.delivery_log import CLAIM, END, claimed
 from cdc_tasks.retry import MAX_WAIT, NotYetError, TryAgain, may_retry, seconds_without_jitter
+from cdc_tasks.routing.message_groups import RANK_HEADER, key_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -206,6 +210,11 @@ class GroupMember:
         """The keys of the group."""
         lane = f"cdc:lane:{self.group}"
         return [lane, f"{lane}:told"]
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers of the message: the broker hands out one of the group at a time, in the group's order."""
+        return key_headers(*self.group.split(":", 1)) | {RANK_HEADER: self.name}
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "KEY_HEADER",
     "LONGEST_KEY",
     "RANK_HEADER",
+    "REPLACED_HEADER",
     "KeyValueError",
     "OnFailure",
     "bounded_key",
@@ -44,6 +45,9 @@ HOLD_HEADER: Final = (
 )
 RANK_HEADER: Final = (
     "cdc_key_rank"  # a text: what waits goes by it, and in the order of sending where it is equal
+)
+REPLACED_HEADER: Final = (
+    "cdc_key_replaces"  # of a retry: the delivery tag of the message that it takes the place of
 )
 LONGEST_KEY: Final = 200  # bytes
 

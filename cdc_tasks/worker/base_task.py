@@ -10,6 +10,7 @@ import contextlib
 import time
 from datetime import UTC, datetime
 from functools import cache
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import celery
@@ -25,7 +26,8 @@ from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.retry import MAX_RETRIES, BrokerBlockedError, TryAgain, may_retry, seconds_to_wait
-from cdc_tasks.worker import poison
+from cdc_tasks.routing.message_groups import KEY_HEADER, REPLACED_HEADER
+from cdc_tasks.worker import coroutines, poison
 from cdc_tasks.worker.redacted_args import holds_change, redacted
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ class Retrying:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             with poison.count_crashes(self.request, self.app):
-                return self._run_it(*args, **kwargs)
+                result = self._run_it(*args, **kwargs)
+                if iscoroutine(result) and not self.request.called_directly:
+                    return coroutines.run(result)
+                return result
         except TaskPredicate:  # a retry or a rejection that the task itself has raised
             raise
         except Exception as error:  # a task may raise anything: it is retried, or raised again
@@ -122,9 +127,12 @@ class Retrying:
         **options: Any,
     ) -> Any:
         """Return the signature of a retry, for the queue that the task came from; Celery's follows `task_routes`."""
-        info = (self.request if request is None else request).delivery_info or {}
+        current = self.request if request is None else request
+        info = current.delivery_info or {}
         queue = queue or queue_of_key(self.app, info.get("routing_key"), exchange=info.get("exchange"))
-        return super().signature_from_request(request, args, kwargs, queue, **options)  # type: ignore[misc]
+        retry = super().signature_from_request(request, args, kwargs, queue, **options)  # type: ignore[misc]
+        _name_what_it_replaces(retry, current)
+        return retry
 
     def apply_async(
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
@@ -136,6 +144,13 @@ class Retrying:
             options.setdefault("argsrepr", redacted(args or ()))
             options.setdefault("kwargsrepr", redacted(kwargs or {}))
         return super().apply_async(args, kwargs, **options)  # type: ignore[misc]
+
+
+def _name_what_it_replaces(retry: Any, request: Any) -> None:
+    """Say in a retry with a key which message it takes the place of."""
+    headers, tag = retry.options.get("headers"), (request.properties or {}).get("delivery_tag")
+    if headers and KEY_HEADER in headers and tag is not None:
+        retry.options["headers"] = {**headers, REPLACED_HEADER: str(tag)}
 
 
 class RetryingTask(Retrying, celery.Task):  # type: ignore[type-arg]  # generic in Celery's stubs only

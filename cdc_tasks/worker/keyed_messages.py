@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from math import ceil
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -23,7 +24,7 @@ from kombu import Producer
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq import held_keys
-from cdc_tasks.broker.rabbitmq.partitions import partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import counted_queue, partitions_in
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.retry import BrokerBlockedError, UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER, shown_key
@@ -39,7 +40,9 @@ log = structlog.get_logger()
 
 _AHEAD: Final = 100  # messages of a partition that a worker holds
 _AGAIN_AFTER: Final = 1.0  # seconds, if Redis or RabbitMQ did not answer
+_SENDING_TAKES: Final = 10.0  # seconds; the worker that has not sent a message by then is dead
 _REBALANCE_EVERY: Final = 5.0  # seconds
+_SEND_EACH: Final = 6  # of these rounds
 _ACTIVE_FOR: Final = 15.0  # seconds after the last message of a partition in which it counts as ours
 
 
@@ -60,6 +63,7 @@ class _Running:
     record: Record | None  # of the key, if the task had it before it ran
     task_id: str
     task: str
+    is_due_later: bool  # it waits in this worker, and takes up no process (Celery before 5.5, and by `eta`)
     keeps_key: bool = False  # it gave up, and a person decides
 
 
@@ -127,8 +131,7 @@ class _Partition:
         held = self.keys[key]
         message = held.waiting[0]
         record = None if key.startswith("\0") else held_keys.get(key)
-        if record is not None and record.id != message.headers.get("id"):
-            self._put_aside(key, message, record)
+        if not self._is_its_turn(key, message, record):
             return True
         if record is not None:
             held_keys.begin(key, record)
@@ -136,17 +139,30 @@ class _Partition:
         held.waiting.popleft()
         held.is_running = True
         names = {name: str(message.headers.get(name)) for name in ("id", "task")}
-        self.running[message.delivery_tag] = _Running(key, record, names["id"], names["task"])
+        is_due_later = bool(message.headers.get("eta"))
+        self.running[message.delivery_tag] = _Running(key, record, names["id"], names["task"], is_due_later)
         self._keyed.take(message)
         return True
 
-    def _put_aside(self, key: str, message: Any, record: Record) -> None:
-        """Keep a message whose key belongs to another task, and go on with the next one."""
-        if record.previous == message.headers.get("id"):  # it has ended: only its acknowledgement was lost
+    def _is_its_turn(self, key: str, message: Any, record: Record | None) -> bool:
+        """Return whether the message runs now. If not, it is put aside, or has run before; then others may run."""
+        task_id = message.headers.get("id")
+        if record is not None and record.id == task_id:
+            return True
+        if record is not None and record.previous == task_id:  # only its acknowledgement was lost
             if not record.is_sent:
                 self._keyed.send_first_waiting(key, record)
+        elif message.headers.get(held_keys.TURN_HEADER):
+            log.info("keyed_message_dropped", of_task_id=task_id, reason="It has run before.")
+        elif record is None:
+            return True
         elif not held_keys.put_aside(key, message):
-            return  # the key has become free: look again
+            return False  # the key has become free: look again
+        self._leave_out(key, message)
+        return False
+
+    def _leave_out(self, key: str, message: Any) -> None:
+        """Acknowledge a message that is not run, and go on with the next one of its key."""
         self.ready.popleft()
         held = self.keys[key]
         held.waiting.popleft()
@@ -236,7 +252,7 @@ class KeyedMessages:
             self.later(_AGAIN_AFTER, self.hand_out)
 
     def _running(self) -> int:
-        return sum(len(each.running) for each in self._partitions)
+        return sum(not each.is_due_later for of in self._partitions for each in of.running.values())
 
     def _next(self) -> bool:
         """Hand out one message of the first partition that has one; it is the last one next time."""
@@ -296,9 +312,12 @@ class KeyedMessages:
     def send_unsent(self) -> None:
         """Send what a worker did not send before it died, or while RabbitMQ took no messages."""
         try:
-            for key, record in held_keys.every():
-                if not record.is_sent:
+            unsent = [(key, record) for key, record in held_keys.every() if not record.is_sent]
+            for key, record in unsent:
+                if time() - record.since > _SENDING_TAKES:
                     self.send_first_waiting(key, record)
+            if any(time() - record.since <= _SENDING_TAKES for _, record in unsent):
+                self.later(_SENDING_TAKES, self.send_unsent)
         except CacheAwayError as error:
             log.warning("keyed_messages_wait", error=error.message)
             self.later(_AGAIN_AFTER, self.send_unsent)
@@ -346,7 +365,7 @@ class KeyedMessages:
         )
 
     def _workers(self, partition: _Partition) -> int:
-        found = partition.channel.queue_declare(partition.queue.name, passive=True)
+        found = partition.channel.queue_declare(counted_queue(partition.queue.name), passive=True)
         return max(1, int(found.consumer_count))
 
 
@@ -376,12 +395,18 @@ def start_keyed_messages(consumer: Any, take: Callable[[Any], None]) -> None:
         return
     keyed = consumer.keyed_messages = KeyedMessages(consumer, take)
     keyed.send_unsent()
-    _rebalance_now_and_then(keyed)
+    _look_now_and_then(keyed)
 
 
-def _rebalance_now_and_then(keyed: KeyedMessages) -> None:
+def _look_now_and_then(keyed: KeyedMessages) -> None:
+    """Rebalance every few seconds. In case an event was lost, hand out what may run, and send what was not sent."""
+    rounds = count(1)
+
     def look() -> None:
+        keyed.later(_REBALANCE_EVERY, look)  # first: an error of the connection ends this call
         keyed.rebalance()
-        keyed.later(_REBALANCE_EVERY, look)
+        keyed.hand_out()
+        if next(rounds) % _SEND_EACH == 0:
+            keyed.send_unsent()
 
     keyed.later(_REBALANCE_EVERY, look)

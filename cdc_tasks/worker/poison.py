@@ -18,6 +18,7 @@ from celery import signals
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from cdc_tasks import cache
 from cdc_tasks.broker.message_groups import hold_key
@@ -26,6 +27,7 @@ from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.retry import MAX_PROCESS_CRASHES, MAX_WORKER_CRASHES
+from cdc_tasks.versions import celery_is
 from cdc_tasks.worker.redacted_args import holds_change, redacted
 
 if TYPE_CHECKING:
@@ -95,9 +97,17 @@ class BoundedRequest(Request):
         return shown
 
     def on_failure(self, exc_info: ExceptionInfo, *args: Any, **kwargs: Any) -> Any:
-        """Handle a task's error; one that gives up may hold its key."""
-        if not isinstance(_original(exc_info.exception), Retry | Ignore | Reject):
+        """Handle a task's error; one that gives up may hold its key.
+
+        A task whose process died is retried, as with Celery 5.7: earlier ones put its message back, without a limit.
+        """
+        error = _original(exc_info.exception)
+        if not isinstance(error, Retry | Ignore | Reject):
             hold_key(self.message)
+        is_ours = not celery_is(5, 7) and self._is_retried_if_lost()
+        if is_ours and isinstance(error, WorkerLostError) and self._retry_worker_lost(error, exc_info):
+            task_ready(self)
+            return None
         return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  # Celery's signature
@@ -114,15 +124,35 @@ class BoundedRequest(Request):
 
     def _retry_worker_lost(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
         if not _keeps_letters(self.app):
-            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the stubs name public things only
+            return self._send_again(exc, exc_info)
         context: Context = self._context  # type: ignore[attr-defined]  # the same
         kills = int((context.headers or {}).get(KILLS, 0)) + 1
         if kills < MAX_PROCESS_CRASHES or not _kept(self.task_name, context, exc, exc_info):
             attempt = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "error": repr(exc)}
             context.headers = dead_letters.with_attempt({**(context.headers or {}), KILLS: kills}, attempt)
-            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
+            return self._send_again(exc, exc_info)
         self.acknowledge()
         self.send_event("task-failed", exception=repr(exc), traceback=str(exc_info.traceback))
+        return True
+
+    def _is_retried_if_lost(self) -> bool:
+        task, retries = self.task, self._context.retries  # type: ignore[attr-defined]  # the same
+        is_wanted = task.acks_late and task.app.conf.get("task_retry_on_worker_lost")
+        return bool(is_wanted) and (task.max_retries is None or retries < task.max_retries)
+
+    def _send_again(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
+        if celery_is(5, 7):
+            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
+        task, context = self.task, self._context  # type: ignore[attr-defined]  # the same
+        try:
+            task.signature_from_request(
+                context, countdown=task.default_retry_delay, retries=context.retries + 1
+            ).apply_async()
+        except Exception as error:  # noqa: BLE001  # whatever the broker's driver raises: the message goes back
+            log.warning("retry_not_taken", of_task=self.name, error=repr(error))
+            return False
+        self.acknowledge()
+        self.send_event("task-retried", exception=repr(exc), traceback=str(exc_info.traceback))
         return True
 
 

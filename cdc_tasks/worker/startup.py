@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import kombu
@@ -13,6 +14,7 @@ from cdc_tasks.broker.redis.acl import missing_for_worker
 from cdc_tasks.config import settings_module
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
 from cdc_tasks.installed import is_foreign, note_parts, parts_of
+from cdc_tasks.versions import OldCeleryError, check_versions, lacking_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,8 @@ log = structlog.get_logger()
 def check_start(instance: Any) -> None:
     """Log what weakens the guarantees; raise SystemExit if the worker could not work at all."""
     app = instance.app
+    _refuse_unfit_versions()
+    _report_lacking_parts(app)
     if is_foreign(app):
         lacks = [*_without_transport(app, instance.pool_cls), *weakened(app)]
         hint = "Take these settings out, or leave that part out: cdc_tasks.install(app, …=False)"
@@ -36,6 +40,20 @@ def check_start(instance: Any) -> None:
         hint = "Start the module with: from cdc_tasks.config.celery import *"
         _report(weakened(app), module=settings_module(), hint=hint)
     _refuse_a_user_without_rights(app)
+
+
+def _refuse_unfit_versions() -> None:
+    try:
+        check_versions()
+    except OldCeleryError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _report_lacking_parts(app: Celery) -> None:
+    with app.connection_for_read() as connection:
+        lacks = lacking_parts(connection.transport.driver_type)
+    if lacks:
+        log.warning("celery_version_lacks_parts", celery=metadata.version("celery"), lacks=lacks)
 
 
 def _report(lacks: list[str], *, hint: str, **where: Any) -> None:

@@ -3,56 +3,53 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import structlog
 import typer
+from typer.core import TyperGroup
 
 from cdc_tasks import command_line, logs
 from cdc_tasks.command_line import Version, print_json
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.variables import unknown_variables
 from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
 from listener.cli import parked as parked_commands
 from listener.cli.init import init
-from listener.cli.output import (
-    describe_route,
-    describe_status,
-    show_findings,
-    show_routes,
-    show_status,
-)
-from listener.core.findings import Finding, State, finding_from
-from listener.daemon.lag_alarm import LagAlarm
-from listener.daemon.load_routes import load_router
-from listener.daemon.loop import Listener
-from listener.daemon.reload import Reloading, run_again
-from listener.daemon.settings import ListenerSettings, LogSettings, RouteSettings, load
-from listener.daemon.start_findings import NO_ROUTES, find_in_routes, find_in_variables
-from listener.daemon.wiring import check_everything, make_listener, read_source_status, read_status
+from listener.cli.variables import described_variables
+
+# All that loads Celery or a driver is imported by the command that needs it: `--help` has to answer at once.
+if TYPE_CHECKING:
+    from cdc_tasks.routing.router import BinlogRouter
+    from listener.core.findings import Finding
+    from listener.daemon.loop import Listener
+    from listener.daemon.settings import ListenerSettings
 
 __all__ = ["cli", "main"]
 
 log = structlog.get_logger()
 
 
-def _variables() -> str:
-    """Return a line for each variable, for `--help`."""
-    fields = ListenerSettings.model_fields.items()
-    return "\n\n".join(["Environment:", *(f"{name.upper()}: {field.description}" for name, field in fields)])
+class _Group(TyperGroup):
+    """The program; its help ends with a line for each variable."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        lines = (f"{name}: {description}" for name, description in described_variables().items())
+        self.epilog = "\n\n".join(["Environment:", *lines])
+        super().format_help(ctx, formatter)
 
 
 cli = typer.Typer(
     name="python -m listener",
+    cls=_Group,
     help=f"{__doc__} Without a command it runs.",
-    epilog=_variables(),
     invoke_without_command=True,
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
@@ -61,11 +58,22 @@ control_commands.add_to(cli)
 backfill_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+App = Annotated[
+    str | None,
+    typer.Option(
+        "--app",
+        "-A",
+        metavar="MODULE[:APP]",
+        help="Your own Celery app, as for `celery -A`; the same as CDC_APP. It may stand behind the command, too.",
+    ),
+]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 @cli.callback()
-def start(context: typer.Context, *, _version: Version = False) -> None:
+def start(context: typer.Context, *, app: App = None, _version: Version = False) -> None:
+    if app is not None:
+        os.environ["CDC_APP"] = app
     if context.invoked_subcommand is None:
         run()
 
@@ -94,6 +102,12 @@ def run(
     ] = False,
 ) -> None:
     """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends. SIGHUP: reload."""
+    from listener.daemon.application import router_for
+    from listener.daemon.lag_alarm import LagAlarm
+    from listener.daemon.reload import Reloading, run_again
+    from listener.daemon.settings import ListenerSettings, LogSettings, load
+    from listener.daemon.wiring import make_listener, read_source_status
+
     log_settings = load(LogSettings)
     is_json = json_logs or log_settings.cdc_log_format == "json"
     logs.configure(json=is_json, level=log_level or log_settings.cdc_log_level)
@@ -103,7 +117,7 @@ def run(
         # Before the routes are read: a signal that comes later asks for newer ones.
         signal.signal(signal.SIGHUP, lambda _number, _frame: reloading.ask())
         settings = load(ListenerSettings)
-        router = load_router(settings.cdc_routes, settings.source_url)
+        router = router_for(settings)
         if reload:
             reloading.watch_files()
         listener = make_listener(
@@ -130,6 +144,8 @@ def _warn(router: BinlogRouter) -> None:
     for variable, hint in unknown_variables().items():
         log.warning("unknown_variable", variable=variable, hint=hint)
     if not router.routes:
+        from listener.daemon.start_findings import NO_ROUTES
+
         log.warning("no_routes", hint=NO_ROUTES)
 
 
@@ -150,6 +166,10 @@ def _stop_on_signals(listener: Listener) -> None:
 @cli.command()
 def check(*, as_json: AsJSON = False) -> None:
     """Show whether everything is ready, and how to mend each problem. Exit status 1 if there is one."""
+    from listener.cli.output import show_findings
+    from listener.core.findings import State
+    from listener.daemon.settings import ListenerSettings, load
+
     findings = list(_findings(load(ListenerSettings)))
     is_ready = all(each.state is not State.PROBLEM for each in findings)
     if as_json:
@@ -163,9 +183,14 @@ def check(*, as_json: AsJSON = False) -> None:
 
 
 def _findings(settings: ListenerSettings) -> Iterator[Finding]:
+    from listener.core.findings import finding_from
+    from listener.daemon.application import router_for
+    from listener.daemon.start_findings import find_in_routes, find_in_variables
+    from listener.daemon.wiring import check_everything
+
     yield from find_in_variables()
     try:
-        router = load_router(settings.cdc_routes, settings.source_url)
+        router = router_for(settings)
     except CDCError as error:
         yield finding_from("routes", error)
         return
@@ -177,8 +202,13 @@ def _findings(settings: ListenerSettings) -> Iterator[Finding]:
 @cli.command()
 def routes(*, as_json: AsJSON = False) -> None:
     """Print the table of routes; needs neither database nor broker."""
+    from listener.cli.output import describe_route, show_routes
+    from listener.daemon.application import router_for
+    from listener.daemon.settings import RouteSettings, load
+    from listener.daemon.start_findings import NO_ROUTES
+
     settings = load(RouteSettings)
-    router = load_router(settings.cdc_routes, settings.source_url)
+    router = router_for(settings)
     if as_json:
         print_json([describe_route(route) for route in router.routes])
         return
@@ -190,8 +220,13 @@ def routes(*, as_json: AsJSON = False) -> None:
 @cli.command()
 def status(*, as_json: AsJSON = False) -> None:
     """Show how far the listener is: position, lag, slot. Exit status 1 if no listener reads."""
+    from listener.cli.output import describe_status, show_status
+    from listener.daemon.application import router_for
+    from listener.daemon.settings import ListenerSettings, load
+    from listener.daemon.wiring import read_status
+
     settings = load(ListenerSettings)
-    found = read_status(settings, load_router(settings.cdc_routes, settings.source_url))
+    found = read_status(settings, router_for(settings))
     if as_json:
         print_json(describe_status(found))
     else:
@@ -206,4 +241,5 @@ def main() -> None:
     """Run the command line; an error is printed as its message and hint, or as JSON."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does: routes are often there
+    sys.argv[1:] = command_line.app_first(sys.argv[1:])
     command_line.run(cli, program="cdc-listener")

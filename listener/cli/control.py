@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.markup import escape
 
 from cdc_tasks.command_line import print_json
-from listener.cli.output import console, table_of
-from listener.control.commands import Command, CommandQueue, CommandRefusedError, Outcome
-from listener.daemon.settings import ListenerSettings, load
-from listener.daemon.wiring import command_queue, control_state
+
+if TYPE_CHECKING:
+    from listener.control.commands import Command, CommandQueue, Outcome
 
 __all__ = ["add_to", "give"]
 
@@ -39,12 +37,12 @@ def add_to(cli: typer.Typer) -> None:
 
 def pause(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
     """Keep what these routes fire beside their queues, in order; without a route, stop reading. Survives restarts."""
-    give(Command(verb="pause", arguments={"routes": routes or []}), wait, as_json=as_json)
+    give("pause", {"routes": routes or []}, wait, as_json=as_json)
 
 
 def resume(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
     """Let paused routes go on, with what waits first; without a route, all of them and the reading."""
-    give(Command(verb="resume", arguments={"routes": routes or []}), wait, as_json=as_json)
+    give("resume", {"routes": routes or []}, wait, as_json=as_json)
 
 
 def skip(
@@ -58,16 +56,22 @@ def skip(
 ) -> None:
     """Let these routes fire nothing for changes committed until then; drops what waits beside their queues."""
     arguments = {"routes": routes, "until": _time(until)}
-    give(Command(verb="skip", arguments=arguments), wait, as_json=as_json)
+    give("skip", arguments, wait, as_json=as_json)
 
 
 def reload(*, wait: Wait = _WAIT_FOR_RELOAD, as_json: AsJSON = False) -> None:
     """Load the routes again, without a restart. If `check` finds a problem with them, the old ones stay in force."""
-    give(Command(verb="reload"), wait, as_json=as_json)
+    give("reload", {}, wait, as_json=as_json)
 
 
 def commands(*, as_json: AsJSON = False) -> None:
     """Show what is paused or skipped, and the last commands: who gave them, when, and what came of them."""
+    from rich.markup import escape
+
+    from listener.cli.output import console, table_of
+    from listener.daemon.settings import ListenerSettings, load
+    from listener.daemon.wiring import command_queue, control_state
+
     settings = load(ListenerSettings)
     state, queue = control_state(settings), command_queue(settings)
     state.read()
@@ -96,8 +100,16 @@ def _operands(command: Command) -> list[str]:
     return [*named, *arguments.get("routes", ())]
 
 
-def give(command: Command, wait: float, *, as_json: bool) -> None:
-    """Give a command to the listener, wait for what comes of it, and print that. Exit status 1 if it is refused."""
+def give(verb: str, arguments: Mapping[str, Any], wait: float, *, as_json: bool) -> str:
+    """Give a command to the listener, wait for what comes of it, and print that; return the command's id.
+
+    Exits with status 1 if it is refused.
+    """
+    from listener.control.commands import Command, CommandRefusedError
+    from listener.daemon.settings import ListenerSettings, load
+    from listener.daemon.wiring import command_queue
+
+    command = Command(verb=verb, arguments=arguments)
     queue = command_queue(load(ListenerSettings))
     queue.give(command)
     outcome = _outcome(queue, command, wait)
@@ -109,10 +121,13 @@ def give(command: Command, wait: float, *, as_json: bool) -> None:
         raise CommandRefusedError(outcome.result, hint=outcome.hint, code=outcome.code)
     if outcome.is_refused:
         raise typer.Exit(1)
+    return command.id
 
 
 def _outcome(queue: CommandQueue, command: Command, wait: float) -> Outcome:
     """Wait for what comes of it; withdraw the command if no listener does it, and raise CommandRefusedError."""
+    from listener.control.commands import CommandRefusedError
+
     end = time.monotonic() + wait
     while True:
         if (outcome := queue.outcome(command)) is not None:

@@ -12,9 +12,6 @@ import typer
 from cdc_tasks.command_line import print_json
 from cdc_tasks.errors import CDCError
 from cdc_tasks.words import counted
-from listener.daemon.first_routes import obstacle, option_for, routes_file, split_by_use
-from listener.daemon.settings import ListenerSettings, load
-from listener.daemon.wiring import read_existing_tables
 
 __all__ = ["init"]
 
@@ -30,6 +27,10 @@ def init(*, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for p
 
     It asks nothing, changes nothing in the database, and overwrites no file.
     """
+    from listener.daemon.first_routes import obstacle, option_for, routes_file, split_by_use
+    from listener.daemon.settings import ListenerSettings, load
+    from listener.daemon.wiring import read_existing_tables
+
     settings = load(ListenerSettings)
     home, tables = read_existing_tables(settings)
     used, left_out = split_by_use(tables)
@@ -41,7 +42,7 @@ def init(*, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for p
             ),
             hint="Create the tables of your application, or correct DATABASE_URL.",
         )
-    module, app = _free_name(), getattr(settings, "cdc_app", None)
+    module, app = _free_name(), settings.cdc_app
     path = _write(module, routes_file(tables, module=module, home=home, app=app))
     next_commands = [
         f"export CDC_ROUTES={module}:setup_router",

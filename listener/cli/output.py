@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,8 +14,10 @@ from cdc_tasks.routing.arguments import ColumnArgs
 from cdc_tasks.routing.router import Route
 from cdc_tasks.words import counted
 from listener.core.findings import Finding, State
-from listener.daemon.status import Status
-from listener.publish.parked import ParkedChange
+
+if TYPE_CHECKING:
+    from listener.daemon.status import Status
+    from listener.publish.parked import ParkedChange
 
 __all__ = [
     "console",

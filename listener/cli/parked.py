@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from celery import Celery
-from kombu.exceptions import OperationalError
-from redis.exceptions import ResponseError
 
-from cdc_tasks.changes import position_key
 from cdc_tasks.command_line import print_json
-from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
-from listener.cli.output import show_parked
-from listener.core.publisher import BrokerAwayError, BrokerError
-from listener.daemon.load_routes import load_router
-from listener.daemon.settings import ListenerSettings, load
-from listener.daemon.wiring import STORE_AWAY, celery_app, checkpoint_store
-from listener.publish.parked import ParkedChange, parked_key, parse_parked
-from listener.publish.redis.connection import Command, RedisConnection
-from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
+
+if TYPE_CHECKING:
+    from listener.publish.parked import ParkedChange
 
 __all__ = ["cli"]
 
@@ -34,87 +20,18 @@ OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this t
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="The ids of parked changes.")]
 All = Annotated[bool, typer.Option("--all", help="All of them; with --task all of that task.")]
 
-_PAGE = "500"  # how many are read from Redis in one go
-_TAKEN = "is no longer parked: someone has just replayed or dropped it"
-
-
-class NotParkedError(CDCError):
-    """No change with this id is parked."""
-
-
-class _Store:
-    """What is parked under CDC_NAME."""
-
-    def __init__(self, redis: RedisConnection, name: str) -> None:
-        self._redis = redis
-        self._key = parked_key(redis.prefixed(f"cdc:{name}"))
-
-    def __iter__(self) -> Iterator[ParkedChange]:
-        cursor: bytes | str = "0"
-        while True:
-            cursor, fields = self._ask("HSCAN", self._key, cursor, "COUNT", _PAGE)
-            for task_id, record in zip(fields[::2], fields[1::2], strict=True):
-                yield parse_parked(self._key, task_id, record)
-            if cursor == b"0":
-                return
-
-    def get(self, task_id: str) -> ParkedChange:
-        record = self._ask("HGET", self._key, task_id)
-        if record is None:
-            raise NotParkedError(
-                f"{task_id} is not parked.", hint="See what is parked: python -m listener parked list"
-            )
-        return parse_parked(self._key, task_id.encode(), record)
-
-    def has(self, task_id: str) -> bool:
-        return bool(self._ask("HEXISTS", self._key, task_id))
-
-    def remove(self, task_id: str) -> bool:
-        """Remove it; return whether it was still there."""
-        return bool(self._ask("HDEL", self._key, task_id))
-
-    def _ask(self, *command: str | bytes) -> Any:
-        words: Command = command
-        (answer,) = self._redis.send([words])
-        if isinstance(answer, ResponseError):
-            raise self._redis.refusal(answer)
-        return answer
-
-
-@contextmanager
-def _opened(settings: ListenerSettings) -> Iterator[_Store]:
-    redis = checkpoint_store(settings)
-    try:
-        yield _Store(redis, settings.cdc_name)
-    except BrokerAwayError as error:
-        if error.hint:
-            raise
-        raise BrokerAwayError(error.message, hint=STORE_AWAY) from error
-    finally:
-        redis.close()
-
-
-def _chosen(
-    store: _Store, ids: Sequence[str] | None, task: str | None, *, everything: bool
-) -> list[ParkedChange]:
-    """Return the changes that the arguments name, in the order of the log."""
-    if ids:
-        return [store.get(task_id) for task_id in ids]
-    if not everything:
-        raise typer.BadParameter("name some ids, or use --all")
-    return sorted((each for each in store if task in {None, each.task}), key=_order)
-
-
-def _order(parked: ParkedChange) -> tuple[Any, ...]:
-    change = parked.change
-    return change.committed_at, position_key(change.position), parked.id
+_TAKEN: Final = "is no longer parked: someone has just replayed or dropped it"
 
 
 @cli.command("list")
 def list_parked(*, task: OfTask = None, as_json: AsJSON = False) -> None:
     """List what is parked, the oldest first."""
-    with _opened(load(ListenerSettings)) as store:
-        found = _chosen(store, None, task, everything=True)
+    from listener.cli.output import show_parked
+    from listener.cli.parked_changes import chosen, opened
+    from listener.daemon.settings import ListenerSettings, load
+
+    with opened(load(ListenerSettings)) as store:
+        found = chosen(store, None, task, everything=True)
     if as_json:
         print_json([_described(each) for each in found])
     else:
@@ -124,7 +41,10 @@ def list_parked(*, task: OfTask = None, as_json: AsJSON = False) -> None:
 @cli.command()
 def show(parked_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Show one with its error and its row, as JSON."""
-    with _opened(load(ListenerSettings)) as store:
+    from listener.cli.parked_changes import opened
+    from listener.daemon.settings import ListenerSettings, load
+
+    with opened(load(ListenerSettings)) as store:
         print_json(_described(store.get(parked_id)))
 
 
@@ -145,15 +65,20 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
 @cli.command()
 def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Give them to their routes again, as the routes are now. The tasks have the ids that they would have had."""
+    from cdc_tasks.routing.router import Call
+    from listener.cli.parked_changes import chosen, fire, opened, send
+    from listener.daemon.application import celery_app, router_for
+    from listener.daemon.settings import ListenerSettings, load
+
     settings = load(ListenerSettings)
-    router, app, failed = load_router(settings.cdc_routes, settings.source_url), celery_app(settings), 0
-    with _opened(settings) as store:
-        for parked in _chosen(store, ids, task, everything=everything):
+    router, app, failed = router_for(settings), celery_app(settings), 0
+    with opened(settings) as store:
+        for parked in chosen(store, ids, task, everything=everything):
             if not store.has(parked.id):
                 typer.echo(f"{parked.id}: {_TAKEN}")
                 continue
-            fired = _fire(parked, router, app)
-            refusal = _send(app, parked, fired) if isinstance(fired, Call) else fired
+            fired = fire(parked, router, app)
+            refusal = send(app, parked, fired) if isinstance(fired, Call) else fired
             if refusal is not None:
                 failed += 1
                 typer.echo(f"{parked.id}: stays parked: {type(refusal).__name__}: {refusal}", err=True)
@@ -163,60 +88,12 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
     raise typer.Exit(1 if failed else 0)
 
 
-def _fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exception | None:
-    """Return what the change's route makes of it now: a task, nothing, or an error again."""
-    try:
-        route = parked.find_route(router)
-        make_message(app, route)
-    except (RouteError, EnvelopeError) as error:
-        return error
-    if parked.arguments is not None:  # of several changes, or of one whose row is not kept
-        return Call(route, parked.change, b"")
-    fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
-    return fired.error if isinstance(fired, Parked) else fired
-
-
-def _send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
-    """Send the task; return why the broker refuses it, None if it took it. Raises BrokerAwayError."""
-    route, arguments, options = call.route, _arguments(parked, call), send_options(call.route)
-    kwargs = _kwargs(parked, call)
-    shown = argsrepr(parked.change.kind, parked.change.position)
-    refusals: Any = app.connection_for_write().channel_errors
-    try:
-        app.send_task(
-            route.task, arguments, kwargs, task_id=parked.id, argsrepr=shown, kwargsrepr="{}", **options
-        )
-    except OperationalError as error:
-        raise BrokerAwayError(
-            f"The broker did not take {parked.id}, which stays parked: {error}",
-            hint="See what is wrong: python -m listener check",
-        ) from error
-    except refusals as error:
-        return BrokerError(str(error))
-    return None
-
-
-def _arguments(parked: ParkedChange, call: Call) -> list[Any]:
-    if parked.arguments is not None:
-        return list(parked.arguments)
-    arguments: list[Any] = json.loads(b"[%b]" % call.arguments)
-    if call.route.batch is None:
-        return arguments
-    if call.route.kwargs is not None:
-        return [[json.loads(b"{%b}" % call.kwargs)]]
-    return [arguments if call.route.args is None else [arguments]]
-
-
-def _kwargs(parked: ParkedChange, call: Call) -> dict[str, Any]:
-    if parked.arguments is not None:
-        return dict(parked.kwargs or {})
-    named: dict[str, Any] = json.loads(b"{%b}" % call.kwargs) if call.route.batch is None else {}
-    return named
-
-
 @cli.command()
 def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Drop them, forever."""
-    with _opened(load(ListenerSettings)) as store:
-        for parked in _chosen(store, ids, task, everything=everything):
+    from listener.cli.parked_changes import chosen, opened
+    from listener.daemon.settings import ListenerSettings, load
+
+    with opened(load(ListenerSettings)) as store:
+        for parked in chosen(store, ids, task, everything=everything):
             typer.echo(f"{parked.id}: {'dropped' if store.remove(parked.id) else _TAKEN}")

@@ -28,7 +28,6 @@ from listener.publish.redis.connection import Command as RedisCommand
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = [
-    "CHUNK",
     "Backfill",
     "BackfillState",
     "BackfillStore",
@@ -39,7 +38,6 @@ __all__ = [
 
 log = structlog.get_logger()
 
-CHUNK: Final = 1_000  # rows in a chunk, unless a person says otherwise
 _KEPT: Final = 100  # backfills that have ended
 _AGAIN_AFTER: Final = 1.0  # seconds, after a connection was lost
 _LOOK_EVERY: Final = 0.2  # seconds between two looks at queues that are too full

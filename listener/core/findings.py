@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.variables import as_set
 from listener.core.source import SourceError
 
 __all__ = ["CloseNames", "Finding", "State", "finding_from", "raise_problems"]
@@ -30,6 +31,10 @@ class Finding:
     found: str
     code: str = ""  # stable: for programs that read `check --json`
     hint: str = ""  # the exact SQL or command, ready to paste; empty if all is well
+
+    def __post_init__(self) -> None:
+        """Let the hint name the variable that was set."""
+        object.__setattr__(self, "hint", as_set(self.hint))
 
 
 class CloseNames:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Literal, TypeVar
 
-from kombu.transport import TRANSPORT_ALIASES
 from pydantic import AfterValidator, ByteSize, Field, SecretStr
 
+from cdc_tasks.environment import TWINS
 from cdc_tasks.errors import CDCError
-from cdc_tasks.settings import Address, BrokerURL, ConnectionSettings, LogSettings, Settings, load
+from cdc_tasks.settings import Address, BrokerURL, ConnectionSettings, LogSettings, Settings
+from cdc_tasks.settings import load as load_settings
 from listener.daemon.database_url import DatabaseType, detect_database_type
 
 __all__ = ["ListenerSettings", "LogSettings", "RouteSettings", "load"]
+
+T = TypeVar("T", bound=Settings)
 
 _NAME = r"^[a-z0-9_]{1,63}$"  # PostgreSQL allows these as a slot's name
 
@@ -25,10 +29,26 @@ def _watchable(url: SecretStr) -> SecretStr:
 
 
 def _known_broker(url: SecretStr) -> SecretStr:
+    from kombu.transport import TRANSPORT_ALIASES  # loads much, and `routes` needs no broker
+
     scheme = url.get_secret_value().partition("://")[0].partition("+")[0]
     if scheme not in TRANSPORT_ALIASES:
         raise ValueError(f"Celery has no broker transport {scheme!r}")
     return url
+
+
+def load(kind: type[T]) -> T:
+    """Read the environment; raises SettingsError.
+
+    With CDC_APP the app has a broker of its own, and CELERY_BROKER_URL and CACHE_URL are what others mean by them.
+    """
+    if not os.environ.get("CDC_APP"):
+        return load_settings(kind)
+    fields = kind.model_fields
+    unread = {name for name in ("CELERY_BROKER_URL", "CACHE_URL") if not os.environ.get(TWINS[name])}
+    return load_settings(
+        kind, **{name.lower(): fields[name.lower()].default for name in unread if name.lower() in fields}
+    )
 
 
 class RouteSettings(Settings):
@@ -39,9 +59,20 @@ class RouteSettings(Settings):
         pattern=r"^\w[\w.]*:[\w.]+$",
         description="module:attribute of a BinlogRouter, or of a function that returns one.",
     )
+    cdc_app: str | None = Field(
+        None,
+        pattern=r"^\w[\w.]*(:[\w.]+)?$",
+        description="Your own Celery app, as for celery -A: module or module:app. Broker, queues and the routes at its "
+        "tasks come from it.",
+    )
     database_url: Address | None = Field(
         None, description="A routes function with a parameter `schema` gets the schema that follows from it."
     )
+
+    @property
+    def has_routes(self) -> bool:
+        """Whether CDC_ROUTES is set, and not its default."""
+        return "cdc_routes" in self.model_fields_set
 
     @property
     def source_url(self) -> str | None:

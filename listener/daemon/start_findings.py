@@ -35,11 +35,7 @@ def find_in_routes(
     if not router.routes:
         found = f"CDC_ROUTES={settings.cdc_routes} has none: nothing fires a task"
         yield Finding(what="routes", state=State.WARNING, code="no_routes", found=found, hint=NO_ROUTES)
-    elif (
-        getattr(settings, "cdc_app", None) is None
-        and settings.cdc_routes == _SAMPLE
-        and any(each.code == "table_missing" for each in others)
-    ):
+    elif _are_the_samples(settings) and any(each.code == "table_missing" for each in others):
         yield Finding(
             what="routes",
             state=State.WARNING,
@@ -51,5 +47,4 @@ def find_in_routes(
 
 
 def _are_the_samples(settings: RouteSettings) -> bool:
-    has_own_app = getattr(settings, "cdc_app", None) is not None
-    return settings.cdc_routes == _SAMPLE and not has_own_app
+    return settings.cdc_app is None and settings.cdc_routes == _SAMPLE

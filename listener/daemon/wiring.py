@@ -8,37 +8,31 @@ from typing import Final
 
 from celery import Celery
 
-from cdc_tasks.config import settings_module
 from cdc_tasks.errors import CDCError
+from cdc_tasks.extras import MissingExtraError, check_extra
 from cdc_tasks.routing.router import BinlogRouter
-from cdc_tasks.settings import SettingsError
-from cdc_tasks.user_code import mistake
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
 from listener.core.backfill import NoBackfillError, TablePlan
 from listener.core.existing_table import ExistingTable
-from listener.core.findings import Finding
+from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
-from listener.daemon.bookmarked_monitor import BookmarkedMonitor
+from listener.daemon.application import cache_url, celery_app
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
-from listener.mysql import existing_tables as mysql_tables
-from listener.mysql.check import check_mysql
-from listener.mysql.monitor import BinlogMonitor, derived_server_id
-from listener.mysql.status import read_mysql_status
 from listener.postgres import existing_tables as postgres_tables
 from listener.postgres.backfill.table_key import count_rows, plan_table
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
-from listener.publish.bookmark import Bookmark, read_bookmark
+from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
 from listener.publish.kombu.publisher import KombuPublisher
 from listener.publish.redis.connection import RedisConnection
@@ -47,7 +41,6 @@ from listener.publish.redis.publisher import RedisPublisher
 __all__ = [
     "STORE_AWAY",
     "backfill_store",
-    "celery_app",
     "check_everything",
     "checkpoint_store",
     "command_queue",
@@ -63,23 +56,6 @@ __all__ = [
 
 # The checkpoint is in the broker if that is Redis.
 STORE_AWAY: Final = "Start it, or correct CELERY_BROKER_URL (CACHE_URL, if the broker is not Redis)."
-
-
-def celery_app(settings: ListenerSettings) -> Celery:
-    """Return an app with Celery's settings and no tasks: the listener knows tasks by name."""
-    app = Celery("listener", amqp="cdc_tasks.broker.queues:AMQP")
-    module = settings.celery_config_module or settings_module()
-    try:
-        app.config_from_object(module, force=True)
-    except CDCError:
-        raise
-    except Exception as error:
-        raise SettingsError(
-            f"CELERY_CONFIG_MODULE={module} cannot be imported: {mistake(error)}",
-            hint="Write a module that starts with: from cdc_tasks.config.celery import *",
-            code="celery_config_module",
-        ) from error
-    return app
 
 
 def make_listener(
@@ -145,21 +121,10 @@ def _monitor(
     settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool
 ) -> Monitor:
     if settings.database_type is DatabaseType.MYSQL:
-        reader = BinlogMonitor(
-            settings.database_url.get_secret_value(),
-            name=settings.cdc_name,
-            routes=router.routes,
-            server_id=settings.cdc_server_id,
-            batch_size=settings.cdc_batch_size,
-            from_start=from_start,
-            accept_gap=accept_gap,
-        )
-        bookmark = Bookmark(
-            settings.cache_url.get_secret_value(),
-            name=settings.cdc_name,
-            replay_window=settings.cdc_replay_window,
-        )
-        return BookmarkedMonitor(reader, bookmark)
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import make_binlog_monitor
+
+        return make_binlog_monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
     if from_start:
         raise SourceError(
             "PostgreSQL has no log from before its replication slot.",
@@ -185,7 +150,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
     if not _is_redis(app):
         return KombuPublisher(
             app,
-            settings.cache_url.get_secret_value(),
+            cache_url(settings),
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
             max_set_aside=settings.cdc_max_set_aside,
@@ -211,7 +176,7 @@ def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
     app = celery_app(settings)
     if _is_redis(app):
         return RedisConnection.of_broker(app)
-    return RedisConnection.of_cache(settings.cache_url.get_secret_value())
+    return RedisConnection.of_cache(cache_url(settings))
 
 
 def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
@@ -220,21 +185,15 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_broker(
         app, router.routes, durability=settings.cdc_durability, max_queue=settings.cdc_max_queue
     )
-    yield from check_cache(settings.cache_url.get_secret_value())
+    yield from check_cache(cache_url(settings))
     if settings.database_type is DatabaseType.MYSQL:
         yield from check_bookmark(
             checkpoint_store(settings),
-            settings.cache_url.get_secret_value(),
+            cache_url(settings),
             name=settings.cdc_name,
             checkpoint=_saved(settings).position,
         )
-        yield from check_mysql(
-            settings.database_url.get_secret_value(),
-            name=settings.cdc_name,
-            server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
-            routes=router.routes,
-            checkpoint=_position_in_binlog(settings),
-        )
+        yield from _check_binlog(settings, router)
         return
     wanted = Requirements(
         slot=settings.slot,
@@ -249,11 +208,25 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
     yield from check_postgres(settings.database_url.get_secret_value(), wanted)
 
 
+def _check_binlog(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
+    try:
+        check_extra("mysql")
+    except MissingExtraError as error:
+        yield finding_from("database", error)
+        return
+    from listener.daemon.mysql_parts import check_binlog
+
+    yield from check_binlog(settings, router, _position_in_binlog(settings))
+
+
 def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[ExistingTable]]:
     """Return the schema of the application's tables, and the tables that are there; raises CDCError."""
     url = settings.database_url.get_secret_value()
     home = home_schema(url)
     if settings.database_type is DatabaseType.MYSQL:
+        check_extra("mysql")
+        from listener.mysql import existing_tables as mysql_tables
+
         return home, mysql_tables.read_existing_tables(url, home)
     return home, postgres_tables.read_existing_tables(url)
 
@@ -271,7 +244,7 @@ def _position_in_binlog(settings: ListenerSettings) -> str | None:
     if (saved := _saved(settings).position) is not None:
         return saved
     try:
-        return read_bookmark(settings.cache_url.get_secret_value(), settings.cdc_name)
+        return read_bookmark(cache_url(settings), settings.cdc_name)
     except CDCError:
         return None
 
@@ -298,8 +271,10 @@ def read_source_status(
 ) -> SourceStatus:
     """Return what the database reports; `published` is the checkpoint, if it is known, with its `notes`."""
     if settings.database_type is DatabaseType.MYSQL:
-        checkpoint = published or _position_in_binlog(settings)
-        return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import read_binlog_status
+
+        return read_binlog_status(settings, published or _position_in_binlog(settings))
     return read_postgres_status(
         settings.database_url.get_secret_value(),
         settings.slot,

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from cdc_tasks.variables import as_set
 from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.core.replay_window import ReplayWindow
 from listener.core.retry import Retry
@@ -94,7 +95,9 @@ class Bookmark:
             self._redis.ask([("HSET", self.key, *fields)])
         except (BrokerAwayError, BrokerError) as error:
             self._next = self._clock() + _RETRY_AFTER
-            log.warning("bookmark_not_kept", reason=error.message, hint="Start the Redis of CACHE_URL.")
+            log.warning(
+                "bookmark_not_kept", reason=error.message, hint=as_set("Start the Redis of CACHE_URL.")
+            )
         else:
             self._noted = position
             self._next = self._clock() + _EVERY

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from typing import Any, Final
 
 import redis
@@ -16,19 +18,22 @@ from cdc_tasks.broker.queues import OLD_NAMES, own_queues
 from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
+from cdc_tasks.installed import is_foreign
 from cdc_tasks.routing.router import PAUSE, Route
+from cdc_tasks.versions import lacking_parts
 from cdc_tasks.words import counted
 from listener.core.findings import CloseNames, Finding, State, finding_from
 from listener.core.publisher import BrokerAwayError
 from listener.publish.bookmark import bookmark_key, read_bookmark
 from listener.publish.check_queues import check_queues
 from listener.publish.kombu.internals import check_kombu
-from listener.publish.redis.connection import Command, RedisConnection, broker_channel
+from listener.publish.redis.connection import Command, RedisConnection, address_of, broker_channel
 from listener.publish.task_message import make_message
 
 __all__ = ["check_bookmark", "check_broker", "check_cache", "redis_info"]
 
 _AWAY: Final = "Start it, or correct {variable}."
+_UPGRADE: Final = "pip install --upgrade 'celery>=5.7,<5.8'"
 _ANSWER_WITHIN: Final = 1.0  # seconds in which workers answer
 
 
@@ -40,13 +45,14 @@ def check_broker(
     if max_queue is None:
         yield from _check_policies(routes)
     yield from _check_kombu()
+    yield from _check_parts(app)
     yield from _check_settings(app)
     with app.connection_for_write() as connection:
         address = connection.as_uri()  # without the password
         alternatives = list(connection.alt)
         is_redis = connection.transport.driver_type == "redis"
         is_rabbitmq = connection.transport.driver_type == "amqp"
-        problem = _reach_redis(app) if is_redis else _reach(connection)
+        problem = _reach_redis(app) if is_redis else _reach(connection, address_of(app))
     if problem:
         yield problem
         return
@@ -78,6 +84,20 @@ def _check_kombu() -> Iterator[Finding]:
         yield finding_from("kombu", error)
 
 
+def _check_parts(app: Celery) -> Iterator[Finding]:
+    """Yield what this Celery cannot do with the broker: the worker's log says it too."""
+    with app.connection_for_write() as connection:
+        lacks = lacking_parts(connection.transport.driver_type)
+    if lacks:
+        yield Finding(
+            what=f"celery {metadata.version('celery')}",
+            state=State.WARNING,
+            code="celery_version",
+            found=" ".join(lacks),
+            hint=_UPGRADE,
+        )
+
+
 def _check_settings(app: Celery) -> Iterator[Finding]:
     for lacking in weakened(app):
         yield Finding(
@@ -85,8 +105,16 @@ def _check_settings(app: Celery) -> Iterator[Finding]:
             state=State.WARNING,
             code="celery_settings",
             found=lacking,
-            hint="Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *",
+            hint=_cure(app),
         )
+
+
+def _cure(app: Celery) -> str:
+    if is_foreign(app):
+        return f"Change that in the settings of the app {app.main}."
+    if app.main != "listener":
+        return "Let the app have what finishes its tasks: cdc_tasks.install(app)"
+    return "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
 
 
 def check_cache(url: str) -> Iterator[Finding]:
@@ -120,7 +148,7 @@ def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
     for url in urls:
         with app.connection_for_write(url) as connection:
             address = connection.as_uri()
-            if problem := _reach(connection):
+            if problem := _reach(connection, address_of(app)):
                 found = f"{address} does not answer: {problem.found}"
                 yield Finding(
                     what="broker", state=State.WARNING, code=problem.code, found=found, hint=problem.hint
@@ -129,7 +157,7 @@ def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
                 yield Finding(what="broker", code="broker", found=address)
 
 
-def _reach(connection: Connection) -> Finding | None:
+def _reach(connection: Connection, where: str) -> Finding | None:
     errors: tuple[type[BaseException], ...] = (
         OSError,
         *connection.connection_errors,
@@ -142,14 +170,14 @@ def _reach(connection: Connection) -> Finding | None:
         with connection.channel():  # for Redis, kombu connects only here
             return None
     except errors as error:
-        return _away("broker", BrokerAwayError(f"{type(error).__name__}: {error}"), "CELERY_BROKER_URL")
+        return _away("broker", BrokerAwayError(f"{type(error).__name__}: {error}"), where)
 
 
 def _reach_redis(app: Celery) -> Finding | None:
     try:
         _ask(RedisConnection.of_broker(app), ("PING",))
     except CDCError as error:
-        return _away("broker", error, "CELERY_BROKER_URL")
+        return _away("broker", error, address_of(app))
     return None
 
 
@@ -300,11 +328,11 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
             state=State.WARNING,
             code="no_workers",
             found=found,
-            hint="celery -A cdc_tasks worker",
+            hint=f"celery -A {_named(app)} worker",
         )
         return
     known = {task.partition(" ")[0] for tasks in registered.values() for task in tasks}
-    findings = [*_check_tasks(routes, known), *_check_consumers(needed, taken)]
+    findings = [*_check_tasks(routes, known), *_check_consumers(app, needed, taken)]
     yield from findings or [
         Finding(
             what="workers",
@@ -354,10 +382,15 @@ def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
             )
 
 
-def _check_consumers(queues: Iterable[str], taken: set[str]) -> Iterator[Finding]:
+def _named(app: Celery) -> str:
+    """Return what stands behind `celery -A` for this app; the listener's own stands for that of cdc-tasks."""
+    return "cdc_tasks" if app.main == "listener" else os.environ.get("CDC_APP", app.main)
+
+
+def _check_consumers(app: Celery, queues: Iterable[str], taken: set[str]) -> Iterator[Finding]:
     for queue in queues:
         if queue not in taken:
-            found, hint = "no running worker takes from it", f"celery -A cdc_tasks worker -Q {queue}"
+            found, hint = "no running worker takes from it", f"celery -A {_named(app)} worker -Q {queue}"
             yield Finding(
                 what=f"queue {queue}", state=State.WARNING, code="no_consumer", found=found, hint=hint
             )

@@ -17,6 +17,7 @@ from kombu.common import Broadcast
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
+from cdc_tasks.versions import celery_is
 
 __all__ = [
     "ETA",
@@ -47,9 +48,10 @@ _ARGUMENT: Final = "cdc-0argument"
 _KEYWORD: Final = {"cdc-0keyword": None}
 
 # Celery's `send_task` passes these itself: in task_routes they are an error, here as in Celery.
-_NOT_BY_ROUTE: Final = dict.fromkeys(
-    ("countdown", "eta", "expires", "ignore_result", "shadow", "soft_time_limit", "time_limit")
-)
+_NOT_BY_ROUTE: Final = {
+    **dict.fromkeys(("countdown", "eta", "expires", "shadow", "soft_time_limit", "time_limit")),
+    "ignore_result": None if celery_is(5, 7) else False,  # Celery's default
+}
 # What a task may say of its own messages, as `@app.task(queue="mail")` does; Celery's `apply_async` reads the same.
 _OWN_OPTIONS: Final = (
     "queue", "exchange", "routing_key", "priority", "serializer", "delivery_mode", "compression", "immediate",

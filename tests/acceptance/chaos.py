@@ -3,6 +3,7 @@
     make chaos ARGS="--kills 200 --seed 7"
     make chaos ARGS="--kills 200 --source mariadb"
     make chaos ARGS="--kills 200 --target tables"
+    make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed.
 
@@ -23,6 +24,7 @@ import typer
 from harness.server_process import ServerProcess
 from tests.acceptance.binlog_definitions import disturbed
 from tests.acceptance.changing_tables import ChangingTables
+from tests.acceptance.keys import KeyAttacks
 from tests.acceptance.network import Cable
 from tests.acceptance.parking import POINTS
 from tests.acceptance.world import World
@@ -40,7 +42,7 @@ __all__ = [
     "kill_at",
 ]
 
-Target = Literal["listener", "broker", "database", "network", "all", "tables"]
+Target = Literal["listener", "broker", "database", "network", "all", "tables", "keys"]
 Source = Literal["postgresql", "mysql", "mariadb"]
 Attack = Callable[[World], str]
 
@@ -157,9 +159,14 @@ def main(
         int | None, typer.Option(help="Makes the same decisions again; random if not given.")
     ] = None,
     target: Annotated[
-        Target, typer.Option(help="What is attacked; tables: they change while the listener dies.")
+        Target,
+        typer.Option(
+            help="What is attacked; tables: they change while the listener dies; keys: workers with tasks in order."
+        ),
     ] = "listener",
     source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
+    changes: Annotated[int, typer.Option(help="With --target keys: how many changes.")] = 100_000,
+    keys: Annotated[int, typer.Option(help="With --target keys: over how many keys.")] = 1_000,
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
     seed = random.randrange(10**6) if seed is None else seed
@@ -167,6 +174,10 @@ def main(
     typer.echo(f"seed {seed}: make chaos ARGS='{arguments}'")
     if source != "postgresql":
         _tell(disturbed(source, seed=seed, stops=kills, said=typer.echo), "exactly once")
+    if target == "keys":
+        with KeyAttacks(seed=seed, changes=changes, keys=keys, said=typer.echo) as key_attacks:
+            found = key_attacks.run(worker_kills=kills, broker_kills=kills // 10)
+        _tell(found, "in the order of its key, one at a time")
     if target == "tables":
         _tell(_change_tables(kills, seed), "once, or in a gap that was told")
     with World(seed=seed) as world:

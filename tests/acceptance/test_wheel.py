@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.support.wheel import build, environment_with
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -66,19 +69,14 @@ print(*sorted(heavy & set(sys.modules)))
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
     """Return the interpreter of an environment that has the wheel, and the dependencies of this one."""
-    home = tmp_path_factory.mktemp("wheel")
-    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(home)]
-    subprocess.run([sys.executable, *build, str(_CHECKOUT)], check=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
-    (site,) = (home / "venv" / "lib").glob("python*/site-packages")
-    (wheel,) = home.glob("*.whl")
-    with zipfile.ZipFile(wheel) as files:
-        files.extractall(site)
-    # Of this environment's packages, but not of its link to the checkout, which stands in a .pth of its own.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    return home / "venv" / "bin" / "python"
+    return environment_with(wheel, wheel.parent / "venv")
 
 
 def _checked(installed: Path, program: str, tmp_path: Path) -> tuple[int, str]:
@@ -125,9 +123,35 @@ def test_every_public_name_is_there(installed: Path, tmp_path: Path, package: st
     assert found.split() == ["True"]
 
 
-def test_the_wheel_brings_its_two_packages_and_nothing_else(installed: Path) -> None:
-    (site,) = (installed.parents[1] / "lib").glob("python*/site-packages")
-    tops = {path.name for path in site.iterdir() if not path.name.endswith((".dist-info", ".pth"))}
-    assert tops == {"cdc_tasks", "listener"}
-    assert {"mysql.sql", "postgresql.sql"} <= {path.name for path in site.rglob("*.sql")}
-    assert {path.parent.name for path in site.rglob("py.typed")} == {"cdc_tasks", "listener"}
+def test_wheel_and_source_have_two_packages_and_what_those_need(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as files:
+        names = files.namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
+        "cdc_tasks",
+        "listener",
+    }
+    assert {"cdc_tasks/py.typed", "listener/py.typed"} <= set(names)
+    assert {"mysql.sql", "postgresql.sql"} <= {Path(name).name for name in names}
+    source = "import setuptools.build_meta as backend, sys; print(backend.build_sdist(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", source, tmp_path],
+        cwd=_copy_of_checkout(tmp_path),
+        check=True,
+        capture_output=True,
+    )
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        parts = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
+    assert {"cdc_tasks", "listener", "pyproject.toml", "README.md", "LICENSE"} <= parts
+    assert parts & {"tests", "demo", "harness", "benchmarks", "celeryconfig.py", "flowerconfig.py"} == set()
+
+
+def _copy_of_checkout(tmp_path: Path) -> Path:
+    """Return a copy of what a source distribution is made of: the build writes beside it."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "celeryconfig.py"):
+        shutil.copy(_CHECKOUT / name, copy)
+    for name in ("cdc_tasks", "listener", "demo", "tests"):
+        shutil.copytree(_CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy

@@ -38,7 +38,7 @@ def test_a_server_that_is_ready_has_no_problem_before_and_after_the_first_start(
     after = Findings(any_database.url, router, name=any_database.name)
     assert after.problems == []
     assert "nobody reads from it" in after[f"slot {any_database.name}"].found
-    assert after[f"publication {any_database.name}"].found == "has what the routes need: 1 tables"
+    assert after[f"publication {any_database.name}"].found == "has what the routes need: 1 table"
 
 
 @_EACH_VERSION

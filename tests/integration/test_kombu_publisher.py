@@ -6,14 +6,17 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 from kombu import Exchange, Queue
 from structlog.testing import capture_logs
 
-from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks import install
+from cdc_tasks.broker.rabbitmq.partitions import partition_for, partition_queues
 from harness.waiting import at_most, wait_until
 from listener.core.publisher import CheckpointMovedError
 from listener.publish.parked import parked_key, read_parked
 from listener.publish.queue_limit import Pause
+from listener.publish.task_message import EnvelopeError
 from listener.router import BinlogRouter, EventType
 from tests.support.publishing import (
     SOURCE,
@@ -29,8 +32,6 @@ from tests.support.publishing import (
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, publisher_of, row_ids
 
 if TYPE_CHECKING:
-    from celery import Celery
-
     from harness.machine_servers import RabbitMQServer
     from listener.publish.kombu.publisher import KombuPublisher
     from tests.conftest import Broker
@@ -106,7 +107,7 @@ def test_a_routes_options_are_those_of_our_apps_own_call_and_rabbitmq_keeps_what
     sending: dict[str, Any], rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
 ) -> None:
     """No worker has made the queues for delays."""
-    app = DelayingCelery("ours", broker=rabbitmq_server.url, set_as_current=False)
+    app = install(Celery("ours", broker=rabbitmq_server.url, set_as_current=False))
     exchange = Exchange(f"exchange-{queue}", type="topic")
     arguments = QUORUM if sending.get("countdown") == 1.2 else {}
     app.conf.update(
@@ -168,6 +169,47 @@ def test_messages_of_any_size_and_of_tables_with_any_name_arrive_whole(
         assert headers["argsrepr"] == f"<public.{event.table} insert {event.position}>".replace('"', '\\"')
         assert headers["id"] == headers["root_id"] == message["correlation_id"]
         assert headers["id"].startswith(event.id)
+
+
+def test_a_task_with_a_key_goes_to_the_partition_of_its_key(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    """Whatever queue its route names."""
+    partitions = partition_queues(queue, 3, Exchange(f"exchange-{queue}", type="topic"))
+    names = [each.name for each in partitions[1:]]
+    keyed, other = (
+        router_to(events="insert", key="owner", group="owners", on_failure="hold"),
+        router_to(queue="celery"),
+    )
+    events = [change(number, owner=f"Ünal {number % 5}") for number in range(1, 41)]
+    settings: dict[str, Any] = {"task_queues": [Queue("celery"), *partitions]}
+    with kombu_publisher(rabbitmq_server.url, broker, "celery", **settings) as publisher:
+        publisher.publish(
+            [*fire(keyed, events), *fire(other, [change(41)])], checkpoint=position(41), pipelined=True
+        )
+        publisher.flush()
+    found = {name: drain(rabbitmq_server, name) for name in names}
+    assert sorted(row_id for each in found.values() for row_id in row_ids(each)) == list(range(1, 41))
+    for name, messages in found.items():
+        assert row_ids(messages) == sorted(row_ids(messages))
+        for message in messages:
+            headers, row = message["application_headers"], message["body"][0][0]["after"]
+            assert headers["cdc_key"] == f"owners:{row['owner']}"
+            assert headers["cdc_key_hold"] is True
+            assert partition_for(headers["cdc_key"], names) == name
+    (unkeyed,) = drain(rabbitmq_server, "celery")
+    assert "cdc_key" not in unkeyed["application_headers"]
+
+
+def test_a_key_without_a_queue_that_keeps_its_order_is_an_error(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    with (
+        kombu_publisher(rabbitmq_server.url, broker, queue) as publisher,
+        pytest.raises(EnvelopeError, match="no queues on RabbitMQ") as raised,
+    ):
+        publisher.publish(fire(router_to(events="insert", key="id"), [change(1)]), checkpoint=position(1))
+    assert raised.value.code == "no_partitions"
 
 
 def test_a_batch_arrives_in_its_order_and_outlives_the_broker(

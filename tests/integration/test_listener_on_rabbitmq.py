@@ -33,7 +33,7 @@ def setup_router(schema):
 """
 
 
-@pytest.mark.parametrize("source", ["database", "mariadb_database"])
+@pytest.mark.parametrize("source", [pytest.param("database", marks=pytest.mark.versions), "mariadb_database"])
 def test_committed_rows_arrive_in_their_order_over_a_restart_of_the_listener(
     request: pytest.FixtureRequest,
     source: str,

@@ -164,6 +164,8 @@ def test_what_we_make_on_a_shared_vhost_has_names_of_our_own(shared: _Shared) ->
             "cdc_notifications",
             "cdc_cache",
             "cdc_bulk",
+            "cdc_keyed",
+            *(f"cdc_keyed_{number}" for number in range(8)),
             "cdc_health.celery@",
         }
 

@@ -7,19 +7,24 @@ import re
 import sys
 import tomllib
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from cdc_tasks.extras import EXTRAS
+
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _FULL_VERSION = re.compile(r":\d+\.\d+\.?\d*\b")
 
 
 def _declared() -> dict[str, Requirement]:
+    """Return what the core and the extras for users need."""
     project = tomllib.loads((_CHECKOUT / "pyproject.toml").read_text())["project"]
-    found = map(Requirement, project["dependencies"])
+    extras = [project["optional-dependencies"][extra] for extra in (*EXTRAS, "django")]
+    found = map(Requirement, chain(project["dependencies"], *extras))
     return {canonicalize_name(each.name): each for each in found}
 
 
@@ -47,6 +52,16 @@ def test_every_package_that_is_imported_is_declared() -> None:
     distributions = metadata.packages_distributions()
     needed = {canonicalize_name(distributions[module][0]) for module in _imported()}
     assert needed <= _declared().keys()
+
+
+def test_the_packages_of_an_extra_are_those_whose_absence_names_it() -> None:
+    project = tomllib.loads((_CHECKOUT / "pyproject.toml").read_text())["project"]
+    distributions = metadata.packages_distributions()
+    for extra, (_, modules) in EXTRAS.items():
+        asked_for = {
+            canonicalize_name(Requirement(each).name) for each in project["optional-dependencies"][extra]
+        }
+        assert {canonicalize_name(distributions[module][0]) for module in modules} == asked_for
 
 
 def test_the_constraints_fit_what_is_declared_and_leave_nothing_open() -> None:

@@ -332,6 +332,11 @@ def test_the_page_lists_the_names_of_the_listener_and_no_other() -> None:
     assert _listed("### `listener` and `listener.router`") == _public("listener.router")
 
 
+def test_the_page_lists_the_public_names_for_django() -> None:
+    names = _public("cdc_tasks.django") | _public("cdc_tasks.django.testing")
+    assert _listed("### `cdc_tasks.django` and `cdc_tasks.django.testing`") == names
+
+
 @pytest.mark.parametrize(
     ("title", "package"), [("### The listener", "listener"), ("### The workers", "cdc_tasks")]
 )
@@ -351,7 +356,7 @@ def test_every_logger_of_structlog_is_found() -> None:
         / "broker"
         / "redis"
         / f"{name}.py"  # kombu's loggers: their lines are no events
-        for name in ("later", "transport", "unacknowledged", "wake_up")
+        for name in ("later", "older_kombu", "transport", "unacknowledged", "wake_up")
     ]
 
 

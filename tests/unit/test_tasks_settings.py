@@ -99,12 +99,14 @@ def test_each_task_goes_to_its_queue(
     )
     environment = {**os.environ, "CELERY_BROKER_URL": broker}
     environment.pop("DATABASE_URL", None)  # Flower does not need it
+    keyed = ["cdc_keyed", *(f"cdc_keyed_{number}" for number in range(8))]
+    partitions = " ".join([*keyed, ""]) if exchange_type == "topic" else ""
     assert _output(program, environment) == [
         f"notify_ticket_insert cdc_notifications {exchange_type} {arguments}",
         f"deliver cdc_notifications {exchange_type} {arguments}",
         f"refresh_master_cache cdc_cache {exchange_type} {arguments}",
         f"refresh_all_master_caches cdc_cache {exchange_type} {arguments}",
-        "celery cdc_bulk cdc_cache cdc_notifications celery",
+        f"celery cdc_bulk cdc_cache {partitions}cdc_notifications celery",
         "False False",
     ]
 

@@ -10,6 +10,7 @@ aside is named, and is sent to the partition; then the next one, until none is l
     cdc:held-keys:waiting:KEY     a sorted set: what was put aside, in the order of arrival
     cdc:held-keys:number          the last number of an arrival
 
+A message that is sent so has TURN_HEADER. It runs only if the key's record names it: a second copy does not run late.
 A message that was put aside is deleted here only when it has arrived in the partition again. Each step can be done
 twice: a worker that dies between two of them leaves nothing that is lost, or that waits forever.
 """
@@ -21,6 +22,7 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import uuid4
 
 from cdc_tasks import cache
 from cdc_tasks.broker.delivery_marks import without_marks, without_wait
@@ -28,7 +30,21 @@ from cdc_tasks.broker.delivery_marks import without_marks, without_wait
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Aside", "Record", "begin", "every", "get", "hold", "put_aside", "release", "sent", "waiting"]
+__all__ = [
+    "TURN_HEADER",
+    "Aside",
+    "Record",
+    "begin",
+    "every",
+    "get",
+    "hold",
+    "put_aside",
+    "release",
+    "sent",
+    "waiting",
+]
+
+TURN_HEADER: Final = "cdc_key_turn"  # there and true: the message was put aside before
 
 State = Literal["retry", "held", "turn"]
 
@@ -36,7 +52,8 @@ _RECORDS: Final = "cdc:held-keys"
 _WAITING: Final = "cdc:held-keys:waiting:"
 _NUMBER: Final = "cdc:held-keys:number"
 
-# KEYS: the records, what waits; ARGV: the key, then what each says
+# KEYS: the records, what waits; ARGV: the key, then what each says. MARK is what a step looks at: each new record has
+# another one.
 
 _HOLD: Final = """
 local new, old = cjson.decode(ARGV[2]), redis.call('HGET', KEYS[1], ARGV[1])
@@ -55,18 +72,24 @@ redis.call('ZADD', KEYS[2], 'NX', redis.call('INCR', KEYS[3]), ARGV[3])
 return 1
 """
 
-# ARGV: the key, the record as it was read
-_BEGIN: Final = """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+_RECORD: Final = """
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+record = record and cjson.decode(record)
+if not record or record.mark ~= ARGV[2] then return false end
+"""
+
+# ARGV: the key, the mark
+_BEGIN: Final = f"""
+{_RECORD}
 local first = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
-if first and cjson.decode(first).id == cjson.decode(ARGV[2]).id then redis.call('ZREM', KEYS[2], first) end
+if first and cjson.decode(first).id == record.id then redis.call('ZREM', KEYS[2], first) end
 return 1
 """
 
-# ARGV: the key, the record as it was read, now
-_RELEASE: Final = """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return false end
-local id = cjson.decode(ARGV[2]).id
+# ARGV: the key, the mark, the mark of the next record, now
+_RELEASE: Final = f"""
+{_RECORD}
+local id = record.id
 local first = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
 while first and cjson.decode(first).id == id do  -- a copy of the task that has ended
     redis.call('ZREM', KEYS[2], first)
@@ -77,17 +100,17 @@ if not first then
     return false
 end
 local message = cjson.decode(first)
-local next = {id = message.id, task = message.task, since = tonumber(ARGV[3]), state = 'turn', previous = id,
-              is_sent = false}
-next = cjson.encode(next)
-redis.call('HSET', KEYS[1], ARGV[1], next)
-return {next, first}
+local following = cjson.encode({{
+    id = message.id, task = message.task, since = tonumber(ARGV[4]), state = 'turn', mark = ARGV[3], previous = id,
+    is_sent = false
+}})
+redis.call('HSET', KEYS[1], ARGV[1], following)
+return {{following, first}}
 """
 
-# ARGV: the key, the record as it was read
-_SENT: Final = """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-local record = cjson.decode(ARGV[2])
+# ARGV: the key, the mark
+_SENT: Final = f"""
+{_RECORD}
 record.is_sent = true
 redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(record))
 return 1
@@ -104,12 +127,12 @@ class Record:
     state: State  # "turn": it waited for the one before, and is in the partition or about to be sent there
     previous: str | None = None  # the id of the task before it
     is_sent: bool = True
-    raw: bytes = b""  # as it is in Redis: a step is done only if it still is
+    mark: str  # a step is done only if the key's record still has it
 
     @classmethod
     def read(cls, raw: bytes) -> Record:
         """Return the record that Redis has."""
-        return cls(**json.loads(raw), raw=raw)
+        return cls(**json.loads(raw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +166,7 @@ class Aside:
             b64decode(kept["body"]),
             exchange="",  # the default exchange: the routing key is the queue
             routing_key=kept["queue"],
-            headers=kept["headers"],
+            headers={**kept["headers"], TURN_HEADER: True},
             content_type=content_type,
             content_encoding=encoding,
             delivery_mode=2,
@@ -164,7 +187,7 @@ def get(key: str) -> Record | None:
 
 def hold(key: str, task_id: str, task: str, state: State) -> None:
     """Let the key belong to this task until it has ended."""
-    record = {"id": task_id, "task": task, "since": time(), "state": state}
+    record = {"id": task_id, "task": task, "since": time(), "state": state, "mark": uuid4().hex}
     _run(_HOLD, key, json.dumps(record))
 
 
@@ -175,7 +198,7 @@ def put_aside(key: str, message: Any) -> bool:
 
 def begin(key: str, record: Record) -> bool:
     """Note that the task of the record has arrived; return False if the key has another record now."""
-    return bool(_run(_BEGIN, key, record.raw))
+    return bool(_run(_BEGIN, key, record.mark))
 
 
 def release(key: str, record: Record) -> tuple[Record, Aside] | None:
@@ -183,13 +206,13 @@ def release(key: str, record: Record) -> tuple[Record, Aside] | None:
 
     It does nothing if the key has another record now: the task is retried, or holds its key.
     """
-    found = _run(_RELEASE, key, record.raw, repr(time()))
+    found = _run(_RELEASE, key, record.mark, uuid4().hex, repr(time()))
     return None if not found else (Record.read(found[0]), Aside(found[1].decode()))
 
 
 def sent(key: str, record: Record) -> None:
     """Note that RabbitMQ has the message of the record."""
-    _run(_SENT, key, record.raw)
+    _run(_SENT, key, record.mark)
 
 
 def every() -> Iterator[tuple[str, Record]]:

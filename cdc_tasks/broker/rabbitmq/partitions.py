@@ -15,7 +15,7 @@ from kombu import Exchange, Queue
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["KEYED", "is_partition", "partition_for", "partition_queues", "partitions_in"]
+__all__ = ["KEYED", "counted_queue", "is_partition", "partition_for", "partition_queues", "partitions_in"]
 
 KEYED: Final = "keyed"  # `queue_name(KEYED)` stands for all of them after Celery's -Q
 
@@ -30,14 +30,20 @@ class PartitionQueue(Queue):
 
 
 def partition_queues(name: str, count: int, exchange: Exchange) -> list[Queue]:
-    """Return the queues NAME_0, NAME_1, … for `count` partitions."""
+    """Return the queues NAME_0, NAME_1, … for `count` partitions, after the queue NAME.
+
+    That one is for no messages. Each worker that takes from the partitions takes from it too. Its number of consumers
+    is that of these workers; of a partition RabbitMQ counts only the active consumer.
+    """
     arguments = {"x-queue-type": "quorum", _ACTIVE: True, "x-delivery-limit": _DELIVERY_LIMIT}
-    return [
+    counted = Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+    partitions = [
         PartitionQueue(
             f"{name}_{number}", exchange, routing_key=f"{name}_{number}", queue_arguments=arguments
         )
         for number in range(count)
     ]
+    return [counted, *partitions]
 
 
 def is_partition(queue: Any) -> bool:
@@ -48,6 +54,11 @@ def is_partition(queue: Any) -> bool:
 def partitions_in(queues: Mapping[str, Any]) -> list[str]:
     """Return the names of the partitions among these queues, in the order of the settings."""
     return [name for name, queue in queues.items() if is_partition(queue)]
+
+
+def counted_queue(partition: str) -> str:
+    """Return the queue whose consumers are the workers that take from this partition."""
+    return partition.rpartition("_")[0]
 
 
 def partition_for(key: str, names: Sequence[str]) -> str:

@@ -125,6 +125,7 @@ def _of_message_groups(own: str) -> list[_Probe]:
         ("SREM", f"{own}:8", "x"),
         ("SSCAN", f"{own}:8", 0),
         ("ZRANGE", f"{own}:5", 0, 0),
+        ("ZRANGEBYLEX", f"{own}:5", "-", "+"),
     ]
     return [_Probe(words) for words in commands]
 

@@ -29,7 +29,7 @@ class SharedConnections:
 
     connection: Any
     _pool: Any
-    _registered: Any
+    _registered: Any = True  # kombu 5.4 sets it to False until it has checked whether Redis answers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

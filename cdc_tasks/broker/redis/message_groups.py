@@ -11,10 +11,12 @@ has HOLD_HEADER leaves its key with itself as owner, until a person decides.
     cdc:keys:held-up        a set: the keys for which something waits, and those that a failed task holds
     cdc:keys:lengths        a hash: list, how many messages wait for it
     cdc:keys:next:LIST      a list: messages whose turn has come, and that would else wait for the whole queue again
+    cdc:keys:replaced       a hash: the delivery tags of messages that a retry has replaced, until they are acknowledged
     cdc:keys:number         the last number
 
-A retry is another message with the same task id: it takes the key over from the message that it replaces. A copy of a
-message that was replaced so, and that comes back because its worker died, is dropped: the retry is in Redis.
+A retry is another message with the same task id: it takes the key over from the message that it replaces. If that comes
+back, because its worker died after it had sent the retry, it is dropped. So is a second copy of the retry, which kombu
+sends if the answer to the first was lost; REPLACED_HEADER says which message both replace.
 
 A sender with kombu's own transport puts messages with a key straight into the queue. The script that hands messages out
 checks each, and lets it wait if its key has another owner.
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
-from cdc_tasks.routing.message_groups import KEY_HEADER, RANK_HEADER
+from cdc_tasks.routing.message_groups import KEY_HEADER, RANK_HEADER, REPLACED_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -62,6 +64,7 @@ LENGTHS: Final = "cdc:keys:lengths"
 GROUPS: Final = f"""
 local OWNERS, HELD_UP, LENGTHS = P .. '{_OWNERS}', P .. '{_HELD_UP}', P .. '{LENGTHS}'
 local WAITING, NEXT, NUMBER = P .. 'cdc:keys:waiting:', P .. 'cdc:keys:next:', P .. 'cdc:keys:number'
+local REPLACED = P .. 'cdc:keys:replaced'
 local function described(message)
     local headers = message['headers']
     if type(headers) ~= 'table' then return nil end
@@ -70,7 +73,7 @@ local function described(message)
     return {{
         key = key, rank = type(rank) == 'string' and string.gsub(rank, '\\n', ' ') or '',
         tag = tostring(message['properties']['delivery_tag']), id = tostring(headers['id']),
-        task = tostring(headers['task']), is_redelivered = headers['redelivered'] == true
+        task = tostring(headers['task']), replaces = headers['{REPLACED_HEADER}']
     }}
 end
 local function own(each)
@@ -96,7 +99,7 @@ local function forget_waiting(key, entry)
     if redis.call('EXISTS', WAITING .. key) == 0 then redis.call('SREM', HELD_UP, key) end
     return list, message
 end
-local function advance(key)  -- the next message owns the key, or nobody
+local function advance(key, asked)  -- the next message owns the key; `asked`: lists at which a claim looks next
     local entry = redis.call('ZRANGE', WAITING .. key, 0, 0)[1]
     if not entry then
         redis.call('HDEL', OWNERS, key)
@@ -107,7 +110,7 @@ local function advance(key)  -- the next message owns the key, or nobody
     own(described(cjson.decode(message)))
     -- Not into the list of a priority: no worker waits there, and this message has waited already.
     local queue = string.match(list, '^(.-){_SEPARATOR}') or list
-    if redis.call('EXISTS', queue) == 1 then
+    if redis.call('EXISTS', queue) == 1 or (asked and string.find(asked, '\\n' .. queue .. '\\n', 1, true)) then
         redis.call('LPUSH', NEXT .. queue, message)
     else
         redis.call('RPUSH', queue, message)  -- and wake a worker up
@@ -117,32 +120,36 @@ local function owner_of(key)
     local owner = redis.call('HGET', OWNERS, key)
     return owner and cjson.decode(owner)
 end
-local function release(key, tag)
+local function release(key, tag, asked)
     local owner = owner_of(key)
-    if owner and owner[1] == tag then advance(key) end
+    if owner and owner[1] == tag then advance(key, asked) end
 end
-local function admit(each, list, message)  -- whether it owns the key now; if not, it waits
+local function admit(each, list, message)  -- whether it owns the key now; if not, it waits, or is a second copy
+    if type(each.replaces) == 'string' and redis.call('HEXISTS', REPLACED, each.replaces) == 1 then return false end
     local owner = owner_of(each.key)
     if owner and owner[2] ~= each.id then
         wait(each, list, message)
         return false
     end
     own(each)
+    if owner and not owner[5] then redis.call('HSET', REPLACED, owner[1], 1) end
     if owner and owner[5] and redis.call('EXISTS', WAITING .. each.key) == 0 then
         redis.call('SREM', HELD_UP, each.key)
     end
     return true
 end
-local function may_go(each, list, message)  -- whether a message from a queue is handed out; if not, it waits
+local function may_go(each, list, message)    -- whether it is handed out; if not, it waits, or was replaced
+    if redis.call('HDEL', REPLACED, each.tag) == 1 then return false end
     local owner = owner_of(each.key)
     if not owner then
         own(each)
     elseif owner[1] ~= each.tag then
-        if not (owner[2] == each.id and each.is_redelivered) then wait(each, list, message) end
+        if owner[2] ~= each.id then wait(each, list, message) end
         return false
     end
-    local first = each.rank ~= '' and redis.call('ZRANGE', WAITING .. each.key, 0, 0)[1]
-    if first and first < each.rank .. ' ' then  -- one of an earlier rank came later
+    local before = '(' .. each.rank .. ' '
+    if each.rank ~= '' and redis.call('ZRANGEBYLEX', WAITING .. each.key, '-', before, 'LIMIT', 0, 1)[1] then
+        -- one of an earlier rank came later
         wait(each, list, message)
         advance(each.key)
         return false
@@ -209,14 +216,16 @@ if not each or admit(each, ARGV[2], ARGV[3]) then return redis.call('LPUSH', ARG
 return 0
 """)
 
-# KEYS: unacked, its index; ARGV: the prefix, the delivery tag, the key, whether it is held
+# KEYS: unacked, its index; ARGV: the prefix, the delivery tag, the key, whether it is held, the queues at which this
+# worker looks right after this script, each between two line feeds: then no other one has to be woken up
 _RELEASE: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
 redis.call('ZREM', KEYS[2], ARGV[2])
 if redis.call('HDEL', KEYS[1], ARGV[2]) == 0 then return 0 end  -- its lease expired, and another worker has it
+redis.call('HDEL', REPLACED, ARGV[2])
 if ARGV[4] ~= '1' then
-    release(ARGV[3], ARGV[2])
+    release(ARGV[3], ARGV[2], ARGV[5])
     return 1
 end
 local owner = owner_of(ARGV[3])
@@ -309,13 +318,16 @@ class Keyed(NamedTuple):
     is_held: bool  # it keeps its key
 
 
-def release_command(unacked: str, index: str, prefix: str, keyed: Keyed, *, is_known: bool) -> list[Any]:
+def release_command(
+    unacked: str, index: str, prefix: str, keyed: Keyed, *, is_known: bool, asked: str = ""
+) -> list[Any]:
     """Return the command that acknowledges a message, and hands out the next one of its key, or holds that.
 
-    It may be repeated. `unacked` and `index` have the prefix. `is_known`: Redis has the script.
+    It may be repeated. `unacked` and `index` have the prefix. `is_known`: Redis has the script. `asked`: the queues at
+    which a claim looks right after it, with the prefix, each between two line feeds.
     """
     script = ["EVALSHA", _RELEASE.digest] if is_known else ["EVAL", _RELEASE.text]
-    return [*script, 2, unacked, index, prefix, keyed.tag, keyed.key, int(keyed.is_held)]
+    return [*script, 2, unacked, index, prefix, keyed.tag, keyed.key, int(keyed.is_held), asked]
 
 
 class HeldUp(NamedTuple):

@@ -32,6 +32,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from cdc_tasks.broker.redis.connections import SharedConnections
 from cdc_tasks.broker.redis.later import Later
 from cdc_tasks.broker.redis.message_groups import GROUPS, MessageGroups, key_in, next_list
+from cdc_tasks.broker.redis.older_kombu import ChannelParts, is_older, register_older_timers
 from cdc_tasks.broker.redis.silent_connections import Liveness
 from cdc_tasks.broker.redis.unacknowledged import (
     LEASES,
@@ -130,6 +131,7 @@ class _ClaimingChannel:
     max_connections = 200  # an upper limit: there is one for each queue
     claimed: str | None = None  # the delivery tag of the message that is being delivered
     claimed_from = ""  # its queue
+    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "unacked_restore_interval")
     _is_empty = False  # the last claim found all queues empty
     script_is_known = True
     _number_of_claims = 0
@@ -176,7 +178,7 @@ class _ClaimingChannel:
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        acknowledgements = self.qos.acknowledgements()
+        acknowledgements = self.qos.acknowledgements(() if self._is_empty else queues)
         claims = [] if self._is_empty else self._claims(queues)
         commands = [*acknowledgements.commands]
         if self._is_empty:
@@ -380,19 +382,20 @@ def _do_nothing() -> None:
     """Start a round of the event loop, in which an idle worker may look at its queues."""
 
 
-class Channel(_ClaimingChannel, SharedConnections, Liveness, kombu_redis.Channel):
+class Channel(_ClaimingChannel, SharedConnections, Liveness, kombu_redis.Channel, ChannelParts):
     """A channel to one Redis."""
 
 
-class SentinelChannel(_ClaimingChannel, SharedConnections, Liveness, kombu_redis.SentinelChannel):
+class SentinelChannel(
+    _ClaimingChannel, SharedConnections, Liveness, kombu_redis.SentinelChannel, ChannelParts
+):
     """A channel to the Redis that Sentinel names."""
 
 
 class _RenewingTransport:
     """A mixin, before kombu's transport in a class's bases: what a worker does every few seconds."""
 
-    _renewing: Any = None  # timers
-    _looking: Any = None
+    _timers: tuple[Any, ...] = ()
     loop: Any = None  # the worker's event loop
     cycle: Any
 
@@ -403,12 +406,14 @@ class _RenewingTransport:
     def register_with_event_loop(self: Any, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)  # type: ignore[misc]
         self.loop = loop
-        for timer in (self._renewing, self._looking):
-            if timer is not None:
-                timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
         lease = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
-        self._renewing = loop.call_repeatedly(min(lease / 6, 60), self._renew)
-        self._looking = loop.call_repeatedly(1, _do_nothing)
+        self._timers = (
+            loop.call_repeatedly(min(lease / 6, 60), self._renew),
+            loop.call_repeatedly(1, _do_nothing),
+            *(register_older_timers(self, connection, loop) if is_older() else ()),
+        )
 
     def _renew(self: Any) -> None:
         for channel in list(self.channels):

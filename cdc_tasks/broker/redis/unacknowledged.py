@@ -146,17 +146,22 @@ class QoS(kombu_redis.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message; in a worker's event loop the next claim takes the acknowledgement along."""
-        key = self._key_of(delivery_tag)
+        connection, key = self.channel.connection, self._key_of(delivery_tag)
+        if connection is None:  # the channel is closed, and has given the message back
+            self._held.discard(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+            return
         if key is not None:
             self._keyed.append(Keyed(delivery_tag, key, delivery_tag in self._held))
+            self.channel.look_again()  # the claim that takes it along finds the next message of the key
             self._held.discard(delivery_tag)
-        elif self.channel.connection.loop is not None:
+        elif connection.loop is not None:
             self._acknowledged.append(delivery_tag)
         else:
             super().ack(delivery_tag)
             return
         virtual.QoS.ack(self, delivery_tag)
-        if self.channel.connection.loop is None:
+        if connection.loop is None:
             self.acknowledge_now()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
@@ -188,8 +193,11 @@ class QoS(kombu_redis.QoS):
         message = self._delivered.get(delivery_tag)
         return None if message is None else key_in({"headers": message.headers})
 
-    def acknowledgements(self) -> Acknowledgements:
-        """Return what was acknowledged, and the commands that tell Redis; they may be repeated."""
+    def acknowledgements(self, asked: Iterable[str] = ()) -> Acknowledgements:
+        """Return what was acknowledged, and the commands that tell Redis; they may be repeated.
+
+        `asked`: the queues at which claims look that are sent right after them.
+        """
         tags, keyed = self._acknowledged[:_AT_ONCE], self._keyed[:_AT_ONCE]
         index, unacked = (
             self._prefixed(key) for key in (self.channel.unacked_index_key, self.channel.unacked_key)
@@ -198,7 +206,11 @@ class QoS(kombu_redis.QoS):
         # gets it: the index says what goes back.
         commands: list[list[Any]] = [["ZREM", index, *tags], ["HDEL", unacked, *tags]] if tags else []
         is_known, prefix = self.channel.script_is_known, self.channel.global_keyprefix
-        commands += [release_command(unacked, index, prefix, each, is_known=is_known) for each in keyed]
+        next_ones = "".join(f"\n{prefix}{queue}\n" for queue in asked) if keyed else ""
+        commands += [
+            release_command(unacked, index, prefix, each, is_known=is_known, asked=next_ones)
+            for each in keyed
+        ]
         return Acknowledgements(tags, keyed, commands)
 
     def are_acknowledged(self, sent: Acknowledgements, *, keyed_too: bool = True) -> None:

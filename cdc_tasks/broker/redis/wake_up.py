@@ -14,7 +14,6 @@ worker waits. A queue that may be slow has no connection to wait on either (NO_W
 
 from __future__ import annotations
 
-import select
 from functools import partial
 from queue import Empty
 from time import monotonic
@@ -25,6 +24,7 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import OutOfMemoryError
 
 from cdc_tasks.broker.redis import silent_connections
+from cdc_tasks.broker.redis.older_kombu import PollerParts, is_readable
 from cdc_tasks.broker.redis.unacknowledged import LEASES, inbox_key, inbox_lease
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class WakeUps:
         """Reconnect all channels if an answer is overdue by `timeout` seconds."""
         longest = self._wait + timeout
         overdue = [queue for queue, since in self._waiting.items() if monotonic() - since > longest]
-        if any(not _is_readable(self._clients[queue].connection) for queue in overdue):
+        if any(not is_readable(self._clients[queue].connection) for queue in overdue):
             logger.warning("Redis has not answered for %.0f seconds; the worker reconnects", longest)
             silent_connections.reconnect_all()
 
@@ -182,16 +182,7 @@ def _disconnect(client: Any) -> None:
         client.connection.disconnect()
 
 
-def _is_readable(connection: Any) -> bool:
-    """Return whether there is data to read, without reading it: the event loop reads it."""
-    if connection._sock is None:  # noqa: SLF001  # redis-py's `can_read` would read it
-        return False
-    watcher = select.poll()
-    watcher.register(connection._sock, select.POLLIN)  # noqa: SLF001  # the same
-    return bool(watcher.poll(0))
-
-
-class Poller(kombu_redis.MultiChannelPoller):
+class Poller(kombu_redis.MultiChannelPoller, PollerParts):
     """kombu's poller, which also watches the connections for wake-ups."""
 
     _channels: Any
@@ -212,7 +203,7 @@ class Poller(kombu_redis.MultiChannelPoller):
 
     def maybe_check_brpop_health(self) -> None:
         looking = [(channel, channel._in_poll) for channel in self._channels if channel._in_poll]  # noqa: SLF001  # the same
-        super().maybe_check_brpop_health()  # type: ignore[misc]  # the same
+        super().maybe_check_brpop_health()
         if any(channel._in_poll is not connection for channel, connection in looking):  # noqa: SLF001  # the same
             silent_connections.reconnect_all()  # kombu has closed it, since an answer is overdue
         for channel in self._channels:

@@ -19,7 +19,7 @@ from amqp.method_framing import frame_writer
 from kombu import Producer
 
 from cdc_tasks.routing.router import Call
-from listener.publish.kombu.message import MessageTemplate
+from listener.publish.kombu.message import KEY, MessageTemplate
 from listener.publish.task_message import ETA, EXPIRES, ID, KIND, POSITION, EnvelopeError, Kind, shown_kind
 
 __all__ = ["Frames", "Render"]
@@ -44,8 +44,10 @@ _PLACES: Final = {
     _long(_SHOWN): (1, ">I"),
     _long(ETA): (2, ">I"),
     _long(EXPIRES): (3, ">I"),
+    _long(KEY): (4, ">I"),
 }
 _PLACE: Final = re.compile(b"(%b)" % b"|".join(map(re.escape, _PLACES)), re.DOTALL)
+_NO_TIMES: Final = (b"", b"")
 _NEEDED: Final = Counter({(0, ">I"): 2, (0, "B"): 1, (1, ">I"): 1})
 
 
@@ -73,6 +75,8 @@ class Frames:
             values: tuple[bytes, ...] = change_id + suffix, position
             if timing:
                 values += tuple(each.encode() for each in timing.from_now())
+            if call.key is not None:
+                values = *values[:2], *(values[2:] or _NO_TIMES), call.key.encode()
             lengths = tuple(map(len, values))
             try:
                 text, pick = shapes[lengths]

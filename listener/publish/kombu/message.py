@@ -5,10 +5,10 @@ Any broker gets it from `kombu.Producer`. RabbitMQ gets the same bytes without i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import Any, Final
 
 from celery import Celery
 from kombu import Producer, Queue
@@ -17,10 +17,21 @@ from kombu.serialization import dumps
 from kombu.utils.encoding import str_to_bytes
 
 from cdc_tasks.broker.rabbitmq.delayed_delivery import can_delay, delayed
+from cdc_tasks.broker.rabbitmq.partitions import partition_for
+from cdc_tasks.routing.message_groups import KEY_HEADER, headers_of_key
 from cdc_tasks.routing.router import Call, Route
-from listener.publish.task_message import ID, Timing, argsrepr, make_message, split_body
+from listener.publish.task_message import (
+    ID,
+    EnvelopeError,
+    Timing,
+    argsrepr,
+    make_message,
+    split_body,
+)
 
-__all__ = ["MessageTemplate", "message_template"]
+__all__ = ["KEY", "MessageTemplate", "message_template", "partition_of"]
+
+KEY: Final = "cdc-0key"  # a place in a message, as those of `task_message`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +46,7 @@ class MessageTemplate:
     headers: dict[str, Any]
     options: dict[str, Any]  # of `kombu.Producer.publish`
     compression: str | None
+    has_key: bool  # its message group's key is one of the headers
 
     def body(self, call: Call) -> bytes:
         """Return the body of the call's message, as it is sent."""
@@ -48,6 +60,8 @@ class MessageTemplate:
         headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": shown}
         if self.timing:
             headers |= self.timing.headers()
+        if self.has_key:
+            headers[KEY_HEADER] = call.key
         options = {**self.options, "correlation_id": task_id}
         producer.publish(self._plain_body(call), headers=headers, **options)  # kombu compresses it
 
@@ -67,10 +81,33 @@ class _Catcher:
         self.body, self.options = body, options
 
 
-def message_template(app: Celery, route: Route) -> MessageTemplate:
-    """Return what the messages of one route have in common; raises EnvelopeError."""
+def partition_of(partitions: Sequence[str], route: Route, key: str) -> str:
+    """Return the queue for the tasks with this key on RabbitMQ, whatever queue the route names.
+
+    Raises EnvelopeError if the app has no such queues.
+    """
+    if not partitions:
+        raise EnvelopeError(
+            f"The task {route.task} has a key, and the app has no queues on RabbitMQ for tasks with a key.",
+            hint="Add them to its task_queues, as docs/operating.md says under Order by key on RabbitMQ.",
+            code="no_partitions",
+        )
+    return partition_for(key, partitions)
+
+
+def message_template(
+    app: Celery, route: Route, *, partition: str | None = None, has_key: bool = False
+) -> MessageTemplate:
+    """Return what the messages of one route have in common; raises EnvelopeError.
+
+    `partition` is the queue of those with a key, on RabbitMQ.
+    """
     catcher = _Catcher()
-    message, where, timing = make_message(app, route)
+    message, where, timing = make_message(
+        app, route if partition is None else replace(route, queue=partition)
+    )
+    if has_key:
+        message.headers.update(headers_of_key(KEY, route.on_failure))
     delay = _delay_on_rabbitmq(app, where, timing)
     kept = where.get("queue")
     if delay is not None and timing is not None:
@@ -89,6 +126,7 @@ def message_template(app: Celery, route: Route) -> MessageTemplate:
         headers=headers,
         options=options,
         compression=options.get("compression"),
+        has_key=has_key,
     )
 
 

@@ -18,14 +18,15 @@ from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays
+from cdc_tasks.broker.rabbitmq.partitions import partitions_in
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Call
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
 from listener.core.retry import Retry
 from listener.publish.kombu.confirms import Confirms
 from listener.publish.kombu.frames import Frames, Render
-from listener.publish.kombu.message import MessageTemplate, message_template
-from listener.publish.redis.connection import bad_certificate
+from listener.publish.kombu.message import MessageTemplate, message_template, partition_of
+from listener.publish.redis.connection import address_of, bad_certificate
 from listener.publish.task_message import Kind, durable_queues
 
 __all__ = ["Delivery", "KombuSender"]
@@ -50,6 +51,9 @@ _HINTS: Final[dict[type[Exception], str]] = {
     "RabbitMQ does not create such a queue or exchange.",
 }
 _OPTION_HINT: Final = "Correct the options of the message in task_routes of celeryconfig.py."
+
+
+_SentAs = tuple[tuple[Any, ...], str | None]  # `Route.sent_as`, and the partition of a task with a key
 
 
 class Delivery:
@@ -89,9 +93,9 @@ class KombuSender:
         self._connection: Any = None
         self._channel: Any = None
         self._confirms = Confirms()
-        self._templates: dict[tuple[Any, ...], MessageTemplate] = {}  # by `Route.sent_as`
-        self._frames: dict[tuple[Any, ...], Frames] = {}  # by the same, on this connection
-        self._renders: dict[tuple[tuple[Any, ...], Kind], Render] = {}  # the same, and by the kind
+        self._templates: dict[_SentAs, MessageTemplate] = {}
+        self._frames: dict[_SentAs, Frames] = {}  # on this connection
+        self._renders: dict[tuple[_SentAs, Kind], Render] = {}  # the same
         # On this connection: places whose queues are declared, and whether they are bound to those for delays.
         self._declared: set[tuple[str | None, bool]] = set()
         self._queues: dict[str, None] = {}  # declared on any connection
@@ -276,7 +280,7 @@ class KombuSender:
         return frames
 
     def _render(self, task: Call) -> Render:
-        key = task.route.sent_as, task.change.kind
+        key = self._sent_as(task), task.change.kind
         try:
             return self._renders[key]
         except KeyError:
@@ -285,7 +289,7 @@ class KombuSender:
             return self._renders.setdefault(key, self._frames_of(task).of(task.change.kind))
 
     def _frames_of(self, task: Call) -> Frames:
-        key = task.route.sent_as
+        key = self._sent_as(task)
         if key not in self._frames:
             template = self._template(task)
             self._declare(template)
@@ -293,10 +297,27 @@ class KombuSender:
         return self._frames[key]
 
     def _template(self, task: Call) -> MessageTemplate:
-        key = task.route.sent_as
+        key = self._sent_as(task)
         if key not in self._templates:
-            self._templates[key] = message_template(self._app, task.route)
+            _, partition = key
+            self._templates[key] = message_template(
+                self._app,
+                task.route,
+                partition=partition if self._is_amqp else None,
+                has_key=task.key is not None,
+            )
         return self._templates[key]
+
+    def _sent_as(self, task: Call) -> _SentAs:
+        """Return what tasks with like messages have in common."""
+        key = task.key
+        if key is None:
+            return task.route.sent_as, None
+        return task.route.sent_as, partition_of(self._partitions, task.route, key) if self._is_amqp else ""
+
+    @cached_property
+    def _partitions(self) -> list[str]:
+        return partitions_in(self._app.amqp.queues)
 
     def _declare(self, message: MessageTemplate) -> None:
         """Declare the message's queue once a connection; all queues if Celery does not say which it is."""
@@ -391,19 +412,21 @@ class KombuSender:
                 self.limit = int(found["limit"])
                 raise _too_large(int(found["size"]), self.limit) from error
             hint = next(hint for kind, hint in _HINTS.items() if isinstance(error, kind))
+            hint = hint.replace("CELERY_BROKER_URL", address_of(self._app))
             if isinstance(error, amqp.PreconditionFailed) and error.method_sig == spec.Basic.Publish:
                 hint = _OPTION_HINT
             raise BrokerError(f"The broker refuses us: {error}.", hint=hint, code=_code(error)) from error
         except ImportError as error:
             raise BrokerError(
-                f"Celery's transport for CELERY_BROKER_URL is not installed: {error}.",
+                f"Celery's transport for {address_of(self._app)} is not installed: {error}.",
                 code="transport_not_installed",
             ) from error
         except passing as error:
             if certificate := bad_certificate(error):
                 raise BrokerError(
                     f"The broker's certificate is not valid: {certificate.verify_message}.",
-                    hint="Correct the host in CELERY_BROKER_URL, or ca_certs in broker_use_ssl of celeryconfig.py.",
+                    hint=f"Correct the host in {address_of(self._app)}, "
+                    "or ca_certs in broker_use_ssl of celeryconfig.py.",
                     code="certificate",
                 ) from error
             raise BrokerAwayError(f"{type(error).__name__}: {error}") from error

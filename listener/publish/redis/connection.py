@@ -14,9 +14,18 @@ from kombu.exceptions import OperationalError
 from redis import exceptions
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
 
+from cdc_tasks import environment
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
 
-__all__ = ["Command", "RedisConnection", "bad_certificate", "broker_channel", "too_large", "translated"]
+__all__ = [
+    "Command",
+    "RedisConnection",
+    "address_of",
+    "bad_certificate",
+    "broker_channel",
+    "too_large",
+    "translated",
+]
 
 Command = tuple[str | bytes, ...]
 
@@ -62,9 +71,9 @@ class RedisConnection:
 
         def connect(stack: ExitStack) -> Any:
             channel = stack.enter_context(broker_channel(app))
-            return channel.client.connection_pool.get_connection()
+            return _own_connection(channel.client.connection_pool, stack)
 
-        return cls(connect, prefix=options.get("global_keyprefix", ""), variable="CELERY_BROKER_URL")
+        return cls(connect, prefix=options.get("global_keyprefix", ""), variable=address_of(app))
 
     @classmethod
     def of_cache(cls, url: str) -> RedisConnection:
@@ -73,9 +82,9 @@ class RedisConnection:
         def connect(stack: ExitStack) -> Any:
             pool = redis.ConnectionPool.from_url(url, **_TIMEOUTS)
             stack.callback(pool.disconnect)
-            return pool.get_connection()
+            return _own_connection(pool, stack)
 
-        return cls(connect, prefix="", variable="CACHE_URL")
+        return cls(connect, prefix="", variable=environment.variable("CACHE_URL"))
 
     @property
     def is_open(self) -> bool:
@@ -164,6 +173,23 @@ class RedisConnection:
         if connection is not None:
             connection.disconnect()
         self._stack.close()
+
+
+def address_of(app: Celery) -> str:
+    """Return what says where the app's broker is, for errors: a variable, or a setting of somebody else's app."""
+    if app.main in {"listener", "cdc_tasks", None}:
+        return environment.variable("CELERY_BROKER_URL")
+    return f"broker_url of the app {app.main}"
+
+
+def _own_connection(pool: redis.ConnectionPool, stack: ExitStack) -> Any:
+    """Return a connection of the pool that nobody else uses; `stack` keeps it, and gives it back.
+
+    A client asks the pool: its own method takes an argument before redis-py 5.3, and warns of it since.
+    """
+    client = redis.Redis(connection_pool=pool, single_connection_client=True)
+    stack.callback(client.close)
+    return client.connection
 
 
 @contextmanager

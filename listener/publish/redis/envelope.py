@@ -7,7 +7,6 @@ import re
 from base64 import b64decode
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -20,8 +19,8 @@ from pybase64 import b64encode
 
 from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import Route
-from listener.publish.kombu.internals import check_kombu
-from listener.publish.redis.connection import Command, broker_channel, translated
+from listener.publish.kombu.internals import check_kombu, expiry_of
+from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
     ETA,
     EXPIRES,
@@ -119,7 +118,7 @@ class Envelopes:
 
     def _make(self, route: Route) -> _Template:
         try:
-            with translated("CELERY_BROKER_URL"):
+            with translated(address_of(self._app)):
                 commands, timing = self._commands(route)
         except BaseException:
             self.close()
@@ -152,21 +151,37 @@ _Commands = list[tuple[str, str, Any]]  # name, key, value
 
 
 class _Catcher:
-    """A stand-in for kombu's batch of Redis commands (`kombu.transport.redis.PublishBatch`) that runs none of them."""
+    """Stands in for what a channel of kombu does last with a message: it notes the commands, and runs none.
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    `_put` and `_put_fanout` are what kombu asks of each of its transports without an exchange
+    (`kombu.transport.virtual`): they get a message once it is known where it goes.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
         self.commands: _Commands = []
+        channel._put, channel._put_fanout = self._put, self._put_fanout  # noqa: SLF001  # kombu's hooks
+        self._place: Callable[[str, int], str] = channel._q_for_pri  # noqa: SLF001  # the keys of a queue's priorities
+        self._priority: Callable[..., int] = channel._get_message_priority  # noqa: SLF001  # the same
 
-    def add(self, name: str, key: str, value: Any) -> None:
-        self.commands.append((name, f"{self._prefix}{key}", value))
+    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+        channel = self._channel
+        self._add("lpush", self._place(queue, self._priority(message, reverse=False)), dumps(message))
+        if milliseconds := expiry_of(channel, queue):
+            for step in channel.priority_steps:
+                self._add("pexpire", self._place(queue, step), milliseconds)
+
+    def _put_fanout(self, exchange: str, message: dict[str, Any], *_: Any, **__: Any) -> None:
+        self._add("publish", exchange, dumps(message))
+
+    def _add(self, name: str, key: str, value: Any) -> None:
+        self.commands.append((name, f"{self._channel.global_keyprefix}{key}", value))
 
 
 def _catch(app: Celery, channel: Any, route: Route) -> tuple[_Commands, Timing | None]:
     """Return the Redis commands that Celery's `send_task` would run: its steps without its side effects."""
     check_kombu()
-    catcher = _Catcher(channel.global_keyprefix)
-    channel.basic_publish = partial(type(channel).basic_publish, channel, _publish_batch=catcher)
+    catcher = _Catcher(channel)
     message, options, timing = make_message(app, route)
     app.amqp.send_task_message(Producer(channel), route.task, message, retry=False, **options)
     return catcher.commands, timing

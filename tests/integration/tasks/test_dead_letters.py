@@ -34,6 +34,7 @@ def worker(environment: dict[str, str]) -> Iterator[Worker]:
         yield running
 
 
+@pytest.mark.versions
 def test_whatever_ends_a_task_its_message_is_kept_with_the_error_and_the_earlier_tries(
     helpdesk: HelpDesk, environment: dict[str, str], worker: Worker
 ) -> None:

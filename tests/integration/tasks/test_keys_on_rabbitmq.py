@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cdc_tasks.broker.delays import DelayingCelery
+from cdc_tasks import install
 from cdc_tasks.routing.message_groups import key_headers
 from harness.waiting import wait_until
 from harness.worker import Worker
@@ -59,7 +63,7 @@ def _check_order(log: list[tuple[str, str, int]]) -> None:
             assert number in {last[key], last[key] + 1}, f"{key}: {number} began after {last[key]}"
             last[key] = number
             running[key] = number
-        elif what == "ends":
+        elif what in {"ends", "fails"}:
             running[key] = None
 
 
@@ -68,7 +72,7 @@ def test_each_key_keeps_its_order_while_tasks_are_retried_and_workers_come_and_g
 ) -> None:
     keys, each = 12, 12
     everything = {(f"key-{key}", number) for key in range(keys) for number in range(1, each + 1)}
-    with Worker(environment, "-n", "first@%h") as first, sender_of(environment, DelayingCelery) as sender:
+    with Worker(environment, "-n", "first@%h") as first, install(sender_of(environment)) as sender:
         with Worker(environment, "-n", "second@%h"):
             for number in range(1, each + 1):
                 for key in range(keys):
@@ -87,7 +91,7 @@ def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
     environment: dict[str, str], helpdesk: HelpDesk
 ) -> None:
     others = {(key, number) for key in "abcdefgh" for number in range(1, 6)}
-    with Worker(environment), sender_of(environment, DelayingCelery) as sender:
+    with Worker(environment), install(sender_of(environment)) as sender:
         _send(sender, "slow", 1, until="cured")
         for number in range(2, 150):  # more than a worker looks ahead
             _send(sender, "slow", number, takes=0)
@@ -97,3 +101,71 @@ def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
         helpdesk.broker.cache.set("cured", 1)
         wait_until(lambda: len(_ended(helpdesk, "slow")) == 149, timeout=90, what="the key that was held up")
     _check_order(_log(helpdesk))
+
+
+def test_a_second_worker_gets_its_share_of_the_partitions(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    """RabbitMQ itself leaves them all to the first one."""
+    sent = 0
+    with (
+        Worker(environment, "-n", "first@%h"),
+        Worker(environment, "-n", "second@%h", "-Q", "cdc_keyed") as second,
+        install(sender_of(environment)) as sender,
+    ):
+
+        def is_shared() -> bool:
+            nonlocal sent
+            sent += 1
+            for key in range(12):
+                _send(sender, f"key-{key}", sent)
+            return " succeeded in " in second.log
+
+        wait_until(is_shared, timeout=60, what="the second worker to run a task", every=0.3)
+        wait_until(lambda: len(_ended(helpdesk)) == 12 * sent, timeout=60, what="all tasks")
+    _check_order(_log(helpdesk))
+
+
+def test_a_failed_task_may_hold_its_key_until_a_person_has_decided(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    with Worker(environment) as worker, install(sender_of(environment)) as sender:
+        for key in ("replayed", "dropped", "skipped"):
+            _send(sender, key, 1, task="breaks", hold=True)
+            for number in (2, 3):
+                _send(sender, key, number, hold=True)
+        _send(sender, "goes-on", 1, task="breaks")
+        _send(sender, "goes-on", 2)
+        wait_until(lambda: ("goes-on", 2) in _ended(helpdesk), timeout=60, what="the key that goes on")
+        wait_until(lambda: _waiting(environment) == [2, 2, 2], timeout=60, what="the others to be held up")
+        assert _ended(helpdesk) == {("goes-on", 2)}
+        failed = {each["dead_letter"] for each in worker.events("task_gave_up")}
+        of_key = {each["key"]: each["task_id"] for each in _held_up(environment)}
+        assert set(of_key.values()) < failed
+        helpdesk.broker.cache.set("cured", 1)
+        _cdc(environment, "dead-letters", "replay", of_key["test:replayed"])
+        _cdc(environment, "dead-letters", "drop", of_key["test:dropped"])
+        _cdc(environment, "keys", "skip", "test:skipped")
+        done = {(key, number) for key in ("replayed", "dropped", "skipped") for number in (2, 3)}
+        done |= {("goes-on", 2), ("replayed", 1)}
+        wait_until(lambda: _ended(helpdesk) == done, timeout=60, what="all keys to go on")
+    _check_order(_log(helpdesk))
+    assert _held_up(environment) == []
+
+
+def _held_up(environment: dict[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(_cdc(environment, "keys", "list", "--json"))
+    return found
+
+
+def _waiting(environment: dict[str, str]) -> list[int]:
+    return [each["waiting"] for each in _held_up(environment)]
+
+
+def _cdc(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-m", "cdc_tasks", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

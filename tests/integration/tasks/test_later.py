@@ -124,6 +124,7 @@ def test_what_is_due_goes_ahead_of_the_queue_in_the_order_in_which_it_is_due(hel
     assert _number(client.rpop("cdc_bulk")) == number
 
 
+@pytest.mark.versions
 def test_what_waits_keeps_its_priority_and_the_applications_prefix(helpdesk: HelpDesk) -> None:
     client, cache = helpdesk.broker.client, helpdesk.broker.cache
     environment = {

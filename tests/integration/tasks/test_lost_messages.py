@@ -38,6 +38,7 @@ def environment(helpdesk: HelpDesk) -> dict[str, str]:
     }
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("settings", "taking", "is_lost"),
     [
@@ -72,6 +73,7 @@ def test_a_message_that_broke_off_on_its_way_to_a_worker(
                 )
 
 
+@pytest.mark.versions
 def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
     helpdesk: HelpDesk, environment: dict[str, str]
 ) -> None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import psycopg2
+import pytest
 
 from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.waiting import wait_until
@@ -66,6 +67,7 @@ def test_a_worker_that_is_asked_to_end_gives_back_what_waits_for_its_next_try(
     assert not unacknowledged(helpdesk.broker.client)
 
 
+@pytest.mark.versions
 def test_a_broker_that_restarts_keeps_its_tasks_and_gets_its_workers_back(
     helpdesk: HelpDesk, social: SocialStub
 ) -> None:

@@ -7,8 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from base64 import b64decode
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import redis
 
 from cdc_tasks.changes import EventType
 from harness.waiting import wait_until
@@ -16,6 +20,8 @@ from harness.worker import Worker
 from tests.support.helpdesk import change
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.support.helpdesk import HelpDesk
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
@@ -41,6 +47,40 @@ def test_the_module_in_the_docs_adds_a_task_a_message_a_service_and_a_cached_tab
         countries = wait_until(lambda: helpdesk.broker.cache.get("master:countries"), what="the countries")
     assert paper.read_text() == "anna@example.com: Promoted: Congratulations, Anna!\n"
     assert json.loads(countries) == [{"id": 1, "name": "Peru"}]
+
+
+def test_a_coroutine_function_is_a_task_as_any_other_and_its_events_come_in_order(helpdesk: HelpDesk) -> None:
+    environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.probe"}
+    with Worker(environment) as worker, _task_events(helpdesk) as events:
+        task_id = helpdesk.send("probe.awaits", "its argument", queue="celery")
+        (ran,) = wait_until(lambda: helpdesk.broker.cache.lrange("ran", 0, -1), what="the second try")
+        assert {"argument": "its argument", "retries": 1}.items() <= json.loads(ran).items()
+        other_id = helpdesk.send("probe.ran", "another", queue="celery")
+        wait_until(lambda: helpdesk.broker.cache.llen("ran") == 2, what="a task that is no coroutine")
+        assert worker.stop() == 0
+        found = events()
+    own = [kind for kind, uuid in found if uuid == task_id]
+    begun = ["task-received", "task-started"]
+    assert own == [*begun, "task-retried", *begun, "task-succeeded"]
+    other = [kind for kind, uuid in found if uuid == other_id]
+    assert other == [*begun, "task-succeeded"]  # the last one was published before the worker ended
+
+
+@contextmanager
+def _task_events(helpdesk: HelpDesk) -> Iterator[Callable[[], list[tuple[str, str]]]]:
+    """Yield a function that returns the kinds and ids of all task events so far, in their order."""
+    found: list[tuple[str, str]] = []
+    with redis.Redis.from_url(helpdesk.broker.url) as client, client.pubsub() as subscriber:
+        subscriber.psubscribe("*celeryev/task.*")
+        subscriber.get_message(timeout=60)  # the answer to that
+
+        def so_far() -> list[tuple[str, str]]:
+            while message := subscriber.get_message(timeout=1):
+                body = json.loads(b64decode(json.loads(message["data"])["body"]))
+                found.extend((event["type"], event["uuid"]) for event in body)
+            return list(found)
+
+        yield so_far
 
 
 def _longest_python_block(page: Path) -> str:

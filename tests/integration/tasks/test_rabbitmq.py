@@ -185,6 +185,7 @@ def test_a_wait_of_less_than_a_second_may_be_asked_for_in_every_way(
         wait_until(lambda: counted("counted") == b"10", timeout=30, what="all ten")
 
 
+@pytest.mark.versions
 def test_the_queue_for_health_checks_goes_with_its_worker(
     helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
 ) -> None:

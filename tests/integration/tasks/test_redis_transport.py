@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from celery import Celery
 
 from harness.waiting import wait_until
@@ -76,6 +77,7 @@ def test_one_message_wakes_one_of_several_idle_workers(helpdesk: HelpDesk) -> No
         )  # each message's, and one for each that waits again
 
 
+@pytest.mark.versions
 def test_what_is_in_a_dead_workers_inbox_goes_back(helpdesk: HelpDesk) -> None:
     """It waited, and was stopped before it could read the answer: the message is already in its inbox."""
     client, cache = helpdesk.broker.client, helpdesk.broker.cache

@@ -7,6 +7,8 @@ from base64 import b64decode
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from cdc_tasks.changes import EventType
 from cdc_tasks.helpdesk.tickets import notify_ticket_insert
 from harness.waiting import wait_until
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tests.support.social_stub import SocialStub
 
 
+@pytest.mark.versions
 def test_a_new_ticket_reaches_the_assignee_and_every_manager_on_all_their_accounts(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:

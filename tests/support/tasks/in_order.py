@@ -11,7 +11,7 @@ from cdc_tasks.notify.send_errors import UnavailableError
 
 __all__ = ["LOG", "breaks", "notes"]
 
-LOG = "in-order"  # a list: "begins key number", "ends …", "waits …"
+LOG = "in-order"  # a list: "begins key number", "ends …", "waits …", "fails …"
 
 
 @shared_task(name="in_order.notes", max_retries=1_000)
@@ -32,5 +32,6 @@ def breaks(key: str, number: int) -> None:
     client = cache.client()
     client.rpush(LOG, f"begins {key} {number}")
     if not client.exists("cured"):
+        client.rpush(LOG, f"fails {key} {number}")
         raise ValueError("broken")
     client.rpush(LOG, f"ends {key} {number}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from celery import shared_task
 
@@ -13,7 +15,7 @@ from cdc_tasks import TryAgain, cache
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["note"]
+__all__ = ["note", "run"]
 
 
 @shared_task(name="keyed.note", bind=True)
@@ -29,3 +31,15 @@ def note(self: Task[Any, Any], number: int, how: str = "well", seconds: float = 
         raise ValueError(number)
     time.sleep(seconds)
     redis.rpush("noted", f"end {number}")
+
+
+@shared_task(name="keyed.run", max_retries=1_000)
+def run(key: str, number: int) -> None:
+    """Fail once in fifty runs; what it notes is in a Redis that no test kills."""
+    redis, this = cache.client(), uuid4().hex
+    redis.rpush("runs", f"begin {key} {number} {this}")
+    time.sleep(random.uniform(0, 0.005))
+    if random.random() < 0.02:
+        redis.rpush("runs", f"fail {key} {number} {this}")
+        raise TryAgain("not now", after=0.2)
+    redis.pipeline().rpush("runs", f"end {key} {number} {this}").sadd("done", number).execute()

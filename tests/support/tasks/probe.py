@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import redis
 from celery import shared_task
 
+from cdc_tasks.retry import TryAgain
+
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["ran", "ran_later", "waits"]
+__all__ = ["awaits", "ran", "ran_later", "waits"]
 
 
 def _redis() -> redis.Redis:
@@ -34,6 +37,15 @@ def _note(task: Task[Any, Any], argument: Any) -> None:
 
 @shared_task(bind=True, name="probe.ran")
 def ran(self: Task[Any, Any], argument: Any) -> None:
+    _note(self, argument)
+
+
+@shared_task(bind=True, name="probe.awaits")
+async def awaits(self: Task[Any, Any], argument: Any) -> None:
+    """Fail at the first try, as a service that is away."""
+    await asyncio.sleep(0)
+    if not self.request.retries:
+        raise TryAgain("The service is away.", after=0.1)
     _note(self, argument)
 
 

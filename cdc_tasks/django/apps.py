@@ -1,0 +1,53 @@
+"""`"cdc_tasks.django"` in INSTALLED_APPS."""
+
+from __future__ import annotations
+
+from traceback import walk_stack
+from typing import Any
+
+from django.apps import AppConfig
+from django.core import checks
+
+__all__ = ["CDCConfig"]
+
+_TAG = "cdc"
+
+
+class CDCConfig(AppConfig):
+    """Has no models, and imports nothing of the project's: routes are loaded by `manage.py cdc`, checks and tests."""
+
+    name = "cdc_tasks.django"
+    label = "cdc"
+    verbose_name = "cdc-tasks"
+
+    def ready(self) -> None:
+        """Register the system checks. A web process runs none, and so loads nothing more."""
+        for check in (_settings, _routes):
+            checks.register(check, _TAG)
+        checks.register(_migrations, _TAG, checks.Tags.database)
+
+
+def _is_within_celery() -> bool:
+    """Return whether Celery runs the checks: before it imports tasks, and without a look at what they return.
+
+    The routes cannot be loaded then, because that imports the tasks.
+    """
+    return any(frame.f_globals.get("__name__") == "celery.fixups.django" for frame, _ in walk_stack(None))
+
+
+def _settings(**given: Any) -> list[checks.CheckMessage]:
+    from cdc_tasks.django.checks import check_settings
+
+    return check_settings(**given)
+
+
+def _routes(**given: Any) -> list[checks.CheckMessage]:
+    from cdc_tasks.django.checks import check_routes
+
+    return [] if _is_within_celery() else check_routes(**given)
+
+
+def _migrations(**given: Any) -> list[checks.CheckMessage]:
+    from cdc_tasks.django.checks import check_migrations
+
+    return check_migrations(**given)

@@ -1,0 +1,1 @@
+"""Commands of `manage.py`, by their files' names."""

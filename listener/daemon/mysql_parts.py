@@ -1,0 +1,58 @@
+"""The parts for MySQL and MariaDB; loaded only if DATABASE_URL names one: their drivers come with an extra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cdc_tasks.routing.router import BinlogRouter
+from listener.core.findings import Finding
+from listener.core.source import Monitor
+from listener.core.source_status import SourceStatus
+from listener.daemon.application import cache_url
+from listener.daemon.bookmarked_monitor import BookmarkedMonitor
+from listener.daemon.settings import ListenerSettings
+from listener.mysql.check import check_mysql
+from listener.mysql.monitor import BinlogMonitor, derived_server_id
+from listener.mysql.status import read_mysql_status
+from listener.publish.bookmark import Bookmark
+
+__all__ = ["check_binlog", "make_binlog_monitor", "read_binlog_status"]
+
+
+def make_binlog_monitor(
+    settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool
+) -> Monitor:
+    """Return the reader of the binlog with its bookmark, not yet connected."""
+    reader = BinlogMonitor(
+        settings.database_url.get_secret_value(),
+        name=settings.cdc_name,
+        routes=router.routes,
+        server_id=settings.cdc_server_id,
+        batch_size=settings.cdc_batch_size,
+        from_start=from_start,
+        accept_gap=accept_gap,
+    )
+    bookmark = Bookmark(
+        cache_url(settings),
+        name=settings.cdc_name,
+        replay_window=settings.cdc_replay_window,
+    )
+    return BookmarkedMonitor(reader, bookmark)
+
+
+def check_binlog(
+    settings: ListenerSettings, router: BinlogRouter, checkpoint: str | None
+) -> Iterator[Finding]:
+    """Yield the findings about the server and its tables."""
+    yield from check_mysql(
+        settings.database_url.get_secret_value(),
+        name=settings.cdc_name,
+        server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
+        routes=router.routes,
+        checkpoint=checkpoint,
+    )
+
+
+def read_binlog_status(settings: ListenerSettings, checkpoint: str | None) -> SourceStatus:
+    """Return what the server reports."""
+    return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)

@@ -1,0 +1,49 @@
+"""Another app with `cdc_tasks.install`: its own base class of tasks, a queue that Celery makes, its own settings."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import redis
+from celery import Celery, Task, shared_task
+
+from cdc_tasks import TryAgain, install
+
+
+class ShopTask(Task):  # type: ignore[type-arg]  # generic in Celery's stubs only
+    """Notes each call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _notes().hincrby("shop called", self.name, 1)
+        return super().__call__(*args, **kwargs)
+
+
+app = Celery("shop", broker=os.environ["SHOP_BROKER"], task_cls=ShopTask)
+app.conf.task_default_queue = "shop"
+if prefix := os.environ.get("SHOP_PREFIX"):
+    app.conf.broker_transport_options = {"global_keyprefix": prefix}
+install(app)
+
+
+def _notes() -> redis.Redis:
+    return redis.Redis.from_url(os.environ["SHOP_NOTES"])
+
+
+@app.task(name="shop.kills", default_retry_delay=1)
+def kills() -> None:
+    """End the process of the pool at the first try."""
+    if _notes().hincrby("shop tries", "kills", 1) == 1:
+        os._exit(1)
+
+
+@shared_task(name="shop.waits", acks_late=False)
+def waits() -> None:
+    """Succeed at the second try."""
+    if _notes().hincrby("shop tries", "waits", 1) == 1:
+        raise TryAgain("not yet", after=0.1)
+
+
+@app.task(name="shop.fails")
+def fails() -> None:
+    raise ValueError("always")

@@ -1,0 +1,108 @@
+"""Environments that have the project as a team installs it: from the wheel, with the extras that it asks for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from packaging.requirements import Requirement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["build", "environment_with", "site_of"]
+
+_CHECKOUT: Final = Path(__file__).resolve().parents[2]
+_PROJECT: Final = "cdc-tasks"
+_SCRIPT: Final = """#!{python}
+import sys
+from {module} import {function}
+sys.exit({function}())
+"""
+
+
+def build(directory: Path) -> Path:
+    """Build the wheel into this directory, without the network; return it."""
+    command = [
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(directory),
+    ]
+    subprocess.run([sys.executable, *command, str(_CHECKOUT)], check=True)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def environment_with(wheel: Path, home: Path, *, extras: Iterable[str] | None = None) -> Path:
+    """Make an environment with the wheel, and return its interpreter.
+
+    The dependencies are those of this environment: all of them, or only the core's and those of these extras.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    python = home / "bin" / "python"
+    site = site_of(python)
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(site)
+    if extras is None:
+        # Of this environment's packages, but not of its link to the checkout, which stands in a .pth of its own.
+        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    else:
+        for path in _files_of(_closure(extras)):
+            (site / path.name).symlink_to(path)
+    _write_programs(python)
+    return python
+
+
+def site_of(python: Path) -> Path:
+    """Return where an environment has its packages."""
+    (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    return site
+
+
+def _closure(extras: Iterable[str]) -> set[str]:
+    """Return the distributions that the project needs with these extras, and what those need."""
+    found: set[str] = set()
+    open_: list[tuple[str, frozenset[str]]] = [(_PROJECT, frozenset(extras))]
+    while open_:
+        name, wanted = open_.pop()
+        for text in metadata.requires(name) or ():
+            needed = Requirement(text)
+            is_needed = needed.marker is None or any(
+                needed.marker.evaluate({"extra": extra}) for extra in ["", *wanted]
+            )
+            if is_needed and needed.name not in found:
+                found.add(needed.name)
+                open_.append((needed.name, frozenset(needed.extras)))
+    return found - {_PROJECT}
+
+
+def _files_of(names: Iterable[str]) -> Iterator[Path]:
+    """Yield the files and directories at the top of site-packages that belong to these distributions."""
+    site = Path(sysconfig.get_path("purelib"))
+    tops = {file.parts[0] for name in names for file in metadata.files(name) or () if file.parts[0] != ".."}
+    yield from (site / top for top in sorted(tops - {"__pycache__"}))
+
+
+def _write_programs(python: Path) -> None:
+    """Write the programs of the wheel, and `celery`, as pip would."""
+    site = site_of(python)
+    programs = {"celery": "celery.__main__:main"}
+    for line in next(site.glob("cdc_tasks-*.dist-info/entry_points.txt")).read_text().splitlines():
+        name, equals, place = line.partition(" = ")
+        if equals:
+            programs[name] = place
+    for name, place in programs.items():
+        module, _, function = place.partition(":")
+        program = python.parent / name
+        program.write_text(_SCRIPT.format(python=python, module=module, function=function))
+        program.chmod(0o755)
