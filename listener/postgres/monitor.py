@@ -38,7 +38,7 @@ from listener.postgres.codec.decoder import (
     WALPosition,
     Watermark,
 )
-from listener.postgres.hints import STUCK, UPDATE
+from listener.postgres.hints import AFTER_GAP, STUCK, UPDATE
 from listener.postgres.log.acknowledgements import Acknowledgements
 from listener.postgres.log.position import LastPublished, WALCheckpoint, format_lsn, parse_lsn
 from listener.postgres.plugins import Plugin, PluginName, open_plugin
@@ -155,7 +155,7 @@ class PostgresWALMonitor:
         except GapError as gap:
             if after is None or not self._accept_gap:
                 raise
-            log.error("gap_accepted", gap=gap.message)  # noqa: TRY400 - a person needs no traceback
+            log.error("gap_accepted", gap=gap.message, hint=AFTER_GAP)  # noqa: TRY400 - a person needs no traceback
             after = self._next_generation(after)
             # First the checkpoint: what is read from now on has its generation. Then all is read again, also what was
             # left out as published: that was another log's.

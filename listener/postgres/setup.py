@@ -82,7 +82,7 @@ class ServerSetup:
                 connection, slot, saved, notes, has_gap=bool(gap), accept_gap=accept_gap
             )
         if gap:
-            log.error("gap_accepted", gap=gap.message)
+            log.error("gap_accepted", gap=gap.message, hint=AFTER_GAP)
         self._prepare_slot(connection, slot, is_void=bool(gap))
         return PreparedServer(tables, has_new_slot=bool(gap) or slot is None, gap_is_accepted=bool(gap))
 

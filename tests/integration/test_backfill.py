@@ -298,7 +298,7 @@ def test_each_row_comes_once_although_listener_and_broker_are_killed(
     rows = 4000
     with ValkeyServer(append_only=True) as server, closing(redis.Redis.from_url(server.url)) as client:
         client.config_set("appendfsync", "always")
-        person = Person(database, Broker(server, client, client), tmp_path)
+        person = Person(database, Broker(server=server, client=client, cache=client), tmp_path)
         person.fills(rows)
         kills = random.Random(14)
         with person.running() as first:
