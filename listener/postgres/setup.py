@@ -17,6 +17,7 @@ from listener.postgres.client.diagnosis import explained
 from listener.postgres.client.errors import SlotInUseError, sqlstate_of
 from listener.postgres.client.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.gaps import find_gap, published_lsn
+from listener.postgres.hints import AFTER_GAP
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.plugins import PluginName
 from listener.postgres.tables.checkpoint_notes import Notes

@@ -475,7 +475,7 @@ def test_reads_of_a_chunk_have_the_same_ids_on_rabbitmq(
         assert person.asks("backfill", "named", "--chunk", "70")["done"]
         person.waits_for("named")
         _ends(process)
-    found = [json.loads(message.body)[0][0] for message in drain(rabbitmq_server, f"{database.name}_mirror")]
+    found = [each["body"][0][0] for each in drain(rabbitmq_server, f"{database.name}_mirror")]
     assert [each["after"]["name"] for each in found] == sorted(person.names())
     assert len({each["id"] for each in found}) == 300
 
