@@ -55,7 +55,10 @@ def test_a_read_has_the_values_of_the_insert_whatever_the_types(source: Postgres
     )
     source.watch("things")
     values = ", ".join(["%s"] * len(cases))
-    source.database.execute(f"INSERT INTO things VALUES (1, {values}), (2)", *[text for _, text, _ in cases])
+    source.database.execute(
+        f"INSERT INTO things VALUES (1, {values}); INSERT INTO things VALUES (2)",
+        *[text for _, text, _ in cases],
+    )
     inserts = source.changes(2)
     chunk = _read(source, "things")
     assert chunk.error is None, chunk.error
