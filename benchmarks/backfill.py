@@ -40,6 +40,7 @@ INSERT INTO items SELECT g, 'Ticket ' || g, 'open', g % 100, g * 0.01, now(), re
 FROM generate_series(1, {rows}) g
 """
 _PER_SECOND: Final = 1_000
+_PROGRAM: Final = [sys.executable, "-m", "listener"]
 
 
 class _Live:
@@ -95,20 +96,19 @@ def main() -> None:
             "CDC_ROUTES": "bench_routes:setup",
             "PYTHONPATH": home,
         }
-        program = [sys.executable, "-m", "listener"]
-        with subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL) as listener:
+        with subprocess.Popen(_PROGRAM, env=environment, stderr=subprocess.DEVNULL) as listener:
             try:
-                _measure(program, environment, url, redis.Redis.from_url(broker.url), chunk)
+                _measure(environment, redis.Redis.from_url(broker.url), chunk, listener.pid)
             finally:
                 listener.terminate()
 
 
-def _measure(
-    program: list[str], environment: dict[str, str], url: str, broker: redis.Redis, chunk: str
-) -> None:
+def _measure(environment: dict[str, str], broker: redis.Redis, chunk: str, pid: int) -> None:
+    url = environment["DATABASE_URL"]
+
     def types(*arguments: str) -> Any:
         done = subprocess.run(
-            [*program, *arguments, "--json"], env=environment, check=True, capture_output=True, text=True
+            [*_PROGRAM, *arguments, "--json"], env=environment, check=True, capture_output=True, text=True
         )
         return json.loads(done.stdout)
 
@@ -119,12 +119,20 @@ def _measure(
             time.sleep(10)
             _say(f"without a backfill: {alone.end()}")
         live = _Live(url, broker) if is_live else None
+        before = _cpu_seconds(pid)
         name = types("backfill", "items", "--chunk", chunk)["id"]
         while (found := types("backfills", "show", name))["state"] != "done":
             time.sleep(1)
         told = f", {live.end()}" if live else ""
-        _say(f"{found['sent']} rows, {found['rows_per_second']} rows/s{told}")
+        used = found["sent"] / (_cpu_seconds(pid) - before)
+        _say(f"{found['sent']} rows, {found['rows_per_second']} rows/s, {used:.0f} a CPU second{told}")
         broker.delete("cdc_bulk")
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the processor's time that a process has used: this machine is not quiet."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _say(text: str) -> None:
