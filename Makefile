@@ -53,9 +53,9 @@ servers:  ## The servers that the tests need beside those from wheels (Debian, U
 	@[ -n "$$CDC_TEST_MYSQL_SERVER" ] || scripts/unpack-mysql >/dev/null || \
 		echo "    no MySQL: its tests fail; set CDC_TEST_MYSQL_SERVER=/path/of/mysqld, or CDC_TEST_MYSQL_URL (docs/design.md)" >&2
 
-clean:  ## Throw away the virtual environment and the caches
-	@echo "==> Removing $(VENV) and caches"
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## Throw away the virtual environments and the caches
+	@echo "==> Removing $(VENV), .versions and caches"
+	@rm -rf $(VENV) .versions .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt scripts/make-venv
 	@scripts/make-venv $(VENV) $*

@@ -1,11 +1,15 @@
-"""Processor time and memory of a process, from `proc(5)`."""
+"""Processor time and memory of a process, from `proc(5)`.
+
+`python -m benchmarks.readings PID…` prints them for each process with its children.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "group_cpu_seconds", "peak_memory"]
+__all__ = ["cpu_seconds", "group_cpu_seconds", "peak_memory", "proportional_memory"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -35,3 +39,24 @@ def group_cpu_seconds(leader: int) -> float:
         if int(fields[2]) == leader:
             total += sum(map(int, fields[11:15]))
     return total / _TICKS
+
+
+def proportional_memory(parent: int) -> float:
+    """Return the proportional set size in MB of a process and its children: shared pages count once."""
+    sizes = (_pss(pid) for pid in (parent, *_children(parent)))
+    return sum(sizes) * 1024 / 1e6
+
+
+def _children(parent: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()))
+
+
+def _pss(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+if __name__ == "__main__":
+    for given in map(int, sys.argv[1:]):
+        seconds = sum(cpu_seconds(each) for each in (given, *_children(given)))
+        print(f"{given}: {proportional_memory(given):.0f} MB, {seconds:.2f} s of a processor")  # noqa: T201  # its result

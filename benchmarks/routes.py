@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from listener.router import BinlogRouter, EventType, became, changed
 
-__all__ = ["coalesced", "every_row", "every_ticket", "in_batches", "two_queues"]
+__all__ = ["coalesced", "every_row", "every_ticket", "in_batches", "of_a_shop", "two_queues"]
 
 QUEUE = "cdc_bulk"
 OTHER_QUEUE = "cdc_cache"
@@ -41,6 +41,13 @@ def coalesced() -> BinlogRouter:
         coalesce=True,
         queue=QUEUE,
     )
+    return router
+
+
+def of_a_shop() -> BinlogRouter:
+    """Return a route to a task of the app `tests.support.tasks.shop`."""
+    router = BinlogRouter()
+    router.register("public", "tickets", EventType.INSERT, "shop.notes", args=["title"])
     return router
 
 

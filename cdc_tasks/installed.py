@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from cdc_tasks.environment import TWINS
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_PARTS",
     "Parts",
+    "bound_before",
     "current_app",
     "current_parts",
     "has_redis",
     "is_foreign",
+    "note_bound",
     "note_parts",
     "parts_of",
 ]
@@ -41,6 +43,7 @@ NO_PARTS: Final = Parts(
 )
 _parts: WeakKeyDictionary[Celery, Parts] = WeakKeyDictionary()
 _own: WeakSet[Celery] = WeakSet()
+_bound_before: WeakKeyDictionary[Celery, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def note_parts(app: Celery, parts: Parts, *, is_own: bool = False) -> None:
@@ -48,6 +51,17 @@ def note_parts(app: Celery, parts: Parts, *, is_own: bool = False) -> None:
     _parts[app] = parts
     if is_own:
         _own.add(app)
+
+
+def note_bound(app: Celery) -> None:
+    """Note which tasks the app has made already: they have read their options from its settings as they were."""
+    made: Any = vars(app)["_tasks"]  # `tasks` would make all tasks
+    _bound_before[app] = tuple(sorted(name for name in dict.keys(made) if not name.startswith("celery.")))
+
+
+def bound_before(app: Celery) -> tuple[str, ...]:
+    """Return the names of the tasks that the app had made before our parts came."""
+    return _bound_before.get(app, ())
 
 
 def is_foreign(app: Celery) -> bool:

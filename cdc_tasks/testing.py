@@ -17,6 +17,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from cdc_tasks.changes import Change, EventType, RowChange
+from cdc_tasks.routing.message_groups import OnFailure, bounded_key, text_of_values
 from cdc_tasks.words import counted
 
 __all__ = ["Fired", "assert_fires", "assert_fires_nothing", "row_change"]
@@ -73,20 +74,26 @@ def assert_fires(
     *,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    key: Any = None,
+    group: str | None = None,
+    on_failure: OnFailure | None = None,
     times: int = 1,
     app: Any = None,
 ) -> None:
     """Raise AssertionError, with what did fire, unless `change` fires `task` this many `times`.
 
-    `task` is a name, or Celery's task. With `args` or `kwargs`, only such calls count. With `app`, or with a task
+    `task` is a name, or Celery's task. With `args` or `kwargs`, only such calls count; with `key` (a value, or several
+    in a tuple), `group` or `on_failure`, only those whose message has that order by key. With `app`, or with a task
     that is given as an object, it fails as well if there is no such task, or if the task does not take what it is
     called with.
     """
     fired = [Fired.of(each) for each in router.tasks_for([change])]
+    order = WantedOrder(key=key, group=group, on_failure=on_failure)
     routes = getattr(router, "routes", ())
     check_fired(
-        fired, task, args=args, kwargs=kwargs, times=times, title=_title(change), routes=routes, app=app
-    )
+        fired, task, args=args, kwargs=kwargs, order=order, times=times,
+        title=_title(change), routes=routes, app=app,
+    )  # fmt: skip
 
 
 def assert_fires_nothing(router: _Router, change: Change) -> None:
@@ -135,6 +142,8 @@ class Fired:
     event: EventType
     error: Exception | None = None
     is_batched: bool = False  # then the task gets a list of what is in `args` or `kwargs`
+    key: str | None = None  # of its message group, with the group's name: "orders:42"; None: it has none
+    on_failure: OnFailure = "continue"
 
     @classmethod
     def of(cls, fired: Any) -> Fired:
@@ -149,12 +158,44 @@ class Fired:
             event=change.event,
             error=None if is_call else fired.error,
             is_batched=route.batch is not None,
+            key=fired.key,
+            on_failure=route.on_failure,
         )
 
     def __str__(self) -> str:
         if self.error is not None:
             return f"{self.task}: parked, because of {self.error!r}"
-        return f"{self.task}{_shown(self.args, self.kwargs)}"
+        ordered = "" if self.key is None else f", key {self.key}, on_failure {self.on_failure}"
+        return f"{self.task}{_shown(self.args, self.kwargs)}{ordered}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedOrder:
+    """The order by key that a test asks for; None: it does not."""
+
+    key: Any = None
+    group: str | None = None
+    on_failure: OnFailure | None = None
+
+    def is_that_of(self, fired: Fired) -> bool:
+        """Return whether a call has this order."""
+        if fired.key is None:
+            return self == WantedOrder()
+        group = fired.key.partition(":")[0]
+        return (
+            self.group in {None, group}
+            and self.on_failure in {None, fired.on_failure}
+            and (self.key is None or fired.key in self._keys(group, fired.table))
+        )
+
+    def _keys(self, group: str, table: str) -> set[str]:
+        """Return the keys that the value may have: a route for many tables puts the table's name before it."""
+        text = text_of_values(tuple(self.key) if isinstance(self.key, list | tuple) else (self.key,))
+        return {bounded_key(group, text), bounded_key(group, f"{table} {text}")}
+
+    def __str__(self) -> str:
+        named = {"key": self.key, "group": self.group, "on_failure": self.on_failure}
+        return "".join(f", {name}={value!r}" for name, value in named.items() if value is not None)
 
 
 def name_of(task: Any) -> str:
@@ -168,6 +209,7 @@ def check_fired(
     *,
     args: Sequence[Any] | None,
     kwargs: Mapping[str, Any] | None,
+    order: WantedOrder,
     times: int,
     title: str,
     routes: Sequence[Any],
@@ -181,8 +223,10 @@ def check_fired(
         calls = [each for each in calls if each.args == list(args)]
     if kwargs is not None:
         calls = [each for each in calls if each.kwargs == dict(kwargs)]
+    calls = [each for each in calls if order.is_that_of(each)]
     if len(calls) != times:
-        wanted = name if args is None and kwargs is None else f"{name}{_shown(args or (), kwargs or {})}"
+        called = "" if args is None and kwargs is None else _shown(args or (), kwargs or {})
+        wanted = f"{name}{called}{order}"
         raise AssertionError(
             f"{title} fires {wanted} {counted(len(calls), 'time')}, not {times}. "
             f"{_described(fired)}{_hint(name, routes)}"

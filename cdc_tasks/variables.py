@@ -80,10 +80,16 @@ def as_set(text: str) -> str:
 
 
 def _as_set(found: re.Match[str]) -> str:
-    name, app = found[1], os.environ.get("CDC_APP")
+    name, app = found[1], _other_app()
     if found[0].startswith("$"):  # in a command for a shell
         return f"${variable(name)}"
     return _WITH_APP[name].format(app) if app and name in _WITH_APP else variable(name)
+
+
+def _other_app() -> str | None:
+    """Return what CDC_APP names, unless it is our own app: that has its settings from the variables."""
+    app = os.environ.get("CDC_APP")
+    return None if app is None or re.split(r"[.:]", app)[0] == "cdc_tasks" else app
 
 
 def unknown_variables() -> dict[str, str]:

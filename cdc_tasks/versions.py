@@ -43,7 +43,7 @@ _PARTS: Final = (
         (5, 5),
         _RABBITMQ,
         "No delayed delivery: a worker keeps tasks that are due later in its memory, and our queues are classic "
-        "queues instead of quorum queues.",
+        "queues instead of quorum queues. A task with a key that waits for its retry counts as one that runs.",
     ),
     _Part(
         (5, 5),

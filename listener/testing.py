@@ -26,8 +26,9 @@ from psycopg2.sql import SQL, Identifier
 
 from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.message_groups import OnFailure
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
-from cdc_tasks.testing import Fired, check_fired, name_of
+from cdc_tasks.testing import Fired, WantedOrder, check_fired, name_of
 from listener.core.findings import State
 from listener.postgres.client.connection import Connection, connect, execute, fetch, fetch_value, log_codec
 from listener.postgres.client.type_catalogue import TypeCatalogue
@@ -137,19 +138,25 @@ class Recorder:
         *,
         args: Sequence[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
+        key: Any = None,
+        group: str | None = None,
+        on_failure: OnFailure | None = None,
         times: int = 1,
         old_values: bool = True,
     ) -> None:
         """Raise AssertionError, with what did fire, unless `task` was fired this many `times`.
 
-        `task` is a name, or Celery's task. With `args` or `kwargs` only such calls count. It fails as well if no
-        route fires such a task, if the task does not take the arguments, if a change would be parked, and if the
+        `task` is a name, or Celery's task. With `args`, `kwargs`, `key`, `group` or `on_failure` only such
+        calls count.
+        It fails as well if no route fires such a task, if the task does not take the arguments,
+        if a change would be parked, and if the
         route needs columns that the table has not or whose old values its replica identity does not send.
         `old_values=False` accepts the last.
         """
         fired = self.fired()
         check_fired(
             fired, task, args=args, kwargs=kwargs, times=times,
+            order=WantedOrder(key=key, group=group, on_failure=on_failure),
             title="What was committed", routes=self._router.routes, app=self._app,
         )  # fmt: skip
         self._check_tables(name_of(task), old_values=old_values)

@@ -89,7 +89,10 @@ if (
     _is_rabbitmq
 ):  # tasks with a key, in the order of their messages: `celery -A cdc_tasks worker -Q cdc_keyed`
     task_queues += partition_queues(
-        f"{_settings.cdc_queue_prefix}{KEYED}", _settings.cdc_key_partitions, _exchange
+        f"{_settings.cdc_queue_prefix}{KEYED}",
+        _settings.cdc_key_partitions,
+        _exchange,
+        counted_type=_queue_type,
     )
 task_default_queue = _default  # a route's `queue=` says otherwise
 task_default_exchange = _exchange.name

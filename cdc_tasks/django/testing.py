@@ -31,7 +31,8 @@ from cdc_tasks.django.database import database_url, table_of
 from cdc_tasks.django.routes import load_project_router
 from cdc_tasks.django.settings import application, database_alias
 from cdc_tasks.errors import CDCError
-from cdc_tasks.testing import Fired, check_fired, row_change
+from cdc_tasks.routing.message_groups import OnFailure
+from cdc_tasks.testing import Fired, WantedOrder, check_fired, row_change
 
 if TYPE_CHECKING:
     from celery import Task
@@ -65,11 +66,15 @@ class Captured:
         *,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        key: Any = None,
+        group: str | None = None,
+        on_failure: OnFailure | None = None,
         times: int = 1,
     ) -> None:
         """Raise AssertionError, with what did fire, unless the block fires `task` this many `times`.
 
-        With `args` or `kwargs` only such calls count. It fails as well if the Celery app has no such task, if the task
+        With `args`, `kwargs`, `key`, `group` or `on_failure` only such calls count.
+        It fails as well if the Celery app has no such task, if the task
         does not take its arguments, and if a change would be parked.
         """
         check_fired(
@@ -77,6 +82,7 @@ class Captured:
             task,
             args=args,
             kwargs=kwargs,
+            order=WantedOrder(key=key, group=group, on_failure=on_failure),
             times=times,
             title=self._title(),
             routes=self._router.routes,

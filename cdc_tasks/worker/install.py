@@ -19,7 +19,7 @@ from celery import Celery, signals
 
 from cdc_tasks.config.part_settings import use_settings
 from cdc_tasks.errors import CDCError
-from cdc_tasks.installed import NO_PARTS, Parts, has_redis, is_foreign, note_parts, parts_of
+from cdc_tasks.installed import NO_PARTS, Parts, has_redis, is_foreign, note_bound, note_parts, parts_of
 
 __all__ = ["InstallError", "install", "make_own"]
 
@@ -71,6 +71,7 @@ def install(
     )
     _check(app, parts)
     if parts_of(app) is None:
+        note_bound(app)
         note_parts(app, parts)
         _change(app, parts)
     return app

@@ -13,7 +13,7 @@ import structlog
 from cdc_tasks.broker.redis.acl import missing_for_worker
 from cdc_tasks.config import settings_module
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool, weakened
-from cdc_tasks.installed import is_foreign, note_parts, parts_of
+from cdc_tasks.installed import bound_before, is_foreign, note_parts, parts_of
 from cdc_tasks.versions import OldCeleryError, check_versions, lacking_parts
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ __all__ = ["check_start"]
 
 log = structlog.get_logger()
 
+_MOST_SHOWN = 5  # tasks in a line of the log
+
 
 def check_start(instance: Any) -> None:
     """Log what weakens the guarantees; raise SystemExit if the worker could not work at all."""
@@ -32,6 +34,7 @@ def check_start(instance: Any) -> None:
     _refuse_unfit_versions()
     _report_lacking_parts(app)
     if is_foreign(app):
+        _report_late_install(app)
         lacks = [*_without_transport(app, instance.pool_cls), *weakened(app)]
         hint = "Take these settings out, or leave that part out: cdc_tasks.install(app, …=False)"
         _report(lacks, app=app.main, hint=hint)
@@ -54,6 +57,18 @@ def _report_lacking_parts(app: Celery) -> None:
         lacks = lacking_parts(connection.transport.driver_type)
     if lacks:
         log.warning("celery_version_lacks_parts", celery=metadata.version("celery"), lacks=lacks)
+
+
+def _report_late_install(app: Celery) -> None:
+    if tasks := bound_before(app):
+        log.warning(
+            "installed_after_tasks",
+            app=app.main,
+            tasks=tasks[:_MOST_SHOWN],
+            number=len(tasks),
+            hint="They keep the options that Celery had for them then. Call cdc_tasks.install(app) right after "
+            "the app is made, before a task is used.",
+        )
 
 
 def _report(lacks: list[str], *, hint: str, **where: Any) -> None:

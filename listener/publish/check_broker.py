@@ -28,7 +28,7 @@ from listener.publish.bookmark import bookmark_key, read_bookmark
 from listener.publish.check_queues import check_queues
 from listener.publish.kombu.internals import check_kombu
 from listener.publish.redis.connection import Command, RedisConnection, address_of, broker_channel
-from listener.publish.task_message import make_message
+from listener.publish.task_message import check_plain, make_message
 
 __all__ = ["check_bookmark", "check_broker", "check_cache", "redis_info"]
 
@@ -112,7 +112,7 @@ def _check_settings(app: Celery) -> Iterator[Finding]:
 def _cure(app: Celery) -> str:
     if is_foreign(app):
         return f"Change that in the settings of the app {app.main}."
-    if app.main != "listener":
+    if app.main not in {"listener", "cdc_tasks"}:
         return "Let the app have what finishes its tasks: cdc_tasks.install(app)"
     return "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
 
@@ -254,9 +254,13 @@ def _knows(app: Celery, command: str) -> bool:
 
 def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
     """Find routes whose tasks could not be sent, for example to a queue that does not exist."""
+    with app.connection_for_write() as connection:
+        is_redis = connection.transport.driver_type == "redis"
     for route in routes:
         try:
-            make_message(app, route)
+            made = make_message(app, route)
+            if is_redis:
+                check_plain(app, route.task, made.options)
         except CDCError as error:
             yield finding_from(f"route to {route.task}", error)
             continue

@@ -14,6 +14,8 @@ from celery.exceptions import QueueNotFound
 from celery.utils.time import maybe_make_aware
 from kombu import Queue
 from kombu.common import Broadcast
+from kombu.exceptions import SerializerNotInstalled
+from kombu.serialization import dumps
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
@@ -30,6 +32,7 @@ __all__ = [
     "Made",
     "Timing",
     "argsrepr",
+    "check_plain",
     "durable_queues",
     "make_message",
     "send_options",
@@ -45,6 +48,7 @@ POSITION: Final = "cdc-0position"
 ETA: Final = "cdc-0eta"
 EXPIRES: Final = "cdc-0expires"
 _ARGUMENT: Final = "cdc-0argument"
+_JSON: Final = "application/json"
 _KEYWORD: Final = {"cdc-0keyword": None}
 
 # Celery's `send_task` passes these itself: in task_routes they are an error, here as in Celery.
@@ -110,10 +114,11 @@ def send_options(route: Route) -> dict[str, Any]:
 def make_message(app: Celery, route: Route) -> Made:
     """Return the message of a route's tasks, with places to fill in, and where it goes; raises EnvelopeError."""
     options = {**_own_options(app, route.task), **send_options(route)}
+    task: Any = app.tasks.get(route.task)
     fixed = _NOT_BY_ROUTE | {name: options.pop(name) for name in _NOT_BY_ROUTE if name in options}
     timing = _timing(app, fixed)
     try:
-        options = app.amqp.router.route(options, route.task, (_ARGUMENT,), {})
+        options = app.amqp.router.route(options, route.task, (_ARGUMENT,), {}, task)
         message = app.amqp.create_task_message(
             ID, route.task, [_ARGUMENT], dict(_KEYWORD), reply_to=app.thread_oid, **fixed, **options
         )
@@ -131,6 +136,7 @@ def make_message(app: Celery, route: Route) -> Made:
         ) from error
     if timing and timing.expires is not None:
         options["expiration"] = timing.expires
+    _check_format(app, route.task, message, options)
     message.headers.update(argsrepr=f"<{KIND} {POSITION}>", kwargsrepr="{}")
     return Made(message, options, timing)
 
@@ -138,8 +144,8 @@ def make_message(app: Celery, route: Route) -> Made:
 def _own_options(app: Celery, task: str) -> dict[str, Any]:
     """Return what the task says of its messages, if the app has the task."""
     found = app.tasks.get(task)
-    own = {name: getattr(found, name, None) for name in _OWN_OPTIONS} if found is not None else {}
-    return {name: value for name, value in own.items() if value is not None}
+    # Also those that are None, as Celery has them: a priority of None is another message than none.
+    return {} if found is None else {name: getattr(found, name, None) for name in _OWN_OPTIONS}
 
 
 def _timing(app: Celery, fixed: dict[str, Any]) -> Timing | None:
@@ -153,23 +159,56 @@ def _timing(app: Celery, fixed: dict[str, Any]) -> Timing | None:
     return Timing(app, countdown or None, seconds)
 
 
-def split_body(body: bytes, content_type: str) -> tuple[bytes, bytes, bytes]:
-    """Return what is before, between and after the two kinds of arguments in the body that Celery made.
-
-    Raises EnvelopeError.
-    """
-    if content_type != "application/json":
+def _check_format(app: Celery, task: str, message: Any, options: dict[str, Any]) -> None:
+    """Raise EnvelopeError unless the body is JSON of Celery's second protocol: arguments are put into that."""
+    if app.conf.task_protocol == 1:
         raise EnvelopeError(
-            f"Tasks would be sent as {content_type}.",
-            hint='Set task_serializer = "json" in celeryconfig.py.',
-            code="message_format",
-        )
-    if ID.encode() in body:
-        raise EnvelopeError(
-            "Tasks would be sent in Celery's old protocol.",
+            f"The task {task} would be sent in Celery's old protocol: task_protocol is 1.",
             hint="Leave task_protocol out of celeryconfig.py.",
             code="message_format",
         )
+    serializer = options.get("serializer") or app.conf.task_serializer
+    try:
+        content_type = dumps(message.body, serializer)[0]
+    except SerializerNotInstalled:
+        content_type = None
+    if content_type != _JSON:
+        raise EnvelopeError(
+            f"The task {task} would be sent as {content_type or 'nothing that kombu knows'}: "
+            f"serializer is {serializer!r}.",
+            hint=_cure(app, task, "serializer", serializer, '"json"'),
+            code="message_format",
+        )
+
+
+def check_plain(app: Celery, task: str, options: dict[str, Any]) -> None:
+    """Raise EnvelopeError if Redis would hold the body in another form than base64 of JSON."""
+    if compression := options.get("compression") or app.conf.task_compression:
+        raise EnvelopeError(
+            f"The task {task} would be compressed: compression is {compression!r}.",
+            hint=_cure(app, task, "compression", compression, "None"),
+            code="message_format",
+        )
+    encoding = (app.conf.broker_transport_options or {}).get("body_encoding", "base64")
+    if encoding != "base64":
+        raise EnvelopeError(
+            f"The task {task} would not be encoded as base64: body_encoding is {encoding!r}.",
+            hint="Leave body_encoding out of broker_transport_options in celeryconfig.py.",
+            code="message_format",
+        )
+
+
+def _cure(app: Celery, task: str, option: str, value: Any, ours: str) -> str:
+    """Return how to mend an option, where it is: Celery's setting, the task itself, or task_routes."""
+    if value == app.conf.get(f"task_{option}"):
+        return f"Set task_{option} = {ours} in celeryconfig.py, or {option}={ours} at the task."
+    if value == _own_options(app, task).get(option):
+        return f"Leave {option}= out of the task, or write {option}={ours}."
+    return f"Leave {option} out of task_routes in celeryconfig.py."
+
+
+def split_body(body: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return what is before, between and after the two kinds of arguments in the body that Celery made."""
     head, _, rest = body.partition(json.dumps(_ARGUMENT).encode())
     middle, _, end = rest.partition(json.dumps(_KEYWORD).encode()[1:-1])
     return head, middle, end

@@ -175,6 +175,7 @@ def test_mistakes_in_routes_are_told_by_check_with_their_place(project_on_postgr
     assert "orders/cdc.py:2)." in event
 
 
+@pytest.mark.oldest
 def test_who_follows_the_page_has_a_task_that_ran_because_of_an_update(
     postgres_server: PostgresServer, valkey_server: ValkeyServer, broker: object, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def _findings(page: Page, *more: str) -> dict[str, Any]:
     return {each["code"]: each for each in json.loads(told)["findings"]}
 
 
+@pytest.mark.oldest
 def test_the_page_on_the_own_app_ends_in_the_own_task_that_ran_because_of_an_update(
     page: Page, database: Database, broker: Broker
 ) -> None:
@@ -191,6 +192,7 @@ def test_the_page_on_the_own_app_ends_in_the_own_task_that_ran_because_of_an_upd
     assert "sqlalchemy" not in page.ask("python", "-c", "import shop, sys; print(*sys.modules)")
 
 
+@pytest.mark.oldest
 def test_the_page_on_the_light_way_ends_in_the_same_task(page: Page, database: Database) -> None:
     (page.home / "shop").mkdir()
     page.follow("light.md")

@@ -144,6 +144,17 @@ def test_wheel_and_source_have_two_packages_and_what_those_need(wheel: Path, tmp
         parts = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
     assert {"cdc_tasks", "listener", "pyproject.toml", "README.md", "LICENSE"} <= parts
     assert parts & {"tests", "demo", "harness", "benchmarks", "celeryconfig.py", "flowerconfig.py"} == set()
+    assert _installed_from(sdist, tmp_path / "installed") == {
+        name for name in names if ".dist-info/" not in name
+    }
+
+
+def _installed_from(sdist: Path, home: Path) -> set[str]:
+    """Install a source distribution without the network; return the files of its packages."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-compile", "--target", str(home)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(sdist)], check=True)
+    found = {path.relative_to(home) for path in home.rglob("*") if path.is_file()}
+    return {path.as_posix() for path in found if path.parts[0] != "bin" and ".dist-info" not in path.parts[0]}
 
 
 def _copy_of_checkout(tmp_path: Path) -> Path:

@@ -204,6 +204,7 @@ def test_a_queue_that_expires_is_kept_for_as_long_as_celery_would_keep_it(broker
     [
         ({"task_serializer": "pickle", "accept_content": ["pickle"]}, "task_serializer"),
         ({"task_serializer": "yaml"}, "task_serializer"),
+        ({"task_routes": {"tests.*": {"serializer": "yaml"}}}, "Leave serializer out of task_routes"),
         ({"task_compression": "gzip"}, "task_compression"),
         ({"broker_transport_options": {"body_encoding": None}}, "body_encoding"),
         ({"task_protocol": 1}, "task_protocol"),

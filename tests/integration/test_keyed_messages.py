@@ -25,6 +25,7 @@ def _changes(*numbers: int) -> list[Any]:
     return [change(number, id=number, account=f"a{number % 2}") for number in numbers]
 
 
+@pytest.mark.versions
 def test_of_each_key_one_message_is_in_its_queue_and_the_others_wait_in_the_order_of_commits(
     any_broker: Broker,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,12 @@ sys.exit({function}())
 
 
 def build(directory: Path) -> Path:
-    """Build the wheel into this directory, without the network; return it."""
+    """Build the wheel into this directory, without the network; return it.
+
+    CDC_TEST_WHEEL names one that was built before: the oldest packages that we run with cannot build it.
+    """
+    if given := os.environ.get("CDC_TEST_WHEEL"):
+        return Path(given)
     command = [
         "-m",
         "pip",
@@ -55,12 +61,17 @@ def environment_with(wheel: Path, home: Path, *, extras: Iterable[str] | None = 
         files.extractall(site)
     if extras is None:
         # Of this environment's packages, but not of its link to the checkout, which stands in a .pth of its own.
-        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+        (site / "dependencies.pth").write_text("\n".join(_sites()))
     else:
         for path in _files_of(_closure(extras)):
             (site / path.name).symlink_to(path)
     _write_programs(python)
     return python
+
+
+def _sites() -> list[str]:
+    """Return where this environment has its packages: in more than one place in those of scripts/test-versions."""
+    return [path for path in sys.path if Path(path).name == "site-packages"]
 
 
 def site_of(python: Path) -> Path:

@@ -25,8 +25,6 @@ from listener.mysql.client import replication
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.versions
-
 _ROOT: Final = Path(__file__).parents[2]
 _OURS: Final = ("listener", "cdc_tasks")
 # Of every NamedTuple, and what Python itself adds to classes.
@@ -293,6 +291,7 @@ INTERNALS: Final = (
 )
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("internal", INTERNALS, ids=lambda each: f"{each.module}.{each.name}")
 def test_a_private_name_is_what_it_was(internal: Internal) -> None:
     assert _describe(internal) in {internal.expected, *internal.older}
@@ -311,6 +310,7 @@ def test_every_private_name_that_is_listed_is_used() -> None:
     assert {each.name for each in expected if each.name.rpartition(".")[2] not in used} == set()
 
 
+@pytest.mark.versions
 def test_mysql_replication_asks_for_the_log_before_it_wants_a_second_connection() -> None:
     """The listener leaves its reader at that moment, and goes on with the first connection's socket."""
     connection = MagicMock(spec=Connection, instance=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -318,6 +319,27 @@ def test_the_assertion_knows_tasks_their_arguments_and_close_names() -> None:
         AssertionError, match=r"shop\.send\(ticket.*does not take shop\.send\(title='Fix bug'\)"
     ):
         assert_fires(wrong, change, send)
+
+
+def test_the_assertion_knows_the_order_by_key() -> None:
+    router = router_with(
+        ("public", "tickets", "insert", "task"), key="id", group="tickets", on_failure="hold"
+    )
+    change = row_change("tickets", "insert", after=TICKET)
+    assert_fires(router, change, "task", key=123)
+    assert_fires(router, change, "task", key="123", group="tickets", on_failure="hold")
+    for other in ({"key": 124}, {"group": "users"}, {"on_failure": "continue"}, {"key": (123, "a")}):
+        wanted = ", ".join(f"{name}={value!r}" for name, value in other.items())
+        with pytest.raises(
+            AssertionError, match=rf"fires task, {re.escape(wanted)} 0 times, not 1"
+        ) as caught:
+            assert_fires(router, change, "task", **other)  # type: ignore[arg-type]
+        assert "key tickets:123, on_failure hold" in str(caught.value)
+    plain = router_with(("public", "tickets", "insert", "task"))
+    with pytest.raises(AssertionError, match="fires task, key=123 0 times"):
+        assert_fires(plain, change, "task", key=123)
+    several = router_with(("public", "tick*", "insert", "task"), key=["status", "id"])
+    assert_fires(several, change, "task", key=("open", 123))
 
 
 def test_a_change_has_no_old_value_that_the_tables_identity_does_not_give() -> None:

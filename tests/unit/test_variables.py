@@ -85,6 +85,8 @@ def test_a_hint_names_the_settings_of_the_app_that_was_chosen(monkeypatch: pytes
         "Correct broker_url of the app shop (CDC_CACHE_URL, if the broker is not Redis), "
         "or task_routes in the settings of the app shop."
     )
+    monkeypatch.setenv("CDC_APP", "cdc_tasks.celery:app")  # it has its settings from the variables
+    assert as_set(hint) == hint
 
 
 def test_names_that_only_contain_such_a_name_stay() -> None:

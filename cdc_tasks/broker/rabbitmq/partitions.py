@@ -29,14 +29,17 @@ class PartitionQueue(Queue):
     """A partition. Another queue with a single active consumer may be an application's own."""
 
 
-def partition_queues(name: str, count: int, exchange: Exchange) -> list[Queue]:
+def partition_queues(
+    name: str, count: int, exchange: Exchange, *, counted_type: str = "quorum"
+) -> list[Queue]:
     """Return the queues NAME_0, NAME_1, … for `count` partitions, after the queue NAME.
 
     That one is for no messages. Each worker that takes from the partitions takes from it too. Its number of consumers
-    is that of these workers; of a partition RabbitMQ counts only the active consumer.
+    is that of these workers; of a partition RabbitMQ counts only the active consumer. Its type is `counted_type`: the
+    worker takes from it as from its other queues, and Celery before 5.5 cannot take from a quorum queue.
     """
     arguments = {"x-queue-type": "quorum", _ACTIVE: True, "x-delivery-limit": _DELIVERY_LIMIT}
-    counted = Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+    counted = Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": counted_type})
     partitions = [
         PartitionQueue(
             f"{name}_{number}", exchange, routing_key=f"{name}_{number}", queue_arguments=arguments

@@ -56,13 +56,16 @@ def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tupl
 
 
 def needed_columns(route: Route) -> frozenset[str] | None:
-    """Return the columns that a route uses, with those of `changed(…)`; None: possibly all."""
+    """Return the columns that a route uses, with those of `changed(…)` and of its key; None: possibly all."""
     if route.columns is None:
         return None
-    if route.when is None:
-        return frozenset(route.columns)
-    looked_at: tuple[str, ...] | None = getattr(route.when, "columns", None)
-    return None if looked_at is None else frozenset(route.columns).union(looked_at)
+    needed = frozenset(route.columns)
+    for reads in (route.when, route.key):
+        looked_at: tuple[str, ...] | None = () if reads is None else getattr(reads, "columns", None)
+        if looked_at is None:  # a function, which may read any column
+            return None
+        needed = needed.union(looked_at)
+    return needed
 
 
 def is_glob(route: Route) -> bool:

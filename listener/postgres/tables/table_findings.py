@@ -171,7 +171,9 @@ def _not_publishable(table: Table) -> Finding:
 
 
 def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Finding]:
-    named = dict.fromkeys([*(route.columns or ()), *getattr(route.when, "columns", ())])
+    named = dict.fromkeys(
+        [*(route.columns or ()), *getattr(route.when, "columns", ()), *getattr(route.key, "columns", ())]
+    )
     for column in named:
         if column not in table.columns:
             close = get_close_matches(column, table.columns, n=1)

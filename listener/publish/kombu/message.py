@@ -89,7 +89,8 @@ def partition_of(partitions: Sequence[str], route: Route, key: str) -> str:
     if not partitions:
         raise EnvelopeError(
             f"The task {route.task} has a key, and the app has no queues on RabbitMQ for tasks with a key.",
-            hint="Add them to its task_queues, as docs/operating.md says under Order by key on RabbitMQ.",
+            hint="On RabbitMQ only workers of `celery -A cdc_tasks` have them: give the task to these, leave key= "
+            "out, or use Redis as the broker.",
             code="no_partitions",
         )
     return partition_for(key, partitions)
@@ -121,7 +122,7 @@ def message_template(
         task=route.task,
         queue=kept if delay is not None else declare[0] if declare else None,
         is_delayed=delay is not None,
-        parts=split_body(str_to_bytes(text), content_type),
+        parts=split_body(str_to_bytes(text)),
         timing=timing,
         headers=headers,
         options=options,

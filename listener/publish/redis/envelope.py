@@ -30,6 +30,7 @@ from listener.publish.task_message import (
     EnvelopeError,
     Kind,
     Timing,
+    check_plain,
     durable_queues,
     make_message,
     shown_kind,
@@ -183,6 +184,7 @@ def _catch(app: Celery, channel: Any, route: Route) -> tuple[_Commands, Timing |
     check_kombu()
     catcher = _Catcher(channel)
     message, options, timing = make_message(app, route)
+    check_plain(app, route.task, options)
     app.amqp.send_task_message(Producer(channel), route.task, message, retry=False, **options)
     return catcher.commands, timing
 
@@ -208,7 +210,7 @@ def _renders(
 ) -> Callable[[bytes], tuple[_Render, KeyedMessages]]:
     """Return a function of a kind of change. It returns the functions that make messages like `text`."""
     message = json.loads(text)
-    head, middle, end = split_body(_body(message), message["content-type"])
+    head, middle, end = split_body(b64decode(message["body"]))
     tail = middle + end
     message["body"] = _BODY
     # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
@@ -262,19 +264,3 @@ def _template(message: dict[str, Any], route: Route) -> tuple[bytes, Callable[[t
     text = dumps(message).replace("%", "%%")
     pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
     return _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.id}")).encode(), pick
-
-
-def _body(message: dict[str, Any]) -> bytes:
-    if message["properties"].get("body_encoding") != "base64":
-        raise EnvelopeError(
-            "Messages would not be encoded as base64.",
-            hint="Leave body_encoding out of broker_transport_options in celeryconfig.py.",
-            code="message_format",
-        )
-    if "compression" in message["headers"]:
-        raise EnvelopeError(
-            "Tasks would be compressed.",
-            hint="Leave task_compression out of celeryconfig.py.",
-            code="message_format",
-        )
-    return b64decode(message["body"])

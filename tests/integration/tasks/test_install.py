@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
 
+from benchmarks.readings import proportional_memory
 from harness.waiting import wait_until
 from harness.worker import Worker
 
@@ -34,6 +36,7 @@ def _environment(broker: Broker, broker_url: str, **more: str) -> dict[str, str]
     return {"SHOP_BROKER": broker_url, "SHOP_NOTES": broker.cache_url, **strangers, **more}
 
 
+@pytest.mark.versions
 def test_tasks_finish_and_failures_are_kept(broker: Broker, broker_url: str) -> None:
     environment = _environment(broker, broker_url, CDC_CACHE_URL=broker.cache_url)
     with (
@@ -58,6 +61,7 @@ def test_tasks_finish_and_failures_are_kept(broker: Broker, broker_url: str) -> 
         assert len(lacks) == 1
         assert "shop.waits: acks_late is False" in lacks[0]
         assert "cdc_tasks.deliver" not in worker.log
+        assert "installed_after_tasks" not in worker.log
 
 
 def test_without_a_redis_the_worker_says_what_it_leaves_out(rabbitmq_server: Any, broker: Broker) -> None:
@@ -68,6 +72,40 @@ def test_without_a_redis_the_worker_says_what_it_leaves_out(rabbitmq_server: Any
         wait_until(lambda: "ValueError" in worker.log, timeout=60, what="the error")
         assert not broker.cache.hlen("cdc:dead-letters")
         assert "cdc_health" not in worker.log
+
+
+def test_a_worker_says_that_install_came_after_tasks(broker: Broker) -> None:
+    environment = _environment(broker, broker.url, SHOP_IS_LATE="yes")
+    with Worker(environment, application=_APPLICATION) as worker:
+        (line,) = (each for each in worker.log.splitlines() if "installed_after_tasks" in each)
+        assert "shop.early" in line
+        assert "number=1" in line
+        assert "Call cdc_tasks.install(app) right after the app is made" in line
+
+
+def test_a_worker_grows_by_at_most_20_mb(broker: Broker) -> None:
+    """Both run at once, so that they share the same pages with each other and with all else on the machine."""
+    urls = [broker.server.url_of(number) for number in (5, 6)]
+    ours, stock = (_environment(broker, url, CDC_CACHE_URL=broker.cache_url) for url in urls)
+    with (
+        Worker(ours, application=_APPLICATION) as installed,
+        Worker({**stock, "SHOP_IS_STOCK": "yes"}, application=_APPLICATION) as other,
+    ):
+        for url in urls:
+            with Celery(broker=url, set_as_current=False) as app:
+                for _ in range(8):
+                    app.send_task("shop.notes", [url], queue="shop")
+        notes = broker.cache
+        wait_until(
+            lambda: [int(notes.hget("shop notes", url) or 0) for url in urls] == [8, 8], what="the tasks"
+        )
+        grown = [
+            proportional_memory(installed.process.pid) - proportional_memory(other.process.pid)
+            for _ in range(5)
+        ]
+        assert "cdc_health" in installed.log
+        assert "cdc_health" not in other.log
+    assert median(grown) <= 20
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads"])

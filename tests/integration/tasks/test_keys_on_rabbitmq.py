@@ -67,6 +67,7 @@ def _check_order(log: list[tuple[str, str, int]]) -> None:
             running[key] = None
 
 
+@pytest.mark.versions
 def test_each_key_keeps_its_order_while_tasks_are_retried_and_workers_come_and_go(
     environment: dict[str, str], helpdesk: HelpDesk
 ) -> None:

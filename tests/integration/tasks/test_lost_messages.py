@@ -38,14 +38,20 @@ def environment(helpdesk: HelpDesk) -> dict[str, str]:
     }
 
 
-@pytest.mark.versions
 @pytest.mark.parametrize(
     ("settings", "taking", "is_lost"),
     [
-        ("tests.support.celery_settings.plain_kombu", b"BRPOP\r\n", True),
-        ("tests.support.celery_settings.short_lease", b"RPOP', KEYS[i]", False),
+        pytest.param(
+            "tests.support.celery_settings.plain_kombu", b"BRPOP\r\n", True, id="with kombu's transport"
+        ),
+        pytest.param(
+            "tests.support.celery_settings.short_lease",
+            b"RPOP', KEYS[i]",
+            False,
+            id="with ours",
+            marks=pytest.mark.versions,
+        ),
     ],
-    ids=["with kombu's transport", "with ours"],
 )
 def test_a_message_that_broke_off_on_its_way_to_a_worker(
     helpdesk: HelpDesk, environment: dict[str, str], settings: str, taking: bytes, is_lost: bool

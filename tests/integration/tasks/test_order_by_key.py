@@ -70,6 +70,7 @@ def _command(environment: dict[str, str], *words: str) -> Any:
     return json.loads(found.stdout) if "--json" in words else found.stdout
 
 
+@pytest.mark.versions
 def test_a_task_that_is_retried_or_whose_worker_was_killed_holds_back_its_own_key_alone(
     broker: Broker, environment: dict[str, str], app: Celery
 ) -> None:
@@ -89,7 +90,7 @@ def test_a_task_that_is_retried_or_whose_worker_was_killed_holds_back_its_own_ke
         )
     with Worker(environment, "-Q", "cdc_bulk"):
         noted = _wait_for(broker, "end 4")
-    assert noted[-4:] == ["begin 3", "end 3", "begin 4", "end 4"]
+    assert noted[-4:] == ["begin 3", "end 3", "begin 4", "end 4"], noted
 
 
 def test_a_failed_task_lets_its_key_go_on_or_holds_it_until_it_is_replayed_or_dropped(

@@ -15,6 +15,7 @@ from celery import Celery
 
 from cdc_tasks import install
 from cdc_tasks.retry import UnroutableError
+from cdc_tasks.versions import lacking_parts
 from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.support.rabbitmq import open_channel
@@ -191,6 +192,8 @@ def test_the_queue_for_health_checks_goes_with_its_worker(
 ) -> None:
     environment = {**helpdesk.environment, "CELERY_BROKER_URL": rabbitmq_server.url}
     with Worker(environment, "-n", "short@%h") as worker:
+        lacks = [each["lacks"] for each in worker.events("celery_version_lacks_parts")]
+        assert lacks == ([lacking_parts("amqp")] if lacking_parts("amqp") else [])
         assert "cdc_health.short@" in rabbitmq_server.control("list_queues", "name")
         worker.kill()
         wait_until(

@@ -21,9 +21,17 @@ class ShopTask(Task):  # type: ignore[type-arg]  # generic in Celery's stubs onl
 
 app = Celery("shop", broker=os.environ["SHOP_BROKER"], task_cls=ShopTask)
 app.conf.task_default_queue = "shop"
+if os.environ.get("SHOP_IS_LATE"):
+    app.finalize()
+
+    @app.task(name="shop.early")
+    def early() -> None: ...
+
+
 if prefix := os.environ.get("SHOP_PREFIX"):
     app.conf.broker_transport_options = {"global_keyprefix": prefix}
-install(app)
+if not os.environ.get("SHOP_IS_STOCK"):
+    install(app)
 
 
 def _notes() -> redis.Redis:
@@ -47,3 +55,8 @@ def waits() -> None:
 @app.task(name="shop.fails")
 def fails() -> None:
     raise ValueError("always")
+
+
+@app.task(name="shop.notes")
+def notes(name: str) -> None:
+    _notes().hincrby("shop notes", name, 1)
