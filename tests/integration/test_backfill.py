@@ -425,7 +425,8 @@ def test_a_backfill_that_fails_leaves_the_stream_alone_and_goes_on_when_told_to(
             timeout=30,
         )
         shown = person.asks("backfills", "show", failing)
-        assert "division by zero" in shown["error"]
+        assert "DivisionByZero" in shown["error"]
+        assert shown["code"] == "backfill_where"
         person.drains()
         database.execute("DELETE FROM numbered WHERE id = 0")
         assert person.asks("backfills", "resume", failing)["done"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
@@ -21,7 +21,7 @@ from psycopg2.sql import SQL, Composable, Identifier
 
 from cdc_tasks.errors import CDCError
 from listener.core.backfill import BackfillRefusedError, ChunkRequest, Key
-from listener.core.source import SourceLostError
+from listener.core.source import SourceError, SourceLostError
 from listener.postgres.backfill.table_key import ReadableTable, check_where, find_table
 from listener.postgres.client.connection import Connection, execute, fetch, translated
 from listener.postgres.codec.decoder import MESSAGE_PREFIX
@@ -96,7 +96,9 @@ class ChunkReader:
                 self.error = error
             except Exception as error:  # noqa: BLE001 - the loop has to learn of it, whatever it is
                 self._drop_session()
-                self.error = BackfillRefusedError(f"{type(error).__name__}: {error}", code="backfill_failed")
+                self.error = BackfillRefusedError(
+                    f"Something unexpected: {type(error).__name__}.", code="backfill_failed"
+                )
         self._drop_session()
 
     def _drop_session(self) -> None:
@@ -143,8 +145,9 @@ class ChunkReader:
         try:
             wanted = {"table": table.oid, "publication": self._publication}
             columns = tuple(TableColumn(*each) for each in fetch(session, _COLUMNS, wanted))
+            _check_sent(table, columns)
             rows = _Rows(request.max_bytes)
-            with translated(session), session.cursor() as cursor:
+            with _without_values(), translated(session), session.cursor() as cursor:
                 cursor.copy_expert(_statement(session, table, columns, request), rows)
         finally:
             if not session.closed:
@@ -161,6 +164,33 @@ class ChunkReader:
 
 
 _LONGEST_END: Final = 5.0  # seconds
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Raise an error about a row's values without them: the server's message has them."""
+    try:
+        yield
+    except SourceError as error:
+        if not isinstance(error.__cause__, psycopg2.DataError):
+            raise
+        raise BackfillRefusedError(
+            f"PostgreSQL cannot evaluate the condition for a row: {type(error.__cause__).__name__} "
+            f"(SQLSTATE {error.__cause__.pgcode}).",
+            hint="Correct the condition, or the row, and: python -m listener backfills resume ID",
+            code="backfill_where",
+        ) from None
+
+
+def _check_sent(table: ReadableTable, columns: Sequence[TableColumn]) -> None:
+    """Raise BackfillRefusedError if the stream does not send the key: then nobody knows which rows it changes."""
+    missing = sorted(set(table.key) - {column.name for column in columns})
+    if missing:
+        raise BackfillRefusedError(
+            f"The stream does not send {', '.join(missing)} of {'.'.join(table.name)}, by which the table is read.",
+            hint="Let a route of the table use it (columns=[…]), or leave CDC_COLUMN_LISTS out.",
+            code="backfill_no_key",
+        )
 
 
 def _mark(session: Connection, token: str, end: str) -> None:
