@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.waiting import Deadline
 from listener.core.backfill import Chunk, ChunkRequest
+from listener.router import BinlogRouter, EventType
 from tests.integration.postgres_changes.test_types import _array_of, _cases_for
 
 if TYPE_CHECKING:
@@ -135,3 +136,48 @@ def test_wide_rows_come_in_smaller_chunks(source: PostgresSource) -> None:
         found += [each.row["id"] for each in chunk.rows]
         last, is_end = chunk.last, chunk.is_end
     assert found == list(range(1, 21))
+
+
+def test_a_partitioned_table_is_read_as_a_whole_and_its_partition_is_refused(
+    pgoutput: PostgresSource,
+) -> None:
+    pgoutput.execute(
+        "CREATE TABLE things (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);"
+        "CREATE TABLE few PARTITION OF things FOR VALUES FROM (0) TO (5);"
+        "CREATE TABLE many PARTITION OF things FOR VALUES FROM (5) TO (100);"
+        "INSERT INTO things SELECT g, 'old' FROM generate_series(1, 9) g"
+    )
+    pgoutput.watch("things")
+    window: Any = pgoutput._monitor._window  # type: ignore[union-attr]
+    select = window._reader._select
+    window._reader._select = lambda *arguments: (
+        select(*arguments),
+        pgoutput.execute("UPDATE things SET v = 'new' WHERE id IN (2, 7)"),
+    )[0]
+    chunk = _read(pgoutput, "things")
+    assert [(each.table, each.row["id"]) for each in chunk.rows] == [
+        ("things", n) for n in (1, 3, 4, 5, 6, 8, 9)
+    ]
+    error = _read(pgoutput, "few").error
+    assert error is not None
+    assert (error.code, error.hint) == ("backfill_partition", "Name public.things instead.")
+
+
+def test_a_read_has_the_columns_that_the_stream_sends_and_needs_the_key_among_them(
+    pgoutput: PostgresSource,
+) -> None:
+    pgoutput.execute(
+        "CREATE TABLE things (id int PRIMARY KEY, v text, secret text);"
+        "CREATE TABLE others (id int NOT NULL UNIQUE, v text)"
+    )
+    router = BinlogRouter()
+    router.register("public", "*", EventType.INSERT, "a.task", columns=["v"])
+    pgoutput.watch_routes(router, column_lists=True)
+    pgoutput.execute("INSERT INTO things VALUES (1, 'v', 'secret')")
+    (insert,) = pgoutput.changes(1)
+    (read,) = _read(pgoutput, "things").rows
+    assert _row(read) == _row(insert) == {"id": 1, "v": "v"}
+    error = _read(pgoutput, "others").error
+    assert error is not None
+    assert error.code == "backfill_no_key"
+    assert "does not send id of public.others" in error.message
