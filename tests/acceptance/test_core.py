@@ -63,6 +63,7 @@ print(*failed)
 """
 _EXTRA_ROOMS = (
     "cdc_tasks.db",
+    "cdc_tasks.django",
     "cdc_tasks.helpdesk",
     "cdc_tasks.master_cache",
     "cdc_tasks.notify",
