@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from cdc_tasks import db, master_cache, notify
-    from cdc_tasks.changes import DELETE, INSERT, TRUNCATE, UPDATE, Change, EventType, RowChange
+    from cdc_tasks.changes import DELETE, INSERT, READ, TRUNCATE, UPDATE, Change, EventType, RowChange
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.master_cache import MasterCache
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DELETE",
     "INSERT",
+    "READ",
     "TRUNCATE",
     "UPDATE",
     "BinlogRouter",
@@ -55,6 +56,7 @@ __all__ = [
 _HOME: Final = {
     "DELETE": "changes",
     "INSERT": "changes",
+    "READ": "changes",
     "TRUNCATE": "changes",
     "UPDATE": "changes",
     "BinlogRouter": "routing.router",

@@ -9,16 +9,30 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-__all__ = ["DELETE", "INSERT", "TRUNCATE", "UPDATE", "Change", "EventType", "RowChange", "position_key"]
+__all__ = [
+    "DELETE",
+    "INSERT",
+    "READ",
+    "TRUNCATE",
+    "UPDATE",
+    "Change",
+    "EventType",
+    "RowChange",
+    "position_key",
+]
 
 
 class EventType(StrEnum):
-    """What happened to a row; with TRUNCATE, to a whole table. In a route, ALL means all four."""
+    """What happened to a row; with TRUNCATE, to a whole table. READ: a row as a backfill found it.
+
+    In a route, ALL means the four changes, and not READ.
+    """
 
     INSERT = "insert"
     UPDATE = "update"
     DELETE = "delete"
     TRUNCATE = "truncate"
+    READ = "read"
     ALL = "all"
 
 
@@ -26,6 +40,7 @@ INSERT: Final = EventType.INSERT
 UPDATE: Final = EventType.UPDATE
 DELETE: Final = EventType.DELETE
 TRUNCATE: Final = EventType.TRUNCATE
+READ: Final = EventType.READ
 
 
 class Change(Protocol):
@@ -66,13 +81,15 @@ class Change(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowChange:
-    """One row inserted, updated or deleted, or one table truncated.
+    """One row inserted, updated or deleted, or one table truncated; or one row as a backfill read it.
 
     Values are what JSON has: integers and floats are numbers, `numeric` is str, dates and timestamps are ISO 8601 str,
     `bytea` is base64 str, arrays are lists, `json` is the value itself, all others are the server's own text.
     """
 
-    id: str  # from source, position and time of the commit alone: the same on every replay
+    # From source, position and time of the commit alone, of a read from the backfill and the row's key: the same on
+    # every replay.
+    id: str
     schema: str
     table: str
     event: EventType
@@ -105,7 +122,7 @@ class RowChange:
     def changed(self, column: str) -> bool | None:
         """Return whether the column's value differs from before; None if the source did not send both.
 
-        An insert, a delete and a truncate count as a change of every column.
+        An insert, a delete, a truncate and a read count as a change of every column.
         """
         if self.event is not EventType.UPDATE:
             return True

@@ -47,8 +47,8 @@ def row_change(
     `identity` are the columns of the table's replica identity, usually its primary key; None: all of them, as with
     REPLICA IDENTITY FULL. The old row has no others.
 
-    Raises ValueError if the rows do not fit the event: an insert has no `before`, a delete has no `after`, an update
-    has an `after`, a truncate has neither. And if `before` has a column that the `identity` does not give.
+    Raises ValueError if the rows do not fit the event: an insert and a read have no `before`, a delete has no `after`,
+    an update has an `after`, a truncate has neither. And if `before` has a column that the `identity` does not give.
     """
     kind = EventType(event)
     _check_rows(kind, before, after)
@@ -105,12 +105,14 @@ def assert_fires_nothing(router: _Router, change: Change) -> None:
 
 def _check_rows(event: EventType, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
     if event is EventType.ALL:
-        raise ValueError("event=all is for routes; a change is an insert, an update, a delete or a truncate")
-    if before is not None and event in {EventType.INSERT, EventType.TRUNCATE}:
+        raise ValueError(
+            "event=all is for routes; a change is an insert, an update, a delete, a truncate or a read"
+        )
+    if before is not None and event in {EventType.INSERT, EventType.READ, EventType.TRUNCATE}:
         raise ValueError(f"before={before!r}: {event} has no row before")
     if after is not None and event in {EventType.DELETE, EventType.TRUNCATE}:
         raise ValueError(f"after={after!r}: {event} has no row after")
-    if after is None and event in {EventType.INSERT, EventType.UPDATE}:
+    if after is None and event in {EventType.INSERT, EventType.READ, EventType.UPDATE}:
         raise ValueError(f"after=None: {event} has a row after")
 
 

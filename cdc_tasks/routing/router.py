@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import Signature
@@ -53,7 +53,7 @@ GROW: Final = "grow"  # the queue grows
 SET_ASIDE: Final = "set_aside"  # the route's messages wait beside the queue; other routes go on
 _ON_FULL: Final = (PAUSE, GROW, SET_ASIDE)
 
-_EVERY_EVENT: Final = frozenset(EventType) - {EventType.ALL}
+_EVERY_CHANGE: Final = frozenset(EventType) - {EventType.ALL, EventType.READ}
 _HIGHEST_PRIORITY: Final = 255
 _LONGEST: Final = 1e8  # seconds: three years
 
@@ -362,6 +362,13 @@ class BinlogRouter:
         twin.declared = set(self.declared)
         return twin
 
+    def for_reads(self, routes: Iterable[Route]) -> BinlogRouter:
+        """Return a router in which a read fires these routes, whatever their events are; they keep their ids."""
+        twin = BinlogRouter()
+        twin._routes = [replace(route, events=frozenset({EventType.READ})) for route in routes]
+        twin._index = RouteIndex(twin._routes)
+        return twin
+
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
         """Return the routes that watch this (schema, table, event), before their `when` decides."""
         try:
@@ -599,7 +606,7 @@ def _events(events: Iterable[EventType | str] | EventType | str) -> frozenset[Ev
         raise RouteError(f"events={events!r} names no known event.", hint=f"Use some of {known}.") from None
     if not found:
         raise RouteError("events=[] would never fire.", hint="Name an event, or use EventType.ALL.")
-    return _EVERY_EVENT if EventType.ALL in found else found
+    return _EVERY_CHANGE | (found & {EventType.READ}) if EventType.ALL in found else found
 
 
 def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:

@@ -19,6 +19,7 @@ from cdc_tasks import command_line, logs
 from cdc_tasks.command_line import Version, print_json
 from cdc_tasks.errors import CDCError
 from cdc_tasks.variables import unknown_variables
+from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
 from listener.cli import parked as parked_commands
 from listener.cli.init import init
@@ -54,6 +55,7 @@ cli = typer.Typer(
 )
 cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
+backfill_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[

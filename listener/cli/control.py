@@ -14,7 +14,7 @@ from cdc_tasks.command_line import print_json
 if TYPE_CHECKING:
     from listener.control.commands import Command, CommandQueue, Outcome
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "give"]
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 Routes = Annotated[
@@ -37,12 +37,12 @@ def add_to(cli: typer.Typer) -> None:
 
 def pause(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
     """Keep what these routes fire beside their queues, in order; without a route, stop reading. Survives restarts."""
-    _give("pause", {"routes": routes or []}, wait, as_json=as_json)
+    give("pause", {"routes": routes or []}, wait, as_json=as_json)
 
 
 def resume(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
     """Let paused routes go on, with what waits first; without a route, all of them and the reading."""
-    _give("resume", {"routes": routes or []}, wait, as_json=as_json)
+    give("resume", {"routes": routes or []}, wait, as_json=as_json)
 
 
 def skip(
@@ -56,12 +56,12 @@ def skip(
 ) -> None:
     """Let these routes fire nothing for changes committed until then; drops what waits beside their queues."""
     arguments = {"routes": routes, "until": _time(until)}
-    _give("skip", arguments, wait, as_json=as_json)
+    give("skip", arguments, wait, as_json=as_json)
 
 
 def reload(*, wait: Wait = _WAIT_FOR_RELOAD, as_json: AsJSON = False) -> None:
     """Load the routes again, without a restart. If `check` finds a problem with them, the old ones stay in force."""
-    _give("reload", {}, wait, as_json=as_json)
+    give("reload", {}, wait, as_json=as_json)
 
 
 def commands(*, as_json: AsJSON = False) -> None:
@@ -88,12 +88,23 @@ def commands(*, as_json: AsJSON = False) -> None:
             )
     table = table_of("at", "by", "command", "came of it")
     for each in record:
-        words = [each.command.verb, *each.command.arguments.get("routes", ())]
+        words = [each.command.verb, *_operands(each.command)]
         table.add_row(*map(escape, (each.command.at, each.command.who, " ".join(words), each.result)))
     console().print(table)
 
 
-def _give(verb: str, arguments: Mapping[str, Any], wait: float, *, as_json: bool) -> None:
+def _operands(command: Command) -> list[str]:
+    """Return what the command is about: a table or a backfill, and routes."""
+    arguments = command.arguments
+    named = [arguments[name] for name in ("table", "backfill") if name in arguments]
+    return [*named, *arguments.get("routes", ())]
+
+
+def give(verb: str, arguments: Mapping[str, Any], wait: float, *, as_json: bool) -> str:
+    """Give a command to the listener, wait for what comes of it, and print that; return the command's id.
+
+    Exits with status 1 if it is refused.
+    """
     from listener.control.commands import Command, CommandRefusedError
     from listener.daemon.settings import ListenerSettings, load
     from listener.daemon.wiring import command_queue
@@ -108,7 +119,9 @@ def _give(verb: str, arguments: Mapping[str, Any], wait: float, *, as_json: bool
         typer.echo(outcome.result)
     else:
         raise CommandRefusedError(outcome.result, hint=outcome.hint, code=outcome.code)
-    raise typer.Exit(1 if outcome.is_refused else 0)
+    if outcome.is_refused:
+        raise typer.Exit(1)
+    return command.id
 
 
 def _outcome(queue: CommandQueue, command: Command, wait: float) -> Outcome:

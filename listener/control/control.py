@@ -1,4 +1,4 @@
-"""Doing what a person told the listener, between two batches: pause, resume, skip, reload."""
+"""Doing what a person told the listener, between two batches: pause, resume, skip, reload, backfills."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import structlog
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call, Origin, Parked, Route
+from listener.control.backfills import Backfills
 from listener.control.commands import Command, CommandQueue, CommandRefusedError
 from listener.core.publisher import BrokerAwayError, BrokerError, Publisher
 from listener.core.wakeup import Wakeup
@@ -116,7 +117,10 @@ class Control:
         publisher: Publisher,
         routes: Sequence[Route],
         reloader: Reloader | None = None,
+        *,
+        backfills: Backfills | None = None,
     ) -> None:
+        self.backfills = backfills
         self._queue = queue
         self._state = state
         self._publisher = publisher
@@ -131,6 +135,7 @@ class Control:
             "pause": self._pause,
             "resume": self._resume,
             "skip": self._skip,
+            **({} if backfills is None else backfills.verbs),
         }
 
     def begin(self) -> None:
@@ -149,6 +154,8 @@ class Control:
             self._reloader.reload()
             return False
         self._apply()
+        if self.backfills is not None:
+            self.backfills.restore()
         return True
 
     def filtered(self, fired: Iterable[Call | Parked]) -> Iterable[Call | Parked]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import Call, Parked
+from cdc_tasks.routing.router import Call, Parked, Route
 from listener.core.source import Saved
 
 __all__ = [
@@ -110,11 +110,20 @@ class Publisher(Protocol):
         as_of: datetime | None = None,
         pipelined: bool = False,
         notes: str | None = None,
+        also: Sequence[tuple[str | bytes, ...]] = (),
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes and the checkpoint; return the confirmed position.
 
         `as_of` is when the last change was committed; the checkpoint carries it for `status`, which shows the lag.
-        `notes` replace those that were kept with the checkpoint, in the same step; None leaves them.
+        `notes` replace those that were kept with the checkpoint, in the same step; None leaves them. `also` are more
+        Redis commands of that step, for the Redis that has the checkpoint, whose keys have its prefix.
+        """
+
+    def room(self, routes: Sequence[Route], kind: tuple[str, str, str], most: int) -> int:
+        """Return how many tasks of each route a backfill may send now: up to `most`, and 0 while one has to wait.
+
+        It fills a queue up to half of CDC_MAX_QUEUE: live changes have the other half, and never wait for it. `kind` is
+        that of the changes. Waits for the batch in flight. Raises what `flush` raises.
         """
 
     def flush(self) -> str | None:

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
+from listener.core.backfill import Chunk, ChunkRequest
 
 __all__ = ["IDLE_INTERVAL", "Batch", "GapError", "Monitor", "Saved", "SourceError", "SourceLostError"]
 
@@ -46,6 +47,7 @@ class Batch:
     notes: str | None = (
         None  # what the source needs at its next start; None: what it noted before still holds
     )
+    chunk: Chunk | None = None  # of a backfill: its place is behind the changes
 
 
 class Monitor(Protocol):
@@ -81,6 +83,9 @@ class Monitor(Protocol):
       that does not concern us, so that an idle database can drop that log.
     - A batch without changes is never pipelined. So the broker has confirmed every change, and the source may know
       it, one such batch after the last change.
+    - A chunk that `read_chunk` asked for comes in a batch, behind its changes. Its rows are as they were at that
+      place: what the stream brought before is in them, or the row is left out because the stream brought it. So they
+      may be published there as if they were changes.
     - The next batch is asked for only when the one before was published (if it is pipelined: sent) and what the
       broker has confirmed was acknowledged.
 
@@ -117,6 +122,13 @@ class Monitor(Protocol):
         """Let the source drop its log up to `position`, now or a little later, and never the log after it.
 
         `position` is that of a batch. A source that keeps its log by itself does nothing.
+        """
+
+    def read_chunk(self, request: ChunkRequest, /) -> None:
+        """Begin to read rows for a backfill, beside the stream. It waits for nothing.
+
+        One chunk at a time: a later batch has it, also if the rows cannot be read. It is dropped if the batches end
+        before. A source that has no backfill raises BackfillRefusedError.
         """
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import structlog
 
+from listener.core.backfill import ChunkRequest
 from listener.core.source import Batch, Saved
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
@@ -53,6 +54,10 @@ class BookmarkedMonitor:
         """Move the bookmark. The server has nothing to know: it keeps its log for the time that is set there."""
         self._bookmark.published(position)
         self._monitor.acknowledge(position)
+
+    def read_chunk(self, request: ChunkRequest, /) -> None:
+        """See `Monitor.read_chunk`."""
+        self._monitor.read_chunk(request)
 
     def stop(self) -> None:
         """Make `open` and `batches` return soon."""

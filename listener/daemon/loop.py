@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import structlog
 
-from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.control.control import Control
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
+from listener.publish.redis.connection import Command as RedisCommand
 
 __all__ = ["Listener"]
 
@@ -89,13 +92,18 @@ class Listener:
             if self._wakeup.is_set:
                 return
         for batch in self._monitor.batches(after):
-            fired = self._router.tasks_for(batch.changes)
+            fired: Iterable[Call | Parked] = self._router.tasks_for(batch.changes)
+            also: Sequence[RedisCommand] = ()
+            if batch.chunk is not None and control is not None and control.backfills is not None:
+                reads, also = control.backfills.take(batch.chunk)
+                fired = chain(fired, reads)
             confirmed = publisher.publish(
                 fired if control is None else control.filtered(fired),
                 checkpoint=batch.position,
                 as_of=batch.as_of,
                 pipelined=batch.pipelined,
                 notes=batch.notes,
+                also=also,
             )
             self._acknowledge(confirmed)
             if control is not None:
@@ -105,6 +113,8 @@ class Listener:
     def _obey(self, control: Control, batch: Batch) -> None:
         control.passed(batch.as_of)
         control.look()
+        if control.backfills is not None:
+            control.backfills.look()
         control.hold(self._wakeup, lambda: self._keep_up(batch.position))
 
     def _keep_up(self, position: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Final
 
 from celery import Celery
@@ -10,8 +11,10 @@ from celery import Celery
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import MissingExtraError, check_extra
 from cdc_tasks.routing.router import BinlogRouter
+from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
+from listener.core.backfill import NoBackfillError, TablePlan
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
@@ -24,7 +27,9 @@ from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.postgres import existing_tables as postgres_tables
+from listener.postgres.backfill.table_key import count_rows, plan_table
 from listener.postgres.check import Requirements, check_postgres
+from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.postgres.status import read_postgres_status
 from listener.publish.bookmark import read_bookmark
@@ -35,11 +40,14 @@ from listener.publish.redis.publisher import RedisPublisher
 
 __all__ = [
     "STORE_AWAY",
+    "backfill_store",
     "check_everything",
     "checkpoint_store",
     "command_queue",
     "control_state",
+    "count_backfill",
     "make_listener",
+    "plan_backfill",
     "read_existing_tables",
     "read_source_status",
     "read_status",
@@ -63,7 +71,14 @@ def make_listener(
     publisher = _publisher(settings)
     redis = checkpoint_store(settings)
     queue, state = CommandQueue(redis, settings.cdc_name), ControlState(redis, settings.cdc_name)
-    control = Control(queue, state, publisher, router.routes, reloading)
+    backfills = Backfills(
+        BackfillStore(redis, settings.cdc_name),
+        publisher,
+        router.routes,
+        monitor.read_chunk,
+        is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
+    )
+    control = Control(queue, state, publisher, router.routes, reloading, backfills=backfills)
     listener = Listener(monitor, router, publisher, control)
     if reloading is not None:
         reloading.stop = listener.stop
@@ -73,6 +88,28 @@ def make_listener(
 def command_queue(settings: ListenerSettings) -> CommandQueue:
     """Return where the commands to the listener wait."""
     return CommandQueue(checkpoint_store(settings), settings.cdc_name)
+
+
+def backfill_store(settings: ListenerSettings) -> BackfillStore:
+    """Return the backfills, and how far they are."""
+    return BackfillStore(checkpoint_store(settings), settings.cdc_name)
+
+
+def plan_backfill(
+    settings: ListenerSettings, schema: str, table: str, where: str | None, chunk: int
+) -> TablePlan:
+    """Return how a table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
+    if settings.database_type is DatabaseType.MYSQL:
+        raise NoBackfillError
+    publication = settings.publication if settings.cdc_plugin == "pgoutput" else None
+    with closing(connect(settings.database_url.get_secret_value())) as connection:
+        return plan_table(connection, (schema, table), where, chunk, publication)
+
+
+def count_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
+    """Return how many rows a backfill would find now; the server reads all of them."""
+    with closing(connect(settings.database_url.get_secret_value())) as connection:
+        return count_rows(connection, (schema, table), where)
 
 
 def control_state(settings: ListenerSettings) -> ControlState:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import structlog
 
 from cdc_tasks.routing.router import Route
+from listener.core.backfill import ChunkRequest, NoBackfillError
 from listener.core.findings import raise_problems
 from listener.core.source import IDLE_INTERVAL, Batch, Saved, SourceLostError
 from listener.core.wakeup import Wakeup
@@ -138,6 +139,10 @@ class BinlogMonitor:
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""
+
+    def read_chunk(self, _request: ChunkRequest, /) -> None:
+        """See `Monitor.read_chunk`. Raises NoBackfillError: there is none yet."""
+        raise NoBackfillError
 
     def stop(self) -> None:
         """Make `open` and `batches` return soon."""

@@ -10,11 +10,13 @@ from typing import Final
 
 from psycopg2.sql import Literal
 
+from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 from cdc_tasks.words import counted
 from listener.core.findings import Finding, State, finding_from
 from listener.core.source import Saved, SourceLostError
+from listener.postgres.backfill.table_key import find_in_reads
 from listener.postgres.client.connection import (
     Connection,
     connect,
@@ -35,6 +37,7 @@ from listener.postgres.client.timeline import is_standby
 from listener.postgres.gaps import find_gap, find_position_gap, published_lsn
 from listener.postgres.hints import ACCEPT_GAP, LOGICAL, PRIMARY, REPLICATION, SLOTS, TLS, quoted
 from listener.postgres.log.position import format_lsn
+from listener.postgres.tables.catalogue import TableName
 from listener.postgres.tables.checkpoint_notes import Notes, parse_notes
 from listener.postgres.tables.publication import statements_for
 from listener.postgres.tables.reconciliation import Survey, find_renamed
@@ -81,6 +84,7 @@ def check_postgres(url: str, wanted: Requirements) -> Iterator[Finding]:
             findings, survey = wanted.sync.survey(connection, notes)
             yield from findings
             yield from find_refused(survey.selected)
+            yield from find_in_reads(connection, _read_tables(survey))
             if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
                 yield _check_publication(connection, wanted, survey)
                 yield from _check_partitions(
@@ -187,6 +191,15 @@ def _check_plugin(
 _TRY_PLUGIN: Final = (
     "SELECT pg_drop_replication_slot(slot_name) FROM pg_create_logical_replication_slot(%s, %s, true)"
 )
+
+
+def _read_tables(survey: Survey) -> list[TableName]:
+    """Return the tables of routes that take reads."""
+    return [
+        each.table.name
+        for each in survey.selected
+        if any(EventType.READ in route.events for route in each.routes)
+    ]
 
 
 def _check_gaps(

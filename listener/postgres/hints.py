@@ -7,6 +7,7 @@ from typing import Final
 
 __all__ = [
     "ACCEPT_GAP",
+    "AFTER_GAP",
     "AUTHENTICATION",
     "CONNECTIONS",
     "DATABASE",
@@ -161,3 +162,8 @@ def quoted(name: str) -> str:
 def quoted_table(table: tuple[str, str]) -> str:
     """Return `schema.table`."""
     return ".".join(map(quoted, table))
+
+
+AFTER_GAP: Final = (
+    "Send the rows that are there, for each table of a route: python -m listener backfill TABLE"
+)

@@ -11,8 +11,10 @@ import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
 from cdc_tasks.routing.router import Route
+from listener.core.backfill import BackfillRefusedError, Chunk, ChunkRequest
 from listener.core.source import IDLE_INTERVAL, Batch, GapError, Saved, SourceError, SourceLostError
 from listener.core.wakeup import Wakeup
+from listener.postgres.backfill.window import Window
 from listener.postgres.client.connection import (
     Connection,
     connect,
@@ -28,8 +30,15 @@ from listener.postgres.client.slot import Slot, read_slot
 from listener.postgres.client.stream import ReplicationStream
 from listener.postgres.client.timeline import ResumePoint, Timeline, identify, refuse_standby, resume
 from listener.postgres.codec.change import WALChange
-from listener.postgres.codec.decoder import Begin, Commit, Decoder, UndescribedTableError, WALPosition
-from listener.postgres.hints import STUCK, UPDATE
+from listener.postgres.codec.decoder import (
+    Begin,
+    Commit,
+    Decoder,
+    UndescribedTableError,
+    WALPosition,
+    Watermark,
+)
+from listener.postgres.hints import AFTER_GAP, STUCK, UPDATE
 from listener.postgres.log.acknowledgements import Acknowledgements
 from listener.postgres.log.position import LastPublished, WALCheckpoint, format_lsn, parse_lsn
 from listener.postgres.plugins import Plugin, PluginName, open_plugin
@@ -109,6 +118,8 @@ class PostgresWALMonitor:
         self._notes = NotesWriter()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._acknowledged_at = 0.0
+        self._window: Window
+        self._mark: Watermark | None = None  # at the end of what was read
         self._in_transaction = False
         self._is_ahead = False  # the broker may not have the last batch yet
         self._last = LastPublished()  # the last change, of this run or an earlier one
@@ -144,7 +155,7 @@ class PostgresWALMonitor:
         except GapError as gap:
             if after is None or not self._accept_gap:
                 raise
-            log.error("gap_accepted", gap=gap.message)  # noqa: TRY400 - a person needs no traceback
+            log.error("gap_accepted", gap=gap.message, hint=AFTER_GAP)  # noqa: TRY400 - a person needs no traceback
             after = self._next_generation(after)
             # First the checkpoint: what is read from now on has its generation. Then all is read again, also what was
             # left out as published: that was another log's.
@@ -162,6 +173,10 @@ class PostgresWALMonitor:
         if now - self._acknowledged_at >= _ACKNOWLEDGE_EVERY:
             self._acknowledged_at = now
             self._stream.acknowledge(lsn)
+
+    def read_chunk(self, request: ChunkRequest, /) -> None:
+        """Begin to read rows for a backfill; see `Monitor.read_chunk`."""
+        self._window.start(request)
 
     def stop(self) -> None:
         """Make `open` and `batches` return soon."""
@@ -187,6 +202,8 @@ class PostgresWALMonitor:
             stack.callback(self._watch.close)
             plugin = self._open_plugin(replication)
             stack.callback(plugin.close)
+            self._window = self._open_window(plugin)
+            stack.callback(self._window.close)
             options = self._start_stream(stack, connection, replication, plugin)
             self._watch.start(self._tables.checked_lsn)
             stack.callback(self._keep_advanced)
@@ -224,6 +241,21 @@ class PostgresWALMonitor:
         )
         self._decoder = plugin.decoder
         return plugin
+
+    def _open_window(self, plugin: Plugin) -> Window:
+        self._mark = None
+        refusal = BackfillRefusedError(
+            "pgoutput sends no logical messages before PostgreSQL 14, and a backfill puts its marks into them.",
+            hint="Use CDC_PLUGIN=wal2json, with another CDC_NAME, or a later PostgreSQL.",
+            code="backfill_unsupported",
+        )
+        return Window(
+            self._connect,
+            plugin.decoder,
+            source=self.source,
+            publication=self._publication if self._plugin == "pgoutput" else None,
+            refusal=None if plugin.has_messages else refusal,
+        )
 
     def _start_stream(
         self,
@@ -275,9 +307,18 @@ class PostgresWALMonitor:
                     yield self._empty_batch(position)
                 raise
             self._decoder.verify(changes)
+            mark, self._mark = self._mark, None
+            chunk = self._window.passed(changes, mark) if self._window.is_busy else None
             if changes:
                 position = self._position_of(changes[-1])
-                yield self._batch(changes, position, may_read_on=may_read_on)
+                yield self._batch(changes, position, may_read_on=may_read_on, chunk=chunk)
+            elif chunk is not None:
+                self._is_ahead = True
+                yield Batch(
+                    (), self._checkpoint(position), chunk.at, True, notes=self._changed_notes(), chunk=chunk
+                )
+            elif mark is not None:
+                continue  # the reading stopped there, and not because there was no more
             elif after and self._decoder.is_waiting(self._stream.server_position):
                 self._stream.wait(_TICK)
                 yield Batch((), after)
@@ -320,16 +361,24 @@ class PostgresWALMonitor:
                     size += len(payload)
                     boundary = decode(payload, changes)
                     if boundary is not None:
-                        self._note(boundary)
+                        if self._note(boundary):
+                            return True
                     elif not message.data_start and (changes or self._is_ahead):
                         return False
         return True
 
-    def _note(self, boundary: Begin | Commit) -> None:
-        self._in_transaction = isinstance(boundary, Begin)
+    def _note(self, boundary: Begin | Commit | Watermark) -> bool:
+        """Note where the stream is; return whether the batch ends there."""
+        if isinstance(boundary, Begin):
+            self._in_transaction = True
+            return False
         if isinstance(boundary, Commit):
+            self._in_transaction = False
             self._read_up_to = boundary.end_lsn
             self._acknowledgements.ended(boundary.end_lsn)
+            return False
+        self._mark = boundary
+        return True
 
     def _position_of(self, change: WALChange) -> WALPosition:
         """Return the end of the change's transaction if that was read: acknowledgements end at the checkpoint."""
@@ -365,7 +414,14 @@ class PostgresWALMonitor:
 
     # --- Batches, checkpoints and notes -------------------------------------------------------------------
 
-    def _batch(self, changes: list[WALChange], position: WALPosition, *, may_read_on: bool) -> Batch:
+    def _batch(
+        self,
+        changes: list[WALChange],
+        position: WALPosition,
+        *,
+        may_read_on: bool,
+        chunk: Chunk | None = None,
+    ) -> Batch:
         last = changes[-1]
         transaction = last.transaction
         self._last = LastPublished(transaction.commit_lsn, transaction.committed, last.ordinal)
@@ -376,6 +432,7 @@ class PostgresWALMonitor:
             last.committed_at,
             pipelined=may_read_on,
             notes=self._changed_notes(),
+            chunk=chunk,
         )
 
     def _empty_batch(self, position: WALPosition) -> Batch:

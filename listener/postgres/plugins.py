@@ -29,6 +29,7 @@ class Plugin:
     decoder: Decoder
     options: tuple[dict[str, str], ...]  # for START_REPLICATION: the first that the server accepts
     close: Callable[[], None]
+    has_messages: bool = True  # the server sends logical messages
     lacks_when_old: str = ""  # what is missing if the server does not accept the first options
 
 
@@ -62,7 +63,7 @@ def open_plugin(
         decoder: Decoder = PgOutputDecoder(
             resolve_type, source=source, codec=codec, announced=announced, keeps_muted=keeps_muted
         )
-        return Plugin(decoder, (options,), types.close)
+        return Plugin(decoder, (options,), types.close, has_messages="messages" in options)
     index = RouteIndex(routes)
 
     def watches(schema: str, table: str) -> bool:
@@ -80,4 +81,4 @@ def open_plugin(
         definitions.close()
         types.close()
 
-    return Plugin(decoder, candidates, close, lacks)
+    return Plugin(decoder, candidates, close, lacks_when_old=lacks)

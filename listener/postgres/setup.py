@@ -17,6 +17,7 @@ from listener.postgres.client.diagnosis import explained
 from listener.postgres.client.errors import SlotInUseError, sqlstate_of
 from listener.postgres.client.slot import Slot, check_slot, create_slot, drop_slot, read_slot
 from listener.postgres.gaps import find_gap, published_lsn
+from listener.postgres.hints import AFTER_GAP
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.plugins import PluginName
 from listener.postgres.tables.checkpoint_notes import Notes
@@ -82,7 +83,7 @@ class ServerSetup:
                 connection, slot, saved, notes, has_gap=bool(gap), accept_gap=accept_gap
             )
         if gap:
-            log.error("gap_accepted", gap=gap.message)
+            log.error("gap_accepted", gap=gap.message, hint=AFTER_GAP)
         self._prepare_slot(connection, slot, is_void=bool(gap))
         return PreparedServer(tables, has_new_slot=bool(gap) or slot is None, gap_is_accepted=bool(gap))
 

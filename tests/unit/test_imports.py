@@ -101,7 +101,7 @@ LEVELS: Final = (
         "listener.postgres.codec",
         "listener.postgres.client",
         "listener.postgres.tables listener.postgres.wal2json",
-        "listener.postgres.plugins listener.postgres.gaps",
+        "listener.postgres.plugins listener.postgres.gaps listener.postgres.backfill",
         "listener.postgres.check listener.postgres.setup listener.postgres.status listener.postgres.existing_tables",
         "listener.postgres.monitor",
     ),

@@ -14,7 +14,18 @@ from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import cdc_tasks
-from cdc_tasks import DELETE, INSERT, TRUNCATE, UPDATE, BinlogRouter, EventType, RouteError, became, on_change
+from cdc_tasks import (
+    DELETE,
+    INSERT,
+    READ,
+    TRUNCATE,
+    UPDATE,
+    BinlogRouter,
+    EventType,
+    RouteError,
+    became,
+    on_change,
+)
 from cdc_tasks.routing import decorators
 from cdc_tasks.routing.decorators import declared_routes, router_of
 from cdc_tasks.routing.router import Call, Parked
@@ -46,7 +57,7 @@ def _routes(router: BinlogRouter) -> list[tuple[str, str, str]]:
 
 
 def test_the_events_have_short_names() -> None:
-    assert {INSERT, UPDATE, DELETE, TRUNCATE} | {EventType.ALL} == set(EventType)
+    assert {INSERT, UPDATE, DELETE, TRUNCATE, READ} | {EventType.ALL} == set(EventType)
     assert cdc_tasks.UPDATE is EventType.UPDATE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from datetime import UTC, datetime, timedelta
 
@@ -80,6 +81,16 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         if old is None or (self._kind.old is OldRow.KEY and not relation.columns[place].key):
             return None
         return old[place] != new[place]
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """The old row and the new one, as far as the server sent them: texts in the order of `places`."""
+        return (row for row in (self._old, self._new) if row is not None)
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The place of each column in a row."""
+        return self._kind.table.index
 
     @property
     def committed_at(self) -> datetime:

@@ -21,6 +21,7 @@ __all__ = [
     "OtherLogError",
     "UndescribedTableError",
     "WALPosition",
+    "Watermark",
 ]
 
 MESSAGE_PREFIX: Final = "cdc_tasks"  # of the logical messages that are for us
@@ -53,6 +54,13 @@ class Commit(NamedTuple):
     end_lsn: int
 
 
+class Watermark(NamedTuple):
+    """A mark that a backfill has put into the log: it ends a batch."""
+
+    token: str  # of the chunk that was read between two marks
+    end: str  # low or high
+
+
 class OtherLogError(GapError):
     """The database's log is not the one that was read before: the database was restored from an earlier state."""
 
@@ -82,6 +90,7 @@ class Decoder(ABC):
         self._source = source
         self._keeps_muted = keeps_muted
         self._unmuted: tuple[Transaction, float] | None = None  # what to go on with when the muting ends
+        self.mutings = 0  # how often changes were muted
         self._after = WALPosition(0, 0)
         self._expected: LastPublished | None = None
         self.eras = Eras()
@@ -89,8 +98,10 @@ class Decoder(ABC):
         self._published_up_to: float = -1  # ordinal in this transaction
 
     @abstractmethod
-    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
         """Append the message's changes to `changes`; return Begin or Commit if it starts or ends a transaction.
+
+        A Watermark stands between the changes before it and those behind it.
 
         Raise SourceError, and nothing else, if the message cannot be decoded.
         """
@@ -179,21 +190,26 @@ class Decoder(ABC):
         self._ordinal = ordinal + 1
         return ordinal if ordinal > self._published_up_to else None
 
-    def mark(self, content: bytes) -> None:
+    def mark(self, content: bytes) -> Watermark | None:
         """Take in what the transaction says of its changes from here on: a logical message with our prefix.
 
         Muted changes that no route asks for are left out like those that were published before: they cost nothing.
+        Return the mark of a backfill, if it is one.
         """
         says = json.loads(content)
+        if isinstance(says, dict) and "backfill" in says:
+            return Watermark(str(says["backfill"]), str(says.get("mark")))
         is_muted = says.get("mute") if isinstance(says, dict) else None
         if is_muted is True and self._unmuted is None:
             self._unmuted = self.transaction, self._published_up_to
+            self.mutings += 1
             if self._keeps_muted:
                 self.transaction = self.transaction.muted()
             else:
                 self._published_up_to = float("inf")
         elif is_muted is False and self._unmuted is not None:
             (self.transaction, self._published_up_to), self._unmuted = self._unmuted, None
+        return None
 
     def unknown(self, what: str) -> SourceError:
         """Return the error for something in the stream that this version cannot decode."""

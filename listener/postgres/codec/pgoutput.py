@@ -12,7 +12,7 @@ from struct import Struct
 from cdc_tasks.words import counted
 from listener.core.source import SourceError
 from listener.postgres.codec.change import WALChange
-from listener.postgres.codec.decoder import MALFORMED, MESSAGE_PREFIX, Begin, Commit, Decoder
+from listener.postgres.codec.decoder import MALFORMED, MESSAGE_PREFIX, Begin, Commit, Decoder, Watermark
 from listener.postgres.codec.table import Column, Kind, Table
 from listener.postgres.codec.tuple_data import UNCHANGED, Row, splitting
 from listener.postgres.codec.values import ValueType
@@ -87,7 +87,7 @@ class PgOutputDecoder(Decoder):
         self._split, self._split_both = splitting(codec)
         self._tables = _Tables(self._compile)  # by OID, as messages carry it
 
-    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
         try:
             kind = payload[0]
             if kind not in _ROWS:
@@ -108,7 +108,9 @@ class PgOutputDecoder(Decoder):
             raise self._malformed(payload, error) from error
         return None
 
-    def _decode_other(self, kind: int, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+    def _decode_other(
+        self, kind: int, payload: bytes, changes: list[WALChange]
+    ) -> Begin | Commit | Watermark | None:
         if kind == _BEGIN:
             commit_lsn, committed_at, _xid = _begin(payload)
             return self.begin(commit_lsn, committed_at)
@@ -120,18 +122,19 @@ class PgOutputDecoder(Decoder):
         elif kind == _TRUNCATE:
             changes.extend(self._truncated(payload))
         elif kind == _MESSAGE:
-            self._read_message(payload)
+            return self._read_message(payload)
         elif kind not in _IGNORED:
             raise ValueError("no known kind")
         return None
 
-    def _read_message(self, payload: bytes) -> None:
+    def _read_message(self, payload: bytes) -> Watermark | None:
         """Take in a logical message of a transaction, if it is for us: other programs write some too."""
         (is_transactional,) = _message(payload)
         prefix, at = self._text(payload, _message_head)
         if is_transactional and prefix == MESSAGE_PREFIX:
             (length,) = _content(payload, at)
-            self.mark(payload[at + 4 : at + 4 + length])
+            return self.mark(payload[at + 4 : at + 4 + length])
+        return None
 
     def _malformed(self, payload: bytes, error: Exception) -> SourceError:
         """Return the error for a message that cannot be decoded, without a row's values."""

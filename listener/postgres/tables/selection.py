@@ -21,7 +21,9 @@ class SelectedTable:
 
     @property
     def events(self) -> frozenset[EventType]:
-        return frozenset[EventType]().union(*(route.events for route in self.routes))
+        """The changes that any of the routes takes. A table that is only read is published too: see `backfill`."""
+        events = frozenset[EventType]().union(*(route.events for route in self.routes))
+        return events - {EventType.READ} or frozenset({EventType.INSERT})
 
     @property
     def columns(self) -> frozenset[str] | None:

@@ -15,7 +15,7 @@ from listener.core.findings import Finding, raise_problems
 from listener.core.source import GapError, SourceError
 from listener.postgres.client.connection import Connection, fetch_value
 from listener.postgres.client.errors import PermissionDeniedError
-from listener.postgres.hints import ACCEPT_GAP
+from listener.postgres.hints import ACCEPT_GAP, AFTER_GAP
 from listener.postgres.log.position import format_lsn, parse_lsn
 from listener.postgres.tables.catalogue import Table, TableName, read_names, read_tables
 from listener.postgres.tables.checkpoint_notes import GapNote, Notes, TableNote
@@ -421,7 +421,7 @@ def _without_open_gaps(
 
 def _accept(notes: Notes, gap: GapError | None, renamed: Collection[Renamed], end: int) -> Notes:
     for message in [*([gap.message] if gap else []), *map(str, notes.gaps)]:
-        log.error("gap_accepted", gap=message)
+        log.error("gap_accepted", gap=message, hint=AFTER_GAP)
     tables = dict(notes.tables or {})
     for each in renamed:
         note = tables.pop(each.oid)

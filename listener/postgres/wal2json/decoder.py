@@ -21,6 +21,7 @@ from listener.postgres.codec.decoder import (
     Commit,
     Decoder,
     UndescribedTableError,
+    Watermark,
 )
 from listener.postgres.codec.table import Column, Table
 from listener.postgres.codec.tuple_data import UNCHANGED
@@ -114,7 +115,7 @@ class Wal2JsonDecoder(Decoder):
         # Missing columns of certain tables.
         self._missing: dict[tuple[TableName, tuple[str, ...], bool, bool], dict[str, int]] = {}
 
-    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
         try:
             return self._decode(payload, changes)
         except MALFORMED as error:
@@ -168,7 +169,7 @@ class Wal2JsonDecoder(Decoder):
     def notes(self) -> str | None:
         return self._definitions.notes()
 
-    def _decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | None:
+    def _decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
         action = payload[_ACTION]
         if action in _CHANGES:
             ordinal = self.next_ordinal()
@@ -183,7 +184,7 @@ class Wal2JsonDecoder(Decoder):
         elif action == _LOGICAL_MESSAGE:
             message = json.loads(payload)
             if message["transactional"] and message["prefix"] == MESSAGE_PREFIX:
-                self.mark(message["content"].encode())
+                return self.mark(message["content"].encode())
         else:
             raise ValueError(action)
         return None

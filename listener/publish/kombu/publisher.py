@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from celery import Celery
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import PAUSE, Call, Parked
+from cdc_tasks.routing.router import GROW, PAUSE, Call, Origin, Parked, Route
 from listener.core.publisher import (
     BrokerAwayError,
     BrokerError,
@@ -102,12 +102,15 @@ class KombuPublisher:
         as_of: datetime | None = None,
         pipelined: bool = False,
         notes: str | None = None,
+        also: Sequence[Command] = (),
     ) -> str | None:
         """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
         limit = self._sender.limit
         tasks, parked = batch_together(fired, max_bytes=None if limit is None else limit - _OVERHEAD)
         self.flush()
         tasks, beside = self._with_those_beside(tasks)
+        if also:
+            beside = [*beside, *also]
         if not tasks:
             self._sender.keep_alive()
         self._flight = _Flight(len(tasks), Delivery(tasks), parked, checkpoint, as_of, notes, beside)
@@ -178,6 +181,19 @@ class KombuPublisher:
 
     def _ask(self, commands: list[Command]) -> list[Any]:
         return self._retry.call(lambda: self._checkpoint.ask(commands))
+
+    def room(self, routes: Sequence[Route], kind: tuple[str, str, str], most: int) -> int:
+        """Return how many tasks of each route a backfill may send now; see `Publisher.room`."""
+        if self._limit.max_queue is None:
+            return most
+        self.flush()
+        origin = Origin(kind, (b"", b""))
+        queues = {
+            self._sender.queue_of(Call(route, origin, b"")) for route in routes if route.on_full != GROW
+        }
+        lengths = self._retry.call(self._sender.lengths)
+        longest = max((lengths.get(queue, 0) for queue in queues), default=0)
+        return max(0, min(most, self._limit.max_queue // 2 - longest))
 
     def pause(self, routes: Collection[str]) -> None:
         """Set aside what these routes fire, and what no other route does; see `Publisher.pause`."""

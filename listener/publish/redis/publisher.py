@@ -16,7 +16,7 @@ from celery import Celery
 
 from cdc_tasks.broker.redis.message_groups import ADMIT, LENGTHS, owners_key
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import PAUSE, SET_ASIDE, Call, Parked, Route
+from cdc_tasks.routing.router import GROW, PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Saved
@@ -66,6 +66,7 @@ class RedisPublisher:
         self._max_set_aside = max_set_aside
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
         self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
+        self._lengths: dict[str, int] = {}  # of those keys
         self._checked_at = 0.0
         self._is_consistent = False  # what is deferred goes with the checkpoint that Redis has, or will have
         self._parked: list[Parked] = []  # with the batch in flight
@@ -92,10 +93,13 @@ class RedisPublisher:
         as_of: datetime | None = None,
         pipelined: bool = False,
         notes: str | None = None,
+        also: Sequence[Command] = (),
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes and the checkpoint, in one atomic step."""
         self._is_consistent = False
         tasks, parked, saving = self._batcher.batch(fired)
+        if also:
+            saving = [*saving, *also]
         self.flush()
         is_due = tasks or parked or saving or self._set_aside.is_due
         if is_due or checkpoint != self._checkpoint.confirmed or notes is not None:
@@ -120,6 +124,16 @@ class RedisPublisher:
         log_parked([*parked, *refused])
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
+
+    def room(self, routes: Sequence[Route], kind: tuple[str, str, str], most: int) -> int:
+        """Return how many tasks of each route a backfill may send now; see `Publisher.room`."""
+        if self._limit.max_queue is None:
+            return most
+        self.flush()
+        keys = {key for route in routes if route.on_full != GROW for key in self._envelope(route, kind).keys}
+        self._learn(self._retry.call(lambda: self._checkpoint.ask(self._length_queries())))
+        longest = max((self._lengths.get(key, 0) for key in keys), default=0)
+        return max(0, min(most, self._limit.max_queue // 2 - longest))
 
     def pause(self, routes: Collection[str]) -> None:
         """Set aside what these routes fire, and what no other route does; see `Publisher.pause`."""
@@ -216,7 +230,7 @@ class RedisPublisher:
         # What waits for a key waits for its queue too.
         *lengths_of_lists, waiting = answers
         found = (length + int(more or 0) for length, more in zip(lengths_of_lists, waiting, strict=True))
-        lengths = dict(zip(self._asked, found, strict=True))
+        self._lengths = lengths = dict(zip(self._asked, found, strict=True))
         policies = self._policies
         self._set_aside.learn(lengths, [key for key in policies if SET_ASIDE in policies[key]])
         return max(self._loads(lengths), key=_excess, default=Load())

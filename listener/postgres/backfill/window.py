@@ -1,0 +1,161 @@
+"""The place of a chunk in the stream: what comes between its marks replaces what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import count
+from typing import Any, Final
+from uuid import uuid4
+
+from cdc_tasks.errors import CDCError
+from listener.core.backfill import Chunk, ChunkRequest
+from listener.postgres.backfill.chunk_reader import ChunkReader, FoundRows, TableColumn
+from listener.postgres.client.connection import Connection
+from listener.postgres.client.type_catalogue import TypeCatalogue
+from listener.postgres.codec.change import Transaction, WALChange
+from listener.postgres.codec.decoder import Decoder, Watermark
+from listener.postgres.codec.table import Column, Kind, Table
+from listener.postgres.codec.tuple_data import UNCHANGED, Row
+from listener.postgres.tables.catalogue import TableName
+
+__all__ = ["ReadChange", "Window"]
+
+_MOST_KEYS: Final = 200_000  # of changed rows that a window remembers
+
+
+class ReadChange(WALChange):
+    """A row as a backfill read it; its position is in the transaction of the chunk's upper mark."""
+
+    __slots__ = ()
+
+    def __init__(self, kind: Kind, row: Row, transaction: Transaction, ordinal: int, read_id: bytes) -> None:
+        super().__init__(kind, None, row, transaction, ordinal)
+        self.stamp = read_id, self.stamp[1]
+
+
+class Window:
+    """Reads one chunk at a time, and holds it until the stream is at its upper mark."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        decoder: Decoder,
+        *,
+        source: str,
+        publication: str | None,
+        refusal: CDCError | None = None,
+    ) -> None:
+        """`source` names the cluster in ids; `refusal` is why this stream cannot have marks."""
+        self._decoder = decoder
+        self._source = source
+        self._refusal = refusal
+        self._reader = ChunkReader(connect, publication=publication)
+        self._types = TypeCatalogue(connect)
+        self._kind = lru_cache(maxsize=10)(self._compile)
+        self._request: ChunkRequest | None = None
+        self._token = ""
+        self._is_open = False  # the stream is between the marks
+        self._seen: list[Sequence[WALChange]] = []  # changes of the table between the marks
+        self._mutings = 0
+        self._is_torn = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a chunk is being read, or waits for its place."""
+        return self._request is not None
+
+    def start(self, request: ChunkRequest) -> None:
+        """Begin to read a chunk; `passed` will return it."""
+        self._request, self._token = request, uuid4().hex
+        self._is_open = self._is_torn = False
+        self._seen = []
+        if self._refusal is None:
+            self._reader.start(self._token, request)
+
+    def passed(self, changes: Sequence[WALChange], mark: Watermark | None) -> Chunk | None:
+        """Take in what the stream has brought, and the mark at its end; return the chunk if this is its place."""
+        request = self._request
+        if request is None:
+            return None
+        if self._is_open:
+            self._note(changes, (request.schema, request.table))
+        error = self._refusal or self._reader.error
+        if error is not None:
+            self._request = None
+            return Chunk(request=request, error=error)
+        if mark is None or mark.token != self._token:
+            return None
+        if mark.end == "low":
+            self._is_open, self._mutings = True, self._decoder.mutings
+            return None
+        self._request = None
+        return self._chunk(request, self._reader.found, self._decoder.transaction)
+
+    def close(self) -> None:
+        """Drop what is being read, and close the sessions."""
+        self._request = None
+        self._reader.close()
+        self._types.close()
+
+    def _note(self, changes: Sequence[WALChange], name: TableName) -> None:
+        """Keep the changes of the table; which rows they changed is compared at the upper mark."""
+        mine = [change for change in changes if (change.schema, change.table) == name]
+        if mine:
+            self._seen.append(mine)
+        if sum(map(len, self._seen)) > _MOST_KEYS:
+            self._seen, self._is_torn = [], True
+
+    def _chunk(self, request: ChunkRequest, found: FoundRows | None, transaction: Transaction) -> Chunk:
+        seen, self._seen = [change for changes in self._seen for change in changes], []
+        changed = None if found is None else _changed_keys(seen, found.table.key)
+        is_torn = self._is_torn or not self._is_open or self._decoder.mutings != self._mutings
+        if found is None or changed is None or is_torn:
+            return Chunk(request=request, is_torn=True)
+        is_truncated = any(change.kind[2] == "truncate" for change in seen)
+        rows = [] if is_truncated else list(self._reads(request, found, changed, transaction))
+        return Chunk(
+            request=request,
+            rows=rows,
+            found=len(found.rows),
+            last=found.last or request.after,
+            is_end=found.is_end,
+            at=transaction.committed_at,
+        )
+
+    def _reads(
+        self, request: ChunkRequest, found: FoundRows, changed: set[tuple[Any, ...]], transaction: Transaction
+    ) -> Iterable[ReadChange]:
+        kind = self._kind(found.table.name, found.columns)
+        places = [kind.table.index[name] for name in found.table.key]
+        head = b"%b-%b-" % (self._source.encode(), request.backfill.encode())
+        salt = "\0".join(found.table.name).encode()
+        numbers = count()
+        for row in found.rows:
+            key: Any = tuple([row[place] for place in places])
+            if key not in changed:
+                digest = blake2b(b"\0".join((salt, *key)), digest_size=12).hexdigest().encode()
+                yield ReadChange(kind, row, transaction, next(numbers), head + digest)
+
+    def _compile(self, name: TableName, columns: tuple[TableColumn, ...]) -> Kind:
+        shown = [Column(each.name, self._types.resolve(each.type_oid), key=False) for each in columns]
+        return Kind(Table(*name, shown, identity="d"), "read")
+
+
+def _changed_keys(changes: Iterable[WALChange], key: tuple[str, ...]) -> set[tuple[Any, ...]] | None:
+    """Return the keys of the rows that changed, before and after; None if a change does not have them."""
+    found: set[Any] = set()
+    for change in changes:
+        for row in change.rows:
+            values = _values(change, row, key)
+            if values is None:
+                return None
+            found.add(values)
+    return found
+
+
+def _values(change: WALChange, row: Row, key: tuple[str, ...]) -> tuple[Any, ...] | None:
+    index = change.places
+    values = tuple(row[index[name]] if name in index else None for name in key)
+    return None if any(value is None or value is UNCHANGED for value in values) else values
