@@ -54,7 +54,7 @@ def _read(name: str) -> str:
     return str(value.get_secret_value())
 
 
-@pytest.mark.parametrize("name", set(TWINS) - {"CELERY_CONFIG_MODULE"})
+@pytest.mark.parametrize("name", [each for each in TWINS if each != "CELERY_CONFIG_MODULE"])
 def test_an_error_of_the_settings_names_the_variable_that_was_set(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
