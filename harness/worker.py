@@ -59,7 +59,11 @@ class Worker:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        wait_until(self._is_ready, timeout=40, what="the worker to be ready")
+        try:
+            wait_until(self._is_ready, timeout=40, what="the worker to be ready")
+        except BaseException:
+            self.__exit__()  # or its open log would be a warning in a test that has nothing to do with it
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.publish.kombu import sender
+from listener.publish.kombu import message
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
@@ -121,13 +121,13 @@ def test_celery_is_asked_for_a_message_once_a_route_however_many_tables_it_watch
     rabbitmq_server: RabbitMQServer, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    make = sender.make_message
+    make = message.make_message
 
-    def counting(app: Any, route: Any) -> Any:
+    def counting(app: Any, route: Any, **options: Any) -> Any:
         asked.append(route.task)
-        return make(app, route)
+        return make(app, route, **options)
 
-    monkeypatch.setattr(sender, "make_message", counting)
+    monkeypatch.setattr(message, "make_message", counting)
     router = routes_for(3)
     with kombu_publisher(rabbitmq_server.url, broker, "many-tables") as publisher:
         for number in range(MANY):
