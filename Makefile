@@ -5,8 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Most tests wait for servers, so four side by side suit two cores. Each has servers of its own.
-JOBS ?= 4
+# Most tests wait for servers, so five side by side suit two cores. Each has servers of its own.
+JOBS ?= 5
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
