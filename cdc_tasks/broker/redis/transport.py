@@ -131,7 +131,6 @@ class _ClaimingChannel:
     max_connections = 200  # an upper limit: there is one for each queue
     claimed: str | None = None  # the delivery tag of the message that is being delivered
     claimed_from = ""  # its queue
-    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "unacked_restore_interval")
     _is_empty = False  # the last claim found all queues empty
     script_is_known = True
     _number_of_claims = 0
@@ -382,14 +381,22 @@ def _do_nothing() -> None:
     """Start a round of the event loop, in which an idle worker may look at its queues."""
 
 
+_RESTORE_INTERVAL: Final = "unacked_restore_interval"  # an option that older versions of kombu do not take
+
+
 class Channel(_ClaimingChannel, SharedConnections, Liveness, kombu_redis.Channel, ChannelParts):
     """A channel to one Redis."""
+
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, _RESTORE_INTERVAL)
 
 
 class SentinelChannel(
     _ClaimingChannel, SharedConnections, Liveness, kombu_redis.SentinelChannel, ChannelParts
 ):
     """A channel to the Redis that Sentinel names."""
+
+    # kombu's channel for Sentinel takes more options than its other one, such as `master_name`.
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, _RESTORE_INTERVAL)
 
 
 class _RenewingTransport:
