@@ -106,7 +106,7 @@ class _BinlogServer(ServerProcess):
     def _is_ready(self) -> bool:
         try:
             self.connect().close()
-        except pymysql.err.OperationalError:
+        except pymysql.OperationalError:
             return False
         return True
 

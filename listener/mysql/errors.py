@@ -211,14 +211,14 @@ def translate(error: pymysql.Error, user: str) -> CDCError:
     for rule in (*_RULES, *_DUMP_RULES):
         if rule.applies(number, text):
             return rule.error(message, hint=rule.hint.format(user=user), code=rule.code)
-    if number in _LOST or isinstance(error, pymysql.err.InterfaceError):
+    if number in _LOST or isinstance(error, pymysql.InterfaceError):
         return SourceLostError(message)
     return SourceError(message)
 
 
 def translate_dump(number: int, text: str, user: str) -> CDCError:
     """Return what an error means that the server sent in place of its log."""
-    return translate(pymysql.err.OperationalError(number, text), user)
+    return translate(pymysql.OperationalError(number, text), user)
 
 
 def _parts(error: pymysql.Error) -> tuple[int, str]:

@@ -61,7 +61,7 @@ class BinlogWriters:
                 cursor.execute("SAVEPOINT half")
                 self._write(cursor, dice)
                 cursor.execute("ROLLBACK TO half")
-        except pymysql.err.OperationalError as error:
+        except pymysql.OperationalError as error:
             if error.args[0] not in _DEADLOCK:
                 raise
             connection.rollback()

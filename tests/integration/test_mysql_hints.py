@@ -198,7 +198,7 @@ def test_the_sql_in_a_message_can_be_pasted(
     is_mariadb = documented_server.name == "mariadb"
     if mysql_only and not mariadb_only and is_mariadb:
         return
-    error: Any = pymysql.err.OperationalError(code, text)
+    error: Any = pymysql.OperationalError(code, text)
     hint = (translate(error, "'new'@'%'").hint or "").replace("…", "Secret-1")
     if mysql_only and mariadb_only:
         (hint,) = re.findall(r"MariaDB: (.*)" if is_mariadb else r"MySQL: (.*?;)", hint)

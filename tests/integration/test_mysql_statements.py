@@ -411,6 +411,6 @@ def test_the_bytes_of_a_character_are_cut_as_the_server_cuts_them(source: MySQLS
 def _is_literal(cursor: pymysql.cursors.Cursor, text: bytes) -> bool:
     try:
         cursor.connection.query(b"DO LENGTH(" + text + b")")  # type: ignore[arg-type]
-    except pymysql.err.ProgrammingError:
+    except pymysql.ProgrammingError:
         return False
     return True

@@ -176,7 +176,7 @@ class Writer(threading.Thread):
             self.transactions += 1
         except (errors.UndefinedTable, errors.DeadlockDetected, errors.SerializationFailure):
             self._go_on(connection)
-        except pymysql.err.MySQLError as error:
+        except pymysql.MySQLError as error:
             if error.args[0] not in _RETRIED:
                 raise
             self._go_on(connection)

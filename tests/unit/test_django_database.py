@@ -13,7 +13,10 @@ from django.db.utils import ConnectionHandler
 from cdc_tasks.addresses import check_address
 from cdc_tasks.django.database import home_schema, url_of, watched_connection
 from cdc_tasks.settings import SettingsError
-from listener.mysql.client.connection import Address
+from harness.server_process import free_port
+from listener.core.source import SourceLostError
+from listener.mysql.client.connection import Address, connect
+from listener.mysql.errors import translate
 from listener.postgres.client.connection import connection_parameters
 
 if TYPE_CHECKING:
@@ -160,3 +163,11 @@ def test_an_alias_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(SettingsError, match="CDC_DATABASE='lte' is no alias of DATABASES") as caught:
         watched_connection("lte")
     assert caught.value.hint == "Use one of: default."
+
+
+def test_errors_of_pymysql_are_known_where_django_loads_it_as_mysqldb_too() -> None:
+    """Django imports MySQLdb.converters: that puts a second `err`, with other classes, into the module pymysql."""
+    assert _connection("mysql").Database is pymysql
+    with pytest.raises(SourceLostError):
+        connect(f"mysql://ann@127.0.0.1:{free_port()}/shop")
+    assert isinstance(translate(pymysql.InterfaceError(0, ""), "'ann'@'%'"), SourceLostError)

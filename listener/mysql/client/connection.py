@@ -128,7 +128,7 @@ def translated(session: Connection[Any] | str) -> Iterator[None]:
     except pymysql.Error as error:
         raise translate(error, _account_for(session, error)) from error
     except (OSError, ssl.SSLError) as error:
-        raise translate(pymysql.err.OperationalError(2013, str(error)), "") from error
+        raise translate(pymysql.OperationalError(2013, str(error)), "") from error
 
 
 def _account_for(session: Connection[Any] | str, error: pymysql.Error) -> str:
