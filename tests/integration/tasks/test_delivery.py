@@ -87,15 +87,16 @@ def test_a_change_that_is_replayed_sends_nothing_twice(
 
 def test_two_workers_with_the_same_message_send_it_once(helpdesk: HelpDesk, social: SocialStub) -> None:
     helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
-    social.fail("C0CARL", Slow(2))  # the other worker comes while the first waits for the answer
+    social.fail("C0CARL", Slow(4))  # the other worker comes while the first waits for the answer
     environment = {**helpdesk.environment, "CDC_TASK_MODULES": "tests.support.tasks.killed"}
     with (
         Worker(environment, "-n", "one@%h", concurrency=1) as one,
         Worker(environment, "-n", "two@%h", concurrency=1) as two,
     ):
         insert = helpdesk.insert_ticket(assigned_to_id=helpdesk.CARL)
-        for _ in range(2):
-            helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+        helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
+        wait_until(lambda: social.posted, what="the service to have the message")
+        helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
         wait_until(lambda: "Another worker is sending" in one.log + two.log, what="the other to come")
         wait_until(
             lambda: one.events("nothing_sent") + two.events("nothing_sent"), timeout=20, what="it to give way"
