@@ -125,7 +125,7 @@ def test_messages_that_kombus_transport_has_taken_are_reported_and_come_back_in_
     client.hset("unacked", "unreadable", "{")
     found = _findings(helpdesk)["broker's unacked"]
     assert found.state is State.WARNING
-    assert found.found.startswith("5 messages of our queues")
+    assert found.found.startswith("5 messages are unacknowledged with kombu's own transport")
     with Worker(environment, "-Q", "cdc_cache", mingle=True) as other:
         wait_until(
             lambda: other.events("messages_unacked_by_kombus_transport"), timeout=20, what="what it says"

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdc_tasks.broker.redis.message_groups import MessageGroups
 from cdc_tasks.helpdesk.schema import sql
 from harness.waiting import wait_until
 
@@ -47,7 +48,8 @@ def test_all_accounts_get_the_wanted_messages_and_no_others(
 def test_messages_of_the_quiet_hours_are_sent_when_they_end(
     helpdesk: HelpDesk, social: SocialStub, worker: Worker
 ) -> None:
-    helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
+    account_id = helpdesk.connect_slack(helpdesk.CARL, "C0CARL")
+    groups = MessageGroups(helpdesk.broker.client)
     end = datetime.now(UTC).replace(microsecond=0) + timedelta(
         seconds=25
     )  # enough for the steps below on a busy machine
@@ -56,7 +58,10 @@ def test_messages_of_the_quiet_hours_are_sent_when_they_end(
     for title in ("First", "Second"):
         insert = helpdesk.insert_ticket(title, assigned_to_id=helpdesk.CARL)
         helpdesk.send("cdc_tasks.notify_ticket_insert", insert)
-    wait_until(lambda: worker.log.count("quiet hours") >= 2, what="both to wait")
+    wait_until(lambda: "quiet hours" in worker.log, what="the first to wait for their end")
+    wait_until(
+        lambda: groups.waiting(f"account:{account_id}", most=9), what="the second to wait for the first"
+    )
     assert social.attempts["C0CARL"] == 0
     wait_until(lambda: len(social.posted) == 2, timeout=30, what="both messages")
     assert datetime.now(UTC) >= end - timedelta(seconds=1)
