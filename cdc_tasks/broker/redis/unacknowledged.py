@@ -15,6 +15,7 @@ The keys of kombu's own transport (`unacked`, …) belong to other applications'
 from __future__ import annotations
 
 import json
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import uuid4
@@ -128,8 +129,8 @@ class QoS(kombu_redis.QoS):
     _remove_from_indices: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._acknowledged: list[str] = []  # delivery tags that Redis is not known to have deleted
-        self._keyed: list[Keyed] = []  # the same of messages with a key
+        self._acknowledged: dict[str, None] = {}  # delivery tags that Redis is not known to have deleted
+        self._keyed: dict[str, Keyed] = {}  # the same of messages with a key
         super().__init__(*args, **kwargs)
         self._swept_at = float("-inf")
         self._held: set[str] = set()  # delivery tags: these keep their key when they are acknowledged
@@ -152,11 +153,11 @@ class QoS(kombu_redis.QoS):
             virtual.QoS.ack(self, delivery_tag)
             return
         if key is not None:
-            self._keyed.append(Keyed(delivery_tag, key, delivery_tag in self._held))
+            self._keyed[delivery_tag] = Keyed(delivery_tag, key, delivery_tag in self._held)
             self.channel.look_again()  # the claim that takes it along finds the next message of the key
             self._held.discard(delivery_tag)
         elif connection.loop is not None:
-            self._acknowledged.append(delivery_tag)
+            self._acknowledged[delivery_tag] = None
         else:
             super().ack(delivery_tag)
             return
@@ -185,7 +186,7 @@ class QoS(kombu_redis.QoS):
         if key is None:
             self._remove_from_indices(delivery_tag).execute()
         else:
-            self._keyed.append(Keyed(delivery_tag, key, is_held=False))
+            self._keyed[delivery_tag] = Keyed(delivery_tag, key, is_held=False)
         if self.channel.connection.loop is None:
             self.acknowledge_now()
 
@@ -198,7 +199,8 @@ class QoS(kombu_redis.QoS):
 
         `asked`: the queues at which claims look that are sent right after them.
         """
-        tags, keyed = self._acknowledged[:_AT_ONCE], self._keyed[:_AT_ONCE]
+        tags = list(islice(self._acknowledged, _AT_ONCE))
+        keyed = list(islice(self._keyed.values(), _AT_ONCE))
         index, unacked = (
             self._prefixed(key) for key in (self.channel.unacked_index_key, self.channel.unacked_key)
         )
@@ -214,10 +216,14 @@ class QoS(kombu_redis.QoS):
         return Acknowledgements(tags, keyed, commands)
 
     def are_acknowledged(self, sent: Acknowledgements, *, keyed_too: bool = True) -> None:
-        """Forget what `acknowledgements` has returned: Redis has answered."""
-        del self._acknowledged[: len(sent.tags)]
-        if keyed_too:
-            del self._keyed[: len(sent.keyed)]
+        """Forget what `acknowledgements` has returned: Redis has answered.
+
+        It may be forgotten already: `acknowledge_now` does not wait for the answer to a claim, and sends it again.
+        """
+        for tag in sent.tags:
+            self._acknowledged.pop(tag, None)
+        for each in sent.keyed if keyed_too else ():
+            self._keyed.pop(each.tag, None)
 
     def acknowledge_now(self) -> None:
         """Send the acknowledgements that no claim has taken along, and wait for the answer."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
+from kombu import Connection, Queue
+from kombu.asynchronous import Hub
 
+from cdc_tasks.broker.redis.transport import Transport
 from harness.waiting import wait_until
 from harness.worker import Worker, unacknowledged
 
@@ -195,3 +199,32 @@ def _numbers(app: Celery, messages: list[bytes]) -> list[int]:
         envelope = loaded[0] if isinstance(loaded, list) else loaded
         found.append(json.loads(b64decode(envelope["body"]))[0][0])
     return found
+
+
+def test_the_late_answer_to_a_claim_forgets_no_newer_acknowledgement(helpdesk: HelpDesk) -> None:
+    """The worker is full before it reads the answer, as when the timer of a message with an ETA fires."""
+    with Connection(helpdesk.broker.url, transport=Transport) as connection:
+        channel: Any = connection.channel()
+        taken: list[Any] = []
+        with connection.Consumer([Queue("bulk")], channel, on_message=taken.append):
+            for number in range(2):
+                connection.Producer().publish(number, routing_key="bulk")
+            while len(taken) < 2:
+                connection.drain_events(timeout=10)
+            poller, connection.transport.loop = connection.transport.cycle, Hub()
+            channel.qos.prefetch_count = 3
+            taken[0].ack()
+            channel.look_again()
+            poller.on_poll_start()  # sends a claim, with this acknowledgement
+            channel.qos.prefetch_count = 1
+            poller.on_poll_start()  # full: it does not read the answer, and sends the acknowledgement again
+            assert len(unacknowledged(helpdesk.broker.client)) == 1
+            channel.qos.prefetch_count = 3
+            taken[1].ack()
+            with suppress(Empty):
+                channel._brpop_read()
+            channel.look_again()
+            poller.on_poll_start()
+            with suppress(Empty):
+                channel._brpop_read()
+            assert not unacknowledged(helpdesk.broker.client)
