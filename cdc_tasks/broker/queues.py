@@ -14,10 +14,11 @@ import structlog
 from celery.app import amqp
 from celery.utils.functional import maybe_list
 from kombu import Exchange, Queue
+from kombu.connection import maybe_channel
 
 from cdc_tasks.broker.connection import Connection
 from cdc_tasks.broker.delivery_marks import without_wait
-from cdc_tasks.broker.rabbitmq.partitions import KEYED, is_partition, partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import KEYED, is_keyed, is_partition, partitions_in, why_not_ours
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.environment import queue_prefix
 
@@ -74,6 +75,22 @@ class Queues(amqp.Queues):
         """Do not consume these queues: the `-X` option."""
         super().deselect(list(self._current_names(exclude)))
 
+    def do_without(self, refused: Mapping[str, str]) -> None:
+        """Do not consume these queues for tasks with a key, by name with what RabbitMQ said; messages still go there.
+
+        A retry of a task with a key goes to its partition, which is another worker's then.
+        """
+        if not refused:
+            return
+        self._consume_from = {name: queue for name, queue in self.consume_from.items() if name not in refused}
+        log.warning(
+            "keyed_queues_not_ours",
+            queues=list(refused),
+            error=next(iter(refused.values())),
+            hint="If this worker is to run tasks with a key, grant it these queues or make them for it, "
+            "and restart it: docs/operating.md, Order by key on RabbitMQ.",
+        )
+
     def _current_names(self, names: Iterable[str] | str | None) -> Iterator[str]:
         for name in maybe_list(names) or ():
             if name == queue_name(KEYED):
@@ -106,6 +123,7 @@ class AMQP(amqp.AMQP):
 
     Connection = Connection
     queues_cls = Queues
+    queues: Any  # the stubs have Celery's
 
     @cached_property
     def default_queue(self) -> Any:
@@ -115,13 +133,21 @@ class AMQP(amqp.AMQP):
     def TaskConsumer(self, channel: Any, queues: Any = None, accept: Any = None, **options: Any) -> Any:  # noqa: N802  # Celery's name
         """Return a consumer of the worker's queues, but not of partitions: these have channels of their own."""
         accept = self.app.conf.accept_content if accept is None else accept
+        if not queues:
+            self._make_keyed_queues(channel)
         every = list(queues or self.queues.consume_from.values())
         taken = [each for each in every if not is_partition(each)]
-        consumer = self.Consumer(channel, accept=accept, queues=taken, **options)
-        for each in every:
-            if is_partition(each):
-                each(consumer.channel).declare()
-        return consumer
+        return self.Consumer(channel, accept=accept, queues=taken, **options)
+
+    def _make_keyed_queues(self, channel: Any) -> None:
+        """Make the worker's queues for tasks with a key, which it does without if RabbitMQ refuses them."""
+        keyed = [each for each in self.queues.consume_from.values() if is_keyed(each)]
+        if not keyed or self.app.connection_for_read().transport.driver_type != "amqp":
+            return
+        opened: Any = maybe_channel(channel)  # the stubs leave out its connection
+        connection = opened.connection
+        answers = {each.name: why_not_ours(connection, each) for each in keyed}
+        self.queues.do_without({name: error for name, error in answers.items() if error is not None})
 
 
 class DefaultQueue(Queue):

@@ -18,6 +18,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from amqp.exceptions import AccessRefused
 from celery.bootsteps import StartStopStep
 from kombu import Consumer as KombuConsumer
 from kombu import Producer
@@ -25,6 +26,7 @@ from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq import held_keys
 from cdc_tasks.broker.rabbitmq.partitions import counted_queue, partitions_in
+from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.retry import BrokerBlockedError, UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER, shown_key
@@ -233,11 +235,18 @@ class KeyedMessages:
         self._sending: Any = None  # a connection to send with: the one that consumes never publishes
         self._is_stopped = False
         self._limit = max(1, consumer.initial_prefetch_count)
-        queues = consumer.app.amqp.queues.consume_from
         self._is_called_soon = False
         self._partitions: list[_Partition] = []
-        for name in partitions_in(queues):  # messages come while the next ones are opened
-            self._partitions.append(_Partition(self, queues[name]))
+        self._open(consumer.app.amqp.queues)
+
+    def _open(self, queues: Any) -> None:
+        refused = {}
+        for name in partitions_in(queues.consume_from):  # messages come while the next ones are opened
+            try:
+                self._partitions.append(_Partition(self, queues[name]))
+            except AccessRefused as error:
+                refused[name] = str(error)
+        queues.do_without(refused)
 
     def hand_out(self) -> None:
         """Hand messages to the pool, a few at a time: other queues' tasks are not to wait for all of these."""
@@ -365,8 +374,8 @@ class KeyedMessages:
         )
 
     def _workers(self, partition: _Partition) -> int:
-        found = partition.channel.queue_declare(counted_queue(partition.queue.name), passive=True)
-        return max(1, int(found.consumer_count))
+        found = existing_queue(partition.channel.connection, counted_queue(partition.queue.name))
+        return 1 if found is None else max(1, int(found.consumer_count))
 
 
 class KeyedQueues(StartStopStep):

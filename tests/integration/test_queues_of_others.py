@@ -9,10 +9,12 @@ import sys
 import tempfile
 import uuid
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 from kombu import Exchange, Queue
 
 from harness.waiting import wait_until
@@ -158,7 +160,10 @@ def test_a_worker_with_the_least_rights_of_the_manual_runs_and_retries(
     with Worker(environment, mingle=True) as worker, sender_of(rich) as sender:
         sender.send_task("faulty.retries_out", queue="celery")
         wait_until(lambda: worker.events("task_gave_up"), timeout=40, what="the last try")
-        assert "ACCESS_REFUSED" not in worker.log
+        (line,) = worker.events("keyed_queues_not_ours")  # once, and nothing else is refused
+        assert line["queues"] == ["cdc_keyed", *(f"cdc_keyed_{number}" for number in range(8))]
+        assert worker.log.count("ACCESS_REFUSED") == 1
+        assert "NOT_FOUND" not in worker.log
 
 
 def test_a_retry_comes_back_where_the_exchange_of_the_house_is_a_direct_one(
@@ -170,14 +175,17 @@ def test_a_retry_comes_back_where_the_exchange_of_the_house_is_a_direct_one(
             channel.queue_declare(name, durable=True, auto_delete=False, arguments=QUORUM)
             channel.queue_bind(name, "cdc_tasks", name)
     environment = _environment(database, broker, _url(rabbitmq_server, vhost))
-    with Worker(environment) as worker, sender_of(environment) as sender:
+    ours = partial(
+        Celery, amqp="cdc_tasks.broker.queues:AMQP"
+    )  # kombu's own transport refuses such an exchange
+    with Worker(environment) as worker, sender_of(environment, ours) as sender:
         sender.send_task("faulty.retries_out", queue="celery")
         (line,) = wait_until(lambda: worker.events("task_gave_up"), timeout=40, what="the last try")
         assert line["tries"] == 3
-        ended = [
-            line for line in worker.log.splitlines() if "retries_out" in line and '"task_gave_up"' not in line
+        retries = [
+            line for line in worker.log.splitlines() if "faulty.retries_out[" in line and "] retry: " in line
         ]
-        assert len(ended) == 3  # once each, although there are two ways to the queue
+        assert len(retries) == 2  # once each, although there are two ways to the queue
 
 
 def test_check_of_a_user_without_rights_is_no_traceback(

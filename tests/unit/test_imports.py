@@ -70,10 +70,8 @@ LEVELS: Final = (
             "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.command_line"
         ),
         "cdc_tasks.cache cdc_tasks.db cdc_tasks.apps cdc_tasks.testing",
-        (
-            "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.rabbitmq.partitions cdc_tasks.broker.delivery_marks "
-            "cdc_tasks.broker.connection"
-        ),
+        "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
+        "cdc_tasks.broker.rabbitmq.partitions",
         "cdc_tasks.broker.queues",
         "cdc_tasks.dead_letters",
         "cdc_tasks.broker",

@@ -10,12 +10,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
+from amqp.exceptions import ChannelError
 from kombu import Exchange, Queue
+
+from cdc_tasks.broker.rabbitmq.queues import existing_queue, throw_away_channel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["KEYED", "counted_queue", "is_partition", "partition_for", "partition_queues", "partitions_in"]
+__all__ = [
+    "KEYED",
+    "counted_queue",
+    "is_keyed",
+    "is_partition",
+    "partition_for",
+    "partition_queues",
+    "partitions_in",
+    "why_not_ours",
+]
 
 KEYED: Final = "keyed"  # `queue_name(KEYED)` stands for all of them after Celery's -Q
 
@@ -25,7 +37,19 @@ _ACTIVE: Final = "x-single-active-consumer"
 _DELIVERY_LIMIT: Final = 1_000_000
 
 
-class PartitionQueue(Queue):
+class KeyedQueue(Queue):
+    """A partition, or the queue whose consumers are counted. A worker may have to do without it."""
+
+    channel: Any  # the stubs leave out its connection
+
+    def bind_to(self, *binding: Any, **options: Any) -> Any:
+        """Bind this queue to one more exchange, as delayed delivery does, unless there is no such queue."""
+        if existing_queue(self.channel.connection, self.name) is None:
+            return None
+        return super().bind_to(*binding, **options)
+
+
+class PartitionQueue(KeyedQueue):
     """A partition. Another queue with a single active consumer may be an application's own."""
 
 
@@ -39,7 +63,7 @@ def partition_queues(
     worker takes from it as from its other queues, and Celery before 5.5 cannot take from a quorum queue.
     """
     arguments = {"x-queue-type": "quorum", _ACTIVE: True, "x-delivery-limit": _DELIVERY_LIMIT}
-    counted = Queue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": counted_type})
+    counted = KeyedQueue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": counted_type})
     partitions = [
         PartitionQueue(
             f"{name}_{number}", exchange, routing_key=f"{name}_{number}", queue_arguments=arguments
@@ -47,6 +71,35 @@ def partition_queues(
         for number in range(count)
     ]
     return [counted, *partitions]
+
+
+def why_not_ours(connection: Any, queue: Queue) -> str | None:
+    """Make a queue of these, unless it exists; return what RabbitMQ says if this worker has to do without it.
+
+    `connection` is an `amqp.Connection`. Whether we may take from a partition is not asked here: we could become its
+    active consumer.
+    """
+    try:
+        with throw_away_channel(connection) as channel:
+            queue(channel).declare()
+    except ChannelError as error:
+        if existing_queue(connection, queue.name) is None:
+            return str(error)
+    return None if is_partition(queue) else _why_not_read(connection, queue.name)
+
+
+def _why_not_read(connection: Any, name: str) -> str | None:
+    try:
+        with throw_away_channel(connection) as channel:
+            channel.basic_get(queue=name, no_ack=False)
+    except ChannelError as error:
+        return str(error)
+    return None
+
+
+def is_keyed(queue: Any) -> bool:
+    """Return whether a queue is a partition or the one whose consumers are counted."""
+    return isinstance(queue, KeyedQueue)
 
 
 def is_partition(queue: Any) -> bool:

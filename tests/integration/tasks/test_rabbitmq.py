@@ -22,6 +22,7 @@ from tests.support.rabbitmq import open_channel
 from tests.support.social_stub import RateLimit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from harness.machine_servers import RabbitMQServer
@@ -121,9 +122,9 @@ def _with_faulty_tasks(helpdesk: HelpDesk, server: RabbitMQServer) -> dict[str, 
     }
 
 
-def sender_of(environment: dict[str, str], kind: type[Celery] = Celery) -> Celery:
+def sender_of(environment: dict[str, str], kind: Callable[..., Celery] = Celery) -> Celery:
     """Return an app with the same settings and no tasks, such as the listener's."""
-    app = kind("tests", set_as_current=False)
+    app: Celery = kind("tests", set_as_current=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CELERY_BROKER_URL", environment["CELERY_BROKER_URL"])
         app.config_from_object(fresh_celeryconfig())
