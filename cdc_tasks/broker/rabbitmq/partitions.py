@@ -44,7 +44,8 @@ class KeyedQueue(Queue):
 
     def bind_to(self, *binding: Any, **options: Any) -> Any:
         """Bind this queue to one more exchange, as delayed delivery does, unless there is no such queue."""
-        if existing_queue(self.channel.connection, self.name) is None:
+        channel = options.get("channel") or self.channel  # kombu passes one when it declares an unbound queue
+        if existing_queue(channel.connection, self.name) is None:
             return None
         return super().bind_to(*binding, **options)
 
