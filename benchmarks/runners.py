@@ -52,7 +52,7 @@ class Contender(ABC):
 
     @abstractmethod
     def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:
-        """Queue so many tasks."""
+        """Put `number` tasks into the queue."""
 
     @abstractmethod
     def command(self) -> Sequence[str]:

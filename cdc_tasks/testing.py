@@ -215,7 +215,7 @@ def check_fired(
     routes: Sequence[Any],
     app: Any,
 ) -> None:
-    """Raise AssertionError unless `fired` has the task so many `times`; see `assert_fires`."""
+    """Raise AssertionError unless `fired` has the task exactly `times` times; see `assert_fires`."""
     name = name_of(task)
     calls = [each for each in fired if each.task == name and each.error is None]
     _check_task(task, name, calls, app)

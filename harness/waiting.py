@@ -21,7 +21,7 @@ def at_most(seconds: float) -> float:
 
 
 class Deadline:
-    """A limit of so many seconds on an idle machine, and more on a busy one."""
+    """A time limit, in seconds on an idle machine, and more on a busy one."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = at_most(seconds)

@@ -27,7 +27,7 @@ _REQUIRED: Final[dict[str, tuple[str, Any, str]]] = {
     ),
 }
 _CODE_IN_MESSAGES: Final = frozenset({"pickle", "application/x-python-serialize"})
-_LONGEST_LEASE: Final = 600  # seconds: so long a person may wait for the tasks of a dead worker
+_LONGEST_LEASE: Final = 600  # seconds: how long the tasks of a dead worker may wait without a warning
 
 
 # The module of a Celery pool: the reason why a task could run twice at the same time or be lost.

@@ -1,6 +1,6 @@
 """Message groups: tasks with the same key run one at a time, in order.
 
-A message that belongs to a group has the group's key in its headers, whoever sends it: the listener (`key=` of a
+A message that belongs to a group has the group's key in its headers, no matter who sends it: the listener (`key=` of a
 route), a task, or a web process (`key_headers`). The broker's transport holds the order; for Redis see
 `cdc_tasks/broker/redis/message_groups.py`.
 

@@ -123,7 +123,7 @@ def _subclass(app: Celery) -> None:
     theirs = type(app)
 
     def reduced(self: Any) -> Any:
-        """Let another process make the app anew from its own class: this one has no name there."""
+        """Let another process make the app from its original class: it cannot import the subclass."""
         pair: Any = theirs.__reduce__(self)
         make, (_, *arguments) = pair
         return make, (theirs, *arguments)

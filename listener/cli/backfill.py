@@ -46,7 +46,7 @@ def backfill(
         list[str] | None, typer.Option("--route", metavar="ID", help="Send them to this route of the table.")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=0.1, help="At most so many rows a second.")
+        float | None, typer.Option("--rate", min=0.1, help="Read up to this many rows a second.")
     ] = None,
     chunk: Annotated[
         int, typer.Option("--chunk", min=1, max=100_000, help="Rows that are read at a time.")

@@ -139,7 +139,7 @@ class Control:
         }
 
     def begin(self) -> None:
-        """Note which routes are in force: those as they were after so many reloads. Call it before reading."""
+        """Note how many reloads the routes in force already include. Call it before reading."""
         self._state.read()
         self._reloads = self._state.reloads
 

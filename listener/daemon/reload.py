@@ -1,7 +1,7 @@
 """New routes without a stop: try them in a process of their own, then run this program again in place of itself.
 
 Python cannot load changed modules again without leaving old ones behind. So the listener ends at the end of a batch and
-calls `exec`: the process and its id stay, all code is read anew, and reading goes on at the checkpoint. Before that,
+calls `exec`: the process and its id stay, all code is loaded again, and reading goes on at the checkpoint. Before that,
 `check` runs with the new code in another process. If it finds a problem, the old routes stay in force.
 """
 

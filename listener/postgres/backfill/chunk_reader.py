@@ -240,7 +240,7 @@ def _key_of(table: ReadableTable, columns: Sequence[TableColumn]) -> Callable[[R
 
 
 class _Rows:
-    """Takes the lines of COPY's text format, up to so many bytes; at least one row."""
+    """Takes the lines of COPY's text format, up to a number of bytes; at least one row."""
 
     def __init__(self, max_bytes: int) -> None:
         self.kept: list[Row] = []
