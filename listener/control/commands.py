@@ -80,6 +80,9 @@ class CommandQueue:
         prefix = redis.prefixed(f"cdc:{name}")
         self._waiting = f"{prefix}:commands"
         self._record = f"{prefix}:record"
+        self._taken: tuple[str, bytes] | None = (
+            None  # the id of the command whose turn it is, and it as it waits
+        )
 
     def give(self, command: Command) -> None:
         """Let it wait for the listener."""
@@ -96,20 +99,22 @@ class CommandQueue:
         if not texts:
             return None
         try:
-            return Command.parse(texts[0])
+            command = Command.parse(texts[0])
         except (TypeError, ValueError) as error:
             unreadable = Command(verb="?", who="?")
             self._end(texts[0], _refusal(unreadable, CDCError(f"The command cannot be read: {error}.")))
             return None
+        self._taken = command.id, texts[0]
+        return command
 
     def done(self, command: Command, result: str) -> None:
         """Record that it was done."""
         outcome = Outcome(command=command, result=result, done_at=_now())
-        self._end(command.to_json(), outcome)
+        self._end(self._as_it_waits(command), outcome)
 
     def refused(self, command: Command, error: CDCError) -> None:
         """Record that it was not done, and why."""
-        self._end(command.to_json(), _refusal(command, error))
+        self._end(self._as_it_waits(command), _refusal(command, error))
 
     def outcome(self, command: Command) -> Outcome | None:
         """Return what came of it, None if nothing has yet."""
@@ -122,6 +127,11 @@ class CommandQueue:
 
     def close(self) -> None:
         self._redis.close()
+
+    def _as_it_waits(self, command: Command) -> bytes:
+        """Return the command's text in the list: another program may have written it in another way."""
+        taken, self._taken = self._taken, None
+        return taken[1] if taken is not None and taken[0] == command.id else command.to_json()
 
     def _end(self, text: bytes, outcome: Outcome) -> None:
         self._redis.ask(

@@ -128,6 +128,7 @@ class Control:
         self._reloader = reloader
         self._reloading: Command | None = None
         self._looked_at = 0.0
+        self._refusal: str | None = None  # the broker's, as it was logged last
         self._skips: Mapping[str, datetime] = {}
         self._skipped = 0
         self._reloads = 0
@@ -181,8 +182,13 @@ class Control:
         self._looked_at = now
         try:
             self._do_next()
-        except (BrokerAwayError, BrokerError) as error:
+            self._refusal = None
+        except BrokerAwayError as error:
             log.debug("commands_not_read", error=error.message)
+        except BrokerError as error:  # a missing permission, for example: waiting does not help
+            if error.message != self._refusal:
+                log.warning("commands_not_read", error=error.message, hint=error.hint)
+            self._refusal = error.message
 
     def hold(self, wakeup: Wakeup, keep_up: Callable[[], None]) -> None:
         """Return once the stream is not paused, or we are stopped; call `keep_up` in between."""
@@ -226,7 +232,14 @@ class Control:
                 hint="Use the same version of cdc-tasks for the listener and the command line.",
                 code="unknown_command",
             )
-        result = do(command)
+        try:
+            result = do(command)
+        except (LookupError, TypeError, ValueError) as error:
+            raise CommandRefusedError(
+                f"The command {command.verb} has no usable arguments: {type(error).__name__}.",
+                hint="Use the same version of cdc-tasks for the listener and the command line.",
+                code="unknown_command",
+            ) from error
         log.info("command_done", verb=command.verb, by=command.who, result=result)
         return result
 
@@ -265,6 +278,8 @@ class Control:
     def _skip(self, command: Command) -> str:
         routes = self._named(command.arguments["routes"])
         until = command.arguments["until"]
+        if datetime.fromisoformat(until).tzinfo is None:  # it would compare with no change's time
+            raise ValueError(until)
         dropped = 0
         for route in routes:
             dropped += self._publisher.drop_set_aside(route.id)

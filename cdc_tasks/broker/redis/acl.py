@@ -59,6 +59,8 @@ def missing_for_listener(client: redis.Redis, queues: Iterable[str], *, prefix: 
         *_of_keys(own),
         _Probe(("EVAL", "return redis.call('HINCRBY', KEYS[1], 'a', 1)", 1, f"{own}:3")),
         *_of_message_groups(own),
+        _Probe(("LREM", own, 0, "y")),  # a command of a person's that was done
+        _Probe(("LTRIM", own, 0, -1)),
         _Probe(("WATCH", own)),
         _Probe(("UNWATCH",)),
         *_of_queues(queues, prefix),
