@@ -104,10 +104,19 @@ class Route:
     on_failure: OnFailure = "continue"  # what a task that gives up does to its key
     even_muted: bool = False  # changes that their transaction mutes fire it too
     on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
+    replay: str | None = None  # the id of the replay that fires it; its messages say so
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
     def __post_init__(self) -> None:
-        sent_as = self.id, self.queue, self.countdown, self.priority, self.expires, self.on_failure
+        sent_as: tuple[Any, ...] = (
+            self.id,
+            self.queue,
+            self.countdown,
+            self.priority,
+            self.expires,
+            self.on_failure,
+            self.replay,
+        )
         object.__setattr__(self, "sent_as", sent_as)
 
     def matches(self, schema: str, table: str) -> bool:
@@ -367,6 +376,14 @@ class BinlogRouter:
         twin = BinlogRouter()
         twin._routes = [replace(route, events=frozenset({EventType.READ})) for route in routes]
         twin._index = RouteIndex(twin._routes)
+        return twin
+
+    def for_replay(self, routes: Iterable[Route], replay: str) -> BinlogRouter:
+        """Return a router with only these routes, whose messages name the replay; they keep their ids."""
+        twin = BinlogRouter()
+        twin._routes = [replace(route, replay=replay) for route in routes]
+        twin._index = RouteIndex(twin._routes)
+        twin._has_even_muted = True  # a journal may have muted changes for routes that are gone
         return twin
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
