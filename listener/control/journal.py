@@ -562,9 +562,11 @@ class JournalReader:
     def _blocks(self, wanted: _Wanted, start: int) -> list[Any]:
         with closing(self._open()) as connection, _readable(self._path):
             return connection.execute(
-                "SELECT first, count, tables, data FROM block WHERE first + count > ? AND first < ?"
-                " AND newest >= ? AND oldest < ? ORDER BY first LIMIT 20",
-                (start, wanted.end, *_bounds(wanted.selection)),
+                # In the order of the table, not by the index of times: + keeps SQLite from that.
+                "SELECT first, count, tables, data FROM block"
+                " WHERE first >= (SELECT coalesce(max(first), 0) FROM block WHERE first <= ?)"
+                " AND first + count > ? AND first < ? AND +newest >= ? AND +oldest < ? ORDER BY first LIMIT 20",
+                (start, start, wanted.end, *_bounds(wanted.selection)),
             ).fetchall()
 
     def _in_block(
@@ -612,7 +614,7 @@ def _bounds(selection: Selection) -> tuple[int, int]:
     return 0 if since is None else _micros(since), _BEYOND if until is None else _micros(until)
 
 
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_.+:-]+")
+_PLAIN: Final = re.compile(r"[ !#-\[\]-~]+")  # stands in JSON as it is
 
 
 def _pattern(row: Sequence[tuple[str, str]]) -> re.Pattern[bytes] | None:
