@@ -136,6 +136,7 @@ def _monitor(
         slot=settings.slot,
         publication=settings.publication,
         routes=router.routes,
+        prefixes=router.prefixes,
         plugin=settings.cdc_plugin,
         batch_size=settings.cdc_batch_size,
         failover=settings.cdc_slot_failover,

@@ -291,14 +291,18 @@ class KombuSender:
     def _frames_of(self, task: Call) -> Frames:
         key = self._sent_as(task)
         if key not in self._frames:
+            if len(self._frames) >= _MOST_REMEMBERED:
+                self._frames.clear()
             template = self._template(task)
             self._declare(template)
-            self._frames[key] = Frames(self._channel, template, task.route.id)
+            self._frames[key] = Frames(self._channel, template, task.route)
         return self._frames[key]
 
     def _template(self, task: Call) -> MessageTemplate:
         key = self._sent_as(task)
         if key not in self._templates:
+            if len(self._templates) >= _MOST_REMEMBERED:  # each enqueued task may have a time of its own
+                self._templates.clear()
             _, partition = key
             self._templates[key] = message_template(
                 self._app,

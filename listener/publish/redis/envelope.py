@@ -18,7 +18,7 @@ from kombu.utils.json import dumps
 from pybase64 import b64encode
 
 from cdc_tasks.routing.message_groups import headers_of_key
-from cdc_tasks.routing.router import Route
+from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
@@ -46,6 +46,7 @@ _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
 _NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
+_MOST_TEMPLATES: Final = 5_000
 
 
 # (arguments, keyword arguments, the change's id, position) -> message
@@ -56,7 +57,8 @@ class KeyedMessages(NamedTuple):
     """The same messages with a key, and what the script that admits them needs to know."""
 
     render: Callable[[bytes, bytes, bytes, bytes, str], bytes]  # the same, and the key
-    names: Callable[[bytes], tuple[bytes, bytes, str]]  # (the change's id) -> delivery tag, task id, task
+    # (the change's id, position) -> delivery tag, task id, task
+    names: Callable[[bytes, bytes], tuple[bytes, bytes, str]]
 
 
 class Envelope(NamedTuple):
@@ -135,6 +137,8 @@ class Envelopes:
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
         template = _Template(tuple(pushes), expiries, _renders(next(iter(pushes.values())), route, timing))
         self.queues.update(dict.fromkeys(pushes))
+        if len(self._templates) >= _MOST_TEMPLATES:  # each enqueued task may have a time of its own
+            self._templates.clear()
         return self._templates.setdefault(route.sent_as, template)
 
     def _commands(self, route: Route) -> tuple[_Commands, Timing | None]:
@@ -214,7 +218,9 @@ def _renders(
     tail = middle + end
     message["body"] = _BODY
     # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
-    message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
+    # Whoever enqueues a task may give two of them the same id.
+    name = ID if route.id else f"{ID}.{POSITION}"
+    message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
     message["headers"] |= headers_of_key(_KEY, route.on_failure)
     keyed, pick_keyed = _template(message, route)
@@ -249,12 +255,14 @@ def _renders(
     return renders
 
 
-def _names(delivery_tag: str, route: Route) -> Callable[[bytes], tuple[bytes, bytes, str]]:
-    end_of_id = f"-{route.id}".encode()
-    end_of_tag = delivery_tag.replace(ID, f"-{route.id}").encode()
+def _names(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], tuple[bytes, bytes, str]]:
+    end = task_id("", route)
+    end_of_id, end_of_tag = end.encode(), delivery_tag.replace(ID, end).encode()
+    place = POSITION.encode()
 
-    def names(change_id: bytes) -> tuple[bytes, bytes, str]:
-        return change_id + end_of_tag, change_id + end_of_id, route.task
+    def names(change_id: bytes, position: bytes) -> tuple[bytes, bytes, str]:
+        tag = end_of_tag if route.id else end_of_tag.replace(place, position)
+        return change_id + tag, change_id + end_of_id, route.task
 
     return names
 
@@ -263,4 +271,4 @@ def _template(message: dict[str, Any], route: Route) -> tuple[bytes, Callable[[t
     """Return the message with places to fill in, and what puts values into the order of the places."""
     text = dumps(message).replace("%", "%%")
     pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
-    return _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.id}")).encode(), pick
+    return _PLACE.sub("%b", text.replace(ID, task_id(ID, route))).encode(), pick

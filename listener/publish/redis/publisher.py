@@ -319,7 +319,7 @@ class _Pushes:
                 if self.beside is not None:
                     keys = tuple(self.beside.target(route, name) for name in keys)
                 if key is not None and keys == envelope.keys:
-                    keyed += (keys[0], key, *of_key.names(change.stamp[0]), message)
+                    keyed += (keys[0], key, *of_key.names(*change.stamp), message)
                 else:
                     for name in keys:
                         queues[name].append(message)
