@@ -16,9 +16,9 @@ from listener.postgres.tables.catalogue import TableName, is_system
 from listener.postgres.wal2json import decoder as wal2json
 from listener.postgres.wal2json.definitions import TableDefinitions
 
-__all__ = ["Plugin", "PluginName", "open_plugin"]
+__all__ = ["SENDS_MESSAGES", "Plugin", "PluginName", "open_plugin"]
 
-_SENDS_MESSAGES: Final = 14_00_00  # the first server whose pgoutput has the option
+SENDS_MESSAGES: Final = 14_00_00  # the first server whose pgoutput has the option
 
 PluginName = Literal["pgoutput", "wal2json"]
 
@@ -64,7 +64,7 @@ def open_plugin(
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'
         options = {"proto_version": "1", "publication_names": quoted}
-        if server_version >= _SENDS_MESSAGES:
+        if server_version >= SENDS_MESSAGES:
             options["messages"] = "true"
         decoder: Decoder = PgOutputDecoder(
             resolve_type, source=source, codec=codec, announced=announced, **shared
