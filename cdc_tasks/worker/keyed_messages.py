@@ -86,6 +86,7 @@ class _Partition:
         consumer = self._keyed.consumer
         self.channel: Any = consumer.connection.channel()
         self.channel.listener = self
+        self.channel.is_closed_alone = True
         self.channel.qos = self  # `hold_key` is called where other transports' channels have theirs
         self.channel.basic_qos(0, _AHEAD, False)  # py-amqp's arguments have no names
         taker = KombuConsumer(
