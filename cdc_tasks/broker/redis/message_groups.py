@@ -462,12 +462,7 @@ class MessageGroups:
     def purge(self, places: Iterable[str]) -> int:
         """Delete the messages in these lists, and those that wait for them; return their number."""
         lists = list(map(self._prefixed, places))
-        number = sum(
-            self._purge_waiting(script, key, place)
-            for place in lists
-            for key in self._held_up()
-            for script in (_PURGE_WAITING, _PURGE_RANKED)
-        )
+        number = sum(map(self._purge_waiting_for, filter(self._number_for, lists)))
         for place in lists:
             for each in (place, self._prefixed(next_list(place))):
                 number += self._purge_all(_PURGE, each)
@@ -482,6 +477,17 @@ class MessageGroups:
         while purged := int(script(self._client, [key], [self._prefix, _AT_ONCE])):
             number += purged
         return number
+
+    def _number_for(self, place: str) -> int:
+        """Return how many messages wait for a list, which has the prefix."""
+        return int(self._client.hget(self._prefixed(LENGTHS), place) or 0)  # type: ignore[arg-type]  # no coroutine
+
+    def _purge_waiting_for(self, place: str) -> int:
+        return sum(
+            self._purge_waiting(script, key, place)
+            for key in self._held_up()
+            for script in (_PURGE_WAITING, _PURGE_RANKED)
+        )
 
     def _purge_waiting(self, script: _Script, key: str, place: str) -> int:
         start, number = 0, 0
