@@ -79,6 +79,9 @@ class Change(Protocol):
 
     def changed(self, column: str) -> bool | None: ...
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes: ...
+    def row_json(
+        self, columns: tuple[str, ...]
+    ) -> bytes: ...  # `row`, without those that the source did not send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,10 @@ class RowChange:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
         # In ASCII: half of a surrogate pair has no UTF-8.
         return json.dumps(self.to_message(columns)).encode()
+
+    def row_json(self, columns: tuple[str, ...]) -> bytes:
+        """Return these columns of `row` as a JSON object, without those that the source did not send."""
+        return json.dumps(_only(self.row, columns)).encode()
 
     def to_message(self, columns: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return the argument that a task receives, with only `columns` (None: all) in its rows."""

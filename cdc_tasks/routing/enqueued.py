@@ -212,7 +212,7 @@ class _Fields(NamedTuple):
         is_name = isinstance(task, str) and task.strip() and task.isprintable() and len(task) <= _LONGEST_NAME
         _check(is_name, "task", "the name of a task")
         is_id = task_id is None or (isinstance(task_id, str) and _TASK_ID.fullmatch(task_id))
-        _check(is_id, "id", "a task's id: printable ASCII without spaces, up to 200 letters")
+        _check(is_id, "id", "a task's id: up to 200 letters of ASCII, no space, quotation mark or backslash")
         _check(isinstance(args, list), "args", "a list")
         _check(isinstance(kwargs, dict), "kwargs", "an object")
         options = _options(fields.get("options") or {}, has_key=key is not None)

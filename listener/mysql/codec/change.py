@@ -103,8 +103,8 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
     def committed_at(self) -> datetime:
         return _EPOCH + timedelta(microseconds=self.transaction.committed)
 
-    def _old_json(self, row: Row) -> bytes:
-        return self._kind.table.render(row, None)
+    def _old_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
+        return self._kind.table.render(row, columns)
 
     _new_json = _old_json
 

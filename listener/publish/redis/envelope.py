@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -37,7 +37,7 @@ from listener.publish.task_message import (
     split_body,
 )
 
-__all__ = ["Envelope", "Envelopes"]
+__all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
 
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
@@ -54,11 +54,12 @@ _Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
 class KeyedMessages(NamedTuple):
-    """The same messages with a key, and what the script that admits them needs to know."""
+    """The same messages with a key, and what the script that admits them notes of the key's owner."""
 
-    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]  # the same, and the key
-    # (the change's id, position) -> delivery tag, task id, task
-    names: Callable[[bytes, bytes], tuple[bytes, bytes, str]]
+    # The same, and the key; behind its list and a line feed, as the script takes it.
+    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]
+    # (the change's id, position) -> the beginning of its record as the key's owner
+    owner: Callable[[bytes, bytes], bytes]
 
 
 class Envelope(NamedTuple):
@@ -135,7 +136,7 @@ class Envelopes:
                 code="several_queues",
             )
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
-        template = _Template(tuple(pushes), expiries, _renders(next(iter(pushes.values())), route, timing))
+        template = _Template(tuple(pushes), expiries, _renders(pushes, route, timing))
         self.queues.update(dict.fromkeys(pushes))
         if len(self._templates) >= _MOST_TEMPLATES:  # each enqueued task may have a time of its own
             self._templates.clear()
@@ -210,9 +211,10 @@ def _check(task: str, commands: _Commands) -> None:
 
 
 def _renders(
-    text: str, route: Route, timing: Timing | None
+    pushes: Mapping[str, str], route: Route, timing: Timing | None
 ) -> Callable[[bytes], tuple[_Render, KeyedMessages]]:
-    """Return a function of a kind of change. It returns the functions that make messages like `text`."""
+    """Return a function of a kind of change. It returns the functions that make messages like the one of `pushes`."""
+    queue, text = next(iter(pushes.items()))
     message = json.loads(text)
     head, middle, end = split_body(b64decode(message["body"]))
     tail = middle + end
@@ -224,7 +226,8 @@ def _renders(
     plain, pick = _template(message, route)
     message["headers"] |= headers_of_key(_KEY, route.on_failure)
     keyed, pick_keyed = _template(message, route)
-    names = _names(message["properties"]["delivery_tag"], route)
+    keyed = f"{queue}\n".replace("%", "%%").encode() + keyed
+    owner = _owner(message["properties"]["delivery_tag"], route)
 
     def renders(kind: bytes) -> tuple[_Render, KeyedMessages]:
         mine = plain.replace(KIND.encode(), kind.replace(b"%", b"%%"))
@@ -250,21 +253,28 @@ def _renders(
             message: bytes = with_key % pick_keyed(values)
             return message
 
-        return render_timed if timing else render, KeyedMessages(render_keyed, names)
+        return render_timed if timing else render, KeyedMessages(render_keyed, owner)
 
     return renders
 
 
-def _names(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], tuple[bytes, bytes, str]]:
+def without_list(message: bytes) -> bytes:
+    """Return a message of `KeyedMessages` as a queue has it."""
+    return message[message.index(b"\n") + 1 :]
+
+
+def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
+    """Return what makes the beginning of an owner's record: `["delivery tag","task id","task",`."""
     end = task_id("", route)
-    end_of_id, end_of_tag = end.encode(), delivery_tag.replace(ID, end).encode()
+    middle = f'{delivery_tag.replace(ID, end)}","'.encode()
+    end_of_id = b'%b",%b,' % (end.encode(), orjson.dumps(route.task))
     place = POSITION.encode()
 
-    def names(change_id: bytes, position: bytes) -> tuple[bytes, bytes, str]:
-        tag = end_of_tag if route.id else end_of_tag.replace(place, position)
-        return change_id + tag, change_id + end_of_id, route.task
+    def owner(change_id: bytes, position: bytes) -> bytes:
+        tag = middle if route.id else middle.replace(place, position)
+        return b'["%b%b%b%b' % (change_id, tag, change_id, end_of_id)
 
-    return names
+    return owner
 
 
 def _template(message: dict[str, Any], route: Route) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
