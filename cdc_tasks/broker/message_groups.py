@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-__all__ = ["GroupsUnknownError", "groups_of", "hold_key", "keeps_order"]
+__all__ = ["GroupsUnknownError", "groups_of", "hold_key"]
 
 
 class GroupsUnknownError(CDCError):
@@ -33,12 +33,6 @@ def hold_key(message: Any) -> None:
         hold = getattr(getattr(message.channel, "qos", None), "hold_key", None)
         if hold is not None:
             hold(message.delivery_tag)
-
-
-def keeps_order(app: Celery) -> bool:
-    """Return whether this broker hands messages out by RANK_HEADER, without sending them to queues of their own."""
-    with app.connection_for_write() as connection:  # which does not connect
-        return bool(connection.transport.driver_type == "redis")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Final, Literal, NoReturn
 
 import typer
@@ -183,6 +184,9 @@ def main(
             "--without-keys", help="With --target keys: the tasks have none, so that faults are found."
         ),
     ] = False,
+    notes: Annotated[
+        Path | None, typer.Option(help="With --target keys: a file to keep what the tasks have noted.")
+    ] = None,
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
     seed = random.randrange(10**6) if seed is None else seed
@@ -199,6 +203,7 @@ def main(
             workers=workers,
             side=SIDES[broker],
             has_keys=not without_keys,
+            notes=notes,
             said=typer.echo,
         ) as key_attacks:
             found = key_attacks.run(worker_kills=kills, broker_kills=of_broker)

@@ -7,11 +7,11 @@ in the order in which things happened, and a killed process loses none.
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-    from pathlib import Path
 
 __all__ = ["Note", "Notes", "faults_in", "second_runs"]
 
@@ -19,8 +19,8 @@ __all__ = ["Note", "Notes", "faults_in", "second_runs"]
 class Note(NamedTuple):
     """One line: what a run of a task has noted."""
 
-    what: str  # begin, fail, end
-    key: str
+    what: str  # begin, fail, end; or kill, of an attack
+    key: str  # or what was killed
     number: int
     run: str  # differs for each try of each delivery
 
@@ -34,7 +34,7 @@ class Notes:
     """The notes in a file that grows."""
 
     def __init__(self, path: Path) -> None:
-        path.touch()
+        path.write_bytes(b"")
         self._file = path.open("rb")
         self._rest = b""
         self.all: list[Note] = []
@@ -42,6 +42,11 @@ class Notes:
 
     def close(self) -> None:
         self._file.close()
+
+    def add(self, what: str) -> None:
+        """Note that something is killed now."""
+        with Path(self._file.name).open("ab", buffering=0) as file:
+            file.write(f"kill {what} 0 -\n".encode())
 
     def read(self) -> int:
         """Read what is new, and return how many notes that was."""
@@ -85,7 +90,8 @@ def second_runs(notes: Iterable[Note]) -> int:
 def _by_key(notes: Iterable[Note]) -> dict[str, list[Note]]:
     found: dict[str, list[Note]] = defaultdict(list)
     for note in notes:
-        found[note.key].append(note)
+        if note.what != "kill":
+            found[note.key].append(note)
     return found
 
 

@@ -133,16 +133,20 @@ class KeyAttacks(AbstractContextManager["KeyAttacks"]):
         workers: int = 4,
         side: Callable[[ExitStack], Side] = RedisSide,
         has_keys: bool = True,
+        notes: Path | None = None,
         said: Callable[[str], None] = print,
     ) -> None:
-        """Without `has_keys` the tasks have no order: then faults have to be found."""
+        """Without `has_keys` the tasks have no order: then faults have to be found.
+
+        `notes`: a file that keeps what was noted, to be looked at when something is wrong.
+        """
         self._dice = random.Random(seed)
         self._stack = ExitStack()
         self._said = said
         self._expected = {number: f"k{self._dice.randrange(keys)}" for number in range(1, changes + 1)}
         self._router = _router(has_keys=has_keys)
         directory = self._stack.enter_context(TemporaryDirectory())
-        path = Path(directory) / "notes"
+        path = (notes or Path(directory) / "notes").resolve()
         self._notes = Notes(path)
         self._stack.callback(self._notes.close)
         self._side = side(self._stack)
@@ -227,8 +231,10 @@ class KeyAttacks(AbstractContextManager["KeyAttacks"]):
         number = self._dice.choice(self._ready())
         worker = self._workers[number].result()
         if self._dice.random() < 0.2:
+            self._notes.add("process")
             os.kill(self._dice.choice(_children(worker.process.pid)), signal.SIGKILL)
             return "process of a worker"
+        self._notes.add("worker")
         worker.kill()
         worker.__exit__()
         self._workers[number] = self._threads.submit(self._start_worker)
@@ -244,6 +250,7 @@ class KeyAttacks(AbstractContextManager["KeyAttacks"]):
 
     def _kill_broker(self) -> str:
         before = self._on_its_way
+        self._notes.add("broker")
         self._side.kill(self._dice.choice([0, 0.5, 2]))
         if self._side.repeats:
             self._may_repeat.update(before, self._on_its_way)
