@@ -98,6 +98,8 @@ _PARTS = (
     "grouping",
     "isolation",
     "workers",
+    "runners",
+    "messages",
 )
 
 

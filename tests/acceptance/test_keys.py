@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.acceptance.keys import KeyAttacks, Note, faults_in
+from tests.acceptance.key_notes import Note, faults_in
+from tests.acceptance.keys import KeyAttacks
 
 
 def test_tasks_of_each_key_begin_in_order_and_never_overlap_while_workers_and_the_broker_are_killed() -> None:

@@ -480,7 +480,7 @@ class MessageGroups:
 
     def _number_for(self, place: str) -> int:
         """Return how many messages wait for a list, which has the prefix."""
-        return int(self._client.hget(self._prefixed(LENGTHS), place) or 0)  # type: ignore[arg-type]  # no coroutine
+        return int(self._client.hget(self._prefixed(LENGTHS), place) or 0)
 
     def _purge_waiting_for(self, place: str) -> int:
         return sum(
