@@ -14,7 +14,7 @@ from cdc_tasks.routing.router import BinlogRouter
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
-from listener.core.backfill import NoBackfillError, TablePlan
+from listener.core.backfill import TablePlan
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
@@ -100,7 +100,10 @@ def plan_backfill(
 ) -> TablePlan:
     """Return how a table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
     if settings.database_type is DatabaseType.MYSQL:
-        raise NoBackfillError
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import plan_binlog_backfill
+
+        return plan_binlog_backfill(settings, schema, table, where, chunk)
     publication = settings.publication if settings.cdc_plugin == "pgoutput" else None
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return plan_table(connection, (schema, table), where, chunk, publication)
@@ -108,6 +111,10 @@ def plan_backfill(
 
 def count_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
     """Return how many rows a backfill would find now; the server reads all of them."""
+    if settings.database_type is DatabaseType.MYSQL:
+        from listener.daemon.mysql_parts import count_binlog_backfill
+
+        return count_binlog_backfill(settings, schema, table, where)
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return count_rows(connection, (schema, table), where)
 

@@ -111,6 +111,7 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
+        "listener.mysql.backfill",
         "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
     ),
