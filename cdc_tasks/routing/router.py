@@ -111,12 +111,19 @@ class Route:
     on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
     # Further options of `apply_async`, which only an enqueued task has.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    replay: str | None = None  # the id of the replay that fires it; its messages say so
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
     def __post_init__(self) -> None:
         sent_as: tuple[Any, ...] = (
-            self.id, self.queue, self.countdown, self.priority, self.expires, self.on_failure
-        )  # fmt: skip
+            self.id,
+            self.queue,
+            self.countdown,
+            self.priority,
+            self.expires,
+            self.on_failure,
+            self.replay,
+        )
         if not self.id:  # an enqueued task's: the schema has its options
             sent_as = "", self.task, self.schema
         object.__setattr__(self, "sent_as", sent_as)
@@ -415,6 +422,14 @@ class BinlogRouter:
         twin = BinlogRouter()
         twin._routes = [replace(route, events=frozenset({EventType.READ})) for route in routes]
         twin._index = RouteIndex(twin._routes)
+        return twin
+
+    def for_replay(self, routes: Iterable[Route], replay: str) -> BinlogRouter:
+        """Return a router with only these routes, whose messages name the replay; they keep their ids."""
+        twin = BinlogRouter()
+        twin._routes = [replace(route, replay=replay) for route in routes]
+        twin._index = RouteIndex(twin._routes)
+        twin._has_even_muted = True  # a journal may have muted changes for routes that are gone
         return twin
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:

@@ -262,6 +262,7 @@ def record_of(
         "priority": route.priority,
         "expires": route.expires,
         "on_full": route.on_full,
+        "replay": route.replay,
         "kind": origin.kind,
         "id": change_id.decode(),
         "position": position.decode(),
@@ -298,5 +299,6 @@ def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
         is_grouped=True,
         on_full=record.get("on_full", PAUSE),  # records of earlier versions have none
         on_failure=record.get("on_failure", "continue"),
+        replay=record.get("replay"),
     )
     return route, origin

@@ -28,6 +28,7 @@ __all__ = [
     "ID",
     "KIND",
     "POSITION",
+    "REPLAY_HEADER",
     "EnvelopeError",
     "Kind",
     "Made",
@@ -46,6 +47,7 @@ Kind = tuple[str, str, str]  # of change: schema, table, event
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
 POSITION: Final = "cdc-0position"
+REPLAY_HEADER: Final = "cdc_replay"  # of a task that a replay has fired: the replay's id
 ETA: Final = "cdc-0eta"
 EXPIRES: Final = "cdc-0expires"
 _ENQUEUED: Final = EventType.ENQUEUED.value
@@ -140,6 +142,8 @@ def make_message(app: Celery, route: Route) -> Made:
         options["expiration"] = timing.expires
     _check_format(app, route.task, message, options)
     message.headers.update(argsrepr=f"<{KIND} {POSITION}>", kwargsrepr="{}")
+    if route.replay is not None:
+        message.headers[REPLAY_HEADER] = route.replay
     return Made(message, options, timing)
 
 

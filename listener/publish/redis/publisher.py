@@ -94,6 +94,7 @@ class RedisPublisher:
         pipelined: bool = False,
         notes: str | None = None,
         also: Sequence[Command] = (),
+        before: Callable[[], None] | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes and the checkpoint, in one atomic step."""
         self._is_consistent = False
@@ -103,7 +104,7 @@ class RedisPublisher:
         self.flush()
         is_due = tasks or parked or saving or self._set_aside.is_due
         if is_due or checkpoint != self._checkpoint.confirmed or notes is not None:
-            self._start(tasks, saving, checkpoint, as_of, notes, parked=parked)
+            self._start(tasks, saving, checkpoint, as_of, notes, parked=parked, before=before)
             self._parked = parked
         else:
             self._look_now_and_then()
@@ -184,12 +185,15 @@ class RedisPublisher:
         notes: str | None = None,
         *,
         parked: Sequence[Parked] = (),
+        before: Callable[[], None] | None = None,
     ) -> None:
         envelopes = self._envelopes_of(tasks)
         self._checked_at = monotonic()  # the step looks too
         moves = list(self._set_aside.commands())  # as they are now, also if the step has to be sent again
         self._checkpoint.start(
-            lambda: chain(self._pushes(tasks, envelopes), moves, saving, self._parkings(parked)),
+            lambda: chain(
+                self._pushes(tasks, envelopes), moves, saving, self._parkings(parked), _awaited(before)
+            ),
             checkpoint,
             as_of,
             queries=self._length_queries(),
@@ -278,6 +282,13 @@ class RedisPublisher:
             for key in made.keys:
                 self._policies[key].add(route.on_full)
         return made
+
+
+def _awaited(before: Callable[[], None] | None) -> Iterator[Command]:
+    """Yield no command; call `before` when those in front have been made."""
+    if before is not None:
+        before()
+    yield from ()
 
 
 def _excess(load: Load) -> float:
