@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import structlog
 
-from cdc_tasks.changes import Change, RowChange
+from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import check_extra
 from cdc_tasks.routing.enqueued import EnqueuedTask
