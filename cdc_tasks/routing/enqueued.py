@@ -18,17 +18,20 @@ from typing import Any, Final, NamedTuple, Protocol
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.message_groups import KeyValueError, key_of
+from cdc_tasks.routing.route import Route
 
 __all__ = [
     "ENQUEUE",
     "MESSAGE_PREFIX",
     "OPTIONS",
     "Accepted",
+    "EnqueuedArguments",
     "EnqueuedTask",
     "EnqueuedTaskError",
     "TaskNotAcceptedError",
     "check_accepted",
     "check_fields",
+    "enqueued_route",
     "observers",
     "prefix_of",
 ]
@@ -294,3 +297,56 @@ def _kind(task: str, options: Mapping[str, Any], prefix: str) -> tuple[str, str,
 def _json(value: Any) -> bytes:
     """Return a list or an object without its brackets. In ASCII: half of a surrogate pair has no UTF-8."""
     return json.dumps(value, separators=(",", ":")).encode()[1:-1]
+
+
+def enqueued_route(kind: tuple[str, str, str], accepted: Sequence[Accepted] | None = None) -> Route:
+    """Return the route by which an enqueued task of this kind is sent; None: of one that was accepted before.
+
+    If none of them accepts the task, it parks it.
+    """
+    said, task, _ = kind
+    options: dict[str, Any] = json.loads(said) if said else {}
+    options.pop("prefix", None)
+    is_keyed, on_failure = "on_failure" in options, options.pop("on_failure", "continue")
+    expires = options.pop("expires") if isinstance(options.get("expires"), int | float) else None
+    named = {name: options.pop(name, None) for name in ("queue", "countdown", "priority")}
+    return Route(
+        schema=said,
+        table=task,
+        events=frozenset({EventType.ENQUEUED}),
+        task=task,
+        when=None,
+        args=EnqueuedArguments(task, prefix_of(kind), accepted),
+        columns=None,
+        coalesce=False,
+        batch=None,
+        expires=expires,
+        id="",
+        is_grouped=False,
+        key=_key_of_enqueued if is_keyed else None,
+        on_failure=on_failure,
+        options=options,
+        **named,
+    )
+
+
+def _key_of_enqueued(change: Any) -> str | None:
+    key: str | None = change.key
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueuedArguments:
+    """Stands for the arguments that an enqueued task brings along."""
+
+    task: str
+    prefix: str
+    accepted: Sequence[Accepted] | None
+
+    def __call__(self, change: Any) -> Any:
+        """Return them as JSON, as Call has them; raise what is wrong with the task, or TaskNotAcceptedError."""
+        if change.error is not None:
+            raise change.error
+        if self.accepted is not None:
+            check_accepted(self.task, self.prefix, self.accepted)
+        return change.arguments, change.kwargs

@@ -29,7 +29,6 @@ import structlog
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import check_extra
-from cdc_tasks.routing.enqueued import EnqueuedTask
 from cdc_tasks.routing.router import Call, Parked, Route
 from listener.core.logged_change import LoggedChange
 

@@ -46,6 +46,8 @@ SHARED: Final = {
     "cdc_tasks.routing.keys",
     "cdc_tasks.routing.message_groups",
     "cdc_tasks.routing.predicates",
+    "cdc_tasks.routing.checks",
+    "cdc_tasks.routing.route",
     "cdc_tasks.routing.router",
     "cdc_tasks.routing.tables",
     "cdc_tasks.routing.tasks",
