@@ -25,11 +25,13 @@ from kombu import Producer
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq import held_keys
-from cdc_tasks.broker.rabbitmq.partitions import counted_queue, partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import counted_queue, is_partition
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.installed import is_foreign
 from cdc_tasks.retry import BrokerBlockedError, UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER, shown_key
+from cdc_tasks.worker.added_partitions import leave_out, open_added
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -263,16 +265,27 @@ class KeyedMessages:
         self._limit = max(1, consumer.initial_prefetch_count)
         self._is_called_soon = False
         self._partitions: list[_Partition] = []
-        self._open(consumer.app.amqp.queues)
+        self._open(consumer.app)
 
-    def _open(self, queues: Any) -> None:
+    def _open(self, app: Any) -> None:
         refused = {}
-        for name in partitions_in(queues.consume_from):  # messages come while the next ones are opened
+        own = [queue for queue in app.amqp.queues.consume_from.values() if is_partition(queue)]
+        for queue in own or open_added(self.consumer, self.take):
             try:
-                self._partitions.append(_Partition(self, queues[name]))
+                self._partitions.append(
+                    _Partition(self, queue)
+                )  # messages come while the next ones are opened
             except AccessRefused as error:
-                refused[name] = str(error)
-        queues.do_without(refused)
+                refused[queue.name] = str(error)
+        if is_foreign(app):
+            leave_out(app, refused)
+        else:
+            app.amqp.queues.do_without(refused)
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether this worker takes from a partition."""
+        return bool(self._partitions)
 
     def hand_out(self) -> None:
         """Hand messages to the pool, a few at a time: other queues' tasks are not to wait for all of these."""
@@ -426,9 +439,11 @@ class KeyedQueues(StartStopStep):
 def start_keyed_messages(consumer: Any, take: Callable[[Any], None]) -> None:
     """Take from the partitions, on a RabbitMQ broker; `take` hands a message to the pool."""
     is_amqp = consumer.connection.transport.driver_type == "amqp"
-    if not is_amqp or not partitions_in(consumer.app.amqp.queues.consume_from):
+    if not is_amqp:
         return
     keyed = consumer.keyed_messages = KeyedMessages(consumer, take)
+    if not keyed.is_used:
+        return
     keyed.send_unsent()
     _look_now_and_then(keyed)
 

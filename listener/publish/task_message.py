@@ -115,14 +115,19 @@ def send_options(route: Route) -> dict[str, Any]:
     return {**{name: value for name, value in named.items() if value is not None}, **route.options}
 
 
-def make_message(app: Celery, route: Route) -> Made:
-    """Return the message of a route's tasks, with places to fill in, and where it goes; raises EnvelopeError."""
+def make_message(app: Celery, route: Route, *, queue: Queue | None = None) -> Made:
+    """Return the message of a route's tasks, with places to fill in, and where it goes; raises EnvelopeError.
+
+    It goes to `queue`, whatever route and app say, if one is given.
+    """
     options = {**_own_options(app, route.task), **send_options(route)}
     task: Any = app.tasks.get(route.task)
     fixed = _NOT_BY_ROUTE | {name: options.pop(name) for name in _NOT_BY_ROUTE if name in options}
     timing = _timing(app, fixed)
     try:
         options = app.amqp.router.route(options, route.task, (_ARGUMENT,), {}, task)
+        if queue is not None:
+            options |= {"queue": queue, "exchange": queue.exchange.name, "routing_key": queue.routing_key}
         message = app.amqp.create_task_message(
             ID, route.task, [_ARGUMENT], dict(_KEYWORD), reply_to=app.thread_oid, **fixed, **options
         )

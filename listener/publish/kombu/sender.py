@@ -18,7 +18,7 @@ from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays
-from cdc_tasks.broker.rabbitmq.partitions import partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import partitions_of
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Call
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
@@ -319,7 +319,7 @@ class KombuSender:
             self._templates[key] = message_template(
                 self._app,
                 task.route,
-                partition=partition if self._is_amqp else None,
+                partition=partitions_of(self._app)[partition] if partition and self._is_amqp else None,
                 has_key=task.key is not None,
             )
         return self._templates[key]
@@ -333,7 +333,7 @@ class KombuSender:
 
     @cached_property
     def _partitions(self) -> list[str]:
-        return partitions_in(self._app.amqp.queues)
+        return list(partitions_of(self._app))
 
     def _declare(self, message: MessageTemplate) -> None:
         """Declare the message's queue once a connection; all queues if Celery does not say which it is."""

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 
 from cdc_tasks import cache, install
 from cdc_tasks.broker.rabbitmq import held_keys
@@ -20,8 +22,6 @@ from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.tasks.in_order import LOG
 
 if TYPE_CHECKING:
-    from celery import Celery
-
     from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
 
@@ -123,6 +123,52 @@ def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
         helpdesk.broker.cache.set("cured", 1)
         wait_until(lambda: len(_ended(helpdesk, "slow")) == 149, timeout=90, what="the key that was held up")
     _check_order(_log(helpdesk))
+
+
+@pytest.mark.versions
+def test_an_app_of_somebody_elses_keeps_the_order_in_queues_of_its_own(
+    environment: dict[str, str], helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    """Its own queue and its `-Q` stay as they are, and its workers may come and go."""
+    broker, app = helpdesk.broker, "tests.support.tasks.shop"
+    url = environment["CELERY_BROKER_URL"]
+    shop = {
+        "SHOP_BROKER": url,
+        "SHOP_NOTES": broker.cache_url,
+        "CDC_CACHE_URL": broker.cache_url,
+        "CDC_KEY_PARTITIONS": "4",
+    }
+    everything = {(f"key-{key}", number) for key in range(8) for number in range(1, 9)}
+
+    def worker(name: str, *arguments: str) -> Worker:
+        more = ("-n", f"{name}@%h", "-I", "tests.support.tasks.in_order", *arguments)
+        return Worker(shop, *more, application=app)
+
+    with (
+        worker("plain", "-Q", "shop") as plain,
+        worker("first") as first,
+        Celery("shop", broker=url, set_as_current=False) as sender,
+    ):
+        install(sender)
+        for key, number in sorted(everything, key=itemgetter(1)):
+            _send(sender, key, number, fails=int(key == "key-3" and number == 2), takes=0.02)
+        sender.send_task("shop.notes", ["plain"], queue="shop")
+        wait_until(lambda: len(_ended(helpdesk)) > 10, timeout=60, what="some tasks")
+        with worker("second", "-Q", "cdc_shop_keyed"):
+            first.kill()
+            wait_until(lambda: _ended(helpdesk) == everything, timeout=90, what="all tasks")
+        wait_until(lambda: broker.cache.hget("shop notes", "plain"), timeout=60, what="its own queue's task")
+        assert "in_order.notes[" not in plain.log
+    _check_order(_log(helpdesk))
+    wait_until(lambda: not broker.cache.exists("cdc:held-keys"), what="all keys to be free")
+    types = dict(
+        line.split("\t") for line in rabbitmq_server.control("list_queues", "name", "type").splitlines()
+    )
+    assert types["shop"].endswith("classic_queue") or types["shop"] == "classic"
+    assert {name for name in types if name.startswith("cdc_shop_")} == {
+        "cdc_shop_keyed",
+        *(f"cdc_shop_keyed_{number}" for number in range(4)),
+    }
 
 
 def test_a_second_worker_gets_its_share_of_the_partitions(
