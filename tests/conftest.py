@@ -20,7 +20,7 @@ from harness.machine_servers import DebianPostgresServer, RabbitMQServer, RedisS
 from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.support.mysql.source import MySQLDatabase, MySQLSource
-from tests.support.warm_python import WarmPython
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,11 +79,10 @@ class Broker:
 @pytest.fixture(scope="session", autouse=True)
 def _warm_workers() -> Iterator[None]:
     """Workers start without the imports of packages; where that matters, a test takes `cold_workers`."""
-    warm = WarmPython()
-    Worker.popen = warm.popen
+    Worker.popen = WARM.popen
     yield
     Worker.popen = subprocess.Popen
-    warm.close()
+    WARM.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m celery …` without its imports: forked from an interpreter that has loaded what is not ours.
+"""`python -m celery …` and our commands without most imports: forked from an interpreter that has loaded packages.
 
 A worker's start takes a second and a half of a processor, most of it for imports. The fork has the same environment,
 working directory and arguments, and imports every module of ours by itself.
@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from harness.listener_process import mortal
 from harness.waiting import at_most
@@ -24,7 +25,7 @@ from harness.waiting import at_most
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["WarmProcess", "WarmPython"]
+__all__ = ["WARM", "WarmProcess", "WarmPython"]
 
 _NURSERY = Path(__file__).with_name("warm_python_nursery.py")
 _AS_AT_THE_START: Final = ("PYTHON", "LD_", "LC_", "LANG", "TZ")  # what an interpreter reads when it starts
@@ -87,11 +88,50 @@ class WarmPython:
         self._nursery: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
 
-    def popen(self, command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Any:
+    def popen(
+        self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdout: IO[Any], **options: Any
+    ) -> Any:
         """Start `python -m …` as `subprocess.Popen` would; leave to that what a fork cannot do as well."""
+        if self._can(command, env):
+            return self._fork(command[2:], env, cwd, (None, stdout, stdout))
+        return subprocess.Popen(command, env=env, cwd=cwd, stdout=stdout, **options)
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        input: str = "",  # noqa: A002  # as `subprocess` has it
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python -m …` as `subprocess.run` would, with its output captured as text."""
         if not self._can(command, env):
-            return subprocess.Popen(command, env=env, **options)
-        return self._fork([*command[2:]], env, options["cwd"], options["stdout"].fileno())
+            return subprocess.run(
+                command,
+                env=env,
+                cwd=cwd,
+                input=input,
+                timeout=timeout,
+                check=check,
+                capture_output=True,
+                text=True,
+            )
+        with TemporaryFile("w+") as given, TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+            given.write(input)
+            given.seek(0)
+            process = self._fork(command[2:], env, cwd or Path.cwd(), (given, output, errors))
+            try:
+                status = process.wait(timeout)
+            finally:
+                process.kill()
+            output.seek(0)
+            errors.seek(0)
+            done = subprocess.CompletedProcess(command, status, output.read(), errors.read())
+        if check:
+            done.check_returncode()
+        return done
 
     def close(self) -> None:
         if self._nursery is not None and self._requests is not None:
@@ -110,11 +150,14 @@ class WarmPython:
             and threading.current_thread() is threading.main_thread()
         )
 
-    def _fork(self, words: list[str], env: Mapping[str, str], cwd: Path, output: int) -> WarmProcess:
+    def _fork(
+        self, words: Sequence[str], env: Mapping[str, str], cwd: Path, streams: Sequence[IO[Any] | None]
+    ) -> WarmProcess:
         ours, theirs = socket.socketpair()
         request = json.dumps({"words": words, "environment": dict(env), "directory": str(cwd)}).encode()
-        with theirs:
-            descriptors = array.array("i", [output, theirs.fileno()])
+        with theirs, Path(os.devnull).open() as nothing:
+            descriptors = array.array("i", [(stream or nothing).fileno() for stream in streams])
+            descriptors.append(theirs.fileno())
             self._to_nursery().sendmsg(
                 [request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors.tobytes())]
             )
@@ -132,3 +175,6 @@ class WarmPython:
                     start_new_session=True,
                 )
         return self._requests
+
+
+WARM: Final = WarmPython()

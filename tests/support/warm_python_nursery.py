@@ -26,7 +26,7 @@ _MODULES = (
 )
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
-Job = tuple[dict[str, Any], int, int]
+Job = tuple[dict[str, Any], list[int]]  # the descriptors of standard streams, and of the reports
 
 
 def main() -> None:
@@ -45,14 +45,14 @@ def main() -> None:
 def _serve(requests: socket.socket) -> Job | None:
     """Return the job in each fork, and None when no more requests come."""
     while True:
-        text, ancillary, *_ = requests.recvmsg(1 << 20, socket.CMSG_SPACE(8))
+        text, ancillary, *_ = requests.recvmsg(1 << 20, socket.CMSG_SPACE(16))
         if not text:
             return None
         descriptors = array.array("i", ancillary[0][2])
         if os.fork() == 0:
             _die_with_parent()
-            if not _watch(descriptors[1]):
-                return json.loads(text), *descriptors
+            if not _watch(descriptors[-1]):
+                return json.loads(text), list(descriptors)
         for each in descriptors:
             os.close(each)
 
@@ -70,14 +70,14 @@ def _watch(reports: int) -> bool:
     os._exit(0)
 
 
-def _become(request: dict[str, Any], output: int, reports: int) -> None:
+def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Run a module as `python -m` does."""
-    os.close(reports)
     os.setsid()
     _die_with_parent()
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    for stream, descriptor in enumerate(descriptors[:-1]):
+        os.dup2(descriptor, stream)
+    for descriptor in descriptors:
+        os.close(descriptor)
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])

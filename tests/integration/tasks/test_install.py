@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from celery import Celery
 from benchmarks.readings import proportional_memory
 from harness.waiting import wait_until
 from harness.worker import Worker
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
@@ -155,8 +155,6 @@ def test_all_that_is_kept_in_the_broker_has_the_apps_prefix(broker: Broker) -> N
 
 def _cli(environment: dict[str, str], *words: str) -> str:
     command = [sys.executable, "-m", "cdc_tasks", "-A", _APPLICATION, *words]
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    done = WARM.run(command, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from celery import Celery
 from cdc_tasks import key_headers
 from harness.waiting import wait_until
 from harness.worker import Worker
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,13 +58,8 @@ def _wait_for(broker: Broker, *noted: str) -> list[str]:
 
 
 def _command(environment: dict[str, str], *words: str) -> Any:
-    found = subprocess.run(
-        [sys.executable, "-m", "cdc_tasks", *words],
-        env={**environment, "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    found = WARM.run(
+        [sys.executable, "-m", "cdc_tasks", *words], env={**environment, "PATH": ""}, timeout=120
     )
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout) if "--json" in words else found.stdout
