@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from cdc_tasks.routing.arguments import (
     kwargs_json,
     named_columns,
 )
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX, Accepted, check_accepted, prefix_of
 from cdc_tasks.routing.keys import CalledKey, ColumnKey, Key
 from cdc_tasks.routing.message_groups import OnFailure, check_group
 from cdc_tasks.routing.predicates import When, became, changed
@@ -45,6 +47,8 @@ __all__ = [
     "RouteOptions",
     "became",
     "changed",
+    "enqueued_route",
+    "task_id",
 ]
 
 # What a route does while its queue is longer than CDC_MAX_QUEUE.
@@ -53,7 +57,8 @@ GROW: Final = "grow"  # the queue grows
 SET_ASIDE: Final = "set_aside"  # the route's messages wait beside the queue; other routes go on
 _ON_FULL: Final = (PAUSE, GROW, SET_ASIDE)
 
-_EVERY_CHANGE: Final = frozenset(EventType) - {EventType.ALL, EventType.READ}
+_EVERY_CHANGE: Final = frozenset({EventType.INSERT, EventType.UPDATE, EventType.DELETE, EventType.TRUNCATE})
+_NOT_FOR_ROUTES: Final = frozenset({EventType.ENQUEUED})
 _HIGHEST_PRIORITY: Final = 255
 _LONGEST: Final = 1e8  # seconds: three years
 
@@ -98,16 +103,29 @@ class Route:
     parameters: Signature | None = field(
         default=None, hash=False, compare=False
     )  # of the task, if it is checked
-    id: str  # identifies the route in task ids, also after the routes are reordered
+    id: str  # identifies the route in task ids, also after the routes are reordered; "": the task has an id of its own
     is_grouped: bool  # has coalesce or batch
     key: Key | None = field(default=None, hash=False)  # None: its tasks have no order
     on_failure: OnFailure = "continue"  # what a task that gives up does to its key
     even_muted: bool = False  # changes that their transaction mutes fire it too
     on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
+    # Further options of `apply_async`, which only an enqueued task has.
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    replay: str | None = None  # the id of the replay that fires it; its messages say so
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
     def __post_init__(self) -> None:
-        sent_as = self.id, self.queue, self.countdown, self.priority, self.expires, self.on_failure
+        sent_as: tuple[Any, ...] = (
+            self.id,
+            self.queue,
+            self.countdown,
+            self.priority,
+            self.expires,
+            self.on_failure,
+            self.replay,
+        )
+        if not self.id:  # an enqueued task's: the schema has its options
+            sent_as = "", self.task, self.schema
         object.__setattr__(self, "sent_as", sent_as)
 
     def matches(self, schema: str, table: str) -> bool:
@@ -194,7 +212,12 @@ class Call(NamedTuple):
     @property
     def id(self) -> str:
         """The task's id: from the change's id and the route's, so that a replayed task has the id that it had."""
-        return f"{self.change.id}-{self.route.id}"
+        return task_id(self.change.id, self.route)
+
+
+def task_id(change_id: str, route: Route) -> str:
+    """Return the id of the task that a change fires by a route; an enqueued task has its own."""
+    return f"{change_id}-{route.id}" if route.id else change_id
 
 
 _call = partial(tuple.__new__, Call)  # half the time of `Call(…)`
@@ -222,6 +245,17 @@ class BinlogRouter:
         self._ids: set[str] = set()
         self.declared: set[tuple[Any, ...]] = set()  # what `router_of` has added
         self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
+        self._accepted: list[Accepted] = []
+
+    @property
+    def accepted(self) -> tuple[Accepted, ...]:
+        """Which tasks a transaction may enqueue."""
+        return tuple(self._accepted)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The prefixes of PostgreSQL's logical messages that are for us."""
+        return tuple(dict.fromkeys([MESSAGE_PREFIX, *(each.prefix for each in self._accepted)]))
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -328,6 +362,26 @@ class BinlogRouter:
         self._by_kind.clear()
         return route
 
+    def accept(self, *tasks: Any, prefix: str = MESSAGE_PREFIX) -> None:
+        """Send these tasks when a transaction enqueues them (`cdc_tasks.enqueue`).
+
+        A task is a name, a glob ("shop.*"), or Celery's task. All others are parked: who can write to the database does
+        not thereby run any task. `prefix` is that of PostgreSQL's logical messages, if a program writes its own.
+
+        Raises RouteError.
+        """
+        if not tasks:
+            raise RouteError("accept() names no task.", hint='Write e.g. router.accept("shop.*").')
+        if not _is_name(prefix) or not prefix.isprintable() or "," in prefix:
+            raise RouteError(
+                f"prefix={prefix!r} is no prefix of a logical message.", hint='Write e.g. prefix="shop".'
+            )
+        for each in tasks:
+            known = _task(each)
+            _check_name(task=known.name)
+            self._accepted.append(Accepted(known.name, prefix))
+        self._by_kind.clear()
+
     def refresh_master_cache(
         self, schema: str, *tables: Any, columns: Iterable[str] | None = ("id",)
     ) -> list[Route]:
@@ -359,6 +413,7 @@ class BinlogRouter:
         twin._index = RouteIndex(self._routes)
         twin._alike = self._alike.copy()
         twin._ids = set(self._ids)
+        twin._accepted = list(self._accepted)
         twin.declared = set(self.declared)
         return twin
 
@@ -369,17 +424,30 @@ class BinlogRouter:
         twin._index = RouteIndex(twin._routes)
         return twin
 
+    def for_replay(self, routes: Iterable[Route], replay: str) -> BinlogRouter:
+        """Return a router with only these routes, whose messages name the replay; they keep their ids."""
+        twin = BinlogRouter()
+        twin._routes = [replace(route, replay=replay) for route in routes]
+        twin._index = RouteIndex(twin._routes)
+        twin._has_even_muted = True  # a journal may have muted changes for routes that are gone
+        return twin
+
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
         """Return the routes that watch this (schema, table, event), before their `when` decides."""
         try:
             return self._by_kind[kind]
         except KeyError:
-            schema, table, event = kind
-            watching = self._index.watching(schema, table)
-            found = tuple(each for each in watching if event in each.events)
+            found = self._find(kind)
             if len(self._by_kind) >= _MOST_REMEMBERED:
                 self._by_kind.clear()
             return self._by_kind.setdefault(kind, found)
+
+    def _find(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
+        schema, table, event = kind
+        if event == EventType.ENQUEUED.value:
+            return (enqueued_route(kind, self._accepted),)
+        watching = self._index.watching(schema, table)
+        return tuple(each for each in watching if event in each.events)
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
         """Return what these changes fire, in their order."""
@@ -424,6 +492,59 @@ class BinlogRouter:
             name += "\0"  # among thousands of routes two digests may be equal
         self._ids.add(digest)
         return digest
+
+
+def enqueued_route(kind: tuple[str, str, str], accepted: Sequence[Accepted] | None = None) -> Route:
+    """Return the route by which an enqueued task of this kind is sent; None: of one that was accepted before.
+
+    If none of them accepts the task, it parks it.
+    """
+    said, task, _ = kind
+    options: dict[str, Any] = json.loads(said) if said else {}
+    options.pop("prefix", None)
+    is_keyed, on_failure = "on_failure" in options, options.pop("on_failure", "continue")
+    expires = options.pop("expires") if isinstance(options.get("expires"), int | float) else None
+    named = {name: options.pop(name, None) for name in ("queue", "countdown", "priority")}
+    return Route(
+        schema=said,
+        table=task,
+        events=_NOT_FOR_ROUTES,
+        task=task,
+        when=None,
+        args=_Enqueued(task, prefix_of(kind), accepted),
+        columns=None,
+        coalesce=False,
+        batch=None,
+        expires=expires,
+        id="",
+        is_grouped=False,
+        key=_key_of_enqueued if is_keyed else None,
+        on_failure=on_failure,
+        options=options,
+        **named,
+    )
+
+
+def _key_of_enqueued(change: Any) -> str | None:
+    key: str | None = change.key
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class _Enqueued:
+    """Stands for the arguments that an enqueued task brings along."""
+
+    task: str
+    prefix: str
+    accepted: Sequence[Accepted] | None
+
+    def __call__(self, change: Any) -> Any:
+        """Return them as JSON, as Call has them; raise what is wrong with the task, or TaskNotAcceptedError."""
+        if change.error is not None:
+            raise change.error
+        if self.accepted is not None:
+            check_accepted(self.task, self.prefix, self.accepted)
+        return change.arguments, change.kwargs
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,6 +725,11 @@ def _events(events: Iterable[EventType | str] | EventType | str) -> frozenset[Ev
     except ValueError:
         known = ", ".join(f"EventType.{each.name}" for each in EventType)
         raise RouteError(f"events={events!r} names no known event.", hint=f"Use some of {known}.") from None
+    if unfit := found & _NOT_FOR_ROUTES:
+        raise RouteError(
+            f"events={events!r}: a route cannot have EventType.{next(iter(unfit)).name}.",
+            hint='For tasks that a transaction enqueues: router.accept("shop.*").',
+        )
     if not found:
         raise RouteError("events=[] would never fire.", hint="Name an event, or use EventType.ALL.")
     return _EVERY_CHANGE | (found & {EventType.READ}) if EventType.ALL in found else found
@@ -623,6 +749,8 @@ def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
 def _called(route: Route, args: Args, change: Change) -> tuple[bytes, bytes]:
     """Return what `args` and `kwargs` of a route make of a change, as a Call has it."""
     positional: Any = args(change)
+    if args.__class__ is _Enqueued:
+        return positional  # type: ignore[no-any-return]  # its own
     named: Any = None if route.kwargs is None else route.kwargs(change)
     listed = arguments_json(positional, route.task)
     named_json = b"" if named is None and route.kwargs is None else kwargs_json(named, route.task)

@@ -18,7 +18,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from amqp.exceptions import AccessRefused
+from amqp.exceptions import AccessRefused, ChannelError
 from celery.bootsteps import StartStopStep
 from kombu import Consumer as KombuConsumer
 from kombu import Producer
@@ -57,7 +57,7 @@ class _Key:
     expected: str | None = None  # a task id: its message was given back, and comes before those that wait
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Running:
     """A message that was handed to the pool."""
 
@@ -66,7 +66,9 @@ class _Running:
     task_id: str
     task: str
     is_due_later: bool  # it waits in this worker, and takes up no process (Celery before 5.5, and by `eta`)
+    is_redelivered: bool  # another worker may be at it too
     keeps_key: bool = False  # it gave up, and a person decides
+    is_retried: bool = False  # its retry has the key now
 
 
 class _Partition:
@@ -86,6 +88,7 @@ class _Partition:
         consumer = self._keyed.consumer
         self.channel: Any = consumer.connection.channel()
         self.channel.listener = self
+        self.channel.is_closed_alone = True
         self.channel.qos = self  # `hold_key` is called where other transports' channels have theirs
         self.channel.basic_qos(0, _AHEAD, False)  # py-amqp's arguments have no names
         taker = KombuConsumer(
@@ -96,7 +99,11 @@ class _Partition:
             auto_declare=False,
         )
         taker.on_message = self._received
-        taker.consume()
+        try:
+            taker.consume()
+        except ChannelError:
+            self.channel.close()  # py-amqp has opened it again
+            raise
 
     def leave(self) -> None:
         """Give the partition to the next worker: RabbitMQ puts what we hold back to its place."""
@@ -141,8 +148,14 @@ class _Partition:
         held.waiting.popleft()
         held.is_running = True
         names = {name: str(message.headers.get(name)) for name in ("id", "task")}
-        is_due_later = bool(message.headers.get("eta"))
-        self.running[message.delivery_tag] = _Running(key, record, names["id"], names["task"], is_due_later)
+        self.running[message.delivery_tag] = _Running(
+            key=key,
+            record=record,
+            task_id=names["id"],
+            task=names["task"],
+            is_due_later=bool(message.headers.get("eta")),
+            is_redelivered=bool(message.delivery_info.get("redelivered")),
+        )
         self._keyed.take(message)
         return True
 
@@ -185,6 +198,12 @@ class _Partition:
         if running is not None:
             running.keeps_key = True
 
+    def note_retry(self, delivery_tag: Any) -> None:
+        """Leave the key of a message to its retry when it is acknowledged."""
+        running = self.running.get(delivery_tag)
+        if running is not None:
+            running.is_retried = True
+
     def before_ack(self, delivery_tag: Any) -> bool:
         """Release the key, or hold it; return False if that is not possible now: then acknowledge later."""
         running = self.running.get(delivery_tag)
@@ -193,13 +212,20 @@ class _Partition:
         try:
             if running.keeps_key:
                 held_keys.hold(running.key, running.task_id, running.task, "held")
-            elif running.record is not None:
-                self._keyed.advance(running.key, running.record)
+            elif record := running.record or self._record_of_another(running):
+                self._keyed.advance(running.key, record)
         except CacheAwayError as error:
             log.warning("key_waits_for_redis", key=shown_key(running.key), error=error.message)
             self._keyed.later(_AGAIN_AFTER, self._acknowledge_again, self.channel, delivery_tag)
             return False
         return True
+
+    def _record_of_another(self, running: _Running) -> Record | None:
+        """Return the key's record if a worker that lost this message made it, and may have sent no retry."""
+        if not running.is_redelivered or running.is_retried:
+            return None
+        record = held_keys.get(running.key)
+        return record if record is not None and record.id == running.task_id else None
 
     def _acknowledge_again(self, channel: Any, delivery_tag: Any) -> None:
         if channel is self.channel:

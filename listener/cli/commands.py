@@ -22,6 +22,7 @@ from cdc_tasks.variables import unknown_variables
 from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
 from listener.cli import parked as parked_commands
+from listener.cli import replay as replay_commands
 from listener.cli.init import init
 from listener.cli.variables import described_variables
 
@@ -56,6 +57,7 @@ cli = typer.Typer(
 cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
 backfill_commands.add_to(cli)
+replay_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[
@@ -143,7 +145,7 @@ def run(
 def _warn(router: BinlogRouter) -> None:
     for variable, hint in unknown_variables().items():
         log.warning("unknown_variable", variable=variable, hint=hint)
-    if not router.routes:
+    if not (router.routes or router.accepted):
         from listener.daemon.start_findings import NO_ROUTES
 
         log.warning("no_routes", hint=NO_ROUTES)
@@ -213,7 +215,9 @@ def routes(*, as_json: AsJSON = False) -> None:
         print_json([describe_route(route) for route in router.routes])
         return
     show_routes(router.routes)
-    if not router.routes:
+    if router.accepted:
+        typer.echo(f"A transaction may enqueue: {', '.join(each.task for each in router.accepted)}.")
+    if not (router.routes or router.accepted):
         typer.echo(f"CDC_ROUTES={settings.cdc_routes} has no routes. {NO_ROUTES}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""Doing what a person told the listener, between two batches: pause, resume, skip, reload, backfills."""
+"""Doing what a person told the listener, between two batches: pause, resume, skip, reload, backfills, replays."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call, Origin, Parked, Route
 from listener.control.backfills import Backfills
 from listener.control.commands import Command, CommandQueue, CommandRefusedError
+from listener.control.replays import Replays
 from listener.core.publisher import BrokerAwayError, BrokerError, Publisher
 from listener.core.wakeup import Wakeup
 from listener.publish.redis.connection import RedisConnection
@@ -119,8 +120,10 @@ class Control:
         reloader: Reloader | None = None,
         *,
         backfills: Backfills | None = None,
+        replays: Replays | None = None,
     ) -> None:
         self.backfills = backfills
+        self.replays = replays
         self._queue = queue
         self._state = state
         self._publisher = publisher
@@ -137,6 +140,7 @@ class Control:
             "resume": self._resume,
             "skip": self._skip,
             **({} if backfills is None else backfills.verbs),
+            **({} if replays is None else replays.verbs),
         }
 
     def begin(self) -> None:
@@ -157,6 +161,8 @@ class Control:
         self._apply()
         if self.backfills is not None:
             self.backfills.restore()
+        if self.replays is not None:
+            self.replays.restore()
         return True
 
     def filtered(self, fired: Iterable[Call | Parked]) -> Iterable[Call | Parked]:
@@ -204,6 +210,8 @@ class Control:
             keep_up()
 
     def close(self) -> None:
+        if self.replays is not None:
+            self.replays.close()
         self._queue.close()
 
     def _do_next(self) -> None:

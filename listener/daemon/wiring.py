@@ -14,7 +14,9 @@ from cdc_tasks.routing.router import BinlogRouter
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
-from listener.core.backfill import NoBackfillError, TablePlan
+from listener.control.journal import Journal, JournalError, JournalReader, journal_path
+from listener.control.replays import Replays, ReplayStore
+from listener.core.backfill import TablePlan
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
@@ -46,11 +48,13 @@ __all__ = [
     "command_queue",
     "control_state",
     "count_backfill",
+    "journal_reader",
     "make_listener",
     "plan_backfill",
     "read_existing_tables",
     "read_source_status",
     "read_status",
+    "replay_store",
 ]
 
 
@@ -78,8 +82,15 @@ def make_listener(
         monitor.read_chunk,
         is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
     )
-    control = Control(queue, state, publisher, router.routes, reloading, backfills=backfills)
-    listener = Listener(monitor, router, publisher, control)
+    replays = Replays(
+        ReplayStore(redis, settings.cdc_name),
+        publisher,
+        router.routes,
+        lambda: journal_reader(settings),
+        is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
+    )
+    control = Control(queue, state, publisher, router.routes, reloading, backfills=backfills, replays=replays)
+    listener = Listener(monitor, router, publisher, control, _journal(settings))
     if reloading is not None:
         reloading.stop = listener.stop
     return listener
@@ -95,12 +106,42 @@ def backfill_store(settings: ListenerSettings) -> BackfillStore:
     return BackfillStore(checkpoint_store(settings), settings.cdc_name)
 
 
+def replay_store(settings: ListenerSettings) -> ReplayStore:
+    """Return the replays, and how far they are."""
+    return ReplayStore(checkpoint_store(settings), settings.cdc_name)
+
+
+def journal_reader(settings: ListenerSettings) -> JournalReader:
+    """Return the journal of CDC_JOURNAL. Raise JournalError if there is none, MissingExtraError."""
+    if settings.cdc_journal is None:
+        raise JournalError(
+            "There is no journal: CDC_JOURNAL is not set.",
+            hint="Let CDC_JOURNAL name a directory, for the listener and for this command. The journal has what is "
+            "committed from then on.",
+            code="journal_missing",
+        )
+    return JournalReader(journal_path(settings.cdc_journal, settings.cdc_name))
+
+
+def _journal(settings: ListenerSettings) -> Journal | None:
+    if settings.cdc_journal is None:
+        return None
+    return Journal(
+        journal_path(settings.cdc_journal, settings.cdc_name),
+        max_age=settings.cdc_journal_age,
+        max_bytes=settings.cdc_journal_size,
+    )
+
+
 def plan_backfill(
     settings: ListenerSettings, schema: str, table: str, where: str | None, chunk: int
 ) -> TablePlan:
     """Return how a table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
     if settings.database_type is DatabaseType.MYSQL:
-        raise NoBackfillError
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import plan_binlog_backfill
+
+        return plan_binlog_backfill(settings, schema, table, where, chunk)
     publication = settings.publication if settings.cdc_plugin == "pgoutput" else None
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return plan_table(connection, (schema, table), where, chunk, publication)
@@ -108,6 +149,10 @@ def plan_backfill(
 
 def count_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
     """Return how many rows a backfill would find now; the server reads all of them."""
+    if settings.database_type is DatabaseType.MYSQL:
+        from listener.daemon.mysql_parts import count_binlog_backfill
+
+        return count_binlog_backfill(settings, schema, table, where)
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return count_rows(connection, (schema, table), where)
 
@@ -136,6 +181,7 @@ def _monitor(
         slot=settings.slot,
         publication=settings.publication,
         routes=router.routes,
+        prefixes=router.prefixes,
         plugin=settings.cdc_plugin,
         batch_size=settings.cdc_batch_size,
         failover=settings.cdc_slot_failover,

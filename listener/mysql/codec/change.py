@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import orjson
@@ -100,11 +101,21 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
         )
 
     @property
+    def rows(self) -> Iterator[Row]:
+        """The row before and after, as far as the log has them."""
+        return (row for row in (self._old, self._new) if row is not None)
+
+    def key_in(self, row: Row, names: tuple[str, ...]) -> bytes | None:
+        """Return these columns of one of its rows as JSON; None if one of them is missing."""
+        table = self._kind.table
+        return None if any(table.is_missing(row, name) for name in names) else table.render(row, names)
+
+    @property
     def committed_at(self) -> datetime:
         return _EPOCH + timedelta(microseconds=self.transaction.committed)
 
-    def _old_json(self, row: Row) -> bytes:
-        return self._kind.table.render(row, None)
+    def _old_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
+        return self._kind.table.render(row, columns)
 
     _new_json = _old_json
 

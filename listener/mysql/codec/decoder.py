@@ -84,6 +84,7 @@ class Decoder:
         """
         self.inner: Iterator[bytes] | None = None  # events inside the last one: see `leave_inner`
         self.progress = Progress(after, mariadb=mariadb, server=server)
+        self.muted_tables: set[tuple[str, str]] = set()  # of which changes were muted since it was cleared
         self._forget_tables = forget
         self._rows = RowReader(describe, self.progress)
         self._buffer = TransactionBuffer(self.progress)
@@ -115,6 +116,11 @@ class Decoder:
     def close(self) -> None:
         """Delete all that is kept on disk."""
         self._buffer.close()
+
+    @property
+    def is_within_transaction(self) -> bool:
+        """Whether more changes of the same transaction may come."""
+        return self.progress.is_open or self.inner is not None or self._buffer.spool is not None
 
     @property
     def needs_end(self) -> bool:

@@ -104,6 +104,24 @@ class Progress:
             epoch=epoch,
         )
 
+    @property
+    def read_gtids(self) -> str | None:
+        """All transactions that were read, also the one that is being read; None if there are no GTIDs."""
+        gtids = self._gtids_text()
+        return f"{gtids},{self.gtid}" if gtids is not None and self.is_open and self.gtid else gtids
+
+    def stand_in(self, committed: int) -> Transaction:
+        """Return what rows that a backfill read have in place of a transaction: the last one, at another time."""
+        gtid = "" if self.gtids is None else self.gtid or self.gtids.newest(self._server)
+        return Transaction(
+            gtid=gtid,
+            file=self.file,
+            offset=self.start,
+            committed=committed,
+            server=self._server,
+            epoch=self.epoch,
+        )
+
     def enter(self, file: str) -> None:
         """Note that the next events are in this file."""
         if file != self.file:

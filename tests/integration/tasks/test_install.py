@@ -83,7 +83,7 @@ def test_a_worker_says_that_install_came_after_tasks(broker: Broker) -> None:
         assert "Call cdc_tasks.install(app) right after the app is made" in line
 
 
-def test_a_worker_grows_by_at_most_20_mb(broker: Broker) -> None:
+def test_a_worker_grows_by_at_most_20_mb(broker: Broker, cold_workers: None) -> None:
     """Both run at once, so that they share the same pages with each other and with all else on the machine."""
     urls = [broker.server.url_of(number) for number in (5, 6)]
     ours, stock = (_environment(broker, url, CDC_CACHE_URL=broker.cache_url) for url in urls)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cdc_tasks import install
+from cdc_tasks import cache, install
+from cdc_tasks.broker.rabbitmq import held_keys
 from cdc_tasks.routing.message_groups import key_headers
 from harness.waiting import wait_until
 from harness.worker import Worker
@@ -38,10 +39,11 @@ def environment(
     }
 
 
-def _send(sender: Celery, key: str, number: int, *, task: str = "notes", **options: Any) -> None:
+def _send(sender: Celery, key: str, number: int, *, task: str = "notes", **options: Any) -> str:
+    """Send a task, and return its id."""
     hold = options.pop("hold", False)
     headers = key_headers("test", key, on_failure="hold" if hold else "continue")
-    sender.send_task(f"in_order.{task}", [key, number], options, headers=headers)
+    return str(sender.send_task(f"in_order.{task}", [key, number], options, headers=headers).id)
 
 
 def _log(desk: HelpDesk) -> list[tuple[str, str, int]]:
@@ -86,6 +88,25 @@ def test_each_key_keeps_its_order_while_tasks_are_retried_and_workers_come_and_g
     _check_order(_log(helpdesk))
     wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-keys"), what="all keys to be free")
     assert not helpdesk.broker.cache.keys("cdc:held-keys:waiting:*")
+
+
+def test_a_worker_that_lost_its_task_and_began_a_retry_leaves_no_key_held_up(
+    environment: dict[str, str], helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection broke, and it is ended after it has noted the retry, and before it has sent it."""
+    monkeypatch.setenv("CACHE_URL", environment["CACHE_URL"])
+    cache.client.cache_clear()
+    with Worker(environment) as first, install(sender_of(environment)) as sender:
+        task = _send(sender, "key", 1, takes=4)
+        _send(sender, "key", 2)
+        wait_until(lambda: ("begins", "key", 1) in _log(helpdesk), timeout=60, what="the task")
+        first.kill()
+        with Worker(environment):
+            wait_until(lambda: len(_log(helpdesk)) > 1, timeout=60, what="the task to begin again")
+            held_keys.hold("test:key", task, "in_order.notes", "retry")  # what the first worker does
+            wait_until(lambda: ("key", 2) in _ended(helpdesk), timeout=60, what="the next task")
+            wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-keys"), what="the key to be free")
+    cache.client.cache_clear()
 
 
 def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
