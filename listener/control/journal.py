@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import structlog
 
-from cdc_tasks.changes import Change, RowChange
+from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import check_extra
 from cdc_tasks.routing.enqueued import EnqueuedTask
@@ -46,6 +46,7 @@ __all__ = [
 
 log = structlog.get_logger()
 
+_ENQUEUED: Final = EventType.ENQUEUED.value
 _PACKED: Final = 1_000  # changes in a block that was made of small ones
 _LARGE: Final = 500  # changes in a block that is left as it is
 _REMEMBERED: Final = 16  # positions that the last batches had: a checkpoint is one of them
@@ -257,7 +258,7 @@ class Journal:
             if is_whole and each.__class__ is Call:
                 rendered[id(each[1])] = each[2]
             yield each
-        kept = [each for each in changes if each.__class__ is not EnqueuedTask]  # those are no changes
+        kept = [each for each in changes if each.kind[2] != _ENQUEUED]  # those are no changes
         self._start(_block(kept, rendered) if kept else None, position)
 
     def flush(self) -> None:
