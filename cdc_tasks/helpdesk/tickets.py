@@ -16,7 +16,7 @@ from cdc_tasks.changes import RowChange
 from cdc_tasks.helpdesk.models import Ticket
 from cdc_tasks.helpdesk.ticket_messages import REPORTED_COLUMNS
 from cdc_tasks.helpdesk.users import get_manager_ids
-from cdc_tasks.notify.delivery import notify_users
+from cdc_tasks.notify.delivery import notify_each
 from cdc_tasks.notify.message import Notification
 from cdc_tasks.words import counted
 from cdc_tasks.worker.base_task import RetryingTask
@@ -55,7 +55,7 @@ def reported_changes(update: RowChange) -> dict[str, tuple[Any, Any]] | None:
 
 def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | None) -> str:
     ticket_id = change.row["id"]
-    with db.session() as session:
+    with db.reading() as session:
         ticket = session.get(Ticket, ticket_id)
         if ticket is None:
             return _nothing_sent(ticket_id, "the ticket is gone")
@@ -65,8 +65,9 @@ def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | 
             kind=kind, subject_id=ticket_id, change_id=change.id, changed=changed, position=change.position
         )
         for_managers = replace(notification, kind=f"manager_{kind}")
-        count = notify_users(session, [ticket.assigned_to_id], notification)
-        count += notify_users(session, get_manager_ids(ticket.assigned_to_id, session), for_managers)
+        managers = get_manager_ids(ticket.assigned_to_id, session)
+        told = [(ticket.assigned_to_id, notification), *((manager, for_managers) for manager in managers)]
+        count = notify_each(session, told)
     log.info("messages_queued", kind=kind, ticket_id=ticket_id, messages=count)
     return f"{counted(count, 'message')} queued"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["deliver", "notify_users"]
+__all__ = ["deliver", "notify_each", "notify_users"]
 
 log = structlog.get_logger()
 
@@ -56,16 +56,14 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
     notification = Notification(
         kind=kind, subject_id=subject_id, change_id=change_id, changed=pairs, position=position
     )
-    with db.session() as session:
+    with db.reading() as session:
         account = accounts.load(session, account_id)
         message = compose(session, notification)
-        quiet = (
-            preferences.of_user(session, account.user_id).quiet_seconds(datetime.now(UTC)) if account else 0
-        )
     if account is None or message is None:
         return _nothing_sent(
             notification, account_id, "the account is gone" if account is None else "its subject is gone"
         )
+    quiet = preferences.of_row(account.preferences).quiet_seconds(datetime.now(UTC))
     if quiet:
         raise NotYetError("These are the user's quiet hours.", after=quiet)
     if not _send_once(account, message, _delivery_id(notification, account_id)):
@@ -76,21 +74,30 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
 
 def notify_users(session: Session, user_ids: Iterable[int], notification: Notification) -> int:
     """Queue one message for each account of these users, and return their number; raises BrokerAwayError."""
-    account_ids = list(_accounts_to_tell(session, list(user_ids), notification))
-    for account_id in account_ids:
+    return notify_each(session, [(user_id, notification) for user_id in user_ids])
+
+
+def notify_each(session: Session, told: Sequence[tuple[int, Notification]]) -> int:
+    """Queue one message for each account of each (user, notification); return and raise what `notify_users` does."""
+    messages = list(_messages(session, told))
+    for account_id, notification in messages:
         _queue(notification, account_id)
-    return len(account_ids)
+    return len(messages)
 
 
-def _accounts_to_tell(session: Session, user_ids: Sequence[int], notification: Notification) -> Iterator[int]:
-    if not user_ids:
+def _messages(
+    session: Session, told: Sequence[tuple[int, Notification]]
+) -> Iterator[tuple[int, Notification]]:
+    """Yield each account that gets a message, with the notification."""
+    if not told:
         return
+    user_ids = [user_id for user_id, _ in told]
     chosen = preferences.of_users(session, user_ids)
     account_ids = accounts.ids_for_users(session, user_ids)
-    for user_id in user_ids:
+    for user_id, notification in told:
         reason = chosen[user_id].reason_not_to_send(notification.kind)
         if reason is None and user_id in account_ids:
-            yield from account_ids[user_id]
+            yield from ((account_id, notification) for account_id in account_ids[user_id])
         else:
             _nothing_sent(notification, None, reason or "the user has no connected account", user_id=user_id)
 

@@ -29,6 +29,8 @@ def note(self: Task[Any, Any], number: int, how: str = "well", seconds: float = 
         time.sleep(60)
     if how == "retried" and self.request.retries == 0:
         raise TryAgain("not now", after=0.5)
+    if how == "never":
+        raise TryAgain("not now, nor later", after=0.05)
     if how == "held up" and not redis.exists("mended"):
         raise ValueError(number)
     time.sleep(seconds)
