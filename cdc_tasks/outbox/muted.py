@@ -19,15 +19,26 @@ def muted(connection: Any) -> Iterator[None]:
     """Let the changes of the block fire nothing, but for routes with `even_muted=True`.
 
     `connection` is what the block's changes are made with, inside a transaction: a Session or Connection of
-    SQLAlchemy's, a connection of Django's, or a DB-API connection (psycopg 2 and 3). The changes are committed as ever,
-    and the listener leaves them out. In plain SQL, within the transaction:
+    SQLAlchemy's, a connection of Django's, or a DB-API connection (psycopg 2 and 3, PyMySQL, mysqlclient). The changes
+    are committed as ever, and the listener leaves them out.
+
+    On PostgreSQL, in plain SQL, within the transaction:
 
         SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"mute": true}');
         …
         SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"mute": false}');   -- not needed at the end
 
-    PostgreSQL 14 and later, or 13 with wal2json. It needs no right beyond those of any role. Raises MarkError on
-    another database, and for a connection in autocommit mode: there each statement is a transaction of its own.
+    PostgreSQL 14 and later, or 13 with wal2json. It needs no right beyond those of any role.
+
+    MySQL and MariaDB have no such message. So the mark is a row of the table `cdc_tasks_marks` in the connection's
+    database, which is deleted at once:
+
+        SET @mark = UUID();
+        INSERT INTO cdc_tasks_marks (id, says) VALUES (@mark, '{"mute": true}');   -- {"mute": false}: no longer
+        DELETE FROM cdc_tasks_marks WHERE id = @mark;
+
+    Raises MarkError on another database, if that table is missing, and for a connection in autocommit mode: there each
+    statement is a transaction of its own.
     """
     check_transaction(connection)
     emit(connection, json.dumps({"mute": True}))

@@ -203,6 +203,7 @@ class BinlogMonitor:
                 charsets=self._charsets,
             ),
             selects=partial(_selects, self._routes),
+            keeps_muted=any(route.even_muted for route in self._routes),
         )
         self._resources.callback(self._decoder.close)
         self._accept_gap = False  # it was for this gap, not for a later one

@@ -21,7 +21,7 @@ from listener.mysql.log.position import BinlogPosition
 __all__ = ["ReadChange", "Window"]
 
 # Behind all changes of its transaction: no transaction has that many.
-_FIRST_ORDINAL = 1 << 31
+_FIRST_ORDINAL = 3 << 30
 
 
 class ReadChange(BinlogChange):

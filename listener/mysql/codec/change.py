@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -41,6 +42,12 @@ class Transaction:
         self.position_head = (f"{place}@{epoch}:" if epoch else f"{place}:").encode()
         seconds, micro = divmod(committed, 1_000_000)
         self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
+
+    def muted(self) -> Transaction:
+        """Return the same transaction for those of its changes that it mutes."""
+        other = copy.copy(self)
+        other.is_muted = True
+        return other
 
 
 class BinlogChange(LoggedChange[Kind, Transaction, Row]):
