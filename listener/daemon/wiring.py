@@ -14,6 +14,7 @@ from cdc_tasks.routing.router import BinlogRouter
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
+from listener.control.first_load import ExistingTables, offered_in
 from listener.control.journal import Journal, JournalError, JournalReader, journal_path
 from listener.control.replays import Replays, ReplayStore
 from listener.core.backfill import TablePlan
@@ -68,6 +69,7 @@ def make_listener(
     *,
     accept_gap: bool,
     from_start: bool = False,
+    loads_first: bool = False,
     reloading: Reloading | None = None,
 ) -> Listener:
     """Return the listener, not yet connected to anything."""
@@ -89,7 +91,17 @@ def make_listener(
         lambda: journal_reader(settings),
         is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
     )
-    control = Control(queue, state, publisher, router.routes, reloading, backfills=backfills, replays=replays)
+    control = Control(
+        queue,
+        state,
+        publisher,
+        router.routes,
+        reloading,
+        backfills=backfills,
+        replays=replays,
+        tables=_existing_tables(settings),
+        loads_first=loads_first,
+    )
     listener = Listener(monitor, router, publisher, control, _journal(settings))
     if reloading is not None:
         reloading.stop = listener.stop
@@ -104,6 +116,21 @@ def command_queue(settings: ListenerSettings) -> CommandQueue:
 def backfill_store(settings: ListenerSettings) -> BackfillStore:
     """Return the backfills, and how far they are."""
     return BackfillStore(checkpoint_store(settings), settings.cdc_name)
+
+
+def _existing_tables(settings: ListenerSettings) -> ExistingTables:
+    return ExistingTables(
+        names=lambda: [(each.schema, each.name) for each in read_existing_tables(settings)[1]],
+        estimate=lambda schema, table: plan_backfill(settings, schema, table, None, 1).estimate,
+        name=settings.cdc_name,
+    )
+
+
+def read_offers(settings: ListenerSettings) -> list[str]:
+    """Return the backfills that the listener offers after an accepted gap, as commands."""
+    state = control_state(settings)
+    state.read()
+    return offered_in(state.fields)
 
 
 def replay_store(settings: ListenerSettings) -> ReplayStore:
@@ -306,6 +333,7 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
         source=read_source_status(settings, router, saved.position, saved.notes),
         saved=saved,
         lag_alarm=settings.cdc_lag_alarm,
+        offers=tuple(read_offers(settings)),
     )
 
 
