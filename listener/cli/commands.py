@@ -157,7 +157,7 @@ def run(
 def _warn(router: BinlogRouter) -> None:
     for variable, hint in unknown_variables().items():
         log.warning("unknown_variable", variable=variable, hint=hint)
-    if not router.routes:
+    if not (router.routes or router.accepted):
         from listener.daemon.start_findings import NO_ROUTES
 
         log.warning("no_routes", hint=NO_ROUTES)
@@ -227,7 +227,9 @@ def routes(*, as_json: AsJSON = False) -> None:
         print_json([describe_route(route) for route in router.routes])
         return
     show_routes(router.routes)
-    if not router.routes:
+    if router.accepted:
+        typer.echo(f"A transaction may enqueue: {', '.join(each.task for each in router.accepted)}.")
+    if not (router.routes or router.accepted):
         typer.echo(f"CDC_ROUTES={settings.cdc_routes} has no routes. {NO_ROUTES}", err=True)
 
 

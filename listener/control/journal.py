@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import structlog
 
-from cdc_tasks.changes import Change, RowChange
+from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import check_extra
 from cdc_tasks.routing.router import Call, Parked, Route
@@ -45,6 +45,7 @@ __all__ = [
 
 log = structlog.get_logger()
 
+_ENQUEUED: Final = EventType.ENQUEUED.value
 _PACKED: Final = 1_000  # changes in a block that was made of small ones
 _LARGE: Final = 500  # changes in a block that is left as it is
 _REMEMBERED: Final = 16  # positions that the last batches had: a checkpoint is one of them
@@ -258,7 +259,8 @@ class Journal:
         for each in fired:
             see(each)
             yield each
-        self._start(_block(changes, _lines(changes, seen)) if changes else None, position)
+        kept = _of_tables(changes)
+        self._start(_block(kept, _lines(kept, seen)) if kept else None, position)
 
     def flush(self) -> None:
         """Return when what was recorded is in the file, or has failed: that is logged."""
@@ -431,6 +433,13 @@ class Journal:
 
     def _set(self, name: str, value: str) -> None:
         self._connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
+
+
+def _of_tables(changes: Sequence[Change]) -> Sequence[Change]:
+    """Return the changes without enqueued tasks, which are no changes."""
+    if all(event != _ENQUEUED for _, _, event in set(map(_KIND, changes))):
+        return changes
+    return [each for each in changes if each.kind[2] != _ENQUEUED]
 
 
 def _lines(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> list[bytes]:

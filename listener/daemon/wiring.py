@@ -17,7 +17,7 @@ from listener.control.control import Control, ControlState
 from listener.control.first_load import ExistingTables, offered_in
 from listener.control.journal import Journal, JournalError, JournalReader, journal_path
 from listener.control.replays import Replays, ReplayStore
-from listener.core.backfill import NoBackfillError, TablePlan
+from listener.core.backfill import TablePlan
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
@@ -165,7 +165,10 @@ def plan_backfill(
 ) -> TablePlan:
     """Return how a table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
     if settings.database_type is DatabaseType.MYSQL:
-        raise NoBackfillError
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import plan_binlog_backfill
+
+        return plan_binlog_backfill(settings, schema, table, where, chunk)
     publication = settings.publication if settings.cdc_plugin == "pgoutput" else None
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return plan_table(connection, (schema, table), where, chunk, publication)
@@ -173,6 +176,10 @@ def plan_backfill(
 
 def count_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
     """Return how many rows a backfill would find now; the server reads all of them."""
+    if settings.database_type is DatabaseType.MYSQL:
+        from listener.daemon.mysql_parts import count_binlog_backfill
+
+        return count_binlog_backfill(settings, schema, table, where)
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return count_rows(connection, (schema, table), where)
 
@@ -201,6 +208,7 @@ def _monitor(
         slot=settings.slot,
         publication=settings.publication,
         routes=router.routes,
+        prefixes=router.prefixes,
         plugin=settings.cdc_plugin,
         batch_size=settings.cdc_batch_size,
         failover=settings.cdc_slot_failover,

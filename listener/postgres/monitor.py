@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -10,6 +10,7 @@ from time import monotonic
 import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
 from cdc_tasks.routing.router import Route
 from listener.core.backfill import BackfillRefusedError, Chunk, ChunkRequest
 from listener.core.source import IDLE_INTERVAL, Batch, GapError, Saved, SourceError, SourceLostError
@@ -72,6 +73,7 @@ class PostgresWALMonitor:
         slot: str,
         publication: str,
         routes: Sequence[Route],
+        prefixes: Collection[str] = (MESSAGE_PREFIX,),
         plugin: PluginName = "pgoutput",
         batch_size: int = 1000,
         failover: bool = False,
@@ -79,11 +81,15 @@ class PostgresWALMonitor:
         accept_gap: bool = False,
         column_lists: bool = False,
     ) -> None:
-        """`batch_size` in changes; `failover`, `accept_gap`, `column_lists` as in the settings and command line."""
+        """`batch_size` in changes; `prefixes` as `BinlogRouter.prefixes`.
+
+        `failover`, `accept_gap`, `column_lists` as in the settings and command line.
+        """
         self._database_url = database_url
         self._slot = slot
         self._publication = publication
         self._routes = routes
+        self._prefixes = prefixes
         self._plugin = plugin
         self._batch_size = batch_size
         self._replay_window = replay_window
@@ -235,6 +241,7 @@ class PostgresWALMonitor:
             self._connect,
             publication=self._publication,
             routes=self._routes,
+            prefixes=self._prefixes,
             slot=self._slot,
             notes=self._notes.decoder,
             source=self.source,

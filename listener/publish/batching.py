@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from cdc_tasks.changes import EventType
-from cdc_tasks.routing.router import PAUSE, Call, Origin, Parked, Route
+from cdc_tasks.routing.router import PAUSE, Call, Origin, Parked, Route, enqueued_route
 from listener.core.publisher import BrokerError
 from listener.core.source import IDLE_INTERVAL
 from listener.publish.redis.connection import Command, too_large
@@ -278,6 +278,9 @@ def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
     The route makes the same messages as before, even if it is no longer registered.
     """
     schema, table, event = kind = tuple(record["kind"])
+    origin = Origin(kind, (record["id"].encode(), record["position"].encode()))
+    if event == EventType.ENQUEUED.value:
+        return enqueued_route(kind), origin
     route = Route(
         schema=schema,
         table=table,
@@ -298,4 +301,4 @@ def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
         on_failure=record.get("on_failure", "continue"),
         replay=record.get("replay"),
     )
-    return route, Origin(kind, (record["id"].encode(), record["position"].encode()))
+    return route, origin

@@ -6,6 +6,7 @@
     make chaos ARGS="--kills 100 --target reload"
     make chaos ARGS="--kills 20 --target backfill --rows 50000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
+    make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed.
 
@@ -20,6 +21,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Final, Literal, NoReturn
 
 import typer
@@ -27,7 +29,7 @@ import typer
 from harness.server_process import ServerProcess
 from tests.acceptance.binlog_definitions import disturbed
 from tests.acceptance.changing_tables import ChangingTables
-from tests.acceptance.keys import KeyAttacks
+from tests.acceptance.keys import SIDES, KeyAttacks
 from tests.acceptance.network import Cable
 from tests.acceptance.parking import POINTS
 from tests.acceptance.reads import ReadAttacks
@@ -49,6 +51,7 @@ __all__ = [
 
 Target = Literal["listener", "broker", "database", "network", "all", "reload", "tables", "keys", "backfill"]
 Source = Literal["postgresql", "mysql", "mariadb"]
+BrokerKind = Literal["redis", "rabbitmq"]
 _LONGEST_RELOAD: Final = 300.0  # seconds, on a machine with other work
 Attack = Callable[[World], str]
 
@@ -190,6 +193,23 @@ def main(
     source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
     changes: Annotated[int, typer.Option(help="With --target keys: how many changes.")] = 100_000,
     keys: Annotated[int, typer.Option(help="With --target keys: over how many keys.")] = 1_000,
+    workers: Annotated[
+        int, typer.Option(min=1, help="With --target keys: how many workers, of two processes each.")
+    ] = 4,
+    broker: Annotated[BrokerKind, typer.Option(help="With --target keys: the broker.")] = "redis",
+    broker_kills: Annotated[
+        int | None,
+        typer.Option(help="With --target keys: how often the broker is killed; default: a tenth of --kills."),
+    ] = None,
+    without_keys: Annotated[
+        bool,
+        typer.Option(
+            "--without-keys", help="With --target keys: the tasks have none, so that faults are found."
+        ),
+    ] = False,
+    notes: Annotated[
+        Path | None, typer.Option(help="With --target keys: a file to keep what the tasks have noted.")
+    ] = None,
     rows: Annotated[int, typer.Option(help="With --target backfill: how many rows are there.")] = 50_000,
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
@@ -199,8 +219,18 @@ def main(
     if source != "postgresql":
         _tell(disturbed(source, seed=seed, stops=kills, said=typer.echo), "exactly once")
     if target == "keys":
-        with KeyAttacks(seed=seed, changes=changes, keys=keys, said=typer.echo) as key_attacks:
-            found = key_attacks.run(worker_kills=kills, broker_kills=kills // 10)
+        of_broker = kills // 10 if broker_kills is None else broker_kills
+        with KeyAttacks(
+            seed=seed,
+            changes=changes,
+            keys=keys,
+            workers=workers,
+            side=SIDES[broker],
+            has_keys=not without_keys,
+            notes=notes,
+            said=typer.echo,
+        ) as key_attacks:
+            found = key_attacks.run(worker_kills=kills, broker_kills=of_broker)
         _tell(found, "in the order of its key, one at a time")
     if target == "backfill":
         with ReadAttacks(seed=seed, rows=rows, said=typer.echo) as read_attacks:
