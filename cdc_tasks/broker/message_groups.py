@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-__all__ = ["GroupsUnknownError", "groups_of", "hold_key", "keeps_order", "note_retry"]
+__all__ = ["GroupsUnknownError", "groups_of", "hold_key", "note_retry"]
 
 
 class GroupsUnknownError(CDCError):
@@ -42,12 +42,6 @@ def _tell(message: Any, what: str) -> None:
     tell = getattr(getattr(message.channel, "qos", None), what, None)
     if tell is not None:
         tell(message.delivery_tag)
-
-
-def keeps_order(app: Celery) -> bool:
-    """Return whether this broker hands messages out by RANK_HEADER, without sending them to queues of their own."""
-    with app.connection_for_write() as connection:  # which does not connect
-        return bool(connection.transport.driver_type == "redis")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import defaultdict
 from operator import itemgetter
@@ -20,6 +19,7 @@ from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.tasks.in_order import LOG
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from harness.machine_servers import RabbitMQServer
@@ -232,8 +232,6 @@ def _waiting(environment: dict[str, str]) -> list[int]:
 
 def _cdc(environment: dict[str, str], *arguments: str) -> str:
     command = [sys.executable, "-m", "cdc_tasks", *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, check=False, capture_output=True, text=True
-    )
+    done = WARM.run(command, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout
