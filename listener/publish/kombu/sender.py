@@ -18,7 +18,7 @@ from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays
-from cdc_tasks.broker.rabbitmq.partitions import partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import partitions_of
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Call
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
@@ -303,19 +303,23 @@ class KombuSender:
     def _frames_of(self, task: Call) -> Frames:
         key = self._sent_as(task)
         if key not in self._frames:
+            if len(self._frames) >= _MOST_REMEMBERED:
+                self._frames.clear()
             template = self._template(task)
             self._declare(template)
-            self._frames[key] = Frames(self._channel, template, task.route.id)
+            self._frames[key] = Frames(self._channel, template, task.route)
         return self._frames[key]
 
     def _template(self, task: Call) -> MessageTemplate:
         key = self._sent_as(task)
         if key not in self._templates:
+            if len(self._templates) >= _MOST_REMEMBERED:  # each enqueued task may have a time of its own
+                self._templates.clear()
             _, partition = key
             self._templates[key] = message_template(
                 self._app,
                 task.route,
-                partition=partition if self._is_amqp else None,
+                partition=partitions_of(self._app)[partition] if partition and self._is_amqp else None,
                 has_key=task.key is not None,
             )
         return self._templates[key]
@@ -329,7 +333,7 @@ class KombuSender:
 
     @cached_property
     def _partitions(self) -> list[str]:
-        return partitions_in(self._app.amqp.queues)
+        return list(partitions_of(self._app))
 
     def _declare(self, message: MessageTemplate) -> None:
         """Declare the message's queue once a connection; all queues if Celery does not say which it is."""

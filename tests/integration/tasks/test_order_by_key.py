@@ -90,6 +90,24 @@ def test_a_task_that_is_retried_or_whose_worker_was_killed_holds_back_its_own_ke
     assert of_key == ["begin 3", "begin 3", "end 3", "begin 4", "end 4"], noted
 
 
+def test_a_task_that_always_fails_costs_the_others_no_hand_out(
+    broker: Broker, environment: dict[str, str], app: Celery
+) -> None:
+    others = range(100, 160)
+    with Worker(environment, "-Q", "cdc_bulk"):
+        _send(app, 1, "bad", "never")
+        for number in range(2, 22):
+            _send(app, number, "bad")
+        _wait_for(broker, "begin 1")
+        for number in others:
+            _send(app, number, f"good-{number % 7}")
+        _wait_for(broker, *(f"end {number}" for number in others))
+    begun = [line for line in _noted(broker) if line.startswith("begin ")]
+    # What waits for its key is not handed out, and nobody else's task is handed out more than once.
+    assert sorted({*begun} - {"begin 1"}) == [f"begin {number}" for number in others]
+    assert len([line for line in begun if line != "begin 1"]) == len(others)
+
+
 def test_a_failed_task_lets_its_key_go_on_or_holds_it_until_it_is_replayed_or_dropped(
     broker: Broker, environment: dict[str, str], app: Celery
 ) -> None:
