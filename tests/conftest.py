@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -38,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):
         config.pluginmanager.register(FailuresAtOnce(terminal))
     config.add_cleanup(use_own_temporary_directory())
+    # The processes of one run fill the data directory of each kind of server once.
+    MariaDBServer.templates = MySQLServer.templates = Path(tempfile.gettempdir())
 
 
 @dataclass(frozen=True, kw_only=True)
