@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.waiting import at_most
 from tests.support.listening import wait_for_listener
 from tests.support.operators import Operator
 from tests.support.publishing import messages
@@ -80,7 +81,7 @@ class Reader(Operator):
     def ends(self) -> None:
         if self.listener is not None:
             self.listener.send_signal(signal.SIGTERM)
-            self.listener.communicate(timeout=60)
+            self.listener.communicate(timeout=at_most(60))
 
     def tasks(self, name: str) -> int:
         queues = [key for key in self._broker.client.scan_iter() if self._broker.client.type(key) == b"list"]
