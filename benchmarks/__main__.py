@@ -14,7 +14,13 @@ import typer
 
 from benchmarks import binlog, rabbitmq, report
 from benchmarks.grouping import group
-from benchmarks.latency import time_beside_a_full_queue, time_start, time_to_queue, time_to_task
+from benchmarks.latency import (
+    time_beside_a_failing_key,
+    time_beside_a_full_queue,
+    time_start,
+    time_to_queue,
+    time_to_task,
+)
 from benchmarks.memory import idle_share, peak_by_transaction
 from benchmarks.messages import tell
 from benchmarks.postgres_stage import PostgresStage
@@ -63,6 +69,9 @@ class _Plan:
     def isolation(self, say: Say) -> Any:
         return time_beside_a_full_queue(1_000, self._seconds, say)
 
+    def failing_key(self, say: Say) -> Any:
+        return time_beside_a_failing_key(200, self._seconds, say)
+
     def memory(self, say: Say) -> Any:
         peak = peak_by_transaction(PostgresStage(), self._memory_sizes, say)
         return {"peak": peak, "idle": idle_share(self._seconds * 2, say)}
@@ -97,7 +106,10 @@ _PARTS = (
     "memory",
     "grouping",
     "isolation",
+    "failing_key",
     "workers",
+    "runners",
+    "messages",
 )
 
 

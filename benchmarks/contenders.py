@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from benchmarks.routes import QUEUE
 from benchmarks.stage import Stage
 
-__all__ = ["Contender", "Counting", "Ours", "Run"]
+__all__ = ["Contender", "Counting", "Ours", "Queueing", "Run"]
 
 AnyStage = TypeVar("AnyStage", bound=Stage)
 
@@ -89,11 +89,13 @@ class Ours(Contender[AnyStage]):
             listener.stop()
 
     def start(self, stage: AnyStage) -> Run:
-        return _Queueing(stage.listener().process, stage)
+        return Queueing(stage.listener().process, stage)
 
 
 @dataclass
-class _Queueing(Run):
+class Queueing(Run):
+    """A listener, whose progress is the length of its queue."""
+
     stage: Stage
 
     def progress(self) -> float:

@@ -112,6 +112,10 @@ def _facts(results: Results) -> dict[str, str]:
             results["isolation"],
             {"emptied": "the other queue is emptied", "blocked": "nobody empties the other queue"},
         ),
+        "failing_key_table": _latency_table(
+            results["failing_key"],
+            {"succeeds": "the fiftieth key's tasks succeed", "fails": "they always fail"},
+        ),
         "start": f"{median(results['latency']['start']):.2f}",
         "memory_table": table(
             ["rows in a transaction", "MB at the peak"],

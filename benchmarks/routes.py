@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from listener.router import BinlogRouter, EventType, became, changed
 
-__all__ = ["coalesced", "every_row", "every_ticket", "in_batches", "of_a_shop", "two_queues"]
+__all__ = [
+    "by_assignee",
+    "by_author",
+    "by_id",
+    "by_status",
+    "coalesced",
+    "every_row",
+    "every_ticket",
+    "in_batches",
+    "of_a_shop",
+    "two_queues",
+    "with_a_failing_key",
+]
 
 QUEUE = "cdc_bulk"
 OTHER_QUEUE = "cdc_cache"
+KEYS = 50  # of `with_a_failing_key`
 TABLES = ("narrow", "tickets", "wide")
 
 
@@ -51,12 +64,54 @@ def of_a_shop() -> BinlogRouter:
     return router
 
 
+def by_status() -> BinlogRouter:
+    """Return the route of `every_ticket` with a key; in `benchmarks.keys` all rows have one status."""
+    return _by("status")
+
+
+def by_assignee() -> BinlogRouter:
+    """Return the same with ten keys."""
+    return _by("assigned_to_id")
+
+
+def by_author() -> BinlogRouter:
+    """Return the same with a thousand keys."""
+    return _by("created_by")
+
+
+def by_id() -> BinlogRouter:
+    """Return the same with a key for each row."""
+    return _by("id")
+
+
 def two_queues() -> BinlogRouter:
     """Return two routes for each new row, to two queues. One of them stops nobody if it is full."""
     router = BinlogRouter()
     router.register("public", "tickets", EventType.INSERT, "bench.row", queue=QUEUE)
     router.register(
         "public", "tickets", EventType.INSERT, "bench.other", queue=OTHER_QUEUE, on_full="set_aside"
+    )
+    return router
+
+
+def with_a_failing_key() -> BinlogRouter:
+    """Return a route with fifty keys to a task that fails for one of them."""
+    router = BinlogRouter()
+    router.register(
+        "public",
+        "tickets",
+        EventType.INSERT,
+        "bench.row_of_key",
+        key=lambda change: change.row["id"] % KEYS,
+        queue=QUEUE,
+    )
+    return router
+
+
+def _by(column: str) -> BinlogRouter:
+    router = BinlogRouter()
+    router.register(
+        "public", "tickets", EventType.INSERT, "bench.row", when=changed("id"), queue=QUEUE, key=column
     )
     return router
 

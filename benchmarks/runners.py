@@ -23,6 +23,7 @@ import redis
 from benchmarks.environments import python_with
 from benchmarks.readings import group_cpu_seconds
 from benchmarks.runner_apps.record import NOTES, read_times
+from cdc_tasks.broker.redis.message_groups import MessageGroups
 from cdc_tasks.routing.message_groups import KEY_HEADER
 from harness.embedded_servers import ValkeyServer
 from harness.listener_process import mortal
@@ -96,10 +97,19 @@ class Ours(_Celery):
 
 
 class OursKeyed(Ours):
-    name = "cdc-tasks, 1,000 keys"
+    """Of each key one task is in the queue, and the others wait for it, as the listener puts them there."""
+
+    def __init__(self, keys: int) -> None:
+        self.name = f"cdc-tasks, {keys:,} keys"
+        self._keys = keys
 
     def key(self, number: int) -> str | None:
-        return f"bench:{number % 1_000}"
+        return f"bench:{number % self._keys}"
+
+    def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:  # noqa: ARG002
+        groups = MessageGroups(broker)
+        for each in range(number):
+            groups.put(self.queue, _message(self.queue, payload, self.key(each)))
 
 
 class Stock(_Celery):

@@ -15,7 +15,7 @@ from benchmarks.postgres_stage import PostgresStage
 from benchmarks.readings import cpu_seconds, peak_memory
 from benchmarks.stage import Stage
 
-__all__ = ["Drained", "Rows", "compare", "measure", "vary_transactions", "vary_width"]
+__all__ = ["Drained", "Rows", "compare", "drain", "measure", "rotated", "vary_transactions", "vary_width"]
 
 AnyStage = TypeVar("AnyStage", bound=Stage)
 
@@ -94,19 +94,19 @@ def measure(
             each.prepare(stage)
         for number in range(rounds):
             stage.fill(rows.table, rows.count, transaction=rows.transaction)
-            for each in _rotated(contenders, number):
-                result = _drain(each, stage, int(rows.count * each.share))
+            for each in rotated(contenders, number):
+                result = drain(each, stage, int(rows.count * each.share))
                 results[each.name].append(result)
                 say(f"{rows}, round {number + 1}: {each.name:15} {result.rate:9,.0f}/s")
     return {name: _summary(found) for name, found in results.items()}
 
 
-def _rotated(contenders: Sequence[Contender[AnyStage]], by: int) -> Iterable[Contender[AnyStage]]:
+def rotated(contenders: Sequence[Contender[AnyStage]], by: int) -> Iterable[Contender[AnyStage]]:
     by %= len(contenders)
     return [*contenders[by:], *contenders[:by]]
 
 
-def _drain(contender: Contender[AnyStage], stage: AnyStage, rows: int) -> _Result:
+def drain(contender: Contender[AnyStage], stage: AnyStage, rows: int) -> _Result:
     """Let one contender read `rows` rows; return its rate without and with the warm-up, processor time and memory."""
     run = contender.start(stage)
     try:

@@ -25,7 +25,8 @@ __all__ = [
 class EventType(StrEnum):
     """What happened to a row; with TRUNCATE, to a whole table. READ: a row as a backfill found it.
 
-    In a route, ALL means the four changes, and not READ.
+    In a route, ALL means the four changes, and not READ. ENQUEUED is no change, and not for routes: a task that a
+    transaction enqueued has it where others have the event that fired them.
     """
 
     INSERT = "insert"
@@ -33,6 +34,7 @@ class EventType(StrEnum):
     DELETE = "delete"
     TRUNCATE = "truncate"
     READ = "read"
+    ENQUEUED = "enqueued"
     ALL = "all"
 
 
@@ -77,6 +79,9 @@ class Change(Protocol):
 
     def changed(self, column: str) -> bool | None: ...
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes: ...
+    def row_json(
+        self, columns: tuple[str, ...]
+    ) -> bytes: ...  # `row`, without those that the source did not send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +154,10 @@ class RowChange:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
         # In ASCII: half of a surrogate pair has no UTF-8.
         return json.dumps(self.to_message(columns)).encode()
+
+    def row_json(self, columns: tuple[str, ...]) -> bytes:
+        """Return these columns of `row` as a JSON object, without those that the source did not send."""
+        return json.dumps(_only(self.row, columns)).encode()
 
     def to_message(self, columns: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return the argument that a task receives, with only `columns` (None: all) in its rows."""

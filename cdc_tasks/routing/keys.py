@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
 
 from cdc_tasks.changes import Change
+from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.arguments import row_values
 from cdc_tasks.routing.message_groups import bounded_key, text_of_values
 
 __all__ = ["CalledKey", "ColumnKey", "Key"]
+
+_MOST_REMEMBERED: Final = 10_000  # keys of a route
 
 Key = Callable[[Change], str | None]
 """A change's key; None: its task belongs to no group."""
@@ -25,10 +30,28 @@ class ColumnKey:
     is_for_many_tables: (
         bool  # and not shared on purpose: rows of two tables have nothing to do with each other
     )
+    # The last ones, by the columns as JSON: most rows of a busy table have a key that was made before.
+    _known: dict[bytes, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, change: Change) -> str:
         """Return the key of a change; raises ValueMissingError if the source did not send a value."""
-        return _key(self.group, row_values(change, self.columns), change if self.is_for_many_tables else None)
+        if self.is_for_many_tables:
+            return _key(self.group, row_values(change, self.columns), change)
+        try:
+            row = change.row_json(self.columns)
+        except CDCError:  # `to_json` says where in the log
+            return _key(self.group, row_values(change, self.columns), None)
+        known = self._known.get(row)
+        return known or self._make(row, change)
+
+    def _make(self, row: bytes, change: Change) -> str:
+        """Return the key of a change, and remember it if these columns of its row are all that it is made of."""
+        values = _plain_values(row)
+        if values is None or len(values) != len(self.columns):
+            return _key(self.group, row_values(change, self.columns), None)
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        return self._known.setdefault(row, _key(self.group, values, None))
 
     def __repr__(self) -> str:
         return ", ".join(self.columns)
@@ -52,6 +75,18 @@ class CalledKey:
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", repr(self.function))
+
+
+def _plain_values(row: bytes) -> list[Any] | None:
+    """Return the values of a row in JSON; None if there are others than texts and integers.
+
+    `row_values` reads these as exactly as they are: floats, integers of more than 64 bits, half of a surrogate pair.
+    """
+    try:
+        values = list(orjson.loads(row).values())
+    except ValueError:
+        return None
+    return values if all(type(value) in {str, int} for value in values) else None
 
 
 def _key(group: str, values: tuple[Any, ...] | list[Any], of_table: Change | None) -> str:

@@ -54,6 +54,7 @@ LONGEST_KEY: Final = 200  # bytes
 OnFailure = Literal["continue", "hold"]
 
 _LONGEST_GROUP: Final = 100  # letters
+_encode: Final = json.JSONEncoder(default=str, separators=(",", ":"), sort_keys=True).encode
 
 
 class KeyValueError(CDCError):
@@ -146,12 +147,14 @@ def shown_key(key: str) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return json.dumps(value, default=str, separators=(",", ":"), sort_keys=True)
+    if value.__class__ is int:
+        return repr(value)
+    return _encode(value)
 
 
 def _listed(values: tuple[Any, ...]) -> str:
     # As texts, like a single value: 42 and "42" are the same key.
-    return json.dumps([_text(value) for value in values], separators=(",", ":"))
+    return _encode([_text(value) for value in values])
 
 
 def _digest(text: str) -> str:

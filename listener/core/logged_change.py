@@ -81,6 +81,12 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     def event(self) -> EventType:
         return EventType(self._kind.event)
 
+    def row_json(self, columns: tuple[str, ...]) -> bytes:
+        """Return `columns` of `row` as a JSON object, without those that the source did not send."""
+        if self._new is not None:
+            return self._new_json(self._new, columns)
+        return b"{}" if self._old is None else self._old_json(self._old, columns)
+
     @property
     def before(self) -> dict[str, Any] | None:
         return None if self._old is None else json.loads(self._old_json(self._old))
@@ -115,12 +121,12 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         return self.stamp[0].decode()
 
     @abstractmethod
-    def _old_json(self, row: RowT) -> bytes:
-        """Return the old row with all columns that the source sent."""
+    def _old_json(self, row: RowT, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the old row with those of `columns` (None: all) that the source sent."""
 
     @abstractmethod
-    def _new_json(self, row: RowT) -> bytes:
-        """Return the new row with all columns that the source sent."""
+    def _new_json(self, row: RowT, columns: tuple[str, ...] | None = None) -> bytes:
+        """Return the new row, as `_old_json` does."""
 
     @abstractmethod
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:

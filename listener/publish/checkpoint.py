@@ -224,7 +224,7 @@ class Checkpoint:
         answer, command = next(
             pair for pair in zip(done, commands, strict=True) if isinstance(pair[0], ResponseError)
         )
-        key = command[3] if command[0] == "EVAL" else command[1]
+        key = command[3] if command[0] in {"EVAL", "EVALSHA"} else command[1]
         position, _, mark = self._known
         back = self._store(position or "", mark or "")
         self._retry.call(lambda: self._redis.send([back]))  # else the step would look done

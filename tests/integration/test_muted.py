@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from structlog.testing import capture_logs
 
 from cdc_tasks import muted
-from cdc_tasks.outbox.muted import MarkError
+from cdc_tasks.outbox.transaction import MarkError
 from harness.waiting import at_most, wait_until
 from listener.daemon.loop import Listener
 from listener.mysql.monitor import BinlogMonitor
@@ -112,7 +112,7 @@ def test_a_mark_holds_over_a_restart_in_the_middle_of_the_transaction(
             with muted(connection):
                 cursor.execute("INSERT INTO rows SELECT g FROM generate_series(51, 5000) g")
             cursor.execute("INSERT INTO rows SELECT g FROM generate_series(5001, 5100) g")
-        wait_until(lambda: broker.client.llen("usual") >= 10, what="the first batch", timeout=30)
+        wait_until(lambda: broker.client.llen("usual"), what="the first batch", timeout=30)
     assert broker.client.llen("usual") < 150
     with running(make_listener(database, broker, router), database):
         wait_until(lambda: len(_ids(broker, "usual")) >= 150, what="the rest", timeout=30)
@@ -171,7 +171,7 @@ def test_sqlalchemy_can_mute(
 
 _MARKS = (
     "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY,"
-    " says TEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB"
+    " says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB"
 )
 
 

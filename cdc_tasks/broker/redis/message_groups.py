@@ -7,12 +7,13 @@ that acknowledges the owner puts the next message into its queue, so no worker w
 has HOLD_HEADER leaves its key with itself as owner, until a person decides.
 
     cdc:keys                a hash: key, its owner as JSON: [delivery tag, task id, task, since, "held" or nothing]
-    cdc:keys:waiting:KEY    a sorted set of what waits, by RANK_HEADER and then by a number: each with its list
+    cdc:keys:waiting:KEY    a list of what waits, the next one first: each is its list, a line feed and the message
+    cdc:keys:ranked:KEY     a sorted set of what waits behind these, by RANK_HEADER and then by a number
     cdc:keys:held-up        a set: the keys for which something waits, and those that a failed task holds
     cdc:keys:lengths        a hash: list, how many messages wait for it
     cdc:keys:next:LIST      a list: messages whose turn has come, and that would else wait for the whole queue again
     cdc:keys:replaced       a hash: the delivery tags of messages that a retry has replaced, until they are acknowledged
-    cdc:keys:number         the last number
+    cdc:keys:number         the last number of a message with a rank
 
 A retry is another message with the same task id: it takes the key over from the message that it replaces. If that comes
 back, because its worker died after it had sent the retry, it is dropped. So is a second copy of the retry, which kombu
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADMIT",
+    "ADMIT_DIGEST",
     "GROUPS",
     "LENGTHS",
     "MOVE",
@@ -56,15 +58,19 @@ __all__ = [
 
 _OWNERS: Final = "cdc:keys"
 _HELD_UP: Final = "cdc:keys:held-up"
+_WAITING: Final = "cdc:keys:waiting:"
+_RANKED: Final = "cdc:keys:ranked:"
 _SEPARATOR: Final = r"\6\22"  # Lua for kombu's, between a queue's name and a priority
 _AT_ONCE: Final = 500  # messages in one script
 LENGTHS: Final = "cdc:keys:lengths"
 
 # Functions for scripts, after a line that sets P, the prefix of all keys.
-GROUPS: Final = f"""
+_NAMES: Final = f"""
 local OWNERS, HELD_UP, LENGTHS = P .. '{_OWNERS}', P .. '{_HELD_UP}', P .. '{LENGTHS}'
-local WAITING, NEXT, NUMBER = P .. 'cdc:keys:waiting:', P .. 'cdc:keys:next:', P .. 'cdc:keys:number'
-local REPLACED = P .. 'cdc:keys:replaced'
+local WAITING, RANKED, NUMBER = P .. '{_WAITING}', P .. '{_RANKED}', P .. 'cdc:keys:number'
+local NEXT, REPLACED = P .. 'cdc:keys:next:', P .. 'cdc:keys:replaced'
+"""
+_ADMITTING: Final = f"""{_NAMES}
 local function described(message)
     local headers = message['headers']
     if type(headers) ~= 'table' then return nil end
@@ -78,51 +84,25 @@ local function described(message)
 end
 local function own(each)
     local owner = cjson.encode({{each.tag, each.id, each.task, tonumber(redis.call('TIME')[1])}})
-    redis.call('HSET', OWNERS, each.key, owner)
+    redis.call('HSET', OWNERS, each.key, (string.gsub(owner, '\\\\/', '/')))
 end
 local function wait(each, list, message)
-    local number = redis.call('INCR', NUMBER)
-    local entry = string.format('%s %020.0f\\n%s\\n', each.rank, number, list)
-    redis.call('ZADD', WAITING .. each.key, 0, entry .. message)
+    if each.rank == '' then
+        redis.call('RPUSH', WAITING .. each.key, list .. '\\n' .. message)
+    else
+        local number = redis.call('INCR', NUMBER)
+        local entry = string.format('%s %020.0f\\n%s\\n', each.rank, number, list)
+        redis.call('ZADD', RANKED .. each.key, 0, entry .. message)
+    end
     redis.call('SADD', HELD_UP, each.key)
     redis.call('HINCRBY', LENGTHS, list, 1)
 end
-local function apart(entry)
-    local first = string.find(entry, '\\n', 1, true)
-    local second = string.find(entry, '\\n', first + 1, true)
-    return string.sub(entry, first + 1, second - 1), string.sub(entry, second + 1)
-end
-local function forget_waiting(key, entry)
-    redis.call('ZREM', WAITING .. key, entry)
-    local list, message = apart(entry)
-    if redis.call('HINCRBY', LENGTHS, list, -1) <= 0 then redis.call('HDEL', LENGTHS, list) end
-    if redis.call('EXISTS', WAITING .. key) == 0 then redis.call('SREM', HELD_UP, key) end
-    return list, message
-end
-local function advance(key, asked)  -- the next message owns the key; `asked`: lists at which a claim looks next
-    local entry = redis.call('ZRANGE', WAITING .. key, 0, 0)[1]
-    if not entry then
-        redis.call('HDEL', OWNERS, key)
-        redis.call('SREM', HELD_UP, key)
-        return
-    end
-    local list, message = forget_waiting(key, entry)
-    own(described(cjson.decode(message)))
-    -- Not into the list of a priority: no worker waits there, and this message has waited already.
-    local queue = string.match(list, '^(.-){_SEPARATOR}') or list
-    if redis.call('EXISTS', queue) == 1 or (asked and string.find(asked, '\\n' .. queue .. '\\n', 1, true)) then
-        redis.call('LPUSH', NEXT .. queue, message)
-    else
-        redis.call('RPUSH', queue, message)  -- and wake a worker up
-    end
+local function anything_waits(key)
+    return redis.call('EXISTS', WAITING .. key, RANKED .. key) > 0
 end
 local function owner_of(key)
     local owner = redis.call('HGET', OWNERS, key)
     return owner and cjson.decode(owner)
-end
-local function release(key, tag, asked)
-    local owner = owner_of(key)
-    if owner and owner[1] == tag then advance(key, asked) end
 end
 local function admit(each, list, message)  -- whether it owns the key now; if not, it waits, or is a second copy
     if type(each.replaces) == 'string' and redis.call('HEXISTS', REPLACED, each.replaces) == 1 then return false end
@@ -133,23 +113,69 @@ local function admit(each, list, message)  -- whether it owns the key now; if no
     end
     own(each)
     if owner and not owner[5] then redis.call('HSET', REPLACED, owner[1], 1) end
-    if owner and owner[5] and redis.call('EXISTS', WAITING .. each.key) == 0 then
-        redis.call('SREM', HELD_UP, each.key)
-    end
+    if owner and owner[5] and not anything_waits(each.key) then redis.call('SREM', HELD_UP, each.key) end
     return true
 end
-local function may_go(each, list, message)    -- whether it is handed out; if not, it waits, or was replaced
-    if redis.call('HDEL', REPLACED, each.tag) == 1 then return false end
-    local owner = owner_of(each.key)
-    if not owner then
-        own(each)
-    elseif owner[1] ~= each.tag then
-        if owner[2] ~= each.id then wait(each, list, message) end
-        return false
+"""
+GROUPS: Final = f"""{_ADMITTING}
+local function split(entry)  -- its list, and the message
+    local feed = string.find(entry, '\\n', 1, true)
+    return string.sub(entry, 1, feed - 1), string.sub(entry, feed + 1)
+end
+local function without_rank(entry)
+    return string.sub(entry, string.find(entry, '\\n', 1, true) + 1)
+end
+local function next_waiting(key)
+    local entry = redis.call('LPOP', WAITING .. key)
+    if entry then return entry end
+    entry = redis.call('ZRANGE', RANKED .. key, 0, 0)[1]
+    if not entry then return nil end
+    redis.call('ZREM', RANKED .. key, entry)
+    return without_rank(entry)
+end
+local function wait_no_more(key, list, number)
+    if redis.call('HINCRBY', LENGTHS, list, -number) <= 0 then redis.call('HDEL', LENGTHS, list) end
+    if not anything_waits(key) then redis.call('SREM', HELD_UP, key) end
+end
+local function advance(key, asked)  -- the next message owns the key; `asked`: lists at which a claim looks next
+    local entry = next_waiting(key)
+    if not entry then
+        redis.call('HDEL', OWNERS, key)
+        redis.call('SREM', HELD_UP, key)
+        return
     end
+    local list, message = split(entry)
+    wait_no_more(key, list, 1)
+    own(described(cjson.decode(message)))
+    -- Not into the list of a priority: no worker waits there, and this message has waited already.
+    local queue = string.match(list, '^(.-){_SEPARATOR}') or list
+    if redis.call('EXISTS', queue) == 1 or (asked and string.find(asked, '\\n' .. queue .. '\\n', 1, true)) then
+        redis.call('LPUSH', NEXT .. queue, message)
+    else
+        redis.call('RPUSH', queue, message)  -- and wake a worker up
+    end
+end
+local function release(key, tag, asked)
+    local owner = owner_of(key)
+    if owner and owner[1] == tag then advance(key, asked) end
+end
+local function earlier_waits(each)
+    if each.rank == '' then return false end
     local before = '(' .. each.rank .. ' '
-    if each.rank ~= '' and redis.call('ZRANGEBYLEX', WAITING .. each.key, '-', before, 'LIMIT', 0, 1)[1] then
-        -- one of an earlier rank came later
+    return redis.call('EXISTS', WAITING .. each.key) == 1
+        or redis.call('ZRANGEBYLEX', RANKED .. each.key, '-', before, 'LIMIT', 0, 1)[1]
+end
+local function may_go(each, list, message)    -- whether it is handed out; if not, it waits, or was replaced
+    local owner = owner_of(each.key)
+    if not owner or owner[1] ~= each.tag then
+        if redis.call('HDEL', REPLACED, each.tag) == 1 then return false end
+        if owner then
+            if owner[2] ~= each.id then wait(each, list, message) end
+            return false
+        end
+        own(each)
+    end
+    if earlier_waits(each) then  -- it came later
         wait(each, list, message)
         advance(each.key)
         return false
@@ -158,26 +184,74 @@ local function may_go(each, list, message)    -- whether it is handed out; if no
 end
 """
 
-# KEYS: the owners; ARGV: the prefix, then for each message its list, key, delivery tag, task id, task, and itself
-# For the listener, which sends it with its checkpoint. It looks at no message's content: that would take too long.
+# KEYS: the owners; ARGV: the prefix, then runs of messages with the same list and key: the list, the key, the
+# beginning of the record that the first one makes as the owner, the number of messages, and these, each behind its list
+# and a line feed.
+# For the listener, which sends it with its checkpoint. It calls Redis once for a run, and looks at a message's content
+# only if that has the owner's task id somewhere: it may take the owner's place.
 ADMIT: Final = f"""
 local P = ARGV[1]
-{GROUPS}
-local lists, pushed = {{}}, {{}}
-for i = 2, #ARGV, 6 do
-    local list, message = ARGV[i], ARGV[i + 5]
-    local each = {{key = ARGV[i + 1], tag = ARGV[i + 2], id = ARGV[i + 3], task = ARGV[i + 4], rank = ''}}
-    if admit(each, list, message) then
-        if not pushed[list] then
-            pushed[list] = {{}}
-            table.insert(lists, list)
-        end
-        table.insert(pushed[list], message)
+{_ADMITTING}
+local keys, owners, i = {{}}, {{}}, 2
+while i <= #ARGV do
+    keys[#keys + 1] = ARGV[i + 1]
+    i = i + 4 + ARGV[i + 3]
+end
+for number, owner in ipairs(redis.call('HMGET', OWNERS, unpack(keys))) do owners[keys[number]] = owner end
+local owned, held_up, lengths, lists, pushed = {{}}, {{}}, {{}}, {{}}, {{}}
+local ends_with_now = redis.call('TIME')[1] .. ']'
+local function push(list, message)
+    if not pushed[list] then
+        pushed[list] = {{}}
+        lists[#lists + 1] = list
+    end
+    table.insert(pushed[list], message)
+end
+local function write_owners()
+    if #owned > 0 then redis.call('HSET', OWNERS, unpack(owned)) end
+    owned = {{}}
+end
+local function admit_one_by_one(list, key, first, last)
+    write_owners()
+    for j = first, last do
+        local message = string.sub(ARGV[j], #list + 2)
+        if admit(described(cjson.decode(message)), list, message) then push(list, message) end
+    end
+    owners[key] = redis.call('HGET', OWNERS, key)
+end
+local function have_id_of(owner, first, last)
+    local id = string.match(owner, '^%["[^"]*","([^"]*)"')
+    for j = first, last do
+        if id and string.find(ARGV[j], id, 1, true) then return true end
     end
 end
+i = 2
+while i <= #ARGV do
+    local list, key, first, last = ARGV[i], ARGV[i + 1], i + 4, i + 3 + ARGV[i + 3]
+    local owner = owners[key]
+    if not owner then
+        push(list, string.sub(ARGV[first], #list + 2))
+        owners[key] = ARGV[i + 2] .. ends_with_now
+        owned[#owned + 1] = key
+        owned[#owned + 1] = owners[key]
+        first = first + 1
+    end
+    if owner and have_id_of(owner, first, last) then
+        admit_one_by_one(list, key, first, last)
+    elseif first <= last then
+        redis.call('RPUSH', WAITING .. key, unpack(ARGV, first, last))
+        held_up[#held_up + 1] = key
+        lengths[list] = (lengths[list] or 0) + last - first + 1
+    end
+    i = last + 1
+end
+write_owners()
+if #held_up > 0 then redis.call('SADD', HELD_UP, unpack(held_up)) end
+for list, number in pairs(lengths) do redis.call('HINCRBY', LENGTHS, list, number) end
 for _, list in ipairs(lists) do redis.call('LPUSH', list, unpack(pushed[list])) end
 return 0
 """
+ADMIT_DIGEST: Final = hashlib.sha1(ADMIT.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
 
 # KEYS: a list, a queue; ARGV: the prefix, how many messages go from the list to the queue; those with a key as above
 MOVE: Final = f"""
@@ -269,16 +343,40 @@ return #entries
 _PURGE_WAITING: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
-local entries = redis.call('ZRANGE', WAITING .. ARGV[2], ARGV[5], ARGV[5] + ARGV[4] - 1)
+local key, list = ARGV[2], ARGV[3]
+local entries = redis.call('LRANGE', WAITING .. key, ARGV[5], ARGV[5] + ARGV[4] - 1)
 local number = 0
-for _, entry in ipairs(entries) do
-    if apart(entry) == ARGV[3] then
-        forget_waiting(ARGV[2], entry)
+for i, entry in ipairs(entries) do
+    if split(entry) == list then
+        redis.call('LSET', WAITING .. key, ARGV[5] + i - 1, '')
         number = number + 1
     end
 end
-local owner = owner_of(ARGV[2])
-if owner and owner[5] then redis.call('SADD', HELD_UP, ARGV[2]) end
+if number > 0 then
+    redis.call('LREM', WAITING .. key, number, '')
+    wait_no_more(key, list, number)
+end
+local owner = owner_of(key)
+if owner and owner[5] then redis.call('SADD', HELD_UP, key) end
+return {{#entries, number}}
+""")
+
+# The same of those with a rank
+_PURGE_RANKED: Final = _Script(f"""
+local P = ARGV[1]
+{GROUPS}
+local key, list = ARGV[2], ARGV[3]
+local entries = redis.call('ZRANGE', RANKED .. key, ARGV[5], ARGV[5] + ARGV[4] - 1)
+local number = 0
+for _, entry in ipairs(entries) do
+    if split(without_rank(entry)) == list then
+        redis.call('ZREM', RANKED .. key, entry)
+        number = number + 1
+    end
+end
+if number > 0 then wait_no_more(key, list, number) end
+local owner = owner_of(key)
+if owner and owner[5] then redis.call('SADD', HELD_UP, key) end
 return {{#entries, number}}
 """)
 
@@ -364,7 +462,7 @@ class MessageGroups:
     def purge(self, places: Iterable[str]) -> int:
         """Delete the messages in these lists, and those that wait for them; return their number."""
         lists = list(map(self._prefixed, places))
-        number = sum(self._purge_waiting(key, place) for place in lists for key in self._held_up())
+        number = sum(map(self._purge_waiting_for, filter(self._number_for, lists)))
         for place in lists:
             for each in (place, self._prefixed(next_list(place))):
                 number += self._purge_all(_PURGE, each)
@@ -380,11 +478,22 @@ class MessageGroups:
             number += purged
         return number
 
-    def _purge_waiting(self, key: str, place: str) -> int:
+    def _number_for(self, place: str) -> int:
+        """Return how many messages wait for a list, which has the prefix."""
+        return int(self._client.hget(self._prefixed(LENGTHS), place) or 0)
+
+    def _purge_waiting_for(self, place: str) -> int:
+        return sum(
+            self._purge_waiting(script, key, place)
+            for key in self._held_up()
+            for script in (_PURGE_WAITING, _PURGE_RANKED)
+        )
+
+    def _purge_waiting(self, script: _Script, key: str, place: str) -> int:
         start, number = 0, 0
         while True:
             arguments = [self._prefix, key, place, _AT_ONCE, start]
-            looked_at, purged = _PURGE_WAITING(self._client, [self._prefixed(_OWNERS)], arguments)
+            looked_at, purged = script(self._client, [self._prefixed(_OWNERS)], arguments)
             if not looked_at:
                 return number
             start += looked_at - purged
@@ -413,13 +522,23 @@ class MessageGroups:
             task_id=task_id,
             since=datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
             state="failed" if held else "taken" if self._is_taken(tag) else "queued",
-            waiting=int(self._client.zcard(self._prefixed(f"cdc:keys:waiting:{key}"))),
+            waiting=self._number_waiting(key),
         )
 
     def waiting(self, key: str, *, most: int) -> list[Waiting]:
         """Return the first messages that wait for a key, in their order."""
-        entries: Any = self._client.zrange(self._prefixed(f"cdc:keys:waiting:{key}"), 0, most - 1)
-        return [_waiting(bytes_to_str(entry), self._prefix) for entry in entries]
+        pipe = self._client.pipeline()
+        pipe.lrange(self._prefixed(f"{_WAITING}{key}"), 0, most - 1)
+        pipe.zrange(self._prefixed(f"{_RANKED}{key}"), 0, most - 1)
+        first, ranked = pipe.execute()
+        entries = [*map(bytes_to_str, first), *(bytes_to_str(each).split("\n", 1)[1] for each in ranked)]
+        return [_waiting(entry, self._prefix) for entry in entries[:most]]
+
+    def _number_waiting(self, key: str) -> int:
+        pipe = self._client.pipeline()
+        pipe.llen(self._prefixed(f"{_WAITING}{key}"))
+        pipe.zcard(self._prefixed(f"{_RANKED}{key}"))
+        return sum(pipe.execute())
 
     def skip(self, key: str, task_id: str) -> bool:
         """Let a key go on without the task that owns it; return False if it has another owner by now."""
@@ -443,6 +562,6 @@ class MessageGroups:
 
 
 def _waiting(entry: str, prefix: str) -> Waiting:
-    _, place, message = entry.split("\n", 2)
+    place, message = entry.split("\n", 1)
     headers = json.loads(message)["headers"]
     return Waiting(str(headers.get("task")), str(headers.get("id")), place.removeprefix(prefix))

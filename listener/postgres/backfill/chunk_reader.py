@@ -18,12 +18,12 @@ import psycopg2
 from psycopg2.sql import SQL, Composable, Identifier
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
 from listener.core.backfill import BackfillRefusedError, ChunkRequest, Key, check_where
 from listener.core.chunk_thread import ChunkThread
 from listener.core.source import SourceError, SourceLostError
 from listener.postgres.backfill.table_key import ReadableTable, find_table
 from listener.postgres.client.connection import Connection, execute, fetch, translated
-from listener.postgres.codec.decoder import MESSAGE_PREFIX
 from listener.postgres.codec.tuple_data import Row
 
 __all__ = ["ChunkReader", "FoundRows", "TableColumn"]

@@ -96,11 +96,11 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
     def committed_at(self) -> datetime:
         return self.transaction.committed_at
 
-    def _old_json(self, row: Row) -> bytes:
-        return self._kind.table.render(row, self._kind.old_columns(None))
+    def _old_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
+        return self._kind.table.render(row, self._kind.old_columns(columns))
 
-    def _new_json(self, row: Row) -> bytes:
-        return self._kind.table.render(row, None)
+    def _new_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
+        return self._kind.table.render(row, columns)
 
     def _missing(self, columns: tuple[str, ...] | None) -> bytes:
         """Return the names, as the inside of a JSON list, of the columns that a row of this change lacks."""

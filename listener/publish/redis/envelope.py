@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from kombu.utils.json import dumps
 from pybase64 import b64encode
 
 from cdc_tasks.routing.message_groups import headers_of_key
-from cdc_tasks.routing.router import Route
+from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
@@ -37,7 +37,7 @@ from listener.publish.task_message import (
     split_body,
 )
 
-__all__ = ["Envelope", "Envelopes"]
+__all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
 
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
@@ -46,6 +46,7 @@ _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
 _NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
+_MOST_TEMPLATES: Final = 5_000
 
 
 # (arguments, keyword arguments, the change's id, position) -> message
@@ -53,10 +54,12 @@ _Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
 class KeyedMessages(NamedTuple):
-    """The same messages with a key, and what the script that admits them needs to know."""
+    """The same messages with a key, and what the script that admits them notes of the key's owner."""
 
-    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]  # the same, and the key
-    names: Callable[[bytes], tuple[bytes, bytes, str]]  # (the change's id) -> delivery tag, task id, task
+    # The same, and the key; behind its list and a line feed, as the script takes it.
+    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]
+    # (the change's id, position) -> the beginning of its record as the key's owner
+    owner: Callable[[bytes, bytes], bytes]
 
 
 class Envelope(NamedTuple):
@@ -133,8 +136,10 @@ class Envelopes:
                 code="several_queues",
             )
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
-        template = _Template(tuple(pushes), expiries, _renders(next(iter(pushes.values())), route, timing))
+        template = _Template(tuple(pushes), expiries, _renders(pushes, route, timing))
         self.queues.update(dict.fromkeys(pushes))
+        if len(self._templates) >= _MOST_TEMPLATES:  # each enqueued task may have a time of its own
+            self._templates.clear()
         return self._templates.setdefault(route.sent_as, template)
 
     def _commands(self, route: Route) -> tuple[_Commands, Timing | None]:
@@ -206,19 +211,23 @@ def _check(task: str, commands: _Commands) -> None:
 
 
 def _renders(
-    text: str, route: Route, timing: Timing | None
+    pushes: Mapping[str, str], route: Route, timing: Timing | None
 ) -> Callable[[bytes], tuple[_Render, KeyedMessages]]:
-    """Return a function of a kind of change. It returns the functions that make messages like `text`."""
+    """Return a function of a kind of change. It returns the functions that make messages like the one of `pushes`."""
+    queue, text = next(iter(pushes.items()))
     message = json.loads(text)
     head, middle, end = split_body(b64decode(message["body"]))
     tail = middle + end
     message["body"] = _BODY
     # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
-    message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
+    # Whoever enqueues a task may give two of them the same id.
+    name = ID if route.id else f"{ID}.{POSITION}"
+    message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
     message["headers"] |= headers_of_key(_KEY, route.on_failure)
     keyed, pick_keyed = _template(message, route)
-    names = _names(message["properties"]["delivery_tag"], route)
+    keyed = f"{queue}\n".replace("%", "%%").encode() + keyed
+    owner = _owner(message["properties"]["delivery_tag"], route)
 
     def renders(kind: bytes) -> tuple[_Render, KeyedMessages]:
         mine = plain.replace(KIND.encode(), kind.replace(b"%", b"%%"))
@@ -244,23 +253,32 @@ def _renders(
             message: bytes = with_key % pick_keyed(values)
             return message
 
-        return render_timed if timing else render, KeyedMessages(render_keyed, names)
+        return render_timed if timing else render, KeyedMessages(render_keyed, owner)
 
     return renders
 
 
-def _names(delivery_tag: str, route: Route) -> Callable[[bytes], tuple[bytes, bytes, str]]:
-    end_of_id = f"-{route.id}".encode()
-    end_of_tag = delivery_tag.replace(ID, f"-{route.id}").encode()
+def without_list(message: bytes) -> bytes:
+    """Return a message of `KeyedMessages` as a queue has it."""
+    return message[message.index(b"\n") + 1 :]
 
-    def names(change_id: bytes) -> tuple[bytes, bytes, str]:
-        return change_id + end_of_tag, change_id + end_of_id, route.task
 
-    return names
+def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
+    """Return what makes the beginning of an owner's record: `["delivery tag","task id","task",`."""
+    end = task_id("", route)
+    middle = f'{delivery_tag.replace(ID, end)}","'.encode()
+    end_of_id = b'%b",%b,' % (end.encode(), orjson.dumps(route.task))
+    place = POSITION.encode()
+
+    def owner(change_id: bytes, position: bytes) -> bytes:
+        tag = middle if route.id else middle.replace(place, position)
+        return b'["%b%b%b%b' % (change_id, tag, change_id, end_of_id)
+
+    return owner
 
 
 def _template(message: dict[str, Any], route: Route) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
     """Return the message with places to fill in, and what puts values into the order of the places."""
     text = dumps(message).replace("%", "%%")
     pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
-    return _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.id}")).encode(), pick
+    return _PLACE.sub("%b", text.replace(ID, task_id(ID, route))).encode(), pick

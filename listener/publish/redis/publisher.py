@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import Celery
 
-from cdc_tasks.broker.redis.message_groups import ADMIT, LENGTHS, owners_key
+from cdc_tasks.broker.redis.message_groups import ADMIT, ADMIT_DIGEST, LENGTHS, owners_key
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import GROW, PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
@@ -25,7 +25,7 @@ from listener.publish.checkpoint import Checkpoint
 from listener.publish.parked import log_parked, parked_key, store_parked
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection, too_large
-from listener.publish.redis.envelope import Envelope, Envelopes
+from listener.publish.redis.envelope import Envelope, Envelopes, without_list
 from listener.publish.redis.set_aside import SetAside, set_aside_key
 
 __all__ = ["RedisPublisher"]
@@ -94,6 +94,7 @@ class RedisPublisher:
         pipelined: bool = False,
         notes: str | None = None,
         also: Sequence[Command] = (),
+        before: Callable[[], None] | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes and the checkpoint, in one atomic step."""
         self._is_consistent = False
@@ -103,7 +104,7 @@ class RedisPublisher:
         self.flush()
         is_due = tasks or parked or saving or self._set_aside.is_due
         if is_due or checkpoint != self._checkpoint.confirmed or notes is not None:
-            self._start(tasks, saving, checkpoint, as_of, notes, parked=parked)
+            self._start(tasks, saving, checkpoint, as_of, notes, parked=parked, before=before)
             self._parked = parked
         else:
             self._look_now_and_then()
@@ -184,12 +185,15 @@ class RedisPublisher:
         notes: str | None = None,
         *,
         parked: Sequence[Parked] = (),
+        before: Callable[[], None] | None = None,
     ) -> None:
         envelopes = self._envelopes_of(tasks)
         self._checked_at = monotonic()  # the step looks too
         moves = list(self._set_aside.commands())  # as they are now, also if the step has to be sent again
         self._checkpoint.start(
-            lambda: chain(self._pushes(tasks, envelopes), moves, saving, self._parkings(parked)),
+            lambda: chain(
+                self._pushes(tasks, envelopes), moves, saving, self._parkings(parked), _awaited(before)
+            ),
             checkpoint,
             as_of,
             queries=self._length_queries(),
@@ -280,6 +284,13 @@ class RedisPublisher:
         return made
 
 
+def _awaited(before: Callable[[], None] | None) -> Iterator[Command]:
+    """Yield no command; call `before` when those in front have been made."""
+    if before is not None:
+        before()
+    yield from ()
+
+
 def _excess(load: Load) -> float:
     """Return by how much there is too much."""
     return 0.0 if load.limit is None else load.length / load.limit
@@ -302,40 +313,94 @@ class _Pushes:
     def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
         """Yield them; a message with a key goes to its queue if its key is free."""
         expiries: dict[Command, None] = {}
+        keyed = _KeyedPushes(self.prefix)
         for start in range(0, len(tasks), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             queues: dict[str, list[bytes]] = defaultdict(list)
-            keyed: list[bytes | str] = []
             for task, envelope in zip(tasks[part], envelopes[part], strict=True):
                 route, change, arguments, kwargs, key = task
-                keys, more, render, of_key = envelope
-                if key is None:
-                    message = render(arguments, kwargs, *change.stamp)
-                else:
-                    message = of_key.render(arguments, kwargs, *change.stamp, key)
+                keys, more, render, _ = envelope
+                if more:
+                    expiries.update(dict.fromkeys(more))
+                if key is not None:
+                    self._add_keyed(key, task, envelope, queues, keyed)
+                    continue
+                message = render(arguments, kwargs, *change.stamp)
                 if len(message) > self.max_bytes:
                     self._refuse(task, len(message))
                     continue
                 if self.beside is not None:
                     keys = tuple(self.beside.target(route, name) for name in keys)
-                if key is not None and keys == envelope.keys:
-                    keyed += (keys[0], key, *of_key.names(change.stamp[0]), message)
-                else:
-                    for name in keys:
-                        queues[name].append(message)
-                if more:
-                    expiries.update(dict.fromkeys(more))
-            yield from self._commands(queues, keyed)
+                for name in keys:
+                    queues[name].append(message)
+            yield from self._commands(queues)
+            if keyed.runs:
+                yield keyed.command()
         yield from expiries
 
-    def _commands(self, queues: Mapping[str, list[bytes]], keyed: list[bytes | str]) -> Iterator[Command]:
+    def _add_keyed(
+        self,
+        key: str,
+        task: Call,
+        envelope: Envelope,
+        queues: Mapping[str, list[bytes]],
+        keyed: _KeyedPushes,
+    ) -> None:
+        """Add a message with a key to those for the script, or to a list beside its queue."""
+        route, change, arguments, kwargs, _ = task
+        change_id, position = change.stamp
+        (queue,), _, _, of_key = envelope
+        message = of_key.render(arguments, kwargs, change_id, position, key)
+        if len(message) > self.max_bytes:
+            self._refuse(task, len(message))
+        elif self.beside is None or (name := self.beside.target(route, queue)) == queue:
+            keyed.add(queue, key, message, of_key.owner, change.stamp)
+        else:
+            queues[name].append(without_list(message))
+
+    def _commands(self, queues: Mapping[str, list[bytes]]) -> Iterator[Command]:
         for name, messages in queues.items():
             yield "LPUSH", name, *messages
-        if keyed:
-            yield "EVAL", ADMIT, "1", owners_key(self.prefix), self.prefix, *keyed
         if self.beside is not None:
             yield from self.beside.index(queues)
 
     def _refuse(self, task: Call, length: int) -> None:
         route, change, arguments, kwargs, key = task
         self.refused.append(Parked(route, change, too_large(length, self.max_bytes), arguments, kwargs, key))
+
+
+class _KeyedPushes:
+    """Messages with a key, as the script takes them that admits them: in runs with the same queue and key."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._script = "EVAL", ADMIT  # once in the atomic step; from then on Redis knows it
+        self._last: dict[str, list[str | bytes]] = {}  # by key: its last run
+        self.runs: list[list[str | bytes]] = []
+
+    def add(
+        self,
+        queue: str,
+        key: str,
+        message: bytes,
+        owner: Callable[[bytes, bytes], bytes],
+        stamp: tuple[bytes, bytes],
+    ) -> None:
+        """Add a message; `owner` makes the record that it needs if it is the first one of a run."""
+        run = self._last.get(key)
+        if run is not None and run[0] == queue:
+            run.append(message)
+        else:
+            run = self._last[key] = [queue, key, owner(*stamp), b"1", message]
+            self.runs.append(run)
+
+    def command(self) -> Command:
+        """Return the command that puts all of them into their queues, and start again without any."""
+        words: list[str | bytes] = [*self._script, "1", owners_key(self._prefix), self._prefix]
+        for run in self.runs:
+            if len(run) > 5:
+                run[3] = b"%d" % (len(run) - 4)
+            words += run
+        self._script = "EVALSHA", ADMIT_DIGEST
+        self._last, self.runs = {}, []
+        return tuple(words)
