@@ -417,12 +417,14 @@ def test_a_backfill_of_a_binlog_is_planned_and_done(
     refused = person.types("backfill", "numbered", "--where", "no_column > 1")
     assert refused.returncode == 1
     assert "does not take the condition" in " ".join(refused.stderr.split())
-    with person.running() as process:
+    with person.running("run", "--backfill") as process:
         person.sees(process)
-        assert person.asks("backfill", "named", "--chunk", "70")["done"]
-        person.waits_for("named")
+        wait_until(lambda: len(person.sent()) >= 600, what="the reads", timeout=60)
+        person.waits_for("numbered", "named")
         _ends(process)
-    assert [each["after"]["name"] for each in person.sent()] == person.names()
+    sent = check_sent(person, tables=("numbered", "named"))
+    assert {each["event"] for each in sent} == {"read"}
+    assert [each["after"]["name"] for each in sent if each["table"] == "named"] == person.names()
 
 
 def test_a_person_follows_and_directs_backfills(person: Person) -> None:
