@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from tests.support.operators import Operator
 from tests.support.publishing import messages
 
@@ -86,7 +86,7 @@ class Reader(Operator):
     def ends(self) -> None:
         if self.listener is not None:
             self.listener.send_signal(signal.SIGTERM)
-            self.listener.communicate(timeout=60)
+            self.listener.communicate(timeout=at_most(60))
 
     def tasks(self, name: str) -> int:
         client = self._broker.client
