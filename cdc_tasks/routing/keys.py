@@ -16,6 +16,7 @@ from cdc_tasks.routing.message_groups import bounded_key, text_of_values
 __all__ = ["CalledKey", "ColumnKey", "Key"]
 
 _MOST_REMEMBERED: Final = 10_000  # keys of a route
+_PLAIN: Final = (str, int)
 
 Key = Callable[[Change], str | None]
 """A change's key; None: its task belongs to no group."""
@@ -86,7 +87,10 @@ def _plain_values(row: bytes) -> list[Any] | None:
         values = list(orjson.loads(row).values())
     except ValueError:
         return None
-    return values if all(type(value) in {str, int} for value in values) else None
+    for value in values:
+        if value.__class__ not in _PLAIN:
+            return None
+    return values
 
 
 def _key(group: str, values: tuple[Any, ...] | list[Any], of_table: Change | None) -> str:
