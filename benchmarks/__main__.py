@@ -14,7 +14,14 @@ import typer
 
 from benchmarks import binlog, rabbitmq, report
 from benchmarks.grouping import group
-from benchmarks.latency import time_beside_a_full_queue, time_start, time_to_queue, time_to_task
+from benchmarks.keys import publish_keyed
+from benchmarks.latency import (
+    time_beside_a_failing_key,
+    time_beside_a_full_queue,
+    time_start,
+    time_to_queue,
+    time_to_task,
+)
 from benchmarks.memory import idle_share, peak_by_transaction
 from benchmarks.messages import tell
 from benchmarks.postgres_stage import PostgresStage
@@ -55,6 +62,10 @@ class _Plan:
             "start": time_start(self.rounds, say),
         }
 
+    def keys(self, say: Say) -> Any:
+        """Measure the listener; a worker with keys is among the runners."""
+        return publish_keyed(self.rows // 2, self._sweep_rounds, say)
+
     def rabbitmq(self, say: Say) -> Any:
         return measure(
             rabbitmq.RabbitMQStage(), rabbitmq.CONTENDERS, Rows(self.rows // 2), self._sweep_rounds, say
@@ -62,6 +73,9 @@ class _Plan:
 
     def isolation(self, say: Say) -> Any:
         return time_beside_a_full_queue(1_000, self._seconds, say)
+
+    def failing_key(self, say: Say) -> Any:
+        return time_beside_a_failing_key(200, self._seconds, say)
 
     def memory(self, say: Say) -> Any:
         peak = peak_by_transaction(PostgresStage(), self._memory_sizes, say)
@@ -92,12 +106,16 @@ _PARTS = (
     "throughput",
     "width",
     "transactions",
+    "keys",
     "rabbitmq",
     "latency",
     "memory",
     "grouping",
     "isolation",
+    "failing_key",
     "workers",
+    "runners",
+    "messages",
 )
 
 

@@ -1,11 +1,13 @@
 """How fast a backfill is, and what a live change waits for meanwhile: python -m benchmarks.backfill [ROWS].
 
-A table with ROWS rows of seven columns is sent to one route, as fast as it goes. Beside it, one client commits 1,000
-rows a second into another table; their way from the commit to the queue is measured with and without the backfill.
+`--database mysql` or `mariadb` measures those instead of PostgreSQL. A table with ROWS rows of seven columns is sent to
+one route, as fast as it goes. Beside it, one client commits 1,000 rows a second into another table; their way from the
+commit to the queue is measured with and without the backfill.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
@@ -14,7 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +26,7 @@ import psycopg2
 import redis
 
 from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.mysql_servers import MariaDBServer, MySQLServer
 
 _ROUTES: Final = """
 from listener.router import BinlogRouter, EventType
@@ -32,13 +37,23 @@ def setup(schema="public"):
     router.register(schema, "live", EventType.INSERT, "bench.live", queue="cdc_cache", args=["at"])
     return router
 """
-_TABLES: Final = """
+_TABLES: Final = {
+    "postgres": """
 CREATE TABLE items (id bigint PRIMARY KEY, subject text, status text, assignee int, price numeric(10, 2),
                     created_at timestamptz, note text);
 CREATE TABLE live (id bigserial PRIMARY KEY, at float8);
 INSERT INTO items SELECT g, 'Ticket ' || g, 'open', g % 100, g * 0.01, now(), repeat('n', 40)
 FROM generate_series(1, {rows}) g
-"""
+""",
+    "mysql": """
+CREATE TABLE items (id bigint PRIMARY KEY, subject varchar(100), status varchar(10), assignee int,
+                    price decimal(10, 2), created_at timestamp(6), note text);
+CREATE TABLE live (id bigint AUTO_INCREMENT PRIMARY KEY, at double);
+SET max_recursive_iterations = 4294967295;
+INSERT INTO items WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < {rows})
+SELECT n, CONCAT('Ticket ', n), 'open', n % 100, n * 0.01, NOW(6), REPEAT('n', 40) FROM g
+""",
+}
 _PER_SECOND: Final = 1_000
 _PROGRAM: Final = [sys.executable, "-m", "listener"]
 
@@ -46,8 +61,8 @@ _PROGRAM: Final = [sys.executable, "-m", "listener"]
 class _Live:
     """One client's commits, and how long each was on its way to the queue."""
 
-    def __init__(self, url: str, broker: redis.Redis) -> None:
-        self._url, self._broker = url, broker
+    def __init__(self, connect: Callable[[], Any], broker: redis.Redis) -> None:
+        self._connect, self._broker = connect, broker
         self.delays: list[float] = []
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=each) for each in (self._write, self._read)]
@@ -55,8 +70,7 @@ class _Live:
             each.start()
 
     def _write(self) -> None:
-        with closing(psycopg2.connect(self._url)) as connection, connection.cursor() as cursor:
-            connection.autocommit = True
+        with closing(self._connect()) as connection, connection.cursor() as cursor:
             due = time.monotonic()
             while not self._stop.is_set():
                 cursor.execute("INSERT INTO live (at) VALUES (%s)", [time.time()])
@@ -79,15 +93,47 @@ class _Live:
         return f"{len(ordered)} live rows, p50 {part[0]:.1f} ms, p99 {part[1]:.1f} ms"
 
 
+@contextmanager
+def _server(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Start a server; yield its database's URL, and what connects to it in autocommit mode."""
+    if kind == "postgres":
+        with PostgresServer() as postgres:
+            url = postgres.url_of("postgres")
+            yield url, partial(_connect_postgres, url)
+        return
+    with MariaDBServer() if kind == "mariadb" else MySQLServer() as server:
+        yield server.create_database("bench"), partial(server.connect, "bench")
+
+
+def _connect_postgres(url: str) -> Any:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    return connection
+
+
+def _fill(connect: Callable[[], Any], kind: str, rows: int) -> None:
+    statements = _TABLES["postgres" if kind == "postgres" else "mysql"].format(rows=rows)
+    if kind == "mysql":
+        statements = statements.replace("max_recursive_iterations", "cte_max_recursion_depth")
+    with closing(connect()) as connection, connection.cursor() as cursor:
+        for statement in statements.split(";"):
+            cursor.execute(statement)
+
+
 def main() -> None:
     """Measure, and print."""
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 500_000
-    chunk = sys.argv[2] if len(sys.argv) > 2 else "1000"
-    with PostgresServer() as server, ValkeyServer() as broker, tempfile.TemporaryDirectory() as home:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=int, nargs="?", default=500_000)
+    parser.add_argument("chunk", nargs="?", default="1000")
+    parser.add_argument("--database", choices=("postgres", "mysql", "mariadb"), default="postgres")
+    chosen = parser.parse_args()
+    with (
+        _server(chosen.database) as (url, connect),
+        ValkeyServer() as broker,
+        tempfile.TemporaryDirectory() as home,
+    ):
         Path(home, "bench_routes.py").write_text(_ROUTES)
-        url = server.url_of("postgres")
-        with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
-            cursor.execute(_TABLES.format(rows=rows))
+        _fill(connect, chosen.database, chosen.rows)
         environment = {
             **os.environ,
             "DATABASE_URL": url,
@@ -98,14 +144,14 @@ def main() -> None:
         }
         with subprocess.Popen(_PROGRAM, env=environment, stderr=subprocess.DEVNULL) as listener:
             try:
-                _measure(environment, redis.Redis.from_url(broker.url), chunk, listener.pid)
+                _measure(environment, connect, redis.Redis.from_url(broker.url), chosen.chunk, listener.pid)
             finally:
                 listener.terminate()
 
 
-def _measure(environment: dict[str, str], broker: redis.Redis, chunk: str, pid: int) -> None:
-    url = environment["DATABASE_URL"]
-
+def _measure(
+    environment: dict[str, str], connect: Callable[[], Any], broker: redis.Redis, chunk: str, pid: int
+) -> None:
     def types(*arguments: str) -> Any:
         done = subprocess.run(
             [*_PROGRAM, *arguments, "--json"], env=environment, check=True, capture_output=True, text=True
@@ -115,10 +161,10 @@ def _measure(environment: dict[str, str], broker: redis.Redis, chunk: str, pid: 
     time.sleep(5)
     for is_live in (False, True):
         if is_live:
-            alone = _Live(url, broker)
+            alone = _Live(connect, broker)
             time.sleep(10)
             _say(f"without a backfill: {alone.end()}")
-        live = _Live(url, broker) if is_live else None
+        live = _Live(connect, broker) if is_live else None
         before = _cpu_seconds(pid)
         name = types("backfill", "items", "--chunk", chunk)["id"]
         while (found := types("backfills", "show", name))["state"] != "done":

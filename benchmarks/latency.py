@@ -14,12 +14,20 @@ from tempfile import TemporaryDirectory
 from typing import Final, TypedDict
 
 from benchmarks.postgres_stage import PostgresStage
-from benchmarks.routes import OTHER_QUEUE, QUEUE
-from benchmarks.tasks import read_notes
+from benchmarks.routes import KEYS, OTHER_QUEUE, QUEUE
+from benchmarks.tasks import FAILS, read_notes
 from harness.waiting import wait_until
 from harness.worker import Worker
 
-__all__ = ["BINS", "Latency", "time_beside_a_full_queue", "time_start", "time_to_queue", "time_to_task"]
+__all__ = [
+    "BINS",
+    "Latency",
+    "time_beside_a_failing_key",
+    "time_beside_a_full_queue",
+    "time_start",
+    "time_to_queue",
+    "time_to_task",
+]
 
 BINS: Final = (0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 1000)  # upper ends in milliseconds
 
@@ -79,6 +87,33 @@ def time_to_task(per_second: int, seconds: float, say: Callable[[str], None]) ->
             stage.write_steadily(per_second, seconds + _WARM).wait()
             (count,) = stage.fetch("SELECT count(*) FROM tickets")[0]
             wait_until(lambda: len(read_notes(notes)) == count, timeout=60, what="every task to run")
+            listener.stop()
+        return _summary([(ran, committed) for ran, committed, _ in read_notes(notes)], say)
+
+
+def time_beside_a_failing_key(
+    per_second: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, Latency]:
+    """Measure the time to the tasks of 49 keys while the task of a fiftieth succeeds, or always fails."""
+    return {
+        "succeeds": _time_beside_key(per_second, seconds, say, {}),
+        "fails": _time_beside_key(per_second, seconds, say, {FAILS: "1"}),
+    }
+
+
+def _time_beside_key(
+    per_second: int, seconds: float, say: Callable[[str], None], more: dict[str, str]
+) -> Latency:
+    with TemporaryDirectory() as directory, PostgresStage() as stage:
+        notes = Path(directory) / "notes"
+        environment = {**worker_environment(stage, notes), **more}
+        with Worker(environment, "-Q", QUEUE), stage.listener("with_a_failing_key") as listener:
+            listener.wait_for("streaming")
+            stage.write_steadily(per_second, seconds + _WARM).wait()
+            (count,) = stage.fetch(f"SELECT count(*) FROM tickets WHERE id % {KEYS} <> 0")[0]  # noqa: S608  # a number
+            wait_until(
+                lambda: len(read_notes(notes)) == count, timeout=60, what="every task of the other keys"
+            )
             listener.stop()
         return _summary([(ran, committed) for ran, committed, _ in read_notes(notes)], say)
 

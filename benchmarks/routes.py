@@ -15,10 +15,12 @@ __all__ = [
     "in_batches",
     "of_a_shop",
     "two_queues",
+    "with_a_failing_key",
 ]
 
 QUEUE = "cdc_bulk"
 OTHER_QUEUE = "cdc_cache"
+KEYS = 50  # of `with_a_failing_key`
 TABLES = ("narrow", "tickets", "wide")
 
 
@@ -88,6 +90,20 @@ def two_queues() -> BinlogRouter:
     router.register("public", "tickets", EventType.INSERT, "bench.row", queue=QUEUE)
     router.register(
         "public", "tickets", EventType.INSERT, "bench.other", queue=OTHER_QUEUE, on_full="set_aside"
+    )
+    return router
+
+
+def with_a_failing_key() -> BinlogRouter:
+    """Return a route with fifty keys to a task that fails for one of them."""
+    router = BinlogRouter()
+    router.register(
+        "public",
+        "tickets",
+        EventType.INSERT,
+        "bench.row_of_key",
+        key=lambda change: change.row["id"] % KEYS,
+        queue=QUEUE,
     )
     return router
 

@@ -13,7 +13,12 @@ from typing import Any
 
 from celery import shared_task
 
-__all__ = ["Note", "read_notes"]
+from benchmarks.routes import KEYS
+from cdc_tasks import TryAgain
+
+__all__ = ["FAILS", "Note", "read_notes"]
+
+FAILS = "BENCH_KEY_FAILS"  # set: the task of one key always fails
 
 _VARIABLE = "BENCH_NOTES"  # the file's path
 _NOTE = Struct("=ddI")
@@ -24,6 +29,15 @@ Note = tuple[float, float, int]  # the times of the task and of its first row's 
 @shared_task(name="bench.row")
 def row(change: Mapping[str, Any]) -> None:
     _note(change, 1)
+
+
+@shared_task(name="bench.row_of_key")
+def row_of_key(change: Mapping[str, Any]) -> None:
+    """Fail if the environment says so for this key; the others note when they ran."""
+    if change["after"]["id"] % KEYS != 0:
+        _note(change, 1)
+    elif os.environ.get(FAILS):
+        raise TryAgain("This key's task always fails.", after=0.1)
 
 
 @shared_task(name="bench.rows")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.master_cache import MasterCache
+    from cdc_tasks.outbox.enqueue import enqueue
     from cdc_tasks.outbox.muted import muted
     from cdc_tasks.retry import TryAgain
     from cdc_tasks.routing.decorators import on_change
@@ -43,6 +44,7 @@ __all__ = [
     "became",
     "changed",
     "db",
+    "enqueue",
     "install",
     "key_headers",
     "latest_only",
@@ -69,6 +71,7 @@ _HOME: Final = {
     "TryAgain": "retry",
     "became": "routing.predicates",
     "changed": "routing.predicates",
+    "enqueue": "outbox.enqueue",
     "install": "worker.install",
     "key_headers": "routing.message_groups",
     "latest_only": "latest",

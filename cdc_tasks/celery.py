@@ -27,7 +27,6 @@ from cdc_tasks.user_code import TaskModulesError, import_task_modules, mistake
 from cdc_tasks.variables import unknown_variables
 from cdc_tasks.versions import OldCeleryError, check_versions
 from cdc_tasks.worker.install import install, make_own
-from cdc_tasks.worker.keyed_messages import KeyedQueues
 from cdc_tasks.worker.old_queues import OldQueues
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ app = Celery(
 )
 make_own(install(app))
 app.config_from_object(settings_module())
-app.steps["consumer"].update([AskOtherWorkers, OldQueues, KeyedQueues])
+app.steps["consumer"].update([AskOtherWorkers, OldQueues])
 
 
 @app.on_after_configure.connect

@@ -25,7 +25,8 @@ __all__ = [
 class EventType(StrEnum):
     """What happened to a row; with TRUNCATE, to a whole table. READ: a row as a backfill found it.
 
-    In a route, ALL means the four changes, and not READ.
+    In a route, ALL means the four changes, and not READ. ENQUEUED is no change, and not for routes: a task that a
+    transaction enqueued has it where others have the event that fired them.
     """
 
     INSERT = "insert"
@@ -33,6 +34,7 @@ class EventType(StrEnum):
     DELETE = "delete"
     TRUNCATE = "truncate"
     READ = "read"
+    ENQUEUED = "enqueued"
     ALL = "all"
 
 

@@ -23,6 +23,7 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "Reading from MySQL or MariaDB",
         ("pymysql", "pymysqlreplication", "zstandard", "cryptography"),
     ),
+    "journal": ("The journal", ("zstandard",)),
     "helpdesk": (
         "The help desk, with its messages and its cache,",
         ("sqlalchemy", "slack_sdk", "pymsteams", "cryptography", "requests", "urllib3"),

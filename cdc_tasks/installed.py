@@ -36,10 +36,22 @@ class Parts:
     dead_letters: bool = True
     health: bool = True
     metrics: bool = True
+    order_by_key: bool = True
+
+    @property
+    def has_partitions(self) -> bool:
+        """Return whether all is there that order by key on RabbitMQ needs."""
+        return self.order_by_key and self.transport and self.late_acks and self.dead_letters
 
 
 NO_PARTS: Final = Parts(
-    transport=False, late_acks=False, retries=False, dead_letters=False, health=False, metrics=False
+    transport=False,
+    late_acks=False,
+    retries=False,
+    dead_letters=False,
+    health=False,
+    metrics=False,
+    order_by_key=False,
 )
 _parts: WeakKeyDictionary[Celery, Parts] = WeakKeyDictionary()
 _own: WeakSet[Celery] = WeakSet()

@@ -8,7 +8,8 @@ def test_closing_a_ticket_tells_its_author():
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -17,10 +18,11 @@ from itertools import count
 from typing import Any, Protocol
 
 from cdc_tasks.changes import Change, EventType, RowChange
+from cdc_tasks.routing.enqueued import observers
 from cdc_tasks.routing.message_groups import OnFailure, bounded_key, text_of_values
 from cdc_tasks.words import counted
 
-__all__ = ["Fired", "assert_fires", "assert_fires_nothing", "row_change"]
+__all__ = ["Enqueued", "Fired", "assert_fires", "assert_fires_nothing", "enqueued_tasks", "row_change"]
 
 _numbers = count(1)
 
@@ -101,6 +103,45 @@ def assert_fires_nothing(router: _Router, change: Change) -> None:
     fired = [Fired.of(each) for each in router.tasks_for([change])]
     if fired:
         raise AssertionError(f"{_title(change)} should not fire anything. {_described(fired)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enqueued:
+    """One call of `cdc_tasks.enqueue`, as the message in the log has it."""
+
+    task: str
+    id: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    key: list[Any] | None  # of its message group: the group's name, and the values
+    options: dict[str, Any]
+
+
+@contextmanager
+def enqueued_tasks() -> Iterator[list[Enqueued]]:
+    """Note each call of `cdc_tasks.enqueue` in the block, also where its transaction is rolled back.
+
+    The calls run as ever, so the connection is a real one.
+    """
+    found: list[Enqueued] = []
+
+    def observe(said: Mapping[str, Any]) -> None:
+        found.append(
+            Enqueued(
+                task=said["task"],
+                id=said["id"],
+                args=said.get("args", []),
+                kwargs=said.get("kwargs", {}),
+                key=said.get("key"),
+                options=said.get("options", {}),
+            )
+        )
+
+    observers.append(observe)
+    try:
+        yield found
+    finally:
+        observers.remove(observe)
 
 
 def _check_rows(event: EventType, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:

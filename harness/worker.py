@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import redis
 
 from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +29,9 @@ def unacknowledged(client: redis.Redis, prefix: str = "") -> list[Any]:
 
 class Worker:
     """`celery -A cdc_tasks worker`, or another application's, in its own process group, with its log in a file."""
+
+    # How processes are started; the tests have a way that saves the imports.
+    popen: ClassVar[Callable[..., subprocess.Popen[bytes]]] = subprocess.Popen
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Worker:
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "celery", "-A", self._application, "worker", "--loglevel", "info"]
-        self.process = subprocess.Popen(
+        self.process = self.popen(
             [*command, *self._arguments],
             cwd=_CHECKOUT,
             env=self._environment,

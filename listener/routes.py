@@ -20,7 +20,16 @@ def setup_router(schema: str = "public") -> BinlogRouter:
     database that DATABASE_URL names.
     """
     router = BinlogRouter()
-    router.register(schema, "tickets", [EventType.INSERT], "cdc_tasks.notify_ticket_insert", columns=["id"])
+    # One key for both: a ticket's messages go out in the order of its changes, also where the first task is retried.
+    router.register(
+        schema,
+        "tickets",
+        [EventType.INSERT],
+        "cdc_tasks.notify_ticket_insert",
+        columns=["id"],
+        key="id",
+        group="tickets",
+    )
     router.register(
         schema,
         "tickets",
@@ -28,6 +37,8 @@ def setup_router(schema: str = "public") -> BinlogRouter:
         "cdc_tasks.notify_ticket_update",
         when=changed("assigned_to_id", "status", "priority"),
         columns=["id", "assigned_to_id", "status", "priority"],
+        key="id",
+        group="tickets",
     )
     router.register(schema, "users", [EventType.INSERT], "cdc_tasks.welcome_user", columns=["id"])
     for table in MASTER_TABLES:

@@ -33,6 +33,7 @@ from listener.core.findings import State
 from listener.postgres.client.connection import Connection, connect, execute, fetch, fetch_value, log_codec
 from listener.postgres.client.type_catalogue import TypeCatalogue
 from listener.postgres.codec.pgoutput import PgOutputDecoder
+from listener.postgres.plugins import SENDS_MESSAGES
 from listener.postgres.tables.catalogue import Table, read_names, read_tables
 from listener.postgres.tables.selection import selected_tables
 from listener.postgres.tables.table_findings import find_in_tables
@@ -44,7 +45,7 @@ _PATIENCE = "30s"  # how long a slot may wait for others' transactions
 
 _NEXT: Final = """
 SELECT data FROM pg_logical_slot_get_binary_changes(
-  %s, pg_current_wal_insert_lsn(), NULL, 'proto_version', '1', 'publication_names', %s)
+  %s, pg_current_wal_insert_lsn(), NULL, VARIADIC %s::text[])
 """
 
 
@@ -72,7 +73,13 @@ class Recorder:
             _check_server(self._session)
             self._types = TypeCatalogue(lambda: connect(url))
             codec = log_codec(self._session)  # type: ignore[arg-type]  # it reads what any session has
-            self._decoder = PgOutputDecoder(self._types.resolve, source="test", codec=codec)
+            self._decoder = PgOutputDecoder(
+                self._types.resolve,
+                source="test",
+                codec=codec,
+                keeps_muted=any(route.even_muted for route in router.routes),
+                prefixes=router.prefixes,
+            )
             self.watch()
             self._create_slot()
         except BaseException:
@@ -188,7 +195,10 @@ class Recorder:
         fetch(self._session, "SELECT pg_logical_emit_message(true, 'cdc_tasks.testing', '')")
         changes: list[Any] = []
         quoted = '"' + self._name + '"'
-        for (data,) in fetch(self._session, _NEXT, [self._name, quoted]):
+        has_messages = self._session.info.server_version >= SENDS_MESSAGES
+        options = ["proto_version", "1", "publication_names", quoted]
+        options += ["messages", "true"] if has_messages else []
+        for (data,) in fetch(self._session, _NEXT, [self._name, options]):
             self._decoder.decode(bytes(data), changes)
         return changes
 

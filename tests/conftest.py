@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.given_mysql import GivenMySQLServer, MariaDBServer, MySQLServer, shared_mysql_server
 from harness.machine_servers import DebianPostgresServer, RabbitMQServer, RedisServer
 from harness.waiting import wait_until
+from harness.worker import Worker
 from tests.support.mysql.source import MySQLDatabase, MySQLSource
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +74,21 @@ class Broker:
     @property
     def cache_url(self) -> str:
         return self.server.url_of(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_workers() -> Iterator[None]:
+    """Workers start without the imports of packages; where that matters, a test takes `cold_workers`."""
+    Worker.popen = WARM.popen
+    yield
+    Worker.popen = subprocess.Popen
+    WARM.close()
+
+
+@pytest.fixture
+def cold_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers start as a user starts them: their memory is their own."""
+    monkeypatch.setattr(Worker, "popen", subprocess.Popen)
 
 
 @pytest.fixture(scope="session")

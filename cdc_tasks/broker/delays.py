@@ -26,7 +26,7 @@ from kombu.common import Broadcast
 
 from cdc_tasks.broker.delivery_marks import without_marks
 from cdc_tasks.broker.rabbitmq import held_keys
-from cdc_tasks.broker.rabbitmq.partitions import partition_for, partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import partition_for, partitions_of
 from cdc_tasks.retry import UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER
 from cdc_tasks.versions import celery_is
@@ -34,6 +34,7 @@ from cdc_tasks.versions import celery_is
 __all__ = [
     "BindToDelayedDelivery",
     "DelayingApp",
+    "bind_to_delays",
     "due_at",
     "eta_by_this_clock",
     "with_countdown",
@@ -86,12 +87,13 @@ class DelayingApp:
 
     def _in_partition(self: Any, key: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return where a task with a key goes on RabbitMQ. If it is a retry, let the key belong to it."""
-        partitions = partitions_in(self.amqp.queues)
+        partitions = partitions_of(self)
         if not partitions:
             return {}
         if options.get("retries"):
             held_keys.hold(key, str(options["task_id"]), name, "retry")
-        return {"queue": partition_for(key, partitions), "exchange": None, "routing_key": None}
+        queue = partitions[partition_for(key, list(partitions))]
+        return {"queue": queue, "exchange": queue.exchange.name, "routing_key": queue.routing_key}
 
 
 def _has_quorum_queues(app: Any) -> bool:
@@ -114,6 +116,13 @@ def _make_delay_queues(app: Any) -> None:
                 with suppress(NotFound):  # the queue does not exist yet; the worker that makes it binds it
                     native_delayed_delivery.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
                     _bind_to_delayed_delivery(connection, queue)
+
+
+def bind_to_delays(app: Any, connection: Any, queue: Any) -> None:
+    """Bind a queue to the exchange to which messages go when their delay is over, if RabbitMQ keeps this app's."""
+    if _has_quorum_queues(app):
+        with suppress(NotFound):  # there are no queues for delays: Celery has logged that
+            _bind_to_delayed_delivery(connection, queue)
 
 
 def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:

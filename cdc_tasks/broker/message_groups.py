@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-__all__ = ["GroupsUnknownError", "groups_of", "hold_key", "keeps_order"]
+__all__ = ["GroupsUnknownError", "groups_of", "hold_key", "note_retry"]
 
 
 class GroupsUnknownError(CDCError):
@@ -30,15 +30,18 @@ def hold_key(message: Any) -> None:
     """Let a message that is acknowledged next keep its key, if it asks for that: its task has given up."""
     headers = message.headers
     if isinstance(headers, dict) and headers.get(HOLD_HEADER) is True:
-        hold = getattr(getattr(message.channel, "qos", None), "hold_key", None)
-        if hold is not None:
-            hold(message.delivery_tag)
+        _tell(message, "hold_key")
 
 
-def keeps_order(app: Celery) -> bool:
-    """Return whether this broker hands messages out by RANK_HEADER, without sending them to queues of their own."""
-    with app.connection_for_write() as connection:  # which does not connect
-        return bool(connection.transport.driver_type == "redis")
+def note_retry(message: Any) -> None:
+    """Let a message that is acknowledged next leave its key to its retry, which has been sent."""
+    _tell(message, "note_retry")
+
+
+def _tell(message: Any, what: str) -> None:
+    tell = getattr(getattr(message.channel, "qos", None), what, None)
+    if tell is not None:
+        tell(message.delivery_tag)
 
 
 @contextmanager

@@ -18,7 +18,14 @@ from kombu.connection import maybe_channel
 
 from cdc_tasks.broker.connection import Connection
 from cdc_tasks.broker.delivery_marks import without_wait
-from cdc_tasks.broker.rabbitmq.partitions import KEYED, is_keyed, is_partition, partitions_in, why_not_ours
+from cdc_tasks.broker.rabbitmq.partitions import (
+    KEYED,
+    is_keyed,
+    is_partition,
+    log_refused,
+    partitions_in,
+    why_not_ours,
+)
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.environment import queue_prefix
 
@@ -83,13 +90,7 @@ class Queues(amqp.Queues):
         if not refused:
             return
         self._consume_from = {name: queue for name, queue in self.consume_from.items() if name not in refused}
-        log.warning(
-            "keyed_queues_not_ours",
-            queues=list(refused),
-            error=next(iter(refused.values())),
-            hint="If this worker is to run tasks with a key, grant it these queues or make them for it, "
-            "and restart it: docs/operating.md, Order by key on RabbitMQ.",
-        )
+        log_refused(refused)
 
     def _current_names(self, names: Iterable[str] | str | None) -> Iterator[str]:
         for name in maybe_list(names) or ():

@@ -101,7 +101,7 @@ def _without_redis(app: Celery, parts: Parts) -> Iterator[str]:
     if not parts.dead_letters and not has_redis(app):
         yield (
             "CDC_CACHE_URL is not set, and the broker is no Redis: a task that fails, and a message of an unknown "
-            "task, are dropped, and no worker answers to `health`"
+            "task, are dropped, no worker answers to `health`, and this one takes no tasks with a key"
         )
 
 

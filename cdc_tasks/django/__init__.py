@@ -4,6 +4,6 @@
 Nothing else of ours imports this package, and it imports nothing of Django's before that is set up.
 """
 
-from cdc_tasks.django.registry import register
+from cdc_tasks.django.registry import accept, register
 
-__all__ = ["register"]
+__all__ = ["accept", "register"]

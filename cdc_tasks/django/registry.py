@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cdc_tasks.changes import EventType
     from cdc_tasks.routing.router import RouteOptions
 
-__all__ = ["Registered", "register", "registered"]
+__all__ = ["Registered", "accept", "accepted", "register", "registered"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class Registered:
 
 
 _registered: Final[dict[tuple[str, ...], Registered]] = {}
+_accepted: Final[dict[Any, None]] = {}
 
 
 def register(
@@ -50,6 +51,16 @@ def register(
     # A module that is imported again registers its routes again: the last one counts.
     key = place, repr(table), repr(events), str(getattr(task, "name", task))
     _registered[key] = Registered(table=table, events=events, task=task, options=options, place=place)
+
+
+def accept(*tasks: Task[Any, Any] | str) -> None:
+    """Send these tasks when a transaction enqueues them: for an app's `cdc.py`; see `BinlogRouter.accept`."""
+    _accepted.update(dict.fromkeys(tasks))
+
+
+def accepted() -> tuple[Any, ...]:
+    """Return the tasks that a transaction may enqueue, in order."""
+    return tuple(_accepted)
 
 
 def registered() -> tuple[Registered, ...]:

@@ -8,7 +8,7 @@ from django.utils.module_loading import autodiscover_modules
 from pydantic import SecretStr
 
 from cdc_tasks.django.database import database_url, home_schema, watched_connection
-from cdc_tasks.django.registry import Registered, registered
+from cdc_tasks.django.registry import Registered, accepted, registered
 from cdc_tasks.django.settings import SKIP_CHECKS, application, database_alias, routes_reference
 from cdc_tasks.environment import SettingsError
 from cdc_tasks.routing.router import BinlogRouter, RouteError
@@ -26,6 +26,8 @@ def setup_router() -> BinlogRouter:
     router, schema = BinlogRouter(), home_schema(watched_connection(database_alias()))
     for each in registered():
         _add(router, each, schema)
+    if tasks := accepted():
+        router.accept(*tasks)
     return router
 
 

@@ -31,6 +31,7 @@ from cdc_tasks.django.database import database_url, table_of
 from cdc_tasks.django.routes import load_project_router
 from cdc_tasks.django.settings import application, database_alias
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.enqueued import EnqueuedTask
 from cdc_tasks.routing.message_groups import OnFailure
 from cdc_tasks.testing import Fired, WantedOrder, check_fired, row_change
 
@@ -122,8 +123,10 @@ def captured_commits() -> Iterator[Captured]:
         captured.changes += map(_row_change, recorder.changes())
 
 
-def _row_change(change: Change) -> RowChange:
-    return RowChange.from_message(json.loads(change.to_json()))
+def _row_change(change: Change) -> Any:
+    return (
+        change if isinstance(change, EnqueuedTask) else RowChange.from_message(json.loads(change.to_json()))
+    )
 
 
 def _check_commits(connection: BaseDatabaseWrapper) -> None:

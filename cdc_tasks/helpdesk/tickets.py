@@ -1,9 +1,12 @@
-"""The tasks for changes of `tickets`: they notify the assignee, and the assignee's managers."""
+"""The tasks for changes of `tickets`: they notify the assignee, and the assignee's managers.
+
+Their routes have a key (`listener/routes.py`): the tasks of one ticket run one at a time, in the order of its changes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from celery import shared_task
@@ -13,37 +16,30 @@ from cdc_tasks.changes import RowChange
 from cdc_tasks.helpdesk.models import Ticket
 from cdc_tasks.helpdesk.ticket_messages import REPORTED_COLUMNS
 from cdc_tasks.helpdesk.users import get_manager_ids
-from cdc_tasks.notify.delivery import notify_users
+from cdc_tasks.notify.delivery import notify_each
 from cdc_tasks.notify.message import Notification
-from cdc_tasks.notify.rate_limit import GroupMember, in_group_order
 from cdc_tasks.words import counted
 from cdc_tasks.worker.base_task import RetryingTask
-
-if TYPE_CHECKING:
-    from celery import Task
 
 __all__ = ["notify_ticket_insert", "notify_ticket_update", "reported_changes"]
 
 log = structlog.get_logger()
 
 
-@shared_task(name="cdc_tasks.notify_ticket_insert", bind=True, base=RetryingTask)
-def notify_ticket_insert(self: Task[Any, Any], change: dict[str, Any]) -> str:
+@shared_task(name="cdc_tasks.notify_ticket_insert", base=RetryingTask)
+def notify_ticket_insert(change: dict[str, Any]) -> str:
     """Notify the assignee of a new ticket, and the assignee's managers."""
-    insert = RowChange.from_message(change)
-    with in_group_order(_group_member(insert), self):
-        return _notify(insert, "new_ticket", None)
+    return _notify(RowChange.from_message(change), "new_ticket", None)
 
 
-@shared_task(name="cdc_tasks.notify_ticket_update", bind=True, base=RetryingTask)
-def notify_ticket_update(self: Task[Any, Any], change: dict[str, Any]) -> str:
+@shared_task(name="cdc_tasks.notify_ticket_update", base=RetryingTask)
+def notify_ticket_update(change: dict[str, Any]) -> str:
     """Notify the assignee, and the assignee's managers, with the old and the new values."""
     update = RowChange.from_message(change)
     changed = reported_changes(update)
     if changed == {}:
         return _nothing_sent(update.row["id"], "no reported column has changed")
-    with in_group_order(_group_member(update), self):
-        return _notify(update, "ticket_updated", changed)
+    return _notify(update, "ticket_updated", changed)
 
 
 def reported_changes(update: RowChange) -> dict[str, tuple[Any, Any]] | None:
@@ -57,13 +53,9 @@ def reported_changes(update: RowChange) -> dict[str, tuple[Any, Any]] | None:
     return None if not found and None in differs.values() else found
 
 
-def _group_member(change: RowChange) -> GroupMember:
-    return GroupMember(group=f"ticket:{change.row['id']}", position=change.position, delivery_id=change.id)
-
-
 def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | None) -> str:
     ticket_id = change.row["id"]
-    with db.session() as session:
+    with db.reading() as session:
         ticket = session.get(Ticket, ticket_id)
         if ticket is None:
             return _nothing_sent(ticket_id, "the ticket is gone")
@@ -73,8 +65,9 @@ def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | 
             kind=kind, subject_id=ticket_id, change_id=change.id, changed=changed, position=change.position
         )
         for_managers = replace(notification, kind=f"manager_{kind}")
-        count = notify_users(session, [ticket.assigned_to_id], notification)
-        count += notify_users(session, get_manager_ids(ticket.assigned_to_id, session), for_managers)
+        managers = get_manager_ids(ticket.assigned_to_id, session)
+        told = [(ticket.assigned_to_id, notification), *((manager, for_managers) for manager in managers)]
+        count = notify_each(session, told)
     log.info("messages_queued", kind=kind, ticket_id=ticket_id, messages=count)
     return f"{counted(count, 'message')} queued"
 

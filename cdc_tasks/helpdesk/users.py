@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import shared_task
-from sqlalchemy import select
 
 from cdc_tasks import db
 from cdc_tasks.changes import RowChange
@@ -29,7 +28,7 @@ def welcome_user(change: dict[str, Any]) -> str:
     """Send a welcome to each account of a new user."""
     insert = RowChange.from_message(change)
     user_id = insert.row["id"]
-    with db.session() as session:
+    with db.reading() as session:
         if session.get(User, user_id) is None:
             log.info("nothing_sent", reason="the user is gone", user_id=user_id)
             return "nothing sent: the user is gone"
@@ -50,7 +49,8 @@ def get_manager_ids(user_id: int, session: Session) -> list[int]:
 
 
 def _manager_of(user_id: int, session: Session) -> int | None:
-    return session.scalar(select(User.manager_id).where(User.id == user_id))
+    user = session.get(User, user_id)  # the first one is loaded with the ticket
+    return None if user is None else user.manager_id
 
 
 @composes("welcome")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import lazyload
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import sealed_secrets
-from cdc_tasks.notify.models import ConnectedAccount, User
+from cdc_tasks.notify.models import ConnectedAccount, NotificationPreferences, User
 from cdc_tasks.notify.services import Recipient, adapter_for
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Account:
     user_id: int
     service: str
     recipient: Recipient
+    preferences: NotificationPreferences | None = None  # the user's row, if there is one
 
 
 class UnknownUserError(CDCError):
@@ -54,7 +55,13 @@ def load(session: Session, account_id: int) -> Account | None:
         return None
     secret = sealed_secrets.open_sealed(row.secret)
     recipient = Recipient(address=row.address, secret=secret, email=row.user.email)
-    return Account(id=row.id, user_id=row.user_id, service=row.service, recipient=recipient)
+    return Account(
+        id=row.id,
+        user_id=row.user_id,
+        service=row.service,
+        recipient=recipient,
+        preferences=row.preferences,
+    )
 
 
 def connect(session: Session, *, email: str, service: str, address: str | None, secret: SecretStr) -> int:
@@ -73,7 +80,7 @@ def connect(session: Session, *, email: str, service: str, address: str | None, 
 
 def reseal_all(session: Session) -> int:
     """Encrypt every secret with the first key of CDC_SECRET_KEY; return how many. Raises SealedSecretError."""
-    query = select(ConnectedAccount).options(lazyload(ConnectedAccount.user)).with_for_update()
+    query = select(ConnectedAccount).options(lazyload("*")).with_for_update()
     accounts = session.scalars(query).all()
     for account in accounts:
         account.secret = sealed_secrets.reseal(account.secret)

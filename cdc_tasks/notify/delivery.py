@@ -12,15 +12,15 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import db
-from cdc_tasks.broker.message_groups import keeps_order
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
 from cdc_tasks.notify.message import Message, Notification, compose
-from cdc_tasks.notify.rate_limit import GroupMember, expect
+from cdc_tasks.notify.rate_limit import Channel
 from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
 from cdc_tasks.notify.services import adapter_for, rate_of
 from cdc_tasks.retry import NotYetError, TryAgain, may_retry, seconds_without_jitter
+from cdc_tasks.routing.message_groups import key_headers
 from cdc_tasks.settings import worker_settings
 from cdc_tasks.worker.base_task import RetryingTask
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["deliver", "notify_users"]
+__all__ = ["deliver", "notify_each", "notify_users"]
 
 log = structlog.get_logger()
 
@@ -56,22 +56,17 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
     notification = Notification(
         kind=kind, subject_id=subject_id, change_id=change_id, changed=pairs, position=position
     )
-    member = _group_member(notification, account_id)
-    with db.session() as session:
+    with db.reading() as session:
         account = accounts.load(session, account_id)
         message = compose(session, notification)
-        quiet = (
-            preferences.of_user(session, account.user_id).quiet_seconds(datetime.now(UTC)) if account else 0
-        )
     if account is None or message is None:
-        member.release()
         return _nothing_sent(
             notification, account_id, "the account is gone" if account is None else "its subject is gone"
         )
+    quiet = preferences.of_row(account.preferences).quiet_seconds(datetime.now(UTC))
     if quiet:
-        member.reschedule(quiet)
         raise NotYetError("These are the user's quiet hours.", after=quiet)
-    if not _send_in_order(account, message, member):
+    if not _send_once(account, message, _delivery_id(notification, account_id)):
         return _nothing_sent(notification, account_id, "it was sent before")
     log.info("message_sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
     return f"sent to {account.service}"
@@ -79,28 +74,35 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
 
 def notify_users(session: Session, user_ids: Iterable[int], notification: Notification) -> int:
     """Queue one message for each account of these users, and return their number; raises BrokerAwayError."""
-    account_ids = list(_accounts_to_tell(session, list(user_ids), notification))
-    members = [_group_member(notification, account_id) for account_id in account_ids]
-    expect(members)
-    for account_id, member in zip(account_ids, members, strict=True):
-        _queue(notification, account_id, member)
-    return len(account_ids)
+    return notify_each(session, [(user_id, notification) for user_id in user_ids])
 
 
-def _accounts_to_tell(session: Session, user_ids: Sequence[int], notification: Notification) -> Iterator[int]:
-    if not user_ids:
+def notify_each(session: Session, told: Sequence[tuple[int, Notification]]) -> int:
+    """Queue one message for each account of each (user, notification); return and raise what `notify_users` does."""
+    messages = list(_messages(session, told))
+    for account_id, notification in messages:
+        _queue(notification, account_id)
+    return len(messages)
+
+
+def _messages(
+    session: Session, told: Sequence[tuple[int, Notification]]
+) -> Iterator[tuple[int, Notification]]:
+    """Yield each account that gets a message, with the notification."""
+    if not told:
         return
+    user_ids = [user_id for user_id, _ in told]
     chosen = preferences.of_users(session, user_ids)
     account_ids = accounts.ids_for_users(session, user_ids)
-    for user_id in user_ids:
+    for user_id, notification in told:
         reason = chosen[user_id].reason_not_to_send(notification.kind)
         if reason is None and user_id in account_ids:
-            yield from account_ids[user_id]
+            yield from ((account_id, notification) for account_id in account_ids[user_id])
         else:
             _nothing_sent(notification, None, reason or "the user has no connected account", user_id=user_id)
 
 
-def _queue(notification: Notification, account_id: int, member: GroupMember) -> None:
+def _queue(notification: Notification, account_id: int) -> None:
     try:
         deliver.apply_async(
             kwargs={
@@ -111,43 +113,32 @@ def _queue(notification: Notification, account_id: int, member: GroupMember) -> 
                 "changed": notification.changed,
                 "position": notification.position,
             },
-            task_id=member.delivery_id,
-            headers=member.headers if keeps_order(deliver.app) else None,
+            task_id=_delivery_id(notification, account_id),
+            headers=key_headers("account", account_id, position=notification.position),
         )
     except OperationalError as error:
         raise BrokerAwayError(f"The broker did not take a task: {error}") from error
 
 
-def _group_member(notification: Notification, account_id: int) -> GroupMember:
-    """Return it with an id that is always the same for one change, kind of message and account."""
+def _delivery_id(notification: Notification, account_id: int) -> str:
+    """Return the id that is always the same for one change, kind of message and account."""
     name = f"cdc_tasks:{notification.change_id}:{notification.kind}:{account_id}"
-    return GroupMember(
-        group=f"account:{account_id}",
-        position=notification.position,
-        delivery_id=str(uuid5(NAMESPACE_URL, name)),
-    )
+    return str(uuid5(NAMESPACE_URL, name))
 
 
-def _send_in_order(account: accounts.Account, message: Message, member: GroupMember) -> bool:
+def _send_once(account: accounts.Account, message: Message, delivery_id: str) -> bool:
     """Send the message; return False if it was sent before. Raises NotYetError, and the errors of `_send_claimed`."""
-    record = DeliveryRecord(member.delivery_id)
-    claim = member.acquire(account, rate_of(account.service), record)
+    record, channel = DeliveryRecord(delivery_id), Channel.of(account)
+    claim = channel.acquire(rate_of(account.service), record)
     if claim is Claim.SENT:
-        member.release()
         return False
     try:
         _send_claimed(account, message, record, may_be_sent=claim is Claim.UNKNOWN)
-        member.release_sent(record)
-    except TryAgain as error:
+    except RateLimitedError as error:
         if may_retry(error, deliver.request, deliver.max_retries):
-            wait = seconds_without_jitter(error, deliver.request.retries)
-            member.reschedule(wait, block_channel_of=account if isinstance(error, RateLimitedError) else None)
-        else:
-            member.release()
+            channel.block(seconds_without_jitter(error, deliver.request.retries))
         raise
-    except Exception:  # the task gives up after any other error, and the next messages go on
-        member.release()
-        raise
+    record.sent()
     return True
 
 

@@ -16,7 +16,7 @@ from cdc_tasks import cache
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.retry import NotYetError, TryAgain
 
-__all__ = ["CLAIM", "END", "Claim", "DeliveryRecord", "claimed"]
+__all__ = ["CLAIM", "Claim", "DeliveryRecord", "claimed"]
 
 _LEASE = (
     65 + LONGEST_STEP
@@ -33,17 +33,20 @@ class Claim(StrEnum):
     UNKNOWN = "unknown"  # a worker tried, with unknown outcome; the claim is now ours
 
 
-# Functions for scripts. claim_before: the answer if nothing is to be done; claim: takes the record. Both answer with an
-# outcome, and the milliseconds until another worker's claim ends.
+# Functions for scripts. claim_before: the answer if nothing is to be done; claimed_by_another: the answer while another
+# worker's claim holds; claim: takes the record. Each answers with an outcome, and milliseconds until such a claim ends.
 CLAIM: Final = """
 local function claim_before(record, holder)
     local found = redis.call('HMGET', record, 'sent', 'holder', 'before')
     if found[1] then return {'sent', 0} end
     if found[2] == holder then return {found[3], 0} end  -- the answer was lost, and the client repeats the call
 end
-local function claim(record, holder, now, lease, kept)
+local function claimed_by_another(record, now)
     local till = tonumber(redis.call('HGET', record, 'until'))
     if till and till > now then return {'busy', till - now} end
+end
+local function claim(record, holder, now, lease, kept)
+    local till = redis.call('HGET', record, 'until')
     local before = till and 'unknown' or 'free'
     redis.call('HSET', record, 'holder', holder, 'until', now + lease, 'before', before)
     redis.call('EXPIRE', record, kept)
@@ -53,7 +56,9 @@ end
 
 # KEYS: the record, the clock; ARGV: the holder, milliseconds of the lease, seconds to keep the record
 _CLAIM: Final = f"""{STEADY}{CLAIM}
-return claim_before(KEYS[1], ARGV[1]) or claim(KEYS[1], ARGV[1], steady(KEYS[2]), ARGV[2], ARGV[3])
+local now = steady(KEYS[2])
+return claim_before(KEYS[1], ARGV[1]) or claimed_by_another(KEYS[1], now)
+    or claim(KEYS[1], ARGV[1], now, ARGV[2], ARGV[3])
 """
 
 # KEYS: the record, the clock; ARGV: the holder, milliseconds of the lease
@@ -64,24 +69,20 @@ redis.call('HSET', KEYS[1], 'until', steady(KEYS[2]) + ARGV[2])
 return 1
 """
 
-# A function for scripts.
-END: Final = """
-local function end_claim(record, holder, outcome, kept)
-    local found = redis.call('HGET', record, 'holder')
-    if found and found ~= holder then return end
-    if outcome == 'not sent' then
-        redis.call('DEL', record)
-    elseif outcome == 'sent' then
-        redis.call('HSET', record, 'sent', 1)
-        redis.call('EXPIRE', record, kept)
-    else
-        redis.call('HSET', record, 'until', 0)
-    end
+# KEYS: the record; ARGV: the holder, the outcome, seconds to keep the record
+_END: Final = """
+local record, holder, outcome = KEYS[1], ARGV[1], ARGV[2]
+local found = redis.call('HGET', record, 'holder')
+if found and found ~= holder then return end
+if outcome == 'not sent' then
+    redis.call('DEL', record)
+elseif outcome == 'sent' then
+    redis.call('HSET', record, 'sent', 1)
+    redis.call('EXPIRE', record, ARGV[3])
+else
+    redis.call('HSET', record, 'until', 0)
 end
 """
-
-# KEYS: the record; ARGV: the holder, the outcome, seconds to keep the record
-_END: Final = f"{END} end_claim(KEYS[1], ARGV[1], ARGV[2], ARGV[3])"
 
 
 class DeliveryRecord:
@@ -97,10 +98,6 @@ class DeliveryRecord:
         """Return what a script with CLAIM needs: the holder, milliseconds of the lease, seconds to keep the record."""
         self._asked_at = monotonic()
         return [self.holder, int(_LEASE * 1000), _KEPT]
-
-    def end_arguments(self, outcome: str) -> list[str | int]:
-        """Return what a script with END needs: the holder, the outcome, seconds to keep the record."""
-        return [self.holder, outcome, _KEPT]
 
     def claim(self) -> Claim:
         """Claim the message; raises NotYetError while another worker's claim holds, and CacheAwayError."""
@@ -141,7 +138,7 @@ class DeliveryRecord:
 
     def _end(self, outcome: str) -> None:
         with cache.errors_translated():
-            cache.client().register_script(_END)(keys=[self.key], args=self.end_arguments(outcome))
+            cache.client().register_script(_END)(keys=[self.key], args=[self.holder, outcome, _KEPT])
 
 
 def claimed(outcome: bytes, left: int) -> Claim:

@@ -40,6 +40,11 @@ class ConnectedAccount(Base):
     is_active: Mapped[bool]
 
     user: Mapped[User] = relationship(lazy="joined")
+    preferences: Mapped[NotificationPreferences | None] = relationship(
+        lazy="joined",
+        primaryjoin="foreign(ConnectedAccount.user_id) == NotificationPreferences.user_id",
+        viewonly=True,
+    )
 
 
 class NotificationPreferences(Base):

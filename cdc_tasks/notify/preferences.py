@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["PreferenceChanges", "Preferences", "change", "of_user", "of_users"]
+__all__ = ["PreferenceChanges", "Preferences", "change", "of_row", "of_users"]
 
 log = structlog.get_logger()
 
@@ -79,9 +79,8 @@ class PreferenceChanges:
     time_zone: str | None = None
 
 
-def of_user(session: Session, user_id: int) -> Preferences:
-    """Return a user's preferences."""
-    row = session.get(NotificationPreferences, user_id)
+def of_row(row: NotificationPreferences | None) -> Preferences:
+    """Return the preferences of the user with this row, or with none."""
     return Preferences() if row is None else _preferences(row)
 
 

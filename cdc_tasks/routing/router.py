@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from functools import partial
-from inspect import Signature
+from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import attrgetter, itemgetter
-from typing import Any, Final, NamedTuple, TypedDict, TypeGuard
+from operator import attrgetter
+from typing import Any, TypedDict
 
 from cdc_tasks.changes import Change, EventType
 from cdc_tasks.routing.arguments import (
     Args,
     ColumnArgs,
-    ColumnKwargs,
     Kwargs,
     arguments_json,
     kwargs_json,
-    named_columns,
 )
-from cdc_tasks.routing.keys import CalledKey, ColumnKey, Key
-from cdc_tasks.routing.message_groups import OnFailure, check_group
+from cdc_tasks.routing.checks import (
+    check_callable,
+    check_grouping,
+    check_key,
+    check_key_grouping,
+    check_key_rows,
+    check_name,
+    check_on_full,
+    check_rows,
+    check_sending,
+    is_name,
+    read_args,
+    read_columns,
+    read_events,
+    read_key,
+    read_kwargs,
+    sent_columns,
+)
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX, Accepted, EnqueuedArguments, enqueued_route
+from cdc_tasks.routing.message_groups import OnFailure
 from cdc_tasks.routing.predicates import When, became, changed
+from cdc_tasks.routing.route import (
+    GROW,
+    MOST_REMEMBERED,
+    PAUSE,
+    SET_ASIDE,
+    Call,
+    Origin,
+    Parked,
+    Route,
+    RouteIndex,
+    is_glob,
+    make_call,
+    task_id,
+)
 from cdc_tasks.routing.tables import RouteError, table_of
 from cdc_tasks.routing.tasks import Task, check_arguments, check_call, task_of
 
@@ -45,17 +71,9 @@ __all__ = [
     "RouteOptions",
     "became",
     "changed",
+    "enqueued_route",
+    "task_id",
 ]
-
-# What a route does while its queue is longer than CDC_MAX_QUEUE.
-PAUSE: Final = "pause"  # the listener waits, with all routes
-GROW: Final = "grow"  # the queue grows
-SET_ASIDE: Final = "set_aside"  # the route's messages wait beside the queue; other routes go on
-_ON_FULL: Final = (PAUSE, GROW, SET_ASIDE)
-
-_EVERY_CHANGE: Final = frozenset(EventType) - {EventType.ALL, EventType.READ}
-_HIGHEST_PRIORITY: Final = 255
-_LONGEST: Final = 1e8  # seconds: three years
 
 
 class RouteOptions(TypedDict, total=False):
@@ -77,140 +95,6 @@ class RouteOptions(TypedDict, total=False):
     on_full: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Changes of some tables that fire one task."""
-
-    schema: str  # a name, or a glob
-    table: str  # a name, or a glob
-    events: frozenset[EventType]
-    task: str
-    when: When | None = field(hash=False)  # a user's object: it may have no hash
-    args: Args | None = field(hash=False)  # None: the change itself is the task's one argument
-    kwargs: Kwargs | None = field(default=None, hash=False)
-    columns: tuple[str, ...] | None  # None: all
-    queue: str | None  # None: the task's own, or the one of Celery's task_routes
-    coalesce: bool
-    batch: int | None
-    countdown: float | None = None  # seconds from sending until the task is due
-    priority: int | None = None  # None: the task's own, or the one of Celery's settings
-    expires: float | None = None  # seconds from sending; later no worker runs the task
-    parameters: Signature | None = field(
-        default=None, hash=False, compare=False
-    )  # of the task, if it is checked
-    id: str  # identifies the route in task ids, also after the routes are reordered
-    is_grouped: bool  # has coalesce or batch
-    key: Key | None = field(default=None, hash=False)  # None: its tasks have no order
-    on_failure: OnFailure = "continue"  # what a task that gives up does to its key
-    even_muted: bool = False  # changes that their transaction mutes fire it too
-    on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
-    sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
-
-    def __post_init__(self) -> None:
-        sent_as = self.id, self.queue, self.countdown, self.priority, self.expires, self.on_failure
-        object.__setattr__(self, "sent_as", sent_as)
-
-    def matches(self, schema: str, table: str) -> bool:
-        """Return whether the route watches this table."""
-        return fnmatchcase(schema, self.schema) and fnmatchcase(table, self.table)
-
-
-class RouteIndex:
-    """Finds the routes that watch a table, without trying each route.
-
-    A route is stored under the part of its names before the first wildcard. A lookup takes the table's name and each
-    prefix of it, so its cost grows with the length of the name, not with the number of routes. Only routes whose globs
-    have the same prefix are tried one by one.
-    """
-
-    def __init__(self, routes: Iterable[Route] = ()) -> None:
-        self._exact: dict[str, list[_Numbered]] = {}
-        self._globs: dict[str, list[_Numbered]] = {}
-        self._count = 0
-        self._found: dict[tuple[str, str], tuple[Route, ...]] = {}
-        for route in routes:
-            self.add(route)
-
-    def add(self, route: Route) -> None:
-        """Add a route, after those that were added before."""
-        name = _joined(route.schema, route.table)
-        wildcard = _WILDCARD.search(name)
-        routes, place = (self._exact, name) if wildcard is None else (self._globs, name[: wildcard.start()])
-        routes.setdefault(place, []).append((self._count, route))
-        self._count += 1
-        self._found.clear()
-
-    def watching(self, schema: str, table: str) -> tuple[Route, ...]:
-        """Return the routes that watch this table, in the order in which they were added."""
-        try:
-            return self._found[schema, table]
-        except KeyError:
-            if len(self._found) >= _MOST_REMEMBERED:
-                self._found.clear()
-            return self._found.setdefault((schema, table), self._find(schema, table))
-
-    def _find(self, schema: str, table: str) -> tuple[Route, ...]:
-        name = _joined(schema, table)
-        found = list(self._exact.get(name, ()))
-        for end in range(len(name) + 1) if self._globs else ():
-            alike = self._globs.get(name[:end], ())
-            found += (each for each in alike if each[1].matches(schema, table))
-        return tuple(route for _, route in sorted(found, key=itemgetter(0)))
-
-
-_Numbered = tuple[int, Route]
-_WILDCARD: Final = re.compile(r"[*?[]")
-_MOST_REMEMBERED: Final = 20_000  # names of tables
-
-
-def _joined(schema: str, table: str) -> str:
-    return f"{schema}\0{table}"  # no name has a zero byte
-
-
-class Origin(NamedTuple):
-    """The change that a task is named after, when only its id and position are still needed."""
-
-    kind: tuple[str, str, str]  # schema, table, event's value
-    stamp: tuple[bytes, bytes]  # id and position, encoded
-
-    @property
-    def id(self) -> str:
-        return self.stamp[0].decode()
-
-    @property
-    def position(self) -> str:
-        return self.stamp[1].decode()
-
-
-class Call(NamedTuple):
-    """One route fired by one change, or by several changes together."""
-
-    route: Route
-    change: Change | Origin
-    arguments: bytes  # JSON of the task's positional arguments, without the list's brackets
-    kwargs: bytes = b""  # JSON of its keyword arguments, without the object's braces
-    key: str | None = None  # of its message group
-
-    @property
-    def id(self) -> str:
-        """The task's id: from the change's id and the route's, so that a replayed task has the id that it had."""
-        return f"{self.change.id}-{self.route.id}"
-
-
-_call = partial(tuple.__new__, Call)  # half the time of `Call(…)`
-
-
-class Parked(NamedTuple):
-    """A change that a route or the broker could not take: kept until a person replays or drops it."""
-
-    route: Route
-    change: Change | Origin
-    error: Exception
-    rendered: bytes | None = None  # the task's arguments, as in Call, if only an Origin is left
-    rendered_kwargs: bytes = b""  # the same of its keyword arguments
-    key: str | None = None  # the same of its message group
-
-
 class BinlogRouter:
     """The table of routes. A change fires every route that matches it, in the order of registration."""
 
@@ -222,6 +106,17 @@ class BinlogRouter:
         self._ids: set[str] = set()
         self.declared: set[tuple[Any, ...]] = set()  # what `router_of` has added
         self._by_kind: dict[tuple[str, str, str], tuple[Route, ...]] = {}
+        self._accepted: list[Accepted] = []
+
+    @property
+    def accepted(self) -> tuple[Accepted, ...]:
+        """Which tasks a transaction may enqueue."""
+        return tuple(self._accepted)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The prefixes of PostgreSQL's logical messages that are for us."""
+        return tuple(dict.fromkeys([MESSAGE_PREFIX, *(each.prefix for each in self._accepted)]))
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -284,19 +179,19 @@ class BinlogRouter:
         task, queue = known.name, known.options.get("queue") if queue is None else queue
         priority = known.options.get("priority") if priority is None else priority
         expires = known.options.get("expires") if expires is None else expires
-        _check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
-        _check_callable(when=when)
-        _check_sending(countdown=countdown, priority=priority, expires=expires)
-        _check_on_full(task, on_full)
-        _check_key(task, key=key, group=group, on_failure=on_failure)
-        _check_key_grouping(task, key=key, group=group, coalesce=coalesce, batch=batch)
-        wanted = _events(events)
-        positional, named = _args(args), _kwargs(kwargs)
+        check_name(schema=schema, table=table, task=task, queue="default" if queue is None else queue)
+        check_callable(when=when)
+        check_sending(countdown=countdown, priority=priority, expires=expires)
+        check_on_full(task, on_full)
+        check_key(task, key=key, group=group, on_failure=on_failure)
+        check_key_grouping(task, key=key, group=group, coalesce=coalesce, batch=batch)
+        wanted = read_events(events)
+        positional, named = read_args(args), read_kwargs(kwargs)
         if named is not None and positional is None:
             positional = ColumnArgs(())
-        _check_grouping(task, coalesce=coalesce, batch=batch, args=positional, kwargs=named)
-        _check_rows(wanted, task, positional, named)
-        _check_key_rows(wanted, task, key)
+        check_grouping(task, coalesce=coalesce, batch=batch, args=positional, kwargs=named)
+        check_rows(wanted, task, positional, named)
+        check_key_rows(wanted, task, key)
         route_id = self._id(schema, table, wanted, task)
         is_open = check_call(known, args=positional, kwargs=named, batch=batch)
         route = Route(
@@ -307,7 +202,7 @@ class BinlogRouter:
             when=when,
             args=positional,
             kwargs=named,
-            columns=_sent(_columns(columns), positional, named),
+            columns=sent_columns(read_columns(columns), positional, named),
             queue=queue,
             coalesce=coalesce,
             batch=batch,
@@ -317,7 +212,7 @@ class BinlogRouter:
             parameters=known.parameters if is_open else None,
             id=route_id,
             is_grouped=coalesce or batch is not None,
-            key=_key(key, group, route_id, is_glob=_WILDCARD.search(_joined(schema, table)) is not None),
+            key=read_key(key, group, route_id, is_glob=is_glob(schema, table)),
             on_failure=on_failure,
             on_full=on_full,
             even_muted=even_muted,
@@ -327,6 +222,26 @@ class BinlogRouter:
         self._index.add(route)
         self._by_kind.clear()
         return route
+
+    def accept(self, *tasks: Any, prefix: str = MESSAGE_PREFIX) -> None:
+        """Send these tasks when a transaction enqueues them (`cdc_tasks.enqueue`).
+
+        A task is a name, a glob ("shop.*"), or Celery's task. All others are parked: who can write to the database does
+        not thereby run any task. `prefix` is that of PostgreSQL's logical messages, if a program writes its own.
+
+        Raises RouteError.
+        """
+        if not tasks:
+            raise RouteError("accept() names no task.", hint='Write e.g. router.accept("shop.*").')
+        if not is_name(prefix) or not prefix.isprintable() or "," in prefix:
+            raise RouteError(
+                f"prefix={prefix!r} is no prefix of a logical message.", hint='Write e.g. prefix="shop".'
+            )
+        for each in tasks:
+            known = _task(each)
+            check_name(task=known.name)
+            self._accepted.append(Accepted(known.name, prefix))
+        self._by_kind.clear()
 
     def refresh_master_cache(
         self, schema: str, *tables: Any, columns: Iterable[str] | None = ("id",)
@@ -359,6 +274,7 @@ class BinlogRouter:
         twin._index = RouteIndex(self._routes)
         twin._alike = self._alike.copy()
         twin._ids = set(self._ids)
+        twin._accepted = list(self._accepted)
         twin.declared = set(self.declared)
         return twin
 
@@ -369,17 +285,30 @@ class BinlogRouter:
         twin._index = RouteIndex(twin._routes)
         return twin
 
+    def for_replay(self, routes: Iterable[Route], replay: str) -> BinlogRouter:
+        """Return a router with only these routes, whose messages name the replay; they keep their ids."""
+        twin = BinlogRouter()
+        twin._routes = [replace(route, replay=replay) for route in routes]
+        twin._index = RouteIndex(twin._routes)
+        twin._has_even_muted = True  # a journal may have muted changes for routes that are gone
+        return twin
+
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
         """Return the routes that watch this (schema, table, event), before their `when` decides."""
         try:
             return self._by_kind[kind]
         except KeyError:
-            schema, table, event = kind
-            watching = self._index.watching(schema, table)
-            found = tuple(each for each in watching if event in each.events)
-            if len(self._by_kind) >= _MOST_REMEMBERED:
+            found = self._find(kind)
+            if len(self._by_kind) >= MOST_REMEMBERED:
                 self._by_kind.clear()
             return self._by_kind.setdefault(kind, found)
+
+    def _find(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
+        schema, table, event = kind
+        if event == EventType.ENQUEUED.value:
+            return (enqueued_route(kind, self._accepted),)
+        watching = self._index.watching(schema, table)
+        return tuple(each for each in watching if event in each.events)
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
         """Return what these changes fire, in their order."""
@@ -413,7 +342,7 @@ class BinlogRouter:
                 except Exception as error:  # noqa: BLE001 - a user's code may raise anything: the change is kept
                     yield Parked(route, change, error)
                 else:
-                    yield _call(fired)
+                    yield make_call(fired)
 
     def _id(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
         """Return a digest of what identifies the route; routes that are equal in it differ by their order."""
@@ -444,204 +373,14 @@ def _task(task: Any) -> Task:
     return Task(name) if task is None else task_of(task)
 
 
-def _check_name(**names: object) -> None:
-    for what, name in names.items():
-        if not _is_name(name):
-            raise RouteError(
-                f"{what}={name!r} is no name.", hint=f"Give the route a {what} that is not empty."
-            )
-
-
-def _check_callable(**functions: object) -> None:
-    for what, function in functions.items():
-        if function is not None and not callable(function):
-            raise RouteError(f"{what}={function!r} cannot be called.", hint=f"Write {what}=lambda change: …")
-
-
-def _check_sending(*, countdown: object, priority: object, expires: object) -> None:
-    for what, seconds in (("countdown", countdown), ("expires", expires)):
-        if seconds is not None and not _is_duration(seconds):
-            raise RouteError(f"{what}={seconds!r} is no number of seconds.", hint=f"Write e.g. {what}=60.")
-    if priority is not None and not (_is_integer(priority) and 0 <= priority <= _HIGHEST_PRIORITY):
-        raise RouteError(
-            f"priority={priority!r} is no priority.",
-            hint="Redis takes 0 to 9, and 0 goes first. RabbitMQ takes 0 up to x-max-priority of the queue, and 0"
-            " goes last.",
-        )
-
-
-def _check_rows(events: frozenset[EventType], task: str, args: Args | None, kwargs: Kwargs | None) -> None:
-    """Refuse a route that passes columns of a row when a table is truncated: there is no row."""
-    found = {"args": args, "kwargs": kwargs}
-    for what, each in found.items():
-        if EventType.TRUNCATE in events and isinstance(each, ColumnArgs | ColumnKwargs) and each.columns:
-            raise RouteError(
-                f"The route to {task} passes {what}={each!r} also at a TRUNCATE, which has no row.",
-                hint="Name the events: [EventType.INSERT, EventType.UPDATE, EventType.DELETE].\n"
-                f"Or give {what}= a function that knows a truncate: {what}=lambda change: …",
-            )
-
-
-def _check_key(task: str, *, key: object, group: object, on_failure: object) -> None:
-    if key is None and (group is not None or on_failure != "continue"):
-        raise RouteError(
-            f"The route to {task} has group= or on_failure=, but no key=.",
-            hint='Give it a key, e.g. key="id".',
-        )
-    if on_failure not in {"continue", "hold"}:
-        raise RouteError(
-            f"on_failure={on_failure!r} of the route to {task} is unknown.",
-            hint='Use "continue" or "hold".',
-        )
-    if key is not None and not callable(key):
-        _named("key", [key] if isinstance(key, str) else key)
-    if group is not None:
-        check_group(group)
-
-
-def _check_key_grouping(task: str, *, key: object, group: object, coalesce: bool, batch: int | None) -> None:
-    if key is not None and coalesce:
-        raise RouteError(
-            f"The route to {task} has both key and coalesce.",
-            hint="Leave one out: a coalesced task stands for changes of many keys.",
-        )
-    if group is not None and batch is not None:
-        raise RouteError(
-            f"The route to {task} has both group and batch.",
-            hint="Leave one out: while a batch is being filled, later tasks of the other routes would run first.",
-        )
-
-
-def _check_key_rows(events: frozenset[EventType], task: str, key: object) -> None:
-    if EventType.TRUNCATE in events and key is not None and not callable(key):
-        raise RouteError(
-            f"The route to {task} has key={key!r} also at a TRUNCATE, which has no row.",
-            hint="Name the events: [EventType.INSERT, EventType.UPDATE, EventType.DELETE].\n"
-            "Or give key= a function that returns None for a truncate: key=lambda change: …",
-        )
-
-
-def _key(key: Any, group: str | None, route_id: str, *, is_glob: bool) -> Key | None:
-    if key is None:
-        return None
-    name, many = group or route_id, is_glob and group is None
-    if callable(key):
-        return CalledKey(name, key, many)
-    return ColumnKey(name, (key,) if isinstance(key, str) else tuple(key), many)
-
-
-def _check_grouping(
-    task: str, *, coalesce: bool, batch: int | None, args: Args | None, kwargs: Kwargs | None
-) -> None:
-    if batch is not None and not _is_count(batch):
-        raise RouteError(
-            f"batch={batch!r} of the route to {task} is no number of changes.", hint="Write e.g. batch=500."
-        )
-    if coalesce and batch is not None:
-        raise RouteError(f"The route to {task} has both coalesce and batch.", hint="Leave one out.")
-    if coalesce and args is None:
-        raise RouteError(
-            f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be equal.",
-            hint="Give it the arguments to coalesce on, e.g. args=lambda change: [change.table].",
-        )
-    if batch is not None and kwargs is not None and args != ColumnArgs(()):
-        raise RouteError(
-            f"The route to {task} has batch, args and kwargs: its task gets one list.",
-            hint="Leave out args=, and the list is of dicts; or kwargs=, and it is of lists.",
-        )
-
-
-def _args(args: object) -> Args | None:
-    if args is None or callable(args):
-        return args
-    if isinstance(args, Mapping):
-        raise RouteError(f"args={args!r} has names of parameters.", hint=f"Write kwargs={args!r}.")
-    return ColumnArgs(_named("args", args))
-
-
-def _kwargs(kwargs: object) -> Kwargs | None:
-    if kwargs is None or callable(kwargs):
-        return kwargs
-    if isinstance(kwargs, Mapping):
-        return ColumnKwargs(_named("kwargs", list(kwargs)), _named("kwargs", list(kwargs.values())))
-    names = _named("kwargs", kwargs)
-    if len(set(names)) < len(names):
-        raise RouteError(f"kwargs={kwargs!r} has a name twice.", hint="Name each column once.")
-    return ColumnKwargs(names, names)
-
-
-def _named(what: str, names: object) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple) or not all(map(_is_name, names)) or (what != "args" and not names):
-        raise RouteError(
-            f"{what}={names!r} are no names of columns.",
-            hint=f'Write e.g. {what}=["id"], or {what}=lambda change: …',
-        )
-    return tuple(names)
-
-
-def _sent(
-    columns: tuple[str, ...] | None, args: Args | None, kwargs: Kwargs | None
-) -> tuple[str, ...] | None:
-    """Return the columns that the source has to send; None: all."""
-    named = () if args is None else named_columns(args, kwargs)
-    if columns is None:
-        return named or None
-    return tuple(dict.fromkeys([*columns, *(named or ())]))
-
-
-def _check_on_full(task: str, on_full: str) -> None:
-    if on_full not in _ON_FULL:
-        known = ", ".join(f'"{each}"' for each in _ON_FULL)
-        raise RouteError(
-            f"on_full={on_full!r} of the route to {task} is no known policy.", hint=f"Use one of {known}."
-        )
-
-
-def _events(events: Iterable[EventType | str] | EventType | str) -> frozenset[EventType]:
-    names = [events] if isinstance(events, str) else list(events)
-    try:
-        found = frozenset(EventType(name) for name in names)
-    except ValueError:
-        known = ", ".join(f"EventType.{each.name}" for each in EventType)
-        raise RouteError(f"events={events!r} names no known event.", hint=f"Use some of {known}.") from None
-    if not found:
-        raise RouteError("events=[] would never fire.", hint="Name an event, or use EventType.ALL.")
-    return _EVERY_CHANGE | (found & {EventType.READ}) if EventType.ALL in found else found
-
-
-def _columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
-    if columns is None:
-        return None
-    names = (columns,) if isinstance(columns, str) else tuple(columns)
-    if not names or not all(map(_is_name, names)):
-        raise RouteError(
-            f"columns={columns!r} are no names of columns.", hint='Write e.g. columns=["id", "status"].'
-        )
-    return tuple(dict.fromkeys(names))
-
-
 def _called(route: Route, args: Args, change: Change) -> tuple[bytes, bytes]:
     """Return what `args` and `kwargs` of a route make of a change, as a Call has it."""
     positional: Any = args(change)
+    if args.__class__ is EnqueuedArguments:
+        return positional  # type: ignore[no-any-return]  # its own
     named: Any = None if route.kwargs is None else route.kwargs(change)
     listed = arguments_json(positional, route.task)
     named_json = b"" if named is None and route.kwargs is None else kwargs_json(named, route.task)
     if route.parameters is not None:
         check_arguments(route.task, route.parameters, positional, named or {})
     return listed, named_json
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_count(value: object) -> bool:
-    return _is_integer(value) and value >= 1
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LONGEST

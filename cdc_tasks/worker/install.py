@@ -37,6 +37,7 @@ def install(
     dead_letters: bool = True,
     health: bool = True,
     metrics: bool = True,
+    order_by_key: bool = True,
 ) -> Celery:
     """Make the tasks of this Celery app finish; return the app.
 
@@ -55,6 +56,9 @@ def install(
       that is no task's are kept in Redis: `python -m cdc_tasks -A … dead-letters list`.
     - `health`: `python -m cdc_tasks -A … health` asks a worker through the broker.
     - `metrics`: Flower's `/metrics` shows the numbers of dead letters, parked changes and messages that wait.
+    - `order_by_key`: on RabbitMQ, tasks with a key go to queues of their own (`cdc_SHOP_keyed_0`, … for an app with the
+      name SHOP), and the app's workers take from them. It needs `transport`, `late_acks` and `dead_letters`. On Redis
+      `transport` alone keeps their order, in the queues of the app.
 
     What is kept in Redis is in CDC_CACHE_URL, or else in the broker. If there is neither, the parts that need it are
     left out, and the worker says so.
@@ -68,6 +72,7 @@ def install(
         dead_letters=dead_letters,
         health=health,
         metrics=metrics,
+        order_by_key=order_by_key,
     )
     _check(app, parts)
     if parts_of(app) is None:
@@ -155,12 +160,18 @@ def _add_steps(app: Celery, parts: Parts) -> None:
     from cdc_tasks.worker.events import BufferEvents
 
     app.steps["consumer"].update([BindToDelayedDelivery, LookAtUnacked, Ticking, BufferEvents])
+    if parts.has_partitions:
+        from cdc_tasks.worker.keyed_messages import KeyedQueues
+
+        app.steps["consumer"].add(KeyedQueues)
 
 
 def _connect(app: Celery) -> None:
     """Let the signals below act for this app too; connecting them again changes nothing."""
     signals.import_modules.connect(_add_tasks, sender=app)
     signals.celeryd_init.connect(_leave_out_what_needs_redis)
+    signals.celeryd_init.connect(_offer_partitions)
+    signals.celeryd_after_setup.connect(_note_partitions)
     signals.celeryd_after_setup.connect(_refuse_or_report)
 
 
@@ -188,6 +199,22 @@ def _leave_out_what_needs_redis(instance: Any, **_: Any) -> None:
         logs.use_standard_logging()
     if (parts.dead_letters or parts.health) and not has_redis(instance.app):
         note_parts(instance.app, replace(parts, dead_letters=False, health=False))
+
+
+def _offer_partitions(instance: Any, **_: Any) -> None:
+    """Before a worker reads `-Q`: let it name the queues for tasks with a key."""
+    if is_foreign(instance.app) and (parts_of(instance.app) or NO_PARTS).has_partitions:
+        from cdc_tasks.worker.added_partitions import offer
+
+        offer(instance.app)
+
+
+def _note_partitions(instance: Any, **_: Any) -> None:
+    """After a worker has read `-Q`: note whether it takes tasks with a key."""
+    if is_foreign(instance.app) and (parts_of(instance.app) or NO_PARTS).has_partitions:
+        from cdc_tasks.worker.added_partitions import note_choice
+
+        note_choice(instance.app)
 
 
 def _refuse_or_report(instance: Any, **_: Any) -> None:

@@ -18,18 +18,20 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from amqp.exceptions import AccessRefused
+from amqp.exceptions import AccessRefused, ChannelError
 from celery.bootsteps import StartStopStep
 from kombu import Consumer as KombuConsumer
 from kombu import Producer
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq import held_keys
-from cdc_tasks.broker.rabbitmq.partitions import counted_queue, partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import counted_queue, is_partition
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.installed import is_foreign
 from cdc_tasks.retry import BrokerBlockedError, UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER, shown_key
+from cdc_tasks.worker.added_partitions import leave_out, open_added
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +59,7 @@ class _Key:
     expected: str | None = None  # a task id: its message was given back, and comes before those that wait
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Running:
     """A message that was handed to the pool."""
 
@@ -66,7 +68,9 @@ class _Running:
     task_id: str
     task: str
     is_due_later: bool  # it waits in this worker, and takes up no process (Celery before 5.5, and by `eta`)
+    is_redelivered: bool  # another worker may be at it too
     keeps_key: bool = False  # it gave up, and a person decides
+    is_retried: bool = False  # its retry has the key now
 
 
 class _Partition:
@@ -86,6 +90,7 @@ class _Partition:
         consumer = self._keyed.consumer
         self.channel: Any = consumer.connection.channel()
         self.channel.listener = self
+        self.channel.is_closed_alone = True
         self.channel.qos = self  # `hold_key` is called where other transports' channels have theirs
         self.channel.basic_qos(0, _AHEAD, False)  # py-amqp's arguments have no names
         taker = KombuConsumer(
@@ -96,7 +101,11 @@ class _Partition:
             auto_declare=False,
         )
         taker.on_message = self._received
-        taker.consume()
+        try:
+            taker.consume()
+        except ChannelError:
+            self.channel.close()  # py-amqp has opened it again
+            raise
 
     def leave(self) -> None:
         """Give the partition to the next worker: RabbitMQ puts what we hold back to its place."""
@@ -141,8 +150,14 @@ class _Partition:
         held.waiting.popleft()
         held.is_running = True
         names = {name: str(message.headers.get(name)) for name in ("id", "task")}
-        is_due_later = bool(message.headers.get("eta"))
-        self.running[message.delivery_tag] = _Running(key, record, names["id"], names["task"], is_due_later)
+        self.running[message.delivery_tag] = _Running(
+            key=key,
+            record=record,
+            task_id=names["id"],
+            task=names["task"],
+            is_due_later=bool(message.headers.get("eta")),
+            is_redelivered=bool(message.delivery_info.get("redelivered")),
+        )
         self._keyed.take(message)
         return True
 
@@ -185,6 +200,12 @@ class _Partition:
         if running is not None:
             running.keeps_key = True
 
+    def note_retry(self, delivery_tag: Any) -> None:
+        """Leave the key of a message to its retry when it is acknowledged."""
+        running = self.running.get(delivery_tag)
+        if running is not None:
+            running.is_retried = True
+
     def before_ack(self, delivery_tag: Any) -> bool:
         """Release the key, or hold it; return False if that is not possible now: then acknowledge later."""
         running = self.running.get(delivery_tag)
@@ -193,13 +214,20 @@ class _Partition:
         try:
             if running.keeps_key:
                 held_keys.hold(running.key, running.task_id, running.task, "held")
-            elif running.record is not None:
-                self._keyed.advance(running.key, running.record)
+            elif record := running.record or self._record_of_another(running):
+                self._keyed.advance(running.key, record)
         except CacheAwayError as error:
             log.warning("key_waits_for_redis", key=shown_key(running.key), error=error.message)
             self._keyed.later(_AGAIN_AFTER, self._acknowledge_again, self.channel, delivery_tag)
             return False
         return True
+
+    def _record_of_another(self, running: _Running) -> Record | None:
+        """Return the key's record if a worker that lost this message made it, and may have sent no retry."""
+        if not running.is_redelivered or running.is_retried:
+            return None
+        record = held_keys.get(running.key)
+        return record if record is not None and record.id == running.task_id else None
 
     def _acknowledge_again(self, channel: Any, delivery_tag: Any) -> None:
         if channel is self.channel:
@@ -237,16 +265,27 @@ class KeyedMessages:
         self._limit = max(1, consumer.initial_prefetch_count)
         self._is_called_soon = False
         self._partitions: list[_Partition] = []
-        self._open(consumer.app.amqp.queues)
+        self._open(consumer.app)
 
-    def _open(self, queues: Any) -> None:
+    def _open(self, app: Any) -> None:
         refused = {}
-        for name in partitions_in(queues.consume_from):  # messages come while the next ones are opened
+        own = [queue for queue in app.amqp.queues.consume_from.values() if is_partition(queue)]
+        for queue in own or open_added(self.consumer, self.take):
             try:
-                self._partitions.append(_Partition(self, queues[name]))
+                self._partitions.append(
+                    _Partition(self, queue)
+                )  # messages come while the next ones are opened
             except AccessRefused as error:
-                refused[name] = str(error)
-        queues.do_without(refused)
+                refused[queue.name] = str(error)
+        if is_foreign(app):
+            leave_out(app, refused)
+        else:
+            app.amqp.queues.do_without(refused)
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether this worker takes from a partition."""
+        return bool(self._partitions)
 
     def hand_out(self) -> None:
         """Hand messages to the pool, a few at a time: other queues' tasks are not to wait for all of these."""
@@ -400,9 +439,11 @@ class KeyedQueues(StartStopStep):
 def start_keyed_messages(consumer: Any, take: Callable[[Any], None]) -> None:
     """Take from the partitions, on a RabbitMQ broker; `take` hands a message to the pool."""
     is_amqp = consumer.connection.transport.driver_type == "amqp"
-    if not is_amqp or not partitions_in(consumer.app.amqp.queues.consume_from):
+    if not is_amqp:
         return
     keyed = consumer.keyed_messages = KeyedMessages(consumer, take)
+    if not keyed.is_used:
+        return
     keyed.send_unsent()
     _look_now_and_then(keyed)
 

@@ -21,7 +21,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from cdc_tasks import cache
-from cdc_tasks.broker.message_groups import hold_key
+from cdc_tasks.broker.message_groups import hold_key, note_retry
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
@@ -104,6 +104,8 @@ class BoundedRequest(Request):
         error = _original(exc_info.exception)
         if not isinstance(error, Retry | Ignore | Reject):
             hold_key(self.message)
+        elif not isinstance(error, Reject):  # a retry, or one that waits for RabbitMQ's alarm to end
+            note_retry(self.message)
         is_ours = not celery_is(5, 7) and self._is_retried_if_lost()
         if is_ours and isinstance(error, WorkerLostError) and self._retry_worker_lost(error, exc_info):
             task_ready(self)
@@ -151,6 +153,7 @@ class BoundedRequest(Request):
         except Exception as error:  # noqa: BLE001  # whatever the broker's driver raises: the message goes back
             log.warning("retry_not_taken", of_task=self.name, error=repr(error))
             return False
+        note_retry(self.message)
         self.acknowledge()
         self.send_event("task-retried", exception=repr(exc), traceback=str(exc_info.traceback))
         return True

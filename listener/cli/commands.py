@@ -22,6 +22,7 @@ from cdc_tasks.variables import unknown_variables
 from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
 from listener.cli import parked as parked_commands
+from listener.cli import replay as replay_commands
 from listener.cli.init import init
 from listener.cli.variables import described_variables
 
@@ -56,6 +57,7 @@ cli = typer.Typer(
 cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
 backfill_commands.add_to(cli)
+replay_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[
@@ -91,6 +93,13 @@ def run(
             help="MySQL and MariaDB: at the first start, read all log that is there, not only from now on.",
         ),
     ] = False,
+    backfill: Annotated[
+        bool,
+        typer.Option(
+            "--backfill",
+            help="Send the rows of each table whose routes ask for READ, once: for the first start.",
+        ),
+    ] = False,
     json_logs: Annotated[
         bool, typer.Option("--json-logs", help="One JSON object a line, as with CDC_LOG_FORMAT=json.")
     ] = False,
@@ -121,7 +130,12 @@ def run(
         if reload:
             reloading.watch_files()
         listener = make_listener(
-            settings, router, accept_gap=accept_gap, from_start=from_start, reloading=reloading
+            settings,
+            router,
+            accept_gap=accept_gap,
+            from_start=from_start,
+            loads_first=backfill,
+            reloading=reloading,
         )
         is_started = True
         _stop_on_signals(listener)
@@ -143,7 +157,7 @@ def run(
 def _warn(router: BinlogRouter) -> None:
     for variable, hint in unknown_variables().items():
         log.warning("unknown_variable", variable=variable, hint=hint)
-    if not router.routes:
+    if not (router.routes or router.accepted):
         from listener.daemon.start_findings import NO_ROUTES
 
         log.warning("no_routes", hint=NO_ROUTES)
@@ -213,7 +227,9 @@ def routes(*, as_json: AsJSON = False) -> None:
         print_json([describe_route(route) for route in router.routes])
         return
     show_routes(router.routes)
-    if not router.routes:
+    if router.accepted:
+        typer.echo(f"A transaction may enqueue: {', '.join(each.task for each in router.accepted)}.")
+    if not (router.routes or router.accepted):
         typer.echo(f"CDC_ROUTES={settings.cdc_routes} has no routes. {NO_ROUTES}", err=True)
 
 

@@ -96,7 +96,7 @@ def commands(*, as_json: AsJSON = False) -> None:
 def _operands(command: Command) -> list[str]:
     """Return what the command is about: a table or a backfill, and routes."""
     arguments = command.arguments
-    named = [arguments[name] for name in ("table", "backfill") if name in arguments]
+    named = [arguments[name] for name in ("table", "backfill", "replay") if name in arguments]
     return [*named, *arguments.get("routes", ())]
 
 

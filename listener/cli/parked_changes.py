@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.changes import position_key
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
 from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.daemon.settings import ListenerSettings
@@ -107,7 +108,7 @@ def fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exce
     except (RouteError, EnvelopeError) as error:
         return error
     if parked.arguments is not None:  # of several changes, or of one whose row is not kept
-        return Call(route, parked.change, b"")
+        return Call(route, parked.change, b"", key=parked.key)
     fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
     return fired.error if isinstance(fired, Parked) else fired
 
@@ -116,6 +117,8 @@ def send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
     """Send the task; return why the broker refuses it, None if it took it. Raises BrokerAwayError."""
     route, arguments, options = call.route, _arguments(parked, call), send_options(call.route)
     kwargs = _kwargs(parked, call)
+    if call.key is not None:
+        options["headers"] = {**options.get("headers", {}), **headers_of_key(call.key, route.on_failure)}
     shown = argsrepr(parked.change.kind, parked.change.position)
     refusals: Any = app.connection_for_write().channel_errors
     try:

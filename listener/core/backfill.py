@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
@@ -14,27 +16,15 @@ __all__ = [
     "Chunk",
     "ChunkRequest",
     "Key",
-    "NoBackfillError",
     "TablePlan",
+    "check_where",
 ]
 
-Key = tuple[str, ...]  # a row's key: the server's text of each column
+Key = tuple[str, ...]  # a row's key: a text for each column, in the source's own form
 
 
 class BackfillRefusedError(CDCError):
     """The source cannot bring the rows of this table; a person has to mend it."""
-
-
-class NoBackfillError(BackfillRefusedError):
-    """There is no backfill of MySQL and MariaDB yet, only of PostgreSQL."""
-
-    code = "backfill_unsupported"
-
-    def __init__(self) -> None:
-        super().__init__(
-            hint="Let the application write the rows again, in portions: "
-            "UPDATE … SET updated_at = NOW(6) WHERE id BETWEEN … AND …;"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +67,16 @@ class TablePlan:
     estimate: int  # rows, by the server's statistics
     columns: tuple[str, ...]
     query_plan: tuple[str, ...] = field(default=())  # of the first chunk, as the server explains it
+
+
+def check_where(where: str | None) -> None:
+    """Raise BackfillRefusedError if the condition could end the statement that it is put into."""
+    if where is not None and (not where.strip() or _NOT_A_CONDITION.search(where)):
+        raise BackfillRefusedError(
+            f"{where!r} is no condition.",
+            hint="Write what may stand after WHERE, without ; -- and /*, e.g. --where \"status = 'open'\"",
+            code="backfill_where",
+        )
+
+
+_NOT_A_CONDITION: Final = re.compile(r";|--|/\*|\x00")

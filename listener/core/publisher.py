@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -111,12 +111,14 @@ class Publisher(Protocol):
         pipelined: bool = False,
         notes: str | None = None,
         also: Sequence[tuple[str | bytes, ...]] = (),
+        before: Callable[[], None] | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes and the checkpoint; return the confirmed position.
 
         `as_of` is when the last change was committed; the checkpoint carries it for `status`, which shows the lag.
         `notes` replace those that were kept with the checkpoint, in the same step; None leaves them. `also` are more
-        Redis commands of that step, for the Redis that has the checkpoint, whose keys have its prefix.
+        Redis commands of that step, for the Redis that has the checkpoint, whose keys have its prefix. `before` is
+        called before the checkpoint moves, perhaps more than once; the step waits for it.
         """
 
     def room(self, routes: Sequence[Route], kind: tuple[str, str, str], most: int) -> int:

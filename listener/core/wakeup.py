@@ -26,6 +26,12 @@ class Wakeup:
             self.is_set = True
             os.write(self._writer, b"!")
 
+    def clear(self) -> None:
+        """Forget that it was set: the next wait waits. Nobody may set it at the same time."""
+        if self.is_set:
+            os.read(self._reader, 1)
+            self.is_set = False
+
     def wait(self, seconds: float) -> bool:
         """Wait up to `seconds`; return whether it is set."""
         select([self._reader], [], [], seconds)

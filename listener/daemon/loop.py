@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Final
 
 import structlog
 
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.control.control import Control
+from listener.control.journal import Journal
+from listener.control.replays import Replays
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Batch, Monitor, SourceLostError
@@ -19,6 +22,9 @@ from listener.publish.redis.connection import Command as RedisCommand
 __all__ = ["Listener"]
 
 log = structlog.get_logger()
+
+_REPLAY_BESIDE: Final = 0.03  # seconds that a replay may take after each batch of changes
+_REPLAY_ALONE: Final = 0.2  # the same, after a batch without any
 
 
 class Listener:
@@ -30,7 +36,9 @@ class Listener:
         router: BinlogRouter,
         publisher: Publisher,
         control: Control | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
         self._monitor = monitor
         self._router = router
         self._publisher = publisher
@@ -62,6 +70,8 @@ class Listener:
             self._publisher.close()
             if self._control is not None:
                 self._control.close()
+            if self._journal is not None:
+                self._journal.close()
 
     def stop(self) -> None:
         """Finish the batch in hand, acknowledge it, and return from `run`; may be called from a signal handler."""
@@ -91,8 +101,13 @@ class Listener:
             control.hold(self._wakeup, lambda: None)
             if self._wakeup.is_set:
                 return
+        journal = self._journal
+        if journal is not None:
+            journal.attach(after)
         for batch in self._monitor.batches(after):
             fired: Iterable[Call | Parked] = self._router.tasks_for(batch.changes)
+            if journal is not None:
+                fired = journal.record(fired, batch.changes, batch.position)
             also: Sequence[RedisCommand] = ()
             if batch.chunk is not None and control is not None and control.backfills is not None:
                 reads, also = control.backfills.take(batch.chunk)
@@ -104,6 +119,7 @@ class Listener:
                 pipelined=batch.pipelined,
                 notes=batch.notes,
                 also=also,
+                before=None if journal is None else journal.flush,
             )
             self._acknowledge(confirmed)
             if control is not None:
@@ -112,10 +128,22 @@ class Listener:
 
     def _obey(self, control: Control, batch: Batch) -> None:
         control.passed(batch.as_of)
+        if self._monitor.has_accepted_gap:
+            control.offer_backfills()
         control.look()
         if control.backfills is not None:
             control.backfills.look()
+        if control.replays is not None:
+            self._replay(control.replays, batch)
         control.hold(self._wakeup, lambda: self._keep_up(batch.position))
+
+    def _replay(self, replays: Replays, batch: Batch) -> None:
+        """Publish what a replay fires; only for a moment, as the stream waits meanwhile."""
+        for fired, also in replays.steps(_REPLAY_BESIDE if batch.changes else _REPLAY_ALONE):
+            confirmed = self._publisher.publish(
+                fired, checkpoint=batch.position, as_of=batch.as_of, also=also
+            )
+            self._acknowledge(confirmed)
 
     def _keep_up(self, position: str) -> None:
         """Let the publisher release what it deferred, while the stream is paused."""

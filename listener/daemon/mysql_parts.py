@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from cdc_tasks.routing.router import BinlogRouter
+from listener.core.backfill import TablePlan
 from listener.core.findings import Finding
 from listener.core.source import Monitor
 from listener.core.source_status import SourceStatus
 from listener.daemon.application import cache_url
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.settings import ListenerSettings
+from listener.mysql.backfill.readable_table import count_rows, plan_table
 from listener.mysql.check import check_mysql
+from listener.mysql.client.connection import connect
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
 from listener.publish.bookmark import Bookmark
 
-__all__ = ["check_binlog", "make_binlog_monitor", "read_binlog_status"]
+__all__ = [
+    "check_binlog",
+    "count_binlog_backfill",
+    "make_binlog_monitor",
+    "plan_binlog_backfill",
+    "read_binlog_status",
+]
 
 
 def make_binlog_monitor(
@@ -56,3 +66,17 @@ def check_binlog(
 def read_binlog_status(settings: ListenerSettings, checkpoint: str | None) -> SourceStatus:
     """Return what the server reports."""
     return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
+
+
+def plan_binlog_backfill(
+    settings: ListenerSettings, schema: str, table: str, where: str | None, chunk: int
+) -> TablePlan:
+    """Return how a table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
+    with closing(connect(settings.database_url.get_secret_value())) as connection:
+        return plan_table(connection, (schema, table), where, chunk)
+
+
+def count_binlog_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
+    """Return how many rows a backfill would find now; the server reads all of them."""
+    with closing(connect(settings.database_url.get_secret_value())) as connection:
+        return count_rows(connection, (schema, table), where)

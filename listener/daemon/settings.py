@@ -176,6 +176,23 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         description="Warn when the database keeps more log for us than this, e.g. 500MB or 2GiB.",
     )
 
+    cdc_journal: str | None = Field(
+        None,
+        min_length=1,
+        description="A directory for the journal: the changes that the listener read, to be looked up and fired again. "
+        "It has whole rows, so keep it as safe as the database. If not set, there is no journal.",
+    )
+    cdc_journal_age: float = Field(
+        7 * 86_400.0,
+        gt=0,
+        description="The journal drops what is older than this many seconds.",
+    )
+    cdc_journal_size: ByteSize = Field(
+        ByteSize(1024**3),
+        ge=1_000_000,
+        description="The journal drops the oldest when it has more than this, e.g. 500MB or 2GiB.",
+    )
+
     @property
     def database_type(self) -> DatabaseType:
         return detect_database_type(self.database_url.get_secret_value())

@@ -32,7 +32,7 @@ def find_in_routes(
     settings: RouteSettings, router: BinlogRouter, others: Sequence[Finding]
 ) -> Iterator[Finding]:
     """Yield a warning if there are no routes, or if they are the sample's and `others` say that its tables are not."""
-    if not router.routes:
+    if not (router.routes or router.accepted):
         found = f"CDC_ROUTES={settings.cdc_routes} has none: nothing fires a task"
         yield Finding(what="routes", state=State.WARNING, code="no_routes", found=found, hint=NO_ROUTES)
     elif _are_the_samples(settings) and any(each.code == "table_missing" for each in others):

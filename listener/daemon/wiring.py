@@ -14,7 +14,10 @@ from cdc_tasks.routing.router import BinlogRouter
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
-from listener.core.backfill import NoBackfillError, TablePlan
+from listener.control.first_load import ExistingTables, offered_in
+from listener.control.journal import Journal, JournalError, JournalReader, journal_path
+from listener.control.replays import Replays, ReplayStore
+from listener.core.backfill import TablePlan
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
 from listener.core.publisher import BrokerAwayError, Publisher
@@ -46,11 +49,13 @@ __all__ = [
     "command_queue",
     "control_state",
     "count_backfill",
+    "journal_reader",
     "make_listener",
     "plan_backfill",
     "read_existing_tables",
     "read_source_status",
     "read_status",
+    "replay_store",
 ]
 
 
@@ -64,6 +69,7 @@ def make_listener(
     *,
     accept_gap: bool,
     from_start: bool = False,
+    loads_first: bool = False,
     reloading: Reloading | None = None,
 ) -> Listener:
     """Return the listener, not yet connected to anything."""
@@ -78,8 +84,25 @@ def make_listener(
         monitor.read_chunk,
         is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
     )
-    control = Control(queue, state, publisher, router.routes, reloading, backfills=backfills)
-    listener = Listener(monitor, router, publisher, control)
+    replays = Replays(
+        ReplayStore(redis, settings.cdc_name),
+        publisher,
+        router.routes,
+        lambda: journal_reader(settings),
+        is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
+    )
+    control = Control(
+        queue,
+        state,
+        publisher,
+        router.routes,
+        reloading,
+        backfills=backfills,
+        replays=replays,
+        tables=_existing_tables(settings),
+        loads_first=loads_first,
+    )
+    listener = Listener(monitor, router, publisher, control, _journal(settings))
     if reloading is not None:
         reloading.stop = listener.stop
     return listener
@@ -95,12 +118,57 @@ def backfill_store(settings: ListenerSettings) -> BackfillStore:
     return BackfillStore(checkpoint_store(settings), settings.cdc_name)
 
 
+def _existing_tables(settings: ListenerSettings) -> ExistingTables:
+    return ExistingTables(
+        names=lambda: [(each.schema, each.name) for each in read_existing_tables(settings)[1]],
+        estimate=lambda schema, table: plan_backfill(settings, schema, table, None, 1).estimate,
+        name=settings.cdc_name,
+    )
+
+
+def read_offers(settings: ListenerSettings) -> list[str]:
+    """Return the backfills that the listener offers after an accepted gap, as commands."""
+    state = control_state(settings)
+    state.read()
+    return offered_in(state.fields)
+
+
+def replay_store(settings: ListenerSettings) -> ReplayStore:
+    """Return the replays, and how far they are."""
+    return ReplayStore(checkpoint_store(settings), settings.cdc_name)
+
+
+def journal_reader(settings: ListenerSettings) -> JournalReader:
+    """Return the journal of CDC_JOURNAL. Raise JournalError if there is none, MissingExtraError."""
+    if settings.cdc_journal is None:
+        raise JournalError(
+            "There is no journal: CDC_JOURNAL is not set.",
+            hint="Let CDC_JOURNAL name a directory, for the listener and for this command. The journal has what is "
+            "committed from then on.",
+            code="journal_missing",
+        )
+    return JournalReader(journal_path(settings.cdc_journal, settings.cdc_name))
+
+
+def _journal(settings: ListenerSettings) -> Journal | None:
+    if settings.cdc_journal is None:
+        return None
+    return Journal(
+        journal_path(settings.cdc_journal, settings.cdc_name),
+        max_age=settings.cdc_journal_age,
+        max_bytes=settings.cdc_journal_size,
+    )
+
+
 def plan_backfill(
     settings: ListenerSettings, schema: str, table: str, where: str | None, chunk: int
 ) -> TablePlan:
     """Return how a table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
     if settings.database_type is DatabaseType.MYSQL:
-        raise NoBackfillError
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import plan_binlog_backfill
+
+        return plan_binlog_backfill(settings, schema, table, where, chunk)
     publication = settings.publication if settings.cdc_plugin == "pgoutput" else None
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return plan_table(connection, (schema, table), where, chunk, publication)
@@ -108,6 +176,10 @@ def plan_backfill(
 
 def count_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
     """Return how many rows a backfill would find now; the server reads all of them."""
+    if settings.database_type is DatabaseType.MYSQL:
+        from listener.daemon.mysql_parts import count_binlog_backfill
+
+        return count_binlog_backfill(settings, schema, table, where)
     with closing(connect(settings.database_url.get_secret_value())) as connection:
         return count_rows(connection, (schema, table), where)
 
@@ -136,6 +208,7 @@ def _monitor(
         slot=settings.slot,
         publication=settings.publication,
         routes=router.routes,
+        prefixes=router.prefixes,
         plugin=settings.cdc_plugin,
         batch_size=settings.cdc_batch_size,
         failover=settings.cdc_slot_failover,
@@ -260,6 +333,7 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
         source=read_source_status(settings, router, saved.position, saved.notes),
         saved=saved,
         lag_alarm=settings.cdc_lag_alarm,
+        offers=tuple(read_offers(settings)),
     )
 
 

@@ -104,7 +104,10 @@ class Charsets:
 
     def decoder(self, collation: int) -> Decode:
         """Return the decoder of this collation, which never raises; raises KeyError, SourceError, SourceLostError."""
-        name = self._names[collation]
+        return self.decoder_of(self._names[collation])
+
+    def decoder_of(self, name: str) -> Decode:
+        """Return the same for a character set, by its name; raises SourceError, SourceLostError."""
         found = self._decoders.get(name)
         if found is None:
             found = self._decoders[name] = self._make(name)

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
+from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 from cdc_tasks.words import counted
 from listener.core.findings import Finding, State, finding_from
+from listener.mysql.backfill.readable_table import find_in_reads
 from listener.mysql.client.connection import Connection, account, connect, fetch
 from listener.mysql.client.server import Server, current_position, read_server, replicas
 from listener.mysql.errors import grant, setting
@@ -43,6 +45,7 @@ def check_mysql(
             yield from find_in_old_values(
                 connection, routes, server.variable("binlog_row_image"), mariadb=server.is_mariadb
             )
+            yield from find_in_reads(connection, _tables_to_read(connection, routes))
             if server.variable("log_bin") == "ON":
                 yield _server_id(connection, server, name, server_id)
                 yield _checkpoint(url, connection, server, checkpoint)
@@ -162,6 +165,18 @@ def _read_columns(connection: Connection[Any]) -> tuple[dict[_Name, set[str]], d
         if is_of_period:
             versioned.setdefault(name, []).append(str(column))
     return columns, versioned
+
+
+def _tables_to_read(connection: Connection[Any], routes: Sequence[Route]) -> list[_Name]:
+    """Return the tables of which a route takes reads."""
+    taking = [route for route in routes if EventType.READ in route.events]
+    if not taking:
+        return []
+    columns, _ = _read_columns(connection)
+    without_rows = _read_tables_without_rows(connection)
+    return sorted(
+        {name for route in taking for name in selected_tables(route, columns)} - without_rows.keys()
+    )
 
 
 def _read_tables_without_rows(connection: Connection[Any]) -> dict[_Name, str]:

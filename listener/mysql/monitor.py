@@ -13,10 +13,11 @@ from typing import Any, Final
 import structlog
 
 from cdc_tasks.routing.router import Route
-from listener.core.backfill import ChunkRequest, NoBackfillError
+from listener.core.backfill import ChunkRequest
 from listener.core.findings import raise_problems
 from listener.core.source import IDLE_INTERVAL, Batch, Saved, SourceLostError
 from listener.core.wakeup import Wakeup
+from listener.mysql.backfill.window import Window
 from listener.mysql.charsets import Charsets
 from listener.mysql.check import find_in_server, find_in_tables
 from listener.mysql.client.connection import Connection, Session, connect
@@ -28,7 +29,7 @@ from listener.mysql.errors import ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.sql.statements import Dialect
 from listener.mysql.start.start_position import starting_position
-from listener.mysql.stream import BinlogStream, replica_uuid
+from listener.mysql.stream import BinlogStream, StreamPlace, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
 from listener.mysql.tables.table_description import Tables
 
@@ -86,6 +87,8 @@ class BinlogMonitor:
         self._stream: BinlogStream
         self._events: Iterator[bytes | None]
         self._decoder: Decoder
+        self._window: Window
+        self._place: StreamPlace
 
     def open(
         self,
@@ -119,7 +122,7 @@ class BinlogMonitor:
         position = self._start(after)
         # At once, so that after a crash reading begins here again, and not behind what was committed since.
         yield Batch([], str(position))
-        stream, decoder = self._stream, self._decoder
+        stream, decoder, window = self._stream, self._decoder, self._window
         is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
         while not self._wakeup.is_set:
             changes: list[BinlogChange] = []
@@ -128,21 +131,22 @@ class BinlogMonitor:
             if not is_certain:
                 return  # stopped before it was known whether they are rolled back: the next start reads them again
             self._lock.check()
+            chunk = window.take(changes, self._place.position) if window.is_busy else None
             if changes:
                 self._watch_retention(changes[-1])
-            elif not is_ahead:
-                stream.wait(_TICK)
-            is_ahead = bool(changes)
+            elif not is_ahead and chunk is None:
+                stream.wait(_TICK, window.done)
+            is_ahead = bool(changes) or chunk is not None
             decoder.progress.hand_over()
             as_of = changes[-1].committed_at if changes else None
-            yield Batch(changes, str(decoder.progress.position), as_of, pipelined=bool(changes))
+            yield Batch(changes, str(decoder.progress.position), as_of, pipelined=is_ahead, chunk=chunk)
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""
 
-    def read_chunk(self, _request: ChunkRequest, /) -> None:
-        """See `Monitor.read_chunk`. Raises NoBackfillError: there is none yet."""
-        raise NoBackfillError
+    def read_chunk(self, request: ChunkRequest, /) -> None:
+        """Begin to read rows for a backfill; see `Monitor.read_chunk`."""
+        self._window.start(request, self._decoder)
 
     def stop(self) -> None:
         """Make `open` and `batches` return soon."""
@@ -199,6 +203,7 @@ class BinlogMonitor:
                 charsets=self._charsets,
             ),
             selects=partial(_selects, self._routes),
+            keeps_muted=any(route.even_muted for route in self._routes),
         )
         self._resources.callback(self._decoder.close)
         self._accept_gap = False  # it was for this gap, not for a later one
@@ -206,6 +211,9 @@ class BinlogMonitor:
             self._database_url, server_id=self._server_id, name=self._name, wakeup=self._wakeup
         )
         self._resources.callback(self._stream.close)
+        self._window = Window(partial(connect, self._database_url), self._server)
+        self._resources.callback(self._window.close)
+        self._place = StreamPlace(start if start.is_place_on(self._server.name) else None)
         self._stream.start(self._server, start)
         self._events = self._stream.events()
         log.info("streaming", position=str(start), server=self._server.version_text)
@@ -224,17 +232,27 @@ class BinlogMonitor:
         decoder = self._decoder
         decode, full, size = decoder.decode, self._batch_size, 0
         deadline = monotonic() + _TICK
+        # A chunk waits for the end of the transaction in which the last batch ended.
+        ends_with_transaction = decoder.is_within_transaction and self._window.is_due(self._place.position)
+        outer: bytes | None = None
         while len(changes) < full and size < _MAX_BYTES:
-            event = next(decoder.inner or self._events, None)
+            inner = decoder.inner
+            event = next(inner or self._events, None)
             if event is None:
-                if decoder.inner is not None:
+                if inner is not None:
                     decoder.leave_inner()
                     continue
                 break
+            if inner is None:
+                outer = event
             size += len(event)
             decode(event, changes)
+            if ends_with_transaction and not decoder.is_within_transaction:
+                break
             if not changes and monotonic() > deadline:
                 break  # a long stretch of log without changes for us
+        if outer is not None:
+            self._place.passed(outer, decoder.progress.file)
         return not (changes and decoder.needs_end) or self._read_to_the_end(changes)
 
     def _watch_retention(self, newest: BinlogChange) -> None:
@@ -254,6 +272,7 @@ class BinlogMonitor:
             if event is None:
                 self._stream.wait(_TICK)
             elif self._decoder.buffer(event, changes):
+                self._place.passed(event, self._decoder.progress.file)
                 return True
         return False
 

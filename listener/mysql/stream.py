@@ -21,7 +21,7 @@ from listener.mysql.client.server import Server
 from listener.mysql.codec.compressed_events import NO_CHECKSUM
 from listener.mysql.log.position import BinlogPosition
 
-__all__ = ["BinlogStream", "replica_uuid"]
+__all__ = ["BinlogStream", "StreamPlace", "replica_uuid"]
 
 _LIVENESS_TIMEOUT: Final = 20.0  # seconds without a packet, not even a heartbeat: the connection is dead
 _CHUNK: Final = 256 * 1024
@@ -32,7 +32,10 @@ _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
 
 _INTACT: Final = 0x2144DF1C  # the CRC-32 of anything that ends with its own CRC-32
 
+_OFFSETS: Final = 1 << 32
+
 _word = Struct("<I").unpack_from
+_u64 = Struct("<Q").unpack_from
 
 
 class BinlogStream:
@@ -93,14 +96,19 @@ class BinlogStream:
             is_plain = self._has_checksums and crc32(event) == _INTACT and event[4] != _FORMAT
             yield event if is_plain else self._checked(event)
 
-    def wait(self, seconds: float) -> None:
-        """Wait up to `seconds` for an event; raises SourceLostError if there has been no packet for too long."""
+    def wait(self, seconds: float, also: Wakeup | None = None) -> None:
+        """Wait up to `seconds` for an event, or for `also`.
+
+        Raises SourceLostError if there has been no packet for too long.
+        """
         if self._missing <= 0 or self._pending():
             return
         began = monotonic()
         with translated(self._connection):
-            readable, _, _ = select([self._socket.fileno(), self._wakeup.fileno()], [], [], seconds)
-        self._idle = 0.0 if readable else self._idle + monotonic() - began
+            source = self._socket.fileno()
+            others = [each.fileno() for each in (self._wakeup, also) if each is not None]
+            readable, _, _ = select([source, *others], [], [], seconds)
+        self._idle = 0.0 if source in readable else self._idle + monotonic() - began
         if self._idle > _LIVENESS_TIMEOUT:
             raise SourceLostError(f"The database has sent nothing for {_LIVENESS_TIMEOUT:.0f} seconds.")
 
@@ -153,6 +161,28 @@ class BinlogStream:
     def _pending(self) -> int:
         """Return how many bytes TLS has already taken from the socket."""
         return self._socket.pending() if isinstance(self._socket, ssl.SSLSocket) else 0
+
+
+class StreamPlace:
+    """How far the stream is: what is in the log before `position` has come. A server that is idle says so too."""
+
+    def __init__(self, start: BinlogPosition | None) -> None:
+        """`start` is where reading begins; None if that is not a place of this server's."""
+        self.position: BinlogPosition | None = None
+        if start is not None:
+            file, offset = start.start
+            self.position = BinlogPosition(file=file, offset=offset)
+
+    def passed(self, event: bytes, file: str) -> None:
+        """Take in the last event, and in which file what comes next is."""
+        before = self.position
+        if event[4] == _ROTATE:
+            offset = _u64(event, 19)[0]
+        elif (offset := _word(event, 13)[0]) == 0:
+            return  # it is not in the file
+        while before is not None and file == before.file and offset < before.offset:
+            offset += _OFFSETS  # an event has 32 bits for its place
+        self.position = BinlogPosition(file=file, offset=offset)
 
 
 def replica_uuid(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -10,6 +10,7 @@ from time import monotonic
 import structlog
 from psycopg2.extras import LogicalReplicationConnection
 
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
 from cdc_tasks.routing.router import Route
 from listener.core.backfill import BackfillRefusedError, Chunk, ChunkRequest
 from listener.core.source import IDLE_INTERVAL, Batch, GapError, Saved, SourceError, SourceLostError
@@ -72,6 +73,7 @@ class PostgresWALMonitor:
         slot: str,
         publication: str,
         routes: Sequence[Route],
+        prefixes: Collection[str] = (MESSAGE_PREFIX,),
         plugin: PluginName = "pgoutput",
         batch_size: int = 1000,
         failover: bool = False,
@@ -79,15 +81,20 @@ class PostgresWALMonitor:
         accept_gap: bool = False,
         column_lists: bool = False,
     ) -> None:
-        """`batch_size` in changes; `failover`, `accept_gap`, `column_lists` as in the settings and command line."""
+        """`batch_size` in changes; `prefixes` as `BinlogRouter.prefixes`.
+
+        `failover`, `accept_gap`, `column_lists` as in the settings and command line.
+        """
         self._database_url = database_url
         self._slot = slot
         self._publication = publication
         self._routes = routes
+        self._prefixes = prefixes
         self._plugin = plugin
         self._batch_size = batch_size
         self._replay_window = replay_window
         self._accept_gap = accept_gap
+        self.has_accepted_gap = False
         self._wakeup = Wakeup()
         self._connect = partial(connect, database_url)
         self._sync = TableSync(
@@ -156,6 +163,7 @@ class PostgresWALMonitor:
             if after is None or not self._accept_gap:
                 raise
             log.error("gap_accepted", gap=gap.message, hint=AFTER_GAP)  # noqa: TRY400 - a person needs no traceback
+            self.has_accepted_gap = True
             after = self._next_generation(after)
             # First the checkpoint: what is read from now on has its generation. Then all is read again, also what was
             # left out as published: that was another log's.
@@ -219,6 +227,7 @@ class PostgresWALMonitor:
         self._tables = prepared.tables
         self._has_new_slot = prepared.has_new_slot
         self._gap_is_accepted |= prepared.gap_is_accepted
+        self.has_accepted_gap |= prepared.gap_is_accepted or prepared.tables.gap_is_accepted
 
     def _identify_server(self, replication: LogicalReplicationConnection) -> None:
         self._timeline = identify(replication)
@@ -232,6 +241,7 @@ class PostgresWALMonitor:
             self._connect,
             publication=self._publication,
             routes=self._routes,
+            prefixes=self._prefixes,
             slot=self._slot,
             notes=self._notes.decoder,
             source=self.source,

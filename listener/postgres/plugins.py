@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
 from cdc_tasks.routing.router import Route, RouteIndex
 from listener.postgres.client.connection import Connection
 from listener.postgres.client.type_catalogue import TypeCatalogue
-from listener.postgres.codec.decoder import Decoder
+from listener.postgres.codec.decoder import Decoder, DecoderOptions
 from listener.postgres.codec.pgoutput import PgOutputDecoder
 from listener.postgres.tables.catalogue import TableName, is_system
 from listener.postgres.wal2json import decoder as wal2json
 from listener.postgres.wal2json.definitions import TableDefinitions
 
-__all__ = ["Plugin", "PluginName", "open_plugin"]
+__all__ = ["SENDS_MESSAGES", "Plugin", "PluginName", "open_plugin"]
 
-_SENDS_MESSAGES: Final = 14_00_00  # the first server whose pgoutput has the option
+SENDS_MESSAGES: Final = 14_00_00  # the first server whose pgoutput has the option
 
 PluginName = Literal["pgoutput", "wal2json"]
 
@@ -45,23 +46,28 @@ def open_plugin(
     codec: str,
     server_version: int,
     announced: Callable[[int, TableName], None] | None = None,
+    prefixes: Collection[str] = (MESSAGE_PREFIX,),
 ) -> Plugin:
     """Return the plugin, ready for one connection.
 
     `connect` opens an ordinary session for the catalogue; `notes` are the decoder's notes of an earlier run;
     `codec` is Python's name of the encoding of the log's texts; `server_version` is psycopg2's number. `announced` is
-    called with the OID and the name of a table before its changes come, if the plugin sends them.
+    called with the OID and the name of a table before its changes come, if the plugin sends them. `prefixes` are those
+    of the logical messages that are for us.
     """
     types = TypeCatalogue(connect)
     resolve_type = types.resolve
-    keeps_muted = any(route.even_muted for route in routes)
+    shared: DecoderOptions = {
+        "keeps_muted": any(route.even_muted for route in routes),
+        "prefixes": prefixes,
+    }
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'
         options = {"proto_version": "1", "publication_names": quoted}
-        if server_version >= _SENDS_MESSAGES:
+        if server_version >= SENDS_MESSAGES:
             options["messages"] = "true"
         decoder: Decoder = PgOutputDecoder(
-            resolve_type, source=source, codec=codec, announced=announced, keeps_muted=keeps_muted
+            resolve_type, source=source, codec=codec, announced=announced, **shared
         )
         return Plugin(decoder, (options,), types.close, has_messages="messages" in options)
     index = RouteIndex(routes)
@@ -72,9 +78,10 @@ def open_plugin(
     definitions = TableDefinitions(connect, slot, watches, notes=notes)
     definitions.refresh_all()
     decoder = wal2json.Wal2JsonDecoder(
-        resolve_type, definitions, watches, source=source, codec=codec, keeps_muted=keeps_muted
+        resolve_type, definitions, watches, source=source, codec=codec, **shared
     )
-    candidates = (wal2json.OPTIONS | wal2json.NUMBERS_AS_STRINGS, wal2json.OPTIONS)
+    options = wal2json.OPTIONS | {"add-msg-prefixes": ",".join(prefixes)}  # others' messages are not sent
+    candidates = (options | wal2json.NUMBERS_AS_STRINGS, options)
     lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"
 
     def close() -> None:

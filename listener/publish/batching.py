@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from cdc_tasks.changes import EventType
-from cdc_tasks.routing.router import PAUSE, Call, Origin, Parked, Route
+from cdc_tasks.routing.router import PAUSE, Call, Origin, Parked, Route, enqueued_route
 from listener.core.publisher import BrokerError
 from listener.core.source import IDLE_INTERVAL
 from listener.publish.redis.connection import Command, too_large
@@ -262,6 +262,7 @@ def record_of(
         "priority": route.priority,
         "expires": route.expires,
         "on_full": route.on_full,
+        "replay": route.replay,
         "kind": origin.kind,
         "id": change_id.decode(),
         "position": position.decode(),
@@ -277,6 +278,9 @@ def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
     The route makes the same messages as before, even if it is no longer registered.
     """
     schema, table, event = kind = tuple(record["kind"])
+    origin = Origin(kind, (record["id"].encode(), record["position"].encode()))
+    if event == EventType.ENQUEUED.value:
+        return enqueued_route(kind), origin
     route = Route(
         schema=schema,
         table=table,
@@ -295,5 +299,6 @@ def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
         is_grouped=True,
         on_full=record.get("on_full", PAUSE),  # records of earlier versions have none
         on_failure=record.get("on_failure", "continue"),
+        replay=record.get("replay"),
     )
-    return route, Origin(kind, (record["id"].encode(), record["position"].encode()))
+    return route, origin

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.broker.other_workers import foreign_workers, queues_taken, unacked_by_kombu
 from cdc_tasks.broker.queues import OLD_NAMES, own_queues
+from cdc_tasks.broker.rabbitmq.partitions import counted_queue, partitions_of
 from cdc_tasks.broker.redis.acl import missing_for_listener
 from cdc_tasks.config.required_settings import weakened
 from cdc_tasks.errors import CDCError
@@ -25,8 +26,9 @@ from cdc_tasks.words import counted
 from listener.core.findings import CloseNames, Finding, State, finding_from
 from listener.core.publisher import BrokerAwayError
 from listener.publish.bookmark import bookmark_key, read_bookmark
-from listener.publish.check_queues import check_queues
+from listener.publish.check_queues import check_queues, consumers_of
 from listener.publish.kombu.internals import check_kombu
+from listener.publish.kombu.message import partition_of
 from listener.publish.redis.connection import Command, RedisConnection, address_of, broker_channel
 from listener.publish.task_message import check_plain, make_message
 
@@ -72,9 +74,14 @@ def check_broker(
             "Take CDC_DURABILITY out of the environment.",
         )
         yield Finding(what="durability", state=State.PROBLEM, code="durability", found=found, hint=hint)
+    keyed = [route for route in routes if route.key is not None] if is_rabbitmq else []
+    others = [route for route in routes if route not in keyed]
     if is_rabbitmq:
-        yield from check_queues(app, dict.fromkeys(filter(None, (_queue_of(app, route) for route in routes))))
-    yield from _check_workers(app, routes)
+        names = dict.fromkeys(filter(None, (_queue_of(app, route) for route in others)))
+        yield from check_queues(app, [app.amqp.queues[name] for name in names])
+    if keyed:
+        yield from _check_partitions(app, keyed)
+    yield from _check_workers(app, routes, elsewhere=keyed)
 
 
 def _check_kombu() -> Iterator[Finding]:
@@ -295,8 +302,34 @@ def _queue_of(app: Celery, route: Route) -> str | None:
     return str(options["queue"].name) if "queue" in options else None
 
 
-def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
-    """Ask the workers that run now; it is only a warning if none does."""
+def _check_partitions(app: Celery, keyed: Sequence[Route]) -> Iterator[Finding]:
+    """Find out whether RabbitMQ keeps the order of these routes' tasks, and whether a worker takes them."""
+    partitions = partitions_of(app)
+    try:
+        for route in keyed:
+            partition_of(list(partitions), route, "")
+    except CDCError as error:
+        yield finding_from(f"route to {route.task}", error)
+        return
+    yield from check_queues(app, partitions.values())
+    counted_by = counted_queue(next(iter(partitions)))
+    if not consumers_of(app, counted_by):
+        yield Finding(
+            what=f"queue {counted_by}",
+            state=State.WARNING,
+            code="no_consumer",
+            found="no running worker takes tasks with a key",
+            hint=f"celery -A {_named(app)} worker   or, if it names its queues: worker -Q {counted_by},…",
+        )
+
+
+def _check_workers(
+    app: Celery, routes: Sequence[Route], *, elsewhere: Sequence[Route] = ()
+) -> Iterator[Finding]:
+    """Ask the workers that run now; it is only a warning if none does.
+
+    Tasks of the routes `elsewhere` do not go to the queues that these name.
+    """
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
     try:
         registered = inspect.registered() or {}
@@ -311,7 +344,7 @@ def _check_workers(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
         )
         return
     active = inspect.active_queues() or {} if registered else {}
-    needed = _needed(app, routes)
+    needed = _needed(app, [route for route in routes if route not in elsewhere])
     for foreign in foreign_workers(registered, active, own_queues(app, needed), needed):
         yield Finding(
             what=f"worker {foreign.who}",

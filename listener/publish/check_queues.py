@@ -7,20 +7,29 @@ from typing import Any
 
 from amqp.exceptions import AccessRefused, ChannelError, PreconditionFailed
 from celery import Celery
+from kombu import Queue
 from kombu.transport import pyamqp
 
 from cdc_tasks.broker.rabbitmq.queues import existing_queue, throw_away_channel
 from listener.core.findings import Finding, State
 
-__all__ = ["check_queues"]
+__all__ = ["check_queues", "consumers_of"]
 
 
-def check_queues(app: Celery, names: Iterable[str]) -> Iterator[Finding]:
+def check_queues(app: Celery, queues: Iterable[Queue]) -> Iterator[Finding]:
     """Yield a finding about each of these queues, without creating one."""
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
-        for name in names:
-            yield _check(connection.connection, app.amqp.queues[name])
+        for queue in queues:
+            yield _check(connection.connection, queue)
+
+
+def consumers_of(app: Celery, name: str) -> int:
+    """Return how many consumers a queue has."""
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+        found = existing_queue(connection.connection, name)
+    return 0 if found is None else int(found.consumer_count)
 
 
 def _check(connection: Any, queue: Any) -> Finding:

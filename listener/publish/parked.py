@@ -14,7 +14,8 @@ import structlog
 
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.router import BinlogRouter, Origin, Parked, Route, RouteError
+from cdc_tasks.routing.enqueued import EnqueuedTask, TaskNotAcceptedError, check_accepted, prefix_of
+from cdc_tasks.routing.router import BinlogRouter, Origin, Parked, Route, RouteError, enqueued_route, task_id
 from listener.core.logged_change import LoggedChange
 
 __all__ = [
@@ -50,6 +51,7 @@ class ParkedChange:
     logged: Mapping[str, Any] | None = None  # the row as it was logged, if it cannot be rendered
     arguments: Sequence[Any] | None = None  # of the task, if the route has batch= or coalesce=
     kwargs: Mapping[str, Any] | None = None  # the same: its keyword arguments, if it has any
+    key: str | None = None  # the same: of its message group
     is_shortened: bool = False  # all of it was too large for Redis; `unavailable` names what is left out
 
     def find_route(self, router: BinlogRouter) -> Route:
@@ -61,6 +63,14 @@ class ParkedChange:
                 f"  python -m listener parked show {self.id}\n  python -m listener parked drop {self.id}",
                 code="row_too_large",
             )
+        is_enqueued = self.change.event is EventType.ENQUEUED
+        if self.logged is not None and is_enqueued:
+            raise RouteError(
+                f"What a transaction enqueued as {self.id} makes no task.",
+                hint=f"See what it says, and drop it:\n  python -m listener parked show {self.id}\n"
+                f"  python -m listener parked drop {self.id}",
+                code="no_task",
+            )
         if self.logged is not None:
             raise RouteError(
                 f"The row of {self.id} cannot be rendered.",
@@ -68,6 +78,8 @@ class ParkedChange:
                 f"  python -m listener parked show {self.id}\n  python -m listener parked drop {self.id}",
                 code="row_not_rendered",
             )
+        if is_enqueued:
+            return self._enqueued(router)
         for route in router.routes:
             if route.id == self.route:
                 return route
@@ -76,6 +88,14 @@ class ParkedChange:
             hint=f"Register it again, or drop the change: python -m listener parked drop {self.id}",
             code="route_gone",
         )
+
+    def _enqueued(self, router: BinlogRouter) -> Route:
+        route = enqueued_route(self.change.kind)
+        try:
+            check_accepted(self.task, prefix_of(self.change.kind), router.accepted)
+        except TaskNotAcceptedError as error:
+            raise RouteError(error.message, hint=error.hint, code=error.code) from error
+        return route
 
 
 def parked_key(prefix: str) -> str:
@@ -93,7 +113,7 @@ def store_parked(
     now = datetime.now(UTC)
     fields: list[str | bytes] = []
     for each in parked:
-        fields += [f"{each.change.id}-{each.route.id}", _record(each, now, max_bytes)]
+        fields += [task_id(each.change.id, each.route), _record(each, now, max_bytes)]
     return [("HSET", key, *fields)] if fields else []
 
 
@@ -117,11 +137,14 @@ def _record(parked: Parked, now: datetime, max_bytes: int | None) -> bytes:
 def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
     """Return the change as a task would get it. If that fails, return it without its row, and what else is known."""
     change = parked.change
+    if isinstance(change, EnqueuedTask):
+        found = {"change": _rowless(change, change.committed_at).to_message()}
+        if change.error is not None:
+            return {**found, "logged": {"error": _described(change.error), **change.logged()}}
+        return found | _called(change.arguments, change.kwargs, change.key)
     if isinstance(change, Origin):
-        arguments = orjson.Fragment(b"[%b]" % (parked.rendered or b""))
-        found = {"change": _rowless(change, now).to_message(), "arguments": arguments}
-        named = parked.rendered_kwargs
-        return {**found, "kwargs": orjson.Fragment(b"{%b}" % named)} if named else found
+        found = {"change": _rowless(change, now).to_message()}
+        return found | _called(parked.rendered or b"", parked.rendered_kwargs, parked.key)
     try:
         rendered = change.to_json()
         json.loads(rendered)
@@ -131,7 +154,15 @@ def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
     return {"change": orjson.Fragment(rendered)}
 
 
-def _rowless(change: Change | Origin, committed_at: datetime) -> RowChange:
+def _called(arguments: bytes, kwargs: bytes, key: str | None) -> dict[str, Any]:
+    """Return what is known of a call: its arguments, and its key if it has one."""
+    found: dict[str, Any] = {"arguments": orjson.Fragment(b"[%b]" % arguments)}
+    if kwargs:
+        found["kwargs"] = orjson.Fragment(b"{%b}" % kwargs)
+    return found if key is None else {**found, "key": key}
+
+
+def _rowless(change: Change | Origin | EnqueuedTask, committed_at: datetime) -> RowChange:
     schema, table, event = change.kind
     return RowChange(
         id=change.id,
@@ -145,9 +176,9 @@ def _rowless(change: Change | Origin, committed_at: datetime) -> RowChange:
     )
 
 
-def _shortened(change: Change | Origin, now: datetime, most: int) -> dict[str, Any]:
+def _shortened(change: Change | Origin | EnqueuedTask, now: datetime, most: int) -> dict[str, Any]:
     """Return the change with the values that have up to `most` bytes; `unavailable` names the others."""
-    if isinstance(change, Origin):
+    if isinstance(change, Origin | EnqueuedTask):
         return _rowless(change, now).to_message()
     try:
         message = json.loads(change.to_json())
@@ -188,8 +219,8 @@ def log_parked(parked: Iterable[Parked]) -> None:
 
 def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:
     """Yield what is parked, in no particular order."""
-    for task_id, record in client.hscan_iter(key):
-        yield parse_parked(key, task_id, record)
+    for name, record in client.hscan_iter(key):
+        yield parse_parked(key, name, record)
 
 
 def parse_parked(key: str, task_id: bytes, record: bytes) -> ParkedChange:
@@ -215,5 +246,6 @@ def _parse(task_id: bytes, fields: Mapping[str, Any]) -> ParkedChange:
         logged=fields.get("logged"),
         arguments=fields.get("arguments"),
         kwargs=fields.get("kwargs"),
+        key=fields.get("key"),
         is_shortened=fields.get("is_shortened", False),
     )

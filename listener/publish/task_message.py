@@ -17,6 +17,7 @@ from kombu.common import Broadcast
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import dumps
 
+from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
 from cdc_tasks.versions import celery_is
@@ -27,6 +28,7 @@ __all__ = [
     "ID",
     "KIND",
     "POSITION",
+    "REPLAY_HEADER",
     "EnvelopeError",
     "Kind",
     "Made",
@@ -45,8 +47,10 @@ Kind = tuple[str, str, str]  # of change: schema, table, event
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
 POSITION: Final = "cdc-0position"
+REPLAY_HEADER: Final = "cdc_replay"  # of a task that a replay has fired: the replay's id
 ETA: Final = "cdc-0eta"
 EXPIRES: Final = "cdc-0expires"
+_ENQUEUED: Final = EventType.ENQUEUED.value
 _ARGUMENT: Final = "cdc-0argument"
 _JSON: Final = "application/json"
 _KEYWORD: Final = {"cdc-0keyword": None}
@@ -108,17 +112,22 @@ def send_options(route: Route) -> dict[str, Any]:
         "countdown": route.countdown,
         "expires": route.expires,
     }
-    return {name: value for name, value in named.items() if value is not None}
+    return {**{name: value for name, value in named.items() if value is not None}, **route.options}
 
 
-def make_message(app: Celery, route: Route) -> Made:
-    """Return the message of a route's tasks, with places to fill in, and where it goes; raises EnvelopeError."""
+def make_message(app: Celery, route: Route, *, queue: Queue | None = None) -> Made:
+    """Return the message of a route's tasks, with places to fill in, and where it goes; raises EnvelopeError.
+
+    It goes to `queue`, whatever route and app say, if one is given.
+    """
     options = {**_own_options(app, route.task), **send_options(route)}
     task: Any = app.tasks.get(route.task)
     fixed = _NOT_BY_ROUTE | {name: options.pop(name) for name in _NOT_BY_ROUTE if name in options}
     timing = _timing(app, fixed)
     try:
         options = app.amqp.router.route(options, route.task, (_ARGUMENT,), {}, task)
+        if queue is not None:
+            options |= {"queue": queue, "exchange": queue.exchange.name, "routing_key": queue.routing_key}
         message = app.amqp.create_task_message(
             ID, route.task, [_ARGUMENT], dict(_KEYWORD), reply_to=app.thread_oid, **fixed, **options
         )
@@ -138,6 +147,8 @@ def make_message(app: Celery, route: Route) -> Made:
         options["expiration"] = timing.expires
     _check_format(app, route.task, message, options)
     message.headers.update(argsrepr=f"<{KIND} {POSITION}>", kwargsrepr="{}")
+    if route.replay is not None:
+        message.headers[REPLAY_HEADER] = route.replay
     return Made(message, options, timing)
 
 
@@ -228,5 +239,7 @@ def argsrepr(kind: Kind, position: str) -> str:
 def shown_kind(kind: Kind) -> str:
     """Return what Flower shows of a kind of change: the value of KIND in a message."""
     schema, table, event = kind
+    if event == _ENQUEUED:  # the schema is its options
+        return orjson.dumps(f"{table} {event}").decode()[1:-1]
     name = orjson.dumps(f"{schema}.{table}").decode()[1:-1]
     return f"{name} {event}"

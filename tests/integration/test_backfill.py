@@ -19,7 +19,7 @@ from cdc_tasks.changes import position_key
 from harness.embedded_servers import ValkeyServer
 from harness.waiting import wait_until
 from tests.conftest import Broker
-from tests.support.operators import Operator, operator_on
+from tests.support.operators import Operator
 from tests.support.publishing import messages
 from tests.support.rabbitmq import drain
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from harness.machine_servers import RabbitMQServer
     from tests.conftest import Database
-    from tests.support.mysql.source import MySQLDatabase
 
 _ROUTES = """
 from listener.router import BinlogRouter, EventType
@@ -479,12 +478,3 @@ def test_reads_of_a_chunk_have_the_same_ids_on_rabbitmq(
     found = [each["body"][0][0] for each in drain(rabbitmq_server, f"{database.name}_mirror")]
     assert [each["after"]["name"] for each in found] == sorted(person.names())
     assert len({each["id"] for each in found}) == 300
-
-
-def test_there_is_none_of_mariadb_yet_and_the_command_says_so(
-    mariadb_database: MySQLDatabase, broker: Broker
-) -> None:
-    done = operator_on(mariadb_database, broker).types("backfill", "roles")
-    assert done.returncode == 1
-    assert "no backfill of MySQL and MariaDB yet" in done.stderr
-    assert "UPDATE" in done.stderr

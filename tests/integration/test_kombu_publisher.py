@@ -12,8 +12,11 @@ from structlog.testing import capture_logs
 
 from cdc_tasks import install
 from cdc_tasks.broker.rabbitmq.partitions import partition_for, partition_queues
+from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from harness.waiting import at_most, wait_until
+from listener.core.findings import State
 from listener.core.publisher import CheckpointMovedError
+from listener.publish.check_broker import check_broker
 from listener.publish.parked import parked_key, read_parked
 from listener.publish.queue_limit import Pause
 from listener.publish.task_message import EnvelopeError
@@ -199,6 +202,29 @@ def test_a_task_with_a_key_goes_to_the_partition_of_its_key(
             assert partition_for(headers["cdc_key"], names) == name
     (unkeyed,) = drain(rabbitmq_server, "celery")
     assert "cdc_key" not in unkeyed["application_headers"]
+
+
+def test_an_app_with_our_parts_has_queues_that_keep_the_order_and_check_asks_for_a_worker(
+    rabbitmq_server: RabbitMQServer, broker: Broker, queue: str
+) -> None:
+    app = celery_app(rabbitmq_server.url, task_default_queue=queue)
+    app.main = queue
+    install(app)
+    router = router_to(events="insert", key="id")
+    findings = {each.what: each for each in check_broker(app, router.routes, durability="memory")}
+    counted = f"cdc_{queue}_keyed"
+    assert findings[f"queue {counted}"].code == "no_consumer"
+    assert f"worker -Q {counted}" in str(findings[f"queue {counted}"].hint)
+    assert findings[f"queue {counted}_7"].state is State.OK
+    with publisher_of(app, broker) as publisher:
+        publisher.publish(fire(router, [change(number) for number in range(20)]), checkpoint=position(20))
+    names = [f"{counted}_{number}" for number in range(8)]
+    with open_channel(rabbitmq_server) as channel:
+        found = [existing_queue(channel.connection, name) for name in names]
+    assert sum(each.message_count for each in found if each is not None) == 20
+    assert list(app.amqp.queues) == [
+        queue
+    ]  # Celery looks there for how retries wait, and what a worker takes
 
 
 def test_a_key_without_a_queue_that_keeps_its_order_is_an_error(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from structlog.testing import capture_logs
 
 from cdc_tasks.changes import RowChange, position_key
 from harness.waiting import Deadline, at_most, wait_until
+from listener.core.backfill import ChunkRequest
 from listener.core.source import Saved, SourceLostError
 from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cdc_tasks.changes import Change
-    from listener.core.source import Monitor
+    from listener.core.backfill import Chunk
+    from listener.core.source import Batch, Monitor
 
 _TABLE = "CREATE TABLE t (id integer PRIMARY KEY, name varchar(50), amount {decimal})"
 
@@ -50,6 +54,11 @@ class Source:
     def execute(self, *statements: str) -> None:
         for statement in statements:
             self.database.execute(statement)
+
+    def rows(self) -> list[tuple[int, Any]]:
+        """Return id and amount of the table's rows."""
+        found: list[tuple[int, Any]] = self.database.fetch("SELECT id, amount FROM t")
+        return found
 
     def cut(self) -> None:
         """End the connections over which monitors read."""
@@ -365,3 +374,132 @@ def test_closing_twice_and_before_open_is_fine(source: Source) -> None:
     monitor.open(saved=None)
     with closing(monitor):
         monitor.close()
+
+
+# --- Backfills ------------------------------------------------------------------------------------------
+
+
+def _chunk(
+    source: Source, batches: Iterator[Batch], monitor: Monitor, sent: list[Change], **more: Any
+) -> Chunk:
+    """Ask for a chunk of the table; return it once it has its place, with what came before in `sent`."""
+    options: dict[str, Any] = {"backfill": "a1", "schema": source.schema, "table": "t", "limit": 100} | more
+    monitor.read_chunk(ChunkRequest(**options))
+    deadline = Deadline(60)
+    for batch in batches:
+        monitor.acknowledge(batch.position)
+        sent.extend(batch.changes)
+        if batch.chunk is not None:
+            sent.extend(batch.chunk.rows)
+            return batch.chunk
+        deadline.check("the chunk")
+    raise AssertionError("the batches ended")
+
+
+def test_a_read_is_the_row_as_its_insert_was_and_comes_though_nothing_happens(source: Source) -> None:
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    batches = iter(monitor.batches(None))
+    next(batches)
+    source.execute("INSERT INTO t VALUES (1, 'Ada \"é\"', 12.5), (2, NULL, NULL)")
+    inserts: list[Change] = []
+    while len(inserts) < 2:
+        inserts += next(batches).changes
+    chunk = _chunk(source, batches, monitor, [])
+    assert (chunk.error, chunk.found, chunk.is_end, chunk.last) == (None, 2, True, ("2",))
+    for read, insert in zip(chunk.rows, inserts, strict=True):
+        message = RowChange.from_message(json.loads(read.to_json()))
+        assert (message.event, message.before, message.unavailable) == (EventType.READ, None, ())
+        assert message.after == read.after == insert.after
+        assert position_key(read.position) > position_key(inserts[-1].position)
+        assert abs((datetime.now(UTC) - read.committed_at).total_seconds()) < 900
+        assert read.kind == (source.schema, "t", "read")
+    again = _chunk(source, batches, monitor, [])
+    assert [each.id for each in again.rows] == [each.id for each in chunk.rows]
+    other = _chunk(source, batches, monitor, [], backfill="b2", after=("1",), where="amount IS NULL")
+    assert [each.row["id"] for each in other.rows] == [2]
+    assert {each.id for each in other.rows}.isdisjoint(each.id for each in chunk.rows)
+    source.execute("INSERT INTO t VALUES (3, 'later', 1)")
+    later: list[Change] = []
+    while not later:
+        later += next(batches).changes
+    assert position_key(later[0].position) > position_key(other.rows[0].position)
+
+
+def test_reads_and_changes_together_give_the_table_and_nothing_goes_back(source: Source) -> None:
+    rows, versions, chance = 200, count(1), random.Random(3)
+    values = ", ".join(f"({number}, 'v', {next(versions)})" for number in range(rows))
+    source.execute(f"INSERT INTO t VALUES {values}")
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    batches = iter(monitor.batches(None))
+    next(batches)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.wait(0.002):
+            number, statement = chance.randrange(rows), chance.choice(_WRITES)
+            source.execute(statement.format(id=number, version=next(versions)))
+
+    sent: list[Change] = []
+    last, is_end, torn = None, False, 0
+    with in_background(write) as writing:
+        while not is_end:
+            chunk = _chunk(source, batches, monitor, sent, limit=11, after=last)
+            assert chunk.error is None
+            torn += chunk.is_torn
+            if not chunk.is_torn:
+                last, is_end = chunk.last, chunk.is_end
+        stop.set()
+        writing.result(at_most(60))
+    source.execute("INSERT INTO t VALUES (1000000, 'last', 0)")
+    while not (sent and sent[-1].row.get("id") == 1000000):
+        sent.extend(next(batches).changes)
+    state: dict[int, float] = {}
+    newest: dict[int, float] = {}
+    for each in sent:
+        number = each.row["id"]
+        if each.after is None:
+            state.pop(number, None)
+            continue
+        state[number] = float(each.after["amount"])
+        assert state[number] >= newest.get(number, 0), each.to_json()
+        newest[number] = state[number]
+    assert state == {number: float(version) for number, version in source.rows()}
+    reads = [each.row["id"] for each in sent if each.event is EventType.READ]
+    assert len(reads) == len(set(reads)) > rows / 2
+    assert torn == 0
+
+
+_WRITES = (
+    "UPDATE t SET amount = {version} WHERE id = {id}",
+    "UPDATE t SET amount = {version} WHERE id BETWEEN {id} AND {id} + 5",
+    "DELETE FROM t WHERE id = {id}",
+    "INSERT INTO t SELECT {id}, 'x', {version} FROM (SELECT 1) o WHERE NOT EXISTS (SELECT 1 FROM t WHERE id = {id})",
+)
+
+
+def test_wide_rows_come_in_smaller_chunks_and_what_cannot_be_read_is_an_error(source: Source) -> None:
+    values = ", ".join(f"({number}, '{'x' * 40}', 1)" for number in range(20))
+    source.execute(f"INSERT INTO t VALUES {values}", "CREATE TABLE keyless (v integer)")
+    monitor = source.monitor()
+    monitor.open(saved=None)
+    batches = iter(monitor.batches(None))
+    next(batches)
+    found: list[Change] = []
+    last, is_end = None, False
+    while not is_end:
+        chunk = _chunk(source, batches, monitor, found, after=last, max_bytes=180)
+        assert 0 <= len(chunk.rows) <= 6
+        last, is_end = chunk.last, chunk.is_end
+    assert [each.row["id"] for each in found] == list(range(20))
+    for options, code in (
+        ({"table": "no_such"}, "backfill_no_table"),
+        ({"table": "keyless"}, "backfill_no_key"),
+        ({"where": "no_column > 1"}, None),
+        ({"where": "1 = 1; DROP TABLE t"}, "backfill_where"),
+    ):
+        error = _chunk(source, batches, monitor, [], **options).error
+        assert error is not None
+        assert code is None or error.code == code
+    assert len(_chunk(source, batches, monitor, []).rows) == 20

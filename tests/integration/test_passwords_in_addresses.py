@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -17,6 +16,7 @@ import listener.cli.commands as listener_command_line
 from cdc_tasks import cache, db
 from cdc_tasks.addresses import check_address
 from cdc_tasks.settings import BrokerSettings, SettingsError, load, worker_settings
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,14 +108,11 @@ def test_no_command_shows_it(form: str, variable: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[12], FORMS[14]])
 def test_no_command_of_celery_shows_it(arguments: list[str], form: str) -> None:
     environment = {**os.environ, **GOOD, "CELERY_BROKER_URL": _address(form, "redis")}
-    done = subprocess.run(
+    done = WARM.run(
         [sys.executable, "-m", "celery", "-A", "cdc_tasks", *arguments],
         cwd=_CHECKOUT,
         env=environment,
-        capture_output=True,
-        text=True,
         timeout=60,
-        check=False,
     )
     assert done.returncode == 1
     assert "CELERY_BROKER_URL=***" in done.stderr

@@ -17,12 +17,14 @@ import pytest
 from celery import Celery
 from kombu import Exchange, Queue
 
+from cdc_tasks.broker.rabbitmq.partitions import partition_for
 from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.operators import Operator
 from tests.support.publishing import change, fire, position, router_to
 from tests.support.rabbitmq import QUORUM, drain, kombu_publisher, open_channel, row_ids
+from tests.support.tasks.in_order import LOG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,6 +166,39 @@ def test_a_worker_with_the_least_rights_of_the_manual_runs_and_retries(
         assert line["queues"] == ["cdc_keyed", *(f"cdc_keyed_{number}" for number in range(8))]
         assert worker.log.count("ACCESS_REFUSED") == 1
         assert "NOT_FOUND" not in worker.log
+
+
+def test_a_worker_runs_all_but_the_partition_that_it_may_not_read(
+    database: Database, broker: Broker, rabbitmq_server: RabbitMQServer, vhost: str, poor: str
+) -> None:
+    """The partition exists, and is bound: only RabbitMQ's answer to the consumer tells."""
+    keys = ["a", "b", "c", "d", "e", "f"]
+    partitions = [f"cdc_keyed_{number}" for number in range(2)]
+    assert {partition_for(key, partitions) for key in keys} == set(partitions)
+    rabbitmq_server.control("set_permissions", "-p", vhost, poor, ".*", ".*", "^(?!cdc_keyed_1$).*")
+    environment = {
+        **_environment(database, broker, _url(rabbitmq_server, vhost, poor)),
+        "CDC_TASK_MODULES": "tests.support.tasks.in_order",
+        "CDC_KEY_PARTITIONS": "2",
+    }
+    with Worker(environment) as worker, sender_of(environment) as sender:
+        (line,) = wait_until(
+            lambda: worker.events("keyed_queues_not_ours"), timeout=20, what="the partition to be refused"
+        )
+        assert line["queues"] == ["cdc_keyed_1"]
+        assert "ACCESS_REFUSED" in line["error"]
+        for key in keys:
+            queue = partition_for(key, partitions)
+            sender.send_task("in_order.notes", [key, 1], queue=queue, headers={"cdc_key": key})
+        sender.send_task("in_order.notes", ["none", 1], queue="cdc_bulk")
+        runs = {f"ends {key} 1" for key in keys if partition_for(key, partitions) == "cdc_keyed_0"}
+        wait_until(
+            lambda: {each.decode() for each in broker.cache.lrange(LOG, 0, -1)} >= runs | {"ends none 1"},
+            timeout=40,
+            what="the tasks of the other queues",
+        )
+    number = sum(partition_for(key, partitions) == "cdc_keyed_1" for key in keys)
+    assert len(drain(rabbitmq_server, "cdc_keyed_1", vhost)) == number  # they wait for another worker
 
 
 def test_a_retry_comes_back_where_the_exchange_of_the_house_is_a_direct_one(

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from harness.waiting import at_most
+from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +29,10 @@ app.finalize()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     if pid := os.fork():
+        os.setpgid(pid, pid)  # as the child does: whoever comes first, it can be killed now
         print(pid, flush=True)
         continue
-    os.setsid()
+    os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -49,7 +51,7 @@ class ForkedWorkers:
         self._command = [sys.executable, "-c", _WARM, application, *arguments]
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".workers.log")  # noqa: SIM115  # closed in `__exit__`
-        self._alive: list[int] = []
+        self.alive: list[int] = []
 
     def __enter__(self) -> Self:
         self._warm = subprocess.Popen(
@@ -66,7 +68,7 @@ class ForkedWorkers:
     def __exit__(self, failure: object, *_: object) -> None:
         if failure:
             sys.stderr.write(self.log[-20_000:])  # pytest shows it
-        for pid in list(self._alive):
+        for pid in list(self.alive):
             self.kill(pid)
         assert self._warm.stdin is not None
         assert self._warm.stdout is not None
@@ -82,7 +84,7 @@ class ForkedWorkers:
         self._warm.stdin.write("start\n")
         self._warm.stdin.flush()
         pid = int(self._warm.stdout.readline())
-        self._alive.append(pid)
+        self.alive.append(pid)
         return pid
 
     def pause(self, pid: int) -> None:
@@ -92,9 +94,22 @@ class ForkedWorkers:
 
     def kill(self, pid: int) -> None:
         """SIGKILL, to the worker and its pool: no process can clean up."""
-        self._alive.remove(pid)
+        self.alive.remove(pid)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+
+    def show_stacks(self) -> list[int]:
+        """Let each worker's main process log where its threads are; return the process ids of those that exist."""
+        found = [pid for pid in self.alive if is_alive(pid)]
+        for pid in found:
+            before = len(self.log)
+            os.kill(pid, signal.SIGUSR1)
+            with suppress(AssertionError):  # it hangs, and does not answer
+                wait_until(partial(self._has_grown, before), timeout=1)
+        return found
+
+    def _has_grown(self, before: int) -> bool:
+        return len(self.log) > before
 
     @property
     def log(self) -> str:

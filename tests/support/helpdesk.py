@@ -12,6 +12,7 @@ from cryptography.fernet import Fernet
 
 from cdc_tasks.changes import EventType, RowChange
 from cdc_tasks.helpdesk.schema import sql
+from cdc_tasks.routing.message_groups import key_headers
 
 if TYPE_CHECKING:
     from tests.conftest import Broker, Database
@@ -104,10 +105,12 @@ class HelpDesk:
         broker_url: str | None = None,
         countdown: float | None = None,
     ) -> str:
-        """Send a task as the listener does, by its name."""
+        """Send a task as the listener does, by its name; those for a ticket with their route's key."""
+        is_of_ticket = task.startswith("cdc_tasks.notify_ticket")
+        headers = key_headers("tickets", arguments[0].row["id"]) if is_of_ticket else None
         plain = [each.to_message() if isinstance(each, RowChange) else each for each in arguments]
         with Celery("tests", broker=broker_url or self.broker.url, set_as_current=False) as app:
-            return str(app.send_task(task, plain, queue=queue, countdown=countdown).id)
+            return str(app.send_task(task, plain, queue=queue, countdown=countdown, headers=headers).id)
 
 
 def change(

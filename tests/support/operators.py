@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.waiting import at_most
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,14 +34,11 @@ class Operator:
 
     def types(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `python -m listener …`, and return what it wrote and how it ended."""
-        return subprocess.run(
+        return WARM.run(
             [sys.executable, "-W", "error::ResourceWarning", "-m", "listener", *arguments],
             cwd=_CHECKOUT,
             env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
             timeout=at_most(60),
-            check=False,
         )
 
     def asks(self, *arguments: str, **environment: str) -> Any:

@@ -12,9 +12,8 @@ from cdc_tasks import READ, BinlogRouter, EventType, RowChange
 from cdc_tasks.testing import row_change
 from listener.control.backfills import Backfill, BackfillState, Progress, chosen_routes
 from listener.control.commands import CommandRefusedError
-from listener.core.backfill import BackfillRefusedError
+from listener.core.backfill import BackfillRefusedError, check_where
 from listener.postgres.backfill.chunk_reader import split_line
-from listener.postgres.backfill.table_key import check_where
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 # A code may be added. One that is taken away, or changed, breaks an alarm.
 _CODES = """
-backfill_refused backfill_unsupported
+backfill_refused enqueued_task task_not_accepted
 answer_lost app_not_found bad_preference broker broker_away broker_blocked cache_away capture checkpoint_moved
 command_refused database_away database_refused envelope first_routes gap groups_unknown gtid_mode install
-key_value killed_workers lock_not_available malformed_message mark master_cache maybe_sent message_too_large
+key_value journal killed_workers lock_not_available malformed_message mark master_cache maybe_sent message_too_large
 missing_extra no_redis not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log
 password permission_denied rate_limited recording refused reload route server_id_taken settings slot_in_use
 source source_lost table_renamed task_modules too_many_connections try_again unavailable undescribed_table
@@ -30,7 +30,8 @@ unknown_service unknown_table unknown_task unknown_user unreadable_record value_
 
 # Of findings, and of errors whose class stands for several.
 _OWN_CODES = """
-backfill_no_route backfill_over backfill_unknown
+backfill_failed backfill_no_route backfill_over backfill_unknown backfill_where
+journal_gap journal_missing journal_other replay_no_route replay_over replay_unknown
 bookmark bookmark_not_durable broadcast broker broker_access_refused broker_disk broker_lost_data
 broker_memory broker_rights broker_settings cache celery_config_module celery_settings certificate
 checkpoint_of_other_database durability foreign_worker from_start_unsupported kombu_unacked kombu_version

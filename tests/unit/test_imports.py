@@ -42,9 +42,12 @@ SHARED: Final = {
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
     "cdc_tasks.routing.decorators",
+    "cdc_tasks.routing.enqueued",
     "cdc_tasks.routing.keys",
     "cdc_tasks.routing.message_groups",
     "cdc_tasks.routing.predicates",
+    "cdc_tasks.routing.checks",
+    "cdc_tasks.routing.route",
     "cdc_tasks.routing.router",
     "cdc_tasks.routing.tables",
     "cdc_tasks.routing.tasks",
@@ -66,10 +69,10 @@ LEVELS: Final = (
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
         (
-            "cdc_tasks.outbox cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing "
+            "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing "
             "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.command_line"
         ),
-        "cdc_tasks.cache cdc_tasks.db cdc_tasks.apps cdc_tasks.testing",
+        "cdc_tasks.outbox cdc_tasks.cache cdc_tasks.db cdc_tasks.apps cdc_tasks.testing",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.rabbitmq.partitions",
         "cdc_tasks.broker.queues",
@@ -110,6 +113,7 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
+        "listener.mysql.backfill",
         "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
     ),

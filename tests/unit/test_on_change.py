@@ -57,7 +57,7 @@ def _routes(router: BinlogRouter) -> list[tuple[str, str, str]]:
 
 
 def test_the_events_have_short_names() -> None:
-    assert {INSERT, UPDATE, DELETE, TRUNCATE, READ} | {EventType.ALL} == set(EventType)
+    assert {INSERT, UPDATE, DELETE, TRUNCATE, READ} | {EventType.ALL, EventType.ENQUEUED} == set(EventType)
     assert cdc_tasks.UPDATE is EventType.UPDATE
 
 

@@ -102,7 +102,7 @@ def test_the_refusal_of_the_last_of_several_hosts_counts() -> None:
 
 # Codes are for programs: once given, they stay. Those of whole classes are in test_codes.
 _CODES = """
-backfill_failed backfill_no_key backfill_no_right backfill_no_table backfill_partition backfill_unsupported
+backfill_no_key backfill_no_right backfill_no_table backfill_partition backfill_unsupported
 backfill_where
 authentication column_list column_missing connection connection_options database_closed database_missing database_url
 generated_column idle_slot_timeout log_gone log_restored login no_answer old_values partition partition_identity

@@ -209,6 +209,20 @@ def test_the_log_and_no_clock_orders_a_row_and_a_definition(altered_at: int, nam
         assert changes[0].committed_at.year == int(year)
 
 
+def test_an_enqueued_task_keeps_its_place_among_rows_that_are_decoded_again() -> None:
+    definitions = Definitions(things=table("id", "old"))
+    definitions.refresh([("public", "things")], lsn=0)
+    definitions.tables["public", "things"] = table("id", "new", changed_by=7)
+    definitions.commits[7] = 0x1_0000_0090
+    definitions.end_of_log = 0x1_0000_00FF
+    definitions.note_alteration(0)
+    said = json.dumps({"enqueue": {"task": "shop.send"}})
+    enqueued = message("M", transactional=True, prefix="cdc_tasks", content=said)
+    first, task, last = decode(update(), enqueued, update(), definitions=definitions)
+    assert (first.unavailable, last.unavailable) == (("new",), ("new",))  # decoded again
+    assert (task.table, task.ordinal) == ("shop.send", 1)
+
+
 def test_a_name_that_cannot_be_known_stops_the_listener() -> None:
     definitions = Definitions(things=table("id", "new", changed_by=7))
     definitions.commits[7] = 0x1_0000_00C0

@@ -7,27 +7,38 @@ there.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
+import structlog
 from amqp.exceptions import ChannelError
 from kombu import Exchange, Queue
 
 from cdc_tasks.broker.rabbitmq.queues import existing_queue, throw_away_channel
+from cdc_tasks.installed import NO_PARTS, is_foreign, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from celery import Celery
+
 __all__ = [
     "KEYED",
+    "added_partitions",
     "counted_queue",
     "is_keyed",
     "is_partition",
+    "log_refused",
     "partition_for",
     "partition_queues",
     "partitions_in",
+    "partitions_of",
     "why_not_ours",
 ]
+
+log = structlog.get_logger()
 
 KEYED: Final = "keyed"  # `queue_name(KEYED)` stands for all of them after Celery's -Q
 
@@ -72,6 +83,58 @@ def partition_queues(
         for number in range(count)
     ]
     return [counted, *partitions]
+
+
+def partitions_of(app: Celery) -> dict[str, Queue]:
+    """Return the partitions of an app by name, in the order of their numbers; empty if it has none."""
+    own: dict[str, Queue] = {name: queue for name, queue in app.amqp.queues.items() if is_partition(queue)}
+    return own or {queue.name: queue for queue in added_partitions(app)[1:]}
+
+
+def added_partitions(app: Celery) -> list[Queue]:
+    """Return what `partition_queues` returns for an app of somebody else's with our parts; empty if it has none.
+
+    They are not among the app's queues: these say what its workers take from, and how its retries wait. The queue whose
+    consumers are counted is an ordinary one, so that each supported Celery can take from it.
+    """
+    if not is_foreign(app) or not (parts_of(app) or NO_PARTS).has_partitions:
+        return []
+    if app not in _added:
+        _added[app] = _keyed_of(app)
+    return _added[app]
+
+
+_added: WeakKeyDictionary[Celery, list[Queue]] = WeakKeyDictionary()
+
+
+def _keyed_of(app: Celery) -> list[Queue]:
+    theirs = [queue for queue in app.amqp.queues.values() if is_keyed(queue)]
+    if theirs:  # their settings start from ours
+        return theirs
+    with app.connection_for_write() as connection:  # which does not connect
+        if connection.transport.driver_type != "amqp":
+            return []
+    from cdc_tasks.settings import (
+        BrokerSettings,
+        load,
+    )  # it needs pydantic, which most workers of others do without
+
+    given = load(BrokerSettings, celery_broker_url="amqp://")  # the app has its own
+    name = re.sub(r"[^a-zA-Z0-9_-]", "-", str(app.main or app.conf.task_default_queue))
+    exchange = Exchange("cdc_tasks", type="topic")
+    name = f"{given.cdc_queue_prefix}{name}_{KEYED}"
+    return partition_queues(name, given.cdc_key_partitions, exchange, counted_type="classic")
+
+
+def log_refused(refused: Mapping[str, str]) -> None:
+    """Log which of these queues a worker does without, by name with what RabbitMQ said."""
+    log.warning(
+        "keyed_queues_not_ours",
+        queues=list(refused),
+        error=next(iter(refused.values())),
+        hint="If this worker is to run tasks with a key, grant it these queues or make them for it, "
+        "and restart it: docs/operating.md, Order by key on RabbitMQ.",
+    )
 
 
 def why_not_ours(connection: Any, queue: Queue) -> str | None:

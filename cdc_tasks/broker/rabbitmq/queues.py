@@ -1,11 +1,15 @@
-"""Queues and exchanges of RabbitMQ: existing ones are used as they are, and only missing ones are made."""
+"""Queues and exchanges of RabbitMQ: existing ones are used as they are, and only missing ones are made.
+
+A worker asks RabbitMQ for some hundred of them when it starts, and each answer takes a while on a busy machine. So all
+such requests of a connection share a channel, which is opened once.
+"""
 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import AccessRefused, NotFound
+from amqp.exceptions import AccessRefused, ChannelError, NotFound
 from kombu.transport import pyamqp
 
 if TYPE_CHECKING:
@@ -18,25 +22,45 @@ __all__ = ["bind_if_allowed", "existing_queue", "exists_exchange", "throw_away_c
 def throw_away_channel(connection: Any) -> Iterator[Any]:
     """Open a channel of an `amqp.Connection` for a request that RabbitMQ may refuse.
 
-    A refusal closes the channel. No consumer and no confirm is on this one.
+    A refusal closes the channel. No consumer and no confirm is on this one. Closing it gives back what it has taken.
     """
     channel = connection.channel()
+    channel.is_closed_alone = True
     try:
         yield channel
     finally:
         channel.close()
 
 
+@contextmanager
+def _asking_channel(connection: Any) -> Iterator[Any]:
+    """Lend the channel of an `amqp.Connection` for requests that RabbitMQ may refuse, and that leave nothing open.
+
+    After a refusal py-amqp opens the same channel again. After any other error an answer may still arrive, so the
+    channel is not used again.
+    """
+    channel = getattr(connection, "cdc_asking", None)
+    connection.cdc_asking = None
+    if channel is None or not channel.is_open:
+        channel = connection.channel()
+    try:
+        yield channel
+    except ChannelError:
+        connection.cdc_asking = channel
+        raise
+    connection.cdc_asking = channel
+
+
 def existing_queue(connection: Any, name: str) -> Any:
     """Return RabbitMQ's answer about a queue; None if there is no such queue. It needs no permission."""
-    with throw_away_channel(connection) as channel, suppress(NotFound):
+    with suppress(NotFound), _asking_channel(connection) as channel:
         return channel.queue_declare(queue=name, passive=True)
     return None
 
 
 def exists_exchange(connection: Any, name: str) -> bool:
     """Return whether there is such an exchange of any type. It needs no permission."""
-    with throw_away_channel(connection) as channel, suppress(NotFound):
+    with suppress(NotFound), _asking_channel(connection) as channel:
         channel.exchange_declare(exchange=name, type="direct", passive=True)
         return True
     return False
@@ -47,7 +71,7 @@ def bind_if_allowed(connection: Any, *binding: Any, **options: Any) -> bool:
 
     Then an administrator who grants none is expected to have bound the queue.
     """
-    with throw_away_channel(connection) as channel, suppress(AccessRefused):
+    with suppress(AccessRefused), _asking_channel(connection) as channel:
         pyamqp.Channel.queue_bind(channel, *binding, **options)
         return True
     return False

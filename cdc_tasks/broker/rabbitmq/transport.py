@@ -3,16 +3,23 @@
 kombu waits for a confirm forever, and each heartbeat restarts its time-outs. It waits in the worker's event loop, so a
 worker hangs if its broker does not answer.
 
+A worker that starts waits for some hundred answers on one connection, while its others are silent. If that takes longer
+than two heartbeats, RabbitMQ closes those, and the worker starts again. So each wait sends the heartbeats of all
+connections of its thread.
+
 While RabbitMQ's memory or disk alarm is on, it does not read from connections that publish. A connection that never
 publishes goes on consuming: a worker publishes its events, replies and tasks on other connections.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager, suppress
 from shlex import quote
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 import structlog
 from amqp.exceptions import MessageNacked
@@ -32,6 +39,9 @@ log = structlog.get_logger()
 _CONFIRM_TIMEOUT: Final = 3.0  # seconds; RabbitMQ writes a message to disk much faster
 _ANSWER_TIMEOUT: Final = 10.0  # seconds; a new quorum queue takes the longest
 _CLOSE_TIMEOUT: Final = 1.0  # seconds; after them the connection is dropped anyway
+_BEAT: Final = 0.5  # seconds of a wait after which heartbeats are looked at
+
+_connections: WeakSet[_Connection] = WeakSet()  # all that were opened, also before a fork
 
 after_unblocked: list[Callable[[], None]] = []  # called when a connection of this process may publish again
 
@@ -46,6 +56,7 @@ class _Waiting:
         connection = self.connection
         if connection is None:  # it was closed meanwhile: py-amqp raises its own error
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # py-amqp's AbstractChannel
+        _send_heartbeats()
         with connection.answered_within(timeout or _ANSWER_TIMEOUT):
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # the same
 
@@ -58,6 +69,7 @@ class _Channel(_Waiting, pyamqp.Channel):
     listener: Any = (
         None  # is told which messages are acknowledged, and may put that off (`keyed_messages.py`)
     )
+    is_closed_alone = False  # its connection goes on without it
     _sent = 0  # number of the last message that was sent, since confirms were selected
 
     def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> None:
@@ -127,7 +139,7 @@ class _Channel(_Waiting, pyamqp.Channel):
         if connection is not None and connection.is_blocked:
             self.collect()
         elif connection is not None:
-            with connection.answered_within(_CLOSE_TIMEOUT):
+            with connection.answered_within(_ANSWER_TIMEOUT if self.is_closed_alone else _CLOSE_TIMEOUT):
                 super().close(*args, **kwargs)
 
     def _select_confirms(self) -> None:
@@ -178,11 +190,32 @@ class _Connection(_Waiting, pyamqp.Connection):
     Channel = _Channel
 
     blocking_read: Any  # the stubs leave them out
+    send_heartbeat: Any
     on_blocked: Any
     on_unblocked: Any
 
+    connected: bool
+    heartbeat: int | None
+
     is_blocked = False
     answer_by: float | None = None  # the deadline of the current wait for an answer
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """Connect, and note which thread may write to this connection."""
+        found = super().connect(*args, **kwargs)
+        self._owner = os.getpid(), get_ident()
+        self._beat_at = monotonic()
+        _connections.add(self)
+        return found
+
+    def beat(self) -> None:
+        """Send a heartbeat, if one is due, and if this thread may."""
+        now = monotonic()
+        is_ours = self._owner == (os.getpid(), get_ident()) and self.connected and not self.is_blocked
+        if is_ours and self.heartbeat and now - self._beat_at >= self.heartbeat / 2:
+            self._beat_at = now
+            with suppress(OSError):  # who uses it finds out
+                self.send_heartbeat()
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Read one method; raise TimeoutError after `timeout` seconds, even if heartbeats arrive."""
@@ -198,7 +231,13 @@ class _Connection(_Waiting, pyamqp.Connection):
             # A new connection is answered until it publishes.
             if self.is_blocked and self.answer_by is not None:
                 raise TimeoutError("RabbitMQ does not read from this connection: its alarm is on.")
-            done = self.blocking_read(max(0.0, min(ends) - monotonic()))
+            left = max(0.0, min(ends) - monotonic())
+            try:
+                done = self.blocking_read(min(left, _BEAT))
+            except TimeoutError:
+                if left <= _BEAT:
+                    raise
+                _send_heartbeats()
 
     def has_been_blocked(self) -> bool:
         """Read what has arrived, and return whether RabbitMQ has blocked this connection."""
@@ -238,6 +277,12 @@ class _Connection(_Waiting, pyamqp.Connection):
         super()._on_unblocked()  # type: ignore[misc]  # the same
         for act in after_unblocked:
             act()
+
+
+def _send_heartbeats() -> None:
+    """Send the heartbeats of all connections of this thread: it waits for an answer on one of them."""
+    for each in tuple(_connections):
+        each.beat()
 
 
 class Transport(pyamqp.Transport):

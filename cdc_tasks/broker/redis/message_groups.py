@@ -243,10 +243,13 @@ local function take_back(list, key, number)
     for j = number, 1, -1 do messages[j] = string.sub(redis.call('RPOP', WAITING .. key), #list + 2) end
     return messages
 end
+local function is_of_these(id)  -- a task id is that of the change, with that of the route behind it if there is one
+    local change = string.gsub(id, '%-[^-]*$', '')
+    return string.find(ARGV[2], ' ' .. change .. ' ', 1, true) or string.find(ARGV[2], ' ' .. id .. ' ', 1, true)
+end
 local function follow(list, key, number)
     local owner = owners[key]
-    local change = owner and string.gsub(id_of(owner), '%-[^-]*$', '')
-    if owner and not string.find(ARGV[2], ' ' .. change .. ' ', 1, true) then
+    if owner and not is_of_these(id_of(owner)) then
         now_waiting(list, key, number)
     else
         admit_one_by_one(list, key, take_back(list, key, number))

@@ -105,8 +105,13 @@ def read_server(connection: Connection[Any]) -> Server:
     return Server(variables={name.lower(): _text(value) for name, value in rows})
 
 
-def current_position(connection: Connection[Any], server: Server) -> BinlogPosition:
-    """Return the end of the log; raises SourceError if the server writes none."""
+def current_position(
+    connection: Connection[Any], server: Server, *, with_gtids: bool = True
+) -> BinlogPosition:
+    """Return the end of the log; raises SourceError if the server writes none.
+
+    `with_gtids`: MariaDB has to read a file of its log to find them.
+    """
     statement = "SHOW BINARY LOG STATUS"
     if server.is_mariadb or server.version < (8, 2, 0):
         statement = "SHOW MASTER STATUS"
@@ -119,7 +124,9 @@ def current_position(connection: Connection[Any], server: Server) -> BinlogPosit
         )
     file, offset = _text(rows[0][0]), int(rows[0][1])
     gtids: str | None = None
-    if server.is_mariadb:
+    if not with_gtids:
+        pass
+    elif server.is_mariadb:
         # Of this very place, and not the newest one of the server: a transaction may have been committed since.
         gtids = gtid_position(connection, file, offset)
     elif server.has_gtids:

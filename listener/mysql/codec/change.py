@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import orjson
@@ -40,6 +42,16 @@ class Transaction:
         self.position_head = (f"{place}@{epoch}:" if epoch else f"{place}:").encode()
         seconds, micro = divmod(committed, 1_000_000)
         self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
+
+    @property
+    def committed_at(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self.committed)
+
+    def muted(self) -> Transaction:
+        """Return the same transaction for those of its changes that it mutes."""
+        other = copy.copy(self)
+        other.is_muted = True
+        return other
 
 
 class BinlogChange(LoggedChange[Kind, Transaction, Row]):
@@ -100,8 +112,18 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
         )
 
     @property
+    def rows(self) -> Iterator[Row]:
+        """The row before and after, as far as the log has them."""
+        return (row for row in (self._old, self._new) if row is not None)
+
+    def key_in(self, row: Row, names: tuple[str, ...]) -> bytes | None:
+        """Return these columns of one of its rows as JSON; None if one of them is missing."""
+        table = self._kind.table
+        return None if any(table.is_missing(row, name) for name in names) else table.render(row, names)
+
+    @property
     def committed_at(self) -> datetime:
-        return _EPOCH + timedelta(microseconds=self.transaction.committed)
+        return self.transaction.committed_at
 
     def _old_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
         return self._kind.table.render(row, columns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import structlog
 
@@ -52,7 +52,8 @@ _end = struct.Struct("<I").unpack_from
 _IGNORABLE: Final = 0x80  # a flag: a reader that does not know the event may go on
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
 _STANDALONE, _PREPARED = 0x01, 0x40  # flags of MariaDB's GTID event
-_QUERY, _XID = 2, 16
+_QUERY, _XID, _TABLE_MAP = 2, 16, 19
+_FIRST_COMPRESSED: Final = 166  # of MariaDB's rows events: their size says nothing of how many rows there are
 
 # Without changes: STOP, INTVAR, RAND, USER_VAR, HEARTBEAT, IGNORABLE, ROWS_QUERY, TRANSACTION_CONTEXT, VIEW_CHANGE,
 # HEARTBEAT_V2; MariaDB's ANNOTATE_ROWS, BINLOG_CHECKPOINT, GTID_LIST, START_ENCRYPTION (the server decrypts).
@@ -76,24 +77,33 @@ class Decoder:
         accepts_gap_until: BinlogPosition | None = None,
         dialect: Dialect | None = None,
         selects: Selects = lambda _schema, _table: False,
+        keeps_muted: bool = False,
     ) -> None:
         """`forget` gets each statement that may change what `describe` knows. `server`: see `Progress`.
 
         What cannot be read before `accepts_gap_until` is left out, with a log line. `dialect` says how statements are
-        read; None: all text is UTF-8.
+        read; None: all text is UTF-8. `keeps_muted`: some route asks for changes that their transaction mutes.
         """
         self.inner: Iterator[bytes] | None = None  # events inside the last one: see `leave_inner`
         self.progress = Progress(after, mariadb=mariadb, server=server)
+        self.muted_tables: set[tuple[str, str]] = set()  # of which changes were muted since it was cleared
         self._forget_tables = forget
-        self._rows = RowReader(describe, self.progress)
+        self._rows = RowReader(describe, self.progress, self._take_mark)
         self._buffer = TransactionBuffer(self.progress)
         self._accepts_gap_until = accepts_gap_until
         self._dialect = dialect or Dialect(mariadb=mariadb)
         self._selects = selects
         self._may_roll_back = mariadb
         self._is_standalone = False  # the transaction is one statement, without an event that ends it
+        self._keeps_muted = keeps_muted
+        self._muted_before: dict[
+            bytes, bool
+        ] = {}  # whether changes were muted at the transaction's savepoints
         known = self._make_handlers()
-        self._handlers = [known.get(kind, self._unknown) for kind in range(256)]
+        self._plain_handlers = [known.get(kind, self._unknown) for kind in range(256)]
+        known.update(self._make_muted_handlers())
+        self._muted_handlers = [known.get(kind, self._unknown) for kind in range(256)]
+        self._handlers = self._plain_handlers
 
     def decode(self, event: bytes, changes: Changes) -> None:
         """Append the changes in one event, which ends with a checksum; raises SourceError, GapError."""
@@ -115,6 +125,11 @@ class Decoder:
     def close(self) -> None:
         """Delete all that is kept on disk."""
         self._buffer.close()
+
+    @property
+    def is_within_transaction(self) -> bool:
+        """Whether more changes of the same transaction may come."""
+        return self.progress.is_open or self.inner is not None or self._buffer.spool is not None
 
     @property
     def needs_end(self) -> bool:
@@ -166,6 +181,13 @@ class Decoder:
             **dict.fromkeys((23, 30, 166, 169), rows.inserted),
             **dict.fromkeys((24, 31, 39, 167, 170), rows.updated),
             **dict.fromkeys((25, 32, 168, 171), rows.deleted),
+        }
+
+    def _make_muted_handlers(self) -> dict[int, Handler]:
+        muted = self._keep_muted if self._keeps_muted else self._skip_muted
+        return {
+            **dict.fromkeys(_OF_ROWS - {_TABLE_MAP}, muted),
+            **dict.fromkeys((33, 34, 42, 162), self._begin_unmuted),
         }
 
     def _unknown(self, event: bytes, _changes: Changes) -> None:
@@ -229,6 +251,8 @@ class Decoder:
     def _begin(self, event: bytes, gtid: str, committed: int, *, standalone: bool) -> None:
         size, end = _size_and_end(event, 9)
         self._is_standalone = standalone
+        if self._muted_before:
+            self._muted_before.clear()
         self.progress.begin(gtid, end=end, size=size, committed=committed, event=event)
 
     def _commit(self, event: bytes, _changes: Changes) -> None:
@@ -267,9 +291,13 @@ class Decoder:
             progress.take_back(changes, 0)
             self._commit(event, changes)
         elif text.startswith(SAVEPOINT):
-            progress.mark(savepoint_name(text[len(SAVEPOINT) :]))
+            savepoint = savepoint_name(text[len(SAVEPOINT) :])
+            progress.mark(savepoint)
+            self._muted_before[savepoint] = self._is_muted
         elif text.startswith(BACK_TO):
-            progress.take_back_to(savepoint_name(text[len(BACK_TO) :]), changes)
+            savepoint = savepoint_name(text[len(BACK_TO) :])
+            progress.take_back_to(savepoint, changes)
+            self._mute(is_muted=self._muted_before.get(savepoint, False))
         elif text.startswith(b"XA "):
             self._xa(text[3:].decode(errors="replace"), event, changes)
         else:
@@ -335,6 +363,50 @@ class Decoder:
             code="incident",
         )
 
+    # What a transaction says of its changes.
+
+    def _take_mark(self, says: dict[str, Any]) -> None:
+        if isinstance(is_muted := says.get("mute"), bool):
+            self._mute(is_muted=is_muted)
+
+    @property
+    def _is_muted(self) -> bool:
+        return self._handlers is self._muted_handlers
+
+    def _mute(self, *, is_muted: bool) -> None:
+        self._handlers = self._muted_handlers if is_muted else self._plain_handlers
+        if not is_muted:
+            self.progress.unmute()
+        elif self._keeps_muted:
+            self.progress.mute()
+
+    def _begin_unmuted(self, event: bytes, changes: Changes) -> None:
+        self._mute(is_muted=False)
+        self._plain_handlers[event[4]](event, changes)
+
+    def _skip_muted(self, event: bytes, changes: Changes) -> None:
+        """Leave the rows of an event out without reading them, unless they are marks."""
+        if self._is_of_marks(event):
+            self._plain_handlers[event[4]](event, changes)
+        elif event[4] >= _FIRST_COMPRESSED:
+            self._plain_handlers[event[4]](event, [])
+        else:
+            self.progress.advance(self.progress.ordinal + _most_rows(event))
+
+    def _keep_muted(self, event: bytes, changes: Changes) -> None:
+        """Read the rows; their ordinals end as if they were left out, so those of later changes stay the same."""
+        first = self.progress.ordinal
+        is_of_marks = self._is_of_marks(event)
+        self._plain_handlers[event[4]](event, changes)
+        if event[4] < _FIRST_COMPRESSED and not is_of_marks:
+            self.progress.advance(max(self.progress.ordinal, first + _most_rows(event)))
+
+    def _is_of_marks(self, event: bytes) -> bool:
+        table = self._rows.table_of(event)
+        if table is not None and table.is_selected:
+            self.muted_tables.add((table.schema, table.name))
+        return table is not None and table.is_marks
+
     # Transactions in two phases.
 
     def _xa(self, text: str, event: bytes, changes: Changes) -> None:
@@ -367,6 +439,11 @@ class Decoder:
         self.progress.end_at(_end_of(event))
         self._buffer.keep_open(spool)
         self.inner = spool.events()
+
+
+def _most_rows(event: bytes) -> int:
+    """Return a number that the event's rows do not exceed: a row has two bytes or more."""
+    return len(event) >> 1
 
 
 def _undecodable(error: Exception) -> SourceError:

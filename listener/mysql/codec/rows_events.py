@@ -9,12 +9,14 @@ BLACKHOLE table keeps no key unique, and no rows: several come as one.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from cdc_tasks.routing.enqueued import ENQUEUE, MESSAGE_PREFIX, EnqueuedTask
 from listener.core.source import SourceError
 from listener.mysql.codec import compressed_events
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.json_binary import patch
+from listener.mysql.codec.marks import read_mark
 from listener.mysql.codec.table import ABSENT, Image, Row, Table
 from listener.mysql.codec.table_map import packed_integer
 from listener.mysql.codec.transaction_progress import ALL, Progress
@@ -40,8 +42,12 @@ _Rows = tuple[Table, bytes, int, Image, Image]
 class RowReader:
     """Reads rows into changes, with the tables that one connection has described."""
 
-    def __init__(self, describe: Describe, progress: Progress) -> None:
+    def __init__(
+        self, describe: Describe, progress: Progress, on_mark: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """`on_mark` gets what a transaction says of the changes that follow in it."""
         self._describe = describe
+        self._on_mark = on_mark
         self._progress = progress
         self._tables: dict[bytes, Table | None] = {}  # by the number that they have in this file of the log
         self._described: dict[bytes, Table] = {}  # by their whole description
@@ -97,6 +103,8 @@ class RowReader:
         transaction, ordinal, after = self._progress.next_change()
         add, first = changes.append, len(changes)
         if not table.is_selected:
+            if table.is_marks and is_new:
+                self._read_marks(table, event, at, image, changes)
             after = ALL
         while True:  # at least one: a row without columns has no bytes
             row, at = readers[event[at : at + nulls]](event, at)
@@ -110,6 +118,25 @@ class RowReader:
         if table.row_end is not None:
             _leave_out_history(changes, first)
         self._progress.advance(ordinal)
+
+    def _read_marks(
+        self, table: Table, event: bytes, at: int, image: Image, changes: list[BinlogChange]
+    ) -> None:
+        transaction, ordinal, after = self._progress.next_unmuted_change()
+        end = len(event) - 4
+        while at < end:
+            row, at = image.readers[event[at : at + image.nulls]](event, at)
+            says = read_mark(table, row)
+            if ENQUEUE in says and ordinal > after:
+                task: Any = EnqueuedTask.read(says[ENQUEUE], transaction, ordinal, MESSAGE_PREFIX)
+                changes.append(task)
+            elif ENQUEUE not in says:
+                self._on_mark(says)
+            ordinal += 1
+
+    def table_of(self, event: bytes) -> Table | None:
+        """Return the table of an event with rows; None if it is not known."""
+        return self._tables.get(event[19:25])
 
     def updated(self, event: bytes, changes: list[BinlogChange]) -> None:
         """Append the changes of an event with rows as they were and as they are."""

@@ -59,6 +59,7 @@ class Table(LoggedTable[Row]):
         "delete",
         "insert",
         "is_completed",
+        "is_marks",
         "is_selected",
         "json_places",
         "layouts",
@@ -75,12 +76,14 @@ class Table(LoggedTable[Row]):
         *,
         is_selected: bool,
         is_completed: bool = False,
+        is_marks: bool = False,
         hidden: frozenset[str] = frozenset(),
         row_end: str = "",
     ) -> None:
         """`is_completed`: with what the catalogue says now. `hidden`: the server's own columns, which are never shown.
 
-        `row_end`: the column that says until when a row is valid, in a table with system versioning.
+        `is_marks`: its rows say something of their transaction, see `marks.py`. `row_end`: the column that says until
+        when a row is valid, in a table with system versioning.
         """
         columns = {column.name: place for place, column in enumerate(table_map.columns)}
         shown = {name: place for name, place in columns.items() if name not in hidden}
@@ -90,6 +93,7 @@ class Table(LoggedTable[Row]):
         self.row_end = columns.get(row_end)
         self.is_selected = is_selected
         self.is_completed = is_completed
+        self.is_marks = is_marks
         self.json_places = [
             place for place, column in enumerate(table_map.columns) if column.type is ColumnType.JSON
         ]

@@ -49,6 +49,7 @@ class Progress:
         self._catching_up = True
         self._committed = 0
         self._transaction: Transaction | None = None
+        self._unmuted: Transaction | None = None  # of the changes that are not muted, while others are
         self._done_server, self._done_file, self._done_offset = after.server, after.file, after.offset
         self._pending: dict[str, BinlogPosition] = {}  # where the prepared transactions begin
         self._savepoints: dict[bytes, int] = {}
@@ -104,6 +105,24 @@ class Progress:
             epoch=epoch,
         )
 
+    @property
+    def read_gtids(self) -> str | None:
+        """All transactions that were read, also the one that is being read; None if there are no GTIDs."""
+        gtids = self._gtids_text()
+        return f"{gtids},{self.gtid}" if gtids is not None and self.is_open and self.gtid else gtids
+
+    def stand_in(self, committed: int) -> Transaction:
+        """Return what rows that a backfill read have in place of a transaction: the last one, at another time."""
+        gtid = "" if self.gtids is None else self.gtid or self.gtids.newest(self._server)
+        return Transaction(
+            gtid=gtid,
+            file=self.file,
+            offset=self.start,
+            committed=committed,
+            server=self._server,
+            epoch=self.epoch,
+        )
+
     def enter(self, file: str) -> None:
         """Note that the next events are in this file."""
         if file != self.file:
@@ -141,7 +160,7 @@ class Progress:
         self.gtid, self._committed = gtid, committed
         self.is_open = True
         self.ordinal = self._outer_end = 0
-        self._transaction = None
+        self._transaction = self._unmuted = None
         self.published_up_to = self._published_before() if self._catching_up else -1
 
     def end_at(self, offset: int) -> None:
@@ -162,9 +181,29 @@ class Progress:
             )
         return transaction, self.ordinal, self.published_up_to
 
+    def next_unmuted_change(self) -> tuple[Transaction, int, float]:
+        """Return the same for what is sent although the changes around it are muted."""
+        transaction, ordinal, published_up_to = self.next_change()
+        return self._unmuted or transaction, ordinal, published_up_to
+
     def advance(self, ordinal: int) -> None:
         """Note that all changes before `ordinal` were read."""
         self.ordinal = ordinal
+
+    def mute(self) -> None:
+        """Let the changes from here on say that their transaction mutes them."""
+        if self._unmuted is None:
+            self._unmuted, _, _ = self.next_change()
+            self._transaction = self._unmuted.muted()
+
+    def unmute(self) -> None:
+        """Let the changes from here on say nothing of that kind."""
+        if self._unmuted is not None:
+            self._transaction, self._unmuted = self._unmuted, None
+
+    def _is_this(self, transaction: Transaction) -> bool:
+        """Return whether it is the one that is being read, muted or not."""
+        return self._transaction is not None and transaction.id_head is self._transaction.id_head
 
     def _follow_mode(self, gtid: str) -> None:
         """Read by GTIDs from the first one on, if all before it are known; without GTIDs read by file and offset."""
@@ -211,10 +250,10 @@ class Progress:
 
     def take_back(self, changes: list[BinlogChange], ordinal: int) -> None:
         """Forget the changes from `ordinal` on: the transaction was rolled back to there."""
-        while changes and changes[-1].transaction is self._transaction and changes[-1].ordinal >= ordinal:
+        while changes and self._is_this(changes[-1].transaction) and changes[-1].ordinal >= ordinal:
             changes.pop()
         transaction, handed_over = self._handed_over
-        if transaction is not None and transaction is self._transaction and handed_over > ordinal:
+        if transaction is not None and self._is_this(transaction) and handed_over > ordinal:
             log.error("rolled_back_after_publishing", position=self.place)
         self.ordinal = min(self.ordinal, ordinal)
 

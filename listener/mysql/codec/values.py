@@ -40,8 +40,10 @@ __all__ = [
     "inflate",
     "medium",
     "members",
+    "moment",
     "padded",
     "plain_date",
+    "quoted",
     "time2",
     "time_hires",
     "time_old",
@@ -161,7 +163,7 @@ def datetime2(digits: int) -> Convert:
         day, month = number >> 17 & 31, (number >> 22) % 13
         parts = ((number >> 22) // 13, month, day, number >> 12 & 31, number >> 6 & 63, number & 63)
         if day > 28 or not (day and month) or number < _YEAR_ONE:
-            return _moment(parts, micro, digits)
+            return moment(parts, micro, digits)
         if micro:
             return b'"%04d-%02d-%02dT%02d:%02d:%02d.%06d"' % (*parts, micro)
         return b'"%04d-%02d-%02dT%02d:%02d:%02d"' % parts
@@ -169,7 +171,7 @@ def datetime2(digits: int) -> Convert:
     return convert
 
 
-def _moment(parts: _Parts, micro: int, digits: int) -> bytes:
+def moment(parts: _Parts, micro: int, digits: int) -> bytes:
     """Return a date and time in ISO form, or the server's own text of an invalid date (also 2026-02-31)."""
     if not _is_date(*parts[:3]):
         return b'"%04d-%02d-%02d %02d:%02d:%02d%b"' % (*parts, _own_fraction(micro, digits))
@@ -288,7 +290,7 @@ def datetime_hires(digits: int) -> Convert:
         months, day = divmod(days, 32)
         year, month = divmod(months, 13)
         parts = (year, month, day, clock // 3600, clock // 60 % 60, clock % 60)
-        return _moment(parts, fraction * unit, digits)
+        return moment(parts, fraction * unit, digits)
 
     return convert
 
@@ -297,7 +299,7 @@ def datetime_old(value: int) -> bytes:
     """Return a DATETIME of a table that was made before MySQL 5.6: YYYYMMDDHHMMSS as a number."""
     date, clock = divmod(value, 1_000_000)
     year, day = divmod(date, 10_000)
-    return _moment((year, *divmod(day, 100), clock // 10_000, clock // 100 % 100, clock % 100), 0, 0)
+    return moment((year, *divmod(day, 100), clock // 10_000, clock // 100 % 100, clock % 100), 0, 0)
 
 
 def _microseconds(fraction: bytes, digits: int) -> int:

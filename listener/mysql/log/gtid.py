@@ -25,6 +25,7 @@ class GTIDSet(Protocol):
 
     def add(self, gtid: str) -> None: ...
     def __contains__(self, gtid: str) -> bool: ...
+    def newest(self, server: str) -> str: ...
 
 
 class MySQLGTIDs:
@@ -114,6 +115,11 @@ class MySQLGTIDs:
         """Return what is in one of the two sets."""
         return MySQLGTIDs(",".join(filter(None, (str(self), str(other)))))
 
+    def newest(self, server: str) -> str:
+        """Return the last transaction of a server, or of another one if it has none; empty if there is none."""
+        name = server if server in self._intervals else next(iter(sorted(self._intervals)), "")
+        return f"{name}:{self._intervals[name][-1][1]}" if name else ""
+
     def minus(self, other: MySQLGTIDs) -> MySQLGTIDs:
         """Return what is in this set but not in the other."""
         left = MySQLGTIDs()
@@ -193,6 +199,10 @@ class MariaDBGTIDs:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+    def newest(self, server: str) -> str:
+        """Return the last transaction of a server in one of the domains, or of another one; empty if there is none."""
+        return next((gtid for gtid in self if gtid.split("-")[1] == server), next(iter(self), ""))
 
     def minus(self, other: MariaDBGTIDs) -> MariaDBGTIDs:
         """Return our last transactions in those domains in which `other` has another one."""

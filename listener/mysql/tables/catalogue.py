@@ -21,11 +21,11 @@ from listener.mysql.client.connection import Session
 from listener.mysql.codec.column_layout import CatalogueColumn
 from listener.mysql.codec.table_map import OLD_TEMPORAL, Column, ColumnType, TableMap
 
-__all__ = ["Definition", "Definitions", "needs_catalogue"]
+__all__ = ["JSON_CHECK", "Definition", "Definitions", "needs_catalogue"]
 
 _T = ColumnType
 
-_JSON_CHECK: Final = re.compile(r"json_valid\(`((?:[^`]|``)+)`\)", re.IGNORECASE)
+JSON_CHECK: Final = re.compile(r"json_valid\(`((?:[^`]|``)+)`\)", re.IGNORECASE)
 _SEQUENCE: Final = (
     *("next_not_cached_value", "minimum_value", "maximum_value", "start_value"),
     *("increment", "cache_size", "cycle_option", "cycle_count"),
@@ -116,7 +116,7 @@ class Definitions:
             columns.setdefault((str(schema), str(table)), {})[str(column)] = _column(*rest)
         checks = self._session.fetch(_CHECKS + condition, arguments)
         for schema, table, clause in checks:
-            if match := _JSON_CHECK.fullmatch(str(clause)):
+            if match := JSON_CHECK.fullmatch(str(clause)):
                 name = match[1].replace("``", "`")
                 columns.setdefault((str(schema), str(table)), {})[name] = CatalogueColumn("json")
         return {

@@ -9,6 +9,7 @@ from cdc_tasks.routing.router import Route
 from listener.core.source import SourceError
 from listener.mysql.charsets import Charsets
 from listener.mysql.codec.column_layout import Layout, layout_of
+from listener.mysql.codec.marks import MARKS_TABLE
 from listener.mysql.codec.table import Table
 from listener.mysql.codec.table_map import OLD_TEMPORAL, ColumnType, TableMap, parse_table_map
 from listener.mysql.errors import setting
@@ -58,9 +59,15 @@ class Tables:
 
     def _describe(self, table_map: TableMap, *, is_selected: bool) -> Table:
         """Return the table; raises KeyError, ValueError if a column's layout is not known."""
-        if self._definitions is None or not needs_catalogue(table_map, is_selected=is_selected):
+        # A TEXT of the marks may look like a JSON of MariaDB's; nobody renders it.
+        if (
+            self._definitions is None
+            or table_map.name == MARKS_TABLE
+            or not needs_catalogue(table_map, is_selected=is_selected)
+        ):
             layouts = [layout_of(column, self._charsets) for column in table_map.columns]
-            return Table(table_map, layouts, is_selected=is_selected)
+            is_marks = table_map.name == MARKS_TABLE
+            return Table(table_map, layouts, is_selected=is_selected, is_marks=is_marks)
         definition = self._definitions.of(table_map)
         return Table(
             table_map,
@@ -81,7 +88,7 @@ class Tables:
             yield layout_of(column, self._charsets, known) if known else layout_of(column, self._charsets)
 
     def _is_selected(self, table: TableMap) -> bool:
-        return self._selection.covers(table.schema, table.name)
+        return table.name != MARKS_TABLE and self._selection.covers(table.schema, table.name)
 
 
 def _check_metadata(table: TableMap, *, mariadb: bool) -> None:

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 import psycopg2
 from psycopg2.sql import SQL, Composable, Identifier
 
 from cdc_tasks.errors import CDCError
-from listener.core.backfill import BackfillRefusedError, ChunkRequest, Key
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
+from listener.core.backfill import BackfillRefusedError, ChunkRequest, Key, check_where
+from listener.core.chunk_thread import ChunkThread
 from listener.core.source import SourceError, SourceLostError
-from listener.postgres.backfill.table_key import ReadableTable, check_where, find_table
+from listener.postgres.backfill.table_key import ReadableTable, find_table
 from listener.postgres.client.connection import Connection, execute, fetch, translated
-from listener.postgres.codec.decoder import MESSAGE_PREFIX
 from listener.postgres.codec.tuple_data import Row
 
 __all__ = ["ChunkReader", "FoundRows", "TableColumn"]
@@ -52,61 +51,28 @@ class FoundRows(NamedTuple):
     last: Key | None  # of the last row
 
 
-class ChunkReader:
-    """One thread that reads one chunk at a time."""
+class ChunkReader(ChunkThread[tuple[str, ChunkRequest], FoundRows]):
+    """Reads chunks between two marks; `found` is set before the upper mark is written."""
 
     def __init__(self, connect: Callable[[], Connection], *, publication: str | None) -> None:
         """`connect` opens an ordinary session; `publication` says which columns are sent, None: all."""
+        super().__init__()
         self._connect = connect
         self._publication = publication
         self._session: Connection | None = None
-        self._requests: SimpleQueue[tuple[str, ChunkRequest] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._is_closed = threading.Event()
-        self.found: FoundRows | None = None  # set before the upper mark is written
-        self.error: CDCError | None = None
 
-    def start(self, token: str, request: ChunkRequest) -> None:
-        """Begin to read; the marks have the token."""
-        self.found = self.error = None
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="backfill", daemon=True)
-            self._thread.start()
-        self._requests.put((token, request))
-
-    def close(self) -> None:
-        """End the thread and its session; what it reads is dropped."""
-        self._is_closed.set()
-        self._requests.put(None)
-        session, thread = self._session, self._thread
-        if session is not None:
+    def _interrupt(self) -> None:
+        if (session := self._session) is not None:
             with suppress(psycopg2.Error):
                 session.cancel()
-        if thread is not None:
-            thread.join(_LONGEST_END)
-        self._thread = None
-
-    def _run(self) -> None:
-        while (work := self._requests.get()) is not None:
-            token, request = work
-            try:
-                self._read(token, request)
-            except CDCError as error:
-                self._drop_session()
-                self.error = error
-            except Exception as error:  # noqa: BLE001 - the loop has to learn of it, whatever it is
-                self._drop_session()
-                self.error = BackfillRefusedError(
-                    f"Something unexpected: {type(error).__name__}.", code="backfill_failed"
-                )
-        self._drop_session()
 
     def _drop_session(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
 
-    def _read(self, token: str, request: ChunkRequest) -> None:
+    def _read(self, work: tuple[str, ChunkRequest]) -> None:
+        token, request = work
         check_where(request.where)
         session = self._open()
         table = find_table(session, (request.schema, request.table), self._publication)
@@ -161,9 +127,6 @@ class ChunkReader:
             is_end=rows.count < request.limit and not rows.is_full,
             last=key(rows.kept[-1]) if rows.kept else None,
         )
-
-
-_LONGEST_END: Final = 5.0  # seconds
 
 
 @contextmanager

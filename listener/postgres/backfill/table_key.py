@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from psycopg2.sql import SQL, Composed, Identifier
 
-from listener.core.backfill import BackfillRefusedError, TablePlan
+from listener.core.backfill import BackfillRefusedError, TablePlan, check_where
 from listener.core.findings import Finding, State
 from listener.core.source import SourceError
 from listener.postgres.client.connection import Connection, fetch, fetch_value
@@ -17,7 +16,7 @@ from listener.postgres.client.errors import PermissionDeniedError
 from listener.postgres.hints import quoted, quoted_table
 from listener.postgres.tables.catalogue import TableName
 
-__all__ = ["ReadableTable", "check_where", "count_rows", "find_in_reads", "find_table", "plan_table"]
+__all__ = ["ReadableTable", "count_rows", "find_in_reads", "find_table", "plan_table"]
 
 
 class ReadableTable(NamedTuple):
@@ -147,18 +146,6 @@ def _condition(where: str | None) -> SQL:
     text = "true" if where is None else f"({where}\n)"
     return SQL(text.replace("{", "{{").replace("}", "}}"))
 
-
-def check_where(where: str | None) -> None:
-    """Raise BackfillRefusedError if the condition could end the statement that it is put into."""
-    if where is not None and (not where.strip() or _NOT_A_CONDITION.search(where)):
-        raise BackfillRefusedError(
-            f"{where!r} is no condition.",
-            hint="Write what may stand after WHERE, without ; -- and /*, e.g. --where \"status = 'open'\"",
-            code="backfill_where",
-        )
-
-
-_NOT_A_CONDITION: Final = re.compile(r";|--|/\*|\x00")
 
 _TABLE: Final = """
 SELECT c.oid::bigint, c.relkind::text, has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'),

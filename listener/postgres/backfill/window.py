@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import count
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 from cdc_tasks.errors import CDCError
 from listener.core.backfill import Chunk, ChunkRequest
+from listener.core.seen_changes import SeenChanges
 from listener.postgres.backfill.chunk_reader import ChunkReader, FoundRows, TableColumn
 from listener.postgres.client.connection import Connection
 from listener.postgres.client.type_catalogue import TypeCatalogue
@@ -21,8 +22,6 @@ from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.tables.catalogue import TableName
 
 __all__ = ["ReadChange", "Window"]
-
-_MOST_KEYS: Final = 200_000  # of changed rows that a window remembers
 
 
 class ReadChange(WALChange):
@@ -57,9 +56,8 @@ class Window:
         self._request: ChunkRequest | None = None
         self._token = ""
         self._is_open = False  # the stream is between the marks
-        self._seen: list[Sequence[WALChange]] = []  # changes of the table between the marks
+        self._seen: SeenChanges[WALChange] = SeenChanges()  # between the marks
         self._mutings = 0
-        self._is_torn = False
 
     @property
     def is_busy(self) -> bool:
@@ -69,10 +67,10 @@ class Window:
     def start(self, request: ChunkRequest) -> None:
         """Begin to read a chunk; `passed` will return it."""
         self._request, self._token = request, uuid4().hex
-        self._is_open = self._is_torn = False
-        self._seen = []
+        self._is_open = False
+        self._seen.forget()
         if self._refusal is None:
-            self._reader.start(self._token, request)
+            self._reader.start((self._token, request))
 
     def passed(self, changes: Sequence[WALChange], mark: Watermark | None) -> Chunk | None:
         """Take in what the stream has brought, and the mark at its end; return the chunk if this is its place."""
@@ -80,7 +78,7 @@ class Window:
         if request is None:
             return None
         if self._is_open:
-            self._note(changes, (request.schema, request.table))
+            self._seen.note(changes, (request.schema, request.table))
         error = self._refusal or self._reader.error
         if error is not None:
             self._request = None
@@ -99,22 +97,12 @@ class Window:
         self._reader.close()
         self._types.close()
 
-    def _note(self, changes: Sequence[WALChange], name: TableName) -> None:
-        """Keep the changes of the table; which rows they changed is compared at the upper mark."""
-        mine = [change for change in changes if (change.schema, change.table) == name]
-        if mine:
-            self._seen.append(mine)
-        if sum(map(len, self._seen)) > _MOST_KEYS:
-            self._seen, self._is_torn = [], True
-
     def _chunk(self, request: ChunkRequest, found: FoundRows | None, transaction: Transaction) -> Chunk:
-        seen, self._seen = [change for changes in self._seen for change in changes], []
-        changed = None if found is None else _changed_keys(seen, found.table.key)
-        is_torn = self._is_torn or not self._is_open or self._decoder.mutings != self._mutings
+        changed = None if found is None else self._seen.keys(partial(_values, found.table.key))
+        is_torn = self._seen.is_torn or not self._is_open or self._decoder.mutings != self._mutings
         if found is None or changed is None or is_torn:
             return Chunk(request=request, is_torn=True)
-        is_truncated = any(change.kind[2] == "truncate" for change in seen)
-        rows = [] if is_truncated else list(self._reads(request, found, changed, transaction))
+        rows = [] if self._seen.has_truncate else list(self._reads(request, found, changed, transaction))
         return Chunk(
             request=request,
             rows=rows,
@@ -125,7 +113,7 @@ class Window:
         )
 
     def _reads(
-        self, request: ChunkRequest, found: FoundRows, changed: set[tuple[Any, ...]], transaction: Transaction
+        self, request: ChunkRequest, found: FoundRows, changed: set[Hashable], transaction: Transaction
     ) -> Iterable[ReadChange]:
         kind = self._kind(found.table.name, found.columns)
         places = [kind.table.index[name] for name in found.table.key]
@@ -143,19 +131,8 @@ class Window:
         return Kind(Table(*name, shown, identity="d"), "read")
 
 
-def _changed_keys(changes: Iterable[WALChange], key: tuple[str, ...]) -> set[tuple[Any, ...]] | None:
-    """Return the keys of the rows that changed, before and after; None if a change does not have them."""
-    found: set[Any] = set()
-    for change in changes:
-        for row in change.rows:
-            values = _values(change, row, key)
-            if values is None:
-                return None
-            found.add(values)
-    return found
-
-
-def _values(change: WALChange, row: Row, key: tuple[str, ...]) -> tuple[Any, ...] | None:
+def _values(key: tuple[str, ...], change: WALChange, row: Row) -> Hashable | None:
+    """Return the row's key; None if the row lacks it."""
     index = change.places
     values = tuple(row[index[name]] if name in index else None for name in key)
     return None if any(value is None or value is UNCHANGED for value in values) else values

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
+import structlog
+
+from cdc_tasks.routing.enqueued import ENQUEUE, MESSAGE_PREFIX, EnqueuedTask
 from listener.core.source import GapError, SourceError
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.hints import RESTORED, UPDATE
@@ -14,17 +18,17 @@ from listener.postgres.log.position import Eras, LastPublished, WALPosition
 
 __all__ = [
     "MALFORMED",
-    "MESSAGE_PREFIX",
     "Begin",
     "Commit",
     "Decoder",
+    "DecoderOptions",
     "OtherLogError",
     "UndescribedTableError",
     "WALPosition",
     "Watermark",
 ]
 
-MESSAGE_PREFIX: Final = "cdc_tasks"  # of the logical messages that are for us
+log = structlog.get_logger()
 
 # What Python raises if bytes are not what the protocol says.
 MALFORMED: Final = (
@@ -73,6 +77,13 @@ class OtherLogError(GapError):
         )
 
 
+class DecoderOptions(TypedDict, total=False):
+    """What is the same for both plugins; see `Decoder`."""
+
+    keeps_muted: bool
+    prefixes: Collection[str]
+
+
 class Decoder(ABC):
     """Decodes one replication connection's messages into changes, and leaves out what was published before.
 
@@ -82,11 +93,15 @@ class Decoder(ABC):
 
     transaction: Transaction  # the one whose changes are being read
 
-    def __init__(self, *, source: str, keeps_muted: bool = False) -> None:
+    def __init__(
+        self, *, source: str, keeps_muted: bool = False, prefixes: Collection[str] = (MESSAGE_PREFIX,)
+    ) -> None:
         """`source` names the database cluster in the ids of its changes.
 
-        `keeps_muted`: some route asks for changes that their transaction mutes.
+        `keeps_muted`: some route asks for changes that their transaction mutes. `prefixes` are those of the logical
+        messages that are for us.
         """
+        self._prefixes = frozenset(prefixes)
         self._source = source
         self._keeps_muted = keeps_muted
         self._unmuted: tuple[Transaction, float] | None = None  # what to go on with when the muting ends
@@ -190,16 +205,45 @@ class Decoder(ABC):
         self._ordinal = ordinal + 1
         return ordinal if ordinal > self._published_up_to else None
 
-    def mark(self, content: bytes) -> Watermark | None:
-        """Take in what the transaction says of its changes from here on: a logical message with our prefix.
+    def take_message(
+        self, content: bytes, changes: list[WALChange], prefix: str = MESSAGE_PREFIX
+    ) -> Watermark | None:
+        """Take in what a transaction says: a logical message with one of our prefixes.
+
+        Append the task that it enqueues to `changes`. Return the mark of a backfill, if it is one. Any role can write
+        such a message, so one that makes no sense is left out.
+        """
+        try:
+            says = json.loads(content)
+        except (ValueError, RecursionError):
+            says = None
+        if isinstance(says, dict) and ENQUEUE in says:
+            self._enqueue(says[ENQUEUE], changes, prefix)
+        elif isinstance(says, dict) and prefix == MESSAGE_PREFIX:
+            if "backfill" in says:
+                return Watermark(str(says["backfill"]), str(says.get("mark")))
+            self._mute(says.get("mute"))
+        else:
+            log.warning("message_ignored", prefix=prefix, position=self.transaction.position_head.decode())
+        return None
+
+    def _enqueue(self, fields: Any, changes: list[WALChange], prefix: str) -> None:
+        ordinal = self._ordinal
+        self._ordinal = ordinal + 1
+        transaction, published_up_to = self._unmuted or (self.transaction, self._published_up_to)
+        if ordinal > published_up_to:  # also where changes are muted
+            # A batch holds what came from the log, in its order.
+            self.append(EnqueuedTask.read(fields, transaction, ordinal, prefix), changes)
+
+    def append(self, task: EnqueuedTask, changes: list[Any]) -> None:
+        """Append an enqueued task to a batch's changes."""
+        changes.append(task)
+
+    def _mute(self, is_muted: object) -> None:
+        """Take in whether the changes from here on are muted.
 
         Muted changes that no route asks for are left out like those that were published before: they cost nothing.
-        Return the mark of a backfill, if it is one.
         """
-        says = json.loads(content)
-        if isinstance(says, dict) and "backfill" in says:
-            return Watermark(str(says["backfill"]), str(says.get("mark")))
-        is_muted = says.get("mute") if isinstance(says, dict) else None
         if is_muted is True and self._unmuted is None:
             self._unmuted = self.transaction, self._published_up_to
             self.mutings += 1
@@ -209,7 +253,6 @@ class Decoder(ABC):
                 self._published_up_to = float("inf")
         elif is_muted is False and self._unmuted is not None:
             (self.transaction, self._published_up_to), self._unmuted = self._unmuted, None
-        return None
 
     def unknown(self, what: str) -> SourceError:
         """Return the error for something in the stream that this version cannot decode."""

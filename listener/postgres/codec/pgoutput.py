@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from struct import Struct
+from typing import Unpack
 
 from cdc_tasks.words import counted
 from listener.core.source import SourceError
 from listener.postgres.codec.change import WALChange
-from listener.postgres.codec.decoder import MALFORMED, MESSAGE_PREFIX, Begin, Commit, Decoder, Watermark
+from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder, DecoderOptions, Watermark
 from listener.postgres.codec.table import Column, Kind, Table
 from listener.postgres.codec.tuple_data import UNCHANGED, Row, splitting
 from listener.postgres.codec.values import ValueType
@@ -74,13 +75,13 @@ class PgOutputDecoder(Decoder):
         source: str,
         codec: str = "utf-8",
         announced: Callable[[int, tuple[str, str]], None] | None = None,
-        keeps_muted: bool = False,
+        **options: Unpack[DecoderOptions],
     ) -> None:
-        """`codec` is Python's name of the encoding of the texts.
+        """`codec` is Python's name of the encoding of the texts; `options` are the Decoder's.
 
         `announced` is called with a table's OID and name before its changes, and may raise.
         """
-        super().__init__(source=source, keeps_muted=keeps_muted)
+        super().__init__(source=source, **options)
         self._announced = announced
         self._resolve_type = resolve_type
         self._codec = codec
@@ -122,18 +123,18 @@ class PgOutputDecoder(Decoder):
         elif kind == _TRUNCATE:
             changes.extend(self._truncated(payload))
         elif kind == _MESSAGE:
-            return self._read_message(payload)
+            return self._read_message(payload, changes)
         elif kind not in _IGNORED:
             raise ValueError("no known kind")
         return None
 
-    def _read_message(self, payload: bytes) -> Watermark | None:
+    def _read_message(self, payload: bytes, changes: list[WALChange]) -> Watermark | None:
         """Take in a logical message of a transaction, if it is for us: other programs write some too."""
         (is_transactional,) = _message(payload)
         prefix, at = self._text(payload, _message_head)
-        if is_transactional and prefix == MESSAGE_PREFIX:
+        if is_transactional and prefix in self._prefixes:
             (length,) = _content(payload, at)
-            return self.mark(payload[at + 4 : at + 4 + length])
+            return self.take_message(payload[at + 4 : at + 4 + length], changes, prefix)
         return None
 
     def _malformed(self, payload: bytes, error: Exception) -> SourceError:

@@ -11,15 +11,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Unpack
 
+from cdc_tasks.routing.enqueued import EnqueuedTask
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.codec.decoder import (
     MALFORMED,
-    MESSAGE_PREFIX,
     Begin,
     Commit,
     Decoder,
+    DecoderOptions,
     UndescribedTableError,
     Watermark,
 )
@@ -40,7 +41,6 @@ OPTIONS: Final = {
     "include-timestamp": "true",
     "include-types": "false",
     "include-type-oids": "true",
-    "add-msg-prefixes": MESSAGE_PREFIX,  # messages of other programs are not sent
 }
 # For NaN and Infinity, since wal2json 2.6. An older one refuses it with SQLSTATE 22023.
 NUMBERS_AS_STRINGS: Final = {"numeric-data-types-as-string": "true"}
@@ -95,10 +95,13 @@ class Wal2JsonDecoder(Decoder):
         *,
         source: str,
         codec: str = "utf-8",
-        keeps_muted: bool = False,
+        **options: Unpack[DecoderOptions],
     ) -> None:
-        """`watches` returns whether a route selects a schema's table; `codec` is Python's name of the encoding."""
-        super().__init__(source=source, keeps_muted=keeps_muted)
+        """`watches` returns whether a route selects a schema's table; `codec` is Python's name of the encoding.
+
+        `options` are the Decoder's.
+        """
+        super().__init__(source=source, **options)
         self._resolve_type = resolve_type
         self._definitions = definitions
         self._selects = watches
@@ -108,7 +111,7 @@ class Wal2JsonDecoder(Decoder):
         self._codec = codec
         self._compiled = lru_cache(maxsize=1000)(self._compile)
         self._read_up_to = 0  # the LSN at which the last transaction that was read committed
-        self._unverified: list[_Row] = []
+        self._unverified: list[_Row | EnqueuedTask] = []
         self._verified = 0  # changes of the batch before those rows
         self._certain: set[TableName] = set()  # tables that have not changed since they were observed
         self._is_stale = False  # changes were decoded by a definition that turned out to be outdated
@@ -129,11 +132,12 @@ class Wal2JsonDecoder(Decoder):
         return selected
 
     def verify(self, changes: list[WALChange]) -> None:
-        rows, self._unverified = self._unverified, []
+        unverified, self._unverified = self._unverified, []
+        rows = [each for each in unverified if isinstance(each, _Row)]
         if rows and (self._looks_again(rows) or self._is_stale):
             self._is_stale = False
             self._forget()
-            changes[self._verified :] = self._changes_of(rows)
+            changes[self._verified :] = self._changes_of(unverified)
         if not self._definitions.is_outdated:
             self._certain.update(
                 row.table
@@ -183,8 +187,8 @@ class Wal2JsonDecoder(Decoder):
             return self.commit(parse_lsn(json.loads(payload)["nextlsn"]))
         elif action == _LOGICAL_MESSAGE:
             message = json.loads(payload)
-            if message["transactional"] and message["prefix"] == MESSAGE_PREFIX:
-                return self.mark(message["content"].encode())
+            if message["transactional"] and message["prefix"] in self._prefixes:
+                return self.take_message(message["content"].encode(), changes, message["prefix"])
         else:
             raise ValueError(action)
         return None
@@ -203,23 +207,31 @@ class Wal2JsonDecoder(Decoder):
         table = _table_name(text)
         return _Row(action, text, table, self.transaction, ordinal) if self._watches(*table) else None
 
-    def _change(self, row: _Row, place: int) -> WALChange | None:
+    def append(self, task: EnqueuedTask, changes: list[Any]) -> None:
+        """Append it, and keep its place among the rows that `verify` may decode again."""
+        if self._unverified:
+            self._unverified.append(task)
+        changes.append(task)
+
+    def _change(self, row: _Row, place: int) -> Any:
         """Return the change, which will be at `place` in the batch, by what is known now."""
-        if row.table in self._certain:
+        if row.table in self._certain and not self._unverified:  # `verify` replaces all behind the first one
             return self._decode_known(row)
         if not self._unverified:
             self._verified = place
         self._unverified.append(row)
         return self._change_of(row)
 
-    def _changes_of(self, rows: Sequence[_Row]) -> list[WALChange]:
+    def _changes_of(self, rows: Sequence[_Row | EnqueuedTask]) -> list[Any]:
         try:
             return [change for row in rows if (change := self._change_of(row)) is not None]
         except MALFORMED as error:
             raise self.unknown(f"wal2json messages of {rows[0].table} ({type(error).__name__})") from error
 
-    def _change_of(self, row: _Row) -> WALChange | None:
+    def _change_of(self, row: _Row | EnqueuedTask) -> Any:
         """Return the row as a change. Raise SourceError if its table is not known well enough."""
+        if isinstance(row, EnqueuedTask):
+            return row
         try:
             return self._decode_row(row)
         except UnknownDefinitionError:

@@ -18,7 +18,7 @@ from amqp import spec
 from amqp.method_framing import frame_writer
 from kombu import Producer
 
-from cdc_tasks.routing.router import Call
+from cdc_tasks.routing.router import Call, Route, task_id
 from listener.publish.kombu.message import KEY, MessageTemplate
 from listener.publish.task_message import ETA, EXPIRES, ID, KIND, POSITION, EnvelopeError, Kind, shown_kind
 
@@ -54,10 +54,10 @@ _NEEDED: Final = Counter({(0, ">I"): 2, (0, "B"): 1, (1, ">I"): 1})
 class Frames:
     """The frames of one route's messages on one channel."""
 
-    def __init__(self, channel: Any, message: MessageTemplate, route_id: str) -> None:
+    def __init__(self, channel: Any, message: MessageTemplate, route: Route) -> None:
         """Let kombu publish a message on the channel, and catch it. Raise EnvelopeError if it is not as expected."""
         self._message = message
-        self._suffix = f"-{route_id}".encode()
+        self._suffix = task_id("", route).encode()
         self._channel = channel.channel_id
         self._chunk = channel.connection.frame_max - _FRAME
         self._method, properties = _split(_caught(channel, message))

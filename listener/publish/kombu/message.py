@@ -89,24 +89,22 @@ def partition_of(partitions: Sequence[str], route: Route, key: str) -> str:
     if not partitions:
         raise EnvelopeError(
             f"The task {route.task} has a key, and the app has no queues on RabbitMQ for tasks with a key.",
-            hint="On RabbitMQ only workers of `celery -A cdc_tasks` have them: give the task to these, leave key= "
-            "out, or use Redis as the broker.",
+            hint="Let the app have them, with a CDC_CACHE_URL for its workers: cdc_tasks.install(app)   "
+            "or leave key= out, or use Redis as the broker.",
             code="no_partitions",
         )
     return partition_for(key, partitions)
 
 
 def message_template(
-    app: Celery, route: Route, *, partition: str | None = None, has_key: bool = False
+    app: Celery, route: Route, *, partition: Queue | None = None, has_key: bool = False
 ) -> MessageTemplate:
     """Return what the messages of one route have in common; raises EnvelopeError.
 
     `partition` is the queue of those with a key, on RabbitMQ.
     """
     catcher = _Catcher()
-    message, where, timing = make_message(
-        app, route if partition is None else replace(route, queue=partition)
-    )
+    message, where, timing = make_message(app, route, queue=partition)
     if has_key:
         message.headers.update(headers_of_key(KEY, route.on_failure))
     delay = _delay_on_rabbitmq(app, where, timing)

@@ -7,7 +7,7 @@ listener sends the batch again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -52,6 +52,7 @@ class _Flight(NamedTuple):
     as_of: datetime | None
     notes: str | None
     beside: Sequence[Command]  # what is set aside with it, or leaves its list
+    before: Callable[[], None] | None  # called before the checkpoint moves
 
 
 class KombuPublisher:
@@ -103,6 +104,7 @@ class KombuPublisher:
         pipelined: bool = False,
         notes: str | None = None,
         also: Sequence[Command] = (),
+        before: Callable[[], None] | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
         limit = self._sender.limit
@@ -113,7 +115,7 @@ class KombuPublisher:
             beside = [*beside, *also]
         if not tasks:
             self._sender.keep_alive()
-        self._flight = _Flight(len(tasks), Delivery(tasks), parked, checkpoint, as_of, notes, beside)
+        self._flight = _Flight(len(tasks), Delivery(tasks), parked, checkpoint, as_of, notes, beside, before)
         with suppress(BrokerAwayError, MessageTooLargeError):  # `flush` finds out again
             self._sender.start(self._flight.delivery)
         return self._checkpoint.confirmed if pipelined else self.flush()
@@ -133,6 +135,8 @@ class KombuPublisher:
     def _finish(self, flight: _Flight) -> None:
         """Make the broker hold the tasks, and then Redis the parked changes and the checkpoint."""
         tasks, parked = flight.tasks, [*flight.parked, *self._deliver(flight.delivery)]
+        if flight.before is not None:
+            flight.before()
         is_due = tasks or parked or flight.beside
         if is_due or flight.checkpoint != self._checkpoint.confirmed or flight.notes is not None:
             self._checkpoint.start(

@@ -18,7 +18,7 @@ from kombu import Producer, Queue
 from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays
-from cdc_tasks.broker.rabbitmq.partitions import partitions_in
+from cdc_tasks.broker.rabbitmq.partitions import partitions_of
 from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
 from cdc_tasks.routing.router import Call
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
@@ -26,6 +26,7 @@ from listener.core.retry import Retry
 from listener.publish.kombu.confirms import Confirms
 from listener.publish.kombu.frames import Frames, Render
 from listener.publish.kombu.message import MessageTemplate, message_template, partition_of
+from listener.publish.kombu.socket_writer import socket_settings, wait_without_limit, write_frames
 from listener.publish.redis.connection import address_of, bad_certificate
 from listener.publish.task_message import Kind, durable_queues
 
@@ -100,13 +101,15 @@ class KombuSender:
         self._declared: set[tuple[str | None, bool]] = set()
         self._queues: dict[str, None] = {}  # declared on any connection
         self._is_blocked = False
+        self._write_timeout: float = _TIMEOUTS["write_timeout"]  # seconds, of this connection
         self._ticked_at = 0.0
         self.limit: int | None = None  # bytes in a body, from a refusal
 
     def start(self, delivery: Delivery) -> None:
-        """Send what the broker takes at once of these tasks, in their order; wait for nothing but the network.
+        """Send what the broker takes at once of these tasks, in their order.
 
-        Raises what `finish` raises, but StoppedError.
+        Waits for nothing but the network, and for the end of an alarm that begins in the middle of a message. Raises
+        what `finish` raises.
         """
         with self._on_connection(delivery):
             self._send(delivery, waiting=False)
@@ -207,10 +210,12 @@ class KombuSender:
         """Connect, if we are not; return whether the connection is new."""
         if self._connection is not None:
             return False
+        options = self._options()
         connection = self._app.connection_for_write(
-            heartbeat=self._app.conf.broker_heartbeat or _HEARTBEAT, transport_options=self._options()
+            heartbeat=self._app.conf.broker_heartbeat or _HEARTBEAT, transport_options=options
         )
         self._connection = connection
+        self._write_timeout = options.get("write_timeout") or _TIMEOUTS["write_timeout"]
         connection.ensure_connection(
             max_retries=len(connection.alt) or 1,
             interval_start=0,
@@ -229,7 +234,8 @@ class KombuSender:
         if not self._is_amqp:
             return options
         ours = {"confirm_publish": False, "on_blocked": self._on_blocked, "on_unblocked": self._on_unblocked}
-        return {**_TIMEOUTS, **options, **ours}
+        timeouts = {**_TIMEOUTS, "socket_settings": socket_settings(_TIMEOUTS["write_timeout"])}
+        return {**timeouts, **options, **ours}
 
     def _send(self, delivery: Delivery, *, waiting: bool) -> None:
         """Send what is unsent; without `waiting` stop where that would mean to wait for the broker."""
@@ -258,7 +264,13 @@ class KombuSender:
         frames = self._next_frames(delivery)
         if frames:
             connection = self._channel.connection
-            connection.transport.write(b"".join(frames))
+            write_frames(
+                connection,
+                b"".join(frames),
+                timeout=self._write_timeout,
+                is_blocked=lambda: self._is_blocked,
+                check=self._retry.check,
+            )
             connection.bytes_sent += 1  # py-amqp counts frames, to see whether a heartbeat is due
             while self._drain(0):
                 pass
@@ -291,19 +303,23 @@ class KombuSender:
     def _frames_of(self, task: Call) -> Frames:
         key = self._sent_as(task)
         if key not in self._frames:
+            if len(self._frames) >= _MOST_REMEMBERED:
+                self._frames.clear()
             template = self._template(task)
             self._declare(template)
-            self._frames[key] = Frames(self._channel, template, task.route.id)
+            self._frames[key] = Frames(self._channel, template, task.route)
         return self._frames[key]
 
     def _template(self, task: Call) -> MessageTemplate:
         key = self._sent_as(task)
         if key not in self._templates:
+            if len(self._templates) >= _MOST_REMEMBERED:  # each enqueued task may have a time of its own
+                self._templates.clear()
             _, partition = key
             self._templates[key] = message_template(
                 self._app,
                 task.route,
-                partition=partition if self._is_amqp else None,
+                partition=partitions_of(self._app)[partition] if partition and self._is_amqp else None,
                 has_key=task.key is not None,
             )
         return self._templates[key]
@@ -317,7 +333,7 @@ class KombuSender:
 
     @cached_property
     def _partitions(self) -> list[str]:
-        return partitions_in(self._app.amqp.queues)
+        return list(partitions_of(self._app))
 
     def _declare(self, message: MessageTemplate) -> None:
         """Declare the message's queue once a connection; all queues if Celery does not say which it is."""
@@ -394,10 +410,12 @@ class KombuSender:
 
     def _on_blocked(self, reason: str) -> None:
         self._is_blocked = True
+        wait_without_limit(self._channel.connection, self._write_timeout, on=True)
         log.warning("waiting", what="broker", error=f"RabbitMQ takes no messages: {reason}")
 
     def _on_unblocked(self) -> None:
         self._is_blocked = False
+        wait_without_limit(self._channel.connection, self._write_timeout, on=False)
         log.info("back", what="broker")
 
     @contextmanager

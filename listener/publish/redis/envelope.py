@@ -18,7 +18,7 @@ from kombu.utils.json import dumps
 from pybase64 import b64encode
 
 from cdc_tasks.routing.message_groups import headers_of_key
-from cdc_tasks.routing.router import Route
+from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
@@ -46,6 +46,7 @@ _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
 _NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
+_MOST_TEMPLATES: Final = 5_000
 
 
 # (arguments, keyword arguments, the change's id, position) -> message
@@ -57,7 +58,8 @@ class KeyedMessages(NamedTuple):
 
     # The same, and the key; behind its list and a line feed, as the script takes it.
     render: Callable[[bytes, bytes, bytes, bytes, str], bytes]
-    owner: Callable[[bytes], bytes]  # (the change's id) -> the beginning of its record as the key's owner
+    # (the change's id, position) -> the beginning of its record as the key's owner
+    owner: Callable[[bytes, bytes], bytes]
 
 
 class Envelope(NamedTuple):
@@ -136,6 +138,8 @@ class Envelopes:
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
         template = _Template(tuple(pushes), expiries, _renders(pushes, route, timing))
         self.queues.update(dict.fromkeys(pushes))
+        if len(self._templates) >= _MOST_TEMPLATES:  # each enqueued task may have a time of its own
+            self._templates.clear()
         return self._templates.setdefault(route.sent_as, template)
 
     def _commands(self, route: Route) -> tuple[_Commands, Timing | None]:
@@ -216,7 +220,9 @@ def _renders(
     tail = middle + end
     message["body"] = _BODY
     # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
-    message["properties"]["delivery_tag"] = f"{ID}.{uuid4().hex[:8]}"
+    # Whoever enqueues a task may give two of them the same id.
+    name = ID if route.id else f"{ID}.{POSITION}"
+    message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
     message["headers"] |= headers_of_key(_KEY, route.on_failure)
     keyed, pick_keyed = _template(message, route)
@@ -257,13 +263,16 @@ def without_list(message: bytes) -> bytes:
     return message[message.index(b"\n") + 1 :]
 
 
-def _owner(delivery_tag: str, route: Route) -> Callable[[bytes], bytes]:
+def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
     """Return what makes the beginning of an owner's record: `["delivery tag","task id","task",`."""
-    middle = f'{delivery_tag.replace(ID, f"-{route.id}")}","'.encode()
-    end = b'-%b",%b,' % (route.id.encode(), orjson.dumps(route.task))
+    end = task_id("", route)
+    middle = f'{delivery_tag.replace(ID, end)}","'.encode()
+    end_of_id = b'%b",%b,' % (end.encode(), orjson.dumps(route.task))
+    place = POSITION.encode()
 
-    def owner(change_id: bytes) -> bytes:
-        return b'["%b%b%b%b' % (change_id, middle, change_id, end)
+    def owner(change_id: bytes, position: bytes) -> bytes:
+        tag = middle if route.id else middle.replace(place, position)
+        return b'["%b%b%b%b' % (change_id, tag, change_id, end_of_id)
 
     return owner
 
@@ -272,4 +281,4 @@ def _template(message: dict[str, Any], route: Route) -> tuple[bytes, Callable[[t
     """Return the message with places to fill in, and what puts values into the order of the places."""
     text = dumps(message).replace("%", "%%")
     pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
-    return _PLACE.sub("%b", text.replace(ID, f"{ID}-{route.id}")).encode(), pick
+    return _PLACE.sub("%b", text.replace(ID, task_id(ID, route))).encode(), pick

@@ -97,6 +97,7 @@ class RedisPublisher:
         pipelined: bool = False,
         notes: str | None = None,
         also: Sequence[Command] = (),
+        before: Callable[[], None] | None = None,
     ) -> str | None:
         """Make the broker hold these tasks, the parked changes and the checkpoint, in one atomic step."""
         self._is_consistent = False
@@ -106,7 +107,7 @@ class RedisPublisher:
         self.flush()
         is_due = tasks or parked or saving or self._set_aside.is_due
         if is_due or checkpoint != self._checkpoint.confirmed or notes is not None:
-            self._start(tasks, saving, checkpoint, as_of, notes, parked=parked)
+            self._start(tasks, saving, checkpoint, as_of, notes, parked=parked, before=before)
             self._parked = parked
         else:
             self._look_now_and_then()
@@ -187,13 +188,16 @@ class RedisPublisher:
         notes: str | None = None,
         *,
         parked: Sequence[Parked] = (),
+        before: Callable[[], None] | None = None,
     ) -> None:
         envelopes = self._envelopes_of(tasks)
         self._remember_keys()
         self._checked_at = monotonic()  # the step looks too
         moves = list(self._set_aside.commands())  # as they are now, also if the step has to be sent again
         self._checkpoint.start(
-            lambda: chain(self._pushes(tasks, envelopes), moves, saving, self._parkings(parked)),
+            lambda: chain(
+                self._pushes(tasks, envelopes), moves, saving, self._parkings(parked), _awaited(before)
+            ),
             checkpoint,
             as_of,
             queries=self._length_queries(),
@@ -293,6 +297,13 @@ class RedisPublisher:
         return made
 
 
+def _awaited(before: Callable[[], None] | None) -> Iterator[Command]:
+    """Yield no command; call `before` when those in front have been made."""
+    if before is not None:
+        before()
+    yield from ()
+
+
 def _excess(load: Load) -> float:
     """Return by how much there is too much."""
     return 0.0 if load.limit is None else load.length / load.limit
@@ -358,7 +369,7 @@ class _Pushes:
         if len(message) > self.max_bytes:
             self._refuse(task, len(message))
         elif self.beside is None or (name := self.beside.target(route, queue)) == queue:
-            keyed.add(queue, key, message, of_key.owner, change_id)
+            keyed.add(queue, key, message, of_key.owner, change.stamp)
         else:
             queues[name].append(without_list(message))
 
@@ -373,8 +384,8 @@ class _Pushes:
         self.refused.append(Parked(route, change, too_large(length, self.max_bytes), arguments, kwargs, key))
 
 
-# Queue, key, what makes the first message's record as the owner of its change's id, that id, messages
-_Run = tuple[str, str, Callable[[bytes], bytes], bytes, list[bytes]]
+# Queue, key, what makes the record of the first message as the owner, that one's id and position, messages
+_Run = tuple[str, str, Callable[[bytes, bytes], bytes], tuple[bytes, bytes], list[bytes]]
 
 
 class _KeyedPushes:
@@ -396,17 +407,22 @@ class _KeyedPushes:
         self.runs: list[_Run] = []
 
     def add(
-        self, queue: str, key: str, message: bytes, owner: Callable[[bytes], bytes], change_id: bytes
+        self,
+        queue: str,
+        key: str,
+        message: bytes,
+        owner: Callable[[bytes, bytes], bytes],
+        stamp: tuple[bytes, bytes],
     ) -> None:
         """Add a message; `owner` makes the record that it needs if it is the first one of a run."""
         run = self._last.get(key)
-        self._changes.append(change_id)
+        self._changes.append(stamp[0])
         if run is not None and run[0] == queue:
             run[4].append(message)
             return
         if run is not None:
             self._several.add(key)
-        run = self._last[key] = queue, key, owner, change_id, [message]
+        run = self._last[key] = queue, key, owner, stamp, [message]
         self.runs.append(run)
 
     def commands(self) -> Iterator[Command]:
@@ -414,13 +430,13 @@ class _KeyedPushes:
         changes = b" %b " % b" ".join(self._changes)
         words: list[str | bytes] = [*self._script, "1", owners_key(self._prefix), self._prefix, changes]
         busy, waiting = self._busy, waiting_list(self._prefix, "")
-        for queue, key, owner, change_id, messages in self.runs:
+        for queue, key, owner, stamp, messages in self.runs:
             number = len(messages)
             if (key in busy or key in self._met) and key not in self._several:
                 yield "RPUSH", waiting + key, *messages
                 words += queue, key, b"-%d" % number
             else:
-                words += queue, key, b"%d" % number, owner(change_id), *map(without_list, messages)
+                words += queue, key, b"%d" % number, owner(*stamp), *map(without_list, messages)
         self._met.update(self._last)
         self._script = "EVALSHA", ADMIT_DIGEST
         self.runs, self._changes = [], []

@@ -1,5 +1,6 @@
 """As a team would test its routes: run by `manage.py test`."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -8,6 +9,7 @@ from django.test import TestCase, TransactionTestCase
 
 from cdc_tasks.django.testing import CaptureError, captured_commits, captured_saves
 from orders.models import Line, Order, Tag
+from orders.tasks import send_receipt
 
 
 def everything():
@@ -81,6 +83,23 @@ class Committed(TransactionTestCase):
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM pg_publication")
             self.assertEqual(cursor.fetchone()[0], 0)
+
+    def test_tasks_commit_with_the_transaction(self):
+        with captured_commits() as fired:
+            with transaction.atomic():
+                order = Order.objects.create(customer="ann@example.com")
+                told = send_receipt.delay(order.pk)
+                with suppress(ZeroDivisionError), transaction.atomic():
+                    send_receipt.delay(0)
+                    raise ZeroDivisionError
+                send_receipt.apply_async_on_commit([order.pk], countdown=5)
+                send_receipt.delay_on_commit(order.pk)
+            with suppress(ZeroDivisionError), transaction.atomic():
+                send_receipt.delay(0)
+                raise ZeroDivisionError
+        fired.assert_fires("orders.tasks.send_receipt", args=[order.pk], times=3)
+        fired.assert_fires("orders.tasks.send_receipt", times=3)
+        self.assertIn(told.id, [change.id for change in fired.changes])
 
     def test_both_ways_see_the_same(self):
         with captured_commits() as real, captured_saves() as followed:

@@ -1,7 +1,7 @@
 import os
 
 from cdc_tasks import EventType, became, changed
-from cdc_tasks.django import register
+from cdc_tasks.django import accept, register
 
 register(
     "stock_*",
@@ -9,6 +9,7 @@ register(
     "stock.seen",
     args=lambda change: [change.table, change.event, change.row["id"], change.row.get("version")],
 )
+accept("orders.*")
 register("orders_*", EventType.ALL, "search.tasks.index")
 if os.environ.get("SHOP_CONFIRMS"):
     paid = became("status", "paid")

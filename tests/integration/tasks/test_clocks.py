@@ -14,7 +14,7 @@ from cdc_tasks.broker.delays import eta_by_this_clock, with_countdown
 from cdc_tasks.notify import delivery_log
 from cdc_tasks.notify.accounts import Account
 from cdc_tasks.notify.delivery_log import DeliveryRecord
-from cdc_tasks.notify.rate_limit import GroupMember
+from cdc_tasks.notify.rate_limit import Channel
 from cdc_tasks.notify.services import Rate, Recipient
 from cdc_tasks.retry import NotYetError
 from harness.waiting import wait_until
@@ -32,17 +32,13 @@ def _step(helpdesk: HelpDesk, milliseconds: int) -> None:
     helpdesk.broker.cache.hincrby(CLOCK, "seen", -milliseconds)
 
 
-def _member(position: str) -> GroupMember:
-    return GroupMember(group="account:1", position=position, delivery_id=position)
+def _acquire(delivery_id: str, account: Account, rate: Rate) -> None:
+    Channel.of(account).acquire(rate, DeliveryRecord(delivery_id))
 
 
-def _acquire(member: GroupMember, account: Account, rate: Rate) -> None:
-    member.acquire(account, rate, DeliveryRecord(member.delivery_id))
-
-
-def _wait(member: GroupMember, account: Account, rate: Rate) -> float:
+def _wait(delivery_id: str, account: Account, rate: Rate) -> float:
     with pytest.raises(NotYetError) as caught:
-        _acquire(member, account, rate)
+        _acquire(delivery_id, account, rate)
     return caught.value.after or 0
 
 
@@ -59,38 +55,17 @@ def test_the_claim_of_a_message_holds_when_redis_clock_steps(in_process: HelpDes
 
 
 @pytest.mark.parametrize("step", [_HOUR, -_HOUR])
-def test_a_group_waits_for_its_first_message_when_redis_clock_steps(in_process: HelpDesk, step: int) -> None:
-    account = _account()
-    _member("0/1:0").expect()
-    _step(in_process, step)
-    assert _wait(_member("0/2:0"), account, Rate(channel=1, service=0)) < 60
-    _acquire(_member("0/1:0"), account, Rate(channel=1, service=0))
-    _member("0/1:0").release()
-
-
-@pytest.mark.parametrize("step", [_HOUR, -_HOUR])
 def test_the_next_message_of_a_channel_waits_for_its_time_and_no_hour_when_redis_clock_steps(
     in_process: HelpDesk, step: int
 ) -> None:
     account, rate = _account(), Rate(channel=1, service=1)
-    _acquire(_member("0/1:0"), account, rate)
-    _member("0/1:0").release()
-    wait = _wait(_member("0/2:0"), account, rate)
+    _acquire("one", account, rate)
+    wait = _wait("two", account, rate)
     _step(in_process, step)
     if step < 0:
-        assert 0 < _wait(_member("0/2:0"), account, rate) <= wait
+        assert 0 < _wait("two", account, rate) <= wait
     else:
-        _acquire(_member("0/2:0"), account, rate)
-
-
-def test_a_message_that_waits_for_a_late_one_asks_less_and_less_often(in_process: HelpDesk) -> None:
-    account, rate = _account(), Rate(channel=0, service=0)
-    _member("0/1:0").expect()
-    waits = [_wait(_member("0/2:0"), account, rate)]
-    for _ in range(2):
-        in_process.broker.cache.hincrby(CLOCK, "passed", 2000)
-        waits.append(_wait(_member("0/2:0"), account, rate))
-    assert waits[0] < 1 < waits[1] < waits[2] <= 5.1
+        _acquire("two", account, rate)
 
 
 def test_the_clock_goes_on_while_no_task_runs(helpdesk: HelpDesk) -> None:

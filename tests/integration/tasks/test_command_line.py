@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.waiting import wait_until
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from harness.worker import Worker
@@ -73,7 +74,7 @@ def test_the_cache_is_refreshed_without_a_worker(helpdesk: HelpDesk) -> None:
 
 
 def test_celery_call_refreshes_one_table(helpdesk: HelpDesk, worker: Worker) -> None:
-    subprocess.run(
+    WARM.run(
         [
             *(sys.executable, "-m", "celery", "-A", "cdc_tasks", "call"),
             *("cdc_tasks.refresh_master_cache", "--args", '["priorities"]'),
@@ -81,7 +82,6 @@ def test_celery_call_refreshes_one_table(helpdesk: HelpDesk, worker: Worker) -> 
         env={**os.environ, **helpdesk.environment},
         cwd=_CHECKOUT,
         check=True,
-        capture_output=True,
     )
     wait_until(lambda: helpdesk.broker.cache.exists("master:priorities"), what="the priorities in the cache")
 
@@ -111,13 +111,8 @@ def test_a_worker_with_bad_settings_names_all_of_them_and_ends() -> None:
         "CACHE_URL": "memcached://cache",
     }
     environment.pop("DATABASE_URL", None)
-    result = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "cdc_tasks", "worker"],
-        env=environment,
-        cwd=_CHECKOUT,
-        check=False,
-        capture_output=True,
-        text=True,
+    result = WARM.run(
+        [sys.executable, "-m", "celery", "-A", "cdc_tasks", "worker"], env=environment, cwd=_CHECKOUT
     )
     assert result.returncode == 1
     for variable in ("DATABASE_URL", "CDC_SECRET_KEY", "SLACK_API_URL", "CACHE_URL"):
@@ -129,14 +124,11 @@ def test_a_worker_with_bad_settings_names_all_of_them_and_ends() -> None:
 def _run(
     helpdesk: HelpDesk, *arguments: str, secret: str = "", status: int = 0, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
+    result = WARM.run(
         [sys.executable, "-m", "cdc_tasks", *arguments],
         env={**os.environ, **helpdesk.environment, **variables},
         cwd=_CHECKOUT,
         input=f"{secret}\n",
-        check=False,
-        capture_output=True,
-        text=True,
     )
     assert result.returncode == status, result.stderr
     return result

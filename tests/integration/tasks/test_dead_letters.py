@@ -14,6 +14,7 @@ import pytest
 from harness.embedded_servers import ValkeyServer
 from harness.waiting import wait_until
 from harness.worker import Worker
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,11 +152,8 @@ def _run(environment: dict[str, str], *arguments: str, status: int = 0) -> str:
 
 
 def _command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return WARM.run(
         [sys.executable, "-m", "cdc_tasks", "dead-letters", *arguments],
         env={**os.environ, **environment},
         cwd=_CHECKOUT,
-        check=False,
-        capture_output=True,
-        text=True,
     )

@@ -17,6 +17,7 @@ from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.acceptance.network import Cable
 from tests.integration.tasks.test_rabbitmq import sender_of
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from harness.machine_servers import RabbitMQServer
@@ -95,13 +96,10 @@ def test_a_broker_connection_that_is_cut_without_a_word_heals_by_itself(
 def _health(
     environment: dict[str, str], *arguments: str, status: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
+    result = WARM.run(
         [sys.executable, "-m", "cdc_tasks", "health", *arguments],
         env={**os.environ, **environment},
         cwd=_CHECKOUT,
-        check=False,
-        capture_output=True,
-        text=True,
     )
     assert result.returncode == status, result.stderr
     return result

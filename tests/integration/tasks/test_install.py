@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from celery import Celery
 from benchmarks.readings import proportional_memory
 from harness.waiting import wait_until
 from harness.worker import Worker
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from tests.conftest import Broker
@@ -83,7 +83,7 @@ def test_a_worker_says_that_install_came_after_tasks(broker: Broker) -> None:
         assert "Call cdc_tasks.install(app) right after the app is made" in line
 
 
-def test_a_worker_grows_by_at_most_20_mb(broker: Broker) -> None:
+def test_a_worker_grows_by_at_most_20_mb(broker: Broker, cold_workers: None) -> None:
     """Both run at once, so that they share the same pages with each other and with all else on the machine."""
     urls = [broker.server.url_of(number) for number in (5, 6)]
     ours, stock = (_environment(broker, url, CDC_CACHE_URL=broker.cache_url) for url in urls)
@@ -155,8 +155,6 @@ def test_all_that_is_kept_in_the_broker_has_the_apps_prefix(broker: Broker) -> N
 
 def _cli(environment: dict[str, str], *words: str) -> str:
     command = [sys.executable, "-m", "cdc_tasks", "-A", _APPLICATION, *words]
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    done = WARM.run(command, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 
-from cdc_tasks import install
+from cdc_tasks import cache, install
+from cdc_tasks.broker.rabbitmq import held_keys
 from cdc_tasks.routing.message_groups import key_headers
 from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
 from tests.support.tasks.in_order import LOG
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
-    from celery import Celery
-
     from harness.machine_servers import RabbitMQServer
     from tests.support.helpdesk import HelpDesk
 
@@ -38,10 +39,11 @@ def environment(
     }
 
 
-def _send(sender: Celery, key: str, number: int, *, task: str = "notes", **options: Any) -> None:
+def _send(sender: Celery, key: str, number: int, *, task: str = "notes", **options: Any) -> str:
+    """Send a task, and return its id."""
     hold = options.pop("hold", False)
     headers = key_headers("test", key, on_failure="hold" if hold else "continue")
-    sender.send_task(f"in_order.{task}", [key, number], options, headers=headers)
+    return str(sender.send_task(f"in_order.{task}", [key, number], options, headers=headers).id)
 
 
 def _log(desk: HelpDesk) -> list[tuple[str, str, int]]:
@@ -88,6 +90,25 @@ def test_each_key_keeps_its_order_while_tasks_are_retried_and_workers_come_and_g
     assert not helpdesk.broker.cache.keys("cdc:held-keys:waiting:*")
 
 
+def test_a_worker_that_lost_its_task_and_began_a_retry_leaves_no_key_held_up(
+    environment: dict[str, str], helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection broke, and it is ended after it has noted the retry, and before it has sent it."""
+    monkeypatch.setenv("CACHE_URL", environment["CACHE_URL"])
+    cache.client.cache_clear()
+    with Worker(environment) as first, install(sender_of(environment)) as sender:
+        task = _send(sender, "key", 1, takes=4)
+        _send(sender, "key", 2)
+        wait_until(lambda: ("begins", "key", 1) in _log(helpdesk), timeout=60, what="the task")
+        first.kill()
+        with Worker(environment):
+            wait_until(lambda: len(_log(helpdesk)) > 1, timeout=60, what="the task to begin again")
+            held_keys.hold("test:key", task, "in_order.notes", "retry")  # what the first worker does
+            wait_until(lambda: ("key", 2) in _ended(helpdesk), timeout=60, what="the next task")
+            wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-keys"), what="the key to be free")
+    cache.client.cache_clear()
+
+
 def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
     environment: dict[str, str], helpdesk: HelpDesk
 ) -> None:
@@ -102,6 +123,52 @@ def test_a_task_that_waits_for_its_retry_holds_up_its_own_key_and_nobody_else(
         helpdesk.broker.cache.set("cured", 1)
         wait_until(lambda: len(_ended(helpdesk, "slow")) == 149, timeout=90, what="the key that was held up")
     _check_order(_log(helpdesk))
+
+
+@pytest.mark.versions
+def test_an_app_of_somebody_elses_keeps_the_order_in_queues_of_its_own(
+    environment: dict[str, str], helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    """Its own queue and its `-Q` stay as they are, and its workers may come and go."""
+    broker, app = helpdesk.broker, "tests.support.tasks.shop"
+    url = environment["CELERY_BROKER_URL"]
+    shop = {
+        "SHOP_BROKER": url,
+        "SHOP_NOTES": broker.cache_url,
+        "CDC_CACHE_URL": broker.cache_url,
+        "CDC_KEY_PARTITIONS": "4",
+    }
+    everything = {(f"key-{key}", number) for key in range(8) for number in range(1, 9)}
+
+    def worker(name: str, *arguments: str) -> Worker:
+        more = ("-n", f"{name}@%h", "-I", "tests.support.tasks.in_order", *arguments)
+        return Worker(shop, *more, application=app)
+
+    with (
+        worker("plain", "-Q", "shop") as plain,
+        worker("first") as first,
+        Celery("shop", broker=url, set_as_current=False) as sender,
+    ):
+        install(sender)
+        for key, number in sorted(everything, key=itemgetter(1)):
+            _send(sender, key, number, fails=int(key == "key-3" and number == 2), takes=0.02)
+        sender.send_task("shop.notes", ["plain"], queue="shop")
+        wait_until(lambda: len(_ended(helpdesk)) > 10, timeout=60, what="some tasks")
+        with worker("second", "-Q", "cdc_shop_keyed"):
+            first.kill()
+            wait_until(lambda: _ended(helpdesk) == everything, timeout=90, what="all tasks")
+        wait_until(lambda: broker.cache.hget("shop notes", "plain"), timeout=60, what="its own queue's task")
+        assert "in_order.notes[" not in plain.log
+    _check_order(_log(helpdesk))
+    wait_until(lambda: not broker.cache.exists("cdc:held-keys"), what="all keys to be free")
+    types = dict(
+        line.split("\t") for line in rabbitmq_server.control("list_queues", "name", "type").splitlines()
+    )
+    assert types["shop"].endswith("classic_queue") or types["shop"] == "classic"
+    assert {name for name in types if name.startswith("cdc_shop_")} == {
+        "cdc_shop_keyed",
+        *(f"cdc_shop_keyed_{number}" for number in range(4)),
+    }
 
 
 def test_a_second_worker_gets_its_share_of_the_partitions(
@@ -165,8 +232,6 @@ def _waiting(environment: dict[str, str]) -> list[int]:
 
 def _cdc(environment: dict[str, str], *arguments: str) -> str:
     command = [sys.executable, "-m", "cdc_tasks", *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, check=False, capture_output=True, text=True
-    )
+    done = WARM.run(command, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from base64 import b64decode
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.redis import later as redis_later
 from harness.waiting import wait_until
 from harness.worker import Worker, unacknowledged
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,9 +174,7 @@ def test_to_purge_a_queue_deletes_what_waits_for_it(helpdesk: HelpDesk) -> None:
         wait_until(lambda: client.zcard(_BULK) == 3, timeout=30, what="all to wait")
         wait_until(lambda: client.zcard("cdc:later:cdc_cache") == 1, timeout=30, what="the other too")
     command = [sys.executable, "-m", "celery", "-A", "cdc_tasks", "purge", "-f", "-Q", "cdc_bulk"]
-    purged = subprocess.run(
-        command, cwd=_CHECKOUT, env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
+    purged = WARM.run(command, cwd=_CHECKOUT, env={**os.environ, **environment}, check=True)
     assert "3 messages" in purged.stdout
     assert not client.exists(_BULK)
     assert client.zrange("cdc:later", 0, -1) == [b"cdc_cache"]
@@ -309,12 +307,10 @@ def test_health_and_a_command_count_what_waits(helpdesk: HelpDesk) -> None:
 
 
 def _run(environment: dict[str, str], *arguments: str) -> str:
-    return subprocess.run(
+    return WARM.run(
         [sys.executable, "-m", "cdc_tasks", *arguments],
         cwd=_CHECKOUT,
         env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
         check=True,
     ).stdout
 

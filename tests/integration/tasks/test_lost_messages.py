@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,8 @@ from tests.support.forked_workers import ForkedWorkers, is_alive
 from tests.support.proxy import Fault, Proxy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery import Celery
 
     from tests.support.helpdesk import HelpDesk
@@ -107,7 +110,11 @@ def test_workers_killed_under_load_lose_nothing_and_send_nothing_twice(
     environment |= {"CDC_LOST_ANSWER": "give-up", "CDC_RATES": "slack=0:0"}
     request.node.user_properties.append(("seed", _SEED))
     dice = random.Random(_SEED)
-    with sender_of(environment) as sender, ForkedWorkers(environment) as workers:
+    with (
+        sender_of(environment) as sender,
+        ForkedWorkers(environment) as workers,
+        _explained(helpdesk, workers, request, broker_kind),
+    ):
         load = _Load(helpdesk, sender)
         alive = [workers.start(), workers.start()]
         for _ in range(_KILLS):
@@ -125,6 +132,50 @@ def test_workers_killed_under_load_lose_nothing_and_send_nothing_twice(
     record = {"notes": load.notes, "tickets": load.tickets, "cut short": _cut_short(helpdesk)}
     for name, number in record.items():
         request.node.user_properties.append((name, number))
+
+
+@contextmanager
+def _explained(
+    helpdesk: HelpDesk, workers: ForkedWorkers, request: pytest.FixtureRequest, broker_kind: str
+) -> Iterator[None]:
+    """Say where all messages are if a check in this block fails; the log has the stacks of the workers that live."""
+    try:
+        yield
+    except AssertionError as error:
+        alive = workers.show_stacks()
+        account = {
+            "seed": _SEED,
+            "workers alive": f"{len(alive)} of {len(workers.alive)}",
+            **_where_all_is(helpdesk),
+            "broker": _in_rabbitmq(request) if broker_kind == "rabbitmq" else _in_redis(helpdesk),
+        }
+        lines = (f"{what}: {found}" for what, found in account.items())
+        raise AssertionError("\n".join([str(error), *lines])) from error
+
+
+def _where_all_is(helpdesk: HelpDesk) -> dict[str, Any]:
+    cache, noted = helpdesk.broker.cache, _noted(helpdesk)
+    begun = {number.decode() for number in cache.hkeys("begun to note")}
+    return {
+        "notes": len(noted),
+        "begun and not ended": sorted(begun - noted.keys(), key=int),
+        "messages posted": len(helpdesk.social.posted),
+        "dead letters": _letters(helpdesk),
+        "held keys": cache.hgetall("cdc:held-keys"),
+        "held retries": cache.hkeys("cdc:held-retries"),
+    }
+
+
+def _in_rabbitmq(request: pytest.FixtureRequest) -> str:
+    control = request.getfixturevalue("rabbitmq_server").control
+    queues = control("list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers")
+    return queues + str(control("list_connections", "pid", "peer_port", "state", "channels"))
+
+
+def _in_redis(helpdesk: HelpDesk) -> str:
+    client = helpdesk.broker.client
+    waiting = {queue: client.llen(queue) for queue in ("cdc_bulk", "cdc_notifications")}
+    return f"waiting: {waiting}, unacknowledged: {unacknowledged(client)}"
 
 
 class _Load:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from celery import Celery
 from cdc_tasks import key_headers
 from harness.waiting import wait_until
 from harness.worker import Worker
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,13 +58,8 @@ def _wait_for(broker: Broker, *noted: str) -> list[str]:
 
 
 def _command(environment: dict[str, str], *words: str) -> Any:
-    found = subprocess.run(
-        [sys.executable, "-m", "cdc_tasks", *words],
-        env={**environment, "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    found = WARM.run(
+        [sys.executable, "-m", "cdc_tasks", *words], env={**environment, "PATH": ""}, timeout=120
     )
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout) if "--json" in words else found.stdout
@@ -93,6 +88,24 @@ def test_a_task_that_is_retried_or_whose_worker_was_killed_holds_back_its_own_ke
     # The kill may have come before the acknowledgement of task 5: then that runs again, meanwhile.
     of_key = [each for each in noted if each.endswith((" 3", " 4"))]
     assert of_key == ["begin 3", "begin 3", "end 3", "begin 4", "end 4"], noted
+
+
+def test_a_task_that_always_fails_costs_the_others_no_hand_out(
+    broker: Broker, environment: dict[str, str], app: Celery
+) -> None:
+    others = range(100, 160)
+    with Worker(environment, "-Q", "cdc_bulk"):
+        _send(app, 1, "bad", "never")
+        for number in range(2, 22):
+            _send(app, number, "bad")
+        _wait_for(broker, "begin 1")
+        for number in others:
+            _send(app, number, f"good-{number % 7}")
+        _wait_for(broker, *(f"end {number}" for number in others))
+    begun = [line for line in _noted(broker) if line.startswith("begin ")]
+    # What waits for its key is not handed out, and nobody else's task is handed out more than once.
+    assert sorted({*begun} - {"begin 1"}) == [f"begin {number}" for number in others]
+    assert len([line for line in begun if line != "begin 1"]) == len(others)
 
 
 def test_a_failed_task_lets_its_key_go_on_or_holds_it_until_it_is_replayed_or_dropped(

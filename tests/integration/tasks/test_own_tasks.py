@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from base64 import b64decode
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from cdc_tasks.changes import EventType
 from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.support.helpdesk import change
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,12 +88,10 @@ def _longest_python_block(page: Path) -> str:
 
 
 def _connect(environment: dict[str, str], *arguments: str, secret: str) -> None:
-    subprocess.run(
+    WARM.run(
         [sys.executable, "-m", "cdc_tasks", "connect-account", *arguments],
         env={**os.environ, **environment},
         cwd=_CHECKOUT,
         input=secret,
         check=True,
-        capture_output=True,
-        text=True,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from cdc_tasks.broker.redis.message_groups import MessageGroups
 from cdc_tasks.helpdesk.schema import sql
 from harness.waiting import wait_until
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from harness.worker import Worker
@@ -81,13 +81,10 @@ def test_preferences_are_set_by_a_command_and_bad_values_are_refused(helpdesk: H
 
 
 def _set(helpdesk: HelpDesk, *arguments: str, status: int = 0) -> str:
-    result = subprocess.run(
+    result = WARM.run(
         [sys.executable, "-m", "cdc_tasks", "preferences", *arguments],
         env={**os.environ, **helpdesk.environment},
         cwd=_CHECKOUT,
-        check=False,
-        capture_output=True,
-        text=True,
     )
     assert result.returncode == status, result.stderr
     return result.stderr

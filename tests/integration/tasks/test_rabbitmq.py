@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import pytest
 from celery import Celery
 
 from cdc_tasks import install
+from cdc_tasks.broker.connection import Connection
+from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.retry import UnroutableError
 from cdc_tasks.versions import lacking_parts
 from harness.waiting import wait_until
@@ -185,6 +188,19 @@ def test_a_wait_of_less_than_a_second_may_be_asked_for_in_every_way(
         assert sent.returncode == 0, sent.stderr
         counted = helpdesk.broker.cache.get
         wait_until(lambda: counted("counted") == b"10", timeout=30, what="all ten")
+
+
+def test_a_wait_on_one_connection_costs_none_its_heartbeats(rabbitmq_server: RabbitMQServer) -> None:
+    """A worker that starts on a busy machine is silent on its other connections for longer than two heartbeats."""
+    url = rabbitmq_server.url
+    with Connection(url, heartbeat=1) as first, Connection(url, heartbeat=1) as second:
+        connections: list[Any] = [each.connection for each in (first, second)]
+        existing_queue(connections[1], "celery")
+        with suppress(TimeoutError):  # RabbitMQ sends nothing but heartbeats
+            connections[0].drain_events(timeout=4)
+        for each in connections:
+            assert existing_queue(each, "no such queue") is None
+            assert existing_queue(each, "nor this one") is None
 
 
 @pytest.mark.versions

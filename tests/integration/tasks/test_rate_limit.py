@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc_tasks.notify.delivery import deliver
-from cdc_tasks.notify.rate_limit import GroupMember
 from cdc_tasks.retry import NotYetError
 from cdc_tasks.settings import worker_settings
 from harness.waiting import wait_until
@@ -89,26 +88,12 @@ def test_waiting_for_the_rate_limit_is_not_a_failure(
     wait_until(lambda: _is_sent(other), timeout=15, what="the reserved time")
 
 
-def test_a_lost_message_delays_the_others_for_a_limited_time(
-    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cdc_tasks.notify.rate_limit._GRACE", 1)
-    in_process.insert_ticket(assigned_to_id=in_process.ANNA)
-    account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
-    GroupMember(group=f"account:{account}", position="0/1:0", delivery_id="lost").expect()
-    with pytest.raises(NotYetError):
-        deliver(account, "new_ticket", 1, "b", position="0/2:0")
-    wait_until(lambda: _is_sent(account, "b", "0/2:0"), what="the others to go on")
-
-
 def test_after_a_refused_message_the_next_one_is_sent_at_once(
     in_process: HelpDesk, social: SocialStub
 ) -> None:
     in_process.insert_ticket(assigned_to_id=in_process.ANNA)
     account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
     social.fail("C0ANNA", Status(404))
-    for position in ("0/1:0", "0/2:0"):
-        GroupMember(group=f"account:{account}", position=position, delivery_id=position).release()
     with pytest.raises(Exception, match="404"):
         deliver(account, "new_ticket", 1, "a", position="0/1:0")
     assert deliver(account, "new_ticket", 1, "b", position="0/2:0") == "sent to slack"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from harness.machine_servers import RedisServer
 from harness.worker import Worker
 from tests.support.helpdesk import HelpDesk
 from tests.support.operators import Operator
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,14 +75,11 @@ def test_a_worker_refuses_to_start_and_works_with_the_permission(helpdesk: HelpD
     url = f"redis://anna:secret@127.0.0.1:{server.port}/0"
     environment = {**helpdesk.environment, "CELERY_BROKER_URL": url}
     try:
-        refused = subprocess.run(
+        refused = WARM.run(
             [sys.executable, "-m", "celery", "-A", "cdc_tasks", "worker", "-c1"],
             cwd=_CHECKOUT,
             env={"PATH": "/usr/bin:/bin", **environment},
-            capture_output=True,
-            text=True,
             timeout=60,
-            check=False,
         )
         assert refused.returncode == 1
         assert "ACL SETUSER anna +evalsha" in refused.stderr

@@ -104,8 +104,12 @@ def test_a_worker_that_ends_or_leaves_a_queue_keeps_no_message_in_an_inbox(helpd
         Celery("tests", broker=helpdesk.broker.url, set_as_current=False) as app,
     ):
         wait_until(lambda: _blocked(helpdesk) == 2, timeout=60, what="the worker to wait at each queue")
-        app.control.cancel_consumer("cdc_cache")
-        wait_until(lambda: _blocked(helpdesk) == 1, what="the worker to wait there no more")
+
+        def has_left() -> bool:
+            app.control.cancel_consumer("cdc_cache")  # again and again: it may not listen yet
+            return _blocked(helpdesk) == 1
+
+        wait_until(has_left, what="the worker to wait there no more", every=0.2)
         helpdesk.send("killed.note", 1, queue="cdc_cache")
         assert client.llen("cdc_cache") == 1
 

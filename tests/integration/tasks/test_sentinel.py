@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from harness.machine_servers import RedisServer
 from harness.waiting import wait_until
 from harness.worker import Worker, unacknowledged
 from tests.support.sentinel import SentinelBroker
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,12 +82,10 @@ def _environment(helpdesk: HelpDesk, broker: SentinelBroker) -> dict[str, str]:
 def _health(environment: dict[str, str]) -> dict[str, Any]:
     """Return what the health check says, which a worker has answered."""
     command = [sys.executable, "-m", "cdc_tasks", "health", "--json"]
-    result = subprocess.run(
+    result = WARM.run(
         command,
         cwd=_CHECKOUT,
         env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
         check=True,
     )
     return json.loads(result.stdout)

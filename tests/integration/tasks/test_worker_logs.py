@@ -16,6 +16,7 @@ import pytest
 from cdc_tasks.celery import app
 from harness.waiting import wait_until
 from harness.worker import Worker
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,15 +36,7 @@ def environment(helpdesk: HelpDesk, tmp_path: Path) -> dict[str, str]:
 
 
 def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*_CELERY, *arguments],
-        cwd=_CHECKOUT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return WARM.run([*_CELERY, *arguments], cwd=_CHECKOUT, env=environment, timeout=60)
 
 
 @pytest.fixture(params=["--detach", "celery multi"])

@@ -1,0 +1,152 @@
+"""What an application's transaction says in the database's log, on whatever connection the application has."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from uuid import uuid4
+
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
+
+__all__ = ["MarkError", "check_transaction", "emit"]
+
+_EMIT: Final = "SELECT pg_logical_emit_message(true, {prefix}, {content})"
+
+
+class MarkError(CDCError):
+    """The transaction cannot be marked."""
+
+
+def check_transaction(connection: Any) -> None:
+    """Raise MarkError for a connection that commits each statement by itself."""
+    if _commits_each_statement(connection):
+        raise MarkError(
+            "The connection commits each statement by itself, so a mark would hold for no change.",
+            hint="Open a transaction first, e.g. with django.db.transaction.atomic(), or set autocommit = False.",
+            code="mark_in_autocommit",
+        )
+
+
+def _commits_each_statement(connection: Any) -> bool:
+    if hasattr(connection, "in_atomic_block"):  # Django's
+        return not connection.in_atomic_block and bool(connection.get_autocommit())
+    if _is_sqlalchemy(connection):
+        connection = _sqlalchemy_connection(connection).connection.dbapi_connection
+    if callable(ask := getattr(connection, "get_autocommit", None)):  # PyMySQL's, mysqlclient's
+        return bool(ask()) and not getattr(connection, "server_status", 0) & _IN_TRANSACTION
+    return getattr(connection, "autocommit", False) is True
+
+
+_IN_TRANSACTION: Final = 1  # a flag of the protocol's: BEGIN was called
+
+
+def emit(connection: Any, content: str) -> None:
+    """Let the connection's transaction say something in the log; raises MarkError."""
+    vendor = _vendor(connection)
+    if vendor == "postgresql":
+        _emit_message(connection, content)
+    elif vendor in _MYSQL:
+        _emit_row(connection, content)
+    else:
+        raise MarkError(
+            f"Only PostgreSQL, MySQL and MariaDB take such a mark, and this is {vendor}.",
+            hint="Pause the routes: python -m listener pause ROUTE, and skip ROUTE --until now.",
+            code="mark_unsupported",
+        )
+
+
+def _vendor(connection: Any) -> str:
+    """Return the kind of the database: postgresql, mysql, or another name."""
+    if isinstance(name := getattr(connection, "vendor", None), str):  # Django's
+        return name
+    if _is_sqlalchemy(connection):
+        bind = connection.get_bind() if hasattr(connection, "get_bind") else connection
+        return str(bind.dialect.name)
+    module = type(connection).__module__.partition(".")[0]
+    return "postgresql" if module.startswith(("psycopg", "pg8000")) else module
+
+
+_MYSQL: Final = frozenset({"mysql", "mariadb", "pymysql", "MySQLdb"})  # dialects of SQLAlchemy's, and drivers
+
+
+def _is_sqlalchemy(connection: Any) -> bool:
+    return type(connection).__module__.startswith("sqlalchemy.")
+
+
+def _sqlalchemy_connection(connection: Any) -> Any:
+    """Return the Connection, of a Session that of its transaction."""
+    return connection.connection() if hasattr(connection, "get_bind") else connection
+
+
+# --- PostgreSQL: a logical message ----------------------------------------------------------------------
+
+
+def _emit_message(connection: Any, content: str) -> None:
+    values = {"prefix": MESSAGE_PREFIX, "content": content}
+    if _is_sqlalchemy(connection):
+        import sqlalchemy
+
+        connection.execute(sqlalchemy.text(_EMIT.format(prefix=":prefix", content=":content")), values)
+        return
+    cursor = connection.cursor()
+    try:
+        cursor.execute(_EMIT.format(prefix="%(prefix)s", content="%(content)s"), values)
+    finally:
+        cursor.close()
+
+
+# --- MySQL and MariaDB: a row that the log has, and the table has not ------------------------------------
+
+_TABLE: Final = (
+    "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY, "
+    "says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB;"
+)
+_NO_TABLE: Final = 1146
+_NO_RIGHT: Final = frozenset({1142, 1143, 1044})
+_NO_DATABASE: Final = 1046
+
+
+def _emit_row(connection: Any, content: str) -> None:
+    # Without parameters, which drivers write differently. The content in hexadecimal: it needs no quoting.
+    name, says = uuid4(), content.encode().hex()
+    try:
+        _run(connection, f"INSERT INTO cdc_tasks_marks (id, says) VALUES ('{name}', X'{says}')")  # noqa: S608
+        _run(connection, f"DELETE FROM cdc_tasks_marks WHERE id = '{name}'")  # noqa: S608
+    except Exception as error:
+        if (reason := _explained(error)) is None:
+            raise
+        raise reason from error
+
+
+def _run(connection: Any, statement: str) -> None:
+    if _is_sqlalchemy(connection):
+        _sqlalchemy_connection(connection).exec_driver_sql(statement)
+        return
+    cursor = connection.cursor()
+    try:
+        cursor.execute(statement)
+    finally:
+        cursor.close()
+
+
+def _explained(error: Exception) -> MarkError | None:
+    """Return what the driver's error means, also if SQLAlchemy or Django has wrapped it; None if it is another one."""
+    candidates = (error, getattr(error, "orig", None), error.__cause__)
+    numbers = {
+        each.args[0]
+        for each in candidates
+        if each is not None and each.args and isinstance(each.args[0], int)
+    }
+    if numbers & {_NO_TABLE, _NO_DATABASE}:
+        return MarkError(
+            "There is no table cdc_tasks_marks in the connection's database: a transaction is marked by a row of it.",
+            hint=_TABLE,
+            code="mark_no_table",
+        )
+    if numbers & _NO_RIGHT:
+        return MarkError(
+            "The account may not mark its transaction by a row of the table cdc_tasks_marks.",
+            hint="GRANT SELECT, INSERT, DELETE ON cdc_tasks_marks TO …;",
+            code="mark_no_right",
+        )
+    return None

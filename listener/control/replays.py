@@ -1,0 +1,509 @@
+"""Replays: changes of the journal fire their routes once more, while the stream goes on.
+
+A replay's definition and its progress are in a Redis hash beside the checkpoint. The progress is written in the step
+that publishes a chunk, as with a backfill: on Redis both are there, or neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYetError
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain
+from time import monotonic
+from typing import Final, NamedTuple, Self
+
+import structlog
+
+from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import BinlogRouter, Call, Parked, Route
+from cdc_tasks.words import counted
+from listener.control.commands import Command, CommandRefusedError
+from listener.control.journal import Gap, JournalError, JournalledChange, JournalReader, Selection
+from listener.core.publisher import BrokerAwayError, BrokerError, Publisher
+from listener.publish.batching import batch_together
+from listener.publish.redis.connection import Command as RedisCommand
+from listener.publish.redis.connection import RedisConnection
+
+__all__ = [
+    "Replay",
+    "ReplayProgress",
+    "ReplayState",
+    "ReplayStore",
+    "Replays",
+    "fired_by",
+    "incomplete",
+    "named_replay",
+    "replayed_routes",
+]
+
+log = structlog.get_logger()
+
+_KEPT: Final = 100  # replays that have ended
+_AGAIN_AFTER: Final = 1.0  # seconds
+_LOOK_EVERY: Final = 0.2  # seconds between two looks at queues that are too full
+_CHUNK: Final = 1_000  # changes that are read at a time
+_LONGEST_READ: Final = 0.5  # seconds: then the progress is noted, although few changes were found
+_PARTS: Final = 4  # chunks in a second, at most, if there is a rate
+
+WAITING: Final = "waiting"
+RUNNING: Final = "running"
+PAUSED: Final = "paused"
+DONE: Final = "done"
+CANCELLED: Final = "cancelled"
+FAILED: Final = "failed"
+_ENDED: Final = frozenset({DONE, CANCELLED, FAILED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a person asked for, and what became of that."""
+
+    id: str
+    since: str
+    until: str
+    tables: tuple[str, ...]  # schema.table; none: all
+    row: tuple[tuple[str, str], ...]  # columns and values; none: all rows
+    routes: tuple[str, ...]  # ids of the routes that fire
+    new_ids: bool
+    rate: float | None  # changes a second; None: as many as there is room for
+    journal: str  # its id: another one numbers its changes in another way
+    end: int  # the number behind the last change that it may have
+    who: str
+    at: str
+    state: str = (
+        WAITING  # waiting, paused, cancelled or failed; its progress says whether it runs, or is done
+    )
+    error: str | None = None  # why it failed
+    code: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read what `to_json` wrote; raises TypeError, ValueError."""
+        fields = json.loads(text)
+        lists = {name: tuple(fields[name]) for name in ("tables", "routes")}
+        return cls(**{**fields, **lists, "row": tuple((name, value) for name, value in fields["row"])})
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def selection(self) -> Selection:
+        since, until = datetime.fromisoformat(self.since), datetime.fromisoformat(self.until)
+        return Selection(since=since, until=until, tables=self.tables, row=self.row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayProgress:
+    """How far a replay is: written with each chunk, in the step that publishes it."""
+
+    next: int = 0  # the number of the first change that is not published
+    changes: int = 0  # changes that were found
+    tasks: int = 0  # tasks that they fired
+    parked: int = 0  # changes that a route could not take
+    started_at: str | None = None
+    updated_at: str | None = None
+    is_done: bool = False
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read what `to_json` wrote; raises TypeError, ValueError."""
+        return cls(**json.loads(text))
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayState:
+    """A replay and its progress."""
+
+    replay: Replay
+    progress: ReplayProgress
+
+    @property
+    def state(self) -> str:
+        """What to call it: waiting, running, paused, done, cancelled or failed."""
+        if self.progress.is_done:
+            return DONE
+        if self.replay.state == WAITING and self.progress.started_at is not None:
+            return RUNNING
+        return self.replay.state
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in _ENDED
+
+
+class ReplayStore:
+    """The replays of the listener of one name, in Redis."""
+
+    def __init__(self, redis: RedisConnection, name: str) -> None:
+        """`redis` has the checkpoint; `name` is CDC_NAME."""
+        self._redis = redis
+        self._key = redis.prefixed(f"cdc:{name}:replays")
+
+    def read(self) -> list[ReplayState]:
+        """Return all of them, in the order in which they were asked for."""
+        (answer,) = self._redis.ask([("HGETALL", self._key)])
+        pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
+        fields = {name.decode(): value for name, value in pairs}
+        found = [
+            ReplayState(
+                replay=Replay.parse(text),
+                progress=ReplayProgress.parse(fields.get(f"{name}{_PROGRESS}", b"{}")),
+            )
+            for name, text in fields.items()
+            if not name.endswith(_PROGRESS)
+        ]
+        return sorted(found, key=lambda each: (each.replay.at, each.replay.id))
+
+    def write(self, replay: Replay) -> None:
+        self._redis.ask([("HSET", self._key, replay.id, replay.to_json())])
+
+    def progress_command(self, replay: str, progress: ReplayProgress) -> RedisCommand:
+        """Return what writes the progress, for the step of the checkpoint."""
+        return ("HSET", self._key, f"{replay}{_PROGRESS}", progress.to_json())
+
+    def forget(self, replays: Iterable[str]) -> None:
+        """Remove replays that have ended."""
+        names = [field for name in replays for field in (name, f"{name}{_PROGRESS}")]
+        if names:
+            self._redis.ask([("HDEL", self._key, *names)])
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+_PROGRESS: Final = ":progress"
+
+
+class _Chunk(NamedTuple):
+    """Changes of the journal that follow each other."""
+
+    replay: str
+    changes: list[JournalledChange]
+    next: int  # the number of the first change that was not read
+    is_end: bool
+
+
+class Replays:
+    """Does one replay after the other, a chunk at a time, between the batches of the stream."""
+
+    def __init__(
+        self,
+        store: ReplayStore,
+        publisher: Publisher,
+        routes: Sequence[Route],
+        open_journal: Callable[[], JournalReader],
+        *,
+        is_paused: Callable[[Iterable[str]], bool],
+    ) -> None:
+        """`open_journal` raises JournalError. `is_paused` returns whether a person has paused one of these routes."""
+        self._store = store
+        self._publisher = publisher
+        self._routes = routes
+        self._open_journal = open_journal
+        self._is_paused = is_paused
+        self._all: dict[str, ReplayState] = {}
+        self._running: str | None = None
+        self._router = BinlogRouter()  # the routes of the one that is being done
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="replay")
+        self._asked: Future[_Chunk] | None = None
+        self._due_at = 0.0
+        self.verbs: Mapping[str, Callable[[Command], str]] = {
+            "replay": self._add,
+            "replay_pause": self._pause,
+            "replay_resume": self._resume,
+            "replay_cancel": self._cancel,
+        }
+
+    def restore(self) -> None:
+        """Take over what there is; call it before the first batch. What was being read is dropped."""
+        found = self._store.read()
+        over = [each.replay.id for each in found if each.is_over]
+        self._store.forget(over[:-_KEPT])
+        self._all = {each.replay.id: each for each in found}
+        self._asked, self._due_at, self._running = None, 0.0, None
+        self._choose()
+
+    def steps(self, seconds: float) -> Iterator[tuple[list[Call | Parked], Sequence[RedisCommand]]]:
+        """Yield what the next chunks fire, and the command that notes the progress, for up to about `seconds`.
+
+        Each is a step of its own, to be published before the next is asked for. Ends at once if there is nothing to do.
+        """
+        end = monotonic() + seconds
+        while self._running is not None and (left := end - monotonic()) > 0:
+            if self._asked is None and not self._ask(self._all[self._running]):
+                return
+            if (chunk := self._read_within(left)) is None:
+                return
+            yield self._take(chunk)
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._store.close()
+
+    # --- The one that is being done -----------------------------------------------------------------------
+
+    def _choose(self) -> None:
+        """Find the replay whose turn it is: the first that is neither over nor paused."""
+        before = self._running
+        waiting = (each for each in self._all.values() if each.state in {WAITING, RUNNING})
+        current = next(waiting, None)
+        self._running = None if current is None else current.replay.id
+        if current is None or self._running == before:
+            return
+        self._asked = None
+        try:
+            self._router = self._router_of(current.replay)
+        except (CommandRefusedError, JournalError) as error:
+            self._failed(current.replay, error)
+            return
+        log.info("replay_running", replay=current.replay.id, changes=current.progress.changes)
+
+    def _router_of(self, replay: Replay) -> BinlogRouter:
+        known = {route.id: route for route in self._routes}
+        missing = [route for route in replay.routes if route not in known]
+        if missing:
+            raise CommandRefusedError(
+                f"The route {', '.join(missing)} is gone.",
+                hint="Give the replay again, with the routes that there are: python -m listener routes",
+                code="replay_no_route",
+            )
+        if self._open_journal().summary().id != replay.journal:
+            raise JournalError(
+                "The replay began with another journal.",
+                hint="Let the listener with that journal do it, or give the replay again.",
+                code="journal_other",
+            )
+        return BinlogRouter().for_replay((known[route] for route in replay.routes), replay.id)
+
+    def _ask(self, current: ReplayState) -> bool:
+        """Ask for the next chunk, if it is time and there is room; return whether it was asked for."""
+        replay, now = current.replay, monotonic()
+        if now < self._due_at:
+            return False
+        if self._is_paused(replay.routes):
+            self._due_at = now + _LOOK_EVERY
+            return False
+        limit = self._room(_CHUNK if replay.rate is None else max(1, min(_CHUNK, int(replay.rate / _PARTS))))
+        if limit <= 0:
+            self._due_at = now + _LOOK_EVERY
+            return False
+        if replay.rate is not None:
+            self._due_at = max(self._due_at, now - 1 / _PARTS) + limit / replay.rate
+        self._asked = self._reader.submit(_read, self._open_journal, replay, current.progress.next, limit)
+        return True
+
+    def _room(self, most: int) -> int:
+        routes = self._router.routes
+        kind = routes[0].schema, routes[0].table, "insert"
+        return self._publisher.room(routes, kind, most)
+
+    def _read_within(self, seconds: float) -> _Chunk | None:
+        """Return the chunk that was asked for; None if it is not there yet, or cannot be read."""
+        asked = self._asked
+        if asked is None or self._running is None:
+            return None
+        try:
+            chunk = asked.result(timeout=seconds)
+        except NotYetError:
+            return None
+        except CDCError as error:
+            self._asked = None
+            self._failed(self._all[self._running].replay, error)
+            return None
+        self._asked = None
+        return chunk
+
+    def _take(self, chunk: _Chunk) -> tuple[list[Call | Parked], Sequence[RedisCommand]]:
+        current = self._all[chunk.replay]
+        fired = fired_by(
+            self._router, chunk.changes, new_ids=chunk.replay if current.replay.new_ids else None
+        )
+        before, parked = current.progress, sum(isinstance(each, Parked) for each in fired)
+        progress = ReplayProgress(
+            next=chunk.next,
+            changes=before.changes + len(chunk.changes),
+            tasks=before.tasks + len(fired) - parked,
+            parked=before.parked + parked,
+            started_at=before.started_at or _now(),
+            updated_at=_now(),
+            is_done=chunk.is_end,
+        )
+        self._all[chunk.replay] = current = replace(current, progress=progress)
+        if progress.is_done:
+            log.info("replay_done", replay=chunk.replay, changes=progress.changes, tasks=progress.tasks)
+            self._choose()
+        elif current.replay.rate is None:  # it is read while this one is published
+            self._ask(current)
+        return fired, [self._store.progress_command(chunk.replay, progress)]
+
+    def _failed(self, replay: Replay, error: CDCError) -> None:
+        log.error("replay_failed", replay=replay.id, code=error.code, error=error.message, hint=error.hint)
+        try:
+            self._note(replace(replay, state=FAILED, error=error.message, code=error.code, hint=error.hint))
+        except (BrokerAwayError, BrokerError):  # it will fail again
+            self._due_at = monotonic() + _AGAIN_AFTER
+            self._running = None
+
+    def _note(self, replay: Replay) -> None:
+        self._store.write(replay)
+        current = self._all.get(replay.id)
+        progress = ReplayProgress() if current is None else current.progress
+        self._all[replay.id] = ReplayState(replay=replay, progress=progress)
+        self._choose()
+
+    # --- Commands -----------------------------------------------------------------------------------------
+
+    def _add(self, command: Command) -> str:
+        wanted = command.arguments
+        if command.id in self._all:  # a listener that went away had done it
+            return _accepted(self._all[command.id].replay)
+        routes = replayed_routes(self._routes, wanted["routes"])
+        journal = self._open_journal().summary()
+        replay = Replay(
+            id=command.id,
+            since=wanted["since"],
+            until=wanted["until"],
+            tables=tuple(wanted["tables"]),
+            row=tuple((name, value) for name, value in wanted["row"]),
+            routes=tuple(route.id for route in routes),
+            new_ids=bool(wanted["new_ids"]),
+            rate=wanted["rate"],
+            journal=journal.id,
+            end=journal.end,
+            who=command.who,
+            at=command.at,
+        )
+        missing = journal.missing(replay.selection)
+        if missing and not wanted["accept_gap"]:
+            raise incomplete(missing, journal.since)
+        log.info("replay_accepted", replay=replay.id, by=command.who)
+        self._note(replay)
+        return _accepted(replay)
+
+    def _pause(self, command: Command) -> str:
+        current = self._named(command)
+        self._note(replace(current.replay, state=PAUSED))
+        return (
+            f"Replay {current.replay.id} is paused. Fired so far: {counted(current.progress.tasks, 'task')}."
+        )
+
+    def _resume(self, command: Command) -> str:
+        current = self._named(command, also=FAILED)
+        self._note(replace(current.replay, state=WAITING, error=None, code=None, hint=None))
+        return f"Replay {current.replay.id} goes on."
+
+    def _cancel(self, command: Command) -> str:
+        current = self._named(command)
+        self._note(replace(current.replay, state=CANCELLED))
+        return f"Replay {current.replay.id} is cancelled. Fired before: {counted(current.progress.tasks, 'task')}."
+
+    def _named(self, command: Command, also: str = "") -> ReplayState:
+        found = named_replay(list(self._all.values()), command.arguments["replay"])
+        if found.is_over and found.state != also:
+            raise CommandRefusedError(
+                f"Replay {found.replay.id} is {found.state}.",
+                hint="Give a new one: python -m listener replay --since TIME --task NAME",
+                code="replay_over",
+            )
+        return found
+
+
+def named_replay(replays: Sequence[ReplayState], wanted: str) -> ReplayState:
+    """Return the replay whose id begins so; raises CommandRefusedError."""
+    found = [each for each in replays if each.replay.id.startswith(wanted)]
+    if len(found) != 1:
+        raise CommandRefusedError(
+            f"There is no replay {wanted}." if not found else f"Several replays begin with {wanted}.",
+            hint="See them: python -m listener replays",
+            code="replay_unknown",
+        )
+    return found[0]
+
+
+def replayed_routes(routes: Sequence[Route], names: Sequence[str]) -> list[Route]:
+    """Return the routes with these tasks or ids; without names, all. Raises CommandRefusedError."""
+    found = [route for route in routes if not names or {route.id, route.task} & set(names)]
+    unknown = [name for name in names if not any(name in {route.id, route.task} for route in found)]
+    if unknown or not found:
+        raise CommandRefusedError(
+            f"No route has the task or the id {', '.join(unknown)}." if unknown else "There are no routes.",
+            hint="See them: python -m listener routes",
+            code="replay_no_route",
+        )
+    return found
+
+
+def incomplete(missing: Sequence[Gap], since: datetime) -> CommandRefusedError:
+    """Return the error about what the journal does not have."""
+    shown = ", ".join(f"{each.since.isoformat()} to {each.until.isoformat()}" for each in missing)
+    return CommandRefusedError(
+        f"The journal does not have all of this time. Missing: {shown}.",
+        hint=f"It begins at {since.isoformat()}. To fire what is there: --accept-gap\n"
+        "To send the rows as they are now: python -m listener backfill TABLE",
+        code="journal_gap",
+    )
+
+
+def fired_by(
+    router: BinlogRouter, changes: Sequence[JournalledChange], *, new_ids: str | None
+) -> list[Call | Parked]:
+    """Return what these changes fire; with `new_ids`, a replay's id, their tasks have ids of their own.
+
+    `coalesce` and `batch` take together what is in these changes, and nothing of the stream's.
+    """
+    if new_ids is not None:
+        changes = [replace(each, id=f"{each.id}~{new_ids}") for each in changes]
+    readable = [each for each in changes if not each.is_unreadable]
+    tasks, parked = batch_together(router.tasks_for(readable))
+    lost = _unreadable(router, (each for each in changes if each.is_unreadable))
+    return [*map(_alone, tasks), *parked, *lost]
+
+
+def _alone(call: Call) -> Call:
+    """Return the call so that the publisher sends it as it is."""
+    if not call.route.is_grouped:
+        return call
+    return call._replace(route=replace(call.route, is_grouped=False))
+
+
+def _unreadable(router: BinlogRouter, changes: Iterable[JournalledChange]) -> Iterator[Parked]:
+    error = JournalError("The row could not be read when it was journalled.", code="row_not_rendered")
+    return chain.from_iterable(
+        (Parked(route, change, error) for route in router.routes_for(change.kind)) for change in changes
+    )
+
+
+def _read(open_journal: Callable[[], JournalReader], replay: Replay, start: int, limit: int) -> _Chunk:
+    """Read up to `limit` changes, or for some time."""
+    journal, changes = open_journal(), list[JournalledChange]()
+    first = journal.summary().first
+    if start and start < first:
+        raise JournalError(
+            "The journal has dropped changes that the replay has not come to.",
+            hint="Raise CDC_JOURNAL_SIZE or CDC_JOURNAL_AGE, and give the replay again with a later --since.",
+            code="journal_gap",
+        )
+    until = monotonic() + _LONGEST_READ
+    for number, change in journal.changes(replay.selection, start=start, end=replay.end):
+        start = number
+        if change is not None:
+            changes.append(change)
+        if len(changes) >= limit or (change is None and monotonic() > until):
+            return _Chunk(replay.id, changes, start, is_end=False)
+    return _Chunk(replay.id, changes, start, is_end=True)
+
+
+def _accepted(replay: Replay) -> str:
+    return f"Replay {replay.id} is accepted."
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,27 @@
+"""What a transaction says of itself in the log: rows of a table that are there for that alone.
+
+A row of `cdc_tasks_marks` says it in JSON, in its column `says`: `{"mute": true}` of the changes behind it, or
+`{"enqueue": {…}}`, a task. The table may be in any database. `cdc_tasks.outbox.transaction` writes such rows.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from listener.mysql.codec.table import Row, Table
+
+__all__ = ["MARKS_TABLE", "read_mark"]
+
+MARKS_TABLE: Final = "cdc_tasks_marks"
+_SAYS: Final = "says"
+
+
+def read_mark(table: Table, row: Row) -> dict[str, Any]:
+    """Return what a row says; nothing if it is not an object in JSON."""
+    place = table.index.get(_SAYS)
+    try:
+        found = json.loads(row[place]) if place is not None else None
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,381 @@
+"""A task that a transaction enqueues runs if, and only if, it commits."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import amqp
+import psycopg2
+import pytest
+import sqlalchemy
+from celery import Celery
+from sqlalchemy.orm import Session
+
+import cdc_tasks
+from cdc_tasks.errors import CDCError
+from cdc_tasks.outbox.transaction import MarkError
+from cdc_tasks.routing.enqueued import EnqueuedTaskError
+from cdc_tasks.routing.message_groups import KEY_HEADER
+from cdc_tasks.routing.router import Call
+from cdc_tasks.testing import enqueued_tasks
+from harness.waiting import wait_until
+from listener.cli.parked_changes import fire, send
+from listener.daemon.loop import Listener
+from listener.postgres.monitor import PostgresWALMonitor
+from listener.publish.parked import parked_key, read_parked
+from listener.publish.redis.publisher import RedisPublisher
+from listener.router import BinlogRouter, EventType
+from tests.support.listening import running
+from tests.support.publishing import celery_app, messages
+from tests.support.rabbitmq import drain, kombu_publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cdc_tasks.routing.router import BinlogRouter as Router
+    from harness.machine_servers import RabbitMQServer
+    from listener.publish.parked import ParkedChange
+    from tests.conftest import Broker, Database
+
+_ROWS = "CREATE TABLE rows (id int PRIMARY KEY)"
+
+
+@pytest.fixture
+def router() -> Router:
+    router = BinlogRouter()
+    router.register("public", "rows", EventType.INSERT, "shop.row", queue="shop", args=["id"])
+    router.accept("shop.*")
+    return router
+
+
+@pytest.fixture
+def accepting() -> Router:
+    """A router without any table."""
+    router = BinlogRouter()
+    router.accept("shop.*")
+    return router
+
+
+@pytest.fixture(params=["pgoutput", "wal2json"])
+def plugin(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def database_of(plugin: str, request: pytest.FixtureRequest) -> Database:
+    """A database whose server has the plugin."""
+    found: Database = request.getfixturevalue("database" if plugin == "pgoutput" else "debian_database")
+    found.execute(_ROWS)
+    return found
+
+
+def make_listener(database: Database, broker: Broker, router: Router, **options: Any) -> Listener:
+    monitor = PostgresWALMonitor(
+        database.url, slot=database.name, publication=database.name, routes=router.routes,
+        prefixes=router.prefixes, **options,
+    )  # fmt: skip
+    return Listener(monitor, router, RedisPublisher(celery_app(broker.url), name=database.name))
+
+
+def _sent(broker: Broker, queue: str = "shop") -> list[tuple[str, Any]]:
+    return [(each["headers"]["task"], each["body"][0]) for each in messages(broker.client, queue)]
+
+
+def _arrived(broker: Broker, number: int, queue: str = "shop") -> None:
+    wait_until(lambda: len(_sent(broker, queue)) >= number, what="the tasks", timeout=30)
+
+
+def _parked(broker: Broker, database: Database) -> list[ParkedChange]:
+    return list(read_parked(broker.client, parked_key(f"cdc:{database.name}")))
+
+
+def _in_transaction(database: Database, *steps: Callable[[Any], Any]) -> None:
+    with closing(psycopg2.connect(database.url)) as connection, connection:
+        for step in steps:
+            step(connection)
+
+
+def _insert(row: int) -> Callable[[Any], None]:
+    def insert(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO rows VALUES (%s)", [row])
+
+    return insert
+
+
+def _statement(statement: str) -> Callable[[Any], None]:
+    def run(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    return run
+
+
+def _task(*args: Any, **options: Any) -> Callable[[Any], str]:
+    return lambda connection: cdc_tasks.enqueue(
+        connection, "shop.send", *args, **{"queue": "shop", **options}
+    )
+
+
+def test_tasks_come_with_the_commit_at_their_places_among_the_changes(
+    database_of: Database, broker: Broker, router: Router, plugin: str
+) -> None:
+    with running(make_listener(database_of, broker, router, plugin=plugin), database_of):
+        _in_transaction(
+            database_of,
+            _insert(1),
+            _task(1),
+            _insert(2),
+            _statement("SAVEPOINT a"),
+            _insert(90),
+            _task(90),
+            _statement("ROLLBACK TO a"),
+            _task("two", 2.5, {"deep": [None, 2**70]}, kwargs={"name": "Ä ☺"}),
+        )
+        with closing(psycopg2.connect(database_of.url)) as connection:  # and is rolled back
+            _insert(91)(connection)
+            _task(91)(connection)
+        _in_transaction(database_of, _insert(3))
+        _arrived(broker, 5)
+    assert _sent(broker) == [
+        ("shop.row", [1]),
+        ("shop.send", [1]),
+        ("shop.row", [2]),
+        ("shop.send", ["two", 2.5, {"deep": [None, 2**70]}]),
+        ("shop.row", [3]),
+    ]
+    assert messages(broker.client, "shop")[3]["body"][1] == {"name": "Ä ☺"}
+
+
+def test_the_message_is_the_one_that_apply_async_sends(
+    database: Database, broker: Broker, accepting: Router
+) -> None:
+    options: dict[str, Any] = {
+        "task_id": "my-own-id", "queue": "shop", "priority": 3, "headers": {"tenant": "a%b"}, "shadow": "other",
+        "time_limit": 30, "soft_time_limit": 20, "ignore_result": True,
+    }  # fmt: skip
+    app = celery_app(broker.url)
+    app.send_task("shop.send", [42], {"name": "x"}, **options)
+    (theirs,) = messages(broker.client, _keys_of(broker, "shop")[0])
+    broker.client.flushdb()
+    with running(make_listener(database, broker, accepting), database):
+        _in_transaction(database, _task(42, kwargs={"name": "x"}, **options))
+        wait_until(lambda: _keys_of(broker, "shop"), what="the task", timeout=30)
+    (ours,) = messages(broker.client, _keys_of(broker, "shop")[0])
+    assert ours["headers"]["argsrepr"].startswith("<shop.send enqueued ")  # no argument is shown
+    for message in (ours, theirs):
+        for name in ("argsrepr", "kwargsrepr"):
+            message["headers"].pop(name)
+        for name in ("delivery_tag", "reply_to"):
+            message["properties"].pop(name)
+    assert ours == theirs
+
+
+def _keys_of(broker: Broker, queue: str) -> list[str]:
+    return [key.decode() for key in broker.client.keys(f"{queue}*") if broker.client.type(key) == b"list"]
+
+
+def test_ids_keys_times_and_repeated_ids(database: Database, broker: Broker, accepting: Router) -> None:
+    given: list[str] = []
+
+    def several(connection: Any) -> None:
+        given.append(_task(1)(connection))
+        given.append(_task(2, task_id="twice")(connection))
+        given.append(_task(3, task_id="twice")(connection))
+        given.append(_task(4, countdown=3600, expires=7200)(connection))
+        given.append(_task(5, eta="2031-01-01T00:00:00+00:00")(connection))
+        given.append(_task(6, key=("orders", 7), on_failure="hold")(connection))
+
+    with running(make_listener(database, broker, accepting), database):
+        _in_transaction(database, several)
+        _arrived(broker, 6)
+    found = messages(broker.client, "shop")
+    assert [each["headers"]["id"] for each in found] == given
+    assert given[1] == given[2] == "twice"
+    assert len({each["properties"]["delivery_tag"] for each in found}) == len(found)
+    assert found[5]["headers"][KEY_HEADER] == "orders:7"
+    assert found[3]["headers"]["eta"] < found[3]["headers"]["expires"]
+    assert found[4]["headers"]["eta"] == "2031-01-01T00:00:00+00:00"
+
+
+def test_what_no_route_accepts_or_makes_no_sense_is_kept_and_all_else_goes_on(
+    database_of: Database, broker: Broker, router: Router, plugin: str
+) -> None:
+    said = [
+        '{"enqueue": {"task": "shop.send", "args": [1], "options": {"queue": "shop"}}}',
+        '{"enqueue": {"task": "celery.backend_cleanup"}}',
+        '{"enqueue": {"task": "shop.send", "args": 5}}',
+        '{"enqueue": {"task": "shop.send", "options": {"link": "x"}}}',
+        '{"enqueue": "shop.send"}',
+        "no JSON",
+        "[" * 100_000,
+        '["enqueue"]',
+        '{"enqueue": {"task": "shop.send", "args": [2], "options": {"queue": "shop"}}}',
+    ]
+    with running(make_listener(database_of, broker, router, plugin=plugin), database_of):
+        _in_transaction(database_of, lambda connection: _say(connection, said), _insert(3))
+        _arrived(broker, 3)
+    assert _sent(broker) == [("shop.send", [1]), ("shop.send", [2]), ("shop.row", [3])]
+    parked = sorted(_parked(broker, database_of), key=lambda each: each.change.position)
+    errors = [each.error.partition(":")[0] for each in parked]
+    assert errors == ["TaskNotAcceptedError", *["EnqueuedTaskError"] * 3]
+    assert [each.task for each in parked] == ["celery.backend_cleanup", "shop.send", "shop.send", "?"]
+    assert json.loads((parked[1].logged or {})["message"]) == {"task": "shop.send", "args": 5}
+
+
+def _say(connection: Any, contents: list[str]) -> None:
+    with connection.cursor() as cursor:
+        for each in contents:
+            cursor.execute("SELECT pg_logical_emit_message(true, 'cdc_tasks', %s)", [each])
+
+
+def test_another_prefix_has_tasks_of_its_own(database: Database, broker: Broker) -> None:
+    router = BinlogRouter()
+    router.accept("shop.*", prefix="shop")
+    say = """SELECT pg_logical_emit_message(true, '{prefix}', '{{"enqueue": {{"task": "shop.{name}"}}}}')"""
+    with running(make_listener(database, broker, router), database):
+        for prefix, name in (("other", "a"), ("cdc_tasks", "b"), ("shop", "c")):
+            _in_transaction(database, _statement(say.format(prefix=prefix, name=name)))
+        _arrived(broker, 1, "celery")
+    assert _sent(broker, "celery") == [("shop.c", [])]
+    assert [each.task for each in _parked(broker, database)] == ["shop.b"]
+
+
+def test_tasks_are_sent_once_over_restarts_in_the_middle_of_a_transaction(
+    database: Database, broker: Broker, router: Router
+) -> None:
+    database.execute(_ROWS)
+
+    def write(connection: Any) -> None:
+        for number in range(300):
+            (_insert if number % 3 else _task)(number)(connection)
+
+    for batch_size in (1, 7):
+        with running(make_listener(database, broker, router, batch_size=batch_size), database):
+            if batch_size == 1:
+                _in_transaction(database, write)
+            _arrived(broker, 5 if batch_size == 1 else 300)
+    assert [args for _, args in _sent(broker)] == [[number] for number in range(300)]
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[sqlalchemy.Engine]:
+    engine = sqlalchemy.create_engine(database.url.replace("postgresql:", "postgresql+psycopg2:"))
+    yield engine
+    engine.dispose()
+
+
+def test_sessions_connections_and_tasks_as_objects(
+    database: Database, broker: Broker, accepting: Router, engine: sqlalchemy.Engine
+) -> None:
+    app = Celery()
+
+    @app.task(name="shop.pay")
+    def pay(order: int, *, amount: str) -> None: ...
+
+    with running(make_listener(database, broker, accepting), database):
+        with Session(engine) as session, session.begin():
+            cdc_tasks.enqueue(session, pay, 1, kwargs={"amount": "2.50"}, queue="shop")
+            with pytest.raises(TypeError):
+                cdc_tasks.enqueue(session, pay, 1)
+        with engine.begin() as connection:
+            cdc_tasks.enqueue(connection, "shop.send", queue="shop")
+        _arrived(broker, 2)
+    assert _sent(broker) == [("shop.pay", [1]), ("shop.send", [])]
+
+
+def test_a_call_that_makes_no_message_says_so_at_once(database: Database) -> None:
+    with closing(psycopg2.connect(database.url)) as connection:
+        for wrong, named in (
+            ({"link": "x"}, "link"),
+            ({"countdown": -1}, "countdown"),
+            ({"eta": "tomorrow"}, "eta"),
+            ({"countdown": 1, "eta": "2031-01-01"}, "countdown"),
+            ({"on_failure": "hold"}, "key"),
+            ({"headers": 3}, "headers"),
+            ({"task_id": "two words"}, "id"),
+        ):
+            with pytest.raises(EnqueuedTaskError) as caught:
+                cdc_tasks.enqueue(connection, "shop.send", **wrong)
+            assert named in str(caught.value)
+        with pytest.raises(EnqueuedTaskError):
+            cdc_tasks.enqueue(connection, "shop.send", object())
+        with pytest.raises(EnqueuedTaskError) as caught:
+            cdc_tasks.enqueue(connection, "shop.send", "x" * 8_000_001)
+        assert caught.value.code == "enqueued_too_large"
+        connection.autocommit = True
+        with pytest.raises(MarkError) as in_autocommit:
+            cdc_tasks.enqueue(connection, "shop.send")
+        assert in_autocommit.value.code == "mark_in_autocommit"
+
+
+def test_a_test_sees_what_is_enqueued_although_its_transaction_is_rolled_back(database: Database) -> None:
+    with closing(psycopg2.connect(database.url)) as connection, enqueued_tasks() as found:
+        task_id = cdc_tasks.enqueue(
+            connection, "shop.send", 1, kwargs={"a": 2}, key=("orders", 3), countdown=4
+        )
+        connection.rollback()
+    (seen,) = found
+    assert (seen.task, seen.id, seen.args, seen.kwargs) == ("shop.send", task_id, [1], {"a": 2})
+    assert (seen.key, seen.options) == (["orders", 3], {"countdown": 4})
+    with closing(psycopg2.connect(database.url)) as connection:
+        cdc_tasks.enqueue(connection, "shop.send", 5)
+    assert len(found) == 1
+
+
+def test_a_refused_task_is_sent_once_it_is_accepted(
+    database: Database, broker: Broker, accepting: Router
+) -> None:
+    with running(make_listener(database, broker, accepting), database):
+        _in_transaction(
+            database,
+            lambda connection: cdc_tasks.enqueue(
+                connection, "mail.send", 1, kwargs={"to": 2}, task_id="mine", key=("mails", 3), queue="mail"
+            ),
+            lambda connection: _say(connection, ['{"enqueue": {"task": "mail.send", "args": 5}}']),
+        )
+        wait_until(lambda: len(_parked(broker, database)) == 2, what="it to be parked", timeout=30)
+    app = celery_app(broker.url)
+    refused, senseless = sorted(_parked(broker, database), key=lambda each: each.logged is not None)
+    assert isinstance(fire(refused, accepting, app), CDCError)
+    accepting.accept("mail.send")
+    assert isinstance(fire(senseless, accepting, app), CDCError)
+    call = fire(refused, accepting, app)
+    assert isinstance(call, Call)
+    assert send(app, refused, call) is None
+    (message,) = messages(broker.client, "mail")
+    assert (message["headers"]["id"], message["body"][:2]) == ("mine", [[1], {"to": 2}])
+    assert message["headers"][KEY_HEADER] == "mails:3"
+
+
+def test_on_rabbitmq_too(
+    database: Database, broker: Broker, accepting: Router, rabbitmq_server: RabbitMQServer
+) -> None:
+    queue = f"queue-{database.name}"
+    monitor = PostgresWALMonitor(database.url, slot=database.name, publication=database.name, routes=())
+    with (
+        kombu_publisher(rabbitmq_server.url, broker, queue) as publisher,
+        running(Listener(monitor, accepting, publisher), database),
+    ):
+        _in_transaction(
+            database,
+            _task(1, queue=queue, task_id="mine", headers={"tenant": 7}, kwargs={"name": "Ä"}),
+            _task(2, queue=queue, shadow="other"),
+        )
+        found: list[dict[str, Any]] = []
+        wait_until(
+            lambda: found.extend(_drained(rabbitmq_server, queue)) or len(found) == 2, what="the tasks"
+        )
+    assert [each["body"][:2] for each in found] == [[[1], {"name": "Ä"}], [[2], {}]]
+    headers = [each["application_headers"] for each in found]
+    assert headers[0]["id"] == found[0]["correlation_id"] == "mine"
+    assert (headers[0]["tenant"], headers[1]["shadow"]) == (7, "other")
+
+
+def _drained(server: RabbitMQServer, queue: str) -> list[dict[str, Any]]:
+    try:
+        return drain(server, queue)
+    except amqp.NotFound:  # the publisher has not made it yet
+        return []
