@@ -81,40 +81,49 @@ def test_each_key_keeps_its_order_whether_it_is_busy_or_free_when_more_comes(
     groups, router, random = MessageGroups(broker.client), _orders(to_two_queues=to_two_queues), Random(7)
     sent: dict[str, list[str]] = defaultdict(list)
     owned: dict[str, list[str]] = defaultdict(list)
-
-    def go_on(key: str) -> bool:
-        found = groups.of_key(key)
-        if found is not None:
-            owned[key].append(found.task_id)
-            assert groups.skip(key, found.task_id)
-        return found is not None
-
     number = 0
-    with redis_publisher(broker.url) as publisher:
-        for _ in range(20):
-            batch = range(number + 1, number + 1 + random.randint(1, 90))
-            number = batch[-1]
-            rows = [
-                change(each, id=each, account=random.choice("aab" + chr(99 + each % 20))) for each in batch
-            ]
-            fired = list(fire(router, rows))
-            for key, ids in _task_ids(fired).items():
-                sent[key] += ids
-            publisher.publish(fired, checkpoint=position(number))
-            for key in random.sample(sorted(sent), k=len(sent) // 2):
-                for _ in range(random.randint(1, 25)):
-                    go_on(key)
-        lengths = broker.client.hgetall("cdc:keys:lengths")
-        waiting = sum(each.waiting for each in groups.held_up())
-        assert (
-            sum(map(int, lengths.values())) == waiting == _number(sent) - _number(owned) - _busy(groups, sent)
-        )
-        for key in sent:
-            while go_on(key):
-                pass
+    for _ in range(7):  # publishers that do not know yet which keys are busy
+        with redis_publisher(broker.url) as publisher:
+            for _ in range(3):
+                rows = _rows_of_accounts(random, number)
+                number += len(rows)
+                fired = list(fire(router, rows))
+                for key, ids in _task_ids(fired).items():
+                    sent[key] += ids
+                publisher.publish(fired, checkpoint=position(number))
+                for key in random.sample(sorted(sent), k=len(sent) // 2):
+                    owned[key] += _go_on(groups, key, most=random.randint(1, 25))
+    lengths = broker.client.hgetall("cdc:keys:lengths")
+    waiting = sum(each.waiting for each in groups.held_up())
+    assert sum(map(int, lengths.values())) == waiting == _number(sent) - _number(owned) - _busy(groups, sent)
+    for key in sent:
+        owned[key] += _go_on(groups, key, most=10_000)
     assert owned == sent
-    left = {key.decode() for key in broker.client.scan_iter("cdc:keys*")}
-    assert {each for each in left if not each.startswith("cdc:keys:next:")} == set()
+    assert sorted(_handed_out(broker)) == sorted(each for ids in sent.values() for each in ids)
+    assert [key for key in broker.client.scan_iter("cdc:keys*") if b":next:" not in key] == []
+
+
+def _rows_of_accounts(random: Random, after: int) -> list[Any]:
+    """Return new rows of some accounts: two have many, and the others few."""
+    names = random.choices(["a", "b", *map(str, range(40))], weights=[20, 10, *[1] * 40], k=90)
+    numbers = range(after + 1, after + 1 + random.randint(1, 90))
+    return [change(each, id=each, account=name) for each, name in zip(numbers, names, strict=False)]
+
+
+def _go_on(groups: MessageGroups, key: str, *, most: int) -> list[str]:
+    """Let up to `most` messages of a key end, and return their task ids."""
+    ended: list[str] = []
+    while len(ended) < most and (found := groups.of_key(key)):
+        assert groups.skip(key, found.task_id)
+        ended.append(found.task_id)
+    return ended
+
+
+def _handed_out(broker: Broker) -> list[str]:
+    """Return the ids of the tasks whose turn has come."""
+    queues = ("cdc_bulk", "cdc_cache")
+    lists = [name for queue in queues for name in (queue, f"cdc:keys:next:{queue}")]
+    return [each["headers"]["id"] for name in lists for each in messages(broker.client, name)]
 
 
 def _number(of_keys: dict[str, list[str]]) -> int:

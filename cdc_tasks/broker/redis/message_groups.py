@@ -187,17 +187,18 @@ end
 
 # KEYS: the owners; ARGV: the prefix, the ids of the messages' changes between spaces, then runs of messages with the
 # same list and key: the list, the key, the number of messages. If the key was busy a moment ago, the messages are at
-# the end of what waits for it already, and the number is negative. Else there follow the beginning of the record that
-# the first one makes as the owner, and the messages.
+# the end of what waits for it already, and the number is negative. Else there follows the beginning of the record that
+# the first one makes as the owner. A single message was just pushed to its list, and the number is 0; else it follows.
 # For the listener, which sends it with its checkpoint. It calls Redis as seldom as it can, and looks at a message's
 # content only if that may have the owner's task id: then it takes the owner's place.
 ADMIT: Final = f"""
 local P = ARGV[1]
 {_ADMITTING}
-local keys, owners, i = {{}}, {{}}, 3
+local keys, owners, just_pushed, i = {{}}, {{}}, {{}}, 3
 while i <= #ARGV do
     keys[#keys + 1] = ARGV[i + 1]
     local number = tonumber(ARGV[i + 2])
+    if number == 0 then just_pushed[ARGV[i]] = (just_pushed[ARGV[i]] or 0) + 1 end
     i = i + (number < 0 and 3 or 4 + number)
 end
 for number, owner in ipairs(redis.call('HMGET', OWNERS, unpack(keys))) do owners[keys[number]] = owner end
@@ -223,8 +224,7 @@ local function admit_one_by_one(list, key, messages)
     end
     owners[key] = redis.call('HGET', OWNERS, key)
 end
-local function make_owner(list, key, beginning, message)
-    push(list, message)
+local function make_owner(key, beginning)
     owners[key] = beginning .. ends_with_now
     owned[#owned + 1] = key
     owned[#owned + 1] = owners[key]
@@ -257,7 +257,10 @@ local function follow(list, key, number)
 end
 local function come(list, key, beginning, messages)
     local owner = owners[key]
-    if not owner then make_owner(list, key, beginning, table.remove(messages, 1)) end
+    if not owner then
+        make_owner(key, beginning)
+        push(list, table.remove(messages, 1))
+    end
     if #messages == 0 then return end
     for j, message in ipairs(messages) do
         if owner and string.find(message, id_of(owner), 1, true) then return admit_one_by_one(list, key, messages) end
@@ -266,20 +269,29 @@ local function come(list, key, beginning, messages)
     redis.call('RPUSH', WAITING .. key, unpack(messages))
     now_waiting(list, key, #messages)
 end
+local newest, passed = {{}}, {{}}  -- of each list: the messages that were just pushed, the newest first
+local function pull_back(list)
+    newest[list] = newest[list] or redis.call('LRANGE', list, 0, just_pushed[list] - 1)
+    local message = newest[list][just_pushed[list] - passed[list] + 1]
+    redis.call('LREM', list, 1, message)
+    return message
+end
 i = 3
 while i <= #ARGV do
-    local list, key, number = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
-    if number < 0 then
-        follow(list, key, -number)
-        i = i + 3
-    else
-        if number == 1 and not owners[key] then
-            make_owner(list, key, ARGV[i + 3], ARGV[i + 4])
+    local list, key, number, beginning = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
+    if number == 0 then
+        passed[list] = (passed[list] or 0) + 1
+        if owners[key] then
+            come(list, key, beginning, {{pull_back(list)}})
         else
-            come(list, key, ARGV[i + 3], {{unpack(ARGV, i + 4, i + 3 + number)}})
+            make_owner(key, beginning)
         end
-        i = i + 4 + number
+    elseif number < 0 then
+        follow(list, key, -number)
+    else
+        come(list, key, beginning, {{unpack(ARGV, i + 4, i + 3 + number)}})
     end
+    i = i + (number < 0 and 3 or 4 + number)
 end
 write_owners()
 if #held_up > 0 then redis.call('SADD', HELD_UP, unpack(held_up)) end

@@ -392,7 +392,8 @@ class _KeyedPushes:
     """Messages with a key, in runs with the same queue and key, as the script takes them that admits them.
 
     A script costs Redis more than a plain command with the same words. So the messages of a key that was busy a moment
-    ago go to the end of what waits for it, and the script only looks whether it still has an owner.
+    ago go to the end of what waits for it, and the only message of another key goes to its queue. The script in the
+    same atomic step looks whether that was right.
     """
 
     def __init__(self, prefix: str, busy: Collection[str], met: set[str]) -> None:
@@ -430,13 +431,19 @@ class _KeyedPushes:
         changes = b" %b " % b" ".join(self._changes)
         words: list[str | bytes] = [*self._script, "1", owners_key(self._prefix), self._prefix, changes]
         busy, waiting = self._busy, waiting_list(self._prefix, "")
+        likely_free: dict[str, list[bytes]] = defaultdict(list)
         for queue, key, owner, stamp, messages in self.runs:
-            number = len(messages)
-            if (key in busy or key in self._met) and key not in self._several:
+            number, is_only_run = len(messages), key not in self._several
+            if is_only_run and (key in busy or key in self._met):
                 yield "RPUSH", waiting + key, *messages
                 words += queue, key, b"-%d" % number
+            elif is_only_run and number == 1:
+                likely_free[queue].append(without_list(messages[0]))
+                words += queue, key, b"0", owner(*stamp)
             else:
                 words += queue, key, b"%d" % number, owner(*stamp), *map(without_list, messages)
+        for queue, messages in likely_free.items():
+            yield "LPUSH", queue, *messages
         self._met.update(self._last)
         self._script = "EVALSHA", ADMIT_DIGEST
         self.runs, self._changes = [], []
