@@ -221,7 +221,10 @@ def _found(route: Route, missing: Sequence[str]) -> Finding:
     what = f"table {route.schema}.{route.table}"
     if not missing:
         return _finding("table", "found", what=what)
-    text, hint = f"has no column {', '.join(missing)}", f"Correct columns= of the route of {route.task}."
+    text, hint = (
+        f"has no column {', '.join(missing)}",
+        f"Correct columns=, when= or key= of the route of {route.task}.",
+    )
     return _finding("column_missing", text, State.PROBLEM, hint, what=what)
 
 
@@ -303,7 +306,7 @@ def _retention(server: Server) -> Finding:
 
 
 def _missing_columns(route: Route, tables: Iterable[set[str]]) -> list[str]:
-    wanted = {*(route.columns or ()), *getattr(route.when, "columns", ())}
+    wanted = {*(route.columns or ()), *getattr(route.when, "columns", ()), *getattr(route.key, "columns", ())}
     for columns in tables:
         wanted -= columns
     return sorted(wanted)
