@@ -118,8 +118,6 @@ class Accepted(NamedTuple):
 class _Transaction(Protocol):
     id_head: bytes
     position_head: bytes
-    committed_at: datetime
-    commit_lsn: int
 
 
 @dataclass(slots=True, eq=False)

@@ -127,3 +127,14 @@ def resume(backfill: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None
 def cancel(backfill: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
     """End it. What was sent stays in the queues."""
     give("backfill_cancel", {"backfill": backfill}, wait, as_json=as_json)
+
+
+@backfills.command()
+def dismiss(
+    tables: Annotated[list[str] | None, typer.Argument(metavar="SCHEMA.TABLE…")] = None,
+    *,
+    wait: Wait = _WAIT,
+    as_json: AsJSON = False,
+) -> None:
+    """Offer no backfill of these tables any more after an accepted gap; without a table, of none."""
+    give("backfill_dismiss", {"tables": tables or []}, wait, as_json=as_json)

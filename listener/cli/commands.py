@@ -93,6 +93,13 @@ def run(
             help="MySQL and MariaDB: at the first start, read all log that is there, not only from now on.",
         ),
     ] = False,
+    backfill: Annotated[
+        bool,
+        typer.Option(
+            "--backfill",
+            help="Send the rows of each table whose routes ask for READ, once: for the first start.",
+        ),
+    ] = False,
     json_logs: Annotated[
         bool, typer.Option("--json-logs", help="One JSON object a line, as with CDC_LOG_FORMAT=json.")
     ] = False,
@@ -123,7 +130,12 @@ def run(
         if reload:
             reloading.watch_files()
         listener = make_listener(
-            settings, router, accept_gap=accept_gap, from_start=from_start, reloading=reloading
+            settings,
+            router,
+            accept_gap=accept_gap,
+            from_start=from_start,
+            loads_first=backfill,
+            reloading=reloading,
         )
         is_started = True
         _stop_on_signals(listener)

@@ -121,7 +121,15 @@ def show_status(status: Status) -> None:
     screen = console()
     table = Table(show_header=False, box=None)
     for name, value in describe_status(status).items():
-        if name not in {"alarms", "alarm_codes", "gaps", "unseen", "paused", "set_aside"}:
+        if name not in {
+            "alarms",
+            "alarm_codes",
+            "gaps",
+            "unseen",
+            "paused",
+            "set_aside",
+            "backfills_offered",
+        }:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
     screen.print(table)
     for alarm in status.alarms:
@@ -144,6 +152,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "safe_bytes": source.safe_bytes,
         "unseen": list(source.unseen),
         "gaps": list(source.gaps),
+        "backfills_offered": list(status.offers),
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
         "set_aside": dict(saved.set_aside),

@@ -16,6 +16,14 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call, Origin, Parked, Route
 from listener.control.backfills import Backfills
 from listener.control.commands import Command, CommandQueue, CommandRefusedError
+from listener.control.first_load import (
+    LOADED,
+    OFFER,
+    ExistingTables,
+    backfill_commands,
+    first_backfills,
+    now,
+)
 from listener.control.replays import Replays
 from listener.core.publisher import BrokerAwayError, BrokerError, Publisher
 from listener.core.wakeup import Wakeup
@@ -77,7 +85,7 @@ class ControlState:
     @property
     def paused_routes(self) -> Iterator[str]:
         """The ids of the paused routes."""
-        return self._after(_ROUTE)
+        return self.after(_ROUTE)
 
     @property
     def reloads(self) -> int:
@@ -92,15 +100,20 @@ class ControlState:
         """Until when which route, by its id, fires nothing."""
         return {
             route: datetime.fromisoformat(self.fields[f"{_SKIP}{route}"]["until"])
-            for route in self._after(_SKIP)
+            for route in self.after(_SKIP)
         }
 
-    def _after(self, head: str) -> Iterator[str]:
+    def after(self, head: str) -> Iterator[str]:
+        """Return what follows in the names that begin with `head`."""
         return (name.removeprefix(head) for name in self.fields if name.startswith(head))
 
 
 # Commits can be logged in another order than that of their times.
 _OUT_OF_ORDER: Final = timedelta(seconds=10)
+
+_OFFERED_BY_HAND: Final = (
+    "Give a backfill of each table that a route watches: python -m listener backfill TABLE"
+)
 
 _ALL: Final = "all"
 _RELOADS: Final = "reloads"
@@ -121,7 +134,13 @@ class Control:
         *,
         backfills: Backfills | None = None,
         replays: Replays | None = None,
+        tables: ExistingTables | None = None,
+        loads_first: bool = False,
     ) -> None:
+        """`tables` are the database's. `loads_first`: backfill those whose routes ask for READ, each once."""
+        self._tables = tables
+        self._loads_first = loads_first
+        self._has_offered = False
         self.backfills = backfills
         self.replays = replays
         self._queue = queue
@@ -139,6 +158,7 @@ class Control:
             "pause": self._pause,
             "resume": self._resume,
             "skip": self._skip,
+            "backfill_dismiss": self._dismiss,
             **({} if backfills is None else backfills.verbs),
             **({} if replays is None else replays.verbs),
         }
@@ -161,6 +181,7 @@ class Control:
         self._apply()
         if self.backfills is not None:
             self.backfills.restore()
+            self._load_first(self.backfills)
         if self.replays is not None:
             self.replays.restore()
         return True
@@ -249,7 +270,50 @@ class Control:
                 code="unknown_command",
             ) from error
         log.info("command_done", verb=command.verb, by=command.who, result=result)
+        if command.verb == "backfill":
+            table = f"{OFFER}{command.arguments['schema']}.{command.arguments['table']}"
+            if table in self._state.fields:
+                self._state.remove(table)
         return result
+
+    # --- Backfills that nobody gave by hand ---------------------------------------------------------------
+
+    def _load_first(self, backfills: Backfills) -> None:
+        """Give the backfills of a first start. A database that does not answer is asked at the next one."""
+        if not self._loads_first or self._tables is None:
+            return
+        loaded = list(self._state.after(LOADED))
+        try:
+            for command in first_backfills(self._tables, self._routes, loaded):
+                table = f"{command.arguments['schema']}.{command.arguments['table']}"
+                self._queue.done(command, backfills.verbs["backfill"](command))
+                self._state.set(f"{LOADED}{table}", {"at": command.at})
+        except (BrokerAwayError, BrokerError):
+            raise
+        except CDCError as error:
+            log.warning("first_load_waits", reason=error.message)
+            return
+        self._loads_first = False
+
+    def offer_backfills(self) -> None:
+        """Log the commands that bring the tables up to date after an accepted gap; `status` shows them, too."""
+        if self._has_offered or self._tables is None:
+            return
+        self._has_offered = True
+        try:
+            commands = backfill_commands(self._tables.names(), self._routes)
+            for table, command in commands.items():
+                self._state.set(f"{OFFER}{table}", {"command": command, "since": now()})
+        except CDCError as error:
+            log.warning("backfill_not_offered", reason=error.message, hint=_OFFERED_BY_HAND)
+            return
+        if commands:
+            log.warning("backfill_offered", tables=list(commands), hint="\n".join(commands.values()))
+
+    def _dismiss(self, command: Command) -> str:
+        tables = command.arguments["tables"] or list(self._state.after(OFFER))
+        self._state.remove(*(f"{OFFER}{table}" for table in tables))
+        return f"No backfill is offered any more of: {', '.join(tables) or 'any table'}."
 
     # --- Pause, resume, skip ------------------------------------------------------------------------------
 

@@ -97,6 +97,10 @@ class Monitor(Protocol):
     def source(self) -> str:
         """What names the database in checkpoints; known once open, and the same for each monitor of it."""
 
+    @property
+    def has_accepted_gap(self) -> bool:
+        """Whether it goes on without changes that are missing; known after the first batch."""
+
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Connect and become the only reader. Wait as a standby while another listener reads, until `stop`.
 

@@ -31,6 +31,11 @@ class BookmarkedMonitor:
     def source(self) -> str:
         return self._monitor.source
 
+    @property
+    def has_accepted_gap(self) -> bool:
+        """See `Monitor.has_accepted_gap`."""
+        return self._monitor.has_accepted_gap
+
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """See `Monitor.open`."""
         self._monitor.open(saved=saved, again=again)

@@ -128,6 +128,8 @@ class Listener:
 
     def _obey(self, control: Control, batch: Batch) -> None:
         control.passed(batch.as_of)
+        if self._monitor.has_accepted_gap:
+            control.offer_backfills()
         control.look()
         if control.backfills is not None:
             control.backfills.look()

@@ -45,6 +45,7 @@ class Status:
     source: SourceStatus
     saved: SavedPosition
     lag_alarm: int
+    offers: tuple[str, ...] = ()  # commands that bring tables up to date after an accepted gap
 
     @property
     def is_healthy(self) -> bool:
@@ -91,6 +92,16 @@ class Status:
             yield "table_wrong", f"{problem} (hint: python -m listener check)"
         for gap in source.gaps:
             yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
+        yield from self._own_alarms()
+
+    def _own_alarms(self) -> Iterator[tuple[str, str]]:
+        """Yield those that are not the database's."""
+        if self.offers:
+            yield (
+                "rows_may_be_old",
+                "a gap was accepted: bring the tables up to date, or: python -m listener backfills dismiss\n"
+                + "\n".join(self.offers),
+            )
         if pause := self.saved.pause:
             more = f"{counted(pause.longest_queue, 'task')}, more than {pause.setting}={pause.max_queue}"
             yield (

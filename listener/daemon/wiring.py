@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Final
 
 from celery import Celery
@@ -14,6 +13,7 @@ from cdc_tasks.routing.router import BinlogRouter
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
+from listener.control.first_load import ExistingTables, offered_in
 from listener.control.journal import Journal, JournalError, JournalReader, journal_path
 from listener.control.replays import Replays, ReplayStore
 from listener.core.backfill import TablePlan
@@ -28,12 +28,6 @@ from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
-from listener.postgres import existing_tables as postgres_tables
-from listener.postgres.backfill.table_key import count_rows, plan_table
-from listener.postgres.check import Requirements, check_postgres
-from listener.postgres.client.connection import connect
-from listener.postgres.monitor import PostgresWALMonitor
-from listener.postgres.status import read_postgres_status
 from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
 from listener.publish.kombu.publisher import KombuPublisher
@@ -68,6 +62,7 @@ def make_listener(
     *,
     accept_gap: bool,
     from_start: bool = False,
+    loads_first: bool = False,
     reloading: Reloading | None = None,
 ) -> Listener:
     """Return the listener, not yet connected to anything."""
@@ -89,7 +84,17 @@ def make_listener(
         lambda: journal_reader(settings),
         is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
     )
-    control = Control(queue, state, publisher, router.routes, reloading, backfills=backfills, replays=replays)
+    control = Control(
+        queue,
+        state,
+        publisher,
+        router.routes,
+        reloading,
+        backfills=backfills,
+        replays=replays,
+        tables=_existing_tables(settings),
+        loads_first=loads_first,
+    )
     listener = Listener(monitor, router, publisher, control, _journal(settings))
     if reloading is not None:
         reloading.stop = listener.stop
@@ -104,6 +109,21 @@ def command_queue(settings: ListenerSettings) -> CommandQueue:
 def backfill_store(settings: ListenerSettings) -> BackfillStore:
     """Return the backfills, and how far they are."""
     return BackfillStore(checkpoint_store(settings), settings.cdc_name)
+
+
+def _existing_tables(settings: ListenerSettings) -> ExistingTables:
+    return ExistingTables(
+        names=lambda: [(each.schema, each.name) for each in read_existing_tables(settings)[1]],
+        estimate=lambda schema, table: plan_backfill(settings, schema, table, None, 1).estimate,
+        name=settings.cdc_name,
+    )
+
+
+def read_offers(settings: ListenerSettings) -> list[str]:
+    """Return the backfills that the listener offers after an accepted gap, as commands."""
+    state = control_state(settings)
+    state.read()
+    return offered_in(state.fields)
 
 
 def replay_store(settings: ListenerSettings) -> ReplayStore:
@@ -142,9 +162,9 @@ def plan_backfill(
         from listener.daemon.mysql_parts import plan_binlog_backfill
 
         return plan_binlog_backfill(settings, schema, table, where, chunk)
-    publication = settings.publication if settings.cdc_plugin == "pgoutput" else None
-    with closing(connect(settings.database_url.get_secret_value())) as connection:
-        return plan_table(connection, (schema, table), where, chunk, publication)
+    from listener.daemon.postgres_parts import plan_wal_backfill
+
+    return plan_wal_backfill(settings, schema, table, where, chunk)
 
 
 def count_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
@@ -153,8 +173,9 @@ def count_backfill(settings: ListenerSettings, schema: str, table: str, where: s
         from listener.daemon.mysql_parts import count_binlog_backfill
 
         return count_binlog_backfill(settings, schema, table, where)
-    with closing(connect(settings.database_url.get_secret_value())) as connection:
-        return count_rows(connection, (schema, table), where)
+    from listener.daemon.postgres_parts import count_wal_backfill
+
+    return count_wal_backfill(settings, schema, table, where)
 
 
 def control_state(settings: ListenerSettings) -> ControlState:
@@ -176,19 +197,9 @@ def _monitor(
             hint="Run without --from-start: reading begins where the slot was created.",
             code="from_start_unsupported",
         )
-    return PostgresWALMonitor(
-        settings.database_url.get_secret_value(),
-        slot=settings.slot,
-        publication=settings.publication,
-        routes=router.routes,
-        prefixes=router.prefixes,
-        plugin=settings.cdc_plugin,
-        batch_size=settings.cdc_batch_size,
-        failover=settings.cdc_slot_failover,
-        replay_window=settings.cdc_replay_window,
-        accept_gap=accept_gap,
-        column_lists=settings.cdc_column_lists,
-    )
+    from listener.daemon.postgres_parts import make_wal_monitor
+
+    return make_wal_monitor(settings, router, accept_gap=accept_gap)
 
 
 def _publisher(settings: ListenerSettings) -> Publisher:
@@ -241,17 +252,9 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
         )
         yield from _check_binlog(settings, router)
         return
-    wanted = Requirements(
-        slot=settings.slot,
-        publication=settings.publication,
-        plugin=settings.cdc_plugin,
-        failover=settings.cdc_slot_failover,
-        routes=router.routes,
-        lag_alarm=settings.cdc_lag_alarm,
-        saved=_saved(settings).resumed,
-        column_lists=settings.cdc_column_lists,
-    )
-    yield from check_postgres(settings.database_url.get_secret_value(), wanted)
+    from listener.daemon.postgres_parts import check_wal
+
+    yield from check_wal(settings, router, _saved(settings))
 
 
 def _check_binlog(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
@@ -274,6 +277,8 @@ def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[Existing
         from listener.mysql import existing_tables as mysql_tables
 
         return home, mysql_tables.read_existing_tables(url, home)
+    from listener.postgres import existing_tables as postgres_tables
+
     return home, postgres_tables.read_existing_tables(url)
 
 
@@ -306,6 +311,7 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
         source=read_source_status(settings, router, saved.position, saved.notes),
         saved=saved,
         lag_alarm=settings.cdc_lag_alarm,
+        offers=tuple(read_offers(settings)),
     )
 
 
@@ -321,11 +327,6 @@ def read_source_status(
         from listener.daemon.mysql_parts import read_binlog_status
 
         return read_binlog_status(settings, published or _position_in_binlog(settings))
-    return read_postgres_status(
-        settings.database_url.get_secret_value(),
-        settings.slot,
-        published,
-        publication=settings.publication if settings.cdc_plugin == "pgoutput" else None,
-        routes=router.routes,
-        notes=notes,
-    )
+    from listener.daemon.postgres_parts import read_wal_status
+
+    return read_wal_status(settings, router, published, notes)

@@ -94,6 +94,7 @@ class PostgresWALMonitor:
         self._batch_size = batch_size
         self._replay_window = replay_window
         self._accept_gap = accept_gap
+        self.has_accepted_gap = False
         self._wakeup = Wakeup()
         self._connect = partial(connect, database_url)
         self._sync = TableSync(
@@ -162,6 +163,7 @@ class PostgresWALMonitor:
             if after is None or not self._accept_gap:
                 raise
             log.error("gap_accepted", gap=gap.message, hint=AFTER_GAP)  # noqa: TRY400 - a person needs no traceback
+            self.has_accepted_gap = True
             after = self._next_generation(after)
             # First the checkpoint: what is read from now on has its generation. Then all is read again, also what was
             # left out as published: that was another log's.
@@ -225,6 +227,7 @@ class PostgresWALMonitor:
         self._tables = prepared.tables
         self._has_new_slot = prepared.has_new_slot
         self._gap_is_accepted |= prepared.gap_is_accepted
+        self.has_accepted_gap |= prepared.gap_is_accepted or prepared.tables.gap_is_accepted
 
     def _identify_server(self, replication: LogicalReplicationConnection) -> None:
         self._timeline = identify(replication)

@@ -3,6 +3,8 @@
     make chaos ARGS="--kills 200 --seed 7"
     make chaos ARGS="--kills 200 --source mariadb"
     make chaos ARGS="--kills 200 --target tables"
+    make chaos ARGS="--kills 100 --target reload"
+    make chaos ARGS="--kills 20 --target backfill --rows 50000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
 
@@ -15,6 +17,7 @@ commit order, with the values that were committed. With `--target tables`: or is
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +32,7 @@ from tests.acceptance.changing_tables import ChangingTables
 from tests.acceptance.keys import SIDES, KeyAttacks
 from tests.acceptance.network import Cable
 from tests.acceptance.parking import POINTS
+from tests.acceptance.reads import ReadAttacks
 from tests.acceptance.world import World
 from tests.acceptance.writers import Writers
 
@@ -40,13 +44,15 @@ __all__ = [
     "attack_broker",
     "attack_database",
     "attack_listener",
+    "attack_reload",
     "disturb",
     "kill_at",
 ]
 
-Target = Literal["listener", "broker", "database", "network", "all", "tables", "keys"]
+Target = Literal["listener", "broker", "database", "network", "all", "reload", "tables", "keys", "backfill"]
 Source = Literal["postgresql", "mysql", "mariadb"]
 BrokerKind = Literal["redis", "rabbitmq"]
+_LONGEST_RELOAD: Final = 300.0  # seconds, on a machine with other work
 Attack = Callable[[World], str]
 
 # --- Attacks: each returns what was done ------------------------------------------------------------------
@@ -87,6 +93,21 @@ def attack_broker(world: World) -> str:
 def attack_database(world: World) -> str:
     """SIGKILL to the database, which comes back and recovers."""
     return _crash(world, world.database)
+
+
+def attack_reload(world: World) -> str:
+    """Make the listener load its routes again, with SIGHUP: it has to stream again in the same process."""
+    listener = world.listener
+    world.wait_for_streaming()
+    starts, refused = len(listener.events("streaming")), len(listener.events("reload_refused"))
+    listener.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + _LONGEST_RELOAD
+    while len(listener.events("streaming")) == starts:
+        listener.check_alive()
+        assert len(listener.events("reload_refused")) == refused, listener.log[-3000:]
+        assert time.monotonic() < deadline, listener.log[-3000:]
+        time.sleep(0.1)
+    return "routes loaded again"
 
 
 def _crash(world: World, server: ServerProcess) -> str:
@@ -134,6 +155,7 @@ _ATTACKS: Final[dict[Target, Sequence[Attack]]] = {
     "database": [attack_database],
     "network": [attack_network],
     "all": [attack_listener, attack_broker, attack_database, attack_network],
+    "reload": [attack_reload],
 }
 
 
@@ -164,7 +186,8 @@ def main(
     target: Annotated[
         Target,
         typer.Option(
-            help="What is attacked; tables: they change while the listener dies; keys: workers with tasks in order."
+            help="What is attacked; tables: they change while the listener dies; keys: workers with tasks in order; "
+            "reload: not killed, but told to load its routes again; backfill: all three, while rows are read."
         ),
     ] = "listener",
     source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
@@ -187,6 +210,7 @@ def main(
     notes: Annotated[
         Path | None, typer.Option(help="With --target keys: a file to keep what the tasks have noted.")
     ] = None,
+    rows: Annotated[int, typer.Option(help="With --target backfill: how many rows are there.")] = 50_000,
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
     seed = random.randrange(10**6) if seed is None else seed
@@ -208,6 +232,10 @@ def main(
         ) as key_attacks:
             found = key_attacks.run(worker_kills=kills, broker_kills=of_broker)
         _tell(found, "in the order of its key, one at a time")
+    if target == "backfill":
+        with ReadAttacks(seed=seed, rows=rows, said=typer.echo) as read_attacks:
+            found = read_attacks.run(kills)
+        _tell(found, "once, read or streamed")
     if target == "tables":
         _tell(_change_tables(kills, seed), "once, or in a gap that was told")
     with World(seed=seed) as world:

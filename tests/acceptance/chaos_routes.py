@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from listener.router import BinlogRouter, EventType, changed
 
-__all__ = ["setup_router"]
+__all__ = ["setup_reads", "setup_router"]
 
 
 def setup_router() -> BinlogRouter:
@@ -30,4 +30,11 @@ def setup_router() -> BinlogRouter:
         coalesce=True,
         queue="cdc_bulk",
     )
+    return router
+
+
+def setup_reads() -> BinlogRouter:
+    """Return the routes for attacks on backfills."""
+    router = BinlogRouter()
+    router.register("public", "kept", [EventType.ALL, EventType.READ], "chaos.kept", queue="cdc_bulk")
     return router

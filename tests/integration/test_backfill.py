@@ -8,17 +8,19 @@ import signal
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg2
+import pymysql
 import pytest
 import redis
 
 from cdc_tasks.changes import position_key
 from harness.embedded_servers import ValkeyServer
-from harness.waiting import wait_until
-from tests.conftest import Broker
+from harness.mysql_servers import MariaDBServer
+from harness.waiting import at_most, wait_until
+from tests.conftest import Broker, fresh_mysql_database
 from tests.support.operators import Operator
 from tests.support.publishing import messages
 from tests.support.rabbitmq import drain
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from harness.machine_servers import RabbitMQServer
     from tests.conftest import Database
+    from tests.support.mysql.source import MySQLDatabase
 
 _ROUTES = """
 from listener.router import BinlogRouter, EventType
@@ -61,9 +64,11 @@ _Rows = dict[tuple[Any, ...], tuple[Any, ...]]  # version and note by the key
 class Person(Operator):
     """An operator with tables, routes and a broker."""
 
-    def __init__(self, database: Database, broker: Broker, directory: Path, **more: str) -> None:
+    schema = "public"
+
+    def __init__(self, database: Any, broker: Broker, directory: Path, **more: str) -> None:
         """`more` are variables of the environment."""
-        database.execute(_TABLES)
+        self.create_tables(database)
         super().__init__(
             DATABASE_URL=database.url,
             CELERY_BROKER_URL=broker.url,
@@ -79,6 +84,17 @@ class Person(Operator):
         self._drained = 0
         routes = _ROUTES.replace("PREFIX", database.name)
         (directory / "routes_of_mine.py").write_text(routes)
+
+    def create_tables(self, database: Any) -> None:
+        database.execute(_TABLES)
+
+    def connect(self) -> Any:
+        return psycopg2.connect(self.database.url)
+
+    @property
+    def statements(self) -> list[str]:
+        """What others do with the rows; `g` is the number of a row, `new` one that there is not."""
+        return _STATEMENTS
 
     def fills(self, rows: int) -> None:
         """Put rows into all tables, before anyone listens."""
@@ -118,8 +134,8 @@ class Person(Operator):
 
         def done() -> bool:
             found = self.backfills()
-            assert not any(found[f"public.{table}"]["error"] for table in tables), found
-            return all(found[f"public.{table}"]["state"] == "done" for table in tables)
+            assert not any(found[f"{self.schema}.{table}"]["error"] for table in tables), found
+            return all(found[f"{self.schema}.{table}"]["state"] == "done" for table in tables)
 
         wait_until(done, what="the backfills", timeout=120)
 
@@ -146,6 +162,41 @@ class Person(Operator):
         }
 
 
+class BinlogPerson(Person):
+    """The same with MySQL or MariaDB, without `paired`."""
+
+    def create_tables(self, database: MySQLDatabase) -> None:
+        self.schema = database.name
+        columns = "v bigint, note text"
+        database.execute(
+            f"CREATE TABLE numbered (id bigint PRIMARY KEY, {columns}) CHARACTER SET utf8mb4",
+            f"CREATE TABLE named (name varchar(50) NOT NULL UNIQUE, {columns}) CHARACTER SET utf8mb4",
+            "CREATE TABLE paired (a varchar(9), b int, PRIMARY KEY (a, b))",
+            "CREATE TABLE keyless (v bigint)",
+        )
+
+    def connect(self) -> Any:
+        return self.database.connect(autocommit=False)
+
+    @property
+    def statements(self) -> list[str]:
+        return _BINLOG_STATEMENTS
+
+    def fills(self, rows: int) -> None:
+        note = "'x \\\\ \"y\" \té日'"
+        numbered = ", ".join(f"({g}, UUID_SHORT(), {note})" for g in range(1, rows + 1))
+        named = ", ".join(f"('n {g}', UUID_SHORT(), NULL)" for g in range(1, rows + 1))
+        self.database.execute(f"INSERT INTO numbered VALUES {numbered}", f"INSERT INTO named VALUES {named}")
+
+    def sees(self, process: subprocess.Popen[str]) -> None:
+        def reads() -> bool:
+            commands = [str(row[4]) for row in self.database.fetch("SHOW PROCESSLIST")]
+            return process.poll() is not None or any(each.startswith("Binlog Dump") for each in commands)
+
+        wait_until(reads, what="the listener", timeout=60)
+        assert process.poll() is None, process.communicate()[1]
+
+
 _KEYS = {"numbered": ("id",), "paired": ("b", "a"), "named": ("name",)}
 
 
@@ -167,7 +218,7 @@ def person(plugin: str, request: pytest.FixtureRequest, broker: Broker, tmp_path
 
 def _ends(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=at_most(60))
     assert process.returncode == 0, log
     return log
 
@@ -193,19 +244,33 @@ class _Writers:
 
     def _write(self, seed: int) -> None:
         chance = random.Random(seed)
-        with (
-            closing(psycopg2.connect(self._person.database.url)) as connection,
-            connection.cursor() as cursor,
-        ):
+        while not self._stop.wait(0.01):
+            with suppress(pymysql.Error):  # a deadlock, or the server is down
+                self._write_on(chance)
+
+    def _write_on(self, chance: random.Random) -> None:
+        statements = self._person.statements
+        with closing(self._person.connect()) as connection, connection.cursor() as cursor:
             while not self._stop.wait(0.002):
                 number = chance.randrange(1, self._rows)
                 cursor.execute(
-                    chance.choice(_STATEMENTS), {"g": number, "new": chance.randrange(10**6, 10**9)}
+                    chance.choice(statements), {"g": number, "new": chance.randrange(10**6, 10**9)}
                 )
                 chance.choices([connection.commit, connection.rollback], [9, 1])[0]()
                 self.count += 1
 
 
+# Each version that UUID_SHORT() gives is greater than those before it.
+_BINLOG_STATEMENTS = [
+    "UPDATE numbered SET v = UUID_SHORT() WHERE id = %(g)s",
+    "UPDATE numbered SET v = UUID_SHORT() WHERE id BETWEEN %(g)s AND %(g)s + 20",
+    "DELETE FROM numbered WHERE id = %(g)s",
+    ("INSERT INTO numbered (id, v) VALUES (%(g)s, UUID_SHORT()) ON DUPLICATE KEY UPDATE v = UUID_SHORT()"),
+    "INSERT IGNORE INTO numbered (id, v) VALUES (%(new)s, UUID_SHORT())",
+    "UPDATE IGNORE numbered SET id = %(new)s, v = UUID_SHORT() WHERE id = %(g)s",
+    "UPDATE named SET v = UUID_SHORT() WHERE name = CONCAT('N ', %(g)s)",
+    "DELETE FROM named WHERE name = CONCAT('n ', %(g)s)",
+]
 _STATEMENTS = [
     "UPDATE numbered SET v = nextval('versions') WHERE id = %(g)s",
     "UPDATE numbered SET v = nextval('versions') WHERE id BETWEEN %(g)s AND %(g)s + 20",
@@ -290,14 +355,24 @@ def test_each_row_comes_once_while_others_write(person: Person) -> None:
     assert len(reads) > rows
 
 
-def test_each_row_comes_once_although_listener_and_broker_are_killed(
-    database: Database, tmp_path: Path
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+def test_each_row_comes_once_although_listener_broker_and_database_are_killed(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """The long form is `make chaos`."""
+    """The long form is `make chaos`. Only MariaDB is killed: another one starts within a second."""
     rows = 4000
-    with ValkeyServer(append_only=True) as server, closing(redis.Redis.from_url(server.url)) as client:
+    with ExitStack() as stack:
+        server = stack.enter_context(ValkeyServer(append_only=True))
+        client = stack.enter_context(closing(redis.Redis.from_url(server.url)))
         client.config_set("appendfsync", "always")
-        person = Person(database, Broker(server=server, client=client, cache=client), tmp_path)
+        broker = Broker(server=server, client=client, cache=client)
+        mariadb = stack.enter_context(MariaDBServer()) if kind == "mariadb" else None
+        person: Person
+        if mariadb is not None:
+            database = stack.enter_context(fresh_mysql_database(mariadb))
+            person = BinlogPerson(database, broker, tmp_path)
+        else:
+            person = Person(request.getfixturevalue("database"), broker, tmp_path)
         person.fills(rows)
         kills = random.Random(14)
         with person.running() as first:
@@ -306,13 +381,16 @@ def test_each_row_comes_once_although_listener_and_broker_are_killed(
             assert person.asks("backfill", "named", "--chunk", "100")["done"]
             first.kill()
         with _Writers(person, rows):
-            for number in range(5):
+            for number in range(3):
                 with person.running() as process:
                     sent = len(person.sent())
                     wait_until(lambda: len(person.sent()) > sent + 100, what="more tasks", timeout=60)  # noqa: B023 - called here
-                    if number == 2:
+                    if number == 1:
                         server.kill()
                         server.restart()
+                    if number == 2 and mariadb is not None:
+                        mariadb.kill()
+                        mariadb.restart()
                     time.sleep(kills.random() / 5)
                     process.kill()
         with person.running() as process:
@@ -327,6 +405,26 @@ def test_each_row_comes_once_although_listener_and_broker_are_killed(
         )
         assert set(reads.values()) == {1}
         assert len(reads) > rows / 2
+
+
+def test_a_backfill_of_a_binlog_is_planned_and_done(
+    mariadb_database: MySQLDatabase, broker: Broker, tmp_path: Path
+) -> None:
+    person = BinlogPerson(mariadb_database, broker, tmp_path)
+    person.fills(300)
+    plan = person.asks("backfill", "numbered", "--where", "id > 200", "--dry-run")
+    assert (plan["rows"], plan["key"]) == (100, ["id"])
+    refused = person.types("backfill", "numbered", "--where", "no_column > 1")
+    assert refused.returncode == 1
+    assert "does not take the condition" in " ".join(refused.stderr.split())
+    with person.running("run", "--backfill") as process:
+        person.sees(process)
+        wait_until(lambda: len(person.sent()) >= 600, what="the reads", timeout=60)
+        person.waits_for("numbered", "named")
+        _ends(process)
+    sent = check_sent(person, tables=("numbered", "named"))
+    assert {each["event"] for each in sent} == {"read"}
+    assert [each["after"]["name"] for each in sent if each["table"] == "named"] == person.names()
 
 
 def test_a_person_follows_and_directs_backfills(person: Person) -> None:

@@ -43,6 +43,10 @@ class Transaction:
         seconds, micro = divmod(committed, 1_000_000)
         self.tail = b'","committed_at":"%b.%06d+00:00"}' % (iso_second(seconds), micro)
 
+    @property
+    def committed_at(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self.committed)
+
     def muted(self) -> Transaction:
         """Return the same transaction for those of its changes that it mutes."""
         other = copy.copy(self)
@@ -119,7 +123,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
 
     @property
     def committed_at(self) -> datetime:
-        return _EPOCH + timedelta(microseconds=self.transaction.committed)
+        return self.transaction.committed_at
 
     def _old_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
         return self._kind.table.render(row, columns)

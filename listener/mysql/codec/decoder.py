@@ -384,9 +384,11 @@ class Decoder:
         self._mute(is_muted=False)
         self._plain_handlers[event[4]](event, changes)
 
-    def _skip_muted(self, event: bytes, _changes: Changes) -> None:
+    def _skip_muted(self, event: bytes, changes: Changes) -> None:
         """Leave the rows of an event out without reading them, unless they are marks."""
-        if self._is_of_marks(event) or event[4] >= _FIRST_COMPRESSED:
+        if self._is_of_marks(event):
+            self._plain_handlers[event[4]](event, changes)
+        elif event[4] >= _FIRST_COMPRESSED:
             self._plain_handlers[event[4]](event, [])
         else:
             self.progress.advance(self.progress.ordinal + _most_rows(event))

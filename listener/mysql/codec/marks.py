@@ -1,7 +1,7 @@
 """What a transaction says of itself in the log: rows of a table that are there for that alone.
 
-A row of `cdc_tasks_marks` says it of the changes behind it, in JSON, in its column `says`: `{"mute": true}`. The table
-may be in any database. `cdc_tasks.outbox.muted` writes such rows.
+A row of `cdc_tasks_marks` says it in JSON, in its column `says`: `{"mute": true}` of the changes behind it, or
+`{"enqueue": {…}}`, a task. The table may be in any database. `cdc_tasks.outbox.transaction` writes such rows.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from cdc_tasks.routing.enqueued import ENQUEUE, MESSAGE_PREFIX, EnqueuedTask
 from listener.core.source import SourceError
 from listener.mysql.codec import compressed_events
 from listener.mysql.codec.change import BinlogChange
@@ -102,9 +103,9 @@ class RowReader:
         transaction, ordinal, after = self._progress.next_change()
         add, first = changes.append, len(changes)
         if not table.is_selected:
-            after = ALL
             if table.is_marks and is_new:
-                self._read_marks(table, event, at, image)
+                self._read_marks(table, event, at, image, changes)
+            after = ALL
         while True:  # at least one: a row without columns has no bytes
             row, at = readers[event[at : at + nulls]](event, at)
             if ordinal > after:
@@ -118,11 +119,20 @@ class RowReader:
             _leave_out_history(changes, first)
         self._progress.advance(ordinal)
 
-    def _read_marks(self, table: Table, event: bytes, at: int, image: Image) -> None:
+    def _read_marks(
+        self, table: Table, event: bytes, at: int, image: Image, changes: list[BinlogChange]
+    ) -> None:
+        transaction, ordinal, after = self._progress.next_unmuted_change()
         end = len(event) - 4
         while at < end:
             row, at = image.readers[event[at : at + image.nulls]](event, at)
-            self._on_mark(read_mark(table, row))
+            says = read_mark(table, row)
+            if ENQUEUE in says and ordinal > after:
+                task: Any = EnqueuedTask.read(says[ENQUEUE], transaction, ordinal, MESSAGE_PREFIX)
+                changes.append(task)
+            elif ENQUEUE not in says:
+                self._on_mark(says)
+            ordinal += 1
 
     def table_of(self, event: bytes) -> Table | None:
         """Return the table of an event with rows; None if it is not known."""

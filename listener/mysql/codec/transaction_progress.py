@@ -181,6 +181,11 @@ class Progress:
             )
         return transaction, self.ordinal, self.published_up_to
 
+    def next_unmuted_change(self) -> tuple[Transaction, int, float]:
+        """Return the same for what is sent although the changes around it are muted."""
+        transaction, ordinal, published_up_to = self.next_change()
+        return self._unmuted or transaction, ordinal, published_up_to
+
     def advance(self, ordinal: int) -> None:
         """Note that all changes before `ordinal` were read."""
         self.ordinal = ordinal

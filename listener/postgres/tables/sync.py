@@ -97,6 +97,7 @@ class PreparedTables(NamedTuple):
 
     notes: Notes
     checked_lsn: int
+    gap_is_accepted: bool = False
 
 
 class SyncResult(NamedTuple):
@@ -152,12 +153,13 @@ class TableSync:
             wanted, needed = self.wanted(connection, survey), self.needed(connection, survey)
             ensure_publication(connection, self.publication, wanted, needed=needed)
         after = self._survey_again(connection, survey)
+        gap_is_accepted = accept_gap and bool(gap or notes.gaps)
         if accept_gap:
             notes = _accept(notes, gap, renamed, after.end)
         for each in notes.gaps:
             log_gap(each)
         noted = note_tables(notes, after, self.routes, position=position, only=lambda _oid: True)
-        return PreparedTables(noted, survey.end)
+        return PreparedTables(noted, survey.end, gap_is_accepted)
 
     def assumed(self, connection: Connection, confirmed: int) -> Notes:
         """Return the likely notes of a start that never got to its first checkpoint.
