@@ -187,6 +187,10 @@ def test_a_chunk_waits_for_the_end_of_a_transaction_and_muted_ones_tear_it(sourc
         "INSERT INTO t VALUES (1, 1), (2, 1)",
     )
     source.watch(batch_size=10)
+    source.execute(*["UPDATE t SET v = v + 1"] * 40, "UPDATE t SET v = 1")
+    before: list[Change] = []
+    assert _read(source, before=before).rows == []  # the stream was behind what the rows show
+    assert len(before) == 82
     rows = ", ".join(f"({number})" for number in range(300))
     _disturb(
         source,
