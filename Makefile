@@ -5,7 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Most tests wait for servers, so five side by side suit two cores. Each has servers of its own.
+# Most tests wait for servers, so five side by side suit two cores. Each has servers of its own. The long files of
+# tests/acceptance begin first (no reorder): xdist would begin with the files of most tests.
 JOBS ?= 5
 
 help:  ## This list
@@ -17,7 +18,7 @@ demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to i
 
 test: $(VENV)/.installed-dev servers  ## Every test, against real servers (ARGS="-k words" chooses some)
 	@echo "==> Running the tests"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 versions: $(VENV)/.installed-dev servers  ## The tests that matter, with each older Celery (docs/versions.md)
 	@echo "==> Running the tests that matter with each older Celery"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_PARTS",
     "Parts",
+    "asked_parts",
     "bound_before",
     "current_app",
     "current_parts",
@@ -54,6 +55,7 @@ NO_PARTS: Final = Parts(
     order_by_key=False,
 )
 _parts: WeakKeyDictionary[Celery, Parts] = WeakKeyDictionary()
+_asked: WeakKeyDictionary[Celery, Parts] = WeakKeyDictionary()
 _own: WeakSet[Celery] = WeakSet()
 _bound_before: WeakKeyDictionary[Celery, tuple[str, ...]] = WeakKeyDictionary()
 
@@ -61,6 +63,7 @@ _bound_before: WeakKeyDictionary[Celery, tuple[str, ...]] = WeakKeyDictionary()
 def note_parts(app: Celery, parts: Parts, *, is_own: bool = False) -> None:
     """Note that an app has these parts now; `is_own`: it is cdc-tasks' own, with all settings from the environment."""
     _parts[app] = parts
+    _asked.setdefault(app, parts)
     if is_own:
         _own.add(app)
 
@@ -84,6 +87,11 @@ def is_foreign(app: Celery) -> bool:
 def parts_of(app: Celery) -> Parts | None:
     """Return the parts of an app; None if nothing is installed in it."""
     return _parts.get(app)
+
+
+def asked_parts(app: Celery) -> Parts:
+    """Return the parts that were asked for, also those that this worker had to leave out."""
+    return _asked.get(app, NO_PARTS)
 
 
 def has_redis(app: Celery) -> bool:

@@ -24,6 +24,7 @@ from harness.waiting import wait_until
 __all__ = ["DebianPostgresServer", "RabbitMQServer", "RedisServer", "SentinelServer"]
 
 _TASK_QUEUES = ("celery", "cdc_notifications", "cdc_cache", "cdc_bulk", "notifications", "cache", "bulk")
+_PARTITIONS = tuple(f"{name}_{number}" for name in ("cdc_keyed", "cdc_shop_keyed") for number in range(8))
 _BITS_OF_A_WAIT = 10  # there is a queue for each; no test waits for longer than a thousand seconds
 _SYSTEM_DIRECTORIES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
@@ -164,7 +165,7 @@ class RabbitMQServer(ServerProcess):
         """Purge what killed workers of earlier tests have not acknowledged, and their retries."""
         waits = [f"celery_delayed_{bit}" for bit in range(_BITS_OF_A_WAIT)]
         with amqp.Connection(host=f"127.0.0.1:{self.port}") as connection:
-            for queue in (*waits, *_TASK_QUEUES):
+            for queue in (*waits, *_TASK_QUEUES, *_PARTITIONS):
                 channel: Any
                 with suppress(amqp.exceptions.NotFound), connection.channel() as channel:  # type: ignore[attr-defined]  # the stubs lack it
                     _wait_until_unused(channel, queue)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -20,6 +22,7 @@ from harness.machine_servers import DebianPostgresServer, RabbitMQServer, RedisS
 from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.support.mysql.source import MySQLDatabase, MySQLSource
+from tests.support.sessions import FailuresAtOnce, use_own_temporary_directory
 from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
@@ -29,6 +32,16 @@ if TYPE_CHECKING:
 # A machine that is busy with other work is slow at any example.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+@pytest.hookimpl(trylast=True)  # pytest's own reporter is there
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell of a failed test at once, and give what the tests start a temporary directory of this process."""
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(FailuresAtOnce(terminal))
+    config.add_cleanup(use_own_temporary_directory())
+    # The processes of one run fill the data directory of each kind of server once.
+    MariaDBServer.templates = MySQLServer.templates = Path(tempfile.gettempdir())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ class DelayingApp:
         if not partitions:
             return {}
         if options.get("retries"):
-            held_keys.hold(key, str(options["task_id"]), name, "retry")
+            held_keys.hold(key, str(options["task_id"]), name, "retry", retries=options["retries"])
         queue = partitions[partition_for(key, list(partitions))]
         return {"queue": queue, "exchange": queue.exchange.name, "routing_key": queue.routing_key}
 

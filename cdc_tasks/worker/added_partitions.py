@@ -14,6 +14,7 @@ from kombu import Consumer as KombuConsumer
 
 from cdc_tasks.broker.delays import bind_to_delays
 from cdc_tasks.broker.rabbitmq.partitions import added_partitions, is_partition, log_refused, why_not_ours
+from cdc_tasks.installed import NO_PARTS, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ def note_choice(app: Celery) -> None:
     if not added:
         return
     queues, names = app.amqp.queues, [queue.name for queue in added]
-    if names[0] in queues.consume_from:
+    if names[0] in queues.consume_from:  # also if the worker has to leave out a part: `open_added`
         _taken[app] = dict(zip(names, added, strict=True))
     if queues.consume_from is not queues:
         queues.deselect(names)
@@ -52,6 +53,8 @@ def open_added(consumer: Any, take: Callable[[Any], None]) -> list[Queue]:
     `take` gets a message of the queue whose consumers are counted, which should have none.
     """
     taken = _taken.get(consumer.app, {})
+    if not taken or not (parts_of(consumer.app) or NO_PARTS).has_partitions:
+        return []
     connection = consumer.connection.connection
     answers = {name: why_not_ours(connection, queue) for name, queue in taken.items()}
     leave_out(consumer.app, {name: error for name, error in answers.items() if error is not None})

@@ -19,7 +19,16 @@ from celery import Celery, signals
 
 from cdc_tasks.config.part_settings import use_settings
 from cdc_tasks.errors import CDCError
-from cdc_tasks.installed import NO_PARTS, Parts, has_redis, is_foreign, note_bound, note_parts, parts_of
+from cdc_tasks.installed import (
+    NO_PARTS,
+    Parts,
+    asked_parts,
+    has_redis,
+    is_foreign,
+    note_bound,
+    note_parts,
+    parts_of,
+)
 
 __all__ = ["InstallError", "install", "make_own"]
 
@@ -203,7 +212,7 @@ def _leave_out_what_needs_redis(instance: Any, **_: Any) -> None:
 
 def _offer_partitions(instance: Any, **_: Any) -> None:
     """Before a worker reads `-Q`: let it name the queues for tasks with a key."""
-    if is_foreign(instance.app) and (parts_of(instance.app) or NO_PARTS).has_partitions:
+    if is_foreign(instance.app) and asked_parts(instance.app).has_partitions:
         from cdc_tasks.worker.added_partitions import offer
 
         offer(instance.app)
@@ -211,7 +220,7 @@ def _offer_partitions(instance: Any, **_: Any) -> None:
 
 def _note_partitions(instance: Any, **_: Any) -> None:
     """After a worker has read `-Q`: note whether it takes tasks with a key."""
-    if is_foreign(instance.app) and (parts_of(instance.app) or NO_PARTS).has_partitions:
+    if is_foreign(instance.app) and asked_parts(instance.app).has_partitions:
         from cdc_tasks.worker.added_partitions import note_choice
 
         note_choice(instance.app)

@@ -30,7 +30,7 @@ from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.installed import is_foreign
 from cdc_tasks.retry import BrokerBlockedError, UnroutableError
-from cdc_tasks.routing.message_groups import KEY_HEADER, shown_key
+from cdc_tasks.routing.message_groups import KEY_HEADER, RANK_HEADER, shown_key
 from cdc_tasks.worker.added_partitions import leave_out, open_added
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class _Running:
     task_id: str
     task: str
     is_due_later: bool  # it waits in this worker, and takes up no process (Celery before 5.5, and by `eta`)
+    retries: int
     is_redelivered: bool  # another worker may be at it too
     keeps_key: bool = False  # it gave up, and a person decides
     is_retried: bool = False  # its retry has the key now
@@ -129,7 +130,7 @@ class _Partition:
             held.waiting.appendleft(message)
             held.expected = None
         else:
-            held.waiting.append(message)
+            _line_up(held.waiting, message)
         if not held.is_running and held.expected is None and (is_expected or len(held.waiting) == 1):
             self.ready.append(key)
         self._keyed.soon()
@@ -156,6 +157,7 @@ class _Partition:
             task_id=names["id"],
             task=names["task"],
             is_due_later=bool(message.headers.get("eta")),
+            retries=_retries(message),
             is_redelivered=bool(message.delivery_info.get("redelivered")),
         )
         self._keyed.take(message)
@@ -171,6 +173,10 @@ class _Partition:
                 self._keyed.send_first_waiting(key, record)
         elif message.headers.get(held_keys.TURN_HEADER):
             log.info("keyed_message_dropped", of_task_id=task_id, reason="It has run before.")
+        elif (retries := 0 if key.startswith("\0") else _retries(message)) and held_keys.is_replaced(
+            str(task_id), retries
+        ):
+            log.info("keyed_message_dropped", of_task_id=task_id, reason="The try before it has run again.")
         elif record is None:
             return True
         elif not held_keys.put_aside(key, message):
@@ -215,6 +221,8 @@ class _Partition:
             if running.keeps_key:
                 held_keys.hold(running.key, running.task_id, running.task, "held")
             elif record := running.record or self._record_of_another(running):
+                if record.retries > running.retries and not running.is_retried:
+                    held_keys.replace_retry(running.task_id, record.retries)
                 self._keyed.advance(running.key, record)
         except CacheAwayError as error:
             log.warning("key_waits_for_redis", key=shown_key(running.key), error=error.message)
@@ -251,6 +259,24 @@ class _Partition:
             held.is_running = False
             held.expected = running.task_id
             self._keyed.soon()
+
+
+def _retries(message: Any) -> int:
+    found = message.headers.get("retries")
+    return found if isinstance(found, int) else 0
+
+
+def _line_up(waiting: deque[Any], message: Any) -> None:
+    """Put a message behind those that wait, and before those of a later rank."""
+    place, rank = len(waiting), _rank(message)
+    while rank and place and _rank(waiting[place - 1]) > rank:
+        place -= 1
+    waiting.insert(place, message)
+
+
+def _rank(message: Any) -> str:
+    found = message.headers.get(RANK_HEADER) if isinstance(message.headers, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 class KeyedMessages:

@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, is_, itemgetter
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, cast
@@ -233,32 +233,34 @@ class Journal:
         self.flush()
         self._position = None
         self._is_attaching = True
-        known = after in self._reached or (self._next == 1 and not self._reached)
-        self._is_continuous = self._is_continuous and (known or self._has_position(after))
+        is_known = (
+            after in self._reached or (self._next == 1 and not self._reached) or self._has_position(after)
+        )
+        self._is_continuous = self._is_continuous and is_known and not self._has_open_gap()
 
     def _has_position(self, position: str | None) -> bool:
-        query = "SELECT 1 FROM block WHERE position = ? LIMIT 1"
+        return self._finds("SELECT 1 FROM block WHERE position = ? LIMIT 1", position)
+
+    def _has_open_gap(self) -> bool:
+        return self._finds("SELECT 1 FROM state WHERE name = ?", "open_gap")
+
+    def _finds(self, query: str, value: str | None) -> bool:
         try:
-            return self._connection.execute(query, (position,)).fetchone() is not None
-        except sqlite3.Error:
+            return self._connection.execute(query, (value,)).fetchone() is not None
+        except sqlite3.Error:  # the next write fails too, and is logged
             return False
 
     def record(
         self, fired: Iterable[Call | Parked], changes: Sequence[Change], position: str
     ) -> Iterator[Call | Parked]:
         """Yield what is fired, and then begin to write the changes: `flush` waits for that."""
-        rendered: dict[int, bytes] = {}  # what a route has rendered already is not rendered again
-        last: Route | None = None
-        is_whole = False
+        seen: list[Call | Parked] = []
+        see = seen.append
         for each in fired:
-            route = each[0]
-            if route is not last:  # most are like the one before
-                last, is_whole = route, route.args is None and route.columns is None
-            if is_whole and each.__class__ is Call:
-                rendered[id(each[1])] = each[2]
+            see(each)
             yield each
-        kept = [each for each in changes if each.kind[2] != _ENQUEUED]  # those are no changes
-        self._start(_block(kept, rendered) if kept else None, position)
+        kept = _of_tables(changes)
+        self._start(_block(kept, _lines(kept, seen)) if kept else None, position)
 
     def flush(self) -> None:
         """Return when what was recorded is in the file, or has failed: that is logged."""
@@ -324,8 +326,10 @@ class Journal:
                 self._note_gap(block)
             self._insert(block, position)
         elif not self._is_continuous:  # only a change will show how much is missing
-            self._set("open_gap", str(self._reached_at))
-        self._reached_at = _now()
+            self._connection.execute(
+                "INSERT OR IGNORE INTO state VALUES ('open_gap', ?)", (str(self._reached_at),)
+            )
+        self._reached_at = _now() if block is None else block.newest  # it may be far behind
         self._reached = [*self._reached, position][-_REMEMBERED:]
         self._set("next", str(self._next))
         self._set("reached", json.dumps(self._reached))
@@ -337,6 +341,8 @@ class Journal:
     def _insert(self, block: _Block, position: str) -> None:
         data = self._zstd.pack(block.lines)
         tables = json.dumps(sorted(block.tables))
+        if self._next == 1:
+            self._set("since", str(min(block.oldest, _now())))
         row = self._next, len(block.lines), block.oldest, block.newest, position, tables, data
         self._connection.execute("INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._bytes += len(data) + _ROW_OVERHEAD
@@ -429,9 +435,37 @@ class Journal:
         self._connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
 
 
-def _block(changes: Sequence[Change], rendered: dict[int, bytes]) -> _Block:
+def _of_tables(changes: Sequence[Change]) -> Sequence[Change]:
+    """Return the changes without enqueued tasks, which are no changes."""
+    if all(event != _ENQUEUED for _, _, event in set(map(_KIND, changes))):
+        return changes
+    return [each for each in changes if each.kind[2] != _ENQUEUED]
+
+
+def _lines(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> list[bytes]:
+    """Return the changes as JSON. What a route has rendered already is not rendered again."""
+    routes = dict(zip(map(id, map(_ROUTE, fired)), map(_ROUTE, fired), strict=True)).values()
+    whole = {id(route) for route in routes if _is_whole(route)}
+    if len(routes) == len(whole) == 1 and _is_one_each(fired, changes):
+        return list(map(_ARGUMENTS, fired))
+    calls = (each for each in fired if id(each[0]) in whole and isinstance(each, Call)) if whole else ()
+    rendered = {id(each.change): each.arguments for each in calls}
+    return [rendered.get(id(change)) or _rendered(change) for change in changes]
+
+
+def _is_one_each(fired: Sequence[Call | Parked], changes: Sequence[Change]) -> bool:
+    """Return whether each change has fired one call: it is mostly so, and then nothing is done for each row."""
+    is_alike = len(fired) == len(changes) and set(map(type, fired)) == {Call}
+    return is_alike and all(map(is_, map(_CHANGE, fired), changes))
+
+
+def _is_whole(route: Route) -> bool:
+    """Return whether its task gets the change as it is."""
+    return route.args is None and route.columns is None
+
+
+def _block(changes: Sequence[Change], lines: list[bytes]) -> _Block:
     heads = _one_of_each_transaction(changes)
-    lines = [rendered.get(id(change)) or _rendered(change) for change in changes]
     if any(each.is_muted for each in heads):
         pairs = zip(changes, lines, strict=True)
         lines = [_MUTED + line if change.is_muted else line for change, line in pairs]
@@ -440,6 +474,9 @@ def _block(changes: Sequence[Change], rendered: dict[int, bytes]) -> _Block:
     return _Block(lines, _micros(min(times)), _micros(max(times)), tables, changes[0].stamp[0])
 
 
+_ROUTE: Final = itemgetter(0)  # of a Call, or of what is parked
+_CHANGE: Final = itemgetter(1)
+_ARGUMENTS: Final = itemgetter(2)
 _KIND: Final = attrgetter("kind")
 _TRANSACTION: Final = attrgetter("transaction")
 
@@ -501,15 +538,15 @@ class JournalReader:
         with closing(self._open()) as connection, _readable(self._path):
             connection.execute("BEGIN")
             state = _state(connection)
-            first, oldest = connection.execute("SELECT min(first), min(oldest) FROM block").fetchone()
+            (first,) = connection.execute("SELECT min(first) FROM block").fetchone()
             size = _size(connection)
             gaps = connection.execute("SELECT since, until FROM gap ORDER BY first").fetchall()
             if "open_gap" in state:
                 gaps.append((int(state["open_gap"]), _now()))
-        end, since = int(state["next"]), int(state["since"])
+        end = int(state["next"])
         return Summary(
             id=state["id"],
-            since=_time(since if oldest is None else min(since, oldest)),
+            since=_time(int(state["since"])),
             first=end if first is None else first,
             end=end,
             bytes=size,
@@ -534,9 +571,11 @@ class JournalReader:
     def _blocks(self, wanted: _Wanted, start: int) -> list[Any]:
         with closing(self._open()) as connection, _readable(self._path):
             return connection.execute(
-                "SELECT first, count, tables, data FROM block WHERE first + count > ? AND first < ?"
-                " AND newest >= ? AND oldest < ? ORDER BY first LIMIT 20",
-                (start, wanted.end, *_bounds(wanted.selection)),
+                # In the order of the table, not by the index of times: + keeps SQLite from that.
+                "SELECT first, count, tables, data FROM block"
+                " WHERE first >= (SELECT coalesce(max(first), 0) FROM block WHERE first <= ?)"
+                " AND first + count > ? AND first < ? AND +newest >= ? AND +oldest < ? ORDER BY first LIMIT 20",
+                (start, start, wanted.end, *_bounds(wanted.selection)),
             ).fetchall()
 
     def _in_block(
@@ -584,7 +623,7 @@ def _bounds(selection: Selection) -> tuple[int, int]:
     return 0 if since is None else _micros(since), _BEYOND if until is None else _micros(until)
 
 
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_.+:-]+")
+_PLAIN: Final = re.compile(r"[ !#-\[\]-~]+")  # stands in JSON as it is
 
 
 def _pattern(row: Sequence[tuple[str, str]]) -> re.Pattern[bytes] | None:

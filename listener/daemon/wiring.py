@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Final
 
 from celery import Celery
@@ -29,12 +28,6 @@ from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
-from listener.postgres import existing_tables as postgres_tables
-from listener.postgres.backfill.table_key import count_rows, plan_table
-from listener.postgres.check import Requirements, check_postgres
-from listener.postgres.client.connection import connect
-from listener.postgres.monitor import PostgresWALMonitor
-from listener.postgres.status import read_postgres_status
 from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
 from listener.publish.kombu.publisher import KombuPublisher
@@ -169,9 +162,9 @@ def plan_backfill(
         from listener.daemon.mysql_parts import plan_binlog_backfill
 
         return plan_binlog_backfill(settings, schema, table, where, chunk)
-    publication = settings.publication if settings.cdc_plugin == "pgoutput" else None
-    with closing(connect(settings.database_url.get_secret_value())) as connection:
-        return plan_table(connection, (schema, table), where, chunk, publication)
+    from listener.daemon.postgres_parts import plan_wal_backfill
+
+    return plan_wal_backfill(settings, schema, table, where, chunk)
 
 
 def count_backfill(settings: ListenerSettings, schema: str, table: str, where: str | None) -> int:
@@ -180,8 +173,9 @@ def count_backfill(settings: ListenerSettings, schema: str, table: str, where: s
         from listener.daemon.mysql_parts import count_binlog_backfill
 
         return count_binlog_backfill(settings, schema, table, where)
-    with closing(connect(settings.database_url.get_secret_value())) as connection:
-        return count_rows(connection, (schema, table), where)
+    from listener.daemon.postgres_parts import count_wal_backfill
+
+    return count_wal_backfill(settings, schema, table, where)
 
 
 def control_state(settings: ListenerSettings) -> ControlState:
@@ -203,19 +197,9 @@ def _monitor(
             hint="Run without --from-start: reading begins where the slot was created.",
             code="from_start_unsupported",
         )
-    return PostgresWALMonitor(
-        settings.database_url.get_secret_value(),
-        slot=settings.slot,
-        publication=settings.publication,
-        routes=router.routes,
-        prefixes=router.prefixes,
-        plugin=settings.cdc_plugin,
-        batch_size=settings.cdc_batch_size,
-        failover=settings.cdc_slot_failover,
-        replay_window=settings.cdc_replay_window,
-        accept_gap=accept_gap,
-        column_lists=settings.cdc_column_lists,
-    )
+    from listener.daemon.postgres_parts import make_wal_monitor
+
+    return make_wal_monitor(settings, router, accept_gap=accept_gap)
 
 
 def _publisher(settings: ListenerSettings) -> Publisher:
@@ -268,17 +252,9 @@ def check_everything(settings: ListenerSettings, router: BinlogRouter) -> Iterat
         )
         yield from _check_binlog(settings, router)
         return
-    wanted = Requirements(
-        slot=settings.slot,
-        publication=settings.publication,
-        plugin=settings.cdc_plugin,
-        failover=settings.cdc_slot_failover,
-        routes=router.routes,
-        lag_alarm=settings.cdc_lag_alarm,
-        saved=_saved(settings).resumed,
-        column_lists=settings.cdc_column_lists,
-    )
-    yield from check_postgres(settings.database_url.get_secret_value(), wanted)
+    from listener.daemon.postgres_parts import check_wal
+
+    yield from check_wal(settings, router, _saved(settings))
 
 
 def _check_binlog(settings: ListenerSettings, router: BinlogRouter) -> Iterator[Finding]:
@@ -301,6 +277,8 @@ def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[Existing
         from listener.mysql import existing_tables as mysql_tables
 
         return home, mysql_tables.read_existing_tables(url, home)
+    from listener.postgres import existing_tables as postgres_tables
+
     return home, postgres_tables.read_existing_tables(url)
 
 
@@ -349,11 +327,6 @@ def read_source_status(
         from listener.daemon.mysql_parts import read_binlog_status
 
         return read_binlog_status(settings, published or _position_in_binlog(settings))
-    return read_postgres_status(
-        settings.database_url.get_secret_value(),
-        settings.slot,
-        published,
-        publication=settings.publication if settings.cdc_plugin == "pgoutput" else None,
-        routes=router.routes,
-        notes=notes,
-    )
+    from listener.daemon.postgres_parts import read_wal_status
+
+    return read_wal_status(settings, router, published, notes)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.listening import wait_for_listener
+from harness.waiting import at_most, wait_until
 from tests.support.operators import Operator
 from tests.support.publishing import messages
 
@@ -75,16 +75,25 @@ class Reader(Operator):
     def starts(self, *arguments: str) -> None:
         self.ends()
         self.listener = self.stack.enter_context(self.running(*arguments))
-        wait_for_listener(self.database, timeout=60)
+        listener = self.listener
+        wait_until(lambda: listener.poll() is not None or self._reads(), what="the listener", timeout=60)
+        assert listener.poll() is None, listener.communicate()
+
+    def _reads(self) -> bool:
+        query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active AND confirmed_flush_lsn IS NOT NULL"
+        return bool(self.database.fetch(query, self.database.name))
 
     def ends(self) -> None:
         if self.listener is not None:
             self.listener.send_signal(signal.SIGTERM)
-            self.listener.communicate(timeout=60)
+            self.listener.communicate(timeout=at_most(60))
 
     def tasks(self, name: str) -> int:
-        queues = [key for key in self._broker.client.scan_iter() if self._broker.client.type(key) == b"list"]
-        found = [each for queue in queues for each in messages(self._broker.client, queue.decode())]
+        client = self._broker.client
+        queues = [
+            key for key in client.scan_iter() if client.type(key) == b"list" and not key.startswith(b"cdc:")
+        ]
+        found = [each for queue in queues for each in messages(client, queue.decode())]
         return sum(each["headers"]["task"] == name for each in found)
 
 

@@ -20,7 +20,7 @@ from cdc_tasks.testing import row_change
 from demo.inbox import Inbox
 from demo.programs import Program
 from harness.embedded_servers import PostgresServer, ValkeyServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ class Reader:
             input=stdin or "xoxb-a-token\n",
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=at_most(60),
             check=False,
         )
         assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"

@@ -19,7 +19,7 @@ import redis
 from cdc_tasks.changes import position_key
 from harness.embedded_servers import ValkeyServer
 from harness.mysql_servers import MariaDBServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from tests.conftest import Broker, fresh_mysql_database
 from tests.support.operators import Operator
 from tests.support.publishing import messages
@@ -218,7 +218,7 @@ def person(plugin: str, request: pytest.FixtureRequest, broker: Broker, tmp_path
 
 def _ends(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=at_most(60))
     assert process.returncode == 0, log
     return log
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from amqp.exceptions import NotFound
 
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from tests.support.listening import wait_for_listener
 from tests.support.operators import Operator
 from tests.support.publishing import messages
@@ -106,7 +106,7 @@ def listening(person: Person) -> Iterator[subprocess.Popen[str]]:
         wait_for_listener(person.database, timeout=30)
         yield process
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=at_most(30))
 
 
 def _done(answer: dict[str, object]) -> dict[str, object]:
@@ -139,7 +139,7 @@ def test_a_paused_route_keeps_its_tasks_in_order_over_a_restart_and_the_others_g
         person.inserts(500)
         person.sees(_TWO, 502)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=at_most(30))
     with person.running() as process:
         wait_for_listener(person.database, timeout=30)
         person.inserts(1)
@@ -156,7 +156,7 @@ def test_a_paused_route_keeps_its_tasks_in_order_over_a_restart_and_the_others_g
         person.sees(_ONE, 3010)
         person.sees(_TWO, 3010)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=at_most(30))
 
 
 @pytest.mark.usefixtures("listening")
@@ -229,5 +229,5 @@ def test_new_routes_are_loaded_without_a_restart_and_broken_ones_are_refused(on_
         on_redis.sees(_ONE, 204)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=at_most(30))
         assert process.returncode == 0

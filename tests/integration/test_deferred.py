@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from tests.support.proxy import Fault, Proxy
 from tests.support.publishing import (
@@ -189,7 +189,7 @@ def test_a_stop_in_the_middle_of_a_publish_hands_over_nothing_that_will_be_read_
             wait_until(lambda: waits(logs), what="it to wait")
             publisher.stop()
             with pytest.raises(StoppedError):
-                publishing.result(10)
+                publishing.result(at_most(10))
         proxy.refuse(refusing=False)
     with redis_publisher(any_broker.url, options=_LONG) as publisher:
         assert publisher.attach(SOURCE) == position(3)

@@ -9,7 +9,7 @@ import redis
 from structlog.testing import capture_logs
 
 from harness.embedded_servers import ValkeyServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.core.publisher import BrokerError, StoppedError
 from tests.support.publishing import (
     changes,
@@ -48,7 +48,7 @@ def test_fsync_waits_for_the_brokers_disk(logging: ValkeyServer) -> None:
             wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
             assert not publishing.done()
             client.config_set("appendfsync", "always")
-            publishing.result(20)
+            publishing.result(at_most(20))
         _publish(publisher, 4, 6)
         logging.kill()
         logging.start()
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_was_only_read_is_not_held_before_the_disk_has_it(logg
             wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
             assert not publishing.done()
             redis.Redis.from_url(logging.url).config_set("appendfsync", "always")
-            assert publishing.result(20) == position(3)
+            assert publishing.result(at_most(20)) == position(3)
     assert ids(redis.Redis.from_url(logging.url), "celery") == [1, 2, 3]
 
 
@@ -78,7 +78,7 @@ def test_a_wait_for_the_disk_can_be_stopped(logging: ValkeyServer) -> None:
         wait_until(lambda: waits(logs, "not on the broker's disk"), what="it to wait for the disk")
         publisher.stop()
         with pytest.raises(StoppedError):
-            publishing.result(10)
+            publishing.result(at_most(10))
 
 
 def test_fsync_without_an_append_only_file_is_an_error_before_anything_is_published(broker: Broker) -> None:
@@ -113,7 +113,7 @@ def test_replicated_waits_for_a_replica() -> None:
             wait_until(lambda: waits(logs, "No replica"), what="it to wait for a replica")
             assert not publishing.done()
             copy.replicaof("127.0.0.1", str(master.port))
-            publishing.result(30)
+            publishing.result(at_most(30))
         _publish(publisher, 4, 6)
         assert ids(copy, "celery") == [1, 2, 3, 4, 5, 6]  # at once: it is what was waited for
 
@@ -136,6 +136,6 @@ def test_a_broker_that_is_a_replica_itself_is_waited_for(durability: str) -> Non
             wait_until(lambda: waits(logs) or publishing.done(), what="it to wait")
             assert not publishing.done()
             client.replicaof("NO", "ONE")
-            publishing.result(30)
+            publishing.result(at_most(30))
         assert ids(client, "celery") == [1]
         assert copy.running

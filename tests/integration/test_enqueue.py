@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import amqp
@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy
 from celery import Celery
 from sqlalchemy.orm import Session
+from structlog.testing import capture_logs
 
 import cdc_tasks
 from cdc_tasks.errors import CDCError
@@ -20,15 +21,16 @@ from cdc_tasks.routing.enqueued import EnqueuedTaskError
 from cdc_tasks.routing.message_groups import KEY_HEADER
 from cdc_tasks.routing.router import Call
 from cdc_tasks.testing import enqueued_tasks
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.cli.parked_changes import fire, send
 from listener.daemon.loop import Listener
+from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.parked import parked_key, read_parked
 from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
-from tests.support.publishing import celery_app, messages
+from tests.support.publishing import celery_app, in_background, messages
 from tests.support.rabbitmq import drain, kombu_publisher
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from cdc_tasks.routing.router import BinlogRouter as Router
     from harness.machine_servers import RabbitMQServer
     from listener.publish.parked import ParkedChange
-    from tests.conftest import Broker, Database
+    from tests.conftest import Broker, Database, MySQLDatabase
 
 _ROWS = "CREATE TABLE rows (id int PRIMARY KEY)"
 
@@ -379,3 +381,87 @@ def _drained(server: RabbitMQServer, queue: str) -> list[dict[str, Any]]:
         return drain(server, queue)
     except amqp.NotFound:  # the publisher has not made it yet
         return []
+
+
+# --- MySQL and MariaDB: a row of cdc_tasks_marks ---------------------------------------------------------
+
+
+@pytest.fixture(params=["mariadb_database", "mysql_database"])
+def binlog(request: pytest.FixtureRequest) -> MySQLDatabase:
+    """A database with the tables of the marks and of the rows."""
+    found: MySQLDatabase = request.getfixturevalue(request.param)
+    found.execute(
+        "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY,"
+        " says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB",
+        "CREATE TABLE `rows` (id int PRIMARY KEY)",
+    )
+    return found
+
+
+@contextmanager
+def _reading(
+    database: MySQLDatabase, broker: Broker, *, batch_size: int, max_queue: int | None = None
+) -> Iterator[None]:
+    router = BinlogRouter()
+    router.register(database.name, "*", EventType.INSERT, "shop.row", queue="shop", args=["id"])
+    router.accept("shop.*")
+    monitor = BinlogMonitor(
+        database.url, name=database.name, routes=router.routes, from_start=False, batch_size=batch_size
+    )
+    listener = Listener(
+        monitor, router, RedisPublisher(celery_app(broker.url), name=database.name, max_queue=max_queue)
+    )
+    with capture_logs() as logs, in_background(listener.run) as run:
+        wait_until(
+            lambda: run.done() or any(line["event"] == "streaming" for line in logs), what="the listener"
+        )
+        try:
+            yield
+        finally:
+            listener.stop()
+            run.result(at_most(60))
+
+
+def test_tasks_come_out_of_a_binlog_once_at_their_places_over_a_restart(
+    binlog: MySQLDatabase, broker: Broker
+) -> None:
+    row = "INSERT INTO `rows` VALUES ({})"
+    mark = 'INSERT INTO cdc_tasks_marks VALUES (UUID(), \'{"enqueue": {"task": "%s", "args": [%d]}}\')'
+    with (
+        _reading(binlog, broker, batch_size=1, max_queue=1),
+        closing(binlog.connect(autocommit=False)) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(row.format(1))
+        _task(1, task_id="mine", key=("orders", 7))(connection)
+        cursor.execute("SAVEPOINT early")
+        cursor.execute(row.format(90))
+        _task(90)(connection)
+        cursor.execute("ROLLBACK TO early")
+        with cdc_tasks.muted(connection):
+            cursor.execute(row.format(91))
+            _task("Ä ☺", 2**70)(connection)
+        cursor.execute(row.format(2))
+        connection.commit()
+        _task(92)(connection)
+        connection.rollback()
+        assert binlog.fetch("SELECT count(*) FROM cdc_tasks_marks") == [(0,)]
+        _arrived(broker, 1)  # the queue is full: the listener waits in the middle of the transaction
+    with _reading(binlog, broker, batch_size=1000):
+        broker.client.rename("shop", "seen")
+        binlog.execute("BEGIN", mark % ("mail.send", 5), mark % ("shop.send", 6), row.format(3), "COMMIT")
+        wait_until(lambda: _sent(broker, "celery"), what="the last task", timeout=60)
+    sent = [*_sent(broker, "seen"), *_sent(broker)]
+    assert sorted(sent, key=str) == sorted(
+        [
+            ("shop.row", [1]),
+            ("shop.send", [1]),
+            ("shop.send", ["Ä ☺", 2**70]),
+            ("shop.row", [2]),
+            ("shop.row", [3]),
+        ],
+        key=str,
+    )
+    assert _sent(broker, "celery") == [("shop.send", [6])]
+    parked = read_parked(broker.client, parked_key(f"cdc:{binlog.name}"))
+    assert [(each.task, each.arguments) for each in parked] == [("mail.send", [5])]

@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from tests.integration.test_backfill import Person, _Writers, check_sent
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _ends(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=at_most(60))
     assert process.returncode == 0, log
     return log
 

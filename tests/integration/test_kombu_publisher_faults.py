@@ -16,7 +16,7 @@ from kombu import transport as transports
 from structlog.testing import capture_logs
 
 from harness.machine_servers import RabbitMQServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.core.publisher import BrokerError, StoppedError
 from tests.support.proxy import Fault, Proxy
 from tests.support.publishing import change, changes, fire, in_background, position, router_to, waits
@@ -187,7 +187,7 @@ def test_a_broker_that_is_killed_in_the_middle_loses_nothing(broker: Broker, que
             wait_until(lambda: _published(broker) > 100, what="some changes", timeout=30)
             server.kill()
             server.start()
-            publishing.result(120)
+            publishing.result(at_most(120))
         found = drain(server, queue)
     assert list(dict.fromkeys(row_ids(found))) == list(range(1, 1001))
     assert len({message["correlation_id"] for message in found}) == 1000
@@ -205,7 +205,7 @@ def test_stopping_while_the_broker_is_away_ends_the_wait(proxy: Proxy, broker: B
             wait_until(lambda: waits(logs), what="it to wait")
             publisher.stop()
             with pytest.raises(StoppedError):
-                publishing.result(10)
+                publishing.result(at_most(10))
 
 
 def test_a_task_that_no_queue_would_take_is_an_error(

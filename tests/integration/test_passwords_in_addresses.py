@@ -16,6 +16,7 @@ import listener.cli.commands as listener_command_line
 from cdc_tasks import cache, db
 from cdc_tasks.addresses import check_address
 from cdc_tasks.settings import BrokerSettings, SettingsError, load, worker_settings
+from harness.waiting import at_most
 from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def test_no_command_of_celery_shows_it(arguments: list[str], form: str) -> None:
         [sys.executable, "-m", "celery", "-A", "cdc_tasks", *arguments],
         cwd=_CHECKOUT,
         env=environment,
-        timeout=60,
+        timeout=at_most(60),
     )
     assert done.returncode == 1
     assert "CELERY_BROKER_URL=***" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from harness.embedded_servers import PostgresServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.core.source import Saved
 from listener.postgres.codec.decoder import WALPosition
 from listener.postgres.log.position import parse_lsn
@@ -168,4 +168,4 @@ def in_thread(listener: Listener) -> Iterator[None]:
         yield
     finally:
         listener.stop()
-        thread.join(20)
+        thread.join(at_most(20))

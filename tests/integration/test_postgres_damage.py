@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.postgres.log.position import parse_lsn
 from tests.support.listening import wait_for_listener
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
@@ -27,7 +27,7 @@ def _fails_at_a_row(operator: Operator, database: Database, proxy: PostgresProxy
         wait_for_listener(database, timeout=30)
         database.execute("INSERT INTO roles VALUES (1, 'damaged')")
         database.execute("INSERT INTO roles VALUES (2, 'after it')")
-        _, stderr = listener.communicate(timeout=60)
+        _, stderr = listener.communicate(timeout=at_most(60))
     assert listener.returncode == 1
     assert "Traceback" not in stderr
     last: dict[str, str] = json.loads(stderr.splitlines()[-1])

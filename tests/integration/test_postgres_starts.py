@@ -14,7 +14,7 @@ from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from harness.embedded_servers import PostgresServer
 from harness.machine_servers import DebianPostgresServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.core.source import SourceError, SourceLostError
 from listener.core.source_status import Reader
 from listener.postgres.client.errors import PermissionDeniedError
@@ -99,7 +99,7 @@ def test_several_listeners_that_start_at_once_are_one_reader_and_standbys(any_da
         if monitor is not first:
             monitor.stop()
     for thread in threads:
-        thread.join(10)
+        thread.join(at_most(10))
     first.close()
     assert failed == []
     assert reading == [first]
@@ -131,7 +131,7 @@ def test_listeners_of_other_names_with_one_publication_start_at_once(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(at_most(30))
     assert failed == []
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.core.publisher import BrokerError, CheckpointMovedError, StoppedError
 from listener.core.source import Saved
 from listener.publish.kombu.publisher import KombuPublisher
@@ -290,7 +290,7 @@ def test_a_publisher_waits_for_a_broker_that_is_away_and_goes_on(target: Target)
         wait_until(lambda: waits(logs), what="it to wait")
         assert not publishing.done()
         target.proxy.refuse(refusing=False)
-        assert publishing.result(60) == position(2)
+        assert publishing.result(at_most(60)) == position(2)
     assert [line for line in logs if line["event"] == "back"]
     assert set(target.rows(target.take())) == {1, 2}
 
@@ -307,7 +307,7 @@ def test_stop_ends_a_wait_and_nothing_of_the_batch_counts(target: Target) -> Non
         wait_until(lambda: waits(logs), what="it to wait")
         publisher.stop()
         with pytest.raises(StoppedError):
-            publishing.result(60)
+            publishing.result(at_most(60))
     target.proxy.refuse(refusing=False)
     assert target.publisher(attached=False).read_checkpoint() == Saved(position(1))
 

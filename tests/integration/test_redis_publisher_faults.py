@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from harness.embedded_servers import ValkeyServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.core.publisher import CheckpointMovedError, StoppedError
 from tests.support.proxy import Fault, Proxy
 from tests.support.publishing import (
@@ -180,7 +180,7 @@ def test_a_broker_that_is_killed_and_restarted_with_its_log_has_every_change_onc
                 wait_until(lambda before=before: client.llen("celery") > before + 100, what="some changes")
                 server.kill()
                 server.start()
-            publishing.result(60)
+            publishing.result(at_most(60))
         assert ids(client, "celery") == list(range(1, 1001))
 
 
@@ -256,7 +256,7 @@ def test_stopping_while_the_broker_is_away_ends_the_wait(proxy: Proxy, any_broke
             wait_until(lambda: waits(logs), what="it to wait")
             publisher.stop()
             with pytest.raises(StoppedError):
-                publishing.result(10)
+                publishing.result(at_most(10))
     assert not any_broker.client.exists("celery")
 
 

@@ -14,7 +14,7 @@ import redis
 from amqp.exceptions import NotFound
 
 from harness.embedded_servers import ValkeyServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from tests.conftest import Broker
 from tests.support.listening import wait_for_listener
 from tests.support.operators import Operator
@@ -100,7 +100,7 @@ class Person(Operator):
 
 def _ends(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=at_most(60))
     assert process.returncode == 0, log
     return log
 

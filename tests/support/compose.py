@@ -16,6 +16,7 @@ import yaml
 from cryptography.fernet import Fernet
 
 from harness.given_mysql import MySQLServer
+from harness.waiting import at_most
 
 __all__ = [
     "CHECKOUT",
@@ -124,7 +125,7 @@ def _tasks(environment: Mapping[str, str], *arguments: str) -> subprocess.Comple
         input="xoxb-token\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=at_most(60),
         check=False,
     )
 

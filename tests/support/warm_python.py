@@ -93,7 +93,7 @@ class WarmPython:
     ) -> Any:
         """Start `python -m …` as `subprocess.Popen` would; leave to that what a fork cannot do as well."""
         if self._can(command, env):
-            return self._fork(command[2:], env, cwd, (None, stdout, stdout))
+            return self._fork(command, env, cwd, (None, stdout, stdout))
         return subprocess.Popen(command, env=env, cwd=cwd, stdout=stdout, **options)
 
     def run(
@@ -121,7 +121,7 @@ class WarmPython:
         with TemporaryFile("w+") as given, TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
             given.write(input)
             given.seek(0)
-            process = self._fork(command[2:], env, cwd or Path.cwd(), (given, output, errors))
+            process = self._fork(command, env, cwd or Path.cwd(), (given, output, errors))
             try:
                 status = process.wait(timeout)
             finally:
@@ -142,7 +142,8 @@ class WarmPython:
     def _can(self, command: Sequence[str], env: Mapping[str, str]) -> bool:
         changed = {name for name in {*env, *os.environ} if env.get(name) != os.environ.get(name)}
         return (
-            command[:2] == [sys.executable, "-m"]
+            command[0] == sys.executable
+            and (command[1] == "-m" or list(command[1:4:2]) == ["-W", "-m"])
             and not any(name.startswith(_AS_AT_THE_START) for name in changed - {"PYTHONUNBUFFERED"})
             # Another pool patches modules before they are loaded.
             and not any(word.startswith(("-P", "--pool")) for word in command)
@@ -151,10 +152,10 @@ class WarmPython:
         )
 
     def _fork(
-        self, words: Sequence[str], env: Mapping[str, str], cwd: Path, streams: Sequence[IO[Any] | None]
+        self, command: Sequence[str], env: Mapping[str, str], cwd: Path, streams: Sequence[IO[Any] | None]
     ) -> WarmProcess:
         ours, theirs = socket.socketpair()
-        request = json.dumps({"words": words, "environment": dict(env), "directory": str(cwd)}).encode()
+        request = json.dumps({"command": command, "environment": dict(env), "directory": str(cwd)}).encode()
         with theirs, Path(os.devnull).open() as nothing:
             descriptors = array.array("i", [(stream or nothing).fileno() for stream in streams])
             descriptors.append(theirs.fileno())

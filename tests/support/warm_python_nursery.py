@@ -6,6 +6,7 @@ It is a program of its own: nothing of the project is loaded here.
 from __future__ import annotations
 
 import array
+import builtins
 import ctypes
 import gc
 import json
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from typing import Any
 _MODULES = (
     "celery.apps.worker celery.bin.celery celery.concurrency.prefork celery.fixups.django celery.worker.consumer "
     "cryptography.fernet kombu.transport.pyamqp kombu.transport.redis orjson psycopg2.extras pydantic_settings "
-    "pymsteams pymysql requests slack_sdk sqlalchemy.dialects.postgresql.psycopg2 sqlalchemy.orm structlog typer"
+    "pymsteams pymysql pymysqlreplication requests rich.live rich.table slack_sdk sqlalchemy.orm "
+    "sqlalchemy.dialects.postgresql.psycopg2 structlog typer"
 )
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -82,11 +85,20 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
-    module, *arguments = request["words"]
+    before = request["command"].index("-m")
+    if before > 1:
+        _filter_warnings(request["command"][before - 1])
+    module, *arguments = request["command"][before + 1 :]
     sys.path[0] = str(Path.cwd())
     sys.argv[1:] = arguments
     sys.modules.pop("__main__")
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _filter_warnings(option: str) -> None:
+    """Do what the interpreter does for `-W action::category`."""
+    action, _, category = option.split(":")
+    warnings.simplefilter(action, getattr(builtins, category))
 
 
 def _die_with_parent() -> None:

@@ -10,9 +10,14 @@ aside is named, and is sent to the partition; then the next one, until none is l
     cdc:held-keys:waiting:KEY     a sorted set: what was put aside, in the order of arrival
     cdc:held-keys:number          the last number of an arrival
 
-A message that is sent so has TURN_HEADER. It runs only if the key's record names it: a second copy does not run late.
-A message that was put aside is deleted here only when it has arrived in the partition again. Each step can be done
-twice: a worker that dies between two of them leaves nothing that is lost, or that waits forever.
+A worker may die between sending a retry and acknowledging the try before. Then that try comes back and runs again, and
+when it has ended, the retry is noted here and dropped:
+
+    cdc:held-keys:replaced:ID:N   there for a day: retry N of this task is dropped
+
+A message that was put aside and is sent again has TURN_HEADER. It runs only if the key's record names it: a second copy
+does not run late. A message that was put aside is deleted here only when it has arrived in the partition again. Each
+step can be done twice: a worker that dies between two of them leaves nothing that is lost, or that waits forever.
 """
 
 from __future__ import annotations
@@ -38,8 +43,10 @@ __all__ = [
     "every",
     "get",
     "hold",
+    "is_replaced",
     "put_aside",
     "release",
+    "replace_retry",
     "sent",
     "waiting",
 ]
@@ -51,6 +58,8 @@ State = Literal["retry", "held", "turn"]
 _RECORDS: Final = "cdc:held-keys"
 _WAITING: Final = "cdc:held-keys:waiting:"
 _NUMBER: Final = "cdc:held-keys:number"
+_REPLACED: Final = "cdc:held-keys:replaced:"
+_KEPT: Final = 24 * 3600  # seconds; longer than a retry waits
 
 # KEYS: the records, what waits; ARGV: the key, then what each says. MARK is what a step looks at: each new record has
 # another one.
@@ -127,6 +136,7 @@ class Record:
     state: State  # "turn": it waited for the one before, and is in the partition or about to be sent there
     previous: str | None = None  # the id of the task before it
     is_sent: bool = True
+    retries: int = 0  # of the retry that was sent, or was about to be
     mark: str  # a step is done only if the key's record still has it
 
     @classmethod
@@ -185,10 +195,22 @@ def get(key: str) -> Record | None:
     return None if found is None else Record.read(found)
 
 
-def hold(key: str, task_id: str, task: str, state: State) -> None:
+def hold(key: str, task_id: str, task: str, state: State, *, retries: int = 0) -> None:
     """Let the key belong to this task until it has ended."""
-    record = {"id": task_id, "task": task, "since": time(), "state": state, "mark": uuid4().hex}
-    _run(_HOLD, key, json.dumps(record))
+    record = {"id": task_id, "task": task, "since": time(), "state": state, "retries": retries}
+    _run(_HOLD, key, json.dumps({**record, "mark": uuid4().hex}))
+
+
+def replace_retry(task_id: str, retries: int) -> None:
+    """Note that this retry is not to run: the try before it has run again."""
+    with cache.errors_translated():
+        cache.client().set(f"{_REPLACED}{task_id}:{retries}", 1, ex=_KEPT)
+
+
+def is_replaced(task_id: str, retries: int) -> bool:
+    """Return whether this retry is not to run."""
+    with cache.errors_translated():
+        return bool(cache.client().exists(f"{_REPLACED}{task_id}:{retries}"))
 
 
 def put_aside(key: str, message: Any) -> bool:

@@ -17,7 +17,7 @@ from amqp.exceptions import ChannelError
 from kombu import Exchange, Queue
 
 from cdc_tasks.broker.rabbitmq.queues import existing_queue, throw_away_channel
-from cdc_tasks.installed import NO_PARTS, is_foreign, parts_of
+from cdc_tasks.installed import asked_parts, is_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ def added_partitions(app: Celery) -> list[Queue]:
     They are not among the app's queues: these say what its workers take from, and how its retries wait. The queue whose
     consumers are counted is an ordinary one, so that each supported Celery can take from it.
     """
-    if not is_foreign(app) or not (parts_of(app) or NO_PARTS).has_partitions:
+    if not is_foreign(app) or not asked_parts(app).has_partitions:
         return []
     if app not in _added:
         _added[app] = _keyed_of(app)

@@ -15,7 +15,7 @@ from celery.concurrency import get_implementation
 
 from cdc_tasks.config.required_settings import UnfitPoolError, check_pool
 from harness.server_process import free_port
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ class Elsewhere:
             )
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(at_most(60))
         return self.log
 
 
@@ -85,7 +85,7 @@ def flower(elsewhere: Elsewhere, flower_port: int) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(at_most(60))
 
 
 def _status(url: str, *, host: str | None = None) -> int | None:
@@ -162,7 +162,7 @@ def test_flower_does_not_start_open_to_the_network(
     elsewhere: Elsewhere, flower_port: int, address: str
 ) -> None:
     process = elsewhere.start("flower", f"--port={flower_port}", f"--address={address}")
-    assert process.wait(60) == 1
+    assert process.wait(at_most(60)) == 1
     assert "FLOWER_BASIC_AUTH=user:password" in elsewhere.log
     assert "Traceback" not in elsewhere.log
 
@@ -177,7 +177,7 @@ def test_flower_with_a_password_may_be_open(elsewhere: Elsewhere, flower_port: i
         assert _status(url, host="flower.example.com") == 401
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(at_most(60))
 
 
 def test_a_flower_behind_a_proxy_can_have_more_host_names(elsewhere: Elsewhere, flower_port: int) -> None:
@@ -191,12 +191,12 @@ def test_a_flower_behind_a_proxy_can_have_more_host_names(elsewhere: Elsewhere, 
         assert _status(url, host="other.example.com") == 403
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(at_most(60))
 
 
 def test_a_pool_without_the_guarantees_is_refused_with_a_hint(elsewhere: Elsewhere) -> None:
     process = elsewhere.start("worker", "-c1", "--pool=threads")
-    assert process.wait(60) == 1
+    assert process.wait(at_most(60)) == 1
     assert "--pool=prefork" in elsewhere.log
     assert "Traceback" not in elsewhere.log
 

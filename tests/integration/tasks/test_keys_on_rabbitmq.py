@@ -171,6 +171,39 @@ def test_an_app_of_somebody_elses_keeps_the_order_in_queues_of_its_own(
     }
 
 
+def test_a_retry_is_dropped_whose_try_has_run_again_because_its_worker_died(
+    environment: dict[str, str], helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc_tasks.cache.client", lambda: helpdesk.broker.cache)
+    with install(sender_of(environment)) as sender:
+        # As if the first try had sent its retry, and its worker had died before it acknowledged the try.
+        for number, options in ((1, {}), (2, {}), (1, {"retries": 1})):
+            headers = key_headers("test", "key")
+            sender.send_task(
+                "in_order.notes", ["key", number], headers=headers, task_id=f"id-{number}", **options
+            )
+        _send(sender, "key", 3)
+        _send(sender, "another", 1)
+        with Worker(environment) as worker:
+            wait_until(lambda: ("key", 3) in _ended(helpdesk), timeout=60, what="the last task")
+            wait_until(lambda: worker.events("keyed_message_dropped"), what="the retry to be dropped")
+    began = [number for what, key, number in _log(helpdesk) if (what, key) == ("begins", "key")]
+    assert began == [1, 2, 3]
+
+
+def test_messages_that_wait_are_sorted_by_their_positions(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    with install(sender_of(environment)) as sender:
+        for number in (3, 1, 4, 2):
+            headers = key_headers("test", "key", position=f"0/{number}:0")
+            sender.send_task("in_order.notes", ["key", number], headers=headers)
+        with Worker(environment):
+            wait_until(lambda: len(_ended(helpdesk)) == 4, timeout=60, what="all tasks")
+    numbers = [number for what, _, number in _log(helpdesk) if what == "begins"]
+    assert numbers[1:] == sorted(numbers[1:])  # the first one may begin before the others have come
+
+
 def test_a_second_worker_gets_its_share_of_the_partitions(
     environment: dict[str, str], helpdesk: HelpDesk
 ) -> None:

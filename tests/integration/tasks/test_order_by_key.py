@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 
 from cdc_tasks import key_headers
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from harness.worker import Worker
 from tests.support.warm_python import WARM
 
@@ -59,7 +59,7 @@ def _wait_for(broker: Broker, *noted: str) -> list[str]:
 
 def _command(environment: dict[str, str], *words: str) -> Any:
     found = WARM.run(
-        [sys.executable, "-m", "cdc_tasks", *words], env={**environment, "PATH": ""}, timeout=120
+        [sys.executable, "-m", "cdc_tasks", *words], env={**environment, "PATH": ""}, timeout=at_most(120)
     )
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout) if "--json" in words else found.stdout

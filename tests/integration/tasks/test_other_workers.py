@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from cdc_tasks.broker.other_workers import foreign_workers, queues_taken, unacked_by_kombu
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from harness.worker import Worker, unacknowledged
 from listener.core.findings import Finding, State
 from listener.publish.check_broker import check_broker
@@ -71,7 +71,7 @@ def _run(helpdesk: HelpDesk, command: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=at_most(60),
     )
     return done.stdout + done.stderr
 

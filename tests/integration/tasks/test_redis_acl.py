@@ -12,6 +12,7 @@ import redis
 from cdc_tasks.broker.redis.acl import missing_for_listener, missing_for_worker
 from harness.embedded_servers import ValkeyServer
 from harness.machine_servers import RedisServer
+from harness.waiting import at_most
 from harness.worker import Worker
 from tests.support.helpdesk import HelpDesk
 from tests.support.operators import Operator
@@ -79,7 +80,7 @@ def test_a_worker_refuses_to_start_and_works_with_the_permission(helpdesk: HelpD
             [sys.executable, "-m", "celery", "-A", "cdc_tasks", "worker", "-c1"],
             cwd=_CHECKOUT,
             env={"PATH": "/usr/bin:/bin", **environment},
-            timeout=60,
+            timeout=at_most(60),
         )
         assert refused.returncode == 1
         assert "ACL SETUSER anna +evalsha" in refused.stderr

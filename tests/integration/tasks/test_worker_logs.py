@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cdc_tasks.celery import app
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from harness.worker import Worker
 from tests.support.warm_python import WARM
 
@@ -36,7 +36,7 @@ def environment(helpdesk: HelpDesk, tmp_path: Path) -> dict[str, str]:
 
 
 def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return WARM.run([*_CELERY, *arguments], cwd=_CHECKOUT, env=environment, timeout=60)
+    return WARM.run([*_CELERY, *arguments], cwd=_CHECKOUT, env=environment, timeout=at_most(60))
 
 
 @pytest.fixture(params=["--detach", "celery multi"])

@@ -13,7 +13,7 @@ import redis
 from cdc_tasks.changes import RowChange, position_key
 from cdc_tasks.errors import CDCError
 from harness.embedded_servers import PostgresServer, ValkeyServer
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.log.position import parse_lsn
 from listener.postgres.monitor import PostgresWALMonitor
@@ -106,7 +106,7 @@ class History:
             wait_until(lambda: errors or until(), timeout=30, what="the listener to publish")
         finally:
             listener.stop()
-            thread.join(20)
+            thread.join(at_most(20))
         assert not thread.is_alive()
         return errors[0] if errors else None
 
