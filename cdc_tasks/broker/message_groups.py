@@ -33,15 +33,15 @@ def hold_key(message: Any) -> None:
         _tell(message, "hold_key")
 
 
-def note_retry(message: Any) -> None:
-    """Let a message that is acknowledged next leave its key to its retry, which has been sent."""
-    _tell(message, "note_retry")
+def note_retry(message: Any, *, is_sent: bool = True) -> None:
+    """Let a message that is acknowledged next leave its key to its retry; `is_sent` False: there is none after all."""
+    _tell(message, "note_retry", is_sent)
 
 
-def _tell(message: Any, what: str) -> None:
+def _tell(message: Any, what: str, *more: Any) -> None:
     tell = getattr(getattr(message.channel, "qos", None), what, None)
     if tell is not None:
-        tell(message.delivery_tag)
+        tell(message.delivery_tag, *more)
 
 
 @contextmanager

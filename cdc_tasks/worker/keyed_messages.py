@@ -206,11 +206,11 @@ class _Partition:
         if running is not None:
             running.keeps_key = True
 
-    def note_retry(self, delivery_tag: Any) -> None:
-        """Leave the key of a message to its retry when it is acknowledged."""
+    def note_retry(self, delivery_tag: Any, is_sent: bool) -> None:  # noqa: FBT001  # one call, by name there
+        """Leave the key of a message to its retry when it is acknowledged, if one is sent."""
         running = self.running.get(delivery_tag)
         if running is not None:
-            running.is_retried = True
+            running.is_retried = is_sent
 
     def before_ack(self, delivery_tag: Any) -> bool:
         """Release the key, or hold it; return False if that is not possible now: then acknowledge later."""
@@ -218,7 +218,7 @@ class _Partition:
         if running is None or running.key.startswith("\0"):
             return True
         try:
-            if running.keeps_key:
+            if running.keeps_key and not running.is_retried:
                 held_keys.hold(running.key, running.task_id, running.task, "held")
             elif record := running.record or self._record_of_another(running):
                 if record.retries > running.retries and not running.is_retried:

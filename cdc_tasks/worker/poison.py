@@ -144,7 +144,10 @@ class BoundedRequest(Request):
 
     def _send_again(self, exc: Exception, exc_info: ExceptionInfo) -> bool:
         if celery_is(5, 7):
-            return bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
+            note_retry(self.message)  # Celery acknowledges it in this call
+            is_sent = bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]  # the same
+            note_retry(self.message, is_sent=is_sent)
+            return is_sent
         task, context = self.task, self._context  # type: ignore[attr-defined]  # the same
         try:
             task.signature_from_request(

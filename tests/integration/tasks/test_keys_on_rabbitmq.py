@@ -191,6 +191,22 @@ def test_a_retry_is_dropped_whose_try_has_run_again_because_its_worker_died(
     assert began == [1, 2, 3]
 
 
+def test_a_key_waits_for_a_task_whose_worker_died_and_then_its_process(
+    environment: dict[str, str], helpdesk: HelpDesk
+) -> None:
+    with install(sender_of(environment)) as sender:
+        _send(sender, "key", 1, task="dies_twice")
+        for number in (2, 3, 4):
+            _send(sender, "key", number)
+        with Worker(environment) as first:
+            wait_until(lambda: _log(helpdesk), timeout=60, what="the task to begin")
+            first.kill()
+        with Worker(environment):
+            wait_until(lambda: len(_ended(helpdesk)) == 4, timeout=60, what="all tasks")
+    begun = [number for what, _, number in _log(helpdesk) if what == "begins"]
+    assert begun == [1, 1, 1, 2, 3, 4]
+
+
 def test_messages_that_wait_are_sorted_by_their_positions(
     environment: dict[str, str], helpdesk: HelpDesk
 ) -> None:

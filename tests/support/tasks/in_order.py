@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 from celery import shared_task
@@ -9,9 +11,22 @@ from celery import shared_task
 from cdc_tasks import cache
 from cdc_tasks.notify.send_errors import UnavailableError
 
-__all__ = ["LOG", "breaks", "notes"]
+__all__ = ["LOG", "breaks", "dies_twice", "notes"]
 
 LOG = "in-order"  # a list: "begins key number", "ends …", "waits …", "fails …"
+
+
+@shared_task(name="in_order.dies_twice", default_retry_delay=1)
+def dies_twice(key: str, number: int) -> None:
+    """Hang until the worker is killed, then kill this process alone; run to the end the third time."""
+    client = cache.client()
+    client.rpush(LOG, f"begins {key} {number}")
+    tries = client.incr(f"{LOG}:{key}:{number}")
+    if tries == 1:
+        time.sleep(600)
+    if tries == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    client.rpush(LOG, f"ends {key} {number}")
 
 
 @shared_task(name="in_order.notes", max_retries=1_000)
