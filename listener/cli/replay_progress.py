@@ -165,12 +165,15 @@ def watch(name: str) -> None:
     with console().status("") as line:
         while not (state := named_replay(store.read(), name)).is_over:
             shown = _described(state)
-            line.update(f"{shown['state']}: {_told(shown)} changes, {shown['tasks']:,} tasks")
+            line.update(_counts(shown))
             time.sleep(_LOOK_EVERY)
     shown = _described(state)
-    told = f"{counted(shown['changes'], 'change')}, {counted(shown['tasks'], 'task')}"
-    typer.echo(f"{shown['state']}: {told}" + (f" {shown['error']}" if shown["error"] else ""))
+    typer.echo(_counts(shown) + (f" {shown['error']}" if shown["error"] else ""))
     raise typer.Exit(0 if shown["state"] == "done" else 1)
+
+
+def _counts(shown: Mapping[str, Any]) -> str:
+    return f"{shown['state']}: {counted(shown['changes'], 'change')}, {counted(shown['tasks'], 'task')}"
 
 
 def _told(shown: Mapping[str, Any]) -> str:
