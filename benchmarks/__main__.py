@@ -14,6 +14,7 @@ import typer
 
 from benchmarks import binlog, rabbitmq, report
 from benchmarks.grouping import group
+from benchmarks.keys import publish_keyed
 from benchmarks.latency import (
     time_beside_a_failing_key,
     time_beside_a_full_queue,
@@ -61,6 +62,10 @@ class _Plan:
             "start": time_start(self.rounds, say),
         }
 
+    def keys(self, say: Say) -> Any:
+        """Measure the listener; a worker with keys is among the runners."""
+        return publish_keyed(self.rows // 2, self._sweep_rounds, say)
+
     def rabbitmq(self, say: Say) -> Any:
         return measure(
             rabbitmq.RabbitMQStage(), rabbitmq.CONTENDERS, Rows(self.rows // 2), self._sweep_rounds, say
@@ -101,6 +106,7 @@ _PARTS = (
     "throughput",
     "width",
     "transactions",
+    "keys",
     "rabbitmq",
     "latency",
     "memory",

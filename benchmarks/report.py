@@ -104,6 +104,19 @@ def _facts(results: Results) -> dict[str, str]:
         "throughput_table": _throughput_table(results["throughput"]),
         "width_table": _sweep_table("columns", results["width"], lambda table: _WIDTHS[table]),
         "transactions_table": _sweep_table("rows", results["transactions"], lambda size: f"{int(size):,}"),
+        "keys_table": table(
+            ["", "changes/s", "of it", "own CPU, µs", "Redis' CPU, µs"],
+            [
+                [
+                    name,
+                    f"{each['rate']:,}",
+                    f"{each['ratio']:.2f}",
+                    f"{each['cpu']:.1f}",
+                    f"{each['redis_cpu']:.1f}",
+                ]
+                for name, each in results["keys"].items()
+            ],
+        ),
         "rabbitmq_table": _rabbitmq_table(results["rabbitmq"]),
         "latency_table": _latency_table(
             results["latency"], {"queue": "commit to queue, 1,000/s", "task": "commit to task, 200/s"}

@@ -25,6 +25,7 @@ from benchmarks.readings import group_cpu_seconds
 from benchmarks.runner_apps.record import NOTES, read_times
 from cdc_tasks.broker.redis.message_groups import MessageGroups
 from cdc_tasks.routing.message_groups import KEY_HEADER
+from cdc_tasks.words import counted
 from harness.embedded_servers import ValkeyServer
 from harness.listener_process import mortal
 from harness.waiting import wait_until
@@ -67,6 +68,7 @@ class _Celery(Contender):
     queue: str
     application: str
     arguments: tuple[str, ...] = ()
+    processes = 2
 
     def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:  # noqa: ARG002
         for start in range(0, number, 1_000):
@@ -80,8 +82,8 @@ class _Celery(Contender):
         return None
 
     def command(self) -> Sequence[str]:
-        options = ["-A", self.application, "worker", "-Q", self.queue, "-c", "2", "--loglevel", "info"]
-        return [sys.executable, "-m", "celery", *options, *self.arguments]
+        options = ["-A", self.application, "worker", "-Q", self.queue, "--loglevel", "info"]
+        return [sys.executable, "-m", "celery", *options, "-c", str(self.processes), *self.arguments]
 
 
 class Ours(_Celery):
@@ -96,11 +98,18 @@ class Ours(_Celery):
         }
 
 
+class OursAlone(Ours):
+    """With one process: of one key no more than one task runs at a time, so that is what one key can reach."""
+
+    name = "cdc-tasks, one process"
+    processes = 1
+
+
 class OursKeyed(Ours):
     """Of each key one task is in the queue, and the others wait for it, as the listener puts them there."""
 
     def __init__(self, keys: int) -> None:
-        self.name = f"cdc-tasks, {keys:,} keys"
+        self.name = f"cdc-tasks, {counted(keys, 'key')}"
         self._keys = keys
 
     def key(self, number: int) -> str | None:
@@ -164,7 +173,15 @@ class Taskiq(_Elsewhere):
         return [str(self.python), "-m", "taskiq", "worker", f"{self.application}:broker", "--workers", "2"]
 
 
-_CONTENDERS: Final[tuple[type[Contender], ...]] = (Ours, OursKeyed, Stock, LateStock, Dramatiq, Taskiq)
+_CONTENDERS: Final[tuple[Contender, ...]] = (
+    Ours(),
+    OursAlone(),
+    *(OursKeyed(keys) for keys in (1, 10, 1_000, 100_000)),
+    Stock(),
+    LateStock(),
+    Dramatiq(),
+    Taskiq(),
+)
 
 
 def race(number: int, rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Measured]]:
@@ -173,12 +190,12 @@ def race(number: int, rounds: int, say: Callable[[str], None]) -> dict[str, dict
     for round_ in range(rounds):
         order = [*_CONTENDERS[round_ % len(_CONTENDERS) :], *_CONTENDERS[: round_ % len(_CONTENDERS)]]
         for title, payload in _PAYLOADS.items():
-            for kind in order:
-                rate, cpu = _run(kind(), number, payload)
-                say(f"{title}: {kind.name}: {rate:,} tasks/s, {cpu:.2f} ms of CPU a task")
-                found.setdefault(title, {}).setdefault(kind.name, []).append((rate, cpu))
+            for each in order:
+                rate, cpu = _run(each, number, payload)
+                say(f"{title}: {each.name}: {rate:,} tasks/s, {cpu:.2f} ms of CPU a task")
+                found.setdefault(title, {}).setdefault(each.name, []).append((rate, cpu))
     return {
-        title: {kind.name: _summary(of_title[kind.name]) for kind in _CONTENDERS}
+        title: {each.name: _summary(of_title[each.name]) for each in _CONTENDERS}
         for title, of_title in found.items()
     }
 

@@ -27,6 +27,7 @@ from kombu.common import Broadcast
 from cdc_tasks.broker.delivery_marks import without_marks
 from cdc_tasks.broker.rabbitmq import held_keys
 from cdc_tasks.broker.rabbitmq.partitions import partition_for, partitions_of
+from cdc_tasks.broker.rabbitmq.queues import throw_away_channel
 from cdc_tasks.retry import UnroutableError
 from cdc_tasks.routing.message_groups import KEY_HEADER
 from cdc_tasks.versions import celery_is
@@ -129,7 +130,7 @@ def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
     # Not at the top: kombu before 5.5 has no such module.
     from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
-    with connection.channel() as channel:
+    with throw_away_channel(connection) as channel:
         queue.bind(channel).bind_to(CELERY_DELAYED_DELIVERY_EXCHANGE, routing_key=f"#.{queue.routing_key}")
 
 

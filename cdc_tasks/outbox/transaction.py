@@ -6,7 +6,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
+from cdc_tasks.routing.enqueued import CREATE_MARKS, MESSAGE_PREFIX
 
 __all__ = ["MarkError", "check_transaction", "emit"]
 
@@ -97,10 +97,6 @@ def _emit_message(connection: Any, content: str) -> None:
 
 # --- MySQL and MariaDB: a row that the log has, and the table has not ------------------------------------
 
-_TABLE: Final = (
-    "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY, "
-    "says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB;"
-)
 _NO_TABLE: Final = 1146
 _NO_RIGHT: Final = frozenset({1142, 1143, 1044})
 _NO_DATABASE: Final = 1046
@@ -140,7 +136,7 @@ def _explained(error: Exception) -> MarkError | None:
     if numbers & {_NO_TABLE, _NO_DATABASE}:
         return MarkError(
             "There is no table cdc_tasks_marks in the connection's database: a transaction is marked by a row of it.",
-            hint=_TABLE,
+            hint=CREATE_MARKS,
             code="mark_no_table",
         )
     if numbers & _NO_RIGHT:

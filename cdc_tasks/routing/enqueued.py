@@ -21,6 +21,7 @@ from cdc_tasks.routing.message_groups import KeyValueError, key_of
 from cdc_tasks.routing.route import Route
 
 __all__ = [
+    "CREATE_MARKS",
     "ENQUEUE",
     "MESSAGE_PREFIX",
     "OPTIONS",
@@ -37,6 +38,11 @@ __all__ = [
 ]
 
 MESSAGE_PREFIX: Final = "cdc_tasks"  # of PostgreSQL's logical messages, unless a router accepts another one
+# MySQL and MariaDB have no such messages: a row of this table says it, and is deleted at once.
+CREATE_MARKS: Final = (
+    "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY, "
+    "says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB;"
+)
 ENQUEUE: Final = "enqueue"  # the name of the task's fields in a message
 
 observers: Final[list[Callable[[dict[str, Any]], None]]] = []  # `cdc_tasks.testing` looks at what is enqueued

@@ -16,6 +16,7 @@ from cdc_tasks.routing.message_groups import bounded_key, text_of_values
 __all__ = ["CalledKey", "ColumnKey", "Key"]
 
 _MOST_REMEMBERED: Final = 10_000  # keys of a route
+_PLAIN: Final = (str, int)
 
 Key = Callable[[Change], str | None]
 """A change's key; None: its task belongs to no group."""
@@ -46,7 +47,7 @@ class ColumnKey:
 
     def _make(self, row: bytes, change: Change) -> str:
         """Return the key of a change, and remember it if these columns of its row are all that it is made of."""
-        values = _plain_values(row)
+        values = _one_number(row, self.columns) or _plain_values(row)
         if values is None or len(values) != len(self.columns):
             return _key(self.group, row_values(change, self.columns), None)
         if len(self._known) >= _MOST_REMEMBERED:
@@ -77,6 +78,14 @@ class CalledKey:
         return getattr(self.function, "__name__", repr(self.function))
 
 
+def _one_number(row: bytes, columns: tuple[str, ...]) -> list[Any] | None:
+    """Return the value of the only column, as a text, if it is a number: that of most keys."""
+    if len(columns) > 1:
+        return None
+    digits = row[row.rfind(b":") + 1 : -1]
+    return [digits.decode()] if digits.isdigit() else None
+
+
 def _plain_values(row: bytes) -> list[Any] | None:
     """Return the values of a row in JSON; None if there are others than texts and integers.
 
@@ -86,7 +95,10 @@ def _plain_values(row: bytes) -> list[Any] | None:
         values = list(orjson.loads(row).values())
     except ValueError:
         return None
-    return values if all(type(value) in {str, int} for value in values) else None
+    for value in values:
+        if value.__class__ not in _PLAIN:
+            return None
+    return values
 
 
 def _key(group: str, values: tuple[Any, ...] | list[Any], of_table: Change | None) -> str:

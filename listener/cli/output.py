@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cdc_tasks.changes import EventType
 from cdc_tasks.routing.arguments import ColumnArgs
-from cdc_tasks.routing.router import Route
+from cdc_tasks.routing.router import PAUSE, Route
 from cdc_tasks.words import counted
 from listener.core.findings import Finding, State
 
@@ -30,6 +30,17 @@ __all__ = [
     "table_of",
 ]
 
+_ROUTE: Final = (
+    *("id", "table", "events", "task", "when", "argument", "columns", "queue", "grouping", "sending"),
+    *("key", "group", "on_failure", "on_full", "even_muted"),
+)
+_SELDOM: Final = {  # what most routes have
+    "key": {""},
+    "group": {""},
+    "on_failure": {"", "continue"},
+    "on_full": {PAUSE},
+    "even_muted": {""},
+}
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red"}
 
 
@@ -55,12 +66,13 @@ def _indented(text: str) -> str:
 
 
 def show_routes(routes: Iterable[Route]) -> None:
-    """Print the table of routes."""
-    table = table_of(
-        "id", "table", "events", "task", "when", "argument", "columns", "queue", "grouping", "sending"
-    )
-    for route in routes:
-        table.add_row(*(escape(str(value)) for value in describe_route(route).values()))
+    """Print the table of routes, without those of `_SELDOM` that no route has."""
+    described = [describe_route(route) for route in routes]
+    unused = {name for name, usual in _SELDOM.items() if all(each[name] in usual for each in described)}
+    shown = [name for name in _ROUTE if name not in unused]
+    table = table_of(*(name.replace("_", " ") for name in shown))
+    for each in described:
+        table.add_row(*(escape(each[name]) for name in shown))
     console().print(table)
 
 
@@ -77,7 +89,18 @@ def describe_route(route: Route) -> Mapping[str, str]:
         "queue": route.queue or "",
         "grouping": "coalesce" if route.coalesce else f"batch of {route.batch}" if route.batch else "",
         "sending": _sending(route),
+        "key": "" if route.key is None else repr(route.key),
+        "group": _group(route),
+        "on_failure": "" if route.key is None else route.on_failure,
+        "on_full": route.on_full,
+        "even_muted": "yes" if route.even_muted else "",
     }
+
+
+def _group(route: Route) -> str:
+    """Return the name of the group that the route shares with others on purpose."""
+    group = getattr(route.key, "group", route.id)
+    return "" if group == route.id else group
 
 
 def _sending(route: Route) -> str:

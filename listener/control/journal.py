@@ -342,7 +342,10 @@ class Journal:
         data = self._zstd.pack(block.lines)
         tables = json.dumps(sorted(block.tables))
         if self._next == 1:
-            self._set("since", str(min(block.oldest, _now())))
+            since = int(
+                _state(self._connection)["since"]
+            )  # when the file was made: nothing was committed since
+            self._set("since", str(min(block.oldest, since)))
         row = self._next, len(block.lines), block.oldest, block.newest, position, tables, data
         self._connection.execute("INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._bytes += len(data) + _ROW_OVERHEAD

@@ -60,6 +60,7 @@ def check_binlog(
         server_id=settings.cdc_server_id or derived_server_id(settings.cdc_name),
         routes=router.routes,
         checkpoint=checkpoint,
+        needs_marks=bool(router.accepted),
     )
 
 

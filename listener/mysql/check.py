@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.enqueued import CREATE_MARKS
 from cdc_tasks.routing.router import Route
 from cdc_tasks.words import counted
 from listener.core.findings import Finding, State, finding_from
 from listener.mysql.backfill.readable_table import find_in_reads
 from listener.mysql.client.connection import Connection, account, connect, fetch
 from listener.mysql.client.server import Server, current_position, read_server, replicas
+from listener.mysql.codec.marks import MARKS_TABLE
 from listener.mysql.errors import grant, setting
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.start.gaps import find_gap
@@ -27,9 +29,18 @@ __all__ = ["check_mysql", "find_in_grants", "find_in_server", "find_in_tables"]
 
 
 def check_mysql(
-    url: str, *, name: str, server_id: int, routes: Sequence[Route], checkpoint: str | None
+    url: str,
+    *,
+    name: str,
+    server_id: int,
+    routes: Sequence[Route],
+    checkpoint: str | None,
+    needs_marks: bool = False,
 ) -> Iterator[Finding]:
-    """Yield the findings, problems or not; never raises CDCError. `name` is CDC_NAME."""
+    """Yield the findings, problems or not; never raises CDCError. `name` is CDC_NAME.
+
+    `needs_marks`: transactions may enqueue tasks.
+    """
     try:
         with closing(connect(url)) as connection:
             server = read_server(connection)
@@ -46,11 +57,27 @@ def check_mysql(
                 connection, routes, server.variable("binlog_row_image"), mariadb=server.is_mariadb
             )
             yield from find_in_reads(connection, _tables_to_read(connection, routes))
+            if needs_marks:
+                yield _marks(connection)
             if server.variable("log_bin") == "ON":
                 yield _server_id(connection, server, name, server_id)
                 yield _checkpoint(url, connection, server, checkpoint)
     except CDCError as error:
         yield finding_from("connection", error)
+
+
+def _marks(connection: Connection[Any]) -> Finding:
+    """Return whether there is a table by whose rows a transaction says what it enqueues."""
+    query = "SELECT TABLE_SCHEMA FROM information_schema.TABLES WHERE TABLE_NAME = %s"
+    found = sorted(str(schema) for (schema,) in fetch(connection, query, [MARKS_TABLE]))
+    if found:
+        return _finding("marks", f"{MARKS_TABLE} in {', '.join(found)}")
+    return _finding(
+        "marks",
+        f"routes accept what a transaction enqueues, and there is no table {MARKS_TABLE}",
+        State.WARNING,
+        f"In the application's database: {CREATE_MARKS}",
+    )
 
 
 def _encryption(connection: Connection[Any]) -> Finding:
@@ -194,7 +221,10 @@ def _found(route: Route, missing: Sequence[str]) -> Finding:
     what = f"table {route.schema}.{route.table}"
     if not missing:
         return _finding("table", "found", what=what)
-    text, hint = f"has no column {', '.join(missing)}", f"Correct columns= of the route of {route.task}."
+    text, hint = (
+        f"has no column {', '.join(missing)}",
+        f"Correct columns=, when= or key= of the route of {route.task}.",
+    )
     return _finding("column_missing", text, State.PROBLEM, hint, what=what)
 
 
@@ -276,7 +306,7 @@ def _retention(server: Server) -> Finding:
 
 
 def _missing_columns(route: Route, tables: Iterable[set[str]]) -> list[str]:
-    wanted = {*(route.columns or ()), *getattr(route.when, "columns", ())}
+    wanted = {*(route.columns or ()), *getattr(route.when, "columns", ()), *getattr(route.key, "columns", ())}
     for columns in tables:
         wanted -= columns
     return sorted(wanted)

@@ -234,17 +234,18 @@ class BinlogMonitor:
         deadline = monotonic() + _TICK
         # A chunk waits for the end of the transaction in which the last batch ended.
         ends_with_transaction = decoder.is_within_transaction and self._window.is_due(self._place.position)
-        outer: bytes | None = None
+        events, outer = self._events, None
         while len(changes) < full and size < _MAX_BYTES:
-            inner = decoder.inner
-            event = next(inner or self._events, None)
-            if event is None:
-                if inner is not None:
+            if decoder.inner is None:
+                event = next(events)
+                if event is None:
+                    break
+                outer = event
+            else:
+                event = next(decoder.inner, None)
+                if event is None:
                     decoder.leave_inner()
                     continue
-                break
-            if inner is None:
-                outer = event
             size += len(event)
             decode(event, changes)
             if ends_with_transaction and not decoder.is_within_transaction:

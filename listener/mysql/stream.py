@@ -168,21 +168,35 @@ class StreamPlace:
 
     def __init__(self, start: BinlogPosition | None) -> None:
         """`start` is where reading begins; None if that is not a place of this server's."""
-        self.position: BinlogPosition | None = None
-        if start is not None:
-            file, offset = start.start
-            self.position = BinlogPosition(file=file, offset=offset)
+        self._start = None if start is None else _place_of(*start.start)
+        self._at: BinlogPosition | None = None  # of the last event
+
+    @property
+    def position(self) -> BinlogPosition | None:
+        """The place; None if it is not known yet. A server that goes by GTIDs begins with the start of a file."""
+        start, at = self._start, self._at
+        return start if at is None or (start is not None and start > at) else at
 
     def passed(self, event: bytes, file: str) -> None:
-        """Take in the last event, and in which file what comes next is."""
-        before = self.position
+        """Take in an event, each later in the log than the one before; `file` is that of what comes next."""
+        at = self._at
+        is_same = at is not None and file == at.file
         if event[4] == _ROTATE:
-            offset = _u64(event, 19)[0]
-        elif (offset := _word(event, 13)[0]) == 0:
+            if not is_same:
+                self._at = _place_of(file, _u64(event, 19)[0])
+            return
+        offset: int = _word(event, 13)[0]
+        if offset == 0 or event[17] & _ARTIFICIAL:
             return  # it is not in the file
-        while before is not None and file == before.file and offset < before.offset:
-            offset += _OFFSETS  # an event has 32 bits for its place
-        self.position = BinlogPosition(file=file, offset=offset)
+        if at is not None and is_same:
+            offset += at.offset - at.offset % _OFFSETS
+            if offset < at.offset:
+                offset += _OFFSETS  # an event has 32 bits for its place
+        self._at = _place_of(file, offset)
+
+
+def _place_of(file: str, offset: int) -> BinlogPosition:
+    return BinlogPosition(file=file, offset=offset)
 
 
 def replica_uuid(name: str) -> str:

@@ -107,6 +107,7 @@ def _results() -> dict[str, Any]:
         "throughput": drained,
         "width": {"narrow": drained, "tickets": drained, "wide": drained},
         "transactions": {"1": drained, "100": drained},
+        "keys": {"no key": {"rate": 100, "rates": [100], "ratio": 1.0, "cpu": 8.0, "redis_cpu": 3.0}},
         "rabbitmq": drained,
         "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
         "isolation": {"emptied": latency, "blocked": latency},

@@ -14,6 +14,7 @@ import pytest
 
 from tests.acceptance.checker import EXPECTED, Message, faults, read_message
 from tests.acceptance.ledger import Committed
+from tests.acceptance.reads import faults_of_reads
 
 Queues = dict[str, list[Message]]
 
@@ -151,3 +152,28 @@ def test_the_checker_shares_no_code_with_the_listener(module: str) -> None:
     tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text())
     imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(name.startswith(("listener", "cdc_tasks")) for name in imported)
+
+
+def _sent(event: str, key: int, version: int | None, *, before: int | None = None) -> dict[str, Any]:
+    after = None if version is None else {"id": key, "v": version}
+    old = None if before is None else {"id": before}
+    return {"id": f"{event}-{key}-{version}", "event": event, "before": old, "after": after}
+
+
+def test_the_checker_of_reads_finds_what_is_missing_doubled_stale_or_gone() -> None:
+    right = [
+        _sent("read", 1, 1),
+        _sent("read", 2, 2),
+        _sent("update", 1, 5),
+        _sent("delete", 2, None, before=2),
+        _sent("update", 4, 6, before=3),
+    ]
+    rows = {1: 5, 4: 6}
+    assert faults_of_reads([_sent("read", 3, 3), *right], rows) == []
+    for wrong, fault in (
+        (right[:2] + right[3:], "row 1 with version 5 was not delivered"),
+        ([*right, _sent("read", 1, 5), _sent("read", 1, 5)], "id read-1-5 is there 2 times"),
+        ([*right, _sent("read", 1, 1)], "row 1 went back from 5 to 1 by a read"),
+        ([*right, _sent("read", 2, 7)], "row 2 was delivered last as if it were there"),
+    ):
+        assert fault in faults_of_reads(wrong, rows)

@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sqlalchemy
+
+import cdc_tasks
 from harness.waiting import at_most, wait_until
 from tests.support.operators import Operator
 from tests.support.publishing import messages
@@ -46,13 +49,19 @@ class Reader(Operator):
         written = []
         for language, text in _BLOCK.findall((_PAGES / f"{page}.md").read_text()):
             block = textwrap.dedent(text)
-            if language == "python":
+            if language == "python" and "engine" in block:
+                self._runs(block)
+            elif language == "python":
                 (self._directory / "shop_routes.py").write_text(block)
             elif language == "sql":
                 self.database.execute(block.replace("BEGIN;", "").replace("COMMIT;", ""))
             else:
                 written += [self._types(line.removeprefix("$ ")) for line in block.splitlines()]
         return "\n".join(written)
+
+    def _runs(self, block: str) -> None:
+        engine = sqlalchemy.create_engine(self.database.url, poolclass=sqlalchemy.NullPool)
+        exec(block, {"engine": engine, "cdc_tasks": cdc_tasks, "text": sqlalchemy.text})
 
     def _types(self, line: str) -> str:
         program, *words = shlex.split(line)

@@ -59,9 +59,11 @@ class World:
     def environment(self) -> dict[str, str]:
         """What the listener is told; it sees the servers through the cables."""
         database, broker = self.cables
+        broker_url = self.broker.url.replace(f":{self.broker.port}/", f":{broker.port}/")
         return {
             "DATABASE_URL": self.database.url.replace(f":{self.database.port}/", f":{database.port}/"),
-            "CELERY_BROKER_URL": self.broker.url.replace(f":{self.broker.port}/", f":{broker.port}/"),
+            "CELERY_BROKER_URL": broker_url,
+            "CACHE_URL": broker_url,  # `check` asks it, before a reload
             "CDC_NAME": _NAME,
             "CDC_ROUTES": "tests.acceptance.chaos_routes:setup_router",
             "CDC_DURABILITY": "fsync",

@@ -43,10 +43,12 @@ def test_a_column_that_is_not_there_is_a_problem_and_in_a_glob_a_warning(any_dat
     any_database.execute("CREATE TABLE tickets (id int PRIMARY KEY, status text)")
     router = router_to(("tickets", INSERT, "id", "stats"), ("tick*", INSERT, "title"))
     router.register("public", "tickets", UPDATE, "tasks.changed", when=changed("state"))
+    router.register("public", "tickets", UPDATE, "tasks.keyed", columns=["id"], key="titel")
     found = Findings(any_database.url, router)
     assert found.about("no column stats. Did you mean status?").state is PROBLEM
     assert found.about("no column state. Did you mean status?").state is PROBLEM
     assert found.about("no column title").state is WARNING
+    assert found.about("no column titel").state is PROBLEM
 
 
 def test_a_glob_without_a_table_yet_is_a_warning(database: Database) -> None:
@@ -88,11 +90,16 @@ def test_what_a_delete_and_an_old_row_lack_of_the_listed_columns_is_told(any_dat
     router.register("public", "grants", [INSERT, DELETE], "tasks.granted", columns=columns, args=lambda _: [])
     router.register("public", "grants", [UPDATE], "tasks.moved", columns=columns, args=lambda _: [])
     router.register("public", "grants", [INSERT, DELETE], "tasks.counted", columns=["id"], args=lambda _: [])
+    router.register("public", "grants", [INSERT, DELETE], "tasks.keyed", columns=["id"], key=["id", "note"])
+    router.register("public", "grants", [INSERT, UPDATE], "tasks.fine", columns=["id"], key="note")
     found = Findings(any_database.url, router)
     deleted = found.about("a DELETE does not have user_id, only id")
     updated = found.about("an UPDATE has user_id in `after` alone")
     assert (deleted.what, deleted.state) == ("route to tasks.granted", WARNING)
     assert (updated.what, updated.state) == ("route to tasks.moved", WARNING)
+    keyed = found.about("a DELETE does not have note of key=, only id")
+    assert (keyed.what, keyed.state) == ("route to tasks.keyed", WARNING)
+    assert [each for each in found.all if each.what == "route to tasks.fine"] == []
     any_database.execute(deleted.hint)
     assert [each for each in Findings(any_database.url, router).all if each.state is not OK] == []
 

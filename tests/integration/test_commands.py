@@ -43,6 +43,9 @@ def test_settings_that_cannot_be_used_are_all_told_at_once(command: str) -> None
     assert "Traceback" not in done.stderr
 
 
+_PLAIN = {"key": "", "group": "", "on_failure": "", "on_full": "pause", "even_muted": ""}
+
+
 def test_routes_are_shown_without_database_and_broker() -> None:
     operator = Operator(CDC_ROUTES=f"{ROUTES}:routes")
     shown = operator.asks("routes")
@@ -58,6 +61,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "queue": "",
             "grouping": "coalesce",
             "sending": "",
+            **_PLAIN,
         },
         {
             "table": "public.roles",
@@ -69,6 +73,7 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "queue": "",
             "grouping": "",
             "sending": "",
+            **_PLAIN,
         },
         {
             "table": "public.roles",
@@ -80,11 +85,26 @@ def test_routes_are_shown_without_database_and_broker() -> None:
             "queue": "cdc_bulk",
             "grouping": "batch of 500",
             "sending": "",
+            **_PLAIN,
         },
     ]
     table = operator.types("routes").stdout
     assert "tests.refresh" in table
     assert "batch of 500" in table
+    assert "on full" not in table  # as no route has anything else than usual
+
+
+def test_routes_are_shown_with_their_keys_and_policies() -> None:
+    shown = Operator(CDC_ROUTES=f"{ROUTES}:keyed").asks("routes")
+    names = ("key", "group", "on_failure", "on_full", "even_muted")
+    assert [[each[name] for name in names] for each in shown] == [
+        ["id", "", "continue", "pause", ""],
+        ["tenant_id, id", "orders", "hold", "set_aside", "yes"],
+        ["_table", "", "continue", "grow", ""],
+    ]
+    table = Operator(CDC_ROUTES=f"{ROUTES}:keyed", COLUMNS="300").types("routes").stdout
+    for told in ("key", "group", "on failure", "on full", "even muted", "tenant_id, id", "set_aside"):
+        assert told in table
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from harness.waiting import Deadline
+from harness.waiting import Deadline, at_most
 from listener.core.backfill import Chunk, ChunkRequest
 from listener.mysql.check import check_mysql
 from listener.router import BinlogRouter, EventType
 from tests.integration.test_mysql_types import _DOCUMENTS, _NUMBERS, _TEXTS, _TIMES
 from tests.support.mysql.source import MySQLSource
+from tests.support.publishing import in_background
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,6 +187,10 @@ def test_a_chunk_waits_for_the_end_of_a_transaction_and_muted_ones_tear_it(sourc
         "INSERT INTO t VALUES (1, 1), (2, 1)",
     )
     source.watch(batch_size=10)
+    source.execute(*["UPDATE t SET v = v + 1"] * 40, "UPDATE t SET v = 1")
+    before: list[Change] = []
+    assert _read(source, before=before).rows == []  # the stream was behind what the rows show
+    assert len(before) == 82
     rows = ", ".join(f"({number})" for number in range(300))
     _disturb(
         source,
@@ -199,6 +204,23 @@ def test_a_chunk_waits_for_the_end_of_a_transaction_and_muted_ones_tear_it(sourc
     _disturb(source, lambda: source.execute("BEGIN", mark, "UPDATE t SET v = 3", "COMMIT"))
     assert _read(source).is_torn
     assert [each.row["v"] for each in _read(source).rows] == [3, 3]
+
+
+def test_a_change_that_the_stream_has_and_nobody_sees_yet_is_waited_for(mysql_source: MySQLSource) -> None:
+    """The server writes a transaction to its log, waits, and shows it to others then."""
+    source = mysql_source
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, v int)", "INSERT INTO t VALUES (1, 1), (2, 1)")
+    source.watch()
+    source.execute("SET GLOBAL binlog_group_commit_sync_delay = 700000")  # microseconds
+    try:
+        with in_background(lambda: source.execute("UPDATE t SET v = 2 WHERE id = 1")) as writing:
+            (change,) = source.changes(1)
+            chunk = _read(source)
+            writing.result(at_most(60))
+    finally:
+        source.execute("SET GLOBAL binlog_group_commit_sync_delay = 0")
+    assert change.row["v"] == 2
+    assert [each.row["v"] for each in chunk.rows] == [2, 1]
 
 
 def test_an_idle_server_with_a_new_log_gives_the_chunk_its_place(source: MySQLSource) -> None:

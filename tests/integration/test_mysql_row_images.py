@@ -100,6 +100,10 @@ def test_routes_that_compare_what_a_row_image_leaves_out_are_warned_of_and_no_ot
     router.register(schema, "t", "update", "t.id", when=changed("id"))
     router.register(schema, "t", "insert", "t.insert", when=became("status", "closed"))
     router.register(schema, "keyless", "update", "keyless.a", when=changed("a"))
+    router.register(schema, "t", ["insert", "delete"], "t.key", key=["id", "status"])
+    router.register(schema, "t", "update", "t.document", key="body")
+    router.register(schema, "t", "insert", "t.new", key="status")
+    router.register(schema, "t", "delete", "t.gone", key="id")
     with closing(connect(source.database.url)) as connection:
         told = {
             image: [each.what for each in find_in_old_values(connection, router.routes, image)]
@@ -108,8 +112,8 @@ def test_routes_that_compare_what_a_row_image_leaves_out_are_warned_of_and_no_ot
     assert told == {
         "FULL": [],
         "FULL_NODUP": [],
-        "NOBLOB": ["route to t.body"],
-        "MINIMAL": ["route to t.status", "route to t.body"],
+        "NOBLOB": ["route to t.body", "route to t.document"],
+        "MINIMAL": ["route to t.status", "route to t.body", "route to t.key", "route to t.document"],
     }
 
 

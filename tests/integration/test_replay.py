@@ -76,7 +76,7 @@ class Person(Operator):
         with suppress(NotFound), open_channel(self._rabbitmq) as channel:  # or it is not declared yet
             while (message := channel.basic_get(queue, no_ack=True)) is not None:
                 self._taken.append({"headers": message.headers, "body": json.loads(message.body)})
-        return self._taken
+        return list(self._taken)
 
     def count(self) -> int:
         if self._rabbitmq is not None:

@@ -128,6 +128,17 @@ def test_it_is_bounded_by_size_and_says_from_when_on_it_is_complete(path: Path) 
     assert summary.missing(Selection(since=summary.since)) == []
 
 
+def test_it_is_complete_from_its_beginning_on(path: Path) -> None:
+    journal = _open(path)
+    list(journal.record((), [], "0"))
+    journal.flush()
+    made = JournalReader(path).summary().since
+    later = RowChange.from_message({**_change(1).to_message(), "committed_at": "2100-01-01T00:00:00+00:00"})
+    list(journal.record((), [later], "1"))
+    journal.close()
+    assert JournalReader(path).summary().missing(Selection(since=made)) == []
+
+
 def test_what_is_too_old_is_dropped(path: Path) -> None:
     journal = _open(path, max_age=1.0)
     _write(journal, 1, 1000)

@@ -63,7 +63,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(name)
         return fnmatchcase(name, pattern)
 
-    monkeypatch.setattr("cdc_tasks.routing.router.fnmatchcase", counting)
+    monkeypatch.setattr("cdc_tasks.routing.route.fnmatchcase", counting)
     return names
 
 

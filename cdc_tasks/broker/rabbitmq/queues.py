@@ -20,7 +20,7 @@ __all__ = ["bind_if_allowed", "existing_queue", "exists_exchange", "throw_away_c
 
 @contextmanager
 def throw_away_channel(connection: Any) -> Iterator[Any]:
-    """Open a channel of an `amqp.Connection` for a request that RabbitMQ may refuse.
+    """Open a channel of an `amqp.Connection`, or of kombu's, for a request that RabbitMQ may refuse.
 
     A refusal closes the channel. No consumer and no confirm is on this one. Closing it gives back what it has taken.
     """

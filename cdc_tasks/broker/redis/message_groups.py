@@ -54,6 +54,7 @@ __all__ = [
     "next_list",
     "owners_key",
     "release_command",
+    "waiting_list",
 ]
 
 _OWNERS: Final = "cdc:keys"
@@ -184,66 +185,113 @@ local function may_go(each, list, message)    -- whether it is handed out; if no
 end
 """
 
-# KEYS: the owners; ARGV: the prefix, then runs of messages with the same list and key: the list, the key, the
-# beginning of the record that the first one makes as the owner, the number of messages, and these, each behind its list
-# and a line feed.
-# For the listener, which sends it with its checkpoint. It calls Redis once for a run, and looks at a message's content
-# only if that has the owner's task id somewhere: it may take the owner's place.
+# KEYS: the owners; ARGV: the prefix, the ids of the messages' changes between spaces, then runs of messages with the
+# same list and key: the list, the key, the number of messages. If the key was busy a moment ago, the messages are at
+# the end of what waits for it already, and the number is negative. Else there follows the beginning of the record that
+# the first one makes as the owner. A single message was just pushed to its list, and the number is 0; else it follows.
+# For the listener, which sends it with its checkpoint. It calls Redis as seldom as it can, and looks at a message's
+# content only if that may have the owner's task id: then it takes the owner's place.
 ADMIT: Final = f"""
 local P = ARGV[1]
 {_ADMITTING}
-local keys, owners, i = {{}}, {{}}, 2
+local keys, owners, just_pushed, i = {{}}, {{}}, {{}}, 3
 while i <= #ARGV do
     keys[#keys + 1] = ARGV[i + 1]
-    i = i + 4 + ARGV[i + 3]
+    local number = tonumber(ARGV[i + 2])
+    if number == 0 then just_pushed[ARGV[i]] = (just_pushed[ARGV[i]] or 0) + 1 end
+    i = i + (number < 0 and 3 or 4 + number)
 end
 for number, owner in ipairs(redis.call('HMGET', OWNERS, unpack(keys))) do owners[keys[number]] = owner end
 local owned, held_up, lengths, lists, pushed = {{}}, {{}}, {{}}, {{}}, {{}}
 local ends_with_now = redis.call('TIME')[1] .. ']'
 local function push(list, message)
-    if not pushed[list] then
-        pushed[list] = {{}}
+    local messages = pushed[list]
+    if not messages then
+        messages = {{}}
+        pushed[list] = messages
         lists[#lists + 1] = list
     end
-    table.insert(pushed[list], message)
+    messages[#messages + 1] = message
 end
 local function write_owners()
     if #owned > 0 then redis.call('HSET', OWNERS, unpack(owned)) end
     owned = {{}}
 end
-local function admit_one_by_one(list, key, first, last)
+local function admit_one_by_one(list, key, messages)
     write_owners()
-    for j = first, last do
-        local message = string.sub(ARGV[j], #list + 2)
+    for _, message in ipairs(messages) do
         if admit(described(cjson.decode(message)), list, message) then push(list, message) end
     end
     owners[key] = redis.call('HGET', OWNERS, key)
 end
-local function have_id_of(owner, first, last)
-    local id = string.match(owner, '^%["[^"]*","([^"]*)"')
-    for j = first, last do
-        if id and string.find(ARGV[j], id, 1, true) then return true end
+local function make_owner(key, beginning)
+    owners[key] = beginning .. ends_with_now
+    owned[#owned + 1] = key
+    owned[#owned + 1] = owners[key]
+end
+local function now_waiting(list, key, number)
+    if number > 0 then
+        held_up[#held_up + 1] = key
+        lengths[list] = (lengths[list] or 0) + number
     end
 end
-i = 2
-while i <= #ARGV do
-    local list, key, first, last = ARGV[i], ARGV[i + 1], i + 4, i + 3 + ARGV[i + 3]
+local function id_of(owner)
+    return string.match(owner, '^%["[^"]*","([^"]*)"') or ' '
+end
+local function take_back(list, key, number)
+    local messages = {{}}
+    for j = number, 1, -1 do messages[j] = string.sub(redis.call('RPOP', WAITING .. key), #list + 2) end
+    return messages
+end
+local function is_of_these(id)  -- a task id is that of the change, with that of the route behind it if there is one
+    local change = string.gsub(id, '%-[^-]*$', '')
+    return string.find(ARGV[2], ' ' .. change .. ' ', 1, true) or string.find(ARGV[2], ' ' .. id .. ' ', 1, true)
+end
+local function follow(list, key, number)
+    local owner = owners[key]
+    if owner and not is_of_these(id_of(owner)) then
+        now_waiting(list, key, number)
+    else
+        admit_one_by_one(list, key, take_back(list, key, number))
+    end
+end
+local function come(list, key, beginning, messages)
     local owner = owners[key]
     if not owner then
-        push(list, string.sub(ARGV[first], #list + 2))
-        owners[key] = ARGV[i + 2] .. ends_with_now
-        owned[#owned + 1] = key
-        owned[#owned + 1] = owners[key]
-        first = first + 1
+        make_owner(key, beginning)
+        push(list, table.remove(messages, 1))
     end
-    if owner and have_id_of(owner, first, last) then
-        admit_one_by_one(list, key, first, last)
-    elseif first <= last then
-        redis.call('RPUSH', WAITING .. key, unpack(ARGV, first, last))
-        held_up[#held_up + 1] = key
-        lengths[list] = (lengths[list] or 0) + last - first + 1
+    if #messages == 0 then return end
+    for j, message in ipairs(messages) do
+        if owner and string.find(message, id_of(owner), 1, true) then return admit_one_by_one(list, key, messages) end
     end
-    i = last + 1
+    for j, message in ipairs(messages) do messages[j] = list .. '\\n' .. message end
+    redis.call('RPUSH', WAITING .. key, unpack(messages))
+    now_waiting(list, key, #messages)
+end
+local newest, passed = {{}}, {{}}  -- of each list: the messages that were just pushed, the newest first
+local function pull_back(list)
+    newest[list] = newest[list] or redis.call('LRANGE', list, 0, just_pushed[list] - 1)
+    local message = newest[list][just_pushed[list] - passed[list] + 1]
+    redis.call('LREM', list, 1, message)
+    return message
+end
+i = 3
+while i <= #ARGV do
+    local list, key, number, beginning = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
+    if number == 0 then
+        passed[list] = (passed[list] or 0) + 1
+        if owners[key] then
+            come(list, key, beginning, {{pull_back(list)}})
+        else
+            make_owner(key, beginning)
+        end
+    elseif number < 0 then
+        follow(list, key, -number)
+    else
+        come(list, key, beginning, {{unpack(ARGV, i + 4, i + 3 + number)}})
+    end
+    i = i + (number < 0 and 3 or 4 + number)
 end
 write_owners()
 if #held_up > 0 then redis.call('SADD', HELD_UP, unpack(held_up)) end
@@ -394,6 +442,11 @@ return 1
 def owners_key(prefix: str) -> str:
     """Return the key of the hash with the owner of each key."""
     return f"{prefix}{_OWNERS}"
+
+
+def waiting_list(prefix: str, key: str) -> str:
+    """Return the key of the list with what waits for this one."""
+    return f"{prefix}{_WAITING}{key}"
 
 
 def next_list(place: str) -> str:

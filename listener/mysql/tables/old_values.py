@@ -1,4 +1,4 @@
-"""Whether the log has the old values that the routes compare: with binlog_row_image=MINIMAL or NOBLOB it lacks some."""
+"""Whether the log has the values that the routes need: with binlog_row_image=MINIMAL or NOBLOB it lacks some."""
 
 from __future__ import annotations
 
@@ -20,21 +20,32 @@ _Name = tuple[str, str]  # schema and table
 def find_in_old_values(
     connection: Connection[Any], routes: Sequence[Route], image: str, *, mariadb: bool = False
 ) -> Iterator[Finding]:
-    """Yield a warning for each route that compares columns whose old values the log lacks with this row image."""
+    """Yield a warning for each route that needs columns which the log lacks with this row image.
+
+    These are columns whose old values it compares, and those of its key.
+    """
     if image not in _LACKING:
         return
-    comparing = [each for each in routes if _compared(each) and EventType.UPDATE in each.events]
-    if not comparing:
+    needing = [each for each in routes if _compared(each) or _of_key(each)]
+    if not needing:
         return
     lacking = _read_lacking(connection, image)
-    for route in comparing:
+    hint = setting("binlog_row_image", "FULL", mariadb=mariadb)
+    for route in needing:
         for name in selected_tables(route, lacking):
+            table = ".".join(name)
             if columns := sorted(_compared(route) & lacking[name]):
-                yield _warning(route, name, columns, image, mariadb=mariadb)
+                yield _warning(route, _not_compared(route, table, columns, image), hint)
+            if columns := sorted(_of_key(route) & lacking[name]):
+                yield _warning(route, _without_key(route, table, columns, image), hint)
 
 
 def _compared(route: Route) -> frozenset[str]:
-    return frozenset(getattr(route.when, "columns", ()))
+    return frozenset(getattr(route.when, "columns", ()) if EventType.UPDATE in route.events else ())
+
+
+def _of_key(route: Route) -> frozenset[str]:
+    return frozenset(getattr(route.key, "columns", ()) if route.events & _LACKING_AT.keys() else ())
 
 
 def _read_lacking(connection: Connection[Any], image: str) -> dict[_Name, set[str]]:
@@ -58,13 +69,29 @@ _LACKING: Final = {
 }
 
 
-def _warning(route: Route, name: _Name, columns: Sequence[str], image: str, *, mariadb: bool) -> Finding:
+_LACKING_AT: Final = {
+    EventType.UPDATE: "an UPDATE that does not set it",
+    EventType.DELETE: "a DELETE",
+}
+
+
+def _not_compared(route: Route, table: str, columns: Sequence[str], image: str) -> str:
     listed = ", ".join(columns)
+    return (
+        f"{table}: the old value of {listed} is not in the log (binlog_row_image={image}): "
+        f"{route.when!r} fires at each UPDATE that sets {listed}, also to the value that it had"
+    )
+
+
+def _without_key(route: Route, table: str, columns: Sequence[str], image: str) -> str:
+    at = " and ".join(text for event, text in _LACKING_AT.items() if event in route.events)
+    return (
+        f"{table}: {', '.join(columns)} of key= is not in the log at {at} (binlog_row_image={image}): "
+        "such a change is parked"
+    )
+
+
+def _warning(route: Route, found: str, hint: str) -> Finding:
     return Finding(
-        what=f"route to {route.task}",
-        state=State.WARNING,
-        code="old_values",
-        found=f"{'.'.join(name)}: the old value of {listed} is not in the log (binlog_row_image={image}): "
-        f"{route.when!r} fires at each UPDATE that sets {listed}, also to the value that it had",
-        hint=setting("binlog_row_image", "FULL", mariadb=mariadb),
+        what=f"route to {route.task}", state=State.WARNING, code="old_values", found=found, hint=hint
     )

@@ -183,7 +183,7 @@ def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Findi
                 code="column_missing",
                 found=f"{_names([table.name])} has no column {column}."
                 + (f" Did you mean {close[0]}?" if close else ""),
-                hint="Correct the route's columns=, or add the column.",
+                hint="Correct columns=, when= or key= of the route, or add the column.",
             )
         elif column in table.virtual_generated or (column in table.stored_generated and version < 18_00_00):
             yield Finding(
@@ -261,6 +261,10 @@ def _find_in_old_values(selected: SelectedTable) -> Iterator[Finding]:
         sent = frozenset(route.columns or ()) - table.key
         if sent and EventType.DELETE in route.events:
             found = f"a DELETE does not have {_list(sent)}, only {_list(table.key)}"
+            yield _old_values(route, table, found, partial)
+        of_key = frozenset(getattr(route.key, "columns", ())) - table.key - sent
+        if of_key and EventType.DELETE in route.events:
+            found = f"a DELETE does not have {_list(of_key)} of key=, only {_list(table.key)}: it is parked"
             yield _old_values(route, table, found, partial)
         if sent and _reads_freely(route) and EventType.UPDATE in route.events:
             found = f"an UPDATE has {_list(sent)} in `after` alone: args= cannot read them in `before`"

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import Celery
 
-from cdc_tasks.broker.redis.message_groups import ADMIT, ADMIT_DIGEST, LENGTHS, owners_key
+from cdc_tasks.broker.redis.message_groups import ADMIT, ADMIT_DIGEST, LENGTHS, owners_key, waiting_list
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import GROW, PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
@@ -33,6 +33,7 @@ __all__ = ["RedisPublisher"]
 _LOOK_EVERY = 0.2  # seconds between two looks at a queue that is too long
 _CHECK_EVERY = 1.0  # seconds without a write, until the publisher looks whether the broker still has its data
 _OVERHEAD = 10_000  # bytes in a message beside the arguments, which are in base64
+_MOST_KEYS = 10_000  # that are remembered, and those of a batch
 _AT_ONCE = 50  # messages in a command: the broker reads one while we make the next
 
 
@@ -72,6 +73,8 @@ class RedisPublisher:
         self._parked: list[Parked] = []  # with the batch in flight
         self._refused: list[Parked] = []  # in the same batch: what is too large for Redis
         self._envelopes = Envelopes(app)
+        self._busy: set[str] = set()  # keys of messages: their next ones are likely to wait
+        self._met: set[str] = set()  # keys of the messages in flight
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
@@ -188,6 +191,7 @@ class RedisPublisher:
         before: Callable[[], None] | None = None,
     ) -> None:
         envelopes = self._envelopes_of(tasks)
+        self._remember_keys()
         self._checked_at = monotonic()  # the step looks too
         moves = list(self._set_aside.commands())  # as they are now, also if the step has to be sent again
         self._checkpoint.start(
@@ -200,14 +204,23 @@ class RedisPublisher:
             notes=notes,
         )
 
+    def _remember_keys(self) -> None:
+        """Learn which keys messages had. Not while a step is made: it may have to be made again, the same."""
+        if len(self._busy) > _MOST_KEYS:
+            self._busy.clear()
+        self._busy |= self._met
+        self._met = set()
+
     def _pushes(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
         """Yield what puts the tasks into their queues; add those that Redis would refuse to `_refused`."""
-        self._refused = []
+        self._refused, self._met = [], set()
         pushes = _Pushes(
             max_bytes=self._redis.max_bytes,
             refused=self._refused,
             beside=self._set_aside if self._set_aside.is_used else None,
             prefix=self._redis.prefixed(""),
+            busy=self._busy,
+            met=self._met,
         )
         return pushes.commands(tasks, envelopes)
 
@@ -309,11 +322,13 @@ class _Pushes:
     refused: list[Parked]  # what is larger
     beside: SetAside | None  # says which messages go to a list beside their queue; None: none does
     prefix: str
+    busy: Collection[str]  # keys that messages had before
+    met: set[str]  # keys that these messages have
 
     def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
         """Yield them; a message with a key goes to its queue if its key is free."""
         expiries: dict[Command, None] = {}
-        keyed = _KeyedPushes(self.prefix)
+        keyed = _KeyedPushes(self.prefix, self.busy, self.met)
         for start in range(0, len(tasks), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             queues: dict[str, list[bytes]] = defaultdict(list)
@@ -335,7 +350,7 @@ class _Pushes:
                     queues[name].append(message)
             yield from self._commands(queues)
             if keyed.runs:
-                yield keyed.command()
+                yield from keyed.commands()
         yield from expiries
 
     def _add_keyed(
@@ -369,14 +384,28 @@ class _Pushes:
         self.refused.append(Parked(route, change, too_large(length, self.max_bytes), arguments, kwargs, key))
 
 
-class _KeyedPushes:
-    """Messages with a key, as the script takes them that admits them: in runs with the same queue and key."""
+# Queue, key, what makes the record of the first message as the owner, that one's id and position, messages
+_Run = tuple[str, str, Callable[[bytes, bytes], bytes], tuple[bytes, bytes], list[bytes]]
 
-    def __init__(self, prefix: str) -> None:
+
+class _KeyedPushes:
+    """Messages with a key, in runs with the same queue and key, as the script takes them that admits them.
+
+    A script costs Redis more than a plain command with the same words. So the messages of a key that was busy a moment
+    ago go to the end of what waits for it, and the only message of another key goes to its queue. The script in the
+    same atomic step looks whether that was right.
+    """
+
+    def __init__(self, prefix: str, busy: Collection[str], met: set[str]) -> None:
+        """`busy`: keys that messages had before. `met` gets those of the messages that go to the script."""
         self._prefix = prefix
+        self._busy = busy
+        self._met = met
         self._script = "EVAL", ADMIT  # once in the atomic step; from then on Redis knows it
-        self._last: dict[str, list[str | bytes]] = {}  # by key: its last run
-        self.runs: list[list[str | bytes]] = []
+        self._last: dict[str, _Run] = {}  # by key
+        self._several: set[str] = set()  # keys with more than one run: they keep their order in the script
+        self._changes: list[bytes] = []  # their ids
+        self.runs: list[_Run] = []
 
     def add(
         self,
@@ -388,19 +417,36 @@ class _KeyedPushes:
     ) -> None:
         """Add a message; `owner` makes the record that it needs if it is the first one of a run."""
         run = self._last.get(key)
+        self._changes.append(stamp[0])
         if run is not None and run[0] == queue:
-            run.append(message)
-        else:
-            run = self._last[key] = [queue, key, owner(*stamp), b"1", message]
-            self.runs.append(run)
+            run[4].append(message)
+            return
+        if run is not None:
+            self._several.add(key)
+        run = self._last[key] = queue, key, owner, stamp, [message]
+        self.runs.append(run)
 
-    def command(self) -> Command:
-        """Return the command that puts all of them into their queues, and start again without any."""
-        words: list[str | bytes] = [*self._script, "1", owners_key(self._prefix), self._prefix]
-        for run in self.runs:
-            if len(run) > 5:
-                run[3] = b"%d" % (len(run) - 4)
-            words += run
+    def commands(self) -> Iterator[Command]:
+        """Yield the commands that put all of them into their queues, and start again without any."""
+        changes = b" %b " % b" ".join(self._changes)
+        words: list[str | bytes] = [*self._script, "1", owners_key(self._prefix), self._prefix, changes]
+        busy, waiting = self._busy, waiting_list(self._prefix, "")
+        likely_free: dict[str, list[bytes]] = defaultdict(list)
+        for queue, key, owner, stamp, messages in self.runs:
+            number, is_only_run = len(messages), key not in self._several
+            if is_only_run and (key in busy or key in self._met):
+                yield "RPUSH", waiting + key, *messages
+                words += queue, key, b"-%d" % number
+            elif is_only_run and number == 1:
+                likely_free[queue].append(without_list(messages[0]))
+                words += queue, key, b"0", owner(*stamp)
+            else:
+                words += queue, key, b"%d" % number, owner(*stamp), *map(without_list, messages)
+        for queue, messages in likely_free.items():
+            yield "LPUSH", queue, *messages
+        self._met.update(self._last)
         self._script = "EVALSHA", ADMIT_DIGEST
-        self._last, self.runs = {}, []
-        return tuple(words)
+        self.runs, self._changes = [], []
+        self._last.clear()
+        self._several.clear()
+        yield tuple(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cdc_tasks.changes import Change
 from listener.router import BinlogRouter, EventType, changed
 
-__all__ = ["failing", "mended", "no_router", "routes", "setup", "to_no_queue"]
+__all__ = ["failing", "keyed", "mended", "no_router", "routes", "setup", "to_no_queue"]
 
 
 def setup(schema: str = "public") -> BinlogRouter:
@@ -31,6 +31,17 @@ def to_no_queue(schema: str = "public") -> BinlogRouter:
     """Return a route whose queue is misspelt."""
     router = BinlogRouter()
     router.register(schema, "roles", EventType.INSERT, "tests.many", queue="balk")
+    return router
+
+
+def keyed(schema: str = "public") -> BinlogRouter:
+    """Return routes with keys, and with other policies than usual."""
+    router = BinlogRouter()
+    events = [EventType.INSERT, EventType.UPDATE]
+    router.register(schema, "roles", events, "tests.of_one", key="id")
+    policies = {"group": "orders", "on_failure": "hold", "on_full": "set_aside", "even_muted": True}
+    router.register(schema, "roles", events, "tests.of_group", key=["tenant_id", "id"], **policies)  # type: ignore[arg-type]  # a dict of each parameter's type
+    router.register(schema, "roles", events, "tests.called", key=_table, on_full="grow")
     return router
 
 
