@@ -176,7 +176,11 @@ class _Partition:
         elif (retries := 0 if key.startswith("\0") else _retries(message)) and held_keys.is_replaced(
             str(task_id), retries
         ):
-            log.info("keyed_message_dropped", of_task_id=task_id, reason="The try before it has run again.")
+            log.info(
+                "keyed_message_dropped",
+                of_task_id=task_id,
+                reason="It has run before, or the try before it has run again.",
+            )
         elif record is None:
             return True
         elif not held_keys.put_aside(key, message):
@@ -218,6 +222,8 @@ class _Partition:
         if running is None or running.key.startswith("\0"):
             return True
         try:
+            if running.retries and not running.is_retried:
+                held_keys.replace_retry(running.task_id, running.retries)
             if running.keeps_key and not running.is_retried:
                 held_keys.hold(running.key, running.task_id, running.task, "held")
             elif record := running.record or self._record_of_another(running):

@@ -143,7 +143,14 @@ def show_all(*, as_json: bool) -> None:
         return
     table = table_of("id", "since", "until", "state", "changes", "tasks", "asked for by")
     for each in found:
-        cells = each["id"], each["since"], each["until"], each["state"], _told(each), str(each["tasks"])
+        cells = (
+            each["id"],
+            each["since"],
+            each["until"],
+            each["state"],
+            f"{each['changes']:,}",
+            str(each["tasks"]),
+        )
         table.add_row(*map(escape, (*cells, f"{each['who']}, {each['at']}")))
     console().print(table)
 
@@ -165,19 +172,15 @@ def watch(name: str) -> None:
     with console().status("") as line:
         while not (state := named_replay(store.read(), name)).is_over:
             shown = _described(state)
-            line.update(_counts(shown))
+            line.update(_told(shown))
             time.sleep(_LOOK_EVERY)
     shown = _described(state)
-    typer.echo(_counts(shown) + (f" {shown['error']}" if shown["error"] else ""))
+    typer.echo(_told(shown) + (f" {shown['error']}" if shown["error"] else ""))
     raise typer.Exit(0 if shown["state"] == "done" else 1)
 
 
-def _counts(shown: Mapping[str, Any]) -> str:
-    return f"{shown['state']}: {counted(shown['changes'], 'change')}, {counted(shown['tasks'], 'task')}"
-
-
 def _told(shown: Mapping[str, Any]) -> str:
-    return f"{shown['changes']:,}"
+    return f"{shown['state']}: {counted(shown['changes'], 'change')}, {counted(shown['tasks'], 'task')}"
 
 
 def _described(each: ReplayState) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def _results() -> dict[str, Any]:
         "rabbitmq": drained,
         "latency": {"queue": latency, "task": latency, "start": [0.9, 1.1]},
         "isolation": {"emptied": latency, "blocked": latency},
+        "failing_key": {"succeeds": latency, "fails": latency},
         "memory": {"peak": {"100": 75.0, "1000000": 76.0}, "idle": 0.1},
         "runners": {
             title: {name: {"rate": 100, "rates": [90, 110], "cpu": 1.5} for name in ("cdc-tasks", "taskiq")}

@@ -308,9 +308,7 @@ def _positional_code(module: _Module, call: ast.Call) -> list[ast.expr]:
 def _alarm_codes() -> set[str]:
     nodes = [node for module in _modules() for node in module.nodes]
     functions = [
-        node
-        for node in nodes
-        if isinstance(node, ast.FunctionDef) and node.name in {"_alarms", "_own_alarms"}
+        node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.endswith("_alarms")
     ]
     yields = [node.value for each in functions for node in ast.walk(each) if isinstance(node, ast.Yield)]
     return {str(ast.literal_eval(value.elts[0])) for value in yields if isinstance(value, ast.Tuple)}

@@ -13,7 +13,9 @@ aside is named, and is sent to the partition; then the next one, until none is l
 A worker may die between sending a retry and acknowledging the try before. Then that try comes back and runs again, and
 when it has ended, the retry is noted here and dropped:
 
-    cdc:held-keys:replaced:ID:N   there for a day: retry N of this task is dropped
+    cdc:held-keys:replaced:ID:N   there for an hour: retry N of this task is dropped
+
+So is a second copy of a retry that has ended: a process may die after it has sent one, and its worker sends another.
 
 A message that was put aside and is sent again has TURN_HEADER. It runs only if the key's record names it: a second copy
 does not run late. A message that was put aside is deleted here only when it has arrived in the partition again. Each
@@ -59,7 +61,7 @@ _RECORDS: Final = "cdc:held-keys"
 _WAITING: Final = "cdc:held-keys:waiting:"
 _NUMBER: Final = "cdc:held-keys:number"
 _REPLACED: Final = "cdc:held-keys:replaced:"
-_KEPT: Final = 24 * 3600  # seconds; longer than a retry waits
+_KEPT: Final = 3600  # seconds; longer than a retry waits
 
 # KEYS: the records, what waits; ARGV: the key, then what each says. MARK is what a step looks at: each new record has
 # another one.
@@ -198,11 +200,14 @@ def get(key: str) -> Record | None:
 def hold(key: str, task_id: str, task: str, state: State, *, retries: int = 0) -> None:
     """Let the key belong to this task until it has ended."""
     record = {"id": task_id, "task": task, "since": time(), "state": state, "retries": retries}
+    if retries:  # a replayed task begins to count again
+        with cache.errors_translated():
+            cache.client().delete(f"{_REPLACED}{task_id}:{retries}")
     _run(_HOLD, key, json.dumps({**record, "mark": uuid4().hex}))
 
 
 def replace_retry(task_id: str, retries: int) -> None:
-    """Note that this retry is not to run: the try before it has run again."""
+    """Note that this retry is not to run any more: it has ended, or the try before it has run again."""
     with cache.errors_translated():
         cache.client().set(f"{_REPLACED}{task_id}:{retries}", 1, ex=_KEPT)
 
