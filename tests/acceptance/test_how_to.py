@@ -60,7 +60,8 @@ class Reader(Operator):
         return "\n".join(written)
 
     def _runs(self, block: str) -> None:
-        engine = sqlalchemy.create_engine(self.database.url, poolclass=sqlalchemy.NullPool)
+        url = self.database.url.replace("postgresql:", "postgresql+psycopg2:")
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
         exec(block, {"engine": engine, "cdc_tasks": cdc_tasks, "text": sqlalchemy.text})
 
     def _types(self, line: str) -> str:
