@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -75,7 +76,7 @@ class _BinlogServer(ServerProcess):
         """Return the server's command without the common options."""
 
     def _prepare(self) -> None:
-        template = None if self.templates is None else self.templates / f"{self.name}-template"
+        template = None if self.templates is None else self.templates / self._template()
         if template is None:
             self._fill()
         elif template.is_dir():
@@ -86,6 +87,11 @@ class _BinlogServer(ServerProcess):
             copy = _copy(self.data_dir, self.home / "template")
             with suppress(OSError):  # another process was earlier
                 copy.rename(template)
+
+    def _template(self) -> str:
+        """Return the name of a copy with the same contents: some options count when the directory is filled."""
+        options = [word for word in self._make_data() if str(self.home) not in word]
+        return f"{self.name}-template-{hashlib.sha256(repr(options).encode()).hexdigest()[:12]}"
 
     def _fill(self) -> None:
         command = self._make_data()
