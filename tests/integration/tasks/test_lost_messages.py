@@ -92,11 +92,14 @@ def test_a_task_that_takes_its_whole_worker_along_is_given_up_in_the_end(
             worker = workers.start()
             wait_until(lambda: not is_alive(worker), timeout=20, what="the worker to die")  # noqa: B023
         workers.start()
-        letters = wait_until(lambda: _letters(helpdesk), timeout=20, what="the letter")
+        letters = wait_until(lambda: _letters_of(helpdesk, task_id), timeout=20, what="the letter")
         wait_until(lambda: not unacknowledged(helpdesk.broker.client), timeout=20, what="all else to be done")
-    assert [(each["id"], each["error"].partition(":")[0]) for each in letters] == [
-        (task_id, "KilledWorkersError")
-    ]
+    # Other tasks may have run beside it in both workers, and be given up with it: here once is too often.
+    assert [each["error"].partition(":")[0] for each in letters] == ["KilledWorkersError"]
+
+
+def _letters_of(helpdesk: HelpDesk, task_id: str) -> list[dict[str, Any]]:
+    return [each for each in _letters(helpdesk) if each["id"] == task_id]
 
 
 @pytest.mark.timeout(1800)
