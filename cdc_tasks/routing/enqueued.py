@@ -15,6 +15,8 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple, Protocol
 
+import orjson
+
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.message_groups import KeyValueError, key_of
@@ -53,6 +55,13 @@ _TASK_ID: Final = re.compile(
 _LONGEST_NAME: Final = 250  # letters of a task's name
 _MOST_SHOWN: Final = 10_000  # letters of a message that makes no task
 _LONGEST: Final = 1e8  # seconds: three years
+_MOST_HEADERS: Final = 10_000  # bytes
+# Of a message in Celery's second protocol, in all versions (`celery.app.amqp.AMQP.as_task_v2`), and of its brokers.
+_HEADERS_OF_CELERY: Final = frozenset({
+    "argsrepr", "chain", "chord", "compression", "errbacks", "eta", "expires", "group", "group_index", "id",
+    "ignore_result", "kwargsrepr", "lang", "origin", "parent_id", "replaced_task_nesting", "retries", "root_id", "shadow",
+    "stamped_headers", "stamps", "task", "timelimit", "x-death", "x-delivery-count",
+})  # fmt: skip
 _HIGHEST_PRIORITY: Final = 255  # as a route's
 
 
@@ -71,7 +80,22 @@ def _is_time(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def _are_headers(value: Any) -> bool:
+    """Return whether these headers can be in any broker's message, and leave alone what Celery and we put there.
+
+    The name of the task is a header too: whoever could set it would run tasks that no route accepts.
+    """
+    if not isinstance(value, Mapping):
+        return False
+    try:
+        size = len(orjson.dumps(value))  # it takes integers of up to 64 bits, and no half of a surrogate pair
+    except TypeError:
+        return False
+    is_ours = any(name in _HEADERS_OF_CELERY or name.startswith("cdc") for name in value)
+    return size <= _MOST_HEADERS and not is_ours
 
 
 def _is_priority(value: Any) -> bool:
@@ -83,16 +107,16 @@ _TEXT: Final = (_is_text, "a text that is not empty")
 # What `apply_async` takes, and a message in the log may say. All else of Celery's is for a broker that is at hand.
 OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "countdown": _NUMBER,
-    "delivery_mode": (lambda value: value in {1, 2}, "1 or 2"),
+    "delivery_mode": (lambda value: value in (1, 2), "1 or 2"),
     "eta": (_is_time, "a time in ISO 8601"),
     "exchange": _TEXT,
     "expires": (
         lambda value: _is_number(value) or _is_time(value),
         "a number of seconds or a time in ISO 8601",
     ),
-    "headers": (lambda value: isinstance(value, Mapping), "an object"),
+    "headers": (_are_headers, "an object without names of Celery's or ours, of up to 10,000 bytes"),
     "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
-    "on_failure": (lambda value: value in {"continue", "hold"}, '"continue" or "hold"'),
+    "on_failure": (lambda value: value in ("continue", "hold"), '"continue" or "hold"'),
     "priority": (_is_priority, f"a number from 0 to {_HIGHEST_PRIORITY}"),
     "queue": _TEXT,
     "routing_key": _TEXT,
@@ -161,7 +185,7 @@ class EnqueuedTask:
             found = _Fields.read(fields)
         except (EnqueuedTaskError, KeyValueError) as error:
             kind = _kind(task, {}, prefix)
-            return cls(kind, (own_id, position), transaction, ordinal, error=error, said=json.dumps(fields))
+            return cls(kind, (own_id, position), transaction, ordinal, error=error, said=_said(fields))
         stamp = found.id.encode() if found.id else own_id, position
         kind = _kind(task, found.options, prefix)
         return cls(kind, stamp, transaction, ordinal, found.arguments, found.kwargs, found.key)
@@ -223,7 +247,10 @@ class _Fields(NamedTuple):
         _check(isinstance(args, list), "args", "a list")
         _check(isinstance(kwargs, dict), "kwargs", "an object")
         options = _options(fields.get("options") or {}, has_key=key is not None)
-        return cls(task_id, _json(args), _json(kwargs), _key(key), options)
+        try:
+            return cls(task_id, _json(args), _json(kwargs), _key(key), options)
+        except RecursionError:
+            raise EnqueuedTaskError("The arguments of an enqueued task are nested too deeply.") from None
 
 
 def check_fields(fields: Any) -> None:
@@ -296,6 +323,13 @@ def _task_in(fields: Any) -> str:
 def _kind(task: str, options: Mapping[str, Any], prefix: str) -> tuple[str, str, str]:
     said = {**options, "prefix": prefix} if prefix != MESSAGE_PREFIX else options
     return json.dumps(said, sort_keys=True) if said else "", task, EventType.ENQUEUED.value
+
+
+def _said(fields: Any) -> str:
+    try:
+        return json.dumps(fields)
+    except RecursionError:
+        return ""
 
 
 def _json(value: Any) -> bytes:

@@ -210,6 +210,8 @@ def test_what_no_route_accepts_or_makes_no_sense_is_kept_and_all_else_goes_on(
         '{"enqueue": {"task": "celery.backend_cleanup"}}',
         '{"enqueue": {"task": "shop.send", "args": 5}}',
         '{"enqueue": {"task": "shop.send", "options": {"link": "x"}}}',
+        '{"enqueue": {"task": "shop.send", "options": {"headers": {"task": "celery.backend_cleanup"}}}}',
+        '{"enqueue": {"task": "shop.send", "options": {"on_failure": []}}}',
         '{"enqueue": "shop.send"}',
         "no JSON",
         "[" * 100_000,
@@ -222,8 +224,8 @@ def test_what_no_route_accepts_or_makes_no_sense_is_kept_and_all_else_goes_on(
     assert _sent(broker) == [("shop.send", [1]), ("shop.send", [2]), ("shop.row", [3])]
     parked = sorted(_parked(broker, database_of), key=lambda each: each.change.position)
     errors = [each.error.partition(":")[0] for each in parked]
-    assert errors == ["TaskNotAcceptedError", *["EnqueuedTaskError"] * 3]
-    assert [each.task for each in parked] == ["celery.backend_cleanup", "shop.send", "shop.send", "?"]
+    assert errors == ["TaskNotAcceptedError", *["EnqueuedTaskError"] * 5]
+    assert [each.task for each in parked] == ["celery.backend_cleanup", *["shop.send"] * 4, "?"]
     assert json.loads((parked[1].logged or {})["message"]) == {"task": "shop.send", "args": 5}
 
 
@@ -297,6 +299,12 @@ def test_a_call_that_makes_no_message_says_so_at_once(database: Database) -> Non
             ({"countdown": 1, "eta": "2031-01-01"}, "countdown"),
             ({"on_failure": "hold"}, "key"),
             ({"headers": 3}, "headers"),
+            ({"headers": {"task": "celery.other"}}, "headers"),  # it would run what no route accepts
+            ({"headers": {"cdc_key": "orders:1"}}, "headers"),
+            ({"headers": {"number": 2**70}}, "headers"),
+            ({"headers": {"half": "\ud800"}}, "headers"),
+            ({"delivery_mode": [1]}, "delivery_mode"),
+            ({"queue": "half \ud800"}, "queue"),
             ({"task_id": "two words"}, "id"),
         ):
             with pytest.raises(EnqueuedTaskError) as caught:
