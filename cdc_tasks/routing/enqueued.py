@@ -59,8 +59,8 @@ _MOST_HEADERS: Final = 10_000  # bytes
 # Of a message in Celery's second protocol, in all versions (`celery.app.amqp.AMQP.as_task_v2`), and of its brokers.
 _HEADERS_OF_CELERY: Final = frozenset({
     "argsrepr", "chain", "chord", "compression", "errbacks", "eta", "expires", "group", "group_index", "id",
-    "ignore_result", "kwargsrepr", "lang", "origin", "parent_id", "replaced_task_nesting", "retries", "root_id", "shadow",
-    "stamped_headers", "stamps", "task", "timelimit", "x-death", "x-delivery-count",
+    "ignore_result", "kwargsrepr", "lang", "origin", "parent_id", "replaced_task_nesting", "retries", "root_id",
+    "shadow", "stamped_headers", "stamps", "task", "timelimit", "x-death", "x-delivery-count",
 })  # fmt: skip
 _HIGHEST_PRIORITY: Final = 255  # as a route's
 

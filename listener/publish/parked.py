@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,8 +15,18 @@ import structlog
 from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.enqueued import EnqueuedTask, TaskNotAcceptedError, check_accepted, prefix_of
-from cdc_tasks.routing.router import BinlogRouter, Origin, Parked, Route, RouteError, enqueued_route, task_id
+from cdc_tasks.routing.router import (
+    BinlogRouter,
+    Call,
+    Origin,
+    Parked,
+    Route,
+    RouteError,
+    enqueued_route,
+    task_id,
+)
 from listener.core.logged_change import LoggedChange
+from listener.publish.task_message import EnvelopeError
 
 __all__ = [
     "ParkedChange",
@@ -26,6 +36,7 @@ __all__ = [
     "parse_parked",
     "read_parked",
     "store_parked",
+    "without_unfit",
 ]
 
 log = structlog.get_logger()
@@ -203,6 +214,23 @@ def _described(error: Exception) -> str:
     except Exception:  # noqa: BLE001 - the text of a user's exception is a user's code
         text = type(error).__name__
     return text.encode(errors="backslashreplace").decode()  # half of a surrogate pair is not UTF-8
+
+
+def without_unfit(tasks: Iterable[Call], make: Callable[[Call], object]) -> tuple[list[Call], list[Parked]]:
+    """Return the tasks that can be sent, and those that a transaction enqueued and `make` cannot make a message of.
+
+    Where a route is wrong, the listener stops. But any writer of the database may name a queue that there is not.
+    """
+    fit: list[Call] = []
+    unfit: list[Parked] = []
+    for each in tasks:
+        try:
+            if not each.route.id:
+                make(each)
+            fit.append(each)
+        except EnvelopeError as error:
+            unfit.append(Parked(*each[:2], error, each.arguments, each.kwargs, each.key))
+    return fit, unfit
 
 
 def log_parked(parked: Iterable[Parked]) -> None:

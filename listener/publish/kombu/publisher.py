@@ -31,7 +31,7 @@ from listener.publish.batching import batch_together
 from listener.publish.checkpoint import Checkpoint
 from listener.publish.kombu.sender import Delivery, KombuSender
 from listener.publish.kombu.set_aside import SetAsideTasks
-from listener.publish.parked import log_parked, parked_key, store_parked
+from listener.publish.parked import log_parked, parked_key, store_parked, without_unfit
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection
 from listener.publish.redis.set_aside import set_aside_key
@@ -110,6 +110,9 @@ class KombuPublisher:
         limit = self._sender.limit
         tasks, parked = batch_together(fired, max_bytes=None if limit is None else limit - _OVERHEAD)
         self.flush()
+        if not all(each.route.id for each in tasks):
+            tasks, unfit = without_unfit(tasks, self._sender.queue_of)
+            parked = [*parked, *unfit]
         tasks, beside = self._with_those_beside(tasks)
         if also:
             beside = [*beside, *also]

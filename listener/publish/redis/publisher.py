@@ -22,11 +22,12 @@ from listener.core.retry import Retry
 from listener.core.source import Saved
 from listener.publish.batching import Batcher
 from listener.publish.checkpoint import Checkpoint
-from listener.publish.parked import log_parked, parked_key, store_parked
+from listener.publish.parked import log_parked, parked_key, store_parked, without_unfit
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection, too_large
 from listener.publish.redis.envelope import Envelope, Envelopes, without_list
 from listener.publish.redis.set_aside import SetAside, set_aside_key
+from listener.publish.task_message import EnvelopeError
 
 __all__ = ["RedisPublisher"]
 
@@ -107,7 +108,14 @@ class RedisPublisher:
         self.flush()
         is_due = tasks or parked or saving or self._set_aside.is_due
         if is_due or checkpoint != self._checkpoint.confirmed or notes is not None:
-            self._start(tasks, saving, checkpoint, as_of, notes, parked=parked, before=before)
+            try:
+                self._start(tasks, saving, checkpoint, as_of, notes, parked=parked, before=before)
+            except EnvelopeError:
+                tasks, unfit = without_unfit(tasks, lambda call: self._envelope(call.route, call.change.kind))
+                if not unfit:
+                    raise
+                parked = [*parked, *unfit]
+                self._start(tasks, saving, checkpoint, as_of, notes, parked=parked, before=before)
             self._parked = parked
         else:
             self._look_now_and_then()
