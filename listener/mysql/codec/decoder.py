@@ -142,6 +142,11 @@ class Decoder:
         return self.progress.is_open or self.inner is not None or self._buffer.spool is not None
 
     @property
+    def committed_by_name(self) -> frozenset[str]:
+        """The names of the XA transactions whose commit was read last."""
+        return self._buffer.committed
+
+    @property
     def needs_end(self) -> bool:
         """Whether the changes may not be published yet, because the last event of the transaction may roll it back.
 

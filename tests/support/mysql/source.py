@@ -13,6 +13,7 @@ from harness.waiting import Deadline, wait_until
 from listener.core.backfill import ChunkRequest
 from listener.core.source import Saved
 from listener.mysql.client.connection import Address
+from listener.mysql.codec.decoder import Decoder
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.start.log_identity import log_created_at
@@ -150,6 +151,12 @@ class MySQLSource:
             if not batch.changes:
                 break
         return found
+
+    @property
+    def decoder(self) -> Decoder:
+        """What decodes the log now."""
+        assert self._monitor is not None
+        return self._monitor._decoder
 
     def reads(self, table: str) -> list[Change]:
         """Return the rows of a small table, as a backfill reads them."""
