@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +20,6 @@ __all__ = [
     "UNREADABLE",
     "JournalError",
     "JournalledChange",
-    "Zstd",
     "id_in",
     "journal_path",
     "microseconds",
@@ -90,25 +88,6 @@ def id_in(line: bytes) -> bytes:
     start = line.index(b'"id":') + 5
     opening = line.index(b'"', start)
     return line[opening + 1 : line.index(b'"', opening + 1)]
-
-
-class Zstd:
-    """Blocks of lines, compressed."""
-
-    def __init__(self) -> None:
-        from zstandard import ZstdCompressor, ZstdDecompressor
-
-        self._compress = ZstdCompressor(level=1, write_checksum=True).compress
-        self._decompress = ZstdDecompressor().decompress
-
-    def pack(self, lines: Iterable[bytes]) -> bytes:
-        return self._compress(SEPARATOR.join(lines))
-
-    def text(self, data: bytes) -> bytes:
-        return self._decompress(data)
-
-    def unpack(self, data: bytes) -> list[bytes]:
-        return self.text(data).split(SEPARATOR)
 
 
 def size_of(connection: sqlite3.Connection) -> int:

@@ -15,11 +15,11 @@ from typing import Any, Final, NamedTuple
 
 from cdc_tasks.changes import Change
 from cdc_tasks.extras import check_extra
+from listener.control.journal.blocks import Blocks
 from listener.control.journal.file import (
     SEPARATOR,
     JournalError,
     JournalledChange,
-    Zstd,
     microseconds,
     now,
     parsed,
@@ -73,7 +73,7 @@ class JournalReader:
                 code="journal_missing",
             )
         self._path = path
-        self._zstd = Zstd()
+        self._blocks_of = Blocks()
 
     def summary(self) -> Summary:
         """Return what is in it. Raises JournalError."""
@@ -159,7 +159,7 @@ class JournalReader:
     def _in_block(
         self, first: int, data: bytes, wanted: _Wanted, start: int
     ) -> Iterator[tuple[int, JournalledChange]]:
-        text, pattern = self._zstd.text(data), wanted.pattern
+        text, pattern = self._blocks_of.text(data), wanted.pattern
         if pattern is not None and not pattern.search(text):
             return
         for number, line in enumerate(text.split(SEPARATOR), first):
