@@ -21,6 +21,7 @@ from listener.router import BinlogRouter, EventType
 from tests.support.held_commits import held_commits
 from tests.support.listening import running
 from tests.support.mysql.source import MySQLDatabase
+from tests.support.postgres.source import PostgresSource
 from tests.support.publishing import celery_app, ids
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from listener.core.source import Monitor
     from listener.core.visibility import CommitWait
+    from listener.postgres.plugins import PluginName
     from tests.conftest import Broker, Database
 
 _SERVERS = (
@@ -117,6 +119,24 @@ def test_a_task_comes_when_its_row_can_be_read_and_not_before(
             assert (rows(), ids(broker.client, "shop")) == ([1, 2], [1, 2])
             held.close()
             arrived(1, 2, 3)
+
+
+@pytest.mark.parametrize(("name", "plugin"), _SERVERS[:2])
+def test_what_a_transaction_has_made_is_known_when_its_rows_are_read(
+    name: str, plugin: PluginName, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visibility, "_TOLD_AFTER", 0.0)
+    database: Database = request.getfixturevalue(name)
+    made = "CREATE TYPE mood AS ENUM ('ok'); ALTER TABLE t ADD moods mood[]; INSERT INTO t VALUES (1, '{ok}')"
+    hanging = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with PostgresSource(database, plugin) as source, capture_logs() as logs:
+        source.execute("CREATE TABLE t (id integer PRIMARY KEY)")
+        source.watch("t")
+        with held_commits(database, made):
+            wait_until(lambda: database.fetch(hanging) == [(2,)], what="the commit to hang")
+            source.read_until(lambda: _has(logs, "commit_not_visible"), what="a line of the log")
+        (change,) = source.changes(1)
+    assert change.row == {"id": 1, "moods": ["ok"]}
 
 
 def _has(logs: list[Any], event: str) -> bool:
