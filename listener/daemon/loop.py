@@ -17,6 +17,7 @@ from listener.core.publisher import CheckpointMovedError, Publisher, StoppedErro
 from listener.core.retry import Retry
 from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
+from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.redis.connection import Command as RedisCommand
 
 __all__ = ["Listener"]
@@ -37,8 +38,11 @@ class Listener:
         publisher: Publisher,
         control: Control | None = None,
         journal: Journal | None = None,
+        *,
+        commit_wait_note: CommitWaitNote | None = None,
     ) -> None:
         self._journal = journal
+        self._commit_wait_note = commit_wait_note
         self._monitor = monitor
         self._router = router
         self._publisher = publisher
@@ -122,6 +126,8 @@ class Listener:
                 before=None if journal is None else journal.flush,
             )
             self._acknowledge(confirmed)
+            if self._commit_wait_note is not None:
+                self._commit_wait_note.keep(batch.commit_wait)
             if control is not None:
                 self._obey(control, batch)
         self._acknowledge(publisher.flush())

@@ -30,6 +30,7 @@ from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
+from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.kombu.publisher import KombuPublisher
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
@@ -95,7 +96,8 @@ def make_listener(
         tables=_existing_tables(settings),
         loads_first=loads_first,
     )
-    listener = Listener(monitor, router, publisher, control, _journal(settings))
+    note = CommitWaitNote(checkpoint_store(settings), settings.cdc_name)
+    listener = Listener(monitor, router, publisher, control, _journal(settings), commit_wait_note=note)
     if reloading is not None:
         reloading.stop = listener.stop
     return listener
