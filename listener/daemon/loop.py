@@ -11,7 +11,7 @@ import structlog
 
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.control.control import Control
-from listener.control.journal import Journal
+from listener.control.journal.writer import Journal
 from listener.control.replays import Replays
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
