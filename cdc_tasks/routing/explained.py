@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -40,15 +40,15 @@ class Verdict:
     error: Exception | None = None  # why it would be parked; its text may have values of the row
 
 
-def explain(router: BinlogRouter, change: Change) -> Iterator[Verdict]:
-    """Yield what the change does to each route, in their order; to an enqueued task's, if it is one.
+def explain(router: BinlogRouter, change: Change, routes: Sequence[Route] | None = None) -> Iterator[Verdict]:
+    """Yield what the change does to each of these routes (None: all), in their order; to an enqueued task's.
 
     It is what `BinlogRouter.tasks_for` does, slowly. Raises nothing: what a route's functions raise is in a verdict.
     """
     if change.event is EventType.ENQUEUED:
         yield _enqueued(router, change)
         return
-    for route in router.routes:
+    for route in router.routes if routes is None else routes:
         yield _passed_over(route, change) or _judged(route, change)
 
 

@@ -14,6 +14,7 @@ AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 def add_to(cli: typer.Typer) -> None:
     """Add the commands to the program."""
     cli.command()(explain)
+    cli.command()(watch)
 
 
 def explain(
@@ -56,3 +57,30 @@ def explain(
             "name a table and an event, e.g. tickets update --after '{\"id\": 7}', or a change with --id"
         )
     explain_given(table, event, before, after, as_json=as_json)
+
+
+def watch(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE…]", help="Only these: a table, schema.table, or globs.", show_default=False
+        ),
+    ] = None,
+    *,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            help="Only rows with COLUMN=VALUE, before the change or after it; or != < <= > >=. Several: all of them.",
+        ),
+    ] = None,
+    no_values: Annotated[
+        bool, typer.Option("--no-values", help="Show no values of rows, only names of columns.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line, for programs.")] = False,
+) -> None:
+    """Show each committed change as it comes, what it would fire, and why the rest would not; sends nothing."""
+    from listener.cli.watched import watch_changes
+
+    watch_changes(tables or [], where or [], as_json=as_json, has_values=not no_values)

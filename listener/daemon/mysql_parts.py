@@ -10,6 +10,7 @@ from listener.core.backfill import TablePlan
 from listener.core.findings import Finding
 from listener.core.source import Monitor
 from listener.core.source_status import SourceStatus
+from listener.core.tail import Tail
 from listener.daemon.application import cache_url
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.settings import ListenerSettings
@@ -18,12 +19,14 @@ from listener.mysql.check import check_mysql
 from listener.mysql.client.connection import connect
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
+from listener.mysql.tail import BinlogTail
 from listener.publish.bookmark import Bookmark
 
 __all__ = [
     "check_binlog",
     "count_binlog_backfill",
     "make_binlog_monitor",
+    "make_binlog_tail",
     "plan_binlog_backfill",
     "read_binlog_status",
 ]
@@ -48,6 +51,11 @@ def make_binlog_monitor(
         replay_window=settings.cdc_replay_window,
     )
     return BookmarkedMonitor(reader, bookmark)
+
+
+def make_binlog_tail(settings: ListenerSettings, selected: BinlogRouter) -> Tail:
+    """Return what looks at the log of the tables that `selected` selects, not yet connected."""
+    return BinlogTail(settings.database_url.get_secret_value(), routes=selected.routes)
 
 
 def check_binlog(

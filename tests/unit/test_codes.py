@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CODES = """
 backfill_refused enqueued_task task_not_accepted
 answer_lost app_not_found bad_preference broker broker_away broker_blocked cache_away capture change_not_found
-checkpoint_moved given_change no_such_table
+checkpoint_moved given_change no_such_table row_filter
 command_refused database_away database_refused envelope first_routes gap groups_unknown gtid_mode install
 key_value journal killed_workers lock_not_available malformed_message mark master_cache maybe_sent message_too_large
 missing_extra no_redis not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log

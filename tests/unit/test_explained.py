@@ -20,6 +20,8 @@ from cdc_tasks.routing.predicates import When
 from cdc_tasks.source_lines import named
 from cdc_tasks.testing import row_change
 from listener.cli.given_change import GivenChangeError, given_change
+from listener.cli.row_filter import RowFilterError, parse_condition, passes
+from listener.cli.verdicts import difference
 from listener.daemon.settings import ListenerSettings, load
 from listener.postgres.codec.change import Transaction
 
@@ -232,3 +234,61 @@ def test_words_that_make_no_change_are_told(
     assert refused.value.code == code
     assert refused.value.message.startswith(told)
     assert refused.value.hint
+
+
+# --- watch --where ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("condition", "is_true"),
+    [
+        ("status=paid", True),
+        ('status="paid"', True),
+        ("status != paid", False),
+        ("total>=12.5", True),  # a numeric is a text in a change
+        ("total=12.50", True),
+        ("total<9", False),
+        ("id<10", True),
+        ("id=7", True),
+        ("code=7", True),
+        ('code="7"', False),  # as texts
+        ("code=007", True),
+        ("note=null", True),
+        ("note!=null", False),
+        ("note!=x", True),
+        ("note<x", False),
+        ("paid=true", True),
+        ('tags=["a"]', True),
+        ('"odd name"=1', True),
+        ("nothing=1", False),
+        ("nothing!=1", False),
+    ],
+)
+def test_a_condition_compares_a_column(condition: str, is_true: bool) -> None:
+    row = {
+        "status": "paid", "total": "12.50", "id": 7, "code": "007", "note": None, "paid": True, "tags": ["a"],
+        "odd name": 1,
+    }  # fmt: skip
+    assert parse_condition(condition).is_true(row) is is_true
+
+
+@pytest.mark.parametrize("condition", ["", "status", "=paid", "status~paid"])
+def test_a_condition_that_cannot_be_read_is_told(condition: str) -> None:
+    with pytest.raises(RowFilterError, match="cannot be read"):
+        parse_condition(condition)
+
+
+def test_conditions_hold_for_the_row_before_or_after() -> None:
+    paid = row_change(
+        "orders", "update", before={"id": 7, "status": "new"}, after={"id": 7, "status": "paid"}
+    )
+    both = [parse_condition("id=7"), parse_condition("status=new")]
+    assert passes(paid, both)
+    assert not passes(paid, [parse_condition("id=7"), parse_condition("status=sent")])
+    assert passes(row_change("orders", "truncate"), both)
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    change = row_change("orders", "insert", after={"note\x1b[2J": "\x1b[31m"})
+    assert difference(change, has_values=True).isprintable()
+    assert difference(change, has_values=False).isprintable()

@@ -106,7 +106,7 @@ LEVELS: Final = (
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps listener.postgres.backfill",
         "listener.postgres.check listener.postgres.setup listener.postgres.status listener.postgres.existing_tables",
-        "listener.postgres.monitor",
+        "listener.postgres.monitor listener.postgres.tail",
     ),
     (
         "listener.mysql.errors listener.mysql.log",
@@ -118,6 +118,7 @@ LEVELS: Final = (
         "listener.mysql.backfill",
         "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
+        "listener.mysql.tail",
     ),
 )
 
