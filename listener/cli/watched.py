@@ -190,8 +190,8 @@ class _Watch:
         try:
             for changes in self._tail.changes():
                 self._shown.changes([each for each in changes if self._chosen.has(each)])
-        except SourceLostError as error:
-            self._shown.note(f"The connection to the database was lost: {error.message}")
+        except SourceLostError:
+            self._shown.note("The connection to the database was lost.")
             self._retry.call(self._tail.open)
             missed = "What was committed meanwhile is not shown." if self._tail.misses_changes else ""
             self._shown.note(f"It reads again. {missed}".strip())

@@ -61,6 +61,7 @@ def make_wal_tail(
         routes=selected.routes,
         needed=needed,
         prefixes=router.prefixes,
+        most_lag=settings.cdc_lag_alarm,
     )
 
 

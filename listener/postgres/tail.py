@@ -32,7 +32,7 @@ from listener.postgres.client.connection import (
 )
 from listener.postgres.client.diagnosis import explained
 from listener.postgres.client.errors import sqlstate_of
-from listener.postgres.client.slot import create_slot
+from listener.postgres.client.slot import create_slot, read_slot
 from listener.postgres.client.stream import ReplicationStream
 from listener.postgres.client.timeline import identify
 from listener.postgres.codec.change import WALChange
@@ -45,6 +45,7 @@ __all__ = ["WALTail"]
 _BATCH: Final = 200  # changes
 _MAX_BYTES: Final = 1_000_000  # of messages in a batch
 _ACKNOWLEDGE_EVERY: Final = 1.0  # seconds
+_CHECK_LAG_EVERY: Final = 10.0  # seconds, while changes come
 _MOST_STALLED: Final = (
     60.0  # seconds without a read, as when a terminal is held: then the slot must not keep log
 )
@@ -91,10 +92,12 @@ class WALTail:
         routes: Sequence[Route],
         needed: Sequence[tuple[str, str]],
         prefixes: Sequence[str],
+        most_lag: int,
     ) -> None:
         """`routes` select the tables; what they fire does not matter. `needed` are tables that must be seen.
 
-        `publication` is the listener's; `prefixes` as `BinlogRouter.prefixes`.
+        `publication` is the listener's; `prefixes` as `BinlogRouter.prefixes`. `most_lag` in bytes: further behind, it
+        ends.
         """
         self._url = database_url
         self._publication = publication
@@ -102,6 +105,7 @@ class WALTail:
         self._routes = routes
         self._needed = needed
         self._prefixes = prefixes
+        self._most_lag = most_lag
         self._connect = partial(connect, database_url)
         self._wakeup = Wakeup()
         self._resources = ExitStack()
@@ -115,6 +119,7 @@ class WALTail:
         self._ended = 0  # the LSN behind the last transaction that was read
         self._in_transaction = False
         self._acknowledged_at = 0.0
+        self._lag_checked_at = 0.0
         self._read_at = 0.0
 
     def open(self) -> None:
@@ -147,7 +152,9 @@ class WALTail:
             self._decoder.verify(changes)
             yield changes
             self._acknowledge()
-            if not changes:
+            if changes:
+                self._check_lag()
+            else:
                 self._decoder.may_advance()
                 self._stream.wait(IDLE_INTERVAL)
 
@@ -257,6 +264,22 @@ class WALTail:
     def _is_stalled(self) -> bool:
         """Whether nobody takes what was read: the connection is closed then, so that the slot keeps no log."""
         return monotonic() - self._read_at > _MOST_STALLED
+
+    def _check_lag(self) -> None:
+        """Raise SourceError if who watches is too slow: the server keeps the log for the slot meanwhile."""
+        now = monotonic()
+        if now - self._lag_checked_at < _CHECK_LAG_EVERY:
+            return
+        self._lag_checked_at = now
+        with closing(self._connect()) as connection:
+            slot = read_slot(connection, self._slot)
+        if slot is not None and (slot.unconfirmed_bytes or 0) > self._most_lag:
+            raise SourceError(
+                f"The changes come faster than they can be shown: the server keeps {slot.unconfirmed_bytes:,} bytes of "
+                "log for it by now. So it ends.",
+                hint="Watch fewer: python -m listener watch TABLE --where COLUMN=VALUE",
+                code="watch_too_slow",
+            )
 
     # --- Reading ------------------------------------------------------------------------------------------
 
