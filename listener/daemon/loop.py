@@ -18,6 +18,7 @@ from listener.core.retry import Retry
 from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.publish.commit_wait_note import CommitWaitNote
+from listener.daemon.debug_log import told_at_debug
 from listener.publish.redis.connection import Command as RedisCommand
 
 __all__ = ["Listener"]
@@ -117,7 +118,7 @@ class Listener:
                 reads, also = control.backfills.take(batch.chunk)
                 fired = chain(fired, reads)
             confirmed = publisher.publish(
-                fired if control is None else control.filtered(fired),
+                told_at_debug(fired if control is None else control.filtered(fired), batch),
                 checkpoint=batch.position,
                 as_of=batch.as_of,
                 pipelined=batch.pipelined,

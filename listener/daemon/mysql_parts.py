@@ -10,6 +10,7 @@ from listener.core.backfill import TablePlan
 from listener.core.findings import Finding
 from listener.core.source import Monitor
 from listener.core.source_status import SourceStatus
+from listener.core.tail import Tail
 from listener.daemon.application import cache_url
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.settings import ListenerSettings
@@ -20,6 +21,7 @@ from listener.mysql.history.binlog_history import BinlogHistory
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
 from listener.mysql.status import read_mysql_status
+from listener.mysql.tail import BinlogTail
 from listener.publish.bookmark import Bookmark
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "check_binlog",
     "count_binlog_backfill",
     "make_binlog_monitor",
+    "make_binlog_tail",
     "plan_binlog_backfill",
     "read_binlog_status",
 ]
@@ -63,6 +66,11 @@ def binlog_history(
         return None if text is None else BinlogPosition.parse(text)
 
     return BinlogHistory(settings.database_url.get_secret_value(), routes, checkpoint=saved)
+
+
+def make_binlog_tail(settings: ListenerSettings, selected: BinlogRouter) -> Tail:
+    """Return what looks at the log of the tables that `selected` selects, not yet connected."""
+    return BinlogTail(settings.database_url.get_secret_value(), routes=selected.routes)
 
 
 def check_binlog(

@@ -25,6 +25,7 @@ from listener.core.history import History
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
+from listener.core.tail import Tail
 from listener.daemon.application import cache_url, celery_app
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
@@ -48,6 +49,7 @@ __all__ = [
     "count_backfill",
     "journal_reader",
     "make_listener",
+    "make_tail",
     "plan_backfill",
     "read_existing_tables",
     "read_source_status",
@@ -220,6 +222,26 @@ def _monitor(
     from listener.daemon.postgres_parts import make_wal_monitor
 
     return make_wal_monitor(settings, router, accept_gap=accept_gap)
+
+
+def make_tail(
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    selected: BinlogRouter,
+    needed: Sequence[tuple[str, str]] = (),
+) -> Tail:
+    """Return what looks at the log from now on, not yet connected: the tables that routes of `selected` select.
+
+    `router` has the prefixes of enqueued tasks. `needed` are tables that must be seen.
+    """
+    if settings.database_type is DatabaseType.MYSQL:
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import make_binlog_tail
+
+        return make_binlog_tail(settings, selected)
+    from listener.daemon.postgres_parts import make_wal_tail
+
+    return make_wal_tail(settings, router, selected, needed)
 
 
 def _publisher(settings: ListenerSettings) -> Publisher:
