@@ -17,12 +17,13 @@ from listener.mysql.backfill.readable_table import count_rows, plan_table
 from listener.mysql.check import check_mysql
 from listener.mysql.client.connection import connect
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
-from listener.mysql.status import read_mysql_status
+from listener.mysql.status import BinlogGauge, read_mysql_status
 from listener.publish.bookmark import Bookmark
 
 __all__ = [
     "check_binlog",
     "count_binlog_backfill",
+    "make_binlog_gauge",
     "make_binlog_monitor",
     "plan_binlog_backfill",
     "read_binlog_status",
@@ -67,6 +68,11 @@ def check_binlog(
 def read_binlog_status(settings: ListenerSettings, checkpoint: str | None) -> SourceStatus:
     """Return what the server reports."""
     return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
+
+
+def make_binlog_gauge(settings: ListenerSettings) -> BinlogGauge:
+    """Return what asks the server how far it is, not yet connected."""
+    return BinlogGauge(settings.database_url.get_secret_value(), settings.cdc_name)
 
 
 def plan_binlog_backfill(
