@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 from celery import Celery
 
+from cdc_tasks.broker.queues import own_queues
 from cdc_tasks.broker.rabbitmq.partitions import partitions_of
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
 from cdc_tasks.broker.redis.message_groups import LENGTHS, held_up_key, next_list
@@ -110,12 +111,15 @@ def _bounded(numbers: Mapping[str, int]) -> dict[str, int]:
 
 
 def queues_of(app: Celery, routes: Sequence[Route]) -> dict[str, list[Route]]:
-    """Return the queues of the settings and of the routes, each with the routes whose tasks go there."""
-    found: dict[str, list[Route]] = {name: [] for name in app.amqp.queues}
+    """Return the queues of the settings and of the routes, each with the routes whose tasks go there.
+
+    Celery's default queue, which others may use too, is among them only if a route's tasks go there.
+    """
+    needed: dict[str, list[Route]] = {}
     for route in routes:
         if (queue := _queue_of(app, route)) is not None:
-            found.setdefault(queue, []).append(route)
-    return found
+            needed.setdefault(queue, []).append(route)
+    return {name: needed.get(name, []) for name in [*own_queues(app, needed), *needed]}
 
 
 def _queue_of(app: Celery, route: Route) -> str | None:
