@@ -184,6 +184,7 @@ def _rowless(change: Change | Origin | EnqueuedTask, committed_at: datetime) -> 
         after=None,
         position=change.position,
         committed_at=committed_at,
+        context=None if (context := change.commit.context) is None else context.values,
     )
 
 
