@@ -213,6 +213,7 @@ class RowChange:
             position=message["position"],
             committed_at=datetime.fromisoformat(message["committed_at"]),
             context=message.get("context"),
+            is_last=message.get("is_last"),
         )
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
