@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from cdc_tasks.changes import EventType
+from cdc_tasks.changes import ChangeTransaction, EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.message_groups import KeyValueError, key_of
 from cdc_tasks.routing.route import Route
@@ -184,7 +184,7 @@ class EnqueuedTask:
         str, str, str
     ]  # its options as JSON, the task, and `enqueued`: messages of equal kind are alike
     stamp: tuple[bytes, bytes]  # the task's id and the position in the log
-    transaction: Any
+    commit: Any
     ordinal: int
     arguments: bytes = b""  # JSON, without the list's brackets
     kwargs: bytes = b""  # JSON, without the object's braces
@@ -228,8 +228,19 @@ class EnqueuedTask:
 
     @property
     def committed_at(self) -> datetime:
-        found: datetime = self.transaction.committed_at
+        found: datetime = self.commit.committed_at
         return found
+
+    @property
+    def context(self) -> dict[str, Any] | None:
+        """What its transaction says of itself; None: nothing."""
+        context = self.commit.context
+        return None if context is None else dict(context.values)
+
+    @property
+    def transaction(self) -> ChangeTransaction:
+        """Its place in its transaction; it is no change, so never the last one."""
+        return ChangeTransaction(self.commit.id_head[:-1].decode(), self.ordinal + 1, is_last=False)
 
     @property
     def row(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.changes import position_key
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
 from listener.core.publisher import BrokerAwayError, BrokerError
@@ -119,6 +120,8 @@ def send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
     kwargs = _kwargs(parked, call)
     if call.key is not None:
         options["headers"] = {**options.get("headers", {}), **headers_of_key(call.key, route.on_failure)}
+    if parked.change.context is not None and route.batch is None:
+        options["headers"] = {**options.get("headers", {}), CONTEXT_HEADER: dict(parked.change.context)}
     shown = argsrepr(parked.change.kind, parked.change.position)
     refusals: Any = app.connection_for_write().channel_errors
     try:

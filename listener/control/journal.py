@@ -481,7 +481,7 @@ _ROUTE: Final = itemgetter(0)  # of a Call, or of what is parked
 _CHANGE: Final = itemgetter(1)
 _ARGUMENTS: Final = itemgetter(2)
 _KIND: Final = attrgetter("kind")
-_TRANSACTION: Final = attrgetter("transaction")
+_TRANSACTION: Final = attrgetter("commit")
 
 
 def _one_of_each_transaction(changes: Sequence[Change]) -> Sequence[Change]:
@@ -587,12 +587,21 @@ class JournalReader:
         text, pattern = self._zstd.text(data), wanted.pattern
         if pattern is not None and not pattern.search(text):
             return
-        for number, line in enumerate(text.split(_BETWEEN), first):
+        lines = text.split(_BETWEEN)
+        for number, line in enumerate(lines, first):
             if not start <= number < wanted.end or (pattern is not None and not pattern.search(line)):
                 continue
-            change = _parsed(line)
+            place = number - first + 1
+            following = lines[place] if place < len(lines) else self._first_line(number + 1)
+            change = _parsed(line, is_last=following is None or _transaction(line) != _transaction(following))
             if wanted.selection.has(change):
                 yield number + 1, change
+
+    def _first_line(self, number: int) -> bytes | None:
+        """Return the first line of the block that begins with this number; None if there is none."""
+        with closing(self._open()) as connection, _readable(self._path):
+            found = connection.execute("SELECT data FROM block WHERE first = ?", (number,)).fetchone()
+        return None if found is None else self._zstd.unpack(found[0])[0]
 
     def _open(self) -> sqlite3.Connection:
         with _readable(self._path):
@@ -638,9 +647,11 @@ def _pattern(row: Sequence[tuple[str, str]]) -> re.Pattern[bytes] | None:
     return re.compile(rb'"%b": ?"?%b"?[,}]' % (re.escape(name.encode()), re.escape(value.encode())))
 
 
-def _parsed(line: bytes) -> JournalledChange:
+def _parsed(line: bytes, *, is_last: bool) -> JournalledChange:
+    """Parse a change; `is_last` of its transaction, which only the line behind it shows."""
     marks = line[: line.index(b"{")]
-    change = cast("JournalledChange", JournalledChange.from_message(json.loads(line[len(marks) :])))
+    message = {**json.loads(line[len(marks) :]), "is_last": is_last}
+    change = cast("JournalledChange", JournalledChange.from_message(message))
     if not marks:
         return change
     return replace(change, muted=_MUTED in marks, is_unreadable=_UNREADABLE in marks)
@@ -650,6 +661,11 @@ def _id_in(line: bytes) -> bytes:
     start = line.index(b'"id":') + 5
     opening = line.index(b'"', start)
     return line[opening + 1 : line.index(b'"', opening + 1)]
+
+
+def _transaction(line: bytes) -> bytes:
+    """Return what the ids of the line's transaction begin with."""
+    return _id_in(line).rpartition(b"-")[0]
 
 
 class _Zstd:

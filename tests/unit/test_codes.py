@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # A code may be added. One that is taken away, or changed, breaks an alarm.
 _CODES = """
-backfill_refused enqueued_task task_not_accepted
+backfill_refused context enqueued_task task_not_accepted
 answer_lost app_not_found bad_preference broker broker_away broker_blocked cache_away capture checkpoint_moved
 command_refused database_away database_refused envelope first_routes gap groups_unknown gtid_mode install
 key_value journal killed_workers lock_not_available malformed_message mark master_cache maybe_sent message_too_large

@@ -41,6 +41,7 @@ SHARED: Final = {
     "cdc_tasks.passwords",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
+    "cdc_tasks.routing.contexts",
     "cdc_tasks.routing.decorators",
     "cdc_tasks.routing.enqueued",
     "cdc_tasks.routing.keys",

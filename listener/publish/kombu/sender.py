@@ -59,7 +59,8 @@ _HINTS: Final[dict[type[Exception], str]] = {
 _OPTION_HINT: Final = "Correct the options of the message in task_routes of celeryconfig.py."
 
 
-_SentAs = tuple[tuple[Any, ...], str | None]  # `Route.sent_as`, and the partition of a task with a key
+# `Route.sent_as`, the partition of a task with a key, and whether the transaction has a context
+_SentAs = tuple[tuple[Any, ...], str | None, bool]
 
 
 class UnroutableError(BrokerError):
@@ -355,21 +356,23 @@ class KombuSender:
         if key not in self._templates:
             if len(self._templates) >= _MOST_REMEMBERED:  # each enqueued task may have a time of its own
                 self._templates.clear()
-            _, partition = key
+            _, partition, has_context = key
             self._templates[key] = message_template(
                 self._app,
                 task.route,
                 partition=partitions_of(self._app)[partition] if partition and self._is_amqp else None,
                 has_key=task.key is not None,
+                has_context=has_context,
             )
         return self._templates[key]
 
     def _sent_as(self, task: Call) -> _SentAs:
         """Return what tasks with like messages have in common."""
-        key = task.key
+        key, has_context = task.key, task.change.commit.context is not None
         if key is None:
-            return task.route.sent_as, None
-        return task.route.sent_as, partition_of(self._partitions, task.route, key) if self._is_amqp else ""
+            return task.route.sent_as, None, has_context
+        partition = partition_of(self._partitions, task.route, key) if self._is_amqp else ""
+        return task.route.sent_as, partition, has_context
 
     @cached_property
     def _partitions(self) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from celery import Celery
 
 from cdc_tasks.broker.redis.message_groups import ADMIT, ADMIT_DIGEST, LENGTHS, owners_key, waiting_list
+from cdc_tasks.changes import Context
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import GROW, PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
@@ -297,11 +298,18 @@ class RedisPublisher:
         """Return each task's envelope. They are made before anything is written, because that talks to the broker."""
         envelopes = []
         last: tuple[Route, tuple[str, str, str]] | None = None
+        within: tuple[Envelope, Context, Envelope] | None = None
         for task in tasks:
             route, kind = task.route, task.change.kind
             if last is None or route is not last[0] or kind is not last[1]:  # most are like the one before
                 envelope, last = self._envelope(route, kind), (route, kind)
-            envelopes.append(envelope)
+            context = task.change.commit.context
+            if context is None:
+                envelopes.append(envelope)
+                continue
+            if within is None or envelope is not within[0] or context is not within[1]:  # as above
+                within = envelope, context, envelope.within(context.json)
+            envelopes.append(within[2])
         return envelopes
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
@@ -350,7 +358,7 @@ class _Pushes:
             queues: dict[str, list[bytes]] = defaultdict(list)
             for task, envelope in zip(tasks[part], envelopes[part], strict=True):
                 route, change, arguments, kwargs, key = task
-                keys, more, render, _ = envelope
+                keys, more, render, _, _ = envelope
                 if more:
                     expiries.update(dict.fromkeys(more))
                 if key is not None:
@@ -380,7 +388,7 @@ class _Pushes:
         """Add a message with a key to those for the script, or to a list beside its queue."""
         route, change, arguments, kwargs, _ = task
         change_id, position = change.stamp
-        (queue,), _, _, of_key = envelope
+        (queue,), _, _, of_key, _ = envelope
         message = of_key.render(arguments, kwargs, change_id, position, key)
         if len(message) > self.max_bytes:
             self._refuse(task, len(message))
