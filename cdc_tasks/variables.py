@@ -53,6 +53,7 @@ KNOWN: Final = frozenset(
         "CDC_LOG_FORMAT",
         "CDC_LOG_LEVEL",
         "CDC_LOST_ANSWER",
+        "CDC_MAX_PARKED",
         "CDC_MAX_QUEUE",
         "CDC_MAX_SET_ASIDE",
         "CDC_NAME",

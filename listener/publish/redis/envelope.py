@@ -145,6 +145,13 @@ class Envelopes:
         try:
             with translated(address_of(self._app)):
                 commands, timing = self._commands(route)
+        except LookupError as error:  # kombu's, e.g. of an exchange with a name that it does not declare
+            self.close()
+            raise EnvelopeError(
+                f"kombu finds no queue for the task {route.task}: {error!r}.",
+                hint="Correct queue=, exchange= and routing_key= of the task, or of its route.",
+                code="no_queue",
+            ) from error
         except BaseException:
             self.close()
             raise

@@ -53,6 +53,7 @@ class RedisPublisher:
         batch_wait: float = 1.0,
         max_queue: int | None = None,
         max_set_aside: int | None = None,
+        max_parked: int | None = None,
     ) -> None:
         """Take the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
@@ -68,6 +69,7 @@ class RedisPublisher:
         self._set_aside_key = set_aside_key(prefix)
         self._set_aside = SetAside(prefix, max_queue=max_queue, key_prefix=self._redis.prefixed(""))
         self._max_set_aside = max_set_aside
+        self._max_parked = max_parked
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
         self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
         self._lengths: dict[str, int] = {}  # of those keys
@@ -140,7 +142,9 @@ class RedisPublisher:
         refused, self._refused = self._refused, []
         if refused:
             self._redis.close()  # the next connection asks whether the limit has been raised
-        log_parked([*parked, *refused])
+        if parked or refused:
+            log_parked([*parked, *refused])
+            self._limit.wait_for_room(self._retry.call(self._parked_load), self._parked_load)
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 
@@ -272,6 +276,10 @@ class RedisPublisher:
             if PAUSE in policies:
                 yield Load(lengths.get(key, 0), self._limit.max_queue)
         yield Load(self._set_aside.longest, self._max_set_aside, "CDC_MAX_SET_ASIDE")
+
+    def _parked_load(self) -> Load:
+        (parked,) = self._checkpoint.ask([("HLEN", self._parked_key)])
+        return Load(parked, self._max_parked, "CDC_MAX_PARKED")
 
     def _load_now(self) -> Load:
         """Move what has room, and look again; the listener pauses meanwhile."""
