@@ -23,6 +23,7 @@ from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
 from listener.cli import parked as parked_commands
 from listener.cli import replay as replay_commands
+from listener.cli.console import console
 from listener.cli.init import init
 from listener.cli.variables import described_variables
 
@@ -251,6 +252,7 @@ def status(*, as_json: AsJSON = False) -> None:
 
 
 cli.command()(init)
+cli.command()(console)
 
 
 def main() -> None:
