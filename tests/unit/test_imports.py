@@ -102,8 +102,9 @@ LEVELS: Final = (
         "listener.publish listener.postgres listener.mysql listener.routes",
         "listener.control listener.testing",
         "listener.daemon",
-        "listener.cli",
+        "listener.cli.output listener.cli.parked_changes",  # the console shows and does the same
         "listener.console",
+        "listener.cli",
         "listener.__main__",
     ),
     (
