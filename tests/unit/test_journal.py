@@ -141,7 +141,9 @@ def test_rows_that_no_route_sends_whole_are_kept_as_they_were_logged(
     journal.close()
     with sqlite3.connect(path) as connection:
         sizes = [row[0] for row in connection.execute("SELECT count FROM block ORDER BY first")]
-        as_logged = [row[0] for row in connection.execute("SELECT substr(data, 1, 4) = X'726F7773' FROM block")]
+        as_logged = [
+            row[0] for row in connection.execute("SELECT substr(data, 1, 4) = X'726F7773' FROM block")
+        ]
     connection.close()
     assert sizes == [900, 600]
     assert as_logged == [0, 0 if "lacks" in options else 1]

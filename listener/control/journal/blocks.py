@@ -39,3 +39,9 @@ class Blocks:
     def unpack(self, data: bytes) -> list[bytes]:
         """Return a block's lines."""
         return self.text(data).split(SEPARATOR)
+
+    def first_line(self, data: bytes) -> bytes:
+        """Return the first line of a block."""
+        if data.startswith(_AS_LOGGED):
+            return next(lines_of(self._decompress(data[len(_AS_LOGGED) :])))
+        return self._decompress(data).partition(SEPARATOR)[0]

@@ -26,7 +26,7 @@ _KIND: Final = attrgetter("logged_kind")
 _OLD: Final = attrgetter("logged_old")
 _NEW: Final = attrgetter("logged_new")
 _ORDINAL: Final = attrgetter("ordinal")
-_TRANSACTION: Final = attrgetter("transaction")
+_TRANSACTION: Final = attrgetter("commit")
 
 
 def as_logged(changes: Sequence[Change]) -> bytes | None:
@@ -38,7 +38,7 @@ def as_logged(changes: Sequence[Change]) -> bytes | None:
     kinds = list(map(_KIND, changes))
     places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
     runs = [
-        (each.id_head, each.position_head, each.committed, each.is_muted, sum(1 for _ in alike))
+        (each.id_head, each.position_head, each.committed, each.tail, each.is_muted, sum(1 for _ in alike))
         for each, alike in groupby(map(_TRANSACTION, changes))
     ]
     try:
@@ -76,12 +76,12 @@ def lines_of(data: bytes) -> Iterator[bytes]:
 
 
 def _transaction(
-    id_head: bytes, position_head: bytes, committed: int, muted: Any, _count: int
+    id_head: bytes, position_head: bytes, committed: int, tail: bytes, muted: Any, _changes: int
 ) -> Transaction:
     from listener.postgres.codec.change import Transaction
 
     found = Transaction(0, committed, "")
-    found.id_head, found.position_head, found.is_muted = id_head, position_head, muted
+    found.id_head, found.position_head, found.tail, found.is_muted = id_head, position_head, tail, muted
     return found
 
 
