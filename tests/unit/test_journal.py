@@ -150,6 +150,8 @@ def test_rows_that_no_route_sends_whole_are_kept_as_they_were_logged(
     found = [change for _, change in JournalReader(path).changes(Selection()) if change is not None]
     assert [each.to_message() for each in found] == [json.loads(each.to_json()) for each in changes]
     assert {each.is_muted for each in found} == {options.get("muted", False)}
+    assert _numbers(path, row=(("id", "1300"),)) == [1300]
+    assert _numbers(path, row=(("id", "98765"),)) == []
     assert _numbers(path, row=(("tags", '["a", "b c", null]'), ("id", "1200"))) == [1200]
 
 
