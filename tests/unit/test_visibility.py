@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from hypothesis import given
@@ -56,29 +56,28 @@ class _Server:
         self._answers: Iterator[str] = iter(answers)
         self.asked = 0
         self.now = 0.0
-        monkeypatch.setattr(visibility, "fetch_value", self._answer)
         monkeypatch.setattr(visibility, "monotonic", lambda: self.now)
 
-    def _answer(self, *_: Any) -> str:
+    def cursor(self) -> Self:
+        return self
+
+    def execute(self, _: str) -> None:
         self.asked += 1
-        return next(self._answers)
 
+    def fetchone(self) -> tuple[str]:
+        return (next(self._answers),)
 
-class _Session:
-    def close(self) -> None:
-        pass
-
-
-def _visibility() -> Visibility:
-    session: Any = _Session()
-    return Visibility(lambda: session)
+    @property
+    def visibility(self) -> Visibility:
+        session: Any = self
+        return Visibility(lambda: session)
 
 
 def test_the_server_is_asked_only_about_what_is_newer_than_the_last_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = _Server(monkeypatch, "100:100:", "100:120:105", "121:121:")
-    seen = _visibility()
+    seen = server.visibility
     assert [seen.shows(xid) for xid in (90, 99, 7)] == [True, True, True]
     assert server.asked == 1
     assert [seen.shows(xid) for xid in (104, 119, 99)] == [True, True, True]
@@ -90,7 +89,7 @@ def test_the_server_is_asked_only_about_what_is_newer_than_the_last_answer(
 def test_an_old_answer_is_not_used_as_xids_may_have_wrapped_around(monkeypatch: pytest.MonkeyPatch) -> None:
     later = 100 + (1 << 31) + 50
     server = _Server(monkeypatch, "100:100:", f"{later}:{later + 1}:{later}", f"{later + 1}:{later + 1}:")
-    seen = _visibility()
+    seen = server.visibility
     assert seen.shows(99)
     server.now += 100_000
     assert not seen.shows(later)
