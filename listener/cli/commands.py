@@ -21,6 +21,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.variables import unknown_variables
 from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
+from listener.cli import explain as explain_commands
 from listener.cli import parked as parked_commands
 from listener.cli import replay as replay_commands
 from listener.cli.init import init
@@ -58,6 +59,7 @@ cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
 backfill_commands.add_to(cli)
 replay_commands.add_to(cli)
+explain_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[

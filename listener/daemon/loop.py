@@ -11,13 +11,14 @@ import structlog
 
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.control.control import Control
-from listener.control.journal import Journal
+from listener.control.journal.writer import Journal
 from listener.control.replays import Replays
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.publish.commit_wait_note import CommitWaitNote
+from listener.daemon.debug_log import told_at_debug
 from listener.publish.redis.connection import Command as RedisCommand
 
 __all__ = ["Listener"]
@@ -117,7 +118,7 @@ class Listener:
                 reads, also = control.backfills.take(batch.chunk)
                 fired = chain(fired, reads)
             confirmed = publisher.publish(
-                fired if control is None else control.filtered(fired),
+                told_at_debug(fired if control is None else control.filtered(fired), batch),
                 checkpoint=batch.position,
                 as_of=batch.as_of,
                 pipelined=batch.pipelined,

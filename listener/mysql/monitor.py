@@ -29,11 +29,10 @@ from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.errors import HIDDEN_COMMIT, ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
-from listener.mysql.sql.statements import Dialect
+from listener.mysql.log_decoder import log_decoder
 from listener.mysql.start.start_position import starting_position
 from listener.mysql.stream import BinlogStream, StreamPlace, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
-from listener.mysql.tables.table_description import Tables
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 
@@ -197,21 +196,14 @@ class BinlogMonitor:
             )
             self._check_server_id(connection)
         self.has_accepted_gap = checkpoint is not None and start.epoch > checkpoint.epoch
-        tables = Tables(self._definitions, self._charsets, self._routes, mariadb=self._server.is_mariadb)
-        self._decoder = Decoder(
-            mariadb=self._server.is_mariadb,
-            describe=tables.describe,
-            forget=tables.forget,
+        self._decoder = log_decoder(
+            self._server,
+            self._routes,
+            self._charsets,
+            definitions=self._definitions,
             after=start,
-            server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,
-            dialect=Dialect(
-                mariadb=self._server.is_mariadb,
-                folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
-                charsets=self._charsets,
-            ),
             selects=partial(_selects, self._routes),
-            keeps_muted=any(route.even_muted for route in self._routes),
         )
         self._resources.callback(self._decoder.close)
         self._accept_gap = False  # it was for this gap, not for a later one

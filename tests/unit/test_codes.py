@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # A code may be added. One that is taken away, or changed, breaks an alarm.
 _CODES = """
 backfill_refused enqueued_task task_not_accepted
-answer_lost app_not_found bad_preference broker broker_away broker_blocked cache_away capture checkpoint_moved
+answer_lost app_not_found bad_preference broker broker_away broker_blocked cache_away capture change_not_found
+checkpoint_moved given_change no_such_table row_filter
 command_refused database_away database_refused envelope first_routes gap groups_unknown gtid_mode install
 key_value journal killed_workers lock_not_available malformed_message mark master_cache maybe_sent message_too_large
 missing_extra no_redis not_accepting not_parked not_sent not_well not_yet old_celery open_flower other_log
@@ -39,7 +40,7 @@ message_format no_consumer no_database_name no_listener no_partitions no_queue n
 queue queue_differs
 queue_unusable reload_refused route_gone routes_not_loaded row_not_rendered row_too_large several_queues task_options
 no_routes sample_routes transport_not_installed unknown_command unknown_route unknown_task unknown_variable
-unreadable_deferred workers workers_not_asked
+unreadable_deferred workers workers_not_asked given_row no_such_column no_such_event
 """
 
 

@@ -43,6 +43,7 @@ SHARED: Final = {
     "cdc_tasks.routing.arguments",
     "cdc_tasks.routing.decorators",
     "cdc_tasks.routing.enqueued",
+    "cdc_tasks.routing.explained",
     "cdc_tasks.routing.keys",
     "cdc_tasks.routing.message_groups",
     "cdc_tasks.routing.predicates",
@@ -52,6 +53,7 @@ SHARED: Final = {
     "cdc_tasks.routing.tables",
     "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
+    "cdc_tasks.source_lines",
     "cdc_tasks.testing",
     "cdc_tasks.versions",
     "cdc_tasks.user_code",
@@ -64,7 +66,7 @@ LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
         "cdc_tasks.variables",
-        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words",
+        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words cdc_tasks.source_lines",
         "cdc_tasks.environment cdc_tasks.extras",
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
@@ -104,7 +106,7 @@ LEVELS: Final = (
         "listener.postgres.tables listener.postgres.wal2json",
         "listener.postgres.plugins listener.postgres.gaps listener.postgres.backfill",
         "listener.postgres.check listener.postgres.setup listener.postgres.status listener.postgres.existing_tables",
-        "listener.postgres.monitor",
+        "listener.postgres.monitor listener.postgres.tail",
     ),
     (
         "listener.mysql.errors listener.mysql.log",
@@ -113,9 +115,11 @@ LEVELS: Final = (
         "listener.mysql.sql",
         "listener.mysql.codec",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
-        "listener.mysql.backfill",
+        "listener.mysql.log_decoder",
+        "listener.mysql.backfill listener.mysql.history",
         "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
         "listener.mysql.monitor",
+        "listener.mysql.tail",
     ),
 )
 
