@@ -15,7 +15,8 @@ from cdc_tasks.changes import RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.words import counted
 from listener.cli.parked_changes import opened
-from listener.control.journal import JournalReader, Selection
+from listener.control.journal.reader import JournalReader
+from listener.core.history import Selection
 from listener.daemon.database_url import DatabaseType
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.wiring import checkpoint_store, journal_reader
