@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from listener.core.source import SourceLostError
 from listener.mysql.client.connection import Session
-from listener.mysql.client.server import Server
+from listener.mysql.client.server import Server, prepared_names
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.log.gtid import MySQLGTIDs
 from listener.mysql.log.position import BinlogPosition
 
-__all__ = ["Visibility", "prepared_names", "visibility_of"]
+__all__ = ["Visibility", "visibility_of"]
 
 _transaction: Final = attrgetter("commit")
 
@@ -47,15 +47,6 @@ def visibility_of(
     `second_phases` returns the names of the XA transactions whose commit was read last, as `prepared_names` has them.
     """
     return _SeenPlaces(session, second_phases) if server.is_mariadb else _SeenGTIDs(session)
-
-
-def prepared_names(rows: Iterable[tuple[Any, ...]]) -> set[str]:
-    """Return the names of the rows of XA RECOVER, as the log has them: X'616263',X'',1."""
-    names = set()
-    for kind, first, second, data in rows:
-        name = data if isinstance(data, bytes) else str(data).encode("latin1")
-        names.add(f"X'{name[:first].hex()}',X'{name[first : first + second].hex()}',{kind}")
-    return names
 
 
 class _SeenPlaces:

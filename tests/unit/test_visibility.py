@@ -14,17 +14,17 @@ from listener.core import visibility as waiting
 from listener.core.source import SourceLostError
 from listener.core.visibility import VisibilityWait
 from listener.core.wakeup import Wakeup
-from listener.mysql.client import visibility as mysql_visibility
-from listener.mysql.client.server import Server
-from listener.mysql.client.visibility import prepared_names, visibility_of
+from listener.mysql import visibility as mysql_visibility
+from listener.mysql.client.server import Server, prepared_names
 from listener.mysql.codec.change import Transaction
+from listener.mysql.visibility import visibility_of
 from listener.postgres.client import visibility
 from listener.postgres.client.visibility import Snapshot, Visibility
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from listener.mysql.client.visibility import Visibility as BinlogVisibility
+    from listener.mysql.visibility import Visibility as BinlogVisibility
 
 _XIDS = 1 << 32
 

@@ -29,8 +29,7 @@ from listener.mysql.backfill.readable_table import (
 )
 from listener.mysql.charsets import Charsets, Decode
 from listener.mysql.client.connection import Connection, Session, execute, fetch, translated
-from listener.mysql.client.server import Server, current_position
-from listener.mysql.client.visibility import prepared_names
+from listener.mysql.client.server import Server, current_position, prepared_names
 from listener.mysql.codec.table import Kind, Row
 from listener.mysql.errors import setting
 from listener.mysql.log.gtid import MySQLGTIDs
