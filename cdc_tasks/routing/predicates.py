@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from cdc_tasks.changes import Change, EventType
 
-__all__ = ["When", "became", "changed"]
+__all__ = ["ReadyMade", "When", "became", "changed"]
 
 When = Callable[[Change], object]
+
+
+@runtime_checkable
+class ReadyMade(Protocol):
+    """A condition that says in words what it makes of a change."""
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the row."""
 
 
 @dataclass(frozen=True, slots=True)

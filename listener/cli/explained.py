@@ -57,7 +57,7 @@ def _show(
     settings: ListenerSettings, router: BinlogRouter, given: Given, where: str, *, as_json: bool
 ) -> None:
     held, notes = held_routes(settings, router)
-    describer = Describer(app=celery_app(settings), held=held)
+    describer = Describer(app=celery_app(settings), held=held, has_ids=bool(where))
     explained = list(_explained(router, given))
     notes = [*given.notes, *notes]
     if as_json:

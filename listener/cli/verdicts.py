@@ -32,6 +32,7 @@ class Describer:
 
     app: Celery
     has_values: bool = True  # show values of rows, and what is made of them
+    has_ids: bool = True  # the change is one of the log, so its tasks have ids
     held: Mapping[str, str] = field(default_factory=dict)  # by a route's id: that it is paused, or skips
     _queues: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
@@ -47,7 +48,7 @@ class Describer:
             "when": None if route.when is None else named(route.when),
         }
         if call is not None:
-            found |= {"queue": self._queue(call), "key": self._key(call), "task_id": call.id}
+            found |= {"queue": self._queue(call), "key": self._key(call), "task_id": self._task_id(call)}
             found |= _arguments(call) if self.has_values else {}
             found["held"] = self.held.get(route.id)
         return found
@@ -83,7 +84,8 @@ class Describer:
             yield printable(_call_words(call))
         if (key := self._key(call)) is not None:
             yield f"key {printable(key)}"
-        yield f"task id {printable(call.id)}"
+        if task_id := self._task_id(call):
+            yield f"task id {printable(task_id)}"
         if sending := _sending(call.route):
             yield ", ".join(sending)
         if held := self.held.get(call.route.id):
@@ -91,6 +93,10 @@ class Describer:
 
     def _key(self, call: Call) -> str | None:
         return call.key if self.has_values or call.key is None else shown_key(call.key)
+
+    def _task_id(self, call: Call) -> str | None:
+        """Return the task's id; None if it gets one of its own, together with those of other changes."""
+        return call.id if self.has_ids and not call.route.is_grouped else None
 
     def _queue(self, call: Call) -> str:
         """Return where it goes; in place of it, why the broker would not get it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial, wraps
 from inspect import currentframe
 from pathlib import Path
@@ -184,6 +185,15 @@ def test_an_enqueued_task_fires_if_a_route_accepts_it(task: str, outcome: Outcom
     (verdict,) = explain(router, enqueued)
     assert verdict.outcome is outcome
     assert verdict.reason == ("" if outcome is Outcome.FIRES else "no route accepts it")
+
+
+def test_a_parked_task_that_was_enqueued_is_explained_without_its_message() -> None:
+    router = BinlogRouter()
+    router.accept("shop.*")
+    for task, outcome in (("shop.send", Outcome.FIRES), ("other.send", Outcome.PARKS)):
+        parked = replace(row_change(task, "truncate", schema=""), event=EventType.ENQUEUED)
+        (verdict,) = explain(router, parked)
+        assert verdict.outcome is outcome
 
 
 # --- On the command line ------------------------------------------------------------------------------------
