@@ -113,7 +113,8 @@ def _parks(route: Route, error: Exception, what: str, where: str = "") -> Verdic
 
 
 def _enqueued(router: BinlogRouter, change: Any) -> Verdict:
-    if not isinstance(change, EnqueuedTask):
+    is_of_the_log = isinstance(change, EnqueuedTask)
+    if not is_of_the_log:
         return _enqueued_before(router, change)
     (fired,) = router.tasks_for([change])
     if isinstance(fired, Parked):
