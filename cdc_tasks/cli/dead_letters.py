@@ -116,13 +116,15 @@ def _let_its_key_go(letter: DeadLetter) -> None:
 
 
 def _send(app: Any, letter: DeadLetter) -> None:
+    from cdc_tasks.broker.delivery_marks import REPLAYED_HEADER
     from cdc_tasks.broker.queues import queue_of_key
     from cdc_tasks.dead_letters.store import ATTEMPTS
     from cdc_tasks.worker.redacted_args import redacted
 
     queue = queue_of_key(app, letter.queue)
     where = {} if queue is None else {"queue": queue}
-    failed = {"at": letter.failed_at, "error": letter.error, "replayed": _now()}
+    now = _now()
+    failed = {"at": letter.failed_at, "error": letter.error, "replayed": now}
     app.send_task(
         letter.task,
         args=letter.args,
@@ -130,7 +132,7 @@ def _send(app: Any, letter: DeadLetter) -> None:
         task_id=letter.id,
         argsrepr=redacted(letter.args),
         kwargsrepr=redacted(letter.kwargs),
-        headers={**letter.group, ATTEMPTS: [*letter.attempts, failed]},
+        headers={**letter.group, ATTEMPTS: [*letter.attempts, failed], REPLAYED_HEADER: now},
         **where,
         **letter.options,
     )

@@ -15,7 +15,7 @@ from cdc_tasks.routing.enqueued import (
     enqueued_route,
     prefix_of,
 )
-from cdc_tasks.routing.predicates import ReadyMade, When
+from cdc_tasks.routing.predicates import ReadyMade
 from cdc_tasks.routing.route import Call, Parked, Route
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.source_lines import called_with_line, place_of_error, place_of_function, shown_place
@@ -90,7 +90,7 @@ def _judged(route: Route, change: Change) -> Verdict:
     return Verdict(route=route, outcome=Outcome.FIRES, reason=reason, place=where, call=fired)
 
 
-def _because(when: When, change: Change) -> str:
+def _because(when: Any, change: Change) -> str:
     """Return the words of a ready-made condition, or nothing."""
     return when.because(change) if isinstance(when, ReadyMade) else ""
 
@@ -113,10 +113,10 @@ def _parks(route: Route, error: Exception, what: str, where: str = "") -> Verdic
 
 
 def _enqueued(router: BinlogRouter, change: Any) -> Verdict:
-    is_of_the_log = isinstance(change, EnqueuedTask)
-    if not is_of_the_log:
+    alone: list[Any] = [change]
+    if not isinstance(change, EnqueuedTask):
         return _enqueued_before(router, change)
-    (fired,) = router.tasks_for([change])
+    (fired,) = router.tasks_for(alone)
     if isinstance(fired, Parked):
         reason = (
             "no route accepts it" if isinstance(fired.error, TaskNotAcceptedError) else "it makes no task"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -155,6 +156,7 @@ def show_status(status: Status) -> None:
             "unseen",
             "paused",
             "set_aside",
+            "commit_wait",
             "backfills_offered",
         }:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
@@ -183,6 +185,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
         "set_aside": dict(saved.set_aside),
+        "commit_wait": None if saved.commit_wait is None else asdict(saved.commit_wait),
         "alarms": list(status.alarms),
         "alarm_codes": list(status.alarm_codes),
     }

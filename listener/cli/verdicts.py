@@ -19,7 +19,7 @@ from cdc_tasks.routing.route import Call, Route
 from cdc_tasks.source_lines import named
 from listener.publish.destination import destination
 
-__all__ = ["Describer", "difference", "local_time", "names_of", "printable"]
+__all__ = ["Describer", "difference", "local_time", "message_of", "names_of", "printable"]
 
 _LONGEST: Final = 200  # letters of a value in a line
 _STYLES: Final = {Outcome.FIRES: "bold green", Outcome.PARKS: "bold red"}
@@ -138,6 +138,27 @@ def _told(error: Exception) -> str:
         return error.message if isinstance(error, CDCError) else str(error)
     except Exception:  # noqa: BLE001 - the text of a user's exception is a user's code
         return ""
+
+
+def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
+    """Return the change as a task gets it; without values, with the columns that changed in place of the rows."""
+    head = {
+        "id": change.id,
+        "schema": change.schema,
+        "table": change.table,
+        "event": change.event.value,
+        "position": change.position,
+        "committed_at": change.committed_at.isoformat(timespec="microseconds"),
+    }
+    if change.event is EventType.ENQUEUED:
+        return head
+    try:
+        if has_values:
+            found: dict[str, Any] = json.loads(change.to_json())
+            return found
+        return head | {"columns": difference(change, has_values=False).split(", ")}
+    except CDCError as error:
+        return head | {"unreadable": error.message}
 
 
 def difference(change: Change, *, has_values: bool) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from pybase64 import b64encode
 
@@ -56,6 +57,12 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         # Its id and position: each task that it fires needs both.
         number = b"%d" % ordinal
         self.stamp = transaction.id_head + number, transaction.position_head + number
+
+    def with_id(self, name: bytes) -> Self:
+        """Return the same change under another id."""
+        other = copy(self)
+        other.stamp = name, self.stamp[1]
+        return other
 
     @abstractmethod
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:

@@ -9,16 +9,19 @@ from celery import Celery
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import MissingExtraError, check_extra
-from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.routing.router import BinlogRouter, Route
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
 from listener.control.first_load import ExistingTables, offered_in
-from listener.control.journal import Journal, JournalError, JournalReader, journal_path
+from listener.control.journal.file import JournalError, journal_path
+from listener.control.journal.reader import JournalReader
+from listener.control.journal.writer import Journal
 from listener.control.replays import Replays, ReplayStore
 from listener.core.backfill import TablePlan
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
+from listener.core.history import History
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
@@ -31,6 +34,7 @@ from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
 from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
+from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.kombu.publisher import KombuPublisher
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
@@ -50,6 +54,7 @@ __all__ = [
     "read_existing_tables",
     "read_source_status",
     "read_status",
+    "replay_histories",
     "replay_store",
 ]
 
@@ -83,7 +88,7 @@ def make_listener(
         ReplayStore(redis, settings.cdc_name),
         publisher,
         router.routes,
-        lambda: journal_reader(settings),
+        lambda routes: replay_histories(settings, routes),
         is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
     )
     control = Control(
@@ -97,7 +102,8 @@ def make_listener(
         tables=_existing_tables(settings),
         loads_first=loads_first,
     )
-    listener = Listener(monitor, router, publisher, control, _journal(settings))
+    note = CommitWaitNote(checkpoint_store(settings), settings.cdc_name)
+    listener = Listener(monitor, router, publisher, control, _journal(settings), commit_wait_note=note)
     if reloading is not None:
         reloading.stop = listener.stop
     return listener
@@ -143,6 +149,20 @@ def journal_reader(settings: ListenerSettings) -> JournalReader:
             code="journal_missing",
         )
     return JournalReader(journal_path(settings.cdc_journal, settings.cdc_name))
+
+
+def replay_histories(settings: ListenerSettings, routes: Sequence[Route]) -> list[History]:
+    """Return what a replay of these routes can read, the journal first. Raise JournalError if there is nothing."""
+    found: list[History] = []
+    is_binlog = settings.database_type is DatabaseType.MYSQL
+    if settings.cdc_journal is not None or not is_binlog:
+        found.append(journal_reader(settings))
+    if is_binlog:
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import binlog_history
+
+        found.append(binlog_history(settings, routes, lambda: _position_in_binlog(settings)))
+    return found
 
 
 def _journal(settings: ListenerSettings) -> Journal | None:

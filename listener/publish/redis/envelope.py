@@ -37,13 +37,12 @@ from listener.publish.task_message import (
     split_body,
 )
 
-__all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
+__all__ = ["Envelope", "Envelopes", "KeyedMessages"]
 
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
 _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
-_NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _MOST_TEMPLATES: Final = 5_000
@@ -53,12 +52,18 @@ _MOST_TEMPLATES: Final = 5_000
 _Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
-class KeyedMessages(NamedTuple):
-    """The same messages with a key, and what the script that admits them notes of the key's owner."""
+# The same, and the key
+_RenderKeyed = Callable[[bytes, bytes, bytes, bytes, str], bytes]
 
-    # The same, and the key; behind its list and a line feed, as the script takes it.
-    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]
-    # (the change's id, position) -> the beginning of its record as the key's owner
+
+class KeyedMessages(NamedTuple):
+    """The same messages with a key, and what Redis has of the key's owner."""
+
+    render: _RenderKeyed
+    # What waits for its key: the message behind its list and a line feed.
+    render_waiting: _RenderKeyed
+    # (the change's id, position) -> the beginning of the record of the message as its key's owner. A time in seconds
+    # and "]" follow.
     owner: Callable[[bytes, bytes], bytes]
 
 
@@ -226,7 +231,7 @@ def _renders(
     plain, pick = _template(message, route)
     message["headers"] |= headers_of_key(_KEY, route.on_failure)
     keyed, pick_keyed = _template(message, route)
-    keyed = f"{queue}\n".replace("%", "%%").encode() + keyed
+    place = f"{queue}\n".replace("%", "%%").encode()
     owner = _owner(message["properties"]["delivery_tag"], route)
 
     def renders(kind: bytes) -> tuple[_Render, KeyedMessages]:
@@ -244,23 +249,28 @@ def _renders(
             message: bytes = mine % pick((b64encode(body), change_id, position, *times))
             return message
 
-        def render_keyed(
-            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
-        ) -> bytes:
-            body = head + arguments + (middle + kwargs + end if kwargs else tail)
-            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
-            values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
-            message: bytes = with_key % pick_keyed(values)
-            return message
+        def keyed_render(template: bytes) -> _RenderKeyed:
+            def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                values = b64encode(body), change_id, position, b"", b"", orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
 
-        return render_timed if timing else render, KeyedMessages(render_keyed, owner)
+            def render_timed(
+                arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+            ) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                times = (each.encode() for each in timing.from_now()) if timing else ()
+                values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
+
+            return render_timed if timing else render
+
+        of_key = KeyedMessages(keyed_render(with_key), keyed_render(place + with_key), owner)
+        return render_timed if timing else render, of_key
 
     return renders
-
-
-def without_list(message: bytes) -> bytes:
-    """Return a message of `KeyedMessages` as a queue has it."""
-    return message[message.index(b"\n") + 1 :]
 
 
 def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
