@@ -28,6 +28,7 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "The help desk, with its messages and its cache,",
         ("sqlalchemy", "slack_sdk", "pymsteams", "cryptography", "requests", "urllib3"),
     ),
+    "metrics": ("CDC_METRICS_ADDRESS", ("prometheus_client",)),
     "flower": ("Flower", ("flower", "tornado", "prometheus_client")),
 }
 

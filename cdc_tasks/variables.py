@@ -48,6 +48,8 @@ KNOWN: Final = frozenset(
         "CDC_JOURNAL_AGE",
         "CDC_JOURNAL_SIZE",
         "CDC_LAG_ALARM",
+        "CDC_METRICS_ADDRESS",
+        "CDC_QUEUE_ALARM",
         "CDC_LOG_FORMAT",
         "CDC_LOG_LEVEL",
         "CDC_LOST_ANSWER",

@@ -105,6 +105,17 @@ class Monitor(Protocol):
     def has_accepted_gap(self) -> bool:
         """Whether it goes on without changes that are missing; known after the first batch."""
 
+    @property
+    def is_standby(self) -> bool:
+        """Whether `open` waits because another listener reads; any thread may ask."""
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds the source has sent nothing, not even a sign of life, as the last wait for it knew.
+
+        0 before it reads. Any thread may ask.
+        """
+
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Connect and become the only reader. Wait as a standby while another listener reads, until `stop`.
 

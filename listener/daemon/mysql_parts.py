@@ -20,7 +20,7 @@ from listener.mysql.client.connection import connect
 from listener.mysql.history.binlog_history import BinlogHistory
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
-from listener.mysql.status import read_mysql_status
+from listener.mysql.status import BinlogGauge, read_mysql_status
 from listener.mysql.tail import BinlogTail
 from listener.publish.bookmark import Bookmark
 
@@ -28,6 +28,7 @@ __all__ = [
     "binlog_history",
     "check_binlog",
     "count_binlog_backfill",
+    "make_binlog_gauge",
     "make_binlog_monitor",
     "make_binlog_tail",
     "plan_binlog_backfill",
@@ -56,11 +57,6 @@ def make_binlog_monitor(
     return BookmarkedMonitor(reader, bookmark)
 
 
-def make_binlog_tail(settings: ListenerSettings, selected: BinlogRouter) -> Tail:
-    """Return what looks at the log of the tables that `selected` selects, not yet connected."""
-    return BinlogTail(settings.database_url.get_secret_value(), routes=selected.routes)
-
-
 def binlog_history(
     settings: ListenerSettings, routes: Sequence[Route], checkpoint: Callable[[], str | None]
 ) -> BinlogHistory:
@@ -71,6 +67,11 @@ def binlog_history(
         return None if text is None else BinlogPosition.parse(text)
 
     return BinlogHistory(settings.database_url.get_secret_value(), routes, checkpoint=saved)
+
+
+def make_binlog_tail(settings: ListenerSettings, selected: BinlogRouter) -> Tail:
+    """Return what looks at the log of the tables that `selected` selects, not yet connected."""
+    return BinlogTail(settings.database_url.get_secret_value(), routes=selected.routes)
 
 
 def check_binlog(
@@ -90,6 +91,11 @@ def check_binlog(
 def read_binlog_status(settings: ListenerSettings, checkpoint: str | None) -> SourceStatus:
     """Return what the server reports."""
     return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
+
+
+def make_binlog_gauge(settings: ListenerSettings) -> BinlogGauge:
+    """Return what asks the server how far it is, not yet connected."""
+    return BinlogGauge(settings.database_url.get_secret_value(), settings.cdc_name)
 
 
 def plan_binlog_backfill(

@@ -17,12 +17,13 @@ from listener.postgres.backfill.table_key import count_rows, plan_table
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.postgres.status import read_postgres_status
+from listener.postgres.status import PostgresGauge, read_postgres_status
 from listener.postgres.tail import WALTail
 
 __all__ = [
     "check_wal",
     "count_wal_backfill",
+    "make_wal_gauge",
     "make_wal_monitor",
     "make_wal_tail",
     "plan_wal_backfill",
@@ -92,6 +93,11 @@ def read_wal_status(
         routes=router.routes,
         notes=notes,
     )
+
+
+def make_wal_gauge(settings: ListenerSettings) -> PostgresGauge:
+    """Return what asks the server how far it is, not yet connected."""
+    return PostgresGauge(settings.database_url.get_secret_value(), settings.slot)
 
 
 def plan_wal_backfill(

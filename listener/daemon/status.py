@@ -20,7 +20,7 @@ from listener.publish.queue_limit import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
-__all__ = ["SavedPosition", "Status", "read_saved_position"]
+__all__ = ["SavedPosition", "Status", "ask_saved_position", "read_saved_position"]
 
 
 class SavedPosition(NamedTuple):
@@ -55,6 +55,12 @@ class Status:
         """Whether a listener reads, and reads all that the routes name; a lag may pass by itself."""
         source = self.source
         return source.reader is Reader.RUNNING and not (source.unseen or source.problems or source.gaps)
+
+    def exit_status(self, *, only_reading: bool) -> int:
+        """Return 0 if all is well, 1 if not `is_healthy`, 3 if it is and there are alarms; 0 then if `only_reading`."""
+        if not self.is_healthy:
+            return 1
+        return 3 if any(True for _ in self.alarms) and not only_reading else 0
 
     @property
     def lag_seconds(self) -> float | None:
@@ -124,26 +130,31 @@ class Status:
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
-    """Return what the broker has under CDC_NAME; raises BrokerAwayError, BrokerError."""
-    prefix = redis.prefixed(f"cdc:{name}")
+    """Return what the broker has under CDC_NAME, and close the connection; raises BrokerAwayError, BrokerError."""
     try:
-        answers = redis.send(
-            [
-                ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
-                ("HLEN", parked_key(prefix)),
-                ("GET", pause_key(prefix)),
-                ("HGETALL", set_aside_key(prefix)),
-                ("GET", commit_wait_key(prefix)),
-            ]
-        )
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise redis.refusal(answer)
-        (position, as_of, notes), parked, pause, full, wait = answers
-        names = [name.decode() for name in (full if isinstance(full, dict) else full[::2])]
-        counts = redis.ask([("LLEN", f"{set_aside_key(prefix)}:{name}") for name in names])
+        return ask_saved_position(redis, name)
     finally:
         redis.close()
+
+
+def ask_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
+    """Return what the broker has under CDC_NAME; raises BrokerAwayError, BrokerError."""
+    prefix = redis.prefixed(f"cdc:{name}")
+    answers = redis.send(
+        [
+            ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
+            ("HLEN", parked_key(prefix)),
+            ("GET", pause_key(prefix)),
+            ("HGETALL", set_aside_key(prefix)),
+            ("GET", commit_wait_key(prefix)),
+        ]
+    )
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise redis.refusal(answer)
+    (position, as_of, notes), parked, pause, full, wait = answers
+    names = [name.decode() for name in (full if isinstance(full, dict) else full[::2])]
+    counts = redis.ask([("LLEN", f"{set_aside_key(prefix)}:{name}") for name in names])
     return SavedPosition(
         position.decode() if position else None,
         datetime.fromisoformat(as_of.decode()) if as_of else None,

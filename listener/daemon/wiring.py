@@ -32,6 +32,7 @@ from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
+from listener.metrics.meter import Meter
 from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
 from listener.publish.commit_wait_note import CommitWaitNote
@@ -47,6 +48,7 @@ __all__ = [
     "command_queue",
     "control_state",
     "count_backfill",
+    "is_redis",
     "journal_reader",
     "make_listener",
     "make_tail",
@@ -103,7 +105,10 @@ def make_listener(
         loads_first=loads_first,
     )
     note = CommitWaitNote(checkpoint_store(settings), settings.cdc_name)
-    listener = Listener(monitor, router, publisher, control, _journal(settings), commit_wait_note=note)
+    meter = None if settings.cdc_metrics_address is None else Meter(router)
+    listener = Listener(
+        monitor, router, publisher, control, _journal(settings), commit_wait_note=note, meter=meter
+    )
     if reloading is not None:
         reloading.stop = listener.stop
     return listener
@@ -246,7 +251,7 @@ def make_tail(
 
 def _publisher(settings: ListenerSettings) -> Publisher:
     app = celery_app(settings)
-    if not _is_redis(app):
+    if not is_redis(app):
         return KombuPublisher(
             app,
             cache_url(settings),
@@ -265,7 +270,8 @@ def _publisher(settings: ListenerSettings) -> Publisher:
     )
 
 
-def _is_redis(app: Celery) -> bool:
+def is_redis(app: Celery) -> bool:
+    """Return whether the app's broker is Redis."""
     with app.connection_for_write() as connection:
         return bool(connection.transport.driver_type == "redis")
 
@@ -273,7 +279,7 @@ def _is_redis(app: Celery) -> bool:
 def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
     """Return a connection to the Redis with checkpoint and parked changes: the broker, if it is Redis."""
     app = celery_app(settings)
-    if _is_redis(app):
+    if is_redis(app):
         return RedisConnection.of_broker(app)
     return RedisConnection.of_cache(cache_url(settings))
 

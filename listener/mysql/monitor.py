@@ -76,6 +76,7 @@ class BinlogMonitor:
         self._from_start = from_start
         self._accept_gap = accept_gap
         self.has_accepted_gap = False  # at its start
+        self.is_standby = False
         self._wakeup = Wakeup()
         self._resources = ExitStack()
         self._warned_at = float("-inf")
@@ -90,6 +91,12 @@ class BinlogMonitor:
         self._decoder: Decoder
         self._window: Window
         self._place: StreamPlace
+
+    @property
+    def silence(self) -> float:
+        """See `Monitor.silence`."""
+        stream = vars(self).get("_stream")
+        return 0.0 if stream is None else stream.silence
 
     def open(
         self,
@@ -164,13 +171,16 @@ class BinlogMonitor:
         self._resources.close()
 
     def _wait_for_lock(self) -> bool:
-        is_logged = False
-        while not self._lock.acquire():
-            if not is_logged:
-                log.info("standby", name=self._name, reason="Another listener with this CDC_NAME is running.")
-                is_logged = True
-            if self._wakeup.wait(_STANDBY_EVERY):
-                return False
+        try:
+            while not self._lock.acquire():
+                if not self.is_standby:
+                    reason = "Another listener with this CDC_NAME is running."
+                    log.info("standby", name=self._name, reason=reason)
+                    self.is_standby = True
+                if self._wakeup.wait(_STANDBY_EVERY):
+                    return False
+        finally:
+            self.is_standby = False
         return True
 
     def _look_up_tables(self) -> Definitions | None:

@@ -98,6 +98,7 @@ class PostgresWALMonitor:
         self._replay_window = replay_window
         self._accept_gap = accept_gap
         self.has_accepted_gap = False
+        self.is_standby = False
         self._wakeup = Wakeup()
         self._connect = partial(connect, database_url)
         self._sync = TableSync(
@@ -139,16 +140,27 @@ class PostgresWALMonitor:
         self._read_up_to = 0  # the end of the last transaction, or of log without changes for the listener
         self._idle_at = 0.0
 
+    @property
+    def silence(self) -> float:
+        """See `Monitor.silence`."""
+        stream = vars(self).get("_stream")
+        return 0.0 if stream is None else stream.silence
+
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
-        waits = False
+        try:
+            self._become_reader(saved, again)
+        finally:
+            self.is_standby = False
+
+    def _become_reader(self, saved: Saved | None, again: Callable[[], Saved | None] | None) -> None:
         while not self._wakeup.is_set:
             try:
-                self._open(again if waits and again else lambda: saved)
+                self._open(again if self.is_standby and again else lambda: saved)
             except SlotInUseError as error:
-                if not waits:
+                if not self.is_standby:
                     log.info("standby", slot=self._slot, reason=error.message)
-                    waits = True
+                    self.is_standby = True
                 self._wakeup.wait(_STANDBY_EVERY)
             else:
                 return

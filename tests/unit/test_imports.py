@@ -55,6 +55,7 @@ SHARED: Final = {
     "cdc_tasks.settings",
     "cdc_tasks.source_lines",
     "cdc_tasks.testing",
+    "cdc_tasks.totals",
     "cdc_tasks.versions",
     "cdc_tasks.user_code",
     "cdc_tasks.variables",
@@ -66,7 +67,10 @@ LEVELS: Final = (
     # an application's and a worker's side: the engine first, then what is built on it
     (
         "cdc_tasks.variables",
-        "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words cdc_tasks.source_lines",
+        (
+            "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words "
+            "cdc_tasks.source_lines cdc_tasks.totals"
+        ),
         "cdc_tasks.environment cdc_tasks.extras",
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
@@ -95,6 +99,7 @@ LEVELS: Final = (
         "listener.router listener.core",
         "listener.publish listener.postgres listener.mysql listener.routes",
         "listener.control listener.testing",
+        "listener.metrics",
         "listener.daemon",
         "listener.cli",
         "listener.__main__",

@@ -78,6 +78,11 @@ class RedisPublisher:
         self._busy: set[str] = set()  # keys of messages: their next ones are likely to wait
         self._met: set[str] = set()  # keys of the messages in flight
 
+    @property
+    def retries(self) -> Sequence[Retry]:
+        """See `Publisher.retries`."""
+        return (self._retry,)
+
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
         self._end_flight()
