@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from cdc_tasks.routing.router import BinlogRouter, Route
 from cdc_tasks.words import counted
 from listener.cli.parked_changes import opened
 from listener.control.journal.file import JournalledChange
-from listener.core.history import History, Selection, Wanted
+from listener.core.history import History, Kept, Selection, Wanted
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.wiring import checkpoint_store, replay_histories
@@ -78,21 +78,30 @@ _Look = tuple[Found | None, str]
 
 def _in_histories(router: BinlogRouter, settings: ListenerSettings, ids: set[str]) -> _Look:
     """Look in the journal, and on MySQL and MariaDB in the binlog: at the time that an id has in it."""
-    time = next((time for each in ids if (time := _time_in(settings, each)) is not None), None)
-    if time is None:
+    times = [time for each in sorted(ids, key=len) if (time := _time_in(settings, each)) is not None]
+    if not times:
         return None, "The journal and the log: no time can be read from this id."
-    selection = Selection(since=time, until=time + _MICROSECOND)
     told = []
     for history in replay_histories(settings, _all_tables(settings, router)):
         with closing(history):
             kept = history.kept()
-            for change in _changes(history, Wanted(kept.id, selection, kept.end, accepts_gap=True)):
+            for change in _committed_at(history, kept, [each for each in times if each >= kept.since]):
                 if change.id in ids:
-                    return Found(
-                        change=change, where=history.name, notes=_of_row(is_missing=_lacks_row(change))
-                    ), ""
+                    return _found(change, history.name), ""
         told.append(f"{history.name.capitalize()}: it begins at {kept.since:%Y-%m-%d %H:%M:%S} UTC.")
     return None, "\n  ".join(told)
+
+
+def _found(change: Change, where: str) -> Found:
+    is_missing = isinstance(change, JournalledChange) and change.is_unreadable
+    return Found(change=change, where=where, notes=_of_row(is_missing=is_missing))
+
+
+def _committed_at(history: History, kept: Kept, times: Iterable[datetime]) -> Iterator[Change]:
+    """Yield what was committed at these times, to the microsecond."""
+    for time in times:
+        selection = Selection(since=time, until=time + _MICROSECOND)
+        yield from _changes(history, Wanted(kept.id, selection, kept.end, accepts_gap=True))
 
 
 def _changes(history: History, wanted: Wanted) -> Iterator[Change]:
@@ -118,10 +127,6 @@ def _time_in(settings: ListenerSettings, change_id: str) -> datetime | None:
         return epoch + int(change_id.split("-")[-2], 16) * _MICROSECOND
     except (IndexError, ValueError, OverflowError):
         return None
-
-
-def _lacks_row(change: Change) -> bool:
-    return isinstance(change, JournalledChange) and change.is_unreadable
 
 
 def _of_row(*, is_missing: bool) -> tuple[str, ...]:

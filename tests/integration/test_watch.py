@@ -167,7 +167,7 @@ def _look_up(person: Person, fired: dict[str, Any], parked: dict[str, Any]) -> N
     missing = person.asks("explain", "--id", "6b02f19d5f9f4859-16B3748-303D94F1B8A40-0")
     assert missing["code"] == "change_not_found"
     for place in (
-        "The journal: it has 3 changes since",
+        "The journal: it begins at",
         "What is parked: 2 changes",
         "PostgreSQL does not give",
     ):
@@ -228,6 +228,8 @@ def test_a_binlog_is_watched_as_by_one_more_replica(
             )
             row, task = _seen(watch, 2)
         assert _outcomes(row) == {"tests.bill": "fires", "tests.large": "when", "tests.fails": "event"}
+        found = person.asks("explain", "--id", row["change"]["id"], CDC_JOURNAL="")
+        assert (found["found_in"], found["change"]) == ("the binlog", row["change"])
         assert (row["change"]["after"], _outcomes(task)) == (
             {"id": 7, "status": "paid"},
             {"tests.mail": "fires"},
