@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from cdc_tasks.changes import Change, EventType
+from cdc_tasks.routing.contexts import check_context
 
-__all__ = ["ReadyMade", "When", "became", "changed"]
+__all__ = ["ReadyMade", "When", "became", "changed", "in_context"]
 
 When = Callable[[Change], object]
 
@@ -87,6 +88,27 @@ class _Became:
         return f"became({self.columns[0]!r}, {self.value!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class _InContext:
+    values: dict[str, Any] = field(hash=False)
+
+    def __call__(self, change: Change) -> bool:
+        context = change.commit.context
+        return context is not None and self.values.items() <= context.values.items()
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the context."""
+        context = change.commit.context
+        if context is None:
+            return "the transaction says nothing of itself"
+        others = [name for name, value in self.values.items() if context.values.get(name) != value]
+        told = [f"{name} is not {self.values[name]!r}" for name in others]
+        return f"in its context {_and(told)}" if told else "the transaction says so of itself"
+
+    def __repr__(self) -> str:
+        return f"in_context({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
+
+
 def changed(*columns: str) -> When:
     """Fire if one of `columns` differs from before.
 
@@ -108,6 +130,15 @@ def became(column: str, value: Any) -> When:
     if not _is_name(column):
         raise TypeError(f"became({column!r}, …) needs the name of a column, e.g. became('status', 'closed')")
     return _Became((column,), _as_json(value))
+
+
+def in_context(**values: Any) -> When:
+    """Fire if the transaction has said this of itself, with `cdc_tasks.context`: all of these values.
+
+    Raises ContextError if no context can have them.
+    """
+    check_context(values)
+    return _InContext(values)
 
 
 def _and(names: Sequence[str]) -> str:

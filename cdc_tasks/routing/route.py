@@ -11,7 +11,7 @@ from inspect import Signature
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from cdc_tasks.changes import Change, EventType
+from cdc_tasks.changes import Change, Commit, EventType, KnownCommit
 from cdc_tasks.routing.arguments import Args, Kwargs
 from cdc_tasks.routing.keys import Key
 from cdc_tasks.routing.message_groups import OnFailure
@@ -152,6 +152,7 @@ class Origin(NamedTuple):
 
     kind: tuple[str, str, str]  # schema, table, event's value
     stamp: tuple[bytes, bytes]  # id and position, encoded
+    commit: Commit = KnownCommit()
 
     @property
     def id(self) -> str:

@@ -24,6 +24,7 @@ from listener.cli import control as control_commands
 from listener.cli import explain as explain_commands
 from listener.cli import parked as parked_commands
 from listener.cli import replay as replay_commands
+from listener.cli.console import console
 from listener.cli.init import init
 from listener.cli.variables import described_variables
 
@@ -267,6 +268,7 @@ def status(
 
 
 cli.command()(init)
+cli.command()(console)
 
 
 def main() -> None:

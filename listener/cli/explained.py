@@ -19,7 +19,7 @@ from listener.cli.found_change import find_change
 from listener.cli.given_change import Given, given_change
 from listener.cli.in_force import held_routes
 from listener.cli.output import console
-from listener.cli.verdicts import Describer, difference, local_time, message_of, printable
+from listener.cli.verdicts import Describer, context_of, difference, local_time, message_of, printable
 from listener.daemon.application import celery_app, router_for
 from listener.daemon.settings import ListenerSettings, load
 
@@ -126,6 +126,8 @@ def _head(given: Given, where: str) -> Iterator[Text]:
     except CDCError as error:
         told = error.message
     yield Text(f"  {told}")
+    if said := context_of(change, has_values=True):
+        yield Text(f"  {said}")
 
 
 def _others(routes: Sequence[Route]) -> str:

@@ -19,7 +19,7 @@ from cdc_tasks.routing.route import Call, Route
 from cdc_tasks.source_lines import named
 from listener.publish.destination import destination
 
-__all__ = ["Describer", "difference", "local_time", "message_of", "names_of", "printable"]
+__all__ = ["Describer", "context_of", "difference", "local_time", "message_of", "names_of", "printable"]
 
 _LONGEST: Final = 200  # letters of a value in a line
 _STYLES: Final = {Outcome.FIRES: "bold green", Outcome.PARKS: "bold red"}
@@ -142,7 +142,7 @@ def _told(error: Exception) -> str:
 
 def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
     """Return the change as a task gets it; without values, with the columns that changed in place of the rows."""
-    head = {
+    head: dict[str, Any] = {
         "id": change.id,
         "schema": change.schema,
         "table": change.table,
@@ -150,6 +150,8 @@ def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
         "position": change.position,
         "committed_at": change.committed_at.isoformat(timespec="microseconds"),
     }
+    if change.context is not None and has_values:
+        head["context"] = change.context
     if change.event is EventType.ENQUEUED:
         return head
     try:
@@ -159,6 +161,15 @@ def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
         return head | {"columns": difference(change, has_values=False).split(", ")}
     except CDCError as error:
         return head | {"unreadable": error.message}
+
+
+def context_of(change: Change, *, has_values: bool) -> str:
+    """Return what the transaction says of itself, in words, without values only their names; empty: nothing."""
+    context = change.context
+    if context is None:
+        return ""
+    told = (f"{name}={_value(value)}" if has_values else name for name, value in context.items())
+    return printable(f"context: {', '.join(told)}")
 
 
 def difference(change: Change, *, has_values: bool) -> str:

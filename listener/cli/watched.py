@@ -24,7 +24,15 @@ from listener.cli.given_change import GivenChangeError, no_such_table
 from listener.cli.in_force import held_routes
 from listener.cli.output import console
 from listener.cli.row_filter import Condition, parse_condition, passes
-from listener.cli.verdicts import Describer, difference, local_time, message_of, names_of, printable
+from listener.cli.verdicts import (
+    Describer,
+    context_of,
+    difference,
+    local_time,
+    message_of,
+    names_of,
+    printable,
+)
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import CloseNames
 from listener.core.publisher import StoppedError
@@ -259,8 +267,9 @@ class _Shown:
         if change.is_muted:
             line.append(" muted", "yellow not dim")
         yield line.append(f"  {printable(change.id)}")
-        if told := self._told(change):
-            yield Text(f"  {told}")
+        for told in (self._told(change), context_of(change, has_values=self._has_values)):
+            if told:
+                yield Text(f"  {told}")
         for verdict in verdicts:
             yield from self._describer.as_lines(verdict)
         if not verdicts:

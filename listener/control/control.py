@@ -63,6 +63,9 @@ class ControlState:
         self._key = redis.prefixed(f"cdc:{name}:control")
         self.fields: dict[str, dict[str, Any]] = {}
 
+    def close(self) -> None:
+        self._redis.close()
+
     def read(self) -> None:
         (answer,) = self._redis.ask([("HGETALL", self._key)])
         pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)

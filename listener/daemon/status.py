@@ -112,11 +112,7 @@ class Status:
                 + "\n".join(self.offers),
             )
         if pause := self.saved.pause:
-            more = f"{counted(pause.longest_queue, 'task')}, more than {pause.setting}={pause.max_queue}"
-            yield (
-                "paused",
-                f"paused since {pause.since}: a queue has {more}: start more workers, or raise {pause.setting}",
-            )
+            yield "paused", f"paused since {pause.since}: {_reason(pause)}"
         if wait := self.saved.commit_wait:
             what = f"the transaction at {wait.position} is in the log, and no session sees it yet"
             cure = "a synchronous standby, or a semi-synchronous replica, may have to confirm it"
@@ -127,6 +123,15 @@ class Status:
         if self.saved.parked:
             parked = counted(self.saved.parked, "change is parked", "changes are parked")
             yield "parked", f"{parked}: python -m listener parked list"
+
+
+def _reason(pause: Pause) -> str:
+    limit = f"more than {pause.setting}={pause.max_queue}"
+    if pause.setting == "CDC_MAX_PARKED":
+        parked = counted(pause.longest_queue, "change is", "changes are")
+        return f"{parked} parked, {limit}: replay or drop them, or raise {pause.setting}"
+    tasks = counted(pause.longest_queue, "task")
+    return f"a queue has {tasks}, {limit}: start more workers, or raise {pause.setting}"
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:

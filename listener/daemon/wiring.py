@@ -258,6 +258,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
             max_set_aside=settings.cdc_max_set_aside,
+            max_parked=settings.cdc_max_parked,
         )
     return RedisPublisher(
         app,
@@ -267,6 +268,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
         batch_wait=settings.cdc_batch_wait,
         max_queue=settings.cdc_max_queue,
         max_set_aside=settings.cdc_max_set_aside,
+        max_parked=settings.cdc_max_parked,
     )
 
 

@@ -15,6 +15,7 @@ import structlog
 from cdc_tasks.routing.router import Route
 from listener.core.backfill import ChunkRequest
 from listener.core.findings import raise_problems
+from listener.core.last_change import hold_back
 from listener.core.source import IDLE_INTERVAL, Batch, Saved, SourceLostError
 from listener.core.visibility import VisibilityWait
 from listener.core.wakeup import Wakeup
@@ -133,13 +134,16 @@ class BinlogMonitor:
         stream, decoder, window = self._stream, self._decoder, self._window
         is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
         visibility = visibility_of(self._session, self._server)
+        held: list[BinlogChange] = []  # read, and left to the next batch: see `hold_back`
         while not self._wakeup.is_set:
-            changes: list[BinlogChange] = []
+            changes = held
             with self._yielding_to_successor():
                 is_certain = self._read(changes)
             if not is_certain:
                 return  # stopped before it was known whether they are rolled back: the next start reads them again
             self._lock.check()
+            id_head = decoder.progress.id_head
+            held = [] if id_head is None else hold_back(changes, id_head)
             if changes and not visibility.shows(changes):
                 yield from self._until_visible(partial(visibility.shows, changes), position, changes[-1])
                 if self._wakeup.is_set:
@@ -150,7 +154,7 @@ class BinlogMonitor:
             elif not is_ahead and chunk is None:
                 stream.wait(_TICK, window.done)
             is_ahead = bool(changes) or chunk is not None
-            decoder.progress.hand_over()
+            decoder.progress.hand_over(held[0].ordinal if held else None)
             as_of = changes[-1].committed_at if changes else None
             position = str(decoder.progress.position)
             yield Batch(changes, position, as_of, pipelined=is_ahead, chunk=chunk)
@@ -240,7 +244,8 @@ class BinlogMonitor:
     def _read(self, changes: list[BinlogChange]) -> bool:
         """Read what the server has sent, up to a batch; return whether the changes may be published."""
         decoder = self._decoder
-        decode, full, size = decoder.decode, self._batch_size, 0
+        held = len(changes)
+        decode, full, size = decoder.decode, self._batch_size + held, 0
         deadline = monotonic() + _TICK
         # A chunk waits for the end of the transaction in which the last batch ended.
         ends_with_transaction = decoder.is_within_transaction and self._window.is_due(self._place.position)
@@ -260,7 +265,7 @@ class BinlogMonitor:
             decode(event, changes)
             if ends_with_transaction and not decoder.is_within_transaction:
                 break
-            if not changes and monotonic() > deadline:
+            if len(changes) <= held and monotonic() > deadline:
                 break  # a long stretch of log without changes for us
         if outer is not None:
             self._place.passed(outer, decoder.progress.file)
@@ -280,7 +285,7 @@ class BinlogMonitor:
         kept, now = self._server.retention, monotonic()
         if kept is None or now - self._warned_at < _WARN_EVERY:
             return
-        age = time() - newest.transaction.committed / 1_000_000
+        age = time() - newest.commit.committed / 1_000_000
         if age > kept / 2:
             self._warned_at = now
             log.warning("log_soon_purged", age_seconds=int(age), kept_seconds=kept, position=newest.position)

@@ -13,6 +13,7 @@ from psycopg2.extras import LogicalReplicationConnection
 from cdc_tasks.routing.enqueued import MESSAGE_PREFIX
 from cdc_tasks.routing.router import Route
 from listener.core.backfill import BackfillRefusedError, Chunk, ChunkRequest
+from listener.core.last_change import hold_back
 from listener.core.source import IDLE_INTERVAL, Batch, GapError, Saved, SourceError, SourceLostError
 from listener.core.visibility import VisibilityWait
 from listener.core.wakeup import Wakeup
@@ -135,6 +136,8 @@ class PostgresWALMonitor:
         self._window: Window
         self._mark: Watermark | None = None  # at the end of what was read
         self._in_transaction = False
+        self._held: list[WALChange] = []  # read, and left to the next batch: see `hold_back`
+        self._ran_dry = False  # the server had no more when the reading stopped
         self._is_ahead = False  # the broker may not have the last batch yet
         self._last = LastPublished()  # the last change, of this run or an earlier one
         self._read_up_to = 0  # the end of the last transaction, or of log without changes for the listener
@@ -314,6 +317,7 @@ class PostgresWALMonitor:
         )
         self._acknowledgements = Acknowledgements(replay_window=self._replay_window)
         self._in_transaction = self._is_ahead = False
+        self._held = []
         self._read_up_to = 0
         with explained(self._connect, self._slot, plugin=self._plugin):
             return self._stream.start(self._slot, plugin.options)
@@ -338,7 +342,7 @@ class PostgresWALMonitor:
         while not self._wakeup.is_set:
             yield from self._until_visible(position, after)
             self._accept_gap &= self._decoder.awaits_last_published  # only this gap, and no later one
-            changes: list[WALChange] = []
+            changes, self._held = self._held, []
             try:
                 may_read_on = self._read(changes)
             except TableRenamedError:
@@ -347,6 +351,7 @@ class PostgresWALMonitor:
                     yield self._empty_batch(position)
                 raise
             self._decoder.verify(changes)
+            self._held = hold_back(changes, self._decoder.transaction.id_head) if self._in_transaction else []
             mark, self._mark = self._mark, None
             chunk = self._window.passed(changes, mark) if self._window.is_busy else None
             if changes:
@@ -357,8 +362,8 @@ class PostgresWALMonitor:
                 yield Batch(
                     (), self._checkpoint(position), chunk.at, True, notes=self._changed_notes(), chunk=chunk
                 )
-            elif mark is not None or self._hidden is not None:
-                continue  # the reading stopped there, and not because there was no more
+            elif self._stopped_early(mark):
+                continue
             elif after and self._decoder.is_waiting(self._stream.server_position):
                 self._stream.wait(_TICK)
                 yield Batch((), after)
@@ -391,7 +396,8 @@ class PostgresWALMonitor:
         """
         with self._errors_explained():
             read, decode = self._stream.read, self._decoder.decode
-            full, size = self._batch_size, 0
+            full, size = self._batch_size + len(changes), 0
+            self._ran_dry = False
             hidden, self._hidden = self._hidden, None
             if hidden is not None:
                 payload, _ = hidden
@@ -401,6 +407,7 @@ class PostgresWALMonitor:
                 while len(changes) < full and size < _MAX_BYTES:
                     message = read()
                     if message is None:
+                        self._ran_dry = True
                         return True
                     payload = message.payload
                     size += len(payload)
@@ -428,6 +435,10 @@ class PostgresWALMonitor:
             checkpoint = after if after and awaits else self._checkpoint(position)
             yield Batch((), checkpoint, commit_wait=wait.current)
 
+    def _stopped_early(self, mark: Watermark | None) -> bool:
+        """Return whether reading stopped without a change, at a mark, a hidden transaction or a full batch."""
+        return mark is not None or self._hidden is not None or bool(self._held and not self._ran_dry)
+
     def _note(self, boundary: Begin | Commit | Hidden | Watermark, payload: bytes) -> bool:
         """Note where the stream is; return whether the batch ends there."""
         if isinstance(boundary, Hidden):
@@ -446,8 +457,8 @@ class PostgresWALMonitor:
 
     def _position_of(self, change: WALChange) -> WALPosition:
         """Return the end of the change's transaction if that was read: acknowledgements end at the checkpoint."""
-        if self._read_up_to <= change.transaction.commit_lsn:
-            return WALPosition(change.transaction.commit_lsn, change.ordinal)
+        if self._read_up_to <= change.commit.commit_lsn:
+            return WALPosition(change.commit.commit_lsn, change.ordinal)
         return WALPosition.before(self._read_up_to)
 
     def _advance(self, position: WALPosition) -> WALPosition:
@@ -487,7 +498,7 @@ class PostgresWALMonitor:
         chunk: Chunk | None = None,
     ) -> Batch:
         last = changes[-1]
-        transaction = last.transaction
+        transaction = last.commit
         self._last = LastPublished(transaction.commit_lsn, transaction.committed, last.ordinal)
         self._is_ahead = may_read_on
         return Batch(

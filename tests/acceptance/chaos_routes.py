@@ -30,6 +30,7 @@ def setup_router() -> BinlogRouter:
         coalesce=True,
         queue="cdc_bulk",
     )
+    router.accept("chaos.enqueued")
     return router
 
 

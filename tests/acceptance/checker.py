@@ -1,8 +1,8 @@
 """Holds what a broker's queues have against what the source committed; shares no code with the listener.
 
-Every message is decoded as a worker would, every committed change is looked for. A gap, a repeat, a wrong value, or
-an order other than that of the commits is a fault. Which messages there should be is said here a second time, in
-other words than the routes: see `EXPECTED`.
+Every message is decoded as a worker would, every committed change and every enqueued task is looked for. A gap, a
+repeat, a wrong value, or an order other than that of the commits is a fault, and so is what was rolled back. Which
+messages there should be is said here a second time, in other words than the routes: see `EXPECTED`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Position = tuple[int, int]
 _POSITION: Final = re.compile(r"([0-9A-F]+)/([0-9A-F]+):(\d+)")
 _EVERYTHING: Final = "cdc_bulk"  # the queue of all changes, and of the coalesced tasks
 _COALESCED: Final = "chaos.owner"
+_ENQUEUED: Final = "chaos.enqueued"
 _LONG: Final = 2_000  # bytes; what is longer is stored out of line
 _IN_FULL: Final = {"accounts"}  # tables whose old rows are there in full
 _MEANING: Final[Mapping[str, Callable[[Any], Any]]] = {  # of values that are written in more than one way
@@ -82,15 +83,29 @@ def _position(text: str) -> Position:
 
 
 def _every_change(messages: Sequence[Message], committed: Sequence[Committed]) -> Iterator[str]:
-    changes = [message.arguments[0] for message in messages if message.task != _COALESCED]
+    changes = [_said(message) for message in messages if message.task != _COALESCED]
     yield from _same(changes, committed, columns=None)
     yield from _coalesced(messages)
+
+
+def _said(message: Message) -> Mapping[str, Any]:
+    """Return the change that a task got; an enqueued task is one of a table that has none else."""
+    if message.task != _ENQUEUED:
+        return message.arguments[0]
+    commit, number = message.position
+    return {
+        "position": f"{commit >> 32:X}/{commit & 0xFFFFFFFF:X}:{number}",
+        "schema": "public", "table": "tasks", "event": "enqueued", "before": None, "unavailable": [],
+        "after": {"id": message.id, "args": message.arguments},
+    }  # fmt: skip
 
 
 def _coalesced(messages: Sequence[Message]) -> Iterator[str]:
     """One task may stand for many changes of an owner's accounts: but none of them may come after the last one."""
     waiting: dict[int, str] = {}  # owner: where the change stands that no task followed yet
     for message in messages:
+        if message.task == _ENQUEUED:
+            continue
         (argument,) = message.arguments
         if message.task == _COALESCED:
             waiting.pop(argument, None)

@@ -30,6 +30,7 @@ __all__ = [
     "size_of",
     "state_of",
     "time_of",
+    "transaction_in",
 ]
 
 ROW_OVERHEAD: Final = 200  # bytes of a block beside its data
@@ -76,10 +77,11 @@ def journal_path(directory: str, name: str) -> Path:
     return Path(directory) / f"{name}.journal"
 
 
-def parsed(line: bytes) -> JournalledChange:
-    """Return the change that a line has."""
+def parsed(line: bytes, *, is_last: bool) -> JournalledChange:
+    """Return the change that a line has; `is_last` of its transaction, which only the line behind it shows."""
     marks = line[: line.index(b"{")]
-    change = cast("JournalledChange", JournalledChange.from_message(json.loads(line[len(marks) :])))
+    message = {**json.loads(line[len(marks) :]), "is_last": is_last}
+    change = cast("JournalledChange", JournalledChange.from_message(message))
     if not marks:
         return change
     return replace(change, muted=MUTED in marks, is_unreadable=UNREADABLE in marks)
@@ -90,6 +92,11 @@ def id_in(line: bytes) -> bytes:
     start = line.index(b'"id":') + 5
     opening = line.index(b'"', start)
     return line[opening + 1 : line.index(b'"', opening + 1)]
+
+
+def transaction_in(line: bytes) -> bytes:
+    """Return what the ids of the line's transaction begin with."""
+    return id_in(line).rpartition(b"-")[0]
 
 
 class Zstd:

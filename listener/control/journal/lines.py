@@ -77,7 +77,7 @@ _ROUTE: Final = itemgetter(0)  # of a Call, or of what is parked
 _CHANGE: Final = itemgetter(1)
 _ARGUMENTS: Final = itemgetter(2)
 _KIND: Final = attrgetter("kind")
-_TRANSACTION: Final = attrgetter("transaction")
+_TRANSACTION: Final = attrgetter("commit")
 
 
 def _one_of_each_transaction(changes: Sequence[Change]) -> Sequence[Change]:

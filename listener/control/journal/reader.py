@@ -26,6 +26,7 @@ from listener.control.journal.file import (
     size_of,
     state_of,
     time_of,
+    transaction_in,
 )
 from listener.core.history import Gap, Kept, Part, Selection, Wanted, missing_of
 
@@ -162,12 +163,22 @@ class JournalReader:
         text, pattern = self._zstd.text(data), wanted.pattern
         if pattern is not None and not pattern.search(text):
             return
-        for number, line in enumerate(text.split(SEPARATOR), first):
+        lines = text.split(SEPARATOR)
+        for number, line in enumerate(lines, first):
             if not start <= number < wanted.end or (pattern is not None and not pattern.search(line)):
                 continue
-            change = parsed(line)
+            place = number - first + 1
+            following = lines[place] if place < len(lines) else self._first_line(number + 1)
+            is_last = following is None or transaction_in(line) != transaction_in(following)
+            change = parsed(line, is_last=is_last)
             if wanted.selection.has(change):
                 yield number + 1, change
+
+    def _first_line(self, number: int) -> bytes | None:
+        """Return the first line of the block that begins with this number; None if there is none."""
+        with closing(self._open()) as connection, _readable(self._path):
+            found = connection.execute("SELECT data FROM block WHERE first = ?", (number,)).fetchone()
+        return None if found is None else self._zstd.unpack(found[0])[0]
 
     def _open(self) -> sqlite3.Connection:
         with _readable(self._path):

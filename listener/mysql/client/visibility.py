@@ -50,7 +50,7 @@ class _SeenPlaces:
 
     def shows(self, changes: Sequence[BinlogChange]) -> bool:
         """See `Visibility.shows`. What is before the last transaction in the log was committed before it."""
-        last = changes[-1].transaction
+        last = changes[-1].commit
         start = BinlogPosition(file=last.file, offset=last.offset)  # a transaction is seen as a whole
         if self._seen is None or not self._seen > start:
             self._seen = self._look(self._seen)

@@ -14,6 +14,8 @@ from typing import Any, Final, NoReturn
 import structlog
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.contexts import CONTEXT, ContextError, merged
+from listener.core.last_change import note_last
 from listener.core.source import GapError, SourceError
 from listener.mysql.codec import compressed_events
 from listener.mysql.codec.change import BinlogChange
@@ -270,7 +272,8 @@ class Decoder:
             self._muted_before.clear()
         self.progress.begin(gtid, end=end, size=size, committed=committed, event=event)
 
-    def _commit(self, event: bytes, _changes: Changes) -> None:
+    def _commit(self, event: bytes, changes: Changes) -> None:
+        note_last(changes)
         self.progress.finish(_end_of(event))
 
     def _payload(self, event: bytes, _changes: Changes) -> None:
@@ -383,6 +386,15 @@ class Decoder:
     def _take_mark(self, says: dict[str, Any]) -> None:
         if isinstance(is_muted := says.get("mute"), bool):
             self._mute(is_muted=is_muted)
+        if CONTEXT in says:
+            self._say(says[CONTEXT])
+
+    def _say(self, said: Any) -> None:
+        """Take in what the transaction says of itself: its changes and tasks from here on carry it."""
+        try:
+            self.progress.put_into(merged(self.progress.context, said))
+        except ContextError as error:
+            log.warning("context_ignored", code=error.code, position=self.progress.place)
 
     @property
     def _is_muted(self) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
 from typing import Any, Final, NamedTuple, TypedDict
 
 import structlog
 
+from cdc_tasks.routing.contexts import CONTEXT, ContextError, merged
 from cdc_tasks.routing.enqueued import ENQUEUE, MESSAGE_PREFIX, EnqueuedTask
+from listener.core.last_change import note_last
 from listener.core.source import GapError, SourceError
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.hints import RESTORED, UPDATE
@@ -215,8 +217,9 @@ class Decoder(ABC):
             raise OtherLogError(expected)
         self._expected = None
 
-    def commit(self, end_lsn: int) -> Commit:
-        """End the transaction."""
+    def commit(self, end_lsn: int, changes: Sequence[WALChange]) -> Commit:
+        """End the transaction; `changes` end with its last one, unless that was published before."""
+        note_last(changes)
         return Commit(end_lsn)
 
     def next_ordinal(self) -> int | None:
@@ -240,12 +243,31 @@ class Decoder(ABC):
         if isinstance(says, dict) and ENQUEUE in says:
             self._enqueue(says[ENQUEUE], changes, prefix)
         elif isinstance(says, dict) and prefix == MESSAGE_PREFIX:
-            if "backfill" in says:
+            if CONTEXT in says:
+                self._say(says[CONTEXT])
+            elif "backfill" in says:
                 return Watermark(str(says["backfill"]), str(says.get("mark")))
-            self._mute(says.get("mute"))
+            else:
+                self._mute(says.get("mute"))
         else:
             log.warning("message_ignored", prefix=prefix, position=self.transaction.position_head.decode())
         return None
+
+    def _say(self, said: Any) -> None:
+        """Take in what the transaction says of itself: its changes and tasks from here on carry it."""
+        transaction = self.transaction
+        try:
+            context = merged(transaction.context, said)
+        except ContextError as error:
+            log.warning("context_ignored", code=error.code, position=transaction.position_head.decode())
+            return
+        if self._unmuted is not None:
+            unmuted, published_up_to = self._unmuted
+            self._unmuted = unmuted.within(context), published_up_to
+        if self._ordinal:
+            self.transaction = transaction.within(context)
+        else:  # no change has it yet
+            transaction.put_into(context)
 
     def _enqueue(self, fields: Any, changes: list[WALChange], prefix: str) -> None:
         ordinal = self._ordinal

@@ -127,7 +127,7 @@ class PgOutputDecoder(Decoder):
             return self.begin(commit_lsn, committed_at)
         if kind == _COMMIT:
             _flags, _commit_lsn, end_lsn, _committed_at = _commit(payload)
-            return self.commit(end_lsn)
+            return self.commit(end_lsn, changes)
         if kind == _RELATION:
             self._tables.announce(payload[1:5], payload)
         elif kind == _TRUNCATE:

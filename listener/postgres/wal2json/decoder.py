@@ -186,7 +186,7 @@ class Wal2JsonDecoder(Decoder):
         elif action == _BEGIN:
             return self._begin(payload)
         elif action == _COMMIT:
-            return self.commit(parse_lsn(json.loads(payload)["nextlsn"]))
+            return self.commit(parse_lsn(json.loads(payload)["nextlsn"]), changes)
         elif action == _LOGICAL_MESSAGE:
             message = json.loads(payload)
             if message["transactional"] and message["prefix"] in self._prefixes:
