@@ -130,7 +130,7 @@ LEVELS: Final = (
         "listener.mysql.charsets",
         "listener.mysql.sql",
         "listener.mysql.codec",
-        "listener.mysql.tables listener.mysql.stream listener.mysql.start",
+        "listener.mysql.tables listener.mysql.stream listener.mysql.start listener.mysql.client.visibility",
         "listener.mysql.log_decoder",
         "listener.mysql.backfill listener.mysql.history",
         "listener.mysql.check listener.mysql.status listener.mysql.existing_tables",
