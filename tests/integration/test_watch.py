@@ -132,9 +132,11 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE temporary"
             )
             _line_with("It reads again. What was committed meanwhile is not shown.", watch.stderr)
-            database.execute("INSERT INTO items VALUES (8, 'paid')")
+            says = """SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user": "anna"}}')"""
+            database.execute(f"{says}; INSERT INTO items VALUES (8, 'paid')")
             (after,) = _seen(watch, 1)
             assert after["change"]["after"] == {"id": 8, "status": "paid"}
+            assert after["change"]["context"] == {"user": "anna"}
         wait_until(
             lambda: database.fetch("SELECT slot_name FROM pg_replication_slots") == [(database.name,)],
             what="the temporary slot to be gone",

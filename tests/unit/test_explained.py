@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cdc_tasks import BinlogRouter, EventType, became, changed
+from cdc_tasks import BinlogRouter, EventType, became, changed, in_context
 from cdc_tasks.changes import Change
 from cdc_tasks.routing.decorators import on_change, router_of
 from cdc_tasks.routing.enqueued import EnqueuedTask
@@ -141,6 +141,16 @@ def test_a_ready_made_condition_tells_which_part_of_it_decided(
     assert verdict.outcome is (
         Outcome.FIRES if when(row_change("orders", "update", before=before, after=after)) else Outcome.WHEN
     )
+
+
+def test_a_condition_on_the_context_tells_which_part_of_it_decided() -> None:
+    for context, told in (
+        (None, "the transaction says nothing of itself"),
+        ({"user": "anna", "role": "agent"}, "in its context role is not 'admin'"),
+        ({"user": "anna", "role": "admin"}, "the transaction says so of itself"),
+    ):
+        change = replace(_SMALL, context=context)
+        assert _verdict(in_context(user="anna", role="admin"), change).reason == told
 
 
 def test_a_new_row_counts_as_changed() -> None:
