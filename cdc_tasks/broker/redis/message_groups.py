@@ -50,6 +50,7 @@ __all__ = [
     "Keyed",
     "MessageGroups",
     "Waiting",
+    "held_up_key",
     "key_in",
     "next_list",
     "owners_key",
@@ -477,6 +478,11 @@ return 1
 def owners_key(prefix: str) -> str:
     """Return the key of the hash with the owner of each key."""
     return f"{prefix}{_OWNERS}"
+
+
+def held_up_key(prefix: str) -> str:
+    """Return the key of the set with the keys for which messages wait, or that a failed task holds."""
+    return f"{prefix}{_HELD_UP}"
 
 
 def waiting_list(prefix: str, key: str) -> str:

@@ -7,6 +7,8 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -17,11 +19,13 @@ from kombu import Producer
 from kombu.utils.json import dumps
 from pybase64 import b64encode
 
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
+    CONTEXT,
     ETA,
     EXPIRES,
     ID,
@@ -42,7 +46,8 @@ __all__ = ["Envelope", "Envelopes", "KeyedMessages"]
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
-_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
+_CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
+_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _MOST_TEMPLATES: Final = 5_000
@@ -67,6 +72,9 @@ class KeyedMessages(NamedTuple):
     owner: Callable[[bytes, bytes], bytes]
 
 
+_Within = Callable[[bytes], tuple[_Render, KeyedMessages]]
+
+
 class Envelope(NamedTuple):
     """The messages of one route and kind of change."""
 
@@ -74,6 +82,8 @@ class Envelope(NamedTuple):
     expiries: tuple[Command, ...]  # sent after it, for a queue that expires when it is not used
     render: _Render
     of_key: KeyedMessages
+    # Where the transaction has a context: the same messages with it, a JSON object.
+    within: Callable[[bytes], Envelope]
 
 
 class _Template(NamedTuple):
@@ -81,11 +91,17 @@ class _Template(NamedTuple):
 
     keys: tuple[str, ...]
     expiries: tuple[Command, ...]
-    renders: Callable[[bytes], tuple[_Render, KeyedMessages]]  # (the kind, as the message has it)
+    # (the kind, as the message has it) -> messages without and with a key, and their context
+    renders: Callable[[bytes], tuple[_Render, KeyedMessages, _Within]]
 
     def of(self, kind: Kind) -> Envelope:
         shown = dumps(shown_kind(kind))[1:-1].encode()
-        return Envelope(self.keys, self.expiries, *self.renders(shown))
+        render, of_key, within = self.renders(shown)
+
+        def envelope_within(context: bytes) -> Envelope:
+            return Envelope(self.keys, self.expiries, *within(context), envelope_within)
+
+        return Envelope(self.keys, self.expiries, render, of_key, envelope_within)
 
 
 class Envelopes:
@@ -129,6 +145,13 @@ class Envelopes:
         try:
             with translated(address_of(self._app)):
                 commands, timing = self._commands(route)
+        except LookupError as error:  # kombu's, e.g. of an exchange with a name that it does not declare
+            self.close()
+            raise EnvelopeError(
+                f"kombu finds no queue for the task {route.task}: {error!r}.",
+                hint="Correct queue=, exchange= and routing_key= of the task, or of its route.",
+                code="no_queue",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -217,7 +240,7 @@ def _check(task: str, commands: _Commands) -> None:
 
 def _renders(
     pushes: Mapping[str, str], route: Route, timing: Timing | None
-) -> Callable[[bytes], tuple[_Render, KeyedMessages]]:
+) -> Callable[[bytes], tuple[_Render, KeyedMessages, _Within]]:
     """Return a function of a kind of change. It returns the functions that make messages like the one of `pushes`."""
     queue, text = next(iter(pushes.items()))
     message = json.loads(text)
@@ -229,14 +252,16 @@ def _renders(
     name = ID if route.id else f"{ID}.{POSITION}"
     message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
-    message["headers"] |= headers_of_key(_KEY, route.on_failure)
-    keyed, pick_keyed = _template(message, route)
-    place = f"{queue}\n".replace("%", "%%").encode()
+    of_key = headers_of_key(_KEY, route.on_failure)
+    keyed, pick_keyed = _template(_with(message, of_key), route)
+    to_list = f"{queue}\n".encode()
+    in_list = to_list.replace(b"%", b"%%")
     owner = _owner(message["properties"]["delivery_tag"], route)
 
-    def renders(kind: bytes) -> tuple[_Render, KeyedMessages]:
-        mine = plain.replace(KIND.encode(), kind.replace(b"%", b"%%"))
-        with_key = keyed.replace(KIND.encode(), kind.replace(b"%", b"%%"))
+    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
+        shown = kind.replace(b"%", b"%%")
+        mine = plain.replace(KIND.encode(), shown)
+        with_key = keyed.replace(KIND.encode(), shown)
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = head + arguments + (middle + kwargs + end if kwargs else tail)
@@ -267,10 +292,83 @@ def _renders(
 
             return render_timed if timing else render
 
-        of_key = KeyedMessages(keyed_render(with_key), keyed_render(place + with_key), owner)
-        return render_timed if timing else render, of_key
+        within = _InContext(
+            message=message,
+            route=route,
+            of_key=of_key,
+            to_list=to_list,
+            parts=(head, middle, end),
+            timing=timing,
+            kind=shown,
+            owner=owner,
+        )
+        keyed_messages = KeyedMessages(keyed_render(with_key), keyed_render(in_list + with_key), owner)
+        return render_timed if timing else render, keyed_messages, within
 
     return renders
+
+
+@dataclass(kw_only=True)
+class _InContext:
+    """The same messages where the transaction has a context: called with it, JSON, it returns what makes them."""
+
+    message: dict[str, Any]
+    route: Route
+    of_key: Mapping[str, Any]  # headers of one with a key
+    to_list: bytes  # what is before one that waits for its key
+    parts: tuple[bytes, bytes, bytes]  # of the body
+    timing: Timing | None
+    kind: bytes
+    owner: Callable[[bytes, bytes], bytes]
+
+    def __call__(self, context: bytes) -> tuple[_Render, KeyedMessages]:
+        def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
+            text, pick = self._plain
+            body = self._body(arguments, kwargs)
+            message: bytes = text % pick((body, change_id, position, *self._times(), b"", context))
+            return message
+
+        def render_keyed(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            text, pick = self._keyed
+            body, named = self._body(arguments, kwargs), orjson.dumps(key)[1:-1]
+            message: bytes = text % pick((body, change_id, position, *self._times(), named, context))
+            return message
+
+        def render_waiting(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            return self.to_list + render_keyed(arguments, kwargs, change_id, position, key)
+
+        return render, KeyedMessages(render_keyed, render_waiting, self.owner)
+
+    def _body(self, arguments: bytes, kwargs: bytes) -> bytes:
+        head, middle, end = self.parts
+        return b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
+
+    def _times(self) -> tuple[bytes, bytes]:
+        if self.timing is None:
+            return b"", b""
+        due, late = self.timing.from_now()
+        return due.encode(), late.encode()
+
+    @cached_property
+    def _plain(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        return self._of_kind({})
+
+    @cached_property
+    def _keyed(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        return self._of_kind(self.of_key)
+
+    def _of_kind(self, headers: Mapping[str, Any]) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        text, pick = _template(_with(self.message, {**headers, CONTEXT_HEADER: CONTEXT}), self.route)
+        return text.replace(KIND.encode(), self.kind), pick
+
+
+def _with(message: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the message with more headers."""
+    return {**message, "headers": {**message["headers"], **headers}}
 
 
 def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:

@@ -15,6 +15,7 @@ from typing import Any
 from celery import Celery
 
 from cdc_tasks.broker.redis.message_groups import LENGTHS
+from cdc_tasks.changes import Context
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import GROW, PAUSE, SET_ASIDE, Call, Parked, Route
 from listener.core.publisher import CheckpointMovedError, StoppedError
@@ -52,6 +53,7 @@ class RedisPublisher:
         batch_wait: float = 1.0,
         max_queue: int | None = None,
         max_set_aside: int | None = None,
+        max_parked: int | None = None,
     ) -> None:
         """Take the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
@@ -67,6 +69,7 @@ class RedisPublisher:
         self._set_aside_key = set_aside_key(prefix)
         self._set_aside = SetAside(prefix, max_queue=max_queue, key_prefix=self._redis.prefixed(""))
         self._max_set_aside = max_set_aside
+        self._max_parked = max_parked
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
         self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
         self._lengths: dict[str, int] = {}  # of those keys
@@ -77,6 +80,11 @@ class RedisPublisher:
         self._envelopes = Envelopes(app)
         self._busy: set[str] = set()  # keys of messages: their next ones are likely to wait
         self._met: set[str] = set()  # keys of the messages in flight
+
+    @property
+    def retries(self) -> Sequence[Retry]:
+        """See `Publisher.retries`."""
+        return (self._retry,)
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
@@ -134,7 +142,9 @@ class RedisPublisher:
         refused, self._refused = self._refused, []
         if refused:
             self._redis.close()  # the next connection asks whether the limit has been raised
-        log_parked([*parked, *refused])
+        if parked or refused:
+            log_parked([*parked, *refused])
+            self._limit.wait_for_room(self._retry.call(self._parked_load), self._parked_load)
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 
@@ -267,6 +277,10 @@ class RedisPublisher:
                 yield Load(lengths.get(key, 0), self._limit.max_queue)
         yield Load(self._set_aside.longest, self._max_set_aside, "CDC_MAX_SET_ASIDE")
 
+    def _parked_load(self) -> Load:
+        (parked,) = self._checkpoint.ask([("HLEN", self._parked_key)])
+        return Load(parked, self._max_parked, "CDC_MAX_PARKED")
+
     def _load_now(self) -> Load:
         """Move what has room, and look again; the listener pauses meanwhile."""
         position = self._checkpoint.confirmed
@@ -290,11 +304,18 @@ class RedisPublisher:
         """Return each task's envelope. They are made before anything is written, because that talks to the broker."""
         envelopes = []
         last: tuple[Route, tuple[str, str, str]] | None = None
+        within: tuple[Envelope, Context, Envelope] | None = None
         for task in tasks:
             route, kind = task.route, task.change.kind
             if last is None or route is not last[0] or kind is not last[1]:  # most are like the one before
                 envelope, last = self._envelope(route, kind), (route, kind)
-            envelopes.append(envelope)
+            context = task.change.commit.context
+            if context is None:
+                envelopes.append(envelope)
+                continue
+            if within is None or envelope is not within[0] or context is not within[1]:  # as above
+                within = envelope, context, envelope.within(context.json)
+            envelopes.append(within[2])
         return envelopes
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
@@ -343,7 +364,7 @@ class _Pushes:
             queues: dict[str, list[bytes]] = defaultdict(list)
             for task, envelope in zip(tasks[part], envelopes[part], strict=True):
                 route, change, arguments, kwargs, key = task
-                keys, more, render, _ = envelope
+                keys, more, render, _, _ = envelope
                 if more:
                     expiries.update(dict.fromkeys(more))
                 if key is not None:
@@ -371,7 +392,7 @@ class _Pushes:
 
         When it moves to the queue, it takes its place among those of its key.
         """
-        (queue,), _, _, of_key = envelope
+        (queue,), _, _, of_key, _ = envelope
         name = queue if self.beside is None else self.beside.target(task.route, queue)
         if name == queue:
             return 0
