@@ -25,7 +25,6 @@ from listener.mysql.check import find_in_server, find_in_tables
 from listener.mysql.client.connection import Connection, Session, connect
 from listener.mysql.client.server import Server, current_position, read_server, replicas
 from listener.mysql.client.single_reader_lock import ListenerLock
-from listener.mysql.client.visibility import visibility_of
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.errors import HIDDEN_COMMIT, ServerIdTakenError
@@ -34,6 +33,7 @@ from listener.mysql.log_decoder import log_decoder
 from listener.mysql.start.start_position import starting_position
 from listener.mysql.stream import BinlogStream, StreamPlace, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
+from listener.mysql.visibility import visibility_of
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 
