@@ -24,6 +24,7 @@ from cdc_tasks.routing.router import Route
 from cdc_tasks.versions import celery_is
 
 __all__ = [
+    "CONTEXT",
     "ETA",
     "EXPIRES",
     "ID",
@@ -44,6 +45,7 @@ __all__ = [
 
 Kind = tuple[str, str, str]  # of change: schema, table, event
 
+CONTEXT: Final = "cdc-0context"
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
 POSITION: Final = "cdc-0position"
