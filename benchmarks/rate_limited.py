@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import getloadavg
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -46,6 +47,7 @@ class Burst(TypedDict):
     """One worker with two processes, and one message a second to each of three channels."""
 
     messages: int
+    load: float  # of the machine, from other work before it began
     seconds: float  # of the first and the last part
     idle: Part  # before the tickets come
     arriving: Part  # the tickets' tasks run
@@ -59,7 +61,7 @@ def wait_behind_rates(sizes: Sequence[int], seconds: float, say: Callable[[str],
 
 def _wait_behind_a_rate(tickets: int, seconds: float, say: Callable[[str], None]) -> Burst:
     """Insert the tickets in one statement; measure before, until all messages wait, and for some seconds after."""
-    number = tickets * len(PEOPLE)
+    number, load = tickets * len(PEOPLE), getloadavg()[0]
     with TemporaryDirectory() as directory, HelpDeskStage() as stage:
         posts, starts = Path(directory) / "posts", Path(directory) / "starts"
         key = Fernet.generate_key()
@@ -88,6 +90,7 @@ def _wait_behind_a_rate(tickets: int, seconds: float, say: Callable[[str], None]
                 listener.stop()
     return {
         "messages": number,
+        "load": round(load, 1),
         "seconds": seconds,
         "idle": idle,
         "arriving": arriving,

@@ -163,6 +163,7 @@ def _facts(results: Results) -> dict[str, str]:
                 ]
             ],
         ),
+        "rate_limited_load": f"{max(each['load'] for each in results['rate_limited']):.0f}",
         "rate_limited_seconds": f"{results['rate_limited'][0]['seconds']:.0f}",
         "rate_limited_table": _rate_limited_table(results["rate_limited"]),
         "workers_table": table(

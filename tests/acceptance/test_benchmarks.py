@@ -129,6 +129,7 @@ def _results() -> dict[str, Any]:
         "rate_limited": [
             {
                 "messages": 30,
+                "load": 0.5,
                 "seconds": 5.0,
                 **{
                     what: {"cpu": 4.0, "redis_cpu": 1.0, "sent": 15, "count": 4, "p50": 3.5, "worst": 9.0}
