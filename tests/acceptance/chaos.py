@@ -7,6 +7,7 @@
     make chaos ARGS="--kills 20 --target backfill --rows 50000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
+    make chaos ARGS="--target alerts"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed.
 
@@ -27,6 +28,7 @@ from typing import Annotated, Final, Literal, NoReturn
 import typer
 
 from harness.server_process import ServerProcess
+from tests.acceptance.alerts import Incidents
 from tests.acceptance.binlog_definitions import disturbed
 from tests.acceptance.changing_tables import ChangingTables
 from tests.acceptance.keys import SIDES, KeyAttacks
@@ -49,7 +51,9 @@ __all__ = [
     "kill_at",
 ]
 
-Target = Literal["listener", "broker", "database", "network", "all", "reload", "tables", "keys", "backfill"]
+Target = Literal[
+    "listener", "broker", "database", "network", "all", "reload", "tables", "keys", "backfill", "alerts"
+]
 Source = Literal["postgresql", "mysql", "mariadb"]
 BrokerKind = Literal["redis", "rabbitmq"]
 _LONGEST_RELOAD: Final = 300.0  # seconds, on a machine with other work
@@ -187,7 +191,8 @@ def main(
         Target,
         typer.Option(
             help="What is attacked; tables: they change while the listener dies; keys: workers with tasks in order; "
-            "reload: not killed, but told to load its routes again; backfill: all three, while rows are read."
+            "reload: not killed, but told to load its routes again; backfill: all three, while rows are read; "
+            "alerts: ten incidents, each of which Prometheus has to tell."
         ),
     ] = "listener",
     source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
@@ -236,6 +241,12 @@ def main(
         with ReadAttacks(seed=seed, rows=rows, said=typer.echo) as read_attacks:
             found = read_attacks.run(kills)
         _tell(found, "once, read or streamed")
+    if target == "alerts":
+        with Incidents(typer.echo) as incidents:
+            found = incidents.run()
+        if found:
+            typer.echo("\n".join(found), err=True)
+        raise typer.Exit(bool(found))
     if target == "tables":
         _tell(_change_tables(kills, seed), "once, or in a gap that was told")
     with World(seed=seed) as world:
