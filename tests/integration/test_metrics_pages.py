@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.listener_process import ListenerProcess
 from harness.machine_servers import PrometheusServer, find_program
 from harness.server_process import free_port
-from harness.waiting import wait_until
+from harness.waiting import Deadline, wait_until
 from listener.metrics.families import FAMILIES
 from tests.conftest import Database, fresh_database
 from tests.support.metrics import Pages
@@ -33,11 +34,18 @@ if TYPE_CHECKING:
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _DEPLOY = _CHECKOUT / "deploy"
 _ROUTES = """
-from listener.router import BinlogRouter, changed
+import time
+from pathlib import Path
+from listener.router import BinlogRouter
+def stuck(change):
+    while Path(change.row["file"]).exists():
+        time.sleep(0.1)
+    return False
 router = BinlogRouter()
 router.register("public", "roles", ["insert", "update"], "tests.all", queue="cdc_bulk")
 router.register("public", "roles", ["insert", "update"], "tests.some", when=lambda c: c.row["name"] != "quiet")
 router.register("public", "roles", "insert", "tests.first", args=lambda c: [c.row["name"][0]], queue="cdc_cache")
+router.register("public", "stuck", "insert", "tests.stuck", when=stuck)
 """
 
 
@@ -57,13 +65,11 @@ class World:
             yield listener, pages
 
     def waits_for(self, number: float, name: str, **labels: str) -> None:
-        found: list[float | None] = []
-
-        def is_there() -> bool:
-            found[:] = [self.pages.number(name, **labels)]
-            return found == [number]
-
-        wait_until(is_there, timeout=30, what=f"{name} {labels} to be {number}")
+        """Wait until this is the sum of these samples."""
+        deadline = Deadline(20)
+        while (found := self.pages.number(name, **labels)) != number:
+            deadline.check(f"{name} {labels} is {found}, not {number}\n{self.listener.log[-2000:]}")
+            time.sleep(0.1)
 
     def waits_for_ready(self, status: int, text: str = "") -> None:
         wait_until(
@@ -81,7 +87,9 @@ def world(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFact
     pages = Pages(free_port())
     with ExitStack() as stack:
         database = stack.enter_context(fresh_database(postgres_server))
-        database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
+        database.execute(
+            "CREATE TABLE roles (id int PRIMARY KEY, name text); CREATE TABLE stuck (file text PRIMARY KEY)"
+        )
         valkey = stack.enter_context(ValkeyServer())
         environment = {
             "DATABASE_URL": database.url,
@@ -185,7 +193,7 @@ def test_the_rules_of_the_alerts_do_what_they_say() -> None:
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_a_server_that_is_gone_shows_and_is_forgotten_when_it_is_back(world: World) -> None:
+def test_a_stall_shows_and_is_forgotten_when_it_is_over(world: World, tmp_path: Path) -> None:
     world.waits_for_ready(200)
     world.valkey.kill()
     world.waits_for_ready(503, "broker_away")
@@ -198,12 +206,18 @@ def test_a_server_that_is_gone_shows_and_is_forgotten_when_it_is_back(world: Wor
     assert (world.pages.number("cdc_reconnects_total", server="broker") or 0) >= 1
     assert world.pages.number("cdc_last_error_timestamp_seconds", code="broker_away")
 
-    os.kill(world.valkey.pid, signal.SIGSTOP)  # it hangs: no connection is refused, and no answer comes
+    # A predicate that does not return; and a broker that hangs: it refuses nothing, and does not answer.
+    (tmp_path / "stuck").touch()
+    world.database.execute("INSERT INTO stuck VALUES (%s)", str(tmp_path / "stuck"))
+    os.kill(world.valkey.pid, signal.SIGSTOP)
     try:
-        world.waits_for_ready(503, "broker_away")
+        world.waits_for_ready(503, "broker_away, reader_stuck")
+        world.waits_for(1, "cdc_not_ready", reason="reader_stuck")
     finally:
         os.kill(world.valkey.pid, signal.SIGCONT)
+        (tmp_path / "stuck").unlink()
     world.waits_for_ready(200, "leader")
+    world.waits_for(1, "cdc_changes_filtered_total", task="tests.stuck")
 
 
 def test_a_standby_is_ready_and_serves_on_when_it_takes_over(world: World) -> None:
