@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from cdc_tasks.errors import CDCError
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.master_cache import MasterCache
+    from cdc_tasks.outbox.context import context
     from cdc_tasks.outbox.enqueue import enqueue
     from cdc_tasks.outbox.muted import muted
     from cdc_tasks.retry import TryAgain
     from cdc_tasks.routing.decorators import on_change
     from cdc_tasks.routing.message_groups import key_headers
-    from cdc_tasks.routing.predicates import became, changed
+    from cdc_tasks.routing.predicates import became, changed, in_context
     from cdc_tasks.routing.router import BinlogRouter, RouteError
     from cdc_tasks.worker.install import install
 
@@ -43,8 +44,10 @@ __all__ = [
     "TryAgain",
     "became",
     "changed",
+    "context",
     "db",
     "enqueue",
+    "in_context",
     "install",
     "key_headers",
     "latest_only",
@@ -71,7 +74,9 @@ _HOME: Final = {
     "TryAgain": "retry",
     "became": "routing.predicates",
     "changed": "routing.predicates",
+    "context": "outbox.context",
     "enqueue": "outbox.enqueue",
+    "in_context": "routing.predicates",
     "install": "worker.install",
     "key_headers": "routing.message_groups",
     "latest_only": "latest",

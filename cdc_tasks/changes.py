@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 __all__ = [
     "DELETE",
@@ -16,7 +16,11 @@ __all__ = [
     "TRUNCATE",
     "UPDATE",
     "Change",
+    "ChangeTransaction",
+    "Commit",
+    "Context",
     "EventType",
+    "KnownCommit",
     "RowChange",
     "position_key",
 ]
@@ -43,6 +47,45 @@ UPDATE: Final = EventType.UPDATE
 DELETE: Final = EventType.DELETE
 TRUNCATE: Final = EventType.TRUNCATE
 READ: Final = EventType.READ
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What a transaction says of itself: who, which request. One object for all its changes."""
+
+    values: Mapping[str, Any]  # JSON scalars
+    json: bytes  # the same, in ASCII
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Context:
+        """Return the context with these values; raises TypeError or ValueError if JSON has no such values."""
+        return cls(values, json.dumps(values, allow_nan=False).encode())
+
+
+class Commit(Protocol):
+    """What the changes of one transaction have in common."""
+
+    @property
+    def context(self) -> Context | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCommit:
+    """A transaction of which only its context is known."""
+
+    context: Context | None = None
+
+
+class ChangeTransaction(NamedTuple):
+    """A change's place in its transaction: `change.transaction`."""
+
+    id: str  # no other transaction ever has it; the change's own id of a row that a backfill read
+    # Of the change, from 1, as the log counts. Numbers ascend. They have holes where the log has rows that no route
+    # watches, and for tasks that the transaction enqueues.
+    number: int
+    is_last: (
+        bool | None
+    )  # whether no change of the transaction comes after it; None: a task's message lacks that
 
 
 class Change(Protocol):
@@ -72,6 +115,12 @@ class Change(Protocol):
     def kind(self) -> tuple[str, str, str]: ...  # schema, table, event's value
     @property
     def stamp(self) -> tuple[bytes, bytes]: ...  # id and position, encoded
+    @property
+    def context(self) -> Mapping[str, Any] | None: ...  # what its transaction says of itself; None: nothing
+    @property
+    def transaction(self) -> ChangeTransaction: ...
+    @property
+    def commit(self) -> Commit: ...
     @property
     def is_muted(
         self,
@@ -103,6 +152,21 @@ class RowChange:
     unavailable: tuple[str, ...] = ()  # columns whose value the source did not send; this is not NULL
     position: str  # its place in the source's log; compare only with `position_key`
     committed_at: datetime
+    context: Mapping[str, Any] | None = None  # what its transaction says of itself (`cdc_tasks.context`)
+    is_last: bool | None = field(default=None, compare=False)  # of its transaction; None: it is not known
+
+    @property
+    def transaction(self) -> ChangeTransaction:
+        """Its place in its transaction. A row that a backfill read stands alone."""
+        head, _, ordinal = self.id.rpartition("-")
+        if self.event is EventType.READ or not ordinal.isdecimal():
+            return ChangeTransaction(self.id, 1, is_last=True)
+        return ChangeTransaction(head, int(ordinal) + 1, self.is_last)
+
+    @property
+    def commit(self) -> Commit:
+        """What the changes of its transaction have in common."""
+        return KnownCommit(None if self.context is None else Context.of(self.context))
 
     @property
     def row(self) -> Mapping[str, Any]:
@@ -148,6 +212,8 @@ class RowChange:
             unavailable=tuple(message["unavailable"]),
             position=message["position"],
             committed_at=datetime.fromisoformat(message["committed_at"]),
+            context=message.get("context"),
+            is_last=message.get("is_last"),
         )
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
@@ -161,6 +227,7 @@ class RowChange:
 
     def to_message(self, columns: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Return the argument that a task receives, with only `columns` (None: all) in its rows."""
+        context = {} if self.context is None else {"context": dict(self.context)}
         return {
             "id": self.id,
             "schema": self.schema,
@@ -171,6 +238,7 @@ class RowChange:
             "unavailable": [name for name in self.unavailable if columns is None or name in columns],
             "position": self.position,
             "committed_at": self.committed_at.isoformat(timespec="microseconds"),
+            **context,
         }
 
 

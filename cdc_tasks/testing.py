@@ -43,11 +43,17 @@ def row_change(
     unavailable: Sequence[str] = (),
     committed_at: datetime | None = None,
     identity: Sequence[str] | None = None,
+    context: Mapping[str, Any] | None = None,
+    number: int = 1,
+    is_last: bool = True,
 ) -> RowChange:
     """Return a change as the listener would. Each has its own id, and a position after the one before.
 
     `identity` are the columns of the table's replica identity, usually its primary key; None: all of them, as with
     REPLICA IDENTITY FULL. The old row has no others.
+
+    `context` is what its transaction says of itself (`cdc_tasks.context`). `number` and `is_last` are its place in the
+    transaction, `change.transaction`.
 
     Raises ValueError if the rows do not fit the event: an insert and a read have no `before`, a delete has no `after`,
     an update has an `after`, a truncate has neither. And if `before` has a column that the `identity` does not give.
@@ -55,17 +61,19 @@ def row_change(
     kind = EventType(event)
     _check_rows(kind, before, after)
     _check_identity(before, identity)
-    number = next(_numbers)
+    place = next(_numbers)
     return RowChange(
-        id=f"test-{number:X}-0",
+        id=f"test-{place:X}-{number - 1}",
         schema=schema,
         table=table,
         event=kind,
         before=before,
         after=after,
         unavailable=tuple(unavailable),
-        position=f"0/{number * 8:X}:0",
+        position=f"0/{place * 8:X}:{number - 1}",
         committed_at=committed_at or datetime.now(UTC),
+        context=context,
+        is_last=is_last,
     )
 
 

@@ -90,6 +90,10 @@ class Narrator:
                 Syntax(sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True),
             )
 
+    def python(self, code: str) -> None:
+        """Print the application's code that the step runs."""
+        self._line("Python", "yellow", Syntax(code, "python", theme="ansi_dark", background_color="default"))
+
     def shell(self, command: str) -> None:
         """Print a shell command that the step stands for."""
         self._line("$", "yellow", Text(command, style="bold"))

@@ -48,6 +48,7 @@ class Stack:
     """The running system."""
 
     addresses: Addresses
+    broker: ValkeyServer | None  # None: the user's own
     sample: Sample
     inbox: Inbox
     observer: Observer
@@ -84,7 +85,7 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
     """
     observations: queue.SimpleQueue[Observation] = queue.SimpleQueue()
     with ExitStack() as cleanup:
-        addresses = _servers(cleanup, say, kind)
+        addresses, valkey = _servers(cleanup, say, kind)
         inbox = cleanup.enter_context(Inbox(observations.put))
         _replace_environment(_environment(addresses, inbox))
         sample = _sample(cleanup, addresses, inbox)
@@ -98,6 +99,7 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
             program.wait()
         yield Stack(
             addresses=addresses,
+            broker=valkey,
             sample=sample,
             inbox=inbox,
             observer=observer,
@@ -107,14 +109,19 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
         )
 
 
-def _servers(cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind | None) -> Addresses:
+def _servers(
+    cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind | None
+) -> tuple[Addresses, ValkeyServer | None]:
+    """Return the addresses, and the broker if it is ours."""
     database = open_database(cleanup, say, kind)
     broker, cache = map(os.environ.get, ("CELERY_BROKER_URL", "CACHE_URL"))
+    ours = None
     if not broker or not cache:
         say("Valkey")
-        valkey = cleanup.enter_context(ValkeyServer())
+        valkey = cleanup.enter_context(ValkeyServer(append_only=True))
+        ours = None if broker else valkey
         broker, cache = broker or valkey.url, cache or valkey.url_of(1)
-    return Addresses(database=database.url, broker=broker, cache=cache, sql=database.sql)
+    return Addresses(database=database.url, broker=broker, cache=cache, sql=database.sql), ours
 
 
 def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:
@@ -124,6 +131,7 @@ def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:
         "CELERY_BROKER_URL": addresses.broker,
         "CACHE_URL": addresses.cache,
         "CDC_NAME": _NAME,
+        "CDC_ROUTES": "demo.orders:setup_router",
         "CDC_SECRET_KEY": sealed_secrets.new_key(),
         "SLACK_API_URL": inbox.slack_api_url,
         "CDC_RATES": "slack=0:0,teams=0:0",  # no limit: a person is watching, and the inbox has none

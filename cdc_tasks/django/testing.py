@@ -124,8 +124,13 @@ def captured_commits() -> Iterator[Captured]:
 
 
 def _row_change(change: Change) -> Any:
-    return (
-        change if isinstance(change, EnqueuedTask) else RowChange.from_message(json.loads(change.to_json()))
+    if isinstance(change, EnqueuedTask):
+        return change
+    return RowChange.from_message(
+        {
+            **json.loads(change.to_json()),
+            "is_last": change.transaction.is_last,
+        }
     )
 
 

@@ -11,7 +11,7 @@ from inspect import Signature
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from cdc_tasks.changes import Change, EventType
+from cdc_tasks.changes import Change, Commit, EventType, KnownCommit
 from cdc_tasks.routing.arguments import Args, Kwargs
 from cdc_tasks.routing.keys import Key
 from cdc_tasks.routing.message_groups import OnFailure
@@ -68,6 +68,7 @@ class Route:
     # Further options of `apply_async`, which only an enqueued task has.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     replay: str | None = None  # the id of the replay that fires it; its messages say so
+    place: str = field(default="", compare=False)  # the file and line that registers it
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
     def __post_init__(self) -> None:
@@ -151,6 +152,7 @@ class Origin(NamedTuple):
 
     kind: tuple[str, str, str]  # schema, table, event's value
     stamp: tuple[bytes, bytes]  # id and position, encoded
+    commit: Commit = KnownCommit()
 
     @property
     def id(self) -> str:

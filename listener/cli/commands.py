@@ -21,8 +21,10 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.variables import unknown_variables
 from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
+from listener.cli import explain as explain_commands
 from listener.cli import parked as parked_commands
 from listener.cli import replay as replay_commands
+from listener.cli.console import console
 from listener.cli.init import init
 from listener.cli.variables import described_variables
 
@@ -58,6 +60,7 @@ cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
 backfill_commands.add_to(cli)
 replay_commands.add_to(cli)
+explain_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[
@@ -265,6 +268,7 @@ def status(
 
 
 cli.command()(init)
+cli.command()(console)
 
 
 def main() -> None:

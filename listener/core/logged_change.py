@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from pybase64 import b64encode
 
-from cdc_tasks.changes import EventType
+from cdc_tasks.changes import ChangeTransaction, Context, EventType
 
-__all__ = ["LoggedChange"]
+__all__ = ["LoggedChange", "LoggedTransaction"]
 
 
 class _Table(Protocol):
@@ -28,34 +29,75 @@ class _Kind(Protocol):
     def table(self) -> _Table: ...
 
 
-class _Transaction(Protocol):
-    id_head: bytes
-    position_head: bytes
-    is_muted: bool
+class LoggedTransaction:
+    """One committed transaction: what its changes have in common, rendered once."""
 
+    __slots__ = ("context", "id_head", "is_muted", "last", "position_head", "tail")
+
+    id_head: bytes  # of its changes' ids and positions, before the ordinal
+    position_head: bytes
+    tail: bytes  # the end of a change's JSON, from the closing quotation mark of the position on
+    is_muted: (
+        bool  # the transaction says that its changes are to fire nothing, but for routes that ask for it
+    )
+    context: Context | None  # what it says of itself
+    last: int  # the ordinal of its last change; not set before the end of the transaction is read
+
+    def muted(self) -> Self:
+        """Return the same transaction for those of its changes that it mutes."""
+        other = copy(self)
+        other.is_muted = True
+        return other
+
+    def within(self, context: Context | None) -> Self:
+        """Return the same transaction for those of its changes that have this context."""
+        other = copy(self)
+        other.put_into(context)
+        return other
+
+    def put_into(self, context: Context | None) -> None:
+        """Give it this context, before its first change."""
+        end = len(self.tail) - 1 if self.context is None else self.tail.index(_CONTEXT)
+        said = b"" if context is None else _CONTEXT + context.json
+        self.tail = b"%b%b}" % (self.tail[:end], said)
+        self.context = context
+
+    def is_last(self, ordinal: int) -> bool:
+        """Return whether its last change has this ordinal."""
+        return getattr(self, "last", None) == ordinal
+
+
+_CONTEXT: Final = b',"context":'
+_READ: Final = EventType.READ.value
 
 KindT = TypeVar("KindT", bound=_Kind)
-TransactionT = TypeVar("TransactionT", bound=_Transaction)
+TransactionT = TypeVar("TransactionT", bound=LoggedTransaction)
 RowT = TypeVar("RowT", bound=Sequence[Any])
 
 
 class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     """One row inserted, updated or deleted, or one table truncated; implements `cdc_tasks.changes.Change`."""
 
-    __slots__ = ("_kind", "_new", "_old", "kind", "ordinal", "stamp", "transaction")
+    __slots__ = ("_kind", "_new", "_old", "commit", "kind", "ordinal", "stamp")
 
     def __init__(
-        self, kind: KindT, old: RowT | None, new: RowT | None, transaction: TransactionT, ordinal: int
+        self, kind: KindT, old: RowT | None, new: RowT | None, commit: TransactionT, ordinal: int
     ) -> None:
         self._kind = kind
         self._old = old
         self._new = new
         self.kind = kind.name
-        self.transaction = transaction
+        self.commit = commit
         self.ordinal = ordinal
         # Its id and position: each task that it fires needs both.
         number = b"%d" % ordinal
-        self.stamp = transaction.id_head + number, transaction.position_head + number
+        self.stamp = commit.id_head + number, commit.position_head + number
+
+    def with_id(self, name: bytes) -> Self:
+        """Return the same change under another id."""
+        other = copy(self)
+        other.stamp = name, self.stamp[1]
+        return other
 
     @abstractmethod
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
@@ -106,7 +148,21 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     @property
     def is_muted(self) -> bool:
         """Whether the transaction says that this change is to fire nothing, but for routes that ask for it."""
-        return self.transaction.is_muted
+        return self.commit.is_muted
+
+    @property
+    def context(self) -> dict[str, Any] | None:
+        """What the transaction says of itself; None: nothing."""
+        context = self.commit.context
+        return None if context is None else dict(context.values)
+
+    @property
+    def transaction(self) -> ChangeTransaction:
+        """The change's place in its transaction."""
+        if self._kind.event == _READ:  # it stands alone
+            return ChangeTransaction(self.id, 1, is_last=True)
+        head, _, _ = self.stamp[0].rpartition(b"-")
+        return ChangeTransaction(head.decode(), self.ordinal + 1, self.commit.is_last(self.ordinal))
 
     def logged(self) -> dict[str, Any]:
         """Return the rows as they were logged, for JSON: bytes as base64, other values as their `repr`."""

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
 from listener.core.backfill import Chunk, ChunkRequest
+from listener.core.visibility import CommitWait
 
 __all__ = ["IDLE_INTERVAL", "Batch", "GapError", "Monitor", "Saved", "SourceError", "SourceLostError"]
 
@@ -48,6 +49,7 @@ class Batch:
         None  # what the source needs at its next start; None: what it noted before still holds
     )
     chunk: Chunk | None = None  # of a backfill: its place is behind the changes
+    commit_wait: CommitWait | None = None  # what follows is not visible yet
 
 
 class Monitor(Protocol):
@@ -66,6 +68,8 @@ class Monitor(Protocol):
 
     - Changes come in commit order. Their positions ascend.
     - A change that is read again has the id and the position that it had.
+    - A change comes only when a session that begins now sees its transaction. Servers send a commit to a reader of
+      the log before that. Meanwhile batches without changes come, with `commit_wait`. (Not on MySQL without GTIDs.)
     - A position is opaque to everyone else. The loop stores it as the checkpoint and gives it back. It does the same
       with a batch's notes, in the same atomic step.
 

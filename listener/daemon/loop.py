@@ -11,13 +11,15 @@ import structlog
 
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.control.control import Control
-from listener.control.journal import Journal
+from listener.control.journal.writer import Journal
 from listener.control.replays import Replays
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
+from listener.daemon.debug_log import told_at_debug
 from listener.metrics.meter import Meter
+from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.redis.connection import Command as RedisCommand
 
 __all__ = ["Listener"]
@@ -39,12 +41,14 @@ class Listener:
         control: Control | None = None,
         journal: Journal | None = None,
         *,
+        commit_wait_note: CommitWaitNote | None = None,
         meter: Meter | None = None,
     ) -> None:
         """With a `meter` it counts what it does."""
         self.monitor = self._monitor = monitor
         self.meter = self._meter = meter
         self._journal = journal
+        self._commit_wait_note = commit_wait_note
         self._router = router
         self._publisher = publisher
         self._control = control
@@ -130,6 +134,8 @@ class Listener:
                 before=None if journal is None else journal.flush,
             )
             self._acknowledge(confirmed)
+            if self._commit_wait_note is not None:
+                self._commit_wait_note.keep(batch.commit_wait)
             if control is not None:
                 self._obey(control, batch)
         self._acknowledge(publisher.flush())
@@ -146,6 +152,7 @@ class Listener:
             fired = chain(fired, reads)
         if control is not None:
             fired = control.filtered(fired)
+        fired = told_at_debug(fired, batch)
         return (fired if self._meter is None else self._meter.fired(batch, fired)), also
 
     def _obey(self, control: Control, batch: Batch) -> None:

@@ -188,6 +188,11 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         description='Up to this many messages of routes with on_full="set_aside" wait beside each full queue; '
         "then the listener pauses.",
     )
+    cdc_max_parked: int = Field(
+        100_000,
+        ge=1,
+        description="Up to this many changes and enqueued tasks are parked; then the listener pauses.",
+    )
     cdc_lag_alarm: ByteSize = Field(
         ByteSize(1024**3),
         gt=0,

@@ -13,6 +13,8 @@ from redis.exceptions import ResponseError
 from cdc_tasks.words import counted
 from listener.core.source import Saved
 from listener.core.source_status import Reader, SourceStatus
+from listener.core.visibility import CommitWait
+from listener.publish.commit_wait_note import commit_wait_key, parse_commit_wait
 from listener.publish.parked import parked_key
 from listener.publish.queue_limit import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
@@ -30,6 +32,7 @@ class SavedPosition(NamedTuple):
     notes: str | None = None  # in the source's own format
     pause: Pause | None = None  # the listener waits: a queue is longer than CDC_MAX_QUEUE
     set_aside: Mapping[str, int] = MappingProxyType({})  # queue -> how many tasks wait beside it
+    commit_wait: CommitWait | None = None  # the listener waits: sessions do not see a transaction yet
 
     @property
     def resumed(self) -> Saved | None:
@@ -109,17 +112,26 @@ class Status:
                 + "\n".join(self.offers),
             )
         if pause := self.saved.pause:
-            more = f"{counted(pause.longest_queue, 'task')}, more than {pause.setting}={pause.max_queue}"
-            yield (
-                "paused",
-                f"paused since {pause.since}: a queue has {more}: start more workers, or raise {pause.setting}",
-            )
+            yield "paused", f"paused since {pause.since}: {_reason(pause)}"
+        if wait := self.saved.commit_wait:
+            what = f"the transaction at {wait.position} is in the log, and no session sees it yet"
+            cure = "a synchronous standby, or a semi-synchronous replica, may have to confirm it"
+            yield "commit_not_visible", f"waiting since {wait.since}: {what}: {cure}"
         for queue, count in self.saved.set_aside.items():
             waiting = counted(count, "task waits", "tasks wait")
             yield "set_aside", f"{waiting} beside the queue {queue}: it is full, or their route is paused"
         if self.saved.parked:
             parked = counted(self.saved.parked, "change is parked", "changes are parked")
             yield "parked", f"{parked}: python -m listener parked list"
+
+
+def _reason(pause: Pause) -> str:
+    limit = f"more than {pause.setting}={pause.max_queue}"
+    if pause.setting == "CDC_MAX_PARKED":
+        parked = counted(pause.longest_queue, "change is", "changes are")
+        return f"{parked} parked, {limit}: replay or drop them, or raise {pause.setting}"
+    tasks = counted(pause.longest_queue, "task")
+    return f"a queue has {tasks}, {limit}: start more workers, or raise {pause.setting}"
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
@@ -139,12 +151,13 @@ def ask_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
             ("HLEN", parked_key(prefix)),
             ("GET", pause_key(prefix)),
             ("HGETALL", set_aside_key(prefix)),
+            ("GET", commit_wait_key(prefix)),
         ]
     )
     for answer in answers:
         if isinstance(answer, ResponseError):
             raise redis.refusal(answer)
-    (position, as_of, notes), parked, pause, full = answers
+    (position, as_of, notes), parked, pause, full, wait = answers
     names = [name.decode() for name in (full if isinstance(full, dict) else full[::2])]
     counts = redis.ask([("LLEN", f"{set_aside_key(prefix)}:{name}") for name in names])
     return SavedPosition(
@@ -154,6 +167,7 @@ def ask_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
         notes.decode() if notes else None,
         Pause.parse(pause) if pause else None,
         _by_queue(names, counts),
+        parse_commit_wait(wait) if wait else None,
     )
 
 

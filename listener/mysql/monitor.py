@@ -15,7 +15,9 @@ import structlog
 from cdc_tasks.routing.router import Route
 from listener.core.backfill import ChunkRequest
 from listener.core.findings import raise_problems
+from listener.core.last_change import hold_back
 from listener.core.source import IDLE_INTERVAL, Batch, Saved, SourceLostError
+from listener.core.visibility import VisibilityWait
 from listener.core.wakeup import Wakeup
 from listener.mysql.backfill.window import Window
 from listener.mysql.charsets import Charsets
@@ -25,13 +27,13 @@ from listener.mysql.client.server import Server, current_position, read_server, 
 from listener.mysql.client.single_reader_lock import ListenerLock
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
-from listener.mysql.errors import ServerIdTakenError
+from listener.mysql.errors import HIDDEN_COMMIT, ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
-from listener.mysql.sql.statements import Dialect
+from listener.mysql.log_decoder import log_decoder
 from listener.mysql.start.start_position import starting_position
 from listener.mysql.stream import BinlogStream, StreamPlace, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
-from listener.mysql.tables.table_description import Tables
+from listener.mysql.visibility import visibility_of
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 
@@ -126,27 +128,36 @@ class BinlogMonitor:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
         if self._wakeup.is_set:
             return
-        position = self._start(after)
+        position = str(self._start(after))
         # At once, so that after a crash reading begins here again, and not behind what was committed since.
-        yield Batch([], str(position))
+        yield Batch([], position)
         stream, decoder, window = self._stream, self._decoder, self._window
         is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
+        visibility = visibility_of(self._session, self._server)
+        held: list[BinlogChange] = []  # read, and left to the next batch: see `hold_back`
         while not self._wakeup.is_set:
-            changes: list[BinlogChange] = []
+            changes = held
             with self._yielding_to_successor():
                 is_certain = self._read(changes)
             if not is_certain:
                 return  # stopped before it was known whether they are rolled back: the next start reads them again
             self._lock.check()
+            id_head = decoder.progress.id_head
+            held = [] if id_head is None else hold_back(changes, id_head)
+            if changes and not visibility.shows(changes):
+                yield from self._until_visible(partial(visibility.shows, changes), position, changes[-1])
+                if self._wakeup.is_set:
+                    return
             chunk = window.take(changes, self._place.position) if window.is_busy else None
             if changes:
                 self._watch_retention(changes[-1])
             elif not is_ahead and chunk is None:
                 stream.wait(_TICK, window.done)
             is_ahead = bool(changes) or chunk is not None
-            decoder.progress.hand_over()
+            decoder.progress.hand_over(held[0].ordinal if held else None)
             as_of = changes[-1].committed_at if changes else None
-            yield Batch(changes, str(decoder.progress.position), as_of, pipelined=is_ahead, chunk=chunk)
+            position = str(decoder.progress.position)
+            yield Batch(changes, position, as_of, pipelined=is_ahead, chunk=chunk)
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""
@@ -199,21 +210,14 @@ class BinlogMonitor:
             )
             self._check_server_id(connection)
         self.has_accepted_gap = checkpoint is not None and start.epoch > checkpoint.epoch
-        tables = Tables(self._definitions, self._charsets, self._routes, mariadb=self._server.is_mariadb)
-        self._decoder = Decoder(
-            mariadb=self._server.is_mariadb,
-            describe=tables.describe,
-            forget=tables.forget,
+        self._decoder = log_decoder(
+            self._server,
+            self._routes,
+            self._charsets,
+            definitions=self._definitions,
             after=start,
-            server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,
-            dialect=Dialect(
-                mariadb=self._server.is_mariadb,
-                folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
-                charsets=self._charsets,
-            ),
             selects=partial(_selects, self._routes),
-            keeps_muted=any(route.even_muted for route in self._routes),
         )
         self._resources.callback(self._decoder.close)
         self._accept_gap = False  # it was for this gap, not for a later one
@@ -240,7 +244,8 @@ class BinlogMonitor:
     def _read(self, changes: list[BinlogChange]) -> bool:
         """Read what the server has sent, up to a batch; return whether the changes may be published."""
         decoder = self._decoder
-        decode, full, size = decoder.decode, self._batch_size, 0
+        held = len(changes)
+        decode, full, size = decoder.decode, self._batch_size + held, 0
         deadline = monotonic() + _TICK
         # A chunk waits for the end of the transaction in which the last batch ended.
         ends_with_transaction = decoder.is_within_transaction and self._window.is_due(self._place.position)
@@ -260,18 +265,27 @@ class BinlogMonitor:
             decode(event, changes)
             if ends_with_transaction and not decoder.is_within_transaction:
                 break
-            if not changes and monotonic() > deadline:
+            if len(changes) <= held and monotonic() > deadline:
                 break  # a long stretch of log without changes for us
         if outer is not None:
             self._place.passed(outer, decoder.progress.file)
         return not (changes and decoder.needs_end) or self._read_to_the_end(changes)
+
+    def _until_visible(
+        self, is_visible: Callable[[], bool], position: str, last: BinlogChange
+    ) -> Iterator[Batch]:
+        """Yield batches without changes until sessions see what was read, or `stop`; `position` is before it."""
+        wait = VisibilityWait(self._wakeup, hint=HIDDEN_COMMIT)
+        while not (wait.until(is_visible, last.position, seconds=_TICK) or self._wakeup.is_set):
+            self._lock.check()
+            yield Batch([], position, commit_wait=wait.current)
 
     def _watch_retention(self, newest: BinlogChange) -> None:
         """Warn if what is read is so old that the server may soon purge what comes next."""
         kept, now = self._server.retention, monotonic()
         if kept is None or now - self._warned_at < _WARN_EVERY:
             return
-        age = time() - newest.transaction.committed / 1_000_000
+        age = time() - newest.commit.committed / 1_000_000
         if age > kept / 2:
             self._warned_at = now
             log.warning("log_soon_purged", age_seconds=int(age), kept_seconds=kept, position=newest.position)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, NamedTuple
 
-from cdc_tasks.changes import EventType
+from cdc_tasks.changes import Context, EventType, KnownCommit
 from cdc_tasks.routing.router import PAUSE, Call, Origin, Parked, Route, enqueued_route
 from listener.core.publisher import BrokerError
 from listener.core.source import IDLE_INTERVAL
@@ -211,7 +211,7 @@ class Batcher:
             at_once[on] = call
             return
         if on not in self._waiting:
-            origin = Origin(call.change.kind, call.change.stamp)
+            origin = Origin(call.change.kind, call.change.stamp, call.change.commit)
             record = record_of(call.route, origin, call.arguments, call.kwargs)
             out.saving.append(("HSET", self._key, _field(*on), record))
         self._waiting[on] = call
@@ -269,6 +269,8 @@ def record_of(
         "arguments": None if arguments is None else arguments.decode(),
         "kwargs": kwargs.decode(),
     }
+    if (context := origin.commit.context) is not None:
+        record["context"] = context.values
     return json.dumps(record).encode()
 
 
@@ -278,7 +280,9 @@ def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
     The route makes the same messages as before, even if it is no longer registered.
     """
     schema, table, event = kind = tuple(record["kind"])
-    origin = Origin(kind, (record["id"].encode(), record["position"].encode()))
+    said = record.get("context")
+    commit = KnownCommit(None if said is None else Context.of(said))
+    origin = Origin(kind, (record["id"].encode(), record["position"].encode()), commit)
     if event == EventType.ENQUEUED.value:
         return enqueued_route(kind), origin
     route = Route(

@@ -162,7 +162,8 @@ def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - for any reason: the change is kept
         rowless = _rowless(change, change.committed_at)
         return {"change": rowless.to_message(), "logged": {"error": _described(error), **_logged(change)}}
-    return {"change": orjson.Fragment(rendered)}
+    is_last = {"is_last": True} if change.transaction.is_last else {}
+    return {"change": orjson.Fragment(rendered), **is_last}
 
 
 def _called(arguments: bytes, kwargs: bytes, key: str | None) -> dict[str, Any]:
@@ -184,6 +185,7 @@ def _rowless(change: Change | Origin | EnqueuedTask, committed_at: datetime) -> 
         after=None,
         position=change.position,
         committed_at=committed_at,
+        context=None if (context := change.commit.context) is None else context.values,
     )
 
 
@@ -270,7 +272,7 @@ def _parse(task_id: bytes, fields: Mapping[str, Any]) -> ParkedChange:
         route=fields["route"],
         error=fields["error"],
         parked_at=datetime.fromisoformat(fields["parked_at"]),
-        change=RowChange.from_message(fields["change"]),
+        change=RowChange.from_message({**fields["change"], "is_last": fields.get("is_last", False)}),
         logged=fields.get("logged"),
         arguments=fields.get("arguments"),
         kwargs=fields.get("kwargs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from cdc_tasks import install
 from cdc_tasks.broker.rabbitmq.partitions import partition_for, partition_queues
 from cdc_tasks.broker.rabbitmq.queues import existing_queue
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from harness.waiting import at_most, wait_until
 from listener.core.findings import State
 from listener.core.publisher import CheckpointMovedError
@@ -185,6 +187,11 @@ def test_a_task_with_a_key_goes_to_the_partition_of_its_key(
         router_to(queue="celery"),
     )
     events = [change(number, owner=f"Ünal {number % 5}") for number in range(1, 41)]
+    events[1::3] = [replace(each, context={"user": 7, "share": 0.5, "ok": True}) for each in events[1::3]]
+    events[2::3] = [
+        replace(each, context={"user": 2**62, "name": "Ä", "team": None}) for each in events[2::3]
+    ]
+    contexts = {each.after["id"]: each.context for each in events if each.after}
     settings: dict[str, Any] = {"task_queues": [Queue("celery"), *partitions]}
     with kombu_publisher(rabbitmq_server.url, broker, "celery", **settings) as publisher:
         publisher.publish(
@@ -199,6 +206,7 @@ def test_a_task_with_a_key_goes_to_the_partition_of_its_key(
             headers, row = message["application_headers"], message["body"][0][0]["after"]
             assert headers["cdc_key"] == f"owners:{row['owner']}"
             assert headers["cdc_key_hold"] is True
+            assert headers.get(CONTEXT_HEADER) == contexts[row["id"]] == message["body"][0][0].get("context")
             assert partition_for(headers["cdc_key"], names) == name
     (unkeyed,) = drain(rabbitmq_server, "celery")
     assert "cdc_key" not in unkeyed["application_headers"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from cdc_tasks.testing import row_change
 from listener.core.publisher import BrokerError, CheckpointMovedError, StoppedError
@@ -183,3 +185,25 @@ def test_a_meter_counts_what_was_confirmed_and_knows_of_a_pause() -> None:
     assert (meter.read["insert"], meter.batches, meter.losses) == (3, 3, 1)
     assert set(control.seen) == {(True, True)}
     assert not meter.is_held
+
+
+def test_at_debug_each_batch_and_change_is_logged_without_its_row(caplog: pytest.LogCaptureFixture) -> None:
+    def logged() -> list[dict[str, Any]]:
+        new = row_change("tickets", "insert", after={"title": "a secret"})
+        other = row_change("users", "insert", after={"id": 1})
+        world = World([Batch((), "0"), Batch((new, other), "1")])
+        with capture_logs() as found:
+            assert "publish 1: 1" in _run(world)
+        assert "secret" not in str(found)
+        assert [new.id, other.id] == [
+            each["change_id"] for each in found if each["event"] == "change"
+        ] or not found
+        return [dict(each) for each in found]
+
+    caplog.set_level(logging.INFO)
+    assert logged() == []
+    caplog.set_level(logging.DEBUG)
+    first, second, batch = logged()
+    assert (first["table"], first["change_event"], first["fired"]) == ("public.tickets", "insert", ["task"])
+    assert (second["table"], second["fired"], second["parked"]) == ("public.users", [], [])
+    assert (batch["event"], batch["changes"], batch["tasks"], batch["position"]) == ("batch", 2, 1, "1")

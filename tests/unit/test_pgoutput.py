@@ -94,7 +94,7 @@ def test_types_are_resolved_once_a_relation_message_and_not_for_rows() -> None:
 def test_positions_and_ids_come_from_the_commit_and_not_from_the_clock() -> None:
     (capture, *_) = captures("rows")
     change = capture.changes()[1]
-    lsn = change.transaction.commit_lsn
+    lsn = change.commit.commit_lsn
     microseconds = (change.committed_at - datetime(2000, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     assert change.position == f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}:1"
     assert change.id == f"c0ffee-{lsn:X}-{microseconds:X}-1"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from listener.core.logged_change import LoggedChange
+from listener.core.logged_change import LoggedChange, LoggedTransaction
 from listener.core.source import SourceError
 from listener.mysql.codec.table import ABSENT, Kind, Row
 from listener.mysql.codec.values import iso_second
@@ -18,10 +17,10 @@ __all__ = ["BinlogChange", "Transaction"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Transaction:
-    """One committed transaction: what its changes have in common, as JSON that is made once."""
+class Transaction(LoggedTransaction):
+    """One committed transaction of MySQL's or MariaDB's."""
 
-    __slots__ = ("committed", "file", "gtid", "id_head", "is_muted", "offset", "position_head", "tail")
+    __slots__ = ("committed", "file", "gtid", "offset")
 
     def __init__(
         self, *, gtid: str, file: str, offset: int, committed: int, server: str, epoch: int = 0
@@ -31,6 +30,7 @@ class Transaction:
         The id is made of what the transaction has on every server and on every replay. `epoch` only serves the order.
         """
         self.is_muted = False
+        self.context = None
         self.gtid = gtid
         self.file = file
         self.offset = offset
@@ -46,12 +46,6 @@ class Transaction:
     @property
     def committed_at(self) -> datetime:
         return _EPOCH + timedelta(microseconds=self.committed)
-
-    def muted(self) -> Transaction:
-        """Return the same transaction for those of its changes that it mutes."""
-        other = copy.copy(self)
-        other.is_muted = True
-        return other
 
 
 class BinlogChange(LoggedChange[Kind, Transaction, Row]):
@@ -76,7 +70,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
             ) from error
         missing = table.absent(columns) if kind.is_whole else self._missing(columns)
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
-            change_id, kind.head, before, after, missing, position, self.transaction.tail,
+            change_id, kind.head, before, after, missing, position, self.commit.tail,
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
@@ -108,7 +102,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
         kind = table.insert if is_now else table.delete
         old, new = (None, new) if is_now else (old, None)
         return BinlogChange(
-            kind if self._kind.is_whole else kind.in_part, old, new, self.transaction, self.ordinal
+            kind if self._kind.is_whole else kind.in_part, old, new, self.commit, self.ordinal
         )
 
     @property
@@ -123,7 +117,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
 
     @property
     def committed_at(self) -> datetime:
-        return self.transaction.committed_at
+        return self.commit.committed_at
 
     def _old_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
         return self._kind.table.render(row, columns)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 import structlog
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.contexts import CONTEXT, ContextError, merged
+from listener.core.last_change import note_last
 from listener.core.source import GapError, SourceError
 from listener.mysql.codec import compressed_events
 from listener.mysql.codec.change import BinlogChange
@@ -118,6 +121,15 @@ class Decoder:
         except (SourceError, GapError) as error:
             self._refuse(error, changes)
 
+    def pass_over(self, event: bytes) -> None:
+        """Take in an event of a transaction that is not wanted, without its rows: none of them can be an error."""
+        if event[4] in _OF_ROWS:
+            if self._buffer.spool is not None:
+                self._buffer.spool.add(event)
+            return
+        with suppress(*UNREADABLE, SourceError, GapError):
+            self._handlers[event[4]](event, [])
+
     def leave_inner(self) -> None:
         """Go on with the next outer event; to be called when `inner` is exhausted."""
         self.inner = None
@@ -130,6 +142,11 @@ class Decoder:
     def is_within_transaction(self) -> bool:
         """Whether more changes of the same transaction may come."""
         return self.progress.is_open or self.inner is not None or self._buffer.spool is not None
+
+    @property
+    def committed_by_name(self) -> frozenset[str]:
+        """The names of the XA transactions whose commit was read last."""
+        return self._buffer.committed
 
     @property
     def needs_end(self) -> bool:
@@ -255,7 +272,8 @@ class Decoder:
             self._muted_before.clear()
         self.progress.begin(gtid, end=end, size=size, committed=committed, event=event)
 
-    def _commit(self, event: bytes, _changes: Changes) -> None:
+    def _commit(self, event: bytes, changes: Changes) -> None:
+        note_last(changes)
         self.progress.finish(_end_of(event))
 
     def _payload(self, event: bytes, _changes: Changes) -> None:
@@ -368,6 +386,15 @@ class Decoder:
     def _take_mark(self, says: dict[str, Any]) -> None:
         if isinstance(is_muted := says.get("mute"), bool):
             self._mute(is_muted=is_muted)
+        if CONTEXT in says:
+            self._say(says[CONTEXT])
+
+    def _say(self, said: Any) -> None:
+        """Take in what the transaction says of itself: its changes and tasks from here on carry it."""
+        try:
+            self.progress.put_into(merged(self.progress.context, said))
+        except ContextError as error:
+            log.warning("context_ignored", code=error.code, position=self.progress.place)
 
     @property
     def _is_muted(self) -> bool:

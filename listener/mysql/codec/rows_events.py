@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from cdc_tasks.routing.contexts import CONTEXT
 from cdc_tasks.routing.enqueued import ENQUEUE, MESSAGE_PREFIX, EnqueuedTask
 from listener.core.source import SourceError
 from listener.mysql.codec import compressed_events
@@ -102,9 +103,10 @@ class RowReader:
             kind = kind.in_part
         transaction, ordinal, after = self._progress.next_change()
         add, first = changes.append, len(changes)
+        unnumbered = 0
         if not table.is_selected:
             if table.is_marks and is_new:
-                self._read_marks(table, event, at, image, changes)
+                unnumbered = self._read_marks(table, event, at, image, changes)
             after = ALL
         while True:  # at least one: a row without columns has no bytes
             row, at = readers[event[at : at + nulls]](event, at)
@@ -117,22 +119,44 @@ class RowReader:
         _check_end(table, at, end)
         if table.row_end is not None:
             _leave_out_history(changes, first)
-        self._progress.advance(ordinal)
+        if table.is_marks and not is_new and self._progress.unnumbered:
+            unnumbered = self._delete_unnumbered(ordinal)
+        self._progress.advance(ordinal - unnumbered)
+
+    def _delete_unnumbered(self, ordinal: int) -> int:
+        """Return how many of the marks that were deleted up to `ordinal` have no ordinal: those of the context."""
+        progress = self._progress
+        found = min(progress.unnumbered, ordinal - progress.ordinal)
+        progress.unnumbered -= found
+        return found
 
     def _read_marks(
         self, table: Table, event: bytes, at: int, image: Image, changes: list[BinlogChange]
-    ) -> None:
-        transaction, ordinal, after = self._progress.next_unmuted_change()
-        end = len(event) - 4
+    ) -> int:
+        """Take in what the transaction says; return how many of the rows have no ordinal.
+
+        Those of the context have none: so the numbers of its changes count from 1, as in PostgreSQL's log.
+        """
+        progress, unnumbered, end = self._progress, 0, len(event) - 4
+        ordinal = progress.ordinal
         while at < end:
             row, at = image.readers[event[at : at + image.nulls]](event, at)
             says = read_mark(table, row)
-            if ENQUEUE in says and ordinal > after:
-                task: Any = EnqueuedTask.read(says[ENQUEUE], transaction, ordinal, MESSAGE_PREFIX)
-                changes.append(task)
-            elif ENQUEUE not in says:
+            if ENQUEUE in says:
+                self._enqueue(says[ENQUEUE], ordinal, changes)
+            else:
                 self._on_mark(says)
+                if CONTEXT in says:
+                    unnumbered += 1
+                    continue
             ordinal += 1
+        progress.unnumbered += unnumbered
+        return unnumbered
+
+    def _enqueue(self, fields: Any, ordinal: int, changes: list[Any]) -> None:
+        transaction, _, after = self._progress.next_unmuted_change()
+        if ordinal > after:
+            changes.append(EnqueuedTask.read(fields, transaction, ordinal, MESSAGE_PREFIX))
 
     def table_of(self, event: bytes) -> Table | None:
         """Return the table of an event with rows; None if it is not known."""

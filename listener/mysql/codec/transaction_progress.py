@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 
+from cdc_tasks.changes import Context
 from listener.mysql.codec.change import BinlogChange, Transaction
 from listener.mysql.codec.gtid_event import mark_of
 from listener.mysql.log.gtid import GTIDSet, MariaDBGTIDs, MySQLGTIDs
@@ -52,13 +53,20 @@ class Progress:
         self._unmuted: Transaction | None = None  # of the changes that are not muted, while others are
         self._done_server, self._done_file, self._done_offset = after.server, after.file, after.offset
         self._pending: dict[str, BinlogPosition] = {}  # where the prepared transactions begin
-        self._savepoints: dict[bytes, int] = {}
+        self._savepoints: dict[bytes, tuple[int, Context | None]] = {}  # the next ordinal, and the context
+        self.unnumbered = 0  # rows that are still to be deleted, and have no ordinal: marks of the context
+        self._held_from: int | None = None  # the ordinal of the first change that was left to the next batch
         self._handed_over: tuple[Transaction | None, int] = None, 0  # up to which ordinal of which one
 
     @property
     def place(self) -> str:
         """The place as an operator reads it."""
         return f"{self.file}:{self.start}" + (f" ({self.gtid})" if self.gtid else "")
+
+    @property
+    def committed(self) -> int:
+        """When the transaction was committed, in microseconds since 1970."""
+        return self._committed
 
     @property
     def here(self) -> BinlogPosition:
@@ -88,7 +96,7 @@ class Progress:
             restart, published = f"{oldest.file}:{oldest.offset}", gtids
             gtids, epoch = oldest.gtids, oldest.epoch
         # While a transaction is read again, the place stays behind what was published of it before the start.
-        ordinal = max(self.ordinal - 1, self.published_up_to) if self.is_open else -1
+        ordinal = max(self._next_ordinal - 1, self.published_up_to) if self.is_open else -1
         within = ordinal >= 0
         server, file = (self._server, self.file) if within else (self._done_server, self._done_file)
         return BinlogPosition(
@@ -161,6 +169,7 @@ class Progress:
         self.is_open = True
         self.ordinal = self._outer_end = 0
         self._transaction = self._unmuted = None
+        self.unnumbered = 0
         self.published_up_to = self._published_before() if self._catching_up else -1
 
     def end_at(self, offset: int) -> None:
@@ -200,6 +209,23 @@ class Progress:
         """Let the changes from here on say nothing of that kind."""
         if self._unmuted is not None:
             self._transaction, self._unmuted = self._unmuted, None
+
+    @property
+    def context(self) -> Context | None:
+        """What the transaction says of itself."""
+        return None if self._transaction is None else self._transaction.context
+
+    def put_into(self, context: Context | None) -> None:
+        """Let the changes from here on have this context."""
+        transaction, _, _ = self.next_change()
+        self._transaction = transaction.within(context)
+        if self._unmuted is not None:
+            self._unmuted = self._unmuted.within(context)
+
+    @property
+    def id_head(self) -> bytes | None:
+        """What the ids of the open transaction's changes begin with; None if there is none, or no change of it."""
+        return self._transaction.id_head if self.is_open and self._transaction is not None else None
 
     def _is_this(self, transaction: Transaction) -> bool:
         """Return whether it is the one that is being read, muted or not."""
@@ -242,15 +268,18 @@ class Progress:
 
     def mark(self, savepoint: bytes) -> None:
         """Note a savepoint."""
-        self._savepoints[savepoint] = self.ordinal
+        self._savepoints[savepoint] = self.ordinal, self.context
 
     def take_back_to(self, savepoint: bytes, changes: list[BinlogChange]) -> None:
         """Forget the changes since the savepoint: the transaction was rolled back to it."""
-        self.take_back(changes, self._savepoints.get(savepoint, 0))
+        ordinal, context = self._savepoints.get(savepoint, (0, None))
+        self.take_back(changes, ordinal)
+        if self.context is not context:
+            self.put_into(context)
 
     def take_back(self, changes: list[BinlogChange], ordinal: int) -> None:
         """Forget the changes from `ordinal` on: the transaction was rolled back to there."""
-        while changes and self._is_this(changes[-1].transaction) and changes[-1].ordinal >= ordinal:
+        while changes and self._is_this(changes[-1].commit) and changes[-1].ordinal >= ordinal:
             changes.pop()
         transaction, handed_over = self._handed_over
         if transaction is not None and self._is_this(transaction) and handed_over > ordinal:
@@ -272,10 +301,19 @@ class Progress:
         if gtid and isinstance(self.gtids, MySQLGTIDs):
             self.gtids.add(gtid)
 
-    def hand_over(self) -> None:
-        """Note that all changes so far leave in a batch: from now on they cannot be taken back."""
+    def hand_over(self, held_from: int | None = None) -> None:
+        """Note that all changes so far leave in a batch: from now on they cannot be taken back.
+
+        But for those of the open transaction from the ordinal `held_from` on, which the next batch has.
+        """
+        self._held_from = held_from
         if self.is_open:
-            self._handed_over = self._transaction, self.ordinal
+            self._handed_over = self._transaction, self._next_ordinal
+
+    @property
+    def _next_ordinal(self) -> int:
+        """The ordinal of the transaction's first change that no batch has."""
+        return self.ordinal if self._held_from is None else min(self.ordinal, self._held_from)
 
     def _gtids_text(self) -> str | None:
         return None if self.gtids is None else str(self.gtids)

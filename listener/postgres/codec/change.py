@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from listener.core.logged_change import LoggedChange
+from listener.core.logged_change import LoggedChange, LoggedTransaction
 from listener.postgres.codec.table import NOT_PLAIN, Kind, OldRow
 from listener.postgres.codec.tuple_data import UNCHANGED, Row
 from listener.postgres.log.position import format_lsn
@@ -18,10 +17,10 @@ __all__ = ["Transaction", "WALChange"]
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts its timestamps from here
 
 
-class Transaction:
-    """One committed transaction: what its changes have in common, rendered once."""
+class Transaction(LoggedTransaction):
+    """One committed transaction of PostgreSQL's."""
 
-    __slots__ = ("commit_lsn", "committed", "committed_at", "id_head", "is_muted", "position_head", "tail")
+    __slots__ = ("commit_lsn", "committed", "committed_at")
 
     def __init__(self, commit_lsn: int, committed: int, source: str, era: str = "") -> None:
         """Take the commit's LSN and time; `committed` is in microseconds since 2000-01-01 UTC.
@@ -31,17 +30,12 @@ class Transaction:
         self.commit_lsn = commit_lsn
         self.committed = committed
         self.is_muted = False
+        self.context = None
         self.committed_at = _EPOCH + timedelta(microseconds=committed)
         # With the time: after a restore, or a failover that lost commits, another transaction may have the same LSN.
         self.id_head = b"%b-%X-%X-" % (source.encode(), commit_lsn, committed)
         self.position_head = f"{era}{format_lsn(commit_lsn)}:".encode()
         self.tail = b'","committed_at":"%b"}' % self.committed_at.isoformat(timespec="microseconds").encode()
-
-    def muted(self) -> Transaction:
-        """Return the same transaction for its changes that were marked as muted."""
-        other = copy(self)
-        other.is_muted = True
-        return other
 
 
 class WALChange(LoggedChange[Kind, Transaction, Row]):
@@ -55,7 +49,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         change_id, position = self.stamp
         write = kind.writers.get(columns) or kind.compile(columns)
         try:
-            return write(self._old, self._new, change_id, position, self.transaction.tail)
+            return write(self._old, self._new, change_id, position, self.commit.tail)
         except NOT_PLAIN:
             return self._to_json_with_care(columns)
 
@@ -65,7 +59,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         before = b"null" if old is None else kind.table.render(old, kind.old_columns(columns))
         after = b"null" if new is None else kind.table.render(new, columns)
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
-            change_id, kind.head, before, after, self._missing(columns), position, self.transaction.tail,
+            change_id, kind.head, before, after, self._missing(columns), position, self.commit.tail,
         )  # fmt: skip
 
     def changed(self, column: str) -> bool | None:
@@ -94,7 +88,7 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
 
     @property
     def committed_at(self) -> datetime:
-        return self.transaction.committed_at
+        return self.commit.committed_at
 
     def _old_json(self, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
         return self._kind.table.render(row, self._kind.old_columns(columns))

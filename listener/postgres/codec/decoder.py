@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
 from typing import Any, Final, NamedTuple, TypedDict
 
 import structlog
 
+from cdc_tasks.routing.contexts import CONTEXT, ContextError, merged
 from cdc_tasks.routing.enqueued import ENQUEUE, MESSAGE_PREFIX, EnqueuedTask
+from listener.core.last_change import note_last
 from listener.core.source import GapError, SourceError
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.hints import RESTORED, UPDATE
@@ -22,6 +24,7 @@ __all__ = [
     "Commit",
     "Decoder",
     "DecoderOptions",
+    "Hidden",
     "OtherLogError",
     "UndescribedTableError",
     "WALPosition",
@@ -58,6 +61,16 @@ class Commit(NamedTuple):
     end_lsn: int
 
 
+class Hidden(NamedTuple):
+    """A transaction's first message, of which nothing was taken in: sessions do not see the transaction yet.
+
+    Decode the message again later, before any other one.
+    """
+
+    commit_lsn: int
+    xid: int  # of 32 bits
+
+
 class Watermark(NamedTuple):
     """A mark that a backfill has put into the log: it ends a batch."""
 
@@ -82,6 +95,7 @@ class DecoderOptions(TypedDict, total=False):
 
     keeps_muted: bool
     prefixes: Collection[str]
+    is_visible: Callable[[int], bool]
 
 
 class Decoder(ABC):
@@ -94,13 +108,19 @@ class Decoder(ABC):
     transaction: Transaction  # the one whose changes are being read
 
     def __init__(
-        self, *, source: str, keeps_muted: bool = False, prefixes: Collection[str] = (MESSAGE_PREFIX,)
+        self,
+        *,
+        source: str,
+        keeps_muted: bool = False,
+        prefixes: Collection[str] = (MESSAGE_PREFIX,),
+        is_visible: Callable[[int], bool] = lambda _: True,
     ) -> None:
         """`source` names the database cluster in the ids of its changes.
 
         `keeps_muted`: some route asks for changes that their transaction mutes. `prefixes` are those of the logical
-        messages that are for us.
+        messages that are for us. `is_visible` returns whether sessions see a committed transaction, by its xid.
         """
+        self._is_visible = is_visible
         self._prefixes = frozenset(prefixes)
         self._source = source
         self._keeps_muted = keeps_muted
@@ -113,8 +133,10 @@ class Decoder(ABC):
         self._published_up_to: float = -1  # ordinal in this transaction
 
     @abstractmethod
-    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Hidden | Watermark | None:
         """Append the message's changes to `changes`; return Begin or Commit if it starts or ends a transaction.
+
+        Hidden, in place of Begin: sessions do not see the transaction yet.
 
         A Watermark stands between the changes before it and those behind it.
 
@@ -195,8 +217,9 @@ class Decoder(ABC):
             raise OtherLogError(expected)
         self._expected = None
 
-    def commit(self, end_lsn: int) -> Commit:
-        """End the transaction."""
+    def commit(self, end_lsn: int, changes: Sequence[WALChange]) -> Commit:
+        """End the transaction; `changes` end with its last one, unless that was published before."""
+        note_last(changes)
         return Commit(end_lsn)
 
     def next_ordinal(self) -> int | None:
@@ -220,12 +243,31 @@ class Decoder(ABC):
         if isinstance(says, dict) and ENQUEUE in says:
             self._enqueue(says[ENQUEUE], changes, prefix)
         elif isinstance(says, dict) and prefix == MESSAGE_PREFIX:
-            if "backfill" in says:
+            if CONTEXT in says:
+                self._say(says[CONTEXT])
+            elif "backfill" in says:
                 return Watermark(str(says["backfill"]), str(says.get("mark")))
-            self._mute(says.get("mute"))
+            else:
+                self._mute(says.get("mute"))
         else:
             log.warning("message_ignored", prefix=prefix, position=self.transaction.position_head.decode())
         return None
+
+    def _say(self, said: Any) -> None:
+        """Take in what the transaction says of itself: its changes and tasks from here on carry it."""
+        transaction = self.transaction
+        try:
+            context = merged(transaction.context, said)
+        except ContextError as error:
+            log.warning("context_ignored", code=error.code, position=transaction.position_head.decode())
+            return
+        if self._unmuted is not None:
+            unmuted, published_up_to = self._unmuted
+            self._unmuted = unmuted.within(context), published_up_to
+        if self._ordinal:
+            self.transaction = transaction.within(context)
+        else:  # no change has it yet
+            transaction.put_into(context)
 
     def _enqueue(self, fields: Any, changes: list[WALChange], prefix: str) -> None:
         ordinal = self._ordinal

@@ -9,18 +9,30 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from operator import itemgetter
 from struct import pack, unpack_from
 from types import SimpleNamespace
 from typing import Any, Final
 
-from amqp import spec
+from amqp import serialization, spec
 from amqp.method_framing import frame_writer
 from kombu import Producer
 
+from cdc_tasks.changes import Context
 from cdc_tasks.routing.router import Call, Route, task_id
 from listener.publish.kombu.message import KEY, MessageTemplate
-from listener.publish.task_message import ETA, EXPIRES, ID, KIND, POSITION, EnvelopeError, Kind, shown_kind
+from listener.publish.task_message import (
+    CONTEXT,
+    ETA,
+    EXPIRES,
+    ID,
+    KIND,
+    POSITION,
+    EnvelopeError,
+    Kind,
+    shown_kind,
+)
 
 __all__ = ["Frames", "Render"]
 
@@ -45,9 +57,12 @@ _PLACES: Final = {
     _long(ETA): (2, ">I"),
     _long(EXPIRES): (3, ">I"),
     _long(KEY): (4, ">I"),
+    _long(CONTEXT): (5, ">I"),
 }
+_TABLES: Final = frozenset({5})  # values that are no text, but an object
 _PLACE: Final = re.compile(b"(%b)" % b"|".join(map(re.escape, _PLACES)), re.DOTALL)
 _NO_TIMES: Final = (b"", b"")
+_NOTHING: Final = (b"",) * 5  # of the values before the context
 _NEEDED: Final = Counter({(0, ">I"): 2, (0, "B"): 1, (1, ">I"): 1})
 
 
@@ -65,7 +80,7 @@ class Frames:
 
     def of(self, kind: Kind) -> Render:
         """Return the function that makes the messages of this kind of change."""
-        body_of, timing = self._message.body, self._message.timing
+        body_of, timing, has_context = self._message.body, self._message.timing, self._message.has_context
         suffix, largest, channel = self._suffix, self._chunk, self._channel
         shown = f"<{shown_kind(kind)} ".encode()
         shapes: dict[tuple[int, ...], tuple[bytes, Callable[[Any], Any]]] = {}
@@ -77,6 +92,8 @@ class Frames:
                 values += tuple(each.encode() for each in timing.from_now())
             if call.key is not None:
                 values = *values[:2], *(values[2:] or _NO_TIMES), call.key.encode()
+            if has_context:
+                values = *values, *_NOTHING[len(values) :], _table(call.change.commit.context)
             lengths = tuple(map(len, values))
             try:
                 text, pick = shapes[lengths]
@@ -101,7 +118,8 @@ class Frames:
                 value, width = _PLACES[part]
                 before, after = (shown, b">") if value == 1 else (b"", b"")
                 length = len(before) + lengths[value] + len(after)
-                prefix = b"S" + pack(width, length) if width == ">I" else pack(width, length)
+                kind = b"F" if value in _TABLES else b"S"
+                prefix = kind + pack(width, length) if width == ">I" else pack(width, length)
                 text += _literal(prefix + before) + b"%b" + after
                 order.append(value)
                 grown += len(prefix) + length - len(part)
@@ -120,6 +138,14 @@ class Frames:
 
 
 _CONTENT: Final = (spec.Basic.CLASS_ID, 0)  # the class of the header frame, and its weight, which is not used
+
+
+@lru_cache(maxsize=64)
+def _table(context: Context | None) -> bytes:
+    """Return a context as a field table, without its length (AMQP 0-9-1, 4.2.5.5)."""
+    values = {} if context is None else dict(context.values)
+    encoded: bytes = serialization.dumps("F", (values,))
+    return encoded[4:]
 
 
 def _literal(text: bytes) -> bytes:

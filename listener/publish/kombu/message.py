@@ -18,9 +18,11 @@ from kombu.utils.encoding import str_to_bytes
 
 from cdc_tasks.broker.rabbitmq.delayed_delivery import can_delay, delayed
 from cdc_tasks.broker.rabbitmq.partitions import partition_for
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import KEY_HEADER, headers_of_key
 from cdc_tasks.routing.router import Call, Route
 from listener.publish.task_message import (
+    CONTEXT,
     ID,
     EnvelopeError,
     Timing,
@@ -46,7 +48,14 @@ class MessageTemplate:
     headers: dict[str, Any]
     options: dict[str, Any]  # of `kombu.Producer.publish`
     compression: str | None
+    has_context: bool  # the context of its transaction is one of the headers
     has_key: bool  # its message group's key is one of the headers
+
+    @property
+    def exchange(self) -> str:
+        """The exchange that they are sent to; "" is the broker's own."""
+        exchange = self.options.get("exchange")
+        return str(getattr(exchange, "name", exchange) or "")
 
     def body(self, call: Call) -> bytes:
         """Return the body of the call's message, as it is sent."""
@@ -62,6 +71,8 @@ class MessageTemplate:
             headers |= self.timing.headers()
         if self.has_key:
             headers[KEY_HEADER] = call.key
+        if (context := change.commit.context) is not None:
+            headers[CONTEXT_HEADER] = dict(context.values)
         options = {**self.options, "correlation_id": task_id}
         producer.publish(self._plain_body(call), headers=headers, **options)  # kombu compresses it
 
@@ -97,16 +108,23 @@ def partition_of(partitions: Sequence[str], route: Route, key: str) -> str:
 
 
 def message_template(
-    app: Celery, route: Route, *, partition: Queue | None = None, has_key: bool = False
+    app: Celery,
+    route: Route,
+    *,
+    partition: Queue | None = None,
+    has_key: bool = False,
+    has_context: bool = False,
 ) -> MessageTemplate:
     """Return what the messages of one route have in common; raises EnvelopeError.
 
-    `partition` is the queue of those with a key, on RabbitMQ.
+    `partition` is the queue of those with a key, on RabbitMQ. `has_context`: their transaction has a context.
     """
     catcher = _Catcher()
     message, where, timing = make_message(app, route, queue=partition)
     if has_key:
         message.headers.update(headers_of_key(KEY, route.on_failure))
+    if has_context:
+        message.headers[CONTEXT_HEADER] = CONTEXT
     delay = _delay_on_rabbitmq(app, where, timing)
     kept = where.get("queue")
     if delay is not None and timing is not None:
@@ -125,6 +143,7 @@ def message_template(
         headers=headers,
         options=options,
         compression=options.get("compression"),
+        has_context=has_context,
         has_key=has_key,
     )
 

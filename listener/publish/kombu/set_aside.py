@@ -97,7 +97,7 @@ class SetAsideTasks:
         return route.on_full == SET_ASIDE and self._queue_of(call) in self.full
 
     def _keep(self, call: Call) -> Iterator[Command]:
-        route, origin = call.route, Origin(call.change.kind, call.change.stamp)
+        route, origin = call.route, Origin(call.change.kind, call.change.stamp, call.change.commit)
         queue = self._queues.setdefault(route.id, self._queue_of(call))
         if route.id not in self._count:
             yield "HSET", self._index, f"{route.id}:{queue}", queue

@@ -7,6 +7,8 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -17,11 +19,13 @@ from kombu import Producer
 from kombu.utils.json import dumps
 from pybase64 import b64encode
 
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
+    CONTEXT,
     ETA,
     EXPIRES,
     ID,
@@ -37,13 +41,13 @@ from listener.publish.task_message import (
     split_body,
 )
 
-__all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
+__all__ = ["Envelope", "Envelopes", "KeyedMessages"]
 
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
-_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
-_NO_TIMES: Final = (b"", b"")
+_CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
+_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _MOST_TEMPLATES: Final = 5_000
@@ -53,13 +57,22 @@ _MOST_TEMPLATES: Final = 5_000
 _Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
-class KeyedMessages(NamedTuple):
-    """The same messages with a key, and what the script that admits them notes of the key's owner."""
+# The same, and the key
+_RenderKeyed = Callable[[bytes, bytes, bytes, bytes, str], bytes]
 
-    # The same, and the key; behind its list and a line feed, as the script takes it.
-    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]
-    # (the change's id, position) -> the beginning of its record as the key's owner
+
+class KeyedMessages(NamedTuple):
+    """The same messages with a key, and what Redis has of the key's owner."""
+
+    render: _RenderKeyed
+    # What waits for its key: the message behind its list and a line feed.
+    render_waiting: _RenderKeyed
+    # (the change's id, position) -> the beginning of the record of the message as its key's owner. A time in seconds
+    # and "]" follow.
     owner: Callable[[bytes, bytes], bytes]
+
+
+_Within = Callable[[bytes], tuple[_Render, KeyedMessages]]
 
 
 class Envelope(NamedTuple):
@@ -69,6 +82,8 @@ class Envelope(NamedTuple):
     expiries: tuple[Command, ...]  # sent after it, for a queue that expires when it is not used
     render: _Render
     of_key: KeyedMessages
+    # Where the transaction has a context: the same messages with it, a JSON object.
+    within: Callable[[bytes], Envelope]
 
 
 class _Template(NamedTuple):
@@ -76,11 +91,17 @@ class _Template(NamedTuple):
 
     keys: tuple[str, ...]
     expiries: tuple[Command, ...]
-    renders: Callable[[bytes], tuple[_Render, KeyedMessages]]  # (the kind, as the message has it)
+    # (the kind, as the message has it) -> messages without and with a key, and their context
+    renders: Callable[[bytes], tuple[_Render, KeyedMessages, _Within]]
 
     def of(self, kind: Kind) -> Envelope:
         shown = dumps(shown_kind(kind))[1:-1].encode()
-        return Envelope(self.keys, self.expiries, *self.renders(shown))
+        render, of_key, within = self.renders(shown)
+
+        def envelope_within(context: bytes) -> Envelope:
+            return Envelope(self.keys, self.expiries, *within(context), envelope_within)
+
+        return Envelope(self.keys, self.expiries, render, of_key, envelope_within)
 
 
 class Envelopes:
@@ -124,6 +145,13 @@ class Envelopes:
         try:
             with translated(address_of(self._app)):
                 commands, timing = self._commands(route)
+        except LookupError as error:  # kombu's, e.g. of an exchange with a name that it does not declare
+            self.close()
+            raise EnvelopeError(
+                f"kombu finds no queue for the task {route.task}: {error!r}.",
+                hint="Correct queue=, exchange= and routing_key= of the task, or of its route.",
+                code="no_queue",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -212,7 +240,7 @@ def _check(task: str, commands: _Commands) -> None:
 
 def _renders(
     pushes: Mapping[str, str], route: Route, timing: Timing | None
-) -> Callable[[bytes], tuple[_Render, KeyedMessages]]:
+) -> Callable[[bytes], tuple[_Render, KeyedMessages, _Within]]:
     """Return a function of a kind of change. It returns the functions that make messages like the one of `pushes`."""
     queue, text = next(iter(pushes.items()))
     message = json.loads(text)
@@ -224,14 +252,16 @@ def _renders(
     name = ID if route.id else f"{ID}.{POSITION}"
     message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
-    message["headers"] |= headers_of_key(_KEY, route.on_failure)
-    keyed, pick_keyed = _template(message, route)
-    keyed = f"{queue}\n".replace("%", "%%").encode() + keyed
+    of_key = headers_of_key(_KEY, route.on_failure)
+    keyed, pick_keyed = _template(_with(message, of_key), route)
+    to_list = f"{queue}\n".encode()
+    in_list = to_list.replace(b"%", b"%%")
     owner = _owner(message["properties"]["delivery_tag"], route)
 
-    def renders(kind: bytes) -> tuple[_Render, KeyedMessages]:
-        mine = plain.replace(KIND.encode(), kind.replace(b"%", b"%%"))
-        with_key = keyed.replace(KIND.encode(), kind.replace(b"%", b"%%"))
+    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
+        shown = kind.replace(b"%", b"%%")
+        mine = plain.replace(KIND.encode(), shown)
+        with_key = keyed.replace(KIND.encode(), shown)
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = head + arguments + (middle + kwargs + end if kwargs else tail)
@@ -244,23 +274,101 @@ def _renders(
             message: bytes = mine % pick((b64encode(body), change_id, position, *times))
             return message
 
-        def render_keyed(
-            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
-        ) -> bytes:
-            body = head + arguments + (middle + kwargs + end if kwargs else tail)
-            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
-            values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
-            message: bytes = with_key % pick_keyed(values)
-            return message
+        def keyed_render(template: bytes) -> _RenderKeyed:
+            def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                values = b64encode(body), change_id, position, b"", b"", orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
 
-        return render_timed if timing else render, KeyedMessages(render_keyed, owner)
+            def render_timed(
+                arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+            ) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                times = (each.encode() for each in timing.from_now()) if timing else ()
+                values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
+
+            return render_timed if timing else render
+
+        within = _InContext(
+            message=message,
+            route=route,
+            of_key=of_key,
+            to_list=to_list,
+            parts=(head, middle, end),
+            timing=timing,
+            kind=shown,
+            owner=owner,
+        )
+        keyed_messages = KeyedMessages(keyed_render(with_key), keyed_render(in_list + with_key), owner)
+        return render_timed if timing else render, keyed_messages, within
 
     return renders
 
 
-def without_list(message: bytes) -> bytes:
-    """Return a message of `KeyedMessages` as a queue has it."""
-    return message[message.index(b"\n") + 1 :]
+@dataclass(kw_only=True)
+class _InContext:
+    """The same messages where the transaction has a context: called with it, JSON, it returns what makes them."""
+
+    message: dict[str, Any]
+    route: Route
+    of_key: Mapping[str, Any]  # headers of one with a key
+    to_list: bytes  # what is before one that waits for its key
+    parts: tuple[bytes, bytes, bytes]  # of the body
+    timing: Timing | None
+    kind: bytes
+    owner: Callable[[bytes, bytes], bytes]
+
+    def __call__(self, context: bytes) -> tuple[_Render, KeyedMessages]:
+        def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
+            text, pick = self._plain
+            body = self._body(arguments, kwargs)
+            message: bytes = text % pick((body, change_id, position, *self._times(), b"", context))
+            return message
+
+        def render_keyed(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            text, pick = self._keyed
+            body, named = self._body(arguments, kwargs), orjson.dumps(key)[1:-1]
+            message: bytes = text % pick((body, change_id, position, *self._times(), named, context))
+            return message
+
+        def render_waiting(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            return self.to_list + render_keyed(arguments, kwargs, change_id, position, key)
+
+        return render, KeyedMessages(render_keyed, render_waiting, self.owner)
+
+    def _body(self, arguments: bytes, kwargs: bytes) -> bytes:
+        head, middle, end = self.parts
+        return b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
+
+    def _times(self) -> tuple[bytes, bytes]:
+        if self.timing is None:
+            return b"", b""
+        due, late = self.timing.from_now()
+        return due.encode(), late.encode()
+
+    @cached_property
+    def _plain(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        return self._of_kind({})
+
+    @cached_property
+    def _keyed(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        return self._of_kind(self.of_key)
+
+    def _of_kind(self, headers: Mapping[str, Any]) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        text, pick = _template(_with(self.message, {**headers, CONTEXT_HEADER: CONTEXT}), self.route)
+        return text.replace(KIND.encode(), self.kind), pick
+
+
+def _with(message: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the message with more headers."""
+    return {**message, "headers": {**message["headers"], **headers}}
 
 
 def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
