@@ -25,7 +25,6 @@ from listener.mysql.check import find_in_server, find_in_tables
 from listener.mysql.client.connection import Connection, Session, connect
 from listener.mysql.client.server import Server, current_position, read_server, replicas
 from listener.mysql.client.single_reader_lock import ListenerLock
-from listener.mysql.client.visibility import visibility_of
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
 from listener.mysql.errors import HIDDEN_COMMIT, ServerIdTakenError
@@ -34,6 +33,7 @@ from listener.mysql.log_decoder import log_decoder
 from listener.mysql.start.start_position import starting_position
 from listener.mysql.stream import BinlogStream, StreamPlace, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
+from listener.mysql.visibility import visibility_of
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 
@@ -133,7 +133,7 @@ class BinlogMonitor:
         yield Batch([], position)
         stream, decoder, window = self._stream, self._decoder, self._window
         is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
-        visibility = visibility_of(self._session, self._server)
+        visibility = visibility_of(self._session, self._server, lambda: decoder.committed_by_name)
         held: list[BinlogChange] = []  # read, and left to the next batch: see `hold_back`
         while not self._wakeup.is_set:
             changes = held

@@ -130,6 +130,7 @@ LEVELS: Final = (
         "listener.mysql.charsets",
         "listener.mysql.sql",
         "listener.mysql.codec",
+        "listener.mysql.visibility",
         "listener.mysql.tables listener.mysql.stream listener.mysql.start",
         "listener.mysql.log_decoder",
         "listener.mysql.backfill listener.mysql.history",
