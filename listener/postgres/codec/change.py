@@ -43,6 +43,8 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
 
     __slots__ = ()
 
+    is_of_texts = True
+
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
         kind = self._kind
