@@ -31,7 +31,7 @@ ORDERS: Final = sqlalchemy.Table(
 PLACE_ORDER: Final = """\
 with engine.connect() as connection:
     order = connection.execute(insert(ORDERS).values(item=item)).inserted_primary_key[0]
-    cdc_tasks.enqueue(connection, confirm_order, order)
+    cdc_tasks.enqueue(connection, confirm_order, order, queue="cdc_notifications")
     connection.{end}()"""
 
 
@@ -44,7 +44,7 @@ def setup_router(schema: str = "public") -> BinlogRouter:
     return router
 
 
-@shared_task(name="demo.confirm_order", queue="cdc_notifications")
+@shared_task(name="demo.confirm_order")
 def confirm_order(order: int) -> str:
     """Send the customer a message on Slack."""
     with db.reading() as session:
@@ -59,7 +59,7 @@ def place_order(engine: Engine, item: str, *, is_committed: bool) -> int:
     """Insert an order, and enqueue its task, in one transaction; return the order's number."""
     with engine.connect() as connection:
         order = _insert(connection, item)
-        cdc_tasks.enqueue(connection, confirm_order, order)
+        cdc_tasks.enqueue(connection, confirm_order, order, queue="cdc_notifications")
         (connection.commit if is_committed else connection.rollback)()
     return order
 
