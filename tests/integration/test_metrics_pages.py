@@ -153,7 +153,7 @@ def test_prometheus_knows_a_parked_change_and_a_dead_letter(world: World) -> Non
     with PrometheusServer(rules=rules, targets=[world.pages.address]) as prometheus:
         wait_until(lambda: prometheus.query('up{job="cdc-tasks"} == 1'), what="a scrape", timeout=30)
         wait_until(lambda: prometheus.query("cdc_parked_changes == 0"), what="no parked change", timeout=30)
-        assert prometheus.firing == set()
+        wait_until(lambda: not prometheus.firing, what="no alert", timeout=30)
         world.database.execute("INSERT INTO roles VALUES (7, NULL)")
         wait_until(lambda: prometheus.firing == {"CDCParkedChanges"}, what="the alert", timeout=60)
         assert operator.types("status").returncode == 3
