@@ -11,7 +11,7 @@ from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from cdc_tasks import db
+from cdc_tasks import db, tracing
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
@@ -152,7 +152,8 @@ def _send_claimed(
         raise MaybeSentError
     record.confirm_if_old()
     try:
-        adapter.send(account.recipient, message)
+        with tracing.span("delivery", **{"messaging.system": account.service}):
+            adapter.send(account.recipient, message)
     except NotSentError:
         record.not_sent()
         raise

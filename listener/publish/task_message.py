@@ -30,6 +30,7 @@ __all__ = [
     "KIND",
     "POSITION",
     "REPLAY_HEADER",
+    "TRACE",
     "EnvelopeError",
     "Kind",
     "Made",
@@ -48,6 +49,7 @@ Kind = tuple[str, str, str]  # of change: schema, table, event
 CONTEXT: Final = "cdc-0context"
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
+TRACE: Final = "cdc-0trace"  # stands for headers that name a trace
 POSITION: Final = "cdc-0position"
 REPLAY_HEADER: Final = "cdc_replay"  # of a task that a replay has fired: the replay's id
 ETA: Final = "cdc-0eta"

@@ -89,13 +89,13 @@ class Desk:
 
 
 @contextmanager
-def running_desk(database: Database | MySQLDatabase) -> Iterator[Desk]:
-    """Create the tables, users and accounts, and start a worker and a listener."""
+def running_desk(database: Database | MySQLDatabase, **variables: str) -> Iterator[Desk]:
+    """Create the tables, users and accounts, and start a worker and a listener, with more variables."""
     with ExitStack() as stack:
         social, valkey = stack.enter_context(SocialStub()), stack.enter_context(ValkeyServer())
         desk = Desk(
             database=database,
-            environment=_environment(database, valkey, social),
+            environment={**_environment(database, valkey, social), **variables},
             social=social,
             cache=stack.enter_context(redis.Redis.from_url(valkey.url_of(1))),
         )

@@ -54,6 +54,7 @@ SHARED: Final = {
     "cdc_tasks.routing.tasks",
     "cdc_tasks.settings",
     "cdc_tasks.testing",
+    "cdc_tasks.tracing",
     "cdc_tasks.versions",
     "cdc_tasks.user_code",
     "cdc_tasks.variables",
@@ -73,6 +74,7 @@ LEVELS: Final = (
             "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing "
             "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.command_line"
         ),
+        "cdc_tasks.tracing",
         "cdc_tasks.outbox cdc_tasks.cache cdc_tasks.db cdc_tasks.apps cdc_tasks.testing",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.rabbitmq.partitions",
