@@ -23,6 +23,7 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "Reading from MySQL or MariaDB",
         ("pymysql", "pymysqlreplication", "zstandard", "cryptography"),
     ),
+    "console": ("The console", ("starlette", "uvicorn", "jinja2", "itsdangerous", "multipart")),
     "journal": ("The journal", ("zstandard",)),
     "helpdesk": (
         "The help desk, with its messages and its cache,",
@@ -37,6 +38,7 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
             "opentelemetry.instrumentation.celery",
         ),
     ),
+    "metrics": ("CDC_METRICS_ADDRESS", ("prometheus_client",)),
     "flower": ("Flower", ("flower", "tornado", "prometheus_client")),
 }
 

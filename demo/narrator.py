@@ -76,6 +76,7 @@ class Narrator:
         self._console.print(f"All running after {seconds:.1f} s.\n")
         self._line("Inbox", "cyan", Text(stack.inbox.url, style="bold underline"))
         self._line("Flower", "cyan", Text(stack.flower.url, style="bold underline"))
+        self._line("Metrics", "cyan", Text(stack.listener.url, style="bold underline"))
 
     def step(self, title: str, *, sql: str | None = None) -> None:
         """Begin a step: print its title and its SQL."""

@@ -112,3 +112,11 @@ class Listener(Program):
     name = "listener"
     arguments: ClassVar = ["-m", "listener", "run"]
     ready_line = "streaming"
+
+    @property
+    def url(self) -> str:
+        """The URL of its numbers for Prometheus."""
+        return f"http://127.0.0.1:{self.port}/metrics"
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "CDC_METRICS_ADDRESS": f"127.0.0.1:{self.port}"}

@@ -138,7 +138,7 @@ def _send_once(account: accounts.Account, message: Message, delivery_id: str) ->
         if may_retry(error, deliver.request, deliver.max_retries):
             channel.block(seconds_without_jitter(error, deliver.request.retries))
         raise
-    record.sent()
+    record.sent(account.service)
     return True
 
 

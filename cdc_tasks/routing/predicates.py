@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdc_tasks.changes import Change
+from cdc_tasks.changes import Change, EventType
 from cdc_tasks.routing.contexts import check_context
 
 __all__ = ["When", "became", "changed", "in_context"]
@@ -29,6 +29,17 @@ class _Changed:
         """When it fires if the source does not send old values, for `check`."""
         return "at every UPDATE"
 
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the row."""
+        if change.event is not EventType.UPDATE:
+            return f"{change.event.value} counts as a change of every column"
+        found = {column: change.changed(column) for column in self.columns}
+        if changed := [column for column, is_changed in found.items() if is_changed]:
+            return f"{_and(changed)} changed"
+        if unknown := [column for column, is_changed in found.items() if is_changed is None]:
+            return f"the old or the new value of {_and(unknown)} is not known, which counts as a change"
+        return f"{_and(self.columns)} did not change"
+
     def __repr__(self) -> str:
         return f"changed({', '.join(map(repr, self.columns))})"
 
@@ -47,6 +58,23 @@ class _Became:
     def without_old_values(self) -> str:
         """When it fires if the source does not send old values, for `check`."""
         return f"at every UPDATE of a row whose {self.columns[0]} is {self.value!r} then, new or not"
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the row."""
+        (column,) = self.columns
+        after = change.after
+        if after is None:
+            return "there is no new row"
+        if column not in after:
+            return f"the new row has no {column}"
+        if after[column] != self.value:
+            return f"{column} is not {self.value!r}"
+        if change.event is not EventType.UPDATE:
+            return f"{column} is {self.value!r}, and the row is new"
+        is_changed = change.changed(column)
+        if is_changed is None:
+            return f"{column} is {self.value!r}, and the old value is not known, which counts as a change"
+        return f"{column} became {self.value!r}" if is_changed else f"{column} was {self.value!r} before, too"
 
     def __repr__(self) -> str:
         return f"became({self.columns[0]!r}, {self.value!r})"
@@ -94,6 +122,10 @@ def in_context(**values: Any) -> When:
     """
     check_context(values)
     return _InContext(values)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _as_json(value: Any) -> Any:

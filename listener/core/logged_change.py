@@ -93,6 +93,12 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         number = b"%d" % ordinal
         self.stamp = commit.id_head + number, commit.position_head + number
 
+    def with_id(self, name: bytes) -> Self:
+        """Return the same change under another id."""
+        other = copy(self)
+        other.stamp = name, self.stamp[1]
+        return other
+
     @abstractmethod
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""

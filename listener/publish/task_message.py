@@ -17,6 +17,7 @@ from kombu.common import Broadcast
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import dumps
 
+from cdc_tasks.broker.delivery_marks import REPLAY_HEADER
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
@@ -29,7 +30,6 @@ __all__ = [
     "ID",
     "KIND",
     "POSITION",
-    "REPLAY_HEADER",
     "TRACE",
     "EnvelopeError",
     "Kind",
@@ -51,7 +51,6 @@ ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
 TRACE: Final = "cdc-0trace"  # stands for headers that name a trace
 POSITION: Final = "cdc-0position"
-REPLAY_HEADER: Final = "cdc_replay"  # of a task that a replay has fired: the replay's id
 ETA: Final = "cdc-0eta"
 EXPIRES: Final = "cdc-0expires"
 _ENQUEUED: Final = EventType.ENQUEUED.value

@@ -6,11 +6,13 @@
     make chaos ARGS="--kills 200 --target tables"
     make chaos ARGS="--kills 100 --target reload"
     make chaos ARGS="--kills 20 --target backfill --rows 50000"
+    make chaos ARGS="--kills 20 --target backfill --rows 50000 --source mysql"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed; with `--target enqueue`
-the listener, the broker and the database are killed there. Clients enqueue tasks between their rows.
+and `--target backfill` the listener, the broker and the database are killed there. Clients enqueue tasks between their
+rows.
 
 Prints its seed. Exit status 1, and what is wrong, unless every committed change, and every task that was enqueued, is
 in the queues exactly once, in commit order, with the values that were committed, and nothing that was rolled back. With
@@ -223,7 +225,7 @@ def main(
     seed = random.randrange(10**6) if seed is None else seed
     arguments = f"--kills {kills} --seed {seed} --target {target} --source {source}"
     typer.echo(f"seed {seed}: make chaos ARGS='{arguments}'")
-    if source != "postgresql" and target != "enqueue":
+    if source != "postgresql" and target not in {"backfill", "enqueue"}:
         _tell(disturbed(source, seed=seed, stops=kills, said=typer.echo), "exactly once")
     if target == "keys":
         of_broker = kills // 10 if broker_kills is None else broker_kills
@@ -240,7 +242,7 @@ def main(
             found = key_attacks.run(worker_kills=kills, broker_kills=of_broker)
         _tell(found, "in the order of its key, one at a time")
     if target == "backfill":
-        with ReadAttacks(seed=seed, rows=rows, said=typer.echo) as read_attacks:
+        with ReadAttacks(seed=seed, rows=rows, source=source, said=typer.echo) as read_attacks:
             found = read_attacks.run(kills)
         _tell(found, "once, read or streamed")
     if target == "tables":

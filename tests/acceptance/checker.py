@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from tests.acceptance.ledger import Committed
 
-__all__ = ["EXPECTED", "Message", "faults", "read_message", "read_queue"]
+__all__ = ["EXPECTED", "Message", "faults", "read_arguments", "read_message", "read_queue"]
 
 Position = tuple[int, int]
 
@@ -51,15 +51,22 @@ def read_message(raw: bytes) -> Message:
     """Decode one entry of a queue in Redis (kombu's envelope, Celery's message protocol 2)."""
     envelope = json.loads(raw)
     headers, properties = envelope["headers"], envelope["properties"]
-    body = b64decode(envelope["body"]) if properties["body_encoding"] == "base64" else envelope["body"]
-    arguments, _keywords, _embedded = json.loads(body)
     return Message(
         id=headers["id"],
         tag=properties["delivery_tag"],
         task=headers["task"],
-        arguments=arguments,
+        arguments=read_arguments(envelope),
         position=_position(headers["argsrepr"]),
     )
+
+
+def read_arguments(envelope: Mapping[str, Any]) -> list[Any]:
+    """Return the task's arguments, of a message of any source."""
+    is_encoded = envelope["properties"]["body_encoding"] == "base64"
+    arguments, _keywords, _embedded = json.loads(
+        b64decode(envelope["body"]) if is_encoded else envelope["body"]
+    )
+    return list(arguments)
 
 
 def read_queue(client: Any, queue: str) -> list[Message]:

@@ -50,6 +50,9 @@ def test_routes_are_shown_without_database_and_broker() -> None:
     operator = Operator(CDC_ROUTES=f"{ROUTES}:routes")
     shown = operator.asks("routes")
     assert len({each.pop("id") for each in shown}) == 3
+    assert [each.pop("place") for each in shown] == [
+        f"tests/support/routes/for_commands.py:{line}" for line in (14, 15, 18)
+    ]
     assert shown == [
         {
             "table": "public.roles",

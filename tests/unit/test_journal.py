@@ -12,8 +12,11 @@ from structlog.testing import capture_logs
 
 from cdc_tasks import BinlogRouter, EventType, RowChange
 from cdc_tasks.routing.router import Call, Parked
-from listener.control.journal import Journal, JournalError, JournalledChange, JournalReader, Selection
+from listener.control.journal.file import JournalError, JournalledChange
+from listener.control.journal.reader import JournalReader
+from listener.control.journal.writer import Journal
 from listener.control.replays import fired_by
+from listener.core.history import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

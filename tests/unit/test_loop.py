@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from cdc_tasks.testing import row_change
 from listener.core.publisher import BrokerError, CheckpointMovedError, StoppedError
@@ -138,3 +140,25 @@ def test_what_the_broker_refuses_is_never_acknowledged() -> None:
 def test_a_stop_while_the_broker_is_away_ends_it_without_an_acknowledgement() -> None:
     world = World([StoppedError()])
     assert _run(world) == ["open None", "attach 7f00", "batches None"]
+
+
+def test_at_debug_each_batch_and_change_is_logged_without_its_row(caplog: pytest.LogCaptureFixture) -> None:
+    def logged() -> list[dict[str, Any]]:
+        new = row_change("tickets", "insert", after={"title": "a secret"})
+        other = row_change("users", "insert", after={"id": 1})
+        world = World([Batch((), "0"), Batch((new, other), "1")])
+        with capture_logs() as found:
+            assert "publish 1: 1" in _run(world)
+        assert "secret" not in str(found)
+        assert [new.id, other.id] == [
+            each["change_id"] for each in found if each["event"] == "change"
+        ] or not found
+        return [dict(each) for each in found]
+
+    caplog.set_level(logging.INFO)
+    assert logged() == []
+    caplog.set_level(logging.DEBUG)
+    first, second, batch = logged()
+    assert (first["table"], first["change_event"], first["fired"]) == ("public.tickets", "insert", ["task"])
+    assert (second["table"], second["fired"], second["parked"]) == ("public.users", [], [])
+    assert (batch["event"], batch["changes"], batch["tasks"], batch["position"]) == ("batch", 2, 1, "1")

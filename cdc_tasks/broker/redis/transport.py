@@ -66,11 +66,11 @@ _CLAIM = f"""
 local P = ARGV[2]
 {GROUPS}
 local function address(message)
-    local decoded = cjson.decode(message)
-    local properties = decoded['properties']
+    local envelope = decoded(message)
+    local properties = envelope['properties']
     local where = properties['delivery_info']
     local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
-    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key, described(decoded)
+    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key, described(envelope)
 end
 if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return false end
 local looked_at = 0

@@ -62,6 +62,7 @@ class ReadWork(NamedTuple):
 
     request: ChunkRequest
     gtids: str | None  # MySQL: of the transactions that were read so far, also of the one that is being read
+    committed: frozenset[str] = frozenset()  # MariaDB: names of XA transactions, as the log has them
 
 
 class FoundRows(NamedTuple):
@@ -118,6 +119,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
         check_where(work.request.where)
         session = self._open()
         if self._server.is_mariadb:
+            self._wait_for_second_phases(session, work.committed)
             self._begin_when_visible(session)
         else:
             self._wait_for_gtids(session, work.gtids)
@@ -159,6 +161,20 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
                 return
             if is_last:
                 raise _still_open(str(missing))
+
+    def _wait_for_second_phases(self, session: Connection[Any], committed: frozenset[str]) -> None:
+        """Return when MariaDB has none of these XA transactions among the prepared ones any more.
+
+        It logs an XA COMMIT, and the storage engine commits a moment later; a snapshot's place covers it by then.
+        """
+        if not committed:
+            return
+        for is_last in self._looks():
+            missing = committed & _prepared(session)
+            if not missing:
+                return
+            if is_last:
+                raise _still_open(f"XA COMMIT {min(missing)}")
 
     def _begin_when_visible(self, session: Connection[Any]) -> None:
         """Begin a transaction that sees all that is in the log now: MariaDB says up to where it sees it."""
@@ -244,6 +260,15 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
         if self._charsets is None:
             self._charsets = Charsets(self._of_charsets)
         return self._charsets.decoder_of(charset)
+
+
+def _prepared(session: Connection[Any]) -> set[str]:
+    """Return the names of the XA transactions that are prepared, as the log has them: X'616263',X'',1."""
+    names = set()
+    for kind, first, second, data in fetch(session, "XA RECOVER"):
+        name = data if isinstance(data, bytes) else str(data).encode("latin1")
+        names.add(f"X'{name[:first].hex()}',X'{name[first : first + second].hex()}',{kind}")
+    return names
 
 
 def _snapshot(session: Connection[Any]) -> BinlogPosition:

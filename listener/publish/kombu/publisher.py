@@ -77,7 +77,8 @@ class KombuPublisher:
         self._spans = spans
         self._sender = KombuSender(app, self._retry, spans)
         self._redis = RedisConnection.of_cache(cache_url)
-        self._checkpoint = Checkpoint(self._redis, Retry("cache", wakeup=self._wakeup), name=name)
+        self._retry_cache = Retry("cache", wakeup=self._wakeup)
+        self._checkpoint = Checkpoint(self._redis, self._retry_cache, name=name)
         self._parked_key = parked_key(f"cdc:{name}")
         self._limit = QueueLimit(
             max_queue, self._redis, pause_key(f"cdc:{name}"), self._retry, look_every=_LOOK_EVERY
@@ -87,6 +88,11 @@ class KombuPublisher:
         self._max_set_aside = max_set_aside
         self._max_parked = max_parked
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
+
+    @property
+    def retries(self) -> Sequence[Retry]:
+        """See `Publisher.retries`."""
+        return self._retry, self._retry_cache
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""

@@ -262,10 +262,12 @@ def _chunks(commands: Iterable[Command], max_bytes: int) -> Iterator[tuple[int, 
     """
     size, pieces = 0, list[bytes]()
     for command in commands:
-        pieces.append(_pack(command))
-        if len(pieces[-1]) > max_bytes and (length := max(map(len, command))) > max_bytes:
-            raise too_large(length, max_bytes)
-        size += len(pieces[-1])
+        piece = _pack(command)
+        length = len(piece)
+        if length > max_bytes and (longest := max(map(len, command))) > max_bytes:
+            raise too_large(longest, max_bytes)
+        pieces.append(piece)
+        size += length
         if size >= _CHUNK:
             yield len(pieces), b"".join(pieces)
             size, pieces = 0, []

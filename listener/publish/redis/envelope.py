@@ -41,14 +41,13 @@ from listener.publish.task_message import (
     split_body,
 )
 
-__all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
+__all__ = ["Envelope", "Envelopes", "KeyedMessages"]
 
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
 _CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
 _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
-_NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _MOST_TEMPLATES: Final = 5_000
@@ -58,12 +57,18 @@ _MOST_TEMPLATES: Final = 5_000
 _Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
-class KeyedMessages(NamedTuple):
-    """The same messages with a key, and what the script that admits them notes of the key's owner."""
+# The same, and the key
+_RenderKeyed = Callable[[bytes, bytes, bytes, bytes, str], bytes]
 
-    # The same, and the key; behind its list and a line feed, as the script takes it.
-    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]
-    # (the change's id, position) -> the beginning of its record as the key's owner
+
+class KeyedMessages(NamedTuple):
+    """The same messages with a key, and what Redis has of the key's owner."""
+
+    render: _RenderKeyed
+    # What waits for its key: the message behind its list and a line feed.
+    render_waiting: _RenderKeyed
+    # (the change's id, position) -> the beginning of the record of the message as its key's owner. A time in seconds
+    # and "]" follow.
     owner: Callable[[bytes, bytes], bytes]
 
 
@@ -256,7 +261,7 @@ def _renders(
     def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
         shown = kind.replace(b"%", b"%%")
         mine = plain.replace(KIND.encode(), shown)
-        with_key = in_list + keyed.replace(KIND.encode(), shown)
+        with_key = keyed.replace(KIND.encode(), shown)
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = head + arguments + (middle + kwargs + end if kwargs else tail)
@@ -269,20 +274,36 @@ def _renders(
             message: bytes = mine % pick((b64encode(body), change_id, position, *times))
             return message
 
-        def render_keyed(
-            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
-        ) -> bytes:
-            body = head + arguments + (middle + kwargs + end if kwargs else tail)
-            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
-            values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
-            message: bytes = with_key % pick_keyed(values)
-            return message
+        def keyed_render(template: bytes) -> _RenderKeyed:
+            def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                values = b64encode(body), change_id, position, b"", b"", orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
+
+            def render_timed(
+                arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+            ) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                times = (each.encode() for each in timing.from_now()) if timing else ()
+                values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
+
+            return render_timed if timing else render
 
         within = _InContext(
-            message=message, route=route, of_key=of_key, to_list=to_list, parts=(head, middle, end),
-            timing=timing, kind=shown, owner=owner,
-        )  # fmt: skip
-        return render_timed if timing else render, KeyedMessages(render_keyed, owner), within
+            message=message,
+            route=route,
+            of_key=of_key,
+            to_list=to_list,
+            parts=(head, middle, end),
+            timing=timing,
+            kind=shown,
+            owner=owner,
+        )
+        keyed_messages = KeyedMessages(keyed_render(with_key), keyed_render(in_list + with_key), owner)
+        return render_timed if timing else render, keyed_messages, within
 
     return renders
 
@@ -294,7 +315,7 @@ class _InContext:
     message: dict[str, Any]
     route: Route
     of_key: Mapping[str, Any]  # headers of one with a key
-    to_list: bytes  # what is before one with a key
+    to_list: bytes  # what is before one that waits for its key
     parts: tuple[bytes, bytes, bytes]  # of the body
     timing: Timing | None
     kind: bytes
@@ -313,9 +334,14 @@ class _InContext:
             text, pick = self._keyed
             body, named = self._body(arguments, kwargs), orjson.dumps(key)[1:-1]
             message: bytes = text % pick((body, change_id, position, *self._times(), named, context))
-            return self.to_list + message
+            return message
 
-        return render, KeyedMessages(render_keyed, self.owner)
+        def render_waiting(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            return self.to_list + render_keyed(arguments, kwargs, change_id, position, key)
+
+        return render, KeyedMessages(render_keyed, render_waiting, self.owner)
 
     def _body(self, arguments: bytes, kwargs: bytes) -> bytes:
         head, middle, end = self.parts
@@ -323,7 +349,7 @@ class _InContext:
 
     def _times(self) -> tuple[bytes, bytes]:
         if self.timing is None:
-            return _NO_TIMES
+            return b"", b""
         due, late = self.timing.from_now()
         return due.encode(), late.encode()
 
@@ -343,11 +369,6 @@ class _InContext:
 def _with(message: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the message with more headers."""
     return {**message, "headers": {**message["headers"], **headers}}
-
-
-def without_list(message: bytes) -> bytes:
-    """Return a message of `KeyedMessages` as a queue has it."""
-    return message[message.index(b"\n") + 1 :]
 
 
 def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
