@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from harness.server_process import ServerError, ServerProcess
 
-__all__ = ["Flower", "Listener", "Program", "Worker"]
+__all__ = ["Console", "Flower", "Listener", "Program", "Worker"]
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _LOG_LINES_SHOWN = 15
@@ -104,6 +104,21 @@ class Flower(Program):
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+class Console(Program):
+    """`python -m listener console`, reachable from this machine only."""
+
+    name = "console"
+    arguments: ClassVar = ["-m", "listener", "console"]
+    ready_line = "console_ready"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "CDC_CONSOLE_ADDRESS": f"127.0.0.1:{self.port}"}
 
 
 class Listener(Program):

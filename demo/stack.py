@@ -7,6 +7,7 @@ import queue
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import redis
@@ -17,7 +18,7 @@ from cdc_tasks.notify import sealed_secrets
 from demo.databases import open_database
 from demo.inbox import Inbox
 from demo.observer import Observation, Observer
-from demo.programs import Flower, Listener, Worker
+from demo.programs import Console, Flower, Listener, Worker
 from demo.sample import Sample
 from harness.embedded_servers import ValkeyServer
 
@@ -54,11 +55,12 @@ class Stack:
     observer: Observer
     worker: Worker
     flower: Flower
+    console: Console
     listener: Listener
 
     def check(self) -> None:
         """Raise ServerError if one of the programs has ended."""
-        for program in (self.listener, self.worker, self.flower):
+        for program in (self.listener, self.worker, self.flower, self.console):
             program.check()
 
     def observations(self, *, timeout: float) -> Iterator[Observation]:
@@ -87,15 +89,16 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
     with ExitStack() as cleanup:
         addresses, valkey = _servers(cleanup, say, kind)
         inbox = cleanup.enter_context(Inbox(observations.put))
-        _replace_environment(_environment(addresses, inbox))
+        journal = cleanup.enter_context(TemporaryDirectory(prefix="cdc-demo-journal-"))
+        _replace_environment({**_environment(addresses, inbox), "CDC_JOURNAL": journal})
         sample = _sample(cleanup, addresses, inbox)
         observer = cleanup.enter_context(Observer(app, addresses.cache, observations))
-        say("a worker, Flower and the listener")
-        flower, worker, listener = Flower(), Worker(), Listener()
-        for program in (flower, worker, listener):
+        say("a worker, Flower, the listener and its console")
+        flower, worker, listener, console = Flower(), Worker(), Listener(), Console()
+        for program in (flower, worker, listener, console):
             cleanup.callback(program.close)
             program.launch()
-        for program in (listener, worker, flower):
+        for program in (listener, worker, flower, console):
             program.wait()
         yield Stack(
             addresses=addresses,
@@ -105,6 +108,7 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
             observer=observer,
             worker=worker,
             flower=flower,
+            console=console,
             listener=listener,
         )
 

@@ -8,8 +8,14 @@ from enum import StrEnum
 from typing import Any
 
 from cdc_tasks.changes import Change, EventType
-from cdc_tasks.routing.enqueued import TaskNotAcceptedError
-from cdc_tasks.routing.predicates import When
+from cdc_tasks.routing.enqueued import (
+    EnqueuedTask,
+    TaskNotAcceptedError,
+    check_accepted,
+    enqueued_route,
+    prefix_of,
+)
+from cdc_tasks.routing.predicates import ReadyMade
 from cdc_tasks.routing.route import Call, Parked, Route
 from cdc_tasks.routing.router import BinlogRouter
 from cdc_tasks.source_lines import called_with_line, place_of_error, place_of_function, shown_place
@@ -84,10 +90,9 @@ def _judged(route: Route, change: Change) -> Verdict:
     return Verdict(route=route, outcome=Outcome.FIRES, reason=reason, place=where, call=fired)
 
 
-def _because(when: When, change: Change) -> str:
+def _because(when: Any, change: Change) -> str:
     """Return the words of a ready-made condition, or nothing."""
-    because: Any = getattr(when, "because", None)
-    return str(because(change)) if because is not None else ""
+    return when.because(change) if isinstance(when, ReadyMade) else ""
 
 
 def _fired(route: Route, change: Change) -> Call | Parked:
@@ -107,11 +112,26 @@ def _parks(route: Route, error: Exception, what: str, where: str = "") -> Verdic
     )
 
 
-def _enqueued(router: BinlogRouter, change: Change) -> Verdict:
-    (fired,) = router.tasks_for([change])
+def _enqueued(router: BinlogRouter, change: Any) -> Verdict:
+    alone: list[Any] = [change]
+    if not isinstance(change, EnqueuedTask):
+        return _enqueued_before(router, change)
+    (fired,) = router.tasks_for(alone)
     if isinstance(fired, Parked):
         reason = (
             "no route accepts it" if isinstance(fired.error, TaskNotAcceptedError) else "it makes no task"
         )
         return Verdict(route=fired.route, outcome=Outcome.PARKS, reason=reason, place="", error=fired.error)
     return Verdict(route=fired.route, outcome=Outcome.FIRES, reason="", place="", call=fired)
+
+
+def _enqueued_before(router: BinlogRouter, change: Change) -> Verdict:
+    """Return whether a route accepts a task that is parked: its message is not there any more."""
+    route = enqueued_route(change.kind)
+    try:
+        check_accepted(route.task, prefix_of(change.kind), router.accepted)
+    except TaskNotAcceptedError as error:
+        return Verdict(
+            route=route, outcome=Outcome.PARKS, reason="no route accepts it", place="", error=error
+        )
+    return Verdict(route=route, outcome=Outcome.FIRES, reason="a route accepts it", place="")

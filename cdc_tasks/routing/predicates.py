@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from cdc_tasks.changes import Change, EventType
 from cdc_tasks.routing.contexts import check_context
 
-__all__ = ["When", "became", "changed", "in_context"]
+__all__ = ["ReadyMade", "When", "became", "changed", "in_context"]
 
 When = Callable[[Change], object]
+
+
+@runtime_checkable
+class ReadyMade(Protocol):
+    """A condition that says in words what it makes of a change."""
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,15 @@ class _InContext:
     def __call__(self, change: Change) -> bool:
         context = change.commit.context
         return context is not None and self.values.items() <= context.values.items()
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the context."""
+        context = change.commit.context
+        if context is None:
+            return "the transaction says nothing of itself"
+        others = [name for name, value in self.values.items() if context.values.get(name) != value]
+        told = [f"{name} is not {self.values[name]!r}" for name in others]
+        return f"in its context {_and(told)}" if told else "the transaction says so of itself"
 
     def __repr__(self) -> str:
         return f"in_context({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"

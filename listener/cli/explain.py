@@ -19,13 +19,11 @@ def add_to(cli: typer.Typer) -> None:
 
 def explain(
     table: Annotated[
-        str | None, typer.Argument(metavar="[TABLE]", help="A table, or schema.table.", show_default=False)
+        str | None, typer.Argument(metavar="TABLE", help="A table, or schema.table.", show_default=False)
     ] = None,
     event: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[EVENT]", help="insert, update, delete, truncate or read.", show_default=False
-        ),
+        typer.Argument(metavar="EVENT", help="insert, update, delete, truncate or read.", show_default=False),
     ] = None,
     *,
     before: Annotated[
@@ -63,7 +61,7 @@ def watch(
     tables: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TABLE…]", help="Only these: a table, schema.table, or globs.", show_default=False
+            metavar="TABLE", help="Only these: a table, schema.table, or globs.", show_default=False
         ),
     ] = None,
     *,

@@ -19,7 +19,7 @@ from listener.cli.found_change import find_change
 from listener.cli.given_change import Given, given_change
 from listener.cli.in_force import held_routes
 from listener.cli.output import console
-from listener.cli.verdicts import Describer, difference, local_time, printable
+from listener.cli.verdicts import Describer, context_of, difference, local_time, message_of, printable
 from listener.daemon.application import celery_app, router_for
 from listener.daemon.settings import ListenerSettings, load
 
@@ -48,7 +48,7 @@ def explain_found(change_id: str, *, as_json: bool) -> None:
     """Explain a change that is looked up."""
     settings = load(ListenerSettings)
     router = router_for(settings)
-    found = find_change(settings, change_id)
+    found = find_change(settings, router, change_id)
     given = Given(change=found.change, notes=list(found.notes))
     _show(settings, router, given, found.where, as_json=as_json)
 
@@ -57,13 +57,18 @@ def _show(
     settings: ListenerSettings, router: BinlogRouter, given: Given, where: str, *, as_json: bool
 ) -> None:
     held, notes = held_routes(settings, router)
-    describer = Describer(app=celery_app(settings), held=held)
+    describer = Describer(app=celery_app(settings), held=held, has_ids=bool(where))
     explained = list(_explained(router, given))
     notes = [*given.notes, *notes]
     if as_json:
         routes = [{**describer.as_object(e.verdict), "lacking": list(e.lacking)} for e in explained]
         print_json(
-            {"change": given.change.to_message(), "found_in": where or None, "notes": notes, "routes": routes}
+            {
+                "change": message_of(given.change, has_values=True),
+                "found_in": where or None,
+                "notes": notes,
+                "routes": routes,
+            }
         )
         return
     screen = console()
@@ -121,6 +126,8 @@ def _head(given: Given, where: str) -> Iterator[Text]:
     except CDCError as error:
         told = error.message
     yield Text(f"  {told}")
+    if said := context_of(change, has_values=True):
+        yield Text(f"  {said}")
 
 
 def _others(routes: Sequence[Route]) -> str:

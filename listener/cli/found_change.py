@@ -5,28 +5,33 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
-from cdc_tasks.changes import RowChange
+from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
+from cdc_tasks.routing.router import BinlogRouter, Route
 from cdc_tasks.words import counted
 from listener.cli.parked_changes import opened
-from listener.control.journal.reader import JournalReader
-from listener.core.history import Selection
-from listener.daemon.database_url import DatabaseType
+from listener.control.journal.file import JournalledChange
+from listener.core.history import History, Kept, Selection, Wanted
+from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.settings import ListenerSettings
-from listener.daemon.wiring import checkpoint_store, journal_reader
+from listener.daemon.wiring import checkpoint_store, replay_histories
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
 __all__ = ["ChangeNotFoundError", "Found", "find_change"]
 
 _ROUTE_ID: Final = re.compile(r"-[0-9a-f]{8}$")  # behind the change's id, in that of a task
-_EPOCHS: Final = (datetime(2000, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC))  # PostgreSQL's, MySQL's
+_EPOCHS: Final = {
+    DatabaseType.POSTGRESQL: datetime(2000, 1, 1, tzinfo=UTC),
+    DatabaseType.MYSQL: datetime(1970, 1, 1, tzinfo=UTC),
+}
 _MICROSECOND: Final = timedelta(microseconds=1)
 _PAGE: Final = 500  # messages that are read from Redis in one go
 
@@ -39,19 +44,19 @@ class ChangeNotFoundError(CDCError):
 class Found:
     """A change, and where it was."""
 
-    change: RowChange
+    change: Change
     where: str
     notes: tuple[str, ...] = ()
 
 
-def find_change(settings: ListenerSettings, change_id: str) -> Found:
+def find_change(settings: ListenerSettings, router: BinlogRouter, change_id: str) -> Found:
     """Return the change with this id, or the one that fired the task with this id.
 
     Raise ChangeNotFoundError, which says where it was looked for.
     """
     ids = {change_id, _ROUTE_ID.sub("", change_id)}
     looked: list[str] = []
-    for look in (_in_journal, _among_parked, _in_set_aside):
+    for look in (partial(_in_histories, router), _among_parked, _in_set_aside):
         try:
             found, told = look(settings, ids)
         except CDCError as error:
@@ -59,8 +64,8 @@ def find_change(settings: ListenerSettings, change_id: str) -> Found:
         if found is not None:
             return found
         looked.append(told)
-    forgets = settings.database_type is DatabaseType.POSTGRESQL
-    looked.append(_FORGETS if forgets else _NOT_BY_ID)
+    if settings.database_type is DatabaseType.POSTGRESQL:
+        looked.append("The log: PostgreSQL does not give a change again once the listener has read it.")
     raise ChangeNotFoundError(
         f"No change {change_id} was found.\n  " + "\n  ".join(looked),
         hint="Describe it instead: python -m listener explain TABLE EVENT --before '{…}' --after '{…}'\n"
@@ -68,49 +73,60 @@ def find_change(settings: ListenerSettings, change_id: str) -> Found:
     )
 
 
-_FORGETS: Final = "The log: PostgreSQL does not give a change again once the listener has read it."
-_NOT_BY_ID: Final = "The log: a binlog is not searched for one change."
-
 _Look = tuple[Found | None, str]
 
 
-def _in_journal(settings: ListenerSettings, ids: set[str]) -> _Look:
-    if settings.cdc_journal is None:
-        return None, "The journal: there is none, as CDC_JOURNAL is not set."
-    reader = journal_reader(settings)
-    for selection in _selections(ids):
-        for _, change in reader.changes(selection):
-            if change is not None and change.id in ids:
-                return Found(
-                    change=change, where="the journal", notes=_of_row(is_missing=change.is_unreadable)
-                ), ""
-    return None, f"The journal: it has {_span(reader)}."
-
-
-def _selections(ids: set[str]) -> Iterator[Selection]:
-    """Yield the times at which the change may have been committed: an id has it. Then all times, if it has none."""
-    times = [time for each in ids for time in _times_in(each)]
-    for time in times:
-        yield Selection(since=time, until=time + _MICROSECOND)
+def _in_histories(router: BinlogRouter, settings: ListenerSettings, ids: set[str]) -> _Look:
+    """Look in the journal, and on MySQL and MariaDB in the binlog: at the time that an id has in it."""
+    times = [time for each in sorted(ids, key=len) if (time := _time_in(settings, each)) is not None]
     if not times:
-        yield Selection()
+        return None, "The journal and the log: no time can be read from this id."
+    told = []
+    for history in replay_histories(settings, _all_tables(settings, router)):
+        with closing(history):
+            kept = history.kept()
+            for change in _committed_at(history, kept, [each for each in times if each >= kept.since]):
+                if change.id in ids:
+                    return _found(change, history.name), ""
+        told.append(f"{history.name.capitalize()}: it begins at {kept.since:%Y-%m-%d %H:%M:%S} UTC.")
+    return None, "\n  ".join(told)
 
 
-def _times_in(change_id: str) -> Iterator[datetime]:
+def _found(change: Change, where: str) -> Found:
+    is_missing = isinstance(change, JournalledChange) and change.is_unreadable
+    return Found(change=change, where=where, notes=_of_row(is_missing=is_missing))
+
+
+def _committed_at(history: History, kept: Kept, times: Iterable[datetime]) -> Iterator[Change]:
+    """Yield what was committed at these times, to the microsecond."""
+    for time in times:
+        selection = Selection(since=time, until=time + _MICROSECOND)
+        yield from _changes(history, Wanted(kept.id, selection, kept.end, accepts_gap=True))
+
+
+def _changes(history: History, wanted: Wanted) -> Iterator[Change]:
+    place, is_end = "", False
+    while not is_end:
+        changes, place, is_end = history.read(wanted, place, _PAGE)
+        yield from changes
+
+
+def _all_tables(settings: ListenerSettings, router: BinlogRouter) -> Sequence[Route]:
+    """Return routes by which a binlog's reader knows which tables to read: also those that no route is for."""
+    home = home_schema(settings.database_url.get_secret_value())
+    found = BinlogRouter()
+    for schema in dict.fromkeys([home, *(each.schema for each in router.routes)]):
+        found.register(schema, "*", EventType.ALL, "explain", even_muted=True)
+    return found.routes
+
+
+def _time_in(settings: ListenerSettings, change_id: str) -> datetime | None:
+    """Return when the change was committed; None if the id does not say it."""
+    epoch = _EPOCHS[settings.database_type]
     try:
-        micros = int(change_id.split("-")[-2], 16)
-    except (IndexError, ValueError):
-        return
-    for epoch in _EPOCHS:
-        try:
-            yield epoch + timedelta(microseconds=micros)
-        except OverflowError:
-            return
-
-
-def _span(reader: JournalReader) -> str:
-    summary = reader.summary()
-    return f"{counted(summary.end - summary.first, 'change')} since {summary.since:%Y-%m-%d %H:%M:%S} UTC"
+        return epoch + int(change_id.split("-")[-2], 16) * _MICROSECOND
+    except (IndexError, ValueError, OverflowError):
+        return None
 
 
 def _of_row(*, is_missing: bool) -> tuple[str, ...]:

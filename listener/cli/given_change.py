@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, Final
 
-from cdc_tasks.changes import EventType, RowChange
+from cdc_tasks.changes import Change, EventType, RowChange
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter
 from listener.core.existing_table import ExistingTable
@@ -59,7 +59,7 @@ class GivenRow(dict[str, Any]):
 class Given:
     """A change of a person's words."""
 
-    change: RowChange
+    change: Change
     lacking: set[str] = field(default_factory=set)  # columns that were asked for, and are not given
     notes: list[str] = field(default_factory=list)
 

@@ -19,7 +19,7 @@ from cdc_tasks.routing.route import Call, Route
 from cdc_tasks.source_lines import named
 from listener.publish.destination import destination
 
-__all__ = ["Describer", "difference", "local_time", "names_of", "printable"]
+__all__ = ["Describer", "context_of", "difference", "local_time", "message_of", "names_of", "printable"]
 
 _LONGEST: Final = 200  # letters of a value in a line
 _STYLES: Final = {Outcome.FIRES: "bold green", Outcome.PARKS: "bold red"}
@@ -32,6 +32,7 @@ class Describer:
 
     app: Celery
     has_values: bool = True  # show values of rows, and what is made of them
+    has_ids: bool = True  # the change is one of the log, so its tasks have ids
     held: Mapping[str, str] = field(default_factory=dict)  # by a route's id: that it is paused, or skips
     _queues: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
@@ -47,7 +48,7 @@ class Describer:
             "when": None if route.when is None else named(route.when),
         }
         if call is not None:
-            found |= {"queue": self._queue(call), "key": self._key(call), "task_id": call.id}
+            found |= {"queue": self._queue(call), "key": self._key(call), "task_id": self._task_id(call)}
             found |= _arguments(call) if self.has_values else {}
             found["held"] = self.held.get(route.id)
         return found
@@ -83,7 +84,8 @@ class Describer:
             yield printable(_call_words(call))
         if (key := self._key(call)) is not None:
             yield f"key {printable(key)}"
-        yield f"task id {printable(call.id)}"
+        if task_id := self._task_id(call):
+            yield f"task id {printable(task_id)}"
         if sending := _sending(call.route):
             yield ", ".join(sending)
         if held := self.held.get(call.route.id):
@@ -91,6 +93,10 @@ class Describer:
 
     def _key(self, call: Call) -> str | None:
         return call.key if self.has_values or call.key is None else shown_key(call.key)
+
+    def _task_id(self, call: Call) -> str | None:
+        """Return the task's id; None if it gets one of its own, together with those of other changes."""
+        return call.id if self.has_ids and not call.route.is_grouped else None
 
     def _queue(self, call: Call) -> str:
         """Return where it goes; in place of it, why the broker would not get it."""
@@ -132,6 +138,38 @@ def _told(error: Exception) -> str:
         return error.message if isinstance(error, CDCError) else str(error)
     except Exception:  # noqa: BLE001 - the text of a user's exception is a user's code
         return ""
+
+
+def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
+    """Return the change as a task gets it; without values, with the columns that changed in place of the rows."""
+    head: dict[str, Any] = {
+        "id": change.id,
+        "schema": change.schema,
+        "table": change.table,
+        "event": change.event.value,
+        "position": change.position,
+        "committed_at": change.committed_at.isoformat(timespec="microseconds"),
+    }
+    if change.context is not None and has_values:
+        head["context"] = change.context
+    if change.event is EventType.ENQUEUED:
+        return head
+    try:
+        if has_values:
+            found: dict[str, Any] = json.loads(change.to_json())
+            return found
+        return head | {"columns": difference(change, has_values=False).split(", ")}
+    except CDCError as error:
+        return head | {"unreadable": error.message}
+
+
+def context_of(change: Change, *, has_values: bool) -> str:
+    """Return what the transaction says of itself, in words, without values only their names; empty: nothing."""
+    context = change.context
+    if context is None:
+        return ""
+    told = (f"{name}={_value(value)}" if has_values else name for name, value in context.items())
+    return printable(f"context: {', '.join(told)}")
 
 
 def difference(change: Change, *, has_values: bool) -> str:

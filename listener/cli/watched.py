@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from time import monotonic
@@ -24,7 +24,15 @@ from listener.cli.given_change import GivenChangeError, no_such_table
 from listener.cli.in_force import held_routes
 from listener.cli.output import console
 from listener.cli.row_filter import Condition, parse_condition, passes
-from listener.cli.verdicts import Describer, difference, local_time, names_of, printable
+from listener.cli.verdicts import (
+    Describer,
+    context_of,
+    difference,
+    local_time,
+    message_of,
+    names_of,
+    printable,
+)
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import CloseNames
 from listener.core.publisher import StoppedError
@@ -247,30 +255,10 @@ class _Shown:
 
     def _object(self, change: Change, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         return {
-            "change": self._message(change),
+            "change": message_of(change, has_values=self._has_values),
             "muted": change.is_muted,
             "routes": [self._describer.as_object(each) for each in verdicts],
         }
-
-    def _message(self, change: Change) -> Mapping[str, Any]:
-        """Return the change as a task gets it; without values, with the columns that changed in place of the rows."""
-        head = {
-            "id": change.id,
-            "schema": change.schema,
-            "table": change.table,
-            "event": change.event.value,
-            "position": change.position,
-            "committed_at": change.committed_at.isoformat(timespec="microseconds"),
-        }
-        if change.event is EventType.ENQUEUED:
-            return head
-        try:
-            if self._has_values:
-                found: dict[str, Any] = json.loads(change.to_json())
-                return found
-            return head | {"columns": difference(change, has_values=False).split(", ")}
-        except CDCError as error:
-            return head | {"unreadable": error.message}
 
     def _lines(self, change: Change, verdicts: Sequence[Verdict]) -> Iterator[Text]:
         name = change.table if change.event is EventType.ENQUEUED else f"{change.schema}.{change.table}"
@@ -279,8 +267,9 @@ class _Shown:
         if change.is_muted:
             line.append(" muted", "yellow not dim")
         yield line.append(f"  {printable(change.id)}")
-        if told := self._told(change):
-            yield Text(f"  {told}")
+        for told in (self._told(change), context_of(change, has_values=self._has_values)):
+            if told:
+                yield Text(f"  {told}")
         for verdict in verdicts:
             yield from self._describer.as_lines(verdict)
         if not verdicts:

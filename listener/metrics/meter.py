@@ -61,7 +61,6 @@ class RouteCount(NamedTuple):
 class _Tally(NamedTuple):
     """A batch that the broker may not hold yet."""
 
-    position: str
     began: float  # as `monotonic`
     committed_at: datetime | None  # of its first change
     read: Mapping[str, int]  # event -> changes
@@ -75,7 +74,8 @@ class Meter:
 
     def __init__(self, router: BinlogRouter) -> None:
         self._router = router
-        self._in_flight: list[_Tally] = []
+        # Position and what was counted; None: an empty batch, whose position stands for those in front of it.
+        self._in_flight: list[tuple[str, _Tally | None]] = []
         self.read: Counter[str] = Counter()
         self.published: Counter[RouteCount] = Counter()
         self.parked: Counter[RouteCount] = Counter()
@@ -110,6 +110,8 @@ class Meter:
         now = self.batch_at = monotonic()
         changes = batch.changes
         if not (calls or changes):
+            if self._in_flight:
+                self._in_flight.append((batch.position, None))
             return calls
         if changes:
             self.heard_at = now
@@ -118,24 +120,23 @@ class Meter:
         # The reads of a backfill are among the calls, and not among the changes.
         is_all = batch.chunk is None and _is_all(calls, watching)
         done, parked = (watching, {}) if is_all else _what_fired(calls)
-        self._in_flight.append(
-            _Tally(
-                position=batch.position,
-                began=now,
-                committed_at=changes[0].committed_at if changes else None,
-                read=_by_event(kinds),
-                fired=done,
-                parked=parked,
-                filtered=_without(watching, done, parked),
-            )
+        tally = _Tally(
+            began=now,
+            committed_at=changes[0].committed_at if changes else None,
+            read=_by_event(kinds),
+            fired=done,
+            parked=parked,
+            filtered=_without(watching, done, parked),
         )
+        self._in_flight.append((batch.position, tally))
         return calls
 
     def confirmed(self, position: str) -> None:
         """Count the batches up to this position, and how long they took."""
-        places = [place for place, tally in enumerate(self._in_flight, 1) if tally.position == position]
-        for tally in self._in_flight[: places[-1] if places else 0]:
-            self._count(tally)
+        places = [place for place, (its, _) in enumerate(self._in_flight, 1) if its == position]
+        for _, tally in self._in_flight[: places[-1] if places else 0]:
+            if tally is not None:
+                self._count(tally)
         del self._in_flight[: places[-1] if places else 0]
 
     def _count(self, tally: _Tally) -> None:

@@ -133,7 +133,7 @@ class BinlogMonitor:
         yield Batch([], position)
         stream, decoder, window = self._stream, self._decoder, self._window
         is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
-        visibility = visibility_of(self._session, self._server)
+        visibility = visibility_of(self._session, self._server, lambda: decoder.committed_by_name)
         held: list[BinlogChange] = []  # read, and left to the next batch: see `hold_back`
         while not self._wakeup.is_set:
             changes = held

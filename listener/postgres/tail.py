@@ -233,9 +233,7 @@ class WALTail:
             codec=log_codec(replication),
             server_version=replication.info.server_version,
             prefixes=self._prefixes,
-            is_visible=lambda _xid: (
-                True
-            ),  # it shows what the log has, and runs nothing that would read the row
+            is_visible=lambda _xid: True,  # a person looks: no task starts before its change is visible
         )
 
     def _open_stream(

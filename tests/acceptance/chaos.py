@@ -9,6 +9,7 @@
     make chaos ARGS="--kills 20 --target backfill --rows 50000 --source mysql"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
+    make chaos ARGS="--target alerts"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed; with `--target enqueue`
 and `--target backfill` the listener, the broker and the database are killed there. Clients enqueue tasks between their
@@ -32,6 +33,7 @@ from typing import Annotated, Final, Literal, NoReturn
 import typer
 
 from harness.server_process import ServerProcess
+from tests.acceptance.alerts import Incidents
 from tests.acceptance.binlog_definitions import disturbed
 from tests.acceptance.binlog_world import BinlogWorld
 from tests.acceptance.changing_tables import ChangingTables
@@ -55,7 +57,17 @@ __all__ = [
 ]
 
 Target = Literal[
-    "listener", "broker", "database", "network", "all", "reload", "tables", "keys", "backfill", "enqueue"
+    "listener",
+    "broker",
+    "database",
+    "network",
+    "all",
+    "reload",
+    "tables",
+    "keys",
+    "backfill",
+    "enqueue",
+    "alerts",
 ]
 Source = Literal["postgresql", "mysql", "mariadb"]
 BrokerKind = Literal["redis", "rabbitmq"]
@@ -196,7 +208,8 @@ def main(
         typer.Option(
             help="What is attacked; tables: they change while the listener dies; keys: workers with tasks in order; "
             "reload: not killed, but told to load its routes again; backfill: all three, while rows are read; "
-            "enqueue: all three, also on MySQL and MariaDB."
+            "enqueue: all three, also on MySQL and MariaDB; "
+            "alerts: ten incidents, each of which Prometheus has to tell."
         ),
     ] = "listener",
     source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
@@ -245,6 +258,12 @@ def main(
         with ReadAttacks(seed=seed, rows=rows, source=source, said=typer.echo) as read_attacks:
             found = read_attacks.run(kills)
         _tell(found, "once, read or streamed")
+    if target == "alerts":
+        with Incidents(typer.echo) as incidents:
+            found = incidents.run()
+        if found:
+            typer.echo("\n".join(found), err=True)
+        raise typer.Exit(bool(found))
     if target == "tables":
         _tell(_change_tables(kills, seed), "once, or in a gap that was told")
     with World(seed=seed) if source == "postgresql" else BinlogWorld(source, seed=seed) as world:

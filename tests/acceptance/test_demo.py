@@ -144,6 +144,7 @@ def assert_the_scenario_was_shown(output: str, *, schema: str = "public") -> Non
     assert "Order 1 is confirmed" not in unwrapped
     assert "-" not in "".join(re.findall(r"(\S+) ms after", output))
     assert re.search(r"Inbox http://127\.0\.0\.1:\d+", output)
+    assert re.search(r"Console http://127\.0\.0\.1:\d+", output)
     assert re.search(r"Flower http://127\.0\.0\.1:\d+", output)
 
 

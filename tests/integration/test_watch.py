@@ -132,9 +132,11 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE temporary"
             )
             _line_with("It reads again. What was committed meanwhile is not shown.", watch.stderr)
-            database.execute("INSERT INTO items VALUES (8, 'paid')")
+            says = """SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user": "anna"}}')"""
+            database.execute(f"{says}; INSERT INTO items VALUES (8, 'paid')")
             (after,) = _seen(watch, 1)
             assert after["change"]["after"] == {"id": 8, "status": "paid"}
+            assert after["change"]["context"] == {"user": "anna"}
         wait_until(
             lambda: database.fetch("SELECT slot_name FROM pg_replication_slots") == [(database.name,)],
             what="the temporary slot to be gone",
@@ -167,7 +169,7 @@ def _look_up(person: Person, fired: dict[str, Any], parked: dict[str, Any]) -> N
     missing = person.asks("explain", "--id", "6b02f19d5f9f4859-16B3748-303D94F1B8A40-0")
     assert missing["code"] == "change_not_found"
     for place in (
-        "The journal: it has 3 changes since",
+        "The journal: it begins at",
         "What is parked: 2 changes",
         "PostgreSQL does not give",
     ):
@@ -228,6 +230,8 @@ def test_a_binlog_is_watched_as_by_one_more_replica(
             )
             row, task = _seen(watch, 2)
         assert _outcomes(row) == {"tests.bill": "fires", "tests.large": "when", "tests.fails": "event"}
+        found = person.asks("explain", "--id", row["change"]["id"], CDC_JOURNAL="")
+        assert (found["found_in"], found["change"]) == ("the binlog", row["change"])
         assert (row["change"]["after"], _outcomes(task)) == (
             {"id": 7, "status": "paid"},
             {"tests.mail": "fires"},

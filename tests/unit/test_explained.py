@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial, wraps
 from inspect import currentframe
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cdc_tasks import BinlogRouter, EventType, became, changed
+from cdc_tasks import BinlogRouter, EventType, became, changed, in_context
 from cdc_tasks.changes import Change
 from cdc_tasks.routing.decorators import on_change, router_of
 from cdc_tasks.routing.enqueued import EnqueuedTask
@@ -142,6 +143,16 @@ def test_a_ready_made_condition_tells_which_part_of_it_decided(
     )
 
 
+def test_a_condition_on_the_context_tells_which_part_of_it_decided() -> None:
+    for context, told in (
+        (None, "the transaction says nothing of itself"),
+        ({"user": "anna", "role": "agent"}, "in its context role is not 'admin'"),
+        ({"user": "anna", "role": "admin"}, "the transaction says so of itself"),
+    ):
+        change = replace(_SMALL, context=context)
+        assert _verdict(in_context(user="anna", role="admin"), change).reason == told
+
+
 def test_a_new_row_counts_as_changed() -> None:
     new = row_change("orders", "insert", after={"status": "paid"})
     assert _verdict(changed("status"), new).reason == "insert counts as a change of every column"
@@ -184,6 +195,15 @@ def test_an_enqueued_task_fires_if_a_route_accepts_it(task: str, outcome: Outcom
     (verdict,) = explain(router, enqueued)
     assert verdict.outcome is outcome
     assert verdict.reason == ("" if outcome is Outcome.FIRES else "no route accepts it")
+
+
+def test_a_parked_task_that_was_enqueued_is_explained_without_its_message() -> None:
+    router = BinlogRouter()
+    router.accept("shop.*")
+    for task, outcome in (("shop.send", Outcome.FIRES), ("other.send", Outcome.PARKS)):
+        parked = replace(row_change(task, "truncate", schema=""), event=EventType.ENQUEUED)
+        (verdict,) = explain(router, parked)
+        assert verdict.outcome is outcome
 
 
 # --- On the command line ------------------------------------------------------------------------------------

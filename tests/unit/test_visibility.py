@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from hypothesis import given
@@ -10,13 +11,20 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from listener.core import visibility as waiting
+from listener.core.source import SourceLostError
 from listener.core.visibility import VisibilityWait
 from listener.core.wakeup import Wakeup
+from listener.mysql import visibility as mysql_visibility
+from listener.mysql.client.server import Server, prepared_names
+from listener.mysql.codec.change import Transaction
+from listener.mysql.visibility import visibility_of
 from listener.postgres.client import visibility
 from listener.postgres.client.visibility import Snapshot, Visibility
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from listener.mysql.visibility import Visibility as BinlogVisibility
 
 _XIDS = 1 << 32
 
@@ -56,29 +64,28 @@ class _Server:
         self._answers: Iterator[str] = iter(answers)
         self.asked = 0
         self.now = 0.0
-        monkeypatch.setattr(visibility, "fetch_value", self._answer)
         monkeypatch.setattr(visibility, "monotonic", lambda: self.now)
 
-    def _answer(self, *_: Any) -> str:
+    def cursor(self) -> Self:
+        return self
+
+    def execute(self, _: str) -> None:
         self.asked += 1
-        return next(self._answers)
 
+    def fetchone(self) -> tuple[str]:
+        return (next(self._answers),)
 
-class _Session:
-    def close(self) -> None:
-        pass
-
-
-def _visibility() -> Visibility:
-    session: Any = _Session()
-    return Visibility(lambda: session)
+    @property
+    def visibility(self) -> Visibility:
+        session: Any = self
+        return Visibility(lambda: session)
 
 
 def test_the_server_is_asked_only_about_what_is_newer_than_the_last_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = _Server(monkeypatch, "100:100:", "100:120:105", "121:121:")
-    seen = _visibility()
+    seen = server.visibility
     assert [seen.shows(xid) for xid in (90, 99, 7)] == [True, True, True]
     assert server.asked == 1
     assert [seen.shows(xid) for xid in (104, 119, 99)] == [True, True, True]
@@ -90,7 +97,7 @@ def test_the_server_is_asked_only_about_what_is_newer_than_the_last_answer(
 def test_an_old_answer_is_not_used_as_xids_may_have_wrapped_around(monkeypatch: pytest.MonkeyPatch) -> None:
     later = 100 + (1 << 31) + 50
     server = _Server(monkeypatch, "100:100:", f"{later}:{later + 1}:{later}", f"{later + 1}:{later + 1}:")
-    seen = _visibility()
+    seen = server.visibility
     assert seen.shows(99)
     server.now += 100_000
     assert not seen.shows(later)
@@ -118,3 +125,84 @@ def test_a_wait_is_told_and_ends_by_itself_or_at_once(monkeypatch: pytest.Monkey
         ("commit_visible", "0/2", None),
         ("commit_not_visible", "0/3", "the cure"),
     ]
+
+
+class _Answers:
+    """A session of MariaDB or MySQL: answers each query with the next rows that it has for it."""
+
+    def __init__(self, **answers: list[list[tuple[Any, ...]]]) -> None:
+        self._answers = answers
+        self.asked: list[str] = []
+
+    def fetch(self, query: str, _: object = None) -> list[tuple[Any, ...]]:
+        (kind,) = (kind for kind in self._answers if kind in query.lower())
+        self.asked.append(kind)
+        return self._answers[kind].pop(0)
+
+
+def _place(file: int, offset: int) -> list[tuple[str, str]]:
+    return [("BINLOG_SNAPSHOT_FILE", f"binlog.{file:06}"), ("BINLOG_SNAPSHOT_POSITION", str(offset))]
+
+
+def _changes(*places: tuple[int, int], gtid: str = "") -> list[Any]:
+    return [
+        SimpleNamespace(
+            commit=Transaction(
+                gtid=gtid and f"{gtid}:{offset}",
+                file=f"binlog.{file:06}",
+                offset=offset,
+                committed=0,
+                server="1",
+            )
+        )
+        for file, offset in places
+    ]
+
+
+def _of(
+    session: _Answers, *, mariadb: bool, names: Iterator[frozenset[str]] | None = None
+) -> BinlogVisibility:
+    server = Server(variables={"version": "10.11.6-MariaDB" if mariadb else "9.1.0"})
+    given: Any = session
+    return visibility_of(given, server, lambda: next(names) if names else frozenset())
+
+
+def test_mariadb_shows_what_begins_before_its_place() -> None:
+    session = _Answers(snapshot=[_place(1, 900), _place(1, 1200), _place(2, 339), _place(1, 400)])
+    seen = _of(session, mariadb=True)
+    assert seen.shows(_changes((1, 300), (1, 899)))
+    assert seen.shows(_changes((1, 500)))
+    assert len(session.asked) == 1
+    assert seen.shows(_changes((1, 900)))
+    assert not seen.shows(_changes((2, 339)))
+    with pytest.raises(SourceLostError):
+        seen.shows(_changes((2, 400)))
+
+
+def test_mariadb_shows_an_xa_transaction_when_it_is_not_prepared_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [(7, 1, 1, b"ab")]
+    name = prepared_names(rows).pop()
+    assert name == "X'61',X'62',7"
+    session = _Answers(snapshot=[_place(1, 900)], recover=[rows, [], rows, rows])
+    both = frozenset({name, "X'63',X'',1"})
+    seen = _of(session, mariadb=True, names=iter([frozenset({name})] * 3 + [both] * 2))
+    assert [seen.shows(_changes((1, 300))) for _ in range(3)] == [False, True, True]
+    assert session.asked == ["snapshot", "recover", "recover"]
+    # A transaction of the same name was prepared since: the wait ends.
+    assert not seen.shows(_changes((1, 400)))
+    monkeypatch.setattr(mysql_visibility, "monotonic", lambda: float("inf"))
+    assert seen.shows(_changes((1, 400)))
+
+
+def test_mysql_shows_what_is_executed_and_asks_nothing_without_gtids() -> None:
+    session = _Answers(gtid_subset=[[(0, 1)], [(1, 1)], [(0, 0)]])
+    seen = _of(session, mariadb=False)
+    gtid = "8fd08cf9-ea18-11f1-9096-02fc00000001"
+    assert seen.shows(_changes((1, 5)))
+    assert not session.asked
+    assert [seen.shows(_changes((1, 5), (1, 6), gtid=gtid)) for _ in range(3)] == [False, True, True]
+    assert len(session.asked) == 2
+    with pytest.raises(SourceLostError):
+        seen.shows(_changes((1, 7), gtid=gtid))

@@ -362,12 +362,15 @@ class _Script:
             return client.eval(self.text, len(keys), *keys, *arguments)
 
 
-# ARGV: the prefix, the list, the message
+# ARGV: the prefix, then pairs of a list and a message, in the order of sending
 _PUT: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
-local each = described(decoded(ARGV[3]))
-if not each or admit(each, ARGV[2], ARGV[3]) then return redis.call('LPUSH', ARGV[2], ARGV[3]) end
+for i = 2, #ARGV, 2 do
+    local list, message = ARGV[i], ARGV[i + 1]
+    local each = described(decoded(message))
+    if not each or admit(each, list, message) then redis.call('LPUSH', list, message) end
+end
 return 0
 """)
 
@@ -546,9 +549,13 @@ class MessageGroups:
         self._client = client
         self._prefix = prefix
 
-    def put(self, place: str, message: str) -> None:
-        """Put a message with a key into this list, or let it wait; raise redis-py's errors."""
-        _PUT(self._client, [self._prefixed(_OWNERS)], [self._prefix, self._prefixed(place), message])
+    def put(self, *puts: tuple[str, str]) -> None:
+        """Put each (list, message), with a key, into its list, or let it wait; raise redis-py's errors.
+
+        All go in one step, in this order.
+        """
+        words = [word for place, message in puts for word in (self._prefixed(place), message)]
+        _PUT(self._client, [self._prefixed(_OWNERS)], [self._prefix, *words])
 
     def purge(self, places: Iterable[str]) -> int:
         """Delete the messages in these lists, and those that wait for them; return their number."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +20,6 @@ __all__ = [
     "UNREADABLE",
     "JournalError",
     "JournalledChange",
-    "Zstd",
     "id_in",
     "journal_path",
     "microseconds",
@@ -97,25 +95,6 @@ def id_in(line: bytes) -> bytes:
 def transaction_in(line: bytes) -> bytes:
     """Return what the ids of the line's transaction begin with."""
     return id_in(line).rpartition(b"-")[0]
-
-
-class Zstd:
-    """Blocks of lines, compressed."""
-
-    def __init__(self) -> None:
-        from zstandard import ZstdCompressor, ZstdDecompressor
-
-        self._compress = ZstdCompressor(level=1, write_checksum=True).compress
-        self._decompress = ZstdDecompressor().decompress
-
-    def pack(self, lines: Iterable[bytes]) -> bytes:
-        return self._compress(SEPARATOR.join(lines))
-
-    def text(self, data: bytes) -> bytes:
-        return self._decompress(data)
-
-    def unpack(self, data: bytes) -> list[bytes]:
-        return self.text(data).split(SEPARATOR)
 
 
 def size_of(connection: sqlite3.Connection) -> int:

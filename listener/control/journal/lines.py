@@ -1,8 +1,7 @@
-"""Changes to the lines of a block: what a route has rendered already is not rendered again."""
+"""What a block has of a batch: the lines that a route has rendered already, or else the rows as they were logged."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter, is_, itemgetter
@@ -10,28 +9,43 @@ from typing import Final, NamedTuple
 
 from cdc_tasks.changes import Change, EventType
 from cdc_tasks.routing.router import Call, Parked, Route
-from listener.control.journal.file import MUTED, UNREADABLE, microseconds
+from listener.control.journal.file import MUTED, microseconds
+from listener.control.journal.rows import as_logged, line_of
 from listener.core.logged_change import LoggedChange
 
-__all__ = ["Block", "block_of"]
+__all__ = ["LARGE", "Block", "block_of"]
 
+LARGE: Final = 500  # changes in a block that is left as it is
 _ENQUEUED: Final = EventType.ENQUEUED.value
 
 
 class Block(NamedTuple):
-    """The changes of one batch, not yet compressed."""
+    """The changes of one batch, not yet compressed: as lines, or as `rows.as_logged` returns them."""
 
+    size: int  # changes
     lines: list[bytes]
+    rows: bytes | None
     oldest: int
     newest: int
     tables: set[str]
     first_id: bytes
+    first_time: int
 
 
 def block_of(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> Block | None:
     """Return the changes of a batch; None if there are none. `fired` is what they have fired."""
     kept = _of_tables(changes)
-    return _block(kept, _lines(kept, fired)) if kept else None
+    if not kept:
+        return None
+    heads = _one_of_each_transaction(kept)
+    times = [each.committed_at for each in heads]
+    oldest, newest, first = (microseconds(each) for each in (min(times), max(times), times[0]))
+    tables = {f"{schema}.{table}" for schema, table, _ in set(map(_KIND, kept))}
+    lines, rows = _lines(kept, fired)
+    if lines and any(each.is_muted for each in heads):
+        pairs = zip(kept, lines, strict=True)
+        lines = [MUTED + line if change.is_muted else line for change, line in pairs]
+    return Block(len(kept), lines, rows, oldest, newest, tables, kept[0].stamp[0], first)
 
 
 def _of_tables(changes: Sequence[Change]) -> Sequence[Change]:
@@ -41,15 +55,17 @@ def _of_tables(changes: Sequence[Change]) -> Sequence[Change]:
     return [each for each in changes if each.kind[2] != _ENQUEUED]
 
 
-def _lines(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> list[bytes]:
-    """Return the changes as JSON. What a route has rendered already is not rendered again."""
+def _lines(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> tuple[list[bytes], bytes | None]:
+    """Return the changes as lines, or as they were logged if that is cheaper."""
     routes = dict(zip(map(id, map(_ROUTE, fired)), map(_ROUTE, fired), strict=True)).values()
     whole = {id(route) for route in routes if _is_whole(route)}
     if len(routes) == len(whole) == 1 and _is_one_each(fired, changes):
-        return list(map(_ARGUMENTS, fired))
+        return list(map(_ARGUMENTS, fired)), None
+    if len(changes) >= LARGE and (rows := as_logged(changes)) is not None:
+        return [], rows
     calls = (each for each in fired if id(each[0]) in whole and isinstance(each, Call)) if whole else ()
     rendered = {id(each.change): each.arguments for each in calls}
-    return [rendered.get(id(change)) or _rendered(change) for change in changes]
+    return [rendered.get(id(change)) or line_of(change) for change in changes], None
 
 
 def _is_one_each(fired: Sequence[Call | Parked], changes: Sequence[Change]) -> bool:
@@ -61,16 +77,6 @@ def _is_one_each(fired: Sequence[Call | Parked], changes: Sequence[Change]) -> b
 def _is_whole(route: Route) -> bool:
     """Return whether its task gets the change as it is."""
     return route.args is None and route.columns is None
-
-
-def _block(changes: Sequence[Change], lines: list[bytes]) -> Block:
-    heads = _one_of_each_transaction(changes)
-    if any(each.is_muted for each in heads):
-        pairs = zip(changes, lines, strict=True)
-        lines = [MUTED + line if change.is_muted else line for change, line in pairs]
-    times = [each.committed_at for each in heads]
-    tables = {f"{schema}.{table}" for schema, table, _ in set(map(_KIND, changes))}
-    return Block(lines, microseconds(min(times)), microseconds(max(times)), tables, changes[0].stamp[0])
 
 
 _ROUTE: Final = itemgetter(0)  # of a Call, or of what is parked
@@ -85,26 +91,3 @@ def _one_of_each_transaction(changes: Sequence[Change]) -> Sequence[Change]:
     if not isinstance(changes[0], LoggedChange):
         return changes
     return [next(alike) for _, alike in groupby(changes, key=_TRANSACTION)]
-
-
-def _rendered(change: Change) -> bytes:
-    try:
-        return change.to_json()
-    except Exception:  # noqa: BLE001 - for any reason: its place is kept
-        schema, table, event = change.kind
-        return (
-            UNREADABLE
-            + json.dumps(
-                {
-                    "id": change.id,
-                    "schema": schema,
-                    "table": table,
-                    "event": event,
-                    "before": None,
-                    "after": None,
-                    "unavailable": [],
-                    "position": change.position,
-                    "committed_at": change.committed_at.isoformat(timespec="microseconds"),
-                }
-            ).encode()
-        )

@@ -15,11 +15,11 @@ from typing import Any, Final, NamedTuple
 
 from cdc_tasks.changes import Change
 from cdc_tasks.extras import check_extra
+from listener.control.journal.blocks import Blocks
 from listener.control.journal.file import (
     SEPARATOR,
     JournalError,
     JournalledChange,
-    Zstd,
     microseconds,
     now,
     parsed,
@@ -74,7 +74,7 @@ class JournalReader:
                 code="journal_missing",
             )
         self._path = path
-        self._zstd = Zstd()
+        self._blocks_of = Blocks()
 
     def summary(self) -> Summary:
         """Return what is in it. Raises JournalError."""
@@ -160,7 +160,7 @@ class JournalReader:
     def _in_block(
         self, first: int, data: bytes, wanted: _Wanted, start: int
     ) -> Iterator[tuple[int, JournalledChange]]:
-        text, pattern = self._zstd.text(data), wanted.pattern
+        text, pattern = self._blocks_of.text(data), wanted.pattern
         if pattern is not None and not pattern.search(text):
             return
         lines = text.split(SEPARATOR)
@@ -178,7 +178,7 @@ class JournalReader:
         """Return the first line of the block that begins with this number; None if there is none."""
         with closing(self._open()) as connection, _readable(self._path):
             found = connection.execute("SELECT data FROM block WHERE first = ?", (number,)).fetchone()
-        return None if found is None else self._zstd.unpack(found[0])[0]
+        return None if found is None else self._blocks_of.first_line(found[0])
 
     def _open(self) -> sqlite3.Connection:
         with _readable(self._path):

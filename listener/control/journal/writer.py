@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +24,11 @@ import structlog
 from cdc_tasks.changes import Change
 from cdc_tasks.extras import check_extra
 from cdc_tasks.routing.router import Call, Parked
+from listener.control.journal.blocks import Blocks
 from listener.control.journal.file import (
     ROW_OVERHEAD,
     SCHEMA,
     JournalError,
-    Zstd,
     id_in,
     microseconds,
     now,
@@ -36,14 +36,13 @@ from listener.control.journal.file import (
     state_of,
     time_of,
 )
-from listener.control.journal.lines import Block, block_of
+from listener.control.journal.lines import LARGE, Block, block_of
 
 __all__ = ["Journal"]
 
 log = structlog.get_logger()
 
 _PACKED: Final = 1_000  # changes in a block that was made of small ones
-_LARGE: Final = 500  # changes in a block that is left as it is
 _REMEMBERED: Final = 16  # positions that the last batches had: a checkpoint is one of them
 _TIDY_EVERY: Final = 30.0  # seconds
 _AGAIN_AFTER: Final = 1.0  # seconds, after a write that failed
@@ -65,7 +64,7 @@ class Journal:
         self.path = path
         self._max_age = timedelta(seconds=max_age)
         self._max_bytes = max_bytes
-        self._zstd = Zstd()
+        self._blocks = Blocks()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # rows of an application are in it
@@ -134,14 +133,11 @@ class Journal:
 
     def record(
         self, fired: Iterable[Call | Parked], changes: Sequence[Change], position: str
-    ) -> Iterator[Call | Parked]:
-        """Yield what is fired, and then begin to write the changes: `flush` waits for that."""
-        seen: list[Call | Parked] = []
-        see = seen.append
-        for each in fired:
-            see(each)
-            yield each
+    ) -> Sequence[Call | Parked]:
+        """Return what is fired, and begin to write the changes: `flush` waits for that."""
+        seen = list(fired)
         self._start(block_of(changes, seen), position)
+        return seen
 
     def flush(self) -> None:
         """Return when what was recorded is in the file, or has failed: that is logged."""
@@ -220,22 +216,23 @@ class Journal:
             self._drop_oldest()
 
     def _insert(self, block: Block, position: str) -> None:
-        data = self._zstd.pack(block.lines)
+        pack = self._blocks
+        data = pack.pack(block.lines) if block.rows is None else pack.pack_rows(block.rows)
         tables = json.dumps(sorted(block.tables))
         if self._next == 1:
             since = int(
                 state_of(self._connection)["since"]
             )  # when the file was made: nothing was committed since
             self._set("since", str(min(block.oldest, since)))
-        row = self._next, len(block.lines), block.oldest, block.newest, position, tables, data
+        row = self._next, block.size, block.oldest, block.newest, position, tables, data
         self._connection.execute("INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._bytes += len(data) + ROW_OVERHEAD
-        self._next += len(block.lines)
-        if len(block.lines) >= _LARGE:
+        self._next += block.size
+        if block.size >= LARGE:
             self._pack_tail()
             self._tail = _Tail(self._next, 0)
             return
-        self._tail = _Tail(self._tail.first, self._tail.changes + len(block.lines))
+        self._tail = _Tail(self._tail.first, self._tail.changes + block.size)
         if self._tail.changes >= _PACKED:
             self._pack_tail()
             self._tail = _Tail(self._next, 0)
@@ -250,9 +247,9 @@ class Journal:
         ).fetchall()
         if len(rows) < 2:
             return
-        lines = [line for row in rows for line in self._zstd.unpack(row[5])]
+        lines = [line for row in rows for line in self._blocks.unpack(row[5])]
         tables = json.dumps(sorted({name for row in rows for name in json.loads(row[4])}))
-        data = self._zstd.pack(lines)
+        data = self._blocks.pack(lines)
         self._connection.execute("DELETE FROM block WHERE first >= ? AND first < ?", (first, first + count))
         times = min(row[1] for row in rows), max(row[2] for row in rows)
         self._connection.execute(
@@ -263,14 +260,13 @@ class Journal:
 
     def _cut_at(self, block: Block) -> bool:
         """Remove what is here of the block's first change and all behind it; return whether that change is here."""
-        at = block.lines[0]
-        time = _moment_of(json.loads(at[1:] if at[:1] != b"{" else at)["committed_at"])
+        time = block.first_time
         rows = self._connection.execute(
             "SELECT first, data FROM block WHERE newest >= ? AND oldest <= ? ORDER BY first DESC",
             (time, time),
         )
         for first, data in rows:
-            lines = self._zstd.unpack(data)
+            lines = self._blocks.unpack(data)
             place = next((place for place, line in enumerate(lines) if id_in(line) == block.first_id), None)
             if place is not None:
                 self._cut(first, lines[:place])
@@ -281,7 +277,7 @@ class Journal:
         run = self._connection.execute
         run("DELETE FROM block WHERE first > ?", (first,))
         if kept:
-            data = self._zstd.pack(kept)
+            data = self._blocks.pack(kept)
             run("UPDATE block SET count = ?, data = ? WHERE first = ?", (len(kept), data, first))
         else:
             run("DELETE FROM block WHERE first = ?", (first,))
@@ -317,10 +313,6 @@ class Journal:
 
     def _set(self, name: str, value: str) -> None:
         self._connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
-
-
-def _moment_of(text: str) -> int:
-    return microseconds(datetime.fromisoformat(text))
 
 
 def _shown(micros: int) -> str:

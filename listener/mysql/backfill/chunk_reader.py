@@ -29,7 +29,7 @@ from listener.mysql.backfill.readable_table import (
 )
 from listener.mysql.charsets import Charsets, Decode
 from listener.mysql.client.connection import Connection, Session, execute, fetch, translated
-from listener.mysql.client.server import Server, current_position
+from listener.mysql.client.server import Server, current_position, prepared_names
 from listener.mysql.codec.table import Kind, Row
 from listener.mysql.errors import setting
 from listener.mysql.log.gtid import MySQLGTIDs
@@ -170,7 +170,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
         if not committed:
             return
         for is_last in self._looks():
-            missing = committed & _prepared(session)
+            missing = committed & prepared_names(fetch(session, "XA RECOVER"))
             if not missing:
                 return
             if is_last:
@@ -260,15 +260,6 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
         if self._charsets is None:
             self._charsets = Charsets(self._of_charsets)
         return self._charsets.decoder_of(charset)
-
-
-def _prepared(session: Connection[Any]) -> set[str]:
-    """Return the names of the XA transactions that are prepared, as the log has them: X'616263',X'',1."""
-    names = set()
-    for kind, first, second, data in fetch(session, "XA RECOVER"):
-        name = data if isinstance(data, bytes) else str(data).encode("latin1")
-        names.add(f"X'{name[:first].hex()}',X'{name[first : first + second].hex()}',{kind}")
-    return names
 
 
 def _snapshot(session: Connection[Any]) -> BinlogPosition:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from cdc_tasks.changes import Change, EventType
 from cdc_tasks.errors import CDCError
 from listener.core.history import Selection
+from listener.core.last_change import hold_back
 from listener.core.source import GapError, SourceError, SourceLostError
 from listener.mysql.client.connection import Connection, translated
 from listener.mysql.codec.change import BinlogChange
@@ -49,6 +50,7 @@ class Excerpt:
         self._window = window
         self._is_wanted = False  # the transaction that is being read
         self._has_ended = False
+        self._held: list[BinlogChange] = []  # read, and left to the next part: see `hold_back`
 
     @property
     def place(self) -> str:
@@ -57,13 +59,15 @@ class Excerpt:
 
     def read(self, selection: Selection, limit: int) -> tuple[list[Change], bool]:
         """Return up to about `limit` changes, and whether the window has ended. Raises CDCError."""
-        found: list[BinlogChange] = []
+        found = self._held
         try:
             with translated(self._connection):
                 self._read(found, limit)
         except (SourceError, GapError) as error:
             raise _for_a_replay(error) from error
-        self._decoder.progress.hand_over()
+        progress = self._decoder.progress
+        self._held = [] if progress.id_head is None else hold_back(found, progress.id_head)
+        progress.hand_over(self._held[0].ordinal if self._held else None)
         changes: list[Change] = [each for each in found if each.kind[2] != _ENQUEUED and selection.has(each)]
         return changes, self._has_ended
 
@@ -74,8 +78,8 @@ class Excerpt:
         self._decoder.close()
 
     def _read(self, found: list[BinlogChange], limit: int) -> None:
-        size, until = 0, monotonic() + _LONGEST_READ
-        while len(found) < limit and size < _MAX_BYTES and not self._has_ended:
+        size, until, most = 0, monotonic() + _LONGEST_READ, limit + len(found)
+        while len(found) < most and size < _MAX_BYTES and not self._has_ended:
             event = self._next()
             if event is None:
                 self._has_ended = True

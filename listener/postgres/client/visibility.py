@@ -6,18 +6,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
 from time import monotonic
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from cdc_tasks.errors import CDCError
 from listener.core.source import SourceLostError
-from listener.postgres.client.connection import Connection, fetch_value
+from listener.postgres.client.connection import Connection, translated
 from listener.postgres.client.errors import TooManyConnectionsError
 
 __all__ = ["Snapshot", "Visibility"]
 
-_SNAPSHOT: Final = "SELECT pg_catalog.pg_current_snapshot()::text"
+_SNAPSHOT: Final = "SELECT pg_current_snapshot()"  # psycopg2 returns its text
 _XIDS: Final = 1 << 32  # the log's xids have 32 bits, a snapshot's 64
-_HALF: Final = 1 << 31
+_MASK, _HALF = _XIDS - 1, 1 << 31
 _KEPT: Final = 60.0  # seconds: no server uses up half of the xids in that time
 
 
@@ -54,19 +54,22 @@ class Visibility:
         self._connect = connect
         self._lock = Lock()  # of the session
         self._session: Connection | None = None
+        self._cursor: Any = None  # of the session: a new one for each look would take as long as the server
         self._is_closed = False
         self._snapshot = Snapshot(0, 0, frozenset())
-        self._taken_at = float("-inf")
+        self._oldest = 0  # `xmin` of the snapshot
+        self._kept_until = float("-inf")
 
     def shows(self, xid: int) -> bool:
         """Return whether a session that begins now sees the committed transaction `xid`, of 32 bits.
 
         It asks the server only if the last snapshot does not show it. Raises SourceError, SourceLostError.
         """
-        if self._snapshot.shows(xid) and monotonic() - self._taken_at < _KEPT:
+        now = monotonic()
+        if now < self._kept_until and (0 < (self._oldest - xid) & _MASK < _HALF or self._snapshot.shows(xid)):
             return True
-        taken_at = monotonic()
-        self._snapshot, self._taken_at = Snapshot.parse(self._ask()), taken_at
+        self._snapshot = Snapshot.parse(self._ask())
+        self._oldest, self._kept_until = self._snapshot.xmin, now + _KEPT
         return self._snapshot.shows(xid)
 
     def renew(self) -> None:
@@ -94,6 +97,7 @@ class Visibility:
                 session.close()
                 return
             old, self._session = self._session, session
+            self._cursor = None
         if old is not None:
             old.close()
 
@@ -101,7 +105,15 @@ class Visibility:
         with self._lock:
             if self._session is not None:
                 with suppress(SourceLostError):  # somebody ended the session
-                    return str(fetch_value(self._session, _SNAPSHOT))
+                    return self._fetch(self._session)
                 self._session.close()
-            self._session = self._connect()
-            return str(fetch_value(self._session, _SNAPSHOT))
+            self._session, self._cursor = self._connect(), None
+            return self._fetch(self._session)
+
+    def _fetch(self, session: Connection) -> str:
+        with translated(session):
+            if self._cursor is None:
+                self._cursor = session.cursor()
+            self._cursor.execute(_SNAPSHOT)
+            (text,) = self._cursor.fetchone()
+        return str(text)

@@ -149,7 +149,7 @@ class RedisConnection:
         self._awaited = 0
         try:
             with translated(self._variable):
-                return [_answer(connection) for _ in range(awaited)]
+                return _answers(connection, awaited)
         except BaseException:
             self.close()
             raise
@@ -294,10 +294,28 @@ def _max_bytes(connection: Any) -> int:
     return int(next(iter(answer.values())) if isinstance(answer, dict) else answer[1])  # RESP3, RESP2
 
 
+def _answers(connection: Any, number: int) -> list[Any]:
+    """Return the next answers; most are no error, and then there is no call of our own for each."""
+    answers: list[Any] = []
+    add, read = answers.append, connection.read_response
+    while len(answers) < number:
+        try:
+            for _ in range(number - len(answers)):
+                add(read())
+        except ResponseError as error:
+            add(_kept(error))
+    return answers
+
+
 def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as error:
-        if str(error).startswith("Protocol error"):  # the server closes the connection: no other answer comes
-            raise
-        return error
+        return _kept(error)
+
+
+def _kept(error: ResponseError) -> ResponseError:
+    """Return an error that is an answer; raise one after which no other answer comes."""
+    if str(error).startswith("Protocol error"):  # the server closes the connection
+        raise error
+    return error

@@ -97,11 +97,12 @@ class KeyedPushes:
             return
         waiting_of = waiting_list(self._prefix, "")
         for key, messages in self._waiting.items():
-            for part in _parts(messages):
-                yield "RPUSH", waiting_of + key, *part
+            if len(messages) <= _IN_A_COMMAND:
+                yield "RPUSH", waiting_of + key, *messages
+            else:
+                yield from _in_parts("RPUSH", waiting_of + key, messages)
         for queue, first in self._free.items():
-            for part in _parts(first.messages):
-                yield "LPUSH", queue, *part
+            yield from _in_parts("LPUSH", queue, first.messages)
         yield self._admission()
         self._met.update(self._ids)
         self._met.update(self._owned)
@@ -144,12 +145,9 @@ class KeyedPushes:
         return found
 
 
-def _parts(messages: list[bytes]) -> Iterator[list[bytes]]:
-    if len(messages) <= _IN_A_COMMAND:
-        yield messages
-        return
+def _in_parts(command: str, name: str, messages: Sequence[bytes]) -> Iterator[Command]:
     for start in range(0, len(messages), _IN_A_COMMAND):
-        yield messages[start : start + _IN_A_COMMAND]
+        yield command, name, *messages[start : start + _IN_A_COMMAND]
 
 
 def _numbered(lists: Mapping[str, int]) -> Iterator[str | bytes]:
