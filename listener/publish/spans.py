@@ -3,7 +3,7 @@
 A transaction that carries a trace (W3C's traceparent in its context) has these two for each batch that it is in. Its
 tasks' messages name `publish` as their parent. One without a trace, or whose trace is not sampled, has none.
 
-Two spans cost a tenth of a millisecond. So only some hundred transactions a second have them. The tasks of the others
+Two spans cost a tenth of a millisecond. So only a hundred transactions a second have them. The tasks of the others
 name the span that the transaction itself names: the trace goes on, without these two.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Spans", "make_spans"]
 
-_MOST: Final = 250  # transactions a second that get spans
+_MOST: Final = 100  # transactions a second that get spans
 _SAMPLED: Final = 1  # a flag of traceparent's
 _NOTHING: Final[Mapping[str, str]] = {}
 
