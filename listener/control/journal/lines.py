@@ -15,7 +15,7 @@ from listener.core.logged_change import LoggedChange
 
 __all__ = ["LARGE", "Block", "block_of"]
 
-LARGE: Final = 500  # changes in a block that is left as it is
+LARGE: Final = 100  # changes in a block that is left as it is
 _ENQUEUED: Final = EventType.ENQUEUED.value
 
 

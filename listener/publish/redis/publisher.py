@@ -148,11 +148,11 @@ class RedisPublisher:
         if self._spans is not None:
             self._spans.end()
         refused, self._refused = self._refused, []
-        if refused:
-            self._redis.close()  # the next connection asks whether the limit has been raised
         if parked or refused:
             log_parked([*parked, *refused])
             self._limit.wait_for_room(self._retry.call(self._parked_load), self._parked_load)
+        if refused:
+            self._redis.close()  # the next connection asks whether the limit has been raised
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 
