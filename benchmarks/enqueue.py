@@ -16,7 +16,7 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg2
 import redis
@@ -24,6 +24,11 @@ from celery import Celery
 from typer import echo
 
 from harness.embedded_servers import PostgresServer, ValkeyServer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Stage"]
 
 _ROUTES: Final = """
 from listener.router import BinlogRouter, EventType
@@ -45,8 +50,20 @@ _PROGRAM: Final = [sys.executable, "-m", "listener"]
 _SENT: Final = 5_000  # with apply_async, and to measure the latency
 
 
-class _Stage:
-    def __init__(self, database: PostgresServer, broker: ValkeyServer, directory: Path, tasks: int) -> None:
+class Stage:
+    """A listener that reads backlogs, and the servers."""
+
+    def __init__(
+        self,
+        database: PostgresServer,
+        broker: ValkeyServer,
+        directory: Path,
+        tasks: int,
+        statements: Mapping[str, str],
+    ) -> None:
+        """`statements`: what writes a hundred tasks in one transaction, by name."""
+        self.environment: dict[str, str] = {}  # more of the listener's
+        self._statements = statements
         self._database, self._broker, self._tasks = database, broker, tasks
         self._client = redis.Redis.from_url(broker.url)
         (directory / "routes_of_bench.py").write_text(_ROUTES)
@@ -66,9 +83,9 @@ class _Stage:
         self._client.delete("cdc_bulk")
         with self._listener() as process:  # it makes its slot
             process.terminate()
-        self._run(*[_STATEMENTS[what]] * (self._tasks // 100))
+        self._run(*[self._statements[what]] * (self._tasks // 100))
         with subprocess.Popen(
-            [*_PROGRAM, "run"], env=self._environment, stderr=subprocess.DEVNULL
+            [*_PROGRAM, "run"], env={**self._environment, **self.environment}, stderr=subprocess.DEVNULL
         ) as process:
             first, second = self._at(process, self._tasks // 4), self._at(process, self._tasks)
             process.terminate()
@@ -100,7 +117,10 @@ class _Stage:
 
     def _listener(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*_PROGRAM, "run"], env=self._environment, stderr=subprocess.PIPE, text=True
+            [*_PROGRAM, "run"],
+            env={**self._environment, **self.environment},
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for line in process.stderr or ():
             if "streaming" in line:
@@ -129,7 +149,7 @@ def main() -> None:
     tasks = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     with tempfile.TemporaryDirectory() as text, PostgresServer() as database, ValkeyServer() as broker:
-        stage = _Stage(database, broker, Path(text), tasks)
+        stage = Stage(database, broker, Path(text), tasks, _STATEMENTS)
         found: dict[str, list[tuple[float, float]]] = {what: [] for what in _STATEMENTS}
         for _ in range(rounds):
             for what, measured in found.items():

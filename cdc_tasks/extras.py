@@ -29,6 +29,15 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "The help desk, with its messages and its cache,",
         ("sqlalchemy", "slack_sdk", "pymsteams", "cryptography", "requests", "urllib3"),
     ),
+    "otel": (
+        "Tracing with OpenTelemetry",
+        (
+            "opentelemetry.trace",
+            "opentelemetry.sdk",
+            "opentelemetry.exporter.otlp.proto.http",
+            "opentelemetry.instrumentation.celery",
+        ),
+    ),
     "metrics": ("CDC_METRICS_ADDRESS", ("prometheus_client",)),
     "flower": ("Flower", ("flower", "tornado", "prometheus_client")),
 }
@@ -40,8 +49,8 @@ class MissingExtraError(CDCError, ImportError):
 
 def missing_extra(module: str | None) -> MissingExtraError | None:
     """Return the error about a module that could not be found; None if no extra has it."""
-    top = (module or "").partition(".")[0]
-    extras = [extra for extra, (_, modules) in EXTRAS.items() if top in modules]
+    top = _top(module or "")
+    extras = [extra for extra, (_, modules) in EXTRAS.items() if top in {_top(each) for each in modules}]
     if not extras:
         return None
     needs = EXTRAS[extras[0]][0] if len(extras) == 1 else "This"
@@ -81,10 +90,21 @@ def _is_ours(error: ModuleNotFoundError) -> bool:
 def check_extra(extra: str) -> None:
     """Raise MissingExtraError if a package of this extra is not installed."""
     needs, modules = EXTRAS[extra]
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules if not _is_there(module)]
     if missing:
         raise MissingExtraError(
             f"{needs} needs the package{'s' * (len(missing) > 1)} {', '.join(missing)}, "
             f"which {'are' if len(missing) > 1 else 'is'} not installed.",
             hint=f'pip install "cdc-tasks[{extra}]"',
         )
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False

@@ -23,6 +23,7 @@ __all__ = [
     "RedisSettings",
     "Settings",
     "SettingsError",
+    "TracingSettings",
     "WorkerSettings",
     "load",
     "worker_settings",
@@ -183,6 +184,16 @@ class LogSettings(Settings):
     cdc_log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
         description="The least severe log lines that the listener shows: debug, info, warning or error.",
+    )
+
+
+class TracingSettings(Settings):
+    """Whether a process takes part in traces; see `cdc_tasks.tracing`."""
+
+    cdc_otel: bool = Field(
+        False,
+        description="Traces of OpenTelemetry: true or false. They need the extra otel, and go to the server that "
+        "OTEL_EXPORTER_OTLP_ENDPOINT names.",
     )
 
 

@@ -63,6 +63,7 @@ KNOWN: Final = frozenset(
         "CDC_MAX_QUEUE",
         "CDC_MAX_SET_ASIDE",
         "CDC_NAME",
+        "CDC_OTEL",
         "CDC_PLUGIN",
         "CDC_PUBLICATION",
         "CDC_QUEUE_PREFIX",

@@ -1,25 +1,23 @@
-"""What the demo adds to the help desk: orders, and a task that a transaction enqueues with each of them."""
+"""What the demo adds to the help desk: orders, each of which enqueues a task in its transaction."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy
-from celery import shared_task
-from slack_sdk import WebClient
 
 import cdc_tasks
-from cdc_tasks import db
-from cdc_tasks.settings import worker_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from listener.router import BinlogRouter
 
-__all__ = ["CUSTOMER", "ORDERS", "PLACE_ORDER", "confirm_order", "place_order", "setup_router"]
+__all__ = ["CUSTOMER", "ORDERS", "PLACE_ORDER", "TASK", "place_order", "setup_router"]
 
 CUSTOMER: Final = "anna@example.com"
+TASK: Final = "demo.confirm_order"  # in `demo.order_tasks`, which only the worker imports
+_QUEUE: Final = "cdc_notifications"
 _METADATA: Final = sqlalchemy.MetaData()
 ORDERS: Final = sqlalchemy.Table(
     "demo_orders",
@@ -31,7 +29,7 @@ ORDERS: Final = sqlalchemy.Table(
 PLACE_ORDER: Final = """\
 with engine.connect() as connection:
     order = connection.execute(insert(ORDERS).values(item=item)).inserted_primary_key[0]
-    cdc_tasks.enqueue(connection, confirm_order, order, queue="cdc_notifications")
+    cdc_tasks.enqueue(connection, "demo.confirm_order", order, queue="cdc_notifications")
     connection.{end}()"""
 
 
@@ -40,26 +38,15 @@ def setup_router(schema: str = "public") -> BinlogRouter:
     from listener.routes import setup_router as setup_helpdesk
 
     router = setup_helpdesk(schema)
-    router.accept(confirm_order)
+    router.accept(TASK)
     return router
-
-
-@shared_task(name="demo.confirm_order")
-def confirm_order(order: int) -> str:
-    """Send the customer a message on Slack."""
-    with db.reading() as session:
-        item = session.execute(sqlalchemy.select(ORDERS.c.item).where(ORDERS.c.id == order)).scalar_one()
-    client = WebClient(token="xoxb-demo", base_url=worker_settings().slack_api_url)  # noqa: S106 - of no use elsewhere
-    client.proxy = None  # as the help desk's: the inbox is on this machine
-    client.chat_postMessage(channel=CUSTOMER, text=f"Order {order} is confirmed: {item}")
-    return f"order {order} is confirmed"
 
 
 def place_order(engine: Engine, item: str, *, is_committed: bool) -> int:
     """Insert an order, and enqueue its task, in one transaction; return the order's number."""
     with engine.connect() as connection:
         order = _insert(connection, item)
-        cdc_tasks.enqueue(connection, confirm_order, order, queue="cdc_notifications")
+        cdc_tasks.enqueue(connection, TASK, order, queue=_QUEUE)
         (connection.commit if is_committed else connection.rollback)()
     return order
 

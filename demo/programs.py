@@ -78,7 +78,7 @@ class Worker(Program):
     arguments: ClassVar = [
         *("-m", "celery", "-A", "cdc_tasks", "worker"),
         *("--hostname=demo@%h", "--concurrency=2", "--loglevel=INFO"),
-        "--include=demo.orders",
+        "--include=demo.order_tasks",
         "--without-mingle",  # there are no other workers, and waiting for their answers takes a second
     ]
     ready_line = " ready."

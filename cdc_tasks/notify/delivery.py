@@ -11,7 +11,7 @@ from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from cdc_tasks import db
+from cdc_tasks import db, tracing
 from cdc_tasks.broker.redis.sent_together import sent_together
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
@@ -154,7 +154,8 @@ def _send_claimed(
         raise MaybeSentError
     record.confirm_if_old()
     try:
-        adapter.send(account.recipient, message)
+        with tracing.span("delivery", **{"messaging.system": account.service}):
+            adapter.send(account.recipient, message)
     except NotSentError:
         record.not_sent()
         raise

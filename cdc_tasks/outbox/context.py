@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cdc_tasks import tracing
 from cdc_tasks.outbox.transaction import check_transaction, emit
-from cdc_tasks.routing.contexts import CONTEXT, check_context
+from cdc_tasks.routing.contexts import CONTEXT, LARGEST, check_context
 
-__all__ = ["context"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["context", "emit_trace"]
 
 
 def context(connection: Any, /, **values: Any) -> None:
@@ -34,8 +38,26 @@ def context(connection: Any, /, **values: Any) -> None:
         INSERT INTO cdc_tasks_marks (id, says) VALUES (@mark, '{"context": {"user_id": 7}}');
         DELETE FROM cdc_tasks_marks WHERE id = @mark;
 
+    If tracing is on (CDC_OTEL), the current span goes along, as `traceparent`, and no other value is needed.
+
     Raises ContextError for values that make no context, and MarkError as `cdc_tasks.enqueue` does.
     """
-    check_context(values)
+    said = _with_trace(values)
+    check_context(said)
     check_transaction(connection)
-    emit(connection, json.dumps({CONTEXT: values}))
+    emit(connection, json.dumps({CONTEXT: said}))
+
+
+def _with_trace(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return them with what names the current span, if tracing is on: as much of it as fits."""
+    said = {**tracing.trace_fields(), **values}
+    for name in ("baggage", "tracestate"):
+        if name in said and name not in values and len(json.dumps(said)) > LARGEST:
+            del said[name]
+    return said
+
+
+def emit_trace(connection: Any) -> None:
+    """Let the transaction carry the current span, if tracing is on and there is one."""
+    if tracing.is_on() and (said := _with_trace({})):
+        emit(connection, json.dumps({CONTEXT: said}))

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from kombu.utils.json import dumps
 
+from cdc_tasks.outbox.context import emit_trace
 from cdc_tasks.outbox.transaction import check_transaction, emit
 from cdc_tasks.routing.enqueued import ENQUEUE, EnqueuedTaskError, check_fields, observers
 from cdc_tasks.routing.tasks import task_of
@@ -57,6 +58,7 @@ def enqueue(
     said = json.loads(content)[ENQUEUE]
     check_fields(said)
     check_transaction(connection)
+    emit_trace(connection)
     emit(connection, content)
     for observe in observers:
         observe(said)

@@ -14,13 +14,13 @@ from typing import Any, Final
 from cdc_tasks.changes import Context
 from cdc_tasks.errors import CDCError
 
-__all__ = ["CONTEXT", "CONTEXT_HEADER", "ContextError", "check_context", "merged"]
+__all__ = ["CONTEXT", "CONTEXT_HEADER", "LARGEST", "ContextError", "check_context", "merged"]
 
 CONTEXT: Final = "context"  # the name of the values in a message
 CONTEXT_HEADER: Final = "cdc_context"  # of a task's message: an object
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
-_LARGEST: Final = 2_000  # bytes of JSON: each message carries it
+LARGEST: Final = 2_000  # bytes of JSON: each message carries it
 _LARGEST_INTEGER: Final = 1 << 63  # a header on RabbitMQ has 64 bits
 
 
@@ -59,9 +59,9 @@ def check_context(said: Any) -> None:
 
 
 def _check_size(context: Context) -> None:
-    if len(context.json) > _LARGEST:
+    if len(context.json) > LARGEST:
         raise ContextError(
-            f"A context would have {len(context.json)} bytes, and {_LARGEST} is the limit: each message carries it.",
+            f"A context would have {len(context.json)} bytes, and {LARGEST} is the limit: each message carries it.",
             hint="Pass ids, and read the rest where it is needed.",
             code="context_too_large",
         )

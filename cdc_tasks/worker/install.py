@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from cdc_tasks import tracing
 from cdc_tasks.config.part_settings import use_settings
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import (
@@ -29,6 +30,7 @@ from cdc_tasks.installed import (
     note_parts,
     parts_of,
 )
+from cdc_tasks.worker import traced_tasks
 
 __all__ = ["InstallError", "install", "make_own"]
 
@@ -47,6 +49,7 @@ def install(
     health: bool = True,
     metrics: bool = True,
     order_by_key: bool = True,
+    otel: bool = False,
 ) -> Celery:
     """Make the tasks of this Celery app finish; return the app.
 
@@ -69,11 +72,16 @@ def install(
       name SHOP), and the app's workers take from them. It needs `transport`, `late_acks` and `dead_letters`. On Redis
       `transport` alone keeps their order, in the queues of the app.
 
+    - `otel`: the process takes part in traces of OpenTelemetry, as with CDC_OTEL=true: workers trace the app's tasks.
+
     What is kept in Redis is in CDC_CACHE_URL, or else in the broker. If there is neither, the parts that need it are
     left out, and the worker says so.
 
-    Raise InstallError if this is no Celery app, or one that has other parts already.
+    Raise InstallError if this is no Celery app, or one that has other parts already; MissingExtraError if `otel` lacks
+    packages.
     """
+    if otel:
+        tracing.turn_on()
     parts = Parts(
         transport=transport,
         late_acks=late_acks,
@@ -182,6 +190,7 @@ def _connect(app: Celery) -> None:
     signals.celeryd_init.connect(_offer_partitions)
     signals.celeryd_after_setup.connect(_note_partitions)
     signals.celeryd_after_setup.connect(_refuse_or_report)
+    traced_tasks.connect()
 
 
 def _add_tasks(sender: Celery, **_: Any) -> None:

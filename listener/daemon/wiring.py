@@ -39,6 +39,7 @@ from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.kombu.publisher import KombuPublisher
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
+from listener.publish.spans import make_spans
 
 __all__ = [
     "STORE_AWAY",
@@ -259,6 +260,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
             max_queue=settings.cdc_max_queue,
             max_set_aside=settings.cdc_max_set_aside,
             max_parked=settings.cdc_max_parked,
+            spans=make_spans(),
         )
     return RedisPublisher(
         app,
@@ -269,6 +271,7 @@ def _publisher(settings: ListenerSettings) -> Publisher:
         max_queue=settings.cdc_max_queue,
         max_set_aside=settings.cdc_max_set_aside,
         max_parked=settings.cdc_max_parked,
+        spans=make_spans(),
     )
 
 

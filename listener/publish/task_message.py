@@ -30,6 +30,7 @@ __all__ = [
     "ID",
     "KIND",
     "POSITION",
+    "TRACE",
     "EnvelopeError",
     "Kind",
     "Made",
@@ -48,6 +49,7 @@ Kind = tuple[str, str, str]  # of change: schema, table, event
 CONTEXT: Final = "cdc-0context"
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
+TRACE: Final = "cdc-0trace"  # stands for headers that name a trace
 POSITION: Final = "cdc-0position"
 ETA: Final = "cdc-0eta"
 EXPIRES: Final = "cdc-0expires"

@@ -28,6 +28,7 @@ from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.parked import parked_key, read_parked
 from listener.publish.redis.publisher import RedisPublisher
+from listener.publish.spans import Spans
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
 from tests.support.publishing import celery_app, in_background, messages
@@ -458,6 +459,35 @@ def test_what_rabbitmq_has_no_place_for_is_parked_and_too_many_make_the_listener
     assert [each["body"][0] for each in found] == [[1], [5], [7]]
     assert sorted(each.arguments[0] for each in parked if each.arguments) == [2, 3, 4, 6]
     assert (pause["setting"], pause["longest_queue"]) == ("CDC_MAX_PARKED", 4)
+
+
+def test_on_rabbitmq_a_trace_goes_with_the_message_beside_the_context(
+    database: Database, broker: Broker, accepting: Router, rabbitmq_server: RabbitMQServer
+) -> None:
+    queue = f"queue-{database.name}"
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    said = {"traceparent": parent, "tracestate": "a=b", "baggage": "tenant=7", "user_id": 7}
+    monitor = PostgresWALMonitor(database.url, slot=database.name, publication=database.name, routes=())
+    with (
+        kombu_publisher(rabbitmq_server.url, broker, queue, spans=Spans()) as publisher,
+        running(Listener(monitor, accepting, publisher), database),
+    ):
+        _in_transaction(database, _task(1, queue=queue))
+        _in_transaction(
+            database,
+            lambda connection: cdc_tasks.context(connection, **said),
+            _task(2, queue=queue),
+        )
+        found: list[dict[str, Any]] = []
+        wait_until(
+            lambda: found.extend(_drained(rabbitmq_server, queue)) or len(found) == 2, what="the tasks"
+        )
+    plain, traced = (each["application_headers"] for each in found)
+    assert not plain.keys() & {"cdc_context", "traceparent", "cdc-0trace"}
+    assert traced["cdc_context"] == said
+    assert {name: traced[name] for name in ("traceparent", "tracestate", "baggage")} == {
+        name: said[name] for name in ("traceparent", "tracestate", "baggage")
+    }  # no provider: the parent's own
 
 
 def _drained(server: RabbitMQServer, queue: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from kombu import Queue
 
 from harness.waiting import at_most
 from listener.publish.kombu.publisher import KombuPublisher
+from listener.publish.spans import Spans
 from tests.support.publishing import SOURCE, celery_app
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def kombu_publisher(
     *,
     max_queue: int | None = None,
     max_parked: int | None = None,
+    spans: Spans | None = None,
     **settings: Any,
 ) -> Iterator[KombuPublisher]:
     """Open one whose tasks go to a quorum queue of that name."""
@@ -42,16 +44,23 @@ def kombu_publisher(
         "task_default_queue": queue,
     }
     app = celery_app(url, **{**defaults, **settings})
-    with publisher_of(app, broker, max_queue=max_queue, max_parked=max_parked) as publisher:
+    with publisher_of(app, broker, max_queue=max_queue, max_parked=max_parked, spans=spans) as publisher:
         yield publisher
 
 
 @contextmanager
 def publisher_of(
-    app: Celery, broker: Broker, *, max_queue: int | None = None, max_parked: int | None = None
+    app: Celery,
+    broker: Broker,
+    *,
+    max_queue: int | None = None,
+    max_parked: int | None = None,
+    spans: Spans | None = None,
 ) -> Iterator[KombuPublisher]:
     """Open one as the loop does, with its checkpoint read."""
-    publisher = KombuPublisher(app, broker.cache_url, name="test", max_queue=max_queue, max_parked=max_parked)
+    publisher = KombuPublisher(
+        app, broker.cache_url, name="test", max_queue=max_queue, max_parked=max_parked, spans=spans
+    )
     try:
         publisher.attach(SOURCE)
         yield publisher

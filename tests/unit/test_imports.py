@@ -57,6 +57,7 @@ SHARED: Final = {
     "cdc_tasks.source_lines",
     "cdc_tasks.testing",
     "cdc_tasks.totals",
+    "cdc_tasks.tracing",
     "cdc_tasks.versions",
     "cdc_tasks.user_code",
     "cdc_tasks.variables",
@@ -87,6 +88,7 @@ LEVELS: Final = (
             "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing "
             "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.command_line"
         ),
+        "cdc_tasks.tracing",
         "cdc_tasks.outbox cdc_tasks.cache cdc_tasks.db cdc_tasks.apps cdc_tasks.testing",
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.rabbitmq.partitions",

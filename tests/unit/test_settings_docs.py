@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from cdc_tasks.environment import TWINS
-from cdc_tasks.settings import WorkerSettings
+from cdc_tasks.settings import TracingSettings, WorkerSettings
 from cdc_tasks.variables import KNOWN
 from listener.cli.commands import cli
 from listener.console.settings import ConsoleSettings
@@ -33,7 +33,8 @@ _OF_OTHERS = {"FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS", "FLOWER
 
 
 def _fields() -> dict[str, FieldInfo]:
-    fields = {**WorkerSettings.model_fields, **ListenerSettings.model_fields, **ConsoleSettings.model_fields}
+    settings = (WorkerSettings, ListenerSettings, ConsoleSettings, TracingSettings)
+    fields = {name: field for each in settings for name, field in each.model_fields.items()}
     return {name.upper(): field for name, field in fields.items()}
 
 

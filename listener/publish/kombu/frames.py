@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from operator import itemgetter
 from struct import pack, unpack_from
@@ -22,6 +22,7 @@ from kombu import Producer
 from cdc_tasks.changes import Context
 from cdc_tasks.routing.router import Call, Route, task_id
 from listener.publish.kombu.message import KEY, MessageTemplate
+from listener.publish.spans import Spans
 from listener.publish.task_message import (
     CONTEXT,
     ETA,
@@ -29,6 +30,7 @@ from listener.publish.task_message import (
     ID,
     KIND,
     POSITION,
+    TRACE,
     EnvelopeError,
     Kind,
     shown_kind,
@@ -58,10 +60,12 @@ _PLACES: Final = {
     _long(EXPIRES): (3, ">I"),
     _long(KEY): (4, ">I"),
     _long(CONTEXT): (5, ">I"),
+    pack("B", len(TRACE)) + TRACE.encode() + _long(TRACE): (6, ""),  # a header with its name
 }
 _TABLES: Final = frozenset({5})  # values that are no text, but an object
 _PLACE: Final = re.compile(b"(%b)" % b"|".join(map(re.escape, _PLACES)), re.DOTALL)
 _NO_TIMES: Final = (b"", b"")
+_WHOLE: Final = frozenset({6})  # values that are headers with their names, and have no length before them
 _NOTHING: Final = (b"",) * 5  # of the values before the context
 _NEEDED: Final = Counter({(0, ">I"): 2, (0, "B"): 1, (1, ">I"): 1})
 
@@ -69,9 +73,12 @@ _NEEDED: Final = Counter({(0, ">I"): 2, (0, "B"): 1, (1, ">I"): 1})
 class Frames:
     """The frames of one route's messages on one channel."""
 
-    def __init__(self, channel: Any, message: MessageTemplate, route: Route) -> None:
+    def __init__(
+        self, channel: Any, message: MessageTemplate, route: Route, spans: Spans | None = None
+    ) -> None:
         """Let kombu publish a message on the channel, and catch it. Raise EnvelopeError if it is not as expected."""
         self._message = message
+        self._spans = spans
         self._suffix = task_id("", route).encode()
         self._channel = channel.channel_id
         self._chunk = channel.connection.frame_max - _FRAME
@@ -81,6 +88,7 @@ class Frames:
     def of(self, kind: Kind) -> Render:
         """Return the function that makes the messages of this kind of change."""
         body_of, timing, has_context = self._message.body, self._message.timing, self._message.has_context
+        spans = self._spans
         suffix, largest, channel = self._suffix, self._chunk, self._channel
         shown = f"<{shown_kind(kind)} ".encode()
         shapes: dict[tuple[int, ...], tuple[bytes, Callable[[Any], Any]]] = {}
@@ -93,7 +101,8 @@ class Frames:
             if call.key is not None:
                 values = *values[:2], *(values[2:] or _NO_TIMES), call.key.encode()
             if has_context:
-                values = *values, *_NOTHING[len(values) :], _table(call.change.commit.context)
+                trace = b"" if spans is None else _headers(spans.headers(call.change))
+                values = *values, *_NOTHING[len(values) :], _table(call.change.commit.context), trace
             lengths = tuple(map(len, values))
             try:
                 text, pick = shapes[lengths]
@@ -119,11 +128,17 @@ class Frames:
                 before, after = (shown, b">") if value == 1 else (b"", b"")
                 length = len(before) + lengths[value] + len(after)
                 kind = b"F" if value in _TABLES else b"S"
-                prefix = kind + pack(width, length) if width == ">I" else pack(width, length)
+                prefix = (
+                    b""
+                    if value in _WHOLE
+                    else pack(width, length)
+                    if width == "B"
+                    else kind + pack(width, length)
+                )
                 text += _literal(prefix + before) + b"%b" + after
                 order.append(value)
                 grown += len(prefix) + length - len(part)
-                grown_in_table += len(prefix) + length - len(part) if width == ">I" else 0
+                grown_in_table += len(prefix) + length - len(part) if width != "B" else 0
             else:
                 text += _literal(part)
         start = self._start + pack(">I", self._table + grown_in_table)
@@ -145,6 +160,12 @@ def _table(context: Context | None) -> bytes:
     """Return a context as a field table, without its length (AMQP 0-9-1, 4.2.5.5)."""
     values = {} if context is None else dict(context.values)
     encoded: bytes = serialization.dumps("F", (values,))
+    return encoded[4:]
+
+
+def _headers(headers: Mapping[str, str]) -> bytes:
+    """Return headers as entries of a field table."""
+    encoded: bytes = serialization.dumps("F", (dict(headers),))
     return encoded[4:]
 
 

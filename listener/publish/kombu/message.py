@@ -24,6 +24,7 @@ from cdc_tasks.routing.router import Call, Route
 from listener.publish.task_message import (
     CONTEXT,
     ID,
+    TRACE,
     EnvelopeError,
     Timing,
     argsrepr,
@@ -62,8 +63,8 @@ class MessageTemplate:
         body = self._plain_body(call)
         return body if self.compression is None else compress(body, self.compression)[0]
 
-    def publish(self, producer: Producer, call: Call) -> None:
-        """Send the call's message."""
+    def publish(self, producer: Producer, call: Call, trace: Mapping[str, str]) -> None:
+        """Send the call's message; `trace` are headers that name its trace."""
         change, task_id = call.change, call.id
         shown = argsrepr(change.kind, change.position)
         headers = {**self.headers, "id": task_id, "root_id": task_id, "argsrepr": shown}
@@ -73,6 +74,8 @@ class MessageTemplate:
             headers[KEY_HEADER] = call.key
         if (context := change.commit.context) is not None:
             headers[CONTEXT_HEADER] = dict(context.values)
+            del headers[TRACE]
+            headers |= trace
         options = {**self.options, "correlation_id": task_id}
         producer.publish(self._plain_body(call), headers=headers, **options)  # kombu compresses it
 
@@ -124,7 +127,7 @@ def message_template(
     if has_key:
         message.headers.update(headers_of_key(KEY, route.on_failure))
     if has_context:
-        message.headers[CONTEXT_HEADER] = CONTEXT
+        message.headers.update({CONTEXT_HEADER: CONTEXT, TRACE: TRACE})
     delay = _delay_on_rabbitmq(app, where, timing)
     kept = where.get("queue")
     if delay is not None and timing is not None:

@@ -35,6 +35,7 @@ from listener.publish.parked import log_parked, parked_key, store_parked, withou
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection
 from listener.publish.redis.set_aside import set_aside_key
+from listener.publish.spans import Spans
 
 __all__ = ["KombuPublisher"]
 
@@ -67,12 +68,14 @@ class KombuPublisher:
         max_queue: int | None = None,
         max_set_aside: int | None = None,
         max_parked: int | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """Keep the checkpoint under `name`, which is CDC_NAME, in the Redis of `cache_url`."""
         self._app = app
         self._wakeup = Wakeup()  # of both waits, for the broker and for the cache
         self._retry = Retry("broker", wakeup=self._wakeup)
-        self._sender = KombuSender(app, self._retry)
+        self._spans = spans
+        self._sender = KombuSender(app, self._retry, spans)
         self._redis = RedisConnection.of_cache(cache_url)
         self._retry_cache = Retry("cache", wakeup=self._wakeup)
         self._checkpoint = Checkpoint(self._redis, self._retry_cache, name=name)
@@ -136,6 +139,8 @@ class KombuPublisher:
         flight, self._flight = self._flight, None
         if flight is not None:
             self._finish(flight)
+            if self._spans is not None:
+                self._spans.end()
         return self._checkpoint.confirmed
 
     def _end_flight(self) -> None:

@@ -33,6 +33,7 @@ from listener.publish.kombu.frames import Frames, Render
 from listener.publish.kombu.message import MessageTemplate, message_template, partition_of
 from listener.publish.kombu.socket_writer import socket_settings, wait_without_limit, write_frames
 from listener.publish.redis.connection import address_of, bad_certificate
+from listener.publish.spans import Spans
 from listener.publish.task_message import EnvelopeError, Kind, durable_queues
 
 __all__ = ["Delivery", "KombuSender", "UnroutableError"]
@@ -102,8 +103,9 @@ class Delivery:
 class KombuSender:
     """One connection and channel; any failure closes them."""
 
-    def __init__(self, app: Celery, retry: Retry) -> None:
+    def __init__(self, app: Celery, retry: Retry, spans: Spans | None = None) -> None:
         self._app = app
+        self._spans = spans
         self._retry = retry
         self._connection: Any = None
         self._channel: Any = None
@@ -295,7 +297,8 @@ class KombuSender:
         task = delivery.outstanding[number]
         template = self._template(task)
         self._declare(template)
-        template.publish(Producer(self._channel, auto_declare=False), task)
+        trace = {} if self._spans is None else self._spans.headers(task.change)
+        template.publish(Producer(self._channel, auto_declare=False), task, trace)
         self._confirms.sent(delivery.unsent.popleft())
         self._confirms.on_ack(self._confirms.last, multiple=False)
         return True
@@ -348,7 +351,7 @@ class KombuSender:
                 self._frames.clear()
             template = self._template(task)
             self._declare(template)
-            self._frames[key] = Frames(self._channel, template, task.route)
+            self._frames[key] = Frames(self._channel, template, task.route, self._spans)
         return self._frames[key]
 
     def _template(self, task: Call) -> MessageTemplate:

@@ -12,6 +12,7 @@ from itertools import chain
 from time import monotonic
 from typing import Any
 
+import orjson
 from celery import Celery
 
 from cdc_tasks.broker.redis.message_groups import LENGTHS
@@ -29,6 +30,7 @@ from listener.publish.redis.connection import Command, RedisConnection, too_larg
 from listener.publish.redis.envelope import Envelope, Envelopes
 from listener.publish.redis.keyed_pushes import KeyedPushes
 from listener.publish.redis.set_aside import SetAside, set_aside_key
+from listener.publish.spans import Spans
 from listener.publish.task_message import EnvelopeError
 
 __all__ = ["RedisPublisher"]
@@ -54,6 +56,7 @@ class RedisPublisher:
         max_queue: int | None = None,
         max_set_aside: int | None = None,
         max_parked: int | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """Take the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
@@ -70,6 +73,7 @@ class RedisPublisher:
         self._set_aside = SetAside(prefix, max_queue=max_queue, key_prefix=self._redis.prefixed(""))
         self._max_set_aside = max_set_aside
         self._max_parked = max_parked
+        self._spans = spans
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
         self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
         self._lengths: dict[str, int] = {}  # of those keys
@@ -136,9 +140,13 @@ class RedisPublisher:
         parked, self._parked = self._parked, []
         try:
             lengths = self._checkpoint.flush()
-        except BaseException:
+        except BaseException as error:
             self._is_consistent, self._refused = False, []
+            if self._spans is not None:
+                self._spans.end(error)
             raise
+        if self._spans is not None:
+            self._spans.end()
         refused, self._refused = self._refused, []
         if parked or refused:
             log_parked([*parked, *refused])
@@ -314,9 +322,15 @@ class RedisPublisher:
                 envelopes.append(envelope)
                 continue
             if within is None or envelope is not within[0] or context is not within[1]:  # as above
-                within = envelope, context, envelope.within(context.json)
+                within = envelope, context, envelope.within(self._said(task.change, context))
             envelopes.append(within[2])
         return envelopes
+
+    def _said(self, change: Any, context: Context) -> bytes:
+        """Return the context for the message, and behind it the headers that name its trace."""
+        if self._spans is None or not (headers := self._spans.headers(change)):
+            return context.json
+        return b"%b,%b" % (context.json, orjson.dumps(headers)[1:-1])
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
         made = self._envelopes.made.get((route.sent_as, kind))
