@@ -54,12 +54,12 @@ class Context:
     """What a transaction says of itself: who, which request. One object for all its changes."""
 
     values: Mapping[str, Any]  # JSON scalars
-    json: bytes  # the same, in ASCII
+    json: bytes  # the same
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Context:
-        """Return the context with these values; raises TypeError or ValueError if JSON has no such values."""
-        return cls(values, json.dumps(values, allow_nan=False).encode())
+        """Return the context with these values, which are known to be JSON scalars."""
+        return cls(values, json.dumps(values).encode())
 
 
 class Commit(Protocol):

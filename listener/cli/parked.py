@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cdc_tasks.command_line import print_json
+from cdc_tasks.environment import shown_context
 
 if TYPE_CHECKING:
     from listener.publish.parked import ParkedChange
@@ -54,12 +55,20 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "task": parked.task,
         "error": parked.error,
         "parked_at": parked.parked_at.isoformat(),
-        "change": parked.change.to_message(),
+        "change": _change(parked),
         **({} if parked.logged is None else {"logged": parked.logged}),
         **({} if parked.arguments is None else {"arguments": parked.arguments}),
         **({} if parked.kwargs is None else {"kwargs": parked.kwargs}),
         **({"is_shortened": True} if parked.is_shortened else {}),
     }
+
+
+def _change(parked: ParkedChange) -> dict[str, Any]:
+    """Return the change, with what may be shown of its context."""
+    message = parked.change.to_message()
+    if shown := shown_context(message.pop("context", None)):
+        message["context"] = shown
+    return message
 
 
 @cli.command()

@@ -7,8 +7,6 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -25,7 +23,6 @@ from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
-    CONTEXT,
     ETA,
     EXPIRES,
     ID,
@@ -46,8 +43,8 @@ __all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
-_CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
-_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
+_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
+_HEADERS: Final = b'"headers": {'  # in a message; there are some
 _NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
@@ -240,16 +237,13 @@ def _renders(
     name = ID if route.id else f"{ID}.{POSITION}"
     message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
-    of_key = headers_of_key(_KEY, route.on_failure)
-    keyed, pick_keyed = _template(_with(message, of_key), route)
-    to_list = f"{queue}\n".encode()
-    in_list = to_list.replace(b"%", b"%%")
+    message["headers"] |= headers_of_key(_KEY, route.on_failure)
+    keyed, pick_keyed = _template(message, route)
+    to_list = f"{queue}\n".replace("%", "%%").encode()
     owner = _owner(message["properties"]["delivery_tag"], route)
 
-    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
-        shown = kind.replace(b"%", b"%%")
-        mine = plain.replace(KIND.encode(), shown)
-        with_key = in_list + keyed.replace(KIND.encode(), shown)
+    def make(mine: bytes, keyed: bytes) -> tuple[_Render, KeyedMessages]:
+        with_key = to_list + keyed
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = head + arguments + (middle + kwargs + end if kwargs else tail)
@@ -271,71 +265,21 @@ def _renders(
             message: bytes = with_key % pick_keyed(values)
             return message
 
-        within = _InContext(
-            message=message, route=route, of_key=of_key, to_list=to_list, parts=(head, middle, end),
-            timing=timing, kind=shown, owner=owner,
-        )  # fmt: skip
-        return render_timed if timing else render, KeyedMessages(render_keyed, owner), within
+        return render_timed if timing else render, KeyedMessages(render_keyed, owner)
+
+    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
+        shown = kind.replace(b"%", b"%%")
+        texts = [each.replace(KIND.encode(), shown) for each in (plain, keyed)]
+
+        def within(context: bytes) -> tuple[_Render, KeyedMessages]:
+            headers = b'%b"%b": %b, ' % (_HEADERS, CONTEXT_HEADER.encode(), context.replace(b"%", b"%%"))
+            mine, with_key = (each.replace(_HEADERS, headers, 1) for each in texts)
+            return make(mine, with_key)
+
+        mine, with_key = texts
+        return *make(mine, with_key), within
 
     return renders
-
-
-@dataclass(kw_only=True)
-class _InContext:
-    """The same messages where the transaction has a context: called with it, JSON, it returns what makes them."""
-
-    message: dict[str, Any]
-    route: Route
-    of_key: Mapping[str, Any]  # headers of one with a key
-    to_list: bytes  # what is before one with a key
-    parts: tuple[bytes, bytes, bytes]  # of the body
-    timing: Timing | None
-    kind: bytes
-    owner: Callable[[bytes, bytes], bytes]
-
-    def __call__(self, context: bytes) -> tuple[_Render, KeyedMessages]:
-        def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
-            text, pick = self._plain
-            body = self._body(arguments, kwargs)
-            message: bytes = text % pick((body, change_id, position, *self._times(), b"", context))
-            return message
-
-        def render_keyed(
-            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
-        ) -> bytes:
-            text, pick = self._keyed
-            body, named = self._body(arguments, kwargs), orjson.dumps(key)[1:-1]
-            message: bytes = text % pick((body, change_id, position, *self._times(), named, context))
-            return self.to_list + message
-
-        return render, KeyedMessages(render_keyed, self.owner)
-
-    def _body(self, arguments: bytes, kwargs: bytes) -> bytes:
-        head, middle, end = self.parts
-        return b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
-
-    def _times(self) -> tuple[bytes, bytes]:
-        if self.timing is None:
-            return _NO_TIMES
-        due, late = self.timing.from_now()
-        return due.encode(), late.encode()
-
-    @cached_property
-    def _plain(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
-        return self._of_kind({})
-
-    @cached_property
-    def _keyed(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
-        return self._of_kind(self.of_key)
-
-    def _of_kind(self, headers: Mapping[str, Any]) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
-        text, pick = _template(_with(self.message, {**headers, CONTEXT_HEADER: CONTEXT}), self.route)
-        return text.replace(KIND.encode(), self.kind), pick
-
-
-def _with(message: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the message with more headers."""
-    return {**message, "headers": {**message["headers"], **headers}}
 
 
 def without_list(message: bytes) -> bytes:
