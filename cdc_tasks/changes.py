@@ -49,12 +49,15 @@ TRUNCATE: Final = EventType.TRUNCATE
 READ: Final = EventType.READ
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Context:
     """What a transaction says of itself: who, which request. One object for all its changes."""
 
-    values: Mapping[str, Any]  # JSON scalars
-    json: bytes  # the same
+    __slots__ = ("json", "values")
+
+    def __init__(self, values: Mapping[str, Any], json: bytes) -> None:
+        """`values` are JSON scalars, and `json` is the same. Neither is changed any more."""
+        self.values = values
+        self.json = json
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Context:

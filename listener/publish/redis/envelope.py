@@ -7,6 +7,7 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -18,11 +19,12 @@ from kombu.utils.json import dumps
 from pybase64 import b64encode
 
 from cdc_tasks.routing.contexts import CONTEXT_HEADER
-from cdc_tasks.routing.message_groups import headers_of_key
+from cdc_tasks.routing.message_groups import group_headers, headers_of_key
 from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
 from listener.publish.task_message import (
+    CONTEXT,
     ETA,
     EXPIRES,
     ID,
@@ -43,8 +45,8 @@ __all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
-_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY)
-_HEADERS: Final = b'"headers": {'  # in a message; there are some
+_CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
+_PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
 _NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
@@ -239,11 +241,15 @@ def _renders(
     plain, pick = _template(message, route)
     message["headers"] |= headers_of_key(_KEY, route.on_failure)
     keyed, pick_keyed = _template(message, route)
+    message["headers"] |= {CONTEXT_HEADER: CONTEXT}
+    in_context = partial(_in_context, message, route, f"{queue}\n".encode())
     to_list = f"{queue}\n".replace("%", "%%").encode()
     owner = _owner(message["properties"]["delivery_tag"], route)
 
-    def make(mine: bytes, keyed: bytes) -> tuple[_Render, KeyedMessages]:
-        with_key = to_list + keyed
+    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
+        shown = kind.replace(b"%", b"%%")
+        mine = plain.replace(KIND.encode(), shown)
+        with_key = to_list + keyed.replace(KIND.encode(), shown)
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = head + arguments + (middle + kwargs + end if kwargs else tail)
@@ -265,21 +271,60 @@ def _renders(
             message: bytes = with_key % pick_keyed(values)
             return message
 
-        return render_timed if timing else render, KeyedMessages(render_keyed, owner)
-
-    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
-        shown = kind.replace(b"%", b"%%")
-        texts = [each.replace(KIND.encode(), shown) for each in (plain, keyed)]
-
-        def within(context: bytes) -> tuple[_Render, KeyedMessages]:
-            headers = b'%b"%b": %b, ' % (_HEADERS, CONTEXT_HEADER.encode(), context.replace(b"%", b"%%"))
-            mine, with_key = (each.replace(_HEADERS, headers, 1) for each in texts)
-            return make(mine, with_key)
-
-        mine, with_key = texts
-        return *make(mine, with_key), within
+        within = _within(in_context, (head, middle, end), timing, shown, owner)
+        return render_timed if timing else render, KeyedMessages(render_keyed, owner), within
 
     return renders
+
+
+_Filled = tuple[bytes, Callable[[tuple[bytes, ...]], Any]]  # as `_template` returns it
+
+
+def _in_context(
+    message: dict[str, Any], route: Route, to_list: bytes, kind: bytes
+) -> tuple[_Filled, _Filled]:
+    """Return the messages of a kind with a context, without a key and with one."""
+    of_key = group_headers(message["headers"])
+    plain = {name: value for name, value in message["headers"].items() if name not in of_key}
+    (text, pick), (keyed, pick_keyed) = (
+        _template({**message, "headers": headers}, route) for headers in (plain, message["headers"])
+    )
+    in_list = to_list.replace(b"%", b"%%") + keyed.replace(KIND.encode(), kind)
+    return (text.replace(KIND.encode(), kind), pick), (in_list, pick_keyed)
+
+
+def _within(
+    in_context: Callable[[bytes], tuple[_Filled, _Filled]],
+    parts: tuple[bytes, bytes, bytes],
+    timing: Timing | None,
+    kind: bytes,
+    owner: Callable[[bytes, bytes], bytes],
+) -> _Within:
+    """Return what makes the messages of a kind for a context, JSON. Its templates are made when the first one comes."""
+    head, middle, end = parts
+    made = cache(lambda: in_context(kind))
+
+    def within(context: bytes) -> tuple[_Render, KeyedMessages]:
+        (plain, pick), (keyed, pick_keyed) = made()
+
+        def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
+            body = b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
+            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
+            message: bytes = plain % pick((body, change_id, position, *times, b"", context))
+            return message
+
+        def render_keyed(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            body = b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
+            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
+            named = orjson.dumps(key)[1:-1]
+            message: bytes = keyed % pick_keyed((body, change_id, position, *times, named, context))
+            return message
+
+        return render, KeyedMessages(render_keyed, owner)
+
+    return within
 
 
 def without_list(message: bytes) -> bytes:
