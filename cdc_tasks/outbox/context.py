@@ -26,7 +26,8 @@ def context(connection: Any, /, **values: Any) -> None:
 
     In plain SQL, on PostgreSQL, within the transaction:
 
-        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}');
+        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}'),
+               pg_logical_emit_message(true, 'cdc_tasks_spacer', '');   -- for savepoints: see docs/context.md
 
     On MySQL and MariaDB it is a row of `cdc_tasks_marks`, which is deleted at once:
 
@@ -38,4 +39,4 @@ def context(connection: Any, /, **values: Any) -> None:
     """
     check_context(values)
     check_transaction(connection)
-    emit(connection, json.dumps({CONTEXT: values}))
+    emit(connection, json.dumps({CONTEXT: values}), of_changes=True)
