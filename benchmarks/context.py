@@ -31,7 +31,8 @@ def setup(schema="public"):
     return router
 """
 _SAY: Final = """PERFORM pg_logical_emit_message(true, 'cdc_tasks',
-    '{"context": {"user_id": 7, "request_id": "5f0c2b1e-7f0f-4a52-9d43-0b9f6c1f2a77"}}');"""
+    '{"context": {"user_id": 7, "request_id": "5f0c2b1e-7f0f-4a52-9d43-0b9f6c1f2a77"}}');
+    PERFORM pg_logical_emit_message(true, 'cdc_tasks_spacer', '');"""
 _COMMITS: Final = """DO $$ BEGIN FOR i IN 1..{transactions} LOOP
     {says} INSERT INTO items (status) SELECT 'new' FROM generate_series(1, {rows}); COMMIT;
 END LOOP; END $$"""
