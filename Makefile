@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions chaos bench check format servers clean
+.PHONY: help demo test versions chaos bench check format servers docs clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,9 +54,13 @@ servers:  ## The servers that the tests need beside those from wheels (Debian, U
 	@[ -n "$$CDC_TEST_MYSQL_SERVER" ] || scripts/unpack-mysql >/dev/null || \
 		echo "    no MySQL: its tests fail; set CDC_TEST_MYSQL_SERVER=/path/of/mysqld, or CDC_TEST_MYSQL_URL (docs/design.md)" >&2
 
+docs: $(VENV)/.installed-dev  ## The site of the documentation, into build/site, with each link looked at
+	@echo "==> Making the site"
+	@$(BIN)/zensical build --clean --strict
+
 clean:  ## Throw away the virtual environments and the caches
 	@echo "==> Removing $(VENV), .versions and caches"
-	@rm -rf $(VENV) .versions .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) .versions build/site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt scripts/make-venv
 	@scripts/make-venv $(VENV) $*

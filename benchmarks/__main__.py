@@ -25,6 +25,7 @@ from benchmarks.latency import (
 from benchmarks.memory import idle_share, peak_by_transaction
 from benchmarks.messages import tell
 from benchmarks.postgres_stage import PostgresStage
+from benchmarks.rate_limited import wait_behind_rates
 from benchmarks.runners import race
 from benchmarks.throughput import Rows, compare, measure, vary_transactions, vary_width
 from benchmarks.workers import work
@@ -90,6 +91,9 @@ class _Plan:
     def messages(self, say: Say) -> Any:
         return tell(100 if self.quick else 10_000, say)
 
+    def rate_limited(self, say: Say) -> Any:
+        return wait_behind_rates((20, 100) if self.quick else (100, 10_000), self._seconds, say)
+
     def grouping(self, say: Say) -> Any:
         return group(say)
 
@@ -116,6 +120,7 @@ _PARTS = (
     "workers",
     "runners",
     "messages",
+    "rate_limited",
 )
 
 
@@ -162,7 +167,7 @@ def _measure(plan: _Plan, database: str, part: str, results: dict[str, Any]) -> 
     if database == "postgresql":
         load = os.getloadavg()[0]
         results[part] = getattr(plan, part)(typer.echo)
-        if part in {"runners", "messages"}:
+        if part in {"runners", "messages", "rate_limited"}:
             results["about_workers"] = {"load": round(load, 1), "cores": os.cpu_count(), "date": _today()}
         if part == "throughput" or "about" not in results:
             results["about"] = _about(plan)

@@ -19,9 +19,9 @@ from harness.listener_process import ListenerProcess
 from harness.waiting import wait_until
 from harness.worker import Worker
 
-__all__ = ["Told", "tell"]
+__all__ = ["PEOPLE", "HelpDeskStage", "Told", "lines_in", "tell", "worker_environment"]
 
-_PEOPLE = ("Vera", "Mona", "Anna")  # Vera manages Mona, who manages Anna
+PEOPLE = ("Vera", "Mona", "Anna")  # Vera manages Mona, who manages Anna
 _RETRY = "Retry in "  # in the log line of a task that is retried
 
 
@@ -38,19 +38,12 @@ class Told(TypedDict):
 
 def tell(tickets: int, say: Callable[[str], None]) -> Told:
     """Insert the tickets in one statement, and wait until every message has arrived."""
-    with TemporaryDirectory() as directory, _HelpDeskStage() as stage:
+    with TemporaryDirectory() as directory, HelpDeskStage() as stage:
         posts = Path(directory) / "posts"
         key = Fernet.generate_key()
         stage.connect_people(Fernet(key))
         with slack_stub(posts) as slack:
-            environment = {
-                "DATABASE_URL": stage.url,
-                "CELERY_BROKER_URL": stage.valkey.url,
-                "CACHE_URL": stage.valkey.url_of(1),
-                "CDC_SECRET_KEY": key.decode(),
-                "SLACK_API_URL": slack,
-                "CDC_RATES": "slack=0:0",
-            }
+            environment = {**worker_environment(stage, key, slack), "CDC_RATES": "slack=0:0"}
             with (
                 Worker(environment) as worker,
                 ListenerProcess({**environment, "CDC_NAME": "told"}) as listener,
@@ -58,8 +51,10 @@ def tell(tickets: int, say: Callable[[str], None]) -> Told:
                 listener.wait_for("streaming")
                 cpu = group_cpu_seconds(worker.process.pid)
                 stage.insert(tickets)
-                number = tickets * len(_PEOPLE)
-                wait_until(lambda: _lines(posts) >= number, timeout=900, what=f"{number} messages", every=0.2)
+                number = tickets * len(PEOPLE)
+                wait_until(
+                    lambda: lines_in(posts) >= number, timeout=900, what=f"{number} messages", every=0.2
+                )
                 cpu = (group_cpu_seconds(worker.process.pid) - cpu) * 1000 / number
                 retries = worker.log.count(_RETRY)
                 listener.stop()
@@ -68,14 +63,14 @@ def tell(tickets: int, say: Callable[[str], None]) -> Told:
     return told
 
 
-class _HelpDeskStage(PostgresStage):
+class HelpDeskStage(PostgresStage):
     """The help desk's tables, and three people with a Slack account each."""
 
     def _create_tables(self) -> None:
         self.run(sql("postgresql"))
 
     def connect_people(self, vault: Fernet) -> None:
-        for number, name in enumerate(_PEOPLE):
+        for number, name in enumerate(PEOPLE):
             manager = number or None
             self.run(
                 "INSERT INTO users (name, email, manager_id) VALUES (%s, %s, %s)",
@@ -94,12 +89,24 @@ class _HelpDeskStage(PostgresStage):
         self.run(
             "INSERT INTO tickets (title, assigned_to_id, created_by_id) "
             "SELECT 'Ticket ' || n, %s, 1 FROM generate_series(1, %s) AS n",
-            len(_PEOPLE),
+            len(PEOPLE),
             tickets,
         )
 
 
-def _lines(posts: Path) -> int:
+def worker_environment(stage: HelpDeskStage, key: bytes, slack: str) -> dict[str, str]:
+    """Return the environment of the help desk's worker and listener; `slack` is the URL of the Web API."""
+    return {
+        "DATABASE_URL": stage.url,
+        "CELERY_BROKER_URL": stage.valkey.url,
+        "CACHE_URL": stage.valkey.url_of(1),
+        "CDC_SECRET_KEY": key.decode(),
+        "SLACK_API_URL": slack,
+    }
+
+
+def lines_in(posts: Path) -> int:
+    """Return how many messages the stand-in for Slack has got."""
     return posts.read_bytes().count(b"\n") if posts.exists() else 0
 
 
@@ -111,7 +118,7 @@ def _told(posts: Sequence[Post], cpu: float, retries: int) -> Told:
         "per_second": round(len(posts) / seconds, 1),
         "cpu": round(cpu, 2),
         "retries": retries,
-        "out_of_order": sum(_out_of_order(posts, f"C0{name}") for name in _PEOPLE),
+        "out_of_order": sum(_out_of_order(posts, f"C0{name}") for name in PEOPLE),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from string import Template
@@ -163,6 +163,9 @@ def _facts(results: Results) -> dict[str, str]:
                 ]
             ],
         ),
+        "rate_limited_load": f"{max(each['load'] for each in results['rate_limited']):.0f}",
+        "rate_limited_seconds": f"{results['rate_limited'][0]['seconds']:.0f}",
+        "rate_limited_table": _rate_limited_table(results["rate_limited"]),
         "workers_table": table(
             ["", "tasks/s", "rows/s"],
             [
@@ -187,6 +190,27 @@ def _runners_table(title: str, found: Mapping[str, Any]) -> str:
             ]
             for name, each in found.items()
         ],
+    )
+
+
+def _rate_limited_table(found: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for burst in found:
+        for what in ("idle", "arriving", "waiting"):
+            part = burst[what]
+            is_first = what == "idle"
+            rows.append(
+                [
+                    what if is_first else f"{burst['messages']:,} messages {what}",
+                    f"{part['cpu']:.0f}",
+                    f"{part['redis_cpu']:.0f}",
+                    f"{part['sent']:,}",
+                    f"{part['p50']:.1f}",
+                    f"{part['worst']:.1f}",
+                ]
+            )
+    return table(
+        ["", "CPU, ms a second", "Redis'", "sent", "a refresh begins after, ms", "the slowest"], rows
     )
 
 

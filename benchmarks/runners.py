@@ -117,8 +117,9 @@ class OursKeyed(Ours):
 
     def fill(self, broker: redis.Redis, url: str, number: int, payload: object) -> None:  # noqa: ARG002
         groups = MessageGroups(broker)
-        for each in range(number):
-            groups.put(self.queue, _message(self.queue, payload, self.key(each)))
+        for start in range(0, number, 1_000):
+            numbers = range(start, min(start + 1_000, number))
+            groups.put(*((self.queue, _message(self.queue, payload, self.key(each))) for each in numbers))
 
 
 class Stock(_Celery):

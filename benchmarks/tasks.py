@@ -11,19 +11,29 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from celery import shared_task
+from celery import shared_task, signals
 
 from benchmarks.routes import KEYS
 from cdc_tasks import TryAgain
 
-__all__ = ["FAILS", "Note", "read_notes"]
+__all__ = ["FAILS", "STARTS", "Note", "read_notes", "read_starts"]
 
 FAILS = "BENCH_KEY_FAILS"  # set: the task of one key always fails
+STARTS = "BENCH_STARTS"  # the path of a file that gets the time at which each refresh of the cache begins
 
 _VARIABLE = "BENCH_NOTES"  # the file's path
 _NOTE = Struct("=ddI")
 
 Note = tuple[float, float, int]  # the times of the task and of its first row's commit, and the number of rows
+
+
+if starts := os.environ.get(STARTS):
+
+    @signals.task_prerun.connect
+    def _note_start(task_id: str, task: Any, **_: Any) -> None:
+        if task.name == "cdc_tasks.refresh_master_cache":
+            with Path(starts).open("a") as file:
+                file.write(f"{task_id} {time.time()}\n")
 
 
 @shared_task(name="bench.row")
@@ -48,6 +58,12 @@ def rows(changes: Sequence[Mapping[str, Any]]) -> None:
 def read_notes(path: Path) -> list[Note]:
     """Return the records of all processes."""
     return list(_NOTE.iter_unpack(path.read_bytes()))
+
+
+def read_starts(path: Path) -> dict[str, float]:
+    """Return when each refresh of the cache began, by the task's id."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return {task: float(at) for task, at in (line.split() for line in lines if line.endswith("\n"))}
 
 
 def _note(change: Mapping[str, Any], count: int) -> None:

@@ -23,11 +23,13 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "Reading from MySQL or MariaDB",
         ("pymysql", "pymysqlreplication", "zstandard", "cryptography"),
     ),
+    "console": ("The console", ("starlette", "uvicorn", "jinja2", "itsdangerous", "multipart")),
     "journal": ("The journal", ("zstandard",)),
     "helpdesk": (
         "The help desk, with its messages and its cache,",
         ("sqlalchemy", "slack_sdk", "pymsteams", "cryptography", "requests", "urllib3"),
     ),
+    "metrics": ("CDC_METRICS_ADDRESS", ("prometheus_client",)),
     "flower": ("Flower", ("flower", "tornado", "prometheus_client")),
 }
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
 import re
 import sys
-import sysconfig
 import traceback
 from difflib import get_close_matches
 from importlib import import_module
@@ -14,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.source_lines import place_of_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import CodeType
 
 __all__ = [
     "TaskModulesError",
@@ -25,14 +23,9 @@ __all__ = [
     "import_task_modules",
     "is_missing",
     "mistake",
-    "place",
     "similar_module",
 ]
 
-_OURS: Final = str(Path(__file__).parent)
-_LISTENER: Final = str(Path(__file__).parents[1] / "listener")
-_EDITED_BY_USERS: Final = str(Path(__file__).parents[1] / "listener" / "routes.py")
-_LIBRARIES: Final = tuple({sysconfig.get_path(each) for each in ("stdlib", "purelib", "platlib")})
 _PLACED: Final = re.compile(r"\.py:\d+\b")  # `on_change` tells the place of its errors itself
 _UNEXPECTED: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 
@@ -75,13 +68,8 @@ def mistake(error: BaseException) -> str:
         what = f"{type(error).__name__}: {error.msg}"
     else:
         what = f"{type(error).__name__}: {error}"
-    where = "" if _PLACED.search(what) else _place_of(error)
+    where = "" if _PLACED.search(what) else place_of_error(error)
     return f"{where}: {what}" if where else what
-
-
-def place(code: CodeType) -> str:
-    """Return the file and line where a function is defined."""
-    return f"{_shown(code.co_filename)}:{code.co_firstlineno}"
 
 
 def did_you_mean(error: BaseException, parameters: Iterable[str] = ()) -> str | None:
@@ -111,23 +99,3 @@ def similar_module(name: str) -> str:
 def _close(name: str, known: Iterable[str], form: str) -> str | None:
     close = get_close_matches(name, known, n=1)
     return f"Did you mean {form.format(close[0])}?" if close else None
-
-
-def _place_of(error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{_shown(error.filename)}:{error.lineno or 1}"
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if not _is_machinery(each.filename)]
-    own = [each for each in frames if not each.filename.startswith(_LIBRARIES)]
-    deepest = next(reversed(own or frames), None)
-    return f"{_shown(deepest.filename)}:{deepest.lineno}" if deepest else ""
-
-
-def _is_machinery(file: str) -> bool:
-    is_ours = file.startswith((f"{_OURS}{os.sep}", f"{_LISTENER}{os.sep}")) and file != _EDITED_BY_USERS
-    return is_ours or file.startswith("<frozen ") or f"{os.sep}importlib{os.sep}" in file
-
-
-def _shown(file: str) -> str:
-    """Return the path, relative if it is below the current directory."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -75,7 +75,9 @@ class Narrator:
         """Print the addresses of the pages."""
         self._console.print(f"All running after {seconds:.1f} s.\n")
         self._line("Inbox", "cyan", Text(stack.inbox.url, style="bold underline"))
+        self._line("Console", "cyan", Text(stack.console.url, style="bold underline"))
         self._line("Flower", "cyan", Text(stack.flower.url, style="bold underline"))
+        self._line("Metrics", "cyan", Text(stack.listener.url, style="bold underline"))
 
     def step(self, title: str, *, sql: str | None = None) -> None:
         """Begin a step: print its title and its SQL."""
@@ -88,6 +90,10 @@ class Narrator:
                 "yellow",
                 Syntax(sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True),
             )
+
+    def python(self, code: str) -> None:
+        """Print the application's code that the step runs."""
+        self._line("Python", "yellow", Syntax(code, "python", theme="ansi_dark", background_color="default"))
 
     def shell(self, command: str) -> None:
         """Print a shell command that the step stands for."""
@@ -141,11 +147,11 @@ class Narrator:
         if at_prompt:
             self._console.print("\nOr in another terminal:")
             self._console.print(f'{stack.addresses.sql} "…"', soft_wrap=True, markup=False)
-        self._console.print(f"\nThe effects appear here, at {stack.inbox.url} and at {stack.flower.url}.")
+        self._console.print(f"\nThe effects appear here, at {stack.inbox.url} and at {stack.console.url}.")
         self._console.print("Ctrl-C ends the demo and removes everything.\n")
 
     def ending(self) -> None:
-        self._console.print("\n[dim]Stopping the listener, Flower, the worker, the servers …[/]")
+        self._console.print("\n[dim]Stopping the console, the listener, Flower, the worker, the servers …[/]")
 
     def ended(self) -> None:
         self._console.print("[dim]Nothing is left running.[/]")

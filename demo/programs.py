@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from harness.server_process import ServerError, ServerProcess
 
-__all__ = ["Flower", "Listener", "Program", "Worker"]
+__all__ = ["Console", "Flower", "Listener", "Program", "Worker"]
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _LOG_LINES_SHOWN = 15
@@ -78,6 +78,7 @@ class Worker(Program):
     arguments: ClassVar = [
         *("-m", "celery", "-A", "cdc_tasks", "worker"),
         *("--hostname=demo@%h", "--concurrency=2", "--loglevel=INFO"),
+        "--include=demo.orders",
         "--without-mingle",  # there are no other workers, and waiting for their answers takes a second
     ]
     ready_line = " ready."
@@ -105,9 +106,32 @@ class Flower(Program):
             return False
 
 
+class Console(Program):
+    """`python -m listener console`, reachable from this machine only."""
+
+    name = "console"
+    arguments: ClassVar = ["-m", "listener", "console"]
+    ready_line = "console_ready"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "CDC_CONSOLE_ADDRESS": f"127.0.0.1:{self.port}"}
+
+
 class Listener(Program):
     """`python -m listener run`."""
 
     name = "listener"
     arguments: ClassVar = ["-m", "listener", "run"]
     ready_line = "streaming"
+
+    @property
+    def url(self) -> str:
+        """The URL of its numbers for Prometheus."""
+        return f"http://127.0.0.1:{self.port}/metrics"
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "CDC_METRICS_ADDRESS": f"127.0.0.1:{self.port}"}

@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from cdc_tasks.errors import CDCError
 from cdc_tasks.helpdesk import schema
 from cdc_tasks.notify import accounts, sealed_secrets
+from cdc_tasks.routing.enqueued import CREATE_MARKS
+from demo.orders import ORDERS, place_order
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Sample", "SampleError"]
 
 # In the order in which they can be dropped: the last created first.
-_TABLES = tuple(reversed(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", schema.sql("postgresql"))))
+_TABLES = (
+    "cdc_tasks_marks",  # on MySQL and MariaDB only
+    ORDERS.name,
+    *reversed(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", schema.sql("postgresql"))),
+)
 # Only the demo creates this table. If it exists, the other tables are the demo's too.
 _MARK = "cdc_demo"
 # The command that creates an empty database, and the scheme of its URL.
@@ -60,6 +66,9 @@ class Sample:
             self.remove()
             self.execute(f"CREATE TABLE {_MARK} (id integer PRIMARY KEY)")
             schema.create(self._engine)
+            ORDERS.create(self._engine)
+            if self._engine.dialect.name != "postgresql":
+                self.execute(CREATE_MARKS)
             self.execute(*_ROWS)
         except DBAPIError as error:
             raise SampleError(f"the sample tables could not be created: {error.orig}".strip()) from error
@@ -79,6 +88,10 @@ class Sample:
             committing = time.monotonic()
             connection.commit()
             return committing
+
+    def order(self, item: str, *, is_committed: bool) -> int:
+        """Place an order as the application does, and return its number."""
+        return place_order(self._engine, item, is_committed=is_committed)
 
     def session(self) -> Connection:
         """Return a session in which each statement is committed by itself, and a % stands for itself."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from cdc_tasks import cache
 from cdc_tasks.errors import CDCError
+from demo import broker_down
 from demo.crash import Crash
 from demo.narrator import Since
 from demo.observer import Message, TaskEnded, TaskReceived
@@ -40,6 +41,8 @@ def play(stack: Stack, narrator: Narrator) -> None:
         _play(step, stack, narrator)
         _pause(narrator)
     _refresh_by_hand(stack, narrator)
+    _pause(narrator)
+    broker_down.play(stack, narrator, lambda effects, since: _await(effects, stack, narrator, since=since))
     _pause(narrator)
     Crash(stack, narrator).play()
 

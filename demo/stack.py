@@ -7,6 +7,7 @@ import queue
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import redis
@@ -17,7 +18,7 @@ from cdc_tasks.notify import sealed_secrets
 from demo.databases import open_database
 from demo.inbox import Inbox
 from demo.observer import Observation, Observer
-from demo.programs import Flower, Listener, Worker
+from demo.programs import Console, Flower, Listener, Worker
 from demo.sample import Sample
 from harness.embedded_servers import ValkeyServer
 
@@ -48,16 +49,18 @@ class Stack:
     """The running system."""
 
     addresses: Addresses
+    broker: ValkeyServer | None  # None: the user's own
     sample: Sample
     inbox: Inbox
     observer: Observer
     worker: Worker
     flower: Flower
+    console: Console
     listener: Listener
 
     def check(self) -> None:
         """Raise ServerError if one of the programs has ended."""
-        for program in (self.listener, self.worker, self.flower):
+        for program in (self.listener, self.worker, self.flower, self.console):
             program.check()
 
     def observations(self, *, timeout: float) -> Iterator[Observation]:
@@ -84,37 +87,45 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
     """
     observations: queue.SimpleQueue[Observation] = queue.SimpleQueue()
     with ExitStack() as cleanup:
-        addresses = _servers(cleanup, say, kind)
+        addresses, valkey = _servers(cleanup, say, kind)
         inbox = cleanup.enter_context(Inbox(observations.put))
-        _replace_environment(_environment(addresses, inbox))
+        journal = cleanup.enter_context(TemporaryDirectory(prefix="cdc-demo-journal-"))
+        _replace_environment({**_environment(addresses, inbox), "CDC_JOURNAL": journal})
         sample = _sample(cleanup, addresses, inbox)
         observer = cleanup.enter_context(Observer(app, addresses.cache, observations))
-        say("a worker, Flower and the listener")
-        flower, worker, listener = Flower(), Worker(), Listener()
-        for program in (flower, worker, listener):
+        say("a worker, Flower, the listener and its console")
+        flower, worker, listener, console = Flower(), Worker(), Listener(), Console()
+        for program in (flower, worker, listener, console):
             cleanup.callback(program.close)
             program.launch()
-        for program in (listener, worker, flower):
+        for program in (listener, worker, flower, console):
             program.wait()
         yield Stack(
             addresses=addresses,
+            broker=valkey,
             sample=sample,
             inbox=inbox,
             observer=observer,
             worker=worker,
             flower=flower,
+            console=console,
             listener=listener,
         )
 
 
-def _servers(cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind | None) -> Addresses:
+def _servers(
+    cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind | None
+) -> tuple[Addresses, ValkeyServer | None]:
+    """Return the addresses, and the broker if it is ours."""
     database = open_database(cleanup, say, kind)
     broker, cache = map(os.environ.get, ("CELERY_BROKER_URL", "CACHE_URL"))
+    ours = None
     if not broker or not cache:
         say("Valkey")
-        valkey = cleanup.enter_context(ValkeyServer())
+        valkey = cleanup.enter_context(ValkeyServer(append_only=True))
+        ours = None if broker else valkey
         broker, cache = broker or valkey.url, cache or valkey.url_of(1)
-    return Addresses(database=database.url, broker=broker, cache=cache, sql=database.sql)
+    return Addresses(database=database.url, broker=broker, cache=cache, sql=database.sql), ours
 
 
 def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:
@@ -124,6 +135,7 @@ def _environment(addresses: Addresses, inbox: Inbox) -> dict[str, str]:
         "CELERY_BROKER_URL": addresses.broker,
         "CACHE_URL": addresses.cache,
         "CDC_NAME": _NAME,
+        "CDC_ROUTES": "demo.orders:setup_router",
         "CDC_SECRET_KEY": sealed_secrets.new_key(),
         "SLACK_API_URL": inbox.slack_api_url,
         "CDC_RATES": "slack=0:0,teams=0:0",  # no limit: a person is watching, and the inbox has none

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from harness.process_logs import log_of
 from harness.waiting import at_most, wait_until
 
 __all__ = ["ListenerProcess", "mortal"]
@@ -66,6 +67,7 @@ class ListenerProcess:
             pass_fds=[self._parks],
             start_new_session=True,
         )
+        self._log_ends = log_of("listener", self.process.pid, lambda: self.log)
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +132,7 @@ class ListenerProcess:
         """Kill it if it is still there, and forget its log."""
         if self.running:
             self.kill()
+        self._log_ends()
         for descriptor in (self._parked, self._parks):
             with suppress(OSError):
                 os.close(descriptor)

@@ -6,13 +6,17 @@ PATH, or where the variable points that the error names.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import amqp
 import redis
@@ -21,7 +25,14 @@ from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.server_process import ServerError, ServerProcess, free_port
 from harness.waiting import wait_until
 
-__all__ = ["DebianPostgresServer", "RabbitMQServer", "RedisServer", "SentinelServer"]
+__all__ = [
+    "DebianPostgresServer",
+    "PrometheusServer",
+    "RabbitMQServer",
+    "RedisServer",
+    "SentinelServer",
+    "find_program",
+]
 
 _TASK_QUEUES = ("celery", "cdc_notifications", "cdc_cache", "cdc_bulk", "notifications", "cache", "bulk")
 _PARTITIONS = tuple(f"{name}_{number}" for name in ("cdc_keyed", "cdc_shop_keyed") for number in range(8))
@@ -107,6 +118,61 @@ class SentinelServer(ServerProcess):
             with self._client() as client:
                 return bool(client.ping())
         except redis.ConnectionError:
+            return False
+
+
+class PrometheusServer(ServerProcess):
+    """The machine's own Prometheus: scrapes the targets every second, and knows the rules of a file."""
+
+    name = "prometheus"
+
+    def __init__(self, *, rules: Path, targets: Sequence[str], job: str = "cdc-tasks") -> None:
+        """`targets` are addresses as `127.0.0.1:9187`."""
+        super().__init__()
+        self._rules = rules
+        self._targets = targets
+        self._job = job
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def firing(self) -> set[str]:
+        """The names of the alerts that fire now."""
+        found = self.get("/api/v1/alerts")["alerts"]
+        return {each["labels"]["alertname"] for each in found if each["state"] == "firing"}
+
+    def query(self, expression: str) -> list[Any]:
+        """Return what an expression evaluates to now; raises HTTPError if it is none."""
+        found: list[Any] = self.get(f"/api/v1/query?{urlencode({'query': expression})}")["result"]
+        return found
+
+    def get(self, path: str) -> Any:
+        """Return the data of an answer of its API."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:  # noqa: S310 - our own
+            return json.load(answer)["data"]
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        job = {"job_name": self._job, "static_configs": [{"targets": list(self._targets)}]}
+        settings = {"global": every, "rule_files": [str(self._rules)], "scrape_configs": [job]}
+        (self.home / "prometheus.yml").write_text(json.dumps(settings))  # YAML, too
+
+    def _command(self) -> list[str]:
+        return [
+            str(find_program("prometheus", "CDC_TEST_PROMETHEUS")),
+            f"--config.file={self.home / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self.data_dir}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+        ]
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as answer:  # noqa: S310 - the same
+                return bool(answer.status == 200)
+        except OSError:
             return False
 
 

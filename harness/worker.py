@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import redis
 
+from harness.process_logs import log_of
 from harness.waiting import at_most, wait_until
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Worker:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._log_ends = log_of("worker", self.process.pid, lambda: self.log)
         try:
             wait_until(self._is_ready, timeout=40, what="the worker to be ready")
         except BaseException:
@@ -72,6 +74,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.kill()  # the servers go too: a test that cares how it ends calls `stop`
+        self._log_ends()
         self._log.close()
 
     def stop(self) -> int:

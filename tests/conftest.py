@@ -22,7 +22,7 @@ from harness.machine_servers import DebianPostgresServer, RabbitMQServer, RedisS
 from harness.waiting import wait_until
 from harness.worker import Worker
 from tests.support.mysql.source import MySQLDatabase, MySQLSource
-from tests.support.sessions import FailuresAtOnce, use_own_temporary_directory
+from tests.support.sessions import FailuresAtOnce, LogsOfFailures, use_own_temporary_directory
 from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tell of a failed test at once, and give what the tests start a temporary directory of this process."""
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):
         config.pluginmanager.register(FailuresAtOnce(terminal))
+    config.pluginmanager.register(LogsOfFailures())
     config.add_cleanup(use_own_temporary_directory())
     # The processes of one run fill the data directory of each kind of server once.
     MariaDBServer.templates = MySQLServer.templates = Path(tempfile.gettempdir())

@@ -88,17 +88,11 @@ def replay(
     ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
 ) -> None:
     """Send the tasks again with the same ids, so that no notification is sent twice."""
-    from cdc_tasks.dead_letters import store as dead_letters
+    from cdc_tasks.cli.letters import replay_letter
 
     for letter in _chosen(ids, task, since, until, everything=everything):
-        if letter.raw is not None:
-            typer.echo(f"{letter.id}: not sent, as it is not a task message: show it, and drop it", err=True)
-            continue
-        _send(chosen(), letter)
-        dead_letters.forget(
-            letter
-        )  # after sending: a crash in between sends it twice with one id, and loses nothing
-        typer.echo(f"{letter.id}: sent to {letter.task}")
+        was_sent, told = replay_letter(chosen(), letter)
+        typer.echo(f"{letter.id}: {told}", err=not was_sent)
 
 
 @cli.command()
@@ -106,46 +100,10 @@ def drop(
     ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
 ) -> None:
     """Delete dead letters. A message group that waits for one of them goes on."""
-    from cdc_tasks.dead_letters import store as dead_letters
+    from cdc_tasks.cli.letters import drop_letter
 
     for letter in _chosen(ids, task, since, until, everything=everything):
-        dropped = dead_letters.forget(letter)
-        if dropped:
-            _let_its_key_go(letter)
-        typer.echo(f"{letter.id}: {'dropped' if dropped else 'kept, as it has failed again'}")
-
-
-def _let_its_key_go(letter: DeadLetter) -> None:
-    from cdc_tasks.broker.message_groups import groups_of
-    from cdc_tasks.celery import app
-    from cdc_tasks.routing.message_groups import HOLD_HEADER, KEY_HEADER
-
-    if letter.group.get(HOLD_HEADER):
-        with groups_of(app) as groups:
-            groups.let_go(letter.group[KEY_HEADER], letter.id)
-
-
-def _send(app: Any, letter: DeadLetter) -> None:
-    from cdc_tasks.broker.queues import queue_of_key
-    from cdc_tasks.dead_letters.store import ATTEMPTS
-    from cdc_tasks.routing.contexts import CONTEXT_HEADER
-    from cdc_tasks.worker.redacted_args import redacted
-
-    queue = queue_of_key(app, letter.queue)
-    where = {} if queue is None else {"queue": queue}
-    context = {CONTEXT_HEADER: letter.context} if letter.context else {}
-    failed = {"at": letter.failed_at, "error": letter.error, "replayed": _now()}
-    app.send_task(
-        letter.task,
-        args=letter.args,
-        kwargs=letter.kwargs,
-        task_id=letter.id,
-        argsrepr=redacted(letter.args),
-        kwargsrepr=redacted(letter.kwargs),
-        headers={**letter.group, **context, ATTEMPTS: [*letter.attempts, failed]},
-        **where,
-        **letter.options,
-    )
+        typer.echo(f"{letter.id}: {drop_letter(chosen(), letter)}")
 
 
 def _chosen(
@@ -180,10 +138,6 @@ def _matching(task: str | None, since: datetime | None, until: datetime | None) 
 
 def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _say_parked() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cdc_tasks import cache
+from cdc_tasks import cache, totals
 from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.errors import CDCError, mask_secrets
 from cdc_tasks.installed import current_parts
@@ -53,9 +53,12 @@ _LONGEST_TRACEBACK = 20_000
 # What a replayed message does not take over: it starts again.
 _OF_ONE_TRY = {"expires", "retries", "task_id", "headers"}
 
-# KEYS: the letters, the numbers; ARGV: an id, the letter, its task
-_KEEP = """
-if redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) == 1 then redis.call('HINCRBY', KEYS[2], ARGV[3], 1) end
+# KEYS: the letters, the numbers, the totals; ARGV: an id, the letter, its task, the field of its total
+_KEEP = f"""{totals.COUNT}
+if redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) == 1 then
+    redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
+    count(KEYS[3], ARGV[4], 1)
+end
 """
 
 # KEYS: the letters, the numbers; ARGV: an id, the letter as it was read, its task
@@ -184,5 +187,6 @@ def _run(script: str, letter: DeadLetter) -> Any:
     text = json.dumps(asdict(letter), default=str)
     with cache.errors_translated():
         return cache.client().register_script(script)(
-            keys=[_KEY, _COUNTS], args=[letter.id, text, letter.task]
+            keys=[_KEY, _COUNTS, totals.TOTALS],
+            args=[letter.id, text, letter.task, totals.field("given_up", letter.task)],
         )

@@ -13,6 +13,7 @@ from cdc_tasks.django.settings import SKIP_CHECKS, application, database_alias, 
 from cdc_tasks.environment import SettingsError
 from cdc_tasks.routing.router import BinlogRouter, RouteError
 from cdc_tasks.routing.tables import all_tables
+from cdc_tasks.source_lines import standing_at
 
 __all__ = ["load_project_router", "setup_router"]
 
@@ -33,8 +34,9 @@ def setup_router() -> BinlogRouter:
 
 def _add(router: BinlogRouter, each: Registered, schema: str) -> None:
     try:
-        for table in all_tables(each.table):
-            router.register(table.schema or schema, table.table, each.events, each.task, **each.options)
+        with standing_at(each.place):
+            for table in all_tables(each.table):
+                router.register(table.schema or schema, table.table, each.events, each.task, **each.options)
     except RouteError as error:
         message = f"{error.message.rstrip('.')} ({each.place})."
         raise RouteError(message, hint=error.hint, code=error.code) from None

@@ -12,6 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from cdc_tasks import db
+from cdc_tasks.broker.redis.sent_together import sent_together
 from cdc_tasks.errors import CDCError
 from cdc_tasks.notify import accounts, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
@@ -80,8 +81,12 @@ def notify_users(session: Session, user_ids: Iterable[int], notification: Notifi
 def notify_each(session: Session, told: Sequence[tuple[int, Notification]]) -> int:
     """Queue one message for each account of each (user, notification); return and raise what `notify_users` does."""
     messages = list(_messages(session, told))
-    for account_id, notification in messages:
-        _queue(notification, account_id)
+    try:
+        with sent_together():
+            for account_id, notification in messages:
+                _queue(notification, account_id)
+    except OperationalError as error:
+        raise BrokerAwayError(f"The broker did not take a task: {error}") from error
     return len(messages)
 
 
@@ -103,21 +108,18 @@ def _messages(
 
 
 def _queue(notification: Notification, account_id: int) -> None:
-    try:
-        deliver.apply_async(
-            kwargs={
-                "account_id": account_id,
-                "kind": notification.kind,
-                "subject_id": notification.subject_id,
-                "change_id": notification.change_id,
-                "changed": notification.changed,
-                "position": notification.position,
-            },
-            task_id=_delivery_id(notification, account_id),
-            headers=key_headers("account", account_id, position=notification.position),
-        )
-    except OperationalError as error:
-        raise BrokerAwayError(f"The broker did not take a task: {error}") from error
+    deliver.apply_async(
+        kwargs={
+            "account_id": account_id,
+            "kind": notification.kind,
+            "subject_id": notification.subject_id,
+            "change_id": notification.change_id,
+            "changed": notification.changed,
+            "position": notification.position,
+        },
+        task_id=_delivery_id(notification, account_id),
+        headers=key_headers("account", account_id, position=notification.position),
+    )
 
 
 def _delivery_id(notification: Notification, account_id: int) -> str:
@@ -138,7 +140,7 @@ def _send_once(account: accounts.Account, message: Message, delivery_id: str) ->
         if may_retry(error, deliver.request, deliver.max_retries):
             channel.block(seconds_without_jitter(error, deliver.request.retries))
         raise
-    record.sent()
+    record.sent(account.service)
     return True
 
 

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Final
 from uuid import uuid4
 
-from cdc_tasks import cache
+from cdc_tasks import cache, totals
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
 from cdc_tasks.retry import NotYetError, TryAgain
 
@@ -69,15 +69,15 @@ redis.call('HSET', KEYS[1], 'until', steady(KEYS[2]) + ARGV[2])
 return 1
 """
 
-# KEYS: the record; ARGV: the holder, the outcome, seconds to keep the record
-_END: Final = """
+# KEYS: the record, the totals; ARGV: the holder, the outcome, seconds to keep the record, the field of its total
+_END: Final = f"""{totals.COUNT}
 local record, holder, outcome = KEYS[1], ARGV[1], ARGV[2]
 local found = redis.call('HGET', record, 'holder')
 if found and found ~= holder then return end
 if outcome == 'not sent' then
     redis.call('DEL', record)
 elseif outcome == 'sent' then
-    redis.call('HSET', record, 'sent', 1)
+    if redis.call('HSET', record, 'sent', 1) == 1 then count(KEYS[2], ARGV[4], 1) end
     redis.call('EXPIRE', record, ARGV[3])
 else
     redis.call('HSET', record, 'until', 0)
@@ -124,9 +124,9 @@ class DeliveryRecord:
         if not is_ours:
             raise TryAgain("Another worker has taken this message over.", after=1)
 
-    def sent(self) -> None:
+    def sent(self, service: str) -> None:
         """Record that the service took the message: no worker sends it again."""
-        self._end("sent")
+        self._end("sent", service)
 
     def not_sent(self) -> None:
         """Record that the service did not take the message: the next attempt may send it."""
@@ -136,9 +136,12 @@ class DeliveryRecord:
         """Record that the outcome is unknown, and end the lease: the next attempt need not wait."""
         self._end("unknown")
 
-    def _end(self, outcome: str) -> None:
+    def _end(self, outcome: str, service: str = "") -> None:
         with cache.errors_translated():
-            cache.client().register_script(_END)(keys=[self.key], args=[self.holder, outcome, _KEPT])
+            cache.client().register_script(_END)(
+                keys=[self.key, totals.TOTALS],
+                args=[self.holder, outcome, _KEPT, totals.field("delivered", service)],
+            )
 
 
 def claimed(outcome: bytes, left: int) -> Claim:

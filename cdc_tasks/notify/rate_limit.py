@@ -15,7 +15,7 @@ from hashlib import sha256
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from cdc_tasks import cache
+from cdc_tasks import cache, totals
 from cdc_tasks.broker.clock import CLOCK, STEADY
 from cdc_tasks.notify.delivery_log import CLAIM, claimed
 from cdc_tasks.retry import MAX_WAIT, NotYetError
@@ -29,9 +29,9 @@ __all__ = ["Channel"]
 
 # The times that are reserved for a message are in its delivery record. A message that was sent before reserves none.
 # Nor does a repeated call after a lost answer. The other keys expire after a day, which is longer than any wait.
-# KEYS: the delivery record, the next free time of the channel, of the service, the clock; ARGV: milliseconds between
-# two messages to the channel, to the service, the longest wait, and then what CLAIM needs
-_ACQUIRE: Final = f"""{STEADY}{CLAIM}
+# KEYS: the delivery record, the next free time of the channel, of the service, the clock, the totals; ARGV:
+# milliseconds between two messages to the channel, to the service, the longest wait, what CLAIM needs, the total's
+_ACQUIRE: Final = f"""{STEADY}{CLAIM}{totals.COUNT}
 local record, holder = KEYS[1], ARGV[4]
 local before = claim_before(record, holder)
 if before then return before end
@@ -54,7 +54,10 @@ if wait <= 0 then  -- after a late message the next one must not follow too soon
     local free = redis.call('MGET', KEYS[2] .. ':used', KEYS[3] .. ':used')
     wait = math.max(tonumber(free[1] or 0), tonumber(free[2] or 0)) - now
 end
-if wait > 0 then return {{'wait', math.min(wait, tonumber(ARGV[3]))}} end
+if wait > 0 then
+    count(KEYS[5], ARGV[7], 1)
+    return {{'wait', math.min(wait, tonumber(ARGV[3]))}}
+end
 if channel > 0 then redis.call('SET', KEYS[2] .. ':used', now + channel, 'EX', 86400) end
 if service > 0 then redis.call('SET', KEYS[3] .. ':used', now + service, 'EX', 86400) end
 redis.call('HDEL', record, 'channel', 'service')
@@ -90,8 +93,13 @@ class Channel:
         between = (_milliseconds_between(rate.channel), _milliseconds_between(rate.service))
         with cache.errors_translated():
             outcome, milliseconds = cache.client().register_script(_ACQUIRE)(
-                keys=[record.key, self.key, f"cdc:pace:{self.service}", CLOCK],
-                args=[*between, int(MAX_WAIT * 1000), *record.claim_arguments()],
+                keys=[record.key, self.key, f"cdc:pace:{self.service}", CLOCK, totals.TOTALS],
+                args=[
+                    *between,
+                    int(MAX_WAIT * 1000),
+                    *record.claim_arguments(),
+                    totals.field("rate_waits", self.service),
+                ],
             )
         if outcome == b"wait":
             raise NotYetError("The rate limit lets no message through now.", after=milliseconds / 1000)

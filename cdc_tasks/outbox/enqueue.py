@@ -37,7 +37,7 @@ def enqueue(
     listener's routes have to accept it: `router.accept("shop.*")`.
 
     `connection` is a Session or Connection of SQLAlchemy's, a connection of Django's, or a DB-API connection (psycopg 2
-    and 3). With an AsyncSession: `await session.run_sync(cdc_tasks.enqueue, task, …)`.
+    and 3, PyMySQL, mysqlclient). With an AsyncSession: `await session.run_sync(cdc_tasks.enqueue, task, …)`.
 
     `task` is a name, or Celery's task: then its signature is checked. `args` and `kwargs` are its arguments, as JSON
     has them. `key` puts it into a message group: `("orders", order.id)`, as `key_headers` takes it, and

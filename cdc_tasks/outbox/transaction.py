@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import iscoroutinefunction
 from typing import Any, Final
 from uuid import uuid4
 
@@ -22,7 +23,15 @@ class MarkError(CDCError):
 
 
 def check_transaction(connection: Any) -> None:
-    """Raise MarkError for a connection that commits each statement by itself."""
+    """Raise MarkError for a connection that commits each statement by itself, and for one that has to be awaited."""
+    connection = _unwrapped(connection)
+    if _is_async(connection):
+        raise MarkError(
+            "The connection's calls have to be awaited, and this one is not.",
+            hint="With SQLAlchemy: await session.run_sync(cdc_tasks.enqueue, task, …). "
+            "Without it, run the SQL statement of docs/enqueue.md.",
+            code="mark_async",
+        )
     if _commits_each_statement(connection):
         raise MarkError(
             "The connection commits each statement by itself, so a mark would hold for no change.",
@@ -31,14 +40,28 @@ def check_transaction(connection: Any) -> None:
         )
 
 
+def _is_async(connection: Any) -> bool:
+    """Return whether it is an AsyncSession or AsyncConnection, or a connection of an asynchronous driver's."""
+    modules = _modules(connection)
+    return (
+        any(each.startswith(("sqlalchemy.ext.asyncio", "asyncpg.")) for each in modules)
+        or iscoroutinefunction(getattr(connection, "commit", None))
+    )  # fmt: skip
+
+
 def _commits_each_statement(connection: Any) -> bool:
     if hasattr(connection, "in_atomic_block"):  # Django's
         return not connection.in_atomic_block and bool(connection.get_autocommit())
     if _is_sqlalchemy(connection):
-        connection = _sqlalchemy_connection(connection).connection.dbapi_connection
+        connection = _dbapi_connection(connection)
     if callable(ask := getattr(connection, "get_autocommit", None)):  # PyMySQL's, mysqlclient's
         return bool(ask()) and not getattr(connection, "server_status", 0) & _IN_TRANSACTION
-    return getattr(connection, "autocommit", False) is True
+    return getattr(connection, "autocommit", False) is True and not _has_begun(connection)
+
+
+def _has_begun(connection: Any) -> bool:
+    """Return whether a connection of psycopg's in autocommit mode is in a transaction that was begun explicitly."""
+    return bool(getattr(getattr(connection, "info", None), "transaction_status", 0))
 
 
 _IN_TRANSACTION: Final = 1  # a flag of the protocol's: BEGIN was called
@@ -49,6 +72,7 @@ def emit(connection: Any, content: str, *, of_changes: bool = False) -> None:
 
     `of_changes`: it says it of the changes that follow, so it has to be before them, whatever the savepoints are.
     """
+    connection = _unwrapped(connection)
     vendor = _vendor(connection)
     if vendor == "postgresql":
         _emit_message(connection, content, _EMIT + _SPACER if of_changes else _EMIT)
@@ -67,22 +91,43 @@ def _vendor(connection: Any) -> str:
     if isinstance(name := getattr(connection, "vendor", None), str):  # Django's
         return name
     if _is_sqlalchemy(connection):
-        bind = connection.get_bind() if hasattr(connection, "get_bind") else connection
-        return str(bind.dialect.name)
-    module = type(connection).__module__.partition(".")[0]
-    return "postgresql" if module.startswith(("psycopg", "pg8000")) else module
+        return _dialect(connection)
+    modules = [module.partition(".")[0] for module in _modules(connection)]
+    if _POSTGRES.intersection(modules):
+        return "postgresql"
+    return next((each for each in modules if each in _MYSQL), modules[0])
 
 
+_POSTGRES: Final = frozenset({"psycopg", "psycopg2"})  # drivers
 _MYSQL: Final = frozenset({"mysql", "mariadb", "pymysql", "MySQLdb"})  # dialects of SQLAlchemy's, and drivers
 
 
+def _modules(connection: Any) -> list[str]:
+    """Return where its class and those that it is derived from are defined: an application may have one of its own."""
+    return [each.__module__ for each in connection.__class__.__mro__]
+
+
 def _is_sqlalchemy(connection: Any) -> bool:
-    return type(connection).__module__.startswith("sqlalchemy.")
+    return any(module.startswith("sqlalchemy.") for module in _modules(connection))
+
+
+def _unwrapped(connection: Any) -> Any:
+    """Return the driver's connection of one that SQLAlchemy's pool hands out (`engine.raw_connection()`)."""
+    return getattr(connection, "dbapi_connection", connection)
+
+
+def _dialect(connection: Any) -> str:
+    bind = connection.get_bind() if hasattr(connection, "get_bind") else connection
+    return str(bind.dialect.name)
 
 
 def _sqlalchemy_connection(connection: Any) -> Any:
     """Return the Connection, of a Session that of its transaction."""
     return connection.connection() if hasattr(connection, "get_bind") else connection
+
+
+def _dbapi_connection(connection: Any) -> Any:
+    return _sqlalchemy_connection(connection).connection.dbapi_connection
 
 
 # --- PostgreSQL: a logical message ----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, RouteOptions
 from cdc_tasks.routing.tables import RouteError, TableName, all_tables
 from cdc_tasks.routing.tasks import check_is_task
+from cdc_tasks.source_lines import standing_at
 
 __all__ = ["DeclaredRoute", "declared_routes", "on_change", "router_of"]
 
@@ -170,9 +171,10 @@ def _check_options(options: RouteOptions) -> None:
 
 @contextmanager
 def _placed(place: str) -> Iterator[None]:
-    """Add to a RouteError where the route stands."""
+    """Let a route know where it stands, and add that to a RouteError."""
     try:
-        yield
+        with standing_at(place):
+            yield
     except CDCError as error:
         message = f"{error.message.rstrip('.')} ({place})."
         raise RouteError(message, hint=error.hint, code=error.code) from None

@@ -56,6 +56,8 @@ _LONGEST_NAME: Final = 250  # letters of a task's name
 _MOST_SHOWN: Final = 10_000  # letters of a message that makes no task
 _LONGEST: Final = 1e8  # seconds: three years
 _MOST_HEADERS: Final = 10_000  # bytes
+_LONGEST_AMQP_NAME: Final = 255  # bytes
+_LARGEST_AMQP_INTEGER: Final = 2**63
 # Of a message in Celery's second protocol, in all versions (`celery.app.amqp.AMQP.as_task_v2`), and of its brokers.
 _HEADERS_OF_CELERY: Final = frozenset({
     "argsrepr", "chain", "chord", "compression", "errbacks", "eta", "expires", "group", "group_index", "id",
@@ -83,6 +85,15 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
+def _is_name(value: Any) -> bool:
+    """Return whether it can name something in any broker: AMQP has 255 bytes for a name."""
+    return _is_text(value) and len(value.encode()) <= _LONGEST_AMQP_NAME
+
+
+def _is_queue(value: Any) -> bool:
+    return _is_name(value) and not value.startswith("amq.")  # RabbitMQ makes none of these
+
+
 def _are_headers(value: Any) -> bool:
     """Return whether these headers can be in any broker's message, and leave alone what Celery and we put there.
 
@@ -95,7 +106,18 @@ def _are_headers(value: Any) -> bool:
     except TypeError:
         return False
     is_ours = any(name in _HEADERS_OF_CELERY or name.startswith("cdc") for name in value)
-    return size <= _MOST_HEADERS and not is_ours
+    return size <= _MOST_HEADERS and not is_ours and _fits_amqp(value)
+
+
+def _fits_amqp(value: Any) -> bool:
+    """Return whether AMQP's tables take it: names of up to 255 bytes, and integers with a sign in 64 bits."""
+    if isinstance(value, Mapping):
+        return all(
+            len(name.encode()) <= _LONGEST_AMQP_NAME and _fits_amqp(each) for name, each in value.items()
+        )
+    if isinstance(value, list):
+        return all(map(_fits_amqp, value))
+    return not isinstance(value, int) or value < _LARGEST_AMQP_INTEGER
 
 
 def _is_priority(value: Any) -> bool:
@@ -104,12 +126,13 @@ def _is_priority(value: Any) -> bool:
 
 _NUMBER: Final = (_is_number, "a number of seconds")
 _TEXT: Final = (_is_text, "a text that is not empty")
+_NAME: Final = (_is_name, "a text of up to 255 bytes that is not empty")
 # What `apply_async` takes, and a message in the log may say. All else of Celery's is for a broker that is at hand.
 OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "countdown": _NUMBER,
     "delivery_mode": (lambda value: value in (1, 2), "1 or 2"),
     "eta": (_is_time, "a time in ISO 8601"),
-    "exchange": _TEXT,
+    "exchange": _NAME,
     "expires": (
         lambda value: _is_number(value) or _is_time(value),
         "a number of seconds or a time in ISO 8601",
@@ -118,8 +141,8 @@ OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
     "on_failure": (lambda value: value in ("continue", "hold"), '"continue" or "hold"'),
     "priority": (_is_priority, f"a number from 0 to {_HIGHEST_PRIORITY}"),
-    "queue": _TEXT,
-    "routing_key": _TEXT,
+    "queue": (_is_queue, "the name of a queue, of up to 255 bytes, without amq. at the beginning"),
+    "routing_key": _NAME,
     "shadow": _TEXT,
     "soft_time_limit": _NUMBER,
     "time_limit": _NUMBER,

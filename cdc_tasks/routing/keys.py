@@ -47,11 +47,14 @@ class ColumnKey:
 
     def _make(self, row: bytes, change: Change) -> str:
         """Return the key of a change, and remember it if these columns of its row are all that it is made of."""
-        values = _one_number(row, self.columns) or _plain_values(row)
-        if values is None or len(values) != len(self.columns):
-            return _key(self.group, row_values(change, self.columns), None)
         if len(self._known) >= _MOST_REMEMBERED:
             self._known.clear()
+        if len(self.columns) == 1 and (digits := row[row.rfind(b":") + 1 : -1]).isdigit():  # as most keys are
+            key = self._known[row] = bounded_key(self.group, digits.decode())
+            return key
+        values = _plain_values(row)
+        if values is None or len(values) != len(self.columns):
+            return _key(self.group, row_values(change, self.columns), None)
         return self._known.setdefault(row, _key(self.group, values, None))
 
     def __repr__(self) -> str:
@@ -76,14 +79,6 @@ class CalledKey:
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", repr(self.function))
-
-
-def _one_number(row: bytes, columns: tuple[str, ...]) -> list[Any] | None:
-    """Return the value of the only column, as a text, if it is a number: that of most keys."""
-    if len(columns) > 1:
-        return None
-    digits = row[row.rfind(b":") + 1 : -1]
-    return [digits.decode()] if digits.isdigit() else None
 
 
 def _plain_values(row: bytes) -> list[Any] | None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from cdc_tasks.changes import Change
+from cdc_tasks.changes import Change, EventType
 from cdc_tasks.routing.contexts import check_context
 
-__all__ = ["When", "became", "changed", "in_context"]
+__all__ = ["ReadyMade", "When", "became", "changed", "in_context"]
 
 When = Callable[[Change], object]
+
+
+@runtime_checkable
+class ReadyMade(Protocol):
+    """A condition that says in words what it makes of a change."""
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,17 @@ class _Changed:
     def without_old_values(self) -> str:
         """When it fires if the source does not send old values, for `check`."""
         return "at every UPDATE"
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the row."""
+        if change.event is not EventType.UPDATE:
+            return f"{change.event.value} counts as a change of every column"
+        found = {column: change.changed(column) for column in self.columns}
+        if changed := [column for column, is_changed in found.items() if is_changed]:
+            return f"{_and(changed)} changed"
+        if unknown := [column for column, is_changed in found.items() if is_changed is None]:
+            return f"the old or the new value of {_and(unknown)} is not known, which counts as a change"
+        return f"{_and(self.columns)} did not change"
 
     def __repr__(self) -> str:
         return f"changed({', '.join(map(repr, self.columns))})"
@@ -48,6 +67,23 @@ class _Became:
         """When it fires if the source does not send old values, for `check`."""
         return f"at every UPDATE of a row whose {self.columns[0]} is {self.value!r} then, new or not"
 
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the row."""
+        (column,) = self.columns
+        after = change.after
+        if after is None:
+            return "there is no new row"
+        if column not in after:
+            return f"the new row has no {column}"
+        if after[column] != self.value:
+            return f"{column} is not {self.value!r}"
+        if change.event is not EventType.UPDATE:
+            return f"{column} is {self.value!r}, and the row is new"
+        is_changed = change.changed(column)
+        if is_changed is None:
+            return f"{column} is {self.value!r}, and the old value is not known, which counts as a change"
+        return f"{column} became {self.value!r}" if is_changed else f"{column} was {self.value!r} before, too"
+
     def __repr__(self) -> str:
         return f"became({self.columns[0]!r}, {self.value!r})"
 
@@ -59,6 +95,15 @@ class _InContext:
     def __call__(self, change: Change) -> bool:
         context = change.commit.context
         return context is not None and self.values.items() <= context.values.items()
+
+    def because(self, change: Change) -> str:
+        """Return why it fires for this change, or why not; without values of the context."""
+        context = change.commit.context
+        if context is None:
+            return "the transaction says nothing of itself"
+        others = [name for name, value in self.values.items() if context.values.get(name) != value]
+        told = [f"{name} is not {self.values[name]!r}" for name in others]
+        return f"in its context {_and(told)}" if told else "the transaction says so of itself"
 
     def __repr__(self) -> str:
         return f"in_context({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
@@ -94,6 +139,10 @@ def in_context(**values: Any) -> When:
     """
     check_context(values)
     return _InContext(values)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _as_json(value: Any) -> Any:

@@ -68,6 +68,7 @@ class Route:
     # Further options of `apply_async`, which only an enqueued task has.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     replay: str | None = None  # the id of the replay that fires it; its messages say so
+    place: str = field(default="", compare=False)  # the file and line that registers it
     sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
 
     def __post_init__(self) -> None:

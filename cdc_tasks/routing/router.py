@@ -55,6 +55,7 @@ from cdc_tasks.routing.route import (
 )
 from cdc_tasks.routing.tables import RouteError, table_of
 from cdc_tasks.routing.tasks import Task, check_arguments, check_call, task_of
+from cdc_tasks.source_lines import calling_place
 
 __all__ = [
     "GROW",
@@ -216,6 +217,7 @@ class BinlogRouter:
             on_failure=on_failure,
             on_full=on_full,
             even_muted=even_muted,
+            place=calling_place(),
         )
         self._has_even_muted |= even_muted
         self._routes.append(route)

@@ -31,6 +31,7 @@ from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import KEY_HEADER, REPLACED_HEADER
 from cdc_tasks.worker import coroutines, poison
 from cdc_tasks.worker.redacted_args import holds_change, redacted
+from cdc_tasks.worker.retry_counts import count_retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -121,6 +122,7 @@ class Retrying:
         try:
             self.retry(exc=error, countdown=wait, headers=headers, max_retries=max_retries_of(self))
         except Retry as retry:
+            count_retry(self.name)
             return retry
         except Reject as rejected:
             if isinstance(rejected.args[0], BrokerBlockedError):

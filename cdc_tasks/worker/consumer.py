@@ -34,7 +34,10 @@ from cdc_tasks.dead_letters.malformed_messages import (
 )
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import NO_PARTS, parts_of
-from cdc_tasks.worker import orphans  # noqa: F401  # each process of the pool runs its signal's handler
+from cdc_tasks.worker import (  # each process runs the handlers of their signals
+    garbage,  # noqa: F401
+    orphans,  # noqa: F401
+)
 from cdc_tasks.worker.deferred_retries import send_when_unblocked
 from cdc_tasks.worker.keyed_messages import start_keyed_messages
 from cdc_tasks.worker.old_queues import leave_if_foreign

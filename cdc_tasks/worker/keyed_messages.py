@@ -4,7 +4,8 @@ A worker takes from all partitions, each through a channel of its own. RabbitMQ 
 it is the active consumer. It looks up to a hundred messages ahead. Of each key one is handed to the pool. The others
 stay unacknowledged until that one is acknowledged: if the worker dies, they are all where they were, for the next one.
 
-What happens when a task is retried or holds its key is in `cdc_tasks/broker/rabbitmq/held_keys.py`.
+What happens when a task is retried or holds its key, or its acknowledgement is lost, is in
+`cdc_tasks/broker/rabbitmq/held_keys.py`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ _SENDING_TAKES: Final = 10.0  # seconds; the worker that has not sent a message 
 _REBALANCE_EVERY: Final = 5.0  # seconds
 _SEND_EACH: Final = 6  # of these rounds
 _ACTIVE_FOR: Final = 15.0  # seconds after the last message of a partition in which it counts as ours
+_LOST_ACK: Final = "It has ended, and its acknowledgement was lost."
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class _Running:
     record: Record | None  # of the key, if the task had it before it ran
     task_id: str
     task: str
+    delivery: str | None  # as `held_keys.delivery_of`
     is_due_later: bool  # it waits in this worker, and takes up no process (Celery before 5.5, and by `eta`)
     retries: int
     is_redelivered: bool  # another worker may be at it too
@@ -83,6 +86,7 @@ class _Partition:
         self.running: dict[Any, _Running] = {}  # by delivery tag
         self.keys: dict[str, _Key] = {}
         self.ready: deque[str] = deque()  # keys with a message that may run
+        self.ended: list[str] = []  # deliveries that have ended, and that Redis is still to be told of
         self.active_at: float | None = None  # when its last message came
         self.is_leaving = False
         self._open()
@@ -142,8 +146,8 @@ class _Partition:
         key = self.ready[0]
         held = self.keys[key]
         message = held.waiting[0]
-        record = None if key.startswith("\0") else held_keys.get(key)
-        if not self._is_its_turn(key, message, record):
+        record, has_ended = self._look_up(key, message)
+        if not self._is_its_turn(key, message, record, has_ended=has_ended):
             return True
         if record is not None:
             held_keys.begin(key, record)
@@ -156,6 +160,7 @@ class _Partition:
             record=record,
             task_id=names["id"],
             task=names["task"],
+            delivery=held_keys.delivery_of(message.headers),
             is_due_later=bool(message.headers.get("eta")),
             retries=_retries(message),
             is_redelivered=bool(message.delivery_info.get("redelivered")),
@@ -163,24 +168,28 @@ class _Partition:
         self._keyed.take(message)
         return True
 
-    def _is_its_turn(self, key: str, message: Any, record: Record | None) -> bool:
+    def _look_up(self, key: str, message: Any) -> tuple[Record | None, bool]:
+        """Return the key's record, and whether the message has ended before; note what else has ended."""
+        if key.startswith("\0"):
+            return None, False
+        is_redelivered = message.delivery_info.get("redelivered")
+        redelivered = held_keys.delivery_of(message.headers) if is_redelivered else None
+        found = held_keys.look_up(key, self.queue.name, self.ended, redelivered=redelivered)
+        self.ended.clear()
+        return found
+
+    def _is_its_turn(self, key: str, message: Any, record: Record | None, *, has_ended: bool) -> bool:
         """Return whether the message runs now. If not, it is put aside, or has run before; then others may run."""
         task_id = message.headers.get("id")
-        if record is not None and record.id == task_id:
+        if record is not None and record.id == task_id and not has_ended:
             return True
-        if record is not None and record.previous == task_id:  # only its acknowledgement was lost
-            if not record.is_sent:
-                self._keyed.send_first_waiting(key, record)
-        elif message.headers.get(held_keys.TURN_HEADER):
-            log.info("keyed_message_dropped", of_task_id=task_id, reason="It has run before.")
-        elif (retries := 0 if key.startswith("\0") else _retries(message)) and held_keys.is_replaced(
-            str(task_id), retries
-        ):
-            log.info(
-                "keyed_message_dropped",
-                of_task_id=task_id,
-                reason="It has run before, or the try before it has run again.",
-            )
+        if record is not None and record.previous == task_id and not record.is_sent:
+            self._keyed.send_first_waiting(key, record)
+        reason = _LOST_ACK if has_ended else _why_dropped(key, message, record)
+        if has_ended:
+            self._note_ended(held_keys.delivery_of(message.headers))  # this acknowledgement may get lost, too
+        if reason is not None:
+            log.info("keyed_message_dropped", of_task_id=task_id, reason=reason)
         elif record is None:
             return True
         elif not held_keys.put_aside(key, message):
@@ -221,6 +230,14 @@ class _Partition:
         running = self.running.get(delivery_tag)
         if running is None or running.key.startswith("\0"):
             return True
+        if not self._let_key_go(running):
+            self._keyed.later(_AGAIN_AFTER, self._acknowledge_again, self.channel, delivery_tag)
+            return False
+        if not self._keyed.is_stopped:  # then RabbitMQ has given the message to another worker
+            self._note_ended(running.delivery)
+        return True
+
+    def _let_key_go(self, running: _Running) -> bool:
         try:
             if running.retries and not running.is_retried:
                 held_keys.replace_retry(running.task_id, running.retries)
@@ -232,9 +249,20 @@ class _Partition:
                 self._keyed.advance(running.key, record)
         except CacheAwayError as error:
             log.warning("key_waits_for_redis", key=shown_key(running.key), error=error.message)
-            self._keyed.later(_AGAIN_AFTER, self._acknowledge_again, self.channel, delivery_tag)
             return False
         return True
+
+    def _note_ended(self, delivery: str | None) -> None:
+        if delivery is not None:
+            self.ended.append(delivery)
+
+    def tell_ended(self) -> None:
+        """Note in Redis what has ended, if it answers: else what is delivered again runs again, in its order."""
+        try:
+            held_keys.note_ended(self.queue.name, self.ended)
+        except CacheAwayError as error:
+            log.warning("keyed_messages_may_run_again", queue=self.queue.name, error=error.message)
+        self.ended.clear()
 
     def _record_of_another(self, running: _Running) -> Record | None:
         """Return the key's record if a worker that lost this message made it, and may have sent no retry."""
@@ -267,6 +295,19 @@ class _Partition:
             self._keyed.soon()
 
 
+def _why_dropped(key: str, message: Any, record: Record | None) -> str | None:
+    """Return why a message is not to run any more; None if it is. It is not the one that has the key."""
+    headers = message.headers
+    if record is not None and record.previous == headers.get("id") and not held_keys.is_replay(headers):
+        return _LOST_ACK
+    if headers.get(held_keys.TURN_HEADER):
+        return "It has run before."
+    retries = 0 if key.startswith("\0") else _retries(message)
+    if retries and held_keys.is_replaced(str(headers.get("id")), retries):
+        return "It has run before, or the try before it has run again."
+    return None
+
+
 def _retries(message: Any) -> int:
     found = message.headers.get("retries")
     return found if isinstance(found, int) else 0
@@ -293,7 +334,7 @@ class KeyedMessages:
         self.consumer = consumer
         self.take = take
         self._sending: Any = None  # a connection to send with: the one that consumes never publishes
-        self._is_stopped = False
+        self.is_stopped = False
         self._limit = max(1, consumer.initial_prefetch_count)
         self._is_called_soon = False
         self._partitions: list[_Partition] = []
@@ -322,7 +363,7 @@ class KeyedMessages:
     def hand_out(self) -> None:
         """Hand messages to the pool, a few at a time: other queues' tasks are not to wait for all of these."""
         self._is_called_soon = False
-        if self._is_stopped:
+        if self.is_stopped:
             return
         try:
             while self._running() < self._limit and self._next():
@@ -361,16 +402,18 @@ class KeyedMessages:
         self.consumer.timer.call_after(seconds, self._unless_stopped, (function, *arguments))
 
     def _unless_stopped(self, function: Callable[..., None], *arguments: Any) -> None:
-        if not self._is_stopped:
+        if not self.is_stopped:
             function(*arguments)
 
     def stop(self) -> None:
         """Hand out nothing more. What was handed out may still be acknowledged."""
-        self._is_stopped = True
+        self.is_stopped = True
 
     def close(self) -> None:
         """Close the connection to send with; the others end with the consumer's."""
         self.stop()
+        for partition in self._partitions:
+            partition.tell_ended()
         if self._sending is not None:
             self._sending.release()
             self._sending = None

@@ -21,8 +21,10 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.variables import unknown_variables
 from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
+from listener.cli import explain as explain_commands
 from listener.cli import parked as parked_commands
 from listener.cli import replay as replay_commands
+from listener.cli.console import console
 from listener.cli.init import init
 from listener.cli.variables import described_variables
 
@@ -58,6 +60,7 @@ cli.add_typer(parked_commands.cli, name="parked")
 control_commands.add_to(cli)
 backfill_commands.add_to(cli)
 replay_commands.add_to(cli)
+explain_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[
@@ -113,6 +116,7 @@ def run(
     """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends. SIGHUP: reload."""
     from listener.daemon.application import router_for
     from listener.daemon.lag_alarm import LagAlarm
+    from listener.daemon.metrics import metrics_of
     from listener.daemon.reload import Reloading, run_again
     from listener.daemon.settings import ListenerSettings, LogSettings, load
     from listener.daemon.wiring import make_listener, read_source_status
@@ -137,12 +141,13 @@ def run(
             loads_first=backfill,
             reloading=reloading,
         )
+        metrics = metrics_of(settings, router, listener)
         is_started = True
         _stop_on_signals(listener)
         _collect_seldom()
         _warn(router)
         log.info("starting", name=settings.cdc_name, routes=len(router.routes))
-        with LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
+        with metrics, LagAlarm(partial(read_source_status, settings, router), settings.cdc_lag_alarm):
             listener.run()
     except CDCError as error:
         if not (is_started or is_json):
@@ -234,8 +239,20 @@ def routes(*, as_json: AsJSON = False) -> None:
 
 
 @cli.command()
-def status(*, as_json: AsJSON = False) -> None:
-    """Show how far the listener is: position, lag, slot. Exit status 1 if no listener reads."""
+def status(
+    *,
+    reading: Annotated[
+        bool,
+        typer.Option(
+            "--reading", help="Exit status 0 also with alarms, while a listener reads and misses nothing."
+        ),
+    ] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Show how far the listener is: position, lag, slot.
+
+    Exit status 0: all is well; 1: no listener reads, or it misses changes; 3: one reads, and there are alarms.
+    """
     from listener.cli.output import describe_status, show_status
     from listener.daemon.application import router_for
     from listener.daemon.settings import ListenerSettings, load
@@ -247,10 +264,11 @@ def status(*, as_json: AsJSON = False) -> None:
         print_json(describe_status(found))
     else:
         show_status(found)
-    raise typer.Exit(0 if found.is_healthy else 1)
+    raise typer.Exit(found.exit_status(only_reading=reading))
 
 
 cli.command()(init)
+cli.command()(console)
 
 
 def main() -> None:

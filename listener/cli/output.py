@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from cdc_tasks.changes import EventType
 from cdc_tasks.environment import shown_context
 from cdc_tasks.routing.arguments import ColumnArgs
 from cdc_tasks.routing.router import PAUSE, Route
+from cdc_tasks.source_lines import named, shown_place
 from cdc_tasks.words import counted, described_context
 from listener.core.findings import Finding, State
 
@@ -84,17 +86,18 @@ def describe_route(route: Route) -> Mapping[str, str]:
         "table": f"{route.schema}.{route.table}",
         "events": ", ".join(event.name for event in EventType if event in route.events),
         "task": route.task,
-        "when": "" if route.when is None else _called(route.when),
+        "when": "" if route.when is None else named(route.when),
         "argument": _argument(route),
         "columns": "all" if route.columns is None else ", ".join(route.columns),
         "queue": route.queue or "",
         "grouping": "coalesce" if route.coalesce else f"batch of {route.batch}" if route.batch else "",
         "sending": _sending(route),
-        "key": "" if route.key is None else repr(route.key),
+        "key": "" if route.key is None else _called(getattr(route.key, "function", route.key)),
         "group": _group(route),
         "on_failure": "" if route.key is None else route.on_failure,
         "on_full": route.on_full,
         "even_muted": "yes" if route.even_muted else "",
+        "place": shown_place(route.place),
     }
 
 
@@ -122,7 +125,9 @@ def _argument(route: Route) -> str:
 
 def _called(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", None)
-    return repr(function) if name is None else name.replace("<lambda>", "lambda").rpartition(".<locals>.")[2]
+    if name is None:
+        return repr(function)
+    return (name.endswith("<lambda>") and named(function)) or name.rpartition(".<locals>.")[2]
 
 
 def show_parked(parked: Iterable[ParkedChange]) -> None:
@@ -158,6 +163,7 @@ def show_status(status: Status) -> None:
             "unseen",
             "paused",
             "set_aside",
+            "commit_wait",
             "backfills_offered",
         }:
             table.add_row(name.replace("_", " "), "-" if value is None else escape(str(value)))
@@ -186,6 +192,7 @@ def describe_status(status: Status) -> Mapping[str, Any]:
         "parked": saved.parked,
         "paused": None if saved.pause is None else saved.pause._asdict(),
         "set_aside": dict(saved.set_aside),
+        "commit_wait": None if saved.commit_wait is None else asdict(saved.commit_wait),
         "alarms": list(status.alarms),
         "alarm_codes": list(status.alarm_codes),
     }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cdc_tasks.command_line import print_json
-from cdc_tasks.environment import shown_context
 
 if TYPE_CHECKING:
     from listener.publish.parked import ParkedChange
@@ -20,8 +19,6 @@ AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="The ids of parked changes.")]
 All = Annotated[bool, typer.Option("--all", help="All of them; with --task all of that task.")]
-
-_TAKEN: Final = "is no longer parked: someone has just replayed or dropped it"
 
 
 @cli.command("list")
@@ -55,7 +52,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "task": parked.task,
         "error": parked.error,
         "parked_at": parked.parked_at.isoformat(),
-        "change": _change(parked),
+        "change": parked.shown_change(),
         **({} if parked.logged is None else {"logged": parked.logged}),
         **({} if parked.arguments is None else {"arguments": parked.arguments}),
         **({} if parked.kwargs is None else {"kwargs": parked.kwargs}),
@@ -63,19 +60,10 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
     }
 
 
-def _change(parked: ParkedChange) -> dict[str, Any]:
-    """Return the change, with what may be shown of its context."""
-    message = parked.change.to_message()
-    if shown := shown_context(message.pop("context", None)):
-        message["context"] = shown
-    return message
-
-
 @cli.command()
 def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Give them to their routes again, as the routes are now. The tasks have the ids that they would have had."""
-    from cdc_tasks.routing.router import Call
-    from listener.cli.parked_changes import chosen, fire, opened, send
+    from listener.cli.parked_changes import chosen, opened, replay_parked
     from listener.daemon.application import celery_app, router_for
     from listener.daemon.settings import ListenerSettings, load
 
@@ -83,26 +71,18 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
     router, app, failed = router_for(settings), celery_app(settings), 0
     with opened(settings) as store:
         for parked in chosen(store, ids, task, everything=everything):
-            if not store.has(parked.id):
-                typer.echo(f"{parked.id}: {_TAKEN}")
-                continue
-            fired = fire(parked, router, app)
-            refusal = send(app, parked, fired) if isinstance(fired, Call) else fired
-            if refusal is not None:
-                failed += 1
-                typer.echo(f"{parked.id}: stays parked: {type(refusal).__name__}: {refusal}", err=True)
-                continue
-            store.remove(parked.id)  # after it was sent: twice with one id is better than never
-            typer.echo(f"{parked.id}: {f'sent to {parked.task}' if fired else 'no longer fires'}")
+            went_well, told = replay_parked(store, parked, router, app)
+            failed += not went_well
+            typer.echo(f"{parked.id}: {told}", err=not went_well)
     raise typer.Exit(1 if failed else 0)
 
 
 @cli.command()
 def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Drop them, forever."""
-    from listener.cli.parked_changes import chosen, opened
+    from listener.cli.parked_changes import chosen, drop_parked, opened
     from listener.daemon.settings import ListenerSettings, load
 
     with opened(load(ListenerSettings)) as store:
         for parked in chosen(store, ids, task, everything=everything):
-            typer.echo(f"{parked.id}: {'dropped' if store.remove(parked.id) else _TAKEN}")
+            typer.echo(f"{parked.id}: {drop_parked(store, parked)}")

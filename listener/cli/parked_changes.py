@@ -24,8 +24,9 @@ from listener.publish.parked import ParkedChange, parked_key, parse_parked
 from listener.publish.redis.connection import Command, RedisConnection
 from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
 
-__all__ = ["ParkedStore", "chosen", "fire", "opened", "send"]
+__all__ = ["ParkedStore", "chosen", "drop_parked", "fire", "opened", "replay_parked", "send"]
 
+TAKEN = "is no longer parked: someone has just replayed or dropped it"
 _PAGE = "500"  # how many are read from Redis in one go
 
 
@@ -136,6 +137,25 @@ def send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
     except refusals as error:
         return BrokerError(str(error))
     return None
+
+
+def replay_parked(
+    store: ParkedStore, parked: ParkedChange, router: BinlogRouter, app: Celery
+) -> tuple[bool, str]:
+    """Give a change to its route again; return whether it went well, and what happened. Raises BrokerAwayError."""
+    if not store.has(parked.id):
+        return True, TAKEN
+    fired = fire(parked, router, app)
+    refusal = send(app, parked, fired) if isinstance(fired, Call) else fired
+    if refusal is not None:
+        return False, f"stays parked: {type(refusal).__name__}: {refusal}"
+    store.remove(parked.id)  # after it was sent: twice with one id is better than never
+    return True, f"sent to {parked.task}" if fired else "no longer fires"
+
+
+def drop_parked(store: ParkedStore, parked: ParkedChange) -> str:
+    """Forget a change; return what happened."""
+    return "dropped" if store.remove(parked.id) else TAKEN
 
 
 def _arguments(parked: ParkedChange, call: Call) -> list[Any]:

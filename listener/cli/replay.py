@@ -84,7 +84,7 @@ def replay(
     wait: Wait = _WAIT,
     as_json: AsJSON = False,
 ) -> None:
-    """Fire routes, as they are now, for changes of the journal, in order, while the stream goes on."""
+    """Fire routes, as they are now, for changes of the journal or the binlog, in order, while the stream goes on."""
     from listener.cli.replay_progress import Asked, dry_run_of
     from listener.cli.replay_progress import watch as watch_it
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final
 
 import typer
 from rich.markup import escape
 
+from cdc_tasks.changes import Change
 from cdc_tasks.command_line import print_json
 from cdc_tasks.routing.router import BinlogRouter, Parked
 from cdc_tasks.words import counted
 from listener.cli.output import console, table_of
-from listener.control.journal import JournalledChange, Selection, Summary
-from listener.control.replays import ReplayState, fired_by, named_replay, replayed_routes
+from listener.control.journal.file import JournalledChange
+from listener.control.journal.reader import Summary
+from listener.control.replays import ReplayState, chosen_history, fired_by, named_replay, replayed_routes
+from listener.core.history import History, Kept, Selection, Wanted
 from listener.daemon.application import router_for
 from listener.daemon.database_url import home_schema
 from listener.daemon.settings import ListenerSettings, load
-from listener.daemon.wiring import journal_reader, replay_store
+from listener.daemon.wiring import journal_reader, replay_histories, replay_store
 
 __all__ = ["Asked", "dry_run_of", "show_all", "show_changes", "show_one", "show_summary", "watch"]
 
@@ -65,24 +68,37 @@ def dry_run_of(asked: Asked, names: list[str], *, as_json: bool) -> None:
     routes = replayed_routes(router_for(asked.settings).routes, names)
     router, tasks, parked, count = BinlogRouter().for_replay(routes, "dry-run"), Counter[str](), 0, 0
     tasks.update({route.task: 0 for route in routes})
-    changes = asked.changes()
-    while part := list(islice(changes, _AT_ONCE)):
+    history, kept = chosen_history(replay_histories(asked.settings, routes), asked.selection, accept_gap=True)
+    for part in _parts(history, kept, asked.selection):
         fired = fired_by(router, part, new_ids=None)
         count += len(part)
         parked += sum(isinstance(each, Parked) for each in fired)
         tasks.update(each.route.task for each in fired if not isinstance(each, Parked))
-    missing = journal_reader(asked.settings).summary().missing(asked.selection)
-    gaps = [{"since": each.since.isoformat(), "until": each.until.isoformat()} for each in missing]
+    gaps = [
+        {"since": each.since.isoformat(), "until": each.until.isoformat()}
+        for each in kept.missing(asked.selection)
+    ]
     if as_json:
-        print_json({"changes": count, "tasks": dict(tasks), "parked": parked, "gaps": gaps})
+        shown = {"changes": count, "tasks": dict(tasks), "parked": parked, "gaps": gaps}
+        print_json({**shown, "source": history.kind})
         return
-    typer.echo(f"{counted(count, 'change')} would fire:")
+    typer.echo(f"{counted(count, 'change')} of {history.name} would fire:")
     for task, number in tasks.items():
         typer.echo(f"  {task}: {counted(number, 'task')}")
     if parked:
         typer.echo(f"  {counted(parked, 'change')} would be parked")
     for gap in gaps:
-        typer.echo(f"Not in the journal: {gap['since']} to {gap['until']}")
+        typer.echo(f"Not in {history.name}: {gap['since']} to {gap['until']}")
+
+
+def _parts(history: History, kept: Kept, selection: Selection) -> Iterator[Sequence[Change]]:
+    """Yield what the history has of the selection."""
+    wanted = Wanted(kept.id, selection, kept.end, accepts_gap=True)
+    with closing(history):
+        place, is_end = "", False
+        while not is_end:
+            changes, place, is_end = history.read(wanted, place, _AT_ONCE)
+            yield changes
 
 
 def show_changes(asked: Asked, limit: int, *, as_json: bool) -> None:
@@ -192,6 +208,7 @@ def _described(each: ReplayState) -> dict[str, Any]:
         "tables": list(replay.tables),
         "row": [f"{name}={value}" for name, value in replay.row],
         "routes": list(replay.routes),
+        "source": replay.source,
         "new_ids": replay.new_ids,
         "rate": replay.rate,
         "state": each.state,

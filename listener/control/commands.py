@@ -1,8 +1,8 @@
 """Commands to a listener that runs: where they wait, and the record of what came of each.
 
-They are in the Redis that has the checkpoint. Anyone who can write there ca command, and nobody else. The listener that
-reads takes them, one after the other, within about half a second; a standby takes none. A command stays at the head of
-the list until it is done: a listener that takes over does it again, so each can be repeated without harm.
+They are in the Redis that has the checkpoint. Anyone who can write there can command, and nobody else. The listener
+that reads takes them, one after the other, within about half a second; a standby takes none. A command stays at the
+head of the list until it is done: a listener that takes over does it again, so each can be repeated without harm.
 """
 
 from __future__ import annotations
@@ -115,6 +115,13 @@ class CommandQueue:
     def refused(self, command: Command, error: CDCError) -> None:
         """Record that it was not done, and why."""
         self._end(self._as_it_waits(command), _refusal(command, error))
+
+    def note(self, command: Command, result: str) -> None:
+        """Record what a person did without the listener."""
+        outcome = Outcome(command=command, result=result, done_at=_now())
+        self._redis.ask(
+            [("LPUSH", self._record, outcome.to_json()), ("LTRIM", self._record, "0", str(_KEPT - 1))]
+        )
 
     def outcome(self, command: Command) -> Outcome | None:
         """Return what came of it, None if nothing has yet."""

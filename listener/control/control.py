@@ -63,6 +63,9 @@ class ControlState:
         self._key = redis.prefixed(f"cdc:{name}:control")
         self.fields: dict[str, dict[str, Any]] = {}
 
+    def close(self) -> None:
+        self._redis.close()
+
     def read(self) -> None:
         (answer,) = self._redis.ask([("HGETALL", self._key)])
         pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
@@ -249,7 +252,9 @@ class Control:
             return
         try:
             self._queue.done(command, self._obey(command))
-        except CommandRefusedError as error:
+        except (BrokerAwayError, BrokerError):  # it stays at the head of the queue
+            raise
+        except CDCError as error:
             self._queue.refused(command, error)
             log.warning("command_refused", verb=command.verb, by=command.who, reason=error.message)
 

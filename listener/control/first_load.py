@@ -68,17 +68,28 @@ def _command(name: str, schema: str, table: str, estimate: int) -> Command:
 
 
 def backfill_commands(tables: Sequence[tuple[str, str]], routes: Sequence[Route]) -> dict[str, str]:
-    """Return for each watched table the command that sends its rows again: to its routes with READ, or else to all."""
+    """Return for each table that a backfill can bring up to date the command that does it.
+
+    The rows go to the table's routes with READ; without any, to those that take inserts or updates. A read tells
+    nothing to a route of deletes or truncates alone.
+    """
     found: dict[str, str] = {}
     for schema, table in tables:
-        watching = [route for route in routes if route.matches(schema, table)]
-        if not watching:
+        concerned = [
+            route for route in routes if route.matches(schema, table) and not _STATE.isdisjoint(route.events)
+        ]
+        if not concerned:
             continue
-        reads = any(EventType.READ in route.events for route in watching)
-        tasks = () if reads else dict.fromkeys(route.task for route in watching)
+        reads = any(EventType.READ in route.events for route in concerned)
+        tasks = () if reads else dict.fromkeys(route.task for route in concerned)
         more = "".join(f" --task {quote(task)}" for task in tasks)
         found[f"{schema}.{table}"] = f"python -m listener backfill {quote(f'{schema}.{table}')}{more}"
     return found
+
+
+_STATE: Final = frozenset(
+    {EventType.INSERT, EventType.UPDATE, EventType.READ}
+)  # events with a row as it is now
 
 
 def offered_in(fields: dict[str, dict[str, Any]]) -> list[str]:

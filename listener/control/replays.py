@@ -1,4 +1,6 @@
-"""Replays: changes of the journal fire their routes once more, while the stream goes on.
+"""Replays: changes of a time that is over fire their routes once more, while the stream goes on.
+
+They come from a history: the journal, or the server's own log (`listener.core.history`).
 
 A replay's definition and its progress are in a Redis hash beside the checkpoint. The progress is written in the step
 that publishes a chunk, as with a backfill: on Redis both are there, or neither.
@@ -14,16 +16,20 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from time import monotonic
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import structlog
 
+from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, Route
 from cdc_tasks.words import counted
 from listener.control.commands import Command, CommandRefusedError
-from listener.control.journal import Gap, JournalError, JournalledChange, JournalReader, Selection
+from listener.control.journal.file import JournalError, JournalledChange
+from listener.core.history import History, Kept, Part, Selection, Wanted
+from listener.core.logged_change import LoggedChange
 from listener.core.publisher import BrokerAwayError, BrokerError, Publisher
+from listener.core.source import SourceLostError
 from listener.publish.batching import batch_together
 from listener.publish.redis.connection import Command as RedisCommand
 from listener.publish.redis.connection import RedisConnection
@@ -34,8 +40,8 @@ __all__ = [
     "ReplayState",
     "ReplayStore",
     "Replays",
+    "chosen_history",
     "fired_by",
-    "incomplete",
     "named_replay",
     "replayed_routes",
 ]
@@ -46,7 +52,6 @@ _KEPT: Final = 100  # replays that have ended
 _AGAIN_AFTER: Final = 1.0  # seconds
 _LOOK_EVERY: Final = 0.2  # seconds between two looks at queues that are too full
 _CHUNK: Final = 1_000  # changes that are read at a time
-_LONGEST_READ: Final = 0.5  # seconds: then the progress is noted, although few changes were found
 _PARTS: Final = 4  # chunks in a second, at most, if there is a rate
 
 WAITING: Final = "waiting"
@@ -70,10 +75,12 @@ class Replay:
     routes: tuple[str, ...]  # ids of the routes that fire
     new_ids: bool
     rate: float | None  # changes a second; None: as many as there is room for
-    journal: str  # its id: another one numbers its changes in another way
-    end: int  # the number behind the last change that it may have
+    journal: str  # the id of its history: another one has other places
+    end: str  # the place behind the last change that it may have
     who: str
     at: str
+    source: str = "journal"  # the kind of its history
+    accept_gap: bool = False  # it goes on where something cannot be read
     state: str = (
         WAITING  # waiting, paused, cancelled or failed; its progress says whether it runs, or is done
     )
@@ -86,7 +93,8 @@ class Replay:
         """Read what `to_json` wrote; raises TypeError, ValueError."""
         fields = json.loads(text)
         lists = {name: tuple(fields[name]) for name in ("tables", "routes")}
-        return cls(**{**fields, **lists, "row": tuple((name, value) for name, value in fields["row"])})
+        row = tuple((name, value) for name, value in fields["row"])
+        return cls(**{**fields, **lists, "row": row, "end": str(fields["end"])})
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -96,12 +104,17 @@ class Replay:
         since, until = datetime.fromisoformat(self.since), datetime.fromisoformat(self.until)
         return Selection(since=since, until=until, tables=self.tables, row=self.row)
 
+    @property
+    def wanted(self) -> Wanted:
+        """What it asks its history for."""
+        return Wanted(self.journal, self.selection, self.end, accepts_gap=self.accept_gap)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayProgress:
     """How far a replay is: written with each chunk, in the step that publishes it."""
 
-    next: int = 0  # the number of the first change that is not published
+    next: str = ""  # the place of the first change that is not published; empty: of the first one
     changes: int = 0  # changes that were found
     tasks: int = 0  # tasks that they fired
     parked: int = 0  # changes that a route could not take
@@ -112,7 +125,8 @@ class ReplayProgress:
     @classmethod
     def parse(cls, text: bytes) -> Self:
         """Read what `to_json` wrote; raises TypeError, ValueError."""
-        return cls(**json.loads(text))
+        fields = json.loads(text)
+        return cls(**{**fields, "next": str(fields.get("next", ""))})
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -182,15 +196,6 @@ class ReplayStore:
 _PROGRESS: Final = ":progress"
 
 
-class _Chunk(NamedTuple):
-    """Changes of the journal that follow each other."""
-
-    replay: str
-    changes: list[JournalledChange]
-    next: int  # the number of the first change that was not read
-    is_end: bool
-
-
 class Replays:
     """Does one replay after the other, a chunk at a time, between the batches of the stream."""
 
@@ -199,21 +204,26 @@ class Replays:
         store: ReplayStore,
         publisher: Publisher,
         routes: Sequence[Route],
-        open_journal: Callable[[], JournalReader],
+        histories: Callable[[Sequence[Route]], Sequence[History]],
         *,
         is_paused: Callable[[Iterable[str]], bool],
     ) -> None:
-        """`open_journal` raises JournalError. `is_paused` returns whether a person has paused one of these routes."""
+        """`histories` returns those that can fire these routes, the best first, or raises CDCError.
+
+        `is_paused` returns whether a person has paused one of these routes.
+        """
         self._store = store
         self._publisher = publisher
         self._routes = routes
-        self._open_journal = open_journal
+        self._histories = histories
         self._is_paused = is_paused
         self._all: dict[str, ReplayState] = {}
         self._running: str | None = None
         self._router = BinlogRouter()  # the routes of the one that is being done
+        self._history: History | None = None  # where its changes come from
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="replay")
-        self._asked: Future[_Chunk] | None = None
+        self._asked: Future[Part] | None = None
+        self._limit = 0  # changes that were asked for
         self._due_at = 0.0
         self.verbs: Mapping[str, Callable[[Command], str]] = {
             "replay": self._add,
@@ -240,12 +250,13 @@ class Replays:
         while self._running is not None and (left := end - monotonic()) > 0:
             if self._asked is None and not self._ask(self._all[self._running]):
                 return
-            if (chunk := self._read_within(left)) is None:
+            if (part := self._read_within(left)) is None:
                 return
-            yield self._take(chunk)
+            yield self._take(self._all[self._running], part)
 
     def close(self) -> None:
         self._reader.shutdown(wait=False, cancel_futures=True)
+        self._leave_history()
         self._store.close()
 
     # --- The one that is being done -----------------------------------------------------------------------
@@ -259,14 +270,27 @@ class Replays:
         if current is None or self._running == before:
             return
         self._asked = None
+        self._leave_history()
         try:
-            self._router = self._router_of(current.replay)
-        except (CommandRefusedError, JournalError) as error:
+            routes = self._routes_of(current.replay)
+            self._router = BinlogRouter().for_replay(routes, current.replay.id)
+            self._history = self._history_of(current.replay, routes)
+        except CDCError as error:
             self._failed(current.replay, error)
             return
-        log.info("replay_running", replay=current.replay.id, changes=current.progress.changes)
+        log.info(
+            "replay_running",
+            replay=current.replay.id,
+            source=current.replay.source,
+            changes=current.progress.changes,
+        )
 
-    def _router_of(self, replay: Replay) -> BinlogRouter:
+    def _leave_history(self) -> None:
+        history, self._history = self._history, None
+        if history is not None:
+            history.close()
+
+    def _routes_of(self, replay: Replay) -> list[Route]:
         known = {route.id: route for route in self._routes}
         missing = [route for route in replay.routes if route not in known]
         if missing:
@@ -275,13 +299,17 @@ class Replays:
                 hint="Give the replay again, with the routes that there are: python -m listener routes",
                 code="replay_no_route",
             )
-        if self._open_journal().summary().id != replay.journal:
-            raise JournalError(
-                "The replay began with another journal.",
-                hint="Let the listener with that journal do it, or give the replay again.",
-                code="journal_other",
-            )
-        return BinlogRouter().for_replay((known[route] for route in replay.routes), replay.id)
+        return [known[route] for route in replay.routes]
+
+    def _history_of(self, replay: Replay, routes: Sequence[Route]) -> History:
+        for each in self._histories(routes):
+            if each.kind == replay.source:
+                return each
+        raise JournalError(
+            "The replay began with the journal, and this listener has none.",
+            hint="Set CDC_JOURNAL as it was, or give the replay again.",
+            code="journal_missing",
+        )
 
     def _ask(self, current: ReplayState) -> bool:
         """Ask for the next chunk, if it is time and there is room; return whether it was asked for."""
@@ -297,7 +325,10 @@ class Replays:
             return False
         if replay.rate is not None:
             self._due_at = max(self._due_at, now - 1 / _PARTS) + limit / replay.rate
-        self._asked = self._reader.submit(_read, self._open_journal, replay, current.progress.next, limit)
+        if self._history is None:
+            return False
+        self._limit = limit
+        self._asked = self._reader.submit(self._history.read, replay.wanted, current.progress.next, limit)
         return True
 
     def _room(self, most: int) -> int:
@@ -305,44 +336,48 @@ class Replays:
         kind = routes[0].schema, routes[0].table, "insert"
         return self._publisher.room(routes, kind, most)
 
-    def _read_within(self, seconds: float) -> _Chunk | None:
-        """Return the chunk that was asked for; None if it is not there yet, or cannot be read."""
+    def _read_within(self, seconds: float) -> Part | None:
+        """Return what was asked for; None if it is not there yet, or cannot be read."""
         asked = self._asked
         if asked is None or self._running is None:
             return None
         try:
-            chunk = asked.result(timeout=seconds)
+            part = asked.result(timeout=seconds)
         except NotYetError:
+            return None
+        except SourceLostError as error:
+            self._asked, self._due_at = None, monotonic() + _AGAIN_AFTER
+            log.warning("replay_waits", replay=self._running, reason=error.message)
             return None
         except CDCError as error:
             self._asked = None
             self._failed(self._all[self._running].replay, error)
             return None
         self._asked = None
-        return chunk
+        return part
 
-    def _take(self, chunk: _Chunk) -> tuple[list[Call | Parked], Sequence[RedisCommand]]:
-        current = self._all[chunk.replay]
-        fired = fired_by(
-            self._router, chunk.changes, new_ids=chunk.replay if current.replay.new_ids else None
-        )
+    def _take(self, current: ReplayState, part: Part) -> tuple[list[Call | Parked], Sequence[RedisCommand]]:
+        replay = current.replay
+        fired = fired_by(self._router, part.changes, new_ids=replay.id if replay.new_ids else None)
+        if replay.rate is not None:  # a log is read by the event, which may have more of them
+            self._due_at += max(0, len(part.changes) - self._limit) / replay.rate
         before, parked = current.progress, sum(isinstance(each, Parked) for each in fired)
         progress = ReplayProgress(
-            next=chunk.next,
-            changes=before.changes + len(chunk.changes),
+            next=part.next,
+            changes=before.changes + len(part.changes),
             tasks=before.tasks + len(fired) - parked,
             parked=before.parked + parked,
             started_at=before.started_at or _now(),
             updated_at=_now(),
-            is_done=chunk.is_end,
+            is_done=part.is_end,
         )
-        self._all[chunk.replay] = current = replace(current, progress=progress)
+        self._all[replay.id] = current = replace(current, progress=progress)
         if progress.is_done:
-            log.info("replay_done", replay=chunk.replay, changes=progress.changes, tasks=progress.tasks)
+            log.info("replay_done", replay=replay.id, changes=progress.changes, tasks=progress.tasks)
             self._choose()
-        elif current.replay.rate is None:  # it is read while this one is published
+        elif replay.rate is None:  # it is read while this one is published
             self._ask(current)
-        return fired, [self._store.progress_command(chunk.replay, progress)]
+        return fired, [self._store.progress_command(replay.id, progress)]
 
     def _failed(self, replay: Replay, error: CDCError) -> None:
         log.error("replay_failed", replay=replay.id, code=error.code, error=error.message, hint=error.hint)
@@ -366,25 +401,32 @@ class Replays:
         if command.id in self._all:  # a listener that went away had done it
             return _accepted(self._all[command.id].replay)
         routes = replayed_routes(self._routes, wanted["routes"])
-        journal = self._open_journal().summary()
+        selection = Selection(
+            since=datetime.fromisoformat(wanted["since"]),
+            until=datetime.fromisoformat(wanted["until"]),
+            tables=tuple(wanted["tables"]),
+            row=tuple((name, value) for name, value in wanted["row"]),
+        )
+        history, kept = chosen_history(
+            self._histories(routes), selection, accept_gap=bool(wanted["accept_gap"])
+        )
         replay = Replay(
             id=command.id,
             since=wanted["since"],
             until=wanted["until"],
-            tables=tuple(wanted["tables"]),
-            row=tuple((name, value) for name, value in wanted["row"]),
+            tables=selection.tables,
+            row=selection.row,
             routes=tuple(route.id for route in routes),
             new_ids=bool(wanted["new_ids"]),
             rate=wanted["rate"],
-            journal=journal.id,
-            end=journal.end,
+            journal=kept.id,
+            end=kept.end,
             who=command.who,
             at=command.at,
+            source=history.kind,
+            accept_gap=bool(wanted["accept_gap"]),
         )
-        missing = journal.missing(replay.selection)
-        if missing and not wanted["accept_gap"]:
-            raise incomplete(missing, journal.since)
-        log.info("replay_accepted", replay=replay.id, by=command.who)
+        log.info("replay_accepted", replay=replay.id, source=replay.source, by=command.who)
         self._note(replay)
         return _accepted(replay)
 
@@ -441,30 +483,66 @@ def replayed_routes(routes: Sequence[Route], names: Sequence[str]) -> list[Route
     return found
 
 
-def incomplete(missing: Sequence[Gap], since: datetime) -> CommandRefusedError:
-    """Return the error about what the journal does not have."""
-    shown = ", ".join(f"{each.since.isoformat()} to {each.until.isoformat()}" for each in missing)
+def chosen_history(
+    histories: Sequence[History], selection: Selection, *, accept_gap: bool
+) -> tuple[History, Kept]:
+    """Return the first history that has all of the selection's time; with `accept_gap`, that which has most of it.
+
+    Raises CommandRefusedError if none has it, and CDCError.
+    """
+    found = [(history, history.kept()) for history in histories]
+    for history, kept in found:
+        if not kept.missing(selection):
+            return history, kept
+    if not accept_gap:
+        raise _incomplete(found, selection)
+    return min(found, key=lambda each: _missing_seconds(each[1], selection))
+
+
+def _missing_seconds(kept: Kept, selection: Selection) -> float:
+    return sum((each.until - each.since).total_seconds() for each in kept.missing(selection))
+
+
+def _incomplete(found: Sequence[tuple[History, Kept]], selection: Selection) -> CommandRefusedError:
+    """Return the error about what the histories do not have."""
+    told = " ".join(
+        f"{history.name.capitalize()} does not have all of this time. Missing: "
+        + ", ".join(f"{gap.since.isoformat()} to {gap.until.isoformat()}" for gap in kept.missing(selection))
+        + "."
+        for history, kept in found
+    )
+    begins = " ".join(
+        f"{history.name.capitalize()} begins at {kept.since.isoformat()}." for history, kept in found
+    )
     return CommandRefusedError(
-        f"The journal does not have all of this time. Missing: {shown}.",
-        hint=f"It begins at {since.isoformat()}. To fire what is there: --accept-gap\n"
+        told,
+        hint=f"{begins} To fire what is there: --accept-gap\n"
         "To send the rows as they are now: python -m listener backfill TABLE",
         code="journal_gap",
     )
 
 
-def fired_by(
-    router: BinlogRouter, changes: Sequence[JournalledChange], *, new_ids: str | None
-) -> list[Call | Parked]:
+def fired_by(router: BinlogRouter, changes: Sequence[Change], *, new_ids: str | None) -> list[Call | Parked]:
     """Return what these changes fire; with `new_ids`, a replay's id, their tasks have ids of their own.
 
     `coalesce` and `batch` take together what is in these changes, and nothing of the stream's.
     """
     if new_ids is not None:
-        changes = [replace(each, id=f"{each.id}~{new_ids}") for each in changes]
-    readable = [each for each in changes if not each.is_unreadable]
+        changes = [_renamed(each, f"{each.id}~{new_ids}") for each in changes]
+    readable = [each for each in changes if not _is_unreadable(each)]
     tasks, parked = batch_together(router.tasks_for(readable))
-    lost = _unreadable(router, (each for each in changes if each.is_unreadable))
+    lost = _unreadable(router, (each for each in changes if _is_unreadable(each)))
     return [*map(_alone, tasks), *parked, *lost]
+
+
+def _renamed(change: Change, name: str) -> Change:
+    if isinstance(change, JournalledChange):
+        return replace(change, id=name)
+    return change.with_id(name.encode()) if isinstance(change, LoggedChange) else change
+
+
+def _is_unreadable(change: Change) -> bool:
+    return isinstance(change, JournalledChange) and change.is_unreadable
 
 
 def _alone(call: Call) -> Call:
@@ -474,31 +552,11 @@ def _alone(call: Call) -> Call:
     return call._replace(route=replace(call.route, is_grouped=False))
 
 
-def _unreadable(router: BinlogRouter, changes: Iterable[JournalledChange]) -> Iterator[Parked]:
+def _unreadable(router: BinlogRouter, changes: Iterable[Change]) -> Iterator[Parked]:
     error = JournalError("The row could not be read when it was journalled.", code="row_not_rendered")
     return chain.from_iterable(
         (Parked(route, change, error) for route in router.routes_for(change.kind)) for change in changes
     )
-
-
-def _read(open_journal: Callable[[], JournalReader], replay: Replay, start: int, limit: int) -> _Chunk:
-    """Read up to `limit` changes, or for some time."""
-    journal, changes = open_journal(), list[JournalledChange]()
-    first = journal.summary().first
-    if start and start < first:
-        raise JournalError(
-            "The journal has dropped changes that the replay has not come to.",
-            hint="Raise CDC_JOURNAL_SIZE or CDC_JOURNAL_AGE, and give the replay again with a later --since.",
-            code="journal_gap",
-        )
-    until = monotonic() + _LONGEST_READ
-    for number, change in journal.changes(replay.selection, start=start, end=replay.end):
-        start = number
-        if change is not None:
-            changes.append(change)
-        if len(changes) >= limit or (change is None and monotonic() > until):
-            return _Chunk(replay.id, changes, start, is_end=False)
-    return _Chunk(replay.id, changes, start, is_end=True)
 
 
 def _accepted(replay: Replay) -> str:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
 
 from pybase64 import b64encode
 
@@ -80,6 +80,10 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
 
     __slots__ = ("_kind", "_new", "_old", "commit", "kind", "ordinal", "stamp")
 
+    is_of_texts: ClassVar[bool] = (
+        False  # its rows are the server's texts: they can be kept as they are, and rendered later
+    )
+
     def __init__(
         self, kind: KindT, old: RowT | None, new: RowT | None, commit: TransactionT, ordinal: int
     ) -> None:
@@ -92,6 +96,12 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         # Its id and position: each task that it fires needs both.
         number = b"%d" % ordinal
         self.stamp = commit.id_head + number, commit.position_head + number
+
+    def with_id(self, name: bytes) -> Self:
+        """Return the same change under another id."""
+        other = copy(self)
+        other.stamp = name, self.stamp[1]
+        return other
 
     @abstractmethod
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
@@ -161,6 +171,21 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     def logged(self) -> dict[str, Any]:
         """Return the rows as they were logged, for JSON: bytes as base64, other values as their `repr`."""
         return {"before": _shown(self._old), "after": _shown(self._new)}
+
+    @property
+    def logged_kind(self) -> KindT:
+        """What it has in common with all changes of its table and event."""
+        return self._kind
+
+    @property
+    def logged_old(self) -> RowT | None:
+        """The old row as it was logged."""
+        return self._old
+
+    @property
+    def logged_new(self) -> RowT | None:
+        """The new row as it was logged."""
+        return self._new
 
     @property
     def position(self) -> str:

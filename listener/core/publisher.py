@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Call, Parked, Route
 from listener.core.source import Saved
+
+if TYPE_CHECKING:  # which imports this module
+    from listener.core.retry import Retry
 
 __all__ = [
     "BrokerAwayError",
@@ -85,6 +88,10 @@ class Publisher(Protocol):
       took over or the broker lost its data, and StoppedError if `stop` ends a wait.
     - A message that is too large for the broker is parked, like a change that a route could not take.
     """
+
+    @property
+    def retries(self) -> Sequence[Retry]:
+        """Its waits for servers that are away or full, for the metrics: another thread may read them."""
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds, and the source's notes; None before the first.

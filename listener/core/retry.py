@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from time import monotonic, time
+from typing import NamedTuple, TypeVar
 
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -12,7 +13,7 @@ from cdc_tasks.errors import CDCError
 from listener.core.publisher import BrokerAwayError, StoppedError
 from listener.core.wakeup import Wakeup
 
-__all__ = ["Retry"]
+__all__ = ["Retry", "Trouble"]
 
 log = structlog.get_logger()
 
@@ -21,8 +22,18 @@ T = TypeVar("T")
 _LOG_EVERY = 20  # attempts that fail for the same reason
 
 
+class Trouble(NamedTuple):
+    """Why a `Retry` waits, and since when by `time.monotonic`."""
+
+    code: str  # of the error
+    since: float
+
+
 class Retry:
-    """Calls a function again and again while it raises one kind of error."""
+    """Calls a function again and again while it raises one kind of error.
+
+    What it waits for is there to be read from another thread: `trouble`, `losses`, `errors` and `moved_at`.
+    """
 
     def __init__(
         self,
@@ -38,7 +49,11 @@ class Retry:
 
         Waits grow at random from `shortest` to `longest` seconds. `wakeup` ends the waits of several at once.
         """
-        self._what = what
+        self.what = what
+        self.trouble: Trouble | None = None  # while it waits
+        self.losses = 0  # how often it had to begin to wait
+        self.errors: dict[str, float] = {}  # an error's code -> when it came last, as `time.time`
+        self.moved_at = monotonic()  # the last attempt or wait
         self._on = on
         self._event = event
         self._wakeup = wakeup or Wakeup()
@@ -55,12 +70,16 @@ class Retry:
         """Return what `action` returns, at last; raises StoppedError if `stop` ends a wait."""
         try:
             return action()
-        except self._on:
-            pass  # most often the connection went stale, and a new one works
-        result = self._retrying.copy()(action)
+        except self._on as error:  # most often the connection went stale, and a new one works
+            self.losses += 1
+            self._note(error)
+        try:
+            result = self._retrying.copy()(action)
+        finally:
+            self.trouble = None
         if self._logged:
             self._logged = ""
-            log.info("back", what=self._what)
+            log.info("back", what=self.what)
         return result
 
     def stop(self) -> None:
@@ -73,6 +92,7 @@ class Retry:
 
     def sleep(self, seconds: float) -> None:
         """Wait; raises StoppedError after `stop`."""
+        self.moved_at = monotonic()
         if self._wakeup.wait(seconds):
             raise StoppedError
 
@@ -80,8 +100,16 @@ class Retry:
         """Raise StoppedError after `stop`."""
         self.sleep(0)
 
+    def _note(self, error: CDCError) -> None:
+        since = monotonic() if self.trouble is None else self.trouble.since
+        self.trouble = Trouble(error.code, since)
+        self.errors[error.code] = time()
+
     def _log_wait(self, state: RetryCallState) -> None:
-        reason = str(state.outcome.exception()) if state.outcome else ""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, CDCError):
+            self._note(error)
+        reason = str(error) if error else ""
         if reason != self._logged or state.attempt_number % _LOG_EVERY == 0:
-            log.warning(self._event, what=self._what, attempt=state.attempt_number, error=reason)
+            log.warning(self._event, what=self.what, attempt=state.attempt_number, error=reason)
             self._logged = reason

@@ -46,7 +46,7 @@ class LoggedKind(Generic[TableT]):
 class LoggedTable(ABC, Generic[RowT]):
     """One version of a table's definition, as of some place in the log: rows go in, JSON comes out."""
 
-    __slots__ = ("_absent", "_renderers", "index", "name", "names", "schema")
+    __slots__ = ("_absent", "index", "name", "names", "renderers", "schema")
 
     def __init__(self, schema: str, name: str, index: dict[str, int]) -> None:
         """`index` has the place in a row of each column that is shown, in their order."""
@@ -54,7 +54,7 @@ class LoggedTable(ABC, Generic[RowT]):
         self.name = name
         self.index = index
         self.names = tuple(index)
-        self._renderers: dict[Columns, Render[RowT]] = {}
+        self.renderers: dict[Columns, Render[RowT]] = {}  # compiled so far; each may raise NOT_PLAIN
         self._absent: dict[Columns, bytes] = {None: b""}
 
     @abstractmethod
@@ -64,9 +64,9 @@ class LoggedTable(ABC, Generic[RowT]):
     def render(self, row: RowT, columns: Columns) -> bytes:
         """Return `row` as a JSON object of `columns`, without those that are missing."""
         try:
-            renderer = self._renderers[columns]
+            renderer = self.renderers[columns]
         except KeyError:
-            renderer = self._renderers[columns] = self._compile(columns)
+            renderer = self.renderers[columns] = self._compile(columns)
         try:
             return renderer(row)
         except NOT_PLAIN:

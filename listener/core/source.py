@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from cdc_tasks.changes import Change
 from cdc_tasks.errors import CDCError
 from listener.core.backfill import Chunk, ChunkRequest
+from listener.core.visibility import CommitWait
 
 __all__ = ["IDLE_INTERVAL", "Batch", "GapError", "Monitor", "Saved", "SourceError", "SourceLostError"]
 
@@ -48,6 +49,7 @@ class Batch:
         None  # what the source needs at its next start; None: what it noted before still holds
     )
     chunk: Chunk | None = None  # of a backfill: its place is behind the changes
+    commit_wait: CommitWait | None = None  # what follows is not visible yet
 
 
 class Monitor(Protocol):
@@ -66,6 +68,8 @@ class Monitor(Protocol):
 
     - Changes come in commit order. Their positions ascend.
     - A change that is read again has the id and the position that it had.
+    - A change comes only when a session that begins now sees its transaction. Servers send a commit to a reader of
+      the log before that. Meanwhile batches without changes come, with `commit_wait`. (Not on MySQL without GTIDs.)
     - A position is opaque to everyone else. The loop stores it as the checkpoint and gives it back. It does the same
       with a batch's notes, in the same atomic step.
 
@@ -100,6 +104,17 @@ class Monitor(Protocol):
     @property
     def has_accepted_gap(self) -> bool:
         """Whether it goes on without changes that are missing; known after the first batch."""
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether `open` waits because another listener reads; any thread may ask."""
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds the source has sent nothing, not even a sign of life, as the last wait for it knew.
+
+        0 before it reads. Any thread may ask.
+        """
 
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Connect and become the only reader. Wait as a standby while another listener reads, until `stop`.

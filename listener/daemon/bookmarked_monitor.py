@@ -36,6 +36,16 @@ class BookmarkedMonitor:
         """See `Monitor.has_accepted_gap`."""
         return self._monitor.has_accepted_gap
 
+    @property
+    def is_standby(self) -> bool:
+        """See `Monitor.is_standby`."""
+        return self._monitor.is_standby
+
+    @property
+    def silence(self) -> float:
+        """See `Monitor.silence`."""
+        return self._monitor.silence
+
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """See `Monitor.open`."""
         self._monitor.open(saved=saved, again=again)

@@ -11,7 +11,8 @@ from typing import Any
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, RouteError
-from cdc_tasks.user_code import did_you_mean, is_missing, mistake, place, similar_module
+from cdc_tasks.source_lines import place
+from cdc_tasks.user_code import did_you_mean, is_missing, mistake, similar_module
 from listener.daemon.database_url import home_schema
 
 __all__ = ["load_router"]

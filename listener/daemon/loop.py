@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Final
 
@@ -11,12 +11,15 @@ import structlog
 
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.control.control import Control
-from listener.control.journal import Journal
+from listener.control.journal.writer import Journal
 from listener.control.replays import Replays
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
 from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
+from listener.daemon.debug_log import told_at_debug
+from listener.metrics.meter import Meter
+from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.redis.connection import Command as RedisCommand
 
 __all__ = ["Listener"]
@@ -37,9 +40,15 @@ class Listener:
         publisher: Publisher,
         control: Control | None = None,
         journal: Journal | None = None,
+        *,
+        commit_wait_note: CommitWaitNote | None = None,
+        meter: Meter | None = None,
     ) -> None:
+        """With a `meter` it counts what it does."""
+        self.monitor = self._monitor = monitor
+        self.meter = self._meter = meter
         self._journal = journal
-        self._monitor = monitor
+        self._commit_wait_note = commit_wait_note
         self._router = router
         self._publisher = publisher
         self._control = control
@@ -53,6 +62,11 @@ class Listener:
             wakeup=self._wakeup,
         )
         self._retry_broker = Retry("broker", wakeup=self._wakeup)
+
+    @property
+    def retries(self) -> Sequence[Retry]:
+        """The waits for servers that are away; any thread may read them."""
+        return self._retry, self._retry_broker, *self._publisher.retries
 
     def run(self) -> None:
         """Run until `stop`; raises CDCError if a person is needed. Nothing unpublished is ever acknowledged."""
@@ -80,6 +94,8 @@ class Listener:
         self._publisher.stop()
 
     def _open(self) -> None:
+        if self._meter is not None:
+            self._meter.opening()
         read = self._publisher.read_checkpoint
         self._monitor.open(saved=read(), again=read)
 
@@ -89,6 +105,8 @@ class Listener:
             self._publish(after=self._publisher.attach(self._monitor.source))
         except (SourceLostError, CheckpointMovedError) as error:
             log.warning("reading_again", reason=error.message)
+            if self._meter is not None:
+                self._meter.lost(error)
             self._wakeup.wait(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
         finally:
             self._monitor.close()
@@ -98,22 +116,16 @@ class Listener:
         if control is not None:
             if not self._retry_broker.call(control.restore):
                 return
-            control.hold(self._wakeup, lambda: None)
+            self._hold(control, lambda: None)
             if self._wakeup.is_set:
                 return
         journal = self._journal
         if journal is not None:
             journal.attach(after)
         for batch in self._monitor.batches(after):
-            fired: Iterable[Call | Parked] = self._router.tasks_for(batch.changes)
-            if journal is not None:
-                fired = journal.record(fired, batch.changes, batch.position)
-            also: Sequence[RedisCommand] = ()
-            if batch.chunk is not None and control is not None and control.backfills is not None:
-                reads, also = control.backfills.take(batch.chunk)
-                fired = chain(fired, reads)
+            fired, also = self._fired(batch)
             confirmed = publisher.publish(
-                fired if control is None else control.filtered(fired),
+                fired,
                 checkpoint=batch.position,
                 as_of=batch.as_of,
                 pipelined=batch.pipelined,
@@ -122,9 +134,26 @@ class Listener:
                 before=None if journal is None else journal.flush,
             )
             self._acknowledge(confirmed)
+            if self._commit_wait_note is not None:
+                self._commit_wait_note.keep(batch.commit_wait)
             if control is not None:
                 self._obey(control, batch)
         self._acknowledge(publisher.flush())
+
+    def _fired(self, batch: Batch) -> tuple[Iterable[Call | Parked], Sequence[RedisCommand]]:
+        """Return what the batch and its chunk of a backfill fire, and what else belongs to their step."""
+        control = self._control
+        also: Sequence[RedisCommand] = ()
+        fired: Iterable[Call | Parked] = self._router.tasks_for(batch.changes)
+        if self._journal is not None:
+            fired = self._journal.record(fired, batch.changes, batch.position)
+        if batch.chunk is not None and control is not None and control.backfills is not None:
+            reads, also = control.backfills.take(batch.chunk)
+            fired = chain(fired, reads)
+        if control is not None:
+            fired = control.filtered(fired)
+        fired = told_at_debug(fired, batch)
+        return (fired if self._meter is None else self._meter.fired(batch, fired)), also
 
     def _obey(self, control: Control, batch: Batch) -> None:
         control.passed(batch.as_of)
@@ -135,11 +164,30 @@ class Listener:
             control.backfills.look()
         if control.replays is not None:
             self._replay(control.replays, batch)
-        control.hold(self._wakeup, lambda: self._keep_up(batch.position))
+        self._hold(control, lambda: self._keep_up(batch.position))
+
+    def _hold(self, control: Control, keep_up: Callable[[], None]) -> None:
+        """Wait while a person has paused the stream."""
+        meter = self._meter
+        if meter is None:
+            control.hold(self._wakeup, keep_up)
+            return
+
+        def moved() -> None:
+            meter.is_held = True
+            meter.moved()
+            keep_up()
+
+        try:
+            control.hold(self._wakeup, moved)
+        finally:
+            meter.is_held = False
 
     def _replay(self, replays: Replays, batch: Batch) -> None:
         """Publish what a replay fires; only for a moment, as the stream waits meanwhile."""
         for fired, also in replays.steps(_REPLAY_BESIDE if batch.changes else _REPLAY_ALONE):
+            if self._meter is not None:
+                self._meter.fired(Batch((), batch.position), fired)
             confirmed = self._publisher.publish(
                 fired, checkpoint=batch.position, as_of=batch.as_of, also=also
             )
@@ -152,3 +200,5 @@ class Listener:
     def _acknowledge(self, position: str | None) -> None:
         if position is not None:
             self._monitor.acknowledge(position)
+            if self._meter is not None:
+                self._meter.confirmed(position)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
-from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.routing.router import BinlogRouter, Route
 from listener.core.backfill import TablePlan
 from listener.core.findings import Finding
 from listener.core.source import Monitor
 from listener.core.source_status import SourceStatus
+from listener.core.tail import Tail
 from listener.daemon.application import cache_url
 from listener.daemon.bookmarked_monitor import BookmarkedMonitor
 from listener.daemon.settings import ListenerSettings
 from listener.mysql.backfill.readable_table import count_rows, plan_table
 from listener.mysql.check import check_mysql
 from listener.mysql.client.connection import connect
+from listener.mysql.history.binlog_history import BinlogHistory
+from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor, derived_server_id
-from listener.mysql.status import read_mysql_status
+from listener.mysql.status import BinlogGauge, read_mysql_status
+from listener.mysql.tail import BinlogTail
 from listener.publish.bookmark import Bookmark
 
 __all__ = [
+    "binlog_history",
     "check_binlog",
     "count_binlog_backfill",
+    "make_binlog_gauge",
     "make_binlog_monitor",
+    "make_binlog_tail",
     "plan_binlog_backfill",
     "read_binlog_status",
 ]
@@ -50,6 +57,23 @@ def make_binlog_monitor(
     return BookmarkedMonitor(reader, bookmark)
 
 
+def binlog_history(
+    settings: ListenerSettings, routes: Sequence[Route], checkpoint: Callable[[], str | None]
+) -> BinlogHistory:
+    """Return the log as a replay of these routes reads it; nothing is opened yet."""
+
+    def saved() -> BinlogPosition | None:
+        text = checkpoint()
+        return None if text is None else BinlogPosition.parse(text)
+
+    return BinlogHistory(settings.database_url.get_secret_value(), routes, checkpoint=saved)
+
+
+def make_binlog_tail(settings: ListenerSettings, selected: BinlogRouter) -> Tail:
+    """Return what looks at the log of the tables that `selected` selects, not yet connected."""
+    return BinlogTail(settings.database_url.get_secret_value(), routes=selected.routes)
+
+
 def check_binlog(
     settings: ListenerSettings, router: BinlogRouter, checkpoint: str | None
 ) -> Iterator[Finding]:
@@ -67,6 +91,11 @@ def check_binlog(
 def read_binlog_status(settings: ListenerSettings, checkpoint: str | None) -> SourceStatus:
     """Return what the server reports."""
     return read_mysql_status(settings.database_url.get_secret_value(), settings.cdc_name, checkpoint)
+
+
+def make_binlog_gauge(settings: ListenerSettings) -> BinlogGauge:
+    """Return what asks the server how far it is, not yet connected."""
+    return BinlogGauge(settings.database_url.get_secret_value(), settings.cdc_name)
 
 
 def plan_binlog_backfill(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from cdc_tasks.routing.router import BinlogRouter
@@ -10,18 +10,22 @@ from listener.core.backfill import TablePlan
 from listener.core.findings import Finding
 from listener.core.source import Monitor
 from listener.core.source_status import SourceStatus
+from listener.core.tail import Tail
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition
 from listener.postgres.backfill.table_key import count_rows, plan_table
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.postgres.status import read_postgres_status
+from listener.postgres.status import PostgresGauge, read_postgres_status
+from listener.postgres.tail import WALTail
 
 __all__ = [
     "check_wal",
     "count_wal_backfill",
+    "make_wal_gauge",
     "make_wal_monitor",
+    "make_wal_tail",
     "plan_wal_backfill",
     "read_wal_status",
 ]
@@ -41,6 +45,24 @@ def make_wal_monitor(settings: ListenerSettings, router: BinlogRouter, *, accept
         replay_window=settings.cdc_replay_window,
         accept_gap=accept_gap,
         column_lists=settings.cdc_column_lists,
+    )
+
+
+def make_wal_tail(
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    selected: BinlogRouter,
+    needed: Sequence[tuple[str, str]],
+) -> Tail:
+    """Return what looks at the log of the tables that `selected` selects, not yet connected; `needed` must be seen."""
+    return WALTail(
+        settings.database_url.get_secret_value(),
+        publication=settings.publication,
+        plugin=settings.cdc_plugin,
+        routes=selected.routes,
+        needed=needed,
+        prefixes=router.prefixes,
+        most_lag=settings.cdc_lag_alarm,
     )
 
 
@@ -71,6 +93,11 @@ def read_wal_status(
         routes=router.routes,
         notes=notes,
     )
+
+
+def make_wal_gauge(settings: ListenerSettings) -> PostgresGauge:
+    """Return what asks the server how far it is, not yet connected."""
+    return PostgresGauge(settings.database_url.get_secret_value(), settings.slot)
 
 
 def plan_wal_backfill(

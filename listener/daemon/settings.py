@@ -13,7 +13,7 @@ from cdc_tasks.settings import Address, BrokerURL, ConnectionSettings, LogSettin
 from cdc_tasks.settings import load as load_settings
 from listener.daemon.database_url import DatabaseType, detect_database_type
 
-__all__ = ["ListenerSettings", "LogSettings", "RouteSettings", "load"]
+__all__ = ["ListenerSettings", "LogSettings", "RouteSettings", "load", "split_address"]
 
 T = TypeVar("T", bound=Settings)
 
@@ -35,6 +35,24 @@ def _known_broker(url: SecretStr) -> SecretStr:
     if scheme not in TRANSPORT_ALIASES:
         raise ValueError(f"Celery has no broker transport {scheme!r}")
     return url
+
+
+def _servable(address: str | None) -> str | None:
+    if address is not None:
+        split_address(address)
+    return address
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`, `[IPv6]:port`. Raise ValueError."""
+    host, _, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    is_bracketed = host == f"[{bare}]"
+    if not bare or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("it is no address: write host:port, e.g. 127.0.0.1:9187 or [::1]:9187")
+    if (":" in bare) is not is_bracketed:
+        raise ValueError("an IPv6 address stands in brackets: [::1]:9187")
+    return bare, int(port)
 
 
 def load(kind: type[T]) -> T:
@@ -170,10 +188,27 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         description='Up to this many messages of routes with on_full="set_aside" wait beside each full queue; '
         "then the listener pauses.",
     )
+    cdc_max_parked: int = Field(
+        100_000,
+        ge=1,
+        description="Up to this many changes and enqueued tasks are parked; then the listener pauses.",
+    )
     cdc_lag_alarm: ByteSize = Field(
         ByteSize(1024**3),
         gt=0,
         description="Warn when the database keeps more log for us than this, e.g. 500MB or 2GiB.",
+    )
+
+    cdc_metrics_address: Annotated[str | None, AfterValidator(_servable)] = Field(
+        None,
+        description="Where /metrics, /livez and /readyz are served, e.g. 127.0.0.1:9187 or [::1]:9187; if not set, "
+        "nowhere. The pages have numbers and no rows, and ask for no password.",
+    )
+    cdc_queue_alarm: float = Field(
+        300.0,
+        gt=0,
+        description="The alert for a queue that is not emptied comes when its oldest message has waited this many "
+        "seconds.",
     )
 
     cdc_journal: str | None = Field(

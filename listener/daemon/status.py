@@ -13,12 +13,14 @@ from redis.exceptions import ResponseError
 from cdc_tasks.words import counted
 from listener.core.source import Saved
 from listener.core.source_status import Reader, SourceStatus
+from listener.core.visibility import CommitWait
+from listener.publish.commit_wait_note import commit_wait_key, parse_commit_wait
 from listener.publish.parked import parked_key
 from listener.publish.queue_limit import Pause, pause_key
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
-__all__ = ["SavedPosition", "Status", "read_saved_position"]
+__all__ = ["SavedPosition", "Status", "ask_saved_position", "read_saved_position"]
 
 
 class SavedPosition(NamedTuple):
@@ -30,6 +32,7 @@ class SavedPosition(NamedTuple):
     notes: str | None = None  # in the source's own format
     pause: Pause | None = None  # the listener waits: a queue is longer than CDC_MAX_QUEUE
     set_aside: Mapping[str, int] = MappingProxyType({})  # queue -> how many tasks wait beside it
+    commit_wait: CommitWait | None = None  # the listener waits: sessions do not see a transaction yet
 
     @property
     def resumed(self) -> Saved | None:
@@ -52,6 +55,12 @@ class Status:
         """Whether a listener reads, and reads all that the routes name; a lag may pass by itself."""
         source = self.source
         return source.reader is Reader.RUNNING and not (source.unseen or source.problems or source.gaps)
+
+    def exit_status(self, *, only_reading: bool) -> int:
+        """Return 0 if all is well, 1 if not `is_healthy`, 3 if it is and there are alarms; 0 then if `only_reading`."""
+        if not self.is_healthy:
+            return 1
+        return 3 if any(True for _ in self.alarms) and not only_reading else 0
 
     @property
     def lag_seconds(self) -> float | None:
@@ -103,11 +112,11 @@ class Status:
                 + "\n".join(self.offers),
             )
         if pause := self.saved.pause:
-            more = f"{counted(pause.longest_queue, 'task')}, more than {pause.setting}={pause.max_queue}"
-            yield (
-                "paused",
-                f"paused since {pause.since}: a queue has {more}: start more workers, or raise {pause.setting}",
-            )
+            yield "paused", f"paused since {pause.since}: {_reason(pause)}"
+        if wait := self.saved.commit_wait:
+            what = f"the transaction at {wait.position} is in the log, and no session sees it yet"
+            cure = "a synchronous standby, or a semi-synchronous replica, may have to confirm it"
+            yield "commit_not_visible", f"waiting since {wait.since}: {what}: {cure}"
         for queue, count in self.saved.set_aside.items():
             waiting = counted(count, "task waits", "tasks wait")
             yield "set_aside", f"{waiting} beside the queue {queue}: it is full, or their route is paused"
@@ -116,26 +125,41 @@ class Status:
             yield "parked", f"{parked}: python -m listener parked list"
 
 
+def _reason(pause: Pause) -> str:
+    limit = f"more than {pause.setting}={pause.max_queue}"
+    if pause.setting == "CDC_MAX_PARKED":
+        parked = counted(pause.longest_queue, "change is", "changes are")
+        return f"{parked} parked, {limit}: replay or drop them, or raise {pause.setting}"
+    tasks = counted(pause.longest_queue, "task")
+    return f"a queue has {tasks}, {limit}: start more workers, or raise {pause.setting}"
+
+
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
-    """Return what the broker has under CDC_NAME; raises BrokerAwayError, BrokerError."""
-    prefix = redis.prefixed(f"cdc:{name}")
+    """Return what the broker has under CDC_NAME, and close the connection; raises BrokerAwayError, BrokerError."""
     try:
-        answers = redis.send(
-            [
-                ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
-                ("HLEN", parked_key(prefix)),
-                ("GET", pause_key(prefix)),
-                ("HGETALL", set_aside_key(prefix)),
-            ]
-        )
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise redis.refusal(answer)
-        (position, as_of, notes), parked, pause, full = answers
-        names = [name.decode() for name in (full if isinstance(full, dict) else full[::2])]
-        counts = redis.ask([("LLEN", f"{set_aside_key(prefix)}:{name}") for name in names])
+        return ask_saved_position(redis, name)
     finally:
         redis.close()
+
+
+def ask_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
+    """Return what the broker has under CDC_NAME; raises BrokerAwayError, BrokerError."""
+    prefix = redis.prefixed(f"cdc:{name}")
+    answers = redis.send(
+        [
+            ("HMGET", f"{prefix}:checkpoint", "position", "as_of", "notes"),
+            ("HLEN", parked_key(prefix)),
+            ("GET", pause_key(prefix)),
+            ("HGETALL", set_aside_key(prefix)),
+            ("GET", commit_wait_key(prefix)),
+        ]
+    )
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise redis.refusal(answer)
+    (position, as_of, notes), parked, pause, full, wait = answers
+    names = [name.decode() for name in (full if isinstance(full, dict) else full[::2])]
+    counts = redis.ask([("LLEN", f"{set_aside_key(prefix)}:{name}") for name in names])
     return SavedPosition(
         position.decode() if position else None,
         datetime.fromisoformat(as_of.decode()) if as_of else None,
@@ -143,6 +167,7 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
         notes.decode() if notes else None,
         Pause.parse(pause) if pause else None,
         _by_queue(names, counts),
+        parse_commit_wait(wait) if wait else None,
     )
 
 

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from celery import Celery
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.extras import MissingExtraError, check_extra
-from cdc_tasks.routing.router import BinlogRouter
+from cdc_tasks.routing.router import BinlogRouter, Route
 from listener.control.backfills import Backfills, BackfillStore
 from listener.control.commands import CommandQueue
 from listener.control.control import Control, ControlState
 from listener.control.first_load import ExistingTables, offered_in
-from listener.control.journal import Journal, JournalError, JournalReader, journal_path
+from listener.control.journal.file import JournalError, journal_path
+from listener.control.journal.reader import JournalReader
+from listener.control.journal.writer import Journal
 from listener.control.replays import Replays, ReplayStore
 from listener.core.backfill import TablePlan
 from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
+from listener.core.history import History
 from listener.core.publisher import BrokerAwayError, Publisher
 from listener.core.source import Monitor, SourceError
 from listener.core.source_status import SourceStatus
+from listener.core.tail import Tail
 from listener.daemon.application import cache_url, celery_app
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.status import SavedPosition, Status, read_saved_position
+from listener.metrics.meter import Meter
 from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
+from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.kombu.publisher import KombuPublisher
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.publisher import RedisPublisher
@@ -42,12 +48,15 @@ __all__ = [
     "command_queue",
     "control_state",
     "count_backfill",
+    "is_redis",
     "journal_reader",
     "make_listener",
+    "make_tail",
     "plan_backfill",
     "read_existing_tables",
     "read_source_status",
     "read_status",
+    "replay_histories",
     "replay_store",
 ]
 
@@ -81,7 +90,7 @@ def make_listener(
         ReplayStore(redis, settings.cdc_name),
         publisher,
         router.routes,
-        lambda: journal_reader(settings),
+        lambda routes: replay_histories(settings, routes),
         is_paused=lambda routes: not set(routes).isdisjoint(state.paused_routes),
     )
     control = Control(
@@ -95,7 +104,11 @@ def make_listener(
         tables=_existing_tables(settings),
         loads_first=loads_first,
     )
-    listener = Listener(monitor, router, publisher, control, _journal(settings))
+    note = CommitWaitNote(checkpoint_store(settings), settings.cdc_name)
+    meter = None if settings.cdc_metrics_address is None else Meter(router)
+    listener = Listener(
+        monitor, router, publisher, control, _journal(settings), commit_wait_note=note, meter=meter
+    )
     if reloading is not None:
         reloading.stop = listener.stop
     return listener
@@ -141,6 +154,20 @@ def journal_reader(settings: ListenerSettings) -> JournalReader:
             code="journal_missing",
         )
     return JournalReader(journal_path(settings.cdc_journal, settings.cdc_name))
+
+
+def replay_histories(settings: ListenerSettings, routes: Sequence[Route]) -> list[History]:
+    """Return what a replay of these routes can read, the journal first. Raise JournalError if there is nothing."""
+    found: list[History] = []
+    is_binlog = settings.database_type is DatabaseType.MYSQL
+    if settings.cdc_journal is not None or not is_binlog:
+        found.append(journal_reader(settings))
+    if is_binlog:
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import binlog_history
+
+        found.append(binlog_history(settings, routes, lambda: _position_in_binlog(settings)))
+    return found
 
 
 def _journal(settings: ListenerSettings) -> Journal | None:
@@ -202,15 +229,36 @@ def _monitor(
     return make_wal_monitor(settings, router, accept_gap=accept_gap)
 
 
+def make_tail(
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    selected: BinlogRouter,
+    needed: Sequence[tuple[str, str]] = (),
+) -> Tail:
+    """Return what looks at the log from now on, not yet connected: the tables that routes of `selected` select.
+
+    `router` has the prefixes of enqueued tasks. `needed` are tables that must be seen.
+    """
+    if settings.database_type is DatabaseType.MYSQL:
+        check_extra("mysql")
+        from listener.daemon.mysql_parts import make_binlog_tail
+
+        return make_binlog_tail(settings, selected)
+    from listener.daemon.postgres_parts import make_wal_tail
+
+    return make_wal_tail(settings, router, selected, needed)
+
+
 def _publisher(settings: ListenerSettings) -> Publisher:
     app = celery_app(settings)
-    if not _is_redis(app):
+    if not is_redis(app):
         return KombuPublisher(
             app,
             cache_url(settings),
             name=settings.cdc_name,
             max_queue=settings.cdc_max_queue,
             max_set_aside=settings.cdc_max_set_aside,
+            max_parked=settings.cdc_max_parked,
         )
     return RedisPublisher(
         app,
@@ -220,10 +268,12 @@ def _publisher(settings: ListenerSettings) -> Publisher:
         batch_wait=settings.cdc_batch_wait,
         max_queue=settings.cdc_max_queue,
         max_set_aside=settings.cdc_max_set_aside,
+        max_parked=settings.cdc_max_parked,
     )
 
 
-def _is_redis(app: Celery) -> bool:
+def is_redis(app: Celery) -> bool:
+    """Return whether the app's broker is Redis."""
     with app.connection_for_write() as connection:
         return bool(connection.transport.driver_type == "redis")
 
@@ -231,7 +281,7 @@ def _is_redis(app: Celery) -> bool:
 def checkpoint_store(settings: ListenerSettings) -> RedisConnection:
     """Return a connection to the Redis with checkpoint and parked changes: the broker, if it is Redis."""
     app = celery_app(settings)
-    if _is_redis(app):
+    if is_redis(app):
         return RedisConnection.of_broker(app)
     return RedisConnection.of_cache(cache_url(settings))
 

@@ -280,7 +280,8 @@ def _gtid(server: Server) -> Finding:
         return _finding("gtids", "on", what="GTIDs")
     return _finding(
         "gtids",
-        "off: after a failover to a replica the listener cannot go on where it was",
+        "off: after a failover to a replica the listener cannot go on where it was, and a task may start before "
+        "its change can be read",
         State.WARNING,
         "SET PERSIST enforce_gtid_consistency = ON;\n"
         "SET PERSIST gtid_mode = OFF_PERMISSIVE;\n"

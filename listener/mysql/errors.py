@@ -14,6 +14,7 @@ from listener.core.source import GapError, SourceError, SourceLostError
 
 __all__ = [
     "ACCEPT_GAP",
+    "HIDDEN_COMMIT",
     "GTIDModeError",
     "PermissionDeniedError",
     "ServerIdTakenError",
@@ -23,6 +24,11 @@ __all__ = [
     "translate",
     "translate_dump",
 ]
+
+HIDDEN_COMMIT: Final = (
+    "A replica may have to confirm it (semi-synchronous replication): SHOW STATUS LIKE 'rpl_semi_sync%'; "
+    "Start the replica."
+)
 
 ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
 

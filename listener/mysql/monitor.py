@@ -17,6 +17,7 @@ from listener.core.backfill import ChunkRequest
 from listener.core.findings import raise_problems
 from listener.core.last_change import hold_back
 from listener.core.source import IDLE_INTERVAL, Batch, Saved, SourceLostError
+from listener.core.visibility import VisibilityWait
 from listener.core.wakeup import Wakeup
 from listener.mysql.backfill.window import Window
 from listener.mysql.charsets import Charsets
@@ -26,13 +27,13 @@ from listener.mysql.client.server import Server, current_position, read_server, 
 from listener.mysql.client.single_reader_lock import ListenerLock
 from listener.mysql.codec.change import BinlogChange
 from listener.mysql.codec.decoder import Decoder
-from listener.mysql.errors import ServerIdTakenError
+from listener.mysql.errors import HIDDEN_COMMIT, ServerIdTakenError
 from listener.mysql.log.position import BinlogPosition
-from listener.mysql.sql.statements import Dialect
+from listener.mysql.log_decoder import log_decoder
 from listener.mysql.start.start_position import starting_position
 from listener.mysql.stream import BinlogStream, StreamPlace, replica_uuid
 from listener.mysql.tables.catalogue import Definitions
-from listener.mysql.tables.table_description import Tables
+from listener.mysql.visibility import visibility_of
 
 __all__ = ["BinlogMonitor", "derived_server_id"]
 
@@ -76,6 +77,7 @@ class BinlogMonitor:
         self._from_start = from_start
         self._accept_gap = accept_gap
         self.has_accepted_gap = False  # at its start
+        self.is_standby = False
         self._wakeup = Wakeup()
         self._resources = ExitStack()
         self._warned_at = float("-inf")
@@ -90,6 +92,12 @@ class BinlogMonitor:
         self._decoder: Decoder
         self._window: Window
         self._place: StreamPlace
+
+    @property
+    def silence(self) -> float:
+        """See `Monitor.silence`."""
+        stream = vars(self).get("_stream")
+        return 0.0 if stream is None else stream.silence
 
     def open(
         self,
@@ -120,11 +128,12 @@ class BinlogMonitor:
         """Yield what lies beyond `after`; see `Monitor.batches`."""
         if self._wakeup.is_set:
             return
-        position = self._start(after)
+        position = str(self._start(after))
         # At once, so that after a crash reading begins here again, and not behind what was committed since.
-        yield Batch([], str(position))
+        yield Batch([], position)
         stream, decoder, window = self._stream, self._decoder, self._window
         is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
+        visibility = visibility_of(self._session, self._server, lambda: decoder.committed_by_name)
         held: list[BinlogChange] = []  # read, and left to the next batch: see `hold_back`
         while not self._wakeup.is_set:
             changes = held
@@ -135,6 +144,10 @@ class BinlogMonitor:
             self._lock.check()
             id_head = decoder.progress.id_head
             held = [] if id_head is None else hold_back(changes, id_head)
+            if changes and not visibility.shows(changes):
+                yield from self._until_visible(partial(visibility.shows, changes), position, changes[-1])
+                if self._wakeup.is_set:
+                    return
             chunk = window.take(changes, self._place.position) if window.is_busy else None
             if changes:
                 self._watch_retention(changes[-1])
@@ -143,7 +156,8 @@ class BinlogMonitor:
             is_ahead = bool(changes) or chunk is not None
             decoder.progress.hand_over(held[0].ordinal if held else None)
             as_of = changes[-1].committed_at if changes else None
-            yield Batch(changes, str(decoder.progress.position), as_of, pipelined=is_ahead, chunk=chunk)
+            position = str(decoder.progress.position)
+            yield Batch(changes, position, as_of, pipelined=is_ahead, chunk=chunk)
 
     def acknowledge(self, position: str) -> None:
         """Nothing to do: the server does not keep its log for us."""
@@ -161,13 +175,16 @@ class BinlogMonitor:
         self._resources.close()
 
     def _wait_for_lock(self) -> bool:
-        is_logged = False
-        while not self._lock.acquire():
-            if not is_logged:
-                log.info("standby", name=self._name, reason="Another listener with this CDC_NAME is running.")
-                is_logged = True
-            if self._wakeup.wait(_STANDBY_EVERY):
-                return False
+        try:
+            while not self._lock.acquire():
+                if not self.is_standby:
+                    reason = "Another listener with this CDC_NAME is running."
+                    log.info("standby", name=self._name, reason=reason)
+                    self.is_standby = True
+                if self._wakeup.wait(_STANDBY_EVERY):
+                    return False
+        finally:
+            self.is_standby = False
         return True
 
     def _look_up_tables(self) -> Definitions | None:
@@ -193,21 +210,14 @@ class BinlogMonitor:
             )
             self._check_server_id(connection)
         self.has_accepted_gap = checkpoint is not None and start.epoch > checkpoint.epoch
-        tables = Tables(self._definitions, self._charsets, self._routes, mariadb=self._server.is_mariadb)
-        self._decoder = Decoder(
-            mariadb=self._server.is_mariadb,
-            describe=tables.describe,
-            forget=tables.forget,
+        self._decoder = log_decoder(
+            self._server,
+            self._routes,
+            self._charsets,
+            definitions=self._definitions,
             after=start,
-            server=self._server.name,
             accepts_gap_until=self._current if self._accept_gap else None,
-            dialect=Dialect(
-                mariadb=self._server.is_mariadb,
-                folds_names=self._server.variable("lower_case_table_names") not in {"", "0"},
-                charsets=self._charsets,
-            ),
             selects=partial(_selects, self._routes),
-            keeps_muted=any(route.even_muted for route in self._routes),
         )
         self._resources.callback(self._decoder.close)
         self._accept_gap = False  # it was for this gap, not for a later one
@@ -260,6 +270,15 @@ class BinlogMonitor:
         if outer is not None:
             self._place.passed(outer, decoder.progress.file)
         return not (changes and decoder.needs_end) or self._read_to_the_end(changes)
+
+    def _until_visible(
+        self, is_visible: Callable[[], bool], position: str, last: BinlogChange
+    ) -> Iterator[Batch]:
+        """Yield batches without changes until sessions see what was read, or `stop`; `position` is before it."""
+        wait = VisibilityWait(self._wakeup, hint=HIDDEN_COMMIT)
+        while not (wait.until(is_visible, last.position, seconds=_TICK) or self._wakeup.is_set):
+            self._lock.check()
+            yield Batch([], position, commit_wait=wait.current)
 
     def _watch_retention(self, newest: BinlogChange) -> None:
         """Warn if what is read is so old that the server may soon purge what comes next."""

@@ -4,23 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
 from listener.core.source_status import Reader, SourceStatus
-from listener.mysql.client.connection import connect, fetch_value
+from listener.mysql.client.connection import Connection, connect, fetch_value
 from listener.mysql.client.server import LogFile, Server, current_position, log_files, read_server
 from listener.mysql.client.single_reader_lock import lock_name
 from listener.mysql.log.position import BinlogPosition
 
-__all__ = ["read_mysql_status"]
+__all__ = ["BinlogGauge", "read_mysql_status"]
 
 
 def read_mysql_status(url: str, name: str, checkpoint: str | None) -> SourceStatus:
     """Return what the server knows of the listener `name` (CDC_NAME); raises SourceError, SourceLostError."""
     with closing(connect(url)) as connection:
-        server = read_server(connection)
-        current = current_position(connection, server)
-        reader = fetch_value(connection, "SELECT IS_USED_LOCK(%s)", [lock_name(name)])
-        files = log_files(connection)
+        return _read(connection, name, checkpoint)
+
+
+class BinlogGauge:
+    """Reads the same in a session that it keeps."""
+
+    def __init__(self, url: str, name: str) -> None:
+        """`name` is CDC_NAME."""
+        self._url = url
+        self._name = name
+        self._connection: Connection[Any] | None = None
+
+    def read(self, checkpoint: str | None) -> SourceStatus:
+        """Return how far it is. Raise SourceError, SourceLostError; the next read connects again then."""
+        try:
+            return _read(self._connection or self._connect(), self._name, checkpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the session; the next read opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.open:
+            connection.close()
+
+    def _connect(self) -> Connection[Any]:
+        self._connection = connect(self._url)
+        return self._connection
+
+
+def _read(connection: Connection[Any], name: str, checkpoint: str | None) -> SourceStatus:
+    server = read_server(connection)
+    current = current_position(connection, server)
+    reader = fetch_value(connection, "SELECT IS_USED_LOCK(%s)", [lock_name(name)])
+    files = log_files(connection)
     lag = (
         None
         if checkpoint is None

@@ -96,6 +96,11 @@ class BinlogStream:
             is_plain = self._has_checksums and crc32(event) == _INTACT and event[4] != _FORMAT
             yield event if is_plain else self._checked(event)
 
+    @property
+    def silence(self) -> float:
+        """For how many seconds the server has been silent, as the last `wait` knew; any thread may ask."""
+        return self._idle
+
     def wait(self, seconds: float, also: Wakeup | None = None) -> None:
         """Wait up to `seconds` for an event, or for `also`.
 

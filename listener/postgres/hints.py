@@ -11,6 +11,7 @@ __all__ = [
     "AUTHENTICATION",
     "CONNECTIONS",
     "DATABASE",
+    "HIDDEN_COMMIT",
     "LOGICAL",
     "LOGIN",
     "NOT_LOCAL",
@@ -33,6 +34,11 @@ __all__ = [
     "quoted",
     "quoted_table",
 ]
+
+HIDDEN_COMMIT: Final = (
+    "A synchronous standby may have to confirm it: SHOW synchronous_standby_names; "
+    "SELECT application_name, state, sync_state FROM pg_stat_replication; Start the standby, or take it out."
+)
 
 ACCEPT_GAP: Final = "To go on without the missing changes: python -m listener run --accept-gap"
 

@@ -15,6 +15,7 @@ from cdc_tasks.routing.router import Route
 from listener.core.backfill import BackfillRefusedError, Chunk, ChunkRequest
 from listener.core.last_change import hold_back
 from listener.core.source import IDLE_INTERVAL, Batch, GapError, Saved, SourceError, SourceLostError
+from listener.core.visibility import VisibilityWait
 from listener.core.wakeup import Wakeup
 from listener.postgres.backfill.window import Window
 from listener.postgres.client.connection import (
@@ -31,16 +32,18 @@ from listener.postgres.client.errors import SlotInUseError
 from listener.postgres.client.slot import Slot, read_slot
 from listener.postgres.client.stream import ReplicationStream
 from listener.postgres.client.timeline import ResumePoint, Timeline, identify, refuse_standby, resume
+from listener.postgres.client.visibility import Visibility
 from listener.postgres.codec.change import WALChange
 from listener.postgres.codec.decoder import (
     Begin,
     Commit,
     Decoder,
+    Hidden,
     UndescribedTableError,
     WALPosition,
     Watermark,
 )
-from listener.postgres.hints import AFTER_GAP, STUCK, UPDATE
+from listener.postgres.hints import AFTER_GAP, HIDDEN_COMMIT, STUCK, UPDATE
 from listener.postgres.log.acknowledgements import Acknowledgements
 from listener.postgres.log.position import LastPublished, WALCheckpoint, format_lsn, parse_lsn
 from listener.postgres.plugins import Plugin, PluginName, open_plugin
@@ -96,6 +99,7 @@ class PostgresWALMonitor:
         self._replay_window = replay_window
         self._accept_gap = accept_gap
         self.has_accepted_gap = False
+        self.is_standby = False
         self._wakeup = Wakeup()
         self._connect = partial(connect, database_url)
         self._sync = TableSync(
@@ -122,6 +126,9 @@ class PostgresWALMonitor:
         # Of one connection.
         self._stream: ReplicationStream
         self._decoder: Decoder
+        self._visibility: Visibility
+        self._visibility_wait: VisibilityWait
+        self._hidden: tuple[bytes, Hidden] | None = None  # the message that was read last, if it waits
         self._watch: TableWatch
         self._notes = NotesWriter()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
@@ -136,16 +143,27 @@ class PostgresWALMonitor:
         self._read_up_to = 0  # the end of the last transaction, or of log without changes for the listener
         self._idle_at = 0.0
 
+    @property
+    def silence(self) -> float:
+        """See `Monitor.silence`."""
+        stream = vars(self).get("_stream")
+        return 0.0 if stream is None else stream.silence
+
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Become the only reader of the slot; see `Monitor.open`."""
-        waits = False
+        try:
+            self._become_reader(saved, again)
+        finally:
+            self.is_standby = False
+
+    def _become_reader(self, saved: Saved | None, again: Callable[[], Saved | None] | None) -> None:
         while not self._wakeup.is_set:
             try:
-                self._open(again if waits and again else lambda: saved)
+                self._open(again if self.is_standby and again else lambda: saved)
             except SlotInUseError as error:
-                if not waits:
+                if not self.is_standby:
                     log.info("standby", slot=self._slot, reason=error.message)
-                    waits = True
+                    self.is_standby = True
                 self._wakeup.wait(_STANDBY_EVERY)
             else:
                 return
@@ -209,7 +227,10 @@ class PostgresWALMonitor:
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
             self._prepare_server(connection, slot, saved())
             self._identify_server(replication)
-            self._watch = TableWatch(self._connect, self._sync, self._tables.notes)
+            self._watch_visibility(stack, replication)
+            self._watch = TableWatch(
+                self._connect, self._sync, self._tables.notes, on_renewal=self._visibility.renew
+            )
             stack.callback(self._watch.close)
             plugin = self._open_plugin(replication)
             stack.callback(plugin.close)
@@ -238,6 +259,13 @@ class PostgresWALMonitor:
         slot = read_slot(replication, self._slot)
         self._confirmed = parse_lsn((slot and slot.confirmed_flush_lsn) or "0/0")
 
+    def _watch_visibility(self, stack: ExitStack, replication: LogicalReplicationConnection) -> None:
+        self._hidden = None
+        self._visibility = Visibility(partial(connect, self._database_url, beside=replication))
+        stack.callback(self._visibility.close)
+        self._visibility.renew()
+        self._visibility_wait = VisibilityWait(self._wakeup, hint=HIDDEN_COMMIT)
+
     def _open_plugin(self, replication: LogicalReplicationConnection) -> Plugin:
         plugin = open_plugin(
             self._plugin,
@@ -251,6 +279,7 @@ class PostgresWALMonitor:
             codec=log_codec(replication),
             server_version=replication.info.server_version,
             announced=self._watch.announced,
+            is_visible=self._visibility.shows,
         )
         self._decoder = plugin.decoder
         return plugin
@@ -311,6 +340,7 @@ class PostgresWALMonitor:
             # At once, so that the broker has a checkpoint from the start on: a missing one then means lost data.
             yield self._empty_batch(position)
         while not self._wakeup.is_set:
+            yield from self._until_visible(position, after)
             self._accept_gap &= self._decoder.awaits_last_published  # only this gap, and no later one
             changes, self._held = self._held, []
             try:
@@ -368,6 +398,11 @@ class PostgresWALMonitor:
             read, decode = self._stream.read, self._decoder.decode
             full, size = self._batch_size + len(changes), 0
             self._ran_dry = False
+            hidden, self._hidden = self._hidden, None
+            if hidden is not None:
+                payload, _ = hidden
+                if (boundary := decode(payload, changes)) and self._note(boundary, payload):
+                    return True
             with translated():
                 while len(changes) < full and size < _MAX_BYTES:
                     message = read()
@@ -378,18 +413,37 @@ class PostgresWALMonitor:
                     size += len(payload)
                     boundary = decode(payload, changes)
                     if boundary is not None:
-                        if self._note(boundary):
+                        if self._note(boundary, payload):
                             return True
                     elif not message.data_start and (changes or self._is_ahead):
                         return False
         return True
 
-    def _stopped_early(self, mark: Watermark | None) -> bool:
-        """Return whether reading stopped without a change, at a mark or a full batch, and there may be more."""
-        return mark is not None or bool(self._held and not self._ran_dry)
+    def _until_visible(self, position: WALPosition, after: str | None) -> Iterator[Batch]:
+        """Yield batches without changes until sessions see the transaction that comes next, or `stop`."""
+        if self._hidden is None:
+            return
+        _, (commit_lsn, xid) = self._hidden
+        wait, place, shows = (
+            self._visibility_wait,
+            format_lsn(commit_lsn),
+            partial(self._visibility.shows, xid),
+        )
+        while not (wait.until(shows, place, seconds=_TICK) or self._wakeup.is_set):
+            self._is_ahead = False
+            awaits = self._decoder.awaits_last_published
+            checkpoint = after if after and awaits else self._checkpoint(position)
+            yield Batch((), checkpoint, commit_wait=wait.current)
 
-    def _note(self, boundary: Begin | Commit | Watermark) -> bool:
+    def _stopped_early(self, mark: Watermark | None) -> bool:
+        """Return whether reading stopped without a change, at a mark, a hidden transaction or a full batch."""
+        return mark is not None or self._hidden is not None or bool(self._held and not self._ran_dry)
+
+    def _note(self, boundary: Begin | Commit | Hidden | Watermark, payload: bytes) -> bool:
         """Note where the stream is; return whether the batch ends there."""
+        if isinstance(boundary, Hidden):
+            self._hidden = payload, boundary
+            return True
         if isinstance(boundary, Begin):
             self._in_transaction = True
             return False

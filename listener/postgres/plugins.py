@@ -47,19 +47,21 @@ def open_plugin(
     server_version: int,
     announced: Callable[[int, TableName], None] | None = None,
     prefixes: Collection[str] = (MESSAGE_PREFIX,),
+    is_visible: Callable[[int], bool],
 ) -> Plugin:
     """Return the plugin, ready for one connection.
 
     `connect` opens an ordinary session for the catalogue; `notes` are the decoder's notes of an earlier run;
     `codec` is Python's name of the encoding of the log's texts; `server_version` is psycopg2's number. `announced` is
     called with the OID and the name of a table before its changes come, if the plugin sends them. `prefixes` are those
-    of the logical messages that are for us.
+    of the logical messages that are for us. `is_visible` returns whether sessions see a transaction, by its xid.
     """
     types = TypeCatalogue(connect)
     resolve_type = types.resolve
     shared: DecoderOptions = {
         "keeps_muted": any(route.even_muted for route in routes),
         "prefixes": prefixes,
+        "is_visible": is_visible,
     }
     if name == "pgoutput":
         quoted = '"' + publication.replace('"', '""') + '"'

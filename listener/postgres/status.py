@@ -20,7 +20,7 @@ from listener.postgres.tables.checkpoint_notes import Notes, parse_notes
 from listener.postgres.tables.sync import TableSync
 from listener.postgres.tables.table_findings import find_refused
 
-__all__ = ["read_postgres_status"]
+__all__ = ["PostgresGauge", "read_postgres_status"]
 
 _STANDBY: Final = "primary: this server is a standby, and no listener reads from it"
 _LAG: Final = "SELECT greatest(0, %s::pg_lsn - greatest(%s::pg_lsn, %s::pg_lsn))::bigint"
@@ -47,11 +47,7 @@ def read_postgres_status(
         slot = read_slot(connection, slot_name)
         if slot is None:
             return _without_slot(slot_name, read_current(connection), checkpoint, standby)
-        lag = slot.unconfirmed_bytes
-        if checkpoint is not None:
-            published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
-            # What is acknowledged is published too, and may end a little later: after the last commit.
-            lag = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
+        lag = _lag(connection, slot, checkpoint)
         reader, detail = _reader(slot)
         unseen: tuple[str, ...] = ()
         problems: tuple[str, ...] = standby
@@ -72,6 +68,58 @@ def read_postgres_status(
         problems=problems,
         gaps=tuple(map(str, noted.gaps)),
     )
+
+
+class PostgresGauge:
+    """Reads how far the server and its slot are, in a session that it keeps; nothing about tables."""
+
+    def __init__(self, url: str, slot_name: str) -> None:
+        self._url = url
+        self._slot_name = slot_name
+        self._connection: Connection | None = None
+
+    def read(self, checkpoint: str | None) -> SourceStatus:
+        """Return how far they are. Raise SourceError, SourceLostError; the next read connects again then."""
+        try:
+            return self._read(self._connection or self._connect(), checkpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the session; the next read opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connect(self) -> Connection:
+        self._connection = connect(self._url)
+        return self._connection
+
+    def _read(self, connection: Connection, checkpoint: str | None) -> SourceStatus:
+        slot = read_slot(connection, self._slot_name)
+        if slot is None:
+            return _without_slot(self._slot_name, read_current(connection), checkpoint, ())
+        reader, detail = _reader(slot)
+        return SourceStatus(
+            reader=reader,
+            detail=detail,
+            current=slot.current_lsn,
+            acknowledged=slot.confirmed_flush_lsn,
+            lag_bytes=_lag(connection, slot, checkpoint),
+            retained_bytes=slot.retained_bytes,
+            safe_bytes=slot.safe_bytes,
+        )
+
+
+def _lag(connection: Connection, slot: Slot, checkpoint: str | None) -> int | None:
+    """Return how many bytes of log are not published yet."""
+    if checkpoint is None:
+        return slot.unconfirmed_bytes
+    published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
+    # What is acknowledged is published too, and may end a little later: after the last commit.
+    lag: int | None = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
+    return lag
 
 
 def _find_in_tables(

@@ -17,6 +17,7 @@ from kombu.common import Broadcast
 from kombu.exceptions import SerializerNotInstalled
 from kombu.serialization import dumps
 
+from cdc_tasks.broker.delivery_marks import REPLAY_HEADER
 from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import Route
@@ -29,7 +30,6 @@ __all__ = [
     "ID",
     "KIND",
     "POSITION",
-    "REPLAY_HEADER",
     "EnvelopeError",
     "Kind",
     "Made",
@@ -49,7 +49,6 @@ CONTEXT: Final = "cdc-0context"
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
 POSITION: Final = "cdc-0position"
-REPLAY_HEADER: Final = "cdc_replay"  # of a task that a replay has fired: the replay's id
 ETA: Final = "cdc-0eta"
 EXPIRES: Final = "cdc-0expires"
 _ENQUEUED: Final = EventType.ENQUEUED.value

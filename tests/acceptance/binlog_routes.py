@@ -11,6 +11,7 @@ def setup_router() -> BinlogRouter:
     router = BinlogRouter()
     router.register("chaos", "accounts", EventType.ALL, "chaos.accounts", queue="cdc_bulk")
     router.register("chaos", "events", EventType.ALL, "chaos.events", queue="cdc_bulk")
+    router.accept("chaos.enqueued")
     return router
 
 

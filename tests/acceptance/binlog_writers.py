@@ -1,4 +1,7 @@
-"""Clients that write to MySQL or MariaDB at the same time: small and large transactions, some rolled back."""
+"""Clients that write to MySQL or MariaDB at the same time: small and large transactions, some rolled back.
+
+Between the rows they enqueue tasks, which they note in the journal as triggers note rows.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pymysql
 
+import cdc_tasks
+
 if TYPE_CHECKING:
     from tests.support.mysql.source import MySQLDatabase
 
@@ -16,13 +21,16 @@ __all__ = ["BinlogWriters"]
 
 _CLIENTS = 4
 _DEADLOCK = (1205, 1213)
+_SERVER_GONE = (0, 1053, 1927, 2003, 2006, 2013, 2055)
 
 
 class BinlogWriters:
     """Write from entering to leaving."""
 
-    def __init__(self, database: MySQLDatabase, *, seed: int) -> None:
+    def __init__(self, database: MySQLDatabase, *, seed: int, pause: float = 0.02) -> None:
+        """`pause`: seconds, at most, between two transactions of a client."""
         self._database = database
+        self._pause = pause
         self._ended = threading.Event()
         self._errors: list[BaseException] = []
         self._threads = [
@@ -44,22 +52,30 @@ class BinlogWriters:
 
     def _work(self, dice: random.Random) -> None:
         try:
-            with (
-                closing(self._database.connect(autocommit=False)) as connection,
-                connection.cursor() as cursor,
-            ):
-                while not self._ended.wait(dice.uniform(0, 0.02)):
-                    self._transaction(connection, cursor, dice)
+            while not self._ended.is_set():
+                try:
+                    self._write_until_the_end(dice)
+                except (pymysql.OperationalError, pymysql.InterfaceError) as error:
+                    if error.args[0] not in _SERVER_GONE:
+                        raise
+                    self._ended.wait(0.1)
         except BaseException as error:  # noqa: BLE001  # told when the writers end
             self._errors.append(error)
+
+    def _write_until_the_end(self, dice: random.Random) -> None:
+        with closing(self._database.connect(autocommit=False)) as connection, connection.cursor() as cursor:
+            while not self._ended.wait(dice.uniform(0, self._pause)):
+                self._transaction(connection, cursor, dice)
 
     def _transaction(self, connection: Any, cursor: Any, dice: random.Random) -> None:
         try:
             for _ in range(dice.choice([1, 1, 1, 2, 5])):
                 self._write(cursor, dice)
+                self._enqueue(connection, cursor, dice)
             if dice.random() < 0.2:
                 cursor.execute("SAVEPOINT half")
                 self._write(cursor, dice)
+                self._enqueue(connection, cursor, dice)
                 cursor.execute("ROLLBACK TO half")
         except pymysql.OperationalError as error:
             if error.args[0] not in _DEADLOCK:
@@ -70,6 +86,11 @@ class BinlogWriters:
             connection.rollback()
         else:
             connection.commit()
+
+    def _enqueue(self, connection: Any, cursor: Any, dice: random.Random) -> None:
+        for number in range(dice.choices([0, 1, 20], [70, 28, 2])[0]):
+            cdc_tasks.enqueue(connection, "chaos.enqueued", number, 'ü%"', None, queue="cdc_bulk")
+            cursor.execute("INSERT INTO journal (what) VALUES ('tasks enqueued')")
 
     def _write(self, cursor: Any, dice: random.Random) -> None:
         table = dice.choice(["accounts", "events"])

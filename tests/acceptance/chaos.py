@@ -2,16 +2,22 @@
 
     make chaos ARGS="--kills 200 --seed 7"
     make chaos ARGS="--kills 200 --source mariadb"
+    make chaos ARGS="--kills 50 --target enqueue --source mysql"
     make chaos ARGS="--kills 200 --target tables"
     make chaos ARGS="--kills 100 --target reload"
     make chaos ARGS="--kills 20 --target backfill --rows 50000"
+    make chaos ARGS="--kills 20 --target backfill --rows 50000 --source mysql"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
+    make chaos ARGS="--target alerts"
 
-On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed.
+On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed; with `--target enqueue`
+and `--target backfill` the listener, the broker and the database are killed there. Clients enqueue tasks between their
+rows.
 
-Prints its seed. Exit status 1, and what is wrong, unless every committed change is in the queues exactly once, in
-commit order, with the values that were committed. With `--target tables`: or is in a gap that the listener told.
+Prints its seed. Exit status 1, and what is wrong, unless every committed change, and every task that was enqueued, is
+in the queues exactly once, in commit order, with the values that were committed, and nothing that was rolled back. With
+`--target tables`: or is in a gap that the listener told.
 """
 
 from __future__ import annotations
@@ -27,14 +33,15 @@ from typing import Annotated, Final, Literal, NoReturn
 import typer
 
 from harness.server_process import ServerProcess
+from tests.acceptance.alerts import Incidents
 from tests.acceptance.binlog_definitions import disturbed
+from tests.acceptance.binlog_world import BinlogWorld
 from tests.acceptance.changing_tables import ChangingTables
 from tests.acceptance.keys import SIDES, KeyAttacks
 from tests.acceptance.network import Cable
 from tests.acceptance.parking import POINTS
 from tests.acceptance.reads import ReadAttacks
 from tests.acceptance.world import World
-from tests.acceptance.writers import Writers
 
 __all__ = [
     "FAULTS",
@@ -49,7 +56,19 @@ __all__ = [
     "kill_at",
 ]
 
-Target = Literal["listener", "broker", "database", "network", "all", "reload", "tables", "keys", "backfill"]
+Target = Literal[
+    "listener",
+    "broker",
+    "database",
+    "network",
+    "all",
+    "reload",
+    "tables",
+    "keys",
+    "backfill",
+    "enqueue",
+    "alerts",
+]
 Source = Literal["postgresql", "mysql", "mariadb"]
 BrokerKind = Literal["redis", "rabbitmq"]
 _LONGEST_RELOAD: Final = 300.0  # seconds, on a machine with other work
@@ -156,6 +175,7 @@ _ATTACKS: Final[dict[Target, Sequence[Attack]]] = {
     "network": [attack_network],
     "all": [attack_listener, attack_broker, attack_database, attack_network],
     "reload": [attack_reload],
+    "enqueue": [attack_listener, attack_broker, attack_database],
 }
 
 
@@ -169,7 +189,7 @@ def attack(
 ) -> Counter[str]:
     """Attack while clients write; returns what was done how often."""
     done: Counter[str] = Counter()
-    with Writers(world.database.url, seed=seed, rows_per_second=rows_per_second):
+    with world.writers(seed=seed, rows_per_second=rows_per_second):
         for number, each in enumerate(attacks, start=1):
             what = each(world)
             done[what] += 1
@@ -187,7 +207,9 @@ def main(
         Target,
         typer.Option(
             help="What is attacked; tables: they change while the listener dies; keys: workers with tasks in order; "
-            "reload: not killed, but told to load its routes again; backfill: all three, while rows are read."
+            "reload: not killed, but told to load its routes again; backfill: all three, while rows are read; "
+            "enqueue: all three, also on MySQL and MariaDB; "
+            "alerts: ten incidents, each of which Prometheus has to tell."
         ),
     ] = "listener",
     source: Annotated[Source, typer.Option(help="The database.")] = "postgresql",
@@ -216,7 +238,7 @@ def main(
     seed = random.randrange(10**6) if seed is None else seed
     arguments = f"--kills {kills} --seed {seed} --target {target} --source {source}"
     typer.echo(f"seed {seed}: make chaos ARGS='{arguments}'")
-    if source != "postgresql":
+    if source != "postgresql" and target not in {"backfill", "enqueue"}:
         _tell(disturbed(source, seed=seed, stops=kills, said=typer.echo), "exactly once")
     if target == "keys":
         of_broker = kills // 10 if broker_kills is None else broker_kills
@@ -233,19 +255,27 @@ def main(
             found = key_attacks.run(worker_kills=kills, broker_kills=of_broker)
         _tell(found, "in the order of its key, one at a time")
     if target == "backfill":
-        with ReadAttacks(seed=seed, rows=rows, said=typer.echo) as read_attacks:
+        with ReadAttacks(seed=seed, rows=rows, source=source, said=typer.echo) as read_attacks:
             found = read_attacks.run(kills)
         _tell(found, "once, read or streamed")
+    if target == "alerts":
+        with Incidents(typer.echo) as incidents:
+            found = incidents.run()
+        if found:
+            typer.echo("\n".join(found), err=True)
+        raise typer.Exit(bool(found))
     if target == "tables":
         _tell(_change_tables(kills, seed), "once, or in a gap that was told")
-    with World(seed=seed) as world:
+    with World(seed=seed) if source == "postgresql" else BinlogWorld(source, seed=seed) as world:
         attacks = (world.dice.choice(_ATTACKS[target]) for _ in range(kills))
         # Everything is looked at in memory in the end: many kills take long, so the writers go slowly.
         pace = 50 if target == "reload" else 200  # a reload takes longer than a kill
         done = attack(world, attacks, seed=seed, rows_per_second=pace, said=typer.echo)
         for what, count in sorted(done.items()):
             typer.echo(f"{count:6} x {what}")
-        typer.echo("committed: " + ", ".join(f"{n} {event}" for event, n in world.ledger.count().items()))
+        typer.echo(
+            "committed: " + ", ".join(f"{n} {event}" for event, n in world.committed_by_kind().items())
+        )
         found = world.settle()
     _tell(found, "exactly once, in commit order")
 

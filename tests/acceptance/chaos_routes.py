@@ -30,11 +30,12 @@ def setup_router() -> BinlogRouter:
         coalesce=True,
         queue="cdc_bulk",
     )
+    router.accept("chaos.enqueued")
     return router
 
 
-def setup_reads() -> BinlogRouter:
+def setup_reads(schema: str = "public") -> BinlogRouter:
     """Return the routes for attacks on backfills."""
     router = BinlogRouter()
-    router.register("public", "kept", [EventType.ALL, EventType.READ], "chaos.kept", queue="cdc_bulk")
+    router.register(schema, "kept", [EventType.ALL, EventType.READ], "chaos.kept", queue="cdc_bulk")
     return router

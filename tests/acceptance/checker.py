@@ -1,8 +1,8 @@
 """Holds what a broker's queues have against what the source committed; shares no code with the listener.
 
-Every message is decoded as a worker would, every committed change is looked for. A gap, a repeat, a wrong value, or
-an order other than that of the commits is a fault. Which messages there should be is said here a second time, in
-other words than the routes: see `EXPECTED`.
+Every message is decoded as a worker would, every committed change and every enqueued task is looked for. A gap, a
+repeat, a wrong value, or an order other than that of the commits is a fault, and so is what was rolled back. Which
+messages there should be is said here a second time, in other words than the routes: see `EXPECTED`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any, Final
 
 from tests.acceptance.ledger import Committed
 
-__all__ = ["EXPECTED", "Message", "faults", "read_message", "read_queue"]
+__all__ = ["EXPECTED", "Message", "faults", "read_arguments", "read_message", "read_queue"]
 
 Position = tuple[int, int]
 
 _POSITION: Final = re.compile(r"([0-9A-F]+)/([0-9A-F]+):(\d+)")
 _EVERYTHING: Final = "cdc_bulk"  # the queue of all changes, and of the coalesced tasks
 _COALESCED: Final = "chaos.owner"
+_ENQUEUED: Final = "chaos.enqueued"
 _LONG: Final = 2_000  # bytes; what is longer is stored out of line
 _IN_FULL: Final = {"accounts"}  # tables whose old rows are there in full
 _MEANING: Final[Mapping[str, Callable[[Any], Any]]] = {  # of values that are written in more than one way
@@ -50,15 +51,22 @@ def read_message(raw: bytes) -> Message:
     """Decode one entry of a queue in Redis (kombu's envelope, Celery's message protocol 2)."""
     envelope = json.loads(raw)
     headers, properties = envelope["headers"], envelope["properties"]
-    body = b64decode(envelope["body"]) if properties["body_encoding"] == "base64" else envelope["body"]
-    arguments, _keywords, _embedded = json.loads(body)
     return Message(
         id=headers["id"],
         tag=properties["delivery_tag"],
         task=headers["task"],
-        arguments=arguments,
+        arguments=read_arguments(envelope),
         position=_position(headers["argsrepr"]),
     )
+
+
+def read_arguments(envelope: Mapping[str, Any]) -> list[Any]:
+    """Return the task's arguments, of a message of any source."""
+    is_encoded = envelope["properties"]["body_encoding"] == "base64"
+    arguments, _keywords, _embedded = json.loads(
+        b64decode(envelope["body"]) if is_encoded else envelope["body"]
+    )
+    return list(arguments)
 
 
 def read_queue(client: Any, queue: str) -> list[Message]:
@@ -75,15 +83,29 @@ def _position(text: str) -> Position:
 
 
 def _every_change(messages: Sequence[Message], committed: Sequence[Committed]) -> Iterator[str]:
-    changes = [message.arguments[0] for message in messages if message.task != _COALESCED]
+    changes = [_said(message) for message in messages if message.task != _COALESCED]
     yield from _same(changes, committed, columns=None)
     yield from _coalesced(messages)
+
+
+def _said(message: Message) -> Mapping[str, Any]:
+    """Return the change that a task got; an enqueued task is one of a table that has none else."""
+    if message.task != _ENQUEUED:
+        return message.arguments[0]
+    commit, number = message.position
+    return {
+        "position": f"{commit >> 32:X}/{commit & 0xFFFFFFFF:X}:{number}",
+        "schema": "public", "table": "tasks", "event": "enqueued", "before": None, "unavailable": [],
+        "after": {"id": message.id, "args": message.arguments},
+    }  # fmt: skip
 
 
 def _coalesced(messages: Sequence[Message]) -> Iterator[str]:
     """One task may stand for many changes of an owner's accounts: but none of them may come after the last one."""
     waiting: dict[int, str] = {}  # owner: where the change stands that no task followed yet
     for message in messages:
+        if message.task == _ENQUEUED:
+            continue
         (argument,) = message.arguments
         if message.task == _COALESCED:
             waiting.pop(argument, None)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ class Desk:
     environment: dict[str, str]
     social: SocialStub
     cache: redis.Redis
+    programs: list[Worker | ListenerProcess] = field(default_factory=list)
 
     VERA, MONA, ANNA, CARL, PAUL, DORA = range(1, 7)
 
@@ -89,19 +90,19 @@ class Desk:
 
 
 @contextmanager
-def running_desk(database: Database | MySQLDatabase) -> Iterator[Desk]:
-    """Create the tables, users and accounts, and start a worker and a listener."""
+def running_desk(database: Database | MySQLDatabase, **more: str) -> Iterator[Desk]:
+    """Create the tables, users and accounts, and start a worker and a listener; `more` are variables."""
     with ExitStack() as stack:
         social, valkey = stack.enter_context(SocialStub()), stack.enter_context(ValkeyServer())
         desk = Desk(
             database=database,
-            environment=_environment(database, valkey, social),
+            environment={**_environment(database, valkey, social), **more},
             social=social,
             cache=stack.enter_context(redis.Redis.from_url(valkey.url_of(1))),
         )
         _fill(desk)
-        stack.enter_context(Worker(desk.environment))
-        stack.enter_context(ListenerProcess(desk.environment))
+        for program in (Worker, ListenerProcess):
+            desk.programs.append(stack.enter_context(program(desk.environment)))
         wait_for_listener(database, timeout=30)
         yield desk
 

@@ -73,7 +73,7 @@ SELECT transaction::text, "table", event, before::text, after::text FROM journal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """One row that was inserted, updated or deleted, or one table that was truncated, in a committed transaction."""
+    """One row that was inserted, updated or deleted, one table that was truncated, or one task that was enqueued."""
 
     position: tuple[int, int]  # of the transaction's commit in the log; which of its changes
     table: str

@@ -47,7 +47,8 @@ class _Parking:
 
 
 def _is_deep(checkpoint: str) -> bool:
-    return int(checkpoint.rpartition(":")[2]) >= _DEEP
+    ordinal = checkpoint.rpartition(":")[2]
+    return ordinal.isdigit() and int(ordinal) >= _DEEP
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -63,6 +64,7 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 def _install(parking: _Parking) -> None:
     import redis
 
+    from listener.mysql.monitor import BinlogMonitor
     from listener.postgres.monitor import PostgresWALMonitor
     from listener.publish.redis.publisher import RedisPublisher
 
@@ -103,6 +105,7 @@ def _install(parking: _Parking) -> None:
 
     _wrap(RedisPublisher, "publish", publish)
     _wrap(PostgresWALMonitor, "acknowledge", acknowledge)
+    _wrap(BinlogMonitor, "acknowledge", acknowledge)
     _wrap(redis.Connection, "send_packed_command", send)
 
 

@@ -1,6 +1,7 @@
 """Attacks on backfills: listener, broker and database are killed while rows are read and clients write.
 
     make chaos ARGS="--target backfill --kills 20 --rows 50000 --seed 7"
+    make chaos ARGS="--target backfill --kills 20 --rows 50000 --source mariadb"
 
 The checker knows reads: each row that is there was delivered, by one read or by a change; each backfill reads a row
 at most once; no row goes backwards; and who applies all that was sent, in its order, has the table.
@@ -13,34 +14,37 @@ import random
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg2
+import pymysql
 import redis
 
 from harness.embedded_servers import PostgresServer, ValkeyServer
+from harness.given_mysql import MariaDBServer, MySQLServer
 from harness.listener_process import ListenerProcess
 from harness.waiting import wait_until
-from tests.acceptance.checker import read_message, read_queue
+from tests.acceptance.checker import read_arguments
 from tests.support.operators import Operator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["ReadAttacks", "faults_of_reads"]
 
-_NAME: Final = "reads"
+_SERVERS: Final = {"postgresql": PostgresServer, "mysql": MySQLServer, "mariadb": MariaDBServer}
+_NAME: Final = "kept_reads"
 _QUEUE: Final = "cdc_bulk"
 _CHUNK: Final = 100
 _LAST: Final = -1  # the id of the row that ends the run
 _RECOVERY: Final = 120.0  # seconds
-_TABLE: Final = "CREATE SEQUENCE versions; CREATE TABLE kept (id bigint PRIMARY KEY, v bigint NOT NULL)"
+_AT_ONCE: Final = 1_000  # rows of an INSERT
 _STATEMENTS: Final = (
-    "UPDATE kept SET v = nextval('versions') WHERE id BETWEEN %(row)s AND %(row)s + 5",
+    "UPDATE kept SET v = v + 1 WHERE id BETWEEN %(row)s AND %(row)s + 5",
     "DELETE FROM kept WHERE id = %(row)s",
-    "INSERT INTO kept VALUES (%(new)s, nextval('versions')) ON CONFLICT DO NOTHING",
-    "UPDATE kept SET id = %(new)s, v = nextval('versions') WHERE id = %(row)s",
+    "INSERT INTO kept VALUES (%(new)s, 1)",
+    "UPDATE kept SET id = %(new)s, v = v + 1 WHERE id = %(row)s",
 )
 
 
@@ -66,6 +70,10 @@ def faults_of_reads(sent: Sequence[Mapping[str, Any]], rows: Mapping[int, int]) 
     return found
 
 
+def _changes(messages: Iterable[bytes]) -> list[Mapping[str, Any]]:
+    return [read_arguments(json.loads(raw))[0] for raw in messages]
+
+
 def _repeated(values: Any) -> list[tuple[Any, int]]:
     return [(value, count) for value, count in Counter(values).items() if count > 1]
 
@@ -73,17 +81,25 @@ def _repeated(values: Any) -> list[tuple[Any, int]]:
 class ReadAttacks:
     """A database with rows, a broker whose file is always on disk, clients that write, and a listener."""
 
-    def __init__(self, *, seed: int, rows: int, said: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, *, seed: int, rows: int, source: str = "postgresql", said: Callable[[str], None] = print
+    ) -> None:
+        """`source` is postgresql, mysql or mariadb."""
         self._dice, self._rows, self._said = random.Random(seed), rows, said
         self._stack = ExitStack()
-        self._database = self._stack.enter_context(PostgresServer())
+        self._database = self._stack.enter_context(_SERVERS[source]())
+        self._url = (
+            self._database.url
+            if isinstance(self._database, PostgresServer)
+            else self._database.create_database(_NAME)
+        )
         self._broker = self._stack.enter_context(
             ValkeyServer(append_only=True, arguments=["--appendfsync", "always"])
         )
         self._stop = threading.Event()
         self._writers = [threading.Thread(target=self._write, args=(number,)) for number in range(2)]
         self._environment = {
-            "DATABASE_URL": self._database.url,
+            "DATABASE_URL": self._url,
             "CELERY_BROKER_URL": self._broker.url,
             "CACHE_URL": self._broker.url,
             "CDC_NAME": _NAME,
@@ -103,10 +119,10 @@ class ReadAttacks:
 
     def run(self, kills: int) -> list[str]:
         """Attack in the middle of backfills, of the whole table each, and return what is wrong."""
-        self._execute(_TABLE)
-        self._execute(
-            f"INSERT INTO kept SELECT g, nextval('versions') FROM generate_series(1, {self._rows}) g"
-        )
+        self._execute("CREATE TABLE kept (id bigint PRIMARY KEY, v bigint NOT NULL)")
+        for first in range(1, self._rows + 1, _AT_ONCE):
+            numbers = range(first, min(first + _AT_ONCE, self._rows + 1))
+            self._execute("INSERT INTO kept VALUES " + ", ".join(f"({number}, 1)" for number in numbers))
         listener = self._start()
         for each in self._writers:
             each.start()
@@ -117,12 +133,12 @@ class ReadAttacks:
             self._said(f"{number + 1}: {attack()}; {self._count()} messages")
         wait_until(self._is_idle, timeout=_RECOVERY + self._rows / 500, what="the last backfill")
         self._end_writers()
-        self._execute(f"INSERT INTO kept VALUES ({_LAST}, nextval('versions'))")
+        self._execute(f"INSERT INTO kept VALUES ({_LAST}, 1)")
         wait_until(self._has_ended, timeout=_RECOVERY, what="the last row")
         listener = self._running()
         assert listener.stop(timeout=60) == 0, listener.log[-3000:]
         with closing(redis.Redis.from_url(self._broker.url)) as client:
-            sent = [message.arguments[0] for message in read_queue(client, _QUEUE)]
+            sent = _changes(reversed(client.lrange(_QUEUE, 0, -1)))
         return faults_of_reads(sent, dict(self._fetch("SELECT id, v FROM kept")))
 
     # --- Attacks ------------------------------------------------------------------------------------------
@@ -200,24 +216,29 @@ class ReadAttacks:
     def _has_ended(self) -> bool:
         self._running().check_alive()
         with closing(redis.Redis.from_url(self._broker.url)) as client:
-            newest = [read_message(raw).arguments[0]["after"] for raw in client.lrange(_QUEUE, 0, 50)]
-        return any(row is not None and row["id"] == _LAST for row in newest)
+            newest = _changes(client.lrange(_QUEUE, 0, 50))
+        return any(each["after"] is not None and each["after"]["id"] == _LAST for each in newest)
 
     # --- Clients ------------------------------------------------------------------------------------------
+
+    def _connect(self) -> Any:
+        if isinstance(self._database, PostgresServer):
+            return psycopg2.connect(self._url, connect_timeout=5)
+        connection = self._database.connect(_NAME)
+        connection.autocommit(value=False)
+        return connection
 
     def _write(self, number: int) -> None:
         dice, fresh = random.Random(f"{self._dice.random()}-{number}"), 10**9 * (number + 1)
         while not self._stop.is_set():
-            try:
-                with closing(psycopg2.connect(self._database.url, connect_timeout=5)) as connection:
-                    while not self._stop.wait(0.005):
-                        fresh += 1
-                        with connection.cursor() as cursor:
-                            values = {"row": dice.randint(1, self._rows), "new": fresh}
-                            cursor.execute(dice.choice(_STATEMENTS), values)
-                        dice.choices([connection.commit, connection.rollback], [9, 1])[0]()
-            except psycopg2.Error:
-                self._stop.wait(0.2)
+            with suppress(psycopg2.Error, pymysql.Error), closing(self._connect()) as connection:
+                while not self._stop.wait(0.005):
+                    fresh += 1
+                    with connection.cursor() as cursor:
+                        values = {"row": dice.randint(1, self._rows), "new": fresh}
+                        cursor.execute(dice.choice(_STATEMENTS), values)
+                    dice.choices([connection.commit, connection.rollback], [9, 1])[0]()
+            self._stop.wait(0.2)
 
     def _end_writers(self) -> None:
         self._stop.set()
@@ -226,11 +247,11 @@ class ReadAttacks:
                 each.join()
 
     def _execute(self, statement: str) -> None:
-        with closing(psycopg2.connect(self._database.url)) as connection, connection.cursor() as cursor:
+        with closing(self._connect()) as connection, connection.cursor() as cursor:
             cursor.execute(statement)
             connection.commit()
 
     def _fetch(self, query: str) -> list[tuple[Any, ...]]:
-        with closing(psycopg2.connect(self._database.url)) as connection, connection.cursor() as cursor:
+        with closing(self._connect()) as connection, connection.cursor() as cursor:
             cursor.execute(query)
             return list(cursor.fetchall())

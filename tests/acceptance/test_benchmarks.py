@@ -67,6 +67,7 @@ def test_the_page_and_its_charts_are_written(tmp_path: Path) -> None:
     assert "| Debezium | 10,000 | 9,000 to 11,000 | 5.0 x | 2,500 | 10 x |" in page
     assert "| 1 | Debezium | 10,000 | 9,000 to 11,000 | 5.0 x |" in page
     assert "| MB at the peak | 85 | 86 |" in page
+    assert "| 30 messages waiting | 4 | 1 | 15 | 3.5 | 9.0 |" in page
     pictures = {path.name for path in (tmp_path / "benchmarks").glob("*.svg")}
     assert {name for name in pictures if f"(benchmarks/{name})" in page} == pictures
     for name in pictures:
@@ -125,6 +126,17 @@ def _results() -> dict[str, Any]:
             "retries": 0,
             "out_of_order": 0,
         },
+        "rate_limited": [
+            {
+                "messages": 30,
+                "load": 0.5,
+                "seconds": 5.0,
+                **{
+                    what: {"cpu": 4.0, "redis_cpu": 1.0, "sent": 15, "count": 4, "p50": 3.5, "worst": 9.0}
+                    for what in ("idle", "arriving", "waiting")
+                },
+            }
+        ],
         "about_workers": {"load": 0.5, "cores": 2, "date": "2026-11-26"},
         "grouping": {"batch=500": {"changes": 1000, "seconds": 0.5, "tasks": 2}},
         "workers": {"one by one": worked, "batch=500": worked},

@@ -18,9 +18,17 @@ from tests.acceptance.reads import faults_of_reads
 
 Queues = dict[str, list[Message]]
 
+_TASK = {"id": "0/10:2-chaos.enqueued", "args": [7]}
 _COMMITTED = [
     Committed(position=(0x10, 0), table="events", event="insert", before=None, after={"id": 1, "body": "a"}),
     Committed(position=(0x10, 1), table="events", event="delete", before={"id": 1, "body": "a"}, after=None),
+    Committed(
+        position=(0x10, 2),
+        table="tasks",
+        event="enqueued",
+        before=None,
+        after={"id": "0/10:2-chaos.enqueued", "args": [7]},
+    ),
     Committed(position=(0x20, 0), table="events", event="truncate", before=None, after=None),
 ]
 
@@ -50,8 +58,9 @@ def _right() -> Queues:
         _change(0x10, 1, "delete", before={"id": 1}, unavailable=["body"]),
         _change(0x20, 0, "truncate"),
     ]
+    messages = [_message("chaos.events", change, change["position"]) for change in changes]
     return {
-        "cdc_bulk": [_message("chaos.events", change, change["position"]) for change in changes],
+        "cdc_bulk": [*messages[:2], _message("chaos.enqueued", 7, "0/10:2"), messages[2]],
         "celery": [_message("chaos.new_events", changes[:1], "0/10:0")],
         "cdc_notifications": [],
     }
@@ -83,6 +92,22 @@ def _swap(queues: Queues) -> None:
 
 def _invent(queues: Queues) -> None:
     queues["cdc_bulk"].append(_message("chaos.events", _change(0x30, 0, "insert"), "0/30:0"))
+
+
+def _enqueue_what_was_rolled_back(queues: Queues) -> None:
+    queues["cdc_bulk"].append(_message("chaos.enqueued", 8, "0/30:0"))
+
+
+def _enqueue_nothing(queues: Queues) -> None:
+    del queues["cdc_bulk"][2]
+
+
+def _enqueue_too_late(queues: Queues) -> None:
+    queues["cdc_bulk"].append(queues["cdc_bulk"].pop(2))
+
+
+def _enqueue_other_arguments(queues: Queues) -> None:
+    queues["cdc_bulk"][2] = _message("chaos.enqueued", 8, "0/10:2")
 
 
 def _wrong_value(queues: Queues) -> None:
@@ -126,6 +151,10 @@ def test_a_queue_that_has_each_change_once_in_order_has_no_fault() -> None:
         (_repeat_under_another_id, "repeat"),
         (_swap, "order"),
         (_invent, "invented"),
+        (_enqueue_what_was_rolled_back, "invented"),
+        (_enqueue_nothing, "gap"),
+        (_enqueue_too_late, "order"),
+        (_enqueue_other_arguments, "content"),
         (_wrong_value, "content"),
         (_null_for_a_value_that_was_not_sent, "content"),
         (_wrong_event, "content"),

@@ -43,7 +43,11 @@ class Container(ServerProcess):
         self.name = name
         super().__init__()
         self._service = _SERVICES[name]
-        self._addresses = {**addresses, ":5555": f":{self.port}"}
+        self._addresses = {
+            **addresses,
+            ":5555": f":{self.port}",
+            "0.0.0.0:9187": f"127.0.0.1:{self.port}",  # here the listener has no network of its own
+        }
 
     @property
     def url(self) -> str:

@@ -71,6 +71,8 @@ _EXTRA_ROOMS = (
     "cdc_tasks.worker.metrics",
     "listener.daemon.bookmarked_monitor",
     "listener.daemon.mysql_parts",
+    "listener.metrics.collector",
+    "listener.metrics.server",
     "listener.mysql",
 )
 

@@ -135,12 +135,16 @@ def assert_the_scenario_was_shown(output: str, *, schema: str = "public") -> Non
         "Anna → Nora",
         '"name": "Super Admin"',
         "celery -A cdc_tasks call cdc_tasks.refresh_master_cache",
+        "anna@example.com Order 2 is confirmed: a laptop",
+        "One message: of the order that was committed.",
         "kill -KILL",
         "Nothing is missing, and nothing came twice.",
     ):
         assert words in unwrapped, output
+    assert "Order 1 is confirmed" not in unwrapped
     assert "-" not in "".join(re.findall(r"(\S+) ms after", output))
     assert re.search(r"Inbox http://127\.0\.0\.1:\d+", output)
+    assert re.search(r"Console http://127\.0\.0\.1:\d+", output)
     assert re.search(r"Flower http://127\.0\.0\.1:\d+", output)
 
 

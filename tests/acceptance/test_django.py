@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
+from cdc_tasks.routing.enqueued import CREATE_MARKS
 from harness.embedded_servers import PostgresServer, ValkeyServer
 from harness.given_mysql import MariaDBServer
 from harness.waiting import wait_until
@@ -84,6 +85,39 @@ def test_migrations_run_while_the_listener_works_and_nothing_is_lost(project: Pr
         tables = {args[0] for _, args in sent_to(broker, "celery")}
         assert tables == {"stock_item", "stock_article", "stock_shelf"}
         assert '"gap"' not in listener.log
+        _enqueue(project)
+        wait_until(lambda: ["receipt 2"] in _receipts(broker), timeout=30, what="the last task")
+        assert _receipts(broker) == [["receipt 1"], ["receipt 2"]]
+
+
+_ENQUEUES = """
+from django.db import transaction
+from orders.tasks import send_receipt
+
+with transaction.atomic():
+    send_receipt.delay("receipt 1")
+    early = transaction.savepoint()
+    send_receipt.delay("rolled back")
+    transaction.savepoint_rollback(early)
+with transaction.atomic():
+    send_receipt.delay_on_commit("rolled back")
+    transaction.set_rollback(True)
+with transaction.atomic():
+    send_receipt.apply_async(["receipt 2"], priority=3)
+"""
+
+
+def _enqueue(project: Project) -> None:
+    if project.environment["SHOP_ENGINE"] == "mysql":
+        with connect(project.database_url) as connection, connection.cursor() as cursor:
+            cursor.execute(CREATE_MARKS)
+    project.manage("shell", "-c", _ENQUEUES)
+
+
+def _receipts(broker: redis.Redis) -> list[Any]:
+    queues = [key.decode() for key in broker.scan_iter("celery*") if broker.type(key) == b"list"]
+    sent = [each for queue in queues for each in sent_to(broker, queue)]
+    return sorted(args for task, args in sent if task == "orders.tasks.send_receipt")
 
 
 def _fill_new_table(project: Project) -> None:

@@ -17,6 +17,7 @@ from harness.waiting import wait_until
 from tests.acceptance.checker import EXPECTED, faults, read_message, read_queue
 from tests.acceptance.ledger import KEEP_LOG, Ledger
 from tests.acceptance.network import Cable
+from tests.acceptance.writers import Writers
 
 __all__ = ["World"]
 
@@ -46,7 +47,7 @@ class World:
         with ExitStack() as stack:
             servers = [stack.enter_context(each) for each in (self.database, self.broker)]
             self.cables = [stack.enter_context(Cable(server.port)) for server in servers]
-            self.ledger = Ledger(self.database, self.database.url)
+            self._prepare()
             stack.callback(self._forget_listener)
             self.wait_for_streaming()  # what is committed before there is a slot is not its business
             self._stack = stack.pop_all()
@@ -55,13 +56,29 @@ class World:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _prepare(self) -> None:
+        """Make the tables, and a record of what is committed."""
+        self.ledger = Ledger(self.database, self.database.url)
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url
+
+    def writers(self, *, seed: int, rows_per_second: int) -> Any:
+        """Return clients that are to write with this rate each, and work until the end of a `with` block."""
+        return Writers(self.database_url, seed=seed, rows_per_second=rows_per_second)
+
+    def committed_by_kind(self) -> dict[str, int]:
+        """Return how many changes of each kind were committed so far, and how many tasks."""
+        return self.ledger.count()
+
     @property
     def environment(self) -> dict[str, str]:
         """What the listener is told; it sees the servers through the cables."""
         database, broker = self.cables
         broker_url = self.broker.url.replace(f":{self.broker.port}/", f":{broker.port}/")
         return {
-            "DATABASE_URL": self.database.url.replace(f":{self.database.port}/", f":{database.port}/"),
+            "DATABASE_URL": self.database_url.replace(f":{self.database.port}/", f":{database.port}/"),
             "CELERY_BROKER_URL": broker_url,
             "CACHE_URL": broker_url,  # `check` asks it, before a reload
             "CDC_NAME": _NAME,

@@ -1,11 +1,14 @@
 """Clients that write as applications do: small and large transactions, interleaved ones, some taken back.
 
+Between the rows they enqueue tasks, which they note in the journal as triggers note rows.
+
 Each client is a thread with one seed: it decides the same on every run; what comes of it depends on the others, who
 change the same rows.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -14,11 +17,14 @@ from typing import Any, Final, Self
 import psycopg2
 from psycopg2 import errors
 
+import cdc_tasks
+
 __all__ = ["LARGE", "Writers"]
 
 Connection = Any  # psycopg2 has no types for its cursors' context managers that would help here
 
 LARGE: Final = 10_000  # rows in a large transaction, if there are as many
+_SHARE_OF_TASKS: Final = 0.2  # of the statements
 _KINDS: Final = ("insert", "update", "delete")
 
 # What passes: another client was first, or the server goes away.
@@ -54,6 +60,20 @@ _DELETE: Final = """
 _NEW_KEY: Final = """
     UPDATE {table} SET id = nextval(pg_get_serial_sequence('{table}', 'id'))
     WHERE id = (SELECT id FROM {table} WHERE id >= %(start)s ORDER BY id LIMIT 1)"""
+
+_NOTE: Final = """INSERT INTO journal ("table", event, after) VALUES ('tasks', 'enqueued', %s)"""
+_ENQUEUE: Final = """
+    WITH tasks AS (
+      SELECT gen_random_uuid() AS id, n FROM generate_series(1, %(count)s) AS n
+    ), noted AS (
+      INSERT INTO journal ("table", event, after)
+      SELECT 'tasks', 'enqueued', jsonb_build_object('id', id, 'args', jsonb_build_array(n, 'ü%%"'))
+      FROM tasks ORDER BY n
+    )
+    SELECT pg_logical_emit_message(true, 'cdc_tasks', json_build_object('enqueue', json_build_object(
+      'task', 'chaos.enqueued', 'id', id, 'args', jsonb_build_array(n, 'ü%%"'),
+      'options', json_build_object('queue', 'cdc_bulk')))::text)
+    FROM tasks ORDER BY n"""
 
 
 class Writers:
@@ -189,7 +209,9 @@ class _Client(threading.Thread):
     # --- Statements ---------------------------------------------------------------------------------------
 
     def _statement(self, connection: Connection, count: int, kind: str | None = None) -> None:
-        """Insert, update or delete up to `count` rows of one table, or give one row another key."""
+        """Insert, update or delete up to `count` rows of one table, or give one row another key, or enqueue tasks."""
+        if self._dice.random() < _SHARE_OF_TASKS:
+            self._enqueue(connection, count)
         table = self._dice.choice(["accounts", "events"])
         kind = kind or self._dice.choices([*_KINDS, "new key"], [35, 35, 28, 2])[0]
         statements = {
@@ -201,6 +223,15 @@ class _Client(threading.Thread):
         values = {"owner": self._number, "count": count, "start": self._start(connection, table, count)}
         self._run(connection, statements[kind], values)
 
+    def _enqueue(self, connection: Connection, count: int) -> None:
+        """Enqueue one task from Python, or `count` of them in plain SQL."""
+        if count > 1 and self._dice.random() < 0.5:
+            self._run(connection, _ENQUEUE, {"count": count})
+            return
+        args = [self._number, 'ü%"', None]
+        task_id = cdc_tasks.enqueue(connection, "chaos.enqueued", *args, queue="cdc_bulk")
+        self._run(connection, _NOTE, [json.dumps({"id": task_id, "args": args})])
+
     def _start(self, connection: Connection, table: str, count: int) -> int:
         """Return an id from which on rows are changed: often among the newest, which everybody changes."""
         with connection.cursor() as cursor:
@@ -209,7 +240,7 @@ class _Client(threading.Thread):
         reach = 200 + 2 * count if self._dice.random() < 0.7 else newest
         return max(0, newest - self._dice.randint(0, int(reach)))
 
-    def _run(self, connection: Connection, statement: str, values: dict[str, Any] | None = None) -> None:
+    def _run(self, connection: Connection, statement: str, values: Any = None) -> None:
         with connection.cursor() as cursor:
             cursor.execute(statement, values)
             self._rows += max(cursor.rowcount, 0)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.embedded_servers import ValkeyServer
+from harness.server_process import free_port
 from harness.waiting import at_most, wait_until
 from tests.support.listening import wait_for_listener
+from tests.support.metrics import Pages
 from tests.support.operators import ROUTES, Operator, operator_on, tasks_in
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ def test_routes_are_shown_without_database_and_broker() -> None:
     operator = Operator(CDC_ROUTES=f"{ROUTES}:routes")
     shown = operator.asks("routes")
     assert len({each.pop("id") for each in shown}) == 3
+    assert [each.pop("place") for each in shown] == [
+        f"tests/support/routes/for_commands.py:{line}" for line in (14, 15, 18)
+    ]
     assert shown == [
         {
             "table": "public.roles",
@@ -213,6 +218,8 @@ def test_a_pause_because_of_a_long_queue_is_told_while_it_lasts(
     operator: Operator, database: Database, broker: Broker
 ) -> None:
     operator.environment |= {"CDC_ROUTES": f"{ROUTES}:mended", "CDC_MAX_QUEUE": "10", "CDC_BATCH_SIZE": "20"}
+    pages = Pages(free_port())
+    operator.environment["CDC_METRICS_ADDRESS"] = pages.address
     with operator.running():
         wait_for_listener(database, timeout=30)
         database.execute("INSERT INTO roles SELECT g, 'r' FROM generate_series(1, 100) g")
@@ -223,7 +230,14 @@ def test_a_pause_because_of_a_long_queue_is_told_while_it_lasts(
         assert status["paused"]["longest_queue"] > 10
         (alarm,) = status["alarms"]
         assert f"paused since {status['paused']['since']}" in alarm
-        assert alarm in operator.types("status").stdout
+        shown = operator.types("status")
+        assert alarm in shown.stdout
+        assert shown.returncode == 3
+        wait_until(
+            lambda: pages.ready == (503, "not ready, leader: queue_full\n"), what="/readyz", timeout=30
+        )
+        assert pages.number("cdc_paused", reason="full_queue") == 1
+        assert pages.get("/livez")[0] == 200
         taken = 0
         while taken < 100:
             taken += len(broker.client.rpop("celery", 100) or ())

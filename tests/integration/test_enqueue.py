@@ -31,7 +31,7 @@ from listener.publish.redis.publisher import RedisPublisher
 from listener.router import BinlogRouter, EventType
 from tests.support.listening import running
 from tests.support.publishing import celery_app, in_background, messages
-from tests.support.rabbitmq import drain, kombu_publisher
+from tests.support.rabbitmq import drain, kombu_publisher, open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,12 +73,15 @@ def database_of(plugin: str, request: pytest.FixtureRequest) -> Database:
     return found
 
 
-def make_listener(database: Database, broker: Broker, router: Router, **options: Any) -> Listener:
+def make_listener(
+    database: Database, broker: Broker, router: Router, *, max_parked: int | None = None, **options: Any
+) -> Listener:
     monitor = PostgresWALMonitor(
         database.url, slot=database.name, publication=database.name, routes=router.routes,
         prefixes=router.prefixes, **options,
     )  # fmt: skip
-    return Listener(monitor, router, RedisPublisher(celery_app(broker.url), name=database.name))
+    publisher = RedisPublisher(celery_app(broker.url), name=database.name, max_parked=max_parked)
+    return Listener(monitor, router, publisher)
 
 
 def _sent(broker: Broker, queue: str = "shop") -> list[tuple[str, Any]]:
@@ -249,6 +252,23 @@ def test_a_task_for_which_there_is_no_queue_is_parked_and_the_listener_goes_on(
     ]
 
 
+def test_too_many_that_are_refused_make_the_listener_wait_and_the_next_ones_come_afterwards(
+    database: Database, broker: Broker, accepting: Router
+) -> None:
+    refused = [_task(number, queue=None, exchange="nowhere", routing_key="x") for number in range(3)]
+    note = f"cdc:{database.name}:paused"
+    with running(make_listener(database, broker, accepting, max_parked=2), database):
+        _in_transaction(database, *refused)
+        wait_until(lambda: broker.client.get(note), what="the listener to wait")
+        pause = json.loads(broker.client.get(note))
+        _in_transaction(database, _task(3))
+        assert _sent(broker) == []
+        parked = _parked(broker, database)
+        broker.client.hdel(parked_key(f"cdc:{database.name}"), parked[0].id)
+        _arrived(broker, 1)
+    assert (pause["setting"], pause["max_queue"], len(parked)) == ("CDC_MAX_PARKED", 2, 3)
+
+
 def test_another_prefix_has_tasks_of_its_own(database: Database, broker: Broker) -> None:
     router = BinlogRouter()
     router.accept("shop.*", prefix="shop")
@@ -319,6 +339,11 @@ def test_a_call_that_makes_no_message_says_so_at_once(database: Database) -> Non
             ({"headers": {"half": "\ud800"}}, "headers"),
             ({"delivery_mode": [1]}, "delivery_mode"),
             ({"queue": "half \ud800"}, "queue"),
+            ({"queue": "amq.own"}, "queue"),
+            ({"queue": "x" * 256}, "queue"),
+            ({"exchange": "x" * 256}, "exchange"),
+            ({"headers": {"number": 2**63}}, "headers"),
+            ({"headers": {"deep": [{"x" * 256: 1}]}}, "headers"),
             ({"task_id": "two words"}, "id"),
         ):
             with pytest.raises(EnqueuedTaskError) as caught:
@@ -396,6 +421,43 @@ def test_on_rabbitmq_too(
     headers = [each["application_headers"] for each in found]
     assert headers[0]["id"] == found[0]["correlation_id"] == "mine"
     assert (headers[0]["tenant"], headers[1]["shadow"]) == (7, "other")
+
+
+def test_what_rabbitmq_has_no_place_for_is_parked_and_too_many_make_the_listener_wait(
+    database: Database, broker: Broker, accepting: Router, rabbitmq_server: RabbitMQServer
+) -> None:
+    queue, taken = f"queue-{database.name}", f"taken-{database.name}"
+    monitor = PostgresWALMonitor(database.url, slot=database.name, publication=database.name, routes=())
+    with (
+        open_channel(rabbitmq_server) as channel,
+        kombu_publisher(rabbitmq_server.url, broker, queue, max_parked=3) as publisher,
+        running(Listener(monitor, accepting, publisher), database),
+    ):
+        channel.queue_declare(taken, exclusive=True)
+        _in_transaction(
+            database,
+            _task(1, queue=queue),
+            _task(2, queue=None, exchange="nowhere", routing_key="x"),
+            _task(3, queue=None, exchange="amq.direct", routing_key="nobody"),
+            _task(4, queue=taken),
+        )
+        _in_transaction(database, _task(5, queue=queue))
+        found: list[dict[str, Any]] = []
+        wait_until(
+            lambda: found.extend(_drained(rabbitmq_server, queue)) or len(found) == 2, what="the tasks"
+        )
+        _in_transaction(database, _task(6, queue=None, exchange="elsewhere", routing_key="x"))
+        wait_until(lambda: broker.cache.get("cdc:test:paused"), what="the listener to wait")
+        _in_transaction(database, _task(7, queue=queue))
+        pause = json.loads(broker.cache.get("cdc:test:paused"))
+        parked = list(read_parked(broker.cache, "cdc:test:parked"))
+        broker.cache.hdel("cdc:test:parked", *(each.id for each in parked))
+        wait_until(
+            lambda: found.extend(_drained(rabbitmq_server, queue)) or len(found) == 3, what="the last task"
+        )
+    assert [each["body"][0] for each in found] == [[1], [5], [7]]
+    assert sorted(each.arguments[0] for each in parked if each.arguments) == [2, 3, 4, 6]
+    assert (pause["setting"], pause["longest_queue"]) == ("CDC_MAX_PARKED", 4)
 
 
 def _drained(server: RabbitMQServer, queue: str) -> list[dict[str, Any]]:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.server_process import free_port
 from harness.waiting import at_most, wait_until
 from listener.mysql.log.position import BinlogPosition
 from tests.support.listening import wait_for_reader, wait_for_replica
+from tests.support.metrics import Pages
 from tests.support.mysql.source import MySQLDatabase
 from tests.support.rabbitmq import drain, open_channel, row_ids
 
@@ -68,7 +70,9 @@ def _run(
     first: int,
     last: int,
 ) -> None:
-    """Let a listener publish these rows, and stop it as an init system does."""
+    """Let a listener publish these rows, see that its numbers tell so, and stop it as an init system does."""
+    pages = Pages(free_port())
+    environment = {**environment, "CDC_METRICS_ADDRESS": pages.address}
     listener = subprocess.Popen([sys.executable, "-m", "listener", "run"], cwd=_CHECKOUT, env=environment)
     try:
         name = environment["CDC_NAME"]
@@ -77,6 +81,14 @@ def _run(
         else:
             _insert_into_postgres(database, name, first, last)
         assert broker.cache.hexists(f"cdc:{name}:checkpoint", "position")
+        wait_until(
+            lambda: pages.number("cdc_queue_messages", queue="cdc_bulk") == last, what="the queue's length"
+        )
+        # The checkpoint, from which it follows, is read every few seconds.
+        wait_until(lambda: pages.number("cdc_lag_bytes") is not None, what="the lag", timeout=30)
+        assert pages.number("cdc_changes_published_total", event="insert") == last - first + 1
+        assert pages.number("cdc_queue_oldest_message_age_seconds", queue="cdc_bulk") is not None
+        assert pages.ready == (200, "ready, leader\n")
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(at_most(20)) == 0
     finally:

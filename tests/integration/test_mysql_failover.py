@@ -8,6 +8,7 @@ import pytest
 
 from harness.given_mysql import MariaDBServer, MySQLServer
 from harness.waiting import wait_until
+from listener.core.source import GapError
 from listener.mysql.log.position import BinlogPosition
 from tests.support.mysql.source import MySQLDatabase, MySQLSource
 
@@ -50,7 +51,7 @@ def test_reading_goes_on_at_the_replica_with_the_ids_that_changes_had(
         rows = ", ".join(f"({number})" for number in range(10, 1000))
         source.execute("INSERT INTO t VALUES (1)", f"INSERT INTO t VALUES {rows}", "INSERT INTO t VALUES (2)")
         seen = [(each.id, each.position, each.committed_at, each.row) for each in source.changes(992)]
-        end = source.position
+        end = primary_end = source.position
     wait_until(lambda: _count(replica) == 992, timeout=30, what="the replica to follow")
     stop = "STOP SLAVE" if replica.is_mariadb else "STOP REPLICA"
     replica.execute(stop)
@@ -68,6 +69,31 @@ def test_reading_goes_on_at_the_replica_with_the_ids_that_changes_had(
     with MySQLSource(replica, position=end) as source:
         source.watch()
         assert source.rest() == []
+    _check_what_the_replica_has_not_got(primary, replica, primary_end)
+
+
+def _check_what_the_replica_has_not_got(
+    primary: MySQLDatabase, replica: MySQLDatabase, end: str | None
+) -> None:
+    """After an accepted gap neither a restart nor a backfill waits for what is gone with the primary."""
+    with MySQLSource(primary, position=end) as source:
+        source.watch()
+        source.execute("INSERT INTO t VALUES (4)")
+        assert [each.row["id"] for each in source.changes(1)] == [4]
+        source.rest()
+        end = source.position
+    replica.purge_logs()
+    replica.execute("INSERT INTO t VALUES (5)")
+    with MySQLSource(replica, position=end) as source:
+        with pytest.raises(GapError):
+            source.watch()
+        source.stop()
+        source.watch(accept_gap=True)
+        assert [each.row["id"] for each in source.changes(1)] == [5]
+        source.rest()
+        source.stop()
+        source.watch()
+        assert {each.row["id"] for each in source.reads("t")} >= {1, 2, 3, 5}
 
 
 def _name(database: MySQLDatabase) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.waiting import Deadline, at_most
+from harness.waiting import Deadline, at_most, wait_until
 from listener.core.backfill import Chunk, ChunkRequest
+from listener.mysql.backfill.chunk_reader import ChunkReader, ReadWork
 from listener.mysql.check import check_mysql
+from listener.mysql.client.connection import connect
+from listener.mysql.client.server import read_server
 from listener.router import BinlogRouter, EventType
 from tests.integration.test_mysql_types import _DOCUMENTS, _NUMBERS, _TEXTS, _TIMES
-from tests.support.mysql.source import MySQLSource
+from tests.support.mysql.source import MySQLDatabase, MySQLSource
 from tests.support.publishing import in_background
 
 if TYPE_CHECKING:
@@ -221,6 +226,35 @@ def test_a_change_that_the_stream_has_and_nobody_sees_yet_is_waited_for(mysql_so
         source.execute("SET GLOBAL binlog_group_commit_sync_delay = 0")
     assert change.row["v"] == 2
     assert [each.row["v"] for each in chunk.rows] == [2, 1]
+
+
+def test_an_xa_commit_that_mariadb_has_logged_and_not_done_is_waited_for(
+    mariadb_database: MySQLDatabase,
+) -> None:
+    """Until the engine has committed it, the server lists it as prepared, and a snapshot may not have its rows."""
+    database = mariadb_database
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with closing(connect(database.url)) as connection:
+        server = read_server(connection)
+    reader = ChunkReader(partial(connect, database.url), server)
+    request = ChunkRequest(backfill="a1", schema=database.name, table="t", limit=10)
+    names = frozenset({"X'6f6e65',X'32',7"})  # as the log has them
+    with closing(database.connect()) as session, session.cursor() as cursor, closing(reader):
+        name = "'one', '2', 7"
+        for statement in (
+            f"XA START {name}",
+            "INSERT INTO t VALUES (1)",
+            f"XA END {name}",
+            f"XA PREPARE {name}",
+        ):
+            cursor.execute(statement)
+        reader.start(ReadWork(request, None, names))
+        assert not reader.done.wait(0.3)
+        cursor.execute(f"XA COMMIT {name}")
+        wait_until(lambda: reader.done.is_set, what="the rows", timeout=30)
+        assert reader.error is None
+        assert reader.found is not None
+        assert [row[0] for row in reader.found.rows] == [b"1"]
 
 
 def test_an_idle_server_with_a_new_log_gives_the_chunk_its_place(source: MySQLSource) -> None:

@@ -1,11 +1,11 @@
-"""Changes of the journal fire their routes once more, in order, each once, while the stream goes on."""
+"""Changes of the journal or of the binlog fire their routes once more, in order, each once, beside the stream."""
 
 from __future__ import annotations
 
 import json
 import signal
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +14,22 @@ import redis
 from amqp.exceptions import NotFound
 
 from harness.embedded_servers import ValkeyServer
+from harness.given_mysql import WITHOUT_GTIDS, MySQLServer
 from harness.waiting import at_most, wait_until
 from tests.conftest import Broker
 from tests.support.listening import wait_for_listener
+from tests.support.mysql.source import MySQLDatabase
 from tests.support.operators import Operator
 from tests.support.publishing import messages
 from tests.support.rabbitmq import open_channel
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
     from pathlib import Path
 
     from harness.machine_servers import RabbitMQServer
     from tests.conftest import Database
-    from tests.support.mysql.source import MySQLDatabase
 
 _ROUTES = """
 from listener.router import BinlogRouter, EventType
@@ -138,7 +140,13 @@ def test_changes_of_a_time_a_row_and_a_route_are_fired_again(person: Person) -> 
         found = person.asks("journal", "items", "--id", "7")
         assert [each["event"] for each in found] == ["insert", "update", "update", "delete"]
         plan = person.asks("replay", "--since", since, "--all-routes", "--dry-run")
-        assert plan == {"changes": 12, "tasks": {"tests.bill": 12, "tests.keyed": 2}, "parked": 0, "gaps": []}
+        assert plan == {
+            "changes": 12,
+            "tasks": {"tests.bill": 12, "tests.keyed": 2},
+            "parked": 0,
+            "gaps": [],
+            "source": "journal",
+        }
         assert len(person.sent()) == 32
 
         # With the ids that they had, and in the order that they had.
@@ -168,6 +176,75 @@ def _next_second() -> str:
     start = datetime.now(UTC)
     begun = wait_until(lambda: (now := datetime.now(UTC).replace(microsecond=0)) > start and now, what="it")
     return begun.isoformat()
+
+
+@pytest.fixture(params=["mariadb", "mysql", "mysql without GTIDs"])
+def without_journal(request: pytest.FixtureRequest, broker: Broker, tmp_path: Path) -> Iterator[Person]:
+    """Someone who has only the server's own log."""
+    with ExitStack() as stack:
+        if request.param == "mysql without GTIDs":
+            server = stack.enter_context(MySQLServer(arguments=WITHOUT_GTIDS))
+            server.create_database("alone")
+            database = MySQLDatabase(name="alone", server=server)
+        else:
+            database = request.getfixturevalue(f"{request.param}_database")
+        found = Person(database, broker, tmp_path)
+        del found.environment["CDC_JOURNAL"]
+        yield found
+
+
+def test_the_binlog_is_fired_again_without_a_journal(without_journal: Person) -> None:
+    person, database = without_journal, without_journal.database
+    with person.running() as process:
+        wait_for_listener(database, timeout=60)
+        person.inserts(1, 20)
+        person.waits_for(20)
+        database.execute("FLUSH BINARY LOGS")
+        since = _next_second()
+        person.inserts(21, 1500)  # more than a part, in one transaction
+        database.execute(
+            "UPDATE items SET v = 1 WHERE id <= 3",
+            "ALTER TABLE items ADD COLUMN w varchar(9) DEFAULT 'new' FIRST",
+            "FLUSH BINARY LOGS",
+            "UPDATE items SET v = 2 WHERE id = 2",
+            "DELETE FROM items WHERE id = 2",
+        )
+        first = person.waits_for(1505)[20:]
+        until = _next_second()
+        person.database.execute("UPDATE items SET v = 9 WHERE id = 9")
+        person.waits_for(1506)
+
+        window = ["--since", since, "--until", until]
+        plan = person.asks("replay", *window, "--all-routes", "--dry-run")
+        assert plan == {
+            "changes": 1485,
+            "tasks": {"tests.bill": 1485, "tests.keyed": 4},
+            "parked": 0,
+            "gaps": [],
+            "source": "binlog",
+        }
+        early = person.asks("replay", "--since", "2020-01-01", "--task", "tests.bill")
+        assert early["code"] == "journal_gap", early
+        assert "The binlog begins at" in early["hint"]
+
+        # A listener is killed on the way. Ids, order and bodies are those that the stream had.
+        name = person.asks("replay", *window, "--task", "tests.bill", "--rate", "1500")["id"]
+        wait_until(lambda: person.count() > 1506, what="the first replayed tasks", timeout=60)
+        process.kill()
+    with person.running() as process:
+        assert person.types("replays", "show", name, "--watch").returncode == 0
+        again = person.sent()[1506:]
+        assert [each["headers"]["id"] for each in again] == [each["headers"]["id"] for each in first]
+        assert [each["body"] for each in again] == [each["body"] for each in first]
+        assert {each["headers"]["cdc_replay"] for each in again} == {name}
+
+        # With new ids, of one row.
+        person.replays(*window, "--task", "tests.bill", "--id", "2", "--table", "items", "--new-ids")
+        more = person.sent()[1506 + len(again) :]
+        assert list(map(_what, more)) == [("update", 2, 1), ("update", 2, 2), ("delete", 2, None)]
+        assert not {each["headers"]["id"] for each in more} & {each["headers"]["id"] for each in again}
+        log = _ends(process)
+    assert "replay_done" in log
 
 
 def _check_commands(person: Person, name: str) -> None:

@@ -77,6 +77,10 @@ class Browser:
     def open(self, url: str) -> None:
         _request("POST", f"{self._session}/url", {"url": url})
 
+    def resize(self, width: int, height: int) -> None:
+        """Make the window so large, in CSS pixels."""
+        _request("POST", f"{self._session}/window/rect", {"width": width, "height": height})
+
     def run(self, script: str, *arguments: Any) -> Any:
         """Return what the body of a JavaScript function returns."""
         return _request("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})

@@ -28,7 +28,13 @@ QUORUM = {"x-queue-type": "quorum"}
 
 @contextmanager
 def kombu_publisher(
-    url: str, broker: Broker, queue: str, *, max_queue: int | None = None, **settings: Any
+    url: str,
+    broker: Broker,
+    queue: str,
+    *,
+    max_queue: int | None = None,
+    max_parked: int | None = None,
+    **settings: Any,
 ) -> Iterator[KombuPublisher]:
     """Open one whose tasks go to a quorum queue of that name."""
     defaults = {
@@ -36,14 +42,16 @@ def kombu_publisher(
         "task_default_queue": queue,
     }
     app = celery_app(url, **{**defaults, **settings})
-    with publisher_of(app, broker, max_queue=max_queue) as publisher:
+    with publisher_of(app, broker, max_queue=max_queue, max_parked=max_parked) as publisher:
         yield publisher
 
 
 @contextmanager
-def publisher_of(app: Celery, broker: Broker, *, max_queue: int | None = None) -> Iterator[KombuPublisher]:
+def publisher_of(
+    app: Celery, broker: Broker, *, max_queue: int | None = None, max_parked: int | None = None
+) -> Iterator[KombuPublisher]:
     """Open one as the loop does, with its checkpoint read."""
-    publisher = KombuPublisher(app, broker.cache_url, name="test", max_queue=max_queue)
+    publisher = KombuPublisher(app, broker.cache_url, name="test", max_queue=max_queue, max_parked=max_parked)
     try:
         publisher.attach(SOURCE)
         yield publisher

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from harness.process_logs import ends_of_logs, forget_ended
 from tests.support.forked_workers import is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
-__all__ = ["FailuresAtOnce", "use_own_temporary_directory"]
+__all__ = ["FailuresAtOnce", "LogsOfFailures", "use_own_temporary_directory"]
 
 _PREFIX: Final = "cdc-tests-"
 
@@ -32,6 +33,21 @@ class FailuresAtOnce:
             where = "" if report.when == "call" else f" ({report.when})"
             self._terminal.write_line(f"\nFAILED {report.nodeid}{where}: {_reason(report)}", red=True)
             self._terminal.flush()
+
+
+class LogsOfFailures:
+    """Adds the ends of the workers' and listeners' logs to the report of a test that fails."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        forget_ended()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if report.failed:
+            report.sections.extend((f"log of {name}", end) for name, end in ends_of_logs())
+        return report
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -12,6 +12,7 @@ from cdc_tasks import READ, BinlogRouter, EventType, RowChange
 from cdc_tasks.testing import row_change
 from listener.control.backfills import Backfill, BackfillState, Progress, chosen_routes
 from listener.control.commands import CommandRefusedError
+from listener.control.first_load import backfill_commands
 from listener.core.backfill import BackfillRefusedError, check_where
 from listener.postgres.backfill.chunk_reader import split_line
 
@@ -33,6 +34,20 @@ def test_a_line_of_copy_is_the_texts_of_the_row(line: bytes, row: list[bytes | N
 def test_what_could_end_the_statement_is_no_condition(where: str) -> None:
     with pytest.raises(BackfillRefusedError, match="is no condition"):
         check_where(where)
+
+
+def test_what_is_offered_after_a_gap_is_what_a_read_tells_something() -> None:
+    router = BinlogRouter()
+    router.register("public", "loaded", [EventType.ALL, EventType.READ], "tests.index")
+    router.register("public", "loaded", EventType.INSERT, "tests.mail")
+    router.register("public", "billed", [EventType.INSERT, EventType.DELETE], "tests.bill")
+    router.register("public", "billed", EventType.DELETE, "tests.undo")
+    router.register("public", "deleted", EventType.DELETE, "tests.undo")
+    tables = [("public", name) for name in ("loaded", "billed", "deleted", "other")]
+    assert backfill_commands(tables, router.routes) == {
+        "public.loaded": "python -m listener backfill public.loaded",
+        "public.billed": "python -m listener backfill public.billed --task tests.bill",
+    }
 
 
 def test_a_route_gets_reads_only_if_it_says_so() -> None:

@@ -14,7 +14,7 @@ _ROOM = Path(__file__).parents[2] / "listener" / "mysql"
 # A code may be added. To remove or change one breaks the programs that look for it.
 _CODES = """
 authentication backfill_engine backfill_no_key backfill_no_right backfill_no_table backfill_type
-backfill_where backfill_without_gtids binlog_row_metadata checksum database_missing database_url
+backfill_where backfill_without_gtids binlog_other binlog_row_metadata checksum database_missing database_url
 host_blocked host_not_allowed
 incident lock_lost log_bin log_purged log_reset log_unreadable logged_as_statement max_allowed_packet
 mysql_replication offset_too_large other_server replica_behind server_id tls too_many_connections undecodable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 from dataclasses import replace
@@ -13,8 +14,15 @@ from structlog.testing import capture_logs
 
 from cdc_tasks import BinlogRouter, EventType, RowChange
 from cdc_tasks.routing.router import Call, Parked
-from listener.control.journal import Journal, JournalError, JournalledChange, JournalReader, Selection
+from listener.control.journal.file import JournalError, JournalledChange
+from listener.control.journal.reader import JournalReader
+from listener.control.journal.writer import Journal
 from listener.control.replays import fired_by
+from listener.core.history import Selection
+from listener.postgres.codec.change import Transaction, WALChange
+from listener.postgres.codec.table import Column, Table
+from listener.postgres.codec.tuple_data import UNCHANGED
+from listener.postgres.codec.values import BUILTIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,6 +109,65 @@ def test_changes_have_their_context_and_their_place_in_the_transaction(path: Pat
     assert [tuple(each.transaction) for each in found] == [
         (f"id-{number // 3}", number % 3 + 1, number % 3 == 2) for number in range(9)
     ]
+
+
+_COLUMNS = [("id", 20), ("v", 25), ("tags", 1009), ("at", 1184), ("price", 1700), ("doc", 3802)]
+_TABLE = Table(
+    "public", "items", [Column(name, BUILTIN[oid], key=name == "id") for name, oid in _COLUMNS], identity="d"
+)
+
+
+def _logged(first: int, count: int, **options: Any) -> list[WALChange]:
+    """Return changes as the log has them, three in a transaction."""
+    found = []
+    for number in range(first, first + count):
+        if (number - first) % 3 == 0:
+            transaction = Transaction(number, 800_000_000_000_000 + number * 1_000_000, "source", "2@")
+            transaction.is_muted = options.get("muted", False)
+        row = (
+            *(b"%d" % number, None if number % 5 == 0 else b"text \xc3\xa9 %d" % number, b'{a,"b c",NULL}'),
+            *(b"2026-11-27 04:44:23.5+00", b"12.50", b'{"a": [1, 2]}'),
+        )
+        key = (row[0], *[None] * 5)
+        kind, old, new = (
+            (_TABLE.insert, None, row),
+            (_TABLE.update_by_key, key, row),
+            (_TABLE.delete_by_key, key, None),
+        )[number % 3]
+        if options.get("lacks"):
+            new = None if new is None else (row[0], UNCHANGED, *row[2:])
+        found.append(WALChange(kind, old, new, transaction, number % 3))
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"muted": True}, {"lacks": True}])
+def test_rows_that_no_route_sends_whole_are_kept_as_they_were_logged(
+    path: Path, options: dict[str, Any]
+) -> None:
+    router = BinlogRouter()
+    router.register("public", "items", EventType.ALL, "narrow", columns=["id"], even_muted=True)
+    journal = _open(path)
+    changes = _logged(0, 1500, **options)
+    fired = list(router.tasks_for(changes))
+    assert len(fired) == 1500
+    assert list(journal.record(fired, changes, "1500")) == fired
+    # After a crash the last of them come again.
+    journal.close()
+    journal = _open(path, after="900")
+    list(journal.record(fired[900:], changes[900:], "1500"))
+    journal.close()
+    with sqlite3.connect(path) as connection:
+        sizes = [row[0] for row in connection.execute("SELECT count FROM block ORDER BY first")]
+        as_logged = [
+            row[0] for row in connection.execute("SELECT substr(data, 1, 4) = X'726F7773' FROM block")
+        ]
+    connection.close()
+    assert sizes == [900, 600]
+    assert as_logged == [0, 0 if "lacks" in options else 1]
+    found = [change for _, change in JournalReader(path).changes(Selection()) if change is not None]
+    assert [each.to_message() for each in found] == [json.loads(each.to_json()) for each in changes]
+    assert {each.is_muted for each in found} == {options.get("muted", False)}
+    assert _numbers(path, row=(("tags", '["a", "b c", null]'), ("id", "1200"))) == [1200]
 
 
 def test_what_another_listener_has_read_is_a_gap(path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from cdc_tasks.testing import row_change
 from listener.core.publisher import BrokerError, CheckpointMovedError, StoppedError
 from listener.core.source import Batch, Saved, SourceLostError
 from listener.daemon.loop import Listener
+from listener.metrics.meter import Meter
 from listener.router import BinlogRouter
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ class World:
         return self._saved and self._saved.position
 
     def publish(
-        self, fired: Any, *, checkpoint: str, pipelined: bool, notes: str | None, **_: Any
+        self, fired: Any, *, checkpoint: str, pipelined: bool = False, notes: str | None = None, **_: Any
     ) -> str | None:
         self._confirm()
         self.calls.append(f"publish {checkpoint}: {len(list(fired))}")
@@ -138,3 +141,69 @@ def test_what_the_broker_refuses_is_never_acknowledged() -> None:
 def test_a_stop_while_the_broker_is_away_ends_it_without_an_acknowledgement() -> None:
     world = World([StoppedError()])
     assert _run(world) == ["open None", "attach 7f00", "batches None"]
+
+
+class _Paused:
+    """A control whose stream a person has paused for a moment, behind each batch."""
+
+    backfills = replays = None
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self.seen: list[tuple[bool, bool]] = []
+
+    def hold(self, _: object, keep_up: Callable[[], None]) -> None:
+        keep_up()
+        self.seen.append((self._meter.is_held, self._meter.batch_at is not None))
+
+    def restore(self) -> bool:
+        return True
+
+    def filtered(self, fired: Any) -> Any:
+        return fired
+
+    def ignore(self, *_: object) -> None:
+        pass
+
+    begin = close = look = passed = offer_backfills = ignore
+
+
+def test_a_meter_counts_what_was_confirmed_and_knows_of_a_pause() -> None:
+    router = BinlogRouter()
+    route = router.register("public", "tickets", "insert", "task")
+    meter = Meter(router)
+    world, control = (
+        World([_batch("1", pipelined=True), Batch((), "1b"), _batch("2"), SourceLostError()], [_batch("3")]),
+        _Paused(meter),
+    )
+    world.has_accepted_gap = False  # type: ignore[attr-defined]  # only a control asks for it
+    world.listener = Listener(
+        cast("Any", world), router, cast("Any", world), cast("Any", control), meter=meter
+    )
+    world.listener.run()
+    assert meter.published == {(route.id, "insert"): 3}
+    assert (meter.read["insert"], meter.batches, meter.losses) == (3, 3, 1)
+    assert set(control.seen) == {(True, True)}
+    assert not meter.is_held
+
+
+def test_at_debug_each_batch_and_change_is_logged_without_its_row(caplog: pytest.LogCaptureFixture) -> None:
+    def logged() -> list[dict[str, Any]]:
+        new = row_change("tickets", "insert", after={"title": "a secret"})
+        other = row_change("users", "insert", after={"id": 1})
+        world = World([Batch((), "0"), Batch((new, other), "1")])
+        with capture_logs() as found:
+            assert "publish 1: 1" in _run(world)
+        assert "secret" not in str(found)
+        assert [new.id, other.id] == [
+            each["change_id"] for each in found if each["event"] == "change"
+        ] or not found
+        return [dict(each) for each in found]
+
+    caplog.set_level(logging.INFO)
+    assert logged() == []
+    caplog.set_level(logging.DEBUG)
+    first, second, batch = logged()
+    assert (first["table"], first["change_event"], first["fired"]) == ("public.tickets", "insert", ["task"])
+    assert (second["table"], second["fired"], second["parked"]) == ("public.users", [], [])
+    assert (batch["event"], batch["changes"], batch["tasks"], batch["position"]) == ("batch", 2, 1, "1")

@@ -110,6 +110,7 @@ partitioned_table partitions_overlooked pg_hba plugin pooler publication publica
 replication_role replication_slots rows_missing slot slot_failover slot_gone slot_lag slot_lost slot_moved standby
 stuck_transaction table table_missing table_not_logged table_renamed tls undecodable unreachable version virtual_column
 wal_level wal_retention wal_senders
+not_published watch_too_slow
 """
 
 

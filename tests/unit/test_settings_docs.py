@@ -16,6 +16,7 @@ from cdc_tasks.environment import TWINS
 from cdc_tasks.settings import WorkerSettings
 from cdc_tasks.variables import KNOWN
 from listener.cli.commands import cli
+from listener.console.settings import ConsoleSettings
 from listener.daemon.settings import ListenerSettings
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _OF_OTHERS = {"FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS", "FLOWER
 
 
 def _fields() -> dict[str, FieldInfo]:
-    fields = {**WorkerSettings.model_fields, **ListenerSettings.model_fields}
+    fields = {**WorkerSettings.model_fields, **ListenerSettings.model_fields, **ConsoleSettings.model_fields}
     return {name.upper(): field for name, field in fields.items()}
 
 

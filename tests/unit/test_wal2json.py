@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from listener.postgres.client.connection import Connection
     from listener.postgres.codec.change import WALChange
 
-_BEGIN = b'{"action":"B","timestamp":"2026-11-22 10:00:00.5+00","lsn":"1/A0","nextlsn":"1/B0"}'
+_BEGIN = b'{"action":"B","xid":7,"timestamp":"2026-11-22 10:00:00.5+00","lsn":"1/A0","nextlsn":"1/B0"}'
 
 
 class Definitions(TableDefinitions):

@@ -17,6 +17,16 @@ when it has ended, the retry is noted here and dropped:
 
 So is a second copy of a retry that has ended: a process may die after it has sent one, and its worker sends another.
 
+RabbitMQ does not answer an acknowledgement. If it dies, or the connection breaks, those on their way are lost, and it
+delivers the messages again, although their tasks have ended. So each partition has its last ended deliveries here, and
+the worker drops a redelivered message that is among them. A worker writes them in the step in which it looks at the
+next message's key, so before a later task of the same key begins:
+
+    cdc:held-keys:ended:QUEUE     a list of `delivery_of`, the last one first
+
+A partition has up to a hundred unacknowledged messages, and acknowledgements arrive in order. So the messages whose
+acknowledgement was lost are among the last hundred that have ended.
+
 A message that was put aside and is sent again has TURN_HEADER. It runs only if the key's record names it: a second copy
 does not run late. A message that was put aside is deleted here only when it has arrived in the partition again. Each
 step can be done twice: a worker that dies between two of them leaves nothing that is lost, or that waits forever.
@@ -32,20 +42,24 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import uuid4
 
 from cdc_tasks import cache
-from cdc_tasks.broker.delivery_marks import without_marks, without_wait
+from cdc_tasks.broker.delivery_marks import REPLAY_HEADER, REPLAYED_HEADER, without_marks, without_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
     "TURN_HEADER",
     "Aside",
     "Record",
     "begin",
+    "delivery_of",
     "every",
     "get",
     "hold",
     "is_replaced",
+    "is_replay",
+    "look_up",
+    "note_ended",
     "put_aside",
     "release",
     "replace_retry",
@@ -61,7 +75,9 @@ _RECORDS: Final = "cdc:held-keys"
 _WAITING: Final = "cdc:held-keys:waiting:"
 _NUMBER: Final = "cdc:held-keys:number"
 _REPLACED: Final = "cdc:held-keys:replaced:"
+_ENDED: Final = "cdc:held-keys:ended:"
 _KEPT: Final = 3600  # seconds; longer than a retry waits
+_ENDED_KEPT: Final = 200  # deliveries of a partition: twice the number of messages that a worker holds of it
 
 # KEYS: the records, what waits; ARGV: the key, then what each says. MARK is what a step looks at: each new record has
 # another one.
@@ -125,6 +141,24 @@ _SENT: Final = f"""
 record.is_sent = true
 redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(record))
 return 1
+"""
+
+
+_NOTE_ENDED: Final = f"""
+for place = 3, #ARGV do redis.call('LPUSH', KEYS[2], ARGV[place]) end
+if #ARGV > 2 then redis.call('LTRIM', KEYS[2], 0, {_ENDED_KEPT - 1}) end
+"""
+
+# KEYS: the records, what has ended; ARGV: the key, a redelivered message or nothing, what has ended now
+_LOOK_UP: Final = f"""
+{_NOTE_ENDED}
+local has_ended = 0
+if ARGV[2] ~= '' then
+    for _, each in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
+        if each == ARGV[2] then has_ended = 1 end
+    end
+end
+return {{has_ended, redis.call('HGET', KEYS[1], ARGV[1])}}
 """
 
 
@@ -195,6 +229,40 @@ def get(key: str) -> Record | None:
     with cache.errors_translated():
         found: Any = cache.client().hget(_RECORDS, key)
     return None if found is None else Record.read(found)
+
+
+def delivery_of(headers: Mapping[str, Any]) -> str | None:
+    """Return what names a message among all that were sent: its task, the try, and the replay that it is of.
+
+    None: it is no task's.
+    """
+    if not isinstance(headers.get("id"), str):
+        return None
+    replay = headers.get(REPLAYED_HEADER) or headers.get(REPLAY_HEADER) or ""
+    return f"{headers['id']}:{headers.get('retries') or 0}:{replay}"
+
+
+def is_replay(headers: Mapping[str, Any]) -> bool:
+    """Return whether a person wants this task to run, although it may have ended before."""
+    return REPLAYED_HEADER in headers or REPLAY_HEADER in headers
+
+
+def look_up(
+    key: str, queue: str, ended: Sequence[str], *, redelivered: str | None = None
+) -> tuple[Record | None, bool]:
+    """Note what has ended in a partition; return the key's record, and whether a redelivered message has ended."""
+    if not ended and redelivered is None:
+        return get(key), False
+    with cache.errors_translated():
+        names = (_RECORDS, _ENDED + queue)
+        has_ended, found = cache.client().eval(_LOOK_UP, 2, *names, key, redelivered or "", *ended)
+    return (None if found is None else Record.read(found)), bool(has_ended)
+
+
+def note_ended(queue: str, ended: Sequence[str]) -> None:
+    """Note what has ended in a partition."""
+    if ended:
+        look_up("", queue, ended)
 
 
 def hold(key: str, task_id: str, task: str, state: State, *, retries: int = 0) -> None:

@@ -56,7 +56,6 @@ class _Waiting:
         connection = self.connection
         if connection is None:  # it was closed meanwhile: py-amqp raises its own error
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # py-amqp's AbstractChannel
-        _send_heartbeats()
         with connection.answered_within(timeout or _ANSWER_TIMEOUT):
             return super().wait(*args, timeout=timeout, **kwargs)  # type: ignore[misc]  # the same
 
@@ -219,6 +218,8 @@ class _Connection(_Waiting, pyamqp.Connection):
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Read one method; raise TimeoutError after `timeout` seconds, even if heartbeats arrive."""
+        if self.answer_by is not None:  # messages may arrive all the time until the answer does
+            _send_heartbeats()
         now = monotonic()
         ends = [
             end for end in (self.answer_by, None if timeout is None else now + timeout) if end is not None
@@ -237,6 +238,7 @@ class _Connection(_Waiting, pyamqp.Connection):
             except TimeoutError:
                 if left <= _BEAT:
                     raise
+            if not done:  # nothing came, or a heartbeat did
                 _send_heartbeats()
 
     def has_been_blocked(self) -> bool:

@@ -50,6 +50,7 @@ __all__ = [
     "Keyed",
     "MessageGroups",
     "Waiting",
+    "held_up_key",
     "key_in",
     "next_list",
     "owners_key",
@@ -72,6 +73,13 @@ local WAITING, RANKED, NUMBER = P .. '{_WAITING}', P .. '{_RANKED}', P .. 'cdc:k
 local NEXT, REPLACED = P .. 'cdc:keys:next:', P .. 'cdc:keys:replaced'
 """
 _ADMITTING: Final = f"""{_NAMES}
+local function decoded(message)  -- without its body, if that is first and without escapes, as kombu's base64 is
+    local quote = string.sub(message, 1, 10) == '{{"body": "' and string.find(message, '"', 11, true)
+    if not quote or string.byte(message, quote - 1) == 92 or string.sub(message, quote + 1, quote + 2) ~= ', ' then
+        return cjson.decode(message)
+    end
+    return cjson.decode('{{' .. string.sub(message, quote + 3))
+end
 local function described(message)
     local headers = message['headers']
     if type(headers) ~= 'table' then return nil end
@@ -147,7 +155,7 @@ local function advance(key, asked)  -- the next message owns the key; `asked`: l
     end
     local list, message = split(entry)
     wait_no_more(key, list, 1)
-    own(described(cjson.decode(message)))
+    own(described(decoded(message)))
     -- Not into the list of a priority: no worker waits there, and this message has waited already.
     local queue = string.match(list, '^(.-){_SEPARATOR}') or list
     if redis.call('EXISTS', queue) == 1 or (asked and string.find(asked, '\\n' .. queue .. '\\n', 1, true)) then
@@ -185,118 +193,143 @@ local function may_go(each, list, message)    -- whether it is handed out; if no
 end
 """
 
-# KEYS: the owners; ARGV: the prefix, the ids of the messages' changes between spaces, then runs of messages with the
-# same list and key: the list, the key, the number of messages. If the key was busy a moment ago, the messages are at
-# the end of what waits for it already, and the number is negative. Else there follows the beginning of the record that
-# the first one makes as the owner. A single message was just pushed to its list, and the number is 0; else it follows.
-# For the listener, which sends it with its checkpoint. It calls Redis as seldom as it can, and looks at a message's
-# content only if that may have the owner's task id: then it takes the owner's place.
+# KEYS: the owners; ARGV: the prefix, how many there are of each of what follows, and then
+#   - keys that were busy a moment ago, and keys that were free: each key once
+#   - of each busy key: the ids of its messages' changes, with spaces between them
+#   - of each free key: the key, and its record when its first message owns it
+#   - the lists to which the first messages of the free keys were pushed, in the order of these: a list, how many
+#   - of each busy key with more than one message: the number of the key, how many messages
+#   - of each free key with more than one message: the number of the key, how many behind the first
+#   - of each list: how many of the messages that were put behind others wait for it
+# The listener sends it behind the messages, in the step with its checkpoint. If the keys are as they were, all messages
+# are in their places already: the first one of a free key in its list, all others at the end of what waits for their
+# key. So the script looks, in as few calls as it can, which keys are not as they were, and puts the messages of those
+# right. It reads a message only if that may have the owner's task id: then it takes the owner's place.
 ADMIT: Final = f"""
 local P = ARGV[1]
 {_ADMITTING}
-local keys, owners, just_pushed, i = {{}}, {{}}, {{}}, 3
-while i <= #ARGV do
-    keys[#keys + 1] = ARGV[i + 1]
-    local number = tonumber(ARGV[i + 2])
-    if number == 0 then just_pushed[ARGV[i]] = (just_pushed[ARGV[i]] or 0) + 1 end
-    i = i + (number < 0 and 3 or 4 + number)
-end
-for number, owner in ipairs(redis.call('HMGET', OWNERS, unpack(keys))) do owners[keys[number]] = owner end
-local owned, held_up, lengths, lists, pushed = {{}}, {{}}, {{}}, {{}}, {{}}
-local ends_with_now = redis.call('TIME')[1] .. ']'
-local function push(list, message)
-    local messages = pushed[list]
-    if not messages then
-        messages = {{}}
-        pushed[list] = messages
-        lists[#lists + 1] = list
-    end
-    messages[#messages + 1] = message
-end
-local function write_owners()
-    if #owned > 0 then redis.call('HSET', OWNERS, unpack(owned)) end
-    owned = {{}}
-end
-local function admit_one_by_one(list, key, messages)
-    write_owners()
-    for _, message in ipairs(messages) do
-        if admit(described(cjson.decode(message)), list, message) then push(list, message) end
-    end
-    owners[key] = redis.call('HGET', OWNERS, key)
-end
-local function make_owner(key, beginning)
-    owners[key] = beginning .. ends_with_now
-    owned[#owned + 1] = key
-    owned[#owned + 1] = owners[key]
-end
-local function now_waiting(list, key, number)
-    if number > 0 then
-        held_up[#held_up + 1] = key
-        lengths[list] = (lengths[list] or 0) + number
-    end
-end
+local busy, free, queues = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local more, lists = tonumber(ARGV[5]), tonumber(ARGV[6])
+-- Each is the last word in front of its part.
+local AT_KEYS = 6
+local AT_IDS = AT_KEYS + busy + free
+local AT_RECORDS = AT_IDS + busy
+local AT_QUEUES = AT_RECORDS + 2 * free
+local AT_MORE = AT_QUEUES + 2 * queues
+local AT_LISTS = AT_MORE + 2 * more
+
+local owners = redis.call('HMGET', OWNERS, unpack(ARGV, AT_KEYS + 1, AT_IDS))
+local waits, lengths = {{}}, {{}}  -- by the number of the key, if that is not what is usual; by list
+for i = AT_MORE + 1, AT_LISTS, 2 do waits[tonumber(ARGV[i])] = tonumber(ARGV[i + 1]) end
+for i = AT_LISTS + 1, AT_LISTS + 2 * lists, 2 do lengths[ARGV[i]] = tonumber(ARGV[i + 1]) end
+
 local function id_of(owner)
     return string.match(owner, '^%["[^"]*","([^"]*)"') or ' '
 end
-local function take_back(list, key, number)
-    local messages = {{}}
-    for j = number, 1, -1 do messages[j] = string.sub(redis.call('RPOP', WAITING .. key), #list + 2) end
-    return messages
-end
-local function is_of_these(id)  -- a task id is that of the change, with that of the route behind it if there is one
+local function is_of_these(id, changes)  -- a task id is that of the change, with that of the route behind it if any
+    changes = ' ' .. changes .. ' '
     local change = string.gsub(id, '%-[^-]*$', '')
-    return string.find(ARGV[2], ' ' .. change .. ' ', 1, true) or string.find(ARGV[2], ' ' .. id .. ' ', 1, true)
+    return string.find(changes, ' ' .. change .. ' ', 1, true) or string.find(changes, ' ' .. id .. ' ', 1, true)
 end
-local function follow(list, key, number)
-    local owner = owners[key]
-    if owner and not is_of_these(id_of(owner)) then
-        now_waiting(list, key, number)
-    else
-        admit_one_by_one(list, key, take_back(list, key, number))
-    end
+local wrong, is_wrong = {{}}, {{}}  -- numbers of the keys that are not as they were
+local function note_wrong(i)
+    wrong[#wrong + 1] = i
+    is_wrong[i] = true
 end
-local function come(list, key, beginning, messages)
-    local owner = owners[key]
+local find, words = string.find, ARGV
+for i = 1, busy do
+    local owner, changes = owners[i], words[AT_IDS + i]
     if not owner then
-        make_owner(key, beginning)
-        push(list, table.remove(messages, 1))
+        note_wrong(i)
+    elseif waits[i] then
+        if is_of_these(id_of(owner), changes) then note_wrong(i) end
+    elseif find(owner, changes, 1, true) then
+        note_wrong(i)
     end
-    if #messages == 0 then return end
-    for j, message in ipairs(messages) do
-        if owner and string.find(message, id_of(owner), 1, true) then return admit_one_by_one(list, key, messages) end
+end
+for i = busy + 1, busy + free do
+    if owners[i] then note_wrong(i) end
+end
+
+local pushed = {{}}
+local function push(list, message)
+    pushed[list] = pushed[list] or {{}}
+    table.insert(pushed[list], message)
+end
+local function split(entry)
+    local feed = string.find(entry, '\\n', 1, true)
+    return string.sub(entry, 1, feed - 1), string.sub(entry, feed + 1)
+end
+local function count(entry, by)
+    local list = split(entry)
+    lengths[list] = (lengths[list] or 0) + by
+end
+local function take_back(key, number)
+    local entries = {{}}
+    for j = number, 1, -1 do
+        entries[j] = redis.call('RPOP', WAITING .. key)
+        count(entries[j], -1)
     end
-    for j, message in ipairs(messages) do messages[j] = list .. '\\n' .. message end
-    redis.call('RPUSH', WAITING .. key, unpack(messages))
-    now_waiting(list, key, #messages)
+    return entries
 end
-local newest, passed = {{}}, {{}}  -- of each list: the messages that were just pushed, the newest first
-local function pull_back(list)
-    newest[list] = newest[list] or redis.call('LRANGE', list, 0, just_pushed[list] - 1)
-    local message = newest[list][just_pushed[list] - passed[list] + 1]
-    redis.call('LREM', list, 1, message)
-    return message
+local function admit_one_by_one(entries)
+    for _, entry in ipairs(entries) do
+        local list, message = split(entry)
+        if admit(described(decoded(message)), list, message) then push(list, message) end
+    end
 end
-i = 3
-while i <= #ARGV do
-    local list, key, number, beginning = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
-    if number == 0 then
-        passed[list] = (passed[list] or 0) + 1
-        if owners[key] then
-            come(list, key, beginning, {{pull_back(list)}})
-        else
-            make_owner(key, beginning)
+local function follow(key, owner, entries)
+    for _, entry in ipairs(entries) do
+        if string.find(entry, id_of(owner), 1, true) then return admit_one_by_one(entries) end
+    end
+    redis.call('RPUSH', WAITING .. key, unpack(entries))
+    redis.call('SADD', HELD_UP, key)
+    for _, entry in ipairs(entries) do count(entry, 1) end
+end
+local newest = {{}}  -- by list: the messages that were pushed there, the newest first
+local function pull_back(number)  -- the first message of a free key; by its number among these
+    for i = AT_QUEUES + 1, AT_MORE, 2 do
+        local list, pushes = ARGV[i], tonumber(ARGV[i + 1])
+        if number <= pushes then
+            newest[list] = newest[list] or redis.call('LRANGE', list, 0, pushes - 1)
+            local message = newest[list][pushes - number + 1]
+            redis.call('LREM', list, 1, message)
+            return list .. '\\n' .. message
         end
-    elseif number < 0 then
-        follow(list, key, -number)
-    else
-        come(list, key, beginning, {{unpack(ARGV, i + 4, i + 3 + number)}})
+        number = number - pushes
     end
-    i = i + (number < 0 and 3 or 4 + number)
 end
-write_owners()
-if #held_up > 0 then redis.call('SADD', HELD_UP, unpack(held_up)) end
-for list, number in pairs(lengths) do redis.call('HINCRBY', LENGTHS, list, number) end
-for _, list in ipairs(lists) do redis.call('LPUSH', list, unpack(pushed[list])) end
+for _, i in ipairs(wrong) do
+    local key = ARGV[AT_KEYS + i]
+    if i <= busy then
+        admit_one_by_one(take_back(key, waits[i] or 1))
+    else
+        local entries = take_back(key, waits[i] or 0)
+        table.insert(entries, 1, pull_back(i - busy))
+        follow(key, owners[i], entries)
+    end
+end
+
+local function call_for_those_right(command, key, at, width, first, last)  -- `width`: words for each key
+    if first > last then return end
+    if #wrong == 0 then return redis.call(command, key, unpack(ARGV, at + 1, at + width * (last - first + 1))) end
+    local found = {{}}
+    for i = first, last do
+        if not is_wrong[i] then
+            for j = 1, width do found[#found + 1] = ARGV[at + width * (i - first) + j] end
+        end
+    end
+    if #found > 0 then redis.call(command, key, unpack(found)) end
+end
+call_for_those_right('HSET', OWNERS, AT_RECORDS, 2, busy + 1, busy + free)
+call_for_those_right('SADD', HELD_UP, AT_KEYS, 1, 1, busy)
+for i in pairs(waits) do
+    if i > busy and not is_wrong[i] then redis.call('SADD', HELD_UP, ARGV[AT_KEYS + i]) end
+end
+for list, number in pairs(lengths) do
+    if number ~= 0 then redis.call('HINCRBY', LENGTHS, list, number) end
+end
+for list, messages in pairs(pushed) do redis.call('LPUSH', list, unpack(messages)) end
 return 0
 """
 ADMIT_DIGEST: Final = hashlib.sha1(ADMIT.encode()).hexdigest()  # noqa: S324  # what Redis calls a script
@@ -308,7 +341,7 @@ local P = ARGV[1]
 for _ = 1, tonumber(ARGV[2]) do
     local message = redis.call('RPOP', KEYS[1])
     if not message then return 0 end
-    local ok, each = pcall(function() return described(cjson.decode(message)) end)
+    local ok, each = pcall(function() return described(decoded(message)) end)
     if not (ok and each) or admit(each, KEYS[2], message) then redis.call('LPUSH', KEYS[2], message) end
 end
 return 0
@@ -329,12 +362,15 @@ class _Script:
             return client.eval(self.text, len(keys), *keys, *arguments)
 
 
-# ARGV: the prefix, the list, the message
+# ARGV: the prefix, then pairs of a list and a message, in the order of sending
 _PUT: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
-local each = described(cjson.decode(ARGV[3]))
-if not each or admit(each, ARGV[2], ARGV[3]) then return redis.call('LPUSH', ARGV[2], ARGV[3]) end
+for i = 2, #ARGV, 2 do
+    local list, message = ARGV[i], ARGV[i + 1]
+    local each = described(decoded(message))
+    if not each or admit(each, list, message) then redis.call('LPUSH', list, message) end
+end
 return 0
 """)
 
@@ -368,7 +404,7 @@ while number < tonumber(ARGV[2]) do
     local message = redis.call('RPOP', KEYS[1])
     if not message then break end
     number = number + 1
-    local ok, each = pcall(function() return described(cjson.decode(message)) end)
+    local ok, each = pcall(function() return described(decoded(message)) end)
     if ok and each then release(each.key, each.tag) end
 end
 return number
@@ -380,7 +416,7 @@ local P = ARGV[1]
 {GROUPS}
 local entries = redis.call('ZRANGE', KEYS[1], 0, ARGV[2] - 1)
 for _, entry in ipairs(entries) do
-    local ok, each = pcall(function() return described(cjson.decode(string.sub(entry, 17))) end)
+    local ok, each = pcall(function() return described(decoded(string.sub(entry, 17))) end)
     if ok and each then release(each.key, each.tag) end
 end
 if #entries > 0 then redis.call('ZREMRANGEBYRANK', KEYS[1], 0, #entries - 1) end
@@ -442,6 +478,11 @@ return 1
 def owners_key(prefix: str) -> str:
     """Return the key of the hash with the owner of each key."""
     return f"{prefix}{_OWNERS}"
+
+
+def held_up_key(prefix: str) -> str:
+    """Return the key of the set with the keys for which messages wait, or that a failed task holds."""
+    return f"{prefix}{_HELD_UP}"
 
 
 def waiting_list(prefix: str, key: str) -> str:
@@ -508,9 +549,13 @@ class MessageGroups:
         self._client = client
         self._prefix = prefix
 
-    def put(self, place: str, message: str) -> None:
-        """Put a message with a key into this list, or let it wait; raise redis-py's errors."""
-        _PUT(self._client, [self._prefixed(_OWNERS)], [self._prefix, self._prefixed(place), message])
+    def put(self, *puts: tuple[str, str]) -> None:
+        """Put each (list, message), with a key, into its list, or let it wait; raise redis-py's errors.
+
+        All go in one step, in this order.
+        """
+        words = [word for place, message in puts for word in (self._prefixed(place), message)]
+        _PUT(self._client, [self._prefixed(_OWNERS)], [self._prefix, *words])
 
     def purge(self, places: Iterable[str]) -> int:
         """Delete the messages in these lists, and those that wait for them; return their number."""

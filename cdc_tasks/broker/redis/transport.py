@@ -33,6 +33,7 @@ from cdc_tasks.broker.redis.connections import SharedConnections
 from cdc_tasks.broker.redis.later import Later
 from cdc_tasks.broker.redis.message_groups import GROUPS, MessageGroups, key_in, next_list
 from cdc_tasks.broker.redis.older_kombu import ChannelParts, is_older, register_older_timers
+from cdc_tasks.broker.redis.sent_together import collect
 from cdc_tasks.broker.redis.silent_connections import Liveness
 from cdc_tasks.broker.redis.unacknowledged import (
     LEASES,
@@ -66,11 +67,11 @@ _CLAIM = f"""
 local P = ARGV[2]
 {GROUPS}
 local function address(message)
-    local decoded = cjson.decode(message)
-    local properties = decoded['properties']
+    local envelope = decoded(message)
+    local properties = envelope['properties']
     local where = properties['delivery_info']
     local exchange, routing_key = cjson.encode(where['exchange']), cjson.encode(where['routing_key'])
-    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key, described(decoded)
+    return '' .. properties['delivery_tag'], exchange .. ',' .. routing_key, described(envelope)
 end
 if redis.call('EXISTS', unpack(KEYS, 4)) == 0 then return false end
 local looked_at = 0
@@ -326,7 +327,9 @@ class _ClaimingChannel:
             super()._put(queue, message, **kwargs)  # type: ignore[misc]
             return
         place = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
-        self.groups.put(place, dumps(message))
+        text = dumps(message)
+        if not collect(self, place, text):
+            self.groups.put((place, text))
         if queue in getattr(self, "_expires", ()):  # newer than kombu 5.4
             with self.conn_or_acquire() as client:
                 for step in self.priority_steps:

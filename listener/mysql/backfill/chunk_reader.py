@@ -29,7 +29,7 @@ from listener.mysql.backfill.readable_table import (
 )
 from listener.mysql.charsets import Charsets, Decode
 from listener.mysql.client.connection import Connection, Session, execute, fetch, translated
-from listener.mysql.client.server import Server, current_position
+from listener.mysql.client.server import Server, current_position, prepared_names
 from listener.mysql.codec.table import Kind, Row
 from listener.mysql.errors import setting
 from listener.mysql.log.gtid import MySQLGTIDs
@@ -62,6 +62,7 @@ class ReadWork(NamedTuple):
 
     request: ChunkRequest
     gtids: str | None  # MySQL: of the transactions that were read so far, also of the one that is being read
+    committed: frozenset[str] = frozenset()  # MariaDB: names of XA transactions, as the log has them
 
 
 class FoundRows(NamedTuple):
@@ -118,6 +119,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
         check_where(work.request.where)
         session = self._open()
         if self._server.is_mariadb:
+            self._wait_for_second_phases(session, work.committed)
             self._begin_when_visible(session)
         else:
             self._wait_for_gtids(session, work.gtids)
@@ -159,6 +161,20 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
                 return
             if is_last:
                 raise _still_open(str(missing))
+
+    def _wait_for_second_phases(self, session: Connection[Any], committed: frozenset[str]) -> None:
+        """Return when MariaDB has none of these XA transactions among the prepared ones any more.
+
+        It logs an XA COMMIT, and the storage engine commits a moment later; a snapshot's place covers it by then.
+        """
+        if not committed:
+            return
+        for is_last in self._looks():
+            missing = committed & prepared_names(fetch(session, "XA RECOVER"))
+            if not missing:
+                return
+            if is_last:
+                raise _still_open(f"XA COMMIT {min(missing)}")
 
     def _begin_when_visible(self, session: Connection[Any]) -> None:
         """Begin a transaction that sees all that is in the log now: MariaDB says up to where it sees it."""

@@ -66,7 +66,7 @@ class Window:
         self._request, self._decoder = request, decoder
         self._seen.forget()
         decoder.muted_tables.clear()
-        self._reader.start(ReadWork(request, decoder.progress.read_gtids))
+        self._reader.start(ReadWork(request, decoder.progress.read_gtids, decoder.committed_by_name))
 
     def take(self, changes: Sequence[BinlogChange], place: BinlogPosition | None) -> Chunk | None:
         """Take in what the stream has brought, up to `place`; return the chunk if it can come here."""

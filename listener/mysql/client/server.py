@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "current_position",
     "gtid_position",
     "log_files",
+    "prepared_names",
     "read_server",
     "replicas",
     "start_of",
@@ -170,6 +172,15 @@ def replicas(connection: Connection[Any], server: Server) -> dict[int, str]:
     except PermissionDeniedError:
         return {}
     return {int(row[0]): "" if server.is_mariadb else str(row[-1]) for row in rows}
+
+
+def prepared_names(rows: Iterable[tuple[Any, ...]]) -> set[str]:
+    """Return the names of the rows of XA RECOVER, as the log has them: X'616263',X'',1."""
+    names = set()
+    for kind, first, second, data in rows:
+        name = data if isinstance(data, bytes) else str(data).encode("latin1")
+        names.add(f"X'{name[:first].hex()}',X'{name[first : first + second].hex()}',{kind}")
+    return names
 
 
 def _text(value: Any) -> str:

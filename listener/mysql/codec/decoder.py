@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -120,6 +121,15 @@ class Decoder:
         except (SourceError, GapError) as error:
             self._refuse(error, changes)
 
+    def pass_over(self, event: bytes) -> None:
+        """Take in an event of a transaction that is not wanted, without its rows: none of them can be an error."""
+        if event[4] in _OF_ROWS:
+            if self._buffer.spool is not None:
+                self._buffer.spool.add(event)
+            return
+        with suppress(*UNREADABLE, SourceError, GapError):
+            self._handlers[event[4]](event, [])
+
     def leave_inner(self) -> None:
         """Go on with the next outer event; to be called when `inner` is exhausted."""
         self.inner = None
@@ -132,6 +142,11 @@ class Decoder:
     def is_within_transaction(self) -> bool:
         """Whether more changes of the same transaction may come."""
         return self.progress.is_open or self.inner is not None or self._buffer.spool is not None
+
+    @property
+    def committed_by_name(self) -> frozenset[str]:
+        """The names of the XA transactions whose commit was read last."""
+        return self._buffer.committed
 
     @property
     def needs_end(self) -> bool:

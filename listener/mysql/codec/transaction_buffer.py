@@ -19,6 +19,7 @@ __all__ = ["Spool", "TransactionBuffer", "xid_of"]
 log = structlog.get_logger()
 
 _IN_MEMORY: Final = 4_000_000  # bytes
+_REMEMBERED: Final = 10_000  # names of transactions that were committed
 _END: Final = b"\0\0\0\0\x10" + bytes(14) + NO_CHECKSUM  # an XID event, which ends a transaction
 
 _xid = Struct("<BIII").unpack_from  # committed in one phase, format, lengths of the name's two parts
@@ -79,6 +80,12 @@ class TransactionBuffer:
         self._marks: dict[bytes, int] = {}  # its savepoints: sizes of the spool
         self._prepared: dict[str, tuple[Spool, str]] = {}  # by name, with the GTID
         self._replayed: Spool | None = None
+        self._second_phases: dict[str, None] = {}  # the names of those that were committed last
+
+    @property
+    def committed(self) -> frozenset[str]:
+        """The names of transactions whose second phase was read, and which were not prepared once more."""
+        return frozenset(self._second_phases)
 
     def begin(self) -> Spool:
         """Start to buffer a transaction."""
@@ -116,11 +123,17 @@ class TransactionBuffer:
         if former is not None:  # no server prepares two transactions with one name
             former.close()
         self._prepared[name] = spool, self._progress.prepare(name)
+        self._second_phases.pop(name, None)
 
     def resolve(self, name: str, *, commits: bool) -> Spool | None:
         """Return what the second phase commits now; None if it is nothing, or was published before."""
         spool, gtid = self._prepared.pop(name, _NOTHING)
         self._progress.resolve(name, gtid)
+        if commits:
+            self._second_phases.pop(name, None)  # to the end
+            self._second_phases[name] = None
+            if len(self._second_phases) > _REMEMBERED:
+                del self._second_phases[next(iter(self._second_phases))]
         if commits and self._progress.published_up_to != ALL:
             if spool is None:
                 log.error("prepared_before_start", transaction=name, position=self._progress.place)

@@ -64,6 +64,11 @@ class Progress:
         return f"{self.file}:{self.start}" + (f" ({self.gtid})" if self.gtid else "")
 
     @property
+    def committed(self) -> int:
+        """When the transaction was committed, in microseconds since 1970."""
+        return self._committed
+
+    @property
     def here(self) -> BinlogPosition:
         """The start of the transaction, with what was published before it."""
         gtids = self._gtids_text()

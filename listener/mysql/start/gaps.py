@@ -88,21 +88,38 @@ def _gap_before_purged(after: BinlogPosition, log: Log) -> GapError | None:
 def beyond_gap(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition:
     """Return where to go on if the gap is accepted: at the oldest transaction that the server has and we do not.
 
-    A new epoch keeps its positions apart from those that were published with the same numbers.
+    A new epoch keeps its positions apart from those that were published with the same numbers. What was published and
+    the server has not got is not part of the position: nobody could wait for it.
     """
     epoch, oldest = after.epoch + 1, log.oldest
     start = replace(oldest, epoch=epoch)
     if after.gtids is None or oldest.gtids is None or after.server == server.name or not server.has_gtids:
         return start
     if server.is_mariadb:
-        merged, missing = MariaDBGTIDs(after.gtids), _missing(after, oldest, log.purged)
-        for gtid in missing:
-            merged.add(gtid)
-        beyond = BinlogPosition(file=after.file, offset=after.offset, server=after.server, gtids=str(merged))
+        missing = _missing(after, oldest, log.purged)
+        gtids = str(_domains_beyond(after, oldest, log, missing))
+        beyond = BinlogPosition(file=after.file, offset=after.offset, server=after.server, gtids=gtids)
         return replace(beyond, epoch=epoch) if missing else start
     if _not_done(after, oldest):
-        return replace(start, gtids=str(MySQLGTIDs(oldest.gtids).union(MySQLGTIDs(after.gtids))))
+        published = MySQLGTIDs(after.gtids).minus(MySQLGTIDs(_ahead(after, log, mariadb=False)))
+        return replace(start, gtids=str(MySQLGTIDs(oldest.gtids).union(published)))
     return start
+
+
+def _domains_beyond(
+    after: BinlogPosition, oldest: BinlogPosition, log: Log, missing: MariaDBGTIDs
+) -> MariaDBGTIDs:
+    """Return where to go on in each of MariaDB's domains: at its oldest one where the server lacks what was published.
+
+    What the server has not got must not stay in the position: the next start would take it for a gap again.
+    """
+    lost = MariaDBGTIDs(_ahead(after, log, mariadb=True))
+    kept = (each for each in MariaDBGTIDs(after.gtids or "") if not lost.has_domain_of(each))
+    merged = MariaDBGTIDs(",".join(kept))
+    for gtid in MariaDBGTIDs(oldest.gtids or ""):
+        if gtid in missing or lost.has_domain_of(gtid):
+            merged.add(gtid)
+    return merged
 
 
 def _is_by_place(server: Server, after: BinlogPosition) -> bool:

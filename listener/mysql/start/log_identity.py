@@ -16,11 +16,11 @@ from listener.mysql.client.replication import events_as_tool
 from listener.mysql.codec.compressed_events import NO_CHECKSUM
 from listener.mysql.codec.gtid_event import mark_of
 from listener.mysql.errors import GTIDModeError
-from listener.mysql.log.gtid import MariaDBState
+from listener.mysql.log.gtid import MariaDBState, MySQLGTIDs
 
-__all__ = ["log_created_at", "mark_at", "state_before"]
+__all__ = ["gtids_before", "log_created_at", "mark_at", "state_before", "with_checksums"]
 
-_ROTATE, _FORMAT, _GTID_LIST = 4, 15, 163
+_ROTATE, _FORMAT, _PREVIOUS_GTIDS, _GTID_LIST = 4, 15, 35, 163
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
 _FIRST: Final = 4  # the offset of a file's first event
 
@@ -39,6 +39,14 @@ def state_before(url: str, file: str) -> MariaDBState:
     with _events(url, file, _FIRST) as events:
         head = takewhile(_is_about_the_file, events)
         return next((MariaDBState.decoded(event) for event in head if event[4] == _GTID_LIST), MariaDBState())
+
+
+def gtids_before(url: str, file: str) -> MySQLGTIDs:
+    """Return what was in MySQL's log before a file; raises as `log_created_at` does."""
+    with _events(url, file, _FIRST) as events:
+        head = takewhile(lambda event: event[4] in {_ROTATE, _FORMAT, _PREVIOUS_GTIDS}, events)
+        found = (MySQLGTIDs.decoded(event[19:-4]) for event in head if event[4] == _PREVIOUS_GTIDS)
+        return next(found, MySQLGTIDs())
 
 
 def mark_at(url: str, file: str, offset: int) -> str | None:
@@ -64,10 +72,11 @@ def _is_about_the_file(event: bytes) -> bool:
 def _events(url: str, file: str, offset: int) -> Iterator[Iterator[bytes]]:
     """Give the events from a place to the log's end, each with a checksum."""
     with closing(connect(url)) as connection, translated(connection):
-        yield _checked(events_as_tool(connection, file, offset))
+        yield with_checksums(events_as_tool(connection, file, offset))
 
 
-def _checked(events: Iterator[bytes]) -> Iterator[bytes]:
+def with_checksums(events: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the events of a tool, each with a checksum, also if the server sends none."""
     has_checksums = True
     for event in events:
         if event[4] == _FORMAT:

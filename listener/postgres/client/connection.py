@@ -86,9 +86,13 @@ _PARAMETERS: Final[Mapping[str, Any]] = {
 }
 
 
-def connect(url: str) -> Connection:
-    """Open an ordinary session with autocommit. Raise SourceError, SourceLostError."""
-    connection: Connection = _connect(_parameters_now(url))
+def connect(url: str, *, beside: Connection | None = None) -> Connection:
+    """Open an ordinary session with autocommit. Raise SourceError, SourceLostError.
+
+    `beside` is an open session: of several servers that the URL names, use that one's.
+    """
+    parameters = _parameters_now(url)
+    connection: Connection = _connect(parameters if beside is None else _only(parameters, beside.info))
     with _closed_on_error(connection), translated(connection):
         connection.autocommit = True
         _pin(connection)

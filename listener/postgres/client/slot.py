@@ -165,9 +165,15 @@ def unpublished_from(saved: Saved | None, slot: Slot | None) -> str:
 
 
 def create_slot(
-    connection: Connection, name: str, plugin: str, *, failover: bool = False, wakeup: Wakeup | None = None
+    connection: Connection,
+    name: str,
+    plugin: str,
+    *,
+    failover: bool = False,
+    temporary: bool = False,
+    wakeup: Wakeup | None = None,
 ) -> None:
-    """Create the slot: from now on the server keeps what commits.
+    """Create the slot: from now on the server keeps what commits. A `temporary` one ends with the session.
 
     The server waits for the transactions that are open now, which may take long. `wakeup` ends the wait.
     Raise SourceError if the slot cannot be created, SourceLostError after `wakeup`.
@@ -175,7 +181,7 @@ def create_slot(
     pids, prepared = open_transactions(connection), prepared_transactions(connection)
     if pids or prepared:
         log.warning("slot_waits_for_open_transactions", slot=name, pids=pids, prepared=prepared)
-    call, arguments = _creation(connection, name, plugin, failover=failover)
+    call, arguments = _creation(connection, name, plugin, failover=failover, temporary=temporary)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slot") as pool:
         creation = pool.submit(execute, connection, call, arguments)
         while not wait([creation], timeout=0.25).done:
@@ -185,9 +191,11 @@ def create_slot(
     log.info("slot_created", slot=name, plugin=plugin)
 
 
-def _creation(connection: Connection, name: str, plugin: str, *, failover: bool) -> tuple[str, list[Any]]:
+def _creation(
+    connection: Connection, name: str, plugin: str, *, failover: bool, temporary: bool
+) -> tuple[str, list[Any]]:
     if not failover:
-        return "SELECT pg_create_logical_replication_slot(%s, %s)", [name, plugin]
+        return "SELECT pg_create_logical_replication_slot(%s, %s, %s)", [name, plugin, temporary]
     if connection.info.server_version < 17_00_00:
         raise SourceError(
             "CDC_SLOT_FAILOVER needs PostgreSQL 17 or later.",

@@ -121,6 +121,11 @@ class ReplicationStream:
         """How far the server has read its log for the slot: nothing before it is still to come."""
         return int(self._cursor.wal_end)
 
+    @property
+    def silence(self) -> float:
+        """For how many seconds the server has been silent, as the last `wait` knew; any thread may ask."""
+        return monotonic() - self._heard
+
     def wait(self, seconds: float) -> None:
         """Wait up to `seconds` for a message. Raise SourceLostError if the server has been silent for too long."""
         with translated():

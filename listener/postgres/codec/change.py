@@ -43,6 +43,8 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
 
     __slots__ = ()
 
+    is_of_texts = True
+
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows."""
         kind = self._kind
@@ -61,6 +63,13 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         return b'{"id":"%b%b%b,"after":%b,"unavailable":[%b],"position":"%b%b' % (
             change_id, kind.head, before, after, self._missing(columns), position, self.commit.tail,
         )  # fmt: skip
+
+    def row_json(self, columns: tuple[str, ...]) -> bytes:
+        """Return `columns` of `row` as a JSON object, without those that the server did not send."""
+        try:
+            return self._kind.table.renderers[columns](self._new)  # type: ignore[arg-type]  # None is not plain
+        except NOT_PLAIN:
+            return super().row_json(columns)
 
     def changed(self, column: str) -> bool | None:
         """Return whether the column's value differs from before; None if the server did not send both values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
 from typing import Any, Final, NamedTuple, TypedDict
@@ -26,6 +26,7 @@ __all__ = [
     "Commit",
     "Decoder",
     "DecoderOptions",
+    "Hidden",
     "OtherLogError",
     "UndescribedTableError",
     "WALPosition",
@@ -76,6 +77,16 @@ class Commit(NamedTuple):
     end_lsn: int
 
 
+class Hidden(NamedTuple):
+    """A transaction's first message, of which nothing was taken in: sessions do not see the transaction yet.
+
+    Decode the message again later, before any other one.
+    """
+
+    commit_lsn: int
+    xid: int  # of 32 bits
+
+
 class Watermark(NamedTuple):
     """A mark that a backfill has put into the log: it ends a batch."""
 
@@ -100,6 +111,7 @@ class DecoderOptions(TypedDict, total=False):
 
     keeps_muted: bool
     prefixes: Collection[str]
+    is_visible: Callable[[int], bool]
 
 
 class Decoder(ABC):
@@ -112,13 +124,19 @@ class Decoder(ABC):
     transaction: Transaction  # the one whose changes are being read
 
     def __init__(
-        self, *, source: str, keeps_muted: bool = False, prefixes: Collection[str] = (MESSAGE_PREFIX,)
+        self,
+        *,
+        source: str,
+        keeps_muted: bool = False,
+        prefixes: Collection[str] = (MESSAGE_PREFIX,),
+        is_visible: Callable[[int], bool] = lambda _: True,
     ) -> None:
         """`source` names the database cluster in the ids of its changes.
 
         `keeps_muted`: some route asks for changes that their transaction mutes. `prefixes` are those of the logical
-        messages that are for us.
+        messages that are for us. `is_visible` returns whether sessions see a committed transaction, by its xid.
         """
+        self._is_visible = is_visible
         self._prefixes = frozenset(prefixes)
         self._source = source
         self._keeps_muted = keeps_muted
@@ -131,8 +149,10 @@ class Decoder(ABC):
         self._published_up_to: float = -1  # ordinal in this transaction
 
     @abstractmethod
-    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Hidden | Watermark | None:
         """Append the message's changes to `changes`; return Begin or Commit if it starts or ends a transaction.
+
+        Hidden, in place of Begin: sessions do not see the transaction yet.
 
         A Watermark stands between the changes before it and those behind it.
 

@@ -13,7 +13,15 @@ from typing import Unpack
 from cdc_tasks.words import counted
 from listener.core.source import SourceError
 from listener.postgres.codec.change import WALChange
-from listener.postgres.codec.decoder import MALFORMED, Begin, Commit, Decoder, DecoderOptions, Watermark
+from listener.postgres.codec.decoder import (
+    MALFORMED,
+    Begin,
+    Commit,
+    Decoder,
+    DecoderOptions,
+    Hidden,
+    Watermark,
+)
 from listener.postgres.codec.table import Column, Kind, Table
 from listener.postgres.codec.tuple_data import UNCHANGED, Row, splitting
 from listener.postgres.codec.values import ValueType
@@ -88,7 +96,7 @@ class PgOutputDecoder(Decoder):
         self._split, self._split_both = splitting(codec)
         self._tables = _Tables(self._compile)  # by OID, as messages carry it
 
-    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Hidden | Watermark | None:
         try:
             kind = payload[0]
             if kind not in _ROWS:
@@ -111,9 +119,11 @@ class PgOutputDecoder(Decoder):
 
     def _decode_other(
         self, kind: int, payload: bytes, changes: list[WALChange]
-    ) -> Begin | Commit | Watermark | None:
+    ) -> Begin | Commit | Hidden | Watermark | None:
         if kind == _BEGIN:
-            commit_lsn, committed_at, _xid = _begin(payload)
+            commit_lsn, committed_at, xid = _begin(payload)
+            if not self._is_visible(xid):
+                return Hidden(commit_lsn, xid)
             return self.begin(commit_lsn, committed_at)
         if kind == _COMMIT:
             _flags, _commit_lsn, end_lsn, _committed_at = _commit(payload)

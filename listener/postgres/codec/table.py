@@ -40,7 +40,7 @@ class OldRow(Enum):
 class Kind(LoggedKind["Table"]):
     """What all changes of one table and event have in common, made once."""
 
-    __slots__ = ("_has_new", "old", "writers")
+    __slots__ = ("has_new", "old", "writers")
 
     def __init__(
         self, table: Table, event: str, old: OldRow = OldRow.NOTHING, *, has_new: bool = True
@@ -49,7 +49,7 @@ class Kind(LoggedKind["Table"]):
         super().__init__(table, event)
         self.old = old
         self.writers: dict[Columns, _Write] = {}  # by the columns that they write: see `compile`
-        self._has_new = has_new
+        self.has_new = has_new
 
     def old_columns(self, columns: Columns) -> Columns:
         """Return those of `columns` that the old row has."""
@@ -67,7 +67,7 @@ class Kind(LoggedKind["Table"]):
         old, olds = (
             table.outline("old", self.old_columns(columns)) if self.old is not OldRow.NOTHING else _NULL
         )
-        new, news = table.outline("new", columns) if self._has_new else _NULL
+        new, news = table.outline("new", columns) if self.has_new else _NULL
         known = table.key_columns if self.old is OldRow.KEY else table.names
         missing = [name for name in (table.names if columns is None else columns) if name not in known]
         template = b'{"id":"%%b%b%b,"after":%b,"unavailable":%b,"position":"%%b%%b' % (

@@ -78,8 +78,19 @@ class TableWatch:
     are valid up to `checked_lsn` at least, so read `checked_lsn` first. `error` stops the listener.
     """
 
-    def __init__(self, connect: Callable[[], Connection], sync: TableSync, notes: Notes) -> None:
-        """`connect` opens an ordinary session; `notes` are those of the start."""
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        sync: TableSync,
+        notes: Notes,
+        *,
+        on_renewal: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`connect` opens an ordinary session; `notes` are those of the start.
+
+        `on_renewal` is called in the thread when the session is renewed, so that other idle sessions may be.
+        """
+        self._on_renewal = on_renewal
         self.notes = notes
         self.checked_lsn = 0  # the end of the log before the tables were last found to be as noted
         self.error: CDCError | None = None
@@ -203,6 +214,7 @@ class TableWatch:
     def _open(self) -> Connection:
         if self._session is not None and monotonic() - self._opened_at > _RENEW_EVERY:
             self._close_session()
+            self._on_renewal()
         if self._session is None or self._session.closed:
             self._session, self._opened_at = self._connect(), monotonic()
             execute(self._session, _LOCK_TIMEOUT)

@@ -21,6 +21,7 @@ from listener.postgres.codec.decoder import (
     Commit,
     Decoder,
     DecoderOptions,
+    Hidden,
     UndescribedTableError,
     Watermark,
 )
@@ -38,6 +39,7 @@ __all__ = ["NUMBERS_AS_STRINGS", "OPTIONS", "Wal2JsonDecoder"]
 OPTIONS: Final = {
     "format-version": "2",
     "include-lsn": "true",
+    "include-xids": "true",
     "include-timestamp": "true",
     "include-types": "false",
     "include-type-oids": "true",
@@ -118,7 +120,7 @@ class Wal2JsonDecoder(Decoder):
         # Missing columns of certain tables.
         self._missing: dict[tuple[TableName, tuple[str, ...], bool, bool], dict[str, int]] = {}
 
-    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
+    def decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Hidden | Watermark | None:
         try:
             return self._decode(payload, changes)
         except MALFORMED as error:
@@ -173,7 +175,7 @@ class Wal2JsonDecoder(Decoder):
     def notes(self) -> str | None:
         return self._definitions.notes()
 
-    def _decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Watermark | None:
+    def _decode(self, payload: bytes, changes: list[WALChange]) -> Begin | Commit | Hidden | Watermark | None:
         action = payload[_ACTION]
         if action in _CHANGES:
             ordinal = self.next_ordinal()
@@ -193,9 +195,12 @@ class Wal2JsonDecoder(Decoder):
             raise ValueError(action)
         return None
 
-    def _begin(self, payload: bytes) -> Begin:
+    def _begin(self, payload: bytes) -> Begin | Hidden:
         message = json.loads(payload)
-        self._read_up_to = parse_lsn(message["lsn"])
+        commit_lsn, xid = parse_lsn(message["lsn"]), int(message["xid"])
+        if not self._is_visible(xid):
+            return Hidden(commit_lsn, xid)
+        self._read_up_to = commit_lsn
         if has_altered(self._read_up_to, parse_lsn(message["nextlsn"])):
             self._certain.clear()
             self._definitions.note_alteration(self._read_up_to)

@@ -51,6 +51,12 @@ class MessageTemplate:
     has_context: bool  # the context of its transaction is one of the headers
     has_key: bool  # its message group's key is one of the headers
 
+    @property
+    def exchange(self) -> str:
+        """The exchange that they are sent to; "" is the broker's own."""
+        exchange = self.options.get("exchange")
+        return str(getattr(exchange, "name", exchange) or "")
+
     def body(self, call: Call) -> bytes:
         """Return the body of the call's message, as it is sent."""
         body = self._plain_body(call)

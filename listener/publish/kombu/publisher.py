@@ -7,7 +7,7 @@ listener sends the batch again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -29,7 +29,7 @@ from listener.core.source import Saved
 from listener.core.wakeup import Wakeup
 from listener.publish.batching import batch_together
 from listener.publish.checkpoint import Checkpoint
-from listener.publish.kombu.sender import Delivery, KombuSender
+from listener.publish.kombu.sender import Delivery, KombuSender, UnroutableError
 from listener.publish.kombu.set_aside import SetAsideTasks
 from listener.publish.parked import log_parked, parked_key, store_parked, without_unfit
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
@@ -66,6 +66,7 @@ class KombuPublisher:
         name: str,
         max_queue: int | None = None,
         max_set_aside: int | None = None,
+        max_parked: int | None = None,
     ) -> None:
         """Keep the checkpoint under `name`, which is CDC_NAME, in the Redis of `cache_url`."""
         self._app = app
@@ -73,7 +74,8 @@ class KombuPublisher:
         self._retry = Retry("broker", wakeup=self._wakeup)
         self._sender = KombuSender(app, self._retry)
         self._redis = RedisConnection.of_cache(cache_url)
-        self._checkpoint = Checkpoint(self._redis, Retry("cache", wakeup=self._wakeup), name=name)
+        self._retry_cache = Retry("cache", wakeup=self._wakeup)
+        self._checkpoint = Checkpoint(self._redis, self._retry_cache, name=name)
         self._parked_key = parked_key(f"cdc:{name}")
         self._limit = QueueLimit(
             max_queue, self._redis, pause_key(f"cdc:{name}"), self._retry, look_every=_LOOK_EVERY
@@ -81,7 +83,13 @@ class KombuPublisher:
         self._flight: _Flight | None = None
         self._beside = SetAsideTasks(set_aside_key(f"cdc:{name}"), self._sender.queue_of)
         self._max_set_aside = max_set_aside
+        self._max_parked = max_parked
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
+
+    @property
+    def retries(self) -> Sequence[Retry]:
+        """See `Publisher.retries`."""
+        return self._retry, self._retry_cache
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
@@ -111,7 +119,7 @@ class KombuPublisher:
         tasks, parked = batch_together(fired, max_bytes=None if limit is None else limit - _OVERHEAD)
         self.flush()
         if not all(each.route.id for each in tasks):
-            tasks, unfit = without_unfit(tasks, self._sender.queue_of)
+            tasks, unfit = without_unfit(tasks, self._check_place)
             parked = [*parked, *unfit]
         tasks, beside = self._with_those_beside(tasks)
         if also:
@@ -153,8 +161,14 @@ class KombuPublisher:
             )
             self._checkpoint.flush()
         log_parked(parked)
+        if parked:
+            self._limit.wait_for_room(self._parked_load(), self._parked_load)
         if (tasks or self._beside.is_used) and self._limit.max_queue is not None:
             self._limit.wait_for_room(self._retry.call(self._load), self._load)
+
+    def _parked_load(self) -> Load:
+        (parked,) = self._ask([("HLEN", self._parked_key)])
+        return Load(parked, self._max_parked, "CDC_MAX_PARKED")
 
     def _load(self) -> Load:
         """Look at the queues; return how much waits where that makes the listener wait."""
@@ -222,14 +236,20 @@ class KombuPublisher:
         while delivery.outstanding:
             try:
                 self._retry.call(lambda: self._sender.finish(delivery))
+            except UnroutableError as error:
+                enqueued = delivery.remove(partial(_is_enqueued, error.ids))
+                if not enqueued:
+                    raise
+                parked += _refused(enqueued, error)
             except MessageTooLargeError as error:
                 too_large = delivery.remove(partial(self._is_larger, error.limit))
                 if not too_large:
                     raise BrokerError(error.message, hint=error.hint, code=error.code) from error
-                parked += [
-                    Parked(*each[:2], error, each.arguments, each.kwargs, each.key) for each in too_large
-                ]
+                parked += _refused(too_large, error)
         return parked
+
+    def _check_place(self, task: Call) -> None:
+        self._retry.call(lambda: self._sender.check_place(task))
 
     def _is_larger(self, limit: int, task: Call) -> bool:
         return self._sender.body_size(task) > limit
@@ -245,3 +265,13 @@ class KombuPublisher:
                 self.flush()
         self._sender.close()
         self._redis.close()
+
+
+def _is_enqueued(ids: Collection[str], task: Call) -> bool:
+    """Return whether a transaction enqueued it, and it has one of these ids."""
+    return not task.route.id and task.id in ids
+
+
+def _refused(tasks: Iterable[Call], error: Exception) -> Iterator[Parked]:
+    """Yield them as they are parked."""
+    return (Parked(*each[:2], error, each.arguments, each.kwargs, each.key) for each in tasks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from time import monotonic
@@ -19,7 +19,12 @@ from kombu.exceptions import OperationalError
 
 from cdc_tasks.broker.rabbitmq.delayed_delivery import bind_to_delays
 from cdc_tasks.broker.rabbitmq.partitions import partitions_of
-from cdc_tasks.broker.rabbitmq.queues import bind_if_allowed, existing_queue, exists_exchange
+from cdc_tasks.broker.rabbitmq.queues import (
+    bind_if_allowed,
+    existing_queue,
+    exists_exchange,
+    throw_away_channel,
+)
 from cdc_tasks.routing.router import Call
 from listener.core.publisher import BrokerAwayError, BrokerError, MessageTooLargeError
 from listener.core.retry import Retry
@@ -28,9 +33,9 @@ from listener.publish.kombu.frames import Frames, Render
 from listener.publish.kombu.message import MessageTemplate, message_template, partition_of
 from listener.publish.kombu.socket_writer import socket_settings, wait_without_limit, write_frames
 from listener.publish.redis.connection import address_of, bad_certificate
-from listener.publish.task_message import Kind, durable_queues
+from listener.publish.task_message import EnvelopeError, Kind, durable_queues
 
-__all__ = ["Delivery", "KombuSender"]
+__all__ = ["Delivery", "KombuSender", "UnroutableError"]
 
 log = structlog.get_logger()
 
@@ -56,6 +61,14 @@ _OPTION_HINT: Final = "Correct the options of the message in task_routes of cele
 
 # `Route.sent_as`, the partition of a task with a key, and whether the transaction has a context
 _SentAs = tuple[tuple[Any, ...], str | None, bool]
+
+
+class UnroutableError(BrokerError):
+    """The broker has no queue for some tasks."""
+
+    def __init__(self, message: str, *, ids: Collection[str], hint: str) -> None:
+        super().__init__(message, hint=hint, code="no_queue")
+        self.ids = ids  # of the tasks
 
 
 class Delivery:
@@ -176,6 +189,33 @@ class KombuSender:
         """Return the name of the queue that the task goes to, "" if Celery does not say it."""
         queue = self._template(task).queue
         return "" if queue is None else str(queue.name)
+
+    def check_place(self, task: Call) -> None:
+        """Raise EnvelopeError if the broker refuses the queue or the exchange that the task names.
+
+        A refusal in the middle of a batch would close the connection. Raises BrokerAwayError.
+        """
+        template = self._template(task)
+        if not self._is_amqp or self._sent_as(task) in self._frames:
+            return
+        try:
+            with self._translated():
+                self._open()
+                self._try_place(task, template)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _try_place(self, task: Call, template: MessageTemplate) -> None:
+        connection, queue, exchange = self._channel.connection, template.queue, template.exchange
+        try:
+            if queue is not None and existing_queue(connection, queue.name) is None:
+                with throw_away_channel(connection) as channel:
+                    queue(channel).declare()
+            if exchange and not template.is_delayed and not exists_exchange(connection, exchange):
+                raise _refused(task, f"there is no exchange {exchange!r}")
+        except amqp.ChannelError as error:
+            raise _refused(task, str(error)) from error
 
     def _length(self, queue: str) -> int:
         try:
@@ -381,10 +421,10 @@ class KombuSender:
             task_id, reason = next(iter(confirms.returned.items()))
             if delivery.is_fresh:
                 task = next(each.route.task for each in delivery.outstanding.values() if each.id == task_id)
-                raise BrokerError(
+                raise UnroutableError(
                     f"The task {task} would go to no queue: {reason}.",
+                    ids=set(confirms.returned),
                     hint="Correct task_routes or task_queues in celeryconfig.py.",
-                    code="no_queue",
                 )
             raise BrokerAwayError(f"A queue is gone: {reason}")  # a new connection declares it again
         if confirms.refused:
@@ -451,6 +491,14 @@ class KombuSender:
                     code="certificate",
                 ) from error
             raise BrokerAwayError(f"{type(error).__name__}: {error}") from error
+
+
+def _refused(task: Call, reason: str) -> EnvelopeError:
+    return EnvelopeError(
+        f"RabbitMQ has no place for the task {task.route.task}: {reason}.",
+        hint="Correct its queue=, exchange= and routing_key=, or let the listener's user make the queue.",
+        code="no_queue",
+    )
 
 
 def _code(error: Exception) -> str:

@@ -149,7 +149,7 @@ class RedisConnection:
         self._awaited = 0
         try:
             with translated(self._variable):
-                return [_answer(connection) for _ in range(awaited)]
+                return _answers(connection, awaited)
         except BaseException:
             self.close()
             raise
@@ -262,10 +262,12 @@ def _chunks(commands: Iterable[Command], max_bytes: int) -> Iterator[tuple[int, 
     """
     size, pieces = 0, list[bytes]()
     for command in commands:
-        pieces.append(_pack(command))
-        if len(pieces[-1]) > max_bytes and (length := max(map(len, command))) > max_bytes:
-            raise too_large(length, max_bytes)
-        size += len(pieces[-1])
+        piece = _pack(command)
+        length = len(piece)
+        if length > max_bytes and (longest := max(map(len, command))) > max_bytes:
+            raise too_large(longest, max_bytes)
+        pieces.append(piece)
+        size += length
         if size >= _CHUNK:
             yield len(pieces), b"".join(pieces)
             size, pieces = 0, []
@@ -292,10 +294,28 @@ def _max_bytes(connection: Any) -> int:
     return int(next(iter(answer.values())) if isinstance(answer, dict) else answer[1])  # RESP3, RESP2
 
 
+def _answers(connection: Any, number: int) -> list[Any]:
+    """Return the next answers; most are no error, and then there is no call of our own for each."""
+    answers: list[Any] = []
+    add, read = answers.append, connection.read_response
+    while len(answers) < number:
+        try:
+            for _ in range(number - len(answers)):
+                add(read())
+        except ResponseError as error:
+            add(_kept(error))
+    return answers
+
+
 def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as error:
-        if str(error).startswith("Protocol error"):  # the server closes the connection: no other answer comes
-            raise
-        return error
+        return _kept(error)
+
+
+def _kept(error: ResponseError) -> ResponseError:
+    """Return an error that is an answer; raise one after which no other answer comes."""
+    if str(error).startswith("Protocol error"):  # the server closes the connection
+        raise error
+    return error

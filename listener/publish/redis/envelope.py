@@ -7,7 +7,8 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -19,7 +20,7 @@ from kombu.utils.json import dumps
 from pybase64 import b64encode
 
 from cdc_tasks.routing.contexts import CONTEXT_HEADER
-from cdc_tasks.routing.message_groups import group_headers, headers_of_key
+from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import Route, task_id
 from listener.publish.kombu.internals import check_kombu, expiry_of
 from listener.publish.redis.connection import Command, address_of, broker_channel, translated
@@ -40,15 +41,15 @@ from listener.publish.task_message import (
     split_body,
 )
 
-__all__ = ["Envelope", "Envelopes", "KeyedMessages", "without_list"]
+__all__ = ["Envelope", "Envelopes", "KeyedMessages"]
 
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
 _CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
 _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
-_NO_TIMES: Final = (b"", b"")
 _PLACE: Final = re.compile("|".join(_PLACES))
+_NO_TIMES: Final = (b"", b"")
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _MOST_TEMPLATES: Final = 5_000
 
@@ -57,12 +58,18 @@ _MOST_TEMPLATES: Final = 5_000
 _Render = Callable[[bytes, bytes, bytes, bytes], bytes]
 
 
-class KeyedMessages(NamedTuple):
-    """The same messages with a key, and what the script that admits them notes of the key's owner."""
+# The same, and the key
+_RenderKeyed = Callable[[bytes, bytes, bytes, bytes, str], bytes]
 
-    # The same, and the key; behind its list and a line feed, as the script takes it.
-    render: Callable[[bytes, bytes, bytes, bytes, str], bytes]
-    # (the change's id, position) -> the beginning of its record as the key's owner
+
+class KeyedMessages(NamedTuple):
+    """The same messages with a key, and what Redis has of the key's owner."""
+
+    render: _RenderKeyed
+    # What waits for its key: the message behind its list and a line feed.
+    render_waiting: _RenderKeyed
+    # (the change's id, position) -> the beginning of the record of the message as its key's owner. A time in seconds
+    # and "]" follow.
     owner: Callable[[bytes, bytes], bytes]
 
 
@@ -139,6 +146,13 @@ class Envelopes:
         try:
             with translated(address_of(self._app)):
                 commands, timing = self._commands(route)
+        except LookupError as error:  # kombu's, e.g. of an exchange with a name that it does not declare
+            self.close()
+            raise EnvelopeError(
+                f"kombu finds no queue for the task {route.task}: {error!r}.",
+                hint="Correct queue=, exchange= and routing_key= of the task, or of its route.",
+                code="no_queue",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -239,17 +253,16 @@ def _renders(
     name = ID if route.id else f"{ID}.{POSITION}"
     message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
-    message["headers"] |= headers_of_key(_KEY, route.on_failure)
-    keyed, pick_keyed = _template(message, route)
-    message["headers"] |= {CONTEXT_HEADER: CONTEXT}
-    in_context = partial(_in_context, message, route, f"{queue}\n".encode())
-    to_list = f"{queue}\n".replace("%", "%%").encode()
+    of_key = headers_of_key(_KEY, route.on_failure)
+    keyed, pick_keyed = _template(_with(message, of_key), route)
+    to_list = f"{queue}\n".encode()
+    in_list = to_list.replace(b"%", b"%%")
     owner = _owner(message["properties"]["delivery_tag"], route)
 
     def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
         shown = kind.replace(b"%", b"%%")
         mine = plain.replace(KIND.encode(), shown)
-        with_key = to_list + keyed.replace(KIND.encode(), shown)
+        with_key = keyed.replace(KIND.encode(), shown)
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = head + arguments + (middle + kwargs + end if kwargs else tail)
@@ -262,74 +275,103 @@ def _renders(
             message: bytes = mine % pick((b64encode(body), change_id, position, *times))
             return message
 
-        def render_keyed(
-            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
-        ) -> bytes:
-            body = head + arguments + (middle + kwargs + end if kwargs else tail)
-            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
-            values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
-            message: bytes = with_key % pick_keyed(values)
-            return message
+        def keyed_render(template: bytes) -> _RenderKeyed:
+            def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                values = b64encode(body), change_id, position, b"", b"", orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
 
-        within = _within(in_context, (head, middle, end), timing, shown, owner)
-        return render_timed if timing else render, KeyedMessages(render_keyed, owner), within
+            def render_timed(
+                arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+            ) -> bytes:
+                body = head + arguments + (middle + kwargs + end if kwargs else tail)
+                times = (each.encode() for each in timing.from_now()) if timing else ()
+                values = b64encode(body), change_id, position, *times, orjson.dumps(key)[1:-1]
+                message: bytes = template % pick_keyed(values)
+                return message
+
+            return render_timed if timing else render
+
+        within = _InContext(
+            message=message,
+            route=route,
+            of_key=of_key,
+            to_list=to_list,
+            parts=(head, middle, end),
+            timing=timing,
+            kind=shown,
+            owner=owner,
+        )
+        keyed_messages = KeyedMessages(keyed_render(with_key), keyed_render(in_list + with_key), owner)
+        return render_timed if timing else render, keyed_messages, within
 
     return renders
 
 
-_Filled = tuple[bytes, Callable[[tuple[bytes, ...]], Any]]  # as `_template` returns it
+@dataclass(kw_only=True)
+class _InContext:
+    """The same messages where the transaction has a context: called with it, JSON, it returns what makes them."""
 
+    message: dict[str, Any]
+    route: Route
+    of_key: Mapping[str, Any]  # headers of one with a key
+    to_list: bytes  # what is before one that waits for its key
+    parts: tuple[bytes, bytes, bytes]  # of the body
+    timing: Timing | None
+    kind: bytes
+    owner: Callable[[bytes, bytes], bytes]
 
-def _in_context(
-    message: dict[str, Any], route: Route, to_list: bytes, kind: bytes
-) -> tuple[_Filled, _Filled]:
-    """Return the messages of a kind with a context, without a key and with one."""
-    of_key = group_headers(message["headers"])
-    plain = {name: value for name, value in message["headers"].items() if name not in of_key}
-    (text, pick), (keyed, pick_keyed) = (
-        _template({**message, "headers": headers}, route) for headers in (plain, message["headers"])
-    )
-    in_list = to_list.replace(b"%", b"%%") + keyed.replace(KIND.encode(), kind)
-    return (text.replace(KIND.encode(), kind), pick), (in_list, pick_keyed)
-
-
-def _within(
-    in_context: Callable[[bytes], tuple[_Filled, _Filled]],
-    parts: tuple[bytes, bytes, bytes],
-    timing: Timing | None,
-    kind: bytes,
-    owner: Callable[[bytes, bytes], bytes],
-) -> _Within:
-    """Return what makes the messages of a kind for a context, JSON. Its templates are made when the first one comes."""
-    head, middle, end = parts
-    made = cache(lambda: in_context(kind))
-
-    def within(context: bytes) -> tuple[_Render, KeyedMessages]:
-        (plain, pick), (keyed, pick_keyed) = made()
+    def __call__(self, context: bytes) -> tuple[_Render, KeyedMessages]:
+        (plain, pick), (head, middle, end), has_times = self._plain, self.parts, self.timing is not None
 
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
             body = b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
-            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
+            times = self._times() if has_times else _NO_TIMES
             message: bytes = plain % pick((body, change_id, position, *times, b"", context))
             return message
 
         def render_keyed(
             arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
         ) -> bytes:
-            body = b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
-            times = [each.encode() for each in timing.from_now()] if timing else _NO_TIMES
-            named = orjson.dumps(key)[1:-1]
-            message: bytes = keyed % pick_keyed((body, change_id, position, *times, named, context))
+            text, pick = self._keyed
+            body, named = self._body(arguments, kwargs), orjson.dumps(key)[1:-1]
+            message: bytes = text % pick((body, change_id, position, *self._times(), named, context))
             return message
 
-        return render, KeyedMessages(render_keyed, owner)
+        def render_waiting(
+            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+        ) -> bytes:
+            return self.to_list + render_keyed(arguments, kwargs, change_id, position, key)
 
-    return within
+        return render, KeyedMessages(render_keyed, render_waiting, self.owner)
+
+    def _body(self, arguments: bytes, kwargs: bytes) -> bytes:
+        head, middle, end = self.parts
+        return b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
+
+    def _times(self) -> tuple[bytes, bytes]:
+        if self.timing is None:
+            return b"", b""
+        due, late = self.timing.from_now()
+        return due.encode(), late.encode()
+
+    @cached_property
+    def _plain(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        return self._of_kind({})
+
+    @cached_property
+    def _keyed(self) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        return self._of_kind(self.of_key)
+
+    def _of_kind(self, headers: Mapping[str, Any]) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
+        text, pick = _template(_with(self.message, {**headers, CONTEXT_HEADER: CONTEXT}), self.route)
+        return text.replace(KIND.encode(), self.kind), pick
 
 
-def without_list(message: bytes) -> bytes:
-    """Return a message of `KeyedMessages` as a queue has it."""
-    return message[message.index(b"\n") + 1 :]
+def _with(message: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the message with more headers."""
+    return {**message, "headers": {**message["headers"], **headers}}
 
 
 def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import Celery
 
-from cdc_tasks.broker.redis.message_groups import ADMIT, ADMIT_DIGEST, LENGTHS, owners_key, waiting_list
+from cdc_tasks.broker.redis.message_groups import LENGTHS
 from cdc_tasks.changes import Context
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import GROW, PAUSE, SET_ASIDE, Call, Parked, Route
@@ -26,7 +26,8 @@ from listener.publish.checkpoint import Checkpoint
 from listener.publish.parked import log_parked, parked_key, store_parked, without_unfit
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection, too_large
-from listener.publish.redis.envelope import Envelope, Envelopes, without_list
+from listener.publish.redis.envelope import Envelope, Envelopes
+from listener.publish.redis.keyed_pushes import KeyedPushes
 from listener.publish.redis.set_aside import SetAside, set_aside_key
 from listener.publish.task_message import EnvelopeError
 
@@ -52,6 +53,7 @@ class RedisPublisher:
         batch_wait: float = 1.0,
         max_queue: int | None = None,
         max_set_aside: int | None = None,
+        max_parked: int | None = None,
     ) -> None:
         """Take the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
@@ -67,6 +69,7 @@ class RedisPublisher:
         self._set_aside_key = set_aside_key(prefix)
         self._set_aside = SetAside(prefix, max_queue=max_queue, key_prefix=self._redis.prefixed(""))
         self._max_set_aside = max_set_aside
+        self._max_parked = max_parked
         self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
         self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
         self._lengths: dict[str, int] = {}  # of those keys
@@ -77,6 +80,11 @@ class RedisPublisher:
         self._envelopes = Envelopes(app)
         self._busy: set[str] = set()  # keys of messages: their next ones are likely to wait
         self._met: set[str] = set()  # keys of the messages in flight
+
+    @property
+    def retries(self) -> Sequence[Retry]:
+        """See `Publisher.retries`."""
+        return (self._retry,)
 
     def read_checkpoint(self) -> Saved | None:
         """Return the last position whose tasks the broker holds; see `Publisher.read_checkpoint`."""
@@ -134,7 +142,9 @@ class RedisPublisher:
         refused, self._refused = self._refused, []
         if refused:
             self._redis.close()  # the next connection asks whether the limit has been raised
-        log_parked([*parked, *refused])
+        if parked or refused:
+            log_parked([*parked, *refused])
+            self._limit.wait_for_room(self._retry.call(self._parked_load), self._parked_load)
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 
@@ -267,6 +277,10 @@ class RedisPublisher:
                 yield Load(lengths.get(key, 0), self._limit.max_queue)
         yield Load(self._set_aside.longest, self._max_set_aside, "CDC_MAX_SET_ASIDE")
 
+    def _parked_load(self) -> Load:
+        (parked,) = self._checkpoint.ask([("HLEN", self._parked_key)])
+        return Load(parked, self._max_parked, "CDC_MAX_PARKED")
+
     def _load_now(self) -> Load:
         """Move what has room, and look again; the listener pauses meanwhile."""
         position = self._checkpoint.confirmed
@@ -344,7 +358,7 @@ class _Pushes:
     def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
         """Yield them; a message with a key goes to its queue if its key is free."""
         expiries: dict[Command, None] = {}
-        keyed = _KeyedPushes(self.prefix, self.busy, self.met)
+        keyed = KeyedPushes(self.prefix, self.busy, self.met, max_bytes=self.max_bytes)
         for start in range(0, len(tasks), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             queues: dict[str, list[bytes]] = defaultdict(list)
@@ -354,7 +368,10 @@ class _Pushes:
                 if more:
                     expiries.update(dict.fromkeys(more))
                 if key is not None:
-                    self._add_keyed(key, task, envelope, queues, keyed)
+                    put = self._put_beside(task, key, envelope, queues) if self.beside is not None else 0
+                    length = put or keyed.add(task, key, keys[0], envelope.of_key)
+                    if length > self.max_bytes:
+                        self._refuse(task, length)
                     continue
                 message = render(arguments, kwargs, *change.stamp)
                 if len(message) > self.max_bytes:
@@ -365,29 +382,24 @@ class _Pushes:
                 for name in keys:
                     queues[name].append(message)
             yield from self._commands(queues)
-            if keyed.runs:
+            if keyed.is_due or queues:  # what goes to the same queue stays close together
                 yield from keyed.commands()
+        yield from keyed.commands()
         yield from expiries
 
-    def _add_keyed(
-        self,
-        key: str,
-        task: Call,
-        envelope: Envelope,
-        queues: Mapping[str, list[bytes]],
-        keyed: _KeyedPushes,
-    ) -> None:
-        """Add a message with a key to those for the script, or to a list beside its queue."""
-        route, change, arguments, kwargs, _ = task
-        change_id, position = change.stamp
+    def _put_beside(self, task: Call, key: str, envelope: Envelope, queues: Mapping[str, list[bytes]]) -> int:
+        """Add a message with a key to the list beside its queue unless it is too long; return its length, 0: no list.
+
+        When it moves to the queue, it takes its place among those of its key.
+        """
         (queue,), _, _, of_key, _ = envelope
-        message = of_key.render(arguments, kwargs, change_id, position, key)
-        if len(message) > self.max_bytes:
-            self._refuse(task, len(message))
-        elif self.beside is None or (name := self.beside.target(route, queue)) == queue:
-            keyed.add(queue, key, message, of_key.owner, change.stamp)
-        else:
-            queues[name].append(without_list(message))
+        name = queue if self.beside is None else self.beside.target(task.route, queue)
+        if name == queue:
+            return 0
+        message = of_key.render(task.arguments, task.kwargs, *task.change.stamp, key)
+        if len(message) <= self.max_bytes:
+            queues[name].append(message)
+        return len(message)
 
     def _commands(self, queues: Mapping[str, list[bytes]]) -> Iterator[Command]:
         for name, messages in queues.items():
@@ -398,71 +410,3 @@ class _Pushes:
     def _refuse(self, task: Call, length: int) -> None:
         route, change, arguments, kwargs, key = task
         self.refused.append(Parked(route, change, too_large(length, self.max_bytes), arguments, kwargs, key))
-
-
-# Queue, key, what makes the record of the first message as the owner, that one's id and position, messages
-_Run = tuple[str, str, Callable[[bytes, bytes], bytes], tuple[bytes, bytes], list[bytes]]
-
-
-class _KeyedPushes:
-    """Messages with a key, in runs with the same queue and key, as the script takes them that admits them.
-
-    A script costs Redis more than a plain command with the same words. So the messages of a key that was busy a moment
-    ago go to the end of what waits for it, and the only message of another key goes to its queue. The script in the
-    same atomic step looks whether that was right.
-    """
-
-    def __init__(self, prefix: str, busy: Collection[str], met: set[str]) -> None:
-        """`busy`: keys that messages had before. `met` gets those of the messages that go to the script."""
-        self._prefix = prefix
-        self._busy = busy
-        self._met = met
-        self._script = "EVAL", ADMIT  # once in the atomic step; from then on Redis knows it
-        self._last: dict[str, _Run] = {}  # by key
-        self._several: set[str] = set()  # keys with more than one run: they keep their order in the script
-        self._changes: list[bytes] = []  # their ids
-        self.runs: list[_Run] = []
-
-    def add(
-        self,
-        queue: str,
-        key: str,
-        message: bytes,
-        owner: Callable[[bytes, bytes], bytes],
-        stamp: tuple[bytes, bytes],
-    ) -> None:
-        """Add a message; `owner` makes the record that it needs if it is the first one of a run."""
-        run = self._last.get(key)
-        self._changes.append(stamp[0])
-        if run is not None and run[0] == queue:
-            run[4].append(message)
-            return
-        if run is not None:
-            self._several.add(key)
-        run = self._last[key] = queue, key, owner, stamp, [message]
-        self.runs.append(run)
-
-    def commands(self) -> Iterator[Command]:
-        """Yield the commands that put all of them into their queues, and start again without any."""
-        changes = b" %b " % b" ".join(self._changes)
-        words: list[str | bytes] = [*self._script, "1", owners_key(self._prefix), self._prefix, changes]
-        busy, waiting = self._busy, waiting_list(self._prefix, "")
-        likely_free: dict[str, list[bytes]] = defaultdict(list)
-        for queue, key, owner, stamp, messages in self.runs:
-            number, is_only_run = len(messages), key not in self._several
-            if is_only_run and (key in busy or key in self._met):
-                yield "RPUSH", waiting + key, *messages
-                words += queue, key, b"-%d" % number
-            elif is_only_run and number == 1:
-                likely_free[queue].append(without_list(messages[0]))
-                words += queue, key, b"0", owner(*stamp)
-            else:
-                words += queue, key, b"%d" % number, owner(*stamp), *map(without_list, messages)
-        for queue, messages in likely_free.items():
-            yield "LPUSH", queue, *messages
-        self._met.update(self._last)
-        self._script = "EVALSHA", ADMIT_DIGEST
-        self.runs, self._changes = [], []
-        self._last.clear()
-        self._several.clear()
-        yield tuple(words)

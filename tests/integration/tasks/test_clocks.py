@@ -51,7 +51,7 @@ def test_the_claim_of_a_message_holds_when_redis_clock_steps(in_process: HelpDes
         DeliveryRecord("one").claim()
     assert 60 < (caught.value.after or 0) <= delivery_log._LEASE
     sender.confirm()
-    sender.sent()
+    sender.sent("slack")
 
 
 @pytest.mark.parametrize("step", [_HOUR, -_HOUR])

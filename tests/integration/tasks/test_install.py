@@ -108,6 +108,21 @@ def test_a_worker_grows_by_at_most_20_mb(broker: Broker, cold_workers: None) -> 
     assert median(grown) <= 20
 
 
+def test_no_process_of_a_worker_looks_through_its_modules_for_garbage(
+    broker: Broker, cold_workers: None
+) -> None:
+    """All tasks would wait for a tenth of a second meanwhile."""
+    environment = _environment(broker, broker.url, SHOP_COUNTS="yes")
+    with Worker(environment, application=_APPLICATION) as worker:
+        with Celery(broker=broker.url, set_as_current=False) as app:
+            app.send_task("shop.counts", queue="shop")
+        wait_until(lambda: broker.cache.hlen("shop counts"), timeout=60, what="the task")
+        assert worker.stop() == 0
+    counts = broker.cache.hgetall("shop counts")
+    assert set(counts) == {b"process of the pool", b"main process"}
+    assert min(map(int, counts.values())) > 50_000, counts
+
+
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_a_pool_that_is_not_fit_has_kombus_transport(broker: Broker, pool: str) -> None:
     environment = _environment(broker, broker.url)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
+from kombu import Connection
 
 from cdc_tasks import cache, install
 from cdc_tasks.broker.rabbitmq import held_keys
 from cdc_tasks.routing.message_groups import key_headers
-from harness.waiting import wait_until
+from harness.waiting import at_most, wait_until
 from harness.worker import Worker
 from tests.integration.tasks.test_rabbitmq import sender_of
+from tests.support.proxy import Fault, Proxy
 from tests.support.tasks.in_order import LOG
 from tests.support.warm_python import WARM
 
@@ -85,8 +87,9 @@ def test_each_key_keeps_its_order_while_tasks_are_retried_and_workers_come_and_g
             wait_until(lambda: len(_ended(helpdesk)) > 60, timeout=60, what="more tasks")
         with Worker(environment, "-n", "third@%h"):
             wait_until(lambda: _ended(helpdesk) == everything, timeout=90, what="all tasks")
+            # While there is a worker: one that is killed frees no key.
+            wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-keys"), what="all keys to be free")
     _check_order(_log(helpdesk))
-    wait_until(lambda: not helpdesk.broker.cache.exists("cdc:held-keys"), what="all keys to be free")
     assert not helpdesk.broker.cache.keys("cdc:held-keys:waiting:*")
 
 
@@ -190,6 +193,77 @@ def test_a_retry_is_dropped_whose_try_has_run_again_because_its_worker_died(
             wait_until(lambda: worker.events("keyed_message_dropped"), what="the retry to be dropped")
     began = [number for what, key, number in _log(helpdesk) if (what, key) == ("begins", "key")]
     assert began == [1, 2, 3]
+
+
+def test_a_task_that_has_ended_runs_again_only_for_a_person_if_its_acknowledgement_was_lost(
+    environment: dict[str, str], helpdesk: HelpDesk, rabbitmq_server: RabbitMQServer
+) -> None:
+    with Proxy(rabbitmq_server.port) as proxy, install(sender_of(environment)) as sender:
+        proxied = {
+            **environment,
+            "CELERY_BROKER_URL": environment["CELERY_BROKER_URL"].replace(
+                f":{rabbitmq_server.port}/", f":{proxy.port}/"
+            ),
+        }
+        with Worker(proxied, "-Q", "cdc_keyed") as worker:  # which acknowledges nothing else
+            proxy.fail(Fault.LOSE_REQUEST, at=_ACKNOWLEDGEMENT)
+            failed = _send(sender, "key", 1, task="breaks")
+            for number in (2, 3):
+                _send(sender, "key", number)
+            wait_until(lambda: ("key", 3) in _ended(helpdesk), timeout=60, what="the last task")
+            dropped = [each["of_task_id"] for each in worker.events("keyed_message_dropped")]
+            assert (proxy.faults, dropped) == (1, [failed])
+            assert len(worker.events("task_gave_up")) == 1
+        assert [number for what, _, number in _log(helpdesk) if what == "begins"].count(1) == 1
+        _check_order(_log(helpdesk))
+        helpdesk.broker.cache.set("cured", 1)
+        _cdc(environment, "dead-letters", "replay", failed)
+        _take_and_give_back(environment["CELERY_BROKER_URL"])
+        with Worker(environment, "-Q", "cdc_keyed"):
+            wait_until(lambda: ("key", 1) in _ended(helpdesk), timeout=60, what="the replayed task")
+
+
+_ACKNOWLEDGEMENT = bytes(
+    [0, 0, 0, 13, 0, 60, 0, 80]
+)  # the size of a frame, and its class and method: basic.ack
+
+
+def _take_and_give_back(url: str) -> None:
+    """Be a worker that gets the only message of the partitions, and dies."""
+    with Connection(url) as connection:
+        taken: list[Any] = []
+        channel: Any = connection.channel()
+        for number in range(4):
+            channel.basic_consume(f"cdc_keyed_{number}", callback=taken.append)
+        while not taken:
+            connection.drain_events(timeout=at_most(10))
+
+
+def test_what_has_ended_is_known_by_its_task_its_try_and_its_replay(
+    helpdesk: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc_tasks.cache.client", lambda: helpdesk.broker.cache)
+
+    def has_ended(headers: dict[str, Any], queue: str = "queue") -> bool:
+        redelivered = held_keys.delivery_of(headers)
+        return held_keys.look_up("key", queue, [], redelivered=redelivered)[1]
+
+    first = {"id": "one", "retries": 0}
+    retry, replay = {**first, "retries": 1}, {**first, "cdc_replayed_at": "now"}
+    others = [retry, replay, {**first, "cdc_replay": "of the listener"}, {"id": "two"}]
+    held_keys.hold("key", "two", "task", "retry")
+    record, _ = held_keys.look_up("key", "queue", [str(held_keys.delivery_of(first))])
+    assert record is not None
+    assert record.id == "two"
+    assert has_ended(first)
+    assert not has_ended(first, "another")
+    assert not any(map(has_ended, others))
+    held_keys.note_ended("queue", [f"{number}:0:" for number in range(199)])
+    assert has_ended(first)
+    held_keys.note_ended("queue", [str(held_keys.delivery_of(retry))])
+    assert has_ended(retry)
+    assert not has_ended(first)
+    assert held_keys.delivery_of({"retries": 0}) is None
 
 
 def test_a_key_waits_for_a_task_whose_worker_died_and_then_its_process(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.exceptions import OperationalError
 
 from cdc_tasks import key_headers
 from cdc_tasks.broker.redis.message_groups import MessageGroups
+from cdc_tasks.broker.redis.sent_together import sent_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +113,48 @@ def test_of_each_key_one_message_is_handed_out_in_the_order_of_sending_over_all_
     assert sorted(worker.ack(2)) == [4, 5]
     assert worker.ack(4) == [5]
     assert worker.ack(5) == []
+    assert left(any_broker) == []
+
+
+def _scripts_that_ran(broker: Broker) -> int:
+    found = broker.client.info("commandstats")
+    return sum(found.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
+def test_messages_that_are_sent_together_are_one_step_or_none(any_broker: Broker, worker: Worker) -> None:
+    worker.send(0, "a")  # from now on Redis knows the script
+    before = _scripts_that_ran(any_broker)
+    with sent_together():
+        for number, key, queue in ((1, "a", "one"), (2, "b", "two"), (3, "a", "two")):
+            worker.send(number, key, queue)
+    assert _scripts_that_ran(any_broker) == before + 1
+    with suppress(KeyError), sent_together():
+        worker.send(4, "a")
+        raise KeyError
+    any_broker.client.set(f"{_PREFIX}two", "no list")
+    with pytest.raises(OperationalError, match="WRONGTYPE"), sent_together():
+        worker.send(5, "free", "two")
+    any_broker.client.delete(f"{_PREFIX}two")
+    assert worker.drain() == [0, 1, 3]
+
+
+def test_a_body_of_any_kind_does_not_hide_the_key(any_broker: Broker, worker: Worker) -> None:
+    bodies = ['"', "\\", '", "headers": {"cdc_key": "other"}, "x": "', "plain"]
+    for body in bodies:  # as a sender with kombu's own transport does it
+        message = {
+            "body": body,
+            "content-encoding": "utf-8",
+            "content-type": "text/plain",
+            "headers": {"id": body, "task": "task"} | key_headers("group", "a"),
+            "properties": {
+                "delivery_info": {"exchange": "jobs", "routing_key": "one"},
+                "delivery_tag": f"tag of {body}",
+                "delivery_mode": 2,
+                "priority": 0,
+            },
+        }
+        any_broker.client.lpush(f"{_PREFIX}one", json.dumps(message))
+    assert worker.drain() == bodies
     assert left(any_broker) == []
 
 

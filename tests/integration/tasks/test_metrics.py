@@ -7,10 +7,12 @@ import urllib.request
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import redis
 from typer.testing import CliRunner
 
 from cdc_tasks.cli.commands import cli
 from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.worker import retry_counts
 from demo.programs import Flower
 from harness.waiting import wait_until
 from harness.worker import Worker
@@ -50,6 +52,36 @@ def test_flower_tells_prometheus_of_dead_letters_by_task_and_of_parked_changes(
             ),
             what="one letter less",
         )
+        in_process.send("faulty.retries_out", queue="celery")
+        wait_until(
+            lambda: _totals(in_process).get("retried faulty.retries_out") == 2, what="two retries", timeout=30
+        )
+        wait_until(
+            lambda: _totals(in_process).get("given_up faulty.retries_out") == 1, what="its end", timeout=30
+        )
+        assert _totals(in_process)["given_up faulty.counts"] == 1
+
+
+def test_retries_that_redis_does_not_take_are_counted_later(
+    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = retry_counts._RetryCounts()
+    client = retry_counts._client
+    monkeypatch.setattr(retry_counts, "_client", lambda: redis.Redis(port=1))
+    for _ in range(3):
+        counts.add("a.task")
+    assert _totals(in_process) == {}
+    monkeypatch.setattr(retry_counts, "_client", client)
+    counts._due_at, counts._client = 0.0, None
+    counts.add("a.task")
+    counts.add("another task")
+    assert _totals(in_process) == {"retried a.task": 4, "retried another task": 1}
+
+
+def _totals(in_process: HelpDesk) -> dict[str, int]:
+    found = in_process.broker.cache.hgetall("cdc:totals")
+    assert isinstance(found, dict)
+    return {name.decode(): int(number) for name, number in found.items()}
 
 
 def test_a_letter_that_is_kept_twice_counts_once(in_process: HelpDesk) -> None:

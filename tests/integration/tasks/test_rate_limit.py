@@ -86,6 +86,10 @@ def test_waiting_for_the_rate_limit_is_not_a_failure(
     assert not caught.value.counts
     assert deliver(elsewhere, "new_ticket", 1, "a") == "sent to slack"
     wait_until(lambda: _is_sent(other), timeout=15, what="the reserved time")
+    totals = in_process.broker.cache.hgetall("cdc:totals")
+    assert isinstance(totals, dict)
+    assert int(totals[b"delivered slack"]) == 3
+    assert int(totals[b"rate_waits slack"]) >= 1
 
 
 def test_after_a_refused_message_the_next_one_is_sent_at_once(

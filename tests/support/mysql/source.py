@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 import pymysql
 
 from harness.waiting import Deadline, wait_until
+from listener.core.backfill import ChunkRequest
 from listener.core.source import Saved
 from listener.mysql.client.connection import Address
+from listener.mysql.codec.decoder import Decoder
 from listener.mysql.log.position import BinlogPosition
 from listener.mysql.monitor import BinlogMonitor
 from listener.mysql.start.log_identity import log_created_at
@@ -149,6 +151,25 @@ class MySQLSource:
             if not batch.changes:
                 break
         return found
+
+    @property
+    def decoder(self) -> Decoder:
+        """What decodes the log now."""
+        assert self._monitor is not None
+        return self._monitor._decoder
+
+    def reads(self, table: str) -> list[Change]:
+        """Return the rows of a small table, as a backfill reads them."""
+        assert self._monitor is not None
+        request = ChunkRequest(backfill="b1", schema=self.database.name, table=table, limit=1000)
+        self._monitor.read_chunk(request)
+        deadline = Deadline(20)
+        for batch in self._batches:
+            if batch.chunk is not None:
+                assert batch.chunk.error is None, batch.chunk.error
+                return list(batch.chunk.rows)
+            deadline.check("the rows came")
+        raise AssertionError("the batches ended")
 
     def __enter__(self) -> Self:
         return self

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
 import redis
-from celery import Celery, Task, shared_task
+from celery import Celery, Task, shared_task, signals
 
 from cdc_tasks import TryAgain, install
 
@@ -50,6 +51,19 @@ def waits() -> None:
     """Succeed at the second try."""
     if _notes().hincrby("shop tries", "waits", 1) == 1:
         raise TryAgain("not yet", after=0.1)
+
+
+@app.task(name="shop.counts")
+def counts(of: str = "process of the pool", **_: Any) -> None:
+    """Note how many objects the garbage collector of this process leaves out."""
+    _notes().hset("shop counts", of, gc.get_freeze_count())
+
+
+if os.environ.get("SHOP_COUNTS"):
+
+    @signals.worker_shutdown.connect
+    def _count_of_main_process(**_: Any) -> None:
+        counts.run("main process")
 
 
 @app.task(name="shop.fails")

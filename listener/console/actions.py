@@ -1,0 +1,194 @@
+"""What a person does in the console: the commands of the command line, given by the same means and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from cdc_tasks.broker.message_groups import groups_of
+from cdc_tasks.cli.letters import drop_letter, replay_letter
+from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.errors import CDCError
+from cdc_tasks.words import counted
+from listener.cli.parked_changes import drop_parked, opened, replay_parked
+from listener.control.commands import Command
+from listener.daemon.database_url import home_schema
+from listener.daemon.wiring import command_queue, plan_backfill
+
+if TYPE_CHECKING:
+    from starlette.datastructures import FormData
+
+    from listener.console.facts import Facts
+    from listener.daemon.settings import ListenerSettings
+
+__all__ = ["Actions", "Done"]
+
+_WAIT: Final = 15.0  # seconds for a listener to do it
+_CHUNK: Final = 1_000  # rows that a backfill reads at a time
+_BY_LISTENER: Final = frozenset(
+    {
+        *("pause", "resume", "skip", "reload"),
+        *("backfill_pause", "backfill_resume", "backfill_cancel", "backfill_dismiss"),
+        *("replay_pause", "replay_resume", "replay_cancel"),
+    }
+)
+
+
+class Done(NamedTuple):
+    """What came of it, in words."""
+
+    words: str
+    went_well: bool = True
+
+
+class UnknownActionError(CDCError):
+    """The console knows no such action."""
+
+
+class Actions:
+    """Does what a form asks for."""
+
+    def __init__(self, settings: ListenerSettings, facts: Facts) -> None:
+        self._settings = settings
+        self._facts = facts
+        self._own: Mapping[str, Callable[[FormData], Done]] = {
+            "parked_replay": self._replay_parked,
+            "parked_drop": self._drop_parked,
+            "letter_replay": self._replay_letters,
+            "letter_drop": self._drop_letters,
+            "key_skip": self._skip_key,
+            "refresh_cache": self._refresh_cache,
+        }
+
+    def do(self, verb: str, form: FormData, who: str) -> Done:
+        """Do it, and record who did. Raise CDCError if it cannot be done."""
+        try:
+            if verb == "backfill":
+                return self._give("backfill", self._backfill(form), who)
+            if verb in _BY_LISTENER:
+                return self._give(verb, _arguments(verb, form), who)
+            return self._do_here(verb, form, who)
+        finally:
+            self._facts.forget()
+
+    def _do_here(self, verb: str, form: FormData, who: str) -> Done:
+        action = self._own.get(verb)
+        if action is None:
+            raise UnknownActionError(f"There is no action {verb}.", hint="Load the page again.")
+        done = action(form)
+        queue = command_queue(self._settings)
+        try:
+            about = {"about": [str(each)[:200] for each in form.getlist("id")]}
+            queue.note(Command(verb=verb, arguments=about, who=who), done.words)
+        finally:
+            queue.close()
+        return done
+
+    def _give(self, verb: str, arguments: Mapping[str, Any], who: str) -> Done:
+        """Give a command to the listener, and wait for what comes of it."""
+        command = Command(verb=verb, arguments=arguments, who=who)
+        queue = command_queue(self._settings)
+        try:
+            queue.give(command)
+            end = time.monotonic() + _WAIT
+            while (outcome := queue.outcome(command)) is None:
+                if time.monotonic() >= end and queue.withdraw(command):
+                    return Done(
+                        "No listener did it within 15 seconds, so the command was withdrawn.", went_well=False
+                    )
+                time.sleep(0.1)
+        finally:
+            queue.close()
+        more = f" {outcome.hint}" if outcome.hint else ""
+        return Done(f"{outcome.result}{more}", went_well=not outcome.is_refused)
+
+    def _backfill(self, form: FormData) -> dict[str, Any]:
+        """Return the arguments of a backfill; raise CDCError if the table cannot be read so."""
+        schema, dot, table = str(form.get("table", "")).strip().rpartition(".")
+        schema = schema if dot else home_schema(self._settings.database_url.get_secret_value())
+        where, rate = str(form.get("where", "")).strip() or None, str(form.get("rate", "")).strip()
+        plan = plan_backfill(self._settings, schema, table, where, _CHUNK)
+        return {
+            "schema": schema,
+            "table": table,
+            "where": where,
+            "routes": [str(each) for each in form.getlist("route")],
+            "rate": _number(rate) if rate else None,
+            "chunk": _CHUNK,
+            "estimate": plan.estimate,
+        }
+
+    def _replay_parked(self, form: FormData) -> Done:
+        router = self._facts.router()
+        with opened(self._settings) as store:
+            outcomes = [replay_parked(store, store.get(name), router, self._facts.app) for name in _ids(form)]
+        return _summed(outcomes, "sent again")
+
+    def _drop_parked(self, form: FormData) -> Done:
+        with opened(self._settings) as store:
+            return _summed([(True, drop_parked(store, store.get(name))) for name in _ids(form)], "dropped")
+
+    def _replay_letters(self, form: FormData) -> Done:
+        return _summed(
+            [replay_letter(self._facts.app, dead_letters.get(name)) for name in _ids(form)], "sent again"
+        )
+
+    def _drop_letters(self, form: FormData) -> Done:
+        return _summed(
+            [(True, drop_letter(self._facts.app, dead_letters.get(name))) for name in _ids(form)], "dropped"
+        )
+
+    def _skip_key(self, form: FormData) -> Done:
+        key, task_id = str(form.get("id", "")), str(form.get("task_id", ""))
+        with groups_of(self._facts.app) as groups:
+            found = groups.of_key(key)
+            if found is not None and found.state == "taken":
+                return Done(
+                    f"A worker has {found.task}: it may be running. Wait for its end.", went_well=False
+                )
+            skipped = groups.skip(key, task_id)
+        return Done("The key goes on." if skipped else "The key has gone on meanwhile.")
+
+    def _refresh_cache(self, form: FormData) -> Done:
+        table = str(form.get("id", ""))
+        self._facts.app.send_task("cdc_tasks.refresh_master_cache", args=[table], argsrepr=repr([table]))
+        return Done(f"A refresh of {table} is queued.")
+
+
+def _arguments(verb: str, form: FormData) -> dict[str, Any]:
+    if verb.startswith("backfill_d"):
+        return {"tables": [str(each) for each in form.getlist("id")]}
+    if verb.startswith(("backfill_", "replay_")):
+        return {verb.partition("_")[0]: str(form.get("id", ""))}
+    arguments: dict[str, Any] = (
+        {} if verb == "reload" else {"routes": [str(each) for each in form.getlist("id")]}
+    )
+    if verb == "skip":
+        arguments["until"] = datetime.now(UTC).isoformat(timespec="microseconds")
+    return arguments
+
+
+def _ids(form: FormData) -> list[str]:
+    found = [str(each) for each in form.getlist("id")]
+    if not found:
+        raise UnknownActionError("Nothing is chosen.", hint="Choose one line or more.")
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UnknownActionError(f"{text!r} is no number.", hint="Write e.g. 1000.") from None
+
+
+def _summed(outcomes: list[tuple[bool, str]], verb: str) -> Done:
+    """Return one sentence for many: all that went wrong, and how many went well."""
+    wrong = [told for went_well, told in outcomes if not went_well]
+    good = len(outcomes) - len(wrong)
+    told = f"{counted(good, 'item')} {verb}." if len(outcomes) > 1 or good else ""
+    if len(outcomes) == 1 and good:
+        told = f"{outcomes[0][1][0].upper()}{outcomes[0][1][1:]}."
+    return Done(" ".join(filter(None, [told, *wrong[:5]])), went_well=not wrong)

@@ -1,0 +1,73 @@
+"""Whether the listener lives, and whether it is ready: decisions about what is known of it now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+__all__ = ["DEAD_AFTER", "STUCK_AFTER", "Condition", "Reason", "Role"]
+
+STUCK_AFTER: Final = 8.0  # seconds without a batch, while batches come four times a second
+DEAD_AFTER: Final = 120.0  # seconds without a move: a restart is all that may help
+_TROUBLED_AFTER: Final = 2.0  # seconds of a wait that are no trouble: a connection went stale
+
+
+class Role(StrEnum):
+    """What the listener is among those of its CDC_NAME."""
+
+    LEADER = "leader"  # reads
+    STANDBY = "standby"  # waits until no other one reads
+    STARTING = "starting"  # connects, for the first time or again
+
+
+class Reason(StrEnum):
+    """Why it is not ready."""
+
+    STARTING = "starting"
+    READER_STUCK = "reader_stuck"
+    DATABASE_AWAY = "database_away"
+    BROKER_AWAY = "broker_away"
+    CACHE_AWAY = "cache_away"
+    QUEUE_FULL = "queue_full"
+    STREAM_PAUSED = "stream_paused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What is known of the listener at one moment; times are in seconds."""
+
+    role: Role
+    idle: float | None  # since the last batch; None: nothing is being read
+    moved: float  # since the loop last did anything that can be seen
+    waits: dict[str, float]  # server that it waits for -> for how long
+    away: frozenset[str]  # servers that do not answer when they are asked beside the loop
+    has_full_queue: bool = False
+    is_paused: bool = False  # by a person
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Why it is not ready; empty if it is."""
+        return tuple(dict.fromkeys(self._reasons()))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the loop moves. A server that is away is no reason for a restart."""
+        return self.role is not Role.LEADER or self.moved <= DEAD_AFTER
+
+    def _reasons(self) -> Iterator[Reason]:
+        for server in ("database", "broker", "cache"):
+            if server in self.away or self.waits.get(server, 0.0) > _TROUBLED_AFTER:
+                yield Reason(f"{server}_away")
+        if self.role is Role.STARTING:
+            yield Reason.STARTING
+        if self.role is not Role.LEADER:
+            return
+        if self.has_full_queue:
+            yield Reason.QUEUE_FULL
+        if self.is_paused:
+            yield Reason.STREAM_PAUSED
+        is_explained = self.waits or self.has_full_queue or self.is_paused
+        if self.idle is not None and self.idle > STUCK_AFTER and not is_explained:
+            yield Reason.READER_STUCK

@@ -1,0 +1,1 @@
+"""The binlog as a history: changes that were committed before, read once more."""
