@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.conf import settings
+from django import conf
 from django.db import connections
 from django.db.backends.signals import connection_created
+from django.utils.deprecation import MiddlewareMixin
 from django.utils.module_loading import import_string
 
 from cdc_tasks.django.settings import database_alias
@@ -18,7 +18,7 @@ from cdc_tasks.outbox.current import Actor, acting, request_id_of, say_before, t
 __all__ = ["ContextMiddleware", "write_context"]
 
 
-class ContextMiddleware:
+class ContextMiddleware(MiddlewareMixin):
     """Lets each request act: its transactions that write have a context, with `user_id` and `request_id`.
 
     In MIDDLEWARE, anywhere behind AuthenticationMiddleware: "cdc_tasks.django.ContextMiddleware". `user_id` is the
@@ -30,28 +30,26 @@ class ContextMiddleware:
     reads (ATOMIC_REQUESTS counts). Outside of it each statement is a transaction of its own, and says nothing.
     """
 
-    sync_capable = async_capable = True
-
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
-        self._get_response = get_response
-        named = getattr(settings, "CDC_CONTEXT", None)
+        super().__init__(get_response)
+        named = getattr(conf.settings, "CDC_CONTEXT", None)
         self._context: Callable[[Any], Mapping[str, Any] | None] = (
-            import_string(str(named).replace(":", ".")) if named else _values_of
+            import_string(named.replace(":", ".")) if isinstance(named, str) else _values_of
         )
         write_context()
-        if iscoroutinefunction(get_response):
-            markcoroutinefunction(self)
 
     def __call__(self, request: Any) -> Any:
         """Answer the request."""
-        if iscoroutinefunction(self):
-            return self._answer(request)
+        if self.async_mode:
+            return self.__acall__(request)
         with acting(self._begun(request)):
-            return self._get_response(request)
+            return self.get_response(request)
 
-    async def _answer(self, request: Any) -> Any:
+    async def __acall__(self, request: Any) -> Any:
+        """Answer the request of an asynchronous server."""
+        answer: Any = self.get_response
         with acting(self._begun(request)):
-            return await self._get_response(request)
+            return await answer(request)
 
     def _begun(self, request: Any) -> Callable[[], Mapping[str, Any] | None]:
         request.cdc_request_id = request_id_of(request.headers.get("X-Request-ID"))

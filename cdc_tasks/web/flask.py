@@ -7,6 +7,7 @@ cdc_tasks.write_context(engine)   # of Flask-SQLAlchemy: db.engine
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from cdc_tasks.outbox.current import begin, end, request_id_of
@@ -20,7 +21,8 @@ def init_app(app: Any, *, context: Callable[[], Mapping[str, Any] | None] | None
     The id is that of the header X-Request-ID, or a new one; `flask.g.cdc_request_id` has it. `context` returns more
     values of the current request; it is called before the first write.
     """
-    from flask import g, request
+    flask: Any = import_module("flask")  # it is there: this is an app of it
+    g, request = flask.g, flask.request
 
     def begin_request() -> None:
         request_id = g.cdc_request_id = request_id_of(request.headers.get("X-Request-ID"))

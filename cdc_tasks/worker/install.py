@@ -12,7 +12,6 @@ An app keeps its class, its tasks, queues and settings. What is changed is chang
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -71,7 +70,7 @@ def install(
       name SHOP), and the app's workers take from them. It needs `transport`, `late_acks` and `dead_letters`. On Redis
       `transport` alone keeps their order, in the queues of the app.
     - `context`: what a task writes has a context that names it, with `task` and `task_id`: through an engine of
-      `cdc_tasks.write_context(engine)`, and in a Django project through the watched database.
+      `cdc_tasks.write_context(engine)`, and in a Django project, with `CDC_CONTEXT = True`, through its database.
 
     What is kept in Redis is in CDC_CACHE_URL, or else in the broker. If there is neither, the parts that need it are
     left out, and the worker says so.
@@ -196,21 +195,10 @@ def _add_tasks(sender: Celery, **_: Any) -> None:
 
     parts = parts_of(sender) or NO_PARTS
     add_tasks(sender, parts)
-    if parts.context:
-        _write_context_of_django()
     if (
         parts.metrics and is_foreign(sender) and is_flower()
     ):  # our own app's Flower gets more: `cdc_tasks.celery`
         show_numbers()
-
-
-def _write_context_of_django() -> None:
-    """Let the watched database of a Django project, if this is one, get the context of what tasks write."""
-    conf = sys.modules.get("django.conf")
-    if conf is not None and conf.settings.configured:
-        from cdc_tasks.django.middleware import write_context
-
-        write_context()
 
 
 def _leave_out_what_needs_redis(instance: Any, **_: Any) -> None:
