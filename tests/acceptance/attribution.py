@@ -44,6 +44,7 @@ __all__ = ["Attribution", "Report"]
 Source = Literal["pgoutput", "wal2json", "mysql", "mariadb"]
 
 _CLIENTS: Final = 8
+_DEADLOCK: Final = 1213
 _LARGE: Final = 3_000  # rows of a large transaction: some hundred kilobytes
 _MARKS: Final = (
     "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY,"
@@ -246,7 +247,14 @@ class Attribution:
                         self._expected[number] = script.rows, len(script.tasks)
                         self._ends[number] = script.rows
                         self.report.committed += 1
-                run(script.statements)
+                try:
+                    run(script.statements)
+                except pymysql.err.OperationalError as error:
+                    if error.args[0] != _DEADLOCK:
+                        raise
+                    with self._lock:  # the server has rolled it back
+                        self.report.committed -= 1
+                        del self._expected[number], self._ends[number]
 
     @contextmanager
     def _session(self) -> Iterator[Any]:
