@@ -79,6 +79,7 @@ def _wait_behind_a_rate(tickets: int, seconds: float, say: Callable[[str], None]
                 Celery("burst", broker=stage.valkey.url, set_as_current=False) as sender,
             ):
                 listener.wait_for("streaming")
+                sender.send_task(_REFRESH, [_TABLE], queue="cdc_cache")  # which connects
                 time.sleep(_SETTLES)
                 measured = _Measured(
                     stage=stage, worker=worker, sender=sender, posts=posts, starts=starts, say=say

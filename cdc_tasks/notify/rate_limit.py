@@ -50,10 +50,9 @@ end
 local channel, service, wait = tonumber(ARGV[1]), tonumber(ARGV[2]), 0
 if channel > 0 then wait = reserved('channel', KEYS[2], channel) - now end
 if wait <= 0 and service > 0 then wait = reserved('service', KEYS[3], service) - now end
-if wait <= 0 then  -- after a late message the next one must not follow too soon
-    local free = redis.call('MGET', KEYS[2] .. ':used', KEYS[3] .. ':used')
-    wait = math.max(tonumber(free[1] or 0), tonumber(free[2] or 0)) - now
-end
+-- After a late message the next one must not follow too soon. It waits once, for both.
+local free = redis.call('MGET', KEYS[2] .. ':used', KEYS[3] .. ':used')
+wait = math.max(wait, tonumber(free[1] or 0) - now, tonumber(free[2] or 0) - now)
 if wait > 0 then
     count(KEYS[5], ARGV[7], 1)
     return {{'wait', math.min(wait, tonumber(ARGV[3]))}}

@@ -17,6 +17,7 @@ __all__ = ["CalledKey", "ColumnKey", "Key"]
 
 _MOST_REMEMBERED: Final = 10_000  # keys of a route
 _PLAIN: Final = (str, int)
+_LONGEST_NUMBER: Final = 20  # digits: with any group's name it is no long key
 
 Key = Callable[[Change], str | None]
 """A change's key; None: its task belongs to no group."""
@@ -47,14 +48,18 @@ class ColumnKey:
 
     def _make(self, row: bytes, change: Change) -> str:
         """Return the key of a change, and remember it if these columns of its row are all that it is made of."""
-        if len(self._known) >= _MOST_REMEMBERED:
-            self._known.clear()
         if len(self.columns) == 1 and (digits := row[row.rfind(b":") + 1 : -1]).isdigit():  # as most keys are
-            key = self._known[row] = bounded_key(self.group, digits.decode())
+            digits_text = digits.decode()
+            short = len(digits_text) <= _LONGEST_NUMBER
+            key = f"{self.group}:{digits_text}" if short else bounded_key(self.group, digits_text)
+            if len(self._known) < _MOST_REMEMBERED:  # to make it again is cheap: it replaces no other
+                self._known[row] = key
             return key
         values = _plain_values(row)
         if values is None or len(values) != len(self.columns):
             return _key(self.group, row_values(change, self.columns), None)
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
         return self._known.setdefault(row, _key(self.group, values, None))
 
     def __repr__(self) -> str:

@@ -252,9 +252,7 @@ class Control:
             return
         try:
             self._queue.done(command, self._obey(command))
-        except (BrokerAwayError, BrokerError):  # it stays at the head of the queue
-            raise
-        except CDCError as error:
+        except CommandRefusedError as error:
             self._queue.refused(command, error)
             log.warning("command_refused", verb=command.verb, by=command.who, reason=error.message)
 

@@ -407,9 +407,13 @@ class Replays:
             tables=tuple(wanted["tables"]),
             row=tuple((name, value) for name, value in wanted["row"]),
         )
-        history, kept = chosen_history(
-            self._histories(routes), selection, accept_gap=bool(wanted["accept_gap"])
-        )
+        try:
+            histories = self._histories(routes)
+            history, kept = chosen_history(histories, selection, accept_gap=bool(wanted["accept_gap"]))
+        except (BrokerAwayError, BrokerError):  # the command waits at the head of the queue
+            raise
+        except CDCError as error:  # of the journal, or of the server's log
+            raise CommandRefusedError(error.message, hint=error.hint, code=error.code) from error
         replay = Replay(
             id=command.id,
             since=wanted["since"],

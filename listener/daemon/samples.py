@@ -62,6 +62,7 @@ class StoreReader:
             as_of=saved.as_of,
             parked=saved.parked,
             has_full_queue=saved.pause is not None,
+            awaits_commit=saved.commit_wait is not None,
             set_aside=saved.set_aside,
             paused_routes=frozenset(self._control.paused_routes),
             reloads=self._control.reloads,

@@ -258,7 +258,9 @@ class ListenerCollector(Collector):
 
     def _paused(self) -> _Samples:
         yield ("command",), self._known.meter.is_held
-        yield from _of(self._known.store.value, lambda found: [(("full_queue",), found.has_full_queue)])
+        if (store := self._known.store.value) is not None:
+            yield ("full_queue",), store.has_full_queue
+            yield ("commit_not_visible",), store.awaits_commit
 
     def _paused_routes(self, store: StoreSample) -> _Samples:
         return [((route, task), route in store.paused_routes) for route, task in self._tasks.items()]

@@ -49,7 +49,7 @@ FAMILIES: Final = {
     "cdc_log_left_bytes": Family(GAUGE, (), "Log until the database drops what it keeps for us"),
     "cdc_lag_alarm_bytes": Family(GAUGE, (), "The setting CDC_LAG_ALARM"),
     # What waits.
-    "cdc_paused": Family(GAUGE, ("reason",), "Whether the stream waits: by a person's command, or for a full queue"),
+    "cdc_paused": Family(GAUGE, ("reason",), "Whether the stream waits, and for what"),
     "cdc_route_paused": Family(GAUGE, ("route", "task"), "Whether a person has paused the route"),
     "cdc_parked_changes": Family(GAUGE, (), "Changes that are parked now"),
     "cdc_queue_messages": Family(GAUGE, ("queue",), "Messages in the queue, and those that wait for a key"),

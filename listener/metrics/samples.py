@@ -17,6 +17,7 @@ class StoreSample:
     as_of: datetime | None  # when the last change up to it was committed
     parked: int
     has_full_queue: bool  # the listener waits, because a queue is longer than it may be
+    awaits_commit: bool  # the listener waits, because sessions do not see a transaction yet
     set_aside: Mapping[str, int]  # queue -> messages beside it
     paused_routes: frozenset[str]  # their ids
     reloads: int

@@ -46,6 +46,7 @@ class Container(ServerProcess):
         self._addresses = {
             **addresses,
             ":5555": f":{self.port}",
+            ":5556": f":{self.port}",
             "0.0.0.0:9187": f"127.0.0.1:{self.port}",  # here the listener has no network of its own
         }
 
@@ -148,8 +149,9 @@ def test_the_containers_become_healthy_in_their_order_and_do_the_whole_job(
         "@redis:6379": f"@127.0.0.1:{broker.port}",
     }
     with ExitStack() as stack:
-        _worker, listener, flower = (
-            stack.enter_context(Container(name, addresses)) for name in ("worker", "listener", "flower")
+        _worker, listener, flower, console = (
+            stack.enter_context(Container(name, addresses))
+            for name in ("worker", "listener", "flower", "console")
         )
         listener.run("cdc-listener", "check")
         superuser = postgres.url_of("helpdesk")
@@ -157,6 +159,8 @@ def test_the_containers_become_healthy_in_their_order_and_do_the_whole_job(
         cache = stack.enter_context(redis.Redis.from_url(broker.url_of(1)))
         wait_until(lambda: b"Auditor" in (cache.get("master:roles") or b""), timeout=20, what="the cache")
         assert _status_of(flower.url) == 401
+        with urllib.request.urlopen(console.url) as page:
+            assert page.url == f"{console.url}/login"
         assert _status_of(flower.url, f"admin:{_SECRETS['FLOWER_PASSWORD']}") == 200
 
 

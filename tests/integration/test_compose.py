@@ -16,10 +16,11 @@ from cryptography.fernet import Fernet
 from flower.options import default_options
 
 from cdc_tasks.settings import WorkerSettings
+from listener.console.settings import ConsoleSettings
 from listener.daemon.settings import ListenerSettings
 from tests.support.compose import CHECKOUT, dockerfile_stages, load_compose, variables_of_compose
 
-_OUR_SERVICES = ("worker", "listener", "mysql-worker", "mysql-listener", "flower")
+_OUR_SERVICES = ("worker", "listener", "console", "mysql-worker", "mysql-listener", "mysql-console", "flower")
 _DATABASES = {"postgresql": "postgres", "mysql": "mysql"}  # the server's service, by profile
 
 
@@ -72,7 +73,11 @@ def test_an_env_file_of_an_earlier_version_gets_what_it_lacks(
 
 
 def test_every_variable_of_our_containers_is_one_that_somebody_reads(services: dict[str, Any]) -> None:
-    settings = {*WorkerSettings.model_fields, *ListenerSettings.model_fields}
+    settings = {
+        *WorkerSettings.model_fields,
+        *ListenerSettings.model_fields,
+        *ConsoleSettings.model_fields,
+    }
     known = {name.upper() for name in settings} | {f"FLOWER_{name.upper()}" for name in default_options}
     for name in _OUR_SERVICES:
         assert set(services[name]["environment"]) <= known
@@ -94,7 +99,7 @@ def test_nothing_starts_before_what_it_needs_is_healthy(services: dict[str, Any]
             assert how == {"condition": "service_healthy"}
             assert needed in services
     for prefix, database in (("", "postgres"), ("mysql-", "mysql")):
-        for name in ("worker", "listener"):
+        for name in ("worker", "listener", "console"):
             assert set(services[f"{prefix}{name}"]["depends_on"]) == {database, "redis"}
 
 
@@ -103,7 +108,7 @@ def test_a_profile_has_one_database_one_listener_and_workers_of_its_own(
     services: dict[str, Any], profile: str
 ) -> None:
     chosen = {name for name, each in services.items() if profile in each.get("profiles", [profile])}
-    assert len(chosen) == 5
+    assert len(chosen) == 6
     assert chosen & set(_DATABASES.values()) == {_DATABASES[profile]}
     for name in chosen:
         assert set(services[name].get("depends_on", {})) <= chosen
@@ -112,12 +117,16 @@ def test_a_profile_has_one_database_one_listener_and_workers_of_its_own(
         assert not url or f"@{_DATABASES[profile]}:" in url
 
 
-def test_only_flower_is_reachable_from_outside_and_only_from_this_machine_with_a_password(
+def test_only_pages_are_reachable_from_outside_and_only_from_this_machine_with_a_password(
     services: dict[str, Any], secrets: dict[str, str]
 ) -> None:
-    assert {name for name, service in services.items() if "ports" in service} == {"flower"}
+    pages = {"flower", "console", "mysql-console"}
+    assert {name for name, service in services.items() if "ports" in service} == pages
     assert services["flower"]["ports"] == ["127.0.0.1:5555:5555"]
     assert services["flower"]["environment"]["FLOWER_BASIC_AUTH"] == f"admin:{secrets['FLOWER_PASSWORD']}"
+    for name in pages - {"flower"}:
+        assert services[name]["ports"] == ["127.0.0.1:5556:5556"]
+        assert services[name]["environment"]["CDC_CONSOLE_PASSWORD"] == secrets["CONSOLE_PASSWORD"]
 
 
 def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret() -> None:

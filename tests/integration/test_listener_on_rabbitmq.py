@@ -88,7 +88,7 @@ def _run(
         wait_until(lambda: pages.number("cdc_lag_bytes") is not None, what="the lag", timeout=30)
         assert pages.number("cdc_changes_published_total", event="insert") == last - first + 1
         assert pages.number("cdc_queue_oldest_message_age_seconds", queue="cdc_bulk") is not None
-        assert pages.ready == (200, "ready, leader\n")
+        wait_until(lambda: pages.ready == (200, "ready, leader\n"), what="/readyz", timeout=30)
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(at_most(20)) == 0
     finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from amqp.exceptions import NotFound
+from amqp.exceptions import InternalError, NotFound
 
 from harness.embedded_servers import ValkeyServer
 from harness.given_mysql import WITHOUT_GTIDS, MySQLServer
@@ -75,7 +75,8 @@ class Person(Operator):
         queue = f"{self.database.name}_bulk"
         if self._rabbitmq is None:
             return messages(self.broker.client, queue)
-        with suppress(NotFound), open_channel(self._rabbitmq) as channel:  # or it is not declared yet
+        # Or it is not declared yet, or does not run yet.
+        with suppress(NotFound, InternalError), open_channel(self._rabbitmq) as channel:
             while (message := channel.basic_get(queue, no_ack=True)) is not None:
                 self._taken.append({"headers": message.headers, "body": json.loads(message.body)})
         return list(self._taken)

@@ -137,6 +137,9 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
             (after,) = _seen(watch, 1)
             assert after["change"]["after"] == {"id": 8, "status": "paid"}
             assert after["change"]["context"] == {"user": "anna"}
+            assert person.types("pause", "tests.large").returncode == 0
+            database.execute("INSERT INTO items VALUES (101, 'new')")
+            (waits,) = _seen(watch, 1)
         wait_until(
             lambda: database.fetch("SELECT slot_name FROM pg_replication_slots") == [(database.name,)],
             what="the temporary slot to be gone",
@@ -144,6 +147,14 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
         assert database.fetch("SELECT tablename FROM pg_publication_tables") == published
         wait_until(lambda: broker.client.llen("celery") == 3, what="the tasks that the listener has sent")
         _look_up(person, after, paid)
+        wait_until(lambda: broker.client.exists(f"cdc:{database.name}:set-aside"), what="what is set aside")
+        found = person.asks("explain", "--id", waits["change"]["id"], CDC_JOURNAL="")
+        assert (found["found_in"], found["change"]) == ("what waits beside its queue", waits["change"])
+        assert found["routes"][1]["held"] == "paused: it waits beside its queue"
+        assert (
+            found["notes"][0]
+            == f"It waits beside the queue celery: its route {found['routes'][1]['id']} is paused."
+        )
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(timeout=at_most(20)) == 0
 

@@ -14,10 +14,11 @@ from structlog.testing import capture_logs
 
 from cdc_tasks import BinlogRouter, EventType, RowChange
 from cdc_tasks.routing.router import Call, Parked
+from listener.control.commands import Command, CommandRefusedError
 from listener.control.journal.file import JournalError, JournalledChange
 from listener.control.journal.reader import JournalReader
 from listener.control.journal.writer import Journal
-from listener.control.replays import fired_by
+from listener.control.replays import Replays, fired_by
 from listener.core.history import Selection
 from listener.postgres.codec.change import Transaction, WALChange
 from listener.postgres.codec.table import Column, Table
@@ -167,6 +168,8 @@ def test_rows_that_no_route_sends_whole_are_kept_as_they_were_logged(
     found = [change for _, change in JournalReader(path).changes(Selection()) if change is not None]
     assert [each.to_message() for each in found] == [json.loads(each.to_json()) for each in changes]
     assert {each.is_muted for each in found} == {options.get("muted", False)}
+    assert _numbers(path, row=(("id", "1300"),)) == [1300]
+    assert _numbers(path, row=(("id", "98765"),)) == []
     assert _numbers(path, row=(("tags", '["a", "b c", null]'), ("id", "1200"))) == [1200]
 
 
@@ -296,6 +299,22 @@ def test_a_replay_keeps_ids_or_gives_new_ones_and_groups_only_its_own() -> None:
     fresh = _ids(fired_by(replayed, changes, new_ids="r1"), "one")
     assert len(fresh) == 3
     assert not fresh & live
+
+
+def test_a_replay_without_anything_to_read_is_refused_and_does_not_end_the_listener() -> None:
+    router = BinlogRouter()
+    router.register("public", "items", "insert", "one")
+    nothing: Any = object()
+
+    def no_history(_routes: Any) -> Any:
+        raise JournalError("There is no journal.", hint="Set CDC_JOURNAL.", code="journal_missing")
+
+    replays = Replays(nothing, nothing, router.routes, no_history, is_paused=lambda _: False)
+    arguments = {"since": "2026-11-26T14:00:00+00:00", "until": "2026-11-26T16:00:00+00:00"}
+    more: dict[str, Any] = {"tables": [], "row": [], "routes": ["one"], "accept_gap": False}
+    with pytest.raises(CommandRefusedError, match="There is no journal") as caught:
+        replays.verbs["replay"](Command(verb="replay", arguments={**arguments, **more}))
+    assert (caught.value.code, caught.value.hint) == ("journal_missing", "Set CDC_JOURNAL.")
 
 
 def _ids(fired: Iterable[Call | Parked], task: str = "") -> set[str]:

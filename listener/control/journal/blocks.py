@@ -30,11 +30,15 @@ class Blocks:
         """Return a block of what `rows.as_logged` returned."""
         return _AS_LOGGED + self._compress(rows)
 
-    def text(self, data: bytes) -> bytes:
-        """Return a block's lines, with separators between them."""
-        if data.startswith(_AS_LOGGED):
-            return SEPARATOR.join(lines_of(self._decompress(data[len(_AS_LOGGED) :])))
-        return self._decompress(data)
+    def text(self, data: bytes, *, with_digits: bytes = b"") -> bytes:
+        """Return a block's lines, with separators between them; empty if no value can have these digits in it.
+
+        A number, or a text of digits, is the same in JSON as it was logged. So most blocks need not be rendered.
+        """
+        if not data.startswith(_AS_LOGGED):
+            return self._decompress(data)
+        rows = self._decompress(data[len(_AS_LOGGED) :])
+        return SEPARATOR.join(lines_of(rows)) if with_digits in rows else b""
 
     def unpack(self, data: bytes) -> list[bytes]:
         """Return a block's lines."""

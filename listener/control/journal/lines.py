@@ -1,4 +1,4 @@
-"""What a block has of a batch: the lines that a route has rendered already, or else the rows as they were logged."""
+"""What a block has of a batch: the rows as they were logged, or lines, which a route may have rendered already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from listener.core.logged_change import LoggedChange
 
 __all__ = ["LARGE", "Block", "block_of"]
 
-LARGE: Final = 500  # changes in a block that is left as it is
+LARGE: Final = 100  # changes in a block that is left as it is
 _ENQUEUED: Final = EventType.ENQUEUED.value
 
 
@@ -56,13 +56,13 @@ def _of_tables(changes: Sequence[Change]) -> Sequence[Change]:
 
 
 def _lines(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> tuple[list[bytes], bytes | None]:
-    """Return the changes as lines, or as they were logged if that is cheaper."""
+    """Return the changes as they were logged, if they are many, or as lines. Lines are four times as long."""
+    if len(changes) >= LARGE and (rows := as_logged(changes)) is not None:
+        return [], rows
     routes = dict(zip(map(id, map(_ROUTE, fired)), map(_ROUTE, fired), strict=True)).values()
     whole = {id(route) for route in routes if _is_whole(route)}
     if len(routes) == len(whole) == 1 and _is_one_each(fired, changes):
         return list(map(_ARGUMENTS, fired)), None
-    if len(changes) >= LARGE and (rows := as_logged(changes)) is not None:
-        return [], rows
     calls = (each for each in fired if id(each[0]) in whole and isinstance(each, Call)) if whole else ()
     rendered = {id(each.change): each.arguments for each in calls}
     return [rendered.get(id(change)) or line_of(change) for change in changes], None

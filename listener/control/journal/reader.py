@@ -55,6 +55,7 @@ class _Wanted(NamedTuple):
     selection: Selection
     pattern: re.Pattern[bytes] | None  # in each line of them; None: it has to be parsed to know
     end: int  # the number behind the last one
+    digits: bytes  # in each of them, as it was logged; empty: it is not known
 
 
 class JournalReader:
@@ -139,7 +140,9 @@ class JournalReader:
 
         After each block comes that number without a change: how far it was read. Raises JournalError.
         """
-        wanted = _Wanted(selection, _pattern(selection.row), end=_BEYOND if end is None else end)
+        wanted = _Wanted(
+            selection, _pattern(selection.row), _BEYOND if end is None else end, _digits(selection)
+        )
         while blocks := self._blocks(wanted, start):
             for first, count, tables, data in blocks:
                 if not selection.tables or set(json.loads(tables)) & set(selection.tables):
@@ -160,8 +163,8 @@ class JournalReader:
     def _in_block(
         self, first: int, data: bytes, wanted: _Wanted, start: int
     ) -> Iterator[tuple[int, JournalledChange]]:
-        text, pattern = self._blocks_of.text(data), wanted.pattern
-        if pattern is not None and not pattern.search(text):
+        text, pattern = self._blocks_of.text(data, with_digits=wanted.digits), wanted.pattern
+        if not text or (pattern is not None and not pattern.search(text)):
             return
         lines = text.split(SEPARATOR)
         for number, line in enumerate(lines, first):
@@ -210,6 +213,12 @@ class _readable:  # noqa: N801 - a context manager
 def _bounds(selection: Selection) -> tuple[int, int]:
     since, until = selection.since, selection.until
     return 0 if since is None else microseconds(since), _BEYOND if until is None else microseconds(until)
+
+
+def _digits(selection: Selection) -> bytes:
+    """Return the longest of the row's values that are digits alone; empty if there is none."""
+    values = (value for _, value in selection.row if value.isascii() and value.isdecimal())
+    return max(values, key=len, default="").encode()
 
 
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]+")  # stands in JSON as it is

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from time import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cdc_tasks.broker.redis.message_groups import ADMIT, ADMIT_DIGEST, owners_key, waiting_list
 from cdc_tasks.routing.router import Call
@@ -28,9 +28,8 @@ _IN_A_COMMAND: Final = 50  # longer commands cost the allocator more
 class _First(NamedTuple):
     """The first messages of the free keys that go to one queue."""
 
-    keys: list[str]
     messages: list[bytes]
-    records: list[str | bytes]  # each key, and its owner's record
+    records: list[str | bytes]  # of each message: its key, and the record that makes it the owner
 
 
 class KeyedPushes:
@@ -52,7 +51,7 @@ class KeyedPushes:
     def _start(self) -> None:
         self._waiting: dict[str, list[bytes]] = {}  # by key, each behind its list
         self._ids: dict[str, list[bytes]] = {}  # by key: those of the changes of these messages
-        self._free: dict[str, _First] = defaultdict(lambda: _First([], [], []))  # by queue
+        self._free: dict[str, _First] = defaultdict(lambda: _First([], []))  # by queue
         self._owned: dict[str, None] = {}  # the free keys
         self._lists: list[str] = []  # of all messages that wait
 
@@ -69,7 +68,11 @@ class KeyedPushes:
         if waiting is None and key not in self._busy and key not in self._met and key not in self._owned:
             message = of_key.render(arguments, kwargs, change_id, position, key)
             if len(message) <= self._max_bytes:
-                self._own(queue, key, message, of_key.owner(change_id, position) + self._since)
+                self._owned[key] = None
+                messages, records = self._free[queue]
+                messages.append(message)
+                records.append(key)
+                records.append(of_key.owner(change_id, position) + self._since)
             return len(message)
         message = of_key.render_waiting(arguments, kwargs, change_id, position, key)
         length = len(message)
@@ -84,21 +87,14 @@ class KeyedPushes:
         self._lists.append(queue)
         return length
 
-    def _own(self, queue: str, key: str, message: bytes, record: bytes) -> None:
-        self._owned[key] = None
-        keys, messages, records = self._free[queue]
-        keys.append(key)
-        messages.append(message)
-        records += key, record
-
     def commands(self) -> Iterator[Command]:
         """Yield the commands that put all of them into their places, and start again without any."""
         if not self._lists and not self._owned:
             return
         waiting_of = waiting_list(self._prefix, "")
         for key, messages in self._waiting.items():
-            if len(messages) <= _IN_A_COMMAND:
-                yield "RPUSH", waiting_of + key, *messages
+            if len(messages) == 1:  # as with many keys
+                yield "RPUSH", waiting_of + key, messages[0]
             else:
                 yield from _in_parts("RPUSH", waiting_of + key, messages)
         for queue, first in self._free.items():
@@ -115,7 +111,7 @@ class KeyedPushes:
         busy = (
             self._ids if not free else {key: self._ids[key] for key in self._ids.keys() - self._owned.keys()}
         )
-        keys = [*busy, *chain.from_iterable(first.keys for _, first in free)]
+        keys = [*busy, *chain.from_iterable(first.records[::2] for _, first in free)]
         ids = [each[0] if len(each) == 1 else b" ".join(each) for each in busy.values()]
         more = self._more(keys, len(busy))
         lists = Counter(self._lists)
@@ -125,12 +121,12 @@ class KeyedPushes:
             *keys,
             *ids,
             *chain.from_iterable(first.records for _, first in free),
-            *_numbered({queue: len(first.keys) for queue, first in free}),
+            *_numbered({queue: len(first.messages) for queue, first in free}),
             *more,
             *_numbered(lists),
         )  # fmt: skip
 
-    def _more(self, keys: Sequence[str], busy: int) -> list[bytes]:
+    def _more(self, keys: Sequence[Any], busy: int) -> list[bytes]:
         """Return what the script is told of keys with more than one message: their number, and how many wait.
 
         The first `busy` keys are the busy ones.

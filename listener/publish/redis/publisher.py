@@ -140,11 +140,11 @@ class RedisPublisher:
             self._is_consistent, self._refused = False, []
             raise
         refused, self._refused = self._refused, []
-        if refused:
-            self._redis.close()  # the next connection asks whether the limit has been raised
         if parked or refused:
             log_parked([*parked, *refused])
             self._limit.wait_for_room(self._retry.call(self._parked_load), self._parked_load)
+        if refused:
+            self._redis.close()  # the next connection asks whether the limit has been raised
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 

@@ -92,6 +92,23 @@ def test_waiting_for_the_rate_limit_is_not_a_failure(
     assert int(totals[b"rate_waits slack"]) >= 1
 
 
+def test_behind_a_message_that_was_late_the_next_one_waits_once(
+    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wait is a retry: a burst costs as many of them as it has messages."""
+    monkeypatch.setenv("CDC_RATES", "slack=0.1:0")
+    worker_settings.cache_clear()
+    in_process.insert_ticket(assigned_to_id=in_process.ANNA)
+    account = in_process.connect_slack(in_process.ANNA, "C0ANNA")
+    assert deliver(account, "new_ticket", 1, "a") == "sent to slack"
+    cache = in_process.broker.cache
+    (last_sent,) = cache.scan_iter("cdc:pace:slack:*:used")
+    cache.incrby(last_sent, 5_000)  # as if it had been sent five seconds after its reserved time
+    with pytest.raises(NotYetError) as caught:
+        deliver(account, "new_ticket", 1, "b")
+    assert 10 < (caught.value.after or 0) <= 15
+
+
 def test_after_a_refused_message_the_next_one_is_sent_at_once(
     in_process: HelpDesk, social: SocialStub
 ) -> None:

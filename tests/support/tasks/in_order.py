@@ -20,8 +20,8 @@ LOG = "in-order"  # a list: "begins key number", "ends …", "waits …", "fails
 def dies_twice(key: str, number: int) -> None:
     """Hang until the worker is killed, then kill this process alone; run to the end the third time."""
     client = cache.client()
+    tries = client.incr(f"{LOG}:{key}:{number}")  # first: who reads the log may kill the worker at once
     client.rpush(LOG, f"begins {key} {number}")
-    tries = client.incr(f"{LOG}:{key}:{number}")
     if tries == 1:
         time.sleep(600)
     if tries == 2:
