@@ -253,8 +253,9 @@ class Attribution:
                     if error.args[0] != _DEADLOCK:
                         raise
                     with self._lock:  # the server has rolled it back
-                        self.report.committed -= 1
-                        del self._expected[number], self._ends[number]
+                        self.report.committed -= commits
+                        self._expected.pop(number, None)
+                        self._ends.pop(number, None)
 
     @contextmanager
     def _session(self) -> Iterator[Any]:
