@@ -440,7 +440,7 @@ def test_a_person_follows_and_directs_backfills(person: Person) -> None:
         assert f"done: {count} sent" in watched.stdout
         assert {each["after"]["b"] for each in person.sent()} == {0, 1, 2}
 
-        slow = person.asks("backfill", "numbered", "--rate", "20")["id"]
+        slow = person.asks("backfill", "numbered", "--rate", "3")["id"]  # it is not to end by itself
         wait_until(lambda: person.backfills()["public.numbered"]["sent"], what="the first rows", timeout=30)
         waiting = person.asks("backfill", "named", "--task", "tests.mirror")["id"]
         assert person.backfills()["public.named"]["state"] == "waiting"
@@ -450,7 +450,7 @@ def test_a_person_follows_and_directs_backfills(person: Person) -> None:
         _ends(process)
     with person.running() as process:
         before = person.asks("backfills", "show", slow)
-        assert (before["state"], before["rate"]) == ("running", 20.0)
+        assert (before["state"], before["rate"]) == ("running", 3.0)
         person.sees(process)
         wait_until(
             lambda: person.asks("backfills", "show", slow)["sent"] > before["sent"], what="more", timeout=30
