@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cdc_tasks.latest import latest_only, store_latest
     from cdc_tasks.master_cache import MasterCache
     from cdc_tasks.outbox.context import context
+    from cdc_tasks.outbox.engine import write_context
     from cdc_tasks.outbox.enqueue import enqueue
     from cdc_tasks.outbox.muted import muted
     from cdc_tasks.retry import TryAgain
@@ -56,6 +57,7 @@ __all__ = [
     "notify",
     "on_change",
     "store_latest",
+    "write_context",
 ]
 
 _HOME: Final = {
@@ -83,6 +85,7 @@ _HOME: Final = {
     "muted": "outbox.muted",
     "on_change": "routing.decorators",
     "store_latest": "latest",
+    "write_context": "outbox.engine",
 }
 _MODULES: Final = frozenset({"db", "master_cache", "notify"})
 

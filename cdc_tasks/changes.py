@@ -49,17 +49,20 @@ TRUNCATE: Final = EventType.TRUNCATE
 READ: Final = EventType.READ
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Context:
     """What a transaction says of itself: who, which request. One object for all its changes."""
 
-    values: Mapping[str, Any]  # JSON scalars
-    json: bytes  # the same, in ASCII
+    __slots__ = ("json", "values")
+
+    def __init__(self, values: Mapping[str, Any], json: bytes) -> None:
+        """`values` are JSON scalars, and `json` is the same. Neither is changed any more."""
+        self.values = values
+        self.json = json
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Context:
-        """Return the context with these values; raises TypeError or ValueError if JSON has no such values."""
-        return cls(values, json.dumps(values, allow_nan=False).encode())
+        """Return the context with these values, which are known to be JSON scalars."""
+        return cls(values, json.dumps(values).encode())
 
 
 class Commit(Protocol):

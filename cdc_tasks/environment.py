@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.variables import TWINS, variable
 
-__all__ = ["TWINS", "SettingsError", "check_queue_prefix", "queue_prefix", "value_of", "variable"]
+__all__ = [
+    "TWINS",
+    "SettingsError",
+    "check_queue_prefix",
+    "queue_prefix",
+    "shown_context",
+    "value_of",
+    "variable",
+]
 
 _QUEUE_PREFIX: Final = "CDC_QUEUE_PREFIX"
 _DEFAULT_PREFIX: Final = "cdc_"
@@ -38,6 +47,14 @@ def queue_prefix() -> str:
             f"{_QUEUE_PREFIX}={prefix!r}: {error}.",
             hint=f"Use up to 64 of a-z, A-Z, 0-9, _ and -, for example: {_QUEUE_PREFIX}={_DEFAULT_PREFIX}",
         ) from None
+
+
+def shown_context(context: Any) -> dict[str, Any]:
+    """Return those values of a transaction's context that CDC_CONTEXT_SHOWN names: the others may be personal."""
+    named = os.environ.get("CDC_CONTEXT_SHOWN")
+    if not named or not isinstance(context, Mapping):
+        return {}
+    return {name: context[name] for name in map(str.strip, named.split(",")) if name in context}
 
 
 def check_queue_prefix(value: str) -> str:

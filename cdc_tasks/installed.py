@@ -38,6 +38,7 @@ class Parts:
     health: bool = True
     metrics: bool = True
     order_by_key: bool = True
+    context: bool = False
 
     @property
     def has_partitions(self) -> bool:

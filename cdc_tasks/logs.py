@@ -93,6 +93,7 @@ def use_standard_logging() -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
             structlog.processors.format_exc_info,
             _mask,
             structlog.processors.KeyValueRenderer(key_order=["event"], drop_missing=True),

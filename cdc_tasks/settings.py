@@ -181,6 +181,11 @@ class LogSettings(Settings):
     cdc_log_format: Literal["text", "json"] = Field(
         "text", description="Log lines for people (text) or for machines (json)."
     )
+    cdc_context_shown: Words = Field(
+        (),
+        description="Which values of a transaction's context logs, dead letters and parked changes show, "
+        "comma-separated, e.g. request_id,user_id. The others may be personal, and are shown nowhere.",
+    )
     cdc_log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
         description="The least severe log lines that the listener shows: debug, info, warning or error.",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdc_tasks.cli.chosen_app import chosen
-from cdc_tasks.words import counted
+from cdc_tasks.environment import shown_context
+from cdc_tasks.words import counted, described_context
 
 if TYPE_CHECKING:
     from cdc_tasks.dead_letters.store import DeadLetter
@@ -46,9 +47,12 @@ def list_letters(
     """List the dead letters, oldest first, and the number of parked changes."""
     found = _matching(task, since, until)
     if as_json:
-        print(json.dumps([asdict(each) for each in found], indent=2))  # noqa: T201  # the command's result
+        print(json.dumps([_shown(each) for each in found], indent=2))  # noqa: T201  # the command's result
         return
-    table = Table("id", "failed at", "task", "tries", "error", box=None, pad_edge=False)
+    contexts = {each.id: shown_context(each.context) for each in found}
+    has_context = any(contexts.values())
+    more = ["context"] if has_context else []
+    table = Table("id", "failed at", "task", "tries", "error", *more, box=None, pad_edge=False)
     for each in found:
         row = (
             each.id,
@@ -56,6 +60,7 @@ def list_letters(
             each.task,
             str(len(each.attempts) + 1),
             each.error.split("\n")[0],
+            *([described_context(contexts[each.id])] if has_context else []),
         )
         table.add_row(*map(escape, row))
     console = Console()
@@ -65,12 +70,17 @@ def list_letters(
     _say_parked()
 
 
+def _shown(letter: DeadLetter) -> dict[str, Any]:
+    """Return the letter as JSON has it, with what may be shown of its context."""
+    return {**asdict(letter), "context": shown_context(letter.context)}
+
+
 @cli.command()
 def show(letter_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Show one dead letter as JSON: its message, its error with the traceback, and its earlier attempts."""
     from cdc_tasks.dead_letters import store as dead_letters
 
-    print(json.dumps(asdict(dead_letters.get(letter_id)), indent=2))  # noqa: T201  # the command's result
+    print(json.dumps(_shown(dead_letters.get(letter_id)), indent=2))  # noqa: T201  # the command's result
 
 
 @cli.command()

@@ -10,6 +10,7 @@ from cdc_tasks.broker.message_groups import groups_of
 from cdc_tasks.broker.queues import queue_of_key
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.dead_letters.store import ATTEMPTS
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import HOLD_HEADER, KEY_HEADER
 from cdc_tasks.worker.redacted_args import redacted
 
@@ -45,6 +46,7 @@ def _send(app: Any, letter: DeadLetter) -> None:
     queue = queue_of_key(app, letter.queue)
     where = {} if queue is None else {"queue": queue}
     now = _now()
+    context = {CONTEXT_HEADER: letter.context} if letter.context else {}
     failed = {"at": letter.failed_at, "error": letter.error, "replayed": now}
     app.send_task(
         letter.task,
@@ -53,7 +55,7 @@ def _send(app: Any, letter: DeadLetter) -> None:
         task_id=letter.id,
         argsrepr=redacted(letter.args),
         kwargsrepr=redacted(letter.kwargs),
-        headers={**letter.group, ATTEMPTS: [*letter.attempts, failed], REPLAYED_HEADER: now},
+        headers={**letter.group, **context, ATTEMPTS: [*letter.attempts, failed], REPLAYED_HEADER: now},
         **where,
         **letter.options,
     )

@@ -17,6 +17,7 @@ from cdc_tasks import cache, totals
 from cdc_tasks.broker.delivery_marks import came_from
 from cdc_tasks.errors import CDCError, mask_secrets
 from cdc_tasks.installed import current_parts
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import group_headers
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class DeadLetter:
     attempts: list[dict[str, Any]] = field(default_factory=list)  # before the last one: at, error, waits
     options: dict[str, Any] = field(default_factory=dict)  # for Celery's `send_task`
     group: dict[str, Any] = field(default_factory=dict)  # the headers that put it into its message group
+    context: dict[str, Any] = field(default_factory=dict)  # of the transaction that it comes from
     raw: str | None = None  # base64: a malformed message as it came
 
 
@@ -108,6 +110,7 @@ def letter_of(task: str, request: Context, error: BaseException, *, trace: str |
         worker=request.hostname,
         attempts=list((request.headers or {}).get(ATTEMPTS, [])),
         group=group_headers(request.headers),
+        context=dict((request.headers or {}).get(CONTEXT_HEADER) or {}),
         options={name: value for name, value in options.items() if value and name not in _OF_ONE_TRY},
     )
 

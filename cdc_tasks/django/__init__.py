@@ -4,6 +4,21 @@
 Nothing else of ours imports this package, and it imports nothing of Django's before that is set up.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from cdc_tasks.django.registry import accept, register
 
-__all__ = ["accept", "register"]
+if TYPE_CHECKING:
+    from cdc_tasks.django.middleware import ContextMiddleware
+
+__all__ = ["ContextMiddleware", "accept", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ContextMiddleware":
+        from cdc_tasks.django.middleware import ContextMiddleware
+
+        return ContextMiddleware
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from traceback import walk_stack
 from typing import Any
 
+from django import conf
 from django.apps import AppConfig
 from django.core import checks
 
@@ -25,6 +26,10 @@ class CDCConfig(AppConfig):
         for check in (_settings, _routes):
             checks.register(check, _TAG)
         checks.register(_migrations, _TAG, checks.Tags.database)
+        if getattr(conf.settings, "CDC_CONTEXT", None):
+            from cdc_tasks.django.middleware import write_context
+
+            write_context()
 
 
 def _is_within_celery() -> bool:

@@ -27,7 +27,7 @@ _ROUTES: Final = "cdc_tasks.django.routes:setup_router"
 # With it Celery does not run all of Django's checks before it imports the tasks.
 SKIP_CHECKS: Final = "CELERY_SKIP_CHECKS"
 _OURS: Final = "_CDC_FROM_DJANGO"  # names of variables that were set here
-_WITHOUT_VARIABLE: Final = frozenset({"CDC_DATABASE"})
+_WITHOUT_VARIABLE: Final = frozenset({"CDC_CONTEXT", "CDC_DATABASE"})
 
 
 def database_alias() -> str:

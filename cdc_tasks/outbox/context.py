@@ -30,7 +30,8 @@ def context(connection: Any, /, **values: Any) -> None:
 
     In plain SQL, on PostgreSQL, within the transaction:
 
-        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}');
+        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}'),
+               pg_logical_emit_message(true, 'cdc_tasks_spacer', '');   -- for savepoints: see docs/context.md
 
     On MySQL and MariaDB it is a row of `cdc_tasks_marks`, which is deleted at once:
 
@@ -45,7 +46,7 @@ def context(connection: Any, /, **values: Any) -> None:
     said = _with_trace(values)
     check_context(said)
     check_transaction(connection)
-    emit(connection, json.dumps({CONTEXT: said}))
+    emit(connection, json.dumps({CONTEXT: said}), of_changes=True)
 
 
 def _with_trace(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,4 +61,4 @@ def _with_trace(values: Mapping[str, Any]) -> dict[str, Any]:
 def emit_trace(connection: Any) -> None:
     """Let the transaction carry the current span, if tracing is on and there is one."""
     if tracing.is_on() and (said := _with_trace({})):
-        emit(connection, json.dumps({CONTEXT: said}))
+        emit(connection, json.dumps({CONTEXT: said}), of_changes=True)

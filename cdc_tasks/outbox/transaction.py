@@ -12,6 +12,10 @@ from cdc_tasks.routing.enqueued import CREATE_MARKS, MESSAGE_PREFIX
 __all__ = ["MarkError", "check_transaction", "emit"]
 
 _EMIT: Final = "SELECT pg_logical_emit_message(true, {prefix}, {content})"
+# PostgreSQL files a message under the end of its record, and a row under the beginning. Between two subtransactions,
+# which it merges by that, a message and the row that follows it are equal, and may come in the wrong order. A second
+# message is between them then.
+_SPACER: Final = ", pg_logical_emit_message(true, 'cdc_tasks_spacer', '')"
 
 
 class MarkError(CDCError):
@@ -63,12 +67,15 @@ def _has_begun(connection: Any) -> bool:
 _IN_TRANSACTION: Final = 1  # a flag of the protocol's: BEGIN was called
 
 
-def emit(connection: Any, content: str) -> None:
-    """Let the connection's transaction say something in the log; raises MarkError."""
+def emit(connection: Any, content: str, *, of_changes: bool = False) -> None:
+    """Let the connection's transaction say something in the log; raises MarkError.
+
+    `of_changes`: it says it of the changes that follow, so it has to be before them, whatever the savepoints are.
+    """
     connection = _unwrapped(connection)
     vendor = _vendor(connection)
     if vendor == "postgresql":
-        _emit_message(connection, content)
+        _emit_message(connection, content, _EMIT + _SPACER if of_changes else _EMIT)
     elif vendor in _MYSQL:
         _emit_row(connection, content)
     else:
@@ -125,16 +132,16 @@ def _dbapi_connection(connection: Any) -> Any:
 # --- PostgreSQL: a logical message ----------------------------------------------------------------------
 
 
-def _emit_message(connection: Any, content: str) -> None:
+def _emit_message(connection: Any, content: str, statement: str) -> None:
     values = {"prefix": MESSAGE_PREFIX, "content": content}
     if _is_sqlalchemy(connection):
         import sqlalchemy
 
-        connection.execute(sqlalchemy.text(_EMIT.format(prefix=":prefix", content=":content")), values)
+        connection.execute(sqlalchemy.text(statement.format(prefix=":prefix", content=":content")), values)
         return
     cursor = connection.cursor()
     try:
-        cursor.execute(_EMIT.format(prefix="%(prefix)s", content="%(content)s"), values)
+        cursor.execute(statement.format(prefix="%(prefix)s", content="%(content)s"), values)
     finally:
         cursor.close()
 

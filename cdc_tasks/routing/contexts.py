@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
+
+import orjson
 
 from cdc_tasks.changes import Context
 from cdc_tasks.errors import CDCError
@@ -28,22 +30,32 @@ class ContextError(CDCError):
     """What a transaction says of itself makes no context."""
 
 
-def merged(before: Context | None, said: Mapping[str, Any]) -> Context:
+def merged(before: Context | None, said: Any) -> Context:
     """Return the context after a transaction has said this: later values replace earlier ones. Raise ContextError."""
-    check_context(said)
-    context = Context.of(said if before is None else {**before.values, **said})
-    _check_size(context)
+    _check(said)
+    values = said if before is None else {**before.values, **said}
+    context = Context(values, orjson.dumps(values))
+    if len(context.json) > LARGEST:
+        raise ContextError(
+            f"A context would have {len(context.json)} bytes, and {LARGEST} is the limit: each message carries it.",
+            hint="Pass ids, and read the rest where it is needed.",
+            code="context_too_large",
+        )
     return context
 
 
 def check_context(said: Any) -> None:
     """Raise ContextError unless these are names with JSON scalars, and few enough."""
-    if not isinstance(said, Mapping) or not said:
+    merged(None, said)
+
+
+def _check(said: Any) -> None:
+    if not isinstance(said, dict) or not said:
         raise ContextError(
-            "A context has no values.", hint="context(session, user_id=7)", code="context_empty"
+            "A context has no values.", hint="cdc_tasks.context(session, user_id=7)", code="context_empty"
         )
     for name, value in said.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise ContextError(
                 f"{str(name)[:80]!r} is not a name for a value of a context.",
                 hint="A name has up to 64 of A-Z, a-z, 0-9, _, - and dots, and begins with a letter or _.",
@@ -55,33 +67,29 @@ def check_context(said: Any) -> None:
                 hint=f"Pass text, a number, a bool or None, e.g. {name}=str(…).",
                 code="context_value",
             )
-    _check_size(Context.of(said))
 
 
-def _check_size(context: Context) -> None:
-    if len(context.json) > LARGEST:
-        raise ContextError(
-            f"A context would have {len(context.json)} bytes, and {LARGEST} is the limit: each message carries it.",
-            hint="Pass ids, and read the rest where it is needed.",
-            code="context_too_large",
-        )
+@lru_cache(maxsize=1_000)
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def _is_scalar(value: Any) -> bool:
-    if isinstance(value, float):
+    kind = type(value)
+    if kind is str:
+        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if kind is int:
+        return bool(-_LARGEST_INTEGER <= value < _LARGEST_INTEGER)
+    if kind is float:
         return math.isfinite(value)
-    if isinstance(value, int):
-        return -_LARGEST_INTEGER <= value < _LARGEST_INTEGER
-    if isinstance(value, str):
-        return not any("\ud800" <= letter <= "\udfff" for letter in value)
-    return value is None
+    return kind is bool or value is None
 
 
 def _described(value: Any) -> str:
-    if isinstance(value, float):
+    if type(value) is float:
         return "a number that is not finite"
-    if isinstance(value, int):
+    if type(value) is int:
         return "an integer of more than 64 bits"
-    if isinstance(value, str):
+    if type(value) is str:
         return "a text with half of a surrogate pair"
     return type(value).__name__

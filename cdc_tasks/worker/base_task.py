@@ -24,15 +24,17 @@ from cdc_tasks.broker.delays import with_countdown
 from cdc_tasks.broker.queues import queue_of_key
 from cdc_tasks.cache import CacheAwayError
 from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.environment import shown_context
 from cdc_tasks.installed import NO_PARTS, parts_of
 from cdc_tasks.retry import MAX_RETRIES, BrokerBlockedError, TryAgain, may_retry, seconds_to_wait
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import KEY_HEADER, REPLACED_HEADER
 from cdc_tasks.worker import coroutines, poison
 from cdc_tasks.worker.redacted_args import holds_change, redacted
 from cdc_tasks.worker.retry_counts import count_retry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Retrying", "RetryingRegistry", "RetryingTask", "max_retries_of"]
 
@@ -42,6 +44,21 @@ _PAUSE = 1.0  # seconds before a task goes back to its queue, which limits the l
 _CELERYS: Final = celery.Task
 
 
+@contextlib.contextmanager
+def _context_of(task: Any) -> Iterator[None]:
+    """Let log lines show the context of the change that fired the task, and let what the task writes name the task."""
+    request, parts = task.request, parts_of(task.app) or NO_PARTS
+    shown = shown_context((request.headers or {}).get(CONTEXT_HEADER))
+    with contextlib.ExitStack() as stack:
+        if shown:
+            stack.enter_context(structlog.contextvars.bound_contextvars(**shown))
+        if parts.context and not request.called_directly:
+            from cdc_tasks.outbox.current import acting
+
+            stack.enter_context(acting(lambda: {"task": task.name, "task_id": request.id}))
+        yield
+
+
 class Retrying:
     """A mixin, before Celery's task in a class's bases.
 
@@ -49,6 +66,10 @@ class Retrying:
     """
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _context_of(self):
+            return self._run_or_retry(*args, **kwargs)
+
+    def _run_or_retry(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             with poison.count_crashes(self.request, self.app):
                 result = self._run_it(*args, **kwargs)
@@ -98,10 +119,10 @@ class Retrying:
             headers = dead_letters.with_attempt(headers, attempt)
         if not (counts and error.counts):
             request.update(retries=request.retries - 1)  # Celery adds one
+        count_retry(self.name)  # before it is sent: another process may have it at once, ahead of this one's event
         try:
             self.retry(exc=error, countdown=wait, headers=headers, max_retries=max_retries_of(self))
         except Retry as retry:
-            count_retry(self.name)
             return retry
         except Reject as rejected:
             if isinstance(rejected.args[0], BrokerBlockedError):

@@ -49,6 +49,7 @@ def install(
     health: bool = True,
     metrics: bool = True,
     order_by_key: bool = True,
+    context: bool = False,
     otel: bool = False,
 ) -> Celery:
     """Make the tasks of this Celery app finish; return the app.
@@ -71,6 +72,8 @@ def install(
     - `order_by_key`: on RabbitMQ, tasks with a key go to queues of their own (`cdc_SHOP_keyed_0`, … for an app with the
       name SHOP), and the app's workers take from them. It needs `transport`, `late_acks` and `dead_letters`. On Redis
       `transport` alone keeps their order, in the queues of the app.
+    - `context`: what a task writes has a context that names it, with `task` and `task_id`: through an engine of
+      `cdc_tasks.write_context(engine)`, and in a Django project, with `CDC_CONTEXT = True`, through its database.
 
     - `otel`: the process takes part in traces of OpenTelemetry, as with CDC_OTEL=true: workers trace the app's tasks.
 
@@ -90,6 +93,7 @@ def install(
         health=health,
         metrics=metrics,
         order_by_key=order_by_key,
+        context=context,
     )
     _check(app, parts)
     if parts_of(app) is None:

@@ -17,10 +17,12 @@ def console(
 ) -> None:
     """Show in a browser what comes, what fires and what failed, and act there. It ends with Ctrl-C."""
     from cdc_tasks import logs
+    from cdc_tasks.extras import check_extra
     from cdc_tasks.settings import load as load_settings
     from listener.console.settings import ConsoleSettings, check_exposure
     from listener.daemon.settings import ListenerSettings, LogSettings, load
 
+    check_extra("console")
     log_settings = load(LogSettings)
     logs.configure(json=log_settings.cdc_log_format == "json", level=log_settings.cdc_log_level)
     given = {} if address is None else {"cdc_console_address": address}

@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdc_tasks.changes import EventType
+from cdc_tasks.environment import shown_context
 from cdc_tasks.routing.arguments import ColumnArgs
 from cdc_tasks.routing.router import PAUSE, Route
 from cdc_tasks.source_lines import named, shown_place
-from cdc_tasks.words import counted
+from cdc_tasks.words import counted, described_context
 from listener.core.findings import Finding, State
 
 if TYPE_CHECKING:
@@ -131,8 +132,13 @@ def _called(function: Callable[..., Any]) -> str:
 
 def show_parked(parked: Iterable[ParkedChange]) -> None:
     """Print a line for each parked change, without its row."""
-    table = table_of("id", "committed at", "table", "event", "task", "error")
-    for each in parked:
+    changes = list(parked)
+    contexts = {each.id: shown_context(each.change.context) for each in changes}
+    has_context = any(contexts.values())
+    table = table_of(
+        "id", "committed at", "table", "event", "task", "error", *(["context"] if has_context else [])
+    )
+    for each in changes:
         change = each.change
         row = (
             each.id,
@@ -140,7 +146,8 @@ def show_parked(parked: Iterable[ParkedChange]) -> None:
             f"{change.schema}.{change.table}",
             change.event,
         )
-        table.add_row(*map(escape, (*row, each.task, each.error)))
+        more = [described_context(contexts[each.id])] if has_context else []
+        table.add_row(*map(escape, (*row, each.task, each.error, *more)))
     console().print(table)
 
 

@@ -52,7 +52,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
         "task": parked.task,
         "error": parked.error,
         "parked_at": parked.parked_at.isoformat(),
-        "change": parked.change.to_message(),
+        "change": parked.shown_change(),
         **({} if parked.logged is None else {"logged": parked.logged}),
         **({} if parked.arguments is None else {"arguments": parked.arguments}),
         **({} if parked.kwargs is None else {"kwargs": parked.kwargs}),

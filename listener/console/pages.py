@@ -135,7 +135,7 @@ class _Console:
     def parked(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
         with opened(self._settings) as store:
             found = store.get(request.path_params["id"])
-        change = found.change.to_message() if person.may_act else None
+        change = found.shown_change() if person.may_act else None
         return "parked.html", {"view": "failing", "parked": found, "change": change}
 
     def letter(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:

@@ -13,6 +13,7 @@ import redis
 import structlog
 
 from cdc_tasks.changes import Change, EventType, RowChange
+from cdc_tasks.environment import shown_context
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.enqueued import EnqueuedTask, TaskNotAcceptedError, check_accepted, prefix_of
 from cdc_tasks.routing.router import (
@@ -64,6 +65,12 @@ class ParkedChange:
     kwargs: Mapping[str, Any] | None = None  # the same: its keyword arguments, if it has any
     key: str | None = None  # the same: of its message group
     is_shortened: bool = False  # all of it was too large for Redis; `unavailable` names what is left out
+
+    def shown_change(self) -> dict[str, Any]:
+        """Return the change as a message has it, with those values of its context that may be shown."""
+        message = self.change.to_message()
+        shown = shown_context(message.pop("context", None))
+        return {**message, "context": shown} if shown else message
 
     def find_route(self, router: BinlogRouter) -> Route:
         """Return the route that failed, as it is registered now; raises RouteError if it is gone, or the row."""

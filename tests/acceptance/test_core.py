@@ -69,6 +69,7 @@ _EXTRA_ROOMS = (
     "cdc_tasks.notify",
     "cdc_tasks.pytest_plugin",
     "cdc_tasks.worker.metrics",
+    "listener.console",
     "listener.daemon.bookmarked_monitor",
     "listener.daemon.mysql_parts",
     "listener.metrics.collector",

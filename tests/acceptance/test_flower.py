@@ -118,8 +118,12 @@ def test_a_cache_refresh_triggered_from_flower_takes_effect(system: System) -> N
 
     cached = wait_until(lambda: system.desk.broker.cache.get("master:roles"), what="the key of the cache")
     assert [role["name"] for role in json.loads(cached)] == ["Auditor"]
-    system.open(f"/task/{task['task-id']}")
-    wait_until(lambda: "SUCCESS" in system.browser.text, what="the task's state on its page")
+
+    def has_succeeded() -> bool:
+        system.open(f"/task/{task['task-id']}")  # it does not change once it is loaded
+        return "SUCCESS" in system.browser.text
+
+    wait_until(has_succeeded, every=0.2, what="the task's state on its page")
 
 
 def test_nobody_triggers_a_task_without_the_password(system: System) -> None:

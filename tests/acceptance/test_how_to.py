@@ -9,7 +9,7 @@ import textwrap
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _PAGES = Path(__file__).resolve().parents[2] / "docs" / "how-to"
 _BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _ORDER = ["first-load", "add-a-route", "rerun", "migrate", "after-a-gap"]
+
+
+# The pages run `check` before the database is prepared, and `status` also while there are alarms.
+_ENDS_WITH: Final = {"check": {1}, "status": {0, 3}}
 
 
 class Reader(Operator):
@@ -76,7 +80,8 @@ class Reader(Operator):
             self.starts(*arguments)
             return ""
         done = self.types(*arguments)
-        assert done.returncode == (1 if arguments == ["check"] else 0), (line, done.stdout, done.stderr)
+        expected = _ENDS_WITH.get(arguments[0], {0})
+        assert done.returncode in expected, (line, done.stdout, done.stderr)
         return done.stdout
 
     def _time(self, word: str) -> str:

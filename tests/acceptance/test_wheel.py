@@ -8,10 +8,14 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.wheel import build, environment_with
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -132,6 +136,7 @@ def test_wheel_and_source_have_two_packages_and_what_those_need(wheel: Path, tmp
     }
     assert {"cdc_tasks/py.typed", "listener/py.typed"} <= set(names)
     assert {"mysql.sql", "postgresql.sql"} <= {Path(name).name for name in names}
+    assert {name for name in names if ".dist-info/" not in name} == set(_files_of_packages())
     source = "import setuptools.build_meta as backend, sys; print(backend.build_sdist(sys.argv[1]))"
     subprocess.run(
         [sys.executable, "-c", source, tmp_path],
@@ -147,6 +152,14 @@ def test_wheel_and_source_have_two_packages_and_what_those_need(wheel: Path, tmp
     assert _installed_from(sdist, tmp_path / "installed") == {
         name for name in names if ".dist-info/" not in name
     }
+
+
+def _files_of_packages() -> Iterator[str]:
+    """Yield the files that a part of the packages may read, as a wheel names them."""
+    for package in ("cdc_tasks", "listener"):
+        for path in (_CHECKOUT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path.relative_to(_CHECKOUT).as_posix()
 
 
 def _installed_from(sdist: Path, home: Path) -> set[str]:

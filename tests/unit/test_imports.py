@@ -93,7 +93,7 @@ LEVELS: Final = (
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.rabbitmq.partitions",
         "cdc_tasks.broker.queues",
-        "cdc_tasks.dead_letters",
+        "cdc_tasks.dead_letters cdc_tasks.web",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
         "cdc_tasks.command_line",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,22 @@ def test_what_comes_again_after_a_crash_is_there_once(path: Path) -> None:
     assert _numbers(path) == list(range(1, 2101))
     assert JournalReader(path).summary().gaps == ()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_changes_have_their_context_and_their_place_in_the_transaction(path: Path, journal: Journal) -> None:
+    context = {"user_id": 7}
+    changes = [
+        replace(_change(number), id=f"id-{number // 3}-{number % 3}", context=context if number < 6 else None)
+        for number in range(9)
+    ]
+    for batch in (changes[:4], changes[4:8], changes[8:]):  # a transaction in two batches, and in two blocks
+        list(journal.record((), batch, batch[-1].position))
+        journal.flush()
+    found = [each for _, each in JournalReader(path).changes(Selection()) if each is not None]
+    assert [each.context for each in found] == [context] * 6 + [None] * 3
+    assert [tuple(each.transaction) for each in found] == [
+        (f"id-{number // 3}", number % 3 + 1, number % 3 == 2) for number in range(9)
+    ]
 
 
 _COLUMNS = [("id", 20), ("v", 25), ("tags", 1009), ("at", 1184), ("price", 1700), ("doc", 3802)]

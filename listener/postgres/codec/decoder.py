@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
 from typing import Any, Final, NamedTuple, TypedDict
 
+import orjson
 import structlog
 
 from cdc_tasks.routing.contexts import CONTEXT, ContextError, merged
@@ -43,6 +45,20 @@ MALFORMED: Final = (
     TypeError,
     ValueError,
 )
+
+
+def _read(content: bytes) -> Any:
+    """Return a message's JSON; None if it is none."""
+    if content.startswith(_OF_CONTEXT):  # there are many: they are read in a tenth of the time
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(content)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+_OF_CONTEXT: Final = b'{"context"'
 
 
 class UndescribedTableError(SourceError):
@@ -236,10 +252,7 @@ class Decoder(ABC):
         Append the task that it enqueues to `changes`. Return the mark of a backfill, if it is one. Any role can write
         such a message, so one that makes no sense is left out.
         """
-        try:
-            says = json.loads(content)
-        except (ValueError, RecursionError):
-            says = None
+        says = _read(content)
         if isinstance(says, dict) and ENQUEUE in says:
             self._enqueue(says[ENQUEUE], changes, prefix)
         elif isinstance(says, dict) and prefix == MESSAGE_PREFIX:

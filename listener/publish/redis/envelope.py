@@ -49,6 +49,7 @@ _KEY = "cdc-0group"
 _CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
 _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
 _PLACE: Final = re.compile("|".join(_PLACES))
+_NO_TIMES: Final = (b"", b"")
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
 _MOST_TEMPLATES: Final = 5_000
 
@@ -322,10 +323,12 @@ class _InContext:
     owner: Callable[[bytes, bytes], bytes]
 
     def __call__(self, context: bytes) -> tuple[_Render, KeyedMessages]:
+        (plain, pick), (head, middle, end), has_times = self._plain, self.parts, self.timing is not None
+
         def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
-            text, pick = self._plain
-            body = self._body(arguments, kwargs)
-            message: bytes = text % pick((body, change_id, position, *self._times(), b"", context))
+            body = b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
+            times = self._times() if has_times else _NO_TIMES
+            message: bytes = plain % pick((body, change_id, position, *times, b"", context))
             return message
 
         def render_keyed(

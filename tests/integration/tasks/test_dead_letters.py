@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
+from celery import Celery
+from typer.testing import CliRunner
 
+from cdc_tasks import install
+from cdc_tasks.cli.commands import cli
+from cdc_tasks.dead_letters import store as dead_letters
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from harness.embedded_servers import ValkeyServer
 from harness.waiting import wait_until
 from harness.worker import Worker
@@ -157,3 +164,41 @@ def _command(environment: dict[str, str], *arguments: str) -> subprocess.Complet
         env={**os.environ, **environment},
         cwd=_CHECKOUT,
     )
+
+
+def test_the_context_is_kept_whole_and_shown_as_far_as_a_setting_says(
+    in_process: HelpDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = install(Celery("shop", broker=in_process.broker.url, set_as_current=False))
+    noted: list[dict[str, Any]] = []
+
+    @app.task(name="shop.fails")
+    def fails() -> None:
+        noted.append(structlog.contextvars.get_contextvars())
+        raise ValueError("no")
+
+    def run(task_id: str) -> None:
+        context = {"user_id": 7, "name": "Ann", "request_id": "r"}
+        fails.push_request(id=task_id, headers={CONTEXT_HEADER: context}, called_directly=False)
+        with pytest.raises(ValueError, match="no"):
+            fails()
+        fails.pop_request()
+
+    run("hidden")
+    assert "Ann" not in _shown("show", "hidden")
+    assert json.loads(_shown("show", "hidden"))["context"] == {}
+    assert "context" not in _shown("list")
+    monkeypatch.setenv("CDC_CONTEXT_SHOWN", "user_id, request_id, other")
+    run("shown")
+    assert noted == [{}, {"user_id": 7, "request_id": "r"}]
+    assert "user_id=7 request_id=r" in _shown("list")
+    shown = {each["id"]: each["context"] for each in json.loads(_shown("list", "--json"))}
+    assert shown["hidden"] == shown["shown"] == {"user_id": 7, "request_id": "r"}
+    assert dead_letters.get("hidden").context["name"] == "Ann"  # a replay has it
+    assert structlog.contextvars.get_contextvars() == {}
+
+
+def _shown(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, ["dead-letters", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
