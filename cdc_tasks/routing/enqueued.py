@@ -40,10 +40,12 @@ __all__ = [
 ]
 
 MESSAGE_PREFIX: Final = "cdc_tasks"  # of PostgreSQL's logical messages, unless a router accepts another one
-# MySQL and MariaDB have no such messages: a row of this table says it, and is deleted at once.
+# MySQL and MariaDB have no such messages: a row of this table says it, and is deleted at once. MySQL's InnoDB leaves a
+# lock in the place of such a row when a savepoint is rolled back, and all other marks wait for it. So there the rows
+# are of an engine that writes them to the log only. MariaDB's InnoDB leaves none, and it takes no comment of MySQL's.
 CREATE_MARKS: Final = (
     "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY, "
-    "says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB;"
+    "says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB /*!80000 ENGINE = BLACKHOLE */;"
 )
 ENQUEUE: Final = "enqueue"  # the name of the task's fields in a message
 

@@ -13,6 +13,7 @@ from cdc_tasks.routing.enqueued import CREATE_MARKS
 from cdc_tasks.routing.router import Route
 from cdc_tasks.words import counted
 from listener.core.findings import Finding, State, finding_from
+from listener.mysql.backfill.read_column import quoted_name
 from listener.mysql.backfill.readable_table import find_in_reads
 from listener.mysql.client.connection import Connection, account, connect, fetch
 from listener.mysql.client.server import Server, current_position, read_server, replicas
@@ -58,7 +59,7 @@ def check_mysql(
             )
             yield from find_in_reads(connection, _tables_to_read(connection, routes))
             if needs_marks:
-                yield _marks(connection)
+                yield _marks(connection, server)
             if server.variable("log_bin") == "ON":
                 yield _server_id(connection, server, name, server_id)
                 yield _checkpoint(url, connection, server, checkpoint)
@@ -66,10 +67,22 @@ def check_mysql(
         yield finding_from("connection", error)
 
 
-def _marks(connection: Connection[Any]) -> Finding:
-    """Return whether there is a table by whose rows a transaction says what it enqueues."""
-    query = "SELECT TABLE_SCHEMA FROM information_schema.TABLES WHERE TABLE_NAME = %s"
-    found = sorted(str(schema) for (schema,) in fetch(connection, query, [MARKS_TABLE]))
+def _marks(connection: Connection[Any], server: Server) -> Finding:
+    """Return whether there is a table by whose rows a transaction enqueues, and whether others wait for such rows."""
+    query = "SELECT TABLE_SCHEMA, ENGINE FROM information_schema.TABLES WHERE TABLE_NAME = %s"
+    engines = {str(schema): str(engine) for schema, engine in fetch(connection, query, [MARKS_TABLE])}
+    found = sorted(engines)
+    in_innodb = [] if server.is_mariadb else [schema for schema in found if engines[schema] == "InnoDB"]
+    if in_innodb:
+        return _finding(
+            "marks",
+            f"{MARKS_TABLE} in {', '.join(in_innodb)} has the engine InnoDB: after a rollback to a savepoint in "
+            "REPEATABLE READ, the marks of other transactions wait or end in a deadlock",
+            State.WARNING,
+            " ".join(
+                f"ALTER TABLE {quoted_name(schema)}.{MARKS_TABLE} ENGINE = BLACKHOLE;" for schema in in_innodb
+            ),
+        )
     if found:
         return _finding("marks", f"{MARKS_TABLE} in {', '.join(found)}")
     return _finding(

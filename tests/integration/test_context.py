@@ -15,6 +15,7 @@ from cdc_tasks import in_context
 from cdc_tasks.changes import RowChange
 from cdc_tasks.outbox.transaction import MarkError, emit
 from cdc_tasks.routing.contexts import CONTEXT_HEADER, ContextError
+from cdc_tasks.routing.enqueued import CREATE_MARKS
 from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.mysql.monitor import BinlogMonitor
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from tests.conftest import Broker, Database
 
 _ITEMS = "CREATE TABLE items (id int PRIMARY KEY)"
-_MARKS = (
-    "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY,"
-    " says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB"
-)
 
 
 def _router(schema: str) -> BinlogRouter:
@@ -65,7 +62,7 @@ class _Source:
     def __init__(self, database: Any, plugin: str | None) -> None:
         self._database = database
         self._plugin = plugin
-        database.execute(_ITEMS) if plugin else database.execute(_MARKS, _ITEMS)
+        database.execute(_ITEMS) if plugin else database.execute(CREATE_MARKS, _ITEMS)
 
     def listener(self, broker: Broker, *, batch_size: int, max_queue: int | None = None) -> Listener:
         database = self._database

@@ -17,13 +17,15 @@ from structlog.testing import capture_logs
 import cdc_tasks
 from cdc_tasks.errors import CDCError
 from cdc_tasks.outbox.transaction import MarkError
-from cdc_tasks.routing.enqueued import EnqueuedTaskError
+from cdc_tasks.routing.enqueued import CREATE_MARKS, EnqueuedTaskError
 from cdc_tasks.routing.message_groups import KEY_HEADER
 from cdc_tasks.routing.router import Call
 from cdc_tasks.testing import enqueued_tasks
 from harness.waiting import at_most, wait_until
 from listener.cli.parked_changes import fire, send
+from listener.core.findings import State
 from listener.daemon.loop import Listener
+from listener.mysql.check import check_mysql
 from listener.mysql.monitor import BinlogMonitor
 from listener.postgres.monitor import PostgresWALMonitor
 from listener.publish.parked import parked_key, read_parked
@@ -507,11 +509,7 @@ def _drained(server: RabbitMQServer, queue: str) -> list[dict[str, Any]]:
 def binlog(request: pytest.FixtureRequest) -> MySQLDatabase:
     """A database with the tables of the marks and of the rows."""
     found: MySQLDatabase = request.getfixturevalue(request.param)
-    found.execute(
-        "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY,"
-        " says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB",
-        "CREATE TABLE `rows` (id int PRIMARY KEY)",
-    )
+    found.execute(CREATE_MARKS, "CREATE TABLE `rows` (id int PRIMARY KEY)")
     return found
 
 
@@ -562,6 +560,8 @@ def test_tasks_come_out_of_a_binlog_once_at_their_places_over_a_restart(
         connection.commit()
         _task(92)(connection)
         connection.rollback()
+        _task(93)(connection)  # and nothing else
+        connection.commit()
         assert binlog.fetch("SELECT count(*) FROM cdc_tasks_marks") == [(0,)]
         _arrived(broker, 1)  # the queue is full: the listener waits in the middle of the transaction
     with _reading(binlog, broker, batch_size=1000):
@@ -575,6 +575,7 @@ def test_tasks_come_out_of_a_binlog_once_at_their_places_over_a_restart(
             ("shop.send", [1]),
             ("shop.send", ["Ä ☺", 2**70]),
             ("shop.row", [2]),
+            ("shop.send", [93]),
             ("shop.row", [3]),
         ],
         key=str,
@@ -582,3 +583,46 @@ def test_tasks_come_out_of_a_binlog_once_at_their_places_over_a_restart(
     assert _sent(broker, "celery") == [("shop.send", [6])]
     parked = read_parked(broker.client, parked_key(f"cdc:{binlog.name}"))
     assert [(each.task, each.arguments) for each in parked] == [("mail.send", [5])]
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "READ COMMITTED"])
+def test_no_mark_waits_for_an_open_transaction_that_rolled_one_back(
+    binlog: MySQLDatabase, level: str
+) -> None:
+    with (
+        closing(binlog.connect(autocommit=False)) as first,
+        closing(binlog.connect(autocommit=False)) as second,
+        first.cursor() as in_first,
+        second.cursor() as in_second,
+    ):
+        for cursor in (in_first, in_second):
+            cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {level}")
+            cursor.execute("SET innodb_lock_wait_timeout = 1")
+        in_first.execute("INSERT INTO `rows` VALUES (1)")
+        in_first.execute("SAVEPOINT early")
+        _task(1)(first)
+        in_first.execute("SHOW WARNINGS")
+        assert in_first.fetchall() == ()
+        _task(2)(second)
+        in_first.execute("ROLLBACK TO early")
+        for number in range(20):  # in front of what was rolled back, and behind it
+            _task(number)(second)
+        _task(3)(first)
+        second.commit()
+        first.commit()
+
+
+@pytest.mark.parametrize("engine", ["InnoDB", ""])
+def test_check_says_which_table_of_marks_makes_others_wait(binlog: MySQLDatabase, engine: str) -> None:
+    if engine:
+        binlog.execute(f"ALTER TABLE cdc_tasks_marks ENGINE = {engine}")
+    found = check_mysql(
+        binlog.url, name=binlog.name, server_id=7, routes=(), checkpoint=None, needs_marks=True
+    )
+    (marks,) = (each for each in found if each.code == "marks")
+    if engine and not binlog.is_mariadb:
+        assert marks.state is State.WARNING
+        assert marks.hint == f"ALTER TABLE `{binlog.name}`.cdc_tasks_marks ENGINE = BLACKHOLE;"
+        binlog.execute(marks.hint)
+    else:
+        assert marks.state is State.OK
