@@ -119,7 +119,9 @@ class Retrying:
             headers = dead_letters.with_attempt(headers, attempt)
         if not (counts and error.counts):
             request.update(retries=request.retries - 1)  # Celery adds one
-        count_retry(self.name)  # before it is sent: another process may have it at once, ahead of this one's event
+        count_retry(
+            self.name
+        )  # before it is sent: another process may have it at once, ahead of this one's event
         try:
             self.retry(exc=error, countdown=wait, headers=headers, max_retries=max_retries_of(self))
         except Retry as retry:
