@@ -55,6 +55,7 @@ SELECT n, CONCAT('Ticket ', n), 'open', n % 100, n * 0.01, NOW(6), REPEAT('n', 4
 """,
 }
 _PER_SECOND: Final = 1_000
+_KEPT: Final = 200_000  # messages in the queue: of ten million rows they would be 12 GB
 _PROGRAM: Final = [sys.executable, "-m", "listener"]
 
 
@@ -168,10 +169,15 @@ def _measure(
         before = _cpu_seconds(pid)
         name = types("backfill", "items", "--chunk", chunk)["id"]
         while (found := types("backfills", "show", name))["state"] != "done":
+            broker.ltrim("cdc_bulk", 0, _KEPT - 1)  # the others are gone, as if workers had taken them
             time.sleep(1)
         told = f", {live.end()}" if live else ""
         used = found["sent"] / (_cpu_seconds(pid) - before)
-        _say(f"{found['sent']} rows, {found['rows_per_second']} rows/s, {used:.0f} a CPU second{told}")
+        peak = _peak_megabytes(pid)
+        _say(
+            f"{found['sent']} rows, {found['rows_per_second']} rows/s, {used:.0f} a CPU second, "
+            f"up to {peak:.0f} MB{told}"
+        )
         broker.delete("cdc_bulk")
 
 
@@ -179,6 +185,12 @@ def _cpu_seconds(pid: int) -> float:
     """Return the processor's time that a process has used: this machine is not quiet."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_megabytes(pid: int) -> float:
+    """Return the most memory that a process has had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def _say(text: str) -> None:
