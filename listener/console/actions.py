@@ -121,7 +121,7 @@ class Actions:
         }
 
     def _replay_parked(self, form: FormData) -> Done:
-        router = self._facts.router()
+        router = self._facts.router
         with opened(self._settings) as store:
             outcomes = [replay_parked(store, store.get(name), router, self._facts.app) for name in _ids(form)]
         return _summed(outcomes, "sent again")

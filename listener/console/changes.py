@@ -56,7 +56,7 @@ class ChangePages:
         }
         if self._settings.cdc_journal is None:
             return {"asked": asked, "has_journal": False}
-        lines = [_line(each, self._facts.router(), may_see=may_see) for each in self._found(asked)]
+        lines = [_line(each, self._facts.router, may_see=may_see) for each in self._found(asked)]
         return {"asked": asked, "has_journal": True, "lines": lines, "may_see": may_see, "shown": _SHOWN}
 
     def _found(self, asked: Mapping[str, str]) -> list[JournalledChange]:

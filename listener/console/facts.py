@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -136,7 +137,7 @@ class Facts:
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
         self.app: Celery = celery_app(settings)
-        self.status: _Fresh[Status] = _Fresh(lambda: read_status(settings, self.router()))
+        self.status: _Fresh[Status] = _Fresh(lambda: read_status(settings, self.router))
         self.control: _Fresh[Mapping[str, Mapping[str, Any]]] = _Fresh(self._control)
         self.record: _Fresh[Sequence[Outcome]] = _Fresh(self._record)
         self.backfills: _Fresh[list[BackfillState]] = _Fresh(self._backfills)
@@ -153,8 +154,9 @@ class Facts:
         """CDC_NAME."""
         return self._settings.cdc_name
 
+    @cached_property
     def router(self) -> BinlogRouter:
-        """Return the routes, as the files have them now when the console starts."""
+        """The routes, as the files had them when they were first asked for. Raises RouteError and others."""
         return router_for(self._settings)
 
     def forget(self) -> None:
@@ -181,7 +183,7 @@ class Facts:
                 parked=parked.get(route.task, 0),
                 letters=letters.get(route.task, 0),
             )
-            for route in self.router().routes
+            for route in self.router.routes
         ]
 
     def _control(self) -> Mapping[str, Mapping[str, Any]]:
@@ -229,7 +231,7 @@ class Facts:
     def _cached(self) -> list[CachedTable]:
         tables = {
             route.table
-            for route in self.router().routes
+            for route in self.router.routes
             if route.task == _REFRESH and not set("*?[") & set(route.table)
         }
         with cache.errors_translated():
@@ -237,7 +239,7 @@ class Facts:
 
     def _queue_names(self) -> set[str]:
         names = set()
-        for route in self.router().routes:
+        for route in self.router.routes:
             names.add(_queue_of(self.app, route.task, route.queue))
         return names
 

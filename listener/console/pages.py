@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import time
@@ -27,7 +27,7 @@ from listener.console.access import Access, Guard, Person
 from listener.console.actions import Actions, Done
 from listener.console.changes import ChangePages
 from listener.console.facts import MOST, Facts, health
-from listener.console.samples import Samples, graph_of
+from listener.console.samples import Sample, Samples, graph_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -100,9 +100,10 @@ class _Console:
         return self._templates.TemplateResponse(request, name, {**common, **values}, status_code=status)
 
     def overview(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
-        hours = _chosen_hours(request)
+        hours, samples = _chosen_hours(request), list[Sample]()
         status, letters, keys = self.facts.status(), self.facts.letter_counts(), self.facts.keys()
-        samples = self.samples.read(hours)
+        with suppress(CDCError):  # the page says of the same Redis that it is away
+            samples = self.samples.read(hours)
         return "overview.html", {
             "view": "overview",
             "status": status,

@@ -189,6 +189,8 @@ def test_a_page_from_elsewhere_can_neither_ask_nor_act(console: Console) -> None
 
 def test_who_may_only_look_sees_no_row_and_cannot_act(browser: Browser, desk: Desk) -> None:
     passwords = {"CDC_CONSOLE_PASSWORD": "may-do-all", "CDC_CONSOLE_READ_PASSWORD": "may-look"}
+    desk.social.fail("C0DORA", Error("invalid_auth"))
+    desk.insert_ticket("Not for Rita", desk.DORA)
     with running_console(desk.environment, **passwords) as console:
         enter(browser, console, "wrong-one")
         assert "not the password" in browser.text
@@ -196,6 +198,7 @@ def test_who_may_only_look_sees_no_row_and_cannot_act(browser: Browser, desk: De
         assert "Rita (read only)" in see(browser, console, "/", "Is it well?")
         assert "Shown in the console" not in see(browser, console, "/changes?table=tickets", "public.tickets")
         assert "Pause" not in see(browser, console, "/routes", "notify_ticket_insert")
+        assert "invalid_auth" not in see(browser, console, "/failing", "cdc_tasks.deliver")
         post = "return (await fetch('/act/pause', {method: 'POST', body: new URLSearchParams({token: "
         post += "document.querySelector('[name=token]').value})})).status"
         assert browser.run(post) == 403

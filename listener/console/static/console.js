@@ -21,7 +21,8 @@ async function refresh() {
     for (const details of main.querySelectorAll("details[open][id]")) {
       fresh.querySelector(`#${CSS.escape(details.id)}`)?.setAttribute("open", "");
     }
-    main.replaceChildren(...fresh.childNodes);
+    const told = main.querySelector(".told"); // what came of an action stays until the next page
+    main.replaceChildren(...(told && !fresh.querySelector(".told") ? [told] : []), ...fresh.childNodes);
     failed = false;
   } catch (error) {
     failed = true;
