@@ -55,7 +55,7 @@ class Burst(TypedDict):
 
 
 def wait_behind_rates(sizes: Sequence[int], seconds: float, say: Callable[[str], None]) -> list[Burst]:
-    """Measure bursts of so many tickets, each with a worker of its own."""
+    """Measure bursts of these numbers of tickets, each with a worker of its own."""
     return [_wait_behind_a_rate(tickets, seconds, say) for tickets in sizes]
 
 

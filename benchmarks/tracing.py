@@ -26,7 +26,7 @@ _INSERT: Final = "INSERT INTO items (status) SELECT 'new' FROM generate_series(1
 
 
 def _transactions(rows: int, flag: str) -> str:
-    """Return what writes a hundred rows, so many in each transaction."""
+    """Return what writes a hundred rows, with the same number in each transaction."""
     one = f"{_CONTEXT.format(flag=flag)}; {_INSERT.format(rows=rows)}; COMMIT"
     return "; BEGIN; ".join([one] * (100 // rows))
 

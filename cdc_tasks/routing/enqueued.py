@@ -99,7 +99,7 @@ def _is_queue(value: Any) -> bool:
 def _are_headers(value: Any) -> bool:
     """Return whether these headers can be in any broker's message, and leave alone what Celery and we put there.
 
-    The name of the task is a header too: whoever could set it would run tasks that no route accepts.
+    The name of the task is a header too: anyone who could set it would run tasks that no route accepts.
     """
     if not isinstance(value, Mapping):
         return False

@@ -51,7 +51,7 @@ class QueueAges:
         looks.append((now, published))
         if not length:
             return 0.0
-        oldest = published - length  # so many had been published before it
+        oldest = published - length  # the number that had been published before it
         since = next((at for at, number in reversed(looks) if number <= oldest), looks[0][0])
         return max(0.0, now - since)
 

@@ -179,6 +179,6 @@ class _Request(BaseHTTPRequestHandler):
     def _page(self) -> tuple[int, str, bytes]:
         try:
             return self.server.answer(self.path.partition("?")[0], self.headers.get("Accept"))
-        except Exception as error:  # noqa: BLE001 - whoever asks has to see that something is wrong
+        except Exception as error:  # noqa: BLE001 - anyone who asks has to see that something is wrong
             log.warning("metrics_page_failed", error=type(error).__name__)
             return 500, _TEXT, f"{type(error).__name__}\n".encode()

@@ -1,4 +1,4 @@
-"""What a request or a task writes says who it was, without a word in the code that writes."""
+"""What a request or a task writes names who wrote it, and the code that writes does nothing for that."""
 
 from __future__ import annotations
 
