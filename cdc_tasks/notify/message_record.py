@@ -43,6 +43,7 @@ __all__ = [
     "HeldBack",
     "MessageNote",
     "RecordRefusedError",
+    "count",
     "ended",
     "find",
     "find_held",
@@ -204,6 +205,12 @@ def ended(
         if len(page) < _PAGE:
             return Found(entries=found, older=None)
     return Found(entries=found, older=place)
+
+
+def count() -> int:
+    """Return how many messages the record has; raises CacheAwayError."""
+    with _errors_translated():
+        return int(cache.client().xlen(_LOG))
 
 
 def find(place: str) -> Entry | None:

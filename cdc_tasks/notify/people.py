@@ -1,4 +1,4 @@
-"""Whose the accounts are, for a person who reads the record of messages: one query, by an index, that writes nothing."""
+"""Whose the accounts are, for a person who reads the record of messages: one query, by an index."""
 
 from __future__ import annotations
 

@@ -70,6 +70,8 @@ CONSOLE: Final = {
     "cdc_tasks.cache",
     "cdc_tasks.cli.letters",
     "cdc_tasks.dead_letters.store",
+    "cdc_tasks.notify.message_record",
+    "cdc_tasks.notify.people",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
