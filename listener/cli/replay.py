@@ -137,11 +137,11 @@ def journal(
 
 def parsed_time(text: str, option: str) -> datetime:
     """Return the time that a person wrote."""
-    from listener.daemon.asked import AskedError, parse_time
+    from listener.daemon.asked import NotATimeError, parse_time
 
     try:
         return parse_time(text)
-    except AskedError:
+    except NotATimeError:
         raise typer.BadParameter(
             f"{text!r} is no time: write now, 14:00, or 2026-11-26T14:00:00+01:00", param_hint=option
         ) from None

@@ -11,10 +11,10 @@ from cdc_tasks.broker.message_groups import groups_of
 from cdc_tasks.cli.letters import drop_letter, replay_letter
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
-from cdc_tasks.words import counted
+from cdc_tasks.record import Command, about, summed
 from listener.cli.parked_changes import drop_parked, opened, replay_parked
 from listener.control.backfills import chosen_routes
-from listener.control.commands import Command, CommandQueue
+from listener.control.commands import CommandQueue, CommandRefusedError
 from listener.control.replays import replayed_routes
 from listener.daemon.asked import parse_time, selection_of, with_schema
 from listener.daemon.wiring import plan_backfill
@@ -82,12 +82,18 @@ class Actions:
         action = self._own.get(verb)
         if action is None:
             raise UnknownActionError(f"There is no action {verb}.", hint="Load the page again.")
-        done = action(form)
-        about = {"about": [str(each)[:200] for each in form.getlist("id")]}
-        with self._facts.stores.opened() as redis:
-            queue = CommandQueue(redis, self._facts.name)
-            queue.note(Command(verb=verb, arguments=about, who=who), done.words)
+        command = Command(verb=verb, arguments=about([str(each) for each in form.getlist("id")]), who=who)
+        try:
+            done = action(form)
+        except CDCError as error:
+            self._note(command, error)
+            raise
+        self._note(command, done.words)
         return done
+
+    def _note(self, command: Command, result: str | CDCError) -> None:
+        with self._facts.stores.opened() as redis:
+            CommandQueue(redis, self._facts.name).note(command, result)
 
     def _give(self, verb: str, arguments: Mapping[str, Any], who: str) -> Done:
         """Give a command to the listener, and wait for what comes of it."""
@@ -98,9 +104,12 @@ class Actions:
             end = time.monotonic() + _WAIT
             while (outcome := queue.outcome(command)) is None:
                 if time.monotonic() >= end and queue.withdraw(command):
-                    return Done(
-                        "No listener did it within 15 seconds, so the command was withdrawn.", went_well=False
+                    error = CommandRefusedError(
+                        f"No listener did it within {_WAIT:g} seconds, so the command was withdrawn.",
+                        code="no_listener",
                     )
+                    queue.note(command, error)
+                    raise error
                 time.sleep(0.1)
         more = f" {outcome.hint}" if outcome.hint else ""
         return Done(f"{outcome.result}{more}", went_well=not outcome.is_refused)
@@ -232,10 +241,5 @@ def _rate(form: FormData) -> float | None:
 
 
 def _summed(outcomes: list[tuple[bool, str]], verb: str) -> Done:
-    """Return one sentence for many: all that went wrong, and how many went well."""
-    wrong = [told for went_well, told in outcomes if not went_well]
-    good = len(outcomes) - len(wrong)
-    told = f"{counted(good, 'item')} {verb}." if len(outcomes) > 1 or good else ""
-    if len(outcomes) == 1 and good:
-        told = f"{outcomes[0][1][0].upper()}{outcomes[0][1][1:]}."
-    return Done(" ".join(filter(None, [told, *wrong[:5]])), went_well=not wrong)
+    """Return one sentence for many."""
+    return Done(summed(outcomes, verb), went_well=all(went_well for went_well, _ in outcomes))

@@ -27,7 +27,7 @@ from listener.console.connections import BrokerConnection, Stores
 from listener.console.queues import QueueLength, Queues
 from listener.console.rates import NO_RATE, RouteRate, rates_of
 from listener.control.backfills import BackfillState, BackfillStore
-from listener.control.commands import CommandQueue, Outcome
+from listener.control.commands import CommandQueue
 from listener.control.control import ControlState
 from listener.control.replays import ReplayState, ReplayStore
 from listener.core.source_status import Reader
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from cdc_tasks.broker.redis.message_groups import HeldUp
     from cdc_tasks.dead_letters.store import DeadLetter
+    from cdc_tasks.record import Outcome
     from cdc_tasks.routing.router import BinlogRouter, Route
     from listener.daemon.settings import ListenerSettings
     from listener.daemon.status import Status

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from cdc_tasks.record import Outcome
     from listener.console.settings import ConsoleSettings
     from listener.daemon.settings import ListenerSettings
 
@@ -190,8 +191,19 @@ class _Console:
             "status": self.facts.status(),
         }
 
-    def record(self, _request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
-        return "record.html", {"view": "record", "record": self.facts.record()}
+    def record(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
+        asked = {name: request.query_params.get(name, "").strip() for name in ("who", "what")}
+        part = self.facts.record()
+        verbs = sorted({each.command.verb for each in part.value or ()})
+        return "record.html", {
+            "view": "record",
+            "record": part,
+            "found": [
+                each for each in part.value or () if _is_asked_for(each, asked, may_see=person.may_act)
+            ],
+            "asked": asked,
+            "verbs": verbs,
+        }
 
     async def login(self, request: Request) -> Response:
         """Show the form, or take it."""
@@ -235,6 +247,15 @@ class _Console:
         detail = error.detail if isinstance(error, HTTPException) else "The console has failed: see its log."
         values = {"error": "There is no such page." if status == 404 else detail, "hint": None}
         return self._shown(request, "error.html", values, self.access.person(request), status=status)
+
+
+def _is_asked_for(outcome: Outcome, asked: Mapping[str, str], *, may_see: bool) -> bool:
+    """Return whether an entry of the record is by who is asked for, and does what or is about what is."""
+    command, what = outcome.command, asked["what"].lower()
+    told = [command.verb, command.verb.replace("_", " ")]
+    if may_see or command.verb != "key_skip":
+        told += map(str, command.arguments.values())
+    return asked["who"].lower() in command.who.lower() and any(what in each.lower() for each in told)
 
 
 def _chosen_hours(request: Request) -> float:

@@ -11,19 +11,19 @@ from listener.core.history import Selection
 from listener.daemon.database_url import home_schema
 from listener.daemon.settings import ListenerSettings
 
-__all__ = ["AskedError", "parse_time", "selection_of", "with_schema"]
+__all__ = ["NotATimeError", "parse_time", "selection_of", "with_schema"]
 
 _LONGEST_CLOCK: Final = 8  # letters: 14:00:00
 
 
-class AskedError(CDCError):
-    """What a person wrote cannot be understood."""
+class NotATimeError(CDCError):
+    """What a person wrote is no time."""
 
 
 def parse_time(text: str) -> datetime:
     """Return the time: `now`, a time of today, or of yesterday if that is still to come, or a date and time.
 
-    Raise AskedError.
+    Raise NotATimeError.
     """
     now = datetime.now(UTC)
     if text == "now":
@@ -34,10 +34,9 @@ def parse_time(text: str) -> datetime:
             return (local if local <= now else local - timedelta(days=1)).astimezone(UTC)
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
-        raise AskedError(
+        raise NotATimeError(
             f"{text!r} is no time.",
             hint="Write now, 14:00, or 2026-11-26T14:00:00+01:00.",
-            code="not_a_time",
         ) from None
 
 
