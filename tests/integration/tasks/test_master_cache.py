@@ -71,6 +71,7 @@ def test_keys_do_not_expire_and_nothing_else_is_left_behind(in_process: HelpDesk
         "master:statuses",
         "master:statuses:open",
         "cdc:master-cache:statuses:begun",
+        "cdc:master-cache:statuses:last",
         "cdc:master-cache:statuses:written",
     }
     assert {cache.ttl(key) for key in cache.scan_iter()} == {-1}
