@@ -1,7 +1,7 @@
 """What the routes did in the last hour, for the console: counted only while one looks, and written every five seconds.
 
-A console says in Redis that it looks. The loop asks for that every five seconds, and counts with a `Meter` from then on,
-until no console has said so for a minute. Without a console it counts nothing.
+A console says in Redis that it looks. The loop asks for that every five seconds, and counts with a `Meter` from then
+on, until no console has said so for a minute. Without a console it counts nothing.
 """
 
 from __future__ import annotations

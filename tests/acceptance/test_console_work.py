@@ -124,7 +124,7 @@ def test_who_got_what_after_which_tries_and_what_is_held_back(visitor: Visitor, 
     assert "Not for the record" not in page
     assert "xoxb" not in page
     assert desk.social.teams_url("anna") not in page
-    page = visitor.sees("/messages?person=anna%40example.com&service=slack", "new ticket", "sent")
+    page = visitor.sees("/messages?person=anna%40example.com&service=slack", "new ticket", "sent 2")
     assert ("Dora" in page, "slack (account 1), teams (account 2)" in page) == (False, True)
     (one,) = set(re.findall(r'href="(/messages/\d+-\d+)"', visitor.source))
     assert "1. try: UnavailableError" in visitor.page(one)
