@@ -72,8 +72,12 @@ def blocks_in(text: str, page: str) -> Iterator[Block]:
             marks = {}
         elif line.strip():
             assert not marks, f"{page}:{number}: there is no block below the mark {marks}"
-            marks = {each["kind"]: each["text"] for each in _MARK.finditer(line)}
+            marks = _marks_in(line) if line.lstrip().startswith("<!--") else {}
     assert not marks, f"{page}: there is no block below the mark {marks}"
+
+
+def _marks_in(line: str) -> dict[str, str]:
+    return {each["kind"]: each["text"] for each in _MARK.finditer(line)}
 
 
 def _until(fence: str, lines: Iterator[tuple[int, str]], place: str) -> list[str]:
