@@ -117,5 +117,5 @@ def test_errors_and_hints_name_the_file(write: Write) -> None:
     error = CDCError("The database of DATABASE_URL is away.", hint="psql $DATABASE_URL")
     assert error.message == "The database of DATABASE_URL_FILE is away."
     assert error.hint == "psql $(cat $DATABASE_URL_FILE)"
-    with pytest.raises(SettingsError, match="^CACHE_URL_FILE cannot be used"):
+    with pytest.raises(SettingsError, match=r"^CACHE_URL_FILE cannot be used"):
         make_client(retry=None)
