@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from cdc_tasks.errors import CDCError, mask_secrets
+from cdc_tasks.errors import CDCError
 from examples.programs import RELEASE, Program, procfile, run
 from examples.servers import Servers, connect, forget_listener, start_servers
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 EXAMPLES: Final = ("django-shop", "fastapi-orders", "search-index", "cache", "audit-log", "outbox")
 _HERE: Final = Path(__file__).resolve().parent
 _TIMEOUT: Final = 120.0  # seconds; only against what hangs
+_PLACE: Final = re.compile(r"\$(\w+)|\{(\w+)\}")  # of a variable, or of a program's address, in a hint
 _PREFIX: Final = re.compile(r"^\[[^]]*\] (?:(?:Task )?[\w.]+\[[-+\w]+\]:? )?")  # of a line in a worker's log
 
 
@@ -183,13 +184,15 @@ class Stage:
             time.sleep(0.2)
 
     def _filled(self, hint: str) -> str:
-        urls = {f"${name}": mask_secrets(value) for name, value in self.environment.items()}
-        pages = {f"{{{name}}}": program.url for name, program in self.programs.items()}
-        for name, value in {**urls, **pages}.items():
-            hint = (
-                hint.replace(name, value) if name in hint.replace('"', " ").split() or "{" in name else hint
-            )
-        return hint
+        """Fill in the programs' addresses, and variables that the person's shell does not have."""
+
+        def filled(place: re.Match[str]) -> str:
+            variable, program = place.groups()
+            if variable is None:
+                return self.programs[program].url
+            return place[0] if variable in os.environ else self.environment[variable]
+
+        return _PLACE.sub(filled, hint)
 
     def _check(self) -> None:
         """Raise ServerError if a program has ended that nobody has killed."""
