@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from typing import Any, Final
 
 from celery import Celery
 
-from cdc_tasks.environment import TWINS
+from cdc_tasks.environment import TWINS, is_set
 from cdc_tasks.extras import check_extra
 from cdc_tasks.routing.router import BinlogRouter, Route
 from listener.daemon.application import cache_url, celery_app
@@ -102,5 +101,5 @@ def _queues(
 
 def _of_workers(settings: ListenerSettings, app: Celery, *, on_redis: bool) -> RedisConnection:
     """Return a connection to the Redis where workers keep what they count, as `cdc_tasks.cache` finds it."""
-    is_in_broker = settings.cdc_app is not None and not os.environ.get(TWINS["CACHE_URL"]) and on_redis
+    is_in_broker = settings.cdc_app is not None and not is_set(TWINS["CACHE_URL"]) and on_redis
     return RedisConnection.of_broker(app) if is_in_broker else RedisConnection.of_cache(cache_url(settings))
