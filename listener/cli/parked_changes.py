@@ -24,7 +24,16 @@ from listener.publish.parked import ParkedChange, parked_key, parse_parked
 from listener.publish.redis.connection import Command, RedisConnection
 from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
 
-__all__ = ["ParkedStore", "chosen", "drop_parked", "fire", "opened", "replay_parked", "send"]
+__all__ = [
+    "NotParkedError",
+    "ParkedStore",
+    "chosen",
+    "drop_parked",
+    "fire",
+    "opened",
+    "replay_parked",
+    "send",
+]
 
 TAKEN = "is no longer parked: someone has just replayed or dropped it"
 _PAGE = "500"  # how many are read from Redis in one go
@@ -49,6 +58,10 @@ class ParkedStore:
                 yield parse_parked(self._key, task_id, record)
             if cursor == b"0":
                 return
+
+    def count(self) -> int:
+        """Return how many changes are parked."""
+        return int(self._ask("HLEN", self._key))
 
     def get(self, task_id: str) -> ParkedChange:
         record = self._ask("HGET", self._key, task_id)

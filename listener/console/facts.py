@@ -5,10 +5,12 @@ Each part is read by itself. One that does not answer leaves its error in its pl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -25,9 +27,11 @@ from listener.cli.parked_changes import opened
 from listener.control.backfills import BackfillState
 from listener.control.commands import Outcome
 from listener.control.replays import ReplayState
+from listener.core.publisher import BrokerAwayError
 from listener.core.source_status import Reader
 from listener.daemon.application import celery_app, router_for
 from listener.daemon.wiring import (
+    STORE_AWAY,
     backfill_store,
     command_queue,
     control_state,
@@ -45,13 +49,14 @@ if TYPE_CHECKING:
     from listener.daemon.status import Status
     from listener.publish.parked import ParkedChange
 
-__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "health"]
+__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "Some", "health"]
 
 T = TypeVar("T")
 
 _REFRESH: Final = "cdc_tasks.refresh_master_cache"
 _FRESH: Final = 1.5  # seconds in which several viewers get one answer
-MOST: Final = 500  # lines on a page
+MOST: Final = 100  # lines of a table on a page
+_LOOKED_AT: Final = 1_000  # of what is kept without an order: the newest of these are shown
 
 
 class Part(NamedTuple, Generic[T]):
@@ -64,6 +69,18 @@ class Part(NamedTuple, Generic[T]):
     @property
     def is_known(self) -> bool:
         return self.error is None
+
+
+class Some(NamedTuple, Generic[T]):
+    """Some of what there is, up to the lines of a page."""
+
+    shown: Sequence[T]
+    total: int
+    looked_at: int  # if it is below the total, others may be newer
+
+    @property
+    def more(self) -> int:
+        return max(self.total - len(self.shown), 0)
 
 
 class Health(NamedTuple):
@@ -101,6 +118,7 @@ class RouteState:
     skipped_until: str | None
     parked: int
     letters: int
+    has_more_parked: bool  # than were counted
 
 
 class _Fresh(Generic[T]):
@@ -128,7 +146,8 @@ def _part(read: Callable[[], T]) -> Part[T]:
     try:
         return Part(read())
     except CDCError as error:
-        return Part(None, error.message, error.hint)
+        away = STORE_AWAY if isinstance(error, BrokerAwayError) else None
+        return Part(None, error.message, error.hint or away)
 
 
 class Facts:
@@ -142,12 +161,13 @@ class Facts:
         self.record: _Fresh[Sequence[Outcome]] = _Fresh(self._record)
         self.backfills: _Fresh[list[BackfillState]] = _Fresh(self._backfills)
         self.replays: _Fresh[list[ReplayState]] = _Fresh(self._replays)
-        self.parked: _Fresh[list[ParkedChange]] = _Fresh(self._parked)
-        self.letters: _Fresh[list[DeadLetter]] = _Fresh(_letters)
+        self.parked: _Fresh[Some[ParkedChange]] = _Fresh(self._parked)
+        self.letters: _Fresh[Some[DeadLetter]] = _Fresh(_letters)
         self.letter_counts: _Fresh[dict[str, int]] = _Fresh(dead_letters.count_by_task)
-        self.keys: _Fresh[list[HeldUp]] = _Fresh(self._keys)
+        self.key_count: _Fresh[int] = _Fresh(self._key_count)
+        self.keys: _Fresh[Some[HeldUp]] = _Fresh(self._keys)
+        self._parked_by_task: _Fresh[tuple[Mapping[str, int], bool]] = _Fresh(self._counted_parked)
         self.cached: _Fresh[list[CachedTable]] = _Fresh(self._cached)
-        self.queues: _Fresh[list[QueueLength]] = _Fresh(self._queues)
 
     @property
     def name(self) -> str:
@@ -171,9 +191,7 @@ class Facts:
 
     def _routes(self) -> list[RouteState]:
         control = self.control().value or {}
-        parked: dict[str, int] = {}
-        for each in self.parked().value or ():
-            parked[each.task] = parked.get(each.task, 0) + 1
+        parked, has_more = self._parked_by_task().value or ({}, False)
         letters = self.letter_counts().value or {}
         return [
             RouteState(
@@ -182,6 +200,7 @@ class Facts:
                 skipped_until=control.get(f"skip:{route.id}", {}).get("until"),
                 parked=parked.get(route.task, 0),
                 letters=letters.get(route.task, 0),
+                has_more_parked=has_more and route.task in parked,
             )
             for route in self.router.routes
         ]
@@ -215,18 +234,38 @@ class Facts:
         finally:
             store.close()
 
-    def _parked(self) -> list[ParkedChange]:
+    def _parked(self) -> Some[ParkedChange]:
         with opened(self._settings) as store:
-            return sorted(store, key=lambda each: (each.parked_at, each.id), reverse=True)
+            found = list(islice(store, _LOOKED_AT))
+            total = max(store.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+        found.sort(key=lambda each: (each.parked_at, each.id), reverse=True)
+        return Some(found[:MOST], total, len(found))
 
-    def _keys(self) -> list[HeldUp]:
+    def _counted_parked(self) -> tuple[Mapping[str, int], bool]:
+        """Return how many are parked of each task, and whether there are more."""
+        with opened(self._settings) as store:
+            found = Counter(each.task for each in islice(store, _LOOKED_AT))
+            return found, found.total() == _LOOKED_AT and store.count() > _LOOKED_AT
+
+    def _key_count(self) -> int:
         with groups_of(self.app) as groups:
-            return sorted(groups.held_up(), key=lambda each: (each.since, each.key))
+            return groups.count()
 
-    def _queues(self) -> list[QueueLength]:
+    def _keys(self) -> Some[HeldUp]:
+        with groups_of(self.app) as groups:
+            found, total = groups.oldest(MOST), groups.count()
+        return Some(found, max(total, len(found)), total)
+
+    def queues(self, start: int = 0) -> Part[Some[QueueLength]]:
+        """Return the lengths of the queues of one page: each is a question to the broker."""
+        return _part(lambda: self._queues(start))
+
+    def _queues(self, start: int) -> Some[QueueLength]:
         status = self.status().value
         aside = {} if status is None else status.saved.set_aside
-        return list(_lengths(self.app, sorted(self._queue_names()), aside))
+        names = sorted(self._queue_names())
+        found = list(_lengths(self.app, names[start : start + MOST], aside))
+        return Some(found, len(names), len(names))
 
     def _cached(self) -> list[CachedTable]:
         tables = {
@@ -244,8 +283,11 @@ class Facts:
         return names
 
 
-def _letters() -> list[DeadLetter]:
-    return sorted(dead_letters.every(), key=lambda each: (each.failed_at, each.id), reverse=True)
+def _letters() -> Some[DeadLetter]:
+    found = list(islice(dead_letters.every(), _LOOKED_AT))
+    total = max(dead_letters.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+    found.sort(key=lambda each: (each.failed_at, each.id), reverse=True)
+    return Some(found[:MOST], total, len(found))
 
 
 def _cached_table(table: str) -> CachedTable:
