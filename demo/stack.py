@@ -104,7 +104,9 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
         sample = _sample(cleanup, addresses, inbox)
         observer = cleanup.enter_context(Observer(app, addresses.cache, observations, see))
         say("a worker, Flower, the listener and its console")
-        flower, worker, listener, console = Flower(), Worker(), Listener(), Console()
+        flower, worker, listener = Flower(), Worker(), Listener()
+        console = Console(flower.url)
+        flower.console_url = console.url
         for program in (flower, worker, listener, console):
             cleanup.callback(program.close)
             program.launch()

@@ -113,7 +113,8 @@ LEVELS: Final = (
         "listener.metrics",
         "listener.daemon",
         # the console shows and does the same
-        "listener.cli.output listener.cli.parked_changes listener.cli.found_change",
+        "listener.cli.output listener.cli.parked_changes",
+        "listener.cli.found_change",
         "listener.console",
         "listener.cli",
         "listener.__main__",
