@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import click
 
+from cdc_tasks.environment import secret_of
 from cdc_tasks.errors import CDCError
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def is_flower() -> bool:
 
 
 def prepare() -> None:
-    """Set our defaults, metrics and links in Flower.
+    """Set our defaults, metrics and links in Flower; raise OpenFlowerError if the address needs a password.
 
-    Raise OpenFlowerError if the address needs a password, ConsoleUrlError.
+    Raises SettingsError if the file of the password cannot be read, ConsoleUrlError.
     """
     from tornado.options import options
 
@@ -62,6 +63,8 @@ def prepare() -> None:
         options.max_tasks = _MAX_TASKS
     if options.tasks_columns == _FLOWERS_OWN_COLUMNS:
         options.tasks_columns = _COLUMNS
+    if not options.basic_auth and (users := secret_of("FLOWER_BASIC_AUTH")):
+        options.basic_auth = users.split(",")
     if console := os.environ.get("CDC_CONSOLE_URL", "").strip():
         _link_to(console)
     if not (options.basic_auth or options.auth):

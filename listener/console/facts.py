@@ -6,7 +6,7 @@ Each part is read by itself. One that does not answer leaves its error in its pl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,33 +18,32 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from kombu.utils.encoding import bytes_to_str
 
 from cdc_tasks import cache
-from cdc_tasks.broker.message_groups import groups_of
+from cdc_tasks.broker.message_groups import groups_on
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
+from cdc_tasks.notify import message_record
 from cdc_tasks.words import counted
 from listener.cli.output import describe_route
-from listener.cli.parked_changes import opened
-from listener.control.backfills import BackfillState
-from listener.control.commands import Outcome
-from listener.control.replays import ReplayState
-from listener.core.publisher import BrokerAwayError
+from listener.cli.parked_changes import ParkedStore
+from listener.console.connections import BrokerConnection, Stores
+from listener.console.queues import QueueLength, Queues
+from listener.console.rates import NO_RATE, RouteRate, rates_of
+from listener.control.backfills import BackfillState, BackfillStore
+from listener.control.commands import CommandQueue
+from listener.control.control import ControlState
+from listener.control.replays import ReplayState, ReplayStore
 from listener.core.source_status import Reader
 from listener.daemon.application import celery_app, router_for
-from listener.daemon.wiring import (
-    STORE_AWAY,
-    backfill_store,
-    command_queue,
-    control_state,
-    read_status,
-    replay_store,
-)
+from listener.daemon.wiring import StatusReader
+from listener.metrics.rates import RateSample, read_rates
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from cdc_tasks.broker.redis.message_groups import HeldUp
     from cdc_tasks.dead_letters.store import DeadLetter
-    from cdc_tasks.routing.router import BinlogRouter
+    from cdc_tasks.record import Outcome
+    from cdc_tasks.routing.router import BinlogRouter, Route
     from listener.daemon.settings import ListenerSettings
     from listener.daemon.status import Status
     from listener.publish.parked import ParkedChange
@@ -90,15 +89,6 @@ class Health(NamedTuple):
     sentence: str
 
 
-class QueueLength(NamedTuple):
-    """A queue that a route sends to."""
-
-    name: str
-    length: int | None  # None: the broker does not have it yet
-    consumers: int | None  # None: not known on this broker
-    set_aside: int
-
-
 class CachedTable(NamedTuple):
     """A table of the master cache."""
 
@@ -119,6 +109,8 @@ class RouteState:
     parked: int
     letters: int
     has_more_parked: bool  # than were counted
+    rate: RouteRate
+    waiting: int | None  # messages in its queue; None: not known
 
 
 class _Fresh(Generic[T]):
@@ -146,8 +138,7 @@ def _part(read: Callable[[], T]) -> Part[T]:
     try:
         return Part(read())
     except CDCError as error:
-        away = STORE_AWAY if isinstance(error, BrokerAwayError) else None
-        return Part(None, error.message, error.hint or away)
+        return Part(None, error.message, error.hint)
 
 
 class Facts:
@@ -156,7 +147,11 @@ class Facts:
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
         self.app: Celery = celery_app(settings)
-        self.status: _Fresh[Status] = _Fresh(lambda: read_status(settings, self.router))
+        self.stores = Stores(settings)
+        self._broker = BrokerConnection(self.app)
+        self._broker_queues = Queues(settings, self.app, self._broker)
+        self.status: _Fresh[Status] = _Fresh(self._status)
+        self.rates: _Fresh[list[RateSample]] = _Fresh(self._rates)
         self.control: _Fresh[Mapping[str, Mapping[str, Any]]] = _Fresh(self._control)
         self.record: _Fresh[Sequence[Outcome]] = _Fresh(self._record)
         self.backfills: _Fresh[list[BackfillState]] = _Fresh(self._backfills)
@@ -168,11 +163,18 @@ class Facts:
         self.keys: _Fresh[Some[HeldUp]] = _Fresh(self._keys)
         self._parked_by_task: _Fresh[tuple[Mapping[str, int], bool]] = _Fresh(self._counted_parked)
         self.cached: _Fresh[list[CachedTable]] = _Fresh(self._cached)
+        self.messages_sent: _Fresh[int] = _Fresh(message_record.count)
+        self.queues: _Fresh[list[QueueLength]] = _Fresh(self._queues)
 
     @property
     def name(self) -> str:
         """CDC_NAME."""
         return self._settings.cdc_name
+
+    @property
+    def is_shipped_app(self) -> bool:
+        """Whether the workers run cdc-tasks' own application, the help desk, and not somebody else's."""
+        return self._settings.cdc_app is None
 
     @cached_property
     def router(self) -> BinlogRouter:
@@ -193,49 +195,79 @@ class Facts:
         control = self.control().value or {}
         parked, has_more = self._parked_by_task().value or ({}, False)
         letters = self.letter_counts().value or {}
+        rates = rates_of(self.rates().value or ())
+        lengths = {each.name: each.length for each in self.queues().value or ()}
         return [
             RouteState(
-                described={**describe_route(route), "queue": _queue_of(self.app, route.task, route.queue)},
+                described=described,
                 paused_by=control.get(f"route:{route.id}", {}).get("who"),
                 skipped_until=control.get(f"skip:{route.id}", {}).get("until"),
                 parked=parked.get(route.task, 0),
                 letters=letters.get(route.task, 0),
                 has_more_parked=has_more and route.task in parked,
+                rate=rates.by_route.get(route.id, NO_RATE),
+                waiting=lengths.get(described["queue"]),
             )
-            for route in self.router.routes
+            for route, described in self._described()
         ]
 
+    def described_route(self, name: str) -> Mapping[str, str]:
+        """Return the route with this id as words; raises CDCError."""
+        for route, described in self._described():
+            if route.id == name:
+                return described
+        raise CDCError(
+            f"There is no route {name[:100]}.",
+            hint="Load the routes again: they may have changed.",
+            code="route_unknown",
+        )
+
+    def _described(self) -> Iterator[tuple[Route, Mapping[str, str]]]:
+        for route in self.router.routes:
+            yield route, {**describe_route(route), "queue": _queue_of(self.app, route.task, route.queue)}
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._broker_queues.close()
+        self._broker.close()
+        self.stores.close()
+        if "_status_reader" in vars(self):
+            self._status_reader.close()
+
+    @cached_property
+    def _status_reader(self) -> StatusReader:
+        return StatusReader(self._settings, self.router)
+
+    def _status(self) -> Status:
+        reader = self._status_reader
+        with self.stores.opened() as redis:
+            return reader.read(redis)
+
+    def _rates(self) -> list[RateSample]:
+        with self.stores.opened() as redis:
+            return read_rates(redis, self.name)
+
     def _control(self) -> Mapping[str, Mapping[str, Any]]:
-        state = control_state(self._settings)
-        try:
+        with self.stores.opened() as redis:
+            state = ControlState(redis, self.name)
             state.read()
             return dict(state.fields)
-        finally:
-            state.close()
 
     def _record(self) -> Sequence[Outcome]:
-        queue = command_queue(self._settings)
-        try:
-            return queue.record()
-        finally:
-            queue.close()
+        with self.stores.opened() as redis:
+            return CommandQueue(redis, self.name).record()
 
     def _backfills(self) -> list[BackfillState]:
-        store = backfill_store(self._settings)
-        try:
-            return store.read()
-        finally:
-            store.close()
+        with self.stores.opened() as redis:
+            return BackfillStore(redis, self.name).read()
 
     def _replays(self) -> list[ReplayState]:
-        store = replay_store(self._settings)
-        try:
-            return store.read()
-        finally:
-            store.close()
+        with self.stores.opened() as redis:
+            return ReplayStore(redis, self.name).read()
 
     def _parked(self) -> Some[ParkedChange]:
-        with opened(self._settings) as store:
+        with self.stores.opened() as redis:
+            store = ParkedStore(redis, self.name)
             found = list(islice(store, _LOOKED_AT))
             total = max(store.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
         found.sort(key=lambda each: (each.parked_at, each.id), reverse=True)
@@ -243,29 +275,41 @@ class Facts:
 
     def _counted_parked(self) -> tuple[Mapping[str, int], bool]:
         """Return how many are parked of each task, and whether there are more."""
-        with opened(self._settings) as store:
+        with self.stores.opened() as redis:
+            store = ParkedStore(redis, self.name)
             found = Counter(each.task for each in islice(store, _LOOKED_AT))
             return found, found.total() == _LOOKED_AT and store.count() > _LOOKED_AT
 
+    def parked_change(self, name: str) -> ParkedChange:
+        """Return one parked change; raises NotParkedError and others."""
+        with self.stores.opened() as redis:
+            return ParkedStore(redis, self.name).get(name)
+
     def _key_count(self) -> int:
-        with groups_of(self.app) as groups:
-            return groups.count()
+        return self._broker.ask(lambda kombu: groups_on(kombu).count())
 
     def _keys(self) -> Some[HeldUp]:
-        with groups_of(self.app) as groups:
-            found, total = groups.oldest(MOST), groups.count()
+        def read(kombu: Any) -> tuple[list[HeldUp], int]:
+            groups = groups_on(kombu)
+            return groups.oldest(MOST), groups.count()
+
+        found, total = self._broker.ask(read)
         return Some(found, max(total, len(found)), total)
 
-    def queues(self, start: int = 0) -> Part[Some[QueueLength]]:
-        """Return the lengths of the queues of one page: each is a question to the broker."""
-        return _part(lambda: self._queues(start))
+    def waiting_for(self, keys: Iterable[str]) -> Mapping[str, int]:
+        """Return how many messages wait for each of these keys; nothing if the broker does not answer."""
 
-    def _queues(self, start: int) -> Some[QueueLength]:
+        def read(kombu: Any) -> dict[str, int]:
+            groups = groups_on(kombu)
+            found = [groups.of_key(key) for key in keys]
+            return {each.key: each.waiting for each in found if each is not None}
+
+        return _part(lambda: self._broker.ask(read)).value or {}
+
+    def _queues(self) -> list[QueueLength]:
         status = self.status().value
         aside = {} if status is None else status.saved.set_aside
-        names = sorted(self._queue_names())
-        found = list(_lengths(self.app, names[start : start + MOST], aside))
-        return Some(found, len(names), len(names))
+        return self._broker_queues.read(self.router.routes, aside, self.rates().value or ())
 
     def _cached(self) -> list[CachedTable]:
         tables = {
@@ -275,12 +319,6 @@ class Facts:
         }
         with cache.errors_translated():
             return [_cached_table(table) for table in sorted(tables)]
-
-    def _queue_names(self) -> set[str]:
-        names = set()
-        for route in self.router.routes:
-            names.add(_queue_of(self.app, route.task, route.queue))
-        return names
 
 
 def _letters() -> Some[DeadLetter]:
@@ -304,40 +342,6 @@ def _queue_of(app: Celery, task: str, queue: str | None) -> str:
         return queue
     found = app.amqp.router.route({}, task).get("queue")
     return str(getattr(found, "name", None) or found or app.conf.task_default_queue)
-
-
-def _lengths(app: Celery, names: Sequence[str], aside: Mapping[str, int]) -> Iterator[QueueLength]:
-    try:
-        with app.connection_for_read() as connection:
-            connection.ensure_connection(
-                max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
-            )
-            for name in names:
-                yield _length(connection, name, aside.get(name, 0))
-    except _errors(app) as error:
-        raise CDCError(
-            f"The broker did not answer: {error}",
-            hint="Start it, or correct CELERY_BROKER_URL.",
-            code="broker_away",
-        ) from error
-
-
-def _errors(app: Celery) -> tuple[type[BaseException], ...]:
-    from kombu.exceptions import OperationalError
-
-    with app.connection_for_read() as connection:
-        return (OperationalError, OSError, *connection.connection_errors)
-
-
-def _length(connection: Any, name: str, set_aside: int) -> QueueLength:
-    try:
-        with connection.channel() as channel:
-            declared = channel.queue_declare(name, passive=True)
-    except connection.channel_errors:  # the broker does not have it yet; on Redis also one that is empty
-        is_redis = connection.transport.driver_type == "redis"
-        return QueueLength(name, 0 if is_redis else None, None, set_aside)
-    consumers = declared.consumer_count if connection.transport.driver_type == "amqp" else None
-    return QueueLength(name, int(declared.message_count), consumers, set_aside)
 
 
 def health(status: Part[Status], letters: int, held: int) -> Health:

@@ -11,7 +11,7 @@ from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.explained import Outcome, explain
 from listener.cli.found_change import find_in_histories
-from listener.cli.parked_changes import NotParkedError, opened
+from listener.cli.parked_changes import NotParkedError
 from listener.console.changes import Fate
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class TaskPages:
 
     def _parked(self, task_id: str) -> ParkedChange | None:
         try:
-            with opened(self._settings) as store:
-                return store.get(task_id)
+            return self._facts.parked_change(task_id)
         except NotParkedError:
             return None
 
