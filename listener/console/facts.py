@@ -5,9 +5,11 @@ Each part is read by itself. One that does not answer leaves its error in its pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -46,13 +48,14 @@ if TYPE_CHECKING:
     from listener.daemon.status import Status
     from listener.publish.parked import ParkedChange
 
-__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "health"]
+__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "Some", "health"]
 
 T = TypeVar("T")
 
 _REFRESH: Final = "cdc_tasks.refresh_master_cache"
 _FRESH: Final = 1.5  # seconds in which several viewers get one answer
-MOST: Final = 500  # lines on a page
+MOST: Final = 100  # lines of a table on a page
+_LOOKED_AT: Final = 1_000  # of what is kept without an order: the newest of these are shown
 
 
 class Part(NamedTuple, Generic[T]):
@@ -65,6 +68,18 @@ class Part(NamedTuple, Generic[T]):
     @property
     def is_known(self) -> bool:
         return self.error is None
+
+
+class Some(NamedTuple, Generic[T]):
+    """Some of what there is, up to the lines of a page."""
+
+    shown: Sequence[T]
+    total: int
+    looked_at: int  # if it is below the total, others may be newer
+
+    @property
+    def more(self) -> int:
+        return max(self.total - len(self.shown), 0)
 
 
 class Health(NamedTuple):
@@ -105,6 +120,7 @@ class RouteState:
     skipped_until: str | None
     parked: int
     letters: int
+    has_more_parked: bool  # than were counted
     rate: RouteRate
     waiting: int | None  # messages in its queue; None: not known
 
@@ -152,10 +168,12 @@ class Facts:
         self.record: _Fresh[Sequence[Outcome]] = _Fresh(self._record)
         self.backfills: _Fresh[list[BackfillState]] = _Fresh(self._backfills)
         self.replays: _Fresh[list[ReplayState]] = _Fresh(self._replays)
-        self.parked: _Fresh[list[ParkedChange]] = _Fresh(self._parked)
-        self.letters: _Fresh[list[DeadLetter]] = _Fresh(_letters)
+        self.parked: _Fresh[Some[ParkedChange]] = _Fresh(self._parked)
+        self.letters: _Fresh[Some[DeadLetter]] = _Fresh(_letters)
         self.letter_counts: _Fresh[dict[str, int]] = _Fresh(dead_letters.count_by_task)
-        self.keys: _Fresh[list[HeldUp]] = _Fresh(self._keys)
+        self.key_count: _Fresh[int] = _Fresh(self._key_count)
+        self.keys: _Fresh[Some[HeldUp]] = _Fresh(self._keys)
+        self._parked_by_task: _Fresh[tuple[Mapping[str, int], bool]] = _Fresh(self._counted_parked)
         self.cached: _Fresh[list[CachedTable]] = _Fresh(self._cached)
         self.messages_sent: _Fresh[int] = _Fresh(message_record.count)
         self.queues: _Fresh[list[QueueLength]] = _Fresh(self._queues)
@@ -187,9 +205,7 @@ class Facts:
 
     def _routes(self) -> list[RouteState]:
         control = self.control().value or {}
-        parked: dict[str, int] = {}
-        for each in self.parked().value or ():
-            parked[each.task] = parked.get(each.task, 0) + 1
+        parked, has_more = self._parked_by_task().value or ({}, False)
         letters = self.letter_counts().value or {}
         rates = rates_of(self.rates().value or ())
         lengths = {each.name: each.length for each in self.queues().value or ()}
@@ -200,6 +216,7 @@ class Facts:
                 skipped_until=control.get(f"skip:{route.id}", {}).get("until"),
                 parked=parked.get(route.task, 0),
                 letters=letters.get(route.task, 0),
+                has_more_parked=has_more and route.task in parked,
                 rate=rates.by_route.get(route.id, NO_RATE),
                 waiting=lengths.get(described["queue"]),
             )
@@ -260,19 +277,46 @@ class Facts:
         with self.stores.opened() as redis:
             return ReplayStore(redis, self.name).read()
 
-    def _parked(self) -> list[ParkedChange]:
+    def _parked(self) -> Some[ParkedChange]:
         with self.stores.opened() as redis:
-            found = list(ParkedStore(redis, self.name))
-        return sorted(found, key=lambda each: (each.parked_at, each.id), reverse=True)
+            store = ParkedStore(redis, self.name)
+            found = list(islice(store, _LOOKED_AT))
+            total = max(store.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+        found.sort(key=lambda each: (each.parked_at, each.id), reverse=True)
+        return Some(found[:MOST], total, len(found))
+
+    def _counted_parked(self) -> tuple[Mapping[str, int], bool]:
+        """Return how many are parked of each task, and whether there are more."""
+        with self.stores.opened() as redis:
+            store = ParkedStore(redis, self.name)
+            found = Counter(each.task for each in islice(store, _LOOKED_AT))
+            return found, found.total() == _LOOKED_AT and store.count() > _LOOKED_AT
 
     def parked_change(self, name: str) -> ParkedChange:
         """Return one parked change; raises NotParkedError and others."""
         with self.stores.opened() as redis:
             return ParkedStore(redis, self.name).get(name)
 
-    def _keys(self) -> list[HeldUp]:
-        found = self._broker.ask(lambda kombu: list(groups_on(kombu).held_up()))
-        return sorted(found, key=lambda each: (each.since, each.key))
+    def _key_count(self) -> int:
+        return self._broker.ask(lambda kombu: groups_on(kombu).count())
+
+    def _keys(self) -> Some[HeldUp]:
+        def read(kombu: Any) -> tuple[list[HeldUp], int]:
+            groups = groups_on(kombu)
+            return groups.oldest(MOST), groups.count()
+
+        found, total = self._broker.ask(read)
+        return Some(found, max(total, len(found)), total)
+
+    def waiting_for(self, keys: Iterable[str]) -> Mapping[str, int]:
+        """Return how many messages wait for each of these keys; nothing if the broker does not answer."""
+
+        def read(kombu: Any) -> dict[str, int]:
+            groups = groups_on(kombu)
+            found = [groups.of_key(key) for key in keys]
+            return {each.key: each.waiting for each in found if each is not None}
+
+        return _part(lambda: self._broker.ask(read)).value or {}
 
     def _queues(self) -> list[QueueLength]:
         status = self.status().value
@@ -289,8 +333,11 @@ class Facts:
             return [_cached_table(table) for table in sorted(tables)]
 
 
-def _letters() -> list[DeadLetter]:
-    return sorted(dead_letters.every(), key=lambda each: (each.failed_at, each.id), reverse=True)
+def _letters() -> Some[DeadLetter]:
+    found = list(islice(dead_letters.every(), _LOOKED_AT))
+    total = max(dead_letters.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+    found.sort(key=lambda each: (each.failed_at, each.id), reverse=True)
+    return Some(found[:MOST], total, len(found))
 
 
 def _cached_table(table: str) -> CachedTable:

@@ -117,7 +117,9 @@ LEVELS: Final = (
         "listener.control listener.testing",
         "listener.metrics",
         "listener.daemon",
-        "listener.cli.output listener.cli.parked_changes",  # the console shows and does the same
+        # the console shows and does the same
+        "listener.cli.output listener.cli.parked_changes",
+        "listener.cli.found_change",
         "listener.console",
         "listener.cli",
         "listener.__main__",
