@@ -46,7 +46,7 @@ def context(connection: Any, /, **values: Any) -> None:
     said = _with_trace(values)
     check_context(said)
     check_transaction(connection)
-    emit(connection, json.dumps({CONTEXT: said}), of_changes=True)
+    emit(connection, json.dumps({CONTEXT: said}))
 
 
 def _with_trace(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,4 +61,4 @@ def _with_trace(values: Mapping[str, Any]) -> dict[str, Any]:
 def emit_trace(connection: Any) -> None:
     """Let the transaction carry the current span, if tracing is on and there is one."""
     if tracing.is_on() and (said := _with_trace({})):
-        emit(connection, json.dumps({CONTEXT: said}), of_changes=True)
+        emit(connection, json.dumps({CONTEXT: said}))
