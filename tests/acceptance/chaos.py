@@ -9,6 +9,7 @@
     make chaos ARGS="--kills 20 --target backfill --rows 50000 --source mysql"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
+    make chaos ARGS="--kills 50 --target attribution --transactions 1000000"
     make chaos ARGS="--target alerts"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed; with `--target enqueue`
@@ -17,7 +18,8 @@ rows.
 
 Prints its seed. Exit status 1, and what is wrong, unless every committed change, and every task that was enqueued, is
 in the queues exactly once, in commit order, with the values that were committed, and nothing that was rolled back. With
-`--target tables`: or is in a gap that the listener told.
+`--target tables`: or is in a gap that the listener told. With `--target attribution`: and has the context of its own
+transaction, and its place in it.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
 from harness.server_process import ServerProcess
 from tests.acceptance.alerts import Incidents
+from tests.acceptance.attribution import attributed
 from tests.acceptance.binlog_definitions import disturbed
 from tests.acceptance.binlog_world import BinlogWorld
 from tests.acceptance.changing_tables import ChangingTables
@@ -67,6 +70,7 @@ Target = Literal[
     "keys",
     "backfill",
     "enqueue",
+    "attribution",
     "alerts",
 ]
 Source = Literal["postgresql", "mysql", "mariadb"]
@@ -209,6 +213,7 @@ def main(
             help="What is attacked; tables: they change while the listener dies; keys: workers with tasks in order; "
             "reload: not killed, but told to load its routes again; backfill: all three, while rows are read; "
             "enqueue: all three, also on MySQL and MariaDB; "
+            "attribution: the listener, while eight clients write transactions with contexts; "
             "alerts: ten incidents, each of which Prometheus has to tell."
         ),
     ] = "listener",
@@ -233,12 +238,15 @@ def main(
         Path | None, typer.Option(help="With --target keys: a file to keep what the tasks have noted.")
     ] = None,
     rows: Annotated[int, typer.Option(help="With --target backfill: how many rows are there.")] = 50_000,
+    transactions: Annotated[
+        int, typer.Option(help="With --target attribution: how many there are, of all clients.")
+    ] = 100_000,
 ) -> None:
     """Kill again and again while clients write, then hold the queues against what was committed."""
     seed = random.randrange(10**6) if seed is None else seed
     arguments = f"--kills {kills} --seed {seed} --target {target} --source {source}"
     typer.echo(f"seed {seed}: make chaos ARGS='{arguments}'")
-    if source != "postgresql" and target not in {"backfill", "enqueue"}:
+    if source != "postgresql" and target not in {"backfill", "enqueue", "attribution"}:
         _tell(disturbed(source, seed=seed, stops=kills, said=typer.echo), "exactly once")
     if target == "keys":
         of_broker = kills // 10 if broker_kills is None else broker_kills
@@ -258,6 +266,10 @@ def main(
         with ReadAttacks(seed=seed, rows=rows, source=source, said=typer.echo) as read_attacks:
             found = read_attacks.run(kills)
         _tell(found, "once, read or streamed")
+    if target == "attribution":
+        plugin_or_kind: Any = "pgoutput" if source == "postgresql" else source
+        found = attributed(plugin_or_kind, transactions=transactions, kills=kills, seed=seed, said=typer.echo)
+        _tell(found, "with the context of its transaction, at its place in it")
     if target == "alerts":
         with Incidents(typer.echo) as incidents:
             found = incidents.run()
