@@ -1,4 +1,4 @@
-"""No change is attributed to the wrong transaction: make chaos ARGS="--target attribution --transactions 100000".
+"""No change is attributed to the wrong transaction: make chaos ARGS="--target context --changes 100000".
 
 Eight clients, each a process, write transactions with and without a context, with savepoints, rollbacks and now and
 then a thousand rows, which PostgreSQL spills to disk. Each row and each enqueued task says of itself in which
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
 
-__all__ = ["Attribution", "Report", "attributed"]
+__all__ = ["Attribution", "Report", "attribute"]
 
 Source = Literal["pgoutput", "wal2json", "mysql", "mariadb"]
 
@@ -483,23 +483,6 @@ _TELL_EVERY: Final = 10.0  # seconds
 # --- The command -------------------------------------------------------------------------------------------
 
 
-def attributed(
-    source: Source, *, transactions: int, kills: int, seed: int, said: Callable[[str], None]
-) -> list[str]:
-    """Write, kill, compare, on servers of its own; return what is wrong."""
-    began = time.monotonic()
-    with ExitStack() as stack:
-        server, broker = _servers(source, stack)
-        fresh: Any = fresh_mysql_database if source in {"mysql", "mariadb"} else fresh_database
-        database = stack.enter_context(fresh(server))
-        report = Attribution(database, broker, source, seed=seed).run(transactions, kills=kills, said=said)
-    said(
-        f"{report.committed:,} transactions, {report.rows:,} rows and tasks, {report.kills} kills, "
-        f"{len(report.wrong)} wrong, in {time.monotonic() - began:,.0f} s"
-    )
-    return report.wrong
-
-
 def main(
     *,
     transactions: Annotated[int, typer.Option(help="Of all clients together.")] = 100_000,
@@ -510,10 +493,27 @@ def main(
     """Write, kill, compare."""
     chosen = Random().randrange(1 << 32) if seed is None else seed
     typer.echo(f"seed {chosen}")
-    wrong = attributed(source, transactions=transactions, kills=kills, seed=chosen, said=typer.echo)
-    for kind, times in Counter(wrong[:20]).items():
+    report = attribute(transactions, kills=kills, source=source, seed=chosen, said=typer.echo)
+    for kind, times in Counter(report.wrong[:20]).items():
         typer.echo(f"{times} {kind}", err=True)
-    raise typer.Exit(bool(wrong))
+    raise typer.Exit(bool(report.wrong))
+
+
+def attribute(
+    transactions: int, *, kills: int, source: Source, seed: int, said: Callable[[str], None]
+) -> Report:
+    """Start the servers, write, kill, compare."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        server, broker = _servers(source, stack)
+        fresh: Any = fresh_mysql_database if source in {"mysql", "mariadb"} else fresh_database
+        database = stack.enter_context(fresh(server))
+        report = Attribution(database, broker, source, seed=seed).run(transactions, kills=kills, said=said)
+    said(
+        f"{report.committed:,} transactions, {report.rows:,} rows and tasks, {report.kills} kills, "
+        f"{len(report.wrong)} wrong, in {time.monotonic() - began:,.0f} s"
+    )
+    return report
 
 
 def _servers(source: Source, stack: ExitStack) -> tuple[Any, str]:
