@@ -91,9 +91,7 @@ def _play(name: str, environment: Mapping[str, str]) -> tuple[int, str]:
         try:
             if stays:
                 wait_until(
-                    lambda: process.poll() is not None or _STAYS in _read(output.fileno()),
-                    timeout=120,
-                    what=_STAYS,
+                    lambda: process.poll() is not None or _STAYS in _read(output.fileno()), timeout=120, what=_STAYS
                 )
                 process.send_signal(signal.SIGINT)
             status = process.wait(at_most(120))
