@@ -28,10 +28,11 @@ def context(connection: Any, /, **values: Any) -> None:
     `values` are JSON scalars: text, integers of up to 64 bits, finite numbers, bools and None. All of them have up to
     2,000 bytes as JSON. They go through the database's log and the broker, so pass ids and not what they stand for.
 
-    In plain SQL, on PostgreSQL, within the transaction:
+    In plain SQL, on PostgreSQL, at the beginning of the transaction:
 
-        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}'),
-               pg_logical_emit_message(true, 'cdc_tasks_spacer', '');   -- for savepoints: see docs/context.md
+        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}');
+
+    Later, and in savepoints, with a second message behind it: see docs/context.md.
 
     On MySQL and MariaDB it is a row of `cdc_tasks_marks`, which is deleted at once:
 
