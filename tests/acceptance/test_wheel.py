@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.wheel import build, environment_with
+from tests.support.wheel import environment_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,14 +73,9 @@ print(*sorted(heavy & set(sys.modules)))
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path) -> Path:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the interpreter of an environment that has the wheel, and the dependencies of this one."""
-    return environment_with(wheel, wheel.parent / "venv")
+    return environment_with(wheel, tmp_path_factory.mktemp("installed") / "venv")
 
 
 def _checked(installed: Path, program: str, tmp_path: Path) -> tuple[int, str]:
