@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions chaos bench check format servers docs clean
+.PHONY: help demo test versions chaos bench check format servers docs release clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,9 +58,12 @@ docs: $(VENV)/.installed-dev  ## The site of the documentation, into build/site,
 	@echo "==> Making the site"
 	@$(BIN)/zensical build --clean --strict
 
+release: $(VENV)/.installed-dev  ## Wheel and source into dist/, each tried in an empty environment; nothing is uploaded
+	@scripts/release
+
 clean:  ## Throw away the virtual environments and the caches
 	@echo "==> Removing $(VENV), .versions and caches"
-	@rm -rf $(VENV) .versions build/site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) .versions build/site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt scripts/make-venv
 	@scripts/make-venv $(VENV) $*
