@@ -59,7 +59,9 @@ def test_its_requirements_name_what_it_imports_and_fit_what_is_installed(name: s
     assert imported | {"cdc-tasks"} <= required.keys() | {"pydantic"}  # FastAPI's own interface
     for each in required.values():
         assert each.specifier.contains(metadata.version(each.name)), each
-        assert each.extras <= {canonicalize_name(extra) for extra in metadata.metadata(each.name).get_all("Provides-Extra") or ()}
+        assert each.extras <= {
+            canonicalize_name(extra) for extra in metadata.metadata(each.name).get_all("Provides-Extra") or ()
+        }
 
 
 @each_example
@@ -94,11 +96,16 @@ def test_its_hints_name_variables_and_programs_that_it_has(name: str) -> None:
             assert variable in variables or program in procfile(_EXAMPLES / name), hint
 
 
-def test_a_second_database_that_is_not_named_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_database_that_is_not_named_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://localhost/none")
     monkeypatch.delenv("AUDIT_DATABASE_URL", raising=False)
     story = import_module("examples.stories.audit_log")
-    with pytest.raises(servers.ServerChoiceError, match="AUDIT_DATABASE_URL is not set"), started("audit-log", story, None):
+    with (
+        pytest.raises(servers.ServerChoiceError, match="AUDIT_DATABASE_URL is not set"),
+        started("audit-log", story, None),
+    ):
         pass
 
 

@@ -148,6 +148,7 @@ PACKAGES: Final = (
     "listener",
     "harness",
     "demo",
+    "examples",
     "benchmarks",
     "tests",
 )  # each may import those before it
