@@ -35,7 +35,7 @@ bench: $(VENV)/.installed-dev servers  ## Ours beside others, into docs/benchmar
 check: $(VENV)/.installed-dev  ## Lint, format and types, nothing is changed
 	@echo "==> Linting"
 	@$(BIN)/ruff check .
-	@$(BIN)/shellcheck .ci/run scripts/* docker/*/*.sh
+	@$(BIN)/shellcheck .ci/run scripts/* docker/*/*.sh examples/install examples/run
 	@echo "==> Checking the format"
 	@$(BIN)/ruff format --check .
 	@echo "==> Checking the types"

@@ -155,6 +155,7 @@ PACKAGES: Final = (
     "listener",
     "harness",
     "demo",
+    "examples",
     "benchmarks",
     "tests",
 )  # each may import those before it

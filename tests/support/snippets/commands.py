@@ -143,7 +143,7 @@ def _check_words(words: list[str], command: str) -> None:
     program = program.rpartition("/")[2]
     if program in {"python", "python3", ".venv/bin/python"}:
         program, arguments = _python(arguments)
-    if words[0].startswith("scripts/") and (CHECKOUT / words[0]).exists():
+    if words[0].startswith(("examples/", "scripts/")) and (CHECKOUT / words[0]).exists():
         return
     if checker := _CHECKERS.get(program):
         checker(arguments)
