@@ -6,7 +6,8 @@ let failed = false;
 function isBusy() {
   const focused = document.activeElement;
   const typing = focused && focused.matches("main input, main select, main textarea");
-  return document.hidden || typing || document.querySelector("main input:checked, main details.form[open]");
+  const asked = [...document.querySelectorAll("main .filter input")].some((each) => each.value !== each.defaultValue);
+  return document.hidden || typing || asked || document.querySelector("main input:checked, main details.form[open]");
 }
 
 async function refresh() {

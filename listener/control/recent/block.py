@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -29,7 +29,16 @@ from listener.control.recent.entries import (
     time_of,
 )
 
-__all__ = ["HEAD", "MOST_TABLES", "BlockError", "OpenBlock", "entries_of", "left_out_of", "text_of"]
+__all__ = [
+    "HEAD",
+    "MOST_TABLES",
+    "BlockError",
+    "Condition",
+    "OpenBlock",
+    "entries_of",
+    "left_out_of",
+    "text_of",
+]
 
 HEAD: Final = b"cdc-recent-1"  # then the number of changes, and a line end
 _HEAD: Final = re.compile(rb"cdc-recent-1 \d+\n")
@@ -39,6 +48,7 @@ _LEVEL: Final = 3  # of zlib
 _LARGEST: Final = 50_000_000  # bytes of JSON: a block has less than a hundredth of it
 
 T = TypeVar("T", bound=Hashable)
+Condition = Callable[[Any], bool]  # of a key or a context, as JSON has it
 
 
 class BlockError(ValueError):
@@ -135,10 +145,15 @@ def text_of(block: bytes) -> bytes:
     return text
 
 
-def entries_of(text: bytes) -> list[NotedChange | LeftOut]:
-    """Return a block's entries, the oldest first. Raise BlockError."""
+def entries_of(
+    text: bytes, *, key: Condition | None = None, context: Condition | None = None
+) -> list[NotedChange | LeftOut | None]:
+    """Return a block's entries, the oldest first; None for a change whose key or context is not as wanted.
+
+    Raise BlockError.
+    """
     try:
-        return list(_Parsed(orjson.loads(text)).entries())
+        return list(_Parsed(orjson.loads(text)).entries(key, context))
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BlockError(f"{type(error).__name__}: {error}") from error
 
@@ -170,17 +185,25 @@ class _Parsed:
             Kind(*each[:3], *(tuple(routes[at] for at in places) for places in each[3:5]))
             for each in fields["kinds"]
         ]
+        self._fates: dict[tuple[int, int, bool], tuple[Noted, ...]] = {}
 
-    def entries(self) -> Iterator[NotedChange | LeftOut]:
+    def entries(
+        self, key: Condition | None, context: Condition | None
+    ) -> Iterator[NotedChange | LeftOut | None]:
+        wanted = [context is None or context(each[3]) for each in self._transactions]
         for each in self._entries:
-            yield _left_out(each) if isinstance(each, dict) else self._change(*each)
+            if isinstance(each, dict):
+                yield _left_out(each)
+            elif wanted[each[0]] and (key is None or any(map(key, _keys_in(each)))):
+                yield self._change(*each)
+            else:
+                yield None
 
     def _change(self, *row: Any) -> NotedChange:
         at, ordinal, number, deeds, names, key, *rest = row
         old_key, own_id, coalesced = rest or (None, "", ())
         id_head, position_head, committed, context, is_muted = self._transactions[at]
         kind = self._kinds[number]
-        no = Fate.MUTED if is_muted else Fate.WHEN
         return NotedChange(
             id=own_id or f"{id_head}{ordinal}",
             schema=kind.schema,
@@ -192,8 +215,19 @@ class _Parsed:
             key=key or None,
             old_key=old_key or None,
             columns=None if names < 0 else self._columns[names],
-            routes=tuple(_noted(kind, self._deeds[deeds], dict(coalesced), no)),
+            routes=self._noted((number, deeds, is_muted), dict(coalesced)),
         )
+
+    def _noted(self, alike: tuple[int, int, bool], coalesced: dict[str, str]) -> tuple[Noted, ...]:
+        """Return what became of the routes: most changes have it in common with others."""
+        number, deeds, is_muted = alike
+        found = None if coalesced else self._fates.get(alike)
+        if found is None:
+            no = Fate.MUTED if is_muted else Fate.WHEN
+            found = tuple(_noted(self._kinds[number], self._deeds[deeds], coalesced, no))
+            if not coalesced:
+                self._fates[alike] = found
+        return found
 
 
 def _noted(kind: Kind, deeds: dict[str, Deed], coalesced: dict[str, str], no: Fate) -> Iterator[Noted]:
@@ -206,6 +240,11 @@ def _noted(kind: Kind, deeds: dict[str, Deed], coalesced: dict[str, str], no: Fa
             yield Noted(route, deed.fate, coalesced.get(deed.route, deed.detail))
     for route in kind.others:
         yield Noted(route, Fate.EVENT, "")
+
+
+def _keys_in(row: list[Any]) -> list[Any]:
+    """Return the key of the row, and the one that it had before."""
+    return [row[5], *row[6:7]]
 
 
 def _left_out(fields: dict[str, Any]) -> LeftOut:

@@ -82,17 +82,17 @@ class TableKeys:
 class _KnownKind:
     """A kind of change, with what noting it needs."""
 
-    __slots__ = ("columns", "is_enqueued", "is_update", "key", "key_set", "kind", "plain")
+    __slots__ = ("is_enqueued", "is_logged", "is_update", "key", "key_set", "kind", "plain")
 
-    def __init__(self, kind: Kind, key: tuple[str, ...]) -> None:
+    def __init__(self, kind: Kind, key: tuple[str, ...], *, is_logged: bool) -> None:
         self.kind = kind
+        self.is_logged = is_logged  # its changes are as a source logged them
         self.key = key
         self.key_set = frozenset(key)
         self.is_update = kind.event == _UPDATE
         self.is_enqueued = kind.event == _ENQUEUED
-        # What it has mostly fired: found again without being made again.
-        self.plain: dict[tuple[Route, ...], tuple[Deed, ...]] = {}
-        self.columns: dict[tuple[str, ...], tuple[str, ...]] = {}
+        # By the ids of the routes that fired, where there is no more to say: most changes have the same.
+        self.plain: dict[tuple[str, ...], tuple[Deed, ...]] = {}
 
 
 class Noter:
@@ -136,23 +136,24 @@ class Noter:
         in_force: InForce,
         heads: dict[tuple[str, bytes, bytes], str],
     ) -> Entry:
-        known = self._kinds.get(change.kind) or self._learn(change.kind)
+        known = self._kinds.get(change.kind) or self._learn(change)
         own, position = change.stamp
         ordinal = int(position[len(transaction.position_head) :])
         deeds, coalesced = _deeds(known, change, fired, in_force, heads)
         key = old_key = b""
         columns = None
         if not known.is_enqueued:
-            columns = _changed_columns(change) if known.is_update else None
+            columns = _changed_columns(change, known) if known.is_update else None
             if known.key:
                 key, old_key = _keys_of(change, known, columns)
         text = own.decode()
         own_id = "" if text == f"{transaction.id_head}{ordinal}" else text
         return Entry(transaction, ordinal, known.kind, deeds, columns, key, old_key, own_id, coalesced)
 
-    def _learn(self, name: tuple[str, str, str]) -> _KnownKind:
+    def _learn(self, change: Change) -> _KnownKind:
         if len(self._kinds) >= _MOST_KINDS:
             self._kinds.clear()
+        name = change.kind
         schema, table, event = name
         watching = self._router.routes_for(name)
         is_enqueued = event == _ENQUEUED
@@ -169,7 +170,7 @@ class Noter:
             tuple(map(self._known_route, others)),
         )
         key = () if is_enqueued else self._keys.of(schema, table)
-        found = self._kinds[name] = _KnownKind(kind, key)
+        found = self._kinds[name] = _KnownKind(kind, key, is_logged=isinstance(change, LoggedChange))
         return found
 
     def _known_route(self, route: Route) -> KnownRoute:
@@ -213,10 +214,13 @@ def _deeds(
 ) -> tuple[tuple[Deed, ...], tuple[tuple[str, str], ...]]:
     """Return what became of the routes that fired, and with which changes it was coalesced."""
     is_plain = not (in_force.paused or in_force.skips)
+    for each in fired:
+        if each.__class__ is Parked or each[0].coalesce:
+            is_plain = False
     if is_plain:
-        routes = tuple([each[0] for each in fired])
+        routes = tuple([each[0].id for each in fired])
         found = known.plain.get(routes)
-        if found is not None and not any(map(_is_special, fired)):
+        if found is not None:
             return found, ()
     deeds, coalesced = list[Deed](), list[tuple[str, str]]()
     for each in fired:
@@ -225,13 +229,9 @@ def _deeds(
         if head:
             coalesced.append((deed.route, head))
     made = tuple(deeds)
-    if is_plain and not any(map(_is_special, fired)) and len(known.plain) < _MOST_KINDS:
+    if is_plain and len(known.plain) < _MOST_KINDS:
         known.plain[routes] = made
     return made, tuple(coalesced)
-
-
-def _is_special(fired: Call | Parked) -> bool:
-    return fired.__class__ is Parked or fired[0].coalesce
 
 
 def _deed(
@@ -254,10 +254,11 @@ def _deed(
 # --- The row ------------------------------------------------------------------------------------------------
 
 
-def _changed_columns(change: Any) -> tuple[str, ...] | None:
+def _changed_columns(change: Any, known: _KnownKind) -> tuple[str, ...] | None:
     """Return the names of the columns that an update changed; None if the old row is not known."""
-    if isinstance(change, LoggedChange):
-        return change.changed_columns()
+    if known.is_logged:
+        columns: tuple[str, ...] | None = change.changed_columns()
+        return columns
     if change.before is None or change.after is None:
         return None
     return tuple(name for name in change.after if change.changed(name))
@@ -268,7 +269,7 @@ def _keys_of(change: Any, known: _KnownKind, columns: tuple[str, ...] | None) ->
     key = _json(change.row_json, known.key)
     if not known.is_update or (columns is not None and known.key_set.isdisjoint(columns)):
         return key, b""
-    if not isinstance(change, LoggedChange):
+    if not known.is_logged:
         return key, b""
     old_key = _json(change.old_row_json, known.key)
     return key, b"" if old_key == key else old_key

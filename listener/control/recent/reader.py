@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
-from listener.control.recent.block import BlockError, entries_of, left_out_of, text_of
+from listener.control.recent.block import BlockError, Condition, entries_of, left_out_of, text_of
 from listener.control.recent.entries import LeftOut, NotedChange
 from listener.control.recent.store import RecentStore, Sizes
 
@@ -41,7 +41,7 @@ class Sought:
 
     table: tuple[str, str] | None = None  # schema and table; an enqueued task has an empty schema
     event: str = ""
-    row: tuple[str, str] | None = None  # a column of the key, and its value
+    row: tuple[tuple[str, str], ...] = ()  # columns of the key, and their values
     who: tuple[str, str] | None = None  # a name in the context, empty: any, and its value
     since: datetime | None = None
     until: datetime | None = None
@@ -57,7 +57,7 @@ class Sought:
         return (
             (self.table is None or (change.schema, change.table) == self.table)
             and (not self.event or change.event.value == self.event)
-            and (self.row is None or _has(change.key, self.row) or _has(change.old_key, self.row))
+            and (not self.row or _is_row(change.key, self.row) or _is_row(change.old_key, self.row))
             and (self.who is None or _has(change.context, self.who))
             and (self.since is None or change.committed_at >= self.since)
             and (self.until is None or change.committed_at < self.until)
@@ -109,6 +109,9 @@ class _Search:
     def __init__(self, sought: Sought, before: Place | None, limit: int) -> None:
         self._sought, self._before, self._limit = sought, before, limit
         self._patterns = list(_patterns(sought))
+        row, who = sought.row, sought.who
+        self._key: Condition | None = (lambda key: _is_row(key, row)) if row else None
+        self._context: Condition | None = None if who is None else lambda context: _has(context, who)
         self._changes = 0
         self.found = list[tuple[Place, NotedChange | LeftOut]]()
         self.more: Place | None = None
@@ -120,16 +123,16 @@ class _Search:
         try:
             text = text_of(block)
             if all(each.search(text) for each in self._patterns):
-                self._take(number, entries_of(text))
+                self._take(number, entries_of(text, key=self._key, context=self._context))
             else:
                 self.left_out += sum(map(self._missed, left_out_of(text)))
         except (BlockError, ValueError):
             self.unreadable += 1
 
-    def _take(self, number: int, entries: Sequence[NotedChange | LeftOut]) -> None:
+    def _take(self, number: int, entries: Sequence[NotedChange | LeftOut | None]) -> None:
         for at in range(len(entries) - 1, -1, -1):
             place, entry = Place(number, at), entries[at]
-            if self._before is not None and place >= self._before:
+            if entry is None or (self._before is not None and place >= self._before):
                 continue
             if isinstance(entry, LeftOut):
                 self._pass(place, entry)
@@ -153,8 +156,7 @@ class _Search:
 
 def _patterns(sought: Sought) -> Iterator[re.Pattern[bytes]]:
     """Yield what a block has in it if it has a change that is sought."""
-    for asked in filter(None, (sought.row, sought.who)):
-        name, value = asked
+    for name, value in (*sought.row, *(() if sought.who is None else (sought.who,))):
         head = rb'"%b": ?' % _escaped(name) if name else b": ?"
         yield re.compile(rb'%b(?:%b|"%b")[,}]' % (head, re.escape(value.encode()), _escaped(value)))
     if sought.table is not None:
@@ -171,6 +173,10 @@ def _escaped(text: str) -> bytes:
     """Return a pattern for a text in JSON, with escapes as either of two writers makes them."""
     plain, ascii_only = (json.dumps(text, ensure_ascii=each)[1:-1].encode() for each in (False, True))
     return b"(?:%b|%b)" % (re.escape(plain), re.escape(ascii_only))
+
+
+def _is_row(key: Any, row: Sequence[tuple[str, str]]) -> bool:
+    return all(_has(key, each) for each in row)
 
 
 def _has(values: Any, asked: tuple[str, str]) -> bool:

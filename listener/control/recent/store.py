@@ -21,7 +21,7 @@ local size = tonumber(redis.call('HGET', state, 'bytes') or '0')
 local changes = tonumber(redis.call('HGET', state, 'changes') or '0')
 local pushed = tonumber(redis.call('HGET', state, 'pushed') or '0')
 local function changes_in(block)
-  return tonumber(string.match(block, '^HEAD (%d+)\\n') or '0')
+  return tonumber(string.match(block, '^MARK (%d+)\\n') or '0')
 end
 local function push(block)
   redis.call('LPUSH', blocks, block)
@@ -39,7 +39,7 @@ while size + #tail > limit do
 end
 redis.call('HSET', state, 'bytes', size, 'changes', changes, 'pushed', pushed, 'tail', tail, 'open', open)
 return size
-""".replace("HEAD", HEAD.decode().replace("-", "%-")).replace("OVERHEAD", str(BLOCK_OVERHEAD))
+""".replace("MARK", HEAD.decode().replace("-", "%-")).replace("OVERHEAD", str(BLOCK_OVERHEAD))
 
 
 class Sizes(NamedTuple):

@@ -244,7 +244,7 @@ class _Writer:
         if self._new:
             self._lost = _lost(self._new, self._lost)
             self.left_out[Why.STORE] += len(self._new)
-        if not self._has_failed:
+        if not self._has_failed and (self._new or not self._closed.is_set()):
             told = error.message if isinstance(error, CDCError) else f"{type(error).__name__}: {error}"
             log.warning("recent_changes_failed", reason=told, hint=_FAILED)
         self._has_failed = self._is_first = True
