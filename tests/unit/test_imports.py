@@ -149,6 +149,7 @@ PACKAGES: Final = (
     "harness",
     "demo",
     "benchmarks",
+    "reference",
     "tests",
 )  # each may import those before it
 
