@@ -117,6 +117,7 @@ LISTENER: Final = {
     "Metrics and console": {
         "metrics_served": "The [pages](../metrics.md) for Prometheus and probes are there.",
         "metrics_not_read": "A server did not say what `/metrics` shows of it.",
+        "rates_not_written": "What the routes do a second could not be written for the console now. The listener tries again.",
         "metrics_server_failed": "The thread that serves the pages had an error, and goes on in a second.",
         "metrics_page_failed": "A page could not be made; who asked got status 500.",
         "metrics_request_failed": "A client went away before it had its page.",

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from cdc_tasks.environment import TWINS
 from cdc_tasks.settings import TracingSettings, WorkerSettings
+from cdc_tasks.variables import FILE, SECRETS
 from listener.console.settings import ConsoleSettings
 from listener.daemon.settings import ListenerSettings
 from reference.text import escaped, page, table
@@ -56,6 +57,7 @@ _UNITS: Final = {
     "cdc_max_parked": "changes and tasks",
     "cdc_max_queue": "messages",
     "cdc_max_set_aside": "messages",
+    "cdc_messages_kept": "messages",
     "cdc_queue_alarm": "seconds",
     "cdc_replay_window": "seconds",
     "cdc_server_id": "a number",
@@ -85,6 +87,7 @@ _MORE: Final = {
     "CDC_MAX_PARKED": "See [a route that fails](operating.md#a-route-that-fails).",
     "CDC_METRICS_ADDRESS": "See [metrics](metrics.md). Each listener on a machine needs another one.",
     "CDC_QUEUE_ALARM": "See [alerts](metrics.md#alerts).",
+    "CDC_MESSAGES_KEPT": "See [the record of messages](console.md).",
     "CDC_JOURNAL": "See [replay](replay.md).",
     "CDC_CONSOLE_ADDRESS": "See [the console](console.md).",
     "CDC_CONSOLE_PASSWORD": "8 characters or more.",
@@ -159,6 +162,13 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
     },
 }
 
+_FILES: Final = """
+A secret may be in a file instead, as containers, Kubernetes and systemd hand them out. The name of the variable with `_FILE` behind
+it names the file. Line breaks at its end are no part of the value. It is read once, at the start. A variable and its `_FILE` cannot
+both be set. A file that is missing, empty, unreadable or no text is an error that names it. For a password that changes while the
+listener runs, use [`CDC_DATABASE_PASSWORD_COMMAND`](operating.md#passwords-that-expire).
+"""
+
 _ROW_HEAD: Final = ("variable", "default", "type", "read by", "meaning")
 
 
@@ -181,6 +191,7 @@ def _parts() -> Iterator[str]:
         yield table(_ROW_HEAD, [_row(name) for name in names])
         if title == "Listener and workers":
             yield from _twins()
+            yield from _files()
     for title, variables in _OTHERS.items():
         yield f"## {title}"
         yield table(_ROW_HEAD, [(f"`{name}`", *each) for name, each in variables.items()])
@@ -212,6 +223,16 @@ def _twins() -> Iterator[str]:
             for name, twin in TWINS.items()
         ],
     )
+
+
+def _files() -> Iterator[str]:
+    yield "### Secrets in files"
+    yield _FILES
+    rows = [
+        (f"`{name}{FILE}`", _NOTHING, "path of a file", "", f"A file with `{name}`.")
+        for name in sorted(SECRETS)
+    ]
+    yield table(_ROW_HEAD, rows)
 
 
 def fields() -> dict[str, FieldInfo]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from cdc_tasks.environment import secret_of
 from cdc_tasks.errors import CDCError
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def is_flower() -> bool:
 
 
 def prepare() -> None:
-    """Set our defaults and metrics in Flower; raise OpenFlowerError if the address needs a password."""
+    """Set our defaults and metrics in Flower; raise OpenFlowerError if the address needs a password.
+
+    Raises SettingsError if the file of the password cannot be read.
+    """
     from tornado.options import options
 
     from cdc_tasks.worker import metrics
@@ -51,6 +55,8 @@ def prepare() -> None:
         options.max_tasks = _MAX_TASKS
     if options.tasks_columns == _FLOWERS_OWN_COLUMNS:
         options.tasks_columns = _COLUMNS
+    if not options.basic_auth and (users := secret_of("FLOWER_BASIC_AUTH")):
+        options.basic_auth = users.split(",")
     if not (options.basic_auth or options.auth):
         _check_address(options.address, options.unix_socket)
         _take_known_hosts_only()

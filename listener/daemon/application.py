@@ -5,12 +5,11 @@ Without one, the listener has an app of Celery's settings alone, and imports no 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from cdc_tasks.config import settings_module
 from cdc_tasks.config.part_settings import use_settings
-from cdc_tasks.environment import TWINS, variable
+from cdc_tasks.environment import TWINS, is_set, variable
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, RouteError
 from cdc_tasks.settings import SettingsError
@@ -59,7 +58,7 @@ def celery_app(settings: ListenerSettings) -> Celery:
 def cache_url(settings: ListenerSettings) -> str:
     """Return the address of CACHE_URL's Redis; with CDC_APP that of CDC_CACHE_URL, or else of the app's own broker."""
     given = settings.cache_url.get_secret_value()
-    if settings.cdc_app is None or os.environ.get(TWINS["CACHE_URL"]):
+    if settings.cdc_app is None or is_set(TWINS["CACHE_URL"]):
         return given
     broker = str(_found_app(settings.cdc_app).conf.broker_write_url or "")
     return broker if broker.startswith(_PLAIN_REDIS) and ";" not in broker else given

@@ -39,7 +39,7 @@ from tests.conftest import fresh_database, fresh_mysql_database
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Attribution", "Report"]
+__all__ = ["Attribution", "Report", "attribute"]
 
 Source = Literal["pgoutput", "wal2json", "mysql", "mariadb"]
 
@@ -342,11 +342,7 @@ def main(
     chosen = Random().randrange(1 << 32) if seed is None else seed
     typer.echo(f"seed {chosen}")
     began = time.monotonic()
-    with ExitStack() as stack:
-        server, broker = _servers(source, stack)
-        fresh: Any = fresh_mysql_database if source in {"mysql", "mariadb"} else fresh_database
-        database = stack.enter_context(fresh(server))
-        report = Attribution(database, broker, source, seed=chosen).run(transactions, kills=kills)
+    report = attribute(transactions, kills=kills, source=source, seed=chosen)
     typer.echo(
         f"{report.committed:,} transactions, {report.rows:,} rows and tasks, {report.kills} kills, "
         f"{len(report.wrong)} wrong, in {time.monotonic() - began:,.0f} s"
@@ -354,6 +350,15 @@ def main(
     for kind, times in Counter(report.wrong[:20]).items():
         typer.echo(f"{times} {kind}", err=True)
     raise typer.Exit(bool(report.wrong))
+
+
+def attribute(transactions: int, *, kills: int, source: Source, seed: int) -> Report:
+    """Start the servers, write, kill, compare."""
+    with ExitStack() as stack:
+        server, broker = _servers(source, stack)
+        fresh: Any = fresh_mysql_database if source in {"mysql", "mariadb"} else fresh_database
+        database = stack.enter_context(fresh(server))
+        return Attribution(database, broker, source, seed=seed).run(transactions, kills=kills)
 
 
 def _servers(source: Source, stack: ExitStack) -> tuple[Any, str]:

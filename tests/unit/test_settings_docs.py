@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cdc_tasks.environment import TWINS
-from cdc_tasks.variables import KNOWN
+from cdc_tasks.variables import FILE, KNOWN, SECRETS
 from listener.cli.commands import cli
 from reference.settings import fields
 
@@ -35,7 +35,8 @@ def _read_directly() -> set[str]:
 
 def test_every_variable_in_the_code_is_documented_and_the_other_way_round() -> None:
     documented = {row["variable"] for row in _ROW.finditer(_SETTINGS_PAGE)}
-    assert documented == fields().keys() | _read_directly() | _OF_OTHERS | set(TWINS.values())
+    files = {f"{name}{FILE}" for name in SECRETS}
+    assert documented == fields().keys() | _read_directly() | _OF_OTHERS | set(TWINS.values()) | files
 
 
 def test_every_variable_of_ours_is_known_as_such() -> None:
