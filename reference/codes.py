@@ -257,6 +257,7 @@ FINDINGS: Final = {
     "foreign_worker": ("a worker of another application takes tasks from our queues", "problem"),
     "generated_column": ("a generated column is in no log", "warning"),
     "gtids": ("MySQL: whether GTIDs are on", "ok, warning"),
+    "host": ("the [managed host](../hosts/index.md), if it is one that is known", "ok"),
     "idle_slot_timeout": ("PostgreSQL: `idle_replication_slot_timeout`", "warning"),
     "kombu_unacked": ("workers with kombu's own transport have not acknowledged messages", "warning"),
     "log_bin": ("MySQL, MariaDB: `log_bin` is on", "ok, problem"),
