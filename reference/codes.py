@@ -198,7 +198,7 @@ CURES: Final = {
     "killed_workers": "Find out why they died, then: `python -m cdc_tasks dead-letters replay ID`",
     "kombu_unacked": "`python -m cdc_tasks give-back-unacked`, when no such worker runs any more.",
     "lock_lost": "Nothing: the listener takes the lock again.",
-    "log_retention": "MySQL: `SET PERSIST binlog_expire_logs_seconds = 604800;`.",
+    "log_retention": "MySQL: `SET PERSIST binlog_expire_logs_seconds = 604800;`. On a managed host: see [its page](../hosts/index.md).",
     "logged_as_statement": "Bring the table up to date, and then: `python -m listener run --accept-gap`",
     "malformed_message": "See it: `python -m cdc_tasks dead-letters show ID`",
     "mark": "Look at the message: it is the database's own.",

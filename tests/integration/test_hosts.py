@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -40,6 +41,14 @@ _REPLICATION = {
     "azure_pg_admin": 'ALTER ROLE "my listener" WITH REPLICATION;',
     "neon_superuser": "Create the role in Neon's console, CLI or API",
     "supabase_admin": 'ALTER ROLE "my listener" REPLICATION;   as postgres',
+}
+_PAGES = Path(__file__).resolve().parents[2] / "docs" / "hosts"
+_PAGE = {
+    "rds_superuser": "rds-aurora.md",
+    "cloudsqlsuperuser": "cloud-sql.md",
+    "azure_pg_admin": "azure.md",
+    "neon_superuser": "neon.md",
+    "supabase_admin": "supabase.md",
 }
 
 
@@ -84,6 +93,16 @@ def test_the_listener_itself_has_the_same_hint(server: PostgresServer, role: str
     ):
         create_slot(connection, "ours", "pgoutput")
     assert (caught.value.code, caught.value.hint) == ("wal_level", _WAL_LEVEL[role])
+
+
+def test_the_page_of_a_host_quotes_what_check_says(server: PostgresServer, role: str) -> None:
+    page = (_PAGES / _PAGE[role]).read_text()
+    found = Findings(server.url_of("postgres", user="my listener"))
+    replication = found["REPLICATION"].hint.replace('"my listener"', "cdc")
+    assert f"ok       host                    {found['host'].found}\n" in page
+    assert f"REPLICATION: cdc does not have it\n  {replication}\n" in page
+    if role != "supabase_admin":  # there it is logical from the beginning
+        assert f"wal_level: replica\n  {found['wal_level'].hint}\n" in page
 
 
 def test_elsewhere_the_hints_are_sql(server: PostgresServer) -> None:

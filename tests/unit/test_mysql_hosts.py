@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from listener.mysql.check import find_in_server
 from listener.mysql.client.server import Host, Server
 
+_PAGES = Path(__file__).resolve().parents[2] / "docs" / "hosts"
 _UNPREPARED = {
     "version_comment": "",
     "server_id": "1",
@@ -46,6 +49,14 @@ def test_amazons_own_retention_is_told_and_not_the_servers() -> None:
     assert "binlog retention hours" in found.found
     (found,) = [each for each in find_in_server(_CLOUD_SQL) if each.code == "log_retention"]
     assert found.hint == "the database flag binlog_expire_logs_seconds = 604800 of the instance"
+
+
+@pytest.mark.parametrize(("server", "page"), [(_AURORA, "rds-aurora.md"), (_CLOUD_SQL, "cloud-sql.md")])
+def test_the_page_of_a_host_quotes_what_check_says(server: Server, page: str) -> None:
+    text = (_PAGES / page).read_text()
+    for each in find_in_server(server):
+        if each.code in {"log_bin", "binlog_row_metadata"}:
+            assert f"{each.what}: {each.found}\n  {each.hint}\n" in text
 
 
 def test_elsewhere_the_hints_are_sql() -> None:
