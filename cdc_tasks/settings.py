@@ -251,6 +251,13 @@ class WorkerSettings(LogSettings, ConnectionSettings):
         description="Messages a second to one channel, and to a whole service, over all workers; 0: no limit. "
         "The default: slack=1:5,teams=2:10.",
     )
+    cdc_messages_kept: int = Field(
+        20_000,
+        ge=0,
+        le=10_000_000,
+        description="How many messages the record keeps that the console shows; 0: none. A message takes about 200 "
+        "bytes of the Redis at CACHE_URL.",
+    )
 
 
 @cache

@@ -75,6 +75,7 @@ KNOWN: Final = frozenset(
         "CDC_JOURNAL_AGE",
         "CDC_JOURNAL_SIZE",
         "CDC_LAG_ALARM",
+        "CDC_MESSAGES_KEPT",
         "CDC_METRICS_ADDRESS",
         "CDC_QUEUE_ALARM",
         "CDC_LOG_FORMAT",

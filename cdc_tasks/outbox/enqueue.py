@@ -24,6 +24,7 @@ LARGEST: Final = 8_000_000  # bytes of a message: it passes through the log, the
 
 def enqueue(
     connection: Any,
+    /,
     task: Any,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,

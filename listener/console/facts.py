@@ -16,31 +16,32 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from kombu.utils.encoding import bytes_to_str
 
 from cdc_tasks import cache
-from cdc_tasks.broker.message_groups import groups_of
+from cdc_tasks.broker.message_groups import groups_on
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
+from cdc_tasks.notify import message_record
 from cdc_tasks.words import counted
 from listener.cli.output import describe_route
-from listener.cli.parked_changes import opened
-from listener.control.backfills import BackfillState
-from listener.control.commands import Outcome
-from listener.control.replays import ReplayState
+from listener.cli.parked_changes import ParkedStore
+from listener.console.connections import BrokerConnection, Stores
+from listener.console.queues import QueueLength, Queues
+from listener.console.rates import NO_RATE, RouteRate, rates_of
+from listener.control.backfills import BackfillState, BackfillStore
+from listener.control.commands import CommandQueue
+from listener.control.control import ControlState
+from listener.control.replays import ReplayState, ReplayStore
 from listener.core.source_status import Reader
 from listener.daemon.application import celery_app, router_for
-from listener.daemon.wiring import (
-    backfill_store,
-    command_queue,
-    control_state,
-    read_status,
-    replay_store,
-)
+from listener.daemon.wiring import StatusReader
+from listener.metrics.rates import RateSample, read_rates
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from cdc_tasks.broker.redis.message_groups import HeldUp
     from cdc_tasks.dead_letters.store import DeadLetter
-    from cdc_tasks.routing.router import BinlogRouter
+    from cdc_tasks.record import Outcome
+    from cdc_tasks.routing.router import BinlogRouter, Route
     from listener.daemon.settings import ListenerSettings
     from listener.daemon.status import Status
     from listener.publish.parked import ParkedChange
@@ -73,15 +74,6 @@ class Health(NamedTuple):
     sentence: str
 
 
-class QueueLength(NamedTuple):
-    """A queue that a route sends to."""
-
-    name: str
-    length: int | None  # None: the broker does not have it yet
-    consumers: int | None  # None: not known on this broker
-    set_aside: int
-
-
 class CachedTable(NamedTuple):
     """A table of the master cache."""
 
@@ -101,6 +93,8 @@ class RouteState:
     skipped_until: str | None
     parked: int
     letters: int
+    rate: RouteRate
+    waiting: int | None  # messages in its queue; None: not known
 
 
 class _Fresh(Generic[T]):
@@ -137,7 +131,11 @@ class Facts:
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
         self.app: Celery = celery_app(settings)
-        self.status: _Fresh[Status] = _Fresh(lambda: read_status(settings, self.router))
+        self.stores = Stores(settings)
+        self._broker = BrokerConnection(self.app)
+        self._broker_queues = Queues(settings, self.app, self._broker)
+        self.status: _Fresh[Status] = _Fresh(self._status)
+        self.rates: _Fresh[list[RateSample]] = _Fresh(self._rates)
         self.control: _Fresh[Mapping[str, Mapping[str, Any]]] = _Fresh(self._control)
         self.record: _Fresh[Sequence[Outcome]] = _Fresh(self._record)
         self.backfills: _Fresh[list[BackfillState]] = _Fresh(self._backfills)
@@ -147,12 +145,18 @@ class Facts:
         self.letter_counts: _Fresh[dict[str, int]] = _Fresh(dead_letters.count_by_task)
         self.keys: _Fresh[list[HeldUp]] = _Fresh(self._keys)
         self.cached: _Fresh[list[CachedTable]] = _Fresh(self._cached)
+        self.messages_sent: _Fresh[int] = _Fresh(message_record.count)
         self.queues: _Fresh[list[QueueLength]] = _Fresh(self._queues)
 
     @property
     def name(self) -> str:
         """CDC_NAME."""
         return self._settings.cdc_name
+
+    @property
+    def is_shipped_app(self) -> bool:
+        """Whether the workers run cdc-tasks' own application, the help desk, and not somebody else's."""
+        return self._settings.cdc_app is None
 
     @cached_property
     def router(self) -> BinlogRouter:
@@ -175,58 +179,93 @@ class Facts:
         for each in self.parked().value or ():
             parked[each.task] = parked.get(each.task, 0) + 1
         letters = self.letter_counts().value or {}
+        rates = rates_of(self.rates().value or ())
+        lengths = {each.name: each.length for each in self.queues().value or ()}
         return [
             RouteState(
-                described={**describe_route(route), "queue": _queue_of(self.app, route.task, route.queue)},
+                described=described,
                 paused_by=control.get(f"route:{route.id}", {}).get("who"),
                 skipped_until=control.get(f"skip:{route.id}", {}).get("until"),
                 parked=parked.get(route.task, 0),
                 letters=letters.get(route.task, 0),
+                rate=rates.by_route.get(route.id, NO_RATE),
+                waiting=lengths.get(described["queue"]),
             )
-            for route in self.router.routes
+            for route, described in self._described()
         ]
 
+    def described_route(self, name: str) -> Mapping[str, str]:
+        """Return the route with this id as words; raises CDCError."""
+        for route, described in self._described():
+            if route.id == name:
+                return described
+        raise CDCError(
+            f"There is no route {name[:100]}.",
+            hint="Load the routes again: they may have changed.",
+            code="route_unknown",
+        )
+
+    def _described(self) -> Iterator[tuple[Route, Mapping[str, str]]]:
+        for route in self.router.routes:
+            yield route, {**describe_route(route), "queue": _queue_of(self.app, route.task, route.queue)}
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._broker_queues.close()
+        self._broker.close()
+        self.stores.close()
+        if "_status_reader" in vars(self):
+            self._status_reader.close()
+
+    @cached_property
+    def _status_reader(self) -> StatusReader:
+        return StatusReader(self._settings, self.router)
+
+    def _status(self) -> Status:
+        reader = self._status_reader
+        with self.stores.opened() as redis:
+            return reader.read(redis)
+
+    def _rates(self) -> list[RateSample]:
+        with self.stores.opened() as redis:
+            return read_rates(redis, self.name)
+
     def _control(self) -> Mapping[str, Mapping[str, Any]]:
-        state = control_state(self._settings)
-        try:
+        with self.stores.opened() as redis:
+            state = ControlState(redis, self.name)
             state.read()
             return dict(state.fields)
-        finally:
-            state.close()
 
     def _record(self) -> Sequence[Outcome]:
-        queue = command_queue(self._settings)
-        try:
-            return queue.record()
-        finally:
-            queue.close()
+        with self.stores.opened() as redis:
+            return CommandQueue(redis, self.name).record()
 
     def _backfills(self) -> list[BackfillState]:
-        store = backfill_store(self._settings)
-        try:
-            return store.read()
-        finally:
-            store.close()
+        with self.stores.opened() as redis:
+            return BackfillStore(redis, self.name).read()
 
     def _replays(self) -> list[ReplayState]:
-        store = replay_store(self._settings)
-        try:
-            return store.read()
-        finally:
-            store.close()
+        with self.stores.opened() as redis:
+            return ReplayStore(redis, self.name).read()
 
     def _parked(self) -> list[ParkedChange]:
-        with opened(self._settings) as store:
-            return sorted(store, key=lambda each: (each.parked_at, each.id), reverse=True)
+        with self.stores.opened() as redis:
+            found = list(ParkedStore(redis, self.name))
+        return sorted(found, key=lambda each: (each.parked_at, each.id), reverse=True)
+
+    def parked_change(self, name: str) -> ParkedChange:
+        """Return one parked change; raises NotParkedError and others."""
+        with self.stores.opened() as redis:
+            return ParkedStore(redis, self.name).get(name)
 
     def _keys(self) -> list[HeldUp]:
-        with groups_of(self.app) as groups:
-            return sorted(groups.held_up(), key=lambda each: (each.since, each.key))
+        found = self._broker.ask(lambda kombu: list(groups_on(kombu).held_up()))
+        return sorted(found, key=lambda each: (each.since, each.key))
 
     def _queues(self) -> list[QueueLength]:
         status = self.status().value
         aside = {} if status is None else status.saved.set_aside
-        return list(_lengths(self.app, sorted(self._queue_names()), aside))
+        return self._broker_queues.read(self.router.routes, aside, self.rates().value or ())
 
     def _cached(self) -> list[CachedTable]:
         tables = {
@@ -236,12 +275,6 @@ class Facts:
         }
         with cache.errors_translated():
             return [_cached_table(table) for table in sorted(tables)]
-
-    def _queue_names(self) -> set[str]:
-        names = set()
-        for route in self.router.routes:
-            names.add(_queue_of(self.app, route.task, route.queue))
-        return names
 
 
 def _letters() -> list[DeadLetter]:
@@ -262,40 +295,6 @@ def _queue_of(app: Celery, task: str, queue: str | None) -> str:
         return queue
     found = app.amqp.router.route({}, task).get("queue")
     return str(getattr(found, "name", None) or found or app.conf.task_default_queue)
-
-
-def _lengths(app: Celery, names: Sequence[str], aside: Mapping[str, int]) -> Iterator[QueueLength]:
-    try:
-        with app.connection_for_read() as connection:
-            connection.ensure_connection(
-                max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
-            )
-            for name in names:
-                yield _length(connection, name, aside.get(name, 0))
-    except _errors(app) as error:
-        raise CDCError(
-            f"The broker did not answer: {error}",
-            hint="Start it, or correct CELERY_BROKER_URL.",
-            code="broker_away",
-        ) from error
-
-
-def _errors(app: Celery) -> tuple[type[BaseException], ...]:
-    from kombu.exceptions import OperationalError
-
-    with app.connection_for_read() as connection:
-        return (OperationalError, OSError, *connection.connection_errors)
-
-
-def _length(connection: Any, name: str, set_aside: int) -> QueueLength:
-    try:
-        with connection.channel() as channel:
-            declared = channel.queue_declare(name, passive=True)
-    except connection.channel_errors:  # the broker does not have it yet; on Redis also one that is empty
-        is_redis = connection.transport.driver_type == "redis"
-        return QueueLength(name, 0 if is_redis else None, None, set_aside)
-    consumers = declared.consumer_count if connection.transport.driver_type == "amqp" else None
-    return QueueLength(name, int(declared.message_count), consumers, set_aside)
 
 
 def health(status: Part[Status], letters: int, held: int) -> Health:

@@ -30,9 +30,9 @@ from listener.metrics.sampler import Sampler
 from listener.metrics.samples import QueueSample
 from listener.publish.redis.connection import RedisConnection
 
-__all__ = ["metrics_of"]
+__all__ = ["SINCE_2000", "metrics_of"]
 
-_SINCE_2000: Final = (
+SINCE_2000: Final = (
     946_684_800.0  # seconds between 1970, from which MySQL counts, and 2000, from which PostgreSQL does
 )
 
@@ -94,7 +94,7 @@ def _queues(
     settings: ListenerSettings, app: Celery, routes: tuple[Route, ...], meter: Meter, *, on_redis: bool
 ) -> Sampler[QueueSample]:
     queues = queues_of(app, routes)
-    ages = QueueAges(0.0 if settings.database_type is DatabaseType.MYSQL else _SINCE_2000)
+    ages = QueueAges(0.0 if settings.database_type is DatabaseType.MYSQL else SINCE_2000)
     reader = RedisQueues(app, queues, ages) if on_redis else RabbitQueues(app, queues, ages, meter)
     return Sampler("queues", reader, reader.close)
 

@@ -39,6 +39,7 @@ SHARED: Final = {
     "cdc_tasks.installed",
     "cdc_tasks.logs",
     "cdc_tasks.passwords",
+    "cdc_tasks.record",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
     "cdc_tasks.routing.contexts",
@@ -70,6 +71,8 @@ CONSOLE: Final = {
     "cdc_tasks.cache",
     "cdc_tasks.cli.letters",
     "cdc_tasks.dead_letters.store",
+    "cdc_tasks.notify.message_record",
+    "cdc_tasks.notify.people",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
@@ -81,9 +84,10 @@ LEVELS: Final = (
             "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words "
             "cdc_tasks.source_lines cdc_tasks.totals"
         ),
-        "cdc_tasks.environment cdc_tasks.extras",
+        "cdc_tasks.environment cdc_tasks.extras cdc_tasks.record",
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
+        "cdc_tasks.record",
         (
             "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing "
             "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.command_line"
