@@ -86,9 +86,9 @@ def _built(directory: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path) -> Path:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the interpreter of an environment that has the wheel, and the dependencies of this one."""
-    return environment_with(wheel, wheel.parent / "venv")
+    return environment_with(wheel, tmp_path_factory.mktemp("installed") / "venv")
 
 
 def _checked(installed: Path, program: str, tmp_path: Path) -> tuple[int, str]:
