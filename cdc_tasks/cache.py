@@ -6,7 +6,6 @@ CACHE_URL is not read there: other programs mean a cache by it, which may be emp
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,7 @@ from redis.retry import Retry
 
 from cdc_tasks import environment
 from cdc_tasks.addresses import check_redis_address
-from cdc_tasks.environment import TWINS, SettingsError, value_of
+from cdc_tasks.environment import TWINS, SettingsError, is_set, secret_of, value_of
 from cdc_tasks.errors import CDCError
 from cdc_tasks.installed import current_app, has_redis, is_foreign
 from cdc_tasks.retry import TryAgain
@@ -70,7 +69,7 @@ def make_client(*, retry: Retry | None, **options: Any) -> redis.Redis:
     app = current_app()
     if not is_foreign(app):
         return redis.Redis.from_url(_checked(value_of("CACHE_URL") or _DEFAULT_URL), retry=retry, **options)
-    if url := os.environ.get(TWINS["CACHE_URL"]):
+    if url := secret_of(TWINS["CACHE_URL"]):
         return redis.Redis.from_url(_checked(url), retry=retry, **options)
     return _client_of_broker(app, retry, options)
 
@@ -89,8 +88,8 @@ def _checked(url: str) -> str:
 def where() -> str:
     """Return what says where it is, for errors: a variable, or the broker."""
     if not is_foreign(current_app()):
-        return environment.variable("CACHE_URL")
-    return TWINS["CACHE_URL"] if os.environ.get(TWINS["CACHE_URL"]) else "the broker's address"
+        return environment.set_by("CACHE_URL")
+    return environment.set_by("CACHE_URL") if is_set(TWINS["CACHE_URL"]) else "the broker's address"
 
 
 def _client_of_broker(app: Celery, retry: Retry | None, options: dict[str, Any]) -> redis.Redis:

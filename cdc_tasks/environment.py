@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from cdc_tasks.errors import CDCError
-from cdc_tasks.variables import TWINS, variable
+from cdc_tasks.variables import FILE, SECRETS, TWINS, is_set, set_by, variable
 
 __all__ = [
     "TWINS",
     "SettingsError",
     "check_queue_prefix",
+    "is_set",
     "queue_prefix",
+    "secret_of",
+    "set_by",
     "shown_context",
     "value_of",
     "variable",
@@ -33,8 +37,42 @@ class SettingsError(CDCError):
 
 
 def value_of(name: str) -> str | None:
-    """Return the value of the variable or of its twin; None if neither is set, or if it is empty."""
-    return os.environ.get(variable(name)) or None
+    """Return the value of the variable or of its twin; None if neither is set, or if it is empty.
+
+    Raises SettingsError if a file that should have it cannot be read.
+    """
+    chosen = variable(name)
+    return secret_of(chosen) if chosen in SECRETS else os.environ.get(chosen) or None
+
+
+def secret_of(name: str) -> str | None:
+    """Return the value of the variable, or of the file that `NAME_FILE` names; None if neither is set.
+
+    Line breaks at the end of a file are no part of the value. Raises SettingsError if there is no value in the file, or
+    if both variables are set.
+    """
+    value, path = os.environ.get(name), os.environ.get(f"{name}{FILE}")
+    if not path:
+        return value or None
+    if value:
+        raise SettingsError(f"{name} and {name}{FILE} are both set.", hint=f"Unset one of them: unset {name}")
+    return _read_secret(name, path)
+
+
+def _read_secret(name: str, path: str) -> str:
+    where, write = f"{name}{FILE}={path}", "Write the value alone into it."
+    try:
+        secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        hint = f"It has to be a file that user {os.geteuid()} may read: ls -l {path}"
+        raise SettingsError(f"{where} cannot be read: {error.strerror}.", hint=hint) from None
+    except ValueError:
+        raise SettingsError(f"{where} is not UTF-8 text.", hint=write) from None
+    if "\0" in secret:
+        raise SettingsError(f"{where} has a null byte.", hint=write)
+    if not secret.strip():
+        raise SettingsError(f"{where} is empty.", hint=write)
+    return secret
 
 
 def queue_prefix() -> str:

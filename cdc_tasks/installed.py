@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
-from cdc_tasks.environment import TWINS
+from cdc_tasks.environment import TWINS, is_set
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -97,7 +96,7 @@ def asked_parts(app: Celery) -> Parts:
 
 def has_redis(app: Celery) -> bool:
     """Return whether there is a Redis for what this app has to keep: CDC_CACHE_URL, or its broker."""
-    if not is_foreign(app) or os.environ.get(TWINS["CACHE_URL"]):
+    if not is_foreign(app) or is_set(TWINS["CACHE_URL"]):
         return True
     with app.connection_for_write() as connection:
         return bool(connection.transport.driver_type == "redis")

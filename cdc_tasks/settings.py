@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -10,9 +11,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdc_tasks.addresses import check_address, check_redis_address
-from cdc_tasks.environment import TWINS, SettingsError, check_queue_prefix, value_of, variable
+from cdc_tasks.environment import (
+    TWINS,
+    SettingsError,
+    check_queue_prefix,
+    secret_of,
+    set_by,
+    value_of,
+    variable,
+)
 from cdc_tasks.errors import mask_secrets
 from cdc_tasks.passwords import with_source
+from cdc_tasks.variables import SECRETS
 from cdc_tasks.words import counted
 
 __all__ = [
@@ -241,6 +251,13 @@ class WorkerSettings(LogSettings, ConnectionSettings):
         description="Messages a second to one channel, and to a whole service, over all workers; 0: no limit. "
         "The default: slack=1:5,teams=2:10.",
     )
+    cdc_messages_kept: int = Field(
+        20_000,
+        ge=0,
+        le=10_000_000,
+        description="How many messages the record keeps that the console shows; 0: none. A message takes about 200 "
+        "bytes of the Redis at CACHE_URL.",
+    )
 
 
 @cache
@@ -250,32 +267,51 @@ def worker_settings() -> WorkerSettings:
 
 
 def load(kind: type[T], **given: Any) -> T:
-    """Read the environment; `given` goes before it.
+    """Read the environment, and the files that it names; `given` goes before them.
 
     Raises SettingsError with every bad variable, its value and a hint.
     """
+    read, problems = _read(kind, given)
     try:
-        return kind(**{**_twins(kind), **given})
+        found = kind(**{**read, **given})
     except ValidationError as error:
-        problems = "\n".join(f"  - {_problem(kind, dict(each))}" for each in error.errors())
-        raise SettingsError(
-            f"{counted(error.error_count(), 'setting')} cannot be used:\n{problems}"
-        ) from None
+        found_here = [dict(each) for each in error.errors() if not problems.keys() & each["loc"]]
+        raise _unusable([*problems.values(), *(_problem(kind, each) for each in found_here)]) from None
+    if problems:
+        raise _unusable(list(problems.values()))
+    return found
 
 
-def _twins(kind: type[Settings]) -> dict[str, Any]:
-    """Return the values of the variables that go before those with which other programs mean something else."""
-    fields = kind.model_fields
-    return {
-        name.lower(): value_of(name) for name in TWINS if name.lower() in fields and variable(name) != name
-    }
+def _unusable(problems: list[str]) -> SettingsError:
+    listed = "\n".join(f"  - {each}" for each in problems)
+    return SettingsError(f"{counted(len(problems), 'setting')} cannot be used:\n{listed}")
+
+
+def _read(kind: type[Settings], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return by field the values that pydantic does not find by itself, and what is wrong with files.
+
+    Those are the variables that go before others, and secrets in files.
+    """
+    read: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+    for field in kind.model_fields.keys() - given.keys():
+        name = variable(field.upper())
+        if name not in SECRETS and name not in TWINS.values():
+            continue
+        try:
+            value = secret_of(name) if name in SECRETS else value_of(name)
+        except SettingsError as error:
+            problems[field] = f"{error.message} {error.hint}"
+        else:
+            read.update({field: value} if value is not None else {})
+    return read, problems
 
 
 def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
     name = str(error["loc"][0]) if error["loc"] else "environment"
     field = kind.model_fields.get(name)
     hint = f" {field.description}" if field and field.description else ""
-    shown = variable(name.upper())
+    shown = set_by(name.upper())
     if error["type"] == "missing":
         return f"{shown} is not set.{hint}"
     problem = error["msg"].removeprefix("Value error, ")

@@ -1,4 +1,7 @@
-"""The names of variables: those that nothing reads, and the one to correct where another one goes first."""
+"""The names of variables: those that nothing reads, and the one to correct where another one goes first.
+
+A secret may be in a file: `DATABASE_URL_FILE` names it, as in the official container images.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 from difflib import get_close_matches
 from typing import Final
 
-__all__ = ["KNOWN", "TWINS", "as_set", "unknown_variables", "variable"]
+__all__ = ["FILE", "KNOWN", "SECRETS", "TWINS", "as_set", "is_set", "set_by", "unknown_variables", "variable"]
 
 # The variable that other programs read, and the one that goes first.
 TWINS: Final = {
@@ -16,6 +19,22 @@ TWINS: Final = {
     "CELERY_CONFIG_MODULE": "CDC_CELERY_CONFIG_MODULE",
     "DATABASE_URL": "CDC_DATABASE_URL",
 }
+FILE: Final = "_FILE"
+# Those whose value may be in a file, which the same name with _FILE behind it names.
+SECRETS: Final = frozenset(
+    {
+        "CACHE_URL",
+        "CDC_BROKER_URL",
+        "CDC_CACHE_URL",
+        "CDC_CONSOLE_PASSWORD",
+        "CDC_CONSOLE_READ_PASSWORD",
+        "CDC_DATABASE_URL",
+        "CDC_SECRET_KEY",
+        "CELERY_BROKER_URL",
+        "DATABASE_URL",
+        "FLOWER_BASIC_AUTH",
+    }
+)
 # With CDC_APP these settings are the app's. CACHE_URL is not read then: others mean a cache by it.
 _WITH_APP: Final = {
     "CACHE_URL": "CDC_CACHE_URL",
@@ -29,6 +48,7 @@ _NAME: Final = re.compile(
 # All of docs/settings.md. The listener and the workers may share an environment, and each knows the other's.
 KNOWN: Final = frozenset(
     {
+        *(f"{name}{FILE}" for name in SECRETS if name.startswith("CDC_")),
         "CDC_APP",
         "CDC_BATCH_SIZE",
         "CDC_BATCH_WAIT",
@@ -41,6 +61,7 @@ KNOWN: Final = frozenset(
         "CDC_CONSOLE_HOSTS",
         "CDC_CONSOLE_PASSWORD",
         "CDC_CONSOLE_READ_PASSWORD",
+        "CDC_CONSOLE_URL",
         "CDC_CONSOLE_USER_HEADER",
         "CDC_CONTEXT_SHOWN",
         "CDC_DATABASE_PASSWORD_COMMAND",
@@ -55,6 +76,7 @@ KNOWN: Final = frozenset(
         "CDC_JOURNAL_AGE",
         "CDC_JOURNAL_SIZE",
         "CDC_LAG_ALARM",
+        "CDC_MESSAGES_KEPT",
         "CDC_METRICS_ADDRESS",
         "CDC_QUEUE_ALARM",
         "CDC_LOG_FORMAT",
@@ -85,7 +107,18 @@ _OF_TESTS: Final = "CDC_TEST_"
 def variable(name: str) -> str:
     """Return the variable that gives this value: the twin if it is set, else the name itself."""
     twin = TWINS.get(name)
-    return twin if twin is not None and os.environ.get(twin) else name
+    return twin if twin is not None and is_set(twin) else name
+
+
+def is_set(name: str) -> bool:
+    """Return whether the variable has a value, or names a file that has it."""
+    return bool(os.environ.get(name) or (name in SECRETS and os.environ.get(f"{name}{FILE}")))
+
+
+def set_by(name: str) -> str:
+    """Return the variable to correct: the twin if it is set, and with _FILE behind it if that names the file."""
+    chosen = variable(name)
+    return f"{chosen}{FILE}" if is_set(chosen) and not os.environ.get(chosen) else chosen
 
 
 def as_set(text: str) -> str:
@@ -96,8 +129,9 @@ def as_set(text: str) -> str:
 def _as_set(found: re.Match[str]) -> str:
     name, app = found[1], _other_app()
     if found[0].startswith("$"):  # in a command for a shell
-        return f"${variable(name)}"
-    return _WITH_APP[name].format(app) if app and name in _WITH_APP else variable(name)
+        chosen = set_by(name)
+        return f"$(cat ${chosen})" if chosen.endswith(FILE) else f"${chosen}"
+    return _WITH_APP[name].format(app) if app and name in _WITH_APP else set_by(name)
 
 
 def _other_app() -> str | None:

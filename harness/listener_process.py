@@ -47,8 +47,12 @@ class ListenerProcess:
         *,
         park: tuple[str, int] | None = None,
         arguments: Sequence[str] = (),
+        checkout: Path = _CHECKOUT,
     ) -> None:
-        """`park` is a point and how many times it is passed before it parks there; `arguments` are those of `run`."""
+        """`park` is a point and how many times it is passed before it parks there; `arguments` are those of `run`.
+
+        `checkout` has the code that runs: this one's, or another version's.
+        """
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1", "CDC_LOG_FORMAT": "json"}
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".listener.log")  # noqa: SIM115  # closed in `close`
         self._parked, self._parks = os.pipe()
@@ -60,7 +64,7 @@ class ListenerProcess:
         command += arguments
         self.process = subprocess.Popen(
             mortal(command),
-            cwd=_CHECKOUT,
+            cwd=checkout,
             env=self._environment,
             stdout=self._log,
             stderr=subprocess.STDOUT,

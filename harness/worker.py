@@ -42,8 +42,11 @@ class Worker:
         log_file: Path | None = None,
         mingle: bool = False,
         application: str = "cdc_tasks",
+        checkout: Path = _CHECKOUT,
     ) -> None:
+        """`checkout` has the code that runs: this one's, or another version's."""
         self._application = application
+        self._checkout = checkout
         self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
         self._arguments = ["-c", str(concurrency), *arguments]
         if not mingle:  # no other worker is there to be greeted, which would take a second
@@ -57,7 +60,7 @@ class Worker:
         command = [sys.executable, "-m", "celery", "-A", self._application, "worker", "--loglevel", "info"]
         self.process = self.popen(
             [*command, *self._arguments],
-            cwd=_CHECKOUT,
+            cwd=self._checkout,
             env=self._environment,
             stdout=self._log,
             stderr=subprocess.STDOUT,

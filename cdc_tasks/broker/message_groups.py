@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-__all__ = ["GroupsUnknownError", "groups_of", "hold_key", "note_retry"]
+__all__ = ["GroupsUnknownError", "groups_of", "groups_on", "hold_key", "note_retry"]
 
 
 class GroupsUnknownError(CDCError):
@@ -48,13 +48,7 @@ def _tell(message: Any, what: str, *more: Any) -> None:
 def groups_of(app: Celery) -> Iterator[MessageGroups | PartitionedGroups]:
     """Open the message groups of the app's broker; raises GroupsUnknownError, also for errors within the block."""
     with app.connection_for_write() as connection:
-        kind = connection.transport.driver_type
-        if kind not in {"redis", "amqp"}:
-            raise GroupsUnknownError(
-                "This broker is neither Redis nor RabbitMQ, so tasks with a key have no order on it.",
-                hint="See docs/tasks.md, Order by key.",
-                code="groups_not_on_redis",
-            )
+        kind = _kind_of(connection)
         errors = _errors_of(connection)
         try:
             # No long retry: a person waits for the answer.
@@ -74,6 +68,28 @@ def groups_of(app: Celery) -> Iterator[MessageGroups | PartitionedGroups]:
             raise GroupsUnknownError(
                 f"The broker did not answer: {error}", hint=f"redis-cli -u ${url} PING"
             ) from error
+
+
+def groups_on(connection: Any) -> MessageGroups | PartitionedGroups:
+    """Return the message groups of the broker that this connection leads to, which the caller keeps.
+
+    Raises GroupsUnknownError; what is asked of them raises the errors of Redis and kombu.
+    """
+    if _kind_of(connection) == "amqp":
+        return PartitionedGroups(connection)
+    channel: Any = connection.default_channel
+    return MessageGroups(redis.Redis(connection_pool=channel.pool), channel.global_keyprefix)
+
+
+def _kind_of(connection: Any) -> str:
+    kind = str(connection.transport.driver_type)
+    if kind not in {"redis", "amqp"}:
+        raise GroupsUnknownError(
+            "This broker is neither Redis nor RabbitMQ, so tasks with a key have no order on it.",
+            hint="See docs/tasks.md, Order by key.",
+            code="groups_not_on_redis",
+        )
+    return kind
 
 
 def _errors_of(connection: Any) -> tuple[type[Exception], ...]:

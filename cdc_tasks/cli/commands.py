@@ -17,6 +17,7 @@ from cdc_tasks.cli import chosen_app
 from cdc_tasks.cli import dead_letters as dead_letter_commands
 from cdc_tasks.cli import keys as key_commands
 from cdc_tasks.cli.driver_errors import explain
+from cdc_tasks.cli.recorded import recorded
 from cdc_tasks.command_line import Version, print_json
 from cdc_tasks.words import counted
 
@@ -222,8 +223,12 @@ def refresh_cache(
     from cdc_tasks import master_cache
 
     _load_tasks()
-    for table in tables or master_cache.TABLE_TO_CACHE_KEYS:
-        _say(master_cache.refresh(table))
+    chosen = list(tables or master_cache.TABLE_TO_CACHE_KEYS)
+    with recorded("refresh_cache", chosen, "refreshed") as doing:
+        for table in chosen:
+            told = master_cache.refresh(table)
+            doing.did(told)
+            _say(told)
 
 
 @cli.command("give-back-unacked")
@@ -248,6 +253,8 @@ def give_back_unacked() -> None:
             [*app.amqp.queues, *OLD_NAMES],
             prefix=channel.global_keyprefix,
         )
+        with recorded("give_back_unacked", [], "requeued") as doing:
+            doing.did(f"{counted(number, 'message')} requeued")
     _say(f"{counted(number, 'message')} requeued.")
 
 

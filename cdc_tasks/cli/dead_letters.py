@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdc_tasks.cli.chosen_app import chosen
+from cdc_tasks.cli.recorded import recorded
 from cdc_tasks.environment import shown_context
 from cdc_tasks.words import counted, described_context
 
@@ -90,9 +91,11 @@ def replay(
     """Send the tasks again with the same ids, so that no notification is sent twice."""
     from cdc_tasks.cli.letters import replay_letter
 
-    for letter in _chosen(ids, task, since, until, everything=everything):
-        was_sent, told = replay_letter(chosen(), letter)
-        typer.echo(f"{letter.id}: {told}", err=not was_sent)
+    with recorded("letter_replay", _named(ids, task, since, until), "sent again") as doing:
+        for letter in _chosen(ids, task, since, until, everything=everything):
+            was_sent, told = replay_letter(chosen(), letter)
+            doing.did(told, went_well=was_sent)
+            typer.echo(f"{letter.id}: {told}", err=not was_sent)
 
 
 @cli.command()
@@ -102,8 +105,21 @@ def drop(
     """Delete dead letters. A message group that waits for one of them goes on."""
     from cdc_tasks.cli.letters import drop_letter
 
-    for letter in _chosen(ids, task, since, until, everything=everything):
-        typer.echo(f"{letter.id}: {drop_letter(chosen(), letter)}")
+    with recorded("letter_drop", _named(ids, task, since, until), "dropped") as doing:
+        for letter in _chosen(ids, task, since, until, everything=everything):
+            told = drop_letter(chosen(), letter)
+            doing.did(told)
+            typer.echo(f"{letter.id}: {told}")
+
+
+def _named(
+    ids: Sequence[str] | None, task: str | None, since: datetime | None, until: datetime | None
+) -> list[str]:
+    """Return what the record says that a command is about."""
+    if ids:
+        return list(ids)
+    given = {"--task": task, "--since": since, "--until": until}
+    return [f"{name} {value}" for name, value in given.items() if value is not None] or ["all"]
 
 
 def _chosen(

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cdc_tasks.cli.recorded import recorded
 from cdc_tasks.command_line import print_json
 from cdc_tasks.errors import CDCError
 from cdc_tasks.words import counted
@@ -84,6 +85,14 @@ def skip(
     The task is not deleted. A failed one stays a dead letter. One that is retried later waits for its turn behind the
     others.
     """
+    with recorded("key_skip", [key], "skipped") as doing:
+        told = _skip(key, force=force)
+        doing.did(told)
+    typer.echo(f"{key}: {told}")
+
+
+def _skip(key: str, *, force: bool) -> str:
+    """Let the key go on; return what happened."""
     from cdc_tasks.broker.message_groups import groups_of
     from cdc_tasks.celery import app
 
@@ -95,8 +104,7 @@ def skip(
                 hint="Wait for its end. To run the next one beside it, add --force.",
                 code="key_taken",
             )
-        skipped = groups.skip(key, found.task_id)
-    typer.echo(f"{key}: {'goes on' if skipped else 'has gone on meanwhile'}")
+        return "goes on" if groups.skip(key, found.task_id) else "has gone on meanwhile"
 
 
 def _known(found: HeldUp | None, key: str) -> HeldUp:

@@ -11,7 +11,7 @@ from django import conf
 
 from cdc_tasks.django.celery_app import celery_app_name
 from cdc_tasks.django.database import database_url
-from cdc_tasks.environment import SettingsError
+from cdc_tasks.environment import SettingsError, is_set
 from cdc_tasks.variables import KNOWN
 
 __all__ = [
@@ -62,7 +62,7 @@ def put_into_environment() -> None:
         if name not in _WITHOUT_VARIABLE:
             _set(name, _text(name, getattr(conf.settings, name)))
     # Also if DATABASE_URL is set: that may be written for django-environ. What Django made of it is in DATABASES.
-    if not os.environ.get("CDC_DATABASE_URL"):
+    if not is_set("CDC_DATABASE_URL"):
         _set("CDC_DATABASE_URL", database_url(database_alias()))
     _set("CDC_ROUTES", routes_reference())
     _set(SKIP_CHECKS, "yes")
@@ -83,7 +83,7 @@ def _value(name: str) -> Any:
 
 
 def _set(name: str, value: str) -> None:
-    if value and not os.environ.get(name):  # an empty variable counts as not set
+    if value and not is_set(name):  # an empty variable counts as not set
         os.environ[name] = value
         os.environ[_OURS] = f"{os.environ.get(_OURS, '')} {name}"
 

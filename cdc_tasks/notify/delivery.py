@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
@@ -13,10 +14,13 @@ from kombu.exceptions import OperationalError
 
 from cdc_tasks import db, tracing
 from cdc_tasks.broker.redis.sent_together import sent_together
+from cdc_tasks.cache import CacheAwayError
+from cdc_tasks.dead_letters.store import ATTEMPTS
 from cdc_tasks.errors import CDCError
-from cdc_tasks.notify import accounts, preferences
+from cdc_tasks.notify import accounts, message_record, preferences
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
 from cdc_tasks.notify.message import Message, Notification, compose
+from cdc_tasks.notify.message_record import MessageNote
 from cdc_tasks.notify.rate_limit import Channel
 from cdc_tasks.notify.send_errors import AnswerLostError, NotSentError, RateLimitedError
 from cdc_tasks.notify.services import adapter_for, rate_of
@@ -60,14 +64,18 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
     with db.reading() as session:
         account = accounts.load(session, account_id)
         message = compose(session, notification)
+    note = _note(notification, account_id, account)
     if account is None or message is None:
-        return _nothing_sent(
-            notification, account_id, "the account is gone" if account is None else "its subject is gone"
-        )
+        reason = "the account is gone" if account is None else "its subject is gone"
+        note.ended(message_record.NOT_SENT, reason)
+        return _nothing_sent(notification, account_id, reason)
     quiet = preferences.of_row(account.preferences).quiet_seconds(datetime.now(UTC))
     if quiet:
+        note.waits(quiet, message_record.QUIET_HOURS)
         raise NotYetError("These are the user's quiet hours.", after=quiet)
-    if not _send_once(account, message, _delivery_id(notification, account_id)):
+    with _noted(note):
+        was_sent = _send_once(account, message, note)
+    if not was_sent:
         return _nothing_sent(notification, account_id, "it was sent before")
     log.info("message_sent", kind=kind, subject_id=subject_id, account_id=account_id, service=account.service)
     return f"sent to {account.service}"
@@ -128,9 +136,42 @@ def _delivery_id(notification: Notification, account_id: int) -> str:
     return str(uuid5(NAMESPACE_URL, name))
 
 
-def _send_once(account: accounts.Account, message: Message, delivery_id: str) -> bool:
+def _note(notification: Notification, account_id: int, account: accounts.Account | None) -> MessageNote:
+    """Return what the record of messages has of this one; of its earlier tries, no more than the errors' kinds."""
+    attempts = (deliver.request.headers or {}).get(ATTEMPTS, ())
+    return MessageNote(
+        id=_delivery_id(notification, account_id),
+        account_id=account_id,
+        kind=notification.kind,
+        subject_id=notification.subject_id,
+        change_id=notification.change_id,
+        service="" if account is None else account.service,
+        tries=[{**each, "error": str(each.get("error", "")).partition(":")[0]} for each in attempts],
+    )
+
+
+@contextmanager
+def _noted(note: MessageNote) -> Iterator[None]:
+    """Note why the message was not sent, if it was not."""
+    try:
+        yield
+    except (
+        NotYetError,
+        CacheAwayError,
+    ):  # the rate limit notes its own waits; without Redis there is no record
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        if isinstance(error, TryAgain) and may_retry(error, deliver.request, deliver.max_retries):
+            note.waits(seconds_without_jitter(error, deliver.request.retries), message_record.RETRY, kind)
+        else:
+            note.ended(message_record.GAVE_UP, kind)
+        raise
+
+
+def _send_once(account: accounts.Account, message: Message, note: MessageNote) -> bool:
     """Send the message; return False if it was sent before. Raises NotYetError, and the errors of `_send_claimed`."""
-    record, channel = DeliveryRecord(delivery_id), Channel.of(account)
+    record, channel = DeliveryRecord(note.id, note), Channel.of(account)
     claim = channel.acquire(rate_of(account.service), record)
     if claim is Claim.SENT:
         return False

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from cdc_tasks import cache, totals
 from cdc_tasks.broker.clock import CLOCK, LONGEST_STEP, STEADY
+from cdc_tasks.notify import message_record
 from cdc_tasks.retry import NotYetError, TryAgain
+from cdc_tasks.settings import worker_settings
+
+if TYPE_CHECKING:
+    from cdc_tasks.notify.message_record import MessageNote
 
 __all__ = ["CLAIM", "Claim", "DeliveryRecord", "claimed"]
 
@@ -69,15 +74,19 @@ redis.call('HSET', KEYS[1], 'until', steady(KEYS[2]) + ARGV[2])
 return 1
 """
 
-# KEYS: the record, the totals; ARGV: the holder, the outcome, seconds to keep the record, the field of its total
-_END: Final = f"""{totals.COUNT}
+# KEYS: the record, the totals, those of the record of messages; ARGV: the holder, the outcome, seconds to keep the
+# record, the field of its total, the message's id, how many messages to keep, the note
+_END: Final = f"""{totals.COUNT}{message_record.ENDED}
 local record, holder, outcome = KEYS[1], ARGV[1], ARGV[2]
 local found = redis.call('HGET', record, 'holder')
 if found and found ~= holder then return end
 if outcome == 'not sent' then
     redis.call('DEL', record)
 elseif outcome == 'sent' then
-    if redis.call('HSET', record, 'sent', 1) == 1 then count(KEYS[2], ARGV[4], 1) end
+    if redis.call('HSET', record, 'sent', 1) == 1 then
+        count(KEYS[2], ARGV[4], 1)
+        message_ended(3, ARGV[5], ARGV[6], ARGV[7])
+    end
     redis.call('EXPIRE', record, ARGV[3])
 else
     redis.call('HSET', record, 'until', 0)
@@ -88,8 +97,10 @@ end
 class DeliveryRecord:
     """One attempt at one message to one account."""
 
-    def __init__(self, delivery_id: str) -> None:
-        """`delivery_id`: the same for every attempt at this message."""
+    def __init__(self, delivery_id: str, note: MessageNote | None = None) -> None:
+        """`delivery_id`: the same for every attempt at this message. `note`: for the record of messages."""
+        self.id = delivery_id
+        self.note = note
         self.key = f"cdc:sent:{delivery_id}"
         self.holder = uuid4().hex
         self._asked_at = monotonic()
@@ -139,9 +150,18 @@ class DeliveryRecord:
     def _end(self, outcome: str, service: str = "") -> None:
         with cache.errors_translated():
             cache.client().register_script(_END)(
-                keys=[self.key, totals.TOTALS],
-                args=[self.holder, outcome, _KEPT, totals.field("delivered", service)],
+                keys=[self.key, totals.TOTALS, *message_record.KEYS],
+                args=[
+                    *(self.holder, outcome, _KEPT, totals.field("delivered", service)),
+                    *(self.id, *self._kept(outcome)),
+                ],
             )
+
+    def _kept(self, outcome: str) -> tuple[int, str]:
+        """Return how many messages the record keeps, and the note; other outcomes are noted with their error."""
+        if self.note is None or outcome != "sent":
+            return 0, ""
+        return worker_settings().cdc_messages_kept, self.note.text(message_record.SENT)
 
 
 def claimed(outcome: bytes, left: int) -> Claim:

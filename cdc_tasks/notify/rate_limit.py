@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from cdc_tasks import cache, totals
 from cdc_tasks.broker.clock import CLOCK, STEADY
+from cdc_tasks.notify import message_record
 from cdc_tasks.notify.delivery_log import CLAIM, claimed
 from cdc_tasks.retry import MAX_WAIT, NotYetError
 
@@ -30,8 +31,9 @@ __all__ = ["Channel"]
 # The times that are reserved for a message are in its delivery record. A message that was sent before reserves none.
 # Nor does a repeated call after a lost answer. The other keys expire after a day, which is longer than any wait.
 # KEYS: the delivery record, the next free time of the channel, of the service, the clock, the totals; ARGV:
-# milliseconds between two messages to the channel, to the service, the longest wait, what CLAIM needs, the total's
-_ACQUIRE: Final = f"""{STEADY}{CLAIM}{totals.COUNT}
+# milliseconds between two messages to the channel, to the service, the longest wait, what CLAIM needs, the total's, the
+# message's id, its note. Behind KEYS[5] are those of the record of messages.
+_ACQUIRE: Final = f"""{STEADY}{CLAIM}{totals.COUNT}{message_record.WAITS}
 local record, holder = KEYS[1], ARGV[4]
 local before = claim_before(record, holder)
 if before then return before end
@@ -55,6 +57,7 @@ local free = redis.call('MGET', KEYS[2] .. ':used', KEYS[3] .. ':used')
 wait = math.max(wait, tonumber(free[1] or 0) - now, tonumber(free[2] or 0) - now)
 if wait > 0 then
     count(KEYS[5], ARGV[7], 1)
+    message_waits(6, ARGV[8], wait, ARGV[9])
     return {{'wait', math.min(wait, tonumber(ARGV[3]))}}
 end
 if channel > 0 then redis.call('SET', KEYS[2] .. ':used', now + channel, 'EX', 86400) end
@@ -92,12 +95,16 @@ class Channel:
         between = (_milliseconds_between(rate.channel), _milliseconds_between(rate.service))
         with cache.errors_translated():
             outcome, milliseconds = cache.client().register_script(_ACQUIRE)(
-                keys=[record.key, self.key, f"cdc:pace:{self.service}", CLOCK, totals.TOTALS],
+                keys=[
+                    *(record.key, self.key, f"cdc:pace:{self.service}", CLOCK, totals.TOTALS),
+                    *message_record.KEYS,
+                ],
                 args=[
                     *between,
                     int(MAX_WAIT * 1000),
                     *record.claim_arguments(),
                     totals.field("rate_waits", self.service),
+                    *(record.id, record.note.text(message_record.RATE_LIMIT) if record.note else ""),
                 ],
             )
         if outcome == b"wait":

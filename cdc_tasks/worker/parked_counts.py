@@ -15,7 +15,7 @@ def counts() -> dict[str, int]:
 
     The changes are in the broker if it is Redis, else in CACHE_URL.
     """
-    broker = environment.variable("CELERY_BROKER_URL")
+    broker = environment.set_by("CELERY_BROKER_URL")
     with current_app().connection_for_read() as connection, cache.errors_translated(broker):
         if connection.transport.driver_type != "redis":
             with cache.errors_translated():

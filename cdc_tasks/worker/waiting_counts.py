@@ -16,7 +16,7 @@ def counts() -> dict[str, int]:
 
     On RabbitMQ the result is empty: RabbitMQ counts them itself.
     """
-    broker = environment.variable("CELERY_BROKER_URL")
+    broker = environment.set_by("CELERY_BROKER_URL")
     with current_app().connection_for_read() as connection, cache.errors_translated(broker):
         if connection.transport.driver_type != "redis":
             return {}

@@ -24,7 +24,7 @@ from listener.cli.output import console, table_of
 from listener.control.backfills import BackfillState, BackfillStore, chosen_routes
 from listener.control.commands import CommandRefusedError
 from listener.core.backfill import TablePlan
-from listener.daemon.database_url import home_schema
+from listener.daemon.asked import with_schema
 from listener.daemon.load_routes import load_router
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import backfill_store, count_backfill, plan_backfill
@@ -40,7 +40,7 @@ class Planned:
     def __init__(self, table: str, where: str | None, names: list[str], chunk: int) -> None:
         """`names` are tasks or ids of routes. Raises CDCError if it cannot be done."""
         self._settings = load(ListenerSettings)
-        self.schema, self.table = _names(self._settings, table)
+        self.schema, self.table = with_schema(self._settings, table)
         self._where, self._chunk = where, chunk
         self.plan = plan_backfill(self._settings, self.schema, self.table, where, chunk)
         router = load_router(self._settings.cdc_routes, self._settings.source_url)
@@ -83,11 +83,6 @@ def watch(name: str) -> None:
     shown = _follow(store, name)
     typer.echo(f"{shown['state']}: {_rows(shown)}" + (f" {shown['error']}" if shown["error"] else ""))
     raise typer.Exit(0 if shown["state"] == "done" else 1)
-
-
-def _names(settings: ListenerSettings, table: str) -> tuple[str, str]:
-    schema, dot, name = table.partition(".")
-    return (schema, name) if dot else (home_schema(settings.database_url.get_secret_value()), table)
 
 
 def _one(store: BackfillStore, wanted: str) -> BackfillState:

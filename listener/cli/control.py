@@ -97,7 +97,7 @@ def _operands(command: Command) -> list[str]:
     """Return what the command is about: a table or a backfill, and routes."""
     arguments = command.arguments
     named = [arguments[name] for name in ("table", "backfill", "replay") if name in arguments]
-    return [*named, *arguments.get("routes", ())]
+    return [*named, *arguments.get("routes", ()), *arguments.get("about", ())]
 
 
 def give(verb: str, arguments: Mapping[str, Any], wait: float, *, as_json: bool) -> str:
@@ -133,11 +133,13 @@ def _outcome(queue: CommandQueue, command: Command, wait: float) -> Outcome:
         if (outcome := queue.outcome(command)) is not None:
             return outcome
         if time.monotonic() >= end and queue.withdraw(command):
-            raise CommandRefusedError(
+            error = CommandRefusedError(
                 f"No listener did it within {wait:g} seconds, so the command was withdrawn.",
                 hint="See whether one reads: python -m listener status",
                 code="no_listener",
             )
+            queue.note(command, error)
+            raise error
         time.sleep(_ASK_EVERY)
 
 

@@ -28,7 +28,7 @@ from listener.daemon.wiring import checkpoint_store, recent_reader, replay_histo
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
-__all__ = ["ChangeNotFoundError", "Found", "find_change"]
+__all__ = ["ChangeNotFoundError", "Found", "find_change", "find_in_histories"]
 
 _ROUTE_ID: Final = re.compile(r"-[0-9a-f]{8}$")  # behind the change's id, in that of a task
 _EPOCHS: Final = {
@@ -74,6 +74,16 @@ def find_change(settings: ListenerSettings, router: BinlogRouter, change_id: str
         hint="Describe it instead: python -m listener explain TABLE EVENT --before '{…}' --after '{…}'\n"
         "A journal keeps changes from now on: export CDC_JOURNAL=/var/lib/cdc-tasks",
     )
+
+
+def find_in_histories(
+    settings: ListenerSettings, router: BinlogRouter, change_id: str
+) -> tuple[Found | None, str]:
+    """Return the same from the journal and the binlog alone; if it is not there, None and where it was looked for.
+
+    Raise CDCError if they cannot be read.
+    """
+    return _in_histories(router, settings, {change_id, _ROUTE_ID.sub("", change_id)})
 
 
 _Look = tuple[Found | None, str]

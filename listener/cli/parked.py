@@ -9,6 +9,10 @@ import typer
 from cdc_tasks.command_line import print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from listener.cli.parked_changes import ParkedStore
+    from listener.daemon.settings import ListenerSettings
     from listener.publish.parked import ParkedChange
 
 __all__ = ["cli"]
@@ -63,26 +67,55 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
 @cli.command()
 def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Give them to their routes again, as the routes are now. The tasks have the ids that they would have had."""
-    from listener.cli.parked_changes import chosen, opened, replay_parked
+    from listener.cli.parked_changes import replay_parked
     from listener.daemon.application import celery_app, router_for
-    from listener.daemon.settings import ListenerSettings, load
 
-    settings = load(ListenerSettings)
-    router, app, failed = router_for(settings), celery_app(settings), 0
-    with opened(settings) as store:
-        for parked in chosen(store, ids, task, everything=everything):
-            went_well, told = replay_parked(store, parked, router, app)
-            failed += not went_well
-            typer.echo(f"{parked.id}: {told}", err=not went_well)
-    raise typer.Exit(1 if failed else 0)
+    def again(store: ParkedStore, parked: ParkedChange) -> tuple[bool, str]:
+        return replay_parked(store, parked, router, app)
+
+    settings = _settings()
+    router, app = router_for(settings), celery_app(settings)
+    _do("parked_replay", "sent again", again, ids, task, everything=everything)
 
 
 @cli.command()
 def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
     """Drop them, forever."""
-    from listener.cli.parked_changes import chosen, drop_parked, opened
+    from listener.cli.parked_changes import drop_parked
+
+    _do(
+        "parked_drop",
+        "dropped",
+        lambda store, parked: (True, drop_parked(store, parked)),
+        ids,
+        task,
+        everything=everything,
+    )
+
+
+def _settings() -> ListenerSettings:
     from listener.daemon.settings import ListenerSettings, load
 
-    with opened(load(ListenerSettings)) as store:
+    return load(ListenerSettings)
+
+
+def _do(
+    verb: str,
+    done: str,
+    act: Callable[[ParkedStore, ParkedChange], tuple[bool, str]],
+    ids: list[str] | None,
+    task: str | None,
+    *,
+    everything: bool,
+) -> None:
+    """Do it with each change that is chosen, say what became of it, and record that. Exit status 1 if one failed."""
+    from listener.cli.parked_changes import chosen, opened, recorded
+
+    settings, failed = _settings(), 0
+    with opened(settings) as store, recorded(settings, verb, ids or [task or "all"], done) as outcomes:
         for parked in chosen(store, ids, task, everything=everything):
-            typer.echo(f"{parked.id}: {drop_parked(store, parked)}")
+            went_well, told = act(store, parked)
+            outcomes.append((went_well, told))
+            failed += not went_well
+            typer.echo(f"{parked.id}: {told}", err=not went_well)
+    raise typer.Exit(1 if failed else 0)

@@ -14,17 +14,30 @@ from redis.exceptions import ResponseError
 
 from cdc_tasks.changes import position_key
 from cdc_tasks.errors import CDCError
+from cdc_tasks.record import Command, about, summed
 from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from cdc_tasks.routing.message_groups import headers_of_key
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, RouteError
+from listener.control.commands import CommandQueue
 from listener.core.publisher import BrokerAwayError, BrokerError
 from listener.daemon.settings import ListenerSettings
 from listener.daemon.wiring import STORE_AWAY, checkpoint_store
 from listener.publish.parked import ParkedChange, parked_key, parse_parked
-from listener.publish.redis.connection import Command, RedisConnection
+from listener.publish.redis.connection import Command as RedisCommand
+from listener.publish.redis.connection import RedisConnection
 from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
 
-__all__ = ["ParkedStore", "chosen", "drop_parked", "fire", "opened", "replay_parked", "send"]
+__all__ = [
+    "NotParkedError",
+    "ParkedStore",
+    "chosen",
+    "drop_parked",
+    "fire",
+    "opened",
+    "recorded",
+    "replay_parked",
+    "send",
+]
 
 TAKEN = "is no longer parked: someone has just replayed or dropped it"
 _PAGE = "500"  # how many are read from Redis in one go
@@ -50,6 +63,10 @@ class ParkedStore:
             if cursor == b"0":
                 return
 
+    def count(self) -> int:
+        """Return how many changes are parked."""
+        return int(self._ask("HLEN", self._key))
+
     def get(self, task_id: str) -> ParkedChange:
         record = self._ask("HGET", self._key, task_id)
         if record is None:
@@ -66,7 +83,7 @@ class ParkedStore:
         return bool(self._ask("HDEL", self._key, task_id))
 
     def _ask(self, *command: str | bytes) -> Any:
-        words: Command = command
+        words: RedisCommand = command
         (answer,) = self._redis.send([words])
         if isinstance(answer, ResponseError):
             raise self._redis.refusal(answer)
@@ -82,6 +99,32 @@ def opened(settings: ListenerSettings) -> Iterator[ParkedStore]:
         if error.hint:
             raise
         raise BrokerAwayError(error.message, hint=STORE_AWAY) from error
+    finally:
+        redis.close()
+
+
+@contextmanager
+def recorded(
+    settings: ListenerSettings, verb: str, names: Sequence[str], done: str
+) -> Iterator[list[tuple[bool, str]]]:
+    """Record who did what to which changes, and what came of each, which the block adds; an error is recorded too."""
+    command, outcomes = Command(verb=verb, arguments=about(names)), list[tuple[bool, str]]()
+    try:
+        yield outcomes
+    except CDCError as error:
+        _note(settings, command, error)
+        raise
+    if outcomes:
+        _note(settings, command, summed(outcomes, done))
+
+
+def _note(settings: ListenerSettings, command: Command, result: str | CDCError) -> None:
+    """Write it; what was done counts also if that fails."""
+    redis = checkpoint_store(settings)
+    try:
+        CommandQueue(redis, settings.cdc_name).note(command, result)
+    except (BrokerAwayError, BrokerError) as error:
+        typer.echo(f"This is not in the record: {error.message}", err=True)
     finally:
         redis.close()
 

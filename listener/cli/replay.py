@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from datetime import time as clock
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 import typer
@@ -32,7 +31,6 @@ Until = Annotated[
 ]
 
 _WAIT: Final = 15.0
-_LONGEST_CLOCK: Final = 8  # letters: 14:00:00
 
 replays = typer.Typer(
     help="Replays: list, show, pause, resume or cancel them. Without a command: list.",
@@ -138,16 +136,12 @@ def journal(
 
 
 def parsed_time(text: str, option: str) -> datetime:
-    """Return the time: `now`, a time of today, or of yesterday if that is still to come, or a date and time."""
-    now = datetime.now(UTC)
-    if text == "now":
-        return now
+    """Return the time that a person wrote."""
+    from listener.daemon.asked import NotATimeError, parse_time
+
     try:
-        if "-" not in text and len(text) <= _LONGEST_CLOCK:
-            local = datetime.combine(now.astimezone().date(), clock.fromisoformat(text)).astimezone()
-            return (local if local <= now else local - timedelta(days=1)).astimezone(UTC)
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
+        return parse_time(text)
+    except NotATimeError:
         raise typer.BadParameter(
             f"{text!r} is no time: write now, 14:00, or 2026-11-26T14:00:00+01:00", param_hint=option
         ) from None

@@ -22,7 +22,7 @@ from listener.control.journal.reader import Summary
 from listener.control.replays import ReplayState, chosen_history, fired_by, named_replay, replayed_routes
 from listener.core.history import History, Kept, Selection, Wanted
 from listener.daemon.application import router_for
-from listener.daemon.database_url import home_schema
+from listener.daemon.asked import selection_of
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import journal_reader, replay_histories, replay_store
 
@@ -40,27 +40,12 @@ class Asked:
     ) -> None:
         """`rows` are values of the column id, or COLUMN=VALUE."""
         self.settings = load(ListenerSettings)
-        self.selection = Selection(
-            since=since,
-            until=until,
-            tables=tuple(self._with_schema(each) for each in tables),
-            row=tuple(_column_and_value(each) for each in rows),
-        )
-
-    def _with_schema(self, table: str) -> str:
-        if "." in table:
-            return table
-        return f"{home_schema(self.settings.database_url.get_secret_value())}.{table}"
+        self.selection = selection_of(self.settings, since, until, tables, rows)
 
     def changes(self) -> Iterator[JournalledChange]:
         """Yield them, in the order of the journal."""
         found = journal_reader(self.settings).changes(self.selection)
         return (change for _, change in found if change is not None)
-
-
-def _column_and_value(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    return (name, value) if equals else ("id", text)
 
 
 def dry_run_of(asked: Asked, names: list[str], *, as_json: bool) -> None:

@@ -11,11 +11,13 @@ from cdc_tasks.broker.message_groups import groups_of
 from cdc_tasks.cli.letters import drop_letter, replay_letter
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
-from cdc_tasks.words import counted
+from cdc_tasks.record import Command, about, summed
 from listener.cli.parked_changes import drop_parked, opened, replay_parked
-from listener.control.commands import Command
-from listener.daemon.database_url import home_schema
-from listener.daemon.wiring import command_queue, plan_backfill
+from listener.control.backfills import chosen_routes
+from listener.control.commands import CommandQueue, CommandRefusedError
+from listener.control.replays import replayed_routes
+from listener.daemon.asked import parse_time, selection_of, with_schema
+from listener.daemon.wiring import plan_backfill
 
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Actions", "Done"]
 
 _WAIT: Final = 15.0  # seconds for a listener to do it
+_LEAST_RATE: Final = 0.1  # as the commands
 _CHUNK: Final = 1_000  # rows that a backfill reads at a time
 _BY_LISTENER: Final = frozenset(
     {
@@ -67,6 +70,8 @@ class Actions:
         try:
             if verb == "backfill":
                 return self._give("backfill", self._backfill(form), who)
+            if verb == "replay":
+                return self._give("replay", self._replay(form), who)
             if verb in _BY_LISTENER:
                 return self._give(verb, _arguments(verb, form), who)
             return self._do_here(verb, form, who)
@@ -77,47 +82,87 @@ class Actions:
         action = self._own.get(verb)
         if action is None:
             raise UnknownActionError(f"There is no action {verb}.", hint="Load the page again.")
-        done = action(form)
-        queue = command_queue(self._settings)
+        command = Command(verb=verb, arguments=about([str(each) for each in form.getlist("id")]), who=who)
         try:
-            about = {"about": [str(each)[:200] for each in form.getlist("id")]}
-            queue.note(Command(verb=verb, arguments=about, who=who), done.words)
-        finally:
-            queue.close()
+            done = action(form)
+        except CDCError as error:
+            self._note(command, error)
+            raise
+        self._note(command, done.words)
         return done
+
+    def _note(self, command: Command, result: str | CDCError) -> None:
+        with self._facts.stores.opened() as redis:
+            CommandQueue(redis, self._facts.name).note(command, result)
 
     def _give(self, verb: str, arguments: Mapping[str, Any], who: str) -> Done:
         """Give a command to the listener, and wait for what comes of it."""
         command = Command(verb=verb, arguments=arguments, who=who)
-        queue = command_queue(self._settings)
-        try:
+        with self._facts.stores.opened() as redis:
+            queue = CommandQueue(redis, self._facts.name)
             queue.give(command)
             end = time.monotonic() + _WAIT
             while (outcome := queue.outcome(command)) is None:
                 if time.monotonic() >= end and queue.withdraw(command):
-                    return Done(
-                        "No listener did it within 15 seconds, so the command was withdrawn.", went_well=False
+                    error = CommandRefusedError(
+                        f"No listener did it within {_WAIT:g} seconds, so the command was withdrawn.",
+                        code="no_listener",
                     )
+                    queue.note(command, error)
+                    raise error
                 time.sleep(0.1)
-        finally:
-            queue.close()
         more = f" {outcome.hint}" if outcome.hint else ""
         return Done(f"{outcome.result}{more}", went_well=not outcome.is_refused)
 
     def _backfill(self, form: FormData) -> dict[str, Any]:
         """Return the arguments of a backfill; raise CDCError if the table cannot be read so."""
-        schema, dot, table = str(form.get("table", "")).strip().rpartition(".")
-        schema = schema if dot else home_schema(self._settings.database_url.get_secret_value())
-        where, rate = str(form.get("where", "")).strip() or None, str(form.get("rate", "")).strip()
+        where, names = _text(form, "where") or None, [str(each) for each in form.getlist("route")]
+        schema, table = with_schema(self._settings, _text(form, "table"))
         plan = plan_backfill(self._settings, schema, table, where, _CHUNK)
+        chosen_routes(
+            self._facts.router.routes, schema, table, names
+        )  # raises what the listener would answer
         return {
             "schema": schema,
             "table": table,
             "where": where,
-            "routes": [str(each) for each in form.getlist("route")],
-            "rate": _number(rate) if rate else None,
+            "routes": names,
+            "rate": _rate(form),
             "chunk": _CHUNK,
             "estimate": plan.estimate,
+        }
+
+    def _replay(self, form: FormData) -> dict[str, Any]:
+        """Return the arguments of a replay; raise CDCError if it cannot be done."""
+        names = [str(each) for each in form.getlist("route")]
+        if not names:
+            raise UnknownActionError(
+                "No route is chosen.", hint="Choose it on the page of routes.", code="replay_no_route"
+            )
+        since, until = parse_time(_text(form, "since")), parse_time(_text(form, "until") or "now")
+        if until <= since:
+            raise UnknownActionError(
+                f"{_text(form, 'until')!r} is not later than {_text(form, 'since')!r}.",
+                hint="Write the earlier time first.",
+                code="not_a_time",
+            )
+        asked = selection_of(
+            self._settings,
+            since,
+            until,
+            [table] if (table := _text(form, "table")) else [],
+            [row] if (row := _text(form, "row")) else [],
+        )
+        replayed_routes(self._facts.router.routes, names)  # raises what the listener would answer
+        return {
+            "since": since.isoformat(),
+            "until": until.isoformat(),
+            "tables": asked.tables,
+            "row": asked.row,
+            "routes": names,
+            "new_ids": bool(form.get("new_ids")),
+            "rate": _rate(form),
+            "accept_gap": bool(form.get("accept_gap")),
         }
 
     def _replay_parked(self, form: FormData) -> Done:
@@ -177,18 +222,24 @@ def _ids(form: FormData) -> list[str]:
     return found
 
 
-def _number(text: str) -> float:
+def _text(form: FormData, name: str) -> str:
+    return str(form.get(name, "")).strip()
+
+
+def _rate(form: FormData) -> float | None:
+    """Return the rate, None if there is no limit; raise UnknownActionError."""
+    text = _text(form, "rate")
     try:
-        return float(text)
+        rate = float(text) if text else None
     except ValueError:
-        raise UnknownActionError(f"{text!r} is no number.", hint="Write e.g. 1000.") from None
+        rate = 0.0
+    if rate is not None and not _LEAST_RATE <= rate < float("inf"):
+        raise UnknownActionError(
+            f"{text!r} is no rate.", hint=f"Write e.g. 1000; the least is {_LEAST_RATE:g}.", code="not_a_rate"
+        )
+    return rate
 
 
 def _summed(outcomes: list[tuple[bool, str]], verb: str) -> Done:
-    """Return one sentence for many: all that went wrong, and how many went well."""
-    wrong = [told for went_well, told in outcomes if not went_well]
-    good = len(outcomes) - len(wrong)
-    told = f"{counted(good, 'item')} {verb}." if len(outcomes) > 1 or good else ""
-    if len(outcomes) == 1 and good:
-        told = f"{outcomes[0][1][0].upper()}{outcomes[0][1][1:]}."
-    return Done(" ".join(filter(None, [told, *wrong[:5]])), went_well=not wrong)
+    """Return one sentence for many."""
+    return Done(summed(outcomes, verb), went_well=all(went_well for went_well, _ in outcomes))

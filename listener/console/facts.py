@@ -5,10 +5,11 @@ Each part is read by itself. One that does not answer leaves its error in its pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -16,42 +17,45 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from kombu.utils.encoding import bytes_to_str
 
 from cdc_tasks import cache
-from cdc_tasks.broker.message_groups import groups_of
+from cdc_tasks.broker.message_groups import groups_on
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
+from cdc_tasks.master_cache_notes import LastWrite, last_write
+from cdc_tasks.notify import message_record
 from cdc_tasks.words import counted
 from listener.cli.output import describe_route
-from listener.cli.parked_changes import opened
-from listener.control.backfills import BackfillState
-from listener.control.commands import Outcome
-from listener.control.replays import ReplayState
+from listener.cli.parked_changes import ParkedStore
+from listener.console.connections import BrokerConnection, Stores
+from listener.console.queues import QueueLength, Queues
+from listener.console.rates import NO_RATE, RouteRate, rates_of
+from listener.control.backfills import BackfillState, BackfillStore
+from listener.control.commands import CommandQueue
+from listener.control.control import ControlState
+from listener.control.replays import ReplayState, ReplayStore
 from listener.core.source_status import Reader
 from listener.daemon.application import celery_app, router_for
-from listener.daemon.wiring import (
-    backfill_store,
-    command_queue,
-    control_state,
-    read_status,
-    replay_store,
-)
+from listener.daemon.wiring import StatusReader
+from listener.metrics.rates import RateSample, read_rates
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from cdc_tasks.broker.redis.message_groups import HeldUp
     from cdc_tasks.dead_letters.store import DeadLetter
-    from cdc_tasks.routing.router import BinlogRouter
+    from cdc_tasks.record import Outcome
+    from cdc_tasks.routing.router import BinlogRouter, Route
     from listener.daemon.settings import ListenerSettings
     from listener.daemon.status import Status
     from listener.publish.parked import ParkedChange
 
-__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "health"]
+__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "Some", "health"]
 
 T = TypeVar("T")
 
 _REFRESH: Final = "cdc_tasks.refresh_master_cache"
 _FRESH: Final = 1.5  # seconds in which several viewers get one answer
-MOST: Final = 500  # lines on a page
+MOST: Final = 100  # lines of a table on a page
+_LOOKED_AT: Final = 1_000  # of what is kept without an order: the newest of these are shown
 
 
 class Part(NamedTuple, Generic[T]):
@@ -66,6 +70,18 @@ class Part(NamedTuple, Generic[T]):
         return self.error is None
 
 
+class Some(NamedTuple, Generic[T]):
+    """Some of what there is, up to the lines of a page."""
+
+    shown: Sequence[T]
+    total: int
+    looked_at: int  # if it is below the total, others may be newer
+
+    @property
+    def more(self) -> int:
+        return max(self.total - len(self.shown), 0)
+
+
 class Health(NamedTuple):
     """How it is, in one sentence."""
 
@@ -73,23 +89,26 @@ class Health(NamedTuple):
     sentence: str
 
 
-class QueueLength(NamedTuple):
-    """A queue that a route sends to."""
+class CachedKey(NamedTuple):
+    """A key of the master cache."""
 
     name: str
-    length: int | None  # None: the broker does not have it yet
-    consumers: int | None  # None: not known on this broker
-    set_aside: int
+    size: int  # bytes
+    rows: int | None  # None: the worker that wrote it was an older one
 
 
 class CachedTable(NamedTuple):
     """A table of the master cache."""
 
     table: str
-    refreshed_at: (
-        datetime | None
-    )  # when the refresh began that wrote last; None: none has, or Redis has lost it
-    keys: Sequence[tuple[str, int]]  # each key of the table that is there, and its size in bytes
+    last: LastWrite | None  # None: no refresh has written, or Redis has lost that
+    keys: Sequence[CachedKey]  # that are there
+
+    @property
+    def by_task(self) -> str | None:
+        """The id of the task that wrote last; None: a command did, or it is not known."""
+        by = self.last.note.by if self.last is not None and self.last.note is not None else "@"
+        return None if "@" in by else by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +120,9 @@ class RouteState:
     skipped_until: str | None
     parked: int
     letters: int
+    has_more_parked: bool  # than were counted
+    rate: RouteRate
+    waiting: int | None  # messages in its queue; None: not known
 
 
 class _Fresh(Generic[T]):
@@ -137,22 +159,34 @@ class Facts:
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
         self.app: Celery = celery_app(settings)
-        self.status: _Fresh[Status] = _Fresh(lambda: read_status(settings, self.router))
+        self.stores = Stores(settings)
+        self._broker = BrokerConnection(self.app)
+        self._broker_queues = Queues(settings, self.app, self._broker)
+        self.status: _Fresh[Status] = _Fresh(self._status)
+        self.rates: _Fresh[list[RateSample]] = _Fresh(self._rates)
         self.control: _Fresh[Mapping[str, Mapping[str, Any]]] = _Fresh(self._control)
         self.record: _Fresh[Sequence[Outcome]] = _Fresh(self._record)
         self.backfills: _Fresh[list[BackfillState]] = _Fresh(self._backfills)
         self.replays: _Fresh[list[ReplayState]] = _Fresh(self._replays)
-        self.parked: _Fresh[list[ParkedChange]] = _Fresh(self._parked)
-        self.letters: _Fresh[list[DeadLetter]] = _Fresh(_letters)
+        self.parked: _Fresh[Some[ParkedChange]] = _Fresh(self._parked)
+        self.letters: _Fresh[Some[DeadLetter]] = _Fresh(_letters)
         self.letter_counts: _Fresh[dict[str, int]] = _Fresh(dead_letters.count_by_task)
-        self.keys: _Fresh[list[HeldUp]] = _Fresh(self._keys)
+        self.key_count: _Fresh[int] = _Fresh(self._key_count)
+        self.keys: _Fresh[Some[HeldUp]] = _Fresh(self._keys)
+        self._parked_by_task: _Fresh[tuple[Mapping[str, int], bool]] = _Fresh(self._counted_parked)
         self.cached: _Fresh[list[CachedTable]] = _Fresh(self._cached)
+        self.messages_sent: _Fresh[int] = _Fresh(message_record.count)
         self.queues: _Fresh[list[QueueLength]] = _Fresh(self._queues)
 
     @property
     def name(self) -> str:
         """CDC_NAME."""
         return self._settings.cdc_name
+
+    @property
+    def is_shipped_app(self) -> bool:
+        """Whether the workers run cdc-tasks' own application, the help desk, and not somebody else's."""
+        return self._settings.cdc_app is None
 
     @cached_property
     def router(self) -> BinlogRouter:
@@ -171,62 +205,127 @@ class Facts:
 
     def _routes(self) -> list[RouteState]:
         control = self.control().value or {}
-        parked: dict[str, int] = {}
-        for each in self.parked().value or ():
-            parked[each.task] = parked.get(each.task, 0) + 1
+        parked, has_more = self._parked_by_task().value or ({}, False)
         letters = self.letter_counts().value or {}
+        rates = rates_of(self.rates().value or ())
+        lengths = {each.name: each.length for each in self.queues().value or ()}
         return [
             RouteState(
-                described={**describe_route(route), "queue": _queue_of(self.app, route.task, route.queue)},
+                described=described,
                 paused_by=control.get(f"route:{route.id}", {}).get("who"),
                 skipped_until=control.get(f"skip:{route.id}", {}).get("until"),
                 parked=parked.get(route.task, 0),
                 letters=letters.get(route.task, 0),
+                has_more_parked=has_more and route.task in parked,
+                rate=rates.by_route.get(route.id, NO_RATE),
+                waiting=lengths.get(described["queue"]),
             )
-            for route in self.router.routes
+            for route, described in self._described()
         ]
 
+    def descriptions(self) -> Mapping[str, Mapping[str, str]]:
+        """Return each route as words, by its id; nothing if the routes cannot be loaded."""
+        return _part(lambda: {route.id: described for route, described in self._described()}).value or {}
+
+    def described_route(self, name: str) -> Mapping[str, str]:
+        """Return the route with this id as words; raises CDCError."""
+        for route, described in self._described():
+            if route.id == name:
+                return described
+        raise CDCError(
+            f"There is no route {name[:100]}.",
+            hint="Load the routes again: they may have changed.",
+            code="route_unknown",
+        )
+
+    def _described(self) -> Iterator[tuple[Route, Mapping[str, str]]]:
+        for route in self.router.routes:
+            yield route, {**describe_route(route), "queue": _queue_of(self.app, route.task, route.queue)}
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._broker_queues.close()
+        self._broker.close()
+        self.stores.close()
+        if "_status_reader" in vars(self):
+            self._status_reader.close()
+
+    @cached_property
+    def _status_reader(self) -> StatusReader:
+        return StatusReader(self._settings, self.router)
+
+    def _status(self) -> Status:
+        reader = self._status_reader
+        with self.stores.opened() as redis:
+            return reader.read(redis)
+
+    def _rates(self) -> list[RateSample]:
+        with self.stores.opened() as redis:
+            return read_rates(redis, self.name)
+
     def _control(self) -> Mapping[str, Mapping[str, Any]]:
-        state = control_state(self._settings)
-        try:
+        with self.stores.opened() as redis:
+            state = ControlState(redis, self.name)
             state.read()
             return dict(state.fields)
-        finally:
-            state.close()
 
     def _record(self) -> Sequence[Outcome]:
-        queue = command_queue(self._settings)
-        try:
-            return queue.record()
-        finally:
-            queue.close()
+        with self.stores.opened() as redis:
+            return CommandQueue(redis, self.name).record()
 
     def _backfills(self) -> list[BackfillState]:
-        store = backfill_store(self._settings)
-        try:
-            return store.read()
-        finally:
-            store.close()
+        with self.stores.opened() as redis:
+            return BackfillStore(redis, self.name).read()
 
     def _replays(self) -> list[ReplayState]:
-        store = replay_store(self._settings)
-        try:
-            return store.read()
-        finally:
-            store.close()
+        with self.stores.opened() as redis:
+            return ReplayStore(redis, self.name).read()
 
-    def _parked(self) -> list[ParkedChange]:
-        with opened(self._settings) as store:
-            return sorted(store, key=lambda each: (each.parked_at, each.id), reverse=True)
+    def _parked(self) -> Some[ParkedChange]:
+        with self.stores.opened() as redis:
+            store = ParkedStore(redis, self.name)
+            found = list(islice(store, _LOOKED_AT))
+            total = max(store.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+        found.sort(key=lambda each: (each.parked_at, each.id), reverse=True)
+        return Some(found[:MOST], total, len(found))
 
-    def _keys(self) -> list[HeldUp]:
-        with groups_of(self.app) as groups:
-            return sorted(groups.held_up(), key=lambda each: (each.since, each.key))
+    def _counted_parked(self) -> tuple[Mapping[str, int], bool]:
+        """Return how many are parked of each task, and whether there are more."""
+        with self.stores.opened() as redis:
+            store = ParkedStore(redis, self.name)
+            found = Counter(each.task for each in islice(store, _LOOKED_AT))
+            return found, found.total() == _LOOKED_AT and store.count() > _LOOKED_AT
+
+    def parked_change(self, name: str) -> ParkedChange:
+        """Return one parked change; raises NotParkedError and others."""
+        with self.stores.opened() as redis:
+            return ParkedStore(redis, self.name).get(name)
+
+    def _key_count(self) -> int:
+        return self._broker.ask(lambda kombu: groups_on(kombu).count())
+
+    def _keys(self) -> Some[HeldUp]:
+        def read(kombu: Any) -> tuple[list[HeldUp], int]:
+            groups = groups_on(kombu)
+            return groups.oldest(MOST), groups.count()
+
+        found, total = self._broker.ask(read)
+        return Some(found, max(total, len(found)), total)
+
+    def waiting_for(self, keys: Iterable[str]) -> Mapping[str, int]:
+        """Return how many messages wait for each of these keys; nothing if the broker does not answer."""
+
+        def read(kombu: Any) -> dict[str, int]:
+            groups = groups_on(kombu)
+            found = [groups.of_key(key) for key in keys]
+            return {each.key: each.waiting for each in found if each is not None}
+
+        return _part(lambda: self._broker.ask(read)).value or {}
 
     def _queues(self) -> list[QueueLength]:
         status = self.status().value
         aside = {} if status is None else status.saved.set_aside
-        return list(_lengths(self.app, sorted(self._queue_names()), aside))
+        return self._broker_queues.read(self.router.routes, aside, self.rates().value or ())
 
     def _cached(self) -> list[CachedTable]:
         tables = {
@@ -237,24 +336,34 @@ class Facts:
         with cache.errors_translated():
             return [_cached_table(table) for table in sorted(tables)]
 
-    def _queue_names(self) -> set[str]:
-        names = set()
-        for route in self.router.routes:
-            names.add(_queue_of(self.app, route.task, route.queue))
-        return names
 
-
-def _letters() -> list[DeadLetter]:
-    return sorted(dead_letters.every(), key=lambda each: (each.failed_at, each.id), reverse=True)
+def _letters() -> Some[DeadLetter]:
+    found = list(islice(dead_letters.every(), _LOOKED_AT))
+    total = max(dead_letters.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+    found.sort(key=lambda each: (each.failed_at, each.id), reverse=True)
+    return Some(found[:MOST], total, len(found))
 
 
 def _cached_table(table: str) -> CachedTable:
     client: Any = cache.client()
-    ticket = client.get(f"cdc:master-cache:{table}:written")  # microseconds since 1970, by Redis' clock
-    at = None if ticket is None else datetime.fromtimestamp(int(ticket) / 1e6, UTC)
-    names = [f"master:{table}", *client.scan_iter(match=f"master:{table}:*", count=500)]
-    sizes = [(bytes_to_str(name), int(client.strlen(name))) for name in names]
-    return CachedTable(table, at, [(name, size) for name, size in sizes if size])
+    last = last_write(table)
+    rows = {} if last is None or last.note is None else last.note.rows
+    names = list(rows) or [
+        f"master:{table}",
+        *map(bytes_to_str, client.scan_iter(match=f"master:{table}:*", count=500)),
+    ]
+    with client.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.strlen(name)
+        sizes = pipeline.execute()
+    keys = [
+        CachedKey(name, int(size), rows.get(name)) for name, size in zip(names, sizes, strict=True) if size
+    ]
+    return CachedTable(table, last, keys)
+
+
+def _scanned(client: Any, pattern: str) -> Iterator[str]:
+    return map(bytes_to_str, client.scan_iter(match=pattern, count=500))
 
 
 def _queue_of(app: Celery, task: str, queue: str | None) -> str:
@@ -262,40 +371,6 @@ def _queue_of(app: Celery, task: str, queue: str | None) -> str:
         return queue
     found = app.amqp.router.route({}, task).get("queue")
     return str(getattr(found, "name", None) or found or app.conf.task_default_queue)
-
-
-def _lengths(app: Celery, names: Sequence[str], aside: Mapping[str, int]) -> Iterator[QueueLength]:
-    try:
-        with app.connection_for_read() as connection:
-            connection.ensure_connection(
-                max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
-            )
-            for name in names:
-                yield _length(connection, name, aside.get(name, 0))
-    except _errors(app) as error:
-        raise CDCError(
-            f"The broker did not answer: {error}",
-            hint="Start it, or correct CELERY_BROKER_URL.",
-            code="broker_away",
-        ) from error
-
-
-def _errors(app: Celery) -> tuple[type[BaseException], ...]:
-    from kombu.exceptions import OperationalError
-
-    with app.connection_for_read() as connection:
-        return (OperationalError, OSError, *connection.connection_errors)
-
-
-def _length(connection: Any, name: str, set_aside: int) -> QueueLength:
-    try:
-        with connection.channel() as channel:
-            declared = channel.queue_declare(name, passive=True)
-    except connection.channel_errors:  # the broker does not have it yet; on Redis also one that is empty
-        is_redis = connection.transport.driver_type == "redis"
-        return QueueLength(name, 0 if is_redis else None, None, set_aside)
-    consumers = declared.consumer_count if connection.transport.driver_type == "amqp" else None
-    return QueueLength(name, int(declared.message_count), consumers, set_aside)
 
 
 def health(status: Part[Status], letters: int, held: int) -> Health:

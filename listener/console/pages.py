@@ -22,18 +22,21 @@ from starlette.templating import Jinja2Templates
 
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
-from listener.cli.parked_changes import opened
 from listener.console.access import Access, Guard, Person
 from listener.console.actions import Actions, Done
 from listener.console.changes import ChangePages
 from listener.console.facts import MOST, Facts, health
+from listener.console.messages import MessagePages, has_messages
+from listener.console.rates import rates_of
 from listener.console.samples import Sample, Samples, graph_of
+from listener.console.tasks import TaskPages, place_of, place_of_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
 
+    from cdc_tasks.record import Outcome
     from listener.console.settings import ConsoleSettings
     from listener.daemon.settings import ListenerSettings
 
@@ -46,6 +49,7 @@ _VIEWS: Final = (
     ("changes", "Changes", "/changes"),
     ("routes", "Routes", "/routes"),
     ("failing", "Failing", "/failing"),
+    ("messages", "Messages", "/messages"),
     ("queues", "Queues and cache", "/queues"),
     ("backfills", "Backfills", "/backfills"),
     ("record", "Record", "/record"),
@@ -64,9 +68,11 @@ class _Console:
         self.facts = Facts(settings)
         self.samples = Samples(settings, self.facts)
         self._changes = ChangePages(settings, self.facts)
+        self._tasks = TaskPages(settings, self.facts)
+        self._messages = MessagePages(self.facts)
         self._actions = Actions(settings, self.facts)
         self._templates = Jinja2Templates(directory=_HERE / "templates")
-        self._templates.env.filters.update(ago=_ago, size=_size, seconds=_seconds)
+        self._templates.env.filters.update(ago=_ago, ahead=_ahead, size=_size, seconds=_seconds, rate=_rate)
 
     def page(self, make: Page) -> Callable[[Request], Any]:
         """Return an endpoint that shows a page to those who may see it."""
@@ -76,12 +82,19 @@ class _Console:
             if person is None:
                 return RedirectResponse("/login", status_code=303)
             try:
-                name, values = await run_in_threadpool(make, request, person)
+                name, values = await run_in_threadpool(self._made, make, request, person)
             except CDCError as error:
                 name, values = "error.html", {"error": error.message, "hint": error.hint}
             return self._shown(request, name, values, person)
 
         return endpoint
+
+    def _made(self, make: Page, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
+        name, values = make(request, person)
+        return name, {**values, "views": [each for each in _VIEWS if self._is_for_us(each[0])]}
+
+    def _is_for_us(self, view: str) -> bool:
+        return view != "messages" or has_messages(self.facts)
 
     def _shown(
         self, request: Request, name: str, values: Mapping[str, Any], person: Person | None, status: int = 200
@@ -101,51 +114,79 @@ class _Console:
 
     def overview(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         hours, samples = _chosen_hours(request), list[Sample]()
-        status, letters, keys = self.facts.status(), self.facts.letter_counts(), self.facts.keys()
+        status, letters, keys = self.facts.status(), self.facts.letter_counts(), self.facts.key_count()
         with suppress(CDCError):  # the page says of the same Redis that it is away
             samples = self.samples.read(hours)
         return "overview.html", {
             "view": "overview",
             "status": status,
-            "health": health(status, sum((letters.value or {}).values()), len(keys.value or ())),
+            "health": health(status, sum((letters.value or {}).values()), keys.value or 0),
             "letters": letters,
             "keys": keys,
             "control": self.facts.control(),
             "graph": graph_of(samples, hours, time()),
+            "rates": rates_of(self.facts.rates().value or ()),
+            "described": self.facts.descriptions(),
             "all_hours": _HOURS,
         }
 
     def changes(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
         return "changes.html", {"view": "changes", **self._changes.shown(request, may_see=person.may_act)}
 
-    def routes(self, _request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+    def routes(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         return "routes.html", {
             "view": "routes",
             "routes": self.facts.routes(),
             "control": self.facts.control(),
+            "start": _start(request),
+            "is_counted": rates_of(self.facts.rates().value or ()).is_counted,
         }
+
+    def replay(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+        return "replay.html", {
+            **self._chosen_route(request),
+            "zone": datetime.now().astimezone().tzname(),
+            "has_journal": self._settings.cdc_journal is not None,
+        }
+
+    def backfill(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+        return "backfill.html", self._chosen_route(request)
+
+    def _chosen_route(self, request: Request) -> Mapping[str, Any]:
+        described = self.facts.described_route(request.path_params["id"])
+        return {"view": "routes", "d": described, "has_pattern": bool(set("*?[") & set(described["table"]))}
 
     def failing(self, _request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         return "failing.html", {
             "view": "failing",
             "parked": self.facts.parked(),
             "letters": self.facts.letters(),
+            "letter_counts": self.facts.letter_counts(),
             "keys": self.facts.keys(),
         }
 
+    def task(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+        return "task.html", {"view": "", **self._tasks.shown(request.path_params["id"])}
+
     def parked(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
-        with opened(self._settings) as store:
-            found = store.get(request.path_params["id"])
+        found = self.facts.parked_change(request.path_params["id"])
         change = found.shown_change() if person.may_act else None
         return "parked.html", {"view": "failing", "parked": found, "change": change}
 
     def letter(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         return "letter.html", {"view": "failing", "letter": dead_letters.get(request.path_params["id"])}
 
-    def queues(self, _request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+    def messages(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
+        return "messages.html", {"view": "messages", **self._messages.shown(request, may_see=person.may_act)}
+
+    def message(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
+        return "message.html", {"view": "messages", **self._messages.one(request, may_see=person.may_act)}
+
+    def queues(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         return "queues.html", {
             "view": "queues",
             "queues": self.facts.queues(),
+            "start": _start(request),
             "cached": self.facts.cached(),
         }
 
@@ -158,8 +199,30 @@ class _Console:
             "status": self.facts.status(),
         }
 
-    def record(self, _request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
-        return "record.html", {"view": "record", "record": self.facts.record()}
+    def record(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
+        asked = {name: request.query_params.get(name, "").strip() for name in ("who", "what")}
+        part = self.facts.record()
+        verbs = sorted({each.command.verb for each in part.value or ()})
+        return "record.html", {
+            "view": "record",
+            "record": part,
+            "found": [
+                each for each in part.value or () if _is_asked_for(each, asked, may_see=person.may_act)
+            ],
+            "asked": asked,
+            "verbs": verbs,
+        }
+
+    async def find(self, request: Request) -> Response:
+        """Lead to what a person has written into the field at the top."""
+        if self.access.person(request) is None:
+            return RedirectResponse("/login", status_code=303)
+        words = request.query_params.get("q", "").strip()[:300]
+        try:
+            place = await run_in_threadpool(place_of, words, self.facts)
+        except CDCError:  # the routes cannot be loaded: no table is known
+            place = place_of_id(words)
+        return RedirectResponse(place, status_code=303)
 
     async def login(self, request: Request) -> Response:
         """Show the form, or take it."""
@@ -205,6 +268,21 @@ class _Console:
         return self._shown(request, "error.html", values, self.access.person(request), status=status)
 
 
+def _start(request: Request) -> int:
+    """Return with which line of a long table the page begins."""
+    given = request.query_params.get("from", "")
+    return int(given) if given.isdecimal() and len(given) < 9 else 0
+
+
+def _is_asked_for(outcome: Outcome, asked: Mapping[str, str], *, may_see: bool) -> bool:
+    """Return whether an entry of the record is by who is asked for, and does what or is about what is."""
+    command, what = outcome.command, asked["what"].lower()
+    told = [command.verb, command.verb.replace("_", " ")]
+    if may_see or command.verb != "key_skip":
+        told += map(str, command.arguments.values())
+    return asked["who"].lower() in command.who.lower() and any(what in each.lower() for each in told)
+
+
 def _chosen_hours(request: Request) -> float:
     given = request.query_params.get("hours", "")
     return float(given) if given in {f"{each:g}" for each in _HOURS} else _HOURS[1]
@@ -219,14 +297,20 @@ def make_console(settings: ListenerSettings, console: ConsoleSettings) -> Starle
         ours.samples.start()
         yield
         await run_in_threadpool(ours.samples.stop)
+        await run_in_threadpool(ours.facts.close)
 
     pages = {
         "/": ours.overview,
         "/changes": ours.changes,
         "/routes": ours.routes,
+        "/routes/{id}/replay": ours.replay,
+        "/routes/{id}/backfill": ours.backfill,
         "/failing": ours.failing,
         "/failing/parked/{id}": ours.parked,
         "/failing/letters/{id}": ours.letter,
+        "/tasks/{id:path}": ours.task,
+        "/messages": ours.messages,
+        "/messages/{id}": ours.message,
         "/queues": ours.queues,
         "/backfills": ours.backfills,
         "/record": ours.record,
@@ -234,6 +318,7 @@ def make_console(settings: ListenerSettings, console: ConsoleSettings) -> Starle
     return Starlette(
         routes=[
             *(Route(path, ours.page(make)) for path, make in pages.items()),
+            Route("/find", ours.find),
             Route("/login", ours.login, methods=["GET", "POST"]),
             Route("/logout", ours.logout, methods=["POST"]),
             Route("/act/{verb}", ours.act, methods=["POST"]),
@@ -261,6 +346,19 @@ def _ago(moment: str | datetime | None) -> str:
         return ""
     at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
     return f"{_seconds((datetime.now(UTC) - at).total_seconds())} ago"
+
+
+def _ahead(moment: datetime) -> str:
+    """Return in how long it will be, in words."""
+    seconds = (moment - datetime.now(UTC)).total_seconds()
+    return f"in {_seconds(seconds)}" if seconds > 0 else "now"
+
+
+def _rate(number: float | None) -> str:
+    """Return how often a second something happens: 0, 0.3, 12, 1,250."""
+    if number is None:
+        return "not known"
+    return f"{number:,.0f}" if number >= 10 or not number else f"{number:.1f}" if number >= 0.1 else "< 0.1"
 
 
 def _seconds(seconds: float | None) -> str:

@@ -12,7 +12,7 @@ import structlog
 
 from cdc_tasks.errors import CDCError
 from listener.core.source_status import Reader
-from listener.daemon.wiring import checkpoint_store
+from listener.metrics.rates import watching_commands
 
 if TYPE_CHECKING:
     from listener.console.facts import Facts
@@ -68,12 +68,9 @@ class Samples:
 
     def read(self, hours: float) -> list[Sample]:
         """Return the samples of the last hours, the oldest first; raise BrokerAwayError, BrokerError."""
-        redis = checkpoint_store(self._settings)
-        try:
-            number = int(hours * 3600 / _EVERY)
+        number = int(hours * 3600 / _EVERY)
+        with self._facts.stores.opened() as redis:
             (texts,) = redis.ask([("LRANGE", self._key(redis.prefixed("")), str(-number), "-1")])
-        finally:
-            redis.close()
         oldest = time() - hours * 3600
         return [sample for text in texts if (sample := Sample(*json.loads(text))).at >= oldest]
 
@@ -83,6 +80,7 @@ class Samples:
     def _run(self) -> None:
         while True:
             try:
+                self._look()
                 self._write(self._sample())
             except CDCError as error:
                 log.debug("no_sample", error=error.message)
@@ -97,15 +95,17 @@ class Samples:
         reads = source.reader is Reader.RUNNING
         return Sample(time(), status.lag_seconds, source.lag_bytes, source.retained_bytes, reads)
 
+    def _look(self) -> None:
+        """Say that a console looks, so that the listener counts."""
+        with self._facts.stores.opened() as redis:
+            redis.ask(watching_commands(redis, self._settings.cdc_name))
+
     def _write(self, sample: Sample) -> None:
-        redis = checkpoint_store(self._settings)
-        key = self._key(redis.prefixed(""))
-        try:
+        with self._facts.stores.opened() as redis:
+            key = self._key(redis.prefixed(""))
             (is_first,) = redis.ask([("SET", f"{key}:lock", "1", "NX", "PX", _MILLISECONDS)])
             if is_first:
                 redis.ask([("RPUSH", key, json.dumps(sample)), ("LTRIM", key, str(-_KEPT), "-1")])
-        finally:
-            redis.close()
 
 
 def graph_of(samples: Sequence[Sample], hours: float, now: float) -> Graph:

@@ -7,68 +7,17 @@ head of the list until it is done: a listener that takes over does it again, so 
 
 from __future__ import annotations
 
-import getpass
-import json
-import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Final, Self
-from uuid import uuid4
+from collections.abc import Sequence
 
 from cdc_tasks.errors import CDCError
+from cdc_tasks.record import Command, Outcome, record_commands
 from listener.publish.redis.connection import RedisConnection
 
 __all__ = ["Command", "CommandQueue", "CommandRefusedError", "Outcome"]
 
-_KEPT: Final = 1_000  # outcomes in the record
-
 
 class CommandRefusedError(CDCError):
     """The listener does not do what it was told."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What a person told the listener."""
-
-    verb: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: uuid4().hex[:12])
-    who: str = field(default_factory=lambda: f"{getpass.getuser()}@{socket.gethostname()}")
-    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
-
-    @classmethod
-    def parse(cls, text: bytes) -> Self:
-        """Read what `to_json` wrote; raises ValueError, TypeError."""
-        return cls(**json.loads(text))
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of a command."""
-
-    command: Command
-    result: str  # in words
-    done_at: str
-    code: str | None = None  # why it was refused; None: it was done
-    hint: str | None = None
-
-    @property
-    def is_refused(self) -> bool:
-        return self.code is not None
-
-    @classmethod
-    def parse(cls, text: bytes) -> Self:
-        """Read what `to_json` wrote; raises LookupError, TypeError, ValueError."""
-        fields = json.loads(text)
-        return cls(command=Command(**fields.pop("command")), **fields)
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
 
 
 class CommandQueue:
@@ -102,32 +51,35 @@ class CommandQueue:
             command = Command.parse(texts[0])
         except (TypeError, ValueError) as error:
             unreadable = Command(verb="?", who="?")
-            self._end(texts[0], _refusal(unreadable, CDCError(f"The command cannot be read: {error}.")))
+            self._end(
+                texts[0], Outcome.refusal(unreadable, CDCError(f"The command cannot be read: {error}."))
+            )
             return None
         self._taken = command.id, texts[0]
         return command
 
     def done(self, command: Command, result: str) -> None:
         """Record that it was done."""
-        outcome = Outcome(command=command, result=result, done_at=_now())
-        self._end(self._as_it_waits(command), outcome)
+        self._end(self._as_it_waits(command), Outcome.done(command, result))
 
     def refused(self, command: Command, error: CDCError) -> None:
         """Record that it was not done, and why."""
-        self._end(self._as_it_waits(command), _refusal(command, error))
+        self._end(self._as_it_waits(command), Outcome.refusal(command, error))
 
-    def note(self, command: Command, result: str) -> None:
-        """Record what a person did without the listener."""
-        outcome = Outcome(command=command, result=result, done_at=_now())
-        self._redis.ask(
-            [("LPUSH", self._record, outcome.to_json()), ("LTRIM", self._record, "0", str(_KEPT - 1))]
+    def note(self, command: Command, result: str | CDCError) -> None:
+        """Record what a person did without the listener, or why that was not possible."""
+        outcome = (
+            Outcome.refusal(command, result)
+            if isinstance(result, CDCError)
+            else Outcome.done(command, result)
         )
+        self._redis.ask(record_commands(self._record, outcome))
 
     def outcome(self, command: Command) -> Outcome | None:
         """Return what came of it, None if nothing has yet."""
         return next((each for each in self.record() if each.command.id == command.id), None)
 
-    def record(self, count: int = _KEPT) -> Sequence[Outcome]:
+    def record(self, count: int = 1_000) -> Sequence[Outcome]:
         """Return the last outcomes, the newest first."""
         (texts,) = self._redis.ask([("LRANGE", self._record, "0", str(count - 1))])
         return [Outcome.parse(text) for text in texts]
@@ -145,16 +97,7 @@ class CommandQueue:
             [
                 ("MULTI",),
                 ("LREM", self._waiting, "1", text),
-                ("LPUSH", self._record, outcome.to_json()),
-                ("LTRIM", self._record, "0", str(_KEPT - 1)),
+                *record_commands(self._record, outcome),
                 ("EXEC",),
             ]
         )
-
-
-def _refusal(command: Command, error: CDCError) -> Outcome:
-    return Outcome(command=command, result=error.message, done_at=_now(), code=error.code, hint=error.hint)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -5,12 +5,11 @@ Without one, the listener has an app of Celery's settings alone, and imports no 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from cdc_tasks.config import settings_module
 from cdc_tasks.config.part_settings import use_settings
-from cdc_tasks.environment import TWINS, variable
+from cdc_tasks.environment import TWINS, is_set, variable
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, RouteError
 from cdc_tasks.settings import SettingsError
@@ -27,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["cache_url", "celery_app", "router_for"]
 
 _PLAIN_REDIS = ("redis://", "rediss://")
+# Tasks of ours that an app of one's own may use, and where they are.
+_OUR_TASKS = {
+    "cdc_tasks.deliver": "cdc_tasks.notify.delivery",
+    "cdc_tasks.refresh_master_cache": "cdc_tasks.master_cache",
+}
 
 
 def celery_app(settings: ListenerSettings) -> Celery:
@@ -59,7 +63,7 @@ def celery_app(settings: ListenerSettings) -> Celery:
 def cache_url(settings: ListenerSettings) -> str:
     """Return the address of CACHE_URL's Redis; with CDC_APP that of CDC_CACHE_URL, or else of the app's own broker."""
     given = settings.cache_url.get_secret_value()
-    if settings.cdc_app is None or os.environ.get(TWINS["CACHE_URL"]):
+    if settings.cdc_app is None or is_set(TWINS["CACHE_URL"]):
         return given
     broker = str(_found_app(settings.cdc_app).conf.broker_write_url or "")
     return broker if broker.startswith(_PLAIN_REDIS) and ";" not in broker else given
@@ -105,7 +109,12 @@ def _check_tasks(app: Celery, router: BinlogRouter) -> None:
             meant = CloseNames(set(app.tasks)).meant(route.task)
             raise RouteError(
                 f"The app {app.main} has no task {route.task}.{meant}",
-                hint="Correct the route, or let the app import the module of the task: imports, include, "
-                "or autodiscover_tasks",
+                hint=_import_hint(route.task),
                 code="unknown_task",
             )
+
+
+def _import_hint(task: str) -> str:
+    if module := _OUR_TASKS.get(task):
+        return f'Let the app import it: Celery(…, include=["{module}"]), or app.conf.include'
+    return "Correct the route, or let the app import the module of the task: imports, include, or autodiscover_tasks"

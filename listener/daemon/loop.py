@@ -20,6 +20,7 @@ from listener.core.source import Batch, Monitor, SourceLostError
 from listener.core.wakeup import Wakeup
 from listener.daemon.debug_log import told_at_debug
 from listener.metrics.meter import Meter
+from listener.metrics.rates import RateNotes
 from listener.publish.commit_wait_note import CommitWaitNote
 from listener.publish.redis.connection import Command as RedisCommand
 
@@ -44,11 +45,16 @@ class Listener:
         *,
         commit_wait_note: CommitWaitNote | None = None,
         meter: Meter | None = None,
+        rates: RateNotes | None = None,
         recent: RecentChanges | None = None,
     ) -> None:
-        """With a `meter` it counts what it does, with `recent` it notes what came and what that fired."""
+        """With a `meter` it counts what it does, with `rates` also while a console looks.
+
+        With `recent` it notes what came and what that fired.
+        """
         self.monitor = self._monitor = monitor
         self.meter = self._meter = meter
+        self._rates = rates
         self._journal = journal
         self.recent = self._recent = recent
         self._commit_wait_note = commit_wait_note
@@ -145,6 +151,8 @@ class Listener:
                 self._commit_wait_note.keep(batch.commit_wait)
             if control is not None:
                 self._obey(control, batch)
+            if self._rates is not None:
+                self._meter = self._rates.look()
         self._acknowledge(publisher.flush())
 
     def _fired(self, batch: Batch) -> tuple[Iterable[Call | Parked], Sequence[RedisCommand]]:

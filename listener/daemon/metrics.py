@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from typing import Any, Final
 
 from celery import Celery
 
-from cdc_tasks.environment import TWINS
+from cdc_tasks.environment import TWINS, is_set
 from cdc_tasks.extras import check_extra
 from cdc_tasks.routing.router import BinlogRouter, Route
 from listener.daemon.application import cache_url, celery_app
@@ -31,9 +30,9 @@ from listener.metrics.sampler import Sampler
 from listener.metrics.samples import QueueSample
 from listener.publish.redis.connection import RedisConnection
 
-__all__ = ["metrics_of"]
+__all__ = ["SINCE_2000", "metrics_of"]
 
-_SINCE_2000: Final = (
+SINCE_2000: Final = (
     946_684_800.0  # seconds between 1970, from which MySQL counts, and 2000, from which PostgreSQL does
 )
 
@@ -96,12 +95,12 @@ def _queues(
     settings: ListenerSettings, app: Celery, routes: tuple[Route, ...], meter: Meter, *, on_redis: bool
 ) -> Sampler[QueueSample]:
     queues = queues_of(app, routes)
-    ages = QueueAges(0.0 if settings.database_type is DatabaseType.MYSQL else _SINCE_2000)
+    ages = QueueAges(0.0 if settings.database_type is DatabaseType.MYSQL else SINCE_2000)
     reader = RedisQueues(app, queues, ages) if on_redis else RabbitQueues(app, queues, ages, meter)
     return Sampler("queues", reader, reader.close)
 
 
 def _of_workers(settings: ListenerSettings, app: Celery, *, on_redis: bool) -> RedisConnection:
     """Return a connection to the Redis where workers keep what they count, as `cdc_tasks.cache` finds it."""
-    is_in_broker = settings.cdc_app is not None and not os.environ.get(TWINS["CACHE_URL"]) and on_redis
+    is_in_broker = settings.cdc_app is not None and not is_set(TWINS["CACHE_URL"]) and on_redis
     return RedisConnection.of_broker(app) if is_in_broker else RedisConnection.of_cache(cache_url(settings))

@@ -17,10 +17,11 @@ from listener.postgres.backfill.table_key import count_rows, plan_table
 from listener.postgres.check import Requirements, check_postgres
 from listener.postgres.client.connection import connect
 from listener.postgres.monitor import PostgresWALMonitor
-from listener.postgres.status import PostgresGauge, read_postgres_status
+from listener.postgres.status import PostgresGauge
 from listener.postgres.tail import WALTail
 
 __all__ = [
+    "ask_wal_status",
     "check_wal",
     "count_wal_backfill",
     "make_wal_gauge",
@@ -85,9 +86,19 @@ def read_wal_status(
     settings: ListenerSettings, router: BinlogRouter, published: str | None, notes: str | None
 ) -> SourceStatus:
     """Return what the server reports."""
-    return read_postgres_status(
-        settings.database_url.get_secret_value(),
-        settings.slot,
+    with closing(make_wal_gauge(settings)) as gauge:
+        return ask_wal_status(gauge, settings, router, published, notes)
+
+
+def ask_wal_status(
+    gauge: PostgresGauge,
+    settings: ListenerSettings,
+    router: BinlogRouter,
+    published: str | None,
+    notes: str | None,
+) -> SourceStatus:
+    """Return the same, in a session that is kept."""
+    return gauge.read_with_tables(
         published,
         publication=settings.publication if settings.cdc_plugin == "pgoutput" else None,
         routes=router.routes,

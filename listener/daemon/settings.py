@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, ByteSize, Field, SecretStr
 
-from cdc_tasks.environment import TWINS
+from cdc_tasks.environment import TWINS, is_set
 from cdc_tasks.errors import CDCError
 from cdc_tasks.settings import Address, BrokerURL, ConnectionSettings, LogSettings, Settings
 from cdc_tasks.settings import load as load_settings
@@ -63,7 +63,7 @@ def load(kind: type[T]) -> T:
     if not os.environ.get("CDC_APP"):
         return load_settings(kind)
     fields = kind.model_fields
-    unread = {name for name in ("CELERY_BROKER_URL", "CACHE_URL") if not os.environ.get(TWINS[name])}
+    unread = {name for name in ("CELERY_BROKER_URL", "CACHE_URL") if not is_set(TWINS[name])}
     return load_settings(
         kind, **{name.lower(): fields[name.lower()].default for name in unread if name.lower() in fields}
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from celery import Celery
 
@@ -27,7 +27,7 @@ from listener.core.existing_table import ExistingTable
 from listener.core.findings import Finding, finding_from
 from listener.core.history import History
 from listener.core.publisher import BrokerAwayError, Publisher
-from listener.core.source import Monitor, SourceError
+from listener.core.source import Monitor, SourceError, SourceLostError
 from listener.core.source_status import SourceStatus
 from listener.core.tail import Tail
 from listener.daemon.application import cache_url, celery_app
@@ -35,8 +35,9 @@ from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.loop import Listener
 from listener.daemon.reload import Reloading
 from listener.daemon.settings import ListenerSettings
-from listener.daemon.status import SavedPosition, Status, read_saved_position
+from listener.daemon.status import SavedPosition, Status, ask_saved_position, read_saved_position
 from listener.metrics.meter import Meter
+from listener.metrics.rates import RateNotes
 from listener.publish.bookmark import read_bookmark
 from listener.publish.check_broker import check_bookmark, check_broker, check_cache
 from listener.publish.commit_wait_note import CommitWaitNote
@@ -47,6 +48,7 @@ from listener.publish.spans import make_spans
 
 __all__ = [
     "STORE_AWAY",
+    "StatusReader",
     "backfill_store",
     "check_everything",
     "checkpoint_store",
@@ -120,6 +122,7 @@ def make_listener(
         _journal(settings),
         commit_wait_note=note,
         meter=meter,
+        rates=RateNotes(redis, settings.cdc_name, router, meter),
         recent=_recent(settings, router, state),
     )
     if reloading is not None:
@@ -408,6 +411,54 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
         lag_alarm=settings.cdc_lag_alarm,
         offers=tuple(read_offers(settings)),
     )
+
+
+class StatusReader:
+    """Reads the status again and again, in a session with the database that it keeps; one thread at a time."""
+
+    def __init__(self, settings: ListenerSettings, router: BinlogRouter) -> None:
+        self._settings = settings
+        self._router = router
+        self._gauge: Any = None
+
+    def read(self, redis: RedisConnection) -> Status:
+        """Return how far the listener is; `redis` has the checkpoint. Raises what `read_status` raises."""
+        settings, was_open = self._settings, self._gauge is not None
+        saved = ask_saved_position(redis, settings.cdc_name)
+        state = ControlState(redis, settings.cdc_name)
+        state.read()
+        try:
+            source = self._source(saved)
+        except SourceLostError:
+            if not was_open:
+                raise
+            source = self._source(saved)  # the session that was kept had ended
+        return Status(
+            name=settings.cdc_name,
+            source=source,
+            saved=saved,
+            lag_alarm=settings.cdc_lag_alarm,
+            offers=tuple(offered_in(state.fields)),
+        )
+
+    def close(self) -> None:
+        """End the session."""
+        if self._gauge is not None:
+            self._gauge.close()
+
+    def _source(self, saved: SavedPosition) -> SourceStatus:
+        settings = self._settings
+        if settings.database_type is DatabaseType.MYSQL:
+            check_extra("mysql")
+            from listener.daemon.mysql_parts import make_binlog_gauge
+
+            self._gauge = self._gauge or make_binlog_gauge(settings)
+            found: SourceStatus = self._gauge.read(saved.position or _position_in_binlog(settings))
+            return found
+        from listener.daemon.postgres_parts import ask_wal_status, make_wal_gauge
+
+        self._gauge = self._gauge or make_wal_gauge(settings)
+        return ask_wal_status(self._gauge, settings, self._router, saved.position, saved.notes)
 
 
 def read_source_status(

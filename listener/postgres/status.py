@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Final
+from typing import Any, Final
 
 from cdc_tasks.routing.router import Route
 from listener.core.findings import Finding, State
@@ -41,21 +41,34 @@ def read_postgres_status(
     again, take it out of the publication, or give it partitions that do not fit. `notes` are those kept with the
     checkpoint, if that is known.
     """
+    with closing(PostgresGauge(url, slot_name)) as gauge:
+        return gauge.read_with_tables(checkpoint, publication=publication, routes=routes, notes=notes)
+
+
+def _with_tables(
+    connection: Connection,
+    url: str,
+    slot_name: str,
+    checkpoint: str | None,
+    *,
+    publication: str | None,
+    routes: Sequence[Route],
+    notes: str | None,
+) -> SourceStatus:
     noted = parse_notes(notes)
-    with closing(connect(url)) as connection:
-        standby = (_STANDBY,) if is_standby(connection) else ()
-        slot = read_slot(connection, slot_name)
-        if slot is None:
-            return _without_slot(slot_name, read_current(connection), checkpoint, standby)
-        lag = _lag(connection, slot, checkpoint)
-        reader, detail = _reader(slot)
-        unseen: tuple[str, ...] = ()
-        problems: tuple[str, ...] = standby
-        if reader is Reader.RUNNING and (publication is not None or slot.plugin == "wal2json"):
-            name = None if slot.plugin == "wal2json" else publication
-            unseen, problems = _find_in_tables(connection, TableSync(publication=name, routes=routes), noted)
-        if checkpoint and (gap := find_position_gap(url, slot, Saved(checkpoint))):
-            problems = (gap.message,)
+    standby = (_STANDBY,) if is_standby(connection) else ()
+    slot = read_slot(connection, slot_name)
+    if slot is None:
+        return _without_slot(slot_name, read_current(connection), checkpoint, standby)
+    lag = _lag(connection, slot, checkpoint)
+    reader, detail = _reader(slot)
+    unseen: tuple[str, ...] = ()
+    problems: tuple[str, ...] = standby
+    if reader is Reader.RUNNING and (publication is not None or slot.plugin == "wal2json"):
+        name = None if slot.plugin == "wal2json" else publication
+        unseen, problems = _find_in_tables(connection, TableSync(publication=name, routes=routes), noted)
+    if checkpoint and (gap := find_position_gap(url, slot, Saved(checkpoint))):
+        problems = (gap.message,)
     return SourceStatus(
         reader=reader,
         detail=detail,
@@ -71,7 +84,7 @@ def read_postgres_status(
 
 
 class PostgresGauge:
-    """Reads how far the server and its slot are, in a session that it keeps; nothing about tables."""
+    """Reads how far the server and its slot are, in a session that it keeps."""
 
     def __init__(self, url: str, slot_name: str) -> None:
         self._url = url
@@ -79,9 +92,29 @@ class PostgresGauge:
         self._connection: Connection | None = None
 
     def read(self, checkpoint: str | None) -> SourceStatus:
-        """Return how far they are. Raise SourceError, SourceLostError; the next read connects again then."""
+        """Return how far they are, without a look at the tables.
+
+        Raise SourceError, SourceLostError; the next read connects again then.
+        """
+        return self._asked(lambda connection: self._read(connection, checkpoint))
+
+    def read_with_tables(
+        self,
+        checkpoint: str | None,
+        *,
+        publication: str | None = None,
+        routes: Sequence[Route] = (),
+        notes: str | None = None,
+    ) -> SourceStatus:
+        """Return what `read_postgres_status` returns; raise what `read` raises."""
+        given: Any = {"publication": publication, "routes": routes, "notes": notes}
+        return self._asked(
+            lambda connection: _with_tables(connection, self._url, self._slot_name, checkpoint, **given)
+        )
+
+    def _asked(self, read: Callable[[Connection], SourceStatus]) -> SourceStatus:
         try:
-            return self._read(self._connection or self._connect(), checkpoint)
+            return read(self._connection or self._connect())
         except BaseException:
             self.close()
             raise

@@ -51,6 +51,7 @@ class Incidents:
 
     def __init__(self, said: Callable[[str], object]) -> None:
         self._said = said
+        self.happened = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -86,6 +87,7 @@ class Incidents:
             "CDCRoutePaused": ("route paused", self._paused),
             "CDCLag": ("lag over the limit", self._late),
         }
+        self.happened = len(incidents)
         return [
             problem
             for alert, (what, incident) in incidents.items()

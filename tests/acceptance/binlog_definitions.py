@@ -257,8 +257,18 @@ class Definitions:
             cursor.execute(f"ALTER TABLE {table} DROP PARTITION {dice.choice(droppable)}")
 
 
-def disturbed(kind: str, *, seed: int, stops: int, said: Callable[[str], None] = print) -> list[str]:
-    """Stop and kill the listener so often meanwhile; returns what is wrong in the end."""
+def disturbed(
+    kind: str,
+    *,
+    seed: int,
+    stops: int,
+    said: Callable[[str], None] = print,
+    counted: Callable[[int], None] = lambda _: None,
+) -> list[str]:
+    """Stop and kill the listener so often meanwhile; returns what is wrong in the end.
+
+    `counted` is told how many changes were committed.
+    """
     dice = random.Random(seed)
     with ExitStack() as stack:
         server = stack.enter_context(server_of_kind(kind))
@@ -292,6 +302,7 @@ def disturbed(kind: str, *, seed: int, stops: int, said: Callable[[str], None] =
             f"{expected.total()} changes; "
             + ", ".join(f"{n} x {each}" for each, n in definitions.done.items())
         )
+        counted(expected.total())
         return _faults(client, expected)
 
 

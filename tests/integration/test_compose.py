@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,25 @@ from cryptography.fernet import Fernet
 from flower.options import default_options
 
 from cdc_tasks.settings import WorkerSettings
+from cdc_tasks.variables import KNOWN
 from listener.console.settings import ConsoleSettings
 from listener.daemon.settings import ListenerSettings
 from tests.support.compose import CHECKOUT, dockerfile_stages, load_compose, variables_of_compose
 
 _OUR_SERVICES = ("worker", "listener", "console", "mysql-worker", "mysql-listener", "mysql-console", "flower")
+# Addresses and secrets of the containers, and what only tests and Django read.
+_NOT_FROM_ENV_FILE = {
+    "CDC_BROKER_URL",
+    "CDC_CACHE_URL",
+    "CDC_CONSOLE_ADDRESS",
+    "CDC_CONSOLE_PASSWORD",
+    "CDC_DATABASE",
+    "CDC_DATABASE_URL",
+    "CDC_FLOWER_URL",
+    "CDC_METRICS_ADDRESS",
+    "CDC_SECRET_KEY",
+    "CDC_TEST_DATABASE_URL",
+}
 _DATABASES = {"postgresql": "postgres", "mysql": "mysql"}  # the server's service, by profile
 
 
@@ -81,6 +96,30 @@ def test_every_variable_of_our_containers_is_one_that_somebody_reads(services: d
     known = {name.upper() for name in settings} | {f"FLOWER_{name.upper()}" for name in default_options}
     for name in _OUR_SERVICES:
         assert set(services[name]["environment"]) <= known
+
+
+def test_our_containers_get_each_variable_of_ours_from_the_env_file_and_servers_get_none(
+    secrets: dict[str, str],
+) -> None:
+    ours = {name for name in KNOWN if not name.endswith("_FILE")} - _NOT_FROM_ENV_FILE
+    services = load_compose({**secrets, **dict.fromkeys(ours, "given")})
+    for name in _OUR_SERVICES:
+        given = {each for each, value in services[name]["environment"].items() if value == "given"}
+        assert given == (ours if "console" in name else ours - {"CDC_CONSOLE_READ_PASSWORD"})
+    for name in (*_DATABASES.values(), "redis"):
+        assert not any(each.startswith("CDC_") for each in services[name]["environment"])
+
+
+def test_every_container_has_limits_and_its_logs_are_rotated(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert service["mem_limit"]
+        assert service["cpus"]
+        assert service["logging"] == {"driver": "local", "options": {"max-size": "20m", "max-file": "5"}}
+
+
+def test_the_image_has_the_version_of_the_project(services: dict[str, Any]) -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    assert {services[name]["image"] for name in _OUR_SERVICES} == {f"cdc-tasks:{project['version']}"}
 
 
 def test_every_file_that_is_mounted_exists(services: dict[str, Any]) -> None:

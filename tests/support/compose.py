@@ -38,8 +38,19 @@ def variables_of_compose() -> set[str]:
 
 
 def load_compose(variables: Mapping[str, str]) -> dict[str, Any]:
-    """Return the file's services, with `${NAME}` and `$$` replaced as Compose does."""
+    """Return the file's services, with `${NAME}` and `$$` replaced as Compose does.
+
+    A variable without a value is the one of the same name, if that is set.
+    """
     services: dict[str, Any] = _replaced(yaml.safe_load(_COMPOSE.read_text())["services"], variables)
+    for service in services.values():
+        given = service.get("environment", {})
+        passed_on = {
+            name: variables[name] for name, value in given.items() if value is None and name in variables
+        }
+        service["environment"] = {
+            name: value for name, value in given.items() if value is not None
+        } | passed_on
     return services
 
 

@@ -39,6 +39,7 @@ SHARED: Final = {
     "cdc_tasks.installed",
     "cdc_tasks.logs",
     "cdc_tasks.passwords",
+    "cdc_tasks.record",
     "cdc_tasks.routing",
     "cdc_tasks.routing.arguments",
     "cdc_tasks.routing.contexts",
@@ -70,6 +71,9 @@ CONSOLE: Final = {
     "cdc_tasks.cache",
     "cdc_tasks.cli.letters",
     "cdc_tasks.dead_letters.store",
+    "cdc_tasks.master_cache_notes",
+    "cdc_tasks.notify.message_record",
+    "cdc_tasks.notify.people",
 }
 
 # Each room may import from those in front of it in its row, and from itself. What stands in one string is one level.
@@ -81,9 +85,10 @@ LEVELS: Final = (
             "cdc_tasks.errors cdc_tasks.changes cdc_tasks.addresses cdc_tasks.words "
             "cdc_tasks.source_lines cdc_tasks.totals"
         ),
-        "cdc_tasks.environment cdc_tasks.extras",
+        "cdc_tasks.environment cdc_tasks.extras cdc_tasks.record",
         "cdc_tasks.installed",
         "cdc_tasks.passwords",
+        "cdc_tasks.record",
         (
             "cdc_tasks.retry cdc_tasks.logs cdc_tasks.settings cdc_tasks.routing "
             "cdc_tasks.versions cdc_tasks.user_code cdc_tasks.command_line"
@@ -93,7 +98,7 @@ LEVELS: Final = (
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.rabbitmq.partitions",
         "cdc_tasks.broker.queues",
-        "cdc_tasks.dead_letters cdc_tasks.web",
+        "cdc_tasks.dead_letters cdc_tasks.web cdc_tasks.master_cache_notes",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
         "cdc_tasks.command_line",
@@ -112,7 +117,9 @@ LEVELS: Final = (
         "listener.control listener.testing",
         "listener.metrics",
         "listener.daemon",
-        "listener.cli.output listener.cli.parked_changes",  # the console shows and does the same
+        # the console shows and does the same
+        "listener.cli.output listener.cli.parked_changes",
+        "listener.cli.found_change",
         "listener.console",
         "listener.cli",
         "listener.__main__",
@@ -148,7 +155,9 @@ PACKAGES: Final = (
     "listener",
     "harness",
     "demo",
+    "examples",
     "benchmarks",
+    "reference",
     "tests",
 )  # each may import those before it
 

@@ -84,7 +84,7 @@ class RedisConnection:
             stack.callback(pool.disconnect)
             return _own_connection(pool, stack)
 
-        return cls(connect, prefix="", variable=environment.variable("CACHE_URL"))
+        return cls(connect, prefix="", variable=environment.set_by("CACHE_URL"))
 
     @property
     def is_open(self) -> bool:
@@ -178,7 +178,7 @@ class RedisConnection:
 def address_of(app: Celery) -> str:
     """Return what says where the app's broker is, for errors: a variable, or a setting of somebody else's app."""
     if app.main in {"listener", "cdc_tasks", None}:
-        return environment.variable("CELERY_BROKER_URL")
+        return environment.set_by("CELERY_BROKER_URL")
     return f"broker_url of the app {app.main}"
 
 

@@ -1,0 +1,73 @@
+"""Writing what a command did into the record that `python -m listener commands` and the console show."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import redis
+import typer
+from kombu.exceptions import OperationalError
+
+from cdc_tasks import cache
+from cdc_tasks.cli.chosen_app import chosen
+from cdc_tasks.errors import CDCError
+from cdc_tasks.record import Command, Outcome, about, record_commands, summed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Doing", "recorded"]
+
+
+class Doing:
+    """What a command does, one thing after the other."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[bool, str]] = []
+
+    def did(self, told: str, *, went_well: bool = True) -> None:
+        """Note what became of one thing."""
+        self.outcomes.append((went_well, told))
+
+
+@contextmanager
+def recorded(verb: str, names: Sequence[str], done: str) -> Iterator[Doing]:
+    """Record who did what to which things, and what came of it; `done` names that for many: `sent again`.
+
+    An error is recorded too. Whether the record can be written changes nothing for the command.
+    """
+    doing, command = Doing(), Command(verb=verb, arguments=about(names))
+    try:
+        yield doing
+    except CDCError as error:
+        _write(Outcome.refusal(command, error))
+        raise
+    if doing.outcomes:
+        _write(Outcome.done(command, summed(doing.outcomes, done)))
+
+
+def _write(outcome: Outcome) -> None:
+    key = f"cdc:{os.environ.get('CDC_NAME') or 'cdc_tasks'}:record"
+    try:
+        with _store() as (client, prefix):
+            for words in record_commands(f"{prefix}{key}", outcome):
+                client.execute_command(*words)
+    except (redis.RedisError, OperationalError, OSError, CDCError) as error:
+        typer.echo(f"This is not in the record: {type(error).__name__}: {error}", err=True)
+
+
+@contextmanager
+def _store() -> Iterator[tuple[Any, str]]:
+    """Open the Redis that has the checkpoint: the broker if it is Redis, else that of CACHE_URL; and its prefix."""
+    with chosen().connection_for_write() as connection:
+        if connection.transport.driver_type != "redis":
+            yield cache.client(), ""
+            return
+        connection.ensure_connection(
+            max_retries=1, interval_start=0, interval_max=0, reraise_as_library_errors=False
+        )
+        with connection.channel() as opened:  # with Sentinel: to the master
+            channel: Any = opened
+            yield redis.Redis(connection_pool=channel.pool), channel.global_keyprefix or ""

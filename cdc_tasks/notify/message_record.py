@@ -1,0 +1,293 @@
+"""The record of messages: who got what, by which service, after which tries; and what is held back until when.
+
+It is for people: nothing is decided by it, and a message is sent without it too. The last `CDC_MESSAGES_KEPT` messages
+that ended are a stream in the Redis of CACHE_URL. What is held back (quiet hours, a rate limit, a retry) is a hash, and
+a sorted set by the time until which it is. Both have numbers of accounts and rows, and kinds of errors: no text, no
+name, no address, no secret.
+
+A message is noted in the script that marks it as sent or lets it wait. Only one that fails, or meets quiet hours, takes
+a round trip more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from time import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from redis.exceptions import NoPermissionError
+
+from cdc_tasks import cache
+from cdc_tasks.errors import CDCError
+from cdc_tasks.settings import worker_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+__all__ = [
+    "ENDED",
+    "GAVE_UP",
+    "KEYS",
+    "NOT_SENT",
+    "QUIET_HOURS",
+    "RATE_LIMIT",
+    "RETRY",
+    "SENT",
+    "WAITS",
+    "Entry",
+    "Found",
+    "HeldBack",
+    "MessageNote",
+    "RecordRefusedError",
+    "count",
+    "ended",
+    "find",
+    "find_held",
+    "held_back",
+]
+
+SENT: Final = "sent"
+GAVE_UP: Final = "gave up"
+NOT_SENT: Final = "not sent"  # there was nothing to send
+QUIET_HOURS: Final = "quiet hours"
+RATE_LIMIT: Final = "rate limit"
+RETRY: Final = "retry"
+
+_LOG: Final = "cdc:messages"  # a stream
+_HELD: Final = "cdc:messages:held"  # a hash: id, milliseconds since when, and the note
+_UNTIL: Final = "cdc:messages:until"  # a sorted set: id, milliseconds until when
+KEYS: Final = (_LOG, _HELD, _UNTIL)
+_MOST_HELD: Final = 10_000  # beyond it those are forgotten that should have gone on longest ago
+_FORGOTTEN: Final = 3600.0  # seconds; what should have gone on before was purged, or died with its worker
+_PAGE: Final = 2_000  # entries that are read at a time
+_MOST_LOOKED_AT: Final = 20_000
+_PLACE: Final = re.compile(r"\d{1,15}-\d{1,15}")
+
+# Functions for scripts. `first` is the place of KEYS among the script's keys; an empty text notes nothing.
+WAITS: Final = f"""
+local function message_waits(first, id, wait, text)
+    if text == '' then return end
+    local log, held, untils = KEYS[first], KEYS[first + 1], KEYS[first + 2]
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    local found = redis.call('HGET', held, id)
+    local since = found and string.match(found, '^%d+') or string.format('%.0f', now)
+    if not found and redis.call('HLEN', held) >= {_MOST_HELD} then
+        local oldest = redis.call('ZRANGE', untils, 0, 0)[1]
+        if oldest then
+            redis.call('ZREM', untils, oldest)
+            redis.call('HDEL', held, oldest)
+        end
+    end
+    redis.call('HSET', held, id, since .. ' ' .. text)
+    redis.call('ZADD', untils, string.format('%.0f', now + wait), id)
+end
+"""
+ENDED: Final = """
+local function message_ended(first, id, kept, text)
+    if text == '' then return end
+    local log, held, untils = KEYS[first], KEYS[first + 1], KEYS[first + 2]
+    local found = redis.call('HGET', held, id)
+    if found then
+        redis.call('HDEL', held, id)
+        redis.call('ZREM', untils, id)
+    end
+    local since = found and string.match(found, '^%d+') or ''
+    -- pcall: a user of Redis who may not do this must not hold up messages
+    if tonumber(kept) > 0 then redis.pcall('XADD', log, 'MAXLEN', '~', kept, '*', 'note', text, 'since', since) end
+end
+"""
+
+# KEYS: as KEYS; ARGV: the id, milliseconds to wait, the note
+_NOTE_WAIT: Final = f"{WAITS} message_waits(1, ARGV[1], tonumber(ARGV[2]), ARGV[3])"
+# KEYS: as KEYS; ARGV: the id, how many to keep, the note
+_NOTE_END: Final = f"{ENDED} message_ended(1, ARGV[1], ARGV[2], ARGV[3])"
+
+
+class RecordRefusedError(CDCError):
+    """Redis does not show the record of messages to this user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageNote:
+    """One message to one account, and what became of it so far."""
+
+    id: str  # the delivery's, which is its task's id
+    account_id: int
+    kind: str  # e.g. ticket_insert
+    subject_id: int  # the ticket, user, …
+    change_id: str
+    service: str
+    state: str = ""
+    reason: str = ""  # the kind of the last error, or why there was nothing to send
+    tries: Sequence[Mapping[str, Any]] = ()  # those that failed: at, error (its kind), waits (seconds)
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read what `text` wrote; raises TypeError, ValueError."""
+        return cls(**json.loads(text))
+
+    def text(self, state: str, reason: str = "") -> str:
+        """Return the note as scripts take it; empty if none is to be kept."""
+        if not worker_settings().cdc_messages_kept:
+            return ""
+        note = replace(self, state=state, reason=reason)
+        fields = {name: value for name, value in asdict(note).items() if value not in ("", ())}
+        return json.dumps(fields, separators=(",", ":"))
+
+    def waits(self, seconds: float, state: str, reason: str = "") -> None:
+        """Note that it is held back for so long. What goes wrong with the note goes wrong without an error."""
+        self._note(_NOTE_WAIT, int(seconds * 1000), self.text(state, reason))
+
+    def ended(self, state: str, reason: str = "") -> None:
+        """Note that it is over, and was not sent."""
+        self._note(_NOTE_END, worker_settings().cdc_messages_kept, self.text(state, reason))
+
+    def _note(self, script: str, number: int, text: str) -> None:
+        if text:
+            with suppress(cache.CacheAwayError), cache.errors_translated():
+                cache.client().register_script(script)(keys=KEYS, args=[self.id, number, text])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A message that has ended."""
+
+    place: str  # in the record
+    at: datetime
+    held_since: datetime | None  # when it was held back first; None: it never was
+    note: MessageNote
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """A message that is held back."""
+
+    since: datetime
+    until: datetime
+    note: MessageNote
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Some messages, the newest first."""
+
+    entries: Sequence[Entry]
+    older: str | None  # the place behind which to go on; None: there are no older ones
+
+
+def ended(
+    *,
+    behind: str | None = None,
+    accounts: Collection[int] | None = None,
+    service: str = "",
+    state: str = "",
+    most: int = 100,
+) -> Found:
+    """Return the last messages that ended; raises CacheAwayError, RecordRefusedError.
+
+    `behind`: only older ones than at this place. `accounts`, None: of all. Looks at 20,000 of them at most, so that a
+    page comes soon.
+    """
+    found, place, looked = list[Entry](), behind, 0
+    while looked < _MOST_LOOKED_AT:
+        page = _page(place)
+        for name, fields in page:
+            looked, place = looked + 1, name.decode()
+            if (entry := _wanted(place, fields, accounts, service, state)) is not None:
+                found.append(entry)
+                if len(found) == most:
+                    return Found(entries=found, older=place)
+        if len(page) < _PAGE:
+            return Found(entries=found, older=None)
+    return Found(entries=found, older=place)
+
+
+def count() -> int:
+    """Return how many messages the record has; raises CacheAwayError."""
+    with _errors_translated():
+        return int(cache.client().xlen(_LOG))
+
+
+def find(place: str) -> Entry | None:
+    """Return the message at a place of the record; None if the record has dropped it. Raises what `ended` raises."""
+    if _PLACE.fullmatch(place) is None:
+        return None
+    with _errors_translated():
+        found: Any = cache.client().xrange(_LOG, place, place)
+    return _wanted(place, found[0][1], None, "", "") if found else None
+
+
+def held_back(most: int = 200) -> tuple[list[HeldBack], int]:
+    """Return what is held back, the first to go on first, and how many there are; raises what `ended` raises."""
+    client: Any = cache.client()
+    lowest = int((time() - _FORGOTTEN) * 1000)
+    with _errors_translated():
+        number = int(client.zcount(_UNTIL, lowest, "+inf"))
+        names = client.zrangebyscore(_UNTIL, lowest, "+inf", start=0, num=most, withscores=True)
+        texts = client.hmget(_HELD, [name for name, _ in names]) if names else []
+    told = [(until, text) for (_, until), text in zip(names, texts, strict=True) if text is not None]
+    return [_held(until, text) for until, text in told], number
+
+
+def find_held(message: str) -> HeldBack | None:
+    """Return the message with this id if it is held back; raises what `ended` raises."""
+    client: Any = cache.client()
+    with _errors_translated():
+        until, text = client.zscore(_UNTIL, message), client.hget(_HELD, message)
+    return None if until is None or text is None else _held(until, text)
+
+
+def _page(behind: str | None) -> list[Any]:
+    with _errors_translated():
+        client: Any = cache.client()
+        found: list[Any] = client.xrevrange(
+            _LOG, "+" if behind is None else _before(behind), "-", count=_PAGE
+        )
+    return found
+
+
+def _before(place: str) -> str:
+    """Return the place in front of this one; servers before 6.2 know no open intervals."""
+    if _PLACE.fullmatch(place) is None:
+        return "+"
+    milliseconds, number = map(int, place.split("-"))
+    return f"{milliseconds}-{number - 1}" if number else str(milliseconds - 1)
+
+
+def _wanted(
+    place: str, fields: Mapping[bytes, bytes], accounts: Collection[int] | None, service: str, state: str
+) -> Entry | None:
+    note = MessageNote.parse(fields[b"note"])
+    if accounts is not None and note.account_id not in accounts:
+        return None
+    if (service and note.service != service) or (state and note.state != state):
+        return None
+    since = fields.get(b"since")
+    at = _moment(place.partition("-")[0])
+    return Entry(place=place, at=at, held_since=_moment(since) if since else None, note=note)
+
+
+def _held(until: float, text: bytes) -> HeldBack:
+    since, _, note = text.partition(b" ")
+    return HeldBack(since=_moment(since), until=_moment(until), note=MessageNote.parse(note))
+
+
+def _moment(milliseconds: str | bytes | float) -> datetime:
+    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
+
+
+@contextmanager
+def _errors_translated() -> Iterator[None]:
+    try:
+        with cache.errors_translated():
+            yield
+    except NoPermissionError as error:
+        raise RecordRefusedError(
+            f"Redis at {cache.where()} does not show the record of messages: {error}",
+            hint="Allow it: ACL SETUSER <user> +xadd +xrange +xrevrange",
+        ) from error

@@ -1,0 +1,1 @@
+"""Prices in Redis, which follow the tables."""

@@ -1,0 +1,1 @@
+"""An API for orders: FastAPI, SQLAlchemy with asyncio, Celery."""

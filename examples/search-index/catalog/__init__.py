@@ -1,0 +1,1 @@
+"""A search index that follows a table of products."""

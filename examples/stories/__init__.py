@@ -1,0 +1,1 @@
+"""What each example shows, step by step."""

@@ -1,0 +1,124 @@
+"""How much waits at the broker, since when, and who takes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from cdc_tasks.broker.rabbitmq.partitions import partitions_of
+from cdc_tasks.errors import CDCError
+from listener.core.publisher import BrokerAwayError
+from listener.daemon.database_url import DatabaseType
+from listener.daemon.metrics import SINCE_2000
+from listener.daemon.samples import RedisQueues, queues_of
+from listener.daemon.wiring import STORE_AWAY, is_redis
+from listener.metrics.meter import ENQUEUED
+from listener.metrics.queue_ages import QueueAges
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from cdc_tasks.routing.router import Route
+    from listener.console.connections import BrokerConnection
+    from listener.daemon.settings import ListenerSettings
+    from listener.metrics.rates import RateSample
+
+__all__ = ["QueueLength", "Queues"]
+
+
+class QueueLength(NamedTuple):
+    """A queue that a route sends to."""
+
+    name: str
+    length: int | None  # None: the broker does not have it yet
+    oldest: float | None  # seconds since its oldest message came; None: not known
+    consumers: int | None  # None: not known on this broker
+    set_aside: int
+
+
+class Queues:
+    """Reads the queues of the settings and of the routes, on connections that it keeps."""
+
+    def __init__(self, settings: ListenerSettings, app: Celery, broker: BrokerConnection) -> None:
+        self._app = app
+        self._broker = broker
+        is_binlog = settings.database_type is DatabaseType.MYSQL
+        self._ages = QueueAges(0.0 if is_binlog else SINCE_2000)
+        self._is_redis = is_redis(app)
+        self._redis: RedisQueues | None = None
+        self._published = _Published()
+
+    def read(
+        self, routes: Sequence[Route], aside: Mapping[str, int], rates: Iterable[RateSample]
+    ) -> list[QueueLength]:
+        """Return them by name; `aside`: how many messages are beside each, `rates`: what was published lately.
+
+        Raises CDCError.
+        """
+        if self._is_redis:
+            return self._of_redis(routes, aside)
+        queues = {queue: {route.id for route in each} for queue, each in queues_of(self._app, routes).items()}
+        if any(route.key is not None for route in routes):
+            queues |= {partition: set() for partition in partitions_of(self._app) if partition not in queues}
+        self._published.add(rates)
+        return self._broker.ask(
+            lambda kombu: [self._asked(kombu, name, routes, aside) for name, routes in sorted(queues.items())]
+        )
+
+    def close(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
+
+    def _of_redis(self, routes: Sequence[Route], aside: Mapping[str, int]) -> list[QueueLength]:
+        if self._redis is None:
+            self._redis = RedisQueues(self._app, queues_of(self._app, routes), self._ages)
+        found = _twice(self._redis)
+        return [
+            QueueLength(name, length, found.ages[name], None, aside.get(name, 0))
+            for name, length in sorted(found.lengths.items())
+        ]
+
+    def _asked(self, kombu: Any, name: str, routes: set[str], aside: Mapping[str, int]) -> QueueLength:
+        beside = aside.get(name, 0)
+        try:
+            with kombu.channel() as channel:
+                declared = channel.queue_declare(name, passive=True)
+        except kombu.channel_errors:
+            return QueueLength(name, None, None, None, beside)
+        length = int(declared.message_count)
+        consumers = declared.consumer_count if kombu.transport.driver_type == "amqp" else None
+        oldest = self._ages.of_length(name, length, self._published.of({*routes, ENQUEUED}))
+        return QueueLength(name, length, oldest, consumers, beside)
+
+
+def _twice(read: Callable[[], Any]) -> Any:
+    """Return what `read` returns; once more if the session that it kept has ended. Raise CDCError."""
+    try:
+        try:
+            return read()
+        except BrokerAwayError:
+            return read()
+    except (RedisError, OperationalError, OSError) as error:  # of the first look, before there is a session
+        raise CDCError(f"The broker did not answer: {error}", hint=STORE_AWAY, code="broker_away") from error
+
+
+class _Published:
+    """How much each route has published since the console began, as far as the rates say."""
+
+    def __init__(self) -> None:
+        self._total: Final = Counter[str]()
+        self._last = float("-inf")
+
+    def add(self, rates: Iterable[RateSample]) -> None:
+        for each in rates:
+            if each.at > self._last:
+                self._last = each.at
+                for route, done in each.routes.items():
+                    self._total[route] += done.published
+
+    def of(self, routes: set[str]) -> int:
+        return sum(self._total[route] for route in routes)
