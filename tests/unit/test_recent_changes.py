@@ -73,8 +73,9 @@ def _fates(change: NotedChange) -> dict[str, str]:
     return {each.route.task: each.fate.value for each in change.routes}
 
 
-def test_a_change_says_what_it_fired_and_why_not() -> None:
-    changes = [replace(_change(1), context={"user_id": 7}), _change(2), _change(5)]
+def test_a_change_says_what_it_fired_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDC_CONTEXT_SHOWN", "user_id")
+    changes = [replace(_change(1), context={"user_id": 7, "mail": "hidden"}), _change(2), _change(5)]
     first, second, third = _noted(changes)
     assert _fates(first) == {
         "all": "fired",
@@ -89,7 +90,7 @@ def test_a_change_says_what_it_fired_and_why_not() -> None:
     assert (first.id, first.position, first.key, first.context) == (
         *("abc-1-0", "0/1:0"),
         {"id": 1},
-        {"user_id": 7},
+        {"user_id": 7, "mail": None},
     )
     assert first.committed_at == changes[0].committed_at
     words = {told.task: told for told in (fate_told(second, each) for each in second.routes)}
@@ -241,7 +242,10 @@ def _reader(store: Any) -> RecentReader:
     return RecentReader(store)
 
 
-def test_changes_are_found_by_row_person_table_time_and_id_and_by_pages() -> None:
+def test_changes_are_found_by_row_person_table_time_and_id_and_by_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CDC_CONTEXT_SHOWN", "user_id, who")
     changes = [
         replace(_change(number, name=f"n{number}"), context={"user_id": number % 3, "who": 'a "é" b'})
         for number in range(1, 301)
