@@ -298,7 +298,7 @@ def test_on_rabbitmq_too_what_failed_is_read_sent_again_and_let_go_on(
         assert "no_such_column" in visitor.page(f"/failing/parked/{parked[0]}")
         assert re.search(r"cdc_\w+ \d+ ", visitor.page("/queues"))
 
-        assert "stays parked" in visitor.acts("parked_replay", page="/failing", id=parked[0])
+        assert "Stays parked" in visitor.acts("parked_replay", page="/failing", id=parked[0])
         assert "2 items dropped" in visitor.acts("parked_drop", page="/failing", id=parked[:2])
         done = _run(environment, "listener", "parked", "drop", "--all")
         assert done.returncode == 0, done.stderr
