@@ -223,6 +223,10 @@ class Facts:
             for route, described in self._described()
         ]
 
+    def descriptions(self) -> Mapping[str, Mapping[str, str]]:
+        """Return each route as words, by its id; nothing if the routes cannot be loaded."""
+        return _part(lambda: {route.id: described for route, described in self._described()}).value or {}
+
     def described_route(self, name: str) -> Mapping[str, str]:
         """Return the route with this id as words; raises CDCError."""
         for route, described in self._described():

@@ -126,7 +126,7 @@ class _Console:
             "control": self.facts.control(),
             "graph": graph_of(samples, hours, time()),
             "rates": rates_of(self.facts.rates().value or ()),
-            "described": {each.described["id"]: each.described for each in self.facts.routes().value or ()},
+            "described": self.facts.descriptions(),
             "all_hours": _HOURS,
         }
 

@@ -9,13 +9,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from cdc_tasks.broker.rabbitmq.partitions import partitions_of
+from cdc_tasks.errors import CDCError
 from listener.core.publisher import BrokerAwayError
 from listener.daemon.database_url import DatabaseType
 from listener.daemon.metrics import SINCE_2000
 from listener.daemon.samples import RedisQueues, queues_of
-from listener.daemon.wiring import is_redis
+from listener.daemon.wiring import STORE_AWAY, is_redis
 from listener.metrics.meter import ENQUEUED
 from listener.metrics.queue_ages import QueueAges
 
@@ -102,11 +105,14 @@ class Queues:
 
 
 def _twice(read: Callable[[], Any]) -> Any:
-    """Return what `read` returns; once more if the session that it kept has ended."""
+    """Return what `read` returns; once more if the session that it kept has ended. Raise CDCError."""
     try:
-        return read()
-    except BrokerAwayError:
-        return read()
+        try:
+            return read()
+        except BrokerAwayError:
+            return read()
+    except (RedisError, OperationalError, OSError) as error:  # of the first look, before there is a session
+        raise CDCError(f"The broker did not answer: {error}", hint=STORE_AWAY, code="broker_away") from error
 
 
 class Consumers:

@@ -155,7 +155,9 @@ PACKAGES: Final = (
     "listener",
     "harness",
     "demo",
+    "examples",
     "benchmarks",
+    "reference",
     "tests",
 )  # each may import those before it
 
