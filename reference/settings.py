@@ -144,6 +144,13 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
             "What its list of tasks shows. Of a change the arguments are table, event and position, without the row.",
         ),
         "FLOWER_BASIC_AUTH": _Variable(_NOTHING, "text", "Flower", "`user:password`"),
+        "CDC_CONSOLE_URL": _Variable(
+            _NOTHING,
+            "text",
+            "Flower",
+            "Where the [console](console.md) is for a browser, e.g. `https://console.example.com`: Flower's page of each task "
+            "links to the console's page of it.",
+        ),
         "CDC_FLOWER_HOSTS": _Variable(
             _NOTHING,
             "texts, comma-separated",
