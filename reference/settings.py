@@ -88,6 +88,7 @@ _MORE: Final = {
     "CDC_METRICS_ADDRESS": "See [metrics](metrics.md). Each listener on a machine needs another one.",
     "CDC_QUEUE_ALARM": "See [alerts](metrics.md#alerts).",
     "CDC_MESSAGES_KEPT": "See [the record of messages](console.md).",
+    "CDC_RECENT_SIZE": "See [what came last](watch.md#what-came-last).",
     "CDC_JOURNAL": "See [replay](replay.md).",
     "CDC_CONSOLE_ADDRESS": "See [the console](console.md).",
     "CDC_CONSOLE_PASSWORD": "8 characters or more.",
@@ -144,6 +145,13 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
             "What its list of tasks shows. Of a change the arguments are table, event and position, without the row.",
         ),
         "FLOWER_BASIC_AUTH": _Variable(_NOTHING, "text", "Flower", "`user:password`"),
+        "CDC_CONSOLE_URL": _Variable(
+            _NOTHING,
+            "text",
+            "Flower",
+            "Where the [console](console.md) is for a browser, e.g. `https://console.example.com`: Flower's page of each task "
+            "links to the console's page of it.",
+        ),
         "CDC_FLOWER_HOSTS": _Variable(
             _NOTHING,
             "texts, comma-separated",
