@@ -124,6 +124,7 @@ LISTENER: Final = {
         "metrics_page_failed": "A page could not be made; who asked got status 500.",
         "metrics_request_failed": "A client went away before it had its page.",
         "console_ready": "The console can be opened.",
+        "consumers_not_asked": "The console could not ask the workers from which queues they take.",
         "no_sample": "The console could not note how far the listener is.",
         "recent_changes_failed": "Redis did not take the [recent changes](../console.md). The stream goes on; they are left out.",
         "recent_changes_work_again": "Redis takes the recent changes again. `left_out`: how many are missing.",
