@@ -51,6 +51,7 @@ ELSEWHERE: Final = {
     "sed": "the system's",
     "sleep": "the system's",
     "time": "the shell's",
+    "uvicorn": "tests/acceptance/test_how_to.py",
 }
 # Variables of other programs.
 _OF_OTHERS: Final = {"OTEL_EXPORTER_OTLP_ENDPOINT", "PATH", "PYTHONPATH", "SHOP_BROKER"}
@@ -62,6 +63,7 @@ for name, *arguments in json.load(sys.stdin):
     load_command_class("django.core", name).create_parser("manage.py", name).parse_args(arguments)
 """
 _INCOMPLETE: Final = {"MissingParameter", "NoArgsIsHelpError"}  # click's, and those of typer's own click
+_METRICS_PORT: Final = 9187
 _PATHS: Final = {"/metrics", "/livez", "/readyz"}
 _ASSIGNMENT: Final = re.compile(r"^([A-Za-z_]\w*)=(.*)$", re.DOTALL)
 _NESTED: Final = re.compile(r"\$\(([^()]*)\)")
@@ -143,7 +145,7 @@ def _check_words(words: list[str], command: str) -> None:
     program = program.rpartition("/")[2]
     if program in {"python", "python3", ".venv/bin/python"}:
         program, arguments = _python(arguments)
-    if words[0].startswith("scripts/") and (CHECKOUT / words[0]).exists():
+    if words[0].startswith(("examples/", "scripts/")) and (CHECKOUT / words[0]).exists():
         return
     if checker := _CHECKERS.get(program):
         checker(arguments)
@@ -276,8 +278,9 @@ def check_django(commands: Sequence[str]) -> None:
 
 def _curl(arguments: list[str]) -> None:
     for each in arguments:
-        if each.startswith("http") and (path := urlsplit(each).path) not in _PATHS:
-            raise WrongSnippetError(f"the listener has no page {path}")
+        page = urlsplit(each)
+        if page.port == _METRICS_PORT and page.path not in _PATHS:
+            raise WrongSnippetError(f"the listener has no page {page.path}")
 
 
 def _nothing_to_check(_: list[str]) -> None:
