@@ -34,14 +34,14 @@ def merged(before: Context | None, said: Any) -> Context:
     """Return the context after a transaction has said this: later values replace earlier ones. Raise ContextError."""
     _check(said)
     values = said if before is None else {**before.values, **said}
-    context = Context(values, orjson.dumps(values))
-    if len(context.json) > LARGEST:
+    content = orjson.dumps(values)
+    if len(content) > LARGEST:
         raise ContextError(
-            f"A context would have {len(context.json)} bytes, and {LARGEST} is the limit: each message carries it.",
+            f"A context would have {len(content)} bytes, and {LARGEST} is the limit: each message carries it.",
             hint="Pass ids, and read the rest where it is needed.",
             code="context_too_large",
         )
-    return context
+    return Context(values, content)
 
 
 def check_context(said: Any) -> None:
@@ -61,8 +61,8 @@ def _check(said: Any) -> None:
                 hint="A name has up to 64 of A-Z, a-z, 0-9, _, - and dots, and begins with a letter or _.",
                 code="context_name",
             )
-        if not _is_scalar(value):  # without the value: it may be personal
-            raise ContextError(
+        if not ((value.__class__ is str and value.isascii()) or _is_scalar(value)):
+            raise ContextError(  # without the value: it may be personal
                 f"{name} of a context is no JSON scalar: {_described(value)}.",
                 hint=f"Pass text, a number, a bool or None, e.g. {name}=str(…).",
                 code="context_value",
@@ -77,7 +77,7 @@ def _is_name(name: Any) -> bool:
 def _is_scalar(value: Any) -> bool:
     kind = type(value)
     if kind is str:
-        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
     if kind is int:
         return bool(-_LARGEST_INTEGER <= value < _LARGEST_INTEGER)
     if kind is float:

@@ -59,7 +59,7 @@ class LoggedTransaction:
         """Give it this context, before its first change."""
         end = len(self.tail) - 1 if self.context is None else self.tail.index(_CONTEXT)
         said = b"" if context is None else _CONTEXT + context.json
-        self.tail = b"%b%b}" % (self.tail[:end], said)
+        self.tail = self.tail[:end] + said + b"}"
         self.context = context
 
     def is_last(self, ordinal: int) -> bool:
@@ -132,6 +132,14 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         if self._new is not None:
             return self._new_json(self._new, columns)
         return b"{}" if self._old is None else self._old_json(self._old, columns)
+
+    def old_row_json(self, columns: tuple[str, ...]) -> bytes:
+        """Return `columns` of the old row as a JSON object, without those that the source did not send."""
+        return b"{}" if self._old is None else self._old_json(self._old, columns)
+
+    @abstractmethod
+    def changed_columns(self) -> tuple[str, ...] | None:
+        """Return the columns whose values an update changed; None if the source did not send the old row."""
 
     @property
     def before(self) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from harness.machine_servers import find_program
 from harness.server_process import ServerProcess
@@ -27,6 +27,9 @@ _FLAGS = (
     "--disable-sync",
     "--window-size=1100,1400",
 )
+
+
+KEYS: Final = {"TAB": "\ue004", "ENTER": "\ue007", "SPACE": "\ue00d", "ESCAPE": "\ue00c"}  # of WebDriver
 
 
 class _ChromeDriver(ServerProcess):
@@ -84,6 +87,20 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         """Return what the body of a JavaScript function returns."""
         return _request("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
+
+    def prefer(self, scheme: Literal["light", "dark"]) -> None:
+        """Have the system of the person who looks prefer light or dark colours."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
+        _request("POST", f"{self._session}/goog/cdp/execute", command)
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other, as `TAB`, `ENTER` and the like or as characters."""
+        events = [
+            {"type": kind, "value": KEYS.get(key, key)} for key in keys for kind in ("keyDown", "keyUp")
+        ]
+        actions = {"actions": [{"type": "key", "id": "keyboard", "actions": events}]}
+        _request("POST", f"{self._session}/actions", actions)
 
     @property
     def text(self) -> str:

@@ -43,9 +43,9 @@ _TABLE_ITSELF = 10  # memory of a table besides its columns, measured in columns
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
 _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit time
 _truncate = Struct(">xIB").unpack_from  # number of relations, options
-_message = Struct(">xB8x").unpack_from  # flags; its own LSN
-_message_head = 10  # bytes before the prefix
-_content = Struct(">I").unpack_from  # length
+_TRANSACTIONAL = 1  # a logical message's flag
+_message_head = 10  # bytes before the prefix: kind, flags, and its own LSN
+_BEFORE_CONTENT = 5  # bytes: the end of the prefix, and the length of the content, which is the rest
 _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
 
 
@@ -93,6 +93,7 @@ class PgOutputDecoder(Decoder):
         self._announced = announced
         self._resolve_type = resolve_type
         self._codec = codec
+        self._prefix_of = {each.encode(codec, "backslashreplace"): each for each in self._prefixes}
         self._split, self._split_both = splitting(codec)
         self._tables = _Tables(self._compile)  # by OID, as messages carry it
 
@@ -128,24 +129,23 @@ class PgOutputDecoder(Decoder):
         if kind == _COMMIT:
             _flags, _commit_lsn, end_lsn, _committed_at = _commit(payload)
             return self.commit(end_lsn, changes)
+        if kind == _MESSAGE:
+            return self._read_message(payload, changes)
         if kind == _RELATION:
             self._tables.announce(payload[1:5], payload)
         elif kind == _TRUNCATE:
             changes.extend(self._truncated(payload))
-        elif kind == _MESSAGE:
-            return self._read_message(payload, changes)
         elif kind not in _IGNORED:
             raise ValueError("no known kind")
         return None
 
     def _read_message(self, payload: bytes, changes: list[WALChange]) -> Watermark | None:
         """Take in a logical message of a transaction, if it is for us: other programs write some too."""
-        (is_transactional,) = _message(payload)
-        prefix, at = self._text(payload, _message_head)
-        if is_transactional and prefix in self._prefixes:
-            (length,) = _content(payload, at)
-            return self.take_message(payload[at + 4 : at + 4 + length], changes, prefix)
-        return None
+        end = payload.index(0, _message_head)
+        prefix = self._prefix_of.get(payload[_message_head:end])
+        if prefix is None or not payload[1] & _TRANSACTIONAL:
+            return None
+        return self.take_message(payload[end + _BEFORE_CONTENT :], changes, prefix)
 
     def _malformed(self, payload: bytes, error: Exception) -> SourceError:
         """Return the error for a message that cannot be decoded, without a row's values."""
