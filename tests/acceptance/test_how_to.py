@@ -38,6 +38,11 @@ _BY_THEMSELVES = [
     "several-listeners",
     "what-it-costs",
 ]
+_ELSEWHERE = [
+    "kubernetes",
+    "systemd",
+    "upgrade",
+]  # tests/integration/test_deploy.py, tests/acceptance/upgrade.py
 _ORDERS = "CREATE TABLE orders (id int PRIMARY KEY, currency text, status text, updated_at timestamptz DEFAULT now())"
 
 # The pages run `check` before the database is prepared, and `status` also while there are alarms or nobody reads.
@@ -188,7 +193,7 @@ def reader(database: Database, broker: Broker, tmp_path: Path) -> Iterator[Reade
 
 
 def test_each_page_is_followed() -> None:
-    assert {each.stem for each in _PAGES.glob("*.md")} == {*_IN_A_ROW, *_BY_THEMSELVES}
+    assert {each.stem for each in _PAGES.glob("*.md")} == {*_IN_A_ROW, *_BY_THEMSELVES, *_ELSEWHERE}
 
 
 def test_each_command_of_the_pages_in_a_row_does_what_its_page_says(reader: Reader) -> None:

@@ -106,9 +106,9 @@ def _problems(blocks: list[Block]) -> Iterator[str]:
             _check(block, before)
         except (WrongSnippetError, configparser.Error) as error:
             yield f"{block}: {error}"
-    shown = [line for block in blocks if block.language == "console" for line in block.text.splitlines()]
+    shown = [block.text for block in blocks if block.language == "console" and "not run" not in block.marks]
     try:
-        commands.check_django([line.removeprefix("$ ") for line in shown if line.startswith("$ ")])
+        commands.check_django(commands.lines_of("".join(shown), has_prompts=True)[0])
     except WrongSnippetError as error:
         yield f"{blocks[0].page}: {error}"
 
