@@ -6,7 +6,6 @@ import html
 import json
 import os
 import re
-import subprocess
 import sys
 import urllib.error
 import urllib.parse
@@ -29,8 +28,10 @@ from tests.conftest import fresh_database
 from tests.support.listening import wait_for_listener
 from tests.support.social_stub import Error, Status
 from tests.support.tasks.in_order import LOG
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from harness.embedded_servers import PostgresServer
@@ -198,9 +199,9 @@ def test_the_record_has_what_the_command_line_does_too(visitor: Visitor, desk: D
     desk.insert_ticket("For the record", desk.DORA)
     visitor.sees("/failing", "cdc_tasks.deliver", "RefusedError")
     for arguments in (["dead-letters", "replay", "--all"], ["refresh-cache", "statuses"]):
-        done = desk.run_command(*arguments)
+        done = _run(desk.environment, "cdc_tasks", *arguments)
         assert done.returncode == 0, done.stderr
-    assert desk.run_command("keys", "skip", "account:4711").returncode == 1
+    assert _run(desk.environment, "cdc_tasks", "keys", "skip", "account:4711").returncode == 1
     assert _run(desk.environment, "listener", "parked", "drop", "no-such-id").returncode == 1
 
     page = visitor.sees("/record", "letter replay", "refresh cache", "key skip", "parked drop")
@@ -346,11 +347,5 @@ def _ids(visitor: Visitor, kind: str) -> list[str]:
 
 
 def _run(environment: dict[str, str], module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=_CHECKOUT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", module, *arguments]
+    return WARM.run(command, cwd=_CHECKOUT, env={**os.environ, **environment})
