@@ -76,6 +76,8 @@ LISTENER: Final = {
         "replay_waits": "The connection to the server's log was lost. The listener tries again.",
         "replay_done": "All changes of the replay have fired their routes again.",
         "replay_failed": "The replay cannot go on. The stream does.",
+        "recent_changes_failed": "[Recent changes](../watch.md#what-came-last) cannot be written: Redis is away, nearly full, or refuses. The stream goes on, and what is not written is missing there.",
+        "recent_changes_work_again": "They are written again; `left_out` of the changes meanwhile are missing.",
         "journal_gap": "Changes that were committed between these times may be missing in the journal.",
         "journal_failed": "The journal cannot be written. The stream goes on, and what is not written is a gap in the journal.",
         "journal_works_again": "The journal can be written again.",
