@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions chaos bench check format servers docs clean
+.PHONY: help demo test versions chaos bench check format servers docs release clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +35,7 @@ bench: $(VENV)/.installed-dev servers  ## Ours beside others, into docs/benchmar
 check: $(VENV)/.installed-dev  ## Lint, format and types, nothing is changed
 	@echo "==> Linting"
 	@$(BIN)/ruff check .
-	@$(BIN)/shellcheck .ci/run scripts/* docker/*/*.sh
+	@$(BIN)/shellcheck .ci/run scripts/* docker/*/*.sh examples/install examples/run
 	@echo "==> Checking the format"
 	@$(BIN)/ruff format --check .
 	@echo "==> Checking the types"
@@ -58,9 +58,12 @@ docs: $(VENV)/.installed-dev  ## The site of the documentation, into build/site,
 	@echo "==> Making the site"
 	@$(BIN)/zensical build --clean --strict
 
+release: $(VENV)/.installed-dev  ## Wheel and source into dist/, each tried in an empty environment; nothing is uploaded
+	@scripts/release
+
 clean:  ## Throw away the virtual environments and the caches
 	@echo "==> Removing $(VENV), .versions and caches"
-	@rm -rf $(VENV) .versions build/site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) .versions build/site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt scripts/make-venv
 	@scripts/make-venv $(VENV) $*

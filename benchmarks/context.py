@@ -30,9 +30,9 @@ def setup(schema="public"):
     router.register(schema, "items", EventType.INSERT, "bench.item", queue="cdc_bulk")
     return router
 """
+# As `cdc_tasks.context` writes it at the beginning of a transaction. No two transactions say the same.
 _SAY: Final = """PERFORM pg_logical_emit_message(true, 'cdc_tasks',
-    '{"context": {"user_id": 7, "request_id": "5f0c2b1e-7f0f-4a52-9d43-0b9f6c1f2a77"}}');
-    PERFORM pg_logical_emit_message(true, 'cdc_tasks_spacer', '');"""
+    format('{"context": {"user_id": %s, "request_id": "%s"}}', i, gen_random_uuid()));"""
 _COMMITS: Final = """DO $$ BEGIN FOR i IN 1..{transactions} LOOP
     {says} INSERT INTO items (status) SELECT 'new' FROM generate_series(1, {rows}); COMMIT;
 END LOOP; END $$"""

@@ -150,7 +150,7 @@ class Stage:
             if time.monotonic() > deadline:
                 ends = "\n  ".join(each.log_end for each in self.programs.values())
                 raise StoryError(f"This did not come: {what}", hint=ends)
-            time.sleep(0.02)
+            time.sleep(0.05)
         return value
 
     def count(self, program: str, words: str) -> int:
@@ -228,7 +228,7 @@ def started(name: str, story: Story, kind: DatabaseKind | None) -> Iterator[Stag
     """Start servers and programs of an example; stop all in the opposite order at the end. Raises CDCError."""
     directory = _HERE / name
     lines = procfile(directory)
-    print(f"{name}: {directory}", flush=True)
+    print(f"{name}, in examples/{name}", flush=True)
     with ExitStack() as cleanup:
         servers = start_servers(cleanup, _say, kind, other_database=story.OTHER_DATABASE)
         files = cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"cdc-{name}-"))

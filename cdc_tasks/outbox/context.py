@@ -28,10 +28,11 @@ def context(connection: Any, /, **values: Any) -> None:
     `values` are JSON scalars: text, integers of up to 64 bits, finite numbers, bools and None. All of them have up to
     2,000 bytes as JSON. They go through the database's log and the broker, so pass ids and not what they stand for.
 
-    In plain SQL, on PostgreSQL, within the transaction:
+    In plain SQL, on PostgreSQL, at the beginning of the transaction:
 
-        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}'),
-               pg_logical_emit_message(true, 'cdc_tasks_spacer', '');   -- for savepoints: see docs/context.md
+        SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user_id": 7}}');
+
+    Later, and in savepoints, with a second message behind it: see docs/context.md.
 
     On MySQL and MariaDB it is a row of `cdc_tasks_marks`, which is deleted at once:
 
@@ -46,7 +47,7 @@ def context(connection: Any, /, **values: Any) -> None:
     said = _with_trace(values)
     check_context(said)
     check_transaction(connection)
-    emit(connection, json.dumps({CONTEXT: said}), of_changes=True)
+    emit(connection, json.dumps({CONTEXT: said}))
 
 
 def _with_trace(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,4 +62,4 @@ def _with_trace(values: Mapping[str, Any]) -> dict[str, Any]:
 def emit_trace(connection: Any) -> None:
     """Let the transaction carry the current span, if tracing is on and there is one."""
     if tracing.is_on() and (said := _with_trace({})):
-        emit(connection, json.dumps({CONTEXT: said}), of_changes=True)
+        emit(connection, json.dumps({CONTEXT: said}))

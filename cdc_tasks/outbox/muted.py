@@ -41,6 +41,6 @@ def muted(connection: Any) -> Iterator[None]:
     statement is a transaction of its own.
     """
     check_transaction(connection)
-    emit(connection, json.dumps({"mute": True}), of_changes=True)
+    emit(connection, json.dumps({"mute": True}))
     yield
-    emit(connection, json.dumps({"mute": False}), of_changes=True)
+    emit(connection, json.dumps({"mute": False}))

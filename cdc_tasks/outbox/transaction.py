@@ -11,11 +11,19 @@ from cdc_tasks.routing.enqueued import CREATE_MARKS, MESSAGE_PREFIX
 
 __all__ = ["MarkError", "check_transaction", "emit"]
 
-_EMIT: Final = "SELECT pg_logical_emit_message(true, {prefix}, {content})"
 # PostgreSQL files a message under the end of its record, and a row under the beginning. Between two subtransactions,
 # which it merges by that, a message and the row that follows it are equal, and may come in the wrong order. A second
-# message is between them then.
-_SPACER: Final = ", pg_logical_emit_message(true, 'cdc_tasks_spacer', '')"
+# message is between them then. The transaction's first message needs none, unless it is in a savepoint: of equals,
+# PostgreSQL begins with what is outside of all savepoints.
+_EMIT: Final = (
+    "SELECT pg_logical_emit_message(true, {prefix}, {content}), "
+    "pg_logical_emit_message(true, 'cdc_tasks_spacer', '')"
+)
+_EMIT_OUTSIDE: Final = (
+    "SELECT pg_logical_emit_message(true, {prefix}, {content}), "
+    "CASE WHEN has_written THEN pg_logical_emit_message(true, 'cdc_tasks_spacer', '') END "
+    "FROM (SELECT pg_current_xact_id_if_assigned() IS NOT NULL AS has_written OFFSET 0) AS before"
+)
 
 
 class MarkError(CDCError):
@@ -67,15 +75,12 @@ def _has_begun(connection: Any) -> bool:
 _IN_TRANSACTION: Final = 1  # a flag of the protocol's: BEGIN was called
 
 
-def emit(connection: Any, content: str, *, of_changes: bool = False) -> None:
-    """Let the connection's transaction say something in the log; raises MarkError.
-
-    `of_changes`: it says it of the changes that follow, so it has to be before them, whatever the savepoints are.
-    """
+def emit(connection: Any, content: str) -> None:
+    """Let the connection's transaction say something in the log, before the changes that follow; raises MarkError."""
     connection = _unwrapped(connection)
     vendor = _vendor(connection)
     if vendor == "postgresql":
-        _emit_message(connection, content, _EMIT + _SPACER if of_changes else _EMIT)
+        _emit_message(connection, content, _EMIT if _may_be_in_savepoint(connection) else _EMIT_OUTSIDE)
     elif vendor in _MYSQL:
         _emit_row(connection, content)
     else:
@@ -130,6 +135,15 @@ def _dbapi_connection(connection: Any) -> Any:
 
 
 # --- PostgreSQL: a logical message ----------------------------------------------------------------------
+
+
+def _may_be_in_savepoint(connection: Any) -> bool:
+    """Return whether what follows may be in a savepoint; a driver's connection does not say."""
+    if hasattr(connection, "savepoint_ids"):  # Django's
+        return bool(connection.savepoint_ids)
+    if _is_sqlalchemy(connection):
+        return bool(_sqlalchemy_connection(connection).in_nested_transaction())
+    return True
 
 
 def _emit_message(connection: Any, content: str, statement: str) -> None:

@@ -61,8 +61,8 @@ def _check(said: Any) -> None:
                 hint="A name has up to 64 of A-Z, a-z, 0-9, _, - and dots, and begins with a letter or _.",
                 code="context_name",
             )
-        if not _is_scalar(value):  # without the value: it may be personal
-            raise ContextError(
+        if not ((value.__class__ is str and value.isascii()) or _is_scalar(value)):
+            raise ContextError(  # without the value: it may be personal
                 f"{name} of a context is no JSON scalar: {_described(value)}.",
                 hint=f"Pass text, a number, a bool or None, e.g. {name}=str(…).",
                 code="context_value",
@@ -77,7 +77,7 @@ def _is_name(name: Any) -> bool:
 def _is_scalar(value: Any) -> bool:
     kind = type(value)
     if kind is str:
-        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
     if kind is int:
         return bool(-_LARGEST_INTEGER <= value < _LARGEST_INTEGER)
     if kind is float:

@@ -1,6 +1,6 @@
 """Middleware for ASGI: FastAPI, Starlette, and others.
 
-app.add_middleware(ContextMiddleware, context=lambda scope: {"user_id": scope["state"].get("user_id")})
+app.add_middleware(ContextMiddleware, context=lambda scope: {"user_id": scope.get("state", {}).get("user_id")})
 cdc_tasks.write_context(engine)
 """
 

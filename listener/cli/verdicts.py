@@ -12,6 +12,7 @@ from celery import Celery
 from rich.text import Text
 
 from cdc_tasks.changes import Change, EventType
+from cdc_tasks.environment import shown_context
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.explained import Outcome, Verdict
 from cdc_tasks.routing.message_groups import shown_key
@@ -112,7 +113,17 @@ class Describer:
 
 
 def _arguments(call: Call) -> dict[str, Any]:
-    return {"args": json.loads(b"[%b]" % call.arguments), "kwargs": json.loads(b"{%b}" % call.kwargs)}
+    args = json.loads(b"[%b]" % call.arguments)
+    if call.route.args is None:
+        args = [_shown(each) for each in args]
+    return {"args": args, "kwargs": json.loads(b"{%b}" % call.kwargs)}
+
+
+def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a change as a task gets it, with what may be shown of its context."""
+    shown = shown_context(message.get("context"))
+    rest = {name: value for name, value in message.items() if name != "context"}
+    return rest | ({"context": shown} if shown else {})
 
 
 def _call_words(call: Call) -> str:
@@ -141,7 +152,10 @@ def _told(error: Exception) -> str:
 
 
 def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
-    """Return the change as a task gets it; without values, with the columns that changed in place of the rows."""
+    """Return the change as a task gets it, with what may be shown of its context.
+
+    Without values, with the columns that changed in place of the rows.
+    """
     head: dict[str, Any] = {
         "id": change.id,
         "schema": change.schema,
@@ -150,25 +164,28 @@ def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
         "position": change.position,
         "committed_at": change.committed_at.isoformat(timespec="microseconds"),
     }
-    if change.context is not None and has_values:
-        head["context"] = change.context
+    if has_values and (shown := shown_context(change.context)):
+        head["context"] = shown
     if change.event is EventType.ENQUEUED:
         return head
     try:
         if has_values:
-            found: dict[str, Any] = json.loads(change.to_json())
-            return found
+            return _shown(json.loads(change.to_json()))
         return head | {"columns": difference(change, has_values=False).split(", ")}
     except CDCError as error:
         return head | {"unreadable": error.message}
 
 
 def context_of(change: Change, *, has_values: bool) -> str:
-    """Return what the transaction says of itself, in words, without values only their names; empty: nothing."""
+    """Return what the transaction says of itself, in words; empty: nothing.
+
+    Of what CDC_CONTEXT_SHOWN does not name, and without values, there are the names alone.
+    """
     context = change.context
     if context is None:
         return ""
-    told = (f"{name}={_value(value)}" if has_values else name for name, value in context.items())
+    shown = shown_context(context) if has_values else {}
+    told = (f"{name}={_value(shown[name])}" if name in shown else name for name in context)
     return printable(f"context: {', '.join(told)}")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from threading import Lock
@@ -21,6 +20,7 @@ from cdc_tasks import cache
 from cdc_tasks.broker.message_groups import groups_on
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
+from cdc_tasks.master_cache_notes import LastWrite, last_write
 from cdc_tasks.notify import message_record
 from cdc_tasks.words import counted
 from listener.cli.output import describe_route
@@ -89,14 +89,26 @@ class Health(NamedTuple):
     sentence: str
 
 
+class CachedKey(NamedTuple):
+    """A key of the master cache."""
+
+    name: str
+    size: int  # bytes
+    rows: int | None  # None: the worker that wrote it was an older one
+
+
 class CachedTable(NamedTuple):
     """A table of the master cache."""
 
     table: str
-    refreshed_at: (
-        datetime | None
-    )  # when the refresh began that wrote last; None: none has, or Redis has lost it
-    keys: Sequence[tuple[str, int]]  # each key of the table that is there, and its size in bytes
+    last: LastWrite | None  # None: no refresh has written, or Redis has lost that
+    keys: Sequence[CachedKey]  # that are there
+
+    @property
+    def by_task(self) -> str | None:
+        """The id of the task that wrote last; None: a command did, or it is not known."""
+        by = self.last.note.by if self.last is not None and self.last.note is not None else "@"
+        return None if "@" in by else by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,11 +346,24 @@ def _letters() -> Some[DeadLetter]:
 
 def _cached_table(table: str) -> CachedTable:
     client: Any = cache.client()
-    ticket = client.get(f"cdc:master-cache:{table}:written")  # microseconds since 1970, by Redis' clock
-    at = None if ticket is None else datetime.fromtimestamp(int(ticket) / 1e6, UTC)
-    names = [f"master:{table}", *client.scan_iter(match=f"master:{table}:*", count=500)]
-    sizes = [(bytes_to_str(name), int(client.strlen(name))) for name in names]
-    return CachedTable(table, at, [(name, size) for name, size in sizes if size])
+    last = last_write(table)
+    rows = {} if last is None or last.note is None else last.note.rows
+    names = list(rows) or [
+        f"master:{table}",
+        *map(bytes_to_str, client.scan_iter(match=f"master:{table}:*", count=500)),
+    ]
+    with client.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.strlen(name)
+        sizes = pipeline.execute()
+    keys = [
+        CachedKey(name, int(size), rows.get(name)) for name, size in zip(names, sizes, strict=True) if size
+    ]
+    return CachedTable(table, last, keys)
+
+
+def _scanned(client: Any, pattern: str) -> Iterator[str]:
+    return map(bytes_to_str, client.scan_iter(match=pattern, count=500))
 
 
 def _queue_of(app: Celery, task: str, queue: str | None) -> str:

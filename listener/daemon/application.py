@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["cache_url", "celery_app", "router_for"]
 
 _PLAIN_REDIS = ("redis://", "rediss://")
+# Tasks of ours that an app of one's own may use, and where they are.
+_OUR_TASKS = {
+    "cdc_tasks.deliver": "cdc_tasks.notify.delivery",
+    "cdc_tasks.refresh_master_cache": "cdc_tasks.master_cache",
+}
 
 
 def celery_app(settings: ListenerSettings) -> Celery:
@@ -104,7 +109,12 @@ def _check_tasks(app: Celery, router: BinlogRouter) -> None:
             meant = CloseNames(set(app.tasks)).meant(route.task)
             raise RouteError(
                 f"The app {app.main} has no task {route.task}.{meant}",
-                hint="Correct the route, or let the app import the module of the task: imports, include, "
-                "or autodiscover_tasks",
+                hint=_import_hint(route.task),
                 code="unknown_task",
             )
+
+
+def _import_hint(task: str) -> str:
+    if module := _OUR_TASKS.get(task):
+        return f'Let the app import it: Celery(…, include=["{module}"]), or app.conf.include'
+    return "Correct the route, or let the app import the module of the task: imports, include, or autodiscover_tasks"

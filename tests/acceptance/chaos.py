@@ -10,7 +10,8 @@
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000"
     make chaos ARGS="--kills 50 --target keys --changes 100000 --keys 1000 --broker rabbitmq"
     make chaos ARGS="--target alerts"
-    make chaos ARGS="--target context --source mysql --changes 20000 --kills 10"
+    make chaos ARGS="--kills 50 --target context --changes 1000000"
+    make chaos ARGS="--kills 10 --target context --changes 20000 --source mysql"
     make chaos ARGS="--target upgrade --changes 500 --kills 0"
 
 On MySQL and MariaDB tables are redefined meanwhile, and the listener is stopped and killed; with `--target enqueue`
@@ -297,7 +298,9 @@ def _on_tables(options: Options) -> Outcome:
 
 def _on_contexts(options: Options) -> Outcome:
     source: Any = "pgoutput" if options.source == "postgresql" else options.source
-    report = attribute(options.changes, kills=options.kills, source=source, seed=options.seed)
+    report = attribute(
+        options.changes, kills=options.kills, source=source, seed=options.seed, said=typer.echo
+    )
     return Outcome("with its own context", changes=report.rows, faults=report.wrong, attacks=report.kills)
 
 
@@ -343,7 +346,7 @@ def main(
             "reload: not killed, but told to load its routes again; backfill: all three, while rows are read; "
             "enqueue: all three, also on MySQL and MariaDB; "
             "alerts: ten incidents, each of which Prometheus has to tell; "
-            "context: which transaction a change belongs to; "
+            "context: the listener, while eight clients write transactions with contexts; "
             "upgrade: an old version is stopped in the middle of traffic, and this one goes on."
         ),
     ] = "listener",

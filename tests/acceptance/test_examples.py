@@ -109,7 +109,7 @@ def _read(descriptor: int) -> str:
 
 @pytest.mark.parametrize("example", [*EXAMPLES, _ON_MARIADB])
 def test_an_example_shows_what_its_readme_says(example: str, played: Mapping[str, Played]) -> None:
-    readme = (_CHECKOUT / "examples" / example.split()[0] / "README.md").read_text()
+    readme = (_CHECKOUT / "examples" / example.split(maxsplit=1)[0] / "README.md").read_text()
     (promised,) = _STORY.findall(readme)
     status, output = played[example].ended.result()
     assert status == 0, output

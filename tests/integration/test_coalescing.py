@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from cdc_tasks.routing.contexts import CONTEXT_HEADER
 from harness.waiting import wait_until
 from listener.daemon.loop import Listener
 from listener.postgres.monitor import PostgresWALMonitor
@@ -92,3 +93,25 @@ def test_a_listener_that_pauses_can_be_stopped(database: Database, broker: Broke
         database.execute("INSERT INTO events SELECT g FROM generate_series(1, 3000) g")
         wait_until(lambda: broker.client.llen("celery") > 100, what="the first batches")
     assert broker.client.llen("celery") <= 600  # the limit, and a batch
+
+
+def test_what_coalesced_and_batched_tasks_carry_of_contexts(database: Database, broker: Broker) -> None:
+    database.execute("CREATE TABLE items (id int PRIMARY KEY)")
+    router = BinlogRouter()
+    router.register(
+        "public", "items", "insert", "tests.refresh", queue="refresh", args=lambda c: [c.table], coalesce=True
+    )
+    router.register("public", "items", "insert", "tests.index", queue="index", batch=3)
+    says = "SELECT pg_logical_emit_message(true, 'cdc_tasks', '{\"context\": {\"user\": %s}}')"
+    with running(make_listener(database, broker, router, coalesce_interval=0.2), database):
+        database.execute(f"{says % 1}; INSERT INTO items VALUES (1)")
+        wait_until(lambda: len(messages(broker.client, "refresh")) == 1, what="the first refresh")
+        database.execute(
+            f"{says % 2}; INSERT INTO items VALUES (2); {says % 3}; INSERT INTO items VALUES (3)"
+        )
+        last = lambda: messages(broker.client, "refresh")[-1]["headers"][CONTEXT_HEADER]  # noqa: E731
+        wait_until(lambda: last() == {"user": 3}, what="the refresh that stands for the last one")
+        wait_until(lambda: messages(broker.client, "index"), what="the batch")
+    (batch,) = messages(broker.client, "index")
+    assert CONTEXT_HEADER not in batch["headers"]
+    assert [each["context"] for each in batch["body"][0][0]] == [{"user": 1}, {"user": 2}, {"user": 3}]

@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import flask
 import pytest
@@ -25,6 +28,7 @@ from cdc_tasks import BinlogRouter, install, write_context
 from cdc_tasks.outbox.current import acting
 from cdc_tasks.web.asgi import ContextMiddleware
 from cdc_tasks.web.flask import init_app
+from harness.waiting import at_most, wait_until
 from listener.testing import Recorder
 
 if TYPE_CHECKING:
@@ -54,7 +58,11 @@ def recorder(database: Database, engine: sqlalchemy.Engine) -> Iterator[Recorder
 
 
 def _contexts(recorder: Recorder) -> dict[int, Any]:
-    return {change.row["id"]: change.context for change in recorder.changes()}
+    """Return the contexts of the rows, by their ids, and of each enqueued task, by minus its argument."""
+    return {
+        change.row["id"] if change.row else -int(change.arguments): change.context
+        for change in recorder.changes()
+    }
 
 
 def _add(session: Session, *rows: int) -> None:
@@ -149,6 +157,116 @@ def test_asgi_with_requests_side_by_side(engine: sqlalchemy.Engine, recorder: Re
     assert _contexts(recorder) == {
         row * 10 + number: {"user_id": row, "request_id": ids[row]} for row in range(8) for number in range(5)
     }
+
+
+# With postponed annotations FastAPI would not find these names: its program is one of its own.
+_FASTAPI = """
+import asyncio, os, sys
+import sqlalchemy, uvicorn
+from fastapi import BackgroundTasks, Depends, FastAPI, Request
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+import cdc_tasks
+from cdc_tasks.web.asgi import ContextMiddleware
+
+URL = os.environ["URL"]
+sync = sqlalchemy.create_engine(URL.replace("postgresql:", "postgresql+psycopg:"))
+async_engines = {
+    name: create_async_engine(URL.replace("postgresql:", f"postgresql+{name}:")) for name in ("asyncpg", "psycopg")
+}
+cdc_tasks.write_context(sync)
+cdc_tasks.write_context(async_engines["asyncpg"])
+cdc_tasks.write_context(async_engines["psycopg"].sync_engine)
+
+def authenticate(request: Request):
+    request.state.user_id = int(request.headers["x-user"])
+
+app = FastAPI(dependencies=[Depends(authenticate)])
+app.add_middleware(ContextMiddleware, context=lambda scope: {"user_id": scope.get("state", {}).get("user_id")})
+INSERT = sqlalchemy.text("INSERT INTO items VALUES (:id)")
+
+def session():
+    with Session(sync) as session, session.begin():
+        yield session
+
+@app.post("/sync/{row}")
+def write(row: int, request: Request, session: Session = Depends(session)):
+    session.execute(INSERT, {"id": row})
+    return request.scope["cdc_request_id"]
+
+async def later(engine, row):
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(INSERT, {"id": row})
+
+@app.post("/async/{driver}/{row}")
+async def write_async(driver: str, row: int, request: Request, tasks: BackgroundTasks):
+    engine = async_engines[driver]
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(INSERT, {"id": row})
+        await asyncio.sleep(0.01)  # others write meanwhile
+        async with session.begin_nested() as savepoint:
+            await session.execute(INSERT, {"id": row + 50})
+            await savepoint.rollback()
+        await session.execute(INSERT, {"id": row + 1})
+        await session.run_sync(cdc_tasks.enqueue, "shop.send", row)
+    tasks.add_task(later, engine, row + 2)
+    return request.scope["cdc_request_id"]
+
+@app.post("/own/{row}")
+async def own(row: int):
+    async with AsyncSession(async_engines["asyncpg"]) as session, session.begin():
+        await session.run_sync(cdc_tasks.context, step="import")
+        await session.execute(INSERT, {"id": row})
+
+config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off")
+server = uvicorn.Server(config)
+original = server.startup
+
+async def startup(sockets=None):
+    await original(sockets=sockets)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+
+server.startup = startup
+server.run()
+"""
+
+
+@contextmanager
+def _fastapi(url: str) -> Iterator[str]:
+    """Run the application in uvicorn; yield its address."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _FASTAPI], env={**os.environ, "URL": url}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+def _post(address: str, user: int, request_id: str) -> str:
+    headers = {"x-user": str(user), "x-request-id": request_id}
+    with urlopen(Request(address, method="POST", headers=headers), timeout=at_most(30)) as answer:
+        return str(json.load(answer))
+
+
+def test_fastapi_with_a_sync_engine_and_two_async_ones(
+    database: Database, engine: sqlalchemy.Engine, recorder: Recorder
+) -> None:
+    places = ("/sync/{}", "/async/asyncpg/{}00", "/async/psycopg/{}00")
+    paths = {row: places[row % 3].format(row) for row in range(12)}
+    with _fastapi(database.url) as address, ThreadPoolExecutor(len(paths)) as pool:
+        ids = list(pool.map(lambda row: _post(address + paths[row], row, f"r-{row}"), paths))
+        _post(f"{address}/own/5000", 50, "r-50")
+        written = lambda: database.fetch("SELECT count(*) FROM items") == [(29,)]  # noqa: E731
+        wait_until(written, what="what is written behind the answers", timeout=30)
+    assert ids == [f"r-{row}" for row in paths]
+    expected = {5000: {"user_id": 50, "request_id": "r-50", "step": "import"}}
+    for row in paths:
+        said = {"user_id": row, "request_id": f"r-{row}"}
+        rows = [row] if row % 3 == 0 else [row * 100, -row * 100, row * 100 + 1, row * 100 + 2]
+        expected |= dict.fromkeys(rows, said)
+    assert _contexts(recorder) == expected
 
 
 def test_what_a_task_writes_names_the_task(engine: sqlalchemy.Engine, recorder: Recorder) -> None:

@@ -157,6 +157,30 @@ def test_tasks_come_with_the_commit_at_their_places_among_the_changes(
     assert messages(broker.client, "shop")[3]["body"][1] == {"name": "Ä ☺"}
 
 
+def test_a_task_keeps_its_place_before_the_rows_of_other_savepoints(
+    database_of: Database, broker: Broker, router: Router, plugin: str
+) -> None:
+    with running(make_listener(database_of, broker, router, plugin=plugin), database_of):
+        _in_transaction(
+            database_of, _statement("SAVEPOINT a"), _task(1), _statement("RELEASE SAVEPOINT a"), _insert(2)
+        )
+        engine = sqlalchemy.create_engine(database_of.url.replace("postgresql:", "postgresql+psycopg2:"))
+        with Session(engine) as session, session.begin():
+            with session.begin_nested():
+                cdc_tasks.enqueue(session, "shop.send", 3, queue="shop")
+            session.execute(sqlalchemy.text("INSERT INTO rows VALUES (4)"))
+            cdc_tasks.enqueue(session, "shop.send", 5, queue="shop")
+            with session.begin_nested():
+                session.execute(sqlalchemy.text("INSERT INTO rows VALUES (6)"))
+        with Session(engine) as session, session.begin():  # the first of all, outside of savepoints
+            cdc_tasks.enqueue(session, "shop.send", 7, queue="shop")
+            with session.begin_nested():
+                session.execute(sqlalchemy.text("INSERT INTO rows VALUES (8)"))
+        engine.dispose()
+        _arrived(broker, 8)
+    assert [args for _, args in _sent(broker)] == [[number] for number in range(1, 9)]
+
+
 def test_the_message_is_the_one_that_apply_async_sends(
     database: Database, broker: Broker, accepting: Router
 ) -> None:

@@ -54,6 +54,7 @@ class Person(Operator):
             CACHE_URL=broker.cache_url,
             CDC_NAME=database.name,
             CDC_ROUTES="routes_of_mine:setup",
+            CDC_CONTEXT_SHOWN="request",
             CDC_JOURNAL=str(directory),
             PYTHONPATH=str(directory),
         )
@@ -132,11 +133,14 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE temporary"
             )
             _line_with("It reads again. What was committed meanwhile is not shown.", watch.stderr)
-            says = """SELECT pg_logical_emit_message(true, 'cdc_tasks', '{"context": {"user": "anna"}}')"""
-            database.execute(f"{says}; INSERT INTO items VALUES (8, 'paid')")
+            said = '{"context": {"request": "r-8", "user": "anna"}}'
+            says = f"SELECT pg_logical_emit_message(true, 'cdc_tasks', '{said}')"
+            database.execute(f"{says}; INSERT INTO items VALUES (108, 'paid')")
             (after,) = _seen(watch, 1)
-            assert after["change"]["after"] == {"id": 8, "status": "paid"}
-            assert after["change"]["context"] == {"user": "anna"}
+            assert after["change"]["after"] == {"id": 108, "status": "paid"}
+            assert (
+                after["change"]["context"] == after["routes"][1]["args"][0]["context"] == {"request": "r-8"}
+            )
             assert person.types("pause", "tests.large").returncode == 0
             database.execute("INSERT INTO items VALUES (101, 'new')")
             (waits,) = _seen(watch, 1)
@@ -145,7 +149,7 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
             what="the temporary slot to be gone",
         )
         assert database.fetch("SELECT tablename FROM pg_publication_tables") == published
-        wait_until(lambda: broker.client.llen("celery") == 3, what="the tasks that the listener has sent")
+        wait_until(lambda: broker.client.llen("celery") == 4, what="the tasks that the listener has sent")
         _look_up(person, after, paid)
         wait_until(lambda: broker.client.exists(f"cdc:{database.name}:set-aside"), what="what is set aside")
         found = person.asks("explain", "--id", waits["change"]["id"], CDC_JOURNAL="")
@@ -173,6 +177,8 @@ def _look_up(person: Person, fired: dict[str, Any], parked: dict[str, Any]) -> N
     task = fired["routes"][0]["task_id"]
     found = person.asks("explain", "--id", task)
     assert (found["found_in"], found["change"]) == ("the journal", fired["change"])
+    said = "  context: request='r-8', user"
+    assert said in person.types("explain", "--id", task).stdout.splitlines()
     assert found["routes"][0]["task_id"] == task
     found = person.asks("explain", "--id", parked["change"]["id"], CDC_JOURNAL="")
     assert found["found_in"] == "what is parked"

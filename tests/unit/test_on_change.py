@@ -30,6 +30,8 @@ from cdc_tasks.routing import decorators
 from cdc_tasks.routing.decorators import declared_routes, router_of
 from cdc_tasks.routing.router import Call, Parked
 from cdc_tasks.testing import assert_fires, row_change
+from listener.daemon.application import router_for
+from listener.daemon.settings import RouteSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -343,3 +345,18 @@ def test_decorators_in_the_wrong_order_are_told_with_the_right_one() -> None:
 
     assert f"{__file__}:" in str(caught.value)
     assert '@on_change("orders_order")\n  @shared_task\n  def send(' in str(caught.value)
+
+
+def test_a_task_of_ours_that_the_app_lacks_is_told_with_the_module_to_include(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app_without_cache.py").write_text(
+        "from celery import Celery\nfrom cdc_tasks import BinlogRouter\n"
+        "app = Celery('app_without_cache', broker='memory://', set_as_current=False)\n"
+        "app.conf.cdc_routes = BinlogRouter()\n"
+        "app.conf.cdc_routes.refresh_master_cache('public', 'roles')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RouteError, match=r"has no task cdc_tasks\.refresh_master_cache") as raised:
+        router_for(RouteSettings(cdc_app="app_without_cache"))
+    assert 'include=["cdc_tasks.master_cache"]' in (raised.value.hint or "")

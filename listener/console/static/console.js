@@ -6,7 +6,8 @@ let failed = false;
 // Whoever has the focus somewhere in the page keeps it, and no line moves away under a key that is about to be pressed.
 function isBusy() {
   const focused = document.activeElement?.matches("main *");
-  return focused || document.querySelector("main input:checked, main details.form[open]") !== null;
+  const asked = [...document.querySelectorAll("main .filter input")].some((each) => each.value !== each.defaultValue);
+  return focused || asked || document.querySelector("main input:checked, main details.form[open]") !== null;
 }
 
 function isAway() {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from struct import error as StructError  # noqa: N812 - struct's own is just `error`
 from typing import Any, Final, NamedTuple, TypedDict
 
@@ -49,9 +48,11 @@ MALFORMED: Final = (
 
 def _read(content: bytes) -> Any:
     """Return a message's JSON; None if it is none."""
-    if content.startswith(_OF_CONTEXT):  # there are many: they are read in a tenth of the time
-        with suppress(orjson.JSONDecodeError):
+    try:
+        if content.startswith(_OF_CONTEXT):  # there are many: they are read in a tenth of the time
             return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        pass
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

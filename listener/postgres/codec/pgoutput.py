@@ -43,8 +43,8 @@ _TABLE_ITSELF = 10  # memory of a table besides its columns, measured in columns
 _begin = Struct(">xQqI").unpack_from  # commit LSN, commit time, xid
 _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit time
 _truncate = Struct(">xIB").unpack_from  # number of relations, options
-_message = Struct(">xB8x").unpack_from  # flags; its own LSN
-_message_head = 10  # bytes before the prefix
+_TRANSACTIONAL = 1  # a logical message's flag
+_message_head = 10  # bytes before the prefix: kind, flags, and its own LSN
 _content = Struct(">I").unpack_from  # length
 _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
 
@@ -93,6 +93,7 @@ class PgOutputDecoder(Decoder):
         self._announced = announced
         self._resolve_type = resolve_type
         self._codec = codec
+        self._prefix_of = {each.encode(codec, "backslashreplace"): each for each in self._prefixes}
         self._split, self._split_both = splitting(codec)
         self._tables = _Tables(self._compile)  # by OID, as messages carry it
 
@@ -140,11 +141,12 @@ class PgOutputDecoder(Decoder):
 
     def _read_message(self, payload: bytes, changes: list[WALChange]) -> Watermark | None:
         """Take in a logical message of a transaction, if it is for us: other programs write some too."""
-        (is_transactional,) = _message(payload)
-        prefix, at = self._text(payload, _message_head)
-        if is_transactional and prefix in self._prefixes:
-            (length,) = _content(payload, at)
-            return self.take_message(payload[at + 4 : at + 4 + length], changes, prefix)
+        end = payload.index(0, _message_head)
+        prefix = self._prefix_of.get(payload[_message_head:end])
+        if prefix is not None and payload[1] & _TRANSACTIONAL:
+            at = end + 5  # behind the content's length
+            (length,) = _content(payload, end + 1)
+            return self.take_message(payload[at : at + length], changes, prefix)
         return None
 
     def _malformed(self, payload: bytes, error: Exception) -> SourceError:

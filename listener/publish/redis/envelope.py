@@ -8,7 +8,7 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -41,7 +41,7 @@ from listener.publish.task_message import (
     split_body,
 )
 
-__all__ = ["Envelope", "Envelopes", "KeyedMessages"]
+__all__ = ["Envelope", "Envelopes", "Keyed", "KeyedMessages"]
 
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
@@ -73,18 +73,23 @@ class KeyedMessages(NamedTuple):
     owner: Callable[[bytes, bytes], bytes]
 
 
-_Within = Callable[[bytes], tuple[_Render, KeyedMessages]]
-
-
 class Envelope(NamedTuple):
     """The messages of one route and kind of change."""
 
     keys: tuple[str, ...]  # the Redis lists that such a message goes to
     expiries: tuple[Command, ...]  # sent after it, for a queue that expires when it is not used
     render: _Render
-    of_key: KeyedMessages
-    # Where the transaction has a context: the same messages with it, a JSON object.
-    within: Callable[[bytes], Envelope]
+    of_key: Keyed
+    in_context: _InContext  # makes them where the transaction has a context
+
+    def within(self, context: bytes) -> Envelope:
+        """Return the same messages with a context, a JSON object."""
+        keys, expiries, _, _, others = self
+        fields = keys, expiries, partial(others.render, context), _KeyedInContext(others, context), others
+        return _envelope(Envelope, fields)
+
+
+_envelope: Final = tuple.__new__  # in half the time of `Envelope(…)`: there is one for each transaction
 
 
 class _Template(NamedTuple):
@@ -92,17 +97,12 @@ class _Template(NamedTuple):
 
     keys: tuple[str, ...]
     expiries: tuple[Command, ...]
-    # (the kind, as the message has it) -> messages without and with a key, and their context
-    renders: Callable[[bytes], tuple[_Render, KeyedMessages, _Within]]
+    # (the kind, as the message has it) -> messages without and with a key, and those in a context
+    renders: Callable[[bytes], tuple[_Render, KeyedMessages, _InContext]]
 
     def of(self, kind: Kind) -> Envelope:
         shown = dumps(shown_kind(kind))[1:-1].encode()
-        render, of_key, within = self.renders(shown)
-
-        def envelope_within(context: bytes) -> Envelope:
-            return Envelope(self.keys, self.expiries, *within(context), envelope_within)
-
-        return Envelope(self.keys, self.expiries, render, of_key, envelope_within)
+        return Envelope(self.keys, self.expiries, *self.renders(shown))
 
 
 class Envelopes:
@@ -241,7 +241,7 @@ def _check(task: str, commands: _Commands) -> None:
 
 def _renders(
     pushes: Mapping[str, str], route: Route, timing: Timing | None
-) -> Callable[[bytes], tuple[_Render, KeyedMessages, _Within]]:
+) -> Callable[[bytes], tuple[_Render, KeyedMessages, _InContext]]:
     """Return a function of a kind of change. It returns the functions that make messages like the one of `pushes`."""
     queue, text = next(iter(pushes.items()))
     message = json.loads(text)
@@ -259,7 +259,7 @@ def _renders(
     in_list = to_list.replace(b"%", b"%%")
     owner = _owner(message["properties"]["delivery_tag"], route)
 
-    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _Within]:
+    def renders(kind: bytes) -> tuple[_Render, KeyedMessages, _InContext]:
         shown = kind.replace(b"%", b"%%")
         mine = plain.replace(KIND.encode(), shown)
         with_key = keyed.replace(KIND.encode(), shown)
@@ -293,7 +293,7 @@ def _renders(
 
             return render_timed if timing else render
 
-        within = _InContext(
+        in_context = _InContext(
             message=message,
             route=route,
             of_key=of_key,
@@ -304,14 +304,14 @@ def _renders(
             owner=owner,
         )
         keyed_messages = KeyedMessages(keyed_render(with_key), keyed_render(in_list + with_key), owner)
-        return render_timed if timing else render, keyed_messages, within
+        return render_timed if timing else render, keyed_messages, in_context
 
     return renders
 
 
 @dataclass(kw_only=True)
 class _InContext:
-    """The same messages where the transaction has a context: called with it, JSON, it returns what makes them."""
+    """The same messages where the transaction has a context, a JSON object."""
 
     message: dict[str, Any]
     route: Route
@@ -322,37 +322,36 @@ class _InContext:
     kind: bytes
     owner: Callable[[bytes, bytes], bytes]
 
-    def __call__(self, context: bytes) -> tuple[_Render, KeyedMessages]:
-        (plain, pick), (head, middle, end), has_times = self._plain, self.parts, self.timing is not None
+    @cached_property
+    def render(self) -> Callable[[bytes, bytes, bytes, bytes, bytes], bytes]:
+        """What makes a message: as `_Render`, behind the context."""
+        plain, pick = self._plain
+        (head, middle, end), times, has_times = self.parts, self._times, self.timing is not None
+        tail = middle + end
 
-        def render(arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes) -> bytes:
-            body = b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
-            times = self._times() if has_times else _NO_TIMES
-            message: bytes = plain % pick((body, change_id, position, *times, b"", context))
+        def render(
+            context: bytes, arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes
+        ) -> bytes:
+            body = b64encode(head + arguments + (middle + kwargs + end if kwargs else tail))
+            due, late = times() if has_times else _NO_TIMES
+            message: bytes = plain % pick((body, change_id, position, due, late, b"", context))
             return message
 
-        def render_keyed(
-            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
-        ) -> bytes:
-            text, pick = self._keyed
-            body, named = self._body(arguments, kwargs), orjson.dumps(key)[1:-1]
-            message: bytes = text % pick((body, change_id, position, *self._times(), named, context))
-            return message
+        return render
 
-        def render_waiting(
-            arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
-        ) -> bytes:
-            return self.to_list + render_keyed(arguments, kwargs, change_id, position, key)
-
-        return render, KeyedMessages(render_keyed, render_waiting, self.owner)
-
-    def _body(self, arguments: bytes, kwargs: bytes) -> bytes:
-        head, middle, end = self.parts
-        return b64encode(b"%b%b%b%b%b" % (head, arguments, middle, kwargs, end))
+    def render_keyed(
+        self, context: bytes, arguments: tuple[bytes, bytes], stamp: tuple[bytes, bytes], key: str
+    ) -> bytes:
+        """Return a message with a key. `arguments` are both kinds, `stamp` is id and position."""
+        (text, pick), (head, middle, end) = self._keyed, self.parts
+        body = b64encode(b"%b%b%b%b%b" % (head, arguments[0], middle, arguments[1], end))
+        values = (body, *stamp, *self._times(), orjson.dumps(key)[1:-1], context)
+        message: bytes = text % pick(values)
+        return message
 
     def _times(self) -> tuple[bytes, bytes]:
         if self.timing is None:
-            return b"", b""
+            return _NO_TIMES
         due, late = self.timing.from_now()
         return due.encode(), late.encode()
 
@@ -367,6 +366,31 @@ class _InContext:
     def _of_kind(self, headers: Mapping[str, Any]) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
         text, pick = _template(_with(self.message, {**headers, CONTEXT_HEADER: CONTEXT}), self.route)
         return text.replace(KIND.encode(), self.kind), pick
+
+
+class _KeyedInContext:
+    """What KeyedMessages is, with a context."""
+
+    __slots__ = ("_context", "_others")
+
+    def __init__(self, others: _InContext, context: bytes) -> None:
+        self._others = others
+        self._context = context
+
+    def render(self, arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str) -> bytes:
+        return self._others.render_keyed(self._context, (arguments, kwargs), (change_id, position), key)
+
+    def render_waiting(
+        self, arguments: bytes, kwargs: bytes, change_id: bytes, position: bytes, key: str
+    ) -> bytes:
+        return self._others.to_list + self.render(arguments, kwargs, change_id, position, key)
+
+    @property
+    def owner(self) -> Callable[[bytes, bytes], bytes]:
+        return self._others.owner
+
+
+Keyed = KeyedMessages | _KeyedInContext
 
 
 def _with(message: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:

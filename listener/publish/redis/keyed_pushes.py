@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from cdc_tasks.broker.redis.message_groups import ADMIT, ADMIT_DIGEST, owners_key, waiting_list
 from cdc_tasks.routing.router import Call
 from listener.publish.redis.connection import Command
-from listener.publish.redis.envelope import KeyedMessages
+from listener.publish.redis.envelope import Keyed
 
 __all__ = ["KeyedPushes"]
 
@@ -60,7 +60,7 @@ class KeyedPushes:
         """Whether there are enough messages for a script."""
         return len(self._lists) + len(self._owned) >= _AT_ONCE
 
-    def add(self, task: Call, key: str, queue: str, of_key: KeyedMessages) -> int:
+    def add(self, task: Call, key: str, queue: str, of_key: Keyed) -> int:
         """Add the message of a task with this key, unless it is longer than `max_bytes`; return its length."""
         _, change, arguments, kwargs, _ = task
         change_id, position = change.stamp

@@ -38,9 +38,12 @@ __all__ = ["ELSEWHERE", "check", "check_django", "check_line", "lines_of"]
 ELSEWHERE: Final = {
     ".": "the shell's",
     "cat": "the system's",
+    "cd": "the shell's",
     "awk": "the system's",
     "docker": "tests/acceptance/test_compose_stack.py, where there is Docker",
     "kill": "the shell's",
+    "mkdir": "the system's",
+    "pkill": "the system's",
     "ps": "the system's",
     "psql": "the server's",
     "rabbitmqctl": "tests/integration/test_queues_of_others.py",
@@ -140,7 +143,7 @@ def _check_words(words: list[str], command: str) -> None:
     program = program.rpartition("/")[2]
     if program in {"python", "python3", ".venv/bin/python"}:
         program, arguments = _python(arguments)
-    if words[0].startswith("scripts/") and (CHECKOUT / words[0]).exists():
+    if words[0].startswith(("examples/", "scripts/")) and (CHECKOUT / words[0]).exists():
         return
     if checker := _CHECKERS.get(program):
         checker(arguments)
