@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions chaos bench check format servers docs release clean
+.PHONY: help demo test versions chaos bench check format servers reference docs release clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 5
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to install first (ARGS="--once --database mariadb")
 	@echo "==> Starting the demo"
@@ -53,6 +53,10 @@ servers:  ## The servers that the tests need beside those from wheels (Debian, U
 	@scripts/install-test-servers
 	@[ -n "$$CDC_TEST_MYSQL_SERVER" ] || scripts/unpack-mysql >/dev/null || \
 		echo "    no MySQL: its tests fail; set CDC_TEST_MYSQL_SERVER=/path/of/mysqld, or CDC_TEST_MYSQL_URL (docs/design.md)" >&2
+
+reference: $(VENV)/.installed-dev  ## The pages of docs/reference and docs/settings.md, made from the code
+	@echo "==> Making the reference"
+	@$(BIN)/python -m reference
 
 docs: $(VENV)/.installed-dev  ## The site of the documentation, into build/site, with each link looked at
 	@echo "==> Making the site"

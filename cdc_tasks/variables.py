@@ -91,6 +91,7 @@ KNOWN: Final = frozenset(
         "CDC_PUBLICATION",
         "CDC_QUEUE_PREFIX",
         "CDC_RATES",
+        "CDC_RECENT_SIZE",
         "CDC_REPLAY_WINDOW",
         "CDC_ROUTES",
         "CDC_SECRET_KEY",

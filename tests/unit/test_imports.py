@@ -157,6 +157,7 @@ PACKAGES: Final = (
     "demo",
     "examples",
     "benchmarks",
+    "reference",
     "tests",
 )  # each may import those before it
 
