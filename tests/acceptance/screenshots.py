@@ -47,9 +47,6 @@ while (texts.nextNode()) {
 document.querySelectorAll('.who').forEach((each) => { each.textContent = 'ops@host'; });
 """
 _FAILURE: Final = "INSERT INTO tickets (title, priority, assigned_to_id) VALUES ('Screen is dark', 'Low', 3)"
-_QUIET: Final = (
-    "INSERT INTO notification_preferences (user_id, quiet_from, quiet_until) VALUES (2, '00:00', '23:59')"
-)
 
 
 class Picture(NamedTuple):
@@ -62,6 +59,7 @@ class Picture(NamedTuple):
     scheme: str = "light"
     height: int = 620  # at most
     margin: int = 12
+    width: int = 940
 
 
 _ALL: Final = (
@@ -71,7 +69,7 @@ _ALL: Final = (
         "behind", "/?hours=1", "How far behind", ("svg.graph", "main > h2:has(+ svg.graph)", "svg.graph + p")
     ),
     Picture(
-        "came-last", "/changes?table=tickets", "Printer on fire", ("body > header", "main table"), height=520
+        "came-last", "/changes", "Screen is dark", ("body > header", "main table"), height=640, width=1200
     ),
     Picture("why-not", "/changes?table=tickets&row=1", "closed", ("main h1", "main table tr:nth-child(2)")),
     Picture("messages", "/messages", "Anna", ("body > header", "main table"), height=640),
@@ -107,7 +105,6 @@ def _play(running: Stack) -> None:
         f"INSERT INTO connected_accounts (user_id, service, secret) VALUES (3, 'slack', '{revoked}')"
     )
     running.sample.execute(_FAILURE)
-    running.sample.execute(_QUIET)
     with engine.begin() as connection:
         cdc_tasks.context(connection, user_id=1, request="5f1c")
         connection.exec_driver_sql(
@@ -141,7 +138,7 @@ def _note_an_hour() -> None:
 
 def _taken(browser: Browser, url: str, picture: Picture) -> bytes:
     browser.prefer("dark" if picture.scheme == "dark" else "light")
-    browser.resize(940, 900)
+    browser.resize(picture.width, 900)
 
     def shown() -> bool:
         browser.open(f"{url}{picture.path}")
