@@ -25,7 +25,7 @@ __all__ = ["DatabaseKind", "Servers", "connect", "forget_listener", "start_serve
 DatabaseKind = Literal["postgresql", "mariadb"]
 
 _NAME = "example"  # of the databases that are created
-_TRIES = 200  # to drop a slot, twenty a second
+_TRIES = 1200  # to drop a slot, twenty a second
 
 
 class ServerChoiceError(CDCError):
@@ -40,6 +40,7 @@ class Servers:
     other_database: str | None
     broker: str
     own_broker: ValkeyServer | None
+    is_own_database: bool  # of the example's: started for it, and gone with it
 
 
 def start_servers(
@@ -63,8 +64,14 @@ def start_servers(
         say("the database of DATABASE_URL")
     else:
         url, other = _start_database(cleanup, say, kind or "postgresql")
-    broker, own = _broker(cleanup, say)
-    return Servers(database=url, other_database=other, broker=broker, own_broker=own)
+    broker, own_broker = _broker(cleanup, say)
+    return Servers(
+        database=url,
+        other_database=other,
+        broker=broker,
+        own_broker=own_broker,
+        is_own_database=not os.environ.get("DATABASE_URL"),
+    )
 
 
 def _start_database(
@@ -112,12 +119,15 @@ def connect(url: str) -> Any:
 
 
 def forget_listener(servers: Servers, name: str) -> None:
-    """Drop what the listener `name` leaves: a slot that nobody reads keeps log forever. The listener has ended."""
-    if servers.database.startswith("postgres"):
+    """Drop what the listener `name` leaves on the user's servers: a slot that nobody reads keeps log forever.
+
+    The listener has ended.
+    """
+    if servers.database.startswith("postgres") and not servers.is_own_database:
         with closing(connect(servers.database)) as connection, connection.cursor() as cursor:
             _drop_slot(cursor, name)
             cursor.execute(f'DROP PUBLICATION IF EXISTS "{name}"')
-    if servers.broker.startswith(("redis", "unix")):
+    if servers.broker.startswith(("redis", "unix")) and servers.own_broker is None:
         with redis.Redis.from_url(servers.broker) as client:
             for key in client.scan_iter(f"cdc:{name}:*"):
                 client.delete(key)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 EXAMPLES: Final = ("django-shop", "fastapi-orders", "search-index", "cache", "audit-log", "outbox")
 _HERE: Final = Path(__file__).resolve().parent
-_TIMEOUT: Final = 120.0  # seconds; only against what hangs
+_TIMEOUT: Final = 240.0  # seconds; only against what hangs
 _PLACE: Final = re.compile(r"\$(\w+)|\{(\w+)\}")  # of a variable, or of a program's address, in a hint
 _PREFIX: Final = re.compile(r"^\[[^]]*\] (?:(?:Task )?[\w.]+\[[-+\w]+\]:? )?")  # of a line in a worker's log
 
@@ -262,7 +262,8 @@ def _environment(name: str, servers: Servers, story: Story, files: str) -> dict[
 def _start(cleanup: ExitStack, programs: Mapping[str, Program], environment: dict[str, str]) -> None:
     """Start all of them in parallel; each knows the others' addresses as RECEIVER_URL and the like."""
     for name, program in programs.items():
-        environment[f"{name.upper()}_URL"] = program.url
+        if program.listens:
+            environment[f"{name.upper()}_URL"] = program.url
     for program in programs.values():
         program.environment = environment
         cleanup.callback(program.close)

@@ -61,7 +61,7 @@ def _parts() -> Iterator[str]:
         yield _options(root)
         for path, command in _commands(program, root):
             yield f"### `{path}`"
-            yield f"```text\n{_usage(path, command)}\n```"
+            yield f"<!-- output: from the parser -->\n```text\n{_usage(path, command)}\n```"
             yield _sentences(command.help)
             yield _options(command)
             if path in _STATUSES:

@@ -129,7 +129,7 @@ def _described(defined: _Defined) -> Iterator[str]:
 def _function(node: _Function, name: str) -> Iterator[str]:
     if "contextmanager" in map(ast.unparse, node.decorator_list):
         name = f"with {name}"
-    yield f"```python\n{_signature(node, name)}\n```"
+    yield f"<!-- not run: a signature -->\n```python\n{_signature(node, name)}\n```"
     text = ast.get_docstring(node) or ""
     yield _prose(text)
     parameters = _parameters(node)
@@ -202,7 +202,7 @@ def _spelled(node: _Function) -> list[str]:
 def _class(module: Module, node: ast.ClassDef) -> Iterator[str]:
     bases = [ast.unparse(each) for each in node.bases]
     of = f"({', '.join(bases)})" if bases else ""
-    yield f"```python\nclass {node.name}{of}\n```"
+    yield f"<!-- not run: a signature -->\n```python\nclass {node.name}{of}\n```"
     yield _prose(ast.get_docstring(node) or "")
     yield table(("attribute", "type", "default", "meaning"), [_field(module, each) for each in _fields(node)])
     for each in _methods(node):

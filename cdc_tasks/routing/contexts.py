@@ -34,14 +34,14 @@ def merged(before: Context | None, said: Any) -> Context:
     """Return the context after a transaction has said this: later values replace earlier ones. Raise ContextError."""
     _check(said)
     values = said if before is None else {**before.values, **said}
-    context = Context(values, orjson.dumps(values))
-    if len(context.json) > LARGEST:
+    content = orjson.dumps(values)
+    if len(content) > LARGEST:
         raise ContextError(
-            f"A context would have {len(context.json)} bytes, and {LARGEST} is the limit: each message carries it.",
+            f"A context would have {len(content)} bytes, and {LARGEST} is the limit: each message carries it.",
             hint="Pass ids, and read the rest where it is needed.",
             code="context_too_large",
         )
-    return context
+    return Context(values, content)
 
 
 def check_context(said: Any) -> None:

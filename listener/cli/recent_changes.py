@@ -12,12 +12,12 @@ from rich.text import Text
 
 from cdc_tasks.changes import EventType
 from cdc_tasks.command_line import print_json
-from cdc_tasks.words import counted, described_context
+from cdc_tasks.words import counted
 from listener.cli.output import console
 from listener.cli.verdicts import local_time, printable
 from listener.control.recent.entries import LeftOut, NotedChange
 from listener.control.recent.reader import Page, Sought
-from listener.control.recent.words import fate_told, left_out_told, row_told, table_told
+from listener.control.recent.words import context_told, fate_told, left_out_told, row_told, table_told
 from listener.daemon.database_url import home_schema
 from listener.daemon.settings import ListenerSettings, load
 from listener.daemon.wiring import recent_reader
@@ -137,7 +137,7 @@ def _lines(entry: NotedChange | LeftOut) -> Iterator[Text]:
     if entry.columns:
         head.append(printable(f" changed: {', '.join(entry.columns)}"), "dim")
     if entry.context:
-        head.append(printable(f"  by {described_context(entry.context)}"), "dim")
+        head.append(printable(f"  by {', '.join(context_told(entry.context))}"), "dim")
     yield head.append(f"  {entry.position}", "dim")
     for each in entry.routes:
         told = fate_told(entry, each)

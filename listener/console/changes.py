@@ -16,7 +16,7 @@ from cdc_tasks.routing.explained import Outcome, explain
 from listener.control.journal.file import JournalledChange
 from listener.control.recent.entries import LeftOut, NotedChange
 from listener.control.recent.reader import Page, Place, Sought
-from listener.control.recent.words import Told, fate_told, left_out_told, row_told, table_told
+from listener.control.recent.words import Told, context_told, fate_told, left_out_told, row_told, table_told
 from listener.core.history import Selection
 from listener.daemon.database_url import home_schema
 from listener.daemon.wiring import journal_reader, recent_reader
@@ -202,14 +202,14 @@ def _recent_line(
     table, row = table_told(entry), row_told(entry.key) if may_see else ""
     pairs = [f"{name}={_text(value)}" for name, value in (entry.key or {}).items()]
     context = entry.context if may_see else None
-    said = [f"{name}={_text(value)}" for name, value in (context or {}).items()]
+    said = context_told(context)
     return _RecentLine(
         left_out="",
         change=entry,
         table=table,
         row=row,
         row_query=f"?{urlencode({'table': table, 'row': '&'.join(pairs)})}" if row else "",
-        context=[(each, f"?{urlencode({'who': each})}") for each in said],
+        context=[(each, f"?{urlencode({'who': each})}" if "=" in each else "") for each in said],
         difference=list(_difference(kept)) if kept is not None else [],
         columns=entry.columns or () if kept is None else (),
         fates=[fate_told(entry, each) for each in entry.routes],

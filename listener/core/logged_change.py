@@ -59,7 +59,7 @@ class LoggedTransaction:
         """Give it this context, before its first change."""
         end = len(self.tail) - 1 if self.context is None else self.tail.index(_CONTEXT)
         said = b"" if context is None else _CONTEXT + context.json
-        self.tail = b"%b%b}" % (self.tail[:end], said)
+        self.tail = self.tail[:end] + said + b"}"
         self.context = context
 
     def is_last(self, ordinal: int) -> bool:

@@ -90,6 +90,7 @@ def router_for(settings: RouteSettings) -> BinlogRouter:
     given = _given_router(app, settings)
     schema = home_schema(settings.source_url) if settings.source_url else "public"
     found = router_of(app, given, schema=schema)
+    _accept(app, found)
     _check_tasks(app, found)
     return found
 
@@ -100,6 +101,13 @@ def _given_router(app: Celery, settings: RouteSettings) -> BinlogRouter | None:
     if reference is None or isinstance(reference, BinlogRouter):
         return reference
     return load_router(reference, settings.source_url)
+
+
+def _accept(app: Celery, router: BinlogRouter) -> None:
+    """Let transactions enqueue what the app's setting `cdc_accept` names. Raises RouteError."""
+    accepted: Any = app.conf.get("cdc_accept") or ()
+    for each in accepted if isinstance(accepted, list | tuple | set) else [accepted]:
+        router.accept(each)
 
 
 def _check_tasks(app: Celery, router: BinlogRouter) -> None:

@@ -92,7 +92,7 @@ def _play(name: str, environment: Mapping[str, str]) -> tuple[int, str]:
             if stays:
                 wait_until(
                     lambda: process.poll() is not None or _STAYS in _read(output.fileno()),
-                    timeout=120,
+                    timeout=100,
                     what=_STAYS,
                 )
                 process.send_signal(signal.SIGINT)

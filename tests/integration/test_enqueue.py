@@ -11,10 +11,15 @@ import psycopg2
 import pytest
 import sqlalchemy
 from celery import Celery
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy.orm import Session
 from structlog.testing import capture_logs
 
 import cdc_tasks
+from cdc_tasks import tracing
 from cdc_tasks.errors import CDCError
 from cdc_tasks.outbox.transaction import MarkError
 from cdc_tasks.routing.enqueued import CREATE_MARKS, EnqueuedTaskError
@@ -539,7 +544,12 @@ def binlog(request: pytest.FixtureRequest) -> MySQLDatabase:
 
 @contextmanager
 def _reading(
-    database: MySQLDatabase, broker: Broker, *, batch_size: int, max_queue: int | None = None
+    database: MySQLDatabase,
+    broker: Broker,
+    *,
+    batch_size: int,
+    max_queue: int | None = None,
+    spans: Spans | None = None,
 ) -> Iterator[None]:
     router = BinlogRouter()
     router.register(database.name, "*", EventType.INSERT, "shop.row", queue="shop", args=["id"])
@@ -547,9 +557,8 @@ def _reading(
     monitor = BinlogMonitor(
         database.url, name=database.name, routes=router.routes, from_start=False, batch_size=batch_size
     )
-    listener = Listener(
-        monitor, router, RedisPublisher(celery_app(broker.url), name=database.name, max_queue=max_queue)
-    )
+    publisher = RedisPublisher(celery_app(broker.url), name=database.name, max_queue=max_queue, spans=spans)
+    listener = Listener(monitor, router, publisher)
     with capture_logs() as logs, in_background(listener.run) as run:
         wait_until(
             lambda: run.done() or any(line["event"] == "streaming" for line in logs), what="the listener"
@@ -607,6 +616,39 @@ def test_tasks_come_out_of_a_binlog_once_at_their_places_over_a_restart(
     assert _sent(broker, "celery") == [("shop.send", [6])]
     parked = read_parked(broker.client, parked_key(f"cdc:{binlog.name}"))
     assert [(each.task, each.arguments) for each in parked] == [("mail.send", [5])]
+
+
+def test_a_trace_goes_through_a_binlog_with_the_spans_commit_and_publish(
+    binlog: MySQLDatabase, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(tracing, "is_on", lambda: True)
+    spans = Spans()
+    with _reading(binlog, broker, batch_size=1000, spans=spans):
+        with closing(binlog.connect(autocommit=False)) as connection:
+            with provider.get_tracer("shop").start_as_current_span("POST /orders"):
+                cdc_tasks.context(connection, user_id=7)
+                with connection.cursor() as cursor:
+                    cursor.execute("INSERT INTO `rows` VALUES (1)")
+                _task(2)(connection)  # also says what the current span is
+            connection.commit()
+        _arrived(broker, 2)
+        binlog.execute("INSERT INTO `rows` VALUES (3)")
+        _arrived(broker, 3)
+    names = {each.name: each for each in exported.get_finished_spans()}
+    for child, parent in (("publish", "commit"), ("commit", "POST /orders")):
+        above = names[child].parent
+        assert above is not None
+        assert above.span_id == names[parent].get_span_context().span_id
+    first, second, third = (each["headers"] for each in messages(broker.client, "shop"))
+    for headers in (first, second):
+        _, trace_id, _, _ = headers["traceparent"].split("-")
+        assert int(trace_id, 16) == names["POST /orders"].get_span_context().trace_id
+        assert headers["cdc_context"]["user_id"] == 7
+    assert not third.keys() & {"traceparent", "cdc_context"}
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "READ COMMITTED"])

@@ -360,3 +360,32 @@ def test_a_task_of_ours_that_the_app_lacks_is_told_with_the_module_to_include(
     with pytest.raises(RouteError, match=r"has no task cdc_tasks\.refresh_master_cache") as raised:
         router_for(RouteSettings(cdc_app="app_without_cache"))
     assert 'include=["cdc_tasks.master_cache"]' in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "names"), [(["shop.*", "mail.send"], ["shop.*", "mail.send"]), ("shop.*", ["shop.*"])]
+)
+def test_the_setting_cdc_accept_of_an_app_says_what_transactions_may_enqueue(
+    accepted: object, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"app_that_accepts_{len(names)}"
+    (tmp_path / f"{name}.py").write_text(
+        f"from celery import Celery\napp = Celery({name!r}, broker='memory://', set_as_current=False)\n"
+        f"app.conf.cdc_accept = {accepted!r}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):  # a reload asks again
+        router = router_for(RouteSettings(cdc_app=name))
+        assert [each.task for each in router.accepted] == names
+
+
+def test_a_setting_cdc_accept_that_names_no_task_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app_that_accepts_a_number.py").write_text(
+        "from celery import Celery\napp = Celery('five', broker='memory://', set_as_current=False)\n"
+        "app.conf.cdc_accept = [5]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RouteError, match="5"):
+        router_for(RouteSettings(cdc_app="app_that_accepts_a_number"))

@@ -76,7 +76,7 @@ class Transaction(NamedTuple):
     id_head: str  # of its changes' ids and positions, before the ordinal
     position_head: str
     committed: int  # microseconds since 1970
-    context: bytes  # JSON; empty: none
+    context: bytes  # JSON, with null for a value that may not be shown; empty: none
     is_muted: bool
 
 
@@ -133,7 +133,7 @@ class NotedChange:
     event: EventType
     position: str
     committed_at: datetime
-    context: Mapping[str, Any] | None
+    context: Mapping[str, Any] | None  # None for a value that may not be shown
     key: Mapping[str, Any] | None
     old_key: Mapping[str, Any] | None
     columns: tuple[str, ...] | None

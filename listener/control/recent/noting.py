@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+import orjson
 import structlog
 
-from cdc_tasks.changes import Change, EventType
+from cdc_tasks.changes import Change, Context, EventType
+from cdc_tasks.environment import shown_context
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked, Route, RouteIndex
 from cdc_tasks.source_lines import named, shown_place
@@ -197,9 +199,15 @@ def _transaction(change: Any) -> Transaction:
         id_head.decode(),
         position[: position.rindex(b":") + 1].decode(),
         microseconds(change.committed_at),
-        b"" if context is None else context.json,
+        b"" if context is None else _shown(context),
         bool(change.is_muted),
     )
+
+
+def _shown(context: Context) -> bytes:
+    """Return what may be shown of a context as JSON: the values that CDC_CONTEXT_SHOWN names, null for the others."""
+    shown = shown_context(context.values)
+    return orjson.dumps({name: shown.get(name) for name in context.values})
 
 
 # --- What became of the routes ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from cdc_tasks.words import counted
 from listener.control.recent.entries import Fate, LeftOut, Noted, NotedChange, Why
 
-__all__ = ["Told", "fate_told", "left_out_told", "row_told", "table_told"]
+__all__ = ["Told", "context_told", "fate_told", "left_out_told", "row_told", "table_told"]
 
 
 class Told(NamedTuple):
@@ -66,6 +66,11 @@ def left_out_told(those: LeftOut) -> str:
 def table_told(change: NotedChange) -> str:
     """Return the table with its schema, or the name of the enqueued task."""
     return f"{change.schema}.{change.table}" if change.schema else change.table
+
+
+def context_told(context: Mapping[str, Any] | None) -> list[str]:
+    """Return what the transaction said: `user_id=7`, or the name alone of what may not be shown."""
+    return [name if value is None else f"{name}={value}" for name, value in (context or {}).items()]
 
 
 def row_told(key: Mapping[str, Any] | None) -> str:

@@ -220,7 +220,7 @@ class _Writer:
         self._open = OpenBlock()
 
     def _look_at_memory(self) -> None:
-        """Learn how much may be kept. Raise StoreFullError if Redis needs the memory for others."""
+        """Learn how much may be kept. Raise _NearlyFullError if Redis needs the memory for others."""
         now = monotonic()
         if now - self._looked_at < _LOOK_AT_MEMORY and not self._has_failed:
             return
@@ -229,7 +229,7 @@ class _Writer:
         self._limit = self._max_bytes if limit is None else min(self._max_bytes, limit // _SHARE_OF_MEMORY)
         if limit is not None and used > limit * _NEARLY_FULL:
             self._store.halve()
-            raise StoreFullError(f"Redis uses {used:,} of {limit:,} bytes.", hint=_FULL)
+            raise _NearlyFullError(f"Redis uses {used:,} of its {limit:,} bytes")
 
     def _written(self) -> None:
         if self._has_failed:
@@ -245,7 +245,8 @@ class _Writer:
             self._lost = _lost(self._new, self._lost)
             self.left_out[Why.STORE] += len(self._new)
         if not self._has_failed and (self._new or not self._closed.is_set()):
-            told = error.message if isinstance(error, CDCError) else f"{type(error).__name__}: {error}"
+            is_known = isinstance(error, CDCError | _NearlyFullError)
+            told = str(error) if is_known else f"{type(error).__name__}: {error}"
             log.warning("recent_changes_failed", reason=told, hint=_FAILED)
         self._has_failed = self._is_first = True
         self._finished, self._new, self._open = [], [], OpenBlock()
@@ -262,11 +263,10 @@ class _Writer:
                 self.left_out[rest.why] += rest.count or 0
 
 
-class StoreFullError(CDCError):
-    """Redis is nearly full: what is in it is more important than recent changes."""
+class _NearlyFullError(Exception):
+    """Redis needs its memory for what is more important than recent changes."""
 
 
-_FULL: Final = "Give it more memory (maxmemory), or let workers empty the queues. The stream goes on."
 _FAILED: Final = (
     "The stream goes on, and so does this once Redis takes it. "
     "What is not written is missing in `changes` and in the console."

@@ -48,11 +48,11 @@ MALFORMED: Final = (
 
 def _read(content: bytes) -> Any:
     """Return a message's JSON; None if it is none."""
-    try:
-        if content.startswith(_OF_CONTEXT):  # there are many: they are read in a tenth of the time
+    if content.startswith(_OF_CONTEXT):  # there are many: they are read in a tenth of the time
+        try:
             return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        pass
+        except orjson.JSONDecodeError:
+            pass
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

@@ -45,7 +45,7 @@ _commit = Struct(">xBQQq").unpack_from  # flags, commit LSN, end LSN, commit tim
 _truncate = Struct(">xIB").unpack_from  # number of relations, options
 _TRANSACTIONAL = 1  # a logical message's flag
 _message_head = 10  # bytes before the prefix: kind, flags, and its own LSN
-_content = Struct(">I").unpack_from  # length
+_BEFORE_CONTENT = 5  # bytes: the end of the prefix, and the length of the content, which is the rest
 _column_type = Struct(">Ii").unpack_from  # type OID, type modifier
 
 
@@ -129,12 +129,12 @@ class PgOutputDecoder(Decoder):
         if kind == _COMMIT:
             _flags, _commit_lsn, end_lsn, _committed_at = _commit(payload)
             return self.commit(end_lsn, changes)
+        if kind == _MESSAGE:
+            return self._read_message(payload, changes)
         if kind == _RELATION:
             self._tables.announce(payload[1:5], payload)
         elif kind == _TRUNCATE:
             changes.extend(self._truncated(payload))
-        elif kind == _MESSAGE:
-            return self._read_message(payload, changes)
         elif kind not in _IGNORED:
             raise ValueError("no known kind")
         return None
@@ -143,11 +143,9 @@ class PgOutputDecoder(Decoder):
         """Take in a logical message of a transaction, if it is for us: other programs write some too."""
         end = payload.index(0, _message_head)
         prefix = self._prefix_of.get(payload[_message_head:end])
-        if prefix is not None and payload[1] & _TRANSACTIONAL:
-            at = end + 5  # behind the content's length
-            (length,) = _content(payload, end + 1)
-            return self.take_message(payload[at : at + length], changes, prefix)
-        return None
+        if prefix is None or not payload[1] & _TRANSACTIONAL:
+            return None
+        return self.take_message(payload[end + _BEFORE_CONTENT :], changes, prefix)
 
     def _malformed(self, payload: bytes, error: Exception) -> SourceError:
         """Return the error for a message that cannot be decoded, without a row's values."""

@@ -322,13 +322,15 @@ class RedisPublisher:
                 envelopes.append(envelope)
                 continue
             if within is None or envelope is not within[0] or context is not within[1]:  # as above
-                within = envelope, context, envelope.within(self._said(task.change, context))
+                said = context.json if self._spans is None else self._said(task.change, context, self._spans)
+                within = envelope, context, envelope.within(said)
             envelopes.append(within[2])
         return envelopes
 
-    def _said(self, change: Any, context: Context) -> bytes:
+    @staticmethod
+    def _said(change: Any, context: Context, spans: Spans) -> bytes:
         """Return the context for the message, and behind it the headers that name its trace."""
-        if self._spans is None or not (headers := self._spans.headers(change)):
+        if not (headers := spans.headers(change)):
             return context.json
         return b"%b,%b" % (context.json, orjson.dumps(headers)[1:-1])
 
