@@ -260,9 +260,7 @@ def find_held(message: str) -> HeldBack | None:
 def _page(behind: str | None, size: int) -> list[Any]:
     with _errors_translated():
         client: Any = cache.client()
-        found: list[Any] = client.xrevrange(
-            _LOG, "+" if behind is None else _before(behind), "-", count=size
-        )
+        found: list[Any] = client.xrevrange(_LOG, "+" if behind is None else _before(behind), "-", count=size)
     return found
 
 

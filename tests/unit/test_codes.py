@@ -26,7 +26,7 @@ message_too_large metrics_address missing_extra no_redis not_accepting not_parke
 open_flower other_log password permission_denied rate_limited recording refused reload route server_id_taken settings
 slot_in_use source source_lost table_renamed task_modules too_many_connections try_again unavailable undescribed_table
 unfit_pool unknown_action unknown_database unknown_database_type unroutable unknown_key unknown_kind unknown_letter
-unknown_service unknown_table unknown_task unknown_user unreadable_record value_missing vault not_a_time record_refused store_full
+unknown_service unknown_table unknown_task unknown_user unreadable_record value_missing vault not_a_time record_refused
 """
 
 # Of findings, and of errors whose class stands for several.
