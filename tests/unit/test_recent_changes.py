@@ -291,9 +291,11 @@ def test_what_is_not_noted_stands_where_it_is_missing() -> None:
     reader = _reader(_Store([block.packed()]))
     (_, last), (_, between), (_, first) = reader.page(Sought()).entries
     assert isinstance(between, LeftOut)
+    assert isinstance(first, NotedChange)
+    assert isinstance(last, NotedChange)
     assert (between.count, between.first, between.last) == (7, "0/2:0", "0/8:0")
     assert left_out_told(between).startswith("7 changes of public.items not noted: more came")
-    assert (first.id, last.id) == ("abc-1-0", "abc-9-0")  # type: ignore[union-attr]
+    assert (first.id, last.id) == ("abc-1-0", "abc-9-0")
     # Who looks for a row is told that it may be among those.
     found = reader.page(Sought(row=(("id", "1"),)))
     assert (len(found.entries), found.left_out) == (1, 7)
