@@ -106,9 +106,9 @@ def _problems(blocks: list[Block]) -> Iterator[str]:
             _check(block, before)
         except (WrongSnippetError, configparser.Error) as error:
             yield f"{block}: {error}"
-    shown = [line for block in blocks if block.language == "console" for line in block.text.splitlines()]
+    shown = [block.text for block in blocks if block.language == "console" and "not run" not in block.marks]
     try:
-        commands.check_django([line.removeprefix("$ ") for line in shown if line.startswith("$ ")])
+        commands.check_django(commands.lines_of("".join(shown), has_prompts=True)[0])
     except WrongSnippetError as error:
         yield f"{blocks[0].page}: {error}"
 
@@ -117,6 +117,8 @@ def _check(block: Block, before: set[str]) -> None:
     settings.check_names(block.text)
     if "not run" in block.marks:
         return
+    if block.language == "python" and _is_from_an_example(block.text):
+        return  # tests/acceptance/test_examples.py runs it
     if block.language == "python":
         python.check(block.text, before)
         before |= python.names_bound_by(block.text)
@@ -127,6 +129,21 @@ def _check(block: Block, before: set[str]) -> None:
             f"nothing here can check the language {block.language or '(none)'}: "
             "mark the block with <!-- output: … --> or <!-- not run: … -->"
         )
+
+
+def _is_from_an_example(text: str) -> bool:
+    """Return whether these lines stand in a file of an example, one below the other."""
+    lines = _stripped(text)
+    return any(f"\n{lines}\n" in f"\n{each}\n" for each in _examples())
+
+
+@cache
+def _examples() -> list[str]:
+    return [_stripped(file.read_text()) for file in (CHECKOUT / "examples").rglob("*.py")]
+
+
+def _stripped(text: str) -> str:
+    return "\n".join(filter(None, map(str.strip, text.splitlines())))
 
 
 @cache
