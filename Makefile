@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions chaos bench check format servers reference docs release clean
+.PHONY: help demo test versions chaos bench check format servers reference docs screenshots release clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,6 +64,10 @@ docs: $(VENV)/.installed-dev  ## The site of the documentation, into build/site,
 
 release: $(VENV)/.installed-dev  ## Wheel and source into dist/, each tried in an empty environment; nothing is uploaded
 	@scripts/release
+
+screenshots: $(VENV)/.installed-dev servers  ## The pictures of docs/console.md, of a console with example data
+	@echo "==> Taking the pictures"
+	@$(BIN)/python -m tests.acceptance.screenshots
 
 clean:  ## Throw away the virtual environments and the caches
 	@echo "==> Removing $(VENV), .versions and caches"

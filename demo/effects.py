@@ -122,11 +122,15 @@ def _fate(verdict: Any) -> dict[str, Any]:
 
 
 def _difference(change: JournalledChange) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yield each column with its value before and after; None: there was none. Of an update only what differs."""
+    """Yield each column with its value before and after; None: there was none. Of an update only what differs.
+
+    NULLs of a row that came or went are left out.
+    """
     before, after = change.before or {}, change.after or {}
     for name in {**before, **after}:
         old, new = before.get(name), after.get(name)
-        if change.before is None or change.after is None or (name in before and old != new):
+        is_whole = change.before is None or change.after is None
+        if (is_whole and (old, new) != (None, None)) or (not is_whole and name in before and old != new):
             yield name, _text(old) if name in before else None, _text(new) if name in after else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Servers:
     broker: str
     own_broker: ValkeyServer | None
     is_own_database: bool  # of the example's: started for it, and gone with it
+    clients: tuple[str, ...] = ()  # the directory of its psql, if the machine has none
 
 
 def start_servers(
@@ -50,6 +52,7 @@ def start_servers(
 
     Raises ServerChoiceError and what a server raises that does not start.
     """
+    clients: tuple[str, ...] = ()
     if url := os.environ.get("DATABASE_URL"):
         if kind is not None:
             raise ServerChoiceError(
@@ -63,7 +66,7 @@ def start_servers(
             )
         say("the database of DATABASE_URL")
     else:
-        url, other = _start_database(cleanup, say, kind or "postgresql")
+        url, other, clients = _start_database(cleanup, say, kind or "postgresql")
     broker, own_broker = _broker(cleanup, say)
     return Servers(
         database=url,
@@ -71,25 +74,27 @@ def start_servers(
         broker=broker,
         own_broker=own_broker,
         is_own_database=not os.environ.get("DATABASE_URL"),
+        clients=clients,
     )
 
 
 def _start_database(
     cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind
-) -> tuple[str, str | None]:
+) -> tuple[str, str | None, tuple[str, ...]]:
     if kind == "mariadb":
         from harness.mysql_servers import MariaDBServer
 
         mariadb = cleanup.enter_context(MariaDBServer())
         say(f"MariaDB on port {mariadb.port}")
-        return mariadb.create_database(_NAME), None
+        return mariadb.create_database(_NAME), None, ()
     postgres = cleanup.enter_context(PostgresServer())
     say(f"PostgreSQL on port {postgres.port}")
     names = (_NAME, f"{_NAME}_2")
     with closing(connect(postgres.url)) as connection, connection.cursor() as cursor:
         for name in names:
             cursor.execute(f"CREATE DATABASE {name}")
-    return postgres.url_of(names[0]), postgres.url_of(names[1])
+    clients = () if shutil.which("psql") else (str(postgres.binaries),)
+    return postgres.url_of(names[0]), postgres.url_of(names[1]), clients
 
 
 def _broker(cleanup: ExitStack, say: Callable[[str], None]) -> tuple[str, ValkeyServer | None]:

@@ -204,7 +204,7 @@ def _class(module: Module, node: ast.ClassDef) -> Iterator[str]:
     of = f"({', '.join(bases)})" if bases else ""
     yield f"<!-- not run: a signature -->\n```python\nclass {node.name}{of}\n```"
     yield _prose(ast.get_docstring(node) or "")
-    yield table(("attribute", "type", "default", "meaning"), [_field(module, each) for each in _fields(node)])
+    yield table(("attribute", "type", "default", "meaning"), _attributes(module, node))
     for each in _methods(node):
         yield from _method(node, each)
 
@@ -232,6 +232,23 @@ def _is_property(node: _Function) -> bool:
     return not node.name.startswith("_") and any(
         ast.unparse(each) in {"property", "cached_property"} for each in node.decorator_list
     )
+
+
+# A class whose attributes have the words of another's of the same names.
+_SAME_WORDS: Final = {"Change": "RowChange"}
+
+
+def _words_of_twin(module: Module, owner: str) -> dict[str, str]:
+    twins = [each for each in module.classes if each.name == _SAME_WORDS.get(owner)]
+    rows = [_field(module, each) for twin in twins for each in _fields(twin)]
+    return {row[0]: row[-1] for row in rows}
+
+
+def _attributes(module: Module, node: ast.ClassDef) -> Iterator[tuple[str, ...]]:
+    twin = _words_of_twin(module, node.name)
+    for each in _fields(node):
+        *cells, words = _field(module, each)
+        yield *cells, words or twin.get(cells[0], "")
 
 
 def _field(module: Module, node: ast.AnnAssign | ast.Assign | _Function) -> tuple[str, ...]:

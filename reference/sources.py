@@ -67,6 +67,9 @@ class Module:
         self.tree = ast.parse(text)
         self._lines = text.splitlines()
         self.nodes = list(ast.walk(self.tree))
+        self.classes = [each for each in self.nodes if isinstance(each, ast.ClassDef)]
+        self.functions = [each for each in self.nodes if isinstance(each, _Function)]
+        self.all_calls = [each for each in self.nodes if isinstance(each, ast.Call)]
         self.has_log = "log = structlog.get_logger()" in map(ast.unparse, self.tree.body)
         self._parents = {child: node for node in self.nodes for child in ast.iter_child_nodes(node)}
 
@@ -96,7 +99,7 @@ class Module:
         return " ".join(above)
 
     def calls(self, name: str) -> Iterator[ast.Call]:
-        return (each for each in self.nodes if isinstance(each, ast.Call) and _called(each) == name)
+        return (each for each in self.all_calls if _called(each) == name)
 
 
 @cache
@@ -154,7 +157,7 @@ def _values_behind(module: Module, value: ast.expr) -> list[ast.expr]:
         case ast.Attribute(value=ast.Name(id="self"), attr=name):
             return _assigned(module.tree, f"self.{name}")
         case ast.Call(func=ast.Name(id=name)):
-            functions = [each for each in module.nodes if isinstance(each, _Function) and each.name == name]
+            functions = [each for each in module.functions if each.name == name]
             nodes = [each for function in functions for each in ast.walk(function)]
             return [each.value for each in nodes if isinstance(each, ast.Return) and each.value]
     return []
@@ -215,8 +218,8 @@ class Event:
 def events(package: str) -> dict[str, Event]:
     found: dict[str, Event] = defaultdict(Event)
     for module in modules():
-        for call in module.nodes if module.package == package and module.has_log else ():
-            if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[0] == "log":
+        for call in module.all_calls if module.package == package and module.has_log else ():
+            if ast.unparse(call.func).rpartition(".")[0] == "log":
                 logged = list(_logged(module, call))
                 assert logged, f"{module.path}:{call.lineno}: which event is this?"
                 for name, keys in logged:
@@ -284,13 +287,13 @@ def finding_codes() -> set[str]:
 
 
 def _class_codes(module: Module) -> set[str]:
-    return {code for node in module.nodes if isinstance(node, ast.ClassDef) for code in _codes_of_class(node)}
+    return {code for node in module.classes for code in _codes_of_class(node)}
 
 
 @cache
 def _error_classes() -> set[str]:
     """Return the names of CDCError and its subclasses."""
-    classes = [node for module in modules() for node in module.nodes if isinstance(node, ast.ClassDef)]
+    classes = [each for module in modules() for each in module.classes]
     ours, before = {"CDCError"}, 0
     while len(ours) > before:
         before = len(ours)
@@ -311,8 +314,8 @@ def _codes(*, of_findings: bool) -> set[str]:
     """Return the codes that are given where a finding, or an error, is made."""
     found = set()
     for module in modules():
-        for call in module.nodes:
-            if isinstance(call, ast.Call) and _called(call) not in _LEVELS:
+        for call in module.all_calls:
+            if _called(call) not in _LEVELS:
                 is_finding = "Finding" in {_called(call), *map(ast.unparse, call.args[:1])}
                 if is_finding == of_findings:
                     given = [each.value for each in call.keywords if each.arg == "code"]
@@ -327,8 +330,8 @@ def _codes(*, of_findings: bool) -> set[str]:
 
 def _positional_code(module: Module, call: ast.Call) -> list[ast.expr]:
     """Return the code in an entry of a table of errors: of a class with the fields `error` and `code`."""
-    for each in module.nodes:
-        if isinstance(each, ast.ClassDef) and each.name == _called(call):
+    for each in module.classes:
+        if each.name == _called(call):
             fields = [ast.unparse(node.target) for node in each.body if isinstance(node, ast.AnnAssign)]
             if {"error", "code"} <= set(fields):
                 return call.args[fields.index("code") :][:1]
@@ -336,10 +339,8 @@ def _positional_code(module: Module, call: ast.Call) -> list[ast.expr]:
 
 
 def alarm_codes() -> set[str]:
-    nodes = [node for module in modules() for node in module.nodes]
-    functions = [
-        node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.endswith("_alarms")
-    ]
+    """Return the codes of the alarms of `status`."""
+    functions = [each for module in modules() for each in module.functions if each.name.endswith("_alarms")]
     yields = [node.value for each in functions for node in ast.walk(each) if isinstance(node, ast.Yield)]
     return {str(ast.literal_eval(value.elts[0])) for value in yields if isinstance(value, ast.Tuple)}
 
@@ -360,7 +361,7 @@ def class_words() -> dict[str, str]:
 
 @cache
 def _classes_by_code() -> dict[str, ast.ClassDef]:
-    classes = [node for module in modules() for node in module.nodes if isinstance(node, ast.ClassDef)]
+    classes = [each for module in modules() for each in module.classes]
     return {code: each for each in classes for code in sorted(_codes_of_class(each))}
 
 
@@ -383,8 +384,8 @@ def hints() -> dict[str, list[str]]:
     """
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for module in modules():
-        for call in module.nodes:
-            for code, hint in _hinted(module, call) if isinstance(call, ast.Call) else ():
+        for call in module.all_calls:
+            for code, hint in _hinted(module, call):
                 for text in _texts(module, hint):
                     if text.strip(" …."):
                         found[code].setdefault(text.strip())
@@ -412,11 +413,10 @@ def _hinted(module: Module, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
 @cache
 def _fields_of(module: Module, name: str) -> list[str]:
     """Return the names of what a table's entry, or a helper of this module, takes by position."""
-    for node in module.nodes:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return [ast.unparse(each.target) for each in node.body if isinstance(each, ast.AnnAssign)]
-        if isinstance(node, _Function) and node.name == name:
-            return _parameters(node)
+    for found in (each for each in module.classes if each.name == name):
+        return [ast.unparse(each.target) for each in found.body if isinstance(each, ast.AnnAssign)]
+    for function in (each for each in module.functions if each.name == name):
+        return _parameters(function)
     return []
 
 

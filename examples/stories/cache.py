@@ -16,8 +16,8 @@ VARIABLES: Final[dict[str, str]] = {}
 OTHER_DATABASE: Final = None
 TRY: Final = (
     'psql $DATABASE_URL -c "UPDATE products SET price = 1.50, on_sale = true WHERE id = 7"',
-    "redis-cli -u $CELERY_BROKER_URL GET price_list:product:7",
-    "redis-cli -u $CELERY_BROKER_URL GET price_list:sale",
+    "python -m price_list product 7",
+    "python -m price_list sale",
 )
 
 

@@ -17,7 +17,7 @@ VARIABLES: Final = {"SEARCH_INDEX": "{files}/catalog.sqlite", "CDC_JOURNAL": "{f
 OTHER_DATABASE: Final = None
 TRY: Final = (
     "psql $DATABASE_URL -c \"UPDATE products SET name = 'Chair' WHERE id = 3\"",
-    "SEARCH_INDEX=$SEARCH_INDEX .venv/bin/python -m catalog search chair   (in this example's directory)",
+    "python -m catalog search chair",
 )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
@@ -12,13 +15,15 @@ from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.explained import Outcome, explain
 from listener.cli.found_change import find_in_histories
 from listener.cli.parked_changes import NotParkedError
-from listener.console.changes import Fate
+from listener.control.recent.entries import NotedChange
+from listener.control.recent.reader import Sought
+from listener.control.recent.words import Told, fate_told, table_told
+from listener.daemon.wiring import recent_reader
 
 if TYPE_CHECKING:
     from cdc_tasks.changes import Change
     from cdc_tasks.dead_letters.store import DeadLetter
     from cdc_tasks.routing.router import BinlogRouter, Route
-    from listener.cli.found_change import Found
     from listener.console.facts import Facts
     from listener.daemon.settings import ListenerSettings
     from listener.publish.parked import ParkedChange
@@ -26,7 +31,20 @@ if TYPE_CHECKING:
 __all__ = ["TaskPages", "place_of", "place_of_id"]
 
 _ROUTE_ID: Final = re.compile(r"-([0-9a-f]{8})$")  # behind the change's id, in that of a task
-_KEY_COLUMNS: Final = ("id", "uuid", "number")  # by which a row is found again on the page of changes
+_KEY_COLUMNS: Final = ("id",)  # by which a row is found again, if its key is not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Origin:
+    """The change that a task came from."""
+
+    event: str
+    table: str
+    committed_at: datetime
+    position: str
+    where: str  # it was found
+    row: str | None  # the page with all that happened to the row
+    fates: Sequence[Told]
 
 
 class TaskPages:
@@ -39,20 +57,18 @@ class TaskPages:
     def shown(self, task_id: str) -> Mapping[str, Any]:
         """Return the values for the page. What cannot be read leaves its error in its place."""
         parked, letter = self._parked(task_id), _letter(task_id)
-        found, looked = (None, "") if parked is not None else self._found(task_id)
-        change = parked.change if parked is not None else None if found is None else found.change
         route = _route_of(task_id, self._facts.router)
+        origin, looked = (
+            (_of_change(parked.change, "what is parked", ()), "") if parked else self._origin(task_id)
+        )
         return {
             "id": task_id,
             "letter": letter,
             "parked": parked,
             "route": route,
             "task": parked.task if parked else letter.task if letter else route.task if route else None,
-            "change": change,
-            "where": found.where if found is not None else None,
+            "origin": origin,
             "looked": looked,
-            "fates": [] if change is None else list(_fates(change, self._facts.router)),
-            "row": None if change is None else _page_of_row(change),
         }
 
     def _parked(self, task_id: str) -> ParkedChange | None:
@@ -61,11 +77,46 @@ class TaskPages:
         except NotParkedError:
             return None
 
-    def _found(self, task_id: str) -> tuple[Found | None, str]:
+    def _origin(self, task_id: str) -> tuple[_Origin | None, str]:
+        """Return the change among recent ones, else in the journal or the binlog; and where it is not."""
         try:
-            return find_in_histories(self._settings, self._facts.router, task_id)
+            with closing(recent_reader(self._settings)) as reader:
+                sought = Sought(ids=frozenset({task_id, _ROUTE_ID.sub("", task_id)}))
+                changes = [each for _, each in reader.page(sought, limit=1).entries]
+            for change in changes:
+                if isinstance(change, NotedChange):
+                    return _of_noted(change), ""
+            found, looked = find_in_histories(self._settings, self._facts.router, task_id)
         except CDCError as error:
             return None, f"{error.message} {error.hint or ''}".strip()
+        if found is None:
+            return None, f"It is not among recent changes. {looked}"
+        return _of_change(found.change, found.where, tuple(_fates(found.change, self._facts.router))), ""
+
+
+def _of_noted(change: NotedChange) -> _Origin:
+    return _Origin(
+        event=change.event.value,
+        table=table_told(change),
+        committed_at=change.committed_at,
+        position=change.position,
+        where="recent changes",
+        row=_page_of_row(table_told(change), change.key or {}, tuple(change.key or {})),
+        fates=tuple(fate_told(change, each) for each in change.routes),
+    )
+
+
+def _of_change(change: Change, where: str, fates: tuple[Told, ...]) -> _Origin:
+    table = f"{change.schema}.{change.table}" if change.schema else change.table
+    return _Origin(
+        event=change.event.value,
+        table=table,
+        committed_at=change.committed_at,
+        position=change.position,
+        where=where,
+        row=_page_of_row(table, change.row, _KEY_COLUMNS),
+        fates=fates,
+    )
 
 
 def _letter(task_id: str) -> DeadLetter | None:
@@ -80,19 +131,18 @@ def _route_of(task_id: str, router: BinlogRouter) -> Route | None:
     return next((each for each in router.routes if found and each.id == found[1]), None)
 
 
-def _fates(change: Change, router: BinlogRouter) -> Iterator[Fate]:
+def _fates(change: Change, router: BinlogRouter) -> Iterator[Told]:
+    """Yield what the routes as they are now make of the change."""
     for verdict in explain(router, change):
         if verdict.outcome is not Outcome.TABLE:
             why = f"{verdict.reason} ({verdict.place})" if verdict.place else verdict.reason
-            yield Fate(verdict.route.task, verdict.outcome is Outcome.FIRES, why)
+            yield Told(verdict.route.task, verdict.outcome is Outcome.FIRES, why, "")
 
 
-def _page_of_row(change: Any) -> str | None:
+def _page_of_row(table: str, row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
     """Return the page with all that happened to the row; None if no column says which one it is."""
-    name = next((each for each in _KEY_COLUMNS if change.row.get(each) is not None), None)
-    if name is None:
-        return None
-    return _changes(f"{change.schema}.{change.table}", f"{name}={change.row[name]}")
+    pairs = [f"{name}={row[name]}" for name in columns if row.get(name) is not None]
+    return _changes(table, "&".join(pairs)) if pairs else None
 
 
 def place_of(words: str, facts: Facts) -> str:

@@ -213,7 +213,7 @@ def test_the_page_of_a_task_says_which_change_it_came_from(
     browser.open(f"{console.url}/tasks/{router_task}")
     assert "cdc_tasks.notify_ticket_insert" in browser.text
     assert "insert public.tickets, committed" in browser.text
-    assert "found in the journal" in browser.text
+    assert "found in recent changes" in browser.text
     assert "not cdc_tasks.notify_ticket_update: it is for" in browser.text
     assert browser.run(_FOLLOW, "All that happened to this row")
     wait_until(

@@ -6,7 +6,6 @@ import html
 import json
 import os
 import re
-import subprocess
 import sys
 import urllib.error
 import urllib.parse
@@ -29,8 +28,10 @@ from tests.conftest import fresh_database
 from tests.support.listening import wait_for_listener
 from tests.support.social_stub import Error, Status
 from tests.support.tasks.in_order import LOG
+from tests.support.warm_python import WARM
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from harness.embedded_servers import PostgresServer
@@ -151,21 +152,15 @@ def test_the_reader_of_messages_sees_no_person_and_the_page_needs_no_table(desk:
         assert "connected_accounts" in page
 
 
-def test_each_route_has_its_rate_and_its_policy(visitor: Visitor, desk: Desk) -> None:
-    visitor.sees("/", "tasks a second")  # the listener counts
-    before = _fired(visitor)
-    desk.insert_ticket("Counted", desk.CARL)
-    wait_until(lambda: _fired(visitor) == before + 1, timeout=20, every=0.3, what="the task to be counted")
-    page = visitor.page("/routes")
-    assert "if its queue is full: pause" in page
-    assert "coalesce" in page
-    assert "public.tickets → cdc_tasks.notify_ticket_insert" in visitor.page("/")
-
-
-def _fired(visitor: Visitor) -> int:
-    """Return how many tasks the route of new tickets fired in the last hour."""
-    found = re.search(r"notify_ticket_insert .*? ([\d,]+) in the last hour", visitor.page("/routes"))
-    return int(found[1]) if found else -1
+def test_an_application_without_messages_is_told_how_to_have_them(desk: Desk) -> None:
+    broker, cache = desk.environment["CELERY_BROKER_URL"], desk.environment["CACHE_URL"]
+    theirs = {"CDC_APP": "tests.support.tasks.shop:app", "SHOP_BROKER": broker, "SHOP_NOTES": broker}
+    empty = f"{cache.rpartition('/')[0]}/2"
+    with running_console({**desk.environment, **theirs, "CDC_CACHE_URL": empty}) as console:
+        page = Visitor(console).page("/messages")
+        assert "Nothing has sent one" in page
+        assert "cdc_tasks.notify" in page
+        assert "Failing Queues and cache" in page  # the page is not among the others
 
 
 def test_a_route_is_replayed_from_its_page(visitor: Visitor, desk: Desk) -> None:
@@ -204,11 +199,10 @@ def test_the_record_has_what_the_command_line_does_too(visitor: Visitor, desk: D
     desk.insert_ticket("For the record", desk.DORA)
     visitor.sees("/failing", "cdc_tasks.deliver", "RefusedError")
     for arguments in (["dead-letters", "replay", "--all"], ["refresh-cache", "statuses"]):
-        done = desk.run_command(*arguments)
+        done = _run(desk.environment, "cdc_tasks", *arguments)
         assert done.returncode == 0, done.stderr
-    assert desk.run_command("keys", "skip", "account:4711").returncode == 1
+    assert _run(desk.environment, "cdc_tasks", "keys", "skip", "account:4711").returncode == 1
     assert _run(desk.environment, "listener", "parked", "drop", "no-such-id").returncode == 1
-    assert _run(desk.environment, "listener", "parked", "replay", "--all").returncode == 0
 
     page = visitor.sees("/record", "letter replay", "refresh cache", "key skip", "parked drop")
     assert "No message has the key 'account:4711'" in page
@@ -249,6 +243,21 @@ def _older(visitor: Visitor) -> str:
     return found[1]
 
 
+def test_each_route_has_its_rate_and_its_policy(visitor: Visitor, desk: Desk) -> None:
+    """The listener counts since soon after the console began, so the tests before this one have been counted too."""
+    desk.insert_ticket("Counted", desk.CARL)
+
+    def fired() -> int:
+        found = re.search(r"notify_ticket_insert .*? ([\d,]+) in the last hour", visitor.page("/routes"))
+        return int(found[1]) if found else 0
+
+    wait_until(fired, timeout=20, every=0.3, what="a ticket to be counted")
+    page = visitor.page("/routes")
+    assert "if its queue is full: pause" in page
+    assert "coalesce" in page
+    visitor.sees("/", "tasks a second", "public.tickets → cdc_tasks.notify_ticket_insert")
+
+
 def test_fifty_pages_open_few_connections(visitor: Visitor, desk: Desk) -> None:
     pages = ("/", "/routes", "/failing", "/messages", "/queues", "/backfills", "/record")
     for path in pages:
@@ -258,6 +267,16 @@ def test_fifty_pages_open_few_connections(visitor: Visitor, desk: Desk) -> None:
         assert "The console has failed" not in visitor.page(pages[number % len(pages)])
     opened = [after - earlier for after, earlier in zip(_connections(desk), before, strict=True)]
     assert max(opened) < 15, f"opened {opened[0]} connections to Redis and {opened[1]} to the database"
+
+    with redis.Redis.from_url(desk.environment["CELERY_BROKER_URL"]) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    desk.database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    for path in pages:
+        visitor.page(path)
+        assert 'class="away"' not in visitor.source.replace('id="connection" class="away"', ""), path
 
 
 def _connections(desk: Desk) -> tuple[int, int]:
@@ -328,11 +347,5 @@ def _ids(visitor: Visitor, kind: str) -> list[str]:
 
 
 def _run(environment: dict[str, str], module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=_CHECKOUT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", module, *arguments]
+    return WARM.run(command, cwd=_CHECKOUT, env={**os.environ, **environment})

@@ -96,7 +96,7 @@ def _play(name: str, environment: Mapping[str, str]) -> tuple[int, str]:
                     what=_STAYS,
                 )
                 process.send_signal(signal.SIGINT)
-            status = process.wait(at_most(120))
+            status = process.wait(at_most(100))
         finally:
             process.kill()
             process.wait()

@@ -62,11 +62,11 @@ class Person(Operator):
         """Return all recent changes, the oldest first, once they are so many."""
         store = RecentStore(RedisConnection.of_cache(self._store_url), self.database.name)
 
-        def shown() -> list[dict[str, Any]] | None:
+        def shown() -> list[dict[str, Any]]:
             entries = [entry for _, entry in reversed(RecentReader(store).page(Sought()).entries)]
             found = [each for each in entries if isinstance(each, NotedChange)]
             return (
-                [json.loads(json.dumps(described(each))) for each in found] if len(found) >= changes else None
+                [json.loads(json.dumps(described(each))) for each in found] if len(found) >= changes else []
             )
 
         with closing(store):

@@ -124,6 +124,16 @@ class Browser:
         entries = _request("POST", f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] in {"SEVERE", "WARNING"}]
 
+    def picture(self, left: float, top: float, width: float, height: float) -> bytes:
+        """Return a part of the page as PNG, in CSS pixels; it need not be in the window."""
+        clip = {"x": left, "y": top, "width": width, "height": height, "scale": 1}
+        command = {
+            "cmd": "Page.captureScreenshot",
+            "params": {"format": "png", "clip": clip, "captureBeyondViewport": True},
+        }
+        answer = _request("POST", f"{self._session}/goog/cdp/execute", command)
+        return base64.b64decode(answer["data"])
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(_request("GET", f"{self._session}/screenshot")))
 

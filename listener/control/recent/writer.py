@@ -95,16 +95,16 @@ class RecentChanges:
             self._pending.append((batch.position, _Noted((), left_out(changes, Why.RATE))))
             return fired
         calls = list(fired)
-        began = thread_time()
+        began = monotonic(), thread_time()
         rest = changes[allowed:]
         entries = self._noter.entries(changes[:allowed], calls, self._in_force())
         self._pending.append((batch.position, _Noted(entries, left_out(rest, Why.RATE) if rest else None)))
-        self._budget.spend(thread_time() - began, allowed)
+        self._budget.spend(thread_time() - began[1], monotonic() - began[0], allowed)
         return calls
 
     def _account(self) -> None:
         spent = self._writer.spent
-        self._budget.spend(spent - self._accounted)
+        self._budget.spend_elsewhere(spent - self._accounted)
         self._accounted = spent
 
     def confirmed(self, position: str) -> None:

@@ -8,7 +8,7 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
@@ -81,15 +81,6 @@ class Envelope(NamedTuple):
     render: _Render
     of_key: Keyed
     in_context: _InContext  # makes them where the transaction has a context
-
-    def within(self, context: bytes) -> Envelope:
-        """Return the same messages with a context, a JSON object."""
-        keys, expiries, _, _, others = self
-        fields = keys, expiries, partial(others.render, context), _KeyedInContext(others, context), others
-        return _envelope(Envelope, fields)
-
-
-_envelope: Final = tuple.__new__  # in half the time of `Envelope(…)`: there is one for each transaction
 
 
 class _Template(NamedTuple):
@@ -338,6 +329,10 @@ class _InContext:
             return message
 
         return render
+
+    def keyed(self, context: bytes) -> _KeyedInContext:
+        """Return what makes messages with a key in this context."""
+        return _KeyedInContext(self, context)
 
     def render_keyed(
         self, context: bytes, arguments: tuple[bytes, bytes], stamp: tuple[bytes, bytes], key: str

@@ -27,7 +27,7 @@ from listener.publish.checkpoint import Checkpoint
 from listener.publish.parked import log_parked, parked_key, store_parked, without_unfit
 from listener.publish.queue_limit import Load, QueueLimit, pause_key
 from listener.publish.redis.connection import Command, RedisConnection, too_large
-from listener.publish.redis.envelope import Envelope, Envelopes
+from listener.publish.redis.envelope import Envelope, Envelopes, Keyed
 from listener.publish.redis.keyed_pushes import KeyedPushes
 from listener.publish.redis.set_aside import SetAside, set_aside_key
 from listener.publish.spans import Spans
@@ -248,6 +248,7 @@ class RedisPublisher:
             prefix=self._redis.prefixed(""),
             busy=self._busy,
             met=self._met,
+            spans=self._spans,
         )
         return pushes.commands(tasks, envelopes)
 
@@ -312,27 +313,12 @@ class RedisPublisher:
         """Return each task's envelope. They are made before anything is written, because that talks to the broker."""
         envelopes = []
         last: tuple[Route, tuple[str, str, str]] | None = None
-        within: tuple[Envelope, Context, Envelope] | None = None
         for task in tasks:
             route, kind = task.route, task.change.kind
             if last is None or route is not last[0] or kind is not last[1]:  # most are like the one before
                 envelope, last = self._envelope(route, kind), (route, kind)
-            context = task.change.commit.context
-            if context is None:
-                envelopes.append(envelope)
-                continue
-            if within is None or envelope is not within[0] or context is not within[1]:  # as above
-                said = context.json if self._spans is None else self._said(task.change, context, self._spans)
-                within = envelope, context, envelope.within(said)
-            envelopes.append(within[2])
+            envelopes.append(envelope)
         return envelopes
-
-    @staticmethod
-    def _said(change: Any, context: Context, spans: Spans) -> bytes:
-        """Return the context for the message, and behind it the headers that name its trace."""
-        if not (headers := spans.headers(change)):
-            return context.json
-        return b"%b,%b" % (context.json, orjson.dumps(headers)[1:-1])
 
     def _envelope(self, route: Route, kind: tuple[str, str, str]) -> Envelope:
         made = self._envelopes.made.get((route.sent_as, kind))
@@ -370,32 +356,41 @@ class _Pushes:
     prefix: str
     busy: Collection[str]  # keys that messages had before
     met: set[str]  # keys that these messages have
+    spans: Spans | None  # of the transactions; None: tracing is off
 
     def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
         """Yield them; a message with a key goes to its queue if its key is free."""
         expiries: dict[Command, None] = {}
         keyed = KeyedPushes(self.prefix, self.busy, self.met, max_bytes=self.max_bytes)
+        last: Context | None = None
+        said = b""
         for start in range(0, len(tasks), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             queues: dict[str, list[bytes]] = defaultdict(list)
             for task, envelope in zip(tasks[part], envelopes[part], strict=True):
                 route, change, arguments, kwargs, key = task
-                keys, more, render, _, _ = envelope
+                keys, more, render, of_key, in_context = envelope
                 if more:
                     expiries.update(dict.fromkeys(more))
+                context = change.commit.context
+                if context is not last:  # most are like the one before
+                    said, last = self._said(change, context), context
                 if key is not None:
-                    put = self._put_beside(task, key, envelope, queues) if self.beside is not None else 0
-                    length = put or keyed.add(task, key, keys[0], envelope.of_key)
+                    of_key = of_key if context is None else in_context.keyed(said)
+                    put = self._put_beside(task, key, keys, of_key, queues) if self.beside is not None else 0
+                    length = put or keyed.add(task, key, keys[0], of_key)
                     if length > self.max_bytes:
                         self._refuse(task, length)
                     continue
-                message = render(arguments, kwargs, *change.stamp)
+                message = (
+                    render(arguments, kwargs, *change.stamp)
+                    if context is None
+                    else in_context.render(said, arguments, kwargs, *change.stamp)
+                )
                 if len(message) > self.max_bytes:
                     self._refuse(task, len(message))
                     continue
-                if self.beside is not None:
-                    keys = tuple(self.beside.target(route, name) for name in keys)
-                for name in keys:
+                for name in keys if self.beside is None else self._targets(route, keys):
                     queues[name].append(message)
             yield from self._commands(queues)
             if keyed.is_due or queues:  # what goes to the same queue stays close together
@@ -403,12 +398,26 @@ class _Pushes:
         yield from keyed.commands()
         yield from expiries
 
-    def _put_beside(self, task: Call, key: str, envelope: Envelope, queues: Mapping[str, list[bytes]]) -> int:
+    def _targets(self, route: Route, keys: Sequence[str]) -> list[str]:
+        """Return the lists that its messages go to: those of the queues, or the ones beside them."""
+        return [name if self.beside is None else self.beside.target(route, name) for name in keys]
+
+    def _said(self, change: Any, context: Context | None) -> bytes:
+        """Return the context for the message, and behind it the headers that name its trace."""
+        if context is None:
+            return b""
+        if self.spans is None or not (headers := self.spans.headers(change)):
+            return context.json
+        return b"%b,%b" % (context.json, orjson.dumps(headers)[1:-1])
+
+    def _put_beside(
+        self, task: Call, key: str, keys: tuple[str, ...], of_key: Keyed, queues: Mapping[str, list[bytes]]
+    ) -> int:
         """Add a message with a key to the list beside its queue unless it is too long; return its length, 0: no list.
 
         When it moves to the queue, it takes its place among those of its key.
         """
-        (queue,), _, _, of_key, _ = envelope
+        (queue,) = keys
         name = queue if self.beside is None else self.beside.target(task.route, queue)
         if name == queue:
             return 0
