@@ -78,7 +78,7 @@ ERRORS: Final = {
     "mark_no_table": "MySQL, MariaDB: there is no table `cdc_tasks_marks`.",
     "mark_unsupported": "`cdc_tasks.muted`, `cdc_tasks.enqueue`, `cdc_tasks.context`: the database takes no mark.",
     "max_allowed_packet": "MySQL, MariaDB: an event of the binlog is larger than the server may send.",
-    "message_unknown": "A page of the [console](../console.md) is about a message that the record has dropped.",
+    "message_unknown": "A page of the [console](../console.md#messages) is about a message that the record has dropped.",
     "message_format": "Celery's settings ask for another serializer, encoding, compression or protocol.",
     "mysql_replication": "The installed mysql-replication does not fit.",
     "no_answer": "PostgreSQL stopped answering.",

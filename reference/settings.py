@@ -87,7 +87,7 @@ _MORE: Final = {
     "CDC_MAX_PARKED": "See [a route that fails](operating.md#a-route-that-fails).",
     "CDC_METRICS_ADDRESS": "See [metrics](metrics.md). Each listener on a machine needs another one.",
     "CDC_QUEUE_ALARM": "See [alerts](metrics.md#alerts).",
-    "CDC_MESSAGES_KEPT": "See [the record of messages](console.md).",
+    "CDC_MESSAGES_KEPT": "See [the record of messages](console.md#messages).",
     "CDC_RECENT_SIZE": "See [what came last](watch.md#what-came-last).",
     "CDC_JOURNAL": "See [replay](replay.md).",
     "CDC_CONSOLE_ADDRESS": "See [the console](console.md).",
