@@ -1,6 +1,6 @@
 # What a developer and a newcomer type. ARGS= goes on to the program: make demo ARGS=--once, make test ARGS="-k router"
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions chaos bench check format servers docs clean
+.PHONY: help demo test versions chaos bench check format servers reference docs screenshots release clean
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 5
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## The whole system on this machine, nothing to install first (ARGS="--once --database mariadb")
 	@echo "==> Starting the demo"
@@ -35,7 +35,7 @@ bench: $(VENV)/.installed-dev servers  ## Ours beside others, into docs/benchmar
 check: $(VENV)/.installed-dev  ## Lint, format and types, nothing is changed
 	@echo "==> Linting"
 	@$(BIN)/ruff check .
-	@$(BIN)/shellcheck .ci/run scripts/* docker/*/*.sh
+	@$(BIN)/shellcheck .ci/run scripts/* docker/*/*.sh examples/install examples/run
 	@echo "==> Checking the format"
 	@$(BIN)/ruff format --check .
 	@echo "==> Checking the types"
@@ -54,13 +54,24 @@ servers:  ## The servers that the tests need beside those from wheels (Debian, U
 	@[ -n "$$CDC_TEST_MYSQL_SERVER" ] || scripts/unpack-mysql >/dev/null || \
 		echo "    no MySQL: its tests fail; set CDC_TEST_MYSQL_SERVER=/path/of/mysqld, or CDC_TEST_MYSQL_URL (docs/design.md)" >&2
 
+reference: $(VENV)/.installed-dev  ## The pages of docs/reference and docs/settings.md, made from the code
+	@echo "==> Making the reference"
+	@$(BIN)/python -m reference
+
 docs: $(VENV)/.installed-dev  ## The site of the documentation, into build/site, with each link looked at
 	@echo "==> Making the site"
 	@$(BIN)/zensical build --clean --strict
 
+release: $(VENV)/.installed-dev  ## Wheel and source into dist/, each tried in an empty environment; nothing is uploaded
+	@scripts/release
+
+screenshots: $(VENV)/.installed-dev servers  ## The pictures of docs/console.md, of a console with example data
+	@echo "==> Taking the pictures"
+	@$(BIN)/python -m tests.acceptance.screenshots
+
 clean:  ## Throw away the virtual environments and the caches
 	@echo "==> Removing $(VENV), .versions and caches"
-	@rm -rf $(VENV) .versions build/site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) .versions build/site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt scripts/make-venv
 	@scripts/make-venv $(VENV) $*

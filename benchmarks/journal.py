@@ -24,7 +24,7 @@ from typer import echo
 
 from harness.embedded_servers import PostgresServer, ValkeyServer
 
-_ROUTES: Final = """
+ROUTES: Final = """
 from listener.router import BinlogRouter, EventType
 
 def whole(schema="public"):
@@ -49,12 +49,16 @@ _PROGRAM: Final = [sys.executable, "-m", "listener"]
 _NAME: Final = "bench_journal"
 
 
-class _Measured(NamedTuple):
+class Measured(NamedTuple):
+    """How fast the listener was."""
+
     per_second: float
     cpu: float  # microseconds a change
 
 
-class _Stage:
+class Stage:
+    """A database, a broker, and what a listener needs to read rows of a table."""
+
     def __init__(self, database: PostgresServer, broker: ValkeyServer, directory: Path, rows: int) -> None:
         self._database, self._rows = database, rows
         self._client = redis.Redis.from_url(broker.url)
@@ -70,7 +74,7 @@ class _Stage:
             cursor.execute(_TABLE)
             connection.commit()
 
-    def measure(self, routes: str, journal: str | None) -> _Measured:
+    def measure(self, routes: str, journal: str | None) -> Measured:
         """Write the rows while no listener runs, and let one read them."""
         self.environment["CDC_ROUTES"] = f"routes_of_bench:{routes}"
         self.environment.pop("CDC_JOURNAL", None)
@@ -86,7 +90,7 @@ class _Stage:
             first, second = self._at(process, self._rows // 4), self._at(process, self._rows)
             process.terminate()
         count = second[2] - first[2]
-        return _Measured(count / (second[0] - first[0]), 1e6 * (second[1] - first[1]) / count)
+        return Measured(count / (second[0] - first[0]), 1e6 * (second[1] - first[1]) / count)
 
     def _at(self, process: subprocess.Popen[bytes], count: int) -> tuple[float, float, int]:
         while (length := int(self._client.llen("cdc_bulk"))) < count:
@@ -141,10 +145,10 @@ def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 400_000
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     with tempfile.TemporaryDirectory() as text, PostgresServer() as database, ValkeyServer() as broker:
-        (Path(text) / "routes_of_bench.py").write_text(_ROUTES)
-        stage = _Stage(database, broker, Path(text), rows)
+        (Path(text) / "routes_of_bench.py").write_text(ROUTES)
+        stage = Stage(database, broker, Path(text), rows)
         for routes in ("whole", "narrow"):
-            found: dict[str, list[_Measured]] = {"without": [], "with": []}
+            found: dict[str, list[Measured]] = {"without": [], "with": []}
             for _ in range(rounds):
                 found["without"].append(stage.measure(routes, None))
                 found["with"].append(stage.measure(routes, f"{text}/{routes}"))

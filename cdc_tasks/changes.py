@@ -147,14 +147,14 @@ class RowChange:
     # From source, position and time of the commit alone, of a read from the backfill and the row's key: the same on
     # every replay.
     id: str
-    schema: str
-    table: str
-    event: EventType
+    schema: str  # on MySQL and MariaDB the database
+    table: str  # of a partition, the partitioned table
+    event: EventType  # never ALL
     before: Mapping[str, Any] | None  # the old row, with the columns that the replica identity has
     after: Mapping[str, Any] | None  # None for a delete and for a truncate
     unavailable: tuple[str, ...] = ()  # columns whose value the source did not send; this is not NULL
     position: str  # its place in the source's log; compare only with `position_key`
-    committed_at: datetime
+    committed_at: datetime  # with its time zone
     context: Mapping[str, Any] | None = None  # what its transaction says of itself (`cdc_tasks.context`)
     is_last: bool | None = field(default=None, compare=False)  # of its transaction; None: it is not known
 

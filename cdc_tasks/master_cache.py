@@ -19,7 +19,9 @@ Tickets from Redis' clock say which refresh began first. They keep rising even i
 
 from __future__ import annotations
 
+import getpass
 import json
+import socket
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,10 +31,11 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import sqlalchemy
 import structlog
-from celery import current_app, shared_task, signals
+from celery import current_app, current_task, shared_task, signals
 
 from cdc_tasks import cache, db
 from cdc_tasks.errors import CDCError
+from cdc_tasks.master_cache_notes import WriteNote, note_key, written_key
 from cdc_tasks.routing.tables import RouteError, table_of
 from cdc_tasks.words import counted
 from cdc_tasks.worker.base_task import RetryingTask
@@ -230,8 +233,8 @@ def refresh(table: str) -> str:
     keys = _keys_of(table)
     while True:
         attempt = _begin(table)
-        rows = _read(table, keys, attempt)
-        outcome = _replace(table, keys, attempt)
+        rows, by_key = _read(table, keys, attempt)
+        outcome = _replace(table, keys, attempt, by_key)
         if outcome != "again":
             return f"{outcome}: {counted(rows, 'row')} of {table}"
 
@@ -251,8 +254,8 @@ redis.call('SET', KEYS[1], ticket)
 return {ticket, redis.call('GET', KEYS[2]) or ''}
 """
 
-# KEYS: the ticket of the last write, then pairs: the key with the new rows, the key to replace
-# ARGV: the ticket of this refresh, the ticket of the last write when it began
+# KEYS: the ticket of the last write, what is noted of it, then pairs: the key with the new rows, the key to replace
+# ARGV: the ticket of this refresh, the ticket of the last write when it began, the note
 _REPLACE = """
 local written = redis.call('GET', KEYS[1]) or ''
 if written == ARGV[1] then return 'written' end  -- the answer was lost, and the client repeats the call
@@ -261,10 +264,10 @@ local outcome = 'written'
 if written ~= ARGV[2] then
     outcome = (tonumber(written) or 0) > tonumber(ARGV[1]) and 'superseded' or 'again'
 end
-for i = 2, #KEYS, 2 do
+for i = 3, #KEYS, 2 do
     if redis.call('EXISTS', KEYS[i]) == 0 and outcome == 'written' then outcome = 'again' end
 end
-for i = 2, #KEYS, 2 do
+for i = 3, #KEYS, 2 do
     if outcome == 'written' then
         redis.call('RENAME', KEYS[i], KEYS[i + 1])
         redis.call('PERSIST', KEYS[i + 1])
@@ -272,21 +275,25 @@ for i = 2, #KEYS, 2 do
         redis.call('DEL', KEYS[i])
     end
 end
-if outcome == 'written' then redis.call('SET', KEYS[1], ARGV[1]) end
+if outcome == 'written' then
+    redis.call('SET', KEYS[1], ARGV[1])
+    redis.call('SET', KEYS[2], ARGV[3])
+end
 return outcome
 """
 
 
 def _begin(table: str) -> _Attempt:
     with cache.errors_translated():
-        ticket, written = cache.client().register_script(_BEGIN)(
-            keys=[_begun_key(table), _written_key(table)]
-        )
+        ticket, written = cache.client().register_script(_BEGIN)(keys=[_begun_key(table), written_key(table)])
     return _Attempt(ticket=ticket.decode(), written=written.decode())
 
 
-def _read(table: str, keys: list[CacheKey], attempt: _Attempt) -> int:
-    """Stream the rows into keys beside those that readers see: a table need not fit into memory here."""
+def _read(table: str, keys: list[CacheKey], attempt: _Attempt) -> tuple[int, dict[str, int]]:
+    """Return how many rows there are, and how many of each key.
+
+    Stream the rows into keys beside those that readers see: a table need not fit into memory here.
+    """
     arrays = [(key.keep, JsonArray(_fresh_key(key, attempt), ttl=_UNFINISHED_TTL)) for key in keys]
     count = 0
     for row, belongs in _rows(table, keys):
@@ -296,16 +303,25 @@ def _read(table: str, keys: list[CacheKey], attempt: _Attempt) -> int:
                 array.append(row)
     for _, array in arrays:
         array.close()
-    return count
+    return count, {key.name: array.length for key, (_, array) in zip(keys, arrays, strict=True)}
 
 
-def _replace(table: str, keys: list[CacheKey], attempt: _Attempt) -> str:
+def _replace(table: str, keys: list[CacheKey], attempt: _Attempt, rows: Mapping[str, int]) -> str:
     pairs = [name for key in keys for name in (_fresh_key(key, attempt), key.name)]
     with cache.errors_translated():
         outcome = cache.client().register_script(_REPLACE)(
-            keys=[_written_key(table), *pairs], args=[attempt.ticket, attempt.written]
+            keys=[written_key(table), note_key(table), *pairs],
+            args=[attempt.ticket, attempt.written, WriteNote(attempt.ticket, _writer(), rows).to_json()],
         )
     return str(outcome.decode())
+
+
+def _writer() -> str:
+    """Return who refreshes: the id of the task, which has that of its change; else the user and the machine."""
+    task: Any = current_task
+    if task and not task.request.called_directly:
+        return str(task.request.id)
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _rows(table: str, keys: list[CacheKey]) -> Iterator[tuple[dict[str, Any], Sequence[object]]]:
@@ -396,10 +412,6 @@ def _begun_key(table: str) -> str:
     return f"cdc:master-cache:{table}:begun"
 
 
-def _written_key(table: str) -> str:
-    return f"cdc:master-cache:{table}:written"
-
-
 def _fresh_key(key: CacheKey, attempt: _Attempt) -> str:
     return f"cdc:master-cache:fresh:{key.name}:{attempt.ticket}"
 
@@ -418,12 +430,12 @@ class JsonArray:
         self._ttl = ttl
         self._pending = bytearray(b"[")
         self._offset = 0  # of the next piece: a piece that is sent twice is written to the same place
-        self._is_first = True
+        self.length = 0  # rows
 
     def append(self, row: dict[str, Any]) -> None:
-        if not self._is_first:
+        if self.length:
             self._pending += b","
-        self._is_first = False
+        self.length += 1
         self._pending += as_json(row)
         if len(self._pending) >= _PIECE:
             self._flush()

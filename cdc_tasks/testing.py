@@ -49,6 +49,10 @@ def row_change(
 ) -> RowChange:
     """Return a change as the listener would. Each has its own id, and a position after the one before.
 
+    `table` and `schema` are names, and `event` is an `EventType` or its value. `before` and `after` are the old and
+    the new row. `unavailable` are the columns whose value the source did not send. Without `committed_at`, it is
+    committed now.
+
     `identity` are the columns of the table's replica identity, usually its primary key; None: all of them, as with
     REPLICA IDENTITY FULL. The old row has no others.
 
@@ -92,10 +96,10 @@ def assert_fires(
 ) -> None:
     """Raise AssertionError, with what did fire, unless `change` fires `task` this many `times`.
 
-    `task` is a name, or Celery's task. With `args` or `kwargs`, only such calls count; with `key` (a value, or several
-    in a tuple), `group` or `on_failure`, only those whose message has that order by key. With `app`, or with a task
-    that is given as an object, it fails as well if there is no such task, or if the task does not take what it is
-    called with.
+    `router` has the routes. `task` is a name, or Celery's task. With `args` or `kwargs`, only such calls count; with
+    `key` (a value, or several in a tuple), `group` or `on_failure`, only those whose message has that order by key.
+    With `app`, or with a task that is given as an object, it fails as well if there is no such task, or if the task
+    does not take what it is called with.
     """
     fired = [Fired.of(each) for each in router.tasks_for([change])]
     order = WantedOrder(key=key, group=group, on_failure=on_failure)

@@ -24,9 +24,11 @@ _ITEM: Final = "a laptop"
 def play(stack: Stack, narrator: Narrator, await_effects: Callable[[Iterable[Effect], Since], None]) -> None:
     """Play the step; `await_effects` raises ScenarioError where the message is missing, or another one comes."""
     narrator.step("A task is enqueued in the transaction: an order is rolled back, so there is no task")
+    narrator.look("/changes", "no change of this order: it was rolled back")
     narrator.python(PLACE_ORDER.format(end="rollback"))
     stack.sample.order(_ITEM, is_committed=False)
     narrator.step("The next order commits while the broker is down: its task comes when the broker is back")
+    narrator.look("/", "the broker does not answer, and then all is well again")
     narrator.python(PLACE_ORDER.format(end="commit"))
     order, since = _commit_without_broker(stack, narrator)
     # Tasks come in the order of the commits: one of the first order would have come before.

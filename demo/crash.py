@@ -46,6 +46,7 @@ class Crash:
             "The listener is killed while rows are written, and started again",
             sql=f"{_statement(1)};\n-- and so on: {_ROWS} transactions",
         )
+        self._narrator.look("/", "no listener reads, and then how far behind it is")
         started_again = self._write()
         self._stack.listener.wait()
         # Once the messages of the last row have arrived, any repeated earlier one has arrived too.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from demo.page_server import PageHandler, PageServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Inbox", "Message"]
 
 _KEPT = 500  # messages kept for the page
-_LARGEST_BODY = 1 << 20  # bytes
 _LARGEST_CARD = 28 * 1024  # bytes; the limit of Teams
 # The page loads nothing from other hosts, and nothing that a message contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -50,7 +49,7 @@ class Message:
         }
 
 
-class Inbox:
+class Inbox(PageServer):
     """A server on 127.0.0.1, in threads of this process, one of which calls `on_message`."""
 
     def __init__(self, on_message: Callable[[Message], None] = lambda _message: None) -> None:
@@ -59,23 +58,7 @@ class Inbox:
         self._numbers = itertools.count(1)
         self._people: dict[str, str] = {}  # Slack's user id: e-mail address
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.inbox = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.05], daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        """The URL of the page."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(_Handler)
 
     @property
     def slack_api_url(self) -> str:
@@ -116,49 +99,33 @@ class Inbox:
         return user_id
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    inbox: Inbox
+class _Handler(PageHandler):
+    policy = _POLICY
+    owner: Inbox
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that disconnected early, as a closed browser tab does."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    timeout = 60
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - http.server calls it
         url = urlsplit(self.path)
         if url.path == "/":
-            self._answer(200, files(__package__).joinpath("inbox.html").read_bytes(), "text/html")
+            self.answer(200, files(__package__).joinpath("inbox.html").read_bytes(), "text/html")
         elif url.path == "/messages":
             after = int("".join(filter(str.isdigit, url.query)) or 0)
-            found = [message.to_json() for message in self.server.inbox.messages(after)]
-            self._answer_json(200, found)
+            found = [message.to_json() for message in self.owner.messages(after)]
+            self.answer_json(200, found)
         elif url.path.startswith("/tickets/"):
-            self._answer(200, b"In your application this would be the ticket's page.\n", "text/plain")
+            self.answer(200, b"In your application this would be the ticket's page.\n", "text/plain")
         else:
-            self._answer(404, b"Not found\n", "text/plain")
+            self.answer(404, b"Not found\n", "text/plain")
 
-    def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > _LARGEST_BODY:
-            self.close_connection = True
-            return self._answer(413, b"Too large\n", "text/plain")
-        body = self.rfile.read(length)
+    def do_POST(self) -> None:  # noqa: N802 - the same
+        body = self.body()
+        if body is None:
+            return None
         path = urlsplit(self.path).path
         if path.startswith("/api/"):
-            return self._answer_json(200, self._slack(path.removeprefix("/api/"), body))
+            return self.answer_json(200, self._slack(path.removeprefix("/api/"), body))
         if path.startswith("/workflows/"):
             return self._teams(unquote(path.split("/")[2]), body)
-        return self._answer(404, b"Not found\n", "text/plain")
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing: the terminal shows the scenario."""
+        return self.answer(404, b"Not found\n", "text/plain")
 
     def _slack(self, method: str, body: bytes) -> dict[str, Any]:
         """Answer like the Web API (https://docs.slack.dev/apis/web-api): errors also have status 200."""
@@ -173,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {"ok": True, "team": "demo", "user": "cdc-tasks", "user_id": "U0CDCTASKS"}
         if method == "users.lookupByEmail":
             email = str(arguments.get("email", ""))
-            found = {"id": self.server.inbox.user_id(email), "profile": {"email": email}}
+            found = {"id": self.owner.user_id(email), "profile": {"email": email}}
             return {"ok": True, "user": found} if "@" in email else {"ok": False, "error": "users_not_found"}
         if method == "chat.postMessage":
             return self._posted(arguments)
@@ -189,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not isinstance(blocks, list) or len(blocks) > 50:
             return {"ok": False, "error": "invalid_blocks"}
         content = {"text": text, "blocks": blocks}
-        self.server.inbox.receive("slack", channel, _unescaped(text), content)
+        self.owner.receive("slack", channel, _unescaped(text), content)
         return {"ok": True, "channel": channel, "ts": f"{time.time():.6f}", "message": content}
 
     def _teams(self, name: str, body: bytes) -> None:
@@ -201,24 +168,11 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, LookupError, TypeError):
             is_card = False
         if not is_card:
-            return self._answer_json(400, {"error": {"code": "TriggerInputSchemaMismatch"}})
+            return self.answer_json(400, {"error": {"code": "TriggerInputSchemaMismatch"}})
         if len(body) > _LARGEST_CARD:
-            return self._answer_json(413, {"error": {"code": "RequestEntityTooLarge"}})
-        self.server.inbox.receive("teams", name, str(card.get("fallbackText", "")), card)
-        return self._answer(202, b"", "text/plain")
-
-    def _answer_json(self, status: int, value: object) -> None:
-        self._answer(status, json.dumps(value).encode(), "application/json")
-
-    def _answer(self, status: int, content: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Security-Policy", _POLICY)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(content)
+            return self.answer_json(413, {"error": {"code": "RequestEntityTooLarge"}})
+        self.owner.receive("teams", name, str(card.get("fallbackText", "")), card)
+        return self.answer(202, b"", "text/plain")
 
 
 def _arguments(content_type: str, body: bytes) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Narrator:
         if not self._console.is_terminal or self._console.width > _WIDTH:
             self._console.width = _WIDTH
         self._steps = 0
+        self._pages = ""  # the console's address
 
     @property
     def is_interactive(self) -> bool:
@@ -72,12 +73,19 @@ class Narrator:
         self._console.print("It creates the tables of the help desk there, and removes them at the end.")
 
     def running(self, stack: Stack, seconds: float) -> None:
-        """Print the addresses of the pages."""
-        self._console.print(f"All running after {seconds:.1f} s.\n")
-        self._line("Inbox", "cyan", Text(stack.inbox.url, style="bold underline"))
-        self._line("Console", "cyan", Text(stack.console.url, style="bold underline"))
-        self._line("Flower", "cyan", Text(stack.flower.url, style="bold underline"))
-        self._line("Metrics", "cyan", Text(stack.listener.url, style="bold underline"))
+        """Print the addresses of the pages, the console's first."""
+        self._console.print(
+            f"All running after {seconds:.1f} s. Open the console, and follow the story there:\n"
+        )
+        self._pages = stack.console.url
+        for label, url, what in (
+            ("Console", stack.console.url, "is it well, what came, what it fired, what failed"),
+            ("SQL", stack.box.url, "a box for SQL of your own, and what comes of it"),
+            ("Inbox", stack.inbox.url, "the messages, instead of Slack and Teams"),
+            ("Flower", stack.flower.url, "Celery's tasks and workers"),
+            ("Metrics", stack.listener.url, "the listener's numbers for Prometheus"),
+        ):
+            self._line(label, "cyan", Text.assemble((url, "bold underline"), (f"  {what}", "dim")))
 
     def step(self, title: str, *, sql: str | None = None) -> None:
         """Begin a step: print its title and its SQL."""
@@ -90,6 +98,10 @@ class Narrator:
                 "yellow",
                 Syntax(sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True),
             )
+
+    def look(self, path: str, what: str) -> None:
+        """Print which page of the console shows the step, and what there."""
+        self._line("look", "cyan", Text.assemble((f"{self._pages}{path}", "underline"), (f"  {what}", "dim")))
 
     def python(self, code: str) -> None:
         """Print the application's code that the step runs."""
@@ -147,6 +159,9 @@ class Narrator:
         if at_prompt:
             self._console.print("\nOr in another terminal:")
             self._console.print(f'{stack.addresses.sql} "…"', soft_wrap=True, markup=False)
+        self._console.print(
+            f"Or in a browser, with the changes, the tasks and the messages beside it: {stack.box.url}"
+        )
         self._console.print(f"\nThe effects appear here, at {stack.inbox.url} and at {stack.console.url}.")
         self._console.print("Ctrl-C ends the demo and removes everything.\n")
 

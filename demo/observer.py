@@ -67,10 +67,17 @@ Observation = TaskReceived | TaskEnded | CacheChanged | Message
 class Observer:
     """Returns observations in their order; the inbox adds the messages."""
 
-    def __init__(self, app: Celery, cache_url: str, observations: queue.SimpleQueue[Observation]) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        cache_url: str,
+        observations: queue.SimpleQueue[Observation],
+        see: Callable[[Observation], None],
+    ) -> None:
+        """`see` is called with each observation, and puts it into the queue."""
         self._observations = observations
-        self._tasks = _TaskObserver(app, observations.put)
-        self._cache = _CacheObserver(cache_url, observations.put)
+        self._tasks = _TaskObserver(app, see)
+        self._cache = _CacheObserver(cache_url, see)
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:

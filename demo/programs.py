@@ -91,9 +91,15 @@ class Flower(Program):
     arguments: ClassVar = ["-m", "celery", "-A", "cdc_tasks", "flower"]
     stop_timeout = 5
 
+    console_url: str | None = None  # where its pages of tasks lead to; None: as the environment says
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def _environment(self) -> dict[str, str]:
+        linked = {} if self.console_url is None else {"CDC_CONSOLE_URL": self.console_url}
+        return {**super()._environment(), **linked}
 
     def _command(self) -> list[str]:
         return [*super()._command(), "--address=127.0.0.1", f"--port={self.port}"]
@@ -113,12 +119,17 @@ class Console(Program):
     arguments: ClassVar = ["-m", "listener", "console"]
     ready_line = "console_ready"
 
+    def __init__(self, flower_url: str) -> None:
+        super().__init__()
+        self._flower_url = flower_url
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def _environment(self) -> dict[str, str]:
-        return {**super()._environment(), "CDC_CONSOLE_ADDRESS": f"127.0.0.1:{self.port}"}
+        address = f"127.0.0.1:{self.port}"
+        return {**super()._environment(), "CDC_CONSOLE_ADDRESS": address, "CDC_FLOWER_URL": self._flower_url}
 
 
 class Listener(Program):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from cdc_tasks import cache
 from cdc_tasks.errors import CDCError
-from demo import broker_down
+from demo import box_client, broker_down
 from demo.crash import Crash
 from demo.narrator import Since
 from demo.observer import Message, TaskEnded, TaskReceived
-from demo.steps import STEPS, TOKEN, Refresh
+from demo.steps import STEPS, TOKEN, Delivery, Refresh
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +28,10 @@ __all__ = ["ScenarioError", "play", "watch"]
 _TIMEOUT: Final = 30.0  # seconds until an effect must have happened
 _PAUSE: Final = 1.5  # seconds between two steps, if a person reads along
 _QUIET: Final = 2.0  # seconds without an observation that end a section
+_CLOSED: Final = (
+    Delivery("slack", "nora@example.com", ("Ticket Updated", "in progress → closed")),
+    Delivery("teams", "Mona", ("Manager: Ticket Updated", "in progress → closed")),
+)
 _CALL: Final = ("-A", "cdc_tasks", "call", "cdc_tasks.refresh_master_cache", "--args", '["roles"]')
 
 
@@ -43,6 +47,8 @@ def play(stack: Stack, narrator: Narrator) -> None:
     _refresh_by_hand(stack, narrator)
     _pause(narrator)
     broker_down.play(stack, narrator, lambda effects, since: _await(effects, stack, narrator, since=since))
+    _pause(narrator)
+    _use_the_box(stack, narrator)
     _pause(narrator)
     Crash(stack, narrator).play()
 
@@ -61,6 +67,7 @@ def watch(stack: Stack, narrator: Narrator) -> None:
 
 def _play(step: Step, stack: Stack, narrator: Narrator) -> None:
     narrator.step(step.title, sql=step.sql)
+    narrator.look(*step.look)
     token = stack.sample.sealed_token()
     statements = [statement.strip().replace(TOKEN, token) for statement in step.sql.split(";")]
     committed = stack.sample.execute(*(each for each in statements if each not in {"", "BEGIN", "COMMIT"}))
@@ -70,6 +77,7 @@ def _play(step: Step, stack: Stack, narrator: Narrator) -> None:
 def _refresh_by_hand(stack: Stack, narrator: Narrator) -> None:
     key = "master:roles"
     narrator.step("A key of the cache is lost, and a command restores it")
+    narrator.look("/queues", f"{key} is not in Redis, and is back")
     narrator.shell(f"redis-cli DEL {key}")
     cache.client().delete(key)
     _await([Refresh(key, "")], stack, narrator)
@@ -82,6 +90,17 @@ def _refresh_by_hand(stack: Stack, narrator: Narrator) -> None:
     _, problem = call.communicate(timeout=_TIMEOUT)
     if call.returncode != 0:
         raise ScenarioError(f"celery call ended with status {call.returncode}", hint=problem)
+
+
+def _use_the_box(stack: Stack, narrator: Narrator) -> None:
+    """Run an example as the page does: over HTTP, with the token that stands in the page."""
+    example = next(each for each in stack.box.examples() if each.label == "Close a ticket")
+    narrator.step(f"The SQL box, {stack.box.url}, runs an example: {example.label.lower()}", sql=example.sql)
+    narrator.look("/changes?table=tickets", "the same change, beside those of the story")
+    begun = Since(time.monotonic(), "the click")
+    run = box_client.run(stack.box.url, example.sql)
+    _await(_CLOSED, stack, narrator, since=begun)
+    narrator.note(box_client.told(stack.box.url, run))
 
 
 def _await(

@@ -16,10 +16,13 @@ from cdc_tasks import db, master_cache
 from cdc_tasks.celery import app
 from cdc_tasks.notify import sealed_secrets
 from demo.databases import open_database
+from demo.effects import Effects
 from demo.inbox import Inbox
 from demo.observer import Observation, Observer
 from demo.programs import Console, Flower, Listener, Worker
 from demo.sample import Sample
+from demo.sql_box import SqlBox
+from demo.statements import Statements
 from harness.embedded_servers import ValkeyServer
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class Stack:
     broker: ValkeyServer | None  # None: the user's own
     sample: Sample
     inbox: Inbox
+    box: SqlBox
     observer: Observer
     worker: Worker
     flower: Flower
@@ -86,25 +90,37 @@ def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Ite
     Call it in the main thread, as the programs end with the thread. Raises CDCError.
     """
     observations: queue.SimpleQueue[Observation] = queue.SimpleQueue()
+    effects = Effects()
+
+    def see(observation: Observation) -> None:
+        effects.see(observation)
+        observations.put(observation)
+
     with ExitStack() as cleanup:
         addresses, valkey = _servers(cleanup, say, kind)
-        inbox = cleanup.enter_context(Inbox(observations.put))
+        inbox = cleanup.enter_context(Inbox(see))
         journal = cleanup.enter_context(TemporaryDirectory(prefix="cdc-demo-journal-"))
         _replace_environment({**_environment(addresses, inbox), "CDC_JOURNAL": journal})
         sample = _sample(cleanup, addresses, inbox)
-        observer = cleanup.enter_context(Observer(app, addresses.cache, observations))
+        observer = cleanup.enter_context(Observer(app, addresses.cache, observations, see))
         say("a worker, Flower, the listener and its console")
-        flower, worker, listener, console = Flower(), Worker(), Listener(), Console()
+        flower, worker, listener = Flower(), Worker(), Listener()
+        console = Console(flower.url)
+        flower.console_url = console.url
         for program in (flower, worker, listener, console):
             cleanup.callback(program.close)
             program.launch()
         for program in (listener, worker, flower, console):
             program.wait()
+        pages = {"Console": console.url, "Inbox": inbox.url, "Flower": flower.url}
+        box = SqlBox(Statements(db.engine().url), effects, db.engine(), pages)
+        cleanup.enter_context(box)
         yield Stack(
             addresses=addresses,
             broker=valkey,
             sample=sample,
             inbox=inbox,
+            box=box,
             observer=observer,
             worker=worker,
             flower=flower,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from demo.observer import CacheChanged, Message
 
 if TYPE_CHECKING:
     from demo.observer import Observation
 
-__all__ = ["STEPS", "TOKEN", "Delivery", "Effect", "Refresh", "Step"]
+__all__ = ["STEPS", "TOKEN", "Delivery", "Effect", "Look", "Refresh", "Step"]
 
 TOKEN: Final = "<encrypted token>"  # noqa: S105 - shown in place of a token
 
@@ -55,6 +55,13 @@ class Refresh:
 Effect = Delivery | Refresh
 
 
+class Look(NamedTuple):
+    """Where in the console the step can be seen."""
+
+    path: str
+    what: str
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One transaction and its effects; it sends no other messages."""
@@ -62,6 +69,7 @@ class Step:
     title: str
     sql: str
     effects: tuple[Effect, ...]
+    look: Look
 
 
 STEPS: Final = (
@@ -73,6 +81,7 @@ INSERT INTO users (name, email, manager_id) VALUES ('Nora', 'nora@example.com', 
 INSERT INTO connected_accounts (user_id, service, secret) VALUES (4, 'slack', '<encrypted token>');
 COMMIT;""",
         (Delivery("slack", "nora@example.com", ("Welcome", "Nora")),),
+        Look("/changes?table=connected_accounts", "the inserted row, and the task that it fired"),
     ),
     Step(
         "A ticket is inserted: its assignee gets a message on Slack, her manager on Teams",
@@ -83,6 +92,7 @@ VALUES ('Printer on fire', 'High', 2, 3);""",
             Delivery("slack", "anna@example.com", ("New Ticket", "TKT-00001 Printer on fire")),
             Delivery("teams", "Mona", ("Manager: New Ticket", "TKT-00001 Printer on fire")),
         ),
+        Look("/changes?table=tickets", "the insert, with its values, and what it fired"),
     ),
     Step(
         "Status and priority change: the messages show the old and the new values",
@@ -90,6 +100,9 @@ VALUES ('Printer on fire', 'High', 2, 3);""",
         (
             Delivery("slack", "anna@example.com", ("Ticket Updated", "open → in progress", "High → Urgent")),
             Delivery("teams", "Mona", ("Manager: Ticket Updated", "open → in progress", "High → Urgent")),
+        ),
+        Look(
+            "/changes?table=tickets&row=1", "old and new values, and why the route of inserts fired nothing"
         ),
     ),
     Step(
@@ -99,10 +112,12 @@ VALUES ('Printer on fire', 'High', 2, 3);""",
             Delivery("slack", "nora@example.com", ("Ticket Updated", "Anna → Nora")),
             Delivery("teams", "Mona", ("Manager: Ticket Updated", "Anna → Nora")),
         ),
+        Look("/changes?table=tickets&row=1", "all that happened to ticket 1"),
     ),
     Step(
         "A role is renamed: the cache is refreshed at once",
         "UPDATE roles SET name = 'Super Admin' WHERE name = 'Admin';",
         (Refresh("master:roles", "Super Admin"),),
+        Look("/queues", "when the cache's table of roles was refreshed last"),
     ),
 )

@@ -35,7 +35,8 @@ def procfile(directory: Path) -> dict[str, str]:
 class Program(ServerProcess):
     """A line of a Procfile. `launch` returns at once and `wait` comes later, so that several start in parallel."""
 
-    stop_timeout = 15
+    start_timeout = 180  # seconds; only against what hangs
+    stop_timeout = 30
 
     def __init__(self, name: str, line: str, directory: Path) -> None:
         self.name = name
@@ -46,7 +47,13 @@ class Program(ServerProcess):
         self._log_start = 0  # where this run begins in the log
 
     @property
+    def listens(self) -> bool:
+        """Whether it has an address."""
+        return "$PORT" in self.line
+
+    @property
     def url(self) -> str:
+        """Its address, if it listens."""
         return f"http://127.0.0.1:{self.port}"
 
     def launch(self) -> None:
@@ -77,7 +84,7 @@ class Program(ServerProcess):
         return _words(self.line, self._environment())
 
     def _environment(self) -> dict[str, str]:
-        return {**self.environment, "PORT": str(self.port)}
+        return {**self.environment, "PORT": str(self.port)} if self.listens else dict(self.environment)
 
     def _is_ready(self) -> bool:
         if self.name in _READY:

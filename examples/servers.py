@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ __all__ = ["DatabaseKind", "Servers", "connect", "forget_listener", "start_serve
 DatabaseKind = Literal["postgresql", "mariadb"]
 
 _NAME = "example"  # of the databases that are created
-_TRIES = 200  # to drop a slot, twenty a second
+_TRIES = 1200  # to drop a slot, twenty a second
 
 
 class ServerChoiceError(CDCError):
@@ -40,6 +41,8 @@ class Servers:
     other_database: str | None
     broker: str
     own_broker: ValkeyServer | None
+    is_own_database: bool  # of the example's: started for it, and gone with it
+    clients: tuple[str, ...] = ()  # the directory of its psql, if the machine has none
 
 
 def start_servers(
@@ -49,6 +52,7 @@ def start_servers(
 
     Raises ServerChoiceError and what a server raises that does not start.
     """
+    clients: tuple[str, ...] = ()
     if url := os.environ.get("DATABASE_URL"):
         if kind is not None:
             raise ServerChoiceError(
@@ -62,27 +66,35 @@ def start_servers(
             )
         say("the database of DATABASE_URL")
     else:
-        url, other = _start_database(cleanup, say, kind or "postgresql")
-    broker, own = _broker(cleanup, say)
-    return Servers(database=url, other_database=other, broker=broker, own_broker=own)
+        url, other, clients = _start_database(cleanup, say, kind or "postgresql")
+    broker, own_broker = _broker(cleanup, say)
+    return Servers(
+        database=url,
+        other_database=other,
+        broker=broker,
+        own_broker=own_broker,
+        is_own_database=not os.environ.get("DATABASE_URL"),
+        clients=clients,
+    )
 
 
 def _start_database(
     cleanup: ExitStack, say: Callable[[str], None], kind: DatabaseKind
-) -> tuple[str, str | None]:
+) -> tuple[str, str | None, tuple[str, ...]]:
     if kind == "mariadb":
         from harness.mysql_servers import MariaDBServer
 
         mariadb = cleanup.enter_context(MariaDBServer())
         say(f"MariaDB on port {mariadb.port}")
-        return mariadb.create_database(_NAME), None
+        return mariadb.create_database(_NAME), None, ()
     postgres = cleanup.enter_context(PostgresServer())
     say(f"PostgreSQL on port {postgres.port}")
     names = (_NAME, f"{_NAME}_2")
     with closing(connect(postgres.url)) as connection, connection.cursor() as cursor:
         for name in names:
             cursor.execute(f"CREATE DATABASE {name}")
-    return postgres.url_of(names[0]), postgres.url_of(names[1])
+    clients = () if shutil.which("psql") else (str(postgres.binaries),)
+    return postgres.url_of(names[0]), postgres.url_of(names[1]), clients
 
 
 def _broker(cleanup: ExitStack, say: Callable[[str], None]) -> tuple[str, ValkeyServer | None]:
@@ -112,12 +124,15 @@ def connect(url: str) -> Any:
 
 
 def forget_listener(servers: Servers, name: str) -> None:
-    """Drop what the listener `name` leaves: a slot that nobody reads keeps log forever. The listener has ended."""
-    if servers.database.startswith("postgres"):
+    """Drop what the listener `name` leaves on the user's servers: a slot that nobody reads keeps log forever.
+
+    The listener has ended.
+    """
+    if servers.database.startswith("postgres") and not servers.is_own_database:
         with closing(connect(servers.database)) as connection, connection.cursor() as cursor:
             _drop_slot(cursor, name)
             cursor.execute(f'DROP PUBLICATION IF EXISTS "{name}"')
-    if servers.broker.startswith(("redis", "unix")):
+    if servers.broker.startswith(("redis", "unix")) and servers.own_broker is None:
         with redis.Redis.from_url(servers.broker) as client:
             for key in client.scan_iter(f"cdc:{name}:*"):
                 client.delete(key)

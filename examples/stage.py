@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 import urllib.error
@@ -29,8 +30,9 @@ T = TypeVar("T")
 
 EXAMPLES: Final = ("django-shop", "fastapi-orders", "search-index", "cache", "audit-log", "outbox")
 _HERE: Final = Path(__file__).resolve().parent
-_TIMEOUT: Final = 120.0  # seconds; only against what hangs
-_PLACE: Final = re.compile(r"\$(\w+)|\{(\w+)\}")  # of a variable, or of a program's address, in a hint
+_SERVERS: Final = ("DATABASE_URL", "CELERY_BROKER_URL")
+_TIMEOUT: Final = 240.0  # seconds; only against what hangs
+_PLACE: Final = re.compile(r"\{(\w+)\}")  # of a program's address, in a hint
 _PREFIX: Final = re.compile(r"^\[[^]]*\] (?:(?:Task )?[\w.]+\[[-+\w]+\]:? )?")  # of a line in a worker's log
 
 
@@ -56,6 +58,7 @@ class Stage:
     directory: Path
     servers: Servers
     environment: Mapping[str, str]
+    shown: Sequence[str]  # the variables of it that a person needs in a shell
     programs: Mapping[str, Program]
     _seen: dict[str, int] = field(default_factory=dict)  # how much of each log is in the past
     _killed: set[str] = field(default_factory=set)
@@ -150,7 +153,7 @@ class Stage:
             if time.monotonic() > deadline:
                 ends = "\n  ".join(each.log_end for each in self.programs.values())
                 raise StoryError(f"This did not come: {what}", hint=ends)
-            time.sleep(0.02)
+            time.sleep(0.05)
         return value
 
     def count(self, program: str, words: str) -> int:
@@ -171,7 +174,8 @@ class Stage:
 
     def stay(self, hints: Sequence[str]) -> None:
         """Say what a person may do, and print the programs' logs until a signal comes."""
-        print("\nIt goes on until Ctrl-C. Try it:", flush=True)
+        print("\nIt goes on until Ctrl-C. Try it, in another terminal:", flush=True)
+        self.say(f"cd {self.directory}; export {' '.join(self._exports())}")
         for each in hints:
             self.say(self._filled(each))
         print(flush=True)
@@ -184,15 +188,15 @@ class Stage:
             time.sleep(0.2)
 
     def _filled(self, hint: str) -> str:
-        """Fill in the programs' addresses, and variables that the person's shell does not have."""
+        """Fill in the programs' addresses."""
+        return _PLACE.sub(lambda place: self.programs[place[1]].url, hint)
 
-        def filled(place: re.Match[str]) -> str:
-            variable, program = place.groups()
-            if variable is None:
-                return self.programs[program].url
-            return place[0] if variable in os.environ else self.environment[variable]
-
-        return _PLACE.sub(filled, hint)
+    def _exports(self) -> Iterator[str]:
+        """Yield the variables that the person's shell does not have."""
+        yield f"PATH={os.pathsep.join([str(Path(sys.executable).parent), *self.servers.clients, '$PATH'])}"
+        for name in self.shown:
+            if name not in os.environ:
+                yield f"{name}={self.environment[name]}"
 
     def _check(self) -> None:
         """Raise ServerError if a program has ended that nobody has killed."""
@@ -228,7 +232,7 @@ def started(name: str, story: Story, kind: DatabaseKind | None) -> Iterator[Stag
     """Start servers and programs of an example; stop all in the opposite order at the end. Raises CDCError."""
     directory = _HERE / name
     lines = procfile(directory)
-    print(f"{name}: {directory}", flush=True)
+    print(f"{name}, in examples/{name}", flush=True)
     with ExitStack() as cleanup:
         servers = start_servers(cleanup, _say, kind, other_database=story.OTHER_DATABASE)
         files = cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"cdc-{name}-"))
@@ -239,7 +243,13 @@ def started(name: str, story: Story, kind: DatabaseKind | None) -> Iterator[Stag
         cleanup.callback(forget_listener, servers, environment["CDC_NAME"])
         programs = {each: Program(each, line, directory) for each, line in lines.items() if each != RELEASE}
         _start(cleanup, programs, environment)
-        yield Stage(directory=directory, servers=servers, environment=environment, programs=programs)
+        yield Stage(
+            directory=directory,
+            servers=servers,
+            environment=environment,
+            shown=list(filter(None, [*_SERVERS, story.OTHER_DATABASE, *story.VARIABLES])),
+            programs=programs,
+        )
 
 
 def _environment(name: str, servers: Servers, story: Story, files: str) -> dict[str, str]:
@@ -249,8 +259,7 @@ def _environment(name: str, servers: Servers, story: Story, files: str) -> dict[
     given = os.environ.get("CDC_NAME")
     return {
         **kept,
-        "DATABASE_URL": servers.database,
-        "CELERY_BROKER_URL": servers.broker,
+        **dict(zip(_SERVERS, (servers.database, servers.broker), strict=True)),
         "CDC_NAME": given or f"example_{name.replace('-', '_')}",
         "PYTHONPATH": str(_HERE.parent),
         "PYTHONUNBUFFERED": "1",
@@ -262,7 +271,8 @@ def _environment(name: str, servers: Servers, story: Story, files: str) -> dict[
 def _start(cleanup: ExitStack, programs: Mapping[str, Program], environment: dict[str, str]) -> None:
     """Start all of them in parallel; each knows the others' addresses as RECEIVER_URL and the like."""
     for name, program in programs.items():
-        environment[f"{name.upper()}_URL"] = program.url
+        if program.listens:
+            environment[f"{name.upper()}_URL"] = program.url
     for program in programs.values():
         program.environment = environment
         cleanup.callback(program.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import uuid
@@ -24,6 +25,7 @@ from harness.worker import Worker
 from tests.support.mysql.source import MySQLDatabase, MySQLSource
 from tests.support.sessions import FailuresAtOnce, LogsOfFailures, use_own_temporary_directory
 from tests.support.warm_python import WARM
+from tests.support.wheel import build, environment_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,6 +161,20 @@ def mysql_server() -> Iterator[GivenMySQLServer | MySQLServer]:
     """The server of CDC_TEST_MYSQL_URL, or MySQL 9 from Debian unstable, unpacked into the user's cache."""
     with shared_mysql_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a team installs."""
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def installed_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of an environment that has the wheel: CDC_TEST_PYTHON, or one made for it."""
+    if given := os.environ.get("CDC_TEST_PYTHON"):
+        return Path(given)
+    return environment_with(request.getfixturevalue("wheel"), tmp_path_factory.mktemp("installed") / "venv")
 
 
 @pytest.fixture

@@ -6,11 +6,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import redis
 import typer
-from kombu.exceptions import OperationalError
 
-from cdc_tasks import cache
 from cdc_tasks.cli.chosen_app import chosen
 from cdc_tasks.errors import CDCError
 from cdc_tasks.record import Command, Outcome, about, record_commands, summed
@@ -49,6 +46,9 @@ def recorded(verb: str, names: Sequence[str], done: str) -> Iterator[Doing]:
 
 
 def _write(outcome: Outcome) -> None:
+    import redis
+    from kombu.exceptions import OperationalError
+
     key = f"cdc:{os.environ.get('CDC_NAME') or 'cdc_tasks'}:record"
     try:
         with _store() as (client, prefix):
@@ -61,6 +61,10 @@ def _write(outcome: Outcome) -> None:
 @contextmanager
 def _store() -> Iterator[tuple[Any, str]]:
     """Open the Redis that has the checkpoint: the broker if it is Redis, else that of CACHE_URL; and its prefix."""
+    import redis
+
+    from cdc_tasks import cache
+
     with chosen().connection_for_write() as connection:
         if connection.transport.driver_type != "redis":
             yield cache.client(), ""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from html import escape
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import click
 
@@ -19,7 +21,7 @@ from cdc_tasks.errors import CDCError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["OpenFlowerError", "is_flower", "prepare"]
+__all__ = ["ConsoleUrlError", "OpenFlowerError", "is_flower", "prepare"]
 
 _LOOPBACK: Final = "127.0.0.1"
 # Flower keeps each task in memory; its default of 100,000 tasks needs hundreds of megabytes.
@@ -29,10 +31,16 @@ _FLOWERS_OWN_MAX_TASKS: Final = 100_000
 # change are its table, event and position: no row.
 _COLUMNS: Final = "name,uuid,state,args,kwargs,result,received,runtime,worker"
 _FLOWERS_OWN_COLUMNS: Final = "name,uuid,state,received,runtime,worker"
+# Before what Flower's page of a task shows of it.
+_TASK_ID: Final = re.compile(rb'<p id="taskid"[^>]*>[^<]*</p>')
 
 
 class OpenFlowerError(CDCError):
     """Flower would be open to the network, and its pages show and start tasks."""
+
+
+class ConsoleUrlError(CDCError):
+    """CDC_CONSOLE_URL is no address of a page."""
 
 
 def is_flower() -> bool:
@@ -42,9 +50,9 @@ def is_flower() -> bool:
 
 
 def prepare() -> None:
-    """Set our defaults and metrics in Flower; raise OpenFlowerError if the address needs a password.
+    """Set our defaults, metrics and links in Flower; raise OpenFlowerError if the address needs a password.
 
-    Raises SettingsError if the file of the password cannot be read.
+    Raises SettingsError if the file of the password cannot be read, ConsoleUrlError.
     """
     from tornado.options import options
 
@@ -57,11 +65,52 @@ def prepare() -> None:
         options.tasks_columns = _COLUMNS
     if not options.basic_auth and (users := secret_of("FLOWER_BASIC_AUTH")):
         options.basic_auth = users.split(",")
+    if console := os.environ.get("CDC_CONSOLE_URL", "").strip():
+        _link_to(console)
     if not (options.basic_auth or options.auth):
         _check_address(options.address, options.unix_socket)
         _take_known_hosts_only()
     # Adds dead letters and parked changes to /metrics. That page needs no password: it has only numbers.
     metrics.expose()
+
+
+def _link_to(console: str) -> None:
+    """Let Flower's page of each task have a link to the console's page of it.
+
+    Flower escapes whatever its `format_task` returns, so there is no place for a link but the page itself.
+    """
+    from flower.views.tasks import TaskView
+    from tornado.options import options
+
+    if not console.startswith(("http://", "https://")):
+        raise ConsoleUrlError(
+            f"CDC_CONSOLE_URL={console} is no address.", hint="Write e.g. http://127.0.0.1:5556"
+        )
+
+    class LinkedTask(TaskView):  # type: ignore[misc]  # Flower has no types
+        def render_string(self, template_name: str, **values: Any) -> bytes:
+            page: bytes = super().render_string(template_name, **values)
+            address = escape(f"{console.rstrip('/')}/tasks/{quote(self.path_args[0], safe='')}")
+            link = (
+                f'<p class="cdc-console"><a href="{address}">Which change it came from: the console</a></p>'
+            )
+            return _TASK_ID.sub(lambda found: found[0] + link.encode(), page, count=1)
+
+    prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
+    _add_at_start(r".*", [(rf"{re.escape(prefix)}/task/(.+)", LinkedTask)])
+
+
+def _add_at_start(host: str, handlers: list[Any]) -> None:
+    """Give Flower these handlers, which come before its own, when it starts to serve."""
+    from flower.app import Flower
+
+    start = Flower.start_http_server
+
+    def start_http_server(self: Any) -> Any:
+        self.add_handlers(host, handlers)
+        return start(self)
+
+    Flower.start_http_server = start_http_server
 
 
 def _check_address(address: str, unix_socket: str) -> None:
@@ -82,7 +131,6 @@ def _is_loopback(address: str) -> bool:
 
 def _take_known_hosts_only() -> None:
     """Refuse any other Host header: with DNS rebinding another site's page could read ours."""
-    from flower.app import Flower
     from tornado.web import RequestHandler
 
     class WrongHost(RequestHandler):
@@ -92,13 +140,7 @@ def _take_known_hosts_only() -> None:
                 f"{self.request.host_name} is not a name of this Flower. Add it: CDC_FLOWER_HOSTS=flower.example.com\n"
             )
 
-    start = Flower.start_http_server
-
-    def start_http_server(self: Any) -> Any:
-        self.add_handlers(_anything_but(_known_hosts()), [(r".*", WrongHost)])
-        return start(self)
-
-    Flower.start_http_server = start_http_server
+    _add_at_start(_anything_but(_known_hosts()), [(r".*", WrongHost)])
 
 
 def _known_hosts() -> list[str]:

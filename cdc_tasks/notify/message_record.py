@@ -63,7 +63,7 @@ _UNTIL: Final = "cdc:messages:until"  # a sorted set: id, milliseconds until whe
 KEYS: Final = (_LOG, _HELD, _UNTIL)
 _MOST_HELD: Final = 10_000  # beyond it those are forgotten that should have gone on longest ago
 _FORGOTTEN: Final = 3600.0  # seconds; what should have gone on before was purged, or died with its worker
-_PAGE: Final = 2_000  # entries that are read at a time
+_PAGE: Final = 2_000  # entries that are read at a time, at most
 _MOST_LOOKED_AT: Final = 20_000
 _PLACE: Final = re.compile(r"\d{1,15}-\d{1,15}")
 
@@ -193,18 +193,33 @@ def ended(
     `behind`: only older ones than at this place. `accounts`, None: of all. Looks at 20,000 of them at most, so that a
     page comes soon.
     """
-    found, place, looked = list[Entry](), behind, 0
+    wanted = _pattern(accounts, service, state)
+    found, place, looked, size = list[Entry](), behind, 0, 2 * most
     while looked < _MOST_LOOKED_AT:
-        page = _page(place)
+        page = _page(place, size)
         for name, fields in page:
             looked, place = looked + 1, name.decode()
-            if (entry := _wanted(place, fields, accounts, service, state)) is not None:
-                found.append(entry)
+            if wanted.search(fields[b"note"]):
+                found.append(_entry(place, fields))
                 if len(found) == most:
                     return Found(entries=found, older=place)
-        if len(page) < _PAGE:
+        if len(page) < size:
             return Found(entries=found, older=None)
+        size = min(2 * size, _PAGE)
     return Found(entries=found, older=place)
+
+
+def _pattern(accounts: Collection[int] | None, service: str, state: str) -> re.Pattern[bytes]:
+    """Return what the text of a note that is wanted has: most notes need not be parsed."""
+    parts = []
+    if accounts is not None:
+        parts.append(rf'"account_id":(?:{"|".join(map(str, sorted(accounts))) or "none"}),')
+    parts += [
+        f"{re.escape(json.dumps(name))}:{re.escape(json.dumps(value))}"
+        for name, value in (("service", service), ("state", state))
+        if value
+    ]
+    return re.compile(".*".join(parts).encode())
 
 
 def count() -> int:
@@ -219,7 +234,7 @@ def find(place: str) -> Entry | None:
         return None
     with _errors_translated():
         found: Any = cache.client().xrange(_LOG, place, place)
-    return _wanted(place, found[0][1], None, "", "") if found else None
+    return _entry(place, found[0][1]) if found else None
 
 
 def held_back(most: int = 200) -> tuple[list[HeldBack], int]:
@@ -242,12 +257,10 @@ def find_held(message: str) -> HeldBack | None:
     return None if until is None or text is None else _held(until, text)
 
 
-def _page(behind: str | None) -> list[Any]:
+def _page(behind: str | None, size: int) -> list[Any]:
     with _errors_translated():
         client: Any = cache.client()
-        found: list[Any] = client.xrevrange(
-            _LOG, "+" if behind is None else _before(behind), "-", count=_PAGE
-        )
+        found: list[Any] = client.xrevrange(_LOG, "+" if behind is None else _before(behind), "-", count=size)
     return found
 
 
@@ -259,17 +272,14 @@ def _before(place: str) -> str:
     return f"{milliseconds}-{number - 1}" if number else str(milliseconds - 1)
 
 
-def _wanted(
-    place: str, fields: Mapping[bytes, bytes], accounts: Collection[int] | None, service: str, state: str
-) -> Entry | None:
-    note = MessageNote.parse(fields[b"note"])
-    if accounts is not None and note.account_id not in accounts:
-        return None
-    if (service and note.service != service) or (state and note.state != state):
-        return None
+def _entry(place: str, fields: Mapping[bytes, bytes]) -> Entry:
     since = fields.get(b"since")
-    at = _moment(place.partition("-")[0])
-    return Entry(place=place, at=at, held_since=_moment(since) if since else None, note=note)
+    return Entry(
+        place=place,
+        at=_moment(place.partition("-")[0]),
+        held_since=_moment(since) if since else None,
+        note=MessageNote.parse(fields[b"note"]),
+    )
 
 
 def _held(until: float, text: bytes) -> HeldBack:

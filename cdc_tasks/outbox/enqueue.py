@@ -42,10 +42,11 @@ def enqueue(
     and 3, PyMySQL, mysqlclient). With an AsyncSession: `await session.run_sync(cdc_tasks.enqueue, task, …)`.
 
     `task` is a name, or Celery's task: then its signature is checked. `args` and `kwargs` are its arguments, as JSON
-    has them. `key` puts it into a message group: `("orders", order.id)`, as `key_headers` takes it, and
-    `on_failure="hold"` may go with it. `options` are Celery's: queue, exchange, routing_key, priority, countdown, eta,
-    expires, headers, shadow, ignore_result, delivery_mode, time_limit, soft_time_limit. `countdown` and a number of
-    seconds as `expires` count from when the listener sends the task.
+    has them. `task_id` is the task's id, by default a new UUID. `key` puts it into a message group:
+    `("orders", order.id)`, as `key_headers` takes it, and `on_failure="hold"` may go with it. `options` are Celery's:
+    queue, exchange, routing_key, priority, countdown, eta, expires, headers, shadow, ignore_result, delivery_mode,
+    time_limit, soft_time_limit. `countdown` and a number of seconds as `expires` count from when the listener sends
+    the task.
 
     Raises EnqueuedTaskError for arguments and options that make no message, KeyValueError, TypeError if the task does
     not take the arguments, and MarkError where the connection has no transaction, or its database no such messages.

@@ -110,10 +110,10 @@ def key_headers(
 ) -> dict[str, Any]:
     """Return the headers that put a task into a message group.
 
-    `task.apply_async(…, headers=key_headers("orders", order_id))`. Tasks with the same group and values run one at a
-    time, in the order of sending. With `position` (of a change: `RowChange.position`), those that wait go in the order
-    of these positions. `on_failure`: whether the group goes on
-    after a task that gives up, or waits until a person has replayed or dropped its dead letter.
+    `task.apply_async(…, headers=key_headers("orders", order_id))`. Tasks with the same `group` and `values` run one at
+    a time, in the order of sending. With `position` (of a change: `RowChange.position`), those that wait go in the
+    order of these positions. `on_failure` says whether the key goes on after a task that gives up ("continue"), or
+    waits until a person has replayed or dropped its dead letter ("hold").
 
     Raises KeyValueError.
     """

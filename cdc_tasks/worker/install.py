@@ -52,7 +52,7 @@ def install(
     context: bool = False,
     otel: bool = False,
 ) -> Celery:
-    """Make the tasks of this Celery app finish; return the app.
+    """Make the tasks of the Celery app `app` finish; return the app.
 
     Call it once, where the app is made, before or after `config_from_object`. Each part can be left out. The app's own
     settings win; where one weakens a guarantee, its workers log `settings_weaken_guarantees` when they start.

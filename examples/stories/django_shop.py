@@ -25,7 +25,7 @@ VARIABLES: Final = {
 OTHER_DATABASE: Final = None
 TRY: Final = (
     "psql $DATABASE_URL -c \"UPDATE orders_order SET status = 'new'\"",
-    f"{{web}}/admin/ as {VARIABLES['DJANGO_SUPERUSER_USERNAME']}, password {_PASSWORD}",
+    f"{{web}}/admin/ in a browser, as {VARIABLES['DJANGO_SUPERUSER_USERNAME']}, password {_PASSWORD}",
 )
 _TOKEN: Final = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 

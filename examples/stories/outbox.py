@@ -12,9 +12,7 @@ __all__ = ["OTHER_DATABASE", "TRY", "VARIABLES", "play"]
 
 VARIABLES: Final[dict[str, str]] = {}
 OTHER_DATABASE: Final = None
-TRY: Final = (
-    "DATABASE_URL=$DATABASE_URL .venv/bin/python -m store place lamp   (in this example's directory)",
-)
+TRY: Final = ("python -m store place lamp", "python -m store place unicorn", "python -m store pay 1")
 
 
 def play(stage: Stage) -> None:

@@ -23,6 +23,7 @@ from listener.cli import backfill as backfill_commands
 from listener.cli import control as control_commands
 from listener.cli import explain as explain_commands
 from listener.cli import parked as parked_commands
+from listener.cli import recent as recent_commands
 from listener.cli import replay as replay_commands
 from listener.cli.console import console
 from listener.cli.init import init
@@ -61,6 +62,7 @@ control_commands.add_to(cli)
 backfill_commands.add_to(cli)
 replay_commands.add_to(cli)
 explain_commands.add_to(cli)
+recent_commands.add_to(cli)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 App = Annotated[

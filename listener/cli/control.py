@@ -65,7 +65,7 @@ def reload(*, wait: Wait = _WAIT_FOR_RELOAD, as_json: AsJSON = False) -> None:
 
 
 def commands(*, as_json: AsJSON = False) -> None:
-    """Show what is paused or skipped, and the last commands: who gave them, when, and what came of them."""
+    """Show what is paused or skipped, and the record: who did what here, when, and what came of it."""
     from rich.markup import escape
 
     from listener.cli.output import console, table_of

@@ -18,14 +18,17 @@ from cdc_tasks.routing.router import BinlogRouter, Route
 from cdc_tasks.words import counted
 from listener.cli.parked_changes import opened
 from listener.control.journal.file import JournalledChange
+from listener.control.recent.entries import NotedChange
+from listener.control.recent.reader import Sought
+from listener.control.recent.words import fate_told, table_told
 from listener.core.history import History, Kept, Selection, Wanted
 from listener.daemon.database_url import DatabaseType, home_schema
 from listener.daemon.settings import ListenerSettings
-from listener.daemon.wiring import checkpoint_store, replay_histories
+from listener.daemon.wiring import checkpoint_store, recent_reader, replay_histories
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
-__all__ = ["ChangeNotFoundError", "Found", "find_change"]
+__all__ = ["ChangeNotFoundError", "Found", "find_change", "find_in_histories"]
 
 _ROUTE_ID: Final = re.compile(r"-[0-9a-f]{8}$")  # behind the change's id, in that of a task
 _EPOCHS: Final = {
@@ -56,7 +59,7 @@ def find_change(settings: ListenerSettings, router: BinlogRouter, change_id: str
     """
     ids = {change_id, _ROUTE_ID.sub("", change_id)}
     looked: list[str] = []
-    for look in (partial(_in_histories, router), _among_parked, _in_set_aside):
+    for look in (partial(_in_histories, router), _among_parked, _in_set_aside, _among_recent):
         try:
             found, told = look(settings, ids)
         except CDCError as error:
@@ -71,6 +74,16 @@ def find_change(settings: ListenerSettings, router: BinlogRouter, change_id: str
         hint="Describe it instead: python -m listener explain TABLE EVENT --before '{…}' --after '{…}'\n"
         "A journal keeps changes from now on: export CDC_JOURNAL=/var/lib/cdc-tasks",
     )
+
+
+def find_in_histories(
+    settings: ListenerSettings, router: BinlogRouter, change_id: str
+) -> tuple[Found | None, str]:
+    """Return the same from the journal and the binlog alone; if it is not there, None and where it was looked for.
+
+    Raise CDCError if they cannot be read.
+    """
+    return _in_histories(router, settings, {change_id, _ROUTE_ID.sub("", change_id)})
 
 
 _Look = tuple[Found | None, str]
@@ -197,6 +210,24 @@ def _read(message: bytes, ids: set[str], name: str) -> Found | None:
     return Found(
         change=RowChange.from_message(given), where="what waits beside its queue", notes=(note, _SHORT)
     )
+
+
+def _among_recent(settings: ListenerSettings, ids: set[str]) -> _Look:
+    """Tell what became of a change that was noted: its row is not there, so it cannot be explained anew."""
+    with closing(recent_reader(settings)) as reader:
+        page = reader.page(Sought(ids=frozenset(ids)), limit=1)
+    for _, entry in page.entries:
+        if isinstance(entry, NotedChange):
+            return None, f"Recent changes: {_told(entry)}"
+    return None, "Recent changes: it is not among them."
+
+
+def _told(change: NotedChange) -> str:
+    """Return what became of its routes then."""
+    told = [fate_told(change, each) for each in change.routes]
+    lines = [f"{'fired' if e.fired else 'not'} {e.task}{': ' if e.words else ''}{e.words}" for e in told]
+    head = f"{change.event.value} of {table_told(change)}, committed at {change.committed_at:%Y-%m-%d %H:%M:%S} UTC"
+    return "\n    ".join([f"{head}. The row is not kept. Then, it", *(lines or ["fired nothing"])])
 
 
 _SHORT: Final = "A message has the columns that its route sends, so conditions on others may fail here."

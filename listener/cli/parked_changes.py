@@ -27,7 +27,17 @@ from listener.publish.redis.connection import Command as RedisCommand
 from listener.publish.redis.connection import RedisConnection
 from listener.publish.task_message import EnvelopeError, argsrepr, make_message, send_options
 
-__all__ = ["ParkedStore", "chosen", "drop_parked", "fire", "opened", "recorded", "replay_parked", "send"]
+__all__ = [
+    "NotParkedError",
+    "ParkedStore",
+    "chosen",
+    "drop_parked",
+    "fire",
+    "opened",
+    "recorded",
+    "replay_parked",
+    "send",
+]
 
 TAKEN = "is no longer parked: someone has just replayed or dropped it"
 _PAGE = "500"  # how many are read from Redis in one go
@@ -52,6 +62,10 @@ class ParkedStore:
                 yield parse_parked(self._key, task_id, record)
             if cursor == b"0":
                 return
+
+    def count(self) -> int:
+        """Return how many changes are parked."""
+        return int(self._ask("HLEN", self._key))
 
     def get(self, task_id: str) -> ParkedChange:
         record = self._ask("HGET", self._key, task_id)

@@ -61,7 +61,7 @@ class Actions:
             "parked_drop": self._drop_parked,
             "letter_replay": self._replay_letters,
             "letter_drop": self._drop_letters,
-            "key_skip": self._skip_key,
+            "key_skip": self._skip_keys,
             "refresh_cache": self._refresh_cache,
         }
 
@@ -185,21 +185,22 @@ class Actions:
             [(True, drop_letter(self._facts.app, dead_letters.get(name))) for name in _ids(form)], "dropped"
         )
 
-    def _skip_key(self, form: FormData) -> Done:
-        key, task_id = str(form.get("id", "")), str(form.get("task_id", ""))
+    def _skip_keys(self, form: FormData) -> Done:
+        """Let keys go on; each id is that of the task that holds the key up, a blank, and the key."""
         with groups_of(self._facts.app) as groups:
-            found = groups.of_key(key)
-            if found is not None and found.state == "taken":
-                return Done(
-                    f"A worker has {found.task}: it may be running. Wait for its end.", went_well=False
-                )
-            skipped = groups.skip(key, task_id)
-        return Done("The key goes on." if skipped else "The key has gone on meanwhile.")
+            return _summed([_skip(groups, *each.partition(" ")[::2]) for each in _ids(form)], "let go on")
 
     def _refresh_cache(self, form: FormData) -> Done:
         table = str(form.get("id", ""))
         self._facts.app.send_task("cdc_tasks.refresh_master_cache", args=[table], argsrepr=repr([table]))
         return Done(f"A refresh of {table} is queued.")
+
+
+def _skip(groups: Any, task_id: str, key: str) -> tuple[bool, str]:
+    found = groups.of_key(key)
+    if found is not None and found.state == "taken":
+        return False, f"A worker has {found.task}: it may be running. Wait for its end"
+    return True, "the key goes on" if groups.skip(key, task_id) else "the key has gone on meanwhile"
 
 
 def _arguments(verb: str, form: FormData) -> dict[str, Any]:

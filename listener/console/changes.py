@@ -1,18 +1,25 @@
-"""What came last, and why a change did or did not fire: the journal's changes beside the routes as they are now."""
+"""What came last, what it fired and why not: recent changes, with their values from the journal if there is one."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlencode
 
+from cdc_tasks.changes import EventType
 from cdc_tasks.errors import CDCError
 from cdc_tasks.routing.explained import Outcome, explain
 from listener.control.journal.file import JournalledChange
+from listener.control.recent.entries import LeftOut, NotedChange
+from listener.control.recent.reader import Page, Place, Sought
+from listener.control.recent.words import Told, context_told, fate_told, left_out_told, row_told, table_told
 from listener.core.history import Selection
 from listener.daemon.database_url import home_schema
-from listener.daemon.wiring import journal_reader
+from listener.daemon.wiring import journal_reader, recent_reader
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -26,6 +33,10 @@ __all__ = ["ChangePages", "Fate", "fates_of"]
 _SHOWN: Final = 100
 _LOOKED_AT: Final = 20_000  # changes at the end of the journal, where nothing is asked for
 _LONGEST_VALUE: Final = 200  # characters
+_LONGEST_LOOK: Final = 1.0  # seconds for values from the journal
+_ASKED: Final = ("table", "event", "row", "who", "since", "until")
+_FOR_SOME: Final = ("row", "who")  # a person who may not see rows could guess them with these
+_EVENTS: Final = tuple(each.value for each in EventType if each not in {EventType.ALL, EventType.READ})
 
 
 class Fate(NamedTuple):
@@ -37,27 +48,126 @@ class Fate(NamedTuple):
 
 
 class _Line(NamedTuple):
+    """A change of the journal."""
+
     change: JournalledChange
     difference: Sequence[tuple[str, str, str]]  # column, before, after
     fates: Sequence[Fate]
 
 
+class _RecentLine(NamedTuple):
+    """A recent change, or what is not here."""
+
+    left_out: str  # empty: it is a change
+    change: NotedChange | None
+    table: str
+    row: str  # empty: it is not known, or not for this person
+    row_query: str  # finds all changes of the row
+    context: Sequence[tuple[str, str]]  # a value of it, and the query that finds all with it
+    difference: Sequence[tuple[str, str, str]]  # from the journal
+    columns: Sequence[str]  # that changed, if there are no values
+    fates: Sequence[Told]
+
+
 class ChangePages:
-    """Reads the journal for the page of changes."""
+    """Reads recent changes, and the journal, for the page of changes."""
 
     def __init__(self, settings: ListenerSettings, facts: Facts) -> None:
         self._settings = settings
         self._facts = facts
 
     def shown(self, request: Request, *, may_see: bool) -> Mapping[str, Any]:
-        """Return the values for the page; without a journal, what to do about that."""
-        asked = {
-            name: request.query_params.get(name, "").strip() for name in ("table", "row", "since", "until")
+        """Return the values for the page. Raises CDCError."""
+        asked = {name: request.query_params.get(name, "").strip() for name in _ASKED}
+        if not may_see:
+            asked.update(dict.fromkeys(_FOR_SOME, ""))
+        has_journal = self._settings.cdc_journal is not None
+        common = {"asked": asked, "may_see": may_see, "has_journal": has_journal, "events": _EVENTS}
+        if has_journal and (
+            request.query_params.get("in") == "journal" or not self._settings.cdc_recent_size
+        ):
+            lines = [_line(each, self._facts.router, may_see=may_see) for each in self._found(asked)]
+            return {**common, "is_journal": True, "lines": lines}
+        return {**common, "is_journal": False, **self._recent(request, asked, may_see=may_see)}
+
+    # --- Recent changes ---------------------------------------------------------------------------------------
+
+    def _recent(self, request: Request, asked: Mapping[str, str], *, may_see: bool) -> Mapping[str, Any]:
+        before = Place.parse(request.query_params.get("before", ""))
+        sought = self._sought(asked)
+        with closing(recent_reader(self._settings)) as reader:
+            page = reader.page(sought, before=before, limit=_SHOWN)
+            kept = reader.sizes().changes
+        values = self._values(page, sought) if may_see else {}
+        lines = [_recent_line(each, values, may_see=may_see) for _, each in page.entries]
+        is_newest = before is None and not any(asked.values())
+        return {
+            "lines": lines,
+            "page": page,
+            "kept": kept,
+            "is_on": bool(self._settings.cdc_recent_size),
+            "live": is_newest,
+            "is_newest": is_newest,
+            "older": "" if page.more is None else _query(asked, before=str(page.more)),
+            "newest": _query(asked) if before is not None else "",
+            "in_journal": _query(asked, **{"in": "journal"}),
         }
-        if self._settings.cdc_journal is None:
-            return {"asked": asked, "has_journal": False}
-        lines = [_line(each, self._facts.router, may_see=may_see) for each in self._found(asked)]
-        return {"asked": asked, "has_journal": True, "lines": lines, "may_see": may_see, "shown": _SHOWN}
+
+    def _sought(self, asked: Mapping[str, str]) -> Sought:
+        return Sought(
+            table=self._table(asked),
+            event=asked["event"],
+            row=tuple(map(_column_and_value, filter(None, asked["row"].split("&")))),
+            who=_who(asked["who"]) if asked["who"] else None,
+            since=_time(asked["since"]),
+            until=_time(asked["until"]),
+        )
+
+    def _table(self, asked: Mapping[str, str]) -> tuple[str, str] | None:
+        """Return schema and name; an enqueued task has no schema."""
+        if not asked["table"]:
+            return None
+        if asked["event"] == EventType.ENQUEUED.value:
+            return "", asked["table"]
+        schema, _, table = self._with_schema(asked["table"]).partition(".")
+        return schema, table
+
+    def _with_schema(self, table: str) -> str:
+        return (
+            table
+            if "." in table
+            else f"{home_schema(self._settings.database_url.get_secret_value())}.{table}"
+        )
+
+    def _values(self, page: Page, sought: Sought) -> Mapping[str, JournalledChange]:
+        """Return those of the page's changes that the journal has, by their ids: as many as are found at once."""
+        changes = [each for _, each in page.entries if isinstance(each, NotedChange)]
+        if self._settings.cdc_journal is None or not changes:
+            return {}
+        times = [each.committed_at for each in changes]
+        tables = {table_told(each) for each in changes}
+        selection = Selection(
+            since=min(times),
+            until=max(times) + timedelta(microseconds=1),
+            tables=tuple(tables),
+            row=sought.row,
+        )
+        wanted, found, until = (
+            {each.id for each in changes},
+            dict[str, JournalledChange](),
+            monotonic() + _LONGEST_LOOK,
+        )
+        try:
+            for _, change in journal_reader(self._settings).changes(selection):
+                if change is not None and change.id in wanted:
+                    found[change.id] = change
+                if len(found) == len(wanted) or monotonic() > until:
+                    break
+        except CDCError:  # the page is right without them
+            return {}
+        return found
+
+    # --- The journal ------------------------------------------------------------------------------------------
 
     def _found(self, asked: Mapping[str, str]) -> list[JournalledChange]:
         """Return the last changes, the newest first. Raises CDCError."""
@@ -65,18 +175,51 @@ class ChangePages:
         summary = reader.summary()
         start = 0 if asked["row"] or asked["since"] else max(summary.first, summary.end - _LOOKED_AT)
         found = reader.changes(self._selection(asked), start=start)
-        return list(deque((change for _, change in found if change is not None), maxlen=_SHOWN))[::-1]
+        wanted = (
+            change for _, change in found if change is not None and asked["event"] in {"", change.event.value}
+        )
+        return list(deque(wanted, maxlen=_SHOWN))[::-1]
 
     def _selection(self, asked: Mapping[str, str]) -> Selection:
-        table = asked["table"]
-        if table and "." not in table:
-            table = f"{home_schema(self._settings.database_url.get_secret_value())}.{table}"
         return Selection(
             since=_time(asked["since"]),
             until=_time(asked["until"]),
-            tables=(table,) if table else (),
-            row=(_column_and_value(asked["row"]),) if asked["row"] else (),
+            tables=(self._with_schema(asked["table"]),) if asked["table"] else (),
+            row=tuple(map(_column_and_value, filter(None, asked["row"].split("&")))),
         )
+
+
+def _query(asked: Mapping[str, str], **more: str) -> str:
+    return f"?{urlencode({name: value for name, value in {**asked, **more}.items() if value})}"
+
+
+def _recent_line(
+    entry: NotedChange | LeftOut, values: Mapping[str, JournalledChange], *, may_see: bool
+) -> _RecentLine:
+    if isinstance(entry, LeftOut):
+        return _RecentLine(left_out_told(entry), None, "", "", "", (), (), (), ())
+    kept = values.get(entry.id)
+    table, row = table_told(entry), row_told(entry.key) if may_see else ""
+    pairs = [f"{name}={_text(value)}" for name, value in (entry.key or {}).items()]
+    context = entry.context if may_see else None
+    said = context_told(context)
+    return _RecentLine(
+        left_out="",
+        change=entry,
+        table=table,
+        row=row,
+        row_query=f"?{urlencode({'table': table, 'row': '&'.join(pairs)})}" if row else "",
+        context=[(each, f"?{urlencode({'who': each})}" if "=" in each else "") for each in said],
+        difference=list(_difference(kept)) if kept is not None else [],
+        columns=entry.columns or () if kept is None else (),
+        fates=[fate_told(entry, each) for each in entry.routes],
+    )
+
+
+def _who(text: str) -> tuple[str, str]:
+    """Return a name of a context and its value; without a name, any."""
+    name, equals, value = text.partition("=")
+    return (name.strip(), value.strip()) if equals else ("", text)
 
 
 def _column_and_value(text: str) -> tuple[str, str]:

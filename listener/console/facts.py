@@ -5,10 +5,11 @@ Each part is read by itself. One that does not answer leaves its error in its pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from cdc_tasks import cache
 from cdc_tasks.broker.message_groups import groups_on
 from cdc_tasks.dead_letters import store as dead_letters
 from cdc_tasks.errors import CDCError
+from cdc_tasks.master_cache_notes import LastWrite, last_write
 from cdc_tasks.notify import message_record
 from cdc_tasks.words import counted
 from listener.cli.output import describe_route
@@ -46,13 +48,14 @@ if TYPE_CHECKING:
     from listener.daemon.status import Status
     from listener.publish.parked import ParkedChange
 
-__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "health"]
+__all__ = ["CachedTable", "Facts", "Part", "QueueLength", "RouteState", "Some", "health"]
 
 T = TypeVar("T")
 
 _REFRESH: Final = "cdc_tasks.refresh_master_cache"
 _FRESH: Final = 1.5  # seconds in which several viewers get one answer
-MOST: Final = 500  # lines on a page
+MOST: Final = 100  # lines of a table on a page
+_LOOKED_AT: Final = 1_000  # of what is kept without an order: the newest of these are shown
 
 
 class Part(NamedTuple, Generic[T]):
@@ -67,6 +70,18 @@ class Part(NamedTuple, Generic[T]):
         return self.error is None
 
 
+class Some(NamedTuple, Generic[T]):
+    """Some of what there is, up to the lines of a page."""
+
+    shown: Sequence[T]
+    total: int
+    looked_at: int  # if it is below the total, others may be newer
+
+    @property
+    def more(self) -> int:
+        return max(self.total - len(self.shown), 0)
+
+
 class Health(NamedTuple):
     """How it is, in one sentence."""
 
@@ -74,14 +89,26 @@ class Health(NamedTuple):
     sentence: str
 
 
+class CachedKey(NamedTuple):
+    """A key of the master cache."""
+
+    name: str
+    size: int  # bytes
+    rows: int | None  # None: the worker that wrote it was an older one
+
+
 class CachedTable(NamedTuple):
     """A table of the master cache."""
 
     table: str
-    refreshed_at: (
-        datetime | None
-    )  # when the refresh began that wrote last; None: none has, or Redis has lost it
-    keys: Sequence[tuple[str, int]]  # each key of the table that is there, and its size in bytes
+    last: LastWrite | None  # None: no refresh has written, or Redis has lost that
+    keys: Sequence[CachedKey]  # that are there
+
+    @property
+    def by_task(self) -> str | None:
+        """The id of the task that wrote last; None: a command did, or it is not known."""
+        by = self.last.note.by if self.last is not None and self.last.note is not None else "@"
+        return None if "@" in by else by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +120,7 @@ class RouteState:
     skipped_until: str | None
     parked: int
     letters: int
+    has_more_parked: bool  # than were counted
     rate: RouteRate
     waiting: int | None  # messages in its queue; None: not known
 
@@ -140,10 +168,12 @@ class Facts:
         self.record: _Fresh[Sequence[Outcome]] = _Fresh(self._record)
         self.backfills: _Fresh[list[BackfillState]] = _Fresh(self._backfills)
         self.replays: _Fresh[list[ReplayState]] = _Fresh(self._replays)
-        self.parked: _Fresh[list[ParkedChange]] = _Fresh(self._parked)
-        self.letters: _Fresh[list[DeadLetter]] = _Fresh(_letters)
+        self.parked: _Fresh[Some[ParkedChange]] = _Fresh(self._parked)
+        self.letters: _Fresh[Some[DeadLetter]] = _Fresh(_letters)
         self.letter_counts: _Fresh[dict[str, int]] = _Fresh(dead_letters.count_by_task)
-        self.keys: _Fresh[list[HeldUp]] = _Fresh(self._keys)
+        self.key_count: _Fresh[int] = _Fresh(self._key_count)
+        self.keys: _Fresh[Some[HeldUp]] = _Fresh(self._keys)
+        self._parked_by_task: _Fresh[tuple[Mapping[str, int], bool]] = _Fresh(self._counted_parked)
         self.cached: _Fresh[list[CachedTable]] = _Fresh(self._cached)
         self.messages_sent: _Fresh[int] = _Fresh(message_record.count)
         self.queues: _Fresh[list[QueueLength]] = _Fresh(self._queues)
@@ -175,9 +205,7 @@ class Facts:
 
     def _routes(self) -> list[RouteState]:
         control = self.control().value or {}
-        parked: dict[str, int] = {}
-        for each in self.parked().value or ():
-            parked[each.task] = parked.get(each.task, 0) + 1
+        parked, has_more = self._parked_by_task().value or ({}, False)
         letters = self.letter_counts().value or {}
         rates = rates_of(self.rates().value or ())
         lengths = {each.name: each.length for each in self.queues().value or ()}
@@ -188,11 +216,16 @@ class Facts:
                 skipped_until=control.get(f"skip:{route.id}", {}).get("until"),
                 parked=parked.get(route.task, 0),
                 letters=letters.get(route.task, 0),
+                has_more_parked=has_more and route.task in parked,
                 rate=rates.by_route.get(route.id, NO_RATE),
                 waiting=lengths.get(described["queue"]),
             )
             for route, described in self._described()
         ]
+
+    def descriptions(self) -> Mapping[str, Mapping[str, str]]:
+        """Return each route as words, by its id; nothing if the routes cannot be loaded."""
+        return _part(lambda: {route.id: described for route, described in self._described()}).value or {}
 
     def described_route(self, name: str) -> Mapping[str, str]:
         """Return the route with this id as words; raises CDCError."""
@@ -248,19 +281,46 @@ class Facts:
         with self.stores.opened() as redis:
             return ReplayStore(redis, self.name).read()
 
-    def _parked(self) -> list[ParkedChange]:
+    def _parked(self) -> Some[ParkedChange]:
         with self.stores.opened() as redis:
-            found = list(ParkedStore(redis, self.name))
-        return sorted(found, key=lambda each: (each.parked_at, each.id), reverse=True)
+            store = ParkedStore(redis, self.name)
+            found = list(islice(store, _LOOKED_AT))
+            total = max(store.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+        found.sort(key=lambda each: (each.parked_at, each.id), reverse=True)
+        return Some(found[:MOST], total, len(found))
+
+    def _counted_parked(self) -> tuple[Mapping[str, int], bool]:
+        """Return how many are parked of each task, and whether there are more."""
+        with self.stores.opened() as redis:
+            store = ParkedStore(redis, self.name)
+            found = Counter(each.task for each in islice(store, _LOOKED_AT))
+            return found, found.total() == _LOOKED_AT and store.count() > _LOOKED_AT
 
     def parked_change(self, name: str) -> ParkedChange:
         """Return one parked change; raises NotParkedError and others."""
         with self.stores.opened() as redis:
             return ParkedStore(redis, self.name).get(name)
 
-    def _keys(self) -> list[HeldUp]:
-        found = self._broker.ask(lambda kombu: list(groups_on(kombu).held_up()))
-        return sorted(found, key=lambda each: (each.since, each.key))
+    def _key_count(self) -> int:
+        return self._broker.ask(lambda kombu: groups_on(kombu).count())
+
+    def _keys(self) -> Some[HeldUp]:
+        def read(kombu: Any) -> tuple[list[HeldUp], int]:
+            groups = groups_on(kombu)
+            return groups.oldest(MOST), groups.count()
+
+        found, total = self._broker.ask(read)
+        return Some(found, max(total, len(found)), total)
+
+    def waiting_for(self, keys: Iterable[str]) -> Mapping[str, int]:
+        """Return how many messages wait for each of these keys; nothing if the broker does not answer."""
+
+        def read(kombu: Any) -> dict[str, int]:
+            groups = groups_on(kombu)
+            found = [groups.of_key(key) for key in keys]
+            return {each.key: each.waiting for each in found if each is not None}
+
+        return _part(lambda: self._broker.ask(read)).value or {}
 
     def _queues(self) -> list[QueueLength]:
         status = self.status().value
@@ -277,17 +337,33 @@ class Facts:
             return [_cached_table(table) for table in sorted(tables)]
 
 
-def _letters() -> list[DeadLetter]:
-    return sorted(dead_letters.every(), key=lambda each: (each.failed_at, each.id), reverse=True)
+def _letters() -> Some[DeadLetter]:
+    found = list(islice(dead_letters.every(), _LOOKED_AT))
+    total = max(dead_letters.count(), len(found)) if len(found) == _LOOKED_AT else len(found)
+    found.sort(key=lambda each: (each.failed_at, each.id), reverse=True)
+    return Some(found[:MOST], total, len(found))
 
 
 def _cached_table(table: str) -> CachedTable:
     client: Any = cache.client()
-    ticket = client.get(f"cdc:master-cache:{table}:written")  # microseconds since 1970, by Redis' clock
-    at = None if ticket is None else datetime.fromtimestamp(int(ticket) / 1e6, UTC)
-    names = [f"master:{table}", *client.scan_iter(match=f"master:{table}:*", count=500)]
-    sizes = [(bytes_to_str(name), int(client.strlen(name))) for name in names]
-    return CachedTable(table, at, [(name, size) for name, size in sizes if size])
+    last = last_write(table)
+    rows = {} if last is None or last.note is None else last.note.rows
+    names = list(rows) or [
+        f"master:{table}",
+        *map(bytes_to_str, client.scan_iter(match=f"master:{table}:*", count=500)),
+    ]
+    with client.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.strlen(name)
+        sizes = pipeline.execute()
+    keys = [
+        CachedKey(name, int(size), rows.get(name)) for name, size in zip(names, sizes, strict=True) if size
+    ]
+    return CachedTable(table, last, keys)
+
+
+def _scanned(client: Any, pattern: str) -> Iterator[str]:
+    return map(bytes_to_str, client.scan_iter(match=pattern, count=500))
 
 
 def _queue_of(app: Celery, task: str, queue: str | None) -> str:

@@ -127,9 +127,10 @@ class MessagePages:
 
     def _behind(self, held: Sequence[HeldBack]) -> Mapping[int, int]:
         """Return how many messages wait behind one that is held back, by account: an account's come in order."""
-        waiting = {each.key: each.waiting for each in self._facts.keys().value or ()}
-        accounts = {each.note.account_id for each in held}
-        return {account: waiting.get(key_of("account", account), 0) for account in accounts}
+        accounts = {each.note.account_id for each in held[:_SHOWN]}
+        keys = {account: key_of("account", account) for account in accounts}
+        waiting = self._facts.waiting_for(keys.values()) if keys else {}
+        return {account: waiting.get(key, 0) for account, key in keys.items()}
 
 
 def _accounts(person: Owner | None) -> set[int]:

@@ -29,6 +29,7 @@ from listener.console.facts import MOST, Facts, health
 from listener.console.messages import MessagePages, has_messages
 from listener.console.rates import rates_of
 from listener.console.samples import Sample, Samples, graph_of
+from listener.console.tasks import TaskPages, place_of, place_of_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,6 +68,7 @@ class _Console:
         self.facts = Facts(settings)
         self.samples = Samples(settings, self.facts)
         self._changes = ChangePages(settings, self.facts)
+        self._tasks = TaskPages(settings, self.facts)
         self._messages = MessagePages(self.facts)
         self._actions = Actions(settings, self.facts)
         self._templates = Jinja2Templates(directory=_HERE / "templates")
@@ -112,30 +114,31 @@ class _Console:
 
     def overview(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         hours, samples = _chosen_hours(request), list[Sample]()
-        status, letters, keys = self.facts.status(), self.facts.letter_counts(), self.facts.keys()
+        status, letters, keys = self.facts.status(), self.facts.letter_counts(), self.facts.key_count()
         with suppress(CDCError):  # the page says of the same Redis that it is away
             samples = self.samples.read(hours)
         return "overview.html", {
             "view": "overview",
             "status": status,
-            "health": health(status, sum((letters.value or {}).values()), len(keys.value or ())),
+            "health": health(status, sum((letters.value or {}).values()), keys.value or 0),
             "letters": letters,
             "keys": keys,
             "control": self.facts.control(),
             "graph": graph_of(samples, hours, time()),
             "rates": rates_of(self.facts.rates().value or ()),
-            "described": {each.described["id"]: each.described for each in self.facts.routes().value or ()},
+            "described": self.facts.descriptions(),
             "all_hours": _HOURS,
         }
 
     def changes(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
         return "changes.html", {"view": "changes", **self._changes.shown(request, may_see=person.may_act)}
 
-    def routes(self, _request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+    def routes(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         return "routes.html", {
             "view": "routes",
             "routes": self.facts.routes(),
             "control": self.facts.control(),
+            "start": _start(request),
             "is_counted": rates_of(self.facts.rates().value or ()).is_counted,
         }
 
@@ -158,8 +161,12 @@ class _Console:
             "view": "failing",
             "parked": self.facts.parked(),
             "letters": self.facts.letters(),
+            "letter_counts": self.facts.letter_counts(),
             "keys": self.facts.keys(),
         }
+
+    def task(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+        return "task.html", {"view": "", **self._tasks.shown(request.path_params["id"])}
 
     def parked(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
         found = self.facts.parked_change(request.path_params["id"])
@@ -175,10 +182,11 @@ class _Console:
     def message(self, request: Request, person: Person) -> tuple[str, Mapping[str, Any]]:
         return "message.html", {"view": "messages", **self._messages.one(request, may_see=person.may_act)}
 
-    def queues(self, _request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
+    def queues(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         return "queues.html", {
             "view": "queues",
             "queues": self.facts.queues(),
+            "start": _start(request),
             "cached": self.facts.cached(),
         }
 
@@ -204,6 +212,17 @@ class _Console:
             "asked": asked,
             "verbs": verbs,
         }
+
+    async def find(self, request: Request) -> Response:
+        """Lead to what a person has written into the field at the top."""
+        if self.access.person(request) is None:
+            return RedirectResponse("/login", status_code=303)
+        words = request.query_params.get("q", "").strip()[:300]
+        try:
+            place = await run_in_threadpool(place_of, words, self.facts)
+        except CDCError:  # the routes cannot be loaded: no table is known
+            place = place_of_id(words)
+        return RedirectResponse(place, status_code=303)
 
     async def login(self, request: Request) -> Response:
         """Show the form, or take it."""
@@ -249,6 +268,12 @@ class _Console:
         return self._shown(request, "error.html", values, self.access.person(request), status=status)
 
 
+def _start(request: Request) -> int:
+    """Return with which line of a long table the page begins."""
+    given = request.query_params.get("from", "")
+    return int(given) if given.isdecimal() and len(given) < 9 else 0
+
+
 def _is_asked_for(outcome: Outcome, asked: Mapping[str, str], *, may_see: bool) -> bool:
     """Return whether an entry of the record is by who is asked for, and does what or is about what is."""
     command, what = outcome.command, asked["what"].lower()
@@ -283,6 +308,7 @@ def make_console(settings: ListenerSettings, console: ConsoleSettings) -> Starle
         "/failing": ours.failing,
         "/failing/parked/{id}": ours.parked,
         "/failing/letters/{id}": ours.letter,
+        "/tasks/{id:path}": ours.task,
         "/messages": ours.messages,
         "/messages/{id}": ours.message,
         "/queues": ours.queues,
@@ -292,6 +318,7 @@ def make_console(settings: ListenerSettings, console: ConsoleSettings) -> Starle
     return Starlette(
         routes=[
             *(Route(path, ours.page(make)) for path, make in pages.items()),
+            Route("/find", ours.find),
             Route("/login", ours.login, methods=["GET", "POST"]),
             Route("/logout", ours.logout, methods=["POST"]),
             Route("/act/{verb}", ours.act, methods=["POST"]),

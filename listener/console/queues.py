@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import Lock, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import structlog
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
 from cdc_tasks.broker.rabbitmq.partitions import partitions_of
+from cdc_tasks.errors import CDCError
 from listener.core.publisher import BrokerAwayError
 from listener.daemon.database_url import DatabaseType
 from listener.daemon.metrics import SINCE_2000
 from listener.daemon.samples import RedisQueues, queues_of
-from listener.daemon.wiring import is_redis
+from listener.daemon.wiring import STORE_AWAY, is_redis
 from listener.metrics.meter import ENQUEUED
 from listener.metrics.queue_ages import QueueAges
 
@@ -25,6 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueLength", "Queues"]
 
+log = structlog.get_logger()
+
+_ASK_EVERY: Final = 20.0  # seconds
+_PATIENCE: Final = 1.0  # seconds that workers have to answer
+
 
 class QueueLength(NamedTuple):
     """A queue that a route sends to."""
@@ -32,7 +44,7 @@ class QueueLength(NamedTuple):
     name: str
     length: int | None  # None: the broker does not have it yet
     oldest: float | None  # seconds since its oldest message came; None: not known
-    consumers: int | None  # None: not known on this broker
+    consumers: int | None  # workers that take from it; None: not known (yet)
     set_aside: int
 
 
@@ -46,6 +58,7 @@ class Queues:
         self._ages = QueueAges(0.0 if is_binlog else SINCE_2000)
         self._is_redis = is_redis(app)
         self._redis: RedisQueues | None = None
+        self._consumers = Consumers(app)
         self._published = _Published()
 
     def read(
@@ -74,7 +87,7 @@ class Queues:
             self._redis = RedisQueues(self._app, queues_of(self._app, routes), self._ages)
         found = _twice(self._redis)
         return [
-            QueueLength(name, length, found.ages[name], None, aside.get(name, 0))
+            QueueLength(name, length, found.ages[name], self._consumers.of(name), aside.get(name, 0))
             for name, length in sorted(found.lengths.items())
         ]
 
@@ -92,11 +105,41 @@ class Queues:
 
 
 def _twice(read: Callable[[], Any]) -> Any:
-    """Return what `read` returns; once more if the session that it kept has ended."""
+    """Return what `read` returns; once more if the session that it kept has ended. Raise CDCError."""
     try:
-        return read()
-    except BrokerAwayError:
-        return read()
+        try:
+            return read()
+        except BrokerAwayError:
+            return read()
+    except (RedisError, OperationalError, OSError) as error:  # of the first look, before there is a session
+        raise CDCError(f"The broker did not answer: {error}", hint=STORE_AWAY, code="broker_away") from error
+
+
+class Consumers:
+    """How many workers take from each queue, on a broker that does not say: the workers are asked now and then."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._found: Mapping[str, int] | None = None
+        self._asked_at = float("-inf")
+        self._lock = Lock()
+
+    def of(self, queue: str) -> int | None:
+        """Return what the workers said last; None: they have not been asked yet, which begins now."""
+        with self._lock:
+            if monotonic() - self._asked_at > _ASK_EVERY:
+                self._asked_at = monotonic()
+                Thread(target=self._ask, name="console-consumers", daemon=True).start()
+        return None if self._found is None else self._found.get(queue, 0)
+
+    def _ask(self) -> None:
+        try:
+            answers = self._app.control.inspect(timeout=_PATIENCE).active_queues() or {}
+        except Exception as error:  # noqa: BLE001 - of a broker of any kind; the next question may succeed
+            log.debug("consumers_not_asked", error=type(error).__name__)
+            self._found = None
+            return
+        self._found = Counter(queue["name"] for queues in answers.values() for queue in queues)
 
 
 class _Published:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_RATE", "Rates", "RouteRate", "rates_of"]
 
-_FRESH: Final = 3 * EVERY  # seconds; an older sample says nothing about now
+_FRESH: Final = 5 * EVERY  # seconds; an older sample says nothing about now
 _HOUR: Final = 3600.0
 _MINUTES: Final = 60
 _WIDTH: Final = 120

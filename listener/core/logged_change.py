@@ -133,6 +133,14 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
             return self._new_json(self._new, columns)
         return b"{}" if self._old is None else self._old_json(self._old, columns)
 
+    def old_row_json(self, columns: tuple[str, ...]) -> bytes:
+        """Return `columns` of the old row as a JSON object, without those that the source did not send."""
+        return b"{}" if self._old is None else self._old_json(self._old, columns)
+
+    @abstractmethod
+    def changed_columns(self) -> tuple[str, ...] | None:
+        """Return the columns whose values an update changed; None if the source did not send the old row."""
+
     @property
     def before(self) -> dict[str, Any] | None:
         return None if self._old is None else json.loads(self._old_json(self._old))

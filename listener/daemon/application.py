@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["cache_url", "celery_app", "router_for"]
 
 _PLAIN_REDIS = ("redis://", "rediss://")
+# Tasks of ours that an app of one's own may use, and where they are.
+_OUR_TASKS = {
+    "cdc_tasks.deliver": "cdc_tasks.notify.delivery",
+    "cdc_tasks.refresh_master_cache": "cdc_tasks.master_cache",
+}
 
 
 def celery_app(settings: ListenerSettings) -> Celery:
@@ -85,6 +90,7 @@ def router_for(settings: RouteSettings) -> BinlogRouter:
     given = _given_router(app, settings)
     schema = home_schema(settings.source_url) if settings.source_url else "public"
     found = router_of(app, given, schema=schema)
+    _accept(app, found)
     _check_tasks(app, found)
     return found
 
@@ -97,6 +103,13 @@ def _given_router(app: Celery, settings: RouteSettings) -> BinlogRouter | None:
     return load_router(reference, settings.source_url)
 
 
+def _accept(app: Celery, router: BinlogRouter) -> None:
+    """Let transactions enqueue what the app's setting `cdc_accept` names. Raises RouteError."""
+    accepted: Any = app.conf.get("cdc_accept") or ()
+    for each in accepted if isinstance(accepted, list | tuple | set) else [accepted]:
+        router.accept(each)
+
+
 def _check_tasks(app: Celery, router: BinlogRouter) -> None:
     """Raise RouteError for a route to a task that the app does not have."""
     for route in router.routes:
@@ -104,7 +117,12 @@ def _check_tasks(app: Celery, router: BinlogRouter) -> None:
             meant = CloseNames(set(app.tasks)).meant(route.task)
             raise RouteError(
                 f"The app {app.main} has no task {route.task}.{meant}",
-                hint="Correct the route, or let the app import the module of the task: imports, include, "
-                "or autodiscover_tasks",
+                hint=_import_hint(route.task),
                 code="unknown_task",
             )
+
+
+def _import_hint(task: str) -> str:
+    if module := _OUR_TASKS.get(task):
+        return f'Let the app import it: Celery(…, include=["{module}"]), or app.conf.include'
+    return "Correct the route, or let the app import the module of the task: imports, include, or autodiscover_tasks"

@@ -12,6 +12,7 @@ import structlog
 from cdc_tasks.routing.router import BinlogRouter, Call, Parked
 from listener.control.control import Control
 from listener.control.journal.writer import Journal
+from listener.control.recent.writer import RecentChanges
 from listener.control.replays import Replays
 from listener.core.publisher import CheckpointMovedError, Publisher, StoppedError
 from listener.core.retry import Retry
@@ -45,12 +46,17 @@ class Listener:
         commit_wait_note: CommitWaitNote | None = None,
         meter: Meter | None = None,
         rates: RateNotes | None = None,
+        recent: RecentChanges | None = None,
     ) -> None:
-        """With a `meter` it counts what it does; with `rates` also while a console looks."""
+        """With a `meter` it counts what it does, with `rates` also while a console looks.
+
+        With `recent` it notes what came and what that fired.
+        """
         self.monitor = self._monitor = monitor
         self.meter = self._meter = meter
         self._rates = rates
         self._journal = journal
+        self.recent = self._recent = recent
         self._commit_wait_note = commit_wait_note
         self._router = router
         self._publisher = publisher
@@ -89,6 +95,8 @@ class Listener:
                 self._control.close()
             if self._journal is not None:
                 self._journal.close()
+            if self._recent is not None:
+                self._recent.close()
 
     def stop(self) -> None:
         """Finish the batch in hand, acknowledge it, and return from `run`; may be called from a signal handler."""
@@ -125,6 +133,8 @@ class Listener:
         journal = self._journal
         if journal is not None:
             journal.attach(after)
+        if self._recent is not None:
+            self._recent.attach()
         for batch in self._monitor.batches(after):
             fired, also = self._fired(batch)
             confirmed = publisher.publish(
@@ -150,6 +160,8 @@ class Listener:
         control = self._control
         also: Sequence[RedisCommand] = ()
         fired: Iterable[Call | Parked] = self._router.tasks_for(batch.changes)
+        if self._recent is not None:
+            fired = self._recent.note(batch, fired)
         if self._journal is not None:
             fired = self._journal.record(fired, batch.changes, batch.position)
         if batch.chunk is not None and control is not None and control.backfills is not None:
@@ -205,5 +217,7 @@ class Listener:
     def _acknowledge(self, position: str | None) -> None:
         if position is not None:
             self._monitor.acknowledge(position)
+            if self._recent is not None:
+                self._recent.confirmed(position)
             if self._meter is not None:
                 self._meter.confirmed(position)

@@ -70,6 +70,7 @@ def metrics_of(
         queues=_queues(settings, app, router.routes, meter, on_redis=on_redis),
         workers=Sampler("workers", workers, workers.close),
         store_is_broker=on_redis,
+        recent=listener.recent,
     )
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

@@ -211,6 +211,12 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         "seconds.",
     )
 
+    cdc_recent_size: ByteSize = Field(
+        ByteSize(64 * 1024**2),
+        description="How much of Redis' memory the recent changes may take: what came last, with each row's key, and "
+        "what it fired, for `changes` and the console. The default is enough for about a million. 0: nothing is noted.",
+    )
+
     cdc_journal: str | None = Field(
         None,
         min_length=1,

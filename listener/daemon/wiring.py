@@ -17,6 +17,10 @@ from listener.control.first_load import ExistingTables, offered_in
 from listener.control.journal.file import JournalError, journal_path
 from listener.control.journal.reader import JournalReader
 from listener.control.journal.writer import Journal
+from listener.control.recent.noting import InForce
+from listener.control.recent.reader import RecentReader
+from listener.control.recent.store import RecentStore
+from listener.control.recent.writer import RecentChanges
 from listener.control.replays import Replays, ReplayStore
 from listener.core.backfill import TablePlan
 from listener.core.existing_table import ExistingTable
@@ -59,6 +63,7 @@ __all__ = [
     "read_existing_tables",
     "read_source_status",
     "read_status",
+    "recent_reader",
     "replay_histories",
     "replay_store",
 ]
@@ -118,6 +123,7 @@ def make_listener(
         commit_wait_note=note,
         meter=meter,
         rates=RateNotes(redis, settings.cdc_name, router, meter),
+        recent=_recent(settings, router, state),
     )
     if reloading is not None:
         reloading.stop = listener.stop
@@ -188,6 +194,36 @@ def _journal(settings: ListenerSettings) -> Journal | None:
         max_age=settings.cdc_journal_age,
         max_bytes=settings.cdc_journal_size,
     )
+
+
+def recent_reader(settings: ListenerSettings) -> RecentReader:
+    """Return what reads the recent changes."""
+    return RecentReader(RecentStore(checkpoint_store(settings), settings.cdc_name))
+
+
+def _recent(settings: ListenerSettings, router: BinlogRouter, state: ControlState) -> RecentChanges | None:
+    if not settings.cdc_recent_size:
+        return None
+    return RecentChanges(
+        RecentStore(checkpoint_store(settings), settings.cdc_name),
+        router,
+        max_bytes=settings.cdc_recent_size,
+        read_keys=lambda: _keys(settings, router),
+        in_force=lambda: InForce(set(state.paused_routes), state.skips),
+    )
+
+
+def _keys(settings: ListenerSettings, router: BinlogRouter) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the key of each table that a route may watch; raises CDCError."""
+    url = settings.database_url.get_secret_value()
+    if settings.database_type is not DatabaseType.MYSQL:
+        found = read_existing_tables(settings)[1]
+    else:
+        from listener.mysql import existing_tables as mysql_tables
+
+        schemas = {home_schema(url), *(each.schema for each in router.routes)}
+        found = [each for schema in schemas for each in mysql_tables.read_existing_tables(url, schema)]
+    return {(each.schema, each.name): each.key for each in found}
 
 
 def plan_backfill(

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from cdc_tasks.routing.router import Route
+from listener.control.recent.writer import RecentChanges
 from listener.core.retry import Retry
 from listener.core.source import Monitor
 from listener.core.source_status import SourceStatus
@@ -50,6 +51,7 @@ class Known:
     queues: Sampler[QueueSample]
     workers: Sampler[WorkerSample]
     store_is_broker: bool  # the checkpoint is in the broker, else in the cache
+    recent: RecentChanges | None = None  # None: nothing is noted
 
     @property
     def servers(self) -> Mapping[str, Sequence[Sampler[Any]]]:
@@ -177,6 +179,10 @@ class ListenerCollector(Collector):
             "cdc_changes_published_total": lambda: self._by_route(meter.published),
             "cdc_changes_filtered_total": lambda: self._by_route(meter.filtered),
             "cdc_changes_parked_total": lambda: self._by_route(meter.parked),
+            "cdc_recent_changes_noted_total": lambda: _of(known.recent, lambda recent: [((), recent.noted)]),
+            "cdc_recent_changes_left_out_total": lambda: _of(
+                known.recent, lambda recent: _each({"rate": 0, "store": 0, **recent.left_out})
+            ),
             "cdc_batches_total": lambda: [((), meter.batches)],
         }
 

@@ -39,6 +39,8 @@ FAMILIES: Final = {
     "cdc_changes_published_total": Family(COUNTER, _ROUTE, "Changes that fired a route, and that the broker holds"),
     "cdc_changes_filtered_total": Family(COUNTER, _ROUTE, "Changes that a route watches and did not fire for"),
     "cdc_changes_parked_total": Family(COUNTER, _ROUTE, "Changes that a route could not take"),
+    "cdc_recent_changes_noted_total": Family(COUNTER, (), "Changes that `changes` and the console can show"),
+    "cdc_recent_changes_left_out_total": Family(COUNTER, ("reason",), "Changes that they cannot: rate, store"),
     "cdc_batches_total": Family(COUNTER, (), "Batches with changes that the broker holds"),
     "cdc_publish_duration_seconds": Family(HISTOGRAM, (), "From reading a batch until the broker holds it"),
     "cdc_commit_to_queue_seconds": Family(HISTOGRAM, (), "From the commit of a batch's oldest change until then"),

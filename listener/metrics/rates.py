@@ -1,7 +1,7 @@
-"""What the routes did in the last hour, for the console: counted only while one looks, and written every ten seconds.
+"""What the routes did in the last hour, for the console: counted only while one looks, and written every five seconds.
 
-A console says in Redis that it looks. The loop asks for that every ten seconds, and counts with a `Meter` from then on,
-until no console has said so for a minute. Without a console it counts nothing.
+A console says in Redis that it looks. The loop asks for that every five seconds, and counts with a `Meter` from then
+on, until no console has said so for a minute. Without a console it counts nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["EVERY", "RateNotes", "RateSample", "RouteSample", "read_rates", "wat
 
 log = structlog.get_logger()
 
-EVERY: Final = 10.0  # seconds
-_KEPT: Final = 360  # samples: an hour
+EVERY: Final = 5.0  # seconds
+_KEPT: Final = 720  # samples: an hour
 _EXPIRES: Final = "7200"  # seconds
 _WATCHED: Final = "60"  # seconds for which a console that looked counts as looking
 
@@ -61,7 +61,7 @@ class RateNotes:
         self._before: tuple[int, Mapping[str, RouteSample]] = 0, {}
 
     def look(self) -> Meter | None:
-        """Return what counts from now on, None: nothing does. Asks Redis every ten seconds."""
+        """Return what counts from now on, None: nothing does. Asks Redis every five seconds."""
         if monotonic() >= self._next:
             self._next = monotonic() + EVERY
             try:

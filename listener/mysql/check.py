@@ -16,7 +16,7 @@ from listener.core.findings import Finding, State, finding_from
 from listener.mysql.backfill.read_column import quoted_name
 from listener.mysql.backfill.readable_table import find_in_reads
 from listener.mysql.client.connection import Connection, account, connect, fetch
-from listener.mysql.client.server import Server, current_position, read_server, replicas
+from listener.mysql.client.server import Host, Server, current_position, read_server, replicas
 from listener.mysql.codec.marks import MARKS_TABLE
 from listener.mysql.errors import grant, setting
 from listener.mysql.log.position import BinlogPosition
@@ -50,6 +50,8 @@ def check_mysql(
                 code="connection",
                 found=f"{account(connection)} at {connection.host}:{connection.port}",
             )
+            if server.host is not None:
+                yield _finding("host", server.host.value)
             yield _encryption(connection)
             yield from find_in_server(server)
             yield from find_in_grants(connection)
@@ -140,9 +142,7 @@ _STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|S
 def find_in_server(server: Server) -> Iterator[Finding]:
     """Yield what the server's variables say."""
     yield _version(server)
-    section = "mariadb" if server.is_mariadb else "mysqld"
-    hint = f"Write log_bin under [{section}] in the server's configuration, and restart it."
-    yield _must_be(server, "log_bin", "ON", hint)
+    yield _must_be(server, "log_bin", "ON", _log_bin_hint(server))
     yield _must_be(server, "binlog_format", "ROW", _setting(server, "binlog_format", "ROW"))
     metadata = server.variable("binlog_row_metadata") or "missing"
     hint = _setting(server, "binlog_row_metadata", "FULL")
@@ -288,6 +288,17 @@ def _must_be(server: Server, name: str, value: str, hint: str) -> Finding:
     return _finding(name, found, State.OK if found == value else State.PROBLEM, hint)
 
 
+def _log_bin_hint(server: Server) -> str:
+    section = "mariadb" if server.is_mariadb else "mysqld"
+    hints = {
+        Host.AMAZON: "RDS: set the backup retention period to 1 day or more. Aurora: binlog_format = ROW in the DB "
+        "cluster parameter group; then reboot.",
+        Host.GOOGLE: "Turn point-in-time recovery on for the instance.",
+        None: f"Write log_bin under [{section}] in the server's configuration, and restart it.",
+    }
+    return hints[server.host]
+
+
 def _gtid(server: Server) -> Finding:
     if server.has_gtids:
         return _finding("gtids", "on", what="GTIDs")
@@ -296,15 +307,22 @@ def _gtid(server: Server) -> Finding:
         "off: after a failover to a replica the listener cannot go on where it was, and a task may start before "
         "its change can be read",
         State.WARNING,
-        "SET PERSIST enforce_gtid_consistency = ON;\n"
-        "SET PERSIST gtid_mode = OFF_PERMISSIVE;\n"
-        "SET PERSIST gtid_mode = ON_PERMISSIVE;\n"
-        "When the listener has logged gtids_are_on: SET PERSIST gtid_mode = ON;",
+        f"{_setting(server, 'enforce_gtid_consistency', 'ON')}\n"
+        f"{_setting(server, 'gtid_mode', 'OFF_PERMISSIVE')}\n"
+        f"{_setting(server, 'gtid_mode', 'ON_PERMISSIVE')}\n"
+        f"When the listener has logged gtids_are_on: {_setting(server, 'gtid_mode', 'ON')}",
         what="GTIDs",
     )
 
 
 def _retention(server: Server) -> Finding:
+    if server.host is Host.AMAZON:  # it purges by itself, whatever the server's variables say
+        return _finding(
+            "log_retention",
+            "CALL mysql.rds_show_configuration; shows `binlog retention hours`. Without it the host purges the log as "
+            "soon as it can: CALL mysql.rds_set_configuration('binlog retention hours', 168);",
+            what="log retention",
+        )
     seconds = server.retention
     if seconds is None:
         return _finding("log_retention", "until it is purged by hand", what="log retention")
@@ -331,7 +349,16 @@ def _is_glob(route: Route) -> bool:
     return any(character in name for name in (route.schema, route.table) for character in "*?[")
 
 
+_SETTINGS: Final = {
+    Host.AMAZON: "{name} = {value} in the DB parameter group (Aurora: in the DB cluster parameter group); reboot if it "
+    "is static",
+    Host.GOOGLE: "the database flag {name} = {value} of the instance",
+}
+
+
 def _setting(server: Server, name: str, value: str) -> str:
+    if server.host is not None:
+        return _SETTINGS[server.host].format(name=name, value=value)
     return setting(name, value, mariadb=server.is_mariadb)
 
 

@@ -26,6 +26,7 @@ from listener.postgres.client.connection import (
     fetch_value,
 )
 from listener.postgres.client.diagnosis import explain
+from listener.postgres.client.host import find_host, finding_in_words_of
 from listener.postgres.client.slot import (
     Slot,
     check_slot,
@@ -68,32 +69,38 @@ class Requirements:
 
 
 def check_postgres(url: str, wanted: Requirements) -> Iterator[Finding]:
-    """Yield what was found, problem or not. Never raise CDCError."""
+    """Yield what was found, problem or not, with hints in the words of the server's host. Never raise CDCError."""
     try:
         with closing(connect(url)) as connection:
             yield Finding(what="connection", code="connection", found=_address(connection))
-            slot = read_slot(connection, wanted.slot)
-            yield from check_server(connection)
-            if is_standby(connection):
-                return  # the rest can only be checked on the primary
-            yield from check_capacity(connection, url, slot)
-            yield from _check_slot(connection, wanted, slot)
-            yield from _check_position(url, wanted, slot)
-            yield from _check_plugin(connection, wanted, slot, url)
-            notes = parse_notes(wanted.saved.notes if wanted.saved else None)
-            findings, survey = wanted.sync.survey(connection, notes)
-            yield from findings
-            yield from find_refused(survey.selected)
-            yield from find_in_reads(connection, _read_tables(survey))
-            if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
-                yield _check_publication(connection, wanted, survey)
-                yield from _check_partitions(
-                    wanted.publication, survey.selected, connection.info.server_version
-                )
-            if slot is not None and not slot.is_lost:
-                yield from _check_gaps(connection, wanted, notes, survey)
+            host = find_host(connection)
+            if host is not None:
+                yield Finding(what="host", code="host", found=host.name)
+            for each in _check(connection, url, wanted):
+                yield finding_in_words_of(host, each)
     except CDCError as error:
         yield finding_from("connection", error)
+
+
+def _check(connection: Connection, url: str, wanted: Requirements) -> Iterator[Finding]:
+    slot = read_slot(connection, wanted.slot)
+    yield from check_server(connection)
+    if is_standby(connection):
+        return  # the rest can only be checked on the primary
+    yield from check_capacity(connection, url, slot)
+    yield from _check_slot(connection, wanted, slot)
+    yield from _check_position(url, wanted, slot)
+    yield from _check_plugin(connection, wanted, slot, url)
+    notes = parse_notes(wanted.saved.notes if wanted.saved else None)
+    findings, survey = wanted.sync.survey(connection, notes)
+    yield from findings
+    yield from find_refused(survey.selected)
+    yield from find_in_reads(connection, _read_tables(survey))
+    if wanted.plugin == "pgoutput" and not any(each.state is State.PROBLEM for each in findings):
+        yield _check_publication(connection, wanted, survey)
+        yield from _check_partitions(wanted.publication, survey.selected, connection.info.server_version)
+    if slot is not None and not slot.is_lost:
+        yield from _check_gaps(connection, wanted, notes, survey)
 
 
 def _address(connection: Connection) -> str:

@@ -153,6 +153,31 @@ def test_what_came_last_says_what_it_fired_and_why_not(
     assert "No change is found" in see(browser, console, "/changes?row=4711", "Find")
 
 
+def test_what_came_last_is_seen_without_any_setting(browser: Browser, desk: Desk) -> None:
+    desk.insert_ticket("Seen at once", desk.ANNA)
+    ((ticket,),) = desk.database.fetch("SELECT id FROM tickets WHERE title = 'Seen at once'")
+    environment = {name: value for name, value in desk.environment.items() if name != "CDC_JOURNAL"}
+    with running_console(environment) as console:
+        page = see(
+            browser, console, "/changes?table=tickets&event=insert", f"insert public.tickets id={ticket}"
+        )
+        assert "cdc_tasks.notify_ticket_insert" in page
+        assert "not cdc_tasks.notify_ticket_update: it is for update" in page
+        # From a line to all that happened to its row.
+        assert browser.run(
+            "const found = [...document.querySelectorAll('a')].find((each) => each.innerText === arguments[0]);"
+            "if (found) { found.click(); } return Boolean(found);",
+            f"id={ticket}",
+        )
+        wait_until(lambda: "row=" in browser.run("return location.search"), what="the changes of the row")
+        assert f"insert public.tickets id={ticket}" in see(
+            browser, console, f"/changes?row={ticket}", "tickets"
+        )
+        assert "Values of rows are only in a journal" in browser.text
+        assert "No change is found" in see(browser, console, "/changes?row=4711", "Find")
+        assert "is no time" in see(browser, console, "/changes?since=soon", "is no time")
+
+
 def test_a_dead_letter_is_read_replayed_and_recorded(browser: Browser, console: Console, desk: Desk) -> None:
     desk.social.fail("C0DORA", Error("invalid_auth"))
     desk.insert_ticket("From the console", desk.DORA)
@@ -196,7 +221,11 @@ def test_who_may_only_look_sees_no_row_and_cannot_act(browser: Browser, desk: De
         assert "not the password" in browser.text
         enter(browser, console, "may-look")
         assert "Rita (read only)" in see(browser, console, "/", "Is it well?")
-        assert "Shown in the console" not in see(browser, console, "/changes?table=tickets", "public.tickets")
+        page = see(
+            browser, console, "/changes?table=tickets&row=id=4711", "public.tickets"
+        )  # no guess is answered
+        assert "Shown in the console" not in page
+        assert "id=" not in page
         assert "Pause" not in see(browser, console, "/routes", "notify_ticket_insert")
         assert "invalid_auth" not in see(browser, console, "/failing", "cdc_tasks.deliver")
         post = "return (await fetch('/act/pause', {method: 'POST', body: new URLSearchParams({token: "

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.error
+import urllib.request
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -18,7 +20,10 @@ from typing import TYPE_CHECKING, Self
 import psycopg2
 import pytest
 
+from cdc_tasks.db import sqlalchemy_url
+from demo.statements import Statements
 from harness.waiting import at_most, wait_until
+from tests.support.browser import Browser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,6 +111,12 @@ class Demo:
             except OSError:  # it has ended, or belongs to another user
                 continue
         return found
+
+    def address_of(self, page: str) -> str:
+        """Return the address that it prints of one of its pages."""
+        found = re.search(rf"{page} (http://127\.0\.0\.1:\d+)", self.output)
+        assert found is not None, self.output
+        return found[1]
 
     def pid_of(self, words: str) -> int:
         """Return the process whose command contains these words, the oldest of several."""
@@ -251,12 +262,77 @@ def test_a_change_by_hand_after_the_scenario_is_shown_and_ctrl_c_ends_everything
             cursor.execute("INSERT INTO tickets (title, assigned_to_id) VALUES ('By hand', 2)")
         connection.close()
         demo.wait_for("Manager: New Ticket: TKT-00022 By hand")
+        assert demo.output.index("Console http://") < demo.output.index("Inbox http://")
+        assert_a_person_sees_cause_and_effect(demo.address_of("SQL"), demo.address_of("Console"))
+        assert_nobody_else_runs_sql(demo.address_of("SQL"))
 
         demo.process.send_signal(signal.SIGINT)
 
         assert demo.end() == 0
         assert "Nothing is left running." in demo.output
         assert_nothing_runs(demo)
+
+
+_EXAMPLE = """
+[...document.querySelectorAll('#examples button')].find((each) => each.innerText === arguments[0]).click();
+document.querySelector('form button').click();
+"""
+
+
+def assert_a_person_sees_cause_and_effect(box: str, console: str) -> None:
+    with Browser() as browser:
+        browser.resize(390, 844)
+        browser.open(box)
+
+        def run_example(label: str, *words: str) -> None:
+            wait_until(lambda: label in browser.text, timeout=30, what=f"the example {label!r}")
+            browser.run(_EXAMPLE, label)
+            wait_until(
+                lambda: all(each in browser.text for each in words),
+                timeout=30,
+                what=f"{words} on the page, which has: {browser.text}",
+            )
+
+        run_example(
+            "Close a ticket",
+            *(
+                "1 row changed.",
+                "update public.tickets",
+                "status: open → closed",
+                "fires cdc_tasks.notify_ticket_update",
+            ),
+            *("not cdc_tasks.notify_ticket_insert: it is for", "cdc_tasks.notify_ticket_update SUCCESS"),
+            *("Slack to anna@example.com", "Ticket Updated", "Teams to Mona"),
+        )
+        run_example(
+            "Three tickets in one statement", "3 rows changed.", "No network", "No sound", "No coffee"
+        )
+        run_example("Roll back", "Done: ROLLBACK.", "None: nothing was committed")
+        run_example("Refresh the cache", "The cache has a new master:departments")
+        run_example("Look", "25 rows", "No coffee")
+        browser.run(
+            "document.querySelector('#sql').value = 'SELEC 1'; document.querySelector('form button').click()"
+        )
+        wait_until(lambda: "The database refused: " in browser.text, timeout=20, what="the error")
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.run("return document.querySelector('nav a').href") == f"{console}/"
+        assert {f"http://{host}" for host in browser.hosts} == {box}
+        assert browser.problems() == []
+
+
+def assert_nobody_else_runs_sql(box: str) -> None:
+    """A page from elsewhere has no token, and another name leads nowhere."""
+    for path, headers, status in (
+        ("/run", {"X-Token": "guessed"}, 403),
+        ("/run", {}, 403),
+        ("/", {"Host": "evil.example"}, 421),
+    ):
+        body = b'{"sql": "SELECT 1"}' if path == "/run" else None
+        request = urllib.request.Request(f"{box}{path}", data=body, headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20)
+        assert raised.value.code == status
+        raised.value.close()
 
 
 class Terminal:
@@ -371,3 +447,34 @@ def test_a_message_that_does_not_come_is_a_clear_error() -> None:
         assert "the end of its log" in demo.output
         assert "Traceback" not in demo.output
         assert_nothing_runs(demo)
+
+
+@pytest.fixture(params=["database", "mariadb_database", "mysql_database"])
+def any_kind(request: pytest.FixtureRequest) -> Database | MySQLDatabase:
+    found: Database | MySQLDatabase = request.getfixturevalue(request.param)
+    return found
+
+
+def test_statements_are_run_as_a_client_would_run_them(any_kind: Database | MySQLDatabase) -> None:
+    statements = Statements(sqlalchemy_url(any_kind.url))
+    any_kind.execute("CREATE TABLE notes (id int, words varchar(300))")
+
+    inserted = statements.run("INSERT INTO notes VALUES (1, '100%'), (2, NULL), (3, 'c');")
+    assert (inserted.words, inserted.is_error) == ("3 rows changed.", False)
+    rolled_back = statements.run("BEGIN; UPDATE notes SET words = 'gone; really'; ROLLBACK;")
+    assert not rolled_back.is_error, rolled_back.words
+    left_open = statements.run("BEGIN; DELETE FROM notes")
+    assert "left open, so it has been rolled back" in left_open.words
+
+    found = statements.run("SELECT id, words FROM notes ORDER BY id")
+    assert (found.columns, found.rows) == (["id", "words"], [["1", "100%"], ["2", "NULL"], ["3", "c"]])
+    many = statements.run(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) SELECT i FROM n"
+    )
+    assert (many.words, len(many.rows)) == ("60 rows, the first 50 are shown.", 50)
+
+    refused = statements.run("SELEC 1")
+    assert refused.is_error
+    assert "syntax" in refused.words
+    assert "SELEC" in refused.words
+    assert statements.run("INSERT INTO notes (no_such) VALUES (1)").is_error

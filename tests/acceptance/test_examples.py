@@ -91,10 +91,12 @@ def _play(name: str, environment: Mapping[str, str]) -> tuple[int, str]:
         try:
             if stays:
                 wait_until(
-                    lambda: process.poll() is not None or _STAYS in _read(output.fileno()), timeout=120, what=_STAYS
+                    lambda: process.poll() is not None or _STAYS in _read(output.fileno()),
+                    timeout=100,
+                    what=_STAYS,
                 )
                 process.send_signal(signal.SIGINT)
-            status = process.wait(at_most(120))
+            status = process.wait(at_most(100))
         finally:
             process.kill()
             process.wait()
@@ -107,7 +109,7 @@ def _read(descriptor: int) -> str:
 
 @pytest.mark.parametrize("example", [*EXAMPLES, _ON_MARIADB])
 def test_an_example_shows_what_its_readme_says(example: str, played: Mapping[str, Played]) -> None:
-    readme = (_CHECKOUT / "examples" / example.split()[0] / "README.md").read_text()
+    readme = (_CHECKOUT / "examples" / example.split(maxsplit=1)[0] / "README.md").read_text()
     (promised,) = _STORY.findall(readme)
     status, output = played[example].ended.result()
     assert status == 0, output

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.conftest import Database
 
 _LOGIN = "admin:flower-password"
+_CONSOLE = "http://console.example.com"
 _TITLE = "Project X"
 # No page may contain these: secrets, and data of rows.
 _SECRETS = ("database-password", "broker-password", "xoxb-secret", "flower-password")
@@ -80,6 +81,7 @@ def system(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Syst
             "DATABASE_URL": database.url.replace("postgres@", "postgres:database-password@"),
             "CDC_NAME": database.name,
             "FLOWER_BASIC_AUTH": _LOGIN,
+            "CDC_CONSOLE_URL": _CONSOLE,
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -97,6 +99,9 @@ def test_the_task_of_an_inserted_row_is_seen_with_its_state(system: System) -> N
         lambda: text if "Runtime" in (text := system.browser.text) else None, what="the task's own page"
     )
 
+    to_console = system.browser.run("return document.querySelector('.cdc-console a').href")
+    task_id = system.browser.run("return location.pathname.split('/').at(-1)")
+    assert to_console == f"{_CONSOLE}/tasks/{task_id}"
     assert "SUCCESS" in row
     assert "<public.tickets insert " in row
     assert "1 message queued" in row

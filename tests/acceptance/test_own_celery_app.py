@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from harness.waiting import at_most, wait_until
-from tests.support.wheel import build, environment_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,18 +35,10 @@ INSERT INTO orders VALUES (1, 'new'), (2, 'new');
 """
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if given := os.environ.get("CDC_TEST_PYTHON"):
-        return Path(given)
-    home = tmp_path_factory.mktemp("wheel")
-    return environment_with(build(home), home / "venv")
-
-
 @pytest.fixture
-def page(python: Path, tmp_path: Path, database: Database, broker: Broker) -> Iterator[Page]:
+def page(installed_python: Path, tmp_path: Path, database: Database, broker: Broker) -> Iterator[Page]:
     database.execute(_TABLE)
-    with Page(python, tmp_path, {"SHOP_BROKER": broker.url}) as running:
+    with Page(installed_python, tmp_path, {"SHOP_BROKER": broker.url}) as running:
         running.given = {
             "postgresql://user:password@localhost:5432/shop": database.url,
             "redis://localhost:6379/0": broker.url,

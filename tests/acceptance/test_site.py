@@ -85,3 +85,22 @@ def test_it_is_read_on_a_telephone_and_searched_without_a_network(site: str) -> 
             ),
             what="the page about the journal among what the search has found",
         )
+
+
+_QUESTIONS = {
+    "What is it?": "tutorial.md",
+    "Is it for me?": "compare.md",
+    "How do I start with Django?": "django.md",
+    "What happens if Redis loses its data?": "how-to/redis-lost-its-data.md",
+    "How do I rerun yesterday afternoon?": "how-to/rerun.md",
+    "What does it cost my database?": "how-to/what-it-costs.md",
+    "What do I do when the disk fills?": "how-to/disk-fills.md",
+}
+
+
+@pytest.mark.parametrize(("question", "page"), _QUESTIONS.items())
+def test_what_a_stranger_asks_is_one_click_from_the_first_page(question: str, page: str) -> None:
+    first = (_CHECKOUT / "docs" / "index.md").read_text()
+    (row,) = [line for line in first.splitlines() if line.startswith(f"| {question} |")]
+    assert f"]({page}" in row
+    assert (_CHECKOUT / "docs" / page).exists()

@@ -38,7 +38,9 @@ _FOLLOWED: Final = {
     "docs/how-to/*.md": "tests/acceptance/test_how_to.py",
     "docs/light.md": "tests/acceptance/test_own_celery_app.py",
     "docs/own-celery-app.md": "tests/acceptance/test_own_celery_app.py",
+    "docs/tutorial.md": "tests/acceptance/test_tutorial.py",
 }
+_COMPARED: Final = {"docs/tutorial.md"}  # what stands below its commands is compared, too
 _SERVERS: Final = {"postgresql", "mysql", "mariadb"}
 _COMMAND_IN_TEXT: Final = re.compile(
     r"(?<!`)`((?:python -m (?:listener|cdc_tasks)|cdc-listener|cdc-tasks|celery -A)(?: [^`\n]*)?)`(?!`)"
@@ -47,7 +49,7 @@ _COMMAND_IN_TEXT: Final = re.compile(
 
 def _shell(block: Block, *, has_prompts: bool = False) -> None:
     lines, output = commands.lines_of(block.text, has_prompts=has_prompts)
-    if output and "output" not in block.marks:
+    if output and "output" not in block.marks and block.page not in _COMPARED:
         raise WrongSnippetError(f"no mark <!-- output: … --> says where this is from: {output[0]}")
     commands.check(lines)
 
@@ -104,9 +106,9 @@ def _problems(blocks: list[Block]) -> Iterator[str]:
             _check(block, before)
         except (WrongSnippetError, configparser.Error) as error:
             yield f"{block}: {error}"
-    shown = [line for block in blocks if block.language == "console" for line in block.text.splitlines()]
+    shown = [block.text for block in blocks if block.language == "console" and "not run" not in block.marks]
     try:
-        commands.check_django([line.removeprefix("$ ") for line in shown if line.startswith("$ ")])
+        commands.check_django(commands.lines_of("".join(shown), has_prompts=True)[0])
     except WrongSnippetError as error:
         yield f"{blocks[0].page}: {error}"
 
@@ -115,6 +117,8 @@ def _check(block: Block, before: set[str]) -> None:
     settings.check_names(block.text)
     if "not run" in block.marks:
         return
+    if block.language == "python" and _is_from_an_example(block.text):
+        return  # tests/acceptance/test_examples.py runs it
     if block.language == "python":
         python.check(block.text, before)
         before |= python.names_bound_by(block.text)
@@ -125,6 +129,21 @@ def _check(block: Block, before: set[str]) -> None:
             f"nothing here can check the language {block.language or '(none)'}: "
             "mark the block with <!-- output: … --> or <!-- not run: … -->"
         )
+
+
+def _is_from_an_example(text: str) -> bool:
+    """Return whether these lines stand in a file of an example, one below the other."""
+    lines = _stripped(text)
+    return any(f"\n{lines}\n" in f"\n{each}\n" for each in _examples())
+
+
+@cache
+def _examples() -> list[str]:
+    return [_stripped(file.read_text()) for file in (CHECKOUT / "examples").rglob("*.py")]
+
+
+def _stripped(text: str) -> str:
+    return "\n".join(filter(None, map(str.strip, text.splitlines())))
 
 
 @cache

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.wheel import build, environment_with
+from harness.release import build, problems
+from tests.support.wheel import environment_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,13 +74,21 @@ print(*sorted(heavy & set(sys.modules)))
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"))
+    """Return the wheel of a release; the source distribution lies beside it."""
+    _, wheel = _built(tmp_path_factory.mktemp("release"))
+    return wheel
+
+
+def _built(directory: Path) -> list[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1764201600")
+        return build(directory)
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path) -> Path:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the interpreter of an environment that has the wheel, and the dependencies of this one."""
-    return environment_with(wheel, wheel.parent / "venv")
+    return environment_with(wheel, tmp_path_factory.mktemp("installed") / "venv")
 
 
 def _checked(installed: Path, program: str, tmp_path: Path) -> tuple[int, str]:
@@ -127,31 +135,42 @@ def test_every_public_name_is_there(installed: Path, tmp_path: Path, package: st
     assert found.split() == ["True"]
 
 
-def test_wheel_and_source_have_two_packages_and_what_those_need(wheel: Path, tmp_path: Path) -> None:
+def test_a_release_has_the_packages_with_all_their_files_and_nothing_else(wheel: Path) -> None:
+    assert problems(wheel.parent) == []
     with zipfile.ZipFile(wheel) as files:
-        names = files.namelist()
-    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
-        "cdc_tasks",
-        "listener",
-    }
-    assert {"cdc_tasks/py.typed", "listener/py.typed"} <= set(names)
-    assert {"mysql.sql", "postgresql.sql"} <= {Path(name).name for name in names}
-    assert {name for name in names if ".dist-info/" not in name} == set(_files_of_packages())
-    source = "import setuptools.build_meta as backend, sys; print(backend.build_sdist(sys.argv[1]))"
-    subprocess.run(
-        [sys.executable, "-c", source, tmp_path],
-        cwd=_copy_of_checkout(tmp_path),
-        check=True,
-        capture_output=True,
-    )
-    (sdist,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        parts = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
-    assert {"cdc_tasks", "listener", "pyproject.toml", "README.md", "LICENSE"} <= parts
-    assert parts & {"tests", "demo", "harness", "benchmarks", "celeryconfig.py", "flowerconfig.py"} == set()
-    assert _installed_from(sdist, tmp_path / "installed") == {
-        name for name in names if ".dist-info/" not in name
-    }
+        names = [name for name in files.namelist() if ".dist-info/" not in name]
+    assert set(names) == set(_files_of_packages())
+
+
+def test_a_release_is_the_same_to_the_byte_when_it_is_built_again(wheel: Path, tmp_path: Path) -> None:
+    for again in _built(tmp_path):
+        assert again.read_bytes() == (wheel.parent / again.name).read_bytes()
+
+
+def test_what_should_not_be_in_a_release_is_found(wheel: Path, tmp_path: Path) -> None:
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    shutil.copy(sdist, tmp_path)
+    with zipfile.ZipFile(wheel) as files, zipfile.ZipFile(tmp_path / wheel.name, "w") as broken:
+        for name in files.namelist():
+            content = files.read(name)
+            if name.endswith("METADATA"):
+                content = content.replace(b"Requires-Python: ", b"Requires-Python: of today, ")
+            if name != "cdc_tasks/py.typed" and "/licenses/" not in name:
+                broken.writestr(name, content)
+        broken.writestr("tests/test_all.py", "")
+        broken.writestr("cdc_tasks/__pycache__/changes.cpython-311.pyc", "")
+    found = "\n".join(problems(tmp_path))
+    for words in (
+        "the wheel lacks cdc_tasks/py.typed",
+        "the wheel lacks LICENSE",
+        "the wheel has tests/test_all.py",
+        "the wheel has tests at the top",
+        "the wheel has cdc_tasks/__pycache__/changes.cpython-311.pyc",
+        "RECORD and the wheel differ in tests/test_all.py",
+        "RECORD has another checksum of",
+        "METADATA: 'of today, >=3.11' is invalid for 'requires-python'",
+    ):
+        assert words in found
 
 
 def _files_of_packages() -> Iterator[str]:
@@ -160,22 +179,3 @@ def _files_of_packages() -> Iterator[str]:
         for path in (_CHECKOUT / package).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path.relative_to(_CHECKOUT).as_posix()
-
-
-def _installed_from(sdist: Path, home: Path) -> set[str]:
-    """Install a source distribution without the network; return the files of its packages."""
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-compile", "--target", str(home)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(sdist)], check=True)
-    found = {path.relative_to(home) for path in home.rglob("*") if path.is_file()}
-    return {path.as_posix() for path in found if path.parts[0] != "bin" and ".dist-info" not in path.parts[0]}
-
-
-def _copy_of_checkout(tmp_path: Path) -> Path:
-    """Return a copy of what a source distribution is made of: the build writes beside it."""
-    copy = tmp_path / "checkout"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "celeryconfig.py"):
-        shutil.copy(_CHECKOUT / name, copy)
-    for name in ("cdc_tasks", "listener", "demo", "tests"):
-        shutil.copytree(_CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy

@@ -8,22 +8,29 @@ Clients write to a shop and to the help desk all the time. The old worker ends f
 messages of the old listener, and retries that wait; then the old listener ends. There are parked changes and dead
 letters, which the new version replays. In the end each committed change has run, and each ticket's message was sent,
 once.
+
+`python -m tests.acceptance.upgrade 69e654e >tests/acceptance/left_by_0_1_0.json` captures what version 0.1.0 leaves
+behind, for a test that needs no history: `test_upgrade.py`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, Self
 
 import psycopg2
@@ -36,7 +43,7 @@ from harness.listener_process import ListenerProcess
 from harness.machine_servers import RabbitMQServer
 from harness.waiting import wait_until
 from harness.worker import Worker
-from tests.acceptance.upgraded_shop import BROKEN, EACH_BILLED, EACH_PARKED, NOTED
+from tests.acceptance.upgraded_shop import BROKEN, EACH_BILLED, EACH_PARKED, EACH_RETRIED, NOTED
 from tests.support.mysql.source import MySQLDatabase
 from tests.support.social_stub import SocialStub
 
@@ -50,6 +57,11 @@ _TABLES: Final = (
     "CREATE TABLE orders (id int PRIMARY KEY, version int NOT NULL)",
     "INSERT INTO users (name, email) VALUES ('Anna', 'anna@example.com'), ('Carl', 'carl@example.com')",
 )
+_HALF_PUBLISHED: Final = (201, 202, 203)  # orders
+_PEEK: Final = """
+SELECT data FROM pg_logical_slot_peek_binary_changes(
+  %s, NULL, NULL, 'proto_version', '1', 'publication_names', %s)"""
+_LEFT: Final = 4  # messages in the queue "bulk"
 _EACH_TICKET: Final = 20  # transactions
 _ROLLED_BACK: Final = 0.1  # of the transactions
 
@@ -84,6 +96,7 @@ class Upgrade:
         self.committed: set[str] = set()
         self.tickets: list[str] = []
         self._newest = 0
+        self._inserted: list[int] = []  # by `insert`
         self._orders: dict[int, int] = {}  # their versions
         self._kept: dict[int, int] = {}  # those that are committed
 
@@ -92,7 +105,7 @@ class Upgrade:
             for each in filter(None, (self._server, self._redis, self._rabbitmq, self._social)):
                 stack.enter_context(each)
             self.client = stack.enter_context(redis.Redis.from_url(self._redis.url_of(2)))
-            self._app = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self._app = Path(stack.enter_context(TemporaryDirectory()))
             shutil.copy(Path(__file__).with_name("upgraded_shop.py"), self._app)
             self._prepare()
             self._stack = stack.pop_all()
@@ -119,6 +132,100 @@ class Upgrade:
             with redis.Redis.from_url(self._redis.url_of(number)) as client:
                 for key in sorted(client.scan_iter("*")):
                     self._said(f"left in {number}: {key.decode()} ({client.type(key).decode()})")
+
+    def capture(self) -> dict[str, Any]:
+        """Run the old version alone for a moment; return what it leaves behind, and the rows that it is about.
+
+        There are messages of each kind in its queues, one that waits for its retry, a parked change, a dead letter.
+        Its worker is killed.
+        """
+        self.client.set(BROKEN, 1)
+        old = {**self.environment(self._old), "SHOP_BROKEN": "1"}
+        with ListenerProcess(old, checkout=self._old) as listener:
+            listener.wait_for("streaming", timeout=60)
+            with Worker(old, checkout=self._old) as worker:
+                self.insert(1, EACH_RETRIED, EACH_PARKED, EACH_BILLED)
+                wait_until(self._has_letter_and_retry, what="a dead letter, and a retry", timeout=60)
+                worker.kill()
+            with closing(self._connect(_NAME, autocommit=False)) as connection:
+                self._write_ticket(connection)
+            self.insert(2, 2 * EACH_RETRIED, 2 * EACH_BILLED)
+            wait_until(lambda: self._queued("bulk") >= _LEFT, what="messages", timeout=60)
+            listener.stop()
+        done = sorted(each.decode() for each in self.client.lrange(NOTED, 0, -1))
+        left = [self._dump(number) for number in (0, 1)]
+        return {"orders": sorted(self._inserted), "done": done, "left": left, **self._database_state()}
+
+    def insert(self, *orders: int) -> None:
+        """Insert these orders in one transaction."""
+        with closing(self._connect(_NAME)) as connection:
+            values = ", ".join(f"({order}, 1)" for order in orders)
+            connection.cursor().execute(f"INSERT INTO orders (id, version) VALUES {values}")
+        for order in orders:
+            self.committed.update(_noted_of_insert(order))
+        self._inserted += orders
+
+    def _has_letter_and_retry(self) -> bool:
+        with (
+            redis.Redis.from_url(self._redis.url) as broker,
+            redis.Redis.from_url(self._redis.url_of(1)) as cache,
+        ):
+            return broker.hlen("unacked") == 1 and cache.hlen("cdc:dead-letters") == 1
+
+    def _queued(self, queue: str) -> int:
+        with redis.Redis.from_url(self._redis.url) as client:
+            return int(client.llen(queue))
+
+    def _dump(self, number: int) -> dict[str, Any]:
+        with redis.Redis.from_url(self._redis.url_of(number), decode_responses=True) as client:
+            return {key: _value(client, key) for key in sorted(client.scan_iter("*"))}
+
+    def _database_state(self) -> dict[str, Any]:
+        with closing(self._connect(_NAME)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT system_identifier FROM pg_control_system()")
+            (system,) = cursor.fetchone()
+            cursor.execute("SELECT tablename, attnames FROM pg_publication_tables ORDER BY tablename")
+            return {"system": f"{system:x}", "publication": dict(cursor.fetchall())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put in place what `capture` returned, and a transaction of which the first change was published."""
+        for number, keys in enumerate(state["left"]):
+            with redis.Redis.from_url(self._redis.url_of(number)) as client:
+                for key, value in keys.items():
+                    _put(client, key, value)
+        self.client.rpush(NOTED, *state["done"])
+        self.insert(*state["orders"])
+        with closing(self._connect(_NAME, autocommit=False)) as connection:
+            self._write_ticket(connection)
+        self._publish_as_before(state["publication"])
+        self.insert(*_HALF_PUBLISHED)
+        published = _noted_of_insert(_HALF_PUBLISHED[0])
+        self.committed.difference_update(published)
+        with redis.Redis.from_url(self._redis.url) as client:
+            checkpoint = {
+                "position": f"{self._commit_in_slot()}:0",
+                "source": self._database_state()["system"],
+            }
+            client.hset(f"cdc:{_NAME}:checkpoint", mapping=checkpoint)
+
+    def finish(self) -> list[str]:
+        """Let this version do what the old one has left; return what is wrong."""
+        self._run_new(0)
+        return list(self._faults(repeats=False))
+
+    def _publish_as_before(self, publication: Mapping[str, Sequence[str]]) -> None:
+        tables = ", ".join(f"{table} ({', '.join(columns)})" for table, columns in publication.items())
+        with closing(self._connect(_NAME)) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE PUBLICATION {_NAME} FOR TABLE {tables}")
+            cursor.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [_NAME])
+
+    def _commit_in_slot(self) -> str:
+        """Return where the first transaction of the slot commits."""
+        with closing(self._connect(_NAME)) as connection, connection.cursor() as cursor:
+            cursor.execute(_PEEK, [_NAME, _NAME])
+            begin = next(bytes(data) for (data,) in cursor if bytes(data[:1]) == b"B")
+        high, low = struct.unpack_from("!II", begin, 1)
+        return f"{high:X}/{low:X}"
 
     # --- What runs ----------------------------------------------------------------------------------------
 
@@ -153,21 +260,29 @@ class Upgrade:
             listener.stop()
 
     def environment(self, checkout: Path) -> dict[str, str]:
-        """Return the variables for the version in this directory."""
-        return {
-            "PYTHONPATH": f"{checkout}{os.pathsep}{self._app}",
+        """Return the variables for the version in this directory; this one has its secrets from files."""
+        secrets = {
             "DATABASE_URL": self.database_url,
             "CELERY_BROKER_URL": self._rabbitmq.url if self._rabbitmq else self._redis.url,
             "CACHE_URL": self._redis.url_of(1),
+            "CDC_SECRET_KEY": self._key,
+        }
+        return {
+            **(self._files(secrets) if checkout == _CHECKOUT else secrets),
+            "PYTHONPATH": f"{checkout}{os.pathsep}{self._app}",
             "SHOP_REDIS": self._redis.url_of(2),
             "CDC_ROUTES": "upgraded_shop:setup_router",
             "CDC_TASK_MODULES": "upgraded_shop",
             "CDC_NAME": _NAME,
-            "CDC_SECRET_KEY": self._key,
             "CDC_RATES": "slack=0:0,teams=0:0",
             "SLACK_API_URL": self._social.slack_api_url,
             "TEAMS_ALLOW_LOOPBACK": "true",
         }
+
+    def _files(self, secrets: Mapping[str, str]) -> dict[str, str]:
+        for name, value in secrets.items():
+            (self._app / name).write_text(f"{value}\n")
+        return {f"{name}_FILE": str(self._app / name) for name in secrets}
 
     def _command(self, module: str, *arguments: str, checkout: Path = _CHECKOUT) -> str:
         done = subprocess.run(
@@ -306,6 +421,32 @@ class Upgrade:
         self._said(f"{len(self.committed)} tasks, {len(self.tickets)} tickets")
 
 
+def _value(client: redis.Redis, key: str) -> Any:
+    """Return what is at a key: a str, a list (sorted if it is a set), a dict, or a list of pairs (a sorted set)."""
+    read: dict[str, Callable[[], Any]] = {
+        "string": lambda: client.get(key),
+        "list": lambda: client.lrange(key, 0, -1),
+        "set": lambda: {"set": sorted(client.smembers(key))},
+        "hash": lambda: client.hgetall(key),
+        "zset": lambda: {"zset": client.zrange(key, 0, -1, withscores=True)},
+    }
+    return read[str(client.type(key))]()
+
+
+def _put(client: redis.Redis, key: str, value: Any) -> None:
+    """Write what `_value` returned."""
+    if isinstance(value, str):
+        client.set(key, value)
+    elif isinstance(value, list):
+        client.rpush(key, *value)
+    elif "set" in value:
+        client.sadd(key, *value["set"])
+    elif "zset" in value:
+        client.zadd(key, dict(value["zset"]))
+    else:
+        client.hset(key, mapping=value)
+
+
 def _noted_of_insert(order: int) -> Iterator[str]:
     yield f"insert {order} 1"
     yield f"index {order} 1"
@@ -313,3 +454,23 @@ def _noted_of_insert(order: int) -> Iterator[str]:
         yield f"bill {order} 1"
     if order % EACH_PARKED == 0:
         yield f"parked {order} 1"
+
+
+def _capture(ref: str) -> None:
+    """Print what the version of this commit or tag leaves behind, without names of this machine."""
+    with (
+        TemporaryDirectory() as directory,
+        Upgrade(unpack_version(ref, Path(directory)), seed=0, said=_to_stderr) as upgrade,
+    ):
+        text = json.dumps(upgrade.capture(), indent=1)
+    host, home = os.uname().nodename, tempfile.gettempdir()
+    text = re.sub(rf"{re.escape(home)}/\w+/", "/app/", text)
+    sys.stdout.write(re.sub(rf"@{re.escape(host)}\b", "@host", text) + "\n")
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    _capture(*sys.argv[1:])

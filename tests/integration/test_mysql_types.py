@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from reference.values import MARIADB_TYPES, MYSQL_NUMBERS, MYSQL_TEXTS, MYSQL_TIMES
 from tests.support.mysql.source import MySQLSource
 from tests.support.postgres.source import PostgresSource
 
@@ -17,89 +18,6 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.support.mysql.source import MySQLDatabase
 
-_NUMBERS = [
-    ("tinyint", "-128", -128),
-    ("tinyint unsigned", "255", 255),
-    ("boolean", "TRUE", 1),
-    ("smallint", "-32768", -32768),
-    ("smallint unsigned", "65535", 65535),
-    ("mediumint", "-8388608", -8388608),
-    ("mediumint unsigned", "16777215", 16777215),
-    ("int", "-2147483648", -(2**31)),
-    ("int unsigned", "4294967295", 2**32 - 1),
-    ("bigint", "-9223372036854775808", -(2**63)),
-    ("bigint unsigned", "18446744073709551615", 2**64 - 1),
-    ("float", "0.1", 0.1),
-    ("float", "-3.40282e38", -3.40282e38),
-    ("float", "16777216", 16777216.0),
-    ("double", "0.1", 0.1),
-    ("double", "-1.7976931348623157e308", -1.7976931348623157e308),
-    ("year", "2026", 2026),
-    ("year", "0", 0),
-    ("year", "1901", 1901),
-    ("decimal(5,2)", "0", "0.00"),
-    ("decimal(5,2)", "-0.05", "-0.05"),
-    ("decimal(10,0)", "-12", "-12"),
-    ("decimal(9,9)", "0.123456789", "0.123456789"),
-    ("decimal(65,30)", "-" + "9" * 35 + "." + "1" * 30, "-" + "9" * 35 + "." + "1" * 30),
-    ("decimal(65,0)", "9" * 65, "9" * 65),
-    ("decimal(20,11) unsigned", "123456789.12345678901", "123456789.12345678901"),
-    ("bit(1)", "b'1'", "1"),
-    ("bit(11)", "b'101'", "00000000101"),
-    ("bit(64)", "b'1'", "1".rjust(64, "0")),
-]
-_TIMES = [
-    ("date", "'2026-11-22'", "2026-11-22"),
-    ("date", "'1000-01-01'", "1000-01-01"),
-    ("date", "'0000-00-00'", "0000-00-00"),
-    ("date", "'2026-00-00'", "2026-00-00"),
-    ("datetime", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00"),
-    ("datetime", "'0000-00-00 00:00:00'", "0000-00-00 00:00:00"),
-    ("datetime", "'2026-02-31 10:00:00'", "2026-02-31 10:00:00"),
-    ("datetime(3)", "'2026-06-31 10:00:00.5'", "2026-06-31 10:00:00.500"),
-    ("datetime(6)", "'2025-02-29 10:00:00'", "2025-02-29 10:00:00.000000"),
-    ("datetime", "'2024-02-29 10:00:00'", "2024-02-29T10:00:00"),
-    ("datetime", "'1900-02-29 10:00:00'", "1900-02-29 10:00:00"),
-    ("datetime", "'2000-02-29 10:00:00'", "2000-02-29T10:00:00"),
-    ("datetime", "'0000-01-01 10:00:00'", "0000-01-01 10:00:00"),
-    ("date", "'2026-02-31'", "2026-02-31"),
-    ("datetime(3)", "'2026-00-00 10:00:00.5'", "2026-00-00 10:00:00.500"),
-    ("datetime(1)", "'2026-11-22 10:00:00.5'", "2026-11-22T10:00:00.500000"),
-    ("datetime(4)", "'2026-11-22 10:00:00.1234'", "2026-11-22T10:00:00.123400"),
-    ("datetime(6)", "'9999-12-31 23:59:59.999999'", "9999-12-31T23:59:59.999999"),
-    ("datetime(6)", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00"),
-    ("timestamp NULL", "'2026-11-22 10:00:00'", "2026-11-22T10:00:00+00:00"),
-    ("timestamp(2) NULL", "'1970-01-01 00:00:01.25'", "1970-01-01T00:00:01.250000+00:00"),
-    ("timestamp(6) NULL", "'2038-01-19 03:14:07.123456'", "2038-01-19T03:14:07.123456+00:00"),
-    ("timestamp NULL", "'0000-00-00 00:00:00'", "0000-00-00 00:00:00"),
-    ("time", "'10:00:00'", "10:00:00"),
-    ("time", "'-838:59:59'", "-838:59:59"),
-    ("time(2)", "'-00:00:00.25'", "-00:00:00.250000"),
-    ("time(3)", "'-100:00:01.125'", "-100:00:01.125000"),
-    ("time(6)", "'838:59:58.999999'", "838:59:58.999999"),
-    ("time(6)", "'-00:00:00.000001'", "-00:00:00.000001"),
-]
-_TEXTS = [
-    ("char(10)", "'ab'", "ab"),
-    ("char(255)", "repeat('ü', 255)", "ü" * 255),
-    ("varchar(10)", "''", ""),
-    ("varchar(300)", "'a\"b\\\\c'", 'a"b\\c'),
-    ("tinytext", "'text'", "text"),
-    ("text", "'Grüße 🙂'", "Grüße 🙂"),
-    ("mediumtext", "repeat('x', 70000)", "x" * 70000),
-    ("longtext", "'text'", "text"),
-    ("enum('x','ÿ','z')", "'ÿ'", "ÿ"),
-    ("enum('x','y') CHARACTER SET latin1", "''", ""),
-    ("set('a','b','ü')", "'a,ü'", "a,ü"),
-    ("set('a','b')", "''", ""),
-    ("enum('ä','ö') CHARACTER SET latin1", "'ö'", "ö"),
-    ("binary(4)", "'a'", base64.b64encode(b"a\0\0\0").decode()),
-    ("varbinary(10)", "x'00ff'", "AP8="),
-    ("tinyblob", "x'00ff'", "AP8="),
-    ("blob", "''", ""),
-    ("mediumblob", "x'00ff'", "AP8="),
-    ("longblob", "x'00ff'", "AP8="),
-]
 _DOCUMENTS = [
     '{"a": [1, -2, 2.5, 1e300, null, true, false, "x\\"y"], "ü": {}, "": []}',
     "18446744073709551615",
@@ -117,7 +35,9 @@ def _cells(cases: list[tuple[str, str, Any]]) -> tuple[str, str, dict[str, Any]]
     return columns, values, {f"c{place}": expected for place, (_, _, expected) in enumerate(cases)}
 
 
-@pytest.mark.parametrize("cases", [_NUMBERS, _TIMES, _TEXTS], ids=["numbers", "times", "texts"])
+@pytest.mark.parametrize(
+    "cases", [MYSQL_NUMBERS, MYSQL_TIMES, MYSQL_TEXTS], ids=["numbers", "times", "texts"]
+)
 def test_each_type_has_its_form(source: MySQLSource, cases: list[tuple[str, str, Any]]) -> None:
     columns, values, expected = _cells(cases)
     source.execute(f"CREATE TABLE t ({columns}) CHARACTER SET utf8mb4")
@@ -221,6 +141,9 @@ def test_mariadbs_own_types_are_told_by_its_catalogue(mariadb_database: MySQLDat
         found = source.changes(len(uuids))
         assert [(each.row["u"], each.row["i"], each.row["f"]) for each in found] == expected
         assert found[0].row["b"] == base64.b64encode(b"a".ljust(16, b"\0")).decode()
+        columns, values, forms = _cells(MARIADB_TYPES)
+        source.execute(f"CREATE TABLE documented ({columns})", f"INSERT INTO documented VALUES ({values})")
+        assert source.changes(1)[0].after == forms
 
 
 def test_mariadbs_compressed_columns_are_read(mariadb_database: MySQLDatabase) -> None:

@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from harness.machine_servers import find_program
 from harness.server_process import ServerProcess
@@ -27,6 +27,9 @@ _FLAGS = (
     "--disable-sync",
     "--window-size=1100,1400",
 )
+
+
+KEYS: Final = {"TAB": "\ue004", "ENTER": "\ue007", "SPACE": "\ue00d", "ESCAPE": "\ue00c"}  # of WebDriver
 
 
 class _ChromeDriver(ServerProcess):
@@ -85,6 +88,20 @@ class Browser:
         """Return what the body of a JavaScript function returns."""
         return _request("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
 
+    def prefer(self, scheme: Literal["light", "dark"]) -> None:
+        """Have the system of the person who looks prefer light or dark colours."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
+        _request("POST", f"{self._session}/goog/cdp/execute", command)
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other, as `TAB`, `ENTER` and the like or as characters."""
+        events = [
+            {"type": kind, "value": KEYS.get(key, key)} for key in keys for kind in ("keyDown", "keyUp")
+        ]
+        actions = {"actions": [{"type": "key", "id": "keyboard", "actions": events}]}
+        _request("POST", f"{self._session}/actions", actions)
+
     @property
     def text(self) -> str:
         """All that can be read on the page."""
@@ -106,6 +123,16 @@ class Browser:
         """Return what the page has complained about on its console, since the last time."""
         entries = _request("POST", f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] in {"SEVERE", "WARNING"}]
+
+    def picture(self, left: float, top: float, width: float, height: float) -> bytes:
+        """Return a part of the page as PNG, in CSS pixels; it need not be in the window."""
+        clip = {"x": left, "y": top, "width": width, "height": height, "scale": 1}
+        command = {
+            "cmd": "Page.captureScreenshot",
+            "params": {"format": "png", "clip": clip, "captureBeyondViewport": True},
+        }
+        answer = _request("POST", f"{self._session}/goog/cdp/execute", command)
+        return base64.b64decode(answer["data"])
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(_request("GET", f"{self._session}/screenshot")))

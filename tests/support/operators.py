@@ -32,10 +32,12 @@ class Operator:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "CELERY_"))}
         self.environment = {**kept, **environment}
 
-    def types(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run `python -m listener …`, and return what it wrote and how it ended."""
+    def types(
+        self, *arguments: str, module: str = "listener", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python -m listener …`, or another module, and return what it wrote and how it ended."""
         return WARM.run(
-            [sys.executable, "-W", "error::ResourceWarning", "-m", "listener", *arguments],
+            [sys.executable, "-W", "error::ResourceWarning", "-m", module, *arguments],
             cwd=_CHECKOUT,
             env={**self.environment, **environment},
             timeout=at_most(60),

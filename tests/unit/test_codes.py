@@ -20,8 +20,8 @@ _CODES = """
 backfill_refused context enqueued_task task_not_accepted
 answer_lost app_not_found bad_preference broker broker_away broker_blocked cache_away capture change_not_found
 checkpoint_moved given_change no_such_table row_filter
-command_refused console_refused database_away database_refused envelope first_routes gap groups_unknown gtid_mode
-install key_value journal killed_workers lock_not_available malformed_message mark master_cache maybe_sent
+command_refused console_refused console_url database_away database_refused envelope first_routes gap groups_unknown
+gtid_mode install key_value journal killed_workers lock_not_available malformed_message mark master_cache maybe_sent
 message_too_large metrics_address missing_extra no_redis not_accepting not_parked not_sent not_well not_yet old_celery
 open_flower other_log password permission_denied rate_limited recording refused reload route server_id_taken settings
 slot_in_use source source_lost table_renamed task_modules too_many_connections try_again unavailable undescribed_table

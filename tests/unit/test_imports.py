@@ -71,6 +71,7 @@ CONSOLE: Final = {
     "cdc_tasks.cache",
     "cdc_tasks.cli.letters",
     "cdc_tasks.dead_letters.store",
+    "cdc_tasks.master_cache_notes",
     "cdc_tasks.notify.message_record",
     "cdc_tasks.notify.people",
 }
@@ -97,7 +98,7 @@ LEVELS: Final = (
         "cdc_tasks.broker.rabbitmq.queues cdc_tasks.broker.delivery_marks cdc_tasks.broker.connection",
         "cdc_tasks.broker.rabbitmq.partitions",
         "cdc_tasks.broker.queues",
-        "cdc_tasks.dead_letters cdc_tasks.web",
+        "cdc_tasks.dead_letters cdc_tasks.web cdc_tasks.master_cache_notes",
         "cdc_tasks.broker",
         "cdc_tasks.worker cdc_tasks.latest",
         "cdc_tasks.command_line",
@@ -116,7 +117,9 @@ LEVELS: Final = (
         "listener.control listener.testing",
         "listener.metrics",
         "listener.daemon",
-        "listener.cli.output listener.cli.parked_changes",  # the console shows and does the same
+        # the console shows and does the same
+        "listener.cli.output listener.cli.parked_changes",
+        "listener.cli.found_change",
         "listener.console",
         "listener.cli",
         "listener.__main__",
@@ -152,7 +155,9 @@ PACKAGES: Final = (
     "listener",
     "harness",
     "demo",
+    "examples",
     "benchmarks",
+    "reference",
     "tests",
 )  # each may import those before it
 

@@ -30,6 +30,8 @@ from cdc_tasks.routing import decorators
 from cdc_tasks.routing.decorators import declared_routes, router_of
 from cdc_tasks.routing.router import Call, Parked
 from cdc_tasks.testing import assert_fires, row_change
+from listener.daemon.application import router_for
+from listener.daemon.settings import RouteSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -343,3 +345,46 @@ def test_decorators_in_the_wrong_order_are_told_with_the_right_one() -> None:
 
     assert f"{__file__}:" in str(caught.value)
     assert '@on_change("orders_order")\n  @shared_task\n  def send(' in str(caught.value)
+
+
+def test_a_task_of_ours_that_the_app_lacks_is_told_with_the_module_to_include(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text(
+        "from celery import Celery\nfrom cdc_tasks import BinlogRouter\n"
+        "app = Celery('bare', broker='memory://')\napp.conf.cdc_routes = BinlogRouter()\n"
+        "app.conf.cdc_routes.refresh_master_cache('public', 'roles')\n"
+    )
+    command = [sys.executable, "-m", "listener", "-A", "bare", "routes"]
+    # A process of its own: a shared task that is loaded here is one of each app's.
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "has no task cdc_tasks.refresh_master_cache" in done.stderr
+    assert 'include=["cdc_tasks.master_cache"]' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("accepted", "names"), [(["shop.*", "mail.send"], ["shop.*", "mail.send"]), ("shop.*", ["shop.*"])]
+)
+def test_the_setting_cdc_accept_of_an_app_says_what_transactions_may_enqueue(
+    accepted: object, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"app_that_accepts_{len(names)}"
+    (tmp_path / f"{name}.py").write_text(
+        f"from celery import Celery\napp = Celery({name!r}, broker='memory://', set_as_current=False)\n"
+        f"app.conf.cdc_accept = {accepted!r}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):  # a reload asks again
+        router = router_for(RouteSettings(cdc_app=name))
+        assert [each.task for each in router.accepted] == names
+
+
+def test_a_setting_cdc_accept_that_names_no_task_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app_that_accepts_a_number.py").write_text(
+        "from celery import Celery\napp = Celery('five', broker='memory://', set_as_current=False)\n"
+        "app.conf.cdc_accept = [5]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RouteError, match="5"):
+        router_for(RouteSettings(cdc_app="app_that_accepts_a_number"))

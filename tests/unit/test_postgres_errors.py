@@ -105,7 +105,7 @@ _CODES = """
 backfill_no_key backfill_no_right backfill_no_table backfill_partition backfill_unsupported
 backfill_where
 authentication column_list column_missing connection connection_options database_closed database_missing database_url
-generated_column idle_slot_timeout log_gone log_restored login no_answer old_values partition partition_identity
+generated_column host idle_slot_timeout log_gone log_restored login no_answer old_values partition partition_identity
 partitioned_table partitions_overlooked pg_hba plugin pooler publication publication_gone replica_identity
 replication_role replication_slots rows_missing slot slot_failover slot_gone slot_lag slot_lost slot_moved standby
 stuck_transaction table table_missing table_not_logged table_renamed tls undecodable unreachable version virtual_column

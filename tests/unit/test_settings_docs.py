@@ -5,22 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import ByteSize, SecretStr
-from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from cdc_tasks.environment import TWINS
-from cdc_tasks.settings import TracingSettings, WorkerSettings
 from cdc_tasks.variables import FILE, KNOWN, SECRETS
 from listener.cli.commands import cli
-from listener.console.settings import ConsoleSettings
-from listener.daemon.settings import ListenerSettings
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
+from reference.settings import fields
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _SETTINGS_PAGE = (_CHECKOUT / "docs" / "settings.md").read_text()
@@ -30,12 +22,6 @@ _COMMAND = re.compile(r"(?:^\$ |`)(?:python -m listener|cdc-listener)((?: [^`\n]
 
 # Flower reads these by itself; they are told because nobody should go without.
 _OF_OTHERS = {"FLOWER_ADDRESS", "FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS", "FLOWER_TASKS_COLUMNS"}
-
-
-def _fields() -> dict[str, FieldInfo]:
-    settings = (WorkerSettings, ListenerSettings, ConsoleSettings, TracingSettings)
-    fields = {name: field for each in settings for name, field in each.model_fields.items()}
-    return {name.upper(): field for name, field in fields.items()}
 
 
 def _read_directly() -> set[str]:
@@ -50,7 +36,7 @@ def _read_directly() -> set[str]:
 def test_every_variable_in_the_code_is_documented_and_the_other_way_round() -> None:
     documented = {row["variable"] for row in _ROW.finditer(_SETTINGS_PAGE)}
     files = {f"{name}{FILE}" for name in SECRETS}
-    assert documented == _fields().keys() | _read_directly() | _OF_OTHERS | set(TWINS.values()) | files
+    assert documented == fields().keys() | _read_directly() | _OF_OTHERS | set(TWINS.values()) | files
 
 
 def test_every_variable_of_ours_is_known_as_such() -> None:
@@ -58,26 +44,7 @@ def test_every_variable_of_ours_is_known_as_such() -> None:
     assert {name for name in documented if name.startswith("CDC_")} == KNOWN
 
 
-def test_the_documented_defaults_are_the_codes() -> None:
-    documented = {row["variable"]: row["default"].strip("`") for row in _ROW.finditer(_SETTINGS_PAGE)}
-    assert {name: documented[name] for name in _fields()} == {
-        name: _shown(field.default) for name, field in _fields().items()
-    }
-
-
-def _shown(default: Any) -> str:
-    if default in (None, (), {}, PydanticUndefined):  # a dict has no hash
-        return "–"  # noqa: RUF001 - a dash, as in every table of the docs
-    if isinstance(default, SecretStr):
-        return default.get_secret_value()
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, ByteSize):
-        return default.human_readable(separator="").replace(".0", "")
-    return ",".join(default) if isinstance(default, tuple) else str(default)
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/operating.md", "docs/reference.md", "docs/settings.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/operating.md", "docs/settings.md"])
 def test_every_command_and_option_on_the_page_exists(page: str) -> None:
     for arguments in _COMMAND.findall((_CHECKOUT / page).read_text()):
         if "--install-completion" in arguments:

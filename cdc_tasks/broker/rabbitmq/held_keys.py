@@ -52,6 +52,7 @@ __all__ = [
     "Aside",
     "Record",
     "begin",
+    "count",
     "delivery_of",
     "every",
     "get",
@@ -308,6 +309,12 @@ def release(key: str, record: Record) -> tuple[Record, Aside] | None:
 def sent(key: str, record: Record) -> None:
     """Note that RabbitMQ has the message of the record."""
     _run(_SENT, key, record.mark)
+
+
+def count() -> int:
+    """Return how many keys have a record."""
+    with cache.errors_translated():
+        return int(cache.client().hlen(_RECORDS))
 
 
 def every() -> Iterator[tuple[str, Record]]:

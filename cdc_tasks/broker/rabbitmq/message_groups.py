@@ -33,6 +33,15 @@ class PartitionedGroups:
         for key, record in held_keys.every():
             yield _held_up(key, record)
 
+    def count(self) -> int:
+        """Return how many keys are held up."""
+        return held_keys.count()
+
+    def oldest(self, most: int) -> list[HeldUp]:
+        """Return the keys that have been held up longest, up to `most`."""
+        found = sorted(held_keys.every(), key=lambda each: (each[1].since, each[0]))
+        return [_held_up(key, record) for key, record in found[:most]]
+
     def of_key(self, key: str) -> HeldUp | None:
         """Return what is known of a key; None if it is not held up."""
         record = held_keys.get(key)

@@ -608,6 +608,24 @@ class MessageGroups:
             if (found := self.of_key(key)) is not None:
                 yield found
 
+    def count(self) -> int:
+        """Return how many keys are held up; raise redis-py's errors."""
+        number: Any = self._client.scard(self._prefixed(_HELD_UP))
+        return int(number)
+
+    def oldest(self, most: int) -> list[HeldUp]:
+        """Return the keys that have been held up longest, up to `most`; raise redis-py's errors."""
+        since: list[tuple[float, str]] = []
+        keys = self._held_up()
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            records: Any = self._client.hmget(self._prefixed(_OWNERS), some)
+            since += [
+                (json.loads(record)[3], key) for key, record in zip(some, records, strict=True) if record
+            ]
+        found = (self.of_key(key) for _, key in sorted(since)[:most])
+        return [each for each in found if each is not None]
+
     def of_key(self, key: str) -> HeldUp | None:
         """Return what is known of a key, None if no message has it."""
         record: Any = self._client.hget(self._prefixed(_OWNERS), key)

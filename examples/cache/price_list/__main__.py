@@ -11,7 +11,7 @@ from price_list import prices
 
 
 def create_tables() -> None:
-    """Create the table with a thousand products, if it is not there."""
+    """Create the table with 200 products, if it is not there."""
     with db.session() as session:
         session.execute(text(Path(__file__).with_name("tables.sql").read_text()))
         session.commit()

@@ -5,5 +5,5 @@ CREATE TABLE IF NOT EXISTS products (
     on_sale boolean NOT NULL DEFAULT false
 );
 INSERT INTO products (id, name, price)
-SELECT n, 'Lamp no. ' || n, n FROM generate_series(1, 1000) n
+SELECT n, 'Lamp no. ' || n, n FROM generate_series(1, 200) n
 WHERE NOT EXISTS (SELECT FROM products);

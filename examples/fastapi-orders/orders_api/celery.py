@@ -11,5 +11,5 @@ app = Celery(
     broker=os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/0"),
     include=["orders_api.tasks"],
 )
-app.conf.cdc_routes = "orders_api.routes:setup_router"
+app.conf.cdc_accept = ["orders_api.*"]  # what transactions may enqueue
 cdc_tasks.install(app)  # no task dies with its worker; dead letters; health; tasks may be coroutines

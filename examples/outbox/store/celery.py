@@ -9,5 +9,5 @@ import cdc_tasks
 app = Celery(
     "store", broker=os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/0"), include=["store.tasks"]
 )
-app.conf.cdc_routes = "store.routes:setup_router"
+app.conf.cdc_accept = ["store.tasks.post_event"]  # what transactions may enqueue
 cdc_tasks.install(app)  # retries with back-off, dead letters, order by key, no task dies with its worker

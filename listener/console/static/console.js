@@ -3,15 +3,34 @@
 const EVERY = 3000;
 let failed = false;
 
+// Whoever has the focus somewhere in the page keeps it, and no line moves away under a key that is about to be pressed.
 function isBusy() {
-  const focused = document.activeElement;
-  const typing = focused && focused.matches("main input, main select, main textarea");
-  return document.hidden || typing || document.querySelector("main input:checked, main details.form[open]");
+  const focused = document.activeElement?.matches("main *");
+  const asked = [...document.querySelectorAll("main .filter input")].some((each) => each.value !== each.defaultValue);
+  return focused || asked || document.querySelector("main input:checked, main details.form[open]") !== null;
+}
+
+function isAway() {
+  return document.hidden || document.getSelection()?.type === "Range"; // somebody copies
+}
+
+// What has not changed stays the same element, so that a screen reader does not read it again.
+function renew(main, fresh) {
+  const told = main.querySelector(":scope > .told"); // what came of an action stays until the next page
+  const wanted = [...(told && !fresh.querySelector(".told") ? [told] : []), ...fresh.children];
+  wanted.forEach((each, index) => {
+    const old = main.children[index];
+    if (old === each || old?.isEqualNode(each)) return;
+    if (old && old !== told) old.replaceWith(each); else main.insertBefore(each, old || null);
+  });
+  while (main.children.length > wanted.length) main.lastElementChild.remove();
 }
 
 async function refresh() {
   const main = document.querySelector("main[data-live]");
-  if (!main || isBusy()) return;
+  if (!main) return;
+  document.querySelector("#waiting").hidden = !isBusy();
+  if (isBusy() || isAway()) return;
   try {
     const answer = await fetch(location.href, {headers: {"x-refresh": "1"}});
     if (answer.redirected) { location.reload(); return; }
@@ -21,14 +40,17 @@ async function refresh() {
     for (const details of main.querySelectorAll("details[open][id]")) {
       fresh.querySelector(`#${CSS.escape(details.id)}`)?.setAttribute("open", "");
     }
-    const told = main.querySelector(".told"); // what came of an action stays until the next page
-    main.replaceChildren(...(told && !fresh.querySelector(".told") ? [told] : []), ...fresh.childNodes);
+    renew(main, fresh);
     failed = false;
   } catch (error) {
     failed = true;
   }
   document.querySelector("#connection").hidden = !failed;
 }
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && document.activeElement?.matches("main *")) document.activeElement.blur();
+});
 
 document.addEventListener("submit", (event) => {
   const question = event.submitter?.dataset.confirm;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from listener.mysql.log.gtid import MariaDBGTIDs, MySQLGTIDs
 from listener.mysql.log.position import BinlogPosition
 
 __all__ = [
+    "Host",
     "LogFile",
     "Server",
     "current_position",
@@ -33,6 +35,13 @@ class LogFile:
 
     name: str
     size: int  # bytes
+
+
+class Host(StrEnum):
+    """A managed host on which nobody may set variables with SET PERSIST or SET GLOBAL."""
+
+    AMAZON = "Amazon RDS or Aurora"
+    GOOGLE = "Google Cloud SQL"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +87,13 @@ class Server:
         seconds = seconds or int(float(self.variable("expire_logs_days") or 0) * 86400)
         return seconds if seconds and self.variable("binlog_expire_logs_auto_purge") != "OFF" else None
 
+    @property
+    def host(self) -> Host | None:
+        """The managed host that the server is on; None if it is none that is known."""
+        if "aurora_version" in self.variables or self.variable("basedir").startswith("/rdsdbbin/"):
+            return Host.AMAZON
+        return Host.GOOGLE if self.version_text.endswith("-google") else None
+
     def variable(self, name: str) -> str:
         """Return a variable's value, empty if the server does not have the variable."""
         return self.variables.get(name, "")
@@ -97,6 +113,7 @@ _WANTED = (
     *("require_secure_transport", "have_ssl", "max_allowed_packet", "binlog_row_value_options"),
     *("binlog_transaction_compression", "log_bin_compress", "gtid_domain_id", "lower_case_table_names"),
     *("read_only", "log_replica_updates", "log_slave_updates", "mysql56_temporal_format"),
+    *("aurora_version", "basedir"),  # of a managed host
 )
 
 

@@ -87,6 +87,12 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
             return None
         return bool(old != new)
 
+    def changed_columns(self) -> tuple[str, ...] | None:
+        """Return the columns whose values an update changed; None if the source did not send the old row."""
+        if self._old is None or self._new is None:
+            return None
+        return tuple(name for name in self._kind.table.names if self.changed(name))
+
     def of_current_row(self) -> BinlogChange | None:
         """Return what the change is to the current rows of a table with system versioning.
 

@@ -10,6 +10,7 @@ from cdc_tasks.errors import CDCError
 from listener.core.source import GapError, SourceError, SourceLostError
 from listener.postgres.client.connection import Connection, fetch
 from listener.postgres.client.errors import PermissionDeniedError, sqlstate_of
+from listener.postgres.client.host import find_host, in_words_of
 from listener.postgres.client.slot import gap_of, read_slot
 from listener.postgres.hints import (
     ACCEPT_GAP,
@@ -75,9 +76,12 @@ def explain(
         return error
     try:
         with closing(connect()) as connection:
-            return _explain(
+            reason = _explain(
                 error, sqlstate, connection, slot, may_lack_plugin=plugin == "wal2json" and not streams
             )
+            if reason is not error and reason.hint:
+                reason.hint = in_words_of(find_host(connection), reason.hint)
+            return reason
     except CDCError:  # the server does not answer now
         return error
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import compress
+from operator import ne
 
 import orjson
 
@@ -84,6 +86,17 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
         if old is None or (self._kind.old is OldRow.KEY and not relation.columns[place].key):
             return None
         return old[place] != new[place]
+
+    def changed_columns(self) -> tuple[str, ...] | None:
+        """Return the columns whose values an update changed; None if the server did not send the old row."""
+        old, new = self._old, self._new
+        if old is None or new is None or self._kind.old is OldRow.KEY:
+            return None
+        names = compress(self._kind.table.names, map(ne, old, new))
+        if UNCHANGED not in new:
+            return tuple(names)
+        index = self._kind.table.index
+        return tuple(name for name in names if new[index[name]] is not UNCHANGED)
 
     @property
     def rows(self) -> Iterator[Row]:

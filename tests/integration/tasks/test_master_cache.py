@@ -71,6 +71,7 @@ def test_keys_do_not_expire_and_nothing_else_is_left_behind(in_process: HelpDesk
         "master:statuses",
         "master:statuses:open",
         "cdc:master-cache:statuses:begun",
+        "cdc:master-cache:statuses:last",
         "cdc:master-cache:statuses:written",
     }
     assert {cache.ttl(key) for key in cache.scan_iter()} == {-1}
@@ -139,7 +140,7 @@ def test_a_read_that_began_earlier_but_may_be_newer_is_done_again(
     keys = TABLE_TO_CACHE_KEYS["roles"]
     master_cache._read("roles", keys, late)
 
-    assert master_cache._replace("roles", keys, late) == "again"
+    assert master_cache._replace("roles", keys, late, {}) == "again"
     master_cache.refresh("roles")
     assert [row["name"] for row in master_cache.get("roles")] == ["Super Admin"]
 

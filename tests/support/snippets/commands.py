@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from importlib import metadata
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -38,16 +39,27 @@ __all__ = ["ELSEWHERE", "check", "check_django", "check_line", "lines_of"]
 ELSEWHERE: Final = {
     ".": "the shell's",
     "cat": "the system's",
+    "cd": "the shell's",
     "awk": "the system's",
+    "base64": "the system's",
     "docker": "tests/acceptance/test_compose_stack.py, where there is Docker",
+    "echo": "the shell's",
+    "head": "the system's",
+    "install": "the system's",
+    "journalctl": "the system's",
     "kill": "the shell's",
+    "mkdir": "the system's",
+    "pkill": "the system's",
     "ps": "the system's",
     "psql": "the server's",
     "rabbitmqctl": "tests/integration/test_queues_of_others.py",
     "redis-cli": "tests/acceptance/test_snippets.py gives the commands to a server",
     "sed": "the system's",
     "sleep": "the system's",
+    "systemctl": "tests/integration/test_deploy.py looks at the units",
     "time": "the shell's",
+    "umask": "the shell's",
+    "uvicorn": "tests/acceptance/test_how_to.py",
 }
 # Variables of other programs.
 _OF_OTHERS: Final = {"OTEL_EXPORTER_OTLP_ENDPOINT", "PATH", "PYTHONPATH", "SHOP_BROKER"}
@@ -59,6 +71,9 @@ for name, *arguments in json.load(sys.stdin):
     load_command_class("django.core", name).create_parser("manage.py", name).parse_args(arguments)
 """
 _INCOMPLETE: Final = {"MissingParameter", "NoArgsIsHelpError"}  # click's, and those of typer's own click
+_PROMPTS: Final = ("$ ", "# ")  # the second one is root's
+_OF_FILES: Final = {"-c", "--constraint", "-r", "--requirement"}  # pip's
+_METRICS_PORT: Final = 9187
 _PATHS: Final = {"/metrics", "/livez", "/readyz"}
 _ASSIGNMENT: Final = re.compile(r"^([A-Za-z_]\w*)=(.*)$", re.DOTALL)
 _NESTED: Final = re.compile(r"\$\(([^()]*)\)")
@@ -79,8 +94,8 @@ def lines_of(text: str, *, has_prompts: bool) -> tuple[list[str], list[str]]:
             commands[-1] += f"\n{line}"
         elif not has_prompts and line.strip():
             commands.append(line)
-        elif line.startswith("$ "):
-            commands.append(line.removeprefix("$ "))
+        elif line.startswith(_PROMPTS):
+            commands.append(line[2:])
         elif line.strip():
             output.append(line)
             continue
@@ -140,7 +155,7 @@ def _check_words(words: list[str], command: str) -> None:
     program = program.rpartition("/")[2]
     if program in {"python", "python3", ".venv/bin/python"}:
         program, arguments = _python(arguments)
-    if words[0].startswith("scripts/") and (CHECKOUT / words[0]).exists():
+    if words[0].startswith(("examples/", "scripts/")) and (CHECKOUT / words[0]).exists():
         return
     if checker := _CHECKERS.get(program):
         checker(arguments)
@@ -218,8 +233,8 @@ def _said(error: Exception) -> str:
 def _pip(arguments: list[str]) -> None:
     if arguments[:1] != ["install"]:
         raise WrongSnippetError(f"pip {' '.join(arguments)}")
-    for each in arguments[1:]:
-        if each.startswith("-") or each == ".":
+    for before, each in pairwise(arguments):
+        if each.startswith("-") or each == "." or before in _OF_FILES:
             continue
         needed = Requirement(each.replace(".[", "cdc-tasks["))
         ours = metadata.metadata("cdc-tasks").get_all("Provides-Extra") or []
@@ -273,8 +288,21 @@ def check_django(commands: Sequence[str]) -> None:
 
 def _curl(arguments: list[str]) -> None:
     for each in arguments:
-        if each.startswith("http") and (path := urlsplit(each).path) not in _PATHS:
-            raise WrongSnippetError(f"the listener has no page {path}")
+        page = urlsplit(each)
+        if page.port == _METRICS_PORT and page.path not in _PATHS:
+            raise WrongSnippetError(f"the listener has no page {page.path}")
+
+
+def _kubectl(arguments: list[str]) -> None:
+    """Check what is to run in a container: behind the two dashes."""
+    if "--" in arguments:
+        _check_words(arguments[arguments.index("--") + 1 :], " ".join(arguments))
+
+
+def _copy(arguments: list[str]) -> None:
+    for each in arguments:
+        if each.startswith("deploy/") and not list(CHECKOUT.glob(each)):
+            raise WrongSnippetError(f"there is no file {each}")
 
 
 def _nothing_to_check(_: list[str]) -> None:
@@ -293,8 +321,10 @@ _CHECKERS: Final[dict[str, Callable[[list[str]], None]]] = {
     "make chaos": _of_function(chaos.main),
     "-m venv": _nothing_to_check,
     "celery": _celery,
+    "cp": _copy,
     "curl": _curl,
     "export": _export,
+    "kubectl": _kubectl,
     "make": _make,
     "manage.py": _django,
     "pip": _pip,

@@ -28,6 +28,7 @@ _OF_READERS: Final = {
     "search",
     "shop",
     "shop_routes",
+    "shop_tasks",
     "stock",
     "tasks",
 }

@@ -1,0 +1,49 @@
+"""What the page of the SQL box does, without a browser: the scenario checks the box so."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from typing import Any
+
+from cdc_tasks.errors import CDCError
+from cdc_tasks.words import counted
+
+__all__ = ["BoxError", "run", "told"]
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class BoxError(CDCError):
+    """The SQL box did not run a statement, or does not show what came of it."""
+
+
+def run(url: str, sql: str) -> int:
+    """Run a statement; return the number of the run. Raise BoxError."""
+    token = re.search(r'data-token="([^"]+)"', _ask(url).decode())
+    if token is None:
+        raise BoxError("The page has no token.")
+    answer = json.loads(_ask(f"{url}/run", {"X-Token": token[1]}, json.dumps({"sql": sql}).encode()))
+    if answer["is_error"]:
+        raise BoxError(answer["words"])
+    number: int = answer["run"]
+    return number
+
+
+def told(url: str, number: int) -> str:
+    """Return in words what the page shows of a run; raise BoxError if it lacks the change, its task or its message."""
+    shown: dict[str, Any] = json.loads(_ask(f"{url}/effects?run={number}"))
+    for kind in ("changes", "tasks", "messages"):
+        if not shown[kind]:
+            raise BoxError(f"The page shows no {kind} of run {number}.")
+    changes, tasks = counted(len(shown["changes"]), "change"), counted(len(shown["tasks"]), "task")
+    messages, first = counted(len(shown["messages"]), "message"), shown["messages"][0]["after"] * 1000
+    return f"The page shows {changes}, {tasks} and {messages}, the first {first:.0f} ms after the click."
+
+
+def _ask(url: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> bytes:
+    request = urllib.request.Request(url, data=body, headers=headers or {})  # noqa: S310 - our own
+    with _OPENER.open(request, timeout=30) as answer:
+        found: bytes = answer.read()
+    return found
