@@ -14,21 +14,21 @@ from reference.text import code, escaped, page, table, unwrapped
 __all__ = ["commands_page"]
 
 _HEAD = """
-| program | the same, installed | what for |
+| program | installed name | purpose |
 | --- | --- | --- |
-| `python -m listener` | `cdc-listener` | to run, check and steer the listener |
+| `python -m listener` | `cdc-listener` | run, check and control the listener |
 | `python -m cdc_tasks` | `cdc-tasks` | keys, accounts, dead letters, the cache, health of workers |
 | `manage.py cdc` | | in a [Django project](../django.md): the same commands as `python -m listener`, with Django's settings |
 
-`cdc-listener` works also in a directory that has a package `listener` of its own. `-A` may stand anywhere before `--`.
-`manage.py cdc` takes Django's `--settings`, `--pythonpath`, `--no-color`, `--force-color`, `--traceback` and
-`--skip-checks` besides. It reads no `-A` if the project has one Celery app.
+`cdc-listener` also works in a directory that has its own package `listener`. `-A` may be anywhere before `--`.
+`manage.py cdc` also takes Django's `--settings`, `--pythonpath`, `--no-color`, `--force-color`, `--traceback` and
+`--skip-checks`. It does not read `-A` if the project has one Celery app.
 
 **Environment.** All commands read the [settings](../settings.md): those of `python -m listener` the listener's, those of
-`python -m cdc_tasks` the workers'. An option goes before its variable.
+`python -m cdc_tasks` the workers'. An option has priority over its variable.
 
 **Exit status.** 0: done. 1: it failed, and the message and the hint are on standard error. 2: an option or an argument is
-wrong. What a command says besides stands below it.
+wrong. Other statuses are listed with each command.
 
 **`--json`.** The result, or the error with [`code`](errors.md), `message` and `hint`, is JSON on standard output.
 """

@@ -64,9 +64,9 @@ def _lines(code: str, meaning: str, given: list[str]) -> Iterator[str]:
     if code in ENDS:
         yield "- The listener ends with status 1."
     elif code in WAITS:
-        yield "- The listener waits, and tries again."
+        yield "- The listener waits, and retries."
     if code in CURES:
-        yield f"- Cure: {CURES[code]}"
+        yield f"- Fix: {CURES[code]}"
     for hint in given:
         yield f"- Hint: {'<br>'.join(escaped(line.strip()) for line in hint.splitlines())}"
 

@@ -14,12 +14,12 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 _PARTS = {"The listener": ("listener", LISTENER), "The workers": ("cdc_tasks", WORKERS)}
 
 _HEAD = """
-With `CDC_LOG_FORMAT=json` each line is an object: `event`, `level`, `timestamp`, and the fields below. A line may lack a
-field that does not apply. Go by event and field. The values of `reason`, `error`, `found` and `hint` are texts for people,
-and may change.
+With `CDC_LOG_FORMAT=json` each line is an object: `event`, `level`, `timestamp`, and the fields below. A line may lack
+a field that does not apply. Rely on the event and its fields. The values of `reason`, `error`, `found` and `hint` are
+texts for people, and may change.
 
-Lines of the standard library's loggers are no events: Celery's, kombu's, and those of our Redis transport
-(`cdc_tasks.broker.redis…`), which log as kombu does. With JSON they are objects too, but their `event` is a sentence that
+Lines of the standard library's loggers are not events: those of Celery, kombu and our Redis transport
+(`cdc_tasks.broker.redis…`), which logs like kombu. In JSON they are objects, too, but their `event` is a sentence that
 may change.
 """
 

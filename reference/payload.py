@@ -28,34 +28,34 @@ __all__ = ["payload_page", "wordless_fields"]
 
 _HEAD = """
 A task of a route gets one argument: the change, as a JSON object. With `args=` or `kwargs=` of the
-[route](python.md#cdc_tasksbinlogrouter) it gets these values instead, with `batch=` one list of them. All of it is JSON: a
-worker needs nothing of cdc-tasks to read it. `RowChange.from_message(change)` makes an object of it.
+[route](python.md#cdc_tasksbinlogrouter) it gets these values instead, with `batch=` a list of them. All of it is JSON:
+a worker can read it without cdc-tasks. `RowChange.from_message(change)` makes an object from it.
 """
 
 # What each field of the message says.
 _FIELDS: Final = {
-    "id": ("text", "From source, position and time of the commit alone: the same on every replay. No other change has it."),
+    "id": ("text", "Unique, and the same on every replay: made only from source, position and time of the commit."),
     "schema": ("text", "PostgreSQL: the schema. MySQL and MariaDB: the database."),
-    "table": ("text", "The table. PostgreSQL: of a partition, the partitioned table."),
+    "table": ("text", "The table. PostgreSQL: for a partition, the partitioned table."),
     "event": ("text", ", ".join(f"`{each.value}`" for each in EventType if each not in {EventType.ALL, EventType.ENQUEUED})),
     "before": (
         "object or null",
-        "The old row of `update` and `delete`, with the columns that the log has of it: see `REPLICA IDENTITY` and "
-        "`binlog_row_image`. Else null.",
+        "The old row of `update` and `delete`, with the columns that are in the log: see `REPLICA IDENTITY` and "
+        "`binlog_row_image`. Otherwise null.",
     ),
     "after": ("object or null", "The new row. Null for `delete` and `truncate`."),
     "unavailable": ("list of texts", "Columns whose value the source did not send. This is not NULL: such a column is not in `after`."),
     "position": ("text", "Its place in the log. Compare two only with `cdc_tasks.changes.position_key`."),
     "committed_at": ("text", "ISO 8601, in UTC, with microseconds."),
-    "context": ("object", "What the transaction [says of itself](../context.md). Not there if it says nothing."),
+    "context": ("object", "The transaction's [context](../context.md). Absent if there is none."),
 }  # fmt: skip
 
 # What the headers of a task's message say beside Celery's own.
 _HEADERS: Final = {
     CONTEXT_HEADER: "The transaction's [context](../context.md), an object.",
     KEY_HEADER: "The key of the task's [message group](../tasks.md#order-by-key).",
-    HOLD_HEADER: 'There and true with `on_failure="hold"`.',
-    RANK_HEADER: "What waits for a key goes by it.",
+    HOLD_HEADER: 'True with `on_failure="hold"`, otherwise absent.',
+    RANK_HEADER: "The order of messages that wait for a key.",
     REPLAY_HEADER: "The id of the [replay](../replay.md) that has fired the task.",
     REPLAYED_HEADER: "When a dead letter was sent again.",
     "traceparent": "The span of the transaction or of the listener, with [traces](../tracing.md) on; `tracestate` and `baggage` "
@@ -73,11 +73,11 @@ _RULES = """
 | object | `dict` |
 | `null` | `None`: the value is NULL |
 
-A value without a form of its own in JSON is the server's own text. So a value never stops the stream. `numeric` and
-`decimal` are texts, since a float would lose digits: `Decimal(change["after"]["price"])`. Times with a zone are in UTC.
-A PostgreSQL type that is not below is the server's own text: of an extension (`hstore`, `vector`), an enum, a composite
-type. A domain is as the type that it is made of, an array is a list. A `json` document that a worker could not load (nested
-deeper than 200 levels, an integer of more than 4,300 digits) is its text.
+A value that JSON cannot represent is the server's own text. So a value never stops the stream. `numeric` and `decimal`
+are texts, because a float would lose digits: `Decimal(change["after"]["price"])`. Times with a zone are in UTC. A
+PostgreSQL type that is not listed below is the server's own text: types of an extension (`hstore`, `vector`), enums,
+composite types. A domain is like its base type, an array is a list. A `json` document that a worker could not load
+(nested deeper than 200 levels, an integer of more than 4,300 digits) is its text.
 """
 
 
@@ -91,7 +91,7 @@ def _parts() -> Iterator[str]:
     rows = [(f"`{name}`", kind, words) for name, (kind, words) in _FIELDS.items()]
     yield table(("field", "type", "meaning"), rows)
     yield "## Headers of the message"
-    yield "Of a bound task: `self.request.headers`. Beside Celery's own there may be:"
+    yield "In a bound task: `self.request.headers`. In addition to Celery's own headers there may be:"
     yield table(("header", "meaning"), [(f"`{name}`", words) for name, words in _HEADERS.items()])
     yield "## Values"
     yield _RULES
@@ -103,11 +103,11 @@ def _parts() -> Iterator[str]:
     yield _types(POSTGRES_INTERNAL)
     yield "## MySQL and MariaDB"
     yield (
-        "BLOB and BINARY are base64, as are geometries in the server's own bytes. A date or time that is none "
+        "BLOB and BINARY are base64, as are geometries in the server's own bytes. An invalid date or time "
         "(`0000-00-00`) is the server's own text. A TIMESTAMP is in UTC, a DATETIME has no zone."
     )
     yield _types([*MYSQL_NUMBERS, *MYSQL_TIMES, *MYSQL_TEXTS])
-    yield "### Dates and times that are none"
+    yield "### Invalid dates and times"
     yield _types([each for each in MYSQL_TIMES if _is_no_date(each)], is_each=True)
     yield "### Only MariaDB"
     yield _types(MARIADB_TYPES)

@@ -26,20 +26,20 @@ _MODULES: Final = {
     "cdc_tasks.web.asgi": "How to use it: [who did it](../context.md#for-every-request).",
     "cdc_tasks.web.flask": "How to use it: [who did it](../context.md#for-every-request).",
     "cdc_tasks.notify": "How to use them: [tasks](../tasks.md#your-own).",
-    "cdc_tasks.testing": "How to use them: [test your routes](../testing.md), which has the fixtures `cdc`, `cdc_app`, `cdc_router` "
-    "and `cdc_database_url` of pytest, too.",
-    "cdc_tasks.django": "How to use them: [in a Django project](../django.md). The ids of the system checks are "
-    "[there](../django.md#before-you-migrate), too.",
+    "cdc_tasks.testing": "How to use them: [test your routes](../testing.md), which also has the pytest fixtures `cdc`, `cdc_app`, "
+    "`cdc_router` and `cdc_database_url`.",
+    "cdc_tasks.django": "How to use them: [in a Django project](../django.md). It also lists the ids of the "
+    "[system checks](../django.md#before-you-migrate).",
     "cdc_tasks.django.testing": "How to use them: [in a Django project](../django.md).",
     "cdc_tasks.celery": "Start workers with `celery -A cdc_tasks worker`. How to use it: [tasks](../tasks.md#your-own).",
-    "listener.router": "The names for files of routes. `listener` has the same ones. They are those of `cdc_tasks`, and `Route`.",
+    "listener.router": "The names for route files. `listener` has the same names. They are those of `cdc_tasks`, and `Route`.",
 }
 
 # What an assignment is, where no docstring says it.
 _WORDS: Final = {
-    "INSERT": "The event of a row that was inserted.",
-    "UPDATE": "The event of a row that was updated.",
-    "DELETE": "The event of a row that was deleted.",
+    "INSERT": "The event of an inserted row.",
+    "UPDATE": "The event of an updated row.",
+    "DELETE": "The event of a deleted row.",
     "TRUNCATE": "The event of a table that was emptied.",
     "READ": "The event of a row that a [backfill](../backfill.md) read.",
     "app": "The Celery app: register tasks with `@app.task(name=…)`.",

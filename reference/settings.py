@@ -65,27 +65,27 @@ _UNITS: Final = {
 
 # What this page says beside the description, mostly with links.
 _MORE: Final = {
-    "DATABASE_URL": "SQLAlchemy's `postgresql+psycopg2://` and the like work too. In user and password, write each of "
+    "DATABASE_URL": "SQLAlchemy's forms such as `postgresql+psycopg2://` work, too. In user and password, write each of "
     "`: / ? # [ ] @ %` as `%XX`.",
     "CDC_DATABASE_PASSWORD_COMMAND": "See [passwords that expire](operating.md#passwords-that-expire).",
-    "CELERY_CONFIG_MODULE": "A `celeryconfig.py` that does not is taken for another application's and not used.",
+    "CELERY_CONFIG_MODULE": "A `celeryconfig.py` that does not is considered another application's, and not used.",
     "CACHE_URL": "A listener on MySQL or MariaDB keeps its bookmark there.",
     "CDC_LOG_FORMAT": "For the listener `json` is the same as `--json-logs`.",
     "CDC_LOG_LEVEL": "The same as `--log-level`. A worker's level is Celery's `--loglevel`.",
     "CDC_CONTEXT_SHOWN": "See [what is shown](context.md#what-is-shown).",
-    "CDC_QUEUE_PREFIX": "Change it when [the old queues are empty](operating.md#rabbitmqs-queues-and-rights): nobody takes from "
-    "them after that.",
+    "CDC_QUEUE_PREFIX": "Change it when [the old queues are empty](operating.md#rabbitmqs-queues-and-rights): after that no worker takes "
+    "from them.",
     "CDC_KEY_PARTITIONS": "See [order by key on RabbitMQ](operating.md#order-by-key-on-rabbitmq). Change it when these queues are "
     "empty.",
-    "CDC_NAME": "A server or a broker has one listener of a name.",
-    "CDC_APP": "The same as `-A`. `CELERY_BROKER_URL` is then what Celery makes of it, and `CACHE_URL` is not read: see "
+    "CDC_NAME": "A server or a broker can have only one listener of each name.",
+    "CDC_APP": "The same as `-A`. Celery then reads `CELERY_BROKER_URL` in its own way, and `CACHE_URL` is not read: see "
     "[your own app](own-celery-app.md).",
-    "CDC_ROUTES": "A function with a parameter `schema` is given `public` on PostgreSQL, and on MySQL and MariaDB the database "
-    "that `DATABASE_URL` names.",
-    "CDC_PLUGIN": "wal2json has to be installed on the server: see [wal2json](operating.md#wal2json).",
+    "CDC_ROUTES": "A function with a parameter `schema` gets `public` on PostgreSQL, and on MySQL and MariaDB the name of the "
+    "database in `DATABASE_URL`.",
+    "CDC_PLUGIN": "wal2json must be installed on the server: see [wal2json](operating.md#wal2json).",
     "CDC_COLUMN_LISTS": "See [lists of columns](operating.md#lists-of-columns).",
     "CDC_MAX_PARKED": "See [a route that fails](operating.md#a-route-that-fails).",
-    "CDC_METRICS_ADDRESS": "See [metrics](metrics.md). Each listener on a machine needs another one.",
+    "CDC_METRICS_ADDRESS": "See [metrics](metrics.md). Each listener on a machine needs its own.",
     "CDC_QUEUE_ALARM": "See [alerts](metrics.md#alerts).",
     "CDC_MESSAGES_KEPT": "See [the record of messages](console.md#messages).",
     "CDC_RECENT_SIZE": "See [what came last](watch.md#what-came-last).",
@@ -112,13 +112,13 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
             _NOTHING,
             "any text",
             "all",
-            "Set: log lines and tables have no colours. Not set: they have some on a terminal.",
+            "Set: log lines and tables have no colours. Not set: they have colours on a terminal.",
         ),
         "FORCE_COLOR": _Variable(
             _NOTHING,
             "any text but `0`",
             "all",
-            "Set: log lines and tables have colours, also where the output is no terminal.",
+            "Set: log lines and tables have colours, even if the output is not a terminal.",
         ),
     },
     "In a Django project": {
@@ -126,7 +126,7 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
             "`default`",
             "text",
             "`manage.py cdc`",
-            "The alias in `DATABASES` of the database that is watched. It may be a setting of Django's, too.",
+            "The alias in `DATABASES` of the watched database. It may also be a Django setting.",
         ),
     },
     "Flower": {
@@ -134,15 +134,15 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
             "`127.0.0.1`",
             "text",
             "Flower",
-            "Where its pages are served. Elsewhere than on this machine only with a password: without one Flower does not "
+            "Where its pages are served. Any address but this machine needs a password: without one Flower does not "
             "start.",
         ),
-        "FLOWER_MAX_TASKS": _Variable("`10000`", "number", "Flower", "How many tasks it remembers."),
+        "FLOWER_MAX_TASKS": _Variable("`10000`", "number", "Flower", "How many tasks it keeps."),
         "FLOWER_TASKS_COLUMNS": _Variable(
             "`name,uuid,state,args,kwargs,result,received,runtime,worker`",
             "texts, comma-separated",
             "Flower",
-            "What its list of tasks shows. Of a change the arguments are table, event and position, without the row.",
+            "What its list of tasks shows. For a change, the arguments are table, event and position, without the row.",
         ),
         "FLOWER_BASIC_AUTH": _Variable(_NOTHING, "text", "Flower", "`user:password`"),
         "CDC_CONSOLE_URL": _Variable(
@@ -150,13 +150,13 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
             "text",
             "Flower",
             "Where the [console](console.md) is for a browser, e.g. `https://console.example.com`: Flower's page of each task "
-            "links to the console's page of it.",
+            "links to the task's page in the console.",
         ),
         "CDC_FLOWER_HOSTS": _Variable(
             _NOTHING,
             "texts, comma-separated",
             "Flower",
-            "Names under which a Flower without a password answers beside `localhost`, e.g. behind a proxy that asks for "
+            "Names under which a Flower without a password answers besides `localhost`, e.g. behind a proxy that asks for "
             "the password.",
         ),
     },
