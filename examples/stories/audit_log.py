@@ -38,7 +38,7 @@ def play(stage: Stage) -> None:
     )
     stage.run(f"python -m audit raise-credit {customer} 100 7")
     _show(stage, audit, customer, before + 2)
-    stage.step("Somebody changes it in SQL: that is in the log, too")
+    stage.step("Someone changes it in SQL: that is in the log, too")
     stage.sql(f"UPDATE customers SET credit = 9999 WHERE id = {customer}")
     _show(stage, audit, customer, before + 3)
     stage.step(f"The listener is killed while {_ROWS} customers are written, and started again")

@@ -37,10 +37,10 @@ def play(stage: Stage) -> None:
     stage.see("worker", f"Order {order}: a lamp is reserved")
     stage.step("The next order is rolled back after it has enqueued its task: there is no task")
     stage.http("POST", "web", "/orders/", {"customer": "bob@example.com", "item": "unicorn"})
-    stage.step("Somebody sets the order to paid in SQL: Django knows nothing of it, and the mail goes out")
+    stage.step("Someone sets the order to paid in SQL: Django does not notice, but the mail is sent")
     stage.sql(f"UPDATE orders_order SET status = 'paid' WHERE id = {order}")
     stage.see("worker", "Your lamp is paid.")
-    stage.see("worker", f"Order {order}: new -> paid, by somebody with SQL")
+    stage.see("worker", f"Order {order}: new -> paid, by someone with SQL")
     stage.step("Ann sets it to shipped in the admin: the change says who did it")
     stage.run("python manage.py createsuperuser --noinput")
     _Admin(stage).change(order, {"customer": "bob@example.com", "item": "lamp", "status": "shipped"})
@@ -49,7 +49,7 @@ def play(stage: Stage) -> None:
 
 
 class _Admin:
-    """Somebody at Django's admin, in a browser."""
+    """Someone at Django's admin, in a browser."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage

@@ -20,7 +20,7 @@ def play(stage: Stage) -> None:
     stage.step("An order is committed: its event is posted to the receiver")
     first = _place(stage, "lamp")
     stage.see("receiver", f'"order": {first}, "item": "lamp"')
-    stage.step("The next one is rolled back after it has written its event: nobody hears of it")
+    stage.step("The next one is rolled back after it has written its event: the receiver does not get it")
     stage.run("python -m store place unicorn")
     stage.step("The broker is down while an order commits: its event comes when the broker is back")
     stage.stop_broker()

@@ -38,7 +38,7 @@ def play(stage: Stage) -> None:
     stage.until("the deletion in the index", lambda: not _found(stage, "1234"))
     stage.until("the last name in the index", lambda: _found(stage, "teapot"))
     stage.run("python -m catalog search teapot OR kettle OR 1234")
-    stage.step("All these changes come again, the old ones too: the index does not go back")
+    stage.step("All these changes come again, the old ones too: the index does not return to an older state")
     replayed = stage.run(
         f"python -m listener -A catalog replay --since {began} --task catalog.tasks.index_products --watch"
     )

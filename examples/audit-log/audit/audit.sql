@@ -7,7 +7,7 @@ CREATE TABLE IF NOT EXISTS audit_log (
     row_id bigint,  -- null: TRUNCATE, which is of all rows
     before jsonb,
     after jsonb,
-    context jsonb  -- who, in which request; null: somebody with SQL
+    context jsonb  -- who, in which request; null: someone with SQL
 );
 CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

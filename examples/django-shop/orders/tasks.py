@@ -16,7 +16,7 @@ log = get_task_logger(__name__)
 @on_change(Order, UPDATE, when=became("status", "paid"), args=["id"])
 @shared_task
 def send_confirmation(order_id: int) -> None:
-    """Thank the customer, whoever set the order to paid: a view, the admin, somebody's SQL."""
+    """Thank the customer, no matter who set the order to paid: a view, the admin, or someone in SQL."""
     order = Order.objects.get(pk=order_id)
     send_mail("Thank you", f"Your {order.item} is paid.", None, [order.customer])
 
@@ -27,7 +27,7 @@ def note_status(message: dict[str, Any]) -> None:
     """Note who changed what: the context is what the middleware wrote into the transaction."""
     change = RowChange.from_message(message)
     old, new = (row["status"] for row in (change.before or {}, change.row))
-    who = f"user {change.context['user_id']}" if change.context else "somebody with SQL"
+    who = f"user {change.context['user_id']}" if change.context else "someone with SQL"
     log.info("Order %s: %s -> %s, by %s", change.row["id"], old, new, who)
 
 

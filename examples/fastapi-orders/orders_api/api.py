@@ -25,7 +25,7 @@ app.add_middleware(
 
 
 class NewOrder(BaseModel):
-    """What somebody orders."""
+    """What someone orders."""
 
     item: str
     quantity: int = 1

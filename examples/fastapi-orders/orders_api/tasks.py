@@ -22,7 +22,7 @@ async def send_receipt(order_id: int) -> None:
 @on_change(Order, UPDATE, when=became("status", "shipped"))
 @shared_task
 def tell_customer(message: dict[str, Any]) -> None:
-    """Tell that an order is on its way, whoever changed it: the API, or somebody with SQL."""
+    """Report that an order is on its way, no matter who changed it: the API, or someone with SQL."""
     change = RowChange.from_message(message)
-    who = f"user {change.context['user_id']}" if change.context else "somebody with SQL"
+    who = f"user {change.context['user_id']}" if change.context else "someone with SQL"
     log.info("Order %s is on its way, said %s", change.row["id"], who)

@@ -14,7 +14,7 @@ class NotAllowedError(Exception):
 
 
 def place(item: str) -> int:
-    """Place an order, and return its number; raises NotAllowedError, and then nobody hears of it."""
+    """Place an order, and return its number; raises NotAllowedError, and then the receiver does not get it."""
     with Session.begin() as session:
         order = Order(item=item)
         session.add(order)

@@ -1,4 +1,4 @@
-"""Somebody else's service, which hears of the store's orders: `python -m store.receiver PORT`."""
+"""The service of someone else, which receives the store's orders: `python -m store.receiver PORT`."""
 
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
