@@ -11,28 +11,28 @@ from reference.text import escaped, page, table
 __all__ = ["errors_page", "wordless_codes"]
 
 _HEAD = """
-A code is for programs: once given, it stays. Any version may add one. Texts may change.
+A code is for programs, and never changes. Any version may add codes. Texts may change.
 
 | where | what has the code |
 | --- | --- |
 | Python | `error.code` of each `cdc_tasks.CDCError` |
 | `--json` of a command | an object with `code`, `message` and `hint` on standard output |
 | `python -m listener check --json` | each finding: `what`, `state`, `code`, `found`, `hint` |
-| `python -m listener status --json` | `alarm_codes`; `alarms` has the same in words, in the same order |
+| `python -m listener status --json` | `alarm_codes`; `alarms` has the same as texts, in the same order |
 | the log | the field `code`, for example of [`failed`](events.md) |
 
 A dead letter and the event `task_gave_up` have the name of the error's class instead.
 
 **Exit status.** A command that fails ends with 1, and prints the message and the hint. Wrong options end it with 2.
-The listener ends with 1 only for the codes that say so below. Its last log line is then `failed`; with
-`CDC_LOG_FORMAT=text` it prints an error of the settings or of the routes as `check` does. With a problem of a table or of
-MySQL's variables it does not start: `failed` has the problem's code, or `source` if there are several codes.
+The listener ends with 1 only for the codes that are marked so below. Its last log line is then `failed`; with
+`CDC_LOG_FORMAT=text` it prints an error in the settings or the routes as `check` does. If a table or MySQL's variables
+have a problem, it does not start: `failed` has the problem's code, or `source` if there are several codes.
 
-In a hint, `…` stands for what is known only when it happens: a name, a number, a statement.
+In a hint, `…` stands for a value that is known only when it happens: a name, a number, a statement.
 """
 
 _ALARMS = """
-`python -m listener status` ends with 1 or 3 with an alarm: see [operating](../operating.md#watch).
+With an alarm, the exit status of `python -m listener status` is 1 or 3: see [operating](../operating.md#watch).
 """
 
 

@@ -26,19 +26,19 @@ __all__ = ["fields", "settings_page", "undescribed", "unitless"]
 _NOTHING: Final = "–"  # noqa: RUF001 - a dash, as in every table of the docs
 
 _HEAD = """
-All of them are environment variables, read once at the start. The program names all values that it cannot use at once, each
+All of them are environment variables, read once at start-up. The program lists all unusable values together, each
 with the variable, the value (secrets masked) and the hint. An empty variable counts as not set. `check`, and the log of
 listener and workers, name each variable `CDC_…` that is not on this page.
 
-`manage.py cdc` reads the variables `CDC_…` from Django's settings, too: see [there](django.md#where-it-finds-things).
+`manage.py cdc` also reads the variables `CDC_…` from Django's settings: see [Django](django.md#where-it-finds-things).
 Boolean values are `true` and `false`. A size is a number of bytes, or has a unit: `500MB`, `2GiB`.
 """
 
 _TWINS = """
-Other programs read some of these variables, too, and may mean something else by them. Each has a twin that only cdc-tasks
-reads. The twin goes first, and an error names the one that is set. With `CDC_APP` an error names the app's setting
-(`broker_url of the app shop`) where the value comes from there. `docker-compose.yml` sets the plain names: nothing else
-reads them in its containers.
+Other programs read some of these variables, too, and may mean something else by them. Each has a twin that only
+cdc-tasks reads. The twin has priority, and an error names the one that is set. With `CDC_APP` an error names the app's
+setting (`broker_url of the app shop`) if the value comes from there. `docker-compose.yml` sets the plain names: nothing
+else reads them in its containers.
 """
 
 _READERS: Final[Mapping[str, type[Settings]]] = {
@@ -171,9 +171,9 @@ _OTHERS: Final[Mapping[str, Mapping[str, _Variable]]] = {
 }
 
 _FILES: Final = """
-A secret may be in a file instead, as containers, Kubernetes and systemd hand them out. The name of the variable with `_FILE` behind
-it names the file. Line breaks at its end are no part of the value. It is read once, at the start. A variable and its `_FILE` cannot
-both be set. A file that is missing, empty, unreadable or no text is an error that names it. For a password that changes while the
+A secret may be in a file instead, as in containers, Kubernetes and systemd. The variable's name followed by `_FILE`
+names the file. Line breaks at its end are not part of the value. The file is read once, at start-up. A variable and its
+`_FILE` cannot both be set. If a file is missing, empty, unreadable or not text, an error names it. For a password that changes while the
 listener runs, use [`CDC_DATABASE_PASSWORD_COMMAND`](operating.md#passwords-that-expire).
 """
 
@@ -204,7 +204,7 @@ def _parts() -> Iterator[str]:
         yield f"## {title}"
         yield table(_ROW_HEAD, [(f"`{name}`", *each) for name, each in variables.items()])
         if title == "Flower":
-            yield "Flower takes each of its own options as `FLOWER_…` too."
+            yield "Flower also takes each of its own options as `FLOWER_…`."
 
 
 def _only(kind: type[Settings], shared: list[str]) -> list[str]:
@@ -215,8 +215,8 @@ def _twins() -> Iterator[str]:
     yield "### Twins"
     yield _TWINS
     more = {
-        "CELERY_BROKER_URL": " An app of your own with `cdc_tasks.install` has its own address.",
-        "CACHE_URL": " [An app of your own](own-celery-app.md) reads only this one: a cache may be emptied at any time.",
+        "CELERY_BROKER_URL": " Your own app with `cdc_tasks.install` has its own address.",
+        "CACHE_URL": " [Your own app](own-celery-app.md) reads only this one: a cache may be emptied at any time.",
     }
     yield table(
         _ROW_HEAD,
