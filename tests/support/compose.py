@@ -121,7 +121,7 @@ def try_commands(worker_url: str, administer: Callable[[str], object]) -> None:
     administer(revoke)
     refused = _tasks(environment, *connect)
     assert refused.returncode == 1
-    assert "Let the owner of the tables run:" in refused.stderr
+    assert "As the owner of the tables, run:" in refused.stderr
     for line in refused.stderr.splitlines():
         if (statement := line.strip()).startswith("GRANT "):
             administer(statement)

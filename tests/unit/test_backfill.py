@@ -70,7 +70,7 @@ def test_a_read_is_a_row_change_like_an_insert() -> None:
     again = RowChange.from_message(json.loads(read.to_json()))
     assert again == read
     assert (again.row, again.before, again.changed("id")) == ({"id": 1}, None, True)
-    with pytest.raises(ValueError, match="read has no row before"):
+    with pytest.raises(ValueError, match="read has no old row"):
         row_change("t", "read", before={"id": 1}, after={"id": 1})
 
 

@@ -145,9 +145,9 @@ def test_a_ready_made_condition_tells_which_part_of_it_decided(
 
 def test_a_condition_on_the_context_tells_which_part_of_it_decided() -> None:
     for context, told in (
-        (None, "the transaction says nothing of itself"),
+        (None, "the transaction has no context"),
         ({"user": "anna", "role": "agent"}, "in its context role is not 'admin'"),
-        ({"user": "anna", "role": "admin"}, "the transaction says so of itself"),
+        ({"user": "anna", "role": "admin"}, "the context of the transaction matches"),
     ):
         change = replace(_SMALL, context=context)
         assert _verdict(in_context(user="anna", role="admin"), change).reason == told
