@@ -149,7 +149,7 @@ def assert_the_scenario_was_shown(output: str, *, schema: str = "public") -> Non
         "anna@example.com Order 2 is confirmed: a laptop",
         "One message: of the order that was committed.",
         "kill -KILL",
-        "Nothing is missing, and nothing came twice.",
+        "Nothing is missing, and nothing arrived twice.",
     ):
         assert words in unwrapped, output
     assert "Order 1 is confirmed" not in unwrapped
