@@ -124,8 +124,8 @@ def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
     shown = json.loads(operator_on_mariadb.types("parked", "show", first).stdout)
     assert shown["change"]["after"] == {"id": 1, "name": None}
 
-    mended = {"CDC_ROUTES": f"{ROUTES}:mended"}
-    replayed = operator_on_mariadb.types("parked", "replay", first, **mended)
+    fixed = {"CDC_ROUTES": f"{ROUTES}:fixed"}
+    replayed = operator_on_mariadb.types("parked", "replay", first, **fixed)
     assert (replayed.returncode, replayed.stdout) == (0, f"{first}: sent to tests.named\n")
     assert tasks_in(broker, "celery")[-1]["headers"]["id"] == first
     assert operator_on_mariadb.types("parked", "drop", "--all").stdout.count("dropped") == 12
