@@ -29,7 +29,7 @@ app.finalize()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     if pid := os.fork():
-        os.setpgid(pid, pid)  # as the child does: whoever comes first, it can be killed now
+        os.setpgid(pid, pid)  # as the child does: whichever is first, it can be killed now
         print(pid, flush=True)
         continue
     os.setpgid(0, 0)

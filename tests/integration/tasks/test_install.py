@@ -80,7 +80,7 @@ def test_a_worker_says_that_install_came_after_tasks(broker: Broker) -> None:
         (line,) = (each for each in worker.log.splitlines() if "installed_after_tasks" in each)
         assert "shop.early" in line
         assert "number=1" in line
-        assert "Call cdc_tasks.install(app) right after the app is made" in line
+        assert "Call cdc_tasks.install(app) right after creating the app" in line
 
 
 def test_a_worker_grows_by_at_most_20_mb(broker: Broker, cold_workers: None) -> None:
