@@ -100,7 +100,7 @@ class Status:
         for problem in source.problems:
             yield "table_wrong", f"{problem} (hint: python -m listener check)"
         for gap in source.gaps:
-            yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
+            yield "gap", f"{gap} (to continue without: python -m listener run --accept-gap)"
         yield from self._own_alarms()
 
     def _own_alarms(self) -> Iterator[tuple[str, str]]:
