@@ -209,16 +209,11 @@ class _OnlyAsked(Sequence[Any]):
 def test_what_is_over_the_budget_costs_nothing_per_change() -> None:
     batch = Batch(_OnlyAsked([_change(number) for number in range(1, 1_001)]), "1000")
     spent = Budget(share=0.0, most=0.0)
-    recent = RecentChanges(
-        _Store(),
-        _router(),
-        max_bytes=10**6,
-        read_keys=dict,
-        budget=spent,  # type: ignore[arg-type]
-    )
+    recent = _recent(_Store(), spent)
     fired: Iterator[Any] = iter(())
     assert recent.note(batch, fired) is fired
     assert batch.changes.looks <= 3  # type: ignore[attr-defined]
+    recent.close()
 
 
 # --- In which form ------------------------------------------------------------------------------------------
@@ -289,11 +284,13 @@ def test_what_is_not_noted_stands_where_it_is_missing() -> None:
         block.leave_out(left_out([_change(number) for number in range(first, last + 1)], Why.RATE))
     block.add(entries[1])
     reader = _reader(_Store([block.packed()]))
-    (_, last), (_, between), (_, first) = reader.page(Sought()).entries
+    (_, newest), (_, between), (_, oldest) = reader.page(Sought()).entries
     assert isinstance(between, LeftOut)
+    assert isinstance(oldest, NotedChange)
+    assert isinstance(newest, NotedChange)
     assert (between.count, between.first, between.last) == (7, "0/2:0", "0/8:0")
     assert left_out_told(between).startswith("7 changes of public.items not noted: more came")
-    assert (first.id, last.id) == ("abc-1-0", "abc-9-0")  # type: ignore[union-attr]
+    assert (oldest.id, newest.id) == ("abc-1-0", "abc-9-0")
     # Who looks for a row is told that it may be among those.
     found = reader.page(Sought(row=(("id", "1"),)))
     assert (len(found.entries), found.left_out) == (1, 7)
@@ -356,8 +353,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "_EVERY", 0.01)
 
 
-def _recent(store: _Store) -> RecentChanges:
-    recent = RecentChanges(store, _router(), max_bytes=10**6, read_keys=dict)  # type: ignore[arg-type]
+def _recent(store: Any, budget: Budget | None = None) -> RecentChanges:
+    recent = RecentChanges(store, _router(), max_bytes=10**6, read_keys=dict, budget=budget)
     recent.attach()
     return recent
 

@@ -21,8 +21,8 @@ _SLOWEST: Final = (
 class Budget:
     """Seconds of the loop: some are saved up while little happens.
 
-    Once they are spent, nothing is noted until half of the maximum has been saved up. So in a flood, some stretches are noted
-    completely and others not at all.
+    Once they are spent, nothing is noted until half of what can be saved is there. So of a flood whole stretches are
+    noted, and not some rows of each batch.
 
     On a machine that others keep busy, work takes longer than its CPU time. Then it costs more, as the loop's own does.
     """
