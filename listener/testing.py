@@ -96,7 +96,7 @@ class Recorder:
             if getattr(error.__cause__, "pgcode", None) != _QUERY_CANCELED:
                 raise
             raise RecordingError(
-                "A transaction that has written is still open on the test database server. Recording has to wait for its end.",
+                "A transaction on the test database server has written and is still open. Recording waits for its end.",
                 hint="Let the test use the fixture cdc before it writes, and commit."
                 " With pytest-django: transactional_db.",
                 code="open_transaction",
@@ -126,7 +126,7 @@ class Recorder:
             cursor.execute(statement, values or None)
 
     def changes(self) -> list[Change]:
-        """Return the changes committed since the last call, for a caller that routes them; `fired` does not include them."""
+        """Return the changes committed since the last call, to route them elsewhere; `fired` does not include them."""
         return self._read()
 
     def fired(self) -> list[Fired]:

@@ -58,7 +58,7 @@ class ChunkThread(ABC, Generic[WorkT, FoundT]):
         """Close the session, if there is one; the next read opens another one."""
 
     def _ended(self) -> None:
-        """Called when `found` or `error` has been set."""
+        """React to `found` or `error` being set."""
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

@@ -62,7 +62,7 @@ class Publisher(Protocol):
 
     - A batch is confirmed when the broker holds its tasks with the durability of CDC_DURABILITY, and the checkpoint is
       its position. `publish` and `flush` return the last confirmed position; only that is acknowledged.
-    - On Redis, tasks, parked changes and checkpoint are written in one atomic step: all of the batch, exactly once. On other
+    - On Redis, tasks, parked changes and checkpoint are one atomic step: the whole batch, exactly once. On other
       brokers the tasks come first: after a crash between the two the listener publishes the batch again.
     - Tasks are published in the order in which they were fired.
     - A task that is published again keeps its id.
@@ -131,7 +131,7 @@ class Publisher(Protocol):
     def room(self, routes: Sequence[Route], kind: tuple[str, str, str], most: int) -> int:
         """Return how many tasks of each route a backfill may send now: up to `most`; 0 while one has to wait.
 
-        It fills a queue up to half of CDC_MAX_QUEUE. The other half is for live changes, which never wait for it. `kind` is
+        It fills a queue up to half of CDC_MAX_QUEUE. Live changes have the other half, and never wait for it. `kind` is
         that of the changes. It waits for the batch in flight. Raises what `flush` raises.
         """
 

@@ -45,7 +45,7 @@ class Retry:
         longest: float = 5.0,
         wakeup: Wakeup | None = None,
     ) -> None:
-        """`what` names the server in the log, in lines of the event `event`.
+        """Name the server `what` in the log, in lines of the event `event`.
 
         Waits grow randomly from `shortest` to `longest` seconds. A shared `wakeup` ends the waits of several instances.
         """
