@@ -1,6 +1,6 @@
 """The listener's position, stored outside the broker, which may lose its data.
 
-Unlike a replication slot, a binlog keeps no position for us. Without the bookmark, a source with a lost checkpoint looks
+Unlike a replication slot, a binlog keeps no position for us. Without the bookmark, a source with lost checkpoint looks
 like one read for the first time. The bookmark may be a second old: the listener recovers from it, but it is not a
 checkpoint.
 """

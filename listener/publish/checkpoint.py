@@ -285,7 +285,7 @@ class Checkpoint:
                 f"The checkpoint is {found.position}; this listener left it at {left}."
             )
         reason = (
-            f"{lost}; this listener left it at {left}. Redis has lost its data, or has an old copy. The tasks that were "
+            f"{lost}; this listener left it at {left}. Redis has lost its data, or has an old copy. Tasks that were "
             "waiting are lost with it. The listener publishes again what the source still has."
         )
         log.error("broker_lost_data", reason=reason)

@@ -63,7 +63,7 @@ class QueueLimit:
     def __init__(
         self, max_queue: int | None, redis: RedisConnection, key: str, retry: Retry, *, look_every: float
     ) -> None:
-        """The note is stored in `redis` under `key`; `look_every` is in seconds."""
+        """Store the note in `redis` under `key`; `look_every` is in seconds."""
         self.max_queue = max_queue
         self._redis = redis
         self._key = key

@@ -58,7 +58,7 @@ class RedisPublisher:
         max_parked: int | None = None,
         spans: Spans | None = None,
     ) -> None:
-        """The parameters are the settings of the same names, without `CDC_`; times are in seconds."""
+        """Take the values of the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
         self._retry = Retry("broker")
         self._checkpoint = Checkpoint(self._redis, self._retry, name=name, durability=durability)
