@@ -48,9 +48,8 @@ def published_lsn(saved: Saved | None) -> int:
 
 def _slot_is_gone(name: str, saved: Saved, current: str) -> GapError:
     return GapError(
-        f"The replication slot {name} no longer exists: what was committed after {unpublished_from(saved, None)} and before "
-        f"it "
-        f"is created again (now: {current}) cannot be read.",
+        f"The replication slot {name} no longer exists: what was committed after {unpublished_from(saved, None)} "
+        f"and before it is recreated (now: {current}) cannot be read.",
         hint=f"If this is a new listener, give it its own CDC_NAME. {ACCEPT_GAP}",
         code="slot_gone",
     )
