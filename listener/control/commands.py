@@ -60,6 +60,14 @@ class CommandQueue:
         """Record that it was done."""
         self._end(self._as_it_waits(command), Outcome.done(command, result))
 
+    def begun(self, command: Command) -> str:
+        """Return the command's text as it waits. It goes on waiting: a later process ends it with `finished`."""
+        return self._as_it_waits(command).decode()
+
+    def finished(self, text: str, result: str) -> None:
+        """Record that the command with this text, which `begun` has returned, was done."""
+        self._end(text.encode(), Outcome.done(Command.parse(text.encode()), result))
+
     def refused(self, command: Command, error: CDCError) -> None:
         """Record that it was not done, and why."""
         self._end(self._as_it_waits(command), Outcome.refusal(command, error))

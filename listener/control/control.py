@@ -95,8 +95,18 @@ class ControlState:
         """How often the listeners of this name have reloaded their routes."""
         return int(self.fields.get(_RELOADS, {}).get("count", 0))
 
-    def count_reload(self) -> None:
-        self.set(_RELOADS, {"count": self.reloads + 1})
+    def count_reload(self, command: str, result: str) -> None:
+        """Note the reload that this command asks for; the listener that begins next records the result."""
+        self.set(_RELOADS, {"count": self.reloads + 1, "command": command, "result": result})
+
+    @property
+    def unfinished_reload(self) -> tuple[str, str] | None:
+        """The command and the result of a reload whose routes no listener reads with yet."""
+        noted = self.fields.get(_RELOADS, {})
+        return (noted["command"], noted["result"]) if "command" in noted else None
+
+    def finish_reload(self) -> None:
+        self.set(_RELOADS, {"count": self.reloads})
 
     @property
     def skips(self) -> Mapping[str, datetime]:
@@ -179,6 +189,7 @@ class Control:
             log.info("reloading", result="Another listener of this name has reloaded its routes meanwhile.")
             self._reloader.reload()
             return False
+        self._finish_reload()
         self._apply()
         if self.backfills is not None:
             self.backfills.restore()
@@ -423,7 +434,17 @@ class Control:
             log.error("reload_refused", code=result.code, error=result.message, hint=result.hint)
             self._queue.refused(command, result)
         else:
-            self._state.count_reload()
-            self._queue.done(command, result)
+            self._state.count_reload(self._queue.begun(command), result)
             log.info("reloading", by=command.who, result=result)
             reloader.reload()
+
+    def _finish_reload(self) -> None:
+        """Record the reload that has started this listener.
+
+        Not earlier: only now are the tables and events of the new routes published, so that no change is missed which a
+        person makes after the answer.
+        """
+        unfinished = self._state.unfinished_reload
+        if unfinished is not None and self._state.reloads == self._reloads:
+            self._queue.finished(*unfinished)
+            self._state.finish_reload()

@@ -56,7 +56,7 @@ def test_each_contender_reads_all_the_rows_of_a_binlog(database: str) -> None:
 @pytest.mark.parametrize("database", binlog.DATABASES)
 def test_the_memory_is_bounded_on_a_binlog_too(database: str) -> None:
     found = binlog.peak(database, [100, 50_000], _say)
-    assert max(found.values()) < 100
+    assert max(found.values()) < 110
     assert found["50000"] < found["100"] + 10
 
 

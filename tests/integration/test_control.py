@@ -204,17 +204,21 @@ def test_new_routes_are_loaded_without_a_restart_and_broken_ones_are_refused(on_
         on_redis.sees(_ONE, 2)
         with_third = _ROUTES.replace(
             "    return router",
-            '    router.register(schema, "roles", EventType.INSERT, "tests.three", queue="PREFIX_notifications",'
+            '    router.register(schema, "roles", EventType.UPDATE, "tests.three", queue="PREFIX_notifications",'
             ' args=["id"])\n    return router',
         )
         on_redis.writes(with_third)
         _done(on_redis.asks("reload"))
+        on_redis.database.execute(
+            "UPDATE roles SET name = 's' WHERE id = 1"
+        )  # at once: the new event is published
+        wait_until(lambda: on_redis.fired("notifications"), what="the new route", timeout=30)
         for _ in range(4):  # while rows are written
             os.kill(process.pid, signal.SIGHUP)
             on_redis.inserts(50)
         on_redis.sees(_ONE, 202)
         on_redis.inserts(1)
-        wait_until(lambda: on_redis.fired("notifications"), what="the new route", timeout=30)
+        on_redis.sees(_ONE, 203)
         on_redis.writes(_ROUTES.replace("tests.two", "tests.changed"))  # nobody says so
         wait_until(
             lambda: (

@@ -354,7 +354,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _recent(store: Any, budget: Budget | None = None) -> RecentChanges:
-    recent = RecentChanges(store, _router(), max_bytes=10**6, read_keys=dict, budget=budget)
+    unlimited = Budget(share=1.0, most=600.0)  # on a busy machine, too
+    recent = RecentChanges(store, _router(), max_bytes=10**6, read_keys=dict, budget=budget or unlimited)
     recent.attach()
     return recent
 

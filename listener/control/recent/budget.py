@@ -11,7 +11,7 @@ __all__ = ["Budget"]
 _SHARE: Final = (
     0.01  # of the time: below the 2 % that are promised, as to look after the budget costs time too
 )
-_MOST: Final = 0.15  # seconds that can be saved up: a burst of some ten thousand changes is noted whole
+_MOST: Final = 0.04  # seconds that can be saved up: a burst of some three thousand changes is noted whole
 _FIRST_COST: Final = 10e-6  # seconds a change, until it is known
 _SLOWEST: Final = (
     4.0  # times longer than its CPU time a piece of work takes, at most: what is beyond that is chance

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 _EVERY: Final = 1.0  # seconds between two writes
 _PACKED: Final = 1_000  # changes in a finished block
-_MOST_WAITING: Final = 50_000  # entries that the thread has not taken yet
+_MOST_WAITING: Final = 10_000  # entries that the thread has not taken yet
 _ASK_FOR_KEYS: Final = 30.0  # seconds between two questions to the database
 _LOOK_AT_MEMORY: Final = 10.0  # seconds
 _SHARE_OF_MEMORY: Final = 10  # up to a tenth of maxmemory
