@@ -58,7 +58,7 @@ def test_a_restored_copy_is_refused_for_ever_and_nothing_of_it_is_lost(each_hist
     history.copy()
     old = history.publish(11, 60)
     history.restore()
-    assert "beyond the end" in refusal(history).message
+    assert "after the end" in refusal(history).message
     history.insert(1001, 1100)
     history.write_past(history.checkpoint.partition(":")[0])
     history.insert(1101, 1200)
@@ -159,7 +159,7 @@ def test_a_slot_that_somebody_moved_is_a_gap_that_names_its_ends(history: Histor
         gap = refusal(history)
         assert (found.problems, found["checkpoint"].found) == (["checkpoint"], gap.message)
         assert status.problems == (gap.message,)
-        assert f"is at {history.confirmed}, and the checkpoint at {place}:0" in gap.message
+        assert f"is at {history.confirmed}, but the checkpoint at {place}:0" in gap.message
         assert "advanced it" in gap.message
         assert "broker" in gap.message
     history.published(151, 160, accept_gap=True)

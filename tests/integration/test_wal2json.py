@@ -42,7 +42,7 @@ def test_a_route_to_a_partitioned_table_is_refused_by_check_and_run(
         "table public.events"
     ]
     assert found.state is State.PROBLEM
-    assert "is partitioned, and wal2json does not say which table" in found.found
+    assert "is partitioned, and wal2json does not show which table" in found.found
     assert "CDC_PLUGIN=pgoutput" in found.hint
     with pytest.raises(SourceError, match=r"public\.events: is partitioned") as refused:
         source.watch(named)

@@ -188,7 +188,7 @@ def _look_up(person: Person, fired: dict[str, Any], parked: dict[str, Any]) -> N
     for place in (
         "The journal: it begins at",
         "What is parked: 2 changes",
-        "PostgreSQL does not give",
+        "PostgreSQL does not send",
     ):
         assert place in missing["message"]
 

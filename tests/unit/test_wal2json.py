@@ -231,7 +231,7 @@ def test_a_name_that_cannot_be_known_stops_the_listener() -> None:
         SourceError, match=r"public.things were at 1/A0 cannot be known: new was altered since"
     ):
         decode(update(), definitions=definitions)
-    with pytest.raises(SourceError, match="it is gone"):
+    with pytest.raises(SourceError, match="it no longer exists"):
         decode(update(), definitions=Definitions())
 
 
