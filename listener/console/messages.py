@@ -28,10 +28,10 @@ _STATES: Final = (SENT, GAVE_UP, NOT_SENT)
 
 
 class _People(NamedTuple):
-    """Whose the accounts on a page are."""
+    """The owners of the accounts on a page."""
 
     by_account: Mapping[int, Owner]
-    asked: Owner | None = None  # the person whom the page is about
+    asked: Owner | None = None  # the person of the page
     trouble: tuple[str, str | None] | None = None  # why there are no names
 
 

@@ -482,7 +482,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason_and_the_cure(
         (["keyless"], "has no primary key", "ALTER TABLE public.keyless ADD PRIMARY KEY"),
         (["nullable"], "has no primary key", "NOT NULL"),
         (["partitioned"], "No route watches the table public.partitioned", ""),
-        (["numbered", "--where", "id > 1; DROP TABLE numbered"], "is no condition", "without ;"),
+        (["numbered", "--where", "id > 1; DROP TABLE numbered"], "is not a condition", "without ;"),
         (["numbered", "--where", "no_column > 1"], "does not accept the condition", "after WHERE"),
         (
             ["numbered", "--task", "tests.mirrror"],

@@ -39,7 +39,7 @@ class Budget:
         self._slowness = 1.0
 
     def allowed(self, changes: int) -> int:
-        """Return how many of these changes may be noted: the first ones."""
+        """Return how many of these changes, from the first on, may be noted."""
         now = self._clock()
         self._left = min(self._most, self._left + (now - self._at) * self._share)
         self._at = now
@@ -50,7 +50,7 @@ class Budget:
         return max(0, allowed)
 
     def spend(self, cpu: float, wall: float, changes: int) -> None:
-        """Take what noting this many changes took, in seconds."""
+        """Subtract the time of noting this many changes, in seconds."""
         slowness = min(_SLOWEST, max(1.0, wall / cpu)) if cpu > 0 else 1.0
         self._slowness += 0.1 * (slowness - self._slowness)
         cost = cpu * self._slowness
@@ -58,5 +58,5 @@ class Budget:
         self._cost += 0.2 * (cost / changes - self._cost)
 
     def spend_elsewhere(self, cpu: float) -> None:
-        """Take what another thread spent, in seconds of CPU."""
+        """Subtract the time of another thread, in seconds of CPU."""
         self._left -= cpu * self._slowness
