@@ -204,7 +204,7 @@ def test_a_slot_that_a_recovery_did_not_bring_back_is_a_gap_that_names_its_ends(
     for _ in range(2):
         gap = history.listen(lambda: False)
         assert isinstance(gap, GapError)
-        assert f"committed after {place}:0 and before it is created again (now: 0/" in gap.message
+        assert f"committed after {place}:0 and before it is recreated (now: 0/" in gap.message
         assert gap.message.partition("now")[0] in found["slot cdc"].found
     with capture_logs() as logs:
         history.listen(lambda: history.checkpoint.startswith("1.2@"), accept_gap=True)

@@ -255,7 +255,7 @@ def _check_commands(person: Person, name: str) -> None:
     assert "id=7, v=0" in person.types("journal", "items", "--id", "7").stdout
     for arguments, reason in (
         (["replay", "--since", "2020-01-01", "--task", "tests.bill", "--wait", "0"], "No listener accepted"),
-        (["replay", "--since", "25:00", "--task", "tests.bill"], "is no time"),
+        (["replay", "--since", "25:00", "--task", "tests.bill"], "is not a time"),
         (["replay", "--since", "2020-01-01"], "--all-routes"),
         (
             ["replay", "--since", "2020-01-01", "--task", "tests.no", "--dry-run"],

@@ -181,13 +181,13 @@ def _look_up(person: Person, fired: dict[str, Any], parked: dict[str, Any]) -> N
     assert said in person.types("explain", "--id", task).stdout.splitlines()
     assert found["routes"][0]["task_id"] == task
     found = person.asks("explain", "--id", parked["change"]["id"], CDC_JOURNAL="")
-    assert found["found_in"] == "what is parked"
+    assert found["found_in"] == "the parked changes"
     assert [each["outcome"] for each in found["routes"]] == ["fires", "event", "parks"]
     missing = person.asks("explain", "--id", "6b02f19d5f9f4859-16B3748-303D94F1B8A40-0")
     assert missing["code"] == "change_not_found"
     for place in (
         "The journal: it begins at",
-        "What is parked: 2 changes",
+        "Parked changes: 2 changes",
         "PostgreSQL does not send",
     ):
         assert place in missing["message"]
