@@ -140,7 +140,7 @@ def _check_tables(
 ) -> None:
     known = {(each.schema, each.name) for each in existing}
     for name in names:
-        # The tables of another MySQL database are not known. Partitions and tables of extensions are not listed.
+        # Tables of another MySQL database are unknown; partitions and tables of extensions are not listed.
         is_asked = name[0] in {home, *_schemas(existing)}
         if name not in known and is_asked and name not in {(r.schema, r.table) for r in router.routes}:
             raise no_such_table(name, existing, router)

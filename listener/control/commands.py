@@ -61,7 +61,7 @@ class CommandQueue:
         self._end(self._as_it_waits(command), Outcome.done(command, result))
 
     def begun(self, command: Command) -> str:
-        """Return the command's text as it waits. It goes on waiting: a later process ends it with `finished`."""
+        """Return the command's text in the queue. It stays there: a later process ends it with `finished`."""
         return self._as_it_waits(command).decode()
 
     def finished(self, text: str, result: str) -> None:

@@ -96,12 +96,12 @@ class ControlState:
         return int(self.fields.get(_RELOADS, {}).get("count", 0))
 
     def count_reload(self, command: str, result: str) -> None:
-        """Note the reload that this command asks for; the listener that begins next records the result."""
+        """Note the reload that this command requests; the next listener records the result."""
         self.set(_RELOADS, {"count": self.reloads + 1, "command": command, "result": result})
 
     @property
     def unfinished_reload(self) -> tuple[str, str] | None:
-        """The command and the result of a reload whose routes no listener reads with yet."""
+        """The command and the result of a reload whose routes no listener uses yet."""
         noted = self.fields.get(_RELOADS, {})
         return (noted["command"], noted["result"]) if "command" in noted else None
 

@@ -183,7 +183,7 @@ class StreamPlace:
         return start if at is None or (start is not None and start > at) else at
 
     def passed(self, event: bytes, file: str) -> None:
-        """Take in an event, each later in the log than the one before; `file` is that of what comes next."""
+        """Process an event, each later in the log than the previous one; `file` is the file of the next one."""
         at = self._at
         is_same = at is not None and file == at.file
         if event[4] == _ROTATE:

@@ -297,7 +297,7 @@ def _obstacle(
     if is_superuser:
         return None
     if not exists and not may_create:
-        return f"does not exist, but {role} may not CREATE in this database"
+        return f"does not exist, and {role} may not CREATE in this database"
     if not owns_publication:
         return f"is incomplete, but {role} does not own it"
     if not_owned:

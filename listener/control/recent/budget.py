@@ -1,4 +1,4 @@
-"""How much of the listener's time noting may take: a share of the time that passes, and never more."""
+"""The limit of the listener's time for noting: a share of the elapsed time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["Budget"]
 _SHARE: Final = (
     0.01  # of the time: below the 2 % that are promised, as to look after the budget costs time too
 )
-_MOST: Final = 0.04  # seconds that can be saved up: a burst of some three thousand changes is noted whole
-_FIRST_COST: Final = 10e-6  # seconds a change, until it is known
+_MOST: Final = 0.04  # seconds that can be saved up: enough for a burst of some three thousand changes
+_FIRST_COST: Final = 10e-6  # seconds per change, until it is measured
 _SLOWEST: Final = (
     4.0  # times longer than its CPU time a piece of work takes, at most: what is beyond that is chance
 )

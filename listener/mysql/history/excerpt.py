@@ -54,7 +54,7 @@ class Excerpt:
 
     @property
     def place(self) -> str:
-        """The place behind what was read."""
+        """The position after the last event read."""
         return str(self._decoder.progress.position)
 
     def read(self, selection: Selection, limit: int) -> tuple[list[Change], bool]:

@@ -231,7 +231,7 @@ class MariaDBState:
 
     @classmethod
     def decoded(cls, event: bytes) -> Self:
-        """Return what a GTID_LIST event says: what came before its file."""
+        """Parse a GTID_LIST event: the transactions before its file."""
         state = cls()
         count = int.from_bytes(event[19:23], "little") & 0xFFFFFFF
         for domain, server, number in _listed.iter_unpack(event[23 : 23 + 16 * count]):

@@ -109,7 +109,7 @@ def beyond_gap(server: Server, after: BinlogPosition, log: Log) -> BinlogPositio
 def _domains_beyond(
     after: BinlogPosition, oldest: BinlogPosition, log: Log, missing: MariaDBGTIDs
 ) -> MariaDBGTIDs:
-    """Return where to go on in each of MariaDB's domains: at its oldest one where the server lacks what was published.
+    """Return where to continue in each MariaDB domain: at its oldest transaction if the server lacks published ones.
 
     What the server has not got must not stay in the position: the next start would take it for a gap again.
     """
@@ -123,7 +123,7 @@ def _domains_beyond(
 
 
 def _is_by_place(server: Server, after: BinlogPosition) -> bool:
-    """Return whether reading goes on by file and offset although there are GTIDs: MariaDB's are not ordered."""
+    """Return whether reading continues by file and offset in spite of GTIDs: MariaDB's are not ordered."""
     return server.is_mariadb and after.is_place_on(server.name)
 
 
