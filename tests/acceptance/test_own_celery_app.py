@@ -168,8 +168,12 @@ def test_the_page_on_the_own_app_ends_in_the_own_task_that_ran_because_of_an_upd
     assert len(page.typed) == 4  # "Four commands"
     database.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
     wait_until(lambda: "order 1 is paid" in page.log, timeout=60, what="the own task")
-    found = _findings(page, "-A", "shop")
-    assert {"no_workers", "foreign_worker", "unknown_task", "no_consumer"}.isdisjoint(found), found
+    wrong = {"no_workers", "foreign_worker", "unknown_task", "no_consumer"}
+    wait_until(  # a worker on a busy machine may answer too late
+        lambda: wrong.isdisjoint(_findings(page, "-A", "shop")),
+        timeout=60,
+        what="a check without these findings",
+    )
     # A message of a task that nobody has is kept in the app's own broker, and found by `-A`.
     database.execute("UPDATE orders SET status = 'sent' WHERE id = 1")
     program = "from shop.celery import app; app.send_task('shop.unknown', queue='mail', task_id='unknown')"
