@@ -83,10 +83,10 @@ class Monitor(Protocol):
       batch=), checks whether the broker has lost its data, and answers RabbitMQ's heartbeats.
     - The position of a batch without changes is never before that of the previous batch. It moves past log
       that does not concern us, so an idle database can drop that log.
-    - A batch without changes is never pipelined. So one such batch after the last change, the broker has confirmed
-      every change, and the source may be informed.
+    - A batch without changes is never pipelined. So with the first such batch after the last change, the broker
+      has confirmed every change, and the source may be informed.
     - A chunk that `read_chunk` requested comes in a batch, after its changes. Its rows are as of that
-      position: an earlier change is in them, or the row is left out because the stream has sent it. So they
+      position: each earlier change is in them, or its row is left out because the stream has sent it. So they
       may be published there like changes.
     - The next batch is requested only when the previous one was published (if it is pipelined: sent) and what the
       broker has confirmed was acknowledged.

@@ -1,9 +1,9 @@
 """The checkpoint in Redis, and the data written with it: one atomic step, done exactly once.
 
 The step is a MULTI on a connection that WATCHes the checkpoint, and it leaves its own mark there. If the reply is
-lost, the mark shows whether the step was done. A write of an earlier connection that is
-still in transit does no harm: either it moves the checkpoint and our next step fails, or our step moves it and
-the late write fails. The same mechanism stops a second listener with our name.
+lost, the mark shows whether the step was done. A write of an earlier connection that is in transit does no harm:
+either it moves the checkpoint and our next step fails, or our step moves it and the late write fails. This also
+stops a second listener with our name.
 """
 
 from __future__ import annotations
