@@ -62,7 +62,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLData
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(timeout=at_most(10)) == 0
     stopped = operator.types("status")
-    assert (stopped.returncode, "held by nobody" in stopped.stdout) == (1, True)
+    assert (stopped.returncode, "held by no session" in stopped.stdout) == (1, True)
 
 
 def test_problems_are_shown_with_what_to_paste_and_fail_the_command(

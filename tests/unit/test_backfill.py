@@ -32,7 +32,7 @@ def test_a_line_of_copy_is_the_texts_of_the_row(line: bytes, row: list[bytes | N
 
 @pytest.mark.parametrize("where", ["", " ", "true; SELECT 1", "true -- x", "true /* x */", "a\0b"])
 def test_what_could_end_the_statement_is_no_condition(where: str) -> None:
-    with pytest.raises(BackfillRefusedError, match="is no condition"):
+    with pytest.raises(BackfillRefusedError, match="is not a condition"):
         check_where(where)
 
 
